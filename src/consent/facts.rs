@@ -1,0 +1,312 @@
+//! What a decision needs to know of a pair's state, resolved when a change is applied, so that a
+//! check compares no times of events.
+//!
+//! Most pairs share one of few [`Profile`]s, so a table can keep one copy of each; what few pairs
+//! have lies in [`Beside`].
+
+use super::scope::{Category, Class, Scope};
+use super::state::{Said, State};
+use super::time::Timestamp;
+
+/// What the latest event that covers a category says of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// No event covers it.
+    None,
+    /// Opted in, until `expire` where that is set.
+    OptedIn {
+        /// When it lapses.
+        expire: Option<Timestamp>,
+    },
+    /// An opt-in that waits for its double opt-in confirmation.
+    Pending,
+    /// The same, where what it would replace is an opt-out.
+    PendingOverOptOut {
+        /// As in [`OptedOutAll`](Self::OptedOutAll), of the opt-out that would be replaced; false
+        /// where that is a narrower one.
+        answerable: bool,
+    },
+    /// Opted out of the category or its class.
+    OptedOut,
+    /// Opted out of everything.
+    OptedOutAll {
+        /// Whether the user wrote strictly later, and no narrower opt-out is as late.
+        answerable: bool,
+    },
+}
+
+/// All that a decision about one category needs to know of a pair.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Facts {
+    /// What stands on the category.
+    pub standing: Standing,
+    /// Whether the user must not be contacted.
+    pub suppressed: bool,
+    /// Whether the user stopped marketing inside WhatsApp.
+    pub platform_stopped: bool,
+    /// When WhatsApp last capped marketing to the user.
+    pub capped: Option<Timestamp>,
+    /// When the user last wrote or called.
+    pub last_inbound: Option<Timestamp>,
+    /// Whether WhatsApp said, at or after `last_inbound`, that the window is closed.
+    pub window_closed: bool,
+}
+
+impl Facts {
+    /// What is known of a pair that nothing was recorded of.
+    pub const NOTHING: Self = Self {
+        standing: Standing::None,
+        suppressed: false,
+        platform_stopped: false,
+        capped: None,
+        last_inbound: None,
+        window_closed: false,
+    };
+}
+
+/// A standing without times.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+enum Mark {
+    #[default]
+    None,
+    OptedIn,
+    Pending,
+    PendingOverOptOut,
+    PendingOverOptOutAll,
+    OptedOut,
+    OptedOutAll,
+    /// Opted out at the very moment of an opt-out of everything: both stand.
+    OptedOutTwice,
+}
+
+/// What stands on a class or a topic.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+struct Marked {
+    mark: Mark,
+    /// Whether a word on this very scope is what stands, and not one on a broader scope.
+    own: bool,
+}
+
+/// The timeless part of a pair's state: equal for all pairs of one standing.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Profile {
+    suppressed: bool,
+    platform_stopped: bool,
+    window_closed: bool,
+    opted_out_all: bool,
+    answerable: bool,
+    classes: [Marked; 4],
+    /// Those on which something else may stand than on their class.
+    topics: Box<[(Class, Box<str>, Marked)]>,
+}
+
+/// What few pairs have: opt-ins that lapse, and caps.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Beside {
+    /// When the opt-ins that lapse do: a place in the profile (its four classes, then its
+    /// topics), and the moment.
+    expiries: Box<[(usize, Timestamp)]>,
+    capped: Option<Timestamp>,
+}
+
+/// A state, resolved.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Resolved {
+    /// What has no times in it.
+    pub profile: Profile,
+    /// When the user last wrote or called.
+    pub last_inbound: Option<Timestamp>,
+    /// What few pairs have; unset where this one does not.
+    pub beside: Option<Beside>,
+}
+
+impl Resolved {
+    /// Resolves a state.
+    #[must_use]
+    pub fn of(state: &State) -> Self {
+        let stopped = |mark: Option<(Timestamp, bool)>| mark.is_some_and(|(_, set)| set);
+        let all = state.scopes.get(&Scope::All).and_then(|said| said.word);
+        let mut profile = Profile {
+            suppressed: stopped(state.suppression),
+            platform_stopped: stopped(state.platform),
+            window_closed: state
+                .last_inbound
+                .is_some_and(|inbound| state.window_closed.is_some_and(|closed| closed >= inbound)),
+            opted_out_all: all.is_some(),
+            answerable: all.is_some_and(|word| state.last_inbound > Some(word.time)),
+            ..Profile::default()
+        };
+        let mut expiries = Vec::new();
+        for (place, class) in Class::ALL.into_iter().enumerate() {
+            let (marked, expire) = marked(state, &Scope::Class(class));
+            if let Some(slot) = profile.classes.get_mut(place) {
+                *slot = marked;
+            }
+            expiries.extend(expire.map(|expire| (place, expire)));
+        }
+        let mut topics = Vec::new();
+        for (scope, said) in &state.scopes {
+            let Scope::Topic(class, topic) = scope else { continue };
+            let (marked, expire) = marked(state, scope);
+            if !marked.own && said.pending.is_none() {
+                continue; // What stands on its class stands on it.
+            }
+            let place = Class::ALL.len().saturating_add(topics.len());
+            expiries.extend(expire.map(|expire| (place, expire)));
+            topics.push((*class, topic.clone(), marked));
+        }
+        profile.topics = topics.into();
+        let few = !expiries.is_empty() || state.capped.is_some();
+        Self {
+            profile,
+            last_inbound: state.last_inbound,
+            beside: few.then(|| Beside { expiries: expiries.into(), capped: state.capped }),
+        }
+    }
+
+    /// What a decision about `category` needs to know.
+    #[must_use]
+    pub fn facts(&self, category: Category<'_>) -> Facts {
+        self.profile.facts(category, self.last_inbound, self.beside.as_ref())
+    }
+}
+
+/// What stands on a scope, and when that lapses where it is an opt-in that does.
+fn marked(state: &State, scope: &Scope) -> (Marked, Option<Timestamp>) {
+    let word_on = |scope: &Scope| state.scopes.get(scope).and_then(|said| said.word);
+    let standing = state.standing_on(scope);
+    let Some(word) = standing.word else {
+        let mark = if standing.pending.is_some() { Mark::Pending } else { Mark::None };
+        return (Marked { mark, own: false }, None);
+    };
+    let own = word_on(scope) == Some(word);
+    let all = word_on(&Scope::All) == Some(word);
+    let narrower = scope.class().map(Scope::Class).and_then(|class| word_on(&class));
+    let narrower = own || narrower == Some(word);
+    let pending = standing.pending.is_some_and(|pending| pending.stands_over(Some(word)));
+    let (mark, expire) = match word.said {
+        Said::OptIn { .. } if pending => (Mark::Pending, None),
+        Said::OptIn { expire } => (Mark::OptedIn, expire),
+        Said::OptOut if pending && all && !narrower => (Mark::PendingOverOptOutAll, None),
+        Said::OptOut if pending => (Mark::PendingOverOptOut, None),
+        Said::OptOut if all && narrower => (Mark::OptedOutTwice, None),
+        Said::OptOut if all => (Mark::OptedOutAll, None),
+        Said::OptOut => (Mark::OptedOut, None),
+    };
+    (Marked { mark, own }, expire)
+}
+
+impl Profile {
+    /// What a decision about `category` needs to know of a pair of this profile.
+    #[must_use]
+    pub fn facts(
+        &self,
+        category: Category<'_>,
+        last_inbound: Option<Timestamp>,
+        beside: Option<&Beside>,
+    ) -> Facts {
+        let (place, mark) = self.mark(category);
+        let standing = match mark {
+            Mark::None => Standing::None,
+            Mark::OptedIn => {
+                Standing::OptedIn { expire: beside.and_then(|beside| beside.expiry(place)) }
+            }
+            Mark::Pending => Standing::Pending,
+            Mark::PendingOverOptOut => Standing::PendingOverOptOut { answerable: false },
+            Mark::PendingOverOptOutAll => {
+                Standing::PendingOverOptOut { answerable: self.answerable }
+            }
+            Mark::OptedOut => Standing::OptedOut,
+            Mark::OptedOutAll => Standing::OptedOutAll { answerable: self.answerable },
+            Mark::OptedOutTwice => Standing::OptedOutAll { answerable: false },
+        };
+        Facts {
+            standing,
+            suppressed: self.suppressed,
+            platform_stopped: self.platform_stopped,
+            capped: beside.and_then(|beside| beside.capped),
+            last_inbound,
+            window_closed: self.window_closed,
+        }
+    }
+
+    fn mark(&self, category: Category<'_>) -> (usize, Mark) {
+        if let Some(topic) = category.topic {
+            let own = self.topics.iter().enumerate();
+            for (index, (class, name, marked)) in own {
+                if *class == category.class && **name == *topic {
+                    return (Class::ALL.len().saturating_add(index), marked.mark);
+                }
+            }
+        }
+        let place = match category.class {
+            Class::Marketing => 0,
+            Class::Utility => 1,
+            Class::Authentication => 2,
+            Class::Service => 3,
+        };
+        (place, self.classes.get(place).copied().unwrap_or_default().mark)
+    }
+
+    /// Whether the user stopped marketing inside WhatsApp.
+    #[must_use]
+    pub fn platform_stopped(&self) -> bool {
+        self.platform_stopped
+    }
+
+    /// Whether the user must not be contacted.
+    #[must_use]
+    pub fn suppressed(&self) -> bool {
+        self.suppressed
+    }
+
+    /// The scopes in force at `now`: those opted in to, and those opted out of. An opt-in that is
+    /// pending or has lapsed is neither, and does not hide the opt-out that it would replace.
+    #[must_use]
+    pub fn in_force(&self, beside: Option<&Beside>, now: Timestamp) -> (Vec<Scope>, Vec<Scope>) {
+        let (mut opted_in, mut opted_out) = (Vec::new(), Vec::new());
+        if self.opted_out_all {
+            opted_out.push(Scope::All);
+        }
+        let classes = Class::ALL.into_iter().map(Scope::Class).zip(self.classes);
+        let topics = self.topics.iter();
+        let topics = topics.map(|(class, name, on)| (Scope::Topic(*class, name.clone()), *on));
+        for (place, (scope, marked)) in classes.chain(topics).enumerate() {
+            match marked.mark {
+                _ if !marked.own => {}
+                Mark::OptedIn => {
+                    let expire = beside.and_then(|beside| beside.expiry(place));
+                    if expire.is_none_or(|expire| now < expire) {
+                        opted_in.push(scope);
+                    }
+                }
+                Mark::None | Mark::Pending => {}
+                Mark::PendingOverOptOut
+                | Mark::PendingOverOptOutAll
+                | Mark::OptedOut
+                | Mark::OptedOutAll
+                | Mark::OptedOutTwice => opted_out.push(scope),
+            }
+        }
+        (opted_in, opted_out)
+    }
+
+    /// About how many bytes of heap the profile takes.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let names: usize = self.topics.iter().map(|(_, name, _)| name.len()).sum();
+        std::mem::size_of_val(&*self.topics).saturating_add(names)
+    }
+}
+
+impl Beside {
+    fn expiry(&self, place: usize) -> Option<Timestamp> {
+        self.expiries.iter().find(|(at, _)| *at == place).map(|(_, expire)| *expire)
+    }
+
+    /// About how many bytes of heap it takes.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        std::mem::size_of_val(&*self.expiries)
+    }
+}

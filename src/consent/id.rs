@@ -1,0 +1,307 @@
+//! Who: user ids and their notations, business ids, and the key under which a pair is kept.
+
+use std::fmt;
+
+use siphasher::sip128::SipHasher24;
+
+use super::Violation;
+
+/// The longest user or business id, in bytes of UTF-8.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// The most digits of a phone number (ITU-T E.164).
+pub const MAX_PHONE_DIGITS: usize = 15;
+
+/// A user's id, as the rules read it: a phone number's digits, or an opaque id.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UserId<'a> {
+    /// A phone number: only its digits count.
+    Phone(Digits),
+    /// Any other id, such as WhatsApp's business-scoped `US.1349…`; case counts.
+    Opaque(&'a str),
+}
+
+/// A phone number's digits.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub struct Digits {
+    bytes: [u8; MAX_PHONE_DIGITS],
+    len: usize,
+}
+
+impl Digits {
+    fn new() -> Self {
+        Self { bytes: [0; MAX_PHONE_DIGITS], len: 0 }
+    }
+
+    fn push(&mut self, digit: u8) -> bool {
+        let Some(slot) = self.bytes.get_mut(self.len) else { return false };
+        *slot = digit;
+        self.len = self.len.saturating_add(1);
+        true
+    }
+
+    /// The digits, in ASCII.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// The same line in the shorter of its notations.
+    ///
+    /// The platform's `wa_id` and a CRM's number differ by a mobile digit in three countries:
+    /// Mexico `521` + 10 digits / `52` + 10, Argentina `549` + 10 / `54` + 10, and Brazil
+    /// `55 DD 9XXXXXXXX` / `55 DD XXXXXXXX`, mobiles only, whose eight digits start with 6 to 9.
+    fn folded(self) -> Self {
+        let dropped = match self.as_bytes() {
+            [b'5', b'2', b'1', rest @ ..] | [b'5', b'4', b'9', rest @ ..] if rest.len() == 10 => 2,
+            [b'5', b'5', _, _, b'9', b'6'..=b'9', rest @ ..] if rest.len() == 7 => 4,
+            _ => return self,
+        };
+        let mut folded = Self::new();
+        for (index, digit) in self.as_bytes().iter().enumerate() {
+            if index != dropped {
+                folded.push(*digit);
+            }
+        }
+        folded
+    }
+}
+
+impl fmt::Debug for Digits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} digits", self.len)
+    }
+}
+
+impl<'a> UserId<'a> {
+    /// Reads a user id.
+    ///
+    /// An id made only of digits, `+ ( ) . -` and spaces is a phone number.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] of `user_id` where the id is empty, longer than [`MAX_ID_BYTES`], holds
+    /// control or invisible direction characters, or is a phone number with no digits, with more
+    /// than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
+    pub fn parse(id: &'a str) -> Result<Self, Violation> {
+        check_id("user_id", id)?;
+        if !id.chars().all(is_phone_char) {
+            return Ok(Self::Opaque(id));
+        }
+        let refuse = |why: &str| Err(Violation::new("user_id", why));
+        let trimmed = id.trim_end();
+        if trimmed.ends_with(".0") || trimmed.ends_with(".00") {
+            return refuse(
+                "a phone number that ends in \".0\" was read from a spreadsheet as a decimal \
+                 number; format that column as text and give the number without it",
+            );
+        }
+        let mut digits = Digits::new();
+        for digit in id.bytes().filter(u8::is_ascii_digit) {
+            if !digits.push(digit) {
+                return refuse("a phone number has at most 15 digits (E.164), country code first");
+            }
+        }
+        if digits.len == 0 {
+            return refuse("a phone number needs at least one digit, such as +1 555 012 3456");
+        }
+        Ok(Self::Phone(digits))
+    }
+}
+
+fn is_phone_char(c: char) -> bool {
+    matches!(c, '0'..='9' | '+' | '(' | ')' | '.' | '-') || c.is_whitespace()
+}
+
+/// Invisible characters that a copied number brings along, and that would make another id of it.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+fn check_id(field: &str, id: &str) -> Result<(), Violation> {
+    let why = if id.is_empty() {
+        "required: 1 to 128 bytes of UTF-8"
+    } else if id.len() > MAX_ID_BYTES {
+        "longer than 128 bytes of UTF-8"
+    } else if id.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+        return Ok(());
+    } else if id.chars().any(char::is_control) {
+        "holds a control character, such as a tab or a line break; remove it"
+    } else if id.chars().any(is_invisible) {
+        "holds an invisible character (text direction, zero-width space or byte-order mark), \
+         as copying from a chat or a spreadsheet leaves; remove it"
+    } else {
+        return Ok(());
+    };
+    Err(Violation::new(field, why))
+}
+
+/// A business's id, by the deployment's own naming; opaque and case-sensitive.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BusinessId<'a>(&'a str);
+
+impl<'a> BusinessId<'a> {
+    /// Reads a business id.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] of `business_id` where the id is empty, longer than [`MAX_ID_BYTES`], or
+    /// holds control or invisible direction characters.
+    pub fn parse(id: &'a str) -> Result<Self, Violation> {
+        check_id("business_id", id)?;
+        Ok(Self(id))
+    }
+}
+
+/// The key of a pair: a keyed 128-bit hash of the folded user and the business.
+///
+/// Two `u64` and not one `u128`, whose alignment would cost a table 8 bytes an entry.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Key {
+    high: u64,
+    low: u64,
+}
+
+impl Key {
+    /// The key's 16 bytes, as ledgers store it.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        ((u128::from(self.high) << 64) | u128::from(self.low)).to_be_bytes()
+    }
+
+    /// The key that these bytes are.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
+        Self { high: u64::from_be_bytes([a, b, c, d, e, f, g, h]), low: u64::from_be_bytes(rest) }
+    }
+
+    /// 64 of the key's bits: uniform already, so a map needs no other hash.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.high
+    }
+}
+
+/// The secret under which a ledger's keys are hashed.
+#[derive(Clone)]
+pub struct KeySecret(SipHasher24);
+
+impl fmt::Debug for KeySecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeySecret(…)")
+    }
+}
+
+/// A key's input: a tag, the user, a separator, the business.
+const KEY_INPUT_BYTES: usize = 2 * MAX_ID_BYTES + 2;
+
+impl KeySecret {
+    /// The hasher with this secret.
+    #[must_use]
+    pub fn new(secret: &[u8; 16]) -> Self {
+        Self(SipHasher24::new_with_key(secret))
+    }
+
+    /// The key of a pair, the same for every notation of one phone line.
+    #[must_use]
+    pub fn key(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Key {
+        // Ids hold no control characters, so NUL parts them without doubt.
+        let mut input = [0_u8; KEY_INPUT_BYTES];
+        let len = match user {
+            UserId::Phone(digits) => {
+                join(&mut input, &[b"p", digits.folded().as_bytes(), b"\0", business.0.as_bytes()])
+            }
+            UserId::Opaque(id) => {
+                join(&mut input, &[b"o", id.as_bytes(), b"\0", business.0.as_bytes()])
+            }
+        };
+        let hash = self.0.hash(input.get(..len).unwrap_or_default());
+        Key { high: hash.h1, low: hash.h2 }
+    }
+
+    /// A keyed 128-bit digest of anything else, for what must be compared but not kept.
+    #[must_use]
+    pub fn digest(&self, bytes: &[u8]) -> [u8; 16] {
+        self.0.hash(bytes).as_bytes()
+    }
+}
+
+/// Writes `parts` one behind the other; gives the length.
+fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {
+    let mut len = 0_usize;
+    for part in parts {
+        let end = len.saturating_add(part.len());
+        if let Some(slot) = out.get_mut(len..end) {
+            slot.copy_from_slice(part);
+            len = end;
+        }
+    }
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(user: &str) -> Key {
+        let secret = KeySecret::new(&[7; 16]);
+        secret.key(&UserId::parse(user).unwrap(), BusinessId::parse("shop").unwrap())
+    }
+
+    #[test]
+    fn notations_of_one_line_share_a_key() {
+        for (a, b) in [
+            ("+1 (555) 012-3456", "15550123456"),
+            ("1.555.012.3456", "15550123456"),
+            ("+52 1 55 1234 5678", "+52 55 1234 5678"),
+            ("+54 9 11 1234 5678", "+54 11 1234 5678"),
+            ("+55 11 9 8765-4321", "+55 11 8765-4321"),
+            ("+55\u{a0}11\u{a0}98765-4321", "551187654321"),
+        ] {
+            assert_eq!(key(a), key(b), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn other_lines_do_not_share_a_key() {
+        for (a, b) in [
+            ("+55 11 9 5765-4321", "+55 11 5765-4321"), // 5…: a landline has no mobile digit
+            ("+52 1 55 1234 567", "+52 55 1234 567"),   // too short to be that notation
+            ("US.1349", "us.1349"),
+            ("US.1349", "1349"),
+            ("15550123456", "15550123457"),
+        ] {
+            assert_ne!(key(a), key(b), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn bad_ids_say_what_is_wrong() {
+        let long = "x".repeat(129);
+        for (id, part) in [
+            ("", "required"),
+            (long.as_str(), "128 bytes"),
+            ("a\tb", "control"),
+            ("\u{202a}+15550123456\u{202c}", "invisible"),
+            ("+()", "at least one digit"),
+            ("   ", "at least one digit"),
+            ("1234567890123456", "at most 15 digits"),
+            ("15550123456.0", "spreadsheet"),
+        ] {
+            let violation = UserId::parse(id).unwrap_err();
+            assert!(violation.description.contains(part), "{part}: {violation}");
+            assert_eq!(violation.field, "user_id");
+        }
+        assert!(UserId::parse(&"x".repeat(128)).is_ok());
+        assert!(UserId::parse("123456789012345").is_ok());
+        assert!(UserId::parse("+1.555.555.0000").is_ok());
+        assert!(BusinessId::parse("").unwrap_err().field == "business_id");
+    }
+
+    #[test]
+    fn keys_survive_their_bytes() {
+        assert_eq!(Key::from_bytes(key("1").to_bytes()), key("1"));
+    }
+}

@@ -1,0 +1,41 @@
+//! The nouns of consent, and how events make a pair's record. Pure: no clock, no I/O, no async.
+//!
+//! In reading order: [`time`], [`id`] (users, businesses, keys), [`scope`] (classes, categories),
+//! [`event`] (what can happen, and what is refused), [`state`] (how events make a state),
+//! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
+//! needs to know of a state), [`keyword`] (what a text means).
+
+pub mod event;
+pub mod facts;
+pub mod id;
+pub mod keyword;
+pub mod record;
+pub mod scope;
+pub mod state;
+pub mod time;
+
+/// Something wrong with one field of what a caller gave, in words that the caller can act upon.
+///
+/// Never holds the offending value where that may name a user.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{field}: {description}")]
+pub struct Violation {
+    /// The field's path, such as `opt_in.evidence.statement`.
+    pub field: String,
+    /// What was wrong, and what would be right.
+    pub description: String,
+}
+
+impl Violation {
+    /// Says what was wrong with `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+
+    /// The same violation, seen from one level further out.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
+    }
+}

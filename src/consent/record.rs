@@ -1,0 +1,121 @@
+//! A pair's record: its state, the head of its history, and the requests that it remembers.
+
+use sha2::{Digest, Sha256};
+
+use super::event::What;
+use super::state::State;
+use super::time::Timestamp;
+
+/// The newest format of records that this version reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// How many request ids a pair remembers.
+pub const MAX_REQUESTS: usize = 8;
+
+/// The place of a change in its partition of the ledger: dense, from 1; 0 is before the first.
+pub type Revision = u64;
+
+/// The SHA-256 head of a pair's history.
+pub type ChainHead = [u8; 32];
+
+/// All that a ledger holds of a pair, its history's entries aside.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Record {
+    /// What events have made.
+    pub state: State,
+    /// How many entries the history has.
+    pub history_len: u64,
+    /// The chain's head after the last of them; zeros where there is none.
+    pub chain: ChainHead,
+    /// The last requests, oldest first.
+    pub requests: Vec<Request>,
+}
+
+/// A request that a pair remembers, so that a retry changes nothing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Request {
+    /// A keyed digest of the caller's id.
+    pub id: [u8; 16],
+    /// A keyed digest of what was asked for.
+    pub what: [u8; 16],
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of recording one event.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Outcome {
+    /// The revision of the pair's partition after it. In a record, 0 stands for the revision at
+    /// which that record was written, which it cannot know.
+    pub revision: Revision,
+    /// Whether it changed the pair's state.
+    pub applied: bool,
+    /// The scopes that a keyword opted out of, joined by `, `; empty where none.
+    pub opted_out_scope: String,
+    /// The categories that a keyword opted in to, joined likewise.
+    pub opted_in_category: String,
+}
+
+impl Record {
+    /// What came of the request of this id, where the pair remembers it, and what it was about.
+    #[must_use]
+    pub fn request(&self, id: &[u8; 16]) -> Option<&Request> {
+        self.requests.iter().rev().find(|request| request.id == *id)
+    }
+
+    /// Remembers a request; the oldest is forgotten where there are too many.
+    pub fn remember(&mut self, request: Request) {
+        if self.requests.len() >= MAX_REQUESTS {
+            self.requests.remove(0);
+        }
+        self.requests.push(request);
+    }
+
+    /// Fills in the revision that this record was written at, now that it is known.
+    pub fn written_at(&mut self, revision: Revision) {
+        for request in &mut self.requests {
+            if request.outcome.revision == 0 {
+                request.outcome.revision = revision;
+            }
+        }
+    }
+}
+
+/// One entry of a pair's history.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HistoryEntry {
+    /// The user, as written.
+    pub user_id: String,
+    /// The business, as written.
+    pub business_id: String,
+    /// When it happened.
+    pub time: Timestamp,
+    /// When it was recorded, by the ledger's clock.
+    pub record_time: Timestamp,
+    /// What happened; a text is never in it.
+    pub what: What,
+}
+
+impl HistoryEntry {
+    /// Whether it is kept for good: what was consented to and withdrawn is, what merely opens or
+    /// closes a window is not.
+    #[must_use]
+    pub fn is_kept_for_good(&self) -> bool {
+        !matches!(self.what, What::Inbound { .. } | What::Failure { .. })
+    }
+}
+
+/// The chain's head after an entry of this digest.
+///
+/// Over the digest and not the entry, so that a chain still proves what is left once an entry
+/// that was kept for a time alone has gone.
+#[must_use]
+pub fn extend_chain(head: &ChainHead, entry: &[u8; 32]) -> ChainHead {
+    Sha256::new().chain_update(head).chain_update(entry).finalize().into()
+}
+
+/// The digest by which an encoded entry, or a statement, stands in a chain.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}

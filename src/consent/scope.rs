@@ -1,0 +1,240 @@
+//! What: classes, topics, categories, and the scopes that opt-ins and opt-outs cover.
+
+use std::fmt;
+
+use super::Violation;
+
+/// The longest topic, in characters.
+pub const MAX_TOPIC_CHARS: usize = 48;
+
+/// One of WhatsApp's own message categories.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Class {
+    /// Promotions, offers, anything that is not one of the others.
+    Marketing,
+    /// About an order, an account or another thing that the user started.
+    Utility,
+    /// One-time passcodes.
+    Authentication,
+    /// Answers to the user.
+    Service,
+}
+
+impl Class {
+    /// Every class, in the order of their declaration.
+    pub const ALL: [Self; 4] =
+        [Self::Marketing, Self::Utility, Self::Authentication, Self::Service];
+
+    /// The class's name in a category.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Marketing => "marketing",
+            Self::Utility => "utility",
+            Self::Authentication => "authentication",
+            Self::Service => "service",
+        }
+    }
+
+    /// The class of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+}
+
+/// A set of classes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ClassSet([bool; 4]);
+
+impl ClassSet {
+    /// No class.
+    pub const NONE: Self = Self([false; 4]);
+    /// Every class.
+    pub const ALL: Self = Self([true; 4]);
+
+    /// Whether `class` is in the set.
+    #[must_use]
+    pub const fn contains(self, class: Class) -> bool {
+        let [marketing, utility, authentication, service] = self.0;
+        match class {
+            Class::Marketing => marketing,
+            Class::Utility => utility,
+            Class::Authentication => authentication,
+            Class::Service => service,
+        }
+    }
+}
+
+impl FromIterator<Class> for ClassSet {
+    fn from_iter<I: IntoIterator<Item = Class>>(classes: I) -> Self {
+        let mut set = Self::NONE;
+        let [marketing, utility, authentication, service] = &mut set.0;
+        for class in classes {
+            match class {
+                Class::Marketing => *marketing = true,
+                Class::Utility => *utility = true,
+                Class::Authentication => *authentication = true,
+                Class::Service => *service = true,
+            }
+        }
+        set
+    }
+}
+
+/// What a message is about: a class, and perhaps a business's own topic in it. Borrows the topic,
+/// so that reading a question allocates nothing.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Category<'a> {
+    /// The class.
+    pub class: Class,
+    /// The topic, `[a-z0-9_]{1,48}`.
+    pub topic: Option<&'a str>,
+}
+
+impl<'a> Category<'a> {
+    /// Reads `<class>` or `<class>.<topic>`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] of `category` that says which part was wrong.
+    pub fn parse(text: &'a str) -> Result<Self, Violation> {
+        parse_category(text).map_err(|why| Violation::new("category", why))
+    }
+}
+
+fn parse_category(text: &str) -> Result<Category<'_>, String> {
+    let (class, topic) = match text.split_once('.') {
+        Some((class, topic)) => (class, Some(topic)),
+        None => (text, None),
+    };
+    let Some(class) = Class::from_name(class) else { return Err(unknown_class(text, class)) };
+    if let Some(topic) = topic
+        && !is_topic(topic)
+    {
+        return Err("the topic behind the class must be 1 to 48 of a-z, 0-9 and _, such as \
+                    utility.order_updates"
+            .to_owned());
+    }
+    Ok(Category { class, topic })
+}
+
+fn unknown_class(text: &str, class: &str) -> String {
+    let known = "marketing, utility, authentication or service, perhaps with a topic: \
+                 utility.order_updates";
+    if text.is_empty() {
+        return format!("required: {known}");
+    }
+    if text == "*" {
+        return format!("consent is asked and given by category, never for everything: {known}");
+    }
+    let lower = class.trim().to_ascii_lowercase();
+    match Class::from_name(&lower) {
+        Some(meant) => format!("classes are written in lower case: {}", meant.name()),
+        None => format!("unknown class; one of {known}"),
+    }
+}
+
+/// Whether `topic` is `[a-z0-9_]{1,48}`.
+#[must_use]
+pub fn is_topic(topic: &str) -> bool {
+    (1..=MAX_TOPIC_CHARS).contains(&topic.len())
+        && topic.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+impl fmt::Display for Category<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.topic {
+            None => f.write_str(self.class.name()),
+            Some(topic) => write!(f, "{}.{topic}", self.class.name()),
+        }
+    }
+}
+
+/// What an opt-in or an opt-out covers. Broader scopes sort first.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Scope {
+    /// `*`: everything. Opt-outs alone.
+    All,
+    /// A whole class.
+    Class(Class),
+    /// One topic of a class.
+    Topic(Class, Box<str>),
+}
+
+impl Scope {
+    /// Reads `*`, `<class>` or `<class>.<topic>`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] of `scope` that says which part was wrong.
+    pub fn parse(text: &str) -> Result<Self, Violation> {
+        if text == "*" {
+            return Ok(Self::All);
+        }
+        match parse_category(text) {
+            Ok(category) => Ok(category.into()),
+            Err(why) => Err(Violation::new("scope", format!("{why}; or * for everything"))),
+        }
+    }
+
+    /// The class that this scope lies in; none for `*`.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Self::All => None,
+            Self::Class(class) | Self::Topic(class, _) => Some(*class),
+        }
+    }
+}
+
+impl From<Category<'_>> for Scope {
+    fn from(category: Category<'_>) -> Self {
+        match category.topic {
+            None => Self::Class(category.class),
+            Some(topic) => Self::Topic(category.class, topic.into()),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Class(class) => f.write_str(class.name()),
+            Self::Topic(class, topic) => write!(f, "{}.{topic}", class.name()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn categories_and_scopes_print_as_they_are_read() {
+        for text in ["marketing", "utility.order_updates", "service.a", "authentication.0_9"] {
+            assert_eq!(Category::parse(text).unwrap().to_string(), text);
+            assert_eq!(Scope::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Scope::parse("*").unwrap(), Scope::All);
+    }
+
+    #[test]
+    fn bad_categories_say_what_would_be_right() {
+        let long = format!("utility.{}", "a".repeat(49));
+        for (text, part) in [
+            ("", "required"),
+            ("*", "never for everything"),
+            ("Marketing", "lower case: marketing"),
+            ("news", "unknown class; one of marketing"),
+            ("utility.", "1 to 48"),
+            ("utility.Order", "1 to 48"),
+            ("utility.a.b", "1 to 48"),
+            (long.as_str(), "1 to 48"),
+        ] {
+            let violation = Category::parse(text).unwrap_err();
+            assert!(violation.description.contains(part), "{text}: {violation}");
+        }
+    }
+}
