@@ -1,0 +1,243 @@
+//! Wiring: what is built from the settings, which tasks run, and in which order they end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::config::Settings;
+use crate::consent::keyword::Keywords;
+use crate::follower::Follower;
+use crate::gate::Gate;
+use crate::grpc::listen::{Address, Listener};
+use crate::grpc::server::{self, Drain, Limits};
+use crate::grpc::{CheckService, HealthService, InFlight, RecordService, Routes, Tokens};
+use crate::ledger::{Appender, Embedded, Ledger, LedgerError};
+use crate::metrics::Metrics;
+use crate::recorder::Recorder;
+use crate::table;
+
+/// How long the ledger may take to write out what is waiting, at the end.
+const CLOSE: Duration = Duration::from_secs(10);
+
+/// A sidecar whose sockets are bound and whose ledger is open, and that has not begun to serve.
+pub struct Sidecar {
+    ledger: Ledger,
+    appender: Appender,
+    follower: Follower,
+    gate: Gate,
+    metrics: Arc<Metrics>,
+    listeners: Vec<(Listener, Routes)>,
+    admin: Option<TcpListener>,
+    limits: Limits,
+    drain: Drain,
+    drain_timeout: Duration,
+}
+
+/// Where a sidecar listens.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// For checks, and for recordings where they have no address of their own.
+    pub grpc: Vec<Address>,
+    /// For recordings, where that is another.
+    pub record: Option<Address>,
+    /// For metrics and probes.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Sidecar {
+    /// Opens the ledger and binds the sockets.
+    ///
+    /// # Errors
+    ///
+    /// Says what could not be opened or bound.
+    pub async fn new(settings: Settings) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
+        let (embedded, appender) =
+            Embedded::open(&settings.ledger, settings.retention, settings.ledger_cache)?;
+        let ledger = Ledger::Embedded(embedded);
+        let (table, writer) = table::new();
+        let bound = settings.max_staleness;
+        let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound);
+        let secret = ledger.key_secret().clone();
+        let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
+        let drain = Drain::default();
+        let mut listeners = Vec::new();
+        for (address, checks, records) in plan(&settings) {
+            let listener = Listener::bind(&address).await?;
+            let tokens = settings.record_token_file.as_deref().map(Tokens::read).transpose()?;
+            if records && tokens.is_none() && !listener.is_local() {
+                bail!(
+                    "RecordService on {address} could be reached from other machines: give \
+                     --record-token-file with the bearer tokens that may record, or move it with \
+                     --record to a loopback address or a Unix socket"
+                );
+            }
+            listeners.push((listener, address, checks, records, tokens));
+        }
+        let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
+        let health = HealthService::new(gate.clone(), drain.begun.clone());
+        let base = Routes::new(health, limit)?;
+        let names = settings.names.clone();
+        let keywords = Keywords::new(settings.keywords.clone());
+        let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
+        let listeners = listeners.into_iter().map(|(listener, _, checks, records, tokens)| {
+            let mut routes = base.clone();
+            if checks {
+                let describe = ledger.describe().to_owned();
+                routes = routes.with_checks(CheckService::new(
+                    gate.clone(),
+                    describe,
+                    settings.max_batch,
+                ));
+            }
+            if records {
+                let draining = drain.begun.clone();
+                let service = RecordService::new(recorder.clone(), gate.clone(), draining);
+                routes = routes.with_records(service, tokens);
+            }
+            (listener, routes)
+        });
+        let listeners = listeners.collect();
+        let admin = match &settings.admin {
+            None => None,
+            Some(address) => Some(bind_admin(address).await?),
+        };
+        let limits = Limits {
+            connections: settings.max_connections,
+            connection_age: settings.max_connection_age,
+            connection_age_grace: settings.drain_timeout,
+        };
+        let drain_timeout = settings.drain_timeout;
+        Ok(Self {
+            ledger,
+            appender,
+            follower,
+            gate,
+            metrics,
+            listeners,
+            admin,
+            limits,
+            drain,
+            drain_timeout,
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// Where the system does not tell.
+    pub fn bound(&self) -> anyhow::Result<Bound> {
+        let mut bound = Bound { grpc: Vec::new(), record: None, admin: None };
+        for (listener, routes) in &self.listeners {
+            let address = listener.address()?;
+            if routes.serves_checks() {
+                bound.grpc.push(address);
+            } else {
+                bound.record = Some(address);
+            }
+        }
+        bound.admin = self.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok(bound)
+    }
+
+    /// Serves until `stop`, then drains.
+    ///
+    /// # Errors
+    ///
+    /// Where a part ended that should not have: the process should end and be started again.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let stop_follower = CancellationToken::new();
+        let mut parts = JoinSet::new();
+        let appender = self.appender;
+        let (ended, mut appender_ended) = tokio::sync::oneshot::channel();
+        // A thread of its own: it waits for the disk all its life.
+        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
+            let _ = ended.send(appender.run());
+        })?;
+        let follower = self.follower;
+        let follow = follower.run(stop_follower.clone());
+        parts.spawn(async move {
+            follow.await;
+            "the follower"
+        });
+        if let Some(listener) = self.admin {
+            let (gate, metrics) = (self.gate.clone(), Arc::clone(&self.metrics));
+            let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
+            parts.spawn(async move {
+                if let Err(error) = admin::serve(listener, gate, metrics, begun, over).await {
+                    error!(%error, "the admin listener failed");
+                }
+                "the admin listener"
+            });
+        }
+        let mut servers = JoinSet::new();
+        for (listener, routes) in self.listeners {
+            let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
+            servers.spawn(server::serve(listener, routes, self.limits, metrics, drain));
+        }
+        let failed = tokio::select! {
+            () = stop => None,
+            Some(part) = parts.join_next() => {
+                Some(format!("{} ended unasked", part.unwrap_or("a part that panicked")))
+            }
+            Some(_) = servers.join_next() => Some("a gRPC listener ended unasked".to_owned()),
+            outcome = &mut appender_ended => Some(ended_unasked(outcome)),
+        };
+        match &failed {
+            None => info!("draining"),
+            Some(failed) => error!(cause = failed, "draining because of a failure"),
+        }
+        self.drain.begun.cancel();
+        let drained =
+            timeout(self.drain_timeout, async { while servers.join_next().await.is_some() {} });
+        if drained.await.is_err() {
+            warn!("the drain timeout has passed: ending what is left");
+        }
+        self.drain.over.cancel();
+        while servers.join_next().await.is_some() {}
+        stop_follower.cancel();
+        while parts.join_next().await.is_some() {}
+        if timeout(CLOSE, self.ledger.close()).await.is_err() {
+            warn!("the ledger did not close in time");
+        }
+        match failed {
+            None => Ok(()),
+            Some(failed) => bail!(failed),
+        }
+    }
+}
+
+fn ended_unasked(
+    outcome: Result<Result<(), LedgerError>, tokio::sync::oneshot::error::RecvError>,
+) -> String {
+    match outcome {
+        Ok(Err(error)) => error.to_string(),
+        Ok(Ok(())) => "the ledger was closed unasked".to_owned(),
+        Err(_) => "the ledger's thread panicked".to_owned(),
+    }
+}
+
+/// Each address to listen on, and whether it takes checks and recordings.
+fn plan(settings: &Settings) -> Vec<(Address, bool, bool)> {
+    let moved = settings.record.is_some();
+    let main = settings.listen.iter().map(|address| (address.clone(), true, !moved));
+    main.chain(settings.record.iter().map(|address| (address.clone(), false, true))).collect()
+}
+
+async fn bind_admin(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address} for metrics and probes; choose another address with \
+             --admin, or none"
+        )
+    })
+}

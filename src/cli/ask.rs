@@ -1,0 +1,207 @@
+//! `check`, `get`, `history`, `status` and `healthcheck`: the commands that ask a sidecar.
+
+use clap::{Args, ValueEnum};
+use tonic::Request;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::client::{ClientArgs, TokenArgs};
+use super::{Verdict, explain, print};
+use crate::grpc::pb;
+use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use crate::grpc::pb::record_service_client::RecordServiceClient;
+
+/// How the message is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Form {
+    /// Not decided yet.
+    Any,
+    /// Text, media or an interactive message.
+    FreeForm,
+    /// An approved template.
+    Template,
+}
+
+impl From<Form> for pb::MessageForm {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Any => Self::Unspecified,
+            Form::FreeForm => Self::FreeForm,
+            Form::Template => Self::Template,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    /// The user: a phone number in any notation, or a business-scoped id
+    user: String,
+    /// The business, by the deployment's own id
+    business: String,
+    /// The category: <class> or <class>.<topic>, such as utility.order_updates
+    category: String,
+    /// How the message is written
+    #[arg(long, value_enum, default_value_t = Form::Any)]
+    form: Form,
+    /// Wait until the sidecar holds this revision, as a recording answered it
+    #[arg(long, value_name = "REVISION", default_value_t = 0)]
+    min_revision: u64,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct PairArgs {
+    /// The user: a phone number in any notation, or a business-scoped id
+    user: String,
+    /// The business, by the deployment's own id
+    business: String,
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct HealthArgs {
+    /// What to ask for: readiness, liveness, or a service's full name; empty for the whole server
+    #[arg(default_value = "")]
+    service: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(super) async fn check(args: CheckArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let request = pb::CanSendRequest {
+        user_id: args.user,
+        business_id: args.business,
+        category: args.category,
+        form: pb::MessageForm::from(args.form).into(),
+        min_revision: args.min_revision,
+    };
+    let answer = ConsentServiceClient::new(channel).can_send(request).await;
+    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    if args.client.json {
+        print::json("CanSendResponse", &answer)?;
+    } else {
+        print::line(&in_words(&answer))?;
+    }
+    Ok(if answer.allowed { Verdict::Yes } else { Verdict::No })
+}
+
+fn in_words(answer: &pb::CanSendResponse) -> String {
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let mut text = format!(
+        "{}: {}\n  {}\n  template {}, free-form {}",
+        if answer.allowed { "allowed" } else { "denied" },
+        explain::name(answer.reason()),
+        explain::reason(answer.reason()),
+        yes(answer.template_allowed),
+        yes(answer.free_form_allowed),
+    );
+    for (name, time) in
+        [("window until", &answer.window_expire_time), ("ask again at", &answer.retry_time)]
+    {
+        if time.is_some() {
+            text += &format!("\n  {name} {}", print::time(time.as_ref()));
+        }
+    }
+    let staleness = print::span(answer.staleness.as_ref());
+    text + &format!("\n  revision {}, proven {staleness} ago", answer.revision)
+}
+
+pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let request = pb::GetConsentRequest { user_id: args.user, business_id: args.business };
+    let answer = ConsentServiceClient::new(channel).get_consent(request).await;
+    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    if args.client.json {
+        print::json("GetConsentResponse", &answer)?;
+        return Ok(Verdict::Yes);
+    }
+    let list = |scopes: &[String]| match scopes {
+        [] => "nothing".to_owned(),
+        scopes => scopes.join(", "),
+    };
+    let last = match &answer.last_inbound_time {
+        None => "never".to_owned(),
+        time => print::time(time.as_ref()),
+    };
+    print::line(&format!("opted in to      {}", list(&answer.opted_in)))?;
+    print::line(&format!("opted out of     {}", list(&answer.opted_out)))?;
+    print::line(&format!("last wrote       {last}"))?;
+    print::line(&format!("WhatsApp stop    {}", answer.platform_stopped))?;
+    print::line(&format!("suppressed       {}", answer.suppressed))?;
+    print::line(&format!("revision         {}", answer.revision))?;
+    Ok(Verdict::Yes)
+}
+
+pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let request = pb::ListEventsRequest { user_id: args.user, business_id: args.business };
+    let mut request = Request::new(request);
+    if let Some(header) = args.token.header()? {
+        request.metadata_mut().insert("authorization", header);
+    }
+    let explain = |status: tonic::Status| args.client.explain(&status);
+    let answer = RecordServiceClient::new(channel).list_events(request).await;
+    let mut entries = answer.map_err(explain)?.into_inner();
+    let mut count = 0_u64;
+    while let Some(entry) = entries.message().await.map_err(explain)? {
+        count += 1;
+        if args.client.json {
+            print::json("ListEventsResponse", &entry)?;
+            continue;
+        }
+        let event = entry.event.unwrap_or_default();
+        print::line(&format!(
+            "{}  r{}  {}",
+            print::time(event.event_time.as_ref()),
+            entry.revision,
+            print::what(&event)
+        ))?;
+    }
+    if count == 0 && !args.client.json {
+        print::line("nothing was recorded")?;
+    }
+    Ok(Verdict::Yes)
+}
+
+pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let answer = ConsentServiceClient::new(channel).get_status(pb::GetStatusRequest {}).await;
+    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    if args.client.json {
+        print::json("GetStatusResponse", &answer)?;
+        return Ok(Verdict::Yes);
+    }
+    let phase = answer.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
+    let cause = if answer.cause.is_empty() { String::new() } else { format!(": {}", answer.cause) };
+    print::line(&format!("phase      {phase}{cause}"))?;
+    print::line(&format!("proven     {} ago", print::span(answer.staleness.as_ref())))?;
+    print::line(&format!("revision   {}", answer.revision))?;
+    print::line(&format!("pairs      {}", answer.pairs))?;
+    print::line(&format!("ledger     {}", answer.ledger))?;
+    print::line(&format!("version    {}", answer.version))?;
+    Ok(Verdict::Yes)
+}
+
+pub(super) async fn healthcheck(args: HealthArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let request = tonic_health::pb::HealthCheckRequest { service: args.service };
+    let answer = HealthClient::new(channel).check(request).await;
+    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    let serving = answer.status() == ServingStatus::Serving;
+    let name = answer.status().as_str_name();
+    let text =
+        if args.client.json { format!("{{\"status\":\"{name}\"}}") } else { name.to_owned() };
+    print::line(&text)?;
+    Ok(if serving { Verdict::Yes } else { Verdict::No })
+}

@@ -1,0 +1,234 @@
+//! `demo`: a small shop's day, and what may be sent at its end.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use comfy_table::{ContentArrangement, Table, presets};
+use tokio::sync::oneshot;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Verdict, explain, print};
+use crate::app::Sidecar;
+use crate::clock;
+use crate::config::ServeArgs;
+use crate::grpc::listen::Address;
+use crate::grpc::pb;
+use crate::grpc::pb::consent_event::What;
+use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use crate::grpc::pb::record_service_client::RecordServiceClient;
+
+#[derive(Args, Debug)]
+pub(super) struct DemoArgs {
+    /// Print the answers as proto3 JSON, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+const BUSINESS: &str = "corner-bakery";
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// Who is asked about, and the number that stands for that person.
+const PEOPLE: [(&str, &str); 8] = [
+    ("Ana", "+1 555 010 0001"),
+    ("Bo", "+1 555 010 0002"),
+    ("Chitra", "+1 555 010 0003"),
+    ("Dev", "+1 555 010 0004"),
+    ("Eve", "+1 555 010 0005"),
+    ("Femi", "+1 555 010 0006"),
+    ("Gil", "+1 555 010 0007"),
+    ("Hana", "+1 555 010 0008"),
+];
+
+struct Moment {
+    who: &'static str,
+    ago: Duration,
+    words: &'static str,
+    what: What,
+}
+
+/// What happens, oldest first.
+fn day() -> Vec<Moment> {
+    let moment = |who, ago, words, what| Moment { who, ago, words, what };
+    vec![
+        moment(
+            "Ana",
+            9 * DAY,
+            "ticks \"order updates\" in the web shop",
+            opt_in("utility.order_updates", false),
+        ),
+        moment("Bo", 8 * DAY, "signs up for offers at the counter", opt_in("marketing", false)),
+        moment(
+            "Chitra",
+            7 * DAY,
+            "signs up for offers, to be confirmed",
+            opt_in("marketing", true),
+        ),
+        moment("Dev", 6 * DAY, "signs up for offers", opt_in("marketing", false)),
+        moment("Hana", 5 * DAY, "signs up for offers", opt_in("marketing", false)),
+        moment("Dev", 20 * HOUR, "writes \"STOP\"", inbound("STOP")),
+        moment(
+            "Dev",
+            2 * HOUR,
+            "writes \"do you have rye today?\"",
+            inbound("do you have rye today?"),
+        ),
+        moment("Eve", 3 * HOUR, "asks \"are you open?\", never opted in", inbound("are you open?")),
+        moment("Femi", 30 * HOUR, "asked something yesterday", inbound("do you do cakes?")),
+        moment(
+            "Gil",
+            4 * HOUR,
+            "asks never to be contacted",
+            What::Suppression(pb::Suppression { suppressed: true, reference: "by phone".into() }),
+        ),
+        moment(
+            "Hana",
+            HOUR,
+            "gets an offer that WhatsApp refuses: 131049, too many lately",
+            What::DeliveryFailure(pb::DeliveryFailure { code: 131_049 }),
+        ),
+        moment(
+            "Bo",
+            HOUR,
+            "turns offers off inside WhatsApp",
+            What::PlatformPreference(pb::PlatformPreference { marketing_stopped: true }),
+        ),
+    ]
+}
+
+/// What is asked at the end: who, about what, in which form.
+const QUESTIONS: [(&str, &str, pb::MessageForm); 14] = [
+    ("Ana", "utility.order_updates", pb::MessageForm::Template),
+    ("Ana", "utility.order_updates", pb::MessageForm::FreeForm),
+    ("Ana", "marketing", pb::MessageForm::Template),
+    ("Bo", "marketing", pb::MessageForm::Template),
+    ("Bo", "utility", pb::MessageForm::Template),
+    ("Chitra", "marketing", pb::MessageForm::Template),
+    ("Dev", "marketing", pb::MessageForm::Template),
+    ("Dev", "service", pb::MessageForm::FreeForm),
+    ("Dev", "service", pb::MessageForm::Template),
+    ("Eve", "service", pb::MessageForm::FreeForm),
+    ("Eve", "marketing", pb::MessageForm::Unspecified),
+    ("Femi", "service", pb::MessageForm::FreeForm),
+    ("Gil", "utility", pb::MessageForm::Template),
+    ("Hana", "marketing", pb::MessageForm::Template),
+];
+
+fn opt_in(category: &str, pending: bool) -> What {
+    What::OptIn(pb::OptIn {
+        category: category.into(),
+        evidence: Some(pb::Evidence {
+            method: pb::OptInMethod::Website.into(),
+            statement: "Yes, Corner Bakery may write to me on WhatsApp.".into(),
+            business_name: "Corner Bakery".into(),
+            locale: "en".into(),
+            reference: "https://bakery.example/signup".into(),
+        }),
+        expire_time: None,
+        pending,
+    })
+}
+
+fn inbound(text: &str) -> What {
+    What::InboundMessage(pb::InboundMessage { message_id: String::new(), text: text.into() })
+}
+
+fn number(who: &str) -> &'static str {
+    PEOPLE.iter().find(|(name, _)| *name == who).map_or("", |(_, number)| *number)
+}
+
+pub(super) async fn demo(args: DemoArgs) -> anyhow::Result<Verdict> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let settings = ServeArgs {
+        ledger: Some(format!("file:{}", folder.path().join("demo.redb").display())),
+        listen: Some("127.0.0.1:0".into()),
+        admin: Some("none".into()),
+        ..ServeArgs::default()
+    };
+    let sidecar = Sidecar::new(settings.settings()?).await?;
+    let bound = sidecar.bound()?;
+    let Some(Address::Tcp(address)) = bound.grpc.first().cloned() else {
+        anyhow::bail!("the demo's sidecar does not listen");
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = sidecar.run(async {
+        let _ = stopped.await;
+    });
+    let playing = async {
+        let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+        let played = play(&channel, &address, args.json).await;
+        let _ = stop.send(());
+        played
+    };
+    let (served, played) = tokio::join!(serving, playing);
+    served.and(played)?;
+    Ok(Verdict::Yes)
+}
+
+async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()> {
+    let mut recorder = RecordServiceClient::new(channel.clone());
+    let mut asker = ConsentServiceClient::new(channel.clone());
+    let now = clock::wall();
+    let mut story = table(["when", "who", "what happens"]);
+    for moment in day() {
+        let time = now.minus(moment.ago);
+        let event = pb::ConsentEvent {
+            user_id: number(moment.who).into(),
+            business_id: BUSINESS.into(),
+            event_time: Some(
+                (std::time::UNIX_EPOCH + time.since(crate::consent::time::Timestamp::MIN)).into(),
+            ),
+            what: Some(moment.what),
+        };
+        let request = pb::RecordEventRequest { event: Some(event), request_id: String::new() };
+        recorder.record_event(request).await?;
+        let ago = format!("{} ago", humantime::format_duration(moment.ago));
+        story.add_row([ago.as_str(), moment.who, moment.words]);
+    }
+    if !json {
+        print::line(&format!("A sidecar on {address}, and a small shop's days, told to it:\n"))?;
+        print::line(&format!("{story}\n\nWhat may the shop send now?\n"))?;
+    }
+    let mut answers = table(["to", "category", "form", "answer", "reason", "why"]);
+    for (who, category, form) in QUESTIONS {
+        let request = pb::CanSendRequest {
+            user_id: number(who).into(),
+            business_id: BUSINESS.into(),
+            category: category.into(),
+            form: form.into(),
+            min_revision: 0,
+        };
+        let answer = asker.can_send(request).await?.into_inner();
+        if json {
+            print::json("CanSendResponse", &answer)?;
+            continue;
+        }
+        let form = match form {
+            pb::MessageForm::Unspecified => "any",
+            pb::MessageForm::FreeForm => "free-form",
+            pb::MessageForm::Template => "template",
+        };
+        let verdict = if answer.allowed { "send" } else { "don't" };
+        let reason = answer.reason();
+        let why = explain::reason(reason);
+        answers.add_row([who, category, form, verdict, explain::name(reason), why]);
+    }
+    if !json {
+        print::line(&answers.to_string())?;
+        print::line(
+            "\nStart your own with `consentd serve`, record with `consentd record`, ask with \
+             `consentd check`.",
+        )?;
+    }
+    Ok(())
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(100);
+    table.set_header(header);
+    table
+}

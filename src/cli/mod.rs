@@ -1,0 +1,91 @@
+//! The commands.
+//!
+//! Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
+
+mod ask;
+mod client;
+mod demo;
+mod explain;
+mod print;
+mod record;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verdict {
+    /// Allowed, or done.
+    Yes,
+    /// Denied, or not serving.
+    No,
+}
+
+/// Answers, from memory, whether a business may message a WhatsApp user.
+///
+/// Start a sidecar with `consentd serve`, or see what it does with `consentd demo`.
+/// Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
+#[derive(Debug, Parser)]
+#[command(name = "consentd", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a sidecar
+    Serve(Box<ServeArgs>),
+    /// Ask whether a message may be sent (exit code 0: yes, 1: no)
+    Check(ask::CheckArgs),
+    /// Show what is known of a user at a business
+    Get(ask::PairArgs),
+    /// Show what was recorded of a user at a business, with its evidence
+    History(ask::PairArgs),
+    /// Show how current a sidecar is
+    Status(ask::StatusArgs),
+    /// Ask for a sidecar's health (exit code 0: serving, 1: not serving), for probes
+    Healthcheck(ask::HealthArgs),
+    /// Record what a user said or did
+    Record(record::RecordArgs),
+    /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
+    Demo(demo::DemoArgs),
+}
+
+/// Runs the command that the arguments ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Serve(args) => serve::run(*args),
+        Command::Check(args) => asking(ask::check(args)),
+        Command::Get(args) => asking(ask::get(args)),
+        Command::History(args) => asking(ask::history(args)),
+        Command::Status(args) => asking(ask::status(args)),
+        Command::Healthcheck(args) => asking(ask::healthcheck(args)),
+        Command::Record(args) => asking(record::record(args)),
+        Command::Demo(args) => asking(demo::demo(args)),
+    };
+    match outcome {
+        Ok(Verdict::Yes) => ExitCode::SUCCESS,
+        Ok(Verdict::No) => ExitCode::from(1),
+        Err(error) => {
+            print::error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn asking(command: impl Future<Output = anyhow::Result<Verdict>>) -> anyhow::Result<Verdict> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// The commands and their flags, for documentation.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}

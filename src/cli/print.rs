@@ -1,0 +1,108 @@
+//! Printing: for people, and as proto3 JSON.
+
+use std::io::{self, Write as _};
+use std::sync::LazyLock;
+
+use anyhow::Context as _;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+
+use crate::consent::time::Timestamp;
+use crate::grpc::{DESCRIPTOR_SET, pb};
+
+/// Prints a line. A reader that has gone, such as `head`, is no error.
+pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot write to standard output"),
+    }
+}
+
+/// Prints an error, and what is known of its causes.
+pub(super) fn error(error: &anyhow::Error) {
+    // Nothing is left to be done where even that fails.
+    let _ = writeln!(io::stderr().lock(), "consentd: {error:#}");
+}
+
+/// Prints a message of the contract as one line of proto3 JSON.
+pub(super) fn json(name: &str, message: &impl Message) -> anyhow::Result<()> {
+    static POOL: LazyLock<Option<DescriptorPool>> =
+        LazyLock::new(|| DescriptorPool::decode(DESCRIPTOR_SET).ok());
+    let pool = POOL.as_ref().context("the contract's descriptors are damaged")?;
+    let full = format!("consent.v1.{name}");
+    let descriptor = pool.get_message_by_name(&full).with_context(|| format!("no {full}"))?;
+    let mut dynamic = DynamicMessage::new(descriptor);
+    dynamic.transcode_from(message)?;
+    // Everything is shown, what is false or zero too: scripts need not know the defaults.
+    let options = prost_reflect::SerializeOptions::new().skip_default_fields(false);
+    let mut serializer = serde_json::Serializer::new(Vec::new());
+    dynamic.serialize_with_options(&mut serializer, &options)?;
+    line(&String::from_utf8(serializer.into_inner())?)
+}
+
+/// A moment as RFC 3339; empty where unset.
+pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
+    let Some(time) = time else { return String::new() };
+    let millis =
+        time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000);
+    rfc3339(Timestamp::saturating_from_millis(millis))
+}
+
+/// A moment as RFC 3339, to the millisecond.
+pub(super) fn rfc3339(time: Timestamp) -> String {
+    let since = time.since(Timestamp::MIN);
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since).to_string()
+}
+
+/// A span, to the millisecond.
+pub(super) fn span(span: Option<&prost_types::Duration>) -> String {
+    let span = span.map(|span| std::time::Duration::try_from(*span).unwrap_or_default());
+    let millis = span.unwrap_or_default().as_millis();
+    let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+    humantime::format_duration(std::time::Duration::from_millis(millis)).to_string()
+}
+
+/// What happened, in a few words.
+pub(super) fn what(event: &pb::ConsentEvent) -> String {
+    use pb::consent_event::What;
+    match &event.what {
+        None => "nothing".to_owned(),
+        Some(What::OptIn(opt_in)) => {
+            let evidence = opt_in.evidence.clone().unwrap_or_default();
+            let pending = if opt_in.pending { ", pending" } else { "" };
+            let expire = match &opt_in.expire_time {
+                None => String::new(),
+                Some(expire) => format!(", until {}", time(Some(expire))),
+            };
+            let said = if evidence.statement.is_empty() {
+                String::new()
+            } else {
+                format!("\n    {:?} ({})", evidence.statement, evidence.business_name)
+            };
+            format!(
+                "opt-in {}{pending}{expire}, by {}{}{said}",
+                opt_in.category,
+                evidence.method().as_str_name().trim_start_matches("OPT_IN_METHOD_"),
+                reference(&evidence.reference),
+            )
+        }
+        Some(What::OptOut(out)) => format!("opt-out {}{}", out.scope, reference(&out.reference)),
+        Some(What::InboundMessage(inbound)) => {
+            format!("inbound message{}", reference(&inbound.message_id))
+        }
+        Some(What::PlatformPreference(preference)) => {
+            let did = if preference.marketing_stopped { "stopped" } else { "resumed" };
+            format!("marketing {did} inside WhatsApp")
+        }
+        Some(What::DeliveryFailure(failure)) => format!("delivery failure {}", failure.code),
+        Some(What::Suppression(suppression)) => {
+            let did = if suppression.suppressed { "suppressed" } else { "suppression lifted" };
+            format!("{did}{}", reference(&suppression.reference))
+        }
+        Some(What::Link(_)) => "link".to_owned(),
+    }
+}
+
+fn reference(reference: &str) -> String {
+    if reference.is_empty() { String::new() } else { format!(" [{reference}]") }
+}

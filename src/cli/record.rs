@@ -1,0 +1,267 @@
+//! `record`: what a user said or did.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand, ValueEnum};
+use tonic::Request;
+
+use super::client::{ClientArgs, TokenArgs};
+use super::{Verdict, print};
+use crate::clock;
+use crate::consent::time::Timestamp;
+use crate::grpc::pb;
+use crate::grpc::pb::consent_event::What;
+use crate::grpc::pb::record_service_client::RecordServiceClient;
+
+#[derive(Args, Debug)]
+pub(super) struct RecordArgs {
+    #[command(subcommand)]
+    what: WhatArgs,
+}
+
+/// What every event has.
+#[derive(Args, Debug)]
+struct EventArgs {
+    /// The user: a phone number in any notation, or a business-scoped id
+    user: String,
+    /// The business, by the deployment's own id
+    business: String,
+    /// When it happened, as RFC 3339 (2026-01-31T09:30:00Z) or so long ago (2h) [default: now, by
+    /// the ledger's clock]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    time: Option<Timestamp>,
+    /// Makes a retry safe: a pair remembers its last 8 [default: a random one for an opt-in
+    /// without a time]
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum WhatArgs {
+    /// The user agreed to a category
+    OptIn(OptInArgs),
+    /// The user withdrew from a category, from a class, or from everything
+    OptOut {
+        #[command(flatten)]
+        event: EventArgs,
+        /// What from: *, <class> or <class>.<topic>
+        #[arg(value_name = "SCOPE")]
+        scope: String,
+        /// What the user said or did, for the record
+        #[arg(long, default_value = "")]
+        reference: String,
+    },
+    /// The user wrote or called: the 24-hour window opens
+    Inbound {
+        #[command(flatten)]
+        event: EventArgs,
+        /// The text, read for keywords such as STOP and never stored
+        #[arg(long, default_value = "")]
+        text: String,
+        /// The platform's message id, for the record
+        #[arg(long, default_value = "")]
+        message_id: String,
+    },
+    /// The user stopped or resumed marketing inside WhatsApp
+    Platform {
+        #[command(flatten)]
+        event: EventArgs,
+        /// Which of the two
+        preference: Preference,
+    },
+    /// WhatsApp refused a message to the user
+    Failure {
+        #[command(flatten)]
+        event: EventArgs,
+        /// WhatsApp's error code, such as 131047
+        code: i32,
+    },
+    /// The user must not be contacted
+    Suppress {
+        #[command(flatten)]
+        event: EventArgs,
+        /// Lift the suppression instead
+        #[arg(long)]
+        lift: bool,
+        /// Why, for the record
+        #[arg(long, default_value = "")]
+        reference: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct OptInArgs {
+    #[command(flatten)]
+    event: EventArgs,
+    /// What for: <class> or <class>.<topic>, such as utility.order_updates
+    category: String,
+    /// How it was obtained
+    #[arg(long, value_enum)]
+    method: Method,
+    /// The words that the user agreed to; they must name WhatsApp and the business
+    #[arg(long, default_value = "")]
+    statement: String,
+    /// The business's name as the user saw it
+    #[arg(long, default_value = "")]
+    business_name: String,
+    /// The statement's language, such as pt-BR
+    #[arg(long, default_value = "")]
+    locale: String,
+    /// Where the proof is kept; for whatsapp-signup its signup_id
+    #[arg(long, default_value = "")]
+    reference: String,
+    /// When it lapses, as RFC 3339 or so long from now (365d) [default: never]
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    expires: Option<Timestamp>,
+    /// It waits for its double opt-in confirmation
+    #[arg(long)]
+    pending: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Preference {
+    /// Marketing was stopped.
+    Stop,
+    /// Marketing was resumed.
+    Resume,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Method {
+    /// By text message.
+    Sms,
+    /// On a web page or in an app.
+    Website,
+    /// In a WhatsApp conversation.
+    Whatsapp,
+    /// By phone.
+    Phone,
+    /// In person or in writing.
+    InPerson,
+    /// Through WhatsApp's in-app signup link.
+    WhatsappSignup,
+}
+
+impl From<Method> for pb::OptInMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Sms => Self::Sms,
+            Method::Website => Self::Website,
+            Method::Whatsapp => Self::Whatsapp,
+            Method::Phone => Self::Phone,
+            Method::InPerson => Self::InPerson,
+            Method::WhatsappSignup => Self::WhatsappSignup,
+        }
+    }
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    point(text, |now, span| now.minus(span))
+}
+
+fn expiry(text: &str) -> Result<Timestamp, String> {
+    point(text, |now, span| now.plus(span))
+}
+
+fn point(text: &str, from: fn(Timestamp, Duration) -> Timestamp) -> Result<Timestamp, String> {
+    if let Ok(span) = humantime::parse_duration(text) {
+        return Ok(from(clock::wall(), span));
+    }
+    let time: SystemTime = humantime::parse_rfc3339_weak(text).map_err(|_| {
+        "must be a time such as 2026-01-31T09:30:00Z, or a span such as 90m, 2h or 30d".to_owned()
+    })?;
+    let since = time.duration_since(UNIX_EPOCH).map_err(|_| "must be 1970 or later".to_owned())?;
+    Ok(Timestamp::MIN.plus(since))
+}
+
+fn on_wire(time: Timestamp) -> prost_types::Timestamp {
+    (UNIX_EPOCH + time.since(Timestamp::MIN)).into()
+}
+
+impl WhatArgs {
+    fn split(self) -> anyhow::Result<(EventArgs, What)> {
+        Ok(match self {
+            Self::OptIn(args) => {
+                let mut event = args.event;
+                if event.time.is_none() && event.request_id.is_none() {
+                    event.request_id = Some(random_id()?);
+                }
+                let method = pb::OptInMethod::from(args.method);
+                let evidence = pb::Evidence {
+                    method: method.into(),
+                    statement: args.statement,
+                    business_name: args.business_name,
+                    locale: args.locale,
+                    reference: args.reference,
+                };
+                let opt_in = pb::OptIn {
+                    category: args.category,
+                    evidence: Some(evidence),
+                    expire_time: args.expires.map(on_wire),
+                    pending: args.pending,
+                };
+                (event, What::OptIn(opt_in))
+            }
+            Self::OptOut { event, scope, reference } => {
+                (event, What::OptOut(pb::OptOut { scope, reference }))
+            }
+            Self::Inbound { event, text, message_id } => {
+                (event, What::InboundMessage(pb::InboundMessage { message_id, text }))
+            }
+            Self::Platform { event, preference } => {
+                let marketing_stopped = matches!(preference, Preference::Stop);
+                (event, What::PlatformPreference(pb::PlatformPreference { marketing_stopped }))
+            }
+            Self::Failure { event, code } => {
+                (event, What::DeliveryFailure(pb::DeliveryFailure { code }))
+            }
+            Self::Suppress { event, lift, reference } => {
+                (event, What::Suppression(pb::Suppression { suppressed: !lift, reference }))
+            }
+        })
+    }
+}
+
+fn random_id() -> anyhow::Result<String> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random)?;
+    Ok(format!("cli-{:016x}", u64::from_be_bytes(random)))
+}
+
+pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
+    let (args, what) = args.what.split()?;
+    let channel = args.client.connect().await?;
+    let event = pb::ConsentEvent {
+        user_id: args.user,
+        business_id: args.business,
+        event_time: args.time.map(on_wire),
+        what: Some(what),
+    };
+    let request_id = args.request_id.unwrap_or_default();
+    let mut request = Request::new(pb::RecordEventRequest { event: Some(event), request_id });
+    if let Some(header) = args.token.header()? {
+        request.metadata_mut().insert("authorization", header);
+    }
+    let answer = RecordServiceClient::new(channel).record_event(request).await;
+    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    if args.client.json {
+        print::json("RecordEventResponse", &answer)?;
+        return Ok(Verdict::Yes);
+    }
+    let done =
+        if answer.applied { "recorded" } else { "recorded before, or older than what is known" };
+    let mut text = format!("{done}, revision {}", answer.revision);
+    for (did, scope) in
+        [("opted out of", &answer.opted_out_scope), ("opted in to", &answer.opted_in_category)]
+    {
+        if !scope.is_empty() {
+            text += &format!("\n  the text is a keyword: {did} {scope}");
+        }
+    }
+    print::line(&text)?;
+    Ok(Verdict::Yes)
+}

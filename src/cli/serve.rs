@@ -1,0 +1,67 @@
+//! `consentd serve`.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use super::Verdict;
+use crate::app::{Bound, Sidecar};
+use crate::config::{ServeArgs, Settings};
+use crate::grpc::listen::Address;
+
+pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
+    let settings = args.settings()?;
+    start_log(&settings.log)?;
+    let runtime = if settings.workers == 1 {
+        // One thread needs no queues between threads.
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(settings.workers)
+            .enable_all()
+            .build()
+    };
+    runtime.context("cannot start the runtime")?.block_on(serve(settings))?;
+    Ok(Verdict::Yes)
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ledger = format!("file:{}", settings.ledger.display());
+    let sidecar = Sidecar::new(settings).await?;
+    say_where(&sidecar.bound()?, &ledger);
+    sidecar
+        .run(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await
+}
+
+fn say_where(bound: &Bound, ledger: &str) {
+    let list = |addresses: &[Address]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    let record = bound.record.as_ref().map_or_else(|| list(&bound.grpc), ToString::to_string);
+    let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    info!(grpc = list(&bound.grpc), record, admin, ledger, "listening");
+}
+
+/// Logs to standard error: for people on a terminal, in JSON elsewhere.
+fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .context("--log: must be a level such as info, or directives such as info,h2=debug")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().flatten_event(true).init();
+    }
+    Ok(())
+}

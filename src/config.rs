@@ -1,0 +1,527 @@
+//! Flags, environment and file become validated settings. The only reader of the environment.
+//!
+//! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
+//! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde::Deserialize;
+
+use crate::consent::event::{Evidence, Method, PlatformNames, What};
+use crate::consent::keyword::{KeywordLists, OptInKeyword};
+use crate::consent::scope::{Category, Class, ClassSet, Scope};
+use crate::decision::Policy;
+use crate::grpc::listen::Address;
+use crate::ledger::Retention;
+
+/// Declares the settings that flags, environment and file share, and how one overrides another.
+macro_rules! serve_args {
+    ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
+        /// What was said, by flags and environment or by a file.
+        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct ServeArgs {
+            /// Read further settings from this TOML file; flags and environment override it.
+            #[arg(long, env = "CONSENTD_CONFIG", value_name = "FILE")]
+            #[serde(skip)]
+            pub config: Option<PathBuf>,
+            $($(#[$attribute])* pub $field: Option<$type>,)*
+            /// What the file alone can say of keywords.
+            #[arg(skip)]
+            pub keywords: Option<KeywordArgs>,
+        }
+
+        impl ServeArgs {
+            /// These settings, and where they say nothing `weaker` ones.
+            #[must_use]
+            pub fn or(self, weaker: Self) -> Self {
+                Self {
+                    config: self.config,
+                    $($field: self.$field.or(weaker.$field),)*
+                    keywords: self.keywords.or(weaker.keywords),
+                }
+            }
+        }
+    };
+}
+
+serve_args! {
+    /// The ledger: file:PATH, made where there is none [default: file:consentd.redb]
+    #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER")]
+    ledger: String,
+    /// Where to serve gRPC over TCP: HOST:PORT, port 0 for any free one, or none
+    /// [default: 127.0.0.1:50051]
+    #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
+    listen: String,
+    /// Serve gRPC on this Unix socket too: a path, or @NAME for an abstract one
+    #[arg(long, env = "CONSENTD_UNIX", value_name = "PATH")]
+    unix: String,
+    /// Where to serve /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
+    /// [default: 127.0.0.1:9464]
+    #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
+    admin: String,
+    /// Serve RecordService here and not on the main listeners: HOST:PORT, unix:PATH or unix:@NAME
+    #[arg(long, env = "CONSENTD_RECORD", value_name = "ADDR")]
+    record: String,
+    /// Bearer tokens that may record, one a line; needed where RecordService is served on an
+    /// address that is neither loopback nor a Unix socket
+    #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
+    record_token_file: PathBuf,
+    /// Deny as STALE once the table's last proof is older than this [default: 5s]
+    #[arg(long, env = "CONSENTD_MAX_STALENESS", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    max_staleness: Duration,
+    /// How long after the user's last message anything may be answered [default: 24h]
+    #[arg(long, env = "CONSENTD_WINDOW", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    window: Duration,
+    /// Close the window by so much earlier than WhatsApp does [default: 60s]
+    #[arg(long, env = "CONSENTD_WINDOW_MARGIN", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    window_margin: Duration,
+    /// Classes for which an open window stands in for an opt-in, comma-separated, or none
+    /// [default: marketing,utility,authentication,service]
+    #[arg(long, env = "CONSENTD_WINDOW_IMPLIES", value_name = "CLASSES")]
+    window_implies: String,
+    /// Classes that are still allowed while the proof is merely late, comma-separated, or none
+    /// [default: none]
+    #[arg(long, env = "CONSENTD_STALE_ALLOW", value_name = "CLASSES")]
+    stale_allow: String,
+    /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
+    #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
+    platform_names: String,
+    /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
+    #[arg(long, env = "CONSENTD_WORKERS", value_name = "N")]
+    workers: usize,
+    /// gRPC connections at once, on each listener [default: 1024]
+    #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N")]
+    max_connections: usize,
+    /// Calls being answered at once, on all listeners together [default: 4096]
+    #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N")]
+    max_in_flight: usize,
+    /// Requests of one BatchCanSend [default: 1000]
+    #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N")]
+    max_batch: usize,
+    /// Ask a connection to end after this long; clients connect again [default: 1h]
+    #[arg(long, env = "CONSENTD_MAX_CONNECTION_AGE", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    max_connection_age: Duration,
+    /// How long a shutdown waits for what was begun [default: 10s]
+    #[arg(long, env = "CONSENTD_DRAIN_TIMEOUT", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    drain_timeout: Duration,
+    /// How long the ledger's log, which names users, is kept [default: 24h]
+    #[arg(long, env = "CONSENTD_LOG_RETENTION", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    log_retention: Duration,
+    /// How many entries the ledger's log keeps at most [default: 1000000]
+    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N")]
+    log_entries: u64,
+    /// How long inbound and failure events stay in histories; others stay for good [default: 90d]
+    #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    history_retention: Duration,
+    /// How much of the ledger's file to keep in memory [default: 64MiB]
+    #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE")]
+    ledger_cache: ByteSize,
+    /// What to log: a level, or directives such as info,consentd=debug [default: info]
+    #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
+    log: String,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
+}
+
+/// What the file says of keywords. See [`KeywordLists`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KeywordArgs {
+    /// In place of the built-in lists.
+    opt_out: Option<Vec<OptOutArgs>>,
+    /// Topics that `stop <topic>` may name.
+    topics: Vec<String>,
+    /// Words that opt in, and the consent that they stand for.
+    opt_in: Vec<OptInArgs>,
+    /// In place of `yes`.
+    confirm: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct OptOutArgs {
+    scope: String,
+    words: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct OptInArgs {
+    words: Vec<String>,
+    category: String,
+    statement: String,
+    business_name: String,
+    #[serde(default)]
+    locale: String,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {source}")]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// A setting has a value that it must not have.
+    #[error("{setting}: {why}")]
+    Value {
+        /// The setting, by its flag.
+        setting: &'static str,
+        /// What was wrong, and what would be right.
+        why: String,
+    },
+}
+
+fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Value { setting, why: why.into() }
+}
+
+/// What a sidecar is to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The ledger's file.
+    pub ledger: PathBuf,
+    /// How much of it to keep in memory, in bytes.
+    pub ledger_cache: usize,
+    /// How long the ledger keeps what it need not keep for good.
+    pub retention: Retention,
+    /// Where to serve gRPC.
+    pub listen: Vec<Address>,
+    /// Where to serve metrics and probes.
+    pub admin: Option<String>,
+    /// Where to serve recordings; on every address of `listen`, where unset.
+    pub record: Option<Address>,
+    /// The tokens that may record.
+    pub record_token_file: Option<PathBuf>,
+    /// The longest staleness at which checks are still answered.
+    pub max_staleness: Duration,
+    /// What an operator may set of the rules.
+    pub policy: Policy,
+    /// The names by which a statement may call WhatsApp.
+    pub names: PlatformNames,
+    /// The keywords.
+    pub keywords: KeywordLists,
+    /// Threads that serve.
+    pub workers: usize,
+    /// Connections of each listener.
+    pub max_connections: usize,
+    /// Calls at once.
+    pub max_in_flight: usize,
+    /// Requests of a batch.
+    pub max_batch: usize,
+    /// When a connection is asked to end.
+    pub max_connection_age: Duration,
+    /// How long a shutdown waits.
+    pub drain_timeout: Duration,
+    /// What to log.
+    pub log: String,
+}
+
+impl ServeArgs {
+    /// These settings and those of the file that they name, validated.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the setting or the file.
+    pub fn settings(self) -> Result<Settings, ConfigError> {
+        let args = match &self.config {
+            None => self,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
+                let file = toml::from_str(&text).map_err(|source| ConfigError::Toml {
+                    path: path.clone(),
+                    source: Box::new(source),
+                })?;
+                self.or(file)
+            }
+        };
+        args.validate()
+    }
+
+    fn validate(self) -> Result<Settings, ConfigError> {
+        let retention = Retention::default();
+        let retention = Retention {
+            log: self.log_retention.unwrap_or(retention.log),
+            log_entries: at_least(1, "--log-entries", self.log_entries, retention.log_entries)?,
+            history: self.history_retention.unwrap_or(retention.history),
+        };
+        let (listen, admin, record) = (
+            listen(self.listen.as_deref(), self.unix.as_deref())?,
+            optional(self.admin.as_deref().unwrap_or("127.0.0.1:9464")),
+            self.record.as_deref().map(|text| address("--record", text)).transpose()?,
+        );
+        if let Some(admin) = admin
+            && !matches!(admin.parse(), Ok(Address::Tcp(_)))
+        {
+            return Err(wrong("--admin", "must be HOST:PORT such as 127.0.0.1:9464, or none"));
+        }
+        let max_staleness = self.max_staleness.unwrap_or(Duration::from_secs(5));
+        if max_staleness < Duration::from_millis(10) || max_staleness > Duration::from_hours(24) {
+            return Err(wrong("--max-staleness", "must be from 10ms to 24h, such as 5s"));
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Settings {
+            ledger: ledger(self.ledger.as_deref().unwrap_or("file:consentd.redb"))?,
+            ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
+            retention,
+            listen,
+            admin: admin.map(str::to_owned),
+            record,
+            record_token_file: self.record_token_file,
+            max_staleness,
+            policy: policy(
+                self.window,
+                self.window_margin,
+                self.window_implies.as_deref(),
+                self.stale_allow.as_deref(),
+            )?,
+            names: names(self.platform_names.as_deref())?,
+            keywords: keywords(self.keywords.unwrap_or_default())?,
+            workers: at_least(1, "--workers", self.workers, cpus.min(2))?,
+            max_connections: at_least(1, "--max-connections", self.max_connections, 1_024)?,
+            max_in_flight: at_least(1, "--max-in-flight", self.max_in_flight, 4_096)?,
+            max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
+            max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
+            drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+/// A setting that may be `none`.
+fn optional(text: &str) -> Option<&str> {
+    (text != "none").then_some(text)
+}
+
+fn at_least<T: PartialOrd + std::fmt::Display>(
+    least: T,
+    setting: &'static str,
+    value: Option<T>,
+    default: T,
+) -> Result<T, ConfigError> {
+    match value {
+        Some(value) if value < least => Err(wrong(setting, format!("must be {least} or more"))),
+        value => Ok(value.unwrap_or(default)),
+    }
+}
+
+fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
+    text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
+}
+
+fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigError> {
+    let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
+    let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
+    if matches!(unix, Some("" | "@")) {
+        return Err(wrong("--unix", "must be a path, or @ and a name"));
+    }
+    let listen: Vec<_> = tcp.into_iter().chain(unix.map(Address::unix)).collect();
+    if listen.is_empty() {
+        return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
+    }
+    Ok(listen)
+}
+
+fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
+        Some(("redis" | "rediss" | "redis+unix" | "redis+sentinel", _)) => {
+            Err(wrong("--ledger", "Redis comes later; this version has file:PATH alone"))
+        }
+        _ => Err(wrong("--ledger", format!("{text:?} must be file:PATH"))),
+    }
+}
+
+fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {
+    let fits = usize::try_from(size.as_u64()).ok().filter(|bytes| *bytes >= 1024 * 1024);
+    fits.ok_or_else(|| wrong("--ledger-cache", "must be 1MiB or more"))
+}
+
+fn policy(
+    window: Option<Duration>,
+    margin: Option<Duration>,
+    implies: Option<&str>,
+    stale_allow: Option<&str>,
+) -> Result<Policy, ConfigError> {
+    let window = window.unwrap_or(Policy::WINDOW);
+    if window > Policy::WINDOW {
+        return Err(wrong("--window", "WhatsApp's window is 24h: it may be set shorter alone"));
+    }
+    Ok(Policy {
+        window,
+        margin: margin.unwrap_or(Policy::MARGIN),
+        window_implies: implies
+            .map_or(Ok(ClassSet::ALL), |text| classes("--window-implies", text))?,
+        stale_allow: stale_allow
+            .map_or(Ok(ClassSet::NONE), |text| classes("--stale-allow", text))?,
+    })
+}
+
+fn classes(setting: &'static str, text: &str) -> Result<ClassSet, ConfigError> {
+    let Some(text) = optional(text) else { return Ok(ClassSet::NONE) };
+    let class = |name: &str| {
+        let name = name.trim();
+        Class::from_name(name).ok_or_else(|| {
+            let known = Class::ALL.map(Class::name).join(", ");
+            wrong(setting, format!("{name:?} is no class; one of {known}, or none"))
+        })
+    };
+    text.split(',').map(class).collect()
+}
+
+fn names(text: Option<&str>) -> Result<PlatformNames, ConfigError> {
+    let Some(text) = text else { return Ok(PlatformNames::default()) };
+    if text.split(',').all(|name| name.trim().is_empty()) {
+        return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
+    }
+    Ok(PlatformNames::new(text.split(',').map(str::trim)))
+}
+
+fn keywords(args: KeywordArgs) -> Result<KeywordLists, ConfigError> {
+    let bad = |what: &str, why: &dyn std::fmt::Display| wrong("keywords", format!("{what}: {why}"));
+    let mut lists = KeywordLists::default();
+    if let Some(opt_out) = args.opt_out {
+        let read = |args: OptOutArgs| match Scope::parse(&args.scope) {
+            Ok(scope) => Ok((scope, args.words)),
+            Err(violation) => Err(bad("opt-out", &violation)),
+        };
+        lists.opt_out = opt_out.into_iter().map(read).collect::<Result<_, _>>()?;
+    }
+    for topic in args.topics {
+        let scope = Scope::parse(&topic).map_err(|violation| bad("topics", &violation))?;
+        if !matches!(scope, Scope::Topic(..)) {
+            return Err(bad("topics", &"must be <class>.<topic>, such as utility.order_updates"));
+        }
+        lists.topics.push(scope);
+    }
+    for opt_in in args.opt_in {
+        let category = Category::parse(&opt_in.category).map(Scope::from);
+        let category = category.map_err(|violation| bad("opt-in", &violation))?;
+        let evidence = Evidence {
+            method: Method::Whatsapp,
+            statement: opt_in.statement,
+            business_name: opt_in.business_name,
+            locale: opt_in.locale,
+            reference: String::new(),
+        };
+        // The same rules as for any other opt-in, checked once and here.
+        let what = What::OptIn {
+            category: category.clone(),
+            evidence: evidence.clone(),
+            expire: None,
+            pending: false,
+        };
+        if let Some(violation) = what.violations(&PlatformNames::default()).first() {
+            return Err(bad("opt-in", violation));
+        }
+        lists.opt_in.push(OptInKeyword { words: opt_in.words, category, evidence });
+    }
+    if let Some(confirm) = args.confirm {
+        lists.confirm = confirm;
+    }
+    Ok(lists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, ConfigError> {
+        toml::from_str::<ServeArgs>(text).unwrap().validate()
+    }
+
+    fn refused(text: &str) -> String {
+        match toml::from_str::<ServeArgs>(text) {
+            Ok(args) => args.validate().unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_rules() {
+        let settings = file("").unwrap();
+        assert_eq!(settings.policy, Policy::default());
+        assert_eq!(settings.max_staleness, Duration::from_secs(5));
+        assert_eq!(settings.ledger, PathBuf::from("consentd.redb"));
+        assert_eq!(settings.listen, [Address::Tcp("127.0.0.1:50051".into())]);
+        assert!(settings.workers >= 1 && settings.workers <= 2);
+    }
+
+    #[test]
+    fn flags_are_stronger_than_the_file() {
+        let flags = ServeArgs { max_batch: Some(7), ..ServeArgs::default() };
+        let weaker = toml::from_str("max-batch = 9\nworkers = 1\nmax-staleness = \"2s\"").unwrap();
+        let settings = flags.or(weaker).validate().unwrap();
+        assert_eq!((settings.max_batch, settings.workers), (7, 1));
+        assert_eq!(settings.max_staleness, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn classes_and_keywords_are_read() {
+        let settings = file(
+            "window-implies = \"utility, service\"\nstale-allow = \"none\"\n\
+             [keywords]\ntopics = [\"utility.order_updates\"]\nconfirm = [\"sí\"]\n\
+             [[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\
+             statement = \"Reply START for Acme's offers on WhatsApp\"\nbusiness-name = \"Acme\"\n",
+        )
+        .unwrap();
+        assert!(settings.policy.window_implies.contains(Class::Utility));
+        assert!(!settings.policy.window_implies.contains(Class::Marketing));
+        assert_eq!(settings.policy.stale_allow, ClassSet::NONE);
+        assert_eq!(settings.keywords.opt_in.len(), 1);
+        assert_eq!(settings.keywords.confirm, ["sí"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_setting() {
+        for (text, parts) in [
+            ("window = \"25h\"", ["--window", "24h"]),
+            ("window-implies = \"news\"", ["--window-implies", "one of marketing"]),
+            ("ledger = \"consentd.redb\"", ["--ledger", "file:PATH"]),
+            ("ledger = \"redis://h\"", ["--ledger", "later"]),
+            ("max-batch = 0", ["--max-batch", "1 or more"]),
+            ("max-staleness = \"1ms\"", ["--max-staleness", "10ms"]),
+            ("listen = \"none\"", ["--listen", "--unix"]),
+            ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
+            ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
+            ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
+            (
+                "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\
+              statement = \"offers\"\nbusiness-name = \"Acme\"",
+                ["keywords", "WhatsApp"],
+            ),
+        ] {
+            let said = refused(text);
+            for part in parts {
+                assert!(said.contains(part), "{text}: {said}");
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What every reader calls: the table, the policy and the clocks make a decision.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::clock::{self, Moment};
+use crate::consent::Violation;
+use crate::consent::facts::Facts;
+use crate::consent::id::{BusinessId, Key, KeySecret, UserId};
+use crate::consent::record::Revision;
+use crate::consent::scope::Category;
+use crate::consent::time::Clock;
+use crate::decision::{Decision, Form, Policy, Proof, decide};
+use crate::metrics::{Metrics, TableGauges};
+use crate::table::{Freshness, Summary, Table, Validity};
+
+/// The longest that a check waits for a revision, whatever its deadline.
+pub const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// A question.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The user to be messaged.
+    pub user_id: &'a str,
+    /// The business that would send.
+    pub business_id: &'a str,
+    /// What the message is about.
+    pub category: &'a str,
+    /// How it is written.
+    pub form: Form,
+}
+
+/// A decision, and what it rests on.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The decision.
+    pub decision: Decision,
+    /// The revision that it rests on.
+    pub revision: Revision,
+    /// How long ago the table was proven to be current.
+    pub staleness: Duration,
+}
+
+/// Why no decision was made. A client that gets one must not send.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The question is malformed.
+    #[error("the request is not valid")]
+    Invalid(Vec<Violation>),
+    /// The table has not been loaded yet.
+    #[error("the table has not been loaded yet")]
+    NotReady,
+}
+
+/// A revision that did not arrive in time.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("revision {wanted} did not arrive in time; the table holds {applied}")]
+pub struct NotReached {
+    /// The revision that was waited for.
+    pub wanted: Revision,
+    /// What the table held.
+    pub applied: Revision,
+}
+
+/// What the follower is doing, as a whole.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Phase {
+    /// Reading the first snapshot.
+    Loading,
+    /// Current within the bound.
+    Live,
+    /// Not proven within the bound.
+    Stale,
+    /// Known to be wrong.
+    Invalid,
+}
+
+/// How current the table is.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// What the follower is doing.
+    pub phase: Phase,
+    /// How long ago the table was proven to be current; zero while loading.
+    pub staleness: Duration,
+    /// The last applied revision.
+    pub revision: Revision,
+    /// How many pairs the table holds.
+    pub pairs: usize,
+    /// What holds the phase where it is; empty when live.
+    pub cause: String,
+}
+
+/// Answers checks; clones share the table.
+#[derive(Clone)]
+pub struct Gate {
+    table: Table,
+    secret: KeySecret,
+    policy: Policy,
+    bound: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Gate {
+    /// A gate that denies once the table's last proof is older than `bound`.
+    #[must_use]
+    pub fn new(
+        table: Table,
+        secret: KeySecret,
+        policy: Policy,
+        bound: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { table, secret, policy, bound, metrics }
+    }
+
+    /// Answers a question from memory.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError`] where no decision was made.
+    pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
+        let started = clock::boot();
+        let (key, category) = self.read(question).map_err(CheckError::Invalid)?;
+        let (facts, freshness) = self.table.facts(key, category);
+        let now = Moment::now();
+        let staleness = freshness.staleness(now);
+        let proof = match freshness.validity {
+            Validity::Loading => return Err(CheckError::NotReady),
+            Validity::Invalid => Proof::Invalid,
+            Validity::Valid if facts.is_err() => Proof::Invalid,
+            Validity::Valid if staleness > self.bound => Proof::Late,
+            Validity::Valid => Proof::Fresh,
+        };
+        let clock = Clock::of(now.wall, freshness.ledger_clock(now));
+        let facts = facts.unwrap_or(Facts::NOTHING);
+        let decision = decide(&facts, category.class, question.form, &self.policy, clock, proof);
+        self.metrics.decided(decision.reason, now.boot.saturating_sub(started));
+        Ok(Answer { decision, revision: freshness.revision, staleness })
+    }
+
+    fn read<'q>(&self, question: &Question<'q>) -> Result<(Key, Category<'q>), Vec<Violation>> {
+        let user = UserId::parse(question.user_id);
+        let business = BusinessId::parse(question.business_id);
+        let category = Category::parse(question.category);
+        match (user, business, category) {
+            (Ok(user), Ok(business), Ok(category)) => {
+                Ok((self.secret.key(&user, business), category))
+            }
+            (user, business, category) => {
+                let found = [user.err(), business.err(), category.err()];
+                Err(found.into_iter().flatten().collect())
+            }
+        }
+    }
+
+    /// Waits until the table holds `revision`: until `deadline`, [`MAX_WAIT`] at the most, and not
+    /// at all while the table is not live: such a check is denied as stale whatever arrives.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReached`] where it did not arrive.
+    pub async fn reach(
+        &self,
+        revision: Revision,
+        deadline: Option<Instant>,
+    ) -> Result<(), NotReached> {
+        let limit = Instant::now() + MAX_WAIT;
+        let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
+        loop {
+            let freshness = self.table.freshness();
+            if freshness.revision >= revision {
+                return Ok(());
+            }
+            let staleness = freshness.staleness(Moment::now());
+            if freshness.validity != Validity::Valid || staleness > self.bound {
+                return Ok(());
+            }
+            // The table may go stale, or be found wrong, while we wait.
+            let look_again = (self.bound.saturating_sub(staleness))
+                .clamp(Duration::from_millis(1), Duration::from_millis(100));
+            tokio::select! {
+                biased;
+                () = self.table.applied(revision) => return Ok(()),
+                () = sleep_until(limit) => {
+                    return Err(NotReached { wanted: revision, applied: freshness.revision });
+                }
+                () = tokio::time::sleep(look_again) => {}
+            }
+        }
+    }
+
+    /// All that the table holds of a pair, the revision that it rests on, and its staleness.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError`] where the ids are malformed, or nothing was loaded yet.
+    pub fn summary(
+        &self,
+        user_id: &str,
+        business_id: &str,
+    ) -> Result<(Summary, Revision, Duration), CheckError> {
+        let key = match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+            (Ok(user), Ok(business)) => self.secret.key(&user, business),
+            (user, business) => {
+                let found = [user.err(), business.err()];
+                return Err(CheckError::Invalid(found.into_iter().flatten().collect()));
+            }
+        };
+        let (summary, freshness) = self.table.summary(key, clock::wall());
+        if freshness.validity == Validity::Loading {
+            return Err(CheckError::NotReady);
+        }
+        // A record that cannot be read denies everything, which is what suppression says.
+        let unreadable = |_| Summary { suppressed: true, ..Summary::default() };
+        let summary = summary.unwrap_or_else(unreadable);
+        Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
+    }
+
+    /// Whether the table was ever loaded. It stays so: an upstream fault must not take every
+    /// sender's sidecar out of service, and is told in every answer.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.table.freshness().validity != Validity::Loading
+    }
+
+    /// The last applied revision.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.table.freshness().revision
+    }
+
+    /// How current the table is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let freshness = self.table.freshness();
+        let staleness = self.staleness(&freshness);
+        let phase = match freshness.validity {
+            Validity::Loading => Phase::Loading,
+            Validity::Invalid => Phase::Invalid,
+            Validity::Valid if staleness > self.bound => Phase::Stale,
+            Validity::Valid => Phase::Live,
+        };
+        let cause = match phase {
+            Phase::Live => String::new(),
+            _ => match self.table.cause() {
+                cause if cause.is_empty() => {
+                    let since = Duration::from_secs(staleness.as_secs());
+                    format!("no proof from the ledger for {}", humantime::format_duration(since))
+                }
+                cause => cause,
+            },
+        };
+        let (revision, pairs) = (freshness.revision, self.table.pairs());
+        Status { phase, staleness, revision, pairs, cause }
+    }
+
+    /// What metrics show of the table.
+    #[must_use]
+    pub fn gauges(&self) -> TableGauges {
+        let freshness = self.table.freshness();
+        let now = Moment::now();
+        let offset = freshness.ledger_clock(now).as_millis() - now.wall.as_millis();
+        let loaded = freshness.validity != Validity::Loading;
+        TableGauges {
+            staleness: self.staleness(&freshness),
+            revision: freshness.revision,
+            pairs: self.table.pairs(),
+            bytes: self.table.bytes(),
+            clock_offset: if loaded { seconds(offset) } else { 0.0 },
+        }
+    }
+
+    fn staleness(&self, freshness: &Freshness) -> Duration {
+        match freshness.validity {
+            Validity::Loading => Duration::ZERO,
+            Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
+        }
+    }
+}
+
+fn seconds(millis: i64) -> f64 {
+    let magnitude = Duration::from_millis(millis.unsigned_abs()).as_secs_f64();
+    if millis < 0 { -magnitude } else { magnitude }
+}

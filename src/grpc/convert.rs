@@ -1,0 +1,292 @@
+//! Between the contract's messages and the domain's nouns.
+
+use std::time::Duration;
+
+use super::pb;
+use crate::consent::Violation;
+use crate::consent::event::{Event, Evidence, Method, What};
+use crate::consent::record::{HistoryEntry, Outcome, Revision};
+use crate::consent::scope::{Category, Scope};
+use crate::consent::time::Timestamp;
+use crate::decision::{Form, Reason};
+use crate::gate::{Answer, Phase, Status};
+use crate::recorder::Submission;
+
+/// Why a message is not an event.
+pub(super) enum NotAnEvent {
+    /// It is malformed; fields are seen from the event.
+    Invalid(Vec<Violation>),
+    /// This version does not record it.
+    Unsupported(&'static str),
+}
+
+/// The form asked for. One that this version does not know is decided as none named, and its
+/// answer says which forms are allowed.
+pub(super) fn form(form: i32) -> Result<Form, Violation> {
+    match pb::MessageForm::try_from(form) {
+        Ok(pb::MessageForm::Unspecified) => Ok(Form::Any),
+        Ok(pb::MessageForm::FreeForm) => Ok(Form::FreeForm),
+        Ok(pb::MessageForm::Template) => Ok(Form::Template),
+        Err(_) => Err(Violation::new(
+            "form",
+            "unknown; one of MESSAGE_FORM_UNSPECIFIED, MESSAGE_FORM_FREE_FORM and \
+             MESSAGE_FORM_TEMPLATE",
+        )),
+    }
+}
+
+/// A reason on the wire.
+pub(super) const fn reason(reason: Reason) -> pb::Reason {
+    match reason {
+        Reason::OptedIn => pb::Reason::OptedIn,
+        Reason::WindowOpen => pb::Reason::WindowOpen,
+        Reason::ReplyAfterOptOut => pb::Reason::ReplyAfterOptOut,
+        Reason::AllowedWhileStale => pb::Reason::AllowedWhileStale,
+        Reason::NoConsent => pb::Reason::NoConsent,
+        Reason::WindowClosed => pb::Reason::WindowClosed,
+        Reason::OptedOut => pb::Reason::OptedOut,
+        Reason::OptedOutAll => pb::Reason::OptedOutAll,
+        Reason::PlatformStopped => pb::Reason::PlatformStopped,
+        Reason::ConsentExpired => pb::Reason::ConsentExpired,
+        Reason::ConsentPending => pb::Reason::ConsentPending,
+        Reason::FrequencyCapped => pb::Reason::FrequencyCapped,
+        Reason::Suppressed => pb::Reason::Suppressed,
+        Reason::Stale => pb::Reason::Stale,
+    }
+}
+
+/// A moment on the wire.
+pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let millis = time.as_millis();
+    prost_types::Timestamp {
+        seconds: millis.div_euclid(1_000),
+        // Below 10⁹ by construction.
+        nanos: i32::try_from(millis.rem_euclid(1_000) * 1_000_000).unwrap_or(0),
+    }
+}
+
+/// A span on the wire; one of 10,000 years and more stops there.
+pub(super) fn duration(span: Duration) -> prost_types::Duration {
+    const MAX: Duration = Duration::from_secs(315_576_000_000);
+    prost_types::Duration::try_from(span.min(MAX)).unwrap_or_default()
+}
+
+/// An answer on the wire.
+pub(super) fn answer(answer: &Answer) -> pb::CanSendResponse {
+    let decision = &answer.decision;
+    pb::CanSendResponse {
+        allowed: decision.allowed(),
+        reason: reason(decision.reason).into(),
+        free_form_allowed: decision.free_form_allowed,
+        template_allowed: decision.template_allowed,
+        window_expire_time: decision.window_expire.map(timestamp),
+        retry_time: decision.retry.map(timestamp),
+        revision: answer.revision,
+        staleness: Some(duration(answer.staleness)),
+    }
+}
+
+/// A status on the wire.
+pub(super) fn status(status: Status, ledger: String) -> pb::GetStatusResponse {
+    use pb::get_status_response::Phase as Pb;
+    let phase = match status.phase {
+        Phase::Loading => Pb::Loading,
+        Phase::Live => Pb::Live,
+        Phase::Stale => Pb::Stale,
+        Phase::Invalid => Pb::Invalid,
+    };
+    pb::GetStatusResponse {
+        phase: phase.into(),
+        staleness: Some(duration(status.staleness)),
+        revision: status.revision,
+        pairs: u64::try_from(status.pairs).unwrap_or(u64::MAX),
+        ledger,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        partition_revisions: vec![status.revision],
+        cause: status.cause,
+    }
+}
+
+/// An event to be recorded. Times are floored to the millisecond: at equal times what denies
+/// stands.
+pub(super) fn submission(
+    event: Option<pb::ConsentEvent>,
+    request_id: String,
+) -> Result<Submission, NotAnEvent> {
+    let Some(event) = event else {
+        let why = "required: what happened, to whom and where";
+        return Err(NotAnEvent::Invalid(vec![Violation::new("", why)]));
+    };
+    let mut found = Vec::new();
+    let time = moment("event_time", event.event_time, &mut found);
+    let what = match event.what {
+        None => {
+            let why = "required: what happened, one of opt_in, opt_out, inbound_message, \
+                       platform_preference, delivery_failure and suppression";
+            found.push(Violation::new("what", why));
+            None
+        }
+        Some(what) => what_of(what, &mut found)?,
+    };
+    let Some(what) = what.filter(|_| found.is_empty()) else {
+        return Err(NotAnEvent::Invalid(found));
+    };
+    let (user_id, business_id) = (event.user_id, event.business_id);
+    Ok(Submission { event: Event { user_id, business_id, time, what }, request_id })
+}
+
+fn what_of(
+    what: pb::consent_event::What,
+    found: &mut Vec<Violation>,
+) -> Result<Option<What>, NotAnEvent> {
+    use pb::consent_event::What as Pb;
+    Ok(match what {
+        Pb::OptIn(opt_in) => what_of_opt_in(opt_in, found),
+        Pb::OptOut(opt_out) => match Scope::parse(&opt_out.scope) {
+            Ok(scope) => Some(What::OptOut { scope, reference: opt_out.reference }),
+            Err(violation) => {
+                found.push(violation.within("opt_out"));
+                None
+            }
+        },
+        Pb::InboundMessage(inbound) => {
+            Some(What::Inbound { message_id: inbound.message_id, text: inbound.text })
+        }
+        Pb::PlatformPreference(platform) => {
+            Some(What::Platform { stopped: platform.marketing_stopped })
+        }
+        Pb::DeliveryFailure(failure) => Some(What::Failure { code: failure.code }),
+        Pb::Suppression(suppression) => Some(What::Suppression {
+            suppressed: suppression.suppressed,
+            reference: suppression.reference,
+        }),
+        Pb::Link(_) => {
+            return Err(NotAnEvent::Unsupported("links are not recorded by this version"));
+        }
+    })
+}
+
+fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What> {
+    let category = match Category::parse(&opt_in.category) {
+        Ok(category) => Some(Scope::from(category)),
+        Err(violation) => {
+            found.push(violation.within("opt_in"));
+            None
+        }
+    };
+    let expire = moment("opt_in.expire_time", opt_in.expire_time, found);
+    let Some(evidence) = opt_in.evidence else {
+        let why = "required: how, in which words and for which business the user opted in";
+        found.push(Violation::new("opt_in.evidence", why));
+        return None;
+    };
+    let Some(method) = method_of(evidence.method) else {
+        let why = "required: one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, _PHONE, _IN_PERSON and \
+                   _WHATSAPP_SIGNUP";
+        found.push(Violation::new("opt_in.evidence.method", why));
+        return None;
+    };
+    let evidence = Evidence {
+        method,
+        statement: evidence.statement,
+        business_name: evidence.business_name,
+        locale: evidence.locale,
+        reference: evidence.reference,
+    };
+    Some(What::OptIn { category: category?, evidence, expire, pending: opt_in.pending })
+}
+
+fn moment(
+    field: &str,
+    time: Option<prost_types::Timestamp>,
+    found: &mut Vec<Violation>,
+) -> Option<Timestamp> {
+    let time = time?;
+    let millis = (0..1_000_000_000)
+        .contains(&time.nanos)
+        .then(|| time.seconds.checked_mul(1_000))
+        .flatten()
+        .and_then(|millis| millis.checked_add(i64::from(time.nanos / 1_000_000)))
+        .and_then(Timestamp::from_millis);
+    if millis.is_none() {
+        let why = "must be from 1970 to 9999: seconds (not milliseconds) since 1970, and nanos \
+                   from 0 to 999,999,999";
+        found.push(Violation::new(field, why));
+    }
+    millis
+}
+
+fn method_of(method: i32) -> Option<Method> {
+    Some(match pb::OptInMethod::try_from(method).ok()? {
+        pb::OptInMethod::Unspecified => return None,
+        pb::OptInMethod::Sms => Method::Sms,
+        pb::OptInMethod::Website => Method::Website,
+        pb::OptInMethod::Whatsapp => Method::Whatsapp,
+        pb::OptInMethod::Phone => Method::Phone,
+        pb::OptInMethod::InPerson => Method::InPerson,
+        pb::OptInMethod::WhatsappSignup => Method::WhatsappSignup,
+    })
+}
+
+const fn method_on_wire(method: Method) -> pb::OptInMethod {
+    match method {
+        Method::Sms => pb::OptInMethod::Sms,
+        Method::Website => pb::OptInMethod::Website,
+        Method::Whatsapp => pb::OptInMethod::Whatsapp,
+        Method::Phone => pb::OptInMethod::Phone,
+        Method::InPerson => pb::OptInMethod::InPerson,
+        Method::WhatsappSignup => pb::OptInMethod::WhatsappSignup,
+    }
+}
+
+/// What came of an event, on the wire.
+pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
+    pb::RecordEventResponse {
+        revision: outcome.revision,
+        applied: outcome.applied,
+        opted_out_scope: outcome.opted_out_scope,
+        opted_in_category: outcome.opted_in_category,
+    }
+}
+
+/// A history entry on the wire.
+pub(super) fn entry(revision: Revision, entry: HistoryEntry) -> pb::ListEventsResponse {
+    use pb::consent_event::What as Pb;
+    let what = match entry.what {
+        What::OptIn { category, evidence, expire, pending } => Pb::OptIn(pb::OptIn {
+            category: category.to_string(),
+            evidence: Some(pb::Evidence {
+                method: method_on_wire(evidence.method).into(),
+                statement: evidence.statement,
+                business_name: evidence.business_name,
+                locale: evidence.locale,
+                reference: evidence.reference,
+            }),
+            expire_time: expire.map(timestamp),
+            pending,
+        }),
+        What::OptOut { scope, reference } => {
+            Pb::OptOut(pb::OptOut { scope: scope.to_string(), reference })
+        }
+        What::Inbound { message_id, text: _ } => {
+            Pb::InboundMessage(pb::InboundMessage { message_id, text: String::new() })
+        }
+        What::Platform { stopped } => {
+            Pb::PlatformPreference(pb::PlatformPreference { marketing_stopped: stopped })
+        }
+        What::Failure { code } => Pb::DeliveryFailure(pb::DeliveryFailure { code }),
+        What::Suppression { suppressed, reference } => {
+            Pb::Suppression(pb::Suppression { suppressed, reference })
+        }
+    };
+    pb::ListEventsResponse {
+        event: Some(pb::ConsentEvent {
+            user_id: entry.user_id,
+            business_id: entry.business_id,
+            event_time: Some(timestamp(entry.time)),
+            what: Some(what),
+        }),
+        record_time: Some(timestamp(entry.record_time)),
+        revision,
+    }
+}

@@ -1,0 +1,312 @@
+//! Sockets: TCP, Unix with a path, Unix in the abstract namespace.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Who may connect to a Unix socket: its owner and its group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// Where to listen, or to connect.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Address {
+    /// `HOST:PORT`.
+    Tcp(String),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+    /// `unix:@NAME`: no file, and no file permissions; shared by the containers of a pod.
+    Abstract(String),
+}
+
+/// An address that is none.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("must be HOST:PORT such as 127.0.0.1:50051, unix:PATH, or unix:@NAME")]
+pub struct NotAnAddress;
+
+impl Address {
+    /// A Unix socket as `--unix` names it: a path, or `@name`.
+    #[must_use]
+    pub fn unix(path: &str) -> Self {
+        match path.strip_prefix('@') {
+            Some(name) => Self::Abstract(name.to_owned()),
+            None => Self::Unix(path.into()),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        // `unix:///path` is how ghz and grpc-go write `unix:/path`.
+        if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
+            return if path.is_empty() { Err(NotAnAddress) } else { Ok(Self::unix(path)) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
+        if host.is_empty() || port.parse::<u16>().is_err() || text.contains('/') {
+            return Err(NotAnAddress);
+        }
+        Ok(Self::Tcp(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix:@{name}"),
+        }
+    }
+}
+
+/// Why one cannot listen there.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something else does.
+    #[error("{address} is in use: stop what listens there, or choose another address")]
+    InUse {
+        /// Where.
+        address: Address,
+    },
+    /// There is something else than a socket.
+    #[error("{address} exists and is not a socket: remove it, or choose another path")]
+    NotASocket {
+        /// Where.
+        address: Address,
+    },
+    /// The system refused.
+    #[error("cannot listen on {address}: {source}")]
+    Io {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A Unix socket's file, removed when it is dropped; none in the abstract namespace.
+#[derive(Debug)]
+pub struct SocketFile(Option<(PathBuf, File)>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Some((path, _lock)) = &self.0 {
+            // Gone already, or no longer ours to remove: either way it is not there.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A connection that was accepted.
+pub(super) enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on an address.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] names the address.
+    pub async fn bind(address: &Address) -> Result<Self, BindError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse { address: address.clone() },
+            _ => BindError::Io { address: address.clone(), source },
+        };
+        match address {
+            Address::Tcp(host) => {
+                TcpListener::bind(host.as_str()).await.map(Self::Tcp).map_err(failed)
+            }
+            Address::Unix(path) => bind_path(path, address).await,
+            Address::Abstract(name) => {
+                let listener = bind_abstract(name).map_err(failed)?;
+                Ok(Self::Unix(listener, SocketFile(None)))
+            }
+        }
+    }
+
+    /// Where it listens: the port that was given for port 0.
+    ///
+    /// # Errors
+    ///
+    /// Where the system does not tell.
+    pub fn address(&self) -> io::Result<Address> {
+        Ok(match self {
+            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?.to_string()),
+            Self::Unix(_, SocketFile(Some((path, _)))) => Address::Unix(path.clone()),
+            Self::Unix(listener, SocketFile(None)) => {
+                let address = listener.local_addr()?;
+                let name = abstract_name(&address);
+                Address::Abstract(name.unwrap_or_default())
+            }
+        })
+    }
+
+    /// Whether only this machine can reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address: SocketAddr| address.ip().is_loopback())
+            }
+            Self::Unix(..) => true,
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Answers are small: they must not wait for the acknowledgement of the last one.
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream))
+            }
+            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// Binds under a temporary name and renames, so that a socket that can be seen can be connected
+/// to. A socket that a dead process left is replaced; a living one's is not.
+async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError> {
+    let io = |source| BindError::Io { address: address.clone(), source };
+    let in_use = || BindError::InUse { address: address.clone() };
+    let lock =
+        OpenOptions::new().write(true).create(true).truncate(false).open(beside(path, "lock"));
+    let lock = lock.map_err(io)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(in_use()),
+        Err(TryLockError::Error(source)) => return Err(io(source)),
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket { address: address.clone() });
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(in_use()),
+        Ok(_) => {}
+    }
+    let temporary = beside(path, "new");
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary).map_err(io)?;
+    std::fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE)).map_err(io)?;
+    std::fs::rename(&temporary, path).map_err(io)?;
+    Ok(Listener::Unix(listener, SocketFile(Some((path.to_owned(), lock)))))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(target_os = "linux")]
+fn bind_abstract(name: &str) -> io::Result<UnixListener> {
+    use std::os::linux::net::SocketAddrExt as _;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_name(address: &tokio::net::unix::SocketAddr) -> Option<String> {
+    Some(String::from_utf8_lossy(address.as_abstract_name()?).into_owned())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bind_abstract(_: &str) -> io::Result<UnixListener> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "abstract sockets are Linux's alone"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_name(_: &tokio::net::unix::SocketAddr) -> Option<String> {
+    None
+}
+
+/// Connects to a Unix socket.
+///
+/// # Errors
+///
+/// Where the system refuses.
+pub async fn connect_unix(address: &Address) -> io::Result<UnixStream> {
+    match address {
+        Address::Unix(path) => UnixStream::connect(path).await,
+        Address::Abstract(name) => connect_abstract(name),
+        Address::Tcp(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a Unix socket")),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn connect_abstract(name: &str) -> io::Result<UnixStream> {
+    use std::os::linux::net::SocketAddrExt as _;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    // On one machine this does not wait: it is accepted into the backlog, or refused.
+    let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn connect_abstract(_: &str) -> io::Result<UnixStream> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "abstract sockets are Linux's alone"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_print_as_they_are_read() {
+        for text in ["127.0.0.1:0", "localhost:50051", "[::1]:1", "unix:/a/b", "unix:@name"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("unix:///a/b".parse::<Address>().unwrap().to_string(), "unix:/a/b");
+        for text in ["", "50051", ":50051", "host:", "host:99999", "unix:", "http://a:1"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_living_socket_is_not_replaced_and_a_dead_one_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let address = Address::Unix(path.clone());
+        let first = Listener::bind(&address).await.unwrap();
+        assert_eq!(first.address().unwrap(), address);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert!(matches!(Listener::bind(&address).await, Err(BindError::InUse { .. })));
+        drop(first);
+        assert!(!path.exists());
+        // A process that was killed leaves its file behind.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(Listener::bind(&address).await.unwrap());
+        std::fs::write(&path, "a letter").unwrap();
+        assert!(matches!(Listener::bind(&address).await, Err(BindError::NotASocket { .. })));
+    }
+}

@@ -1,0 +1,60 @@
+//! The gRPC services: between the wire and the domain. The only place that knows `Status`.
+//!
+//! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
+//! takes a call), `check` and `record` (the services), `health`, `convert`, `status` (our errors
+//! on the wire), [`codec`].
+
+mod check;
+pub mod codec;
+mod convert;
+mod health;
+pub mod listen;
+mod record;
+mod route;
+pub mod server;
+mod status;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+pub use check::CheckService;
+pub use health::HealthService;
+pub use record::RecordService;
+pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
+
+/// The contract's messages, clients and servers, generated from `proto/consent/v1`.
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated code")]
+pub mod pb {
+    tonic::include_proto!("consent.v1");
+}
+
+/// The contract as a `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/consent_descriptor.bin"));
+
+/// The most bytes of a request, but for those of batches.
+pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+/// The most bytes of a batch's request.
+pub const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
+
+/// When the caller stops waiting, as its `grpc-timeout` header says: at most 8 digits and a unit.
+fn deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let value = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(n * 3_600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}

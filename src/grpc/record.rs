@@ -1,0 +1,189 @@
+//! `RecordService`: what records events.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::{self, NotAnEvent};
+use super::{deadline, pb, status};
+use crate::consent::record::Outcome;
+use crate::gate::Gate;
+use crate::recorder::{MAX_EVENTS, Recorder, Refusal, Submission};
+
+/// The longest that a recording may take, whatever the caller's deadline.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Records events, and answers once they are durable and this process' table holds them.
+#[derive(Clone)]
+pub struct RecordService {
+    recorder: Recorder,
+    gate: Gate,
+    draining: CancellationToken,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl RecordService {
+    /// The service. Its streams end when `draining` is cancelled.
+    #[must_use]
+    pub fn new(recorder: Recorder, gate: Gate, draining: CancellationToken) -> Self {
+        Self { recorder, gate, draining }
+    }
+
+    /// Records, and waits for this process' own table, so that the next check here knows of it.
+    async fn record(&self, submissions: &[Submission]) -> Vec<Result<Outcome, Refusal>> {
+        let results = self.recorder.record(submissions).await;
+        let last = results.iter().flatten().map(|outcome| outcome.revision).max();
+        if let Some(revision) = last {
+            // A table that does not get there goes stale, and denies by itself.
+            let _ = self.gate.reach(revision, None).await;
+        }
+        results
+    }
+
+    async fn record_chunk(
+        &self,
+        requests: Vec<pb::RecordEventsRequest>,
+    ) -> Vec<pb::RecordEventsResponse> {
+        use pb::record_events_response::Result as Pb;
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut submissions = Vec::with_capacity(requests.len());
+        let mut places = Vec::with_capacity(requests.len());
+        for (place, request) in requests.into_iter().enumerate() {
+            let sequence = request.sequence;
+            let result = match convert::submission(request.event, request.request_id) {
+                Ok(submission) => {
+                    submissions.push(submission);
+                    places.push(place);
+                    None
+                }
+                Err(NotAnEvent::Invalid(found)) => {
+                    Some(Pb::Error(status::item_of_refusal(&Refusal::Invalid(found))))
+                }
+                Err(NotAnEvent::Unsupported(why)) => Some(Pb::Error(pb::ItemError {
+                    code: tonic::Code::Unimplemented as i32,
+                    field: "event.link".to_owned(),
+                    message: why.to_owned(),
+                })),
+            };
+            answers.push(pb::RecordEventsResponse { sequence, result });
+        }
+        for (place, result) in places.into_iter().zip(self.record(&submissions).await) {
+            if let Some(answer) = answers.get_mut(place) {
+                answer.result = Some(match result {
+                    Ok(outcome) => Pb::Response(convert::outcome(outcome)),
+                    Err(refusal) => Pb::Error(status::item_of_refusal(&refusal)),
+                });
+            }
+        }
+        answers
+    }
+}
+
+#[tonic::async_trait]
+impl pb::record_service_server::RecordService for RecordService {
+    async fn record_event(
+        &self,
+        request: Request<pb::RecordEventRequest>,
+    ) -> Result<Response<pb::RecordEventResponse>, Status> {
+        let limit = Instant::now() + MAX_WAIT;
+        let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
+        let pb::RecordEventRequest { event, request_id } = request.into_inner();
+        let submission = match convert::submission(event, request_id) {
+            Ok(submission) => submission,
+            Err(NotAnEvent::Invalid(found)) => {
+                return Err(status::of_refusal(&Refusal::Invalid(found)));
+            }
+            Err(NotAnEvent::Unsupported(why)) => return Err(Status::unimplemented(why)),
+        };
+        let submissions = [submission];
+        let Ok(results) = timeout_at(limit, self.record(&submissions)).await else {
+            return Err(Status::deadline_exceeded(
+                "the event may or may not be recorded: repeat it with the same event_time or \
+                 request_id",
+            ));
+        };
+        match results.into_iter().next() {
+            Some(Ok(outcome)) => Ok(Response::new(convert::outcome(outcome))),
+            Some(Err(refusal)) => Err(status::of_refusal(&refusal)),
+            None => Err(Status::internal("the event has no outcome")),
+        }
+    }
+
+    type RecordEventsStream = Answers<pb::RecordEventsResponse>;
+
+    async fn record_events(
+        &self,
+        request: Request<Streaming<pb::RecordEventsRequest>>,
+    ) -> Result<Response<Self::RecordEventsStream>, Status> {
+        // What has arrived is recorded together, and before what comes next is read: events of one
+        // stream are applied in their order, and a client that does not read is not read from.
+        let chunks = request.into_inner().ready_chunks(MAX_EVENTS);
+        let start = Some((self.clone(), Box::pin(chunks)));
+        let answers = stream::unfold(start, |state| async move {
+            let (service, mut chunks) = state?;
+            let chunk = tokio::select! {
+                biased;
+                () = service.draining.cancelled() => {
+                    let why = "draining: what was answered is recorded, send the rest elsewhere";
+                    return Some((vec![Err(Status::unavailable(why))], None));
+                }
+                chunk = chunks.next() => chunk?,
+            };
+            let mut requests = Vec::with_capacity(chunk.len());
+            let mut broken = None;
+            for item in chunk {
+                match item {
+                    Ok(request) => requests.push(request),
+                    Err(status) => broken = Some(status),
+                }
+            }
+            let answered = service.record_chunk(requests).await;
+            let mut answers: Vec<_> = answered.into_iter().map(Ok).collect();
+            let next = if let Some(status) = broken {
+                answers.push(Err(status));
+                None
+            } else {
+                Some((service, chunks))
+            };
+            Some((answers, next))
+        });
+        Ok(Response::new(Box::pin(answers.flat_map(stream::iter))))
+    }
+
+    type ListEventsStream = Answers<pb::ListEventsResponse>;
+
+    async fn list_events(
+        &self,
+        request: Request<pb::ListEventsRequest>,
+    ) -> Result<Response<Self::ListEventsStream>, Status> {
+        let pb::ListEventsRequest { user_id, business_id } = request.get_ref();
+        let history = match self.recorder.history(user_id, business_id).await {
+            Ok(history) => history,
+            Err(Refusal::Invalid(found)) => return Err(status::invalid(&found)),
+            Err(refusal) => return Err(status::of_refusal(&refusal)),
+        };
+        // What is there is shown even where it was tampered with; the status then says so.
+        let broken = (!history.intact).then(|| {
+            Err(Status::data_loss(
+                "the history's chain does not match: entries were changed, added or removed \
+                 outside consentd",
+            ))
+        });
+        let entries = history.entries.into_iter();
+        let entries = entries.map(|(revision, entry)| Ok(convert::entry(revision, entry)));
+        Ok(Response::new(Box::pin(stream::iter(entries.chain(broken)))))
+    }
+
+    async fn erase_user(
+        &self,
+        _: Request<pb::EraseUserRequest>,
+    ) -> Result<Response<pb::EraseUserResponse>, Status> {
+        let why = "EraseUser comes later; a suppression stops all messages to a user today";
+        Err(Status::unimplemented(why))
+    }
+}

@@ -1,0 +1,291 @@
+//! Which service takes a call, and which calls are turned away before.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use tonic::Status;
+use tonic::body::Body;
+use tonic_health::pb::health_server::HealthServer;
+use tower::Service as _;
+
+use super::pb::consent_service_server::ConsentServiceServer;
+use super::pb::record_service_server::RecordServiceServer;
+use super::{
+    CheckService, DESCRIPTOR_SET, HealthService, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, RecordService,
+    status,
+};
+use crate::metrics::Metrics;
+
+/// What a call becomes.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// The bearer tokens that may record, as digests, so that comparing takes as long for any.
+#[derive(Clone)]
+pub struct Tokens(Arc<[[u8; 32]]>);
+
+/// Why a file of tokens cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// It cannot be read.
+    #[error("cannot read the token file {path}: {source}")]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It has no tokens.
+    #[error("the token file {path} has no tokens: write one a line, 16 characters at the least")]
+    Empty {
+        /// The file.
+        path: std::path::PathBuf,
+    },
+    /// One of them can be guessed.
+    #[error("line {line} of the token file {path} is shorter than 16 characters")]
+    Short {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+}
+
+/// A token that is shorter could be guessed.
+const MIN_TOKEN_CHARS: usize = 16;
+
+impl Tokens {
+    /// Reads a file of tokens, one a line; empty lines and those that start with `#` are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`TokensError`] names the file, never a token.
+    pub fn read(path: &Path) -> Result<Self, TokensError> {
+        let at = || path.to_owned();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| TokensError::Io { path: at(), source })?;
+        let mut tokens = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if line.len() < MIN_TOKEN_CHARS {
+                return Err(TokensError::Short { path: at(), line: index + 1 });
+            }
+            tokens.push(Sha256::digest(line.as_bytes()).into());
+        }
+        if tokens.is_empty() {
+            Err(TokensError::Empty { path: at() })
+        } else {
+            Ok(Self(tokens.into()))
+        }
+    }
+
+    fn allow(&self, request: &Request<Incoming>) -> bool {
+        let header = request.headers().get(http::header::AUTHORIZATION);
+        let token = header
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        let Some(token) = token else { return false };
+        let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let known = self.0.iter().map(|token| given.ct_eq(token));
+        known.fold(subtle::Choice::from(0), |any, this| any | this).into()
+    }
+}
+
+/// The services of one listener; clones share them.
+#[derive(Clone)]
+pub struct Routes {
+    check: Option<ConsentServiceServer<CheckService>>,
+    batch: Option<ConsentServiceServer<CheckService>>,
+    record: Option<RecordServiceServer<RecordService>>,
+    tokens: Option<Tokens>,
+    /// Health and reflection: seldom called, so routed by tonic.
+    others: tonic::service::Routes,
+    limit: Arc<InFlight>,
+}
+
+/// Counts the calls that are being answered, of all listeners together.
+pub struct InFlight {
+    calls: AtomicUsize,
+    most: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl InFlight {
+    /// At most `most` calls at once; one more is answered `RESOURCE_EXHAUSTED`.
+    #[must_use]
+    pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
+        Self { calls: AtomicUsize::new(0), most, metrics }
+    }
+}
+
+/// Why the services cannot be reflected.
+#[derive(Debug, thiserror::Error)]
+#[error("the contract's descriptors are damaged: {0}")]
+pub struct ReflectionError(#[from] tonic_reflection::server::Error);
+
+impl Routes {
+    /// Health and reflection alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ReflectionError`] where the binary holds a damaged contract.
+    pub fn new(health: HealthService, limit: Arc<InFlight>) -> Result<Self, ReflectionError> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that the details of an error can be shown too.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let others = tonic::service::Routes::new(HealthServer::new(health))
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .prepare();
+        Ok(Self { check: None, batch: None, record: None, tokens: None, others, limit })
+    }
+
+    /// Checks too.
+    #[must_use]
+    pub fn with_checks(mut self, checks: CheckService) -> Self {
+        let batch = ConsentServiceServer::new(checks.clone());
+        self.batch = Some(batch.max_decoding_message_size(MAX_BATCH_BYTES));
+        let check = ConsentServiceServer::new(checks);
+        self.check = Some(check.max_decoding_message_size(MAX_REQUEST_BYTES));
+        self
+    }
+
+    /// Recordings too, by those who have one of `tokens` where such are given.
+    #[must_use]
+    pub fn with_records(mut self, records: RecordService, tokens: Option<Tokens>) -> Self {
+        let record = RecordServiceServer::new(records);
+        self.record = Some(record.max_decoding_message_size(MAX_REQUEST_BYTES));
+        self.tokens = tokens;
+        self
+    }
+
+    /// Whether checks are served.
+    #[must_use]
+    pub fn serves_checks(&self) -> bool {
+        self.check.is_some()
+    }
+
+    /// Answers a call; `guard` lives as long as its answer is being sent.
+    pub(super) fn call(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
+        let Some(counted) = Counted::new(&self.limit) else {
+            let message = "too many calls at once; do not send, try again shortly";
+            return refuse(&status::busy(message));
+        };
+        let path = request.uri().path();
+        let guard = (guard, counted);
+        if let Some(method) = path.strip_prefix("/consent.v1.ConsentService/") {
+            let batched = matches!(method, "BatchCanSend" | "FilterRecipients");
+            let service = if batched { &self.batch } else { &self.check };
+            let Some(service) = service else {
+                return refuse(&Status::unimplemented("checks are not served on this listener"));
+            };
+            let call = service.clone().call(request);
+            return Box::pin(async move {
+                let _guard = guard;
+                infallible(call.await)
+            });
+        }
+        if path.starts_with("/consent.v1.RecordService/") {
+            return self.call_record(request, guard);
+        }
+        let call = self.others.clone().call(request);
+        Box::pin(async move { held(infallible(call.await), guard) })
+    }
+
+    fn call_record(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
+        let Some(service) = &self.record else {
+            return refuse(&Status::unimplemented(
+                "events are not recorded on this listener; --record says on which they are",
+            ));
+        };
+        if self.tokens.as_ref().is_some_and(|tokens| !tokens.allow(&request)) {
+            return refuse(&Status::unauthenticated(
+                "recording needs the header `authorization: Bearer TOKEN`, with a token of the \
+                 server's --record-token-file",
+            ));
+        }
+        let call = service.clone().call(request);
+        Box::pin(async move { held(infallible(call.await), guard) })
+    }
+}
+
+fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+    }
+}
+
+fn refuse(status: &Status) -> Answering {
+    let response = status.clone().into_http();
+    Box::pin(std::future::ready(response))
+}
+
+/// One call, until it is answered.
+struct Counted(Arc<InFlight>);
+
+impl Counted {
+    fn new(limit: &Arc<InFlight>) -> Option<Self> {
+        let counted = Self(Arc::clone(limit));
+        let before = limit.calls.fetch_add(1, Ordering::Relaxed);
+        if before >= limit.most {
+            limit.metrics.refused("in_flight");
+            return None;
+        }
+        Some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer that may be a stream, and what is held until its end.
+struct Held<G> {
+    body: Body,
+    _guard: G,
+}
+
+fn held(response: Response<Body>, guard: impl Send + 'static) -> Response<Body> {
+    response.map(|body| Body::new(Held { body, _guard: guard }))
+}
+
+impl<G> Unpin for Held<G> {}
+
+impl<G> http_body::Body for Held<G> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

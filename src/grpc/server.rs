@@ -1,0 +1,313 @@
+//! Connections: accepting, limits, and ending them.
+//!
+//! hyper is driven directly, because tonic's server bounds neither the connections nor a shutdown:
+//! one silent connection or one open health watch would keep it alive for ever (hyper#4170).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tracing::{debug, warn};
+
+use super::listen::{Accepted, Listener};
+use super::route::{Answering, Routes};
+use crate::metrics::Metrics;
+
+/// Streams of one connection at once.
+const MAX_STREAMS: u32 = 1_024;
+/// Streams that were reset for a fault of ours before the connection ends (RUSTSEC-2024-0003).
+const MAX_LOCAL_RESETS: usize = 1_024;
+/// Streams that the client reset before they were accepted (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Bytes of a call's headers.
+const MAX_HEADER_BYTES: u32 = 8 * 1024;
+/// How often a quiet connection is asked whether it lives, and how long it may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(5));
+/// How long a new connection may take to say that it speaks HTTP/2.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a connection without calls may take to end once it was told to.
+const IDLE_GRACE: Duration = Duration::from_millis(500);
+/// How long to wait before accepting again where the system is out of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The client's first 24 bytes (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// What an operator may set of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; one more is closed.
+    pub connections: usize,
+    /// After so long a connection is told to end, and its client connects again.
+    pub connection_age: Duration,
+    /// And after so long again it is ended.
+    pub connection_age_grace: Duration,
+}
+
+/// How a server is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    /// Accept nothing more, tell every connection, finish what was begun.
+    pub begun: CancellationToken,
+    /// End everything now.
+    pub over: CancellationToken,
+}
+
+/// Serves a listener until it is drained.
+pub async fn serve(
+    listener: Listener,
+    routes: Routes,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+) {
+    let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.begun.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: it passes, and a busy loop would not help.
+                warn!(%error, "cannot accept a connection");
+                metrics.refused("accept");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            metrics.refused("connections");
+            continue;
+        };
+        let connection = Connection {
+            routes: routes.clone(),
+            limits,
+            drain: drain.clone(),
+            open: Open { _permit: permit, metrics: Arc::clone(&metrics) },
+        };
+        metrics.connection_opened();
+        match accepted {
+            Accepted::Tcp(stream) => connections.spawn(connection.run(stream)),
+            Accepted::Unix(stream) => connections.spawn(connection.run(stream)),
+        };
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+struct Connection {
+    routes: Routes,
+    limits: Limits,
+    drain: Drain,
+    open: Open,
+}
+
+/// An open connection.
+struct Open {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connection_closed();
+    }
+}
+
+impl Connection {
+    /// Watches over a connection that a task of its own serves: so nothing but that task's own
+    /// work wakes it, which is what a check is made of.
+    async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let spoken = Arc::new(AtomicBool::new(false));
+        let calls = Arc::new(AtomicUsize::new(0));
+        let service = Calls { routes: self.routes, calls: Arc::clone(&calls) };
+        let stream = Spoken { stream, bytes: 0, spoken: Arc::clone(&spoken) };
+        let (finish, finishing) = oneshot::channel();
+        let mut task = tokio::spawn(serve_connection(stream, service, finishing));
+
+        let age = sleep(self.limits.connection_age);
+        tokio::pin!(age);
+        let grace = tokio::select! {
+            _ = &mut task => return,
+            () = handshake_missed(&spoken) => {
+                self.open.metrics.refused("handshake");
+                return end(task).await;
+            }
+            () = self.drain.begun.cancelled() => None,
+            () = &mut age => Some(Instant::now() + self.limits.connection_age_grace),
+        };
+        let _ = finish.send(());
+        tokio::select! {
+            _ = &mut task => return,
+            () = self.drain.over.cancelled() => {}
+            () = idle(&calls) => {}
+            () = async {
+                match grace {
+                    Some(grace) => sleep_until(grace).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+        }
+        end(task).await;
+    }
+}
+
+async fn end(task: JoinHandle<()>) {
+    task.abort();
+    let _ = task.await;
+}
+
+async fn handshake_missed(spoken: &AtomicBool) {
+    sleep(HANDSHAKE).await;
+    if spoken.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once a connection had no calls for a while: its client may never answer our goodbye.
+async fn idle(calls: &AtomicUsize) {
+    const LOOKS: u32 = 10;
+    let mut quiet = 0;
+    while quiet < LOOKS {
+        sleep(IDLE_GRACE / LOOKS).await;
+        quiet = if calls.load(Ordering::Relaxed) == 0 { quiet + 1 } else { 0 };
+    }
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Calls,
+    mut finish: oneshot::Receiver<()>,
+) {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        // gRPC has no use for it.
+        .auto_date_header(false);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        biased;
+        served = connection.as_mut() => served,
+        _ = &mut finish => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        debug!(%error, "a connection ended");
+    }
+}
+
+/// Hands calls to the services, and counts those of this connection.
+struct Calls {
+    routes: Routes,
+    calls: Arc<AtomicUsize>,
+}
+
+struct Call(Arc<AtomicUsize>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Infallible;
+
+    fn call(&self, request: Request<Incoming>) -> Infallible {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Infallible(self.routes.call(request, Call(Arc::clone(&self.calls))))
+    }
+}
+
+/// An answer, as hyper wants it.
+struct Infallible(Answering);
+
+impl Future for Infallible {
+    type Output = Result<Response<Body>, std::convert::Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context).map(Ok)
+    }
+}
+
+/// A stream that notices when the client has sent as much as its preface.
+struct Spoken<S> {
+    stream: S,
+    bytes: usize,
+    spoken: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if self.bytes < PREFACE_BYTES {
+            self.bytes += buffer.filled().len() - before;
+            self.spoken.store(self.bytes >= PREFACE_BYTES, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

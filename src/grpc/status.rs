@@ -1,0 +1,131 @@
+//! Our errors as gRPC statuses, with `google.rpc` details. Built on the error path only.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
+
+use super::pb;
+use crate::consent::Violation;
+use crate::gate::{CheckError, NotReached};
+use crate::ledger::{LedgerError, UnreadableRecord};
+use crate::recorder::Refusal;
+
+/// When a client may ask again that came before the table was loaded.
+const RETRY_NOT_READY: Duration = Duration::from_millis(500);
+
+/// When a client may try again that met a limit.
+const RETRY_BUSY: Duration = Duration::from_millis(100);
+
+/// `INVALID_ARGUMENT`, with every field that was wrong.
+pub(super) fn invalid(violations: &[Violation]) -> Status {
+    let fields = violations.iter().map(|violation| FieldViolation {
+        field: violation.field.clone(),
+        description: violation.description.clone(),
+        ..Default::default()
+    });
+    let said: Vec<_> = violations.iter().map(Violation::to_string).collect();
+    Status::with_error_details(
+        Code::InvalidArgument,
+        said.join("; "),
+        ErrorDetails::with_bad_request(fields.collect::<Vec<_>>()),
+    )
+}
+
+/// `RESOURCE_EXHAUSTED`, with when to try again.
+pub(super) fn busy(message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_BUSY));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// What a call answers that made no decision.
+pub(super) fn of_check(error: &CheckError) -> Status {
+    match error {
+        CheckError::Invalid(violations) => invalid(violations),
+        CheckError::NotReady => {
+            let mut details = ErrorDetails::with_retry_info(Some(RETRY_NOT_READY));
+            details.set_error_info("NOT_READY", "consentd", HashMap::new());
+            let message = "the table has not been loaded yet: do not send, ask again shortly";
+            Status::with_error_details(Code::Unavailable, message, details)
+        }
+    }
+}
+
+/// What an item of a batch answers that could not be decided.
+pub(super) fn item_of_check(violations: &[Violation]) -> pb::ItemError {
+    item(Code::InvalidArgument, violations)
+}
+
+fn item(code: Code, violations: &[Violation]) -> pb::ItemError {
+    let field = violations.first().map(|violation| violation.field.clone()).unwrap_or_default();
+    let said: Vec<_> = match violations {
+        [one] => vec![one.description.clone()],
+        several => several.iter().map(Violation::to_string).collect(),
+    };
+    pb::ItemError { code: code as i32, field, message: said.join("; ") }
+}
+
+/// What a call answers whose `min_revision` did not arrive.
+pub(super) fn of_not_reached(error: &NotReached) -> Status {
+    Status::deadline_exceeded(format!("min_revision: {error}"))
+}
+
+/// What an item answers whose `min_revision` did not arrive.
+pub(super) fn item_of_not_reached(error: &NotReached) -> pb::ItemError {
+    pb::ItemError {
+        code: Code::DeadlineExceeded as i32,
+        field: "min_revision".to_owned(),
+        message: error.to_string(),
+    }
+}
+
+fn code_of(refusal: &Refusal) -> Code {
+    match refusal {
+        Refusal::Invalid(_) => Code::InvalidArgument,
+        Refusal::TooManyScopes(_) | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => {
+            Code::FailedPrecondition
+        }
+        Refusal::Unreadable(UnreadableRecord::Damaged)
+        | Refusal::Ledger(LedgerError::Damaged(_)) => Code::DataLoss,
+        Refusal::Contended => Code::Aborted,
+        Refusal::Ledger(LedgerError::Busy) => Code::ResourceExhausted,
+        Refusal::Ledger(LedgerError::Closed | LedgerError::Storage(_)) => Code::Unavailable,
+    }
+}
+
+/// What a call answers whose event was not recorded.
+pub(super) fn of_refusal(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Invalid(violations) => invalid(&in_event(violations)),
+        Refusal::TooManyScopes(error) => {
+            let violation =
+                PreconditionViolation::new("SCOPES", "event.opt_in.category", error.to_string());
+            let details = ErrorDetails::with_precondition_failure(vec![violation]);
+            Status::with_error_details(code_of(refusal), error.to_string(), details)
+        }
+        Refusal::Ledger(LedgerError::Busy) => busy(refusal.to_string()),
+        _ => Status::new(code_of(refusal), refusal.to_string()),
+    }
+}
+
+/// What an item answers whose event was not recorded.
+pub(super) fn item_of_refusal(refusal: &Refusal) -> pb::ItemError {
+    match refusal {
+        Refusal::Invalid(violations) => item(Code::InvalidArgument, &in_event(violations)),
+        _ => pb::ItemError {
+            code: code_of(refusal) as i32,
+            field: String::new(),
+            message: refusal.to_string(),
+        },
+    }
+}
+
+/// Fields as the request has them: all but the request id lie in its event.
+fn in_event(violations: &[Violation]) -> Vec<Violation> {
+    let outer = |violation: &Violation| match violation.field.as_str() {
+        "request_id" => violation.clone(),
+        _ => violation.clone().within("event"),
+    };
+    violations.iter().map(outer).collect()
+}

@@ -1,0 +1,392 @@
+//! Records, log entries and history entries as bytes. The same bytes in every ledger.
+
+use prost::Message as _;
+
+use super::{LogBody, UnreadableEntry, UnreadableRecord};
+use crate::consent::event::{Evidence, Method, What};
+use crate::consent::id::Key;
+use crate::consent::record::{FORMAT, HistoryEntry, Outcome, Record, Request, sha256};
+use crate::consent::scope::Scope;
+use crate::consent::state::{OnScope, Pending, Said, State, Word};
+use crate::consent::time::Timestamp;
+
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated code")]
+mod pb {
+    include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
+}
+
+/// A record as bytes.
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
+    let state = &record.state;
+    let mark = |mark: Option<(Timestamp, bool)>| {
+        mark.map(|(time, set)| pb::Mark { time: time.as_millis(), set })
+    };
+    let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
+    pb::Record {
+        format: FORMAT,
+        scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
+        last_inbound: millis(state.last_inbound),
+        window_closed: millis(state.window_closed),
+        capped: millis(state.capped),
+        failure: state.failure.map(|(time, code)| pb::Failure { time: time.as_millis(), code }),
+        platform: mark(state.platform),
+        suppression: mark(state.suppression),
+        requests: record.requests.iter().map(encode_request).collect(),
+        history_len: record.history_len,
+        chain: record.chain.to_vec(),
+    }
+    .encode_to_vec()
+}
+
+fn encode_scope(scope: &Scope, said: OnScope) -> pb::ScopeWords {
+    let opt_in = |time: Timestamp, expire: Option<Timestamp>| pb::OptInWord {
+        time: time.as_millis(),
+        expire: expire.map(Timestamp::as_millis),
+    };
+    let mut words = pb::ScopeWords { scope: scope.to_string(), ..Default::default() };
+    match said.word {
+        Some(Word { time, said: Said::OptOut }) => words.opt_out = Some(time.as_millis()),
+        Some(Word { time, said: Said::OptIn { expire } }) => {
+            words.opt_in = Some(opt_in(time, expire));
+        }
+        None => {}
+    }
+    words.pending = said.pending.map(|pending| opt_in(pending.time, pending.expire()));
+    words
+}
+
+fn encode_request(request: &Request) -> pb::Request {
+    pb::Request {
+        id: request.id.to_vec(),
+        what: request.what.to_vec(),
+        revision: request.outcome.revision,
+        applied: request.outcome.applied,
+        opted_out_scope: request.outcome.opted_out_scope.clone(),
+        opted_in_category: request.outcome.opted_in_category.clone(),
+    }
+}
+
+/// The record that these bytes are.
+pub(super) fn decode_record(bytes: &[u8]) -> Result<Record, UnreadableRecord> {
+    let record = pb::Record::decode(bytes).map_err(|_| UnreadableRecord::Damaged)?;
+    if record.format > FORMAT {
+        return Err(UnreadableRecord::Newer { format: record.format });
+    }
+    record_of(record).ok_or(UnreadableRecord::Damaged)
+}
+
+fn record_of(record: pb::Record) -> Option<Record> {
+    let mut state = State::default();
+    for words in record.scopes {
+        let scope = Scope::parse(&words.scope).ok()?;
+        let out = optional(words.opt_out)?.map(Word::opt_out);
+        let opt_in = words.opt_in.map(opt_in_of);
+        let word = match (out, opt_in) {
+            (None, None) => None,
+            (Some(out), None) => Some(out),
+            (None, Some(opt_in)) => {
+                opt_in.map(|(time, expire)| Some(Word::opt_in(time, expire)))?
+            }
+            (Some(_), Some(_)) => return None,
+        };
+        let pending = match words.pending.map(opt_in_of) {
+            None => None,
+            Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
+        };
+        state.scopes.insert(scope, OnScope { word, pending });
+    }
+    let mark = |mark: Option<pb::Mark>| match mark {
+        None => Some(None),
+        Some(mark) => Timestamp::from_millis(mark.time).map(|time| Some((time, mark.set))),
+    };
+    state.last_inbound = optional(record.last_inbound)?;
+    state.window_closed = optional(record.window_closed)?;
+    state.capped = optional(record.capped)?;
+    state.failure = match record.failure {
+        None => None,
+        Some(failure) => Some((Timestamp::from_millis(failure.time)?, failure.code)),
+    };
+    state.platform = mark(record.platform)?;
+    state.suppression = mark(record.suppression)?;
+    let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
+    let chain = record.chain.try_into().ok()?;
+    Some(Record { state, history_len: record.history_len, chain, requests })
+}
+
+fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
+    Some((Timestamp::from_millis(word.time)?, optional(word.expire)?))
+}
+
+/// A moment that may be unset; `None` where it is set and out of bounds.
+fn optional(millis: Option<i64>) -> Option<Option<Timestamp>> {
+    match millis {
+        None => Some(None),
+        Some(millis) => Timestamp::from_millis(millis).map(Some),
+    }
+}
+
+fn request_of(request: pb::Request) -> Option<Request> {
+    Some(Request {
+        id: request.id.try_into().ok()?,
+        what: request.what.try_into().ok()?,
+        outcome: Outcome {
+            revision: request.revision,
+            applied: request.applied,
+            opted_out_scope: request.opted_out_scope,
+            opted_in_category: request.opted_in_category,
+        },
+    })
+}
+
+/// A log entry's body as bytes.
+pub(super) fn encode_log(
+    key: Key,
+    user_id: String,
+    business_id: String,
+    record: Vec<u8>,
+    record_time: Timestamp,
+) -> Vec<u8> {
+    pb::LogEntry {
+        format: FORMAT,
+        key: key.to_bytes().to_vec(),
+        user_id,
+        business_id,
+        record,
+        record_time: record_time.as_millis(),
+    }
+    .encode_to_vec()
+}
+
+/// The log entry's body that these bytes are.
+pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
+    let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
+    if entry.format > FORMAT {
+        return Err(UnreadableEntry);
+    }
+    Ok(LogBody {
+        key: Key::from_bytes(entry.key.try_into().map_err(|_| UnreadableEntry)?),
+        user_id: entry.user_id,
+        business_id: entry.business_id,
+        record: decode_record(&entry.record),
+        record_time: Timestamp::from_millis(entry.record_time).ok_or(UnreadableEntry)?,
+    })
+}
+
+/// A history entry as bytes. Its statement is not in them, only that statement's digest.
+pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
+    use pb::history_entry::What as Pb;
+    let what = match &entry.what {
+        What::OptIn { category, evidence, expire, pending } => Pb::OptIn(pb::OptIn {
+            category: category.to_string(),
+            method: encode_method(evidence.method),
+            statement: statement_digest(evidence).map(|digest| digest.to_vec()).unwrap_or_default(),
+            business_name: evidence.business_name.clone(),
+            locale: evidence.locale.clone(),
+            reference: evidence.reference.clone(),
+            expire: expire.map(Timestamp::as_millis),
+            pending: *pending,
+        }),
+        What::OptOut { scope, reference } => {
+            Pb::OptOut(pb::OptOut { scope: scope.to_string(), reference: reference.clone() })
+        }
+        What::Inbound { message_id, text: _ } => {
+            Pb::Inbound(pb::Inbound { message_id: message_id.clone() })
+        }
+        What::Platform { stopped } => Pb::Platform(pb::Platform { stopped: *stopped }),
+        What::Failure { code } => Pb::Failure(pb::FailureCode { code: *code }),
+        What::Suppression { suppressed, reference } => Pb::Suppression(pb::Suppression {
+            suppressed: *suppressed,
+            reference: reference.clone(),
+        }),
+    };
+    pb::HistoryEntry {
+        format: FORMAT,
+        user_id: entry.user_id.clone(),
+        business_id: entry.business_id.clone(),
+        time: entry.time.as_millis(),
+        record_time: entry.record_time.as_millis(),
+        what: Some(what),
+    }
+    .encode_to_vec()
+}
+
+/// The statement of an entry that has one, and the digest that it is kept under.
+pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
+    match &entry.what {
+        What::OptIn { evidence, .. } => {
+            Some((statement_digest(evidence)?, evidence.statement.as_str()))
+        }
+        _ => None,
+    }
+}
+
+fn statement_digest(evidence: &Evidence) -> Option<[u8; 32]> {
+    (!evidence.statement.is_empty()).then(|| sha256(evidence.statement.as_bytes()))
+}
+
+/// The history entry that these bytes are; `text` finds a statement by its digest.
+pub(super) fn decode_history(
+    bytes: &[u8],
+    text: impl FnOnce(&[u8]) -> Option<String>,
+) -> Option<HistoryEntry> {
+    use pb::history_entry::What as Pb;
+    let entry = pb::HistoryEntry::decode(bytes).ok()?;
+    if entry.format > FORMAT {
+        return None;
+    }
+    let what = match entry.what? {
+        Pb::OptIn(opt_in) => What::OptIn {
+            category: Scope::parse(&opt_in.category).ok()?,
+            evidence: Evidence {
+                method: decode_method(opt_in.method)?,
+                statement: match &*opt_in.statement {
+                    [] => String::new(),
+                    digest => text(digest)?,
+                },
+                business_name: opt_in.business_name,
+                locale: opt_in.locale,
+                reference: opt_in.reference,
+            },
+            expire: optional(opt_in.expire)?,
+            pending: opt_in.pending,
+        },
+        Pb::OptOut(opt_out) => {
+            What::OptOut { scope: Scope::parse(&opt_out.scope).ok()?, reference: opt_out.reference }
+        }
+        Pb::Inbound(inbound) => {
+            What::Inbound { message_id: inbound.message_id, text: String::new() }
+        }
+        Pb::Platform(platform) => What::Platform { stopped: platform.stopped },
+        Pb::Failure(failure) => What::Failure { code: failure.code },
+        Pb::Suppression(suppression) => What::Suppression {
+            suppressed: suppression.suppressed,
+            reference: suppression.reference,
+        },
+    };
+    Some(HistoryEntry {
+        user_id: entry.user_id,
+        business_id: entry.business_id,
+        time: Timestamp::from_millis(entry.time)?,
+        record_time: Timestamp::from_millis(entry.record_time)?,
+        what,
+    })
+}
+
+/// Methods by their number, the same as in the public contract.
+const METHODS: [(u32, Method); 6] = [
+    (1, Method::Sms),
+    (2, Method::Website),
+    (3, Method::Whatsapp),
+    (4, Method::Phone),
+    (5, Method::InPerson),
+    (6, Method::WhatsappSignup),
+];
+
+fn encode_method(method: Method) -> u32 {
+    METHODS.iter().find(|(_, known)| *known == method).map_or(0, |(number, _)| *number)
+}
+
+fn decode_method(number: u32) -> Option<Method> {
+    METHODS.iter().find(|(known, _)| *known == number).map(|(_, method)| *method)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis).unwrap()
+    }
+
+    fn a_record() -> Record {
+        let mut record = Record { history_len: 3, chain: [9; 32], ..Record::default() };
+        let state = &mut record.state;
+        let out = OnScope { word: Some(Word::opt_out(at(0))), pending: None };
+        state.scopes.insert(Scope::All, out);
+        let topic = Scope::parse("utility.order_updates").unwrap();
+        let word = Some(Word::opt_in(at(7), Some(at(8))));
+        state.scopes.insert(topic, OnScope { word, pending: Some(Pending::new(at(8), None)) });
+        state.last_inbound = Some(at(0));
+        state.window_closed = Some(at(1));
+        state.capped = Some(at(2));
+        state.failure = Some((at(3), 131_026));
+        state.platform = Some((at(4), true));
+        state.suppression = Some((at(5), false));
+        let outcome = Outcome {
+            revision: 5,
+            applied: true,
+            opted_out_scope: "*".into(),
+            opted_in_category: String::new(),
+        };
+        record.remember(Request { id: [1; 16], what: [2; 16], outcome });
+        record
+    }
+
+    #[test]
+    fn records_and_log_entries_survive_their_bytes() {
+        let record = a_record();
+        assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+        assert_eq!(decode_record(&encode_record(&Record::default())), Ok(Record::default()));
+        let key = Key::from_bytes([3; 16]);
+        let bytes = encode_log(key, "u".into(), "b".into(), encode_record(&record), at(9));
+        let body = decode_log(&bytes).unwrap();
+        assert_eq!((body.key, body.record, body.record_time), (key, Ok(record), at(9)));
+    }
+
+    #[test]
+    fn history_entries_survive_their_bytes_and_keep_statements_apart() {
+        let evidence = Evidence {
+            method: Method::Website,
+            statement: "Yes to WhatsApp from Acme".into(),
+            business_name: "Acme".into(),
+            locale: "en".into(),
+            reference: "https://acme.example/1".into(),
+        };
+        let category = Scope::parse("marketing").unwrap();
+        let what = [
+            What::OptIn { category, evidence, expire: Some(at(99)), pending: true },
+            What::OptOut { scope: Scope::All, reference: "letter".into() },
+            What::Inbound { message_id: "wamid.1".into(), text: String::new() },
+            What::Platform { stopped: true },
+            What::Failure { code: 131_047 },
+            What::Suppression { suppressed: true, reference: "court".into() },
+        ];
+        for what in what {
+            let entry = HistoryEntry {
+                user_id: "+1 555".into(),
+                business_id: "acme".into(),
+                time: at(1),
+                record_time: at(2),
+                what,
+            };
+            let bytes = encode_history(&entry);
+            let text = statement_of(&entry).map(|(_, text)| text.to_owned());
+            let whole = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(!whole.contains("Yes to WhatsApp"));
+            assert_eq!(decode_history(&bytes, |_| text), Some(entry));
+        }
+    }
+
+    #[test]
+    fn newer_formats_are_told_apart_from_damage() {
+        let mut newer = pb::Record { format: FORMAT + 1, ..Default::default() };
+        newer.chain = vec![0; 32];
+        let unreadable = decode_record(&newer.encode_to_vec());
+        assert_eq!(unreadable, Err(UnreadableRecord::Newer { format: FORMAT + 1 }));
+        assert_eq!(decode_record(&[0xff]), Err(UnreadableRecord::Damaged));
+        assert_eq!(decode_record(&[]), Err(UnreadableRecord::Damaged), "a chain is 32 bytes");
+        let entry = pb::LogEntry { format: FORMAT + 1, key: vec![0; 16], ..Default::default() };
+        assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_record(&bytes);
+            let _ = decode_log(&bytes);
+            let _ = decode_history(&bytes, |_| None);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The embedded ledger: one file, written by one process, in redb's copy-on-write B-trees.
+//!
+//! An append is acknowledged once the transaction that holds it has been synced to the disk. All
+//! appends that wait while one transaction is synced go into the next one together.
+
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use redb::{Database, DatabaseError};
+use tokio::sync::{broadcast, oneshot};
+
+use self::store::Prepared;
+use super::{
+    Announcement, Appended, Bucket, Change, Epoch, History, LedgerError, MAX_ANNOUNCEMENTS, Page,
+    Read, Retention,
+};
+use crate::consent::id::{Key, KeySecret};
+use crate::consent::record::Revision;
+
+/// How many appends may wait to be written; one more is answered [`LedgerError::Busy`].
+const MAX_WAITING: usize = 8_192;
+
+/// The most changes of one transaction.
+const MAX_GROUP: usize = 8_192;
+
+/// How often what has outlived its retention is removed.
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
+
+/// Why a ledger's file could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error(
+        "{path} is open in another process: a ledger file belongs to one sidecar at a time; \
+             stop the other one, or give this one a file of its own with --ledger file:PATH"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot open the ledger file {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is something else, or damaged.
+    #[error("{path} is not a ledger, or it is damaged: {source}")]
+    NotALedger {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A newer version made it.
+    #[error(
+        "{path} was made by a newer consentd (format {format}; this one knows {known}): \
+             upgrade this one"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// Ours.
+        known: u32,
+    },
+}
+
+/// A handle on the ledger; clones share it.
+#[derive(Clone)]
+pub struct Embedded {
+    shared: Arc<Shared>,
+    appends: SyncSender<Job>,
+}
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Embedded").field(&self.shared.describe).finish()
+    }
+}
+
+struct Shared {
+    /// None once closed.
+    database: RwLock<Option<Arc<Database>>>,
+    epoch: Epoch,
+    secret: KeySecret,
+    describe: String,
+    announcements: broadcast::Sender<Announcement>,
+}
+
+/// The part of the ledger that writes. [`run`](Self::run) it on a thread of its own.
+pub struct Appender {
+    shared: Arc<Shared>,
+    jobs: Receiver<Job>,
+    retention: Retention,
+}
+
+enum Job {
+    Append { changes: Vec<Prepared>, answer: oneshot::Sender<Result<Vec<Appended>, LedgerError>> },
+    Close { done: oneshot::Sender<()> },
+}
+
+impl Embedded {
+    /// Opens the ledger in the file at `path`, or makes one where there is no file. Up to
+    /// `cache_bytes` of it are kept in memory; the table answers checks, not this cache.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the file.
+    pub fn open(
+        path: &Path,
+        retention: Retention,
+        cache_bytes: usize,
+    ) -> Result<(Self, Appender), OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        // It holds user ids and the keys' secret: for its owner alone.
+        let new = !path.exists();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        drop(file);
+        let database = Database::builder()
+            .set_cache_size(cache_bytes)
+            .create(path)
+            .map_err(|error| open_error(path, error))?;
+        if new {
+            sync_directory_of(path).map_err(io)?;
+        }
+        Self::with_database(database, path, retention)
+    }
+
+    fn with_database(
+        database: Database,
+        path: &Path,
+        retention: Retention,
+    ) -> Result<(Self, Appender), OpenError> {
+        let meta = store::prepare(&database, path)?;
+        let (appends, jobs) = sync_channel(MAX_WAITING);
+        let shared = Arc::new(Shared {
+            database: RwLock::new(Some(Arc::new(database))),
+            epoch: meta.epoch,
+            secret: KeySecret::new(&meta.secret),
+            describe: format!("file:{}", path.display()),
+            announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+        });
+        let appender = Appender { shared: Arc::clone(&shared), jobs, retention };
+        Ok((Self { shared, appends }, appender))
+    }
+
+    pub(super) fn key_secret(&self) -> &KeySecret {
+        &self.shared.secret
+    }
+
+    pub(super) fn describe(&self) -> &str {
+        &self.shared.describe
+    }
+
+    pub(super) fn listen(&self) -> broadcast::Receiver<Announcement> {
+        self.shared.announcements.subscribe()
+    }
+
+    pub(super) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
+        self.blocking(move |database| store::read(database, &keys)).await
+    }
+
+    pub(super) async fn history(&self, key: Key) -> Result<History, LedgerError> {
+        self.blocking(move |database| store::history(database, key)).await
+    }
+
+    pub(super) async fn bucket(&self, after: Option<Key>) -> Result<Bucket, LedgerError> {
+        let epoch = self.shared.epoch;
+        self.blocking(move |database| store::bucket(database, epoch, after)).await
+    }
+
+    pub(super) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
+        let epoch = self.shared.epoch;
+        self.blocking(move |database| store::read_after(database, epoch, revision)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Database) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let database = self.shared.database()?;
+        let asked = tokio::task::spawn_blocking(move || ask(&database)).await;
+        asked.map_err(|_| LedgerError::Closed)?
+    }
+
+    pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
+        let changes = changes.into_iter().map(Prepared::of).collect();
+        let (answer, answered) = oneshot::channel();
+        self.appends.try_send(Job::Append { changes, answer }).map_err(|error| match error {
+            TrySendError::Full(_) => LedgerError::Busy,
+            TrySendError::Disconnected(_) => LedgerError::Closed,
+        })?;
+        answered.await.map_err(|_| LedgerError::Closed)?
+    }
+
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        let appends = self.appends.clone();
+        // Sending may wait for room behind many appends; a closed appender answers at once.
+        let _ = tokio::task::spawn_blocking(move || appends.send(Job::Close { done })).await;
+        let _ = closed.await;
+    }
+}
+
+impl Shared {
+    fn database(&self) -> Result<Arc<Database>, LedgerError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        database.clone().ok_or(LedgerError::Closed)
+    }
+}
+
+impl Appender {
+    /// Writes until the ledger is closed.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where the storage failed: nothing more can be written then, and what was
+    /// being written may or may not be durable. The process should end, and be started again.
+    pub fn run(self) -> Result<(), LedgerError> {
+        let outcome = self.write();
+        *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        outcome.map(|closed| {
+            if let Some(done) = closed {
+                let _ = done.send(());
+            }
+        })
+    }
+
+    fn write(&self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
+        let database = self.shared.database()?;
+        loop {
+            let job = match self.jobs.recv_timeout(SWEEP_EVERY) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    store::sweep(&database, self.retention)?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            };
+            if let Some(done) = self.commit_group(&database, job)? {
+                return Ok(Some(done));
+            }
+        }
+    }
+
+    /// Writes `first` and all that waits behind it in one transaction.
+    fn commit_group(
+        &self,
+        database: &Database,
+        first: Job,
+    ) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
+        let mut groups = Vec::new();
+        let mut answers = Vec::new();
+        let mut size = 0;
+        let mut next = Some(first);
+        let mut closed = None;
+        while let Some(job) = next {
+            match job {
+                Job::Append { changes, answer } => {
+                    size += changes.len();
+                    groups.push(changes);
+                    answers.push(answer);
+                }
+                Job::Close { done } => closed = Some(done),
+            }
+            let more = closed.is_none() && size < MAX_GROUP;
+            next = if more { self.jobs.try_recv().ok() } else { None };
+        }
+        match store::append(database, groups, self.retention) {
+            Ok(committed) => {
+                // Announced before it is acknowledged: whoever hears of it finds it applied.
+                if !committed.entries.is_empty() {
+                    let entries = committed.entries.into();
+                    let announcement = Announcement { epoch: self.shared.epoch, entries };
+                    let _ = self.shared.announcements.send(announcement);
+                }
+                for (answer, outcome) in answers.into_iter().zip(committed.outcomes) {
+                    let _ = answer.send(Ok(outcome));
+                }
+                Ok(closed)
+            }
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },
+        DatabaseError::Storage(redb::StorageError::Io(source))
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
+            OpenError::Io { path, source }
+        }
+        source => OpenError::NotALedger { path, source: source.into() },
+    }
+}
+
+/// A new file is durable only once its directory is.
+fn sync_directory_of(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}

@@ -1,0 +1,314 @@
+//! The durable truth: the ordered log of changes, every pair's record, and its history.
+//!
+//! A ledger knows nothing of the rules. A recorder reads a record, applies an event, and appends
+//! the new record with the revision of the one that it started from; where another came first,
+//! the ledger answers with that one, and the recorder tries again. The follower reads a snapshot,
+//! then the log, and hears announcements in between, any of which may be lost.
+
+mod codec;
+mod embedded;
+
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use crate::consent::id::{Key, KeySecret};
+use crate::consent::record::{HistoryEntry, Record, Revision};
+use crate::consent::time::Timestamp;
+
+pub use embedded::{Appender, Embedded, OpenError};
+
+/// The most changes of one append.
+pub const MAX_APPEND: usize = 1_024;
+
+/// The most entries of one page of the log.
+pub const MAX_PAGE: usize = 4_096;
+
+/// How many announcements a slow listener may be behind before it loses the oldest.
+pub const MAX_ANNOUNCEMENTS: usize = 1_024;
+
+/// How long a ledger keeps what it need not keep for good.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// The log's entries, which name users.
+    pub log: Duration,
+    /// At most so many of them, however young.
+    pub log_entries: u64,
+    /// Inbound and failure events in histories.
+    pub history: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            log: Duration::from_hours(24),
+            log_entries: 1_000_000,
+            history: Duration::from_hours(90 * 24),
+        }
+    }
+}
+
+/// Which ledger a position belongs to: random, drawn when the ledger is created.
+pub type Epoch = [u8; 16];
+
+/// The hash over the log up to a revision.
+pub type LogHead = [u8; 20];
+
+/// Where a log ends, or a reader of it stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Position {
+    /// Which ledger.
+    pub epoch: Epoch,
+    /// The last change.
+    pub revision: Revision,
+    /// The log's hash after it.
+    pub head: LogHead,
+}
+
+/// A pair's record and the revision that wrote it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// The revision that wrote the record; 0 where there is none.
+    pub revision: Revision,
+    /// The record; the empty one where there is none.
+    pub record: Record,
+}
+
+/// What a recorder reads before it writes.
+#[derive(Debug)]
+pub struct Read {
+    /// The ledger's clock.
+    pub clock: Timestamp,
+    /// The pairs, in the order asked for.
+    pub pairs: Vec<Result<Stored, UnreadableRecord>>,
+}
+
+/// A pair's record that this version cannot read, or must not rewrite.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum UnreadableRecord {
+    /// Written by a newer version.
+    #[error(
+        "the pair's record has format {format}; this version writes format {} and would lose \
+             what it does not know: upgrade it",
+        crate::consent::record::FORMAT
+    )]
+    Newer {
+        /// The record's format.
+        format: u32,
+    },
+    /// Not a record at all.
+    #[error("the pair's record in the ledger is damaged")]
+    Damaged,
+}
+
+/// One pair's change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The pair.
+    pub key: Key,
+    /// The revision of the record that this change started from; 0 for none.
+    pub base: Revision,
+    /// The user as written, for the log.
+    pub user_id: String,
+    /// The business as written, for the log.
+    pub business_id: String,
+    /// The whole new record. Its history's length and chain are still those before `history`.
+    pub record: Record,
+    /// What to add to the history, oldest first.
+    pub history: Vec<HistoryEntry>,
+    /// When, by the ledger's clock.
+    pub record_time: Timestamp,
+}
+
+/// What came of one change.
+#[derive(Clone, Debug)]
+pub enum Appended {
+    /// It is durable, at this revision.
+    At(Revision),
+    /// Another change came first: this is the pair now.
+    Conflict(Result<Stored, UnreadableRecord>),
+}
+
+/// Why a ledger did not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It takes no more for now: too much is waiting to be written.
+    #[error("the ledger has too much to write already; try again")]
+    Busy,
+    /// It is closed, or being closed.
+    #[error("the ledger is closed")]
+    Closed,
+    /// Its storage failed. What was being written may or may not be durable.
+    #[error("the ledger's storage failed: {0}")]
+    Storage(std::sync::Arc<dyn std::error::Error + Send + Sync>),
+    /// A part of it is damaged.
+    #[error("the ledger is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// One change as the log tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogEntry {
+    /// Its revision.
+    pub revision: Revision,
+    /// The log's hash before it.
+    pub previous: LogHead,
+    /// The log's hash after it.
+    pub head: LogHead,
+    /// What changed.
+    pub body: Result<LogBody, UnreadableEntry>,
+}
+
+/// What a log entry says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogBody {
+    /// The pair.
+    pub key: Key,
+    /// The user as written.
+    pub user_id: String,
+    /// The business as written.
+    pub business_id: String,
+    /// The pair's whole new record.
+    pub record: Result<Record, UnreadableRecord>,
+    /// When it was recorded, by the ledger's clock.
+    pub record_time: Timestamp,
+}
+
+/// A log entry that cannot be read: nothing after it can be trusted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("an entry of the ledger's log cannot be read")]
+pub struct UnreadableEntry;
+
+/// Entries that were just appended, told to whoever listens. May be lost.
+#[derive(Clone, Debug)]
+pub struct Announcement {
+    /// Which ledger.
+    pub epoch: Epoch,
+    /// The entries, in order, without gaps.
+    pub entries: std::sync::Arc<[LogEntry]>,
+}
+
+/// A page of the log, and what it proves: this is where the log ended when it was asked for.
+#[derive(Debug)]
+pub struct Page {
+    /// Where the log ended.
+    pub end: Position,
+    /// The ledger's clock.
+    pub clock: Timestamp,
+    /// What came after the revision asked for, in order, [`MAX_PAGE`] entries at most.
+    pub tail: Tail,
+}
+
+/// The part of the log that was asked for.
+#[derive(Debug, PartialEq)]
+pub enum Tail {
+    /// These entries, without gaps.
+    Entries(Vec<LogEntry>),
+    /// The log no longer, or not yet, holds what comes next.
+    Trimmed,
+}
+
+/// A part of all pairs, as they were at `label`.
+#[derive(Debug)]
+pub struct Bucket {
+    /// The position that the pairs were read at.
+    pub label: Position,
+    /// The pairs.
+    pub pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
+}
+
+/// A pair's history.
+#[derive(Debug)]
+pub struct History {
+    /// The entries that are kept, oldest first, with the revision that wrote each.
+    pub entries: Vec<(Revision, HistoryEntry)>,
+    /// Whether the chain over the whole history is the one in the pair's record.
+    pub intact: bool,
+}
+
+/// A ledger.
+#[derive(Clone, Debug)]
+pub enum Ledger {
+    /// A file that this process alone writes.
+    Embedded(Embedded),
+}
+
+impl Ledger {
+    /// The secret of the pairs' keys.
+    #[must_use]
+    pub fn key_secret(&self) -> &KeySecret {
+        let Self::Embedded(ledger) = self;
+        ledger.key_secret()
+    }
+
+    /// What it is, for people; without credentials.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        let Self::Embedded(ledger) = self;
+        ledger.describe()
+    }
+
+    /// Reads pairs' records, and the ledger's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be asked.
+    pub async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.read(keys).await
+    }
+
+    /// Appends changes of different pairs, [`MAX_APPEND`] at most; answers, in their order, once
+    /// those that did not conflict are durable.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`]; after [`LedgerError::Storage`] the outcome is unknown.
+    pub async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.append(changes).await
+    }
+
+    /// Reads a pair's history and checks its chain.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.history(key).await
+    }
+
+    /// Reads every pair, a bucket at a time: `after` is the last key of the one before.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn bucket(&self, after: Option<Key>) -> Result<Bucket, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.bucket(after).await
+    }
+
+    /// Reads the log behind `revision`, and proves where it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.read_after(revision).await
+    }
+
+    /// Hears what is appended from now on. Any announcement may be lost.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Announcement> {
+        let Self::Embedded(ledger) = self;
+        ledger.listen()
+    }
+
+    /// Writes out what is waiting and closes the ledger.
+    pub async fn close(&self) {
+        let Self::Embedded(ledger) = self;
+        ledger.close().await;
+    }
+}

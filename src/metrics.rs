@@ -1,0 +1,250 @@
+//! Every instrument, in one struct on a registry that is handed in.
+//!
+//! Names follow Prometheus' conventions: base units, and no user or business in a label.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::decision::Reason;
+
+/// The upper bounds of a check's duration, in seconds.
+const CHECK_BUCKETS: [f64; 12] =
+    [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0];
+
+/// The upper bounds of the time from an append to its being applied, in seconds.
+const PROPAGATION_BUCKETS: [f64; 12] =
+    [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// What the process counts and measures.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    decisions: [IntCounter; Reason::ALL.len()],
+    check_duration: Histogram,
+    records: IntCounterVec,
+    gap_repairs: IntCounter,
+    resyncs: IntCounterVec,
+    propagation: Histogram,
+    staleness: Gauge,
+    applied_revision: IntGaugeVec,
+    pairs: IntGauge,
+    table_bytes: IntGauge,
+    clock_offset: Gauge,
+    connections: IntGauge,
+    refused: IntCounterVec,
+}
+
+/// What is read off the table when somebody asks.
+#[derive(Clone, Copy, Debug)]
+pub struct TableGauges {
+    /// How long ago it was proven to be current.
+    pub staleness: Duration,
+    /// The last applied revision.
+    pub revision: u64,
+    /// How many pairs it holds.
+    pub pairs: usize,
+    /// About how many bytes it takes.
+    pub bytes: usize,
+    /// How far the ledger's clock is ahead of this machine's, in seconds.
+    pub clock_offset: f64,
+}
+
+impl Metrics {
+    /// Registers every instrument on `registry`.
+    ///
+    /// # Errors
+    ///
+    /// Where a name is taken there already.
+    pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
+        let r = &registry;
+        let decisions = counters(
+            r,
+            "consent_decisions_total",
+            "Decisions made, by whether the message may be sent and why.",
+            &["allowed", "reason"],
+        )?;
+        let decisions = Reason::ALL.map(|reason| {
+            let allowed = if reason.allows() { "true" } else { "false" };
+            decisions.with_label_values(&[allowed, reason.name()])
+        });
+        let build = gauges(r, "consent_build_info", "The running version.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            decisions,
+            check_duration: histogram(
+                r,
+                "consent_check_duration_seconds",
+                "Time that one decision took inside the process, the network aside.",
+                &CHECK_BUCKETS,
+            )?,
+            records: counters(
+                r,
+                "consent_records_total",
+                "Events asked to be recorded, by what came of them: applied, unchanged, refused \
+                 (malformed or against a rule), or failed (not durable for all that is known).",
+                &["outcome"],
+            )?,
+            gap_repairs: counter(
+                r,
+                "consent_gap_repairs_total",
+                "Gaps between announcements that were filled from the log.",
+            )?,
+            resyncs: counters(
+                r,
+                "consent_resyncs_total",
+                "Times that the whole table was read anew, by cause.",
+                &["cause"],
+            )?,
+            propagation: histogram(
+                r,
+                "consent_propagation_seconds",
+                "Time from an event being recorded, by the ledger's clock, to its being applied.",
+                &PROPAGATION_BUCKETS,
+            )?,
+            staleness: gauge(
+                r,
+                "consent_staleness_seconds",
+                "How long ago the table was last proven to hold everything.",
+            )?,
+            applied_revision: gauges(
+                r,
+                "consent_applied_revision",
+                "The last revision of the ledger that the table holds.",
+                &["partition"],
+            )?,
+            pairs: int_gauge(r, "consent_pairs", "Pairs of a user and a business in the table.")?,
+            table_bytes: int_gauge(r, "consent_table_bytes", "About the memory of the table.")?,
+            clock_offset: gauge(
+                r,
+                "consent_clock_offset_seconds",
+                "How far the ledger's clock is ahead of this machine's wall clock.",
+            )?,
+            connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
+            refused: counters(
+                r,
+                "consent_refused_total",
+                "Connections and calls turned away, by the limit that they met.",
+                &["limit"],
+            )?,
+            registry,
+        })
+    }
+
+    /// Counts a decision and the time that it took.
+    pub fn decided(&self, reason: Reason, took: Duration) {
+        let index = Reason::ALL.iter().position(|known| *known == reason);
+        if let Some(counter) = index.and_then(|index| self.decisions.get(index)) {
+            counter.inc();
+        }
+        self.check_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts what came of an event that was to be recorded.
+    pub fn recorded(&self, outcome: &'static str) {
+        self.records.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a gap that the log filled.
+    pub fn gap_repaired(&self) {
+        self.gap_repairs.inc();
+    }
+
+    /// Counts a reading anew of the whole table.
+    pub fn resynced(&self, cause: &'static str) {
+        self.resyncs.with_label_values(&[cause]).inc();
+    }
+
+    /// Measures how long an event took to be applied.
+    pub fn propagated(&self, took: Duration) {
+        self.propagation.observe(took.as_secs_f64());
+    }
+
+    /// Counts a connection that was opened.
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    /// Counts a connection that was closed.
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    /// Counts a connection or a call that met a limit.
+    pub fn refused(&self, limit: &'static str) {
+        self.refused.with_label_values(&[limit]).inc();
+    }
+
+    /// All instruments in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// Where they cannot be encoded.
+    pub fn render(&self, table: TableGauges) -> Result<String, prometheus::Error> {
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.staleness.set(table.staleness.as_secs_f64());
+        let revision = i64::try_from(table.revision).unwrap_or(i64::MAX);
+        self.applied_revision.with_label_values(&["0"]).set(revision);
+        self.pairs.set(whole(table.pairs));
+        self.table_bytes.set(whole(table.bytes));
+        self.clock_offset.set(table.clock_offset);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counters.clone()))?;
+    Ok(counters)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let counter = IntCounter::new(name, help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    let histogram = Histogram::with_opts(options)?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    let gauge = Gauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn int_gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
+}

@@ -1,0 +1,310 @@
+//! The only way in: validate, read, apply, append.
+//!
+//! A recorder reads the pair's record, lets the rules apply the events to it, and appends the new
+//! record with the revision of the one that it read. Where another recorder came first, it starts
+//! from that one's record, by the clock that it read the first time.
+
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::plan::Plan;
+use crate::consent::Violation;
+use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
+use crate::consent::id::{BusinessId, Key, UserId};
+use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::record::{Outcome, Revision};
+use crate::consent::state::TooManyScopes;
+use crate::consent::time::Timestamp;
+use crate::ledger::{
+    Appended, Change, History, Ledger, LedgerError, MAX_APPEND, Stored, UnreadableRecord,
+};
+use crate::metrics::Metrics;
+
+/// How often a change is tried again where other recorders keep coming first.
+const MAX_TRIES: usize = 32;
+
+/// The longest pause before another try.
+const MAX_PAUSE: Duration = Duration::from_millis(20);
+
+/// The most events of one call.
+pub const MAX_EVENTS: usize = MAX_APPEND;
+
+/// An event to be recorded.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What happened.
+    pub event: Event,
+    /// Makes a retry safe; empty where the caller gave none.
+    pub request_id: String,
+}
+
+/// Why an event was not recorded.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It is malformed, or against a rule.
+    #[error("the event is not valid")]
+    Invalid(Vec<Violation>),
+    /// The pair has as many scopes as there may be.
+    #[error(transparent)]
+    TooManyScopes(#[from] TooManyScopes),
+    /// The pair's record must not be rewritten.
+    #[error(transparent)]
+    Unreadable(#[from] UnreadableRecord),
+    /// Too many others wrote to the same pair at the same time.
+    #[error("too many events of this user at once; try again")]
+    Contended,
+    /// The ledger did not take it. It may or may not be durable.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// Records events in one ledger; clones share it.
+#[derive(Clone)]
+pub struct Recorder {
+    ledger: Ledger,
+    names: Arc<PlatformNames>,
+    keywords: Arc<Keywords>,
+    metrics: Arc<Metrics>,
+}
+
+type Result1 = Result<Outcome, Refusal>;
+
+/// The events of one pair, in the order given.
+struct Pair {
+    key: Key,
+    events: Vec<usize>,
+    /// The pair as last read, from which the next try starts.
+    stored: Result<Stored, UnreadableRecord>,
+}
+
+impl Recorder {
+    /// A recorder by these rules.
+    #[must_use]
+    pub fn new(
+        ledger: Ledger,
+        names: PlatformNames,
+        keywords: Keywords,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (names, keywords) = (Arc::new(names), Arc::new(keywords));
+        Self { ledger, names, keywords, metrics }
+    }
+
+    /// Records events, [`MAX_EVENTS`] at most; answers in their order, once all are durable.
+    /// Events of one pair are applied in that order.
+    pub async fn record(&self, submissions: &[Submission]) -> Vec<Result1> {
+        let mut results: Vec<Option<Result1>> = vec![None; submissions.len()];
+        let pairs = self.sort(submissions, &mut results);
+        if let Err((pairs, error)) = self.record_pairs(submissions, pairs, &mut results).await {
+            for index in pairs {
+                set(&mut results, index, Err(error.clone()));
+            }
+        }
+        let missing = || Err(Refusal::Ledger(LedgerError::Closed));
+        let results: Vec<_> = results.into_iter().map(|r| r.unwrap_or_else(missing)).collect();
+        for result in &results {
+            self.metrics.recorded(match result {
+                Ok(outcome) if outcome.applied => "applied",
+                Ok(_) => "unchanged",
+                Err(Refusal::Contended | Refusal::Ledger(_)) => "failed",
+                Err(_) => "refused",
+            });
+        }
+        results
+    }
+
+    /// A pair's history, with its chain checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where the ids are malformed or the ledger cannot be read.
+    pub async fn history(&self, user_id: &str, business_id: &str) -> Result<History, Refusal> {
+        let key = self.key(user_id, business_id).map_err(Refusal::Invalid)?;
+        Ok(self.ledger.history(key).await?)
+    }
+
+    fn key(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
+        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+            (Ok(user), Ok(business)) => Ok(self.ledger.key_secret().key(&user, business)),
+            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
+        }
+    }
+
+    /// Refuses what is malformed, and sorts the rest by pair.
+    fn sort(&self, submissions: &[Submission], results: &mut [Option<Result1>]) -> Vec<Pair> {
+        let mut pairs: Vec<Pair> = Vec::new();
+        let mut places = HashMap::new();
+        for (index, submission) in submissions.iter().enumerate() {
+            let event = &submission.event;
+            let mut found = event.what.violations(&self.names);
+            let key = self.key(&event.user_id, &event.business_id);
+            if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
+                found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
+            }
+            let key = match key {
+                Ok(key) if found.is_empty() => key,
+                key => {
+                    let ids = key.err().unwrap_or_default();
+                    let found = ids.into_iter().chain(found).collect();
+                    set(results, index, Err(Refusal::Invalid(found)));
+                    continue;
+                }
+            };
+            let place = *places.entry(key).or_insert_with(|| {
+                let nothing =
+                    Stored { revision: 0, record: crate::consent::record::Record::default() };
+                pairs.push(Pair { key, events: Vec::new(), stored: Ok(nothing) });
+                pairs.len() - 1
+            });
+            if let Some(pair) = pairs.get_mut(place) {
+                pair.events.push(index);
+            }
+        }
+        pairs
+    }
+
+    async fn record_pairs(
+        &self,
+        submissions: &[Submission],
+        mut pairs: Vec<Pair>,
+        results: &mut [Option<Result1>],
+    ) -> Result<(), (Vec<usize>, Refusal)> {
+        let unanswered = |pairs: &[Pair]| pairs.iter().flat_map(|p| p.events.clone()).collect();
+        let keys = pairs.iter().map(|pair| pair.key).collect();
+        let read = match self.ledger.read(keys).await {
+            Ok(read) => read,
+            Err(error) => return Err((unanswered(&pairs), error.into())),
+        };
+        for (pair, stored) in pairs.iter_mut().zip(read.pairs) {
+            pair.stored = stored;
+        }
+        for attempt in 0..MAX_TRIES {
+            let (plans, events) = match self.plan(submissions, pairs, read.clock, results).await {
+                Ok(planned) => planned,
+                Err(failed) => return Err(failed),
+            };
+            if plans.is_empty() {
+                return Ok(());
+            }
+            let (waiting, changes): (Vec<_>, Vec<_>) = plans.into_iter().unzip();
+            let appended = match self.ledger.append(changes).await {
+                Ok(appended) => appended,
+                Err(error) => return Err((events, error.into())),
+            };
+            pairs = settle(waiting, appended, results);
+            if pairs.is_empty() {
+                return Ok(());
+            }
+            pause(attempt).await;
+        }
+        Err((unanswered(&pairs), Refusal::Contended))
+    }
+
+    /// Applies the rules to every pair. What needs no append is answered at once.
+    async fn plan(
+        &self,
+        submissions: &[Submission],
+        pairs: Vec<Pair>,
+        clock: Timestamp,
+        results: &mut [Option<Result1>],
+    ) -> Result<(Vec<((Pair, Vec<Result1>), Change)>, Vec<usize>), (Vec<usize>, Refusal)> {
+        let mut plans = Vec::with_capacity(pairs.len());
+        let mut events = Vec::new();
+        for pair in pairs {
+            let stored = match &pair.stored {
+                Ok(stored) => stored,
+                Err(unreadable) => {
+                    for index in &pair.events {
+                        set(results, *index, Err((*unreadable).into()));
+                    }
+                    continue;
+                }
+            };
+            let theirs: Vec<&Submission> =
+                pair.events.iter().filter_map(|index| submissions.get(*index)).collect();
+            // Only a confirmation needs to know in which words the opt-in was given.
+            let history = if self.confirms(&theirs, stored) {
+                match self.ledger.history(pair.key).await {
+                    Ok(history) => Some(history),
+                    Err(error) => return Err((pair.events, error.into())),
+                }
+            } else {
+                None
+            };
+            let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
+            let secret = self.ledger.key_secret();
+            let outcomes: Vec<Result1> = theirs.iter().map(|s| plan.add(s, secret)).collect();
+            if let Some(change) = plan.into_change(pair.key, &theirs) {
+                events.extend_from_slice(&pair.events);
+                plans.push(((pair, outcomes), change));
+            } else {
+                answer(results, &pair.events, outcomes, stored.revision);
+            }
+        }
+        Ok((plans, events))
+    }
+
+    fn confirms(&self, submissions: &[&Submission], stored: &Stored) -> bool {
+        let state = &stored.record.state;
+        submissions.iter().any(|submission| match &submission.event.what {
+            What::Inbound { text, .. } => {
+                matches!(self.keywords.meaning(text, state), Some(Meaning::Confirm))
+            }
+            _ => false,
+        })
+    }
+}
+
+/// Answers the pairs that were appended; gives those that another recorder was faster with.
+fn settle(
+    waiting: Vec<(Pair, Vec<Result1>)>,
+    appended: Vec<Appended>,
+    results: &mut [Option<Result1>],
+) -> Vec<Pair> {
+    let mut again = Vec::new();
+    for ((mut pair, outcomes), appended) in waiting.into_iter().zip(appended) {
+        match appended {
+            Appended::At(revision) => answer(results, &pair.events, outcomes, revision),
+            Appended::Conflict(stored) => {
+                pair.stored = stored;
+                again.push(pair);
+            }
+        }
+    }
+    again
+}
+
+/// Answers a pair's events; an outcome that does not know its revision has this one.
+fn answer(
+    results: &mut [Option<Result1>],
+    events: &[usize],
+    outcomes: Vec<Result1>,
+    revision: Revision,
+) {
+    for (index, mut outcome) in events.iter().zip(outcomes) {
+        if let Ok(outcome) = &mut outcome
+            && outcome.revision == 0
+        {
+            outcome.revision = revision;
+        }
+        set(results, *index, outcome);
+    }
+}
+
+fn set(results: &mut [Option<Result1>], index: usize, result: Result1) {
+    if let Some(slot) = results.get_mut(index) {
+        *slot = Some(result);
+    }
+}
+
+/// Waits a random while, longer with every attempt.
+async fn pause(attempt: usize) {
+    let mut random = [0; 1];
+    // Without randomness recorders meet again sooner, no more.
+    let _ = getrandom::fill(&mut random);
+    let most = Duration::from_micros(100 << attempt.min(8)).min(MAX_PAUSE);
+    tokio::time::sleep(most.mul_f64(f64::from(random[0]) / 255.0)).await;
+}

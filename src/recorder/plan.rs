@@ -1,0 +1,281 @@
+//! What events make of one pair: pure.
+
+use std::time::Duration;
+
+use super::{Refusal, Submission};
+use crate::consent::Violation;
+use crate::consent::event::{Event, Evidence, MAX_AHEAD, Method, What};
+use crate::consent::id::{Key, KeySecret};
+use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::record::{HistoryEntry, Outcome, Record, Request};
+use crate::consent::scope::Scope;
+use crate::consent::state::Pending;
+use crate::consent::time::Timestamp;
+use crate::ledger::{Change, History, Stored};
+
+/// A pair's record, with events applied to it one by one.
+pub(super) struct Plan<'a> {
+    stored: &'a Stored,
+    record: Record,
+    history: Vec<HistoryEntry>,
+    clock: Timestamp,
+    keywords: &'a Keywords,
+    /// The pair's history, where a confirmation may need it.
+    known: Option<&'a History>,
+    /// Whether the record was changed at all, be it by a remembered request alone.
+    touched: bool,
+}
+
+/// When an event happened, as far as the rules go.
+struct Settled {
+    time: Timestamp,
+    /// Whether it was ahead of the ledger's clock, and was taken as now.
+    clamped: bool,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(
+        stored: &'a Stored,
+        clock: Timestamp,
+        keywords: &'a Keywords,
+        known: Option<&'a History>,
+    ) -> Self {
+        let mut record = stored.record.clone();
+        record.written_at(stored.revision);
+        Self { stored, record, history: Vec::new(), clock, keywords, known, touched: false }
+    }
+
+    /// Applies one event. An outcome of revision 0 is of the revision that this plan will have.
+    pub(super) fn add(
+        &mut self,
+        submission: &Submission,
+        secret: &KeySecret,
+    ) -> Result<Outcome, Refusal> {
+        let Submission { event, request_id } = submission;
+        let request = Identity::of(event, request_id, secret);
+        if let Some(known) = request.as_ref().and_then(|request| self.record.request(&request.id)) {
+            let same = request.as_ref().is_some_and(|request| request.what == known.what);
+            return if same { Ok(known.outcome.clone()) } else { Err(reused()) };
+        }
+        let settled = self.settle(event, request_id)?;
+        let outcome = self.apply(event, request_id, settled.time)?;
+        if let Some(request) = request
+            && (settled.clamped || !request_id.is_empty())
+        {
+            let Identity { id, what } = request;
+            self.record.remember(Request { id, what, outcome: outcome.clone() });
+            self.touched = true;
+        }
+        Ok(outcome)
+    }
+
+    /// The change to append, where there is one.
+    pub(super) fn into_change(self, key: Key, submissions: &[&Submission]) -> Option<Change> {
+        let last = submissions.last().filter(|_| self.touched)?;
+        Some(Change {
+            key,
+            base: self.stored.revision,
+            user_id: last.event.user_id.clone(),
+            business_id: last.event.business_id.clone(),
+            record: self.record,
+            history: self.history,
+            record_time: self.clock,
+        })
+    }
+
+    /// When the event happened: as it says, or now by the ledger's clock.
+    fn settle(&self, event: &Event, request_id: &str) -> Result<Settled, Refusal> {
+        let now = self.clock;
+        let refuse =
+            |field: &str, why: String| Err(Refusal::Invalid(vec![Violation::new(field, why)]));
+        if let What::OptIn { expire: Some(expire), .. } = &event.what
+            && *expire <= event.time.unwrap_or(now)
+        {
+            let why = "must be later than the event's own time: an opt-in that had lapsed when it \
+                       was given is none";
+            return refuse("opt_in.expire_time", why.to_owned());
+        }
+        match event.time {
+            Some(time) if time > now.plus(MAX_AHEAD) => {
+                let ahead = Duration::from_secs(time.since(now).as_secs());
+                let ahead = humantime::format_duration(ahead);
+                refuse(
+                    "event_time",
+                    format!(
+                        "{ahead} ahead of the ledger's clock; at most 5 minutes are taken as now: \
+                         set the clock, or check the time zone and that the unit is seconds"
+                    ),
+                )
+            }
+            Some(time) if time > now => {
+                Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: true })
+            }
+            Some(time) => Ok(Settled { time, clamped: false }),
+            None if matches!(event.what, What::OptIn { .. }) && request_id.is_empty() => refuse(
+                "request_id",
+                "required for an opt-in without an event_time: a retry would otherwise be newer \
+                 than an opt-out that came between"
+                    .to_owned(),
+            ),
+            None => Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: false }),
+        }
+    }
+
+    /// Now; for a denial no earlier than the pair's latest event, whatever other clocks said.
+    fn stamp(&self, denial: bool) -> Timestamp {
+        let latest = self.record.state.latest().filter(|_| denial);
+        latest.unwrap_or(self.clock).max(self.clock)
+    }
+
+    fn apply(
+        &mut self,
+        event: &Event,
+        request_id: &str,
+        time: Timestamp,
+    ) -> Result<Outcome, Refusal> {
+        let mut outcome = Outcome::default();
+        let What::Inbound { message_id, text } = &event.what else {
+            outcome.applied = self.enter(event, event.what.clone(), time)?;
+            return Ok(outcome);
+        };
+        let meaning = self.keywords.meaning(text, &self.record.state);
+        let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
+        outcome.applied = self.enter(event, inbound, time)?;
+        match meaning {
+            None => {}
+            Some(Meaning::OptOut(scopes)) => {
+                // An untimed denial is stamped as one, though its message is not.
+                let time = if event.time.is_none() { self.stamp(true) } else { time };
+                outcome.opted_out_scope = list(&scopes);
+                for scope in scopes {
+                    let reference = by_message("keyword in message", message_id);
+                    outcome.applied |=
+                        self.enter(event, What::OptOut { scope, reference }, time)?;
+                }
+            }
+            // Without a time or a request id, a retry would be newer than an opt-out between.
+            Some(_) if event.time.is_none() && request_id.is_empty() => {}
+            Some(Meaning::OptIn(keyword)) => {
+                let mut evidence = keyword.evidence.clone();
+                evidence.reference = by_message("keyword in message", message_id);
+                let category = keyword.category.clone();
+                outcome.opted_in_category = category.to_string();
+                let what = What::OptIn { category, evidence, expire: None, pending: false };
+                // The message itself is recorded even where the pair has no room for the scope.
+                match self.enter(event, what, time) {
+                    Ok(applied) => outcome.applied |= applied,
+                    Err(_) => outcome.opted_in_category.clear(),
+                }
+            }
+            Some(Meaning::Confirm) => {
+                let confirmed = self.confirm(event, message_id, time)?;
+                outcome.applied |= !confirmed.is_empty();
+                outcome.opted_in_category = list(&confirmed);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Confirms every opt-in that was pending before the message.
+    fn confirm(
+        &mut self,
+        event: &Event,
+        message_id: &str,
+        time: Timestamp,
+    ) -> Result<Vec<Scope>, Refusal> {
+        let pending: Vec<(Scope, Pending)> = self
+            .record
+            .state
+            .pending()
+            .filter(|(_, pending)| pending.time < time)
+            .map(|(scope, pending)| (scope.clone(), pending))
+            .collect();
+        let mut confirmed = Vec::new();
+        for (category, pending) in pending {
+            let Some(mut evidence) = self.evidence_of(&category, pending) else { continue };
+            evidence.reference = by_message("confirmed by message", message_id);
+            if evidence.method == Method::WhatsappSignup {
+                // What a message confirms is no signup, and clears no platform stop.
+                evidence.method = Method::Whatsapp;
+            }
+            let expire = pending.expire();
+            let what = What::OptIn { category: category.clone(), evidence, expire, pending: false };
+            if self.enter(event, what, time)? {
+                confirmed.push(category);
+            }
+        }
+        Ok(confirmed)
+    }
+
+    /// What proves a pending opt-in: the words are in its own history entry.
+    fn evidence_of(&self, scope: &Scope, said: Pending) -> Option<Evidence> {
+        let before = self.known.map(|known| known.entries.as_slice()).unwrap_or_default();
+        let before = before.iter().map(|(_, entry)| entry);
+        before.chain(&self.history).rev().find_map(|entry| match &entry.what {
+            What::OptIn { category, evidence, pending: true, .. }
+                if category == scope && entry.time == said.time =>
+            {
+                Some(evidence.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Applies one thing that happened, and enters it into the history if it changed anything.
+    fn enter(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
+        let mut changed = false;
+        for effect in what.effects(time) {
+            changed |= self.record.state.apply(&effect)?;
+        }
+        if changed {
+            self.touched = true;
+            self.history.push(HistoryEntry {
+                user_id: event.user_id.clone(),
+                business_id: event.business_id.clone(),
+                time,
+                record_time: self.clock,
+                what,
+            });
+        }
+        Ok(changed)
+    }
+}
+
+/// By what a repeat of a request is known.
+struct Identity {
+    id: [u8; 16],
+    what: [u8; 16],
+}
+
+impl Identity {
+    /// By its id; without one, a timed event is known by its content and its time. It is
+    /// remembered only where it was taken as now, since a repeat would then be newer.
+    fn of(event: &Event, request_id: &str, secret: &KeySecret) -> Option<Self> {
+        let fingerprint = event.what.fingerprint();
+        let what = secret.digest(&fingerprint);
+        let id = if request_id.is_empty() {
+            let mut content = b"event\0".to_vec();
+            content.extend_from_slice(&event.time?.as_millis().to_be_bytes());
+            content.extend_from_slice(&fingerprint);
+            secret.digest(&content)
+        } else {
+            let mut named = b"request\0".to_vec();
+            named.extend_from_slice(request_id.as_bytes());
+            secret.digest(&named)
+        };
+        Some(Self { id, what })
+    }
+}
+
+fn reused() -> Refusal {
+    let why = "was used for a different event of this user before; give every event its own";
+    Refusal::Invalid(vec![Violation::new("request_id", why)])
+}
+
+fn list(scopes: &[Scope]) -> String {
+    scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn by_message(what: &str, message_id: &str) -> String {
+    if message_id.is_empty() { what.to_owned() } else { format!("{what} {message_id}") }
+}
