@@ -1,0 +1,20 @@
+//! The sidecar as its users meet it: the real binary, real sockets, real files.
+
+#![allow(
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests read clocks and the environment, and are no library"
+)]
+
+mod basics;
+mod basics;
+mod commands;
+mod fuzz;
+mod histories;
+mod killed;
+mod listeners;
+mod malformed;
+mod model;
+mod shutdown;
+mod sidecar;

@@ -1,0 +1,258 @@
+//! A real sidecar: the built binary, on port 0, with a ledger in a temporary folder.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use consentd::grpc::pb;
+use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
+use consentd::grpc::pb::record_service_client::RecordServiceClient;
+use tonic::transport::{Channel, Endpoint};
+
+/// The binary that the tests were built with.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_consentd");
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running sidecar; killed when dropped.
+pub struct Sidecar {
+    child: Child,
+    /// `HOST:PORT` of its gRPC listener.
+    pub grpc: String,
+    /// Where RecordService is.
+    pub record: String,
+    /// `HOST:PORT` of its admin listener.
+    pub admin: String,
+    /// What it wrote to standard error after saying where it listens.
+    log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sidecar {
+    /// Starts one on this ledger file, with more flags, and waits until it says where it listens.
+    pub fn start(ledger: &Path, flags: &[&str]) -> Self {
+        Self::try_start(ledger, flags).unwrap_or_else(|said| panic!("no sidecar: {said}"))
+    }
+
+    /// The same; where it ends instead, what it said.
+    pub fn try_start(ledger: &Path, flags: &[&str]) -> Result<Self, String> {
+        let mut command = Command::new(BINARY);
+        command.arg("serve").arg("--ledger").arg(format!("file:{}", ledger.display()));
+        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CONSENTD_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command.spawn().expect("the binary was built");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let mut said = Vec::new();
+        for line in lines.by_ref() {
+            let line = line.expect("standard error is text");
+            let parsed: Option<serde_json::Value> = serde_json::from_str(&line).ok();
+            let listening = parsed.filter(|line| line["message"] == "listening");
+            said.push(line);
+            if let Some(where_it_listens) = listening {
+                let text = |name: &str| where_it_listens[name].as_str().unwrap_or("").to_owned();
+                let log = std::sync::Arc::new(std::sync::Mutex::new(said));
+                let kept = std::sync::Arc::clone(&log);
+                let reader = std::thread::spawn(move || {
+                    for line in lines.map_while(Result::ok) {
+                        kept.lock().unwrap().push(line);
+                    }
+                });
+                return Ok(Self {
+                    child,
+                    grpc: text("grpc").split(',').next().unwrap_or("").to_owned(),
+                    record: text("record").split(',').next().unwrap_or("").to_owned(),
+                    admin: text("admin"),
+                    log,
+                    reader: Some(reader),
+                });
+            }
+        }
+        let status = child.wait().expect("it was started");
+        Err(format!("{status}: {}", said.join("\n")))
+    }
+
+    /// Starts one on a new ledger in `folder` and waits until it is live.
+    pub async fn live(folder: &Path, flags: &[&str]) -> Self {
+        let sidecar = Self::start(&ledger_in(folder), flags);
+        sidecar.wait_until_live().await;
+        sidecar
+    }
+
+    /// Waits until checks are answered.
+    pub async fn wait_until_live(&self) {
+        let mut checks = self.checks().await;
+        eventually("the sidecar is live", || {
+            let mut checks = checks.clone();
+            async move {
+                let status = checks.get_status(pb::GetStatusRequest {}).await;
+                status.is_ok_and(|status| {
+                    status.get_ref().phase() == pb::get_status_response::Phase::Live
+                })
+            }
+        })
+        .await;
+        drop(checks.get_status(pb::GetStatusRequest {}).await);
+    }
+
+    /// A channel to its gRPC listener.
+    pub async fn channel(&self) -> Channel {
+        channel(&self.grpc).await
+    }
+
+    /// A client that asks.
+    pub async fn checks(&self) -> ConsentServiceClient<Channel> {
+        ConsentServiceClient::new(self.channel().await)
+    }
+
+    /// A client that records.
+    pub async fn records(&self) -> RecordServiceClient<Channel> {
+        RecordServiceClient::new(channel(&self.record).await)
+    }
+
+    /// The process' id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it with SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends it a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status()
+            .expect("kill is part of every system");
+        assert!(status.success(), "kill -{name}");
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it was started") {
+                if let Some(reader) = self.reader.take() {
+                    reader.join().expect("reading standard error does not panic");
+                }
+                return status;
+            }
+            assert!(started.elapsed() < patience, "the sidecar did not end: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it wrote to standard error.
+    pub fn said(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A ledger's file in a folder.
+pub fn ledger_in(folder: &Path) -> PathBuf {
+    folder.join("ledger.redb")
+}
+
+/// Connects to `HOST:PORT`.
+pub async fn channel(address: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    endpoint.connect().await.expect("the sidecar listens")
+}
+
+/// Asks again until it is so; gives up after [`PATIENCE`].
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let started = Instant::now();
+    while !is_so().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs a command of the binary; gives its exit code, standard output and standard error.
+pub fn run(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(BINARY)
+        .args(arguments)
+        .env_remove("CONSENTD_ADDR")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary was built");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// A question.
+pub fn question(user: &str, business: &str, category: &str) -> pb::CanSendRequest {
+    pb::CanSendRequest {
+        user_id: user.into(),
+        business_id: business.into(),
+        category: category.into(),
+        ..Default::default()
+    }
+}
+
+/// Something to record.
+pub fn event(user: &str, business: &str, what: pb::consent_event::What) -> pb::RecordEventRequest {
+    pb::RecordEventRequest {
+        event: Some(pb::ConsentEvent {
+            user_id: user.into(),
+            business_id: business.into(),
+            event_time: None,
+            what: Some(what),
+        }),
+        request_id: String::new(),
+    }
+}
+
+/// An opt-in with good evidence.
+pub fn opt_in(category: &str) -> pb::consent_event::What {
+    pb::consent_event::What::OptIn(pb::OptIn {
+        category: category.into(),
+        evidence: Some(pb::Evidence {
+            method: pb::OptInMethod::Website.into(),
+            statement: "Yes to messages from Acme on WhatsApp".into(),
+            business_name: "Acme".into(),
+            locale: "en".into(),
+            reference: String::new(),
+        }),
+        expire_time: None,
+        pending: false,
+    })
+}
+
+/// An opt-out.
+pub fn opt_out(scope: &str) -> pb::consent_event::What {
+    pb::consent_event::What::OptOut(pb::OptOut { scope: scope.into(), reference: String::new() })
+}
+
+/// A message from the user.
+pub fn inbound(text: &str) -> pb::consent_event::What {
+    pb::consent_event::What::InboundMessage(pb::InboundMessage {
+        message_id: String::new(),
+        text: text.into(),
+    })
+}
+
+/// A moment `ago` before now.
+pub fn ago(ago: Duration) -> prost_types::Timestamp {
+    (std::time::SystemTime::now() - ago).into()
+}
