@@ -1,0 +1,215 @@
+//! What must hold whatever happens: for any events, in any order, however often.
+
+#![allow(missing_docs, reason = "tests are no library")]
+
+use consentd::consent::event::{Evidence, Method, What};
+use consentd::consent::facts::Resolved;
+use consentd::consent::scope::{Category, Class, Scope};
+use consentd::consent::state::State;
+use consentd::consent::time::{Clock, Timestamp};
+use consentd::decision::{Form, Policy, Proof, Reason, decide};
+use proptest::prelude::*;
+
+/// Few scopes and few moments, so that events meet.
+const SCOPES: [&str; 6] =
+    ["marketing", "marketing.news", "utility", "utility.order_updates", "utility.news", "service"];
+const CATEGORIES: [&str; 7] = [
+    "marketing",
+    "marketing.news",
+    "marketing.other",
+    "utility.order_updates",
+    "utility.news",
+    "service",
+    "authentication",
+];
+const NOW: i64 = 1_750_000_000_000;
+const HOUR: i64 = 3_600_000;
+
+type Timed = (Timestamp, What);
+
+fn moment() -> impl Strategy<Value = Timestamp> {
+    let hours = prop_oneof![Just(-30), Just(-20), -5_i64..0];
+    (hours, 0_i64..3)
+        .prop_map(|(hours, millis)| Timestamp::from_millis(NOW + hours * HOUR + millis).unwrap())
+}
+
+fn what() -> impl Strategy<Value = What> {
+    let scope = proptest::sample::select(&SCOPES[..]);
+    let out = prop_oneof![Just("*"), proptest::sample::select(&SCOPES[..])];
+    let expire = proptest::option::of(prop_oneof![Just(-1_i64), Just(2)]);
+    let code = proptest::sample::select(&[131_047, 131_049, 131_050, 131_026, 131_048][..]);
+    prop_oneof![
+        4 => (scope, expire, any::<bool>(), any::<bool>()).prop_map(
+            |(scope, expire, pending, signup)| What::OptIn {
+                category: Scope::parse(scope).unwrap(),
+                evidence: evidence(if signup { Method::WhatsappSignup } else { Method::Website }),
+                expire: expire.map(|hours| Timestamp::from_millis(NOW + hours * HOUR).unwrap()),
+                pending,
+            }
+        ),
+        4 => out.prop_map(|scope| What::OptOut {
+            scope: Scope::parse(scope).unwrap(),
+            reference: String::new(),
+        }),
+        2 => Just(What::Inbound { message_id: String::new(), text: String::new() }),
+        1 => any::<bool>().prop_map(|stopped| What::Platform { stopped }),
+        1 => code.prop_map(|code| What::Failure { code }),
+        1 => any::<bool>().prop_map(|suppressed| What::Suppression {
+            suppressed,
+            reference: String::new(),
+        }),
+    ]
+}
+
+fn evidence(method: Method) -> Evidence {
+    Evidence {
+        method,
+        statement: String::new(),
+        business_name: String::new(),
+        locale: String::new(),
+        reference: String::new(),
+    }
+}
+
+fn events() -> impl Strategy<Value = Vec<Timed>> {
+    proptest::collection::vec((moment(), what()), 0..12)
+}
+
+fn state_of<'a>(events: impl IntoIterator<Item = &'a Timed>) -> State {
+    let mut state = State::default();
+    for (time, what) in events {
+        for effect in what.effects(*time) {
+            state.apply(&effect).expect("fewer scopes than there may be");
+        }
+    }
+    state
+}
+
+/// Every decision about a state that can be asked for.
+fn decisions(state: &State) -> Vec<(&'static str, Form, Reason, bool, bool)> {
+    let resolved = Resolved::of(state);
+    let mut all = Vec::new();
+    for text in CATEGORIES {
+        let category = Category::parse(text).unwrap();
+        let facts = resolved.facts(category);
+        for form in [Form::Any, Form::FreeForm, Form::Template] {
+            let clock = Clock::at(Timestamp::from_millis(NOW).unwrap());
+            let policy = Policy::default();
+            let made = decide(&facts, category.class, form, &policy, clock, Proof::Fresh);
+            all.push((text, form, made.reason, made.free_form_allowed, made.template_allowed));
+        }
+    }
+    all
+}
+
+fn covers(scope: &Scope, category: Category<'_>) -> bool {
+    match scope {
+        Scope::All => true,
+        Scope::Class(class) => *class == category.class,
+        Scope::Topic(class, topic) => *class == category.class && category.topic == Some(&**topic),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+    /// Replays and reordering change nothing.
+    #[test]
+    fn any_order_and_any_repetition_make_the_same_state(
+        (events, shuffled) in events().prop_flat_map(|events| {
+            let mut twice = events.clone();
+            twice.extend(events.iter().step_by(2).cloned());
+            (Just(events), Just(twice).prop_shuffle())
+        }),
+        split in any::<prop::sample::Index>(),
+    ) {
+        let state = state_of(&events);
+        prop_assert_eq!(&state_of(&shuffled), &state);
+        let (a, b) = shuffled.split_at(split.index(shuffled.len() + 1));
+        prop_assert_eq!(state_of(a).join(state_of(b)), state.clone());
+        prop_assert_eq!(state_of(b).join(state_of(a)), state.clone());
+        prop_assert_eq!(state.clone().join(state.clone()), state);
+    }
+
+    /// The latest word is obeyed. A pending opt-in is no such word, however late.
+    #[test]
+    fn an_opt_out_with_the_latest_time_is_never_followed_by_an_allow(
+        events in events(),
+        out in prop_oneof![Just("*"), proptest::sample::select(&SCOPES[..])],
+    ) {
+        let latest = events
+            .iter()
+            .filter(|(_, what)| matches!(what, What::OptIn { pending: false, .. }))
+            .map(|(time, _)| *time)
+            .max()
+            .unwrap_or(Timestamp::MIN);
+        let scope = Scope::parse(out).unwrap();
+        let what = What::OptOut { scope: scope.clone(), reference: String::new() };
+        let mut events = events;
+        events.push((latest, what));
+        for (text, form, reason, free_form, template) in decisions(&state_of(&events)) {
+            if covers(&scope, Category::parse(text).unwrap()) {
+                prop_assert!(!template, "{text} {form:?} {reason:?}");
+                let replied = reason == Reason::ReplyAfterOptOut || form == Form::Template;
+                prop_assert!(!free_form || replied, "{text} {form:?} {reason:?}");
+            }
+        }
+    }
+
+    /// What is older than what is known of the same thing changes no decision.
+    #[test]
+    fn adding_an_older_event_changes_no_decision(
+        events in events(),
+        older in what(),
+        by in 1_i64..2 * HOUR,
+    ) {
+        let same = |a: &What, b: &What| match (a, b) {
+            (
+                What::OptIn { category: a, pending: p, .. },
+                What::OptIn { category: b, pending: q, .. },
+            ) => a == b && p == q,
+            (What::OptOut { scope: a, .. }, What::OptIn { category: b, pending: false, .. })
+            | (What::OptIn { category: a, pending: false, .. }, What::OptOut { scope: b, .. })
+            | (What::OptOut { scope: a, .. }, What::OptOut { scope: b, .. }) => a == b,
+            (What::Inbound { .. }, What::Inbound { .. })
+            | (What::Platform { .. }, What::Platform { .. })
+            | (What::Suppression { .. }, What::Suppression { .. }) => true,
+            (What::Failure { code: a }, What::Failure { code: b }) => a == b,
+            _ => false,
+        };
+        // A signup says two things, of which one may be news.
+        let signup = matches!(&older, What::OptIn { evidence, .. }
+            if evidence.method == Method::WhatsappSignup);
+        let known = events.iter().filter(|(_, what)| same(what, &older)).map(|(time, _)| *time);
+        if let Some(known) = known.max().filter(|_| !signup) {
+            let before = decisions(&state_of(&events));
+            let mut events = events;
+            events.push((Timestamp::from_millis(known.as_millis() - by).unwrap(), older));
+            prop_assert_eq!(decisions(&state_of(&events)), before);
+        }
+    }
+
+    /// An unconfirmed opt-in never allows what was not allowed without it.
+    #[test]
+    fn a_pending_opt_in_never_allows_anything(events in events(), pending in events()) {
+        let confirmed: Vec<Timed> = events;
+        let with: Vec<Timed> = confirmed
+            .iter()
+            .cloned()
+            .chain(pending.into_iter().filter(|(_, what)| {
+                matches!(what, What::OptIn { pending: true, .. })
+            }))
+            .collect();
+        let before = decisions(&state_of(&confirmed));
+        for (without, with) in before.into_iter().zip(decisions(&state_of(&with))) {
+            prop_assert!(without.3 || !with.3, "{without:?} {with:?}");
+            prop_assert!(without.4 || !with.4, "{without:?} {with:?}");
+        }
+    }
+}
+
+#[test]
+fn every_class_is_asked_about() {
+    let asked = |class| CATEGORIES.iter().any(|text| text.starts_with(Class::name(class)));
+    assert!(Class::ALL.into_iter().all(asked));
+}
