@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
+#[allow(clippy::disallowed_methods, reason = "cargo tells build scripts where to write by this")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

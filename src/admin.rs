@@ -41,7 +41,7 @@ pub async fn serve(
     let server = axum::serve(listener, router).into_future();
     // Probes and scrapes are short: none is worth waiting for.
     tokio::select! {
-        served = server => served,
+        outcome = server => outcome,
         () = over.cancelled() => Ok(()),
     }
 }

@@ -21,6 +21,11 @@ use crate::ledger::Retention;
 macro_rules! serve_args {
     ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
         /// What was said, by flags and environment or by a file.
+        #[allow(
+            rustdoc::bare_urls,
+            clippy::doc_markdown,
+            reason = "these comments are the help that a terminal shows"
+        )]
         #[derive(Args, Clone, Debug, Default, Deserialize)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub struct ServeArgs {
@@ -320,7 +325,7 @@ fn optional(text: &str) -> Option<&str> {
     (text != "none").then_some(text)
 }
 
-fn at_least<T: PartialOrd + std::fmt::Display>(
+fn at_least<T: PartialOrd + std::fmt::Display + Copy>(
     least: T,
     setting: &'static str,
     value: Option<T>,

@@ -1,5 +1,7 @@
 //! May it be sent: the rules' nine rows. Pure; no clock, no await, no allocation.
 
+#![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
+
 use std::time::Duration;
 
 use crate::consent::event::MAX_AHEAD;
@@ -184,9 +186,8 @@ pub fn decide(
     let template = question.proven(question.template(), proof);
     let reason = match form {
         Form::FreeForm => free_form,
-        Form::Template => template,
         Form::Any if free_form.allows() && !template.allows() => free_form,
-        Form::Any => template,
+        Form::Template | Form::Any => template,
     };
     Decision {
         reason,

@@ -235,7 +235,7 @@ impl Gate {
     #[must_use]
     pub fn status(&self) -> Status {
         let freshness = self.table.freshness();
-        let staleness = self.staleness(&freshness);
+        let staleness = staleness_of(&freshness);
         let phase = match freshness.validity {
             Validity::Loading => Phase::Loading,
             Validity::Invalid => Phase::Invalid,
@@ -264,19 +264,20 @@ impl Gate {
         let offset = freshness.ledger_clock(now).as_millis() - now.wall.as_millis();
         let loaded = freshness.validity != Validity::Loading;
         TableGauges {
-            staleness: self.staleness(&freshness),
+            staleness: staleness_of(&freshness),
             revision: freshness.revision,
             pairs: self.table.pairs(),
             bytes: self.table.bytes(),
             clock_offset: if loaded { seconds(offset) } else { 0.0 },
         }
     }
+}
 
-    fn staleness(&self, freshness: &Freshness) -> Duration {
-        match freshness.validity {
-            Validity::Loading => Duration::ZERO,
-            Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
-        }
+/// How long ago the table was proven; zero before there was anything to prove.
+fn staleness_of(freshness: &Freshness) -> Duration {
+    match freshness.validity {
+        Validity::Loading => Duration::ZERO,
+        Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
     }
 }
 

@@ -6,6 +6,8 @@
 //! number of the [`Profile`] that it shares with other pairs and its last inbound. What does not
 //! fit into that lies in a second map.
 
+#![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
@@ -265,7 +267,6 @@ impl Table {
     /// What a decision about `category` needs to know of a pair, and how current that is.
     ///
     /// Read the clock after this, not before. Allocates nothing.
-    #[must_use]
     pub fn facts(
         &self,
         key: Key,
@@ -278,7 +279,6 @@ impl Table {
     }
 
     /// All that the table holds of a pair at `now`, and how current that is.
-    #[must_use]
     pub fn summary(
         &self,
         key: Key,

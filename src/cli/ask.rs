@@ -1,5 +1,7 @@
 //! `check`, `get`, `history`, `status` and `healthcheck`: the commands that ask a sidecar.
 
+#![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
+
 use clap::{Args, ValueEnum};
 use tonic::Request;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -13,6 +15,7 @@ use crate::grpc::pb::record_service_client::RecordServiceClient;
 
 /// How the message is written.
 #[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(clippy::enum_variant_names, reason = "WhatsApp's own word is free-form")]
 enum Form {
     /// Not decided yet.
     Any,
@@ -110,7 +113,10 @@ fn in_words(answer: &pb::CanSendResponse) -> String {
         [("window until", &answer.window_expire_time), ("ask again at", &answer.retry_time)]
     {
         if time.is_some() {
-            text += &format!("\n  {name} {}", print::time(time.as_ref()));
+            text.push_str("\n  ");
+            text.push_str(name);
+            text.push(' ');
+            text.push_str(&print::time(time.as_ref()));
         }
     }
     let staleness = print::span(answer.staleness.as_ref());
@@ -130,13 +136,13 @@ pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
         [] => "nothing".to_owned(),
         scopes => scopes.join(", "),
     };
-    let last = match &answer.last_inbound_time {
+    let written = match &answer.last_inbound_time {
         None => "never".to_owned(),
         time => print::time(time.as_ref()),
     };
     print::line(&format!("opted in to      {}", list(&answer.opted_in)))?;
     print::line(&format!("opted out of     {}", list(&answer.opted_out)))?;
-    print::line(&format!("last wrote       {last}"))?;
+    print::line(&format!("last wrote       {written}"))?;
     print::line(&format!("WhatsApp stop    {}", answer.platform_stopped))?;
     print::line(&format!("suppressed       {}", answer.suppressed))?;
     print::line(&format!("revision         {}", answer.revision))?;

@@ -1,5 +1,7 @@
 //! `record`: what a user said or did.
 
+#![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -160,11 +162,11 @@ impl From<Method> for pb::OptInMethod {
 }
 
 fn moment(text: &str) -> Result<Timestamp, String> {
-    point(text, |now, span| now.minus(span))
+    point(text, Timestamp::minus)
 }
 
 fn expiry(text: &str) -> Result<Timestamp, String> {
-    point(text, |now, span| now.plus(span))
+    point(text, Timestamp::plus)
 }
 
 fn point(text: &str, from: fn(Timestamp, Duration) -> Timestamp) -> Result<Timestamp, String> {
@@ -259,7 +261,10 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
         [("opted out of", &answer.opted_out_scope), ("opted in to", &answer.opted_in_category)]
     {
         if !scope.is_empty() {
-            text += &format!("\n  the text is a keyword: {did} {scope}");
+            text.push_str("\n  the text is a keyword: ");
+            text.push_str(did);
+            text.push(' ');
+            text.push_str(scope);
         }
     }
     print::line(&text)?;

@@ -93,8 +93,8 @@ pub struct Profile {
     suppressed: bool,
     platform_stopped: bool,
     window_closed: bool,
-    opted_out_all: bool,
-    answerable: bool,
+    /// Set where the user opted out of everything: whether the user wrote strictly later.
+    opted_out_all: Option<bool>,
     classes: [Marked; 4],
     /// Those on which something else may stand than on their class.
     topics: Box<[(Class, Box<str>, Marked)]>,
@@ -132,8 +132,7 @@ impl Resolved {
             window_closed: state
                 .last_inbound
                 .is_some_and(|inbound| state.window_closed.is_some_and(|closed| closed >= inbound)),
-            opted_out_all: all.is_some(),
-            answerable: all.is_some_and(|word| state.last_inbound > Some(word.time)),
+            opted_out_all: all.map(|word| state.last_inbound > Some(word.time)),
             ..Profile::default()
         };
         let mut expiries = Vec::new();
@@ -206,6 +205,7 @@ impl Profile {
         beside: Option<&Beside>,
     ) -> Facts {
         let (place, mark) = self.mark(category);
+        let answerable = self.opted_out_all.unwrap_or(false);
         let standing = match mark {
             Mark::None => Standing::None,
             Mark::OptedIn => {
@@ -213,11 +213,9 @@ impl Profile {
             }
             Mark::Pending => Standing::Pending,
             Mark::PendingOverOptOut => Standing::PendingOverOptOut { answerable: false },
-            Mark::PendingOverOptOutAll => {
-                Standing::PendingOverOptOut { answerable: self.answerable }
-            }
+            Mark::PendingOverOptOutAll => Standing::PendingOverOptOut { answerable },
             Mark::OptedOut => Standing::OptedOut,
-            Mark::OptedOutAll => Standing::OptedOutAll { answerable: self.answerable },
+            Mark::OptedOutAll => Standing::OptedOutAll { answerable },
             Mark::OptedOutTwice => Standing::OptedOutAll { answerable: false },
         };
         Facts {
@@ -265,7 +263,7 @@ impl Profile {
     #[must_use]
     pub fn in_force(&self, beside: Option<&Beside>, now: Timestamp) -> (Vec<Scope>, Vec<Scope>) {
         let (mut opted_in, mut opted_out) = (Vec::new(), Vec::new());
-        if self.opted_out_all {
+        if self.opted_out_all.is_some() {
             opted_out.push(Scope::All);
         }
         let classes = Class::ALL.into_iter().map(Scope::Class).zip(self.classes);

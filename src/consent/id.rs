@@ -173,8 +173,9 @@ impl Key {
     /// The key that these bytes are.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
-        Self { high: u64::from_be_bytes([a, b, c, d, e, f, g, h]), low: u64::from_be_bytes(rest) }
+        let bits = u128::from_be_bytes(bytes);
+        let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+        Self { high: half(bits >> 64), low: half(bits) }
     }
 
     /// 64 of the key's bits: uniform already, so a map needs no other hash.

@@ -5,6 +5,8 @@
 //! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
 //! needs to know of a state), [`keyword`] (what a text means).
 
+#![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
+
 pub mod event;
 pub mod facts;
 pub mod id;

@@ -177,7 +177,7 @@ impl Machine {
         match event {
             Event::Page { asked, after, page } => self.on_page(asked, after, page),
             Event::Bucket(bucket) => self.on_bucket(bucket),
-            Event::Announced(announcement) => self.on_announced(announcement),
+            Event::Announced(announcement) => self.on_announced(&announcement),
             Event::Missed => self.want_page(),
         }
         std::mem::take(&mut self.actions)
@@ -351,7 +351,7 @@ impl Machine {
         }
     }
 
-    fn on_announced(&mut self, announcement: Announcement) {
+    fn on_announced(&mut self, announcement: &Announcement) {
         if !matches!(self.phase, Phase::Live) || announcement.epoch != self.at.epoch {
             return self.want_page();
         }

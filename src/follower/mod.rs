@@ -2,6 +2,8 @@
 //!
 //! [`machine`] decides; the one task here asks the ledger, waits, and does what it says.
 
+#![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
+
 mod machine;
 #[cfg(test)]
 mod tests;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -52,7 +54,7 @@ impl Follower {
         let (mut machine, actions) = Machine::new();
         // A third of the bound: two polls may fail before a check does.
         let period = self.bound.div_f64(3.0).max(Duration::from_millis(1));
-        let mut ticks = interval_at(Instant::now() + period, period);
+        let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.perform(&mut machine, actions).await;
         loop {

@@ -67,7 +67,7 @@ pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
 
 /// A span on the wire; one of 10,000 years and more stops there.
 pub(super) fn duration(span: Duration) -> prost_types::Duration {
-    const MAX: Duration = Duration::from_secs(315_576_000_000);
+    const MAX: Duration = Duration::from_hours(10_000 * 365 * 24);
     prost_types::Duration::try_from(span.min(MAX)).unwrap_or_default()
 }
 

@@ -139,8 +139,9 @@ impl Connection {
         let spoken = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(AtomicUsize::new(0));
         let service = Calls { routes: self.routes, calls: Arc::clone(&calls) };
-        let stream = Spoken { stream, bytes: 0, spoken: Arc::clone(&spoken) };
+        let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken) };
         let (finish, finishing) = oneshot::channel();
+        #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, finishing));
 
         let age = sleep(self.limits.connection_age);
@@ -260,13 +261,13 @@ impl Future for Infallible {
 }
 
 /// A stream that notices when the client has sent as much as its preface.
-struct Spoken<S> {
+struct Listening<S> {
     stream: S,
     bytes: usize,
     spoken: Arc<AtomicBool>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -282,7 +283,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

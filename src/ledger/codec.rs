@@ -1,5 +1,7 @@
 //! Records, log entries and history entries as bytes. The same bytes in every ledger.
 
+#![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
+
 use prost::Message as _;
 
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
@@ -118,6 +120,7 @@ fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
 }
 
 /// A moment that may be unset; `None` where it is set and out of bounds.
+#[allow(clippy::option_option, reason = "unset, out of bounds and set are three things")]
 fn optional(millis: Option<i64>) -> Option<Option<Timestamp>> {
     match millis {
         None => Some(None),
