@@ -435,3 +435,6 @@ impl Writer {
         *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::consent::event::{Evidence, Method, What};
+use crate::consent::id::{BusinessId, KeySecret, UserId};
+use crate::consent::scope::Class;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+fn key(user: &str) -> Key {
+    let user = UserId::parse(user).unwrap();
+    KeySecret::new(&[1; 16]).key(&user, BusinessId::parse("acme").unwrap())
+}
+
+fn state(whats: &[(i64, What)]) -> State {
+    let mut state = State::default();
+    for (time, what) in whats {
+        for effect in what.effects(at(*time)) {
+            state.apply(&effect).unwrap();
+        }
+    }
+    state
+}
+
+fn opt_in(category: &str, expire: Option<i64>) -> What {
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: String::new(),
+        business_name: String::new(),
+        locale: String::new(),
+        reference: String::new(),
+    };
+    let category = Scope::parse(category).unwrap();
+    What::OptIn { category, evidence, expire: expire.map(at), pending: false }
+}
+
+fn opt_out(scope: &str) -> What {
+    What::OptOut { scope: Scope::parse(scope).unwrap(), reference: String::new() }
+}
+
+fn inbound() -> What {
+    What::Inbound { message_id: String::new(), text: String::new() }
+}
+
+const CATEGORIES: [&str; 5] =
+    ["marketing", "marketing.news", "utility", "utility.order_updates", "service.other"];
+
+/// The table tells of a state what the state itself does.
+fn assert_same(table: &Table, key: Key, state: &State) {
+    let resolved = Resolved::of(state);
+    for text in CATEGORIES {
+        let category = Category::parse(text).unwrap();
+        assert_eq!(table.facts(key, category).0, Ok(resolved.facts(category)), "{text}");
+    }
+    let (opted_in, opted_out) = resolved.profile.in_force(resolved.beside.as_ref(), at(50));
+    let summary = table.summary(key, at(50)).0.unwrap();
+    assert_eq!((summary.opted_in, summary.opted_out), (opted_in, opted_out));
+    assert_eq!(summary.last_inbound, state.last_inbound);
+}
+
+#[test]
+fn an_entry_is_eight_bytes_beside_its_key() {
+    assert_eq!(size_of::<(Key, Entry)>(), 24);
+    for last_inbound in [None, Some(at(0)), Some(at(1_750_000_000_000))] {
+        let entry = Entry::new(UNREADABLE - 1, last_inbound);
+        assert_eq!((entry.profile(), entry.last_inbound()), (UNREADABLE - 1, last_inbound));
+    }
+    let far = Entry::new(7, Some(Timestamp::MAX));
+    assert_eq!(far.profile(), 7, "a moment that does not fit must not change the profile");
+    assert!(far.last_inbound() < Some(Timestamp::MAX));
+}
+
+#[test]
+fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
+    let (table, mut writer) = new();
+    let pair = key("1");
+    let steps = [
+        vec![(1, opt_in("marketing", None)), (2, inbound())],
+        vec![(1, opt_in("marketing", None)), (3, opt_in("utility", Some(99)))],
+        vec![(1, opt_in("marketing", Some(80))), (3, opt_in("utility.order_updates", Some(99)))],
+        vec![(4, opt_out("*"))],
+        vec![(4, What::Failure { code: 131_049 })],
+        vec![],
+    ];
+    for step in steps {
+        let state = state(&step);
+        writer.apply(pair, Ok(&state));
+        assert_same(&table, pair, &state);
+        let elsewhere = Resolved::of(&state).beside.is_some();
+        assert_eq!(table.0.elsewhere.len(), usize::from(elsewhere));
+        assert_eq!(table.pairs(), 1);
+    }
+}
+
+#[test]
+fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
+    let (table, mut writer) = new();
+    let category = Category { class: Class::Service, topic: None };
+    assert_eq!(table.facts(key("1"), category).0, Ok(Facts::NOTHING));
+    writer.apply(key("1"), Ok(&state(&[(1, opt_in("service", Some(9)))])));
+    writer.apply(key("1"), Err(UnreadablePair));
+    assert_eq!(table.facts(key("1"), category).0, Err(UnreadablePair));
+    assert!(table.summary(key("1"), at(1)).0.is_err());
+    assert_eq!(table.0.elsewhere.len(), 0);
+}
+
+#[test]
+fn pairs_of_one_standing_share_one_profile() {
+    let (table, mut writer) = new();
+    for user in 0..1_000 {
+        let time = i64::from(user) + 10;
+        let state = state(&[(time, opt_in("marketing", None)), (time + 1, inbound())]);
+        writer.apply(key(&user.to_string()), Ok(&state));
+    }
+    assert_eq!((table.pairs(), table.0.profiles.count()), (1_000, 1));
+    assert!(table.bytes() >= 1_000 * 24);
+}
+
+#[test]
+fn freshness_never_moves_back_and_validity_is_told() {
+    let (table, mut writer) = new();
+    let moment = |seconds: u64| Moment {
+        boot: Duration::from_secs(seconds),
+        wall: at(1_000_000).plus(Duration::from_secs(seconds)),
+    };
+    assert_eq!(table.freshness().validity, Validity::Loading);
+    writer.invalidate();
+    assert_eq!(table.freshness().validity, Validity::Loading, "nothing was loaded yet");
+    writer.applied(7);
+    writer.validate();
+    writer.proven(moment(10), at(2_000_000));
+    writer.proven(moment(9), at(3_000_000));
+    let freshness = table.freshness();
+    assert_eq!((freshness.validity, freshness.revision), (Validity::Valid, 7));
+    assert_eq!(freshness.staleness(moment(12)), Duration::from_secs(2));
+    assert_eq!(freshness.ledger_clock(moment(12)), at(2_002_000));
+    // A suspended machine and a stepped clock both age it.
+    let slept = Moment { boot: Duration::from_hours(1), ..moment(12) };
+    assert!(freshness.staleness(slept) > Duration::from_mins(59));
+    let stepped = Moment { wall: at(1_000_000).plus(Duration::from_hours(1)), ..moment(12) };
+    assert!(freshness.staleness(stepped) > Duration::from_mins(59));
+    writer.invalidate();
+    assert_eq!(table.freshness().validity, Validity::Invalid);
+}
+
+#[tokio::test]
+async fn a_revision_can_be_waited_for() {
+    let (table, mut writer) = new();
+    let waiting = table.clone();
+    let task = tokio::task::spawn(async move { waiting.applied(5).await });
+    writer.applied(4);
+    tokio::task::yield_now().await;
+    assert!(!task.is_finished());
+    writer.applied(6);
+    task.await.unwrap();
+    table.applied(6).await;
+}
+
+#[test]
+fn readers_beside_a_writer_see_one_state_or_the_other() {
+    let (table, mut writer) = new();
+    let pair = key("1");
+    let one = state(&[(1, opt_in("marketing", None)), (2, inbound())]);
+    let other = state(&[(3, opt_in("utility", Some(99))), (4, opt_out("marketing"))]);
+    let category = Category { class: Class::Utility, topic: None };
+    let expected = [&one, &other].map(|state| Resolved::of(state).facts(category));
+    writer.apply(pair, Ok(&one));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            for _ in 0..50_000 {
+                let facts = table.facts(pair, category).0.unwrap();
+                assert!(expected.contains(&facts), "{facts:?}");
+            }
+        });
+        while !reader.is_finished() {
+            writer.apply(pair, Ok(&other));
+            writer.apply(pair, Ok(&one));
+        }
+        reader.join().unwrap();
+    });
+}
+
+fn a_state() -> impl Strategy<Value = State> {
+    let category = proptest::sample::select(&CATEGORIES[..]);
+    let what = prop_oneof![
+        (category.clone(), proptest::option::of(40_i64..60)).prop_map(|(c, e)| opt_in(c, e)),
+        category.prop_map(opt_out),
+        Just(opt_out("*")),
+        Just(inbound()),
+        Just(What::Platform { stopped: true }),
+        Just(What::Suppression { suppressed: true, reference: String::new() }),
+        Just(What::Failure { code: 131_047 }),
+        Just(What::Failure { code: 131_049 }),
+    ];
+    proptest::collection::vec((0_i64..20, what), 0..8).prop_map(|whats| state(&whats))
+}
+
+proptest! {
+    #[test]
+    fn the_table_tells_what_the_states_tell(states in proptest::collection::vec(a_state(), 1..20)) {
+        let (table, mut writer) = new();
+        for (user, state) in states.iter().enumerate() {
+            // Every pair goes through the state of the one before, and has to forget it.
+            if let Some(before) = user.checked_sub(1).and_then(|before| states.get(before)) {
+                writer.apply(key(&user.to_string()), Ok(before));
+            }
+            writer.apply(key(&user.to_string()), Ok(state));
+        }
+        for (user, state) in states.iter().enumerate() {
+            assert_same(&table, key(&user.to_string()), state);
+        }
+    }
+}

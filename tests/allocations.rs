@@ -1,0 +1,63 @@
+//! The read path allocates nothing, in table and decision.
+
+#![allow(missing_docs, reason = "tests are no library")]
+
+use std::hint::black_box;
+
+use consentd::clock::Moment;
+use consentd::consent::event::{Evidence, Method, What};
+use consentd::consent::id::{BusinessId, KeySecret, UserId};
+use consentd::consent::scope::{Category, Scope};
+use consentd::consent::state::State;
+use consentd::consent::time::{Clock, Timestamp};
+use consentd::decision::{Form, Policy, Proof, decide};
+use consentd::table;
+
+#[test]
+fn a_check_allocates_nothing() {
+    let secret = KeySecret::new(&[1; 16]);
+    let (table, mut writer) = table::new();
+    let business = BusinessId::parse("acme").unwrap();
+    let users: Vec<String> = (0..100).map(|n| format!("+1 (555) 010-{n:04}")).collect();
+    for (n, user) in users.iter().enumerate() {
+        let expire =
+            (n % 2 == 0).then_some(Timestamp::MAX.minus(std::time::Duration::from_secs(1)));
+        let evidence = Evidence {
+            method: Method::Website,
+            statement: String::new(),
+            business_name: String::new(),
+            locale: String::new(),
+            reference: String::new(),
+        };
+        let category = Scope::parse("utility.order_updates").unwrap();
+        let what = What::OptIn { category, evidence, expire, pending: false };
+        let mut state = State::default();
+        for effect in what.effects(Timestamp::MIN) {
+            state.apply(&effect).unwrap();
+        }
+        writer.apply(secret.key(&UserId::parse(user).unwrap(), business), Ok(&state));
+    }
+    let policy = Policy::default();
+    let mut allowed = 0;
+    let info = allocation_counter::measure(|| {
+        for user in &users {
+            // All of a check: reading the ids, the key, the look-up, the clocks, the decision.
+            let user = UserId::parse(user).unwrap();
+            let business = BusinessId::parse("acme").unwrap();
+            let category = Category::parse("utility.order_updates").unwrap();
+            let key = secret.key(&user, business);
+            let (facts, freshness) = table.facts(key, category);
+            let now = Moment::now();
+            let clock = Clock::of(now.wall, freshness.ledger_clock(now));
+            let facts = facts.unwrap();
+            let made = decide(&facts, category.class, Form::Any, &policy, clock, Proof::Fresh);
+            black_box(freshness.staleness(now));
+            allowed += u32::from(made.allowed());
+        }
+    });
+    // An opt-in that lapses at the end of time has not lapsed on the ledger's clock either.
+    assert_eq!(allowed, 100);
+    assert_eq!(info.count_total, 0, "{info:?}");
+    let counted = allocation_counter::measure(|| drop(black_box(Box::new(1_u64))));
+    assert_eq!(counted.count_total, 1, "what counts can count");
+}
