@@ -1,4 +1,41 @@
-//! temporary
+//! consentd answers, from memory and in microseconds, whether a business may message a WhatsApp
+//! user. This is the map of the code; the README is the one for its users.
+//!
+//! ```text
+//! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
+//! writes:  grpc ─► recorder ─► ledger ─► (follower ─► table)
+//! ```
+//!
+//! In reading order:
+//!
+//! | module | purpose |
+//! |---|---|
+//! | [`consent`] | the nouns, and how events make a pair's record; pure |
+//! | [`decision`] | may it be sent: the rules' nine rows; pure |
+//! | [`table`] | the sharded map from which checks are answered, and how current it is |
+//! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
+//! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
+//! | [`recorder`] | validate, read, apply, append: the only way in |
+//! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
+//! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
+//! | [`admin`] | metrics and probes over HTTP |
+//! | [`metrics`] | every instrument |
+//! | [`clock`] | the one place that reads clocks |
+//! | [`config`] | flags, environment and file become validated settings |
+//! | [`app`] | what is built from them, which tasks run, in which order they end |
+//! | [`cli`] | the commands |
+//!
+//! What is never so, and is checked by `tests/house.rs` where a test can:
+//!
+//! - Nobody but the follower holds the table's [`Writer`](table::Writer), and there is one.
+//! - The table and the ledger do not know each other; the write path never touches the table.
+//! - A decision sees neither a clock nor the network: time is a parameter.
+//! - Nobody reads consent without being told how old it is: a look-up returns both.
+//! - There is no second flag for health or readiness: both are read off the table.
+//! - No redb, dashmap, axum or tonic type crosses its module's border.
+//! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
+//! - No user id, message text or secret is in a log line, a metric or an error.
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -3,6 +3,7 @@
 //! An append is acknowledged once the transaction that holds it has been synced to the disk. All
 //! appends that wait while one transaction is synced go into the next one together.
 
+mod retention;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -251,7 +252,7 @@ impl Appender {
             let job = match self.jobs.recv_timeout(SWEEP_EVERY) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => {
-                    store::sweep(&database, self.retention)?;
+                    retention::sweep(&database, self.retention)?;
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),

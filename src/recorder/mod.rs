@@ -5,6 +5,8 @@
 //! from that one's record, by the clock that it read the first time.
 
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -9,14 +9,14 @@ use super::super::{
     Appended, Bucket, Change, Epoch, History, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
     Page, Position, Read, Retention, Stored, Tail, UnreadableRecord, codec,
 };
-use super::OpenError;
+use super::{OpenError, retention};
 use crate::clock;
 use crate::consent::id::Key;
 use crate::consent::record::{ChainHead, FORMAT, Record, Revision, extend_chain, sha256};
 use crate::consent::time::Timestamp;
 
 /// Names to values: `epoch`, `secret`, `format`, `revision`, `head`.
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// A pair's key to the revision that wrote its record (8 bytes, big-endian) and the record.
 const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
 /// A revision to the log's head before it (20 bytes), after it (20), the time (8), and the body.
@@ -29,22 +29,19 @@ const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
 /// What goes one day: a time (8 bytes, big-endian) and a key of [`HISTORY`].
 const PERISHABLE: TableDefinition<&[u8; 32], ()> = TableDefinition::new("perishable");
 
-const ENTRY: u8 = 0;
-const GONE: u8 = 1;
-
-/// The most that one transaction removes of what has outlived its retention.
-const MAX_SWEEP: usize = 4_096;
+pub(super) const ENTRY: u8 = 0;
+pub(super) const GONE: u8 = 1;
 
 pub(super) struct Meta {
     pub(super) epoch: Epoch,
     pub(super) secret: [u8; 16],
 }
 
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> LedgerError {
+pub(super) fn failed(error: impl std::error::Error + Send + Sync + 'static) -> LedgerError {
     LedgerError::Storage(Arc::new(error))
 }
 
-fn damaged(what: &'static str) -> LedgerError {
+pub(super) fn damaged(what: &'static str) -> LedgerError {
     LedgerError::Damaged(what)
 }
 
@@ -106,7 +103,7 @@ fn create(transaction: &redb::WriteTransaction) -> Result<Meta, LedgerError> {
     Ok(meta)
 }
 
-fn read_end(
+pub(super) fn read_end(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
 ) -> Result<(Revision, LogHead), LedgerError> {
     let get = |name| meta.get(name).map_err(failed)?.ok_or(damaged(name));
@@ -188,16 +185,16 @@ pub(super) struct Committed {
     pub(super) outcomes: Vec<Vec<Appended>>,
 }
 
-struct Tables<'t> {
-    pairs: Table<'t, &'static [u8; 16], &'static [u8]>,
-    log: Table<'t, u64, &'static [u8]>,
-    history: Table<'t, &'static [u8; 24], &'static [u8]>,
-    texts: Table<'t, &'static [u8; 32], &'static str>,
-    perishable: Table<'t, &'static [u8; 32], ()>,
+pub(super) struct Tables<'t> {
+    pub(super) pairs: Table<'t, &'static [u8; 16], &'static [u8]>,
+    pub(super) log: Table<'t, u64, &'static [u8]>,
+    pub(super) history: Table<'t, &'static [u8; 24], &'static [u8]>,
+    pub(super) texts: Table<'t, &'static [u8; 32], &'static str>,
+    pub(super) perishable: Table<'t, &'static [u8; 32], ()>,
 }
 
 impl<'t> Tables<'t> {
-    fn open(transaction: &'t redb::WriteTransaction) -> Result<Self, LedgerError> {
+    pub(super) fn open(transaction: &'t redb::WriteTransaction) -> Result<Self, LedgerError> {
         Ok(Self {
             pairs: transaction.open_table(PAIRS).map_err(failed)?,
             log: transaction.open_table(LOG).map_err(failed)?,
@@ -212,7 +209,7 @@ impl<'t> Tables<'t> {
 pub(super) fn append(
     database: &Database,
     groups: Vec<Vec<Prepared>>,
-    retention: Retention,
+    keep: Retention,
 ) -> Result<Committed, LedgerError> {
     let transaction = database.begin_write().map_err(failed)?;
     let mut committed = Committed { entries: Vec::new(), outcomes: Vec::new() };
@@ -240,7 +237,7 @@ pub(super) fn append(
         meta.insert("revision", &revision.to_be_bytes()[..]).map_err(failed)?;
         meta.insert("head", &head[..]).map_err(failed)?;
         let spare = committed.entries.len() * 2;
-        trim_log(&mut tables, retention, revision, clock::wall(), spare.min(MAX_SWEEP))?;
+        retention::trim_log(&mut tables, keep, revision, clock::wall(), spare)?;
     }
     transaction.commit().map_err(failed)?;
     Ok(committed)
@@ -336,80 +333,6 @@ fn perishable_key(time: Timestamp, place: &[u8; 24]) -> [u8; 32] {
     key[..8].copy_from_slice(&time.as_millis().to_be_bytes());
     key[8..].copy_from_slice(place);
     key
-}
-
-/// Removes what has outlived its retention, a bounded part at a time.
-pub(super) fn sweep(database: &Database, retention: Retention) -> Result<(), LedgerError> {
-    loop {
-        let transaction = database.begin_write().map_err(failed)?;
-        let now = clock::wall();
-        let removed = {
-            let (revision, _) = read_end(&transaction.open_table(META).map_err(failed)?)?;
-            let mut tables = Tables::open(&transaction)?;
-            trim_log(&mut tables, retention, revision, now, MAX_SWEEP)?
-                + expire_history(&mut tables, now.minus(retention.history))?
-        };
-        if removed == 0 {
-            return Ok(());
-        }
-        transaction.commit().map_err(failed)?;
-    }
-}
-
-fn trim_log(
-    tables: &mut Tables<'_>,
-    retention: Retention,
-    revision: Revision,
-    now: Timestamp,
-    most: usize,
-) -> Result<usize, LedgerError> {
-    let too_old = now.minus(retention.log).as_millis();
-    let mut removed = 0;
-    while removed < most {
-        let Some((oldest, time)) = oldest_entry(&tables.log)? else { break };
-        let too_many = revision.saturating_sub(oldest) >= retention.log_entries;
-        if !too_many && time >= too_old {
-            break;
-        }
-        tables.log.remove(oldest).map_err(failed)?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
-/// The log's first revision, and when it was recorded.
-fn oldest_entry(
-    log: &impl ReadableTable<u64, &'static [u8]>,
-) -> Result<Option<(Revision, i64)>, LedgerError> {
-    let Some((oldest, value)) = log.first().map_err(failed)? else { return Ok(None) };
-    let time = value.value().get(40..48).and_then(|bytes| bytes.try_into().ok());
-    Ok(Some((oldest.value(), i64::from_be_bytes(time.ok_or(damaged("a log entry"))?))))
-}
-
-/// Replaces entries recorded before `limit` by their digests, which keep the chain whole.
-fn expire_history(tables: &mut Tables<'_>, limit: Timestamp) -> Result<usize, LedgerError> {
-    let mut removed = 0;
-    while removed < MAX_SWEEP {
-        let first = tables.perishable.first().map_err(failed)?.map(|(first, _)| *first.value());
-        let Some(first) = first else { break };
-        let (time, place) = first.split_first_chunk().ok_or(damaged("perishable"))?;
-        if i64::from_be_bytes(*time) >= limit.as_millis() {
-            break;
-        }
-        let place: [u8; 24] = place.try_into().map_err(|_| damaged("perishable"))?;
-        let value = tables.history.get(&place).map_err(failed)?.map(|v| v.value().to_vec());
-        if let Some(value) = value
-            && let Some((&ENTRY, entry)) = value.get(8..).and_then(<[u8]>::split_first)
-        {
-            let mut gone = value.get(..8).unwrap_or_default().to_vec();
-            gone.push(GONE);
-            gone.extend_from_slice(&sha256(entry));
-            tables.history.insert(&place, gone.as_slice()).map_err(failed)?;
-        }
-        tables.perishable.remove(&first).map_err(failed)?;
-        removed += 1;
-    }
-    Ok(removed)
 }
 
 pub(super) fn read(database: &Database, keys: &[Key]) -> Result<Read, LedgerError> {

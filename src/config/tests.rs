@@ -1,0 +1,73 @@
+use super::*;
+
+fn file(text: &str) -> Result<Settings, ConfigError> {
+    toml::from_str::<ServeArgs>(text).unwrap().validate()
+}
+
+fn refused(text: &str) -> String {
+    match toml::from_str::<ServeArgs>(text) {
+        Ok(args) => args.validate().unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_rules() {
+    let settings = file("").unwrap();
+    assert_eq!(settings.policy, Policy::default());
+    assert_eq!(settings.max_staleness, Duration::from_secs(5));
+    assert_eq!(settings.ledger, PathBuf::from("consentd.redb"));
+    assert_eq!(settings.listen, [Address::Tcp("127.0.0.1:50051".into())]);
+    assert!(settings.workers >= 1 && settings.workers <= 2);
+}
+
+#[test]
+fn flags_are_stronger_than_the_file() {
+    let flags = ServeArgs { max_batch: Some(7), ..ServeArgs::default() };
+    let weaker = toml::from_str("max-batch = 9\nworkers = 1\nmax-staleness = \"2s\"").unwrap();
+    let settings = flags.or(weaker).validate().unwrap();
+    assert_eq!((settings.max_batch, settings.workers), (7, 1));
+    assert_eq!(settings.max_staleness, Duration::from_secs(2));
+}
+
+#[test]
+fn classes_and_keywords_are_read() {
+    let settings = file(
+        "window-implies = \"utility, service\"\nstale-allow = \"none\"\n\
+         [keywords]\ntopics = [\"utility.order_updates\"]\nconfirm = [\"sí\"]\n\
+         [[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\
+         statement = \"Reply START for Acme's offers on WhatsApp\"\nbusiness-name = \"Acme\"\n",
+    )
+    .unwrap();
+    assert!(settings.policy.window_implies.contains(Class::Utility));
+    assert!(!settings.policy.window_implies.contains(Class::Marketing));
+    assert_eq!(settings.policy.stale_allow, ClassSet::NONE);
+    assert_eq!(settings.keywords.opt_in.len(), 1);
+    assert_eq!(settings.keywords.confirm, ["sí"]);
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_setting() {
+    for (text, parts) in [
+        ("window = \"25h\"", ["--window", "24h"]),
+        ("window-implies = \"news\"", ["--window-implies", "one of marketing"]),
+        ("ledger = \"consentd.redb\"", ["--ledger", "file:PATH"]),
+        ("ledger = \"redis://h\"", ["--ledger", "later"]),
+        ("max-batch = 0", ["--max-batch", "1 or more"]),
+        ("max-staleness = \"1ms\"", ["--max-staleness", "10ms"]),
+        ("listen = \"none\"", ["--listen", "--unix"]),
+        ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
+        ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
+        ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
+        (
+            "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\
+          statement = \"offers\"\nbusiness-name = \"Acme\"",
+            ["keywords", "WhatsApp"],
+        ),
+    ] {
+        let said = refused(text);
+        for part in parts {
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+}

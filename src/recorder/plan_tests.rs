@@ -1,0 +1,245 @@
+use super::plan::Plan;
+use super::{Refusal, Submission};
+use crate::consent::event::{Event, Evidence, Method, What};
+use crate::consent::id::KeySecret;
+use crate::consent::keyword::{KeywordLists, Keywords};
+use crate::consent::record::{Outcome, Record};
+use crate::consent::scope::Scope;
+use crate::consent::state::{Said, State};
+use crate::consent::time::Timestamp;
+use crate::ledger::{Change, History, Stored};
+
+const NOW: i64 = 1_750_000_000_000;
+const MINUTE: i64 = 60_000;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+/// A ledger of one pair: what recorders do, without the recorder.
+struct Pair {
+    stored: Stored,
+    history: History,
+    keywords: Keywords,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self {
+            stored: Stored { revision: 0, record: Record::default() },
+            history: History { entries: Vec::new(), intact: true },
+            keywords: Keywords::new(KeywordLists::default()),
+        }
+    }
+
+    /// Records one event by the ledger's clock; the ledger assigns the next revision.
+    fn record(&mut self, now: i64, submission: &Submission) -> Result<Outcome, Refusal> {
+        let secret = KeySecret::new(&[3; 16]);
+        let mut plan = Plan::new(&self.stored, at(now), &self.keywords, Some(&self.history));
+        let mut outcome = plan.add(submission, &secret)?;
+        let key = crate::consent::id::Key::from_bytes([0; 16]);
+        if let Some(Change { base, record, history, .. }) = plan.into_change(key, &[submission]) {
+            assert_eq!(base, self.stored.revision);
+            self.stored = Stored { revision: base + 1, record };
+            let revision = self.stored.revision;
+            self.history.entries.extend(history.into_iter().map(|entry| (revision, entry)));
+        }
+        if outcome.revision == 0 {
+            outcome.revision = self.stored.revision;
+        }
+        Ok(outcome)
+    }
+
+    fn state(&self) -> &State {
+        &self.stored.record.state
+    }
+
+    fn said_on(&self, scope: &str) -> Option<(Timestamp, Said)> {
+        let said = self.state().scopes.get(&Scope::parse(scope).unwrap())?;
+        said.word.map(|word| (word.time, word.said))
+    }
+}
+
+fn event(what: What, time: Option<i64>, request_id: &str) -> Submission {
+    let event = Event { user_id: "1".into(), business_id: "acme".into(), time: time.map(at), what };
+    Submission { event, request_id: request_id.into() }
+}
+
+fn opt_in(category: &str, pending: bool) -> What {
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: "Yes to WhatsApp from Acme".into(),
+        business_name: "Acme".into(),
+        locale: String::new(),
+        reference: "form 7".into(),
+    };
+    let category = Scope::parse(category).unwrap();
+    What::OptIn { category, evidence, expire: None, pending }
+}
+
+fn opt_out(scope: &str) -> What {
+    What::OptOut { scope: Scope::parse(scope).unwrap(), reference: String::new() }
+}
+
+fn inbound(text: &str) -> What {
+    What::Inbound { message_id: "wamid.1".into(), text: text.into() }
+}
+
+fn refused_field(result: Result<Outcome, Refusal>) -> String {
+    match result {
+        Err(Refusal::Invalid(violations)) => violations[0].field.clone(),
+        other => panic!("not refused for a field: {other:?}"),
+    }
+}
+
+#[test]
+fn times_ahead_are_taken_as_now_up_to_five_minutes_and_refused_from_there() {
+    for (ahead, stamped) in [(0, Some(NOW)), (1, Some(NOW)), (5 * MINUTE, Some(NOW))] {
+        let mut pair = Pair::new();
+        pair.record(NOW, &event(inbound(""), Some(NOW + ahead), "")).unwrap();
+        assert_eq!(pair.state().last_inbound, stamped.map(at), "{ahead} ms ahead");
+    }
+    let mut pair = Pair::new();
+    let refused = pair.record(NOW, &event(inbound(""), Some(NOW + 5 * MINUTE + 1), ""));
+    assert_eq!(refused_field(refused), "event_time");
+    pair.record(NOW, &event(inbound(""), Some(NOW - 1), "")).unwrap();
+    assert_eq!(pair.state().last_inbound, Some(at(NOW - 1)), "the past is taken as it is");
+}
+
+#[test]
+fn a_denial_without_a_time_is_never_older_than_what_is_known() {
+    // The ledger's clock was set back by an hour after the opt-in.
+    let behind = NOW - 60 * MINUTE;
+    for what in [opt_out("marketing"), inbound("STOP")] {
+        let mut pair = Pair::new();
+        pair.record(NOW, &event(opt_in("marketing", false), Some(NOW), "")).unwrap();
+        let outcome = pair.record(behind, &event(what, None, "")).unwrap();
+        assert!(outcome.applied);
+        let standing = pair.state().standing_on(&Scope::parse("marketing").unwrap());
+        assert!(standing.word.is_some_and(|word| word.is_opt_out() && word.time == at(NOW)));
+    }
+    let mut pair = Pair::new();
+    pair.record(NOW, &event(inbound(""), Some(NOW), "")).unwrap();
+    let denial = What::Suppression { suppressed: true, reference: String::new() };
+    pair.record(behind, &event(denial, None, "")).unwrap();
+    assert_eq!(pair.state().suppression, Some((at(NOW), true)));
+    let grant = What::Suppression { suppressed: false, reference: String::new() };
+    let lifted = pair.record(behind, &event(grant, None, "")).unwrap();
+    assert!(!lifted.applied, "what allows is stamped by the clock alone");
+}
+
+#[test]
+fn an_opt_in_without_a_time_needs_a_request_id() {
+    let mut pair = Pair::new();
+    let refused = pair.record(NOW, &event(opt_in("marketing", false), None, ""));
+    assert_eq!(refused_field(refused), "request_id");
+    assert!(pair.record(NOW, &event(opt_in("marketing", false), None, "a")).unwrap().applied);
+}
+
+#[test]
+fn a_repeat_gets_the_same_answer_and_changes_nothing() {
+    let mut pair = Pair::new();
+    let given = event(opt_in("marketing", false), None, "a");
+    let first = pair.record(NOW, &given).unwrap();
+    pair.record(NOW + 1, &event(opt_out("*"), None, "b")).unwrap();
+    let before = pair.stored.clone();
+    assert_eq!(pair.record(NOW + 2, &given).unwrap(), first);
+    assert_eq!(pair.stored, before);
+    assert_eq!((first.revision, before.revision), (1, 2));
+    // What changed nothing is remembered as well: by now it might.
+    let late = event(inbound(""), Some(NOW - MINUTE), "c");
+    pair.record(NOW + 3, &event(inbound(""), Some(NOW), "")).unwrap();
+    let nothing = pair.record(NOW + 3, &late).unwrap();
+    assert!(!nothing.applied);
+    assert_eq!(pair.record(NOW + 4, &late).unwrap(), nothing);
+}
+
+#[test]
+fn a_request_id_belongs_to_one_event() {
+    let mut pair = Pair::new();
+    pair.record(NOW, &event(opt_in("marketing", false), None, "a")).unwrap();
+    let stop = pair.record(NOW + 1, &event(opt_out("*"), None, "a"));
+    assert_eq!(refused_field(stop), "request_id", "a STOP must not be swallowed as a repeat");
+    // A retry may tell the time anew: it is the same event.
+    let again = event(opt_in("marketing", false), Some(NOW), "a");
+    assert_eq!(pair.record(NOW + 2, &again).unwrap().revision, 1);
+}
+
+#[test]
+fn the_last_eight_requests_are_remembered() {
+    let mut pair = Pair::new();
+    for n in 0..9_i64 {
+        pair.record(NOW + n, &event(inbound(&n.to_string()), None, &n.to_string())).unwrap();
+    }
+    assert_eq!(pair.stored.record.requests.len(), 8);
+    let repeat = |pair: &mut Pair, n: i64| {
+        let event = event(inbound(&n.to_string()), None, &n.to_string());
+        pair.record(NOW + 100, &event).unwrap().revision
+    };
+    assert_eq!(repeat(&mut pair, 1), 2);
+    assert_eq!(repeat(&mut pair, 0), 10, "the oldest was forgotten, and is new again");
+}
+
+#[test]
+fn a_retry_of_what_was_taken_as_now_revives_nothing() {
+    // A client two minutes ahead, a lost answer, a STOP, and the retry: before and after its time.
+    for retried_at in [NOW + 10, NOW + 3 * MINUTE] {
+        let mut pair = Pair::new();
+        let given = event(opt_in("marketing", false), Some(NOW + 2 * MINUTE), "");
+        assert!(pair.record(NOW, &given).unwrap().applied);
+        pair.record(NOW + 5, &event(opt_out("*"), None, "")).unwrap();
+        let before = pair.stored.clone();
+        pair.record(retried_at, &given).unwrap();
+        assert_eq!(pair.stored, before);
+    }
+}
+
+#[test]
+fn a_keyword_is_an_event_of_its_own_in_the_history() {
+    let mut pair = Pair::new();
+    let outcome = pair.record(NOW, &event(inbound("Stop."), None, "")).unwrap();
+    assert_eq!((outcome.applied, outcome.opted_out_scope.as_str()), (true, "*"));
+    assert_eq!(pair.said_on("*"), Some((at(NOW), Said::OptOut)));
+    let whats: Vec<_> = pair.history.entries.iter().map(|(_, entry)| entry.what.clone()).collect();
+    let reference = "keyword in message wamid.1".to_owned();
+    assert_eq!(whats, [inbound(""), What::OptOut { scope: Scope::All, reference }]);
+}
+
+#[test]
+fn stopping_a_topic_stops_it_wherever_it_is_known() {
+    let mut pair = Pair::new();
+    for category in ["marketing.news", "utility.news", "utility"] {
+        pair.record(NOW, &event(opt_in(category, false), Some(NOW), "")).unwrap();
+    }
+    let outcome = pair.record(NOW + 1, &event(inbound("stop news"), None, "")).unwrap();
+    assert_eq!(outcome.opted_out_scope, "marketing.news, utility.news");
+    assert!(matches!(pair.said_on("utility"), Some((_, Said::OptIn { .. }))));
+}
+
+#[test]
+fn yes_confirms_what_is_pending_in_its_own_words() {
+    let mut pair = Pair::new();
+    let yes = |time| event(inbound("Yes!"), time, "");
+    assert_eq!(pair.record(NOW, &yes(Some(NOW))).unwrap().opted_in_category, "");
+    pair.record(NOW, &event(opt_in("marketing", true), Some(NOW), "")).unwrap();
+    let early = pair.record(NOW + 1, &yes(Some(NOW))).unwrap();
+    assert_eq!(early.opted_in_category, "", "it was not pending yet");
+    let untimed = pair.record(NOW + 2, &yes(None)).unwrap();
+    assert_eq!(untimed.opted_in_category, "", "a retry could not be told from a new yes");
+    let outcome = pair.record(NOW + 3, &yes(Some(NOW + 3))).unwrap();
+    assert_eq!(outcome.opted_in_category, "marketing");
+    assert_eq!(pair.said_on("marketing"), Some((at(NOW + 3), Said::OptIn { expire: None })));
+    let (_, last) = pair.history.entries.last().unwrap();
+    let What::OptIn { evidence, pending: false, .. } = &last.what else { panic!("{last:?}") };
+    assert_eq!(evidence.statement, "Yes to WhatsApp from Acme");
+    assert_eq!(evidence.reference, "confirmed by message wamid.1");
+}
+
+#[test]
+fn an_expiry_must_lie_behind_the_opt_in() {
+    let mut pair = Pair::new();
+    let mut given = event(opt_in("marketing", false), Some(NOW), "");
+    let What::OptIn { expire, .. } = &mut given.event.what else { unreachable!() };
+    *expire = Some(at(NOW));
+    assert_eq!(refused_field(pair.record(NOW, &given)), "opt_in.expire_time");
+}
