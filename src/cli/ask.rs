@@ -41,7 +41,7 @@ pub(super) struct CheckArgs {
     user: String,
     /// The business, by the deployment's own id
     business: String,
-    /// The category: <class> or <class>.<topic>, such as utility.order_updates
+    /// The category: CLASS or CLASS.TOPIC, such as utility.order_updates
     category: String,
     /// How the message is written
     #[arg(long, value_enum, default_value_t = Form::Any)]

@@ -50,7 +50,7 @@ enum WhatArgs {
     OptOut {
         #[command(flatten)]
         event: EventArgs,
-        /// What from: *, <class> or <class>.<topic>
+        /// What from: *, CLASS or CLASS.TOPIC
         #[arg(value_name = "SCOPE")]
         scope: String,
         /// What the user said or did, for the record
@@ -99,7 +99,7 @@ enum WhatArgs {
 struct OptInArgs {
     #[command(flatten)]
     event: EventArgs,
-    /// What for: <class> or <class>.<topic>, such as utility.order_updates
+    /// What for: CLASS or CLASS.TOPIC, such as utility.order_updates
     category: String,
     /// How it was obtained
     #[arg(long, value_enum)]

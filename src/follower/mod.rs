@@ -1,6 +1,6 @@
 //! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
 //!
-//! [`machine`] decides; the one task here asks the ledger, waits, and does what it says.
+//! `machine` decides; the one task here asks the ledger, waits, and does what it says.
 
 #![warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)]
 

@@ -25,7 +25,7 @@ pub use record::RecordService;
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
-#[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated code")]
+#[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
 pub mod pb {
     tonic::include_proto!("consent.v1");
 }

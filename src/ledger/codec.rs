@@ -12,7 +12,7 @@ use crate::consent::scope::Scope;
 use crate::consent::state::{OnScope, Pending, Said, State, Word};
 use crate::consent::time::Timestamp;
 
-#[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated code")]
+#[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
 mod pb {
     include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
 }
