@@ -183,14 +183,16 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
         };
         let request = pb::RecordEventRequest { event: Some(event), request_id: String::new() };
         recorder.record_event(request).await?;
-        let ago = format!("{} ago", humantime::format_duration(moment.ago));
+        let hours = moment.ago.as_secs() / 3_600;
+        let ago =
+            if hours > 48 { format!("{} days ago", hours / 24) } else { format!("{hours} h ago") };
         story.add_row([ago.as_str(), moment.who, moment.words]);
     }
     if !json {
         print::line(&format!("A sidecar on {address}, and a small shop's days, told to it:\n"))?;
         print::line(&format!("{story}\n\nWhat may the shop send now?\n"))?;
     }
-    let mut answers = table(["to", "category", "form", "answer", "reason", "why"]);
+    let mut answers = table(["to", "category", "form", "", "reason", "which means"]);
     for (who, category, form) in QUESTIONS {
         let request = pb::CanSendRequest {
             user_id: number(who).into(),
@@ -226,7 +228,7 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(100);
     table.set_header(header);

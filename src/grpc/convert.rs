@@ -14,8 +14,14 @@ use crate::recorder::Submission;
 
 /// Why a message is not an event.
 pub(super) enum NotAnEvent {
-    /// It is malformed; fields are seen from the event.
-    Invalid(Vec<Violation>),
+    /// It is malformed; fields are seen from the event. Where enough of it could be read, the rest
+    /// of its faults can be found in `rest`.
+    Invalid {
+        /// What is wrong.
+        found: Vec<Violation>,
+        /// What could be read.
+        rest: Option<What>,
+    },
     /// This version does not record it.
     Unsupported(&'static str),
 }
@@ -115,7 +121,7 @@ pub(super) fn submission(
 ) -> Result<Submission, NotAnEvent> {
     let Some(event) = event else {
         let why = "required: what happened, to whom and where";
-        return Err(NotAnEvent::Invalid(vec![Violation::new("", why)]));
+        return Err(NotAnEvent::Invalid { found: vec![Violation::new("", why)], rest: None });
     };
     let mut found = Vec::new();
     let time = moment("event_time", event.event_time, &mut found);
@@ -128,8 +134,9 @@ pub(super) fn submission(
         }
         Some(what) => what_of(what, &mut found)?,
     };
-    let Some(what) = what.filter(|_| found.is_empty()) else {
-        return Err(NotAnEvent::Invalid(found));
+    let what = match what {
+        Some(what) if found.is_empty() => what,
+        rest => return Err(NotAnEvent::Invalid { found, rest }),
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
     Ok(Submission { event: Event { user_id, business_id, time, what }, request_id })
@@ -168,10 +175,11 @@ fn what_of(
 
 fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What> {
     let category = match Category::parse(&opt_in.category) {
-        Ok(category) => Some(Scope::from(category)),
+        Ok(category) => Scope::from(category),
         Err(violation) => {
             found.push(violation.within("opt_in"));
-            None
+            // Never recorded: what is found wrong sees to that.
+            Scope::All
         }
     };
     let expire = moment("opt_in.expire_time", opt_in.expire_time, found);
@@ -193,7 +201,7 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What>
         locale: evidence.locale,
         reference: evidence.reference,
     };
-    Some(What::OptIn { category: category?, evidence, expire, pending: opt_in.pending })
+    Some(What::OptIn { category, evidence, expire, pending: opt_in.pending })
 }
 
 fn moment(

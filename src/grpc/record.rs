@@ -10,6 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
+use crate::consent::Violation;
+use crate::consent::event::What;
 use crate::consent::record::Outcome;
 use crate::gate::Gate;
 use crate::recorder::{MAX_EVENTS, Recorder, Refusal, Submission};
@@ -45,6 +47,12 @@ impl RecordService {
         results
     }
 
+    /// All that is wrong with an event that could be read in part alone.
+    fn refusal(&self, mut found: Vec<Violation>, rest: Option<What>) -> Refusal {
+        found.extend(rest.iter().flat_map(|what| self.recorder.violations(what)));
+        Refusal::Invalid(found)
+    }
+
     async fn record_chunk(
         &self,
         requests: Vec<pb::RecordEventsRequest>,
@@ -61,8 +69,9 @@ impl RecordService {
                     places.push(place);
                     None
                 }
-                Err(NotAnEvent::Invalid(found)) => {
-                    Some(Pb::Error(status::item_of_refusal(&Refusal::Invalid(found))))
+                Err(NotAnEvent::Invalid { found, rest }) => {
+                    let refusal = self.refusal(found, rest);
+                    Some(Pb::Error(status::item_of_refusal(&refusal)))
                 }
                 Err(NotAnEvent::Unsupported(why)) => Some(Pb::Error(pb::ItemError {
                     code: tonic::Code::Unimplemented as i32,
@@ -95,8 +104,8 @@ impl pb::record_service_server::RecordService for RecordService {
         let pb::RecordEventRequest { event, request_id } = request.into_inner();
         let submission = match convert::submission(event, request_id) {
             Ok(submission) => submission,
-            Err(NotAnEvent::Invalid(found)) => {
-                return Err(status::of_refusal(&Refusal::Invalid(found)));
+            Err(NotAnEvent::Invalid { found, rest }) => {
+                return Err(status::of_refusal(&self.refusal(found, rest)));
             }
             Err(NotAnEvent::Unsupported(why)) => return Err(Status::unimplemented(why)),
         };

@@ -118,6 +118,12 @@ impl Recorder {
         results
     }
 
+    /// What is wrong with something that happened, whatever the pair's state.
+    #[must_use]
+    pub fn violations(&self, what: &What) -> Vec<Violation> {
+        what.violations(&self.names)
+    }
+
     /// A pair's history, with its chain checked.
     ///
     /// # Errors
@@ -141,7 +147,7 @@ impl Recorder {
         let mut places = HashMap::new();
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
-            let mut found = event.what.violations(&self.names);
+            let mut found = self.violations(&event.what);
             let key = self.key(&event.user_id, &event.business_id);
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
