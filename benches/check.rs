@@ -1,0 +1,138 @@
+//! A check inside the process: ids, key, look-up, clocks and decision, over tables of 10³ to 10⁷
+//! pairs, with and without a writer that keeps changing them.
+//!
+//! `cargo bench --bench check` runs all; `cargo bench --bench check -- 10000000` the largest alone.
+
+#![allow(missing_docs, clippy::disallowed_methods, reason = "a benchmark is no library")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use consentd::clock::Moment;
+use consentd::consent::facts::{Facts, Standing};
+use consentd::consent::id::{BusinessId, Key, KeySecret, UserId};
+use consentd::consent::scope::{Class, Scope};
+use consentd::consent::state::{Effect, State, Word};
+use consentd::consent::time::{Clock, Timestamp};
+use consentd::decision::{Form, Policy, Proof, decide};
+use consentd::gate::{Gate, Question};
+use consentd::metrics::Metrics;
+use consentd::table::{self, Table, Writer};
+use criterion::{BatchSize, BenchmarkId, Criterion};
+
+const BOUND: Duration = Duration::from_hours(1);
+
+fn user(n: usize) -> String {
+    format!("1555{n:08}")
+}
+
+fn key(secret: &KeySecret, user: &str) -> Key {
+    secret.key(&UserId::parse(user).unwrap(), BusinessId::parse("acme").unwrap())
+}
+
+/// One of the few standings that most pairs share.
+fn state(n: usize, now: Timestamp) -> State {
+    let mut state = State::default();
+    let topic = Scope::parse("utility.order_updates").unwrap();
+    let word = Word::opt_in(now.minus(Duration::from_hours(48)), None);
+    state.apply(&Effect::Word(topic, word)).unwrap();
+    if n.is_multiple_of(3) {
+        let out = Word::opt_out(now.minus(Duration::from_hours(30)));
+        state.apply(&Effect::Word(Scope::Class(Class::Marketing), out)).unwrap();
+    }
+    let minutes = u64::try_from(n % 4_000).unwrap();
+    state.apply(&Effect::Inbound(now.minus(Duration::from_mins(minutes)))).unwrap();
+    state
+}
+
+fn table_of(pairs: usize, secret: &KeySecret) -> (Table, Writer) {
+    let (table, mut writer) = table::new();
+    let now = Moment::now();
+    for n in 0..pairs {
+        writer.apply(key(secret, &user(n)), Ok(&state(n, now.wall)));
+    }
+    writer.validate();
+    writer.proven(now, now.wall);
+    (table, writer)
+}
+
+/// A stride that visits every pair in an order that no cache foresees.
+fn scattered(n: usize, pairs: usize) -> usize {
+    n.wrapping_mul(2_654_435_761) % pairs
+}
+
+fn bench(criterion: &mut Criterion) {
+    let secret = KeySecret::new(&[7; 16]);
+    let mut group = criterion.benchmark_group("check");
+    for pairs in [1_000, 10_000, 100_000, 1_000_000, 10_000_000] {
+        let (table, mut writer) = table_of(pairs, &secret);
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        let gate = Gate::new(table, secret.clone(), Policy::default(), BOUND, metrics);
+        let check = |bencher: &mut criterion::Bencher<'_>| {
+            let mut n = 0_usize;
+            bencher.iter_batched(
+                || {
+                    n += 1;
+                    user(scattered(n, pairs))
+                },
+                |user| {
+                    let question = Question {
+                        user_id: &user,
+                        business_id: "acme",
+                        category: "utility.order_updates",
+                        form: Form::Template,
+                    };
+                    black_box(gate.check(&question).unwrap());
+                    user // Dropped by the harness: freeing it is not part of a check.
+                },
+                BatchSize::SmallInput,
+            );
+        };
+        group.bench_function(BenchmarkId::new("quiet", pairs), check);
+        // As fast as one thread can: far more than any ledger tells of.
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let now = Moment::now().wall;
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let place = scattered(n, pairs);
+                    writer.apply(key(&secret, &user(place)), Ok(&state(place + n, now)));
+                }
+            });
+            group.bench_function(BenchmarkId::new("beside a writer", pairs), check);
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+    group.finish();
+
+    let facts = Facts {
+        standing: Standing::OptedIn { expire: None },
+        last_inbound: Some(Timestamp::MIN),
+        ..Facts::NOTHING
+    };
+    let clock = Clock::at(Moment::now().wall);
+    criterion.bench_function("decision alone", |bencher| {
+        bencher.iter(|| {
+            let facts = black_box(&facts);
+            decide(facts, Class::Utility, Form::Any, &Policy::default(), clock, Proof::Fresh)
+        });
+    });
+    criterion.bench_function("clocks alone", |bencher| bencher.iter(Moment::now));
+    criterion.bench_function("key alone", |bencher| {
+        bencher.iter(|| key(&secret, black_box("15550123456")));
+    });
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(50)
+        .configure_from_args();
+    bench(&mut criterion);
+    criterion.final_summary();
+}
