@@ -57,7 +57,11 @@ fn say_where(bound: &Bound, ledger: &str) {
 fn start_log(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)
         .context("--log: must be a level such as info, or directives such as info,h2=debug")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would be told on standard error, by a macro that panics where that is gone.
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         log.init();
     } else {

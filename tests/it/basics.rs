@@ -93,3 +93,30 @@ async fn what_was_recorded_survives_a_restart_with_its_words() {
     assert!(entries.message().await.unwrap().is_some());
     assert_eq!(entries.message().await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = format!("file:{}", crate::sidecar::ledger_in(folder.path()).display());
+    let mut child = Command::new(crate::sidecar::BINARY)
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "none", "--ledger", &ledger])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    // Its standard error is closed from here on, and it has more to say: that it drains.
+    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let address = said["grpc"].as_str().unwrap().to_owned();
+    let asking = crate::sidecar::channel(&address).await;
+    crate::sidecar::eventually("it answers", || {
+        let mut checks = pb::consent_service_client::ConsentServiceClient::new(asking.clone());
+        async move { checks.can_send(question("1", "acme", "service")).await.is_ok() }
+    })
+    .await;
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+}

@@ -8,7 +8,6 @@
 )]
 
 mod basics;
-mod basics;
 mod commands;
 mod fuzz;
 mod histories;
