@@ -92,11 +92,9 @@ impl Sidecar {
             let mut routes = base.clone();
             if checks {
                 let describe = ledger.describe().to_owned();
-                routes = routes.with_checks(CheckService::new(
-                    gate.clone(),
-                    describe,
-                    settings.max_batch,
-                ));
+                let (gate, metrics) = (gate.clone(), Arc::clone(&metrics));
+                let checks = CheckService::new(gate, describe, settings.max_batch, metrics);
+                routes = routes.with_checks(checks);
             }
             if records {
                 let draining = drain.begun.clone();

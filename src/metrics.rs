@@ -78,7 +78,8 @@ impl Metrics {
             check_duration: histogram(
                 r,
                 "consent_check_duration_seconds",
-                "Time that one decision took inside the process, the network aside.",
+                "Time that one CanSend took inside the process, from the decoded request to its \
+                 answer, a wait for min_revision included.",
                 &CHECK_BUCKETS,
             )?,
             records: counters(
@@ -134,12 +135,16 @@ impl Metrics {
         })
     }
 
-    /// Counts a decision and the time that it took.
-    pub fn decided(&self, reason: Reason, took: Duration) {
-        let index = Reason::ALL.iter().position(|known| *known == reason);
-        if let Some(counter) = index.and_then(|index| self.decisions.get(index)) {
+    /// Counts a decision.
+    pub fn decided(&self, reason: Reason) {
+        // `Reason::ALL` is in the order of their declaration.
+        if let Some(counter) = self.decisions.get(reason as usize) {
             counter.inc();
         }
+    }
+
+    /// Measures the time that one call took which asked for one decision.
+    pub fn checked(&self, took: Duration) {
         self.check_duration.observe(took.as_secs_f64());
     }
 

@@ -73,7 +73,7 @@ fn modules_import_what_the_map_allows() {
         ("follower", &["consent", "clock", "metrics", "table", "ledger"]),
         ("recorder", &["consent", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
-        ("grpc", &["consent", "decision", "gate", "recorder", "ledger", "metrics"]),
+        ("grpc", &["consent", "clock", "decision", "gate", "recorder", "ledger", "metrics"]),
         ("admin", &["gate", "metrics"]),
         ("config", &["consent", "decision", "grpc", "ledger"]),
     ];

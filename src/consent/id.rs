@@ -40,6 +40,23 @@ impl Digits {
         true
     }
 
+    /// The digits of what is plainly a phone number, in one pass: most ids are.
+    fn of_plain_phone(id: &str) -> Option<Self> {
+        if id.len() > MAX_ID_BYTES {
+            return None;
+        }
+        let mut digits = Self::new();
+        for byte in id.bytes() {
+            match byte {
+                b'0'..=b'9' if digits.push(byte) => {}
+                b'+' | b'(' | b')' | b'-' | b' ' => {}
+                // A dot may be a spreadsheet's: that is looked at with more care.
+                _ => return None,
+            }
+        }
+        (digits.len > 0).then_some(digits)
+    }
+
     /// The digits, in ASCII.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -84,6 +101,9 @@ impl<'a> UserId<'a> {
     /// control or invisible direction characters, or is a phone number with no digits, with more
     /// than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
+        if let Some(digits) = Digits::of_plain_phone(id) {
+            return Ok(Self::Phone(digits));
+        }
         check_id("user_id", id)?;
         if !id.chars().all(is_phone_char) {
             return Ok(Self::Opaque(id));

@@ -1,14 +1,17 @@
 //! `ConsentService`: what message-sending workers call.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::Stream;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{convert, deadline, pb, status};
+use crate::clock;
 use crate::consent::Violation;
 use crate::gate::{CheckError, Gate, NotReached, Question};
+use crate::metrics::Metrics;
 
 /// Answers checks from a gate.
 #[derive(Clone)]
@@ -16,6 +19,7 @@ pub struct CheckService {
     gate: Gate,
     ledger: String,
     max_batch: usize,
+    metrics: Arc<Metrics>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -23,8 +27,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl CheckService {
     /// The service. `ledger` is shown in its status; a batch may have `max_batch` requests.
     #[must_use]
-    pub fn new(gate: Gate, ledger: String, max_batch: usize) -> Self {
-        Self { gate, ledger, max_batch }
+    pub fn new(gate: Gate, ledger: String, max_batch: usize, metrics: Arc<Metrics>) -> Self {
+        Self { gate, ledger, max_batch, metrics }
     }
 
     fn answer(&self, request: &pb::CanSendRequest) -> Result<pb::CanSendResponse, CheckError> {
@@ -85,6 +89,7 @@ impl pb::consent_service_server::ConsentService for CheckService {
         &self,
         request: Request<pb::CanSendRequest>,
     ) -> Result<Response<pb::CanSendResponse>, Status> {
+        let started = clock::boot();
         let min_revision = request.get_ref().min_revision;
         if min_revision > 0 {
             let deadline = deadline(request.metadata());
@@ -92,6 +97,7 @@ impl pb::consent_service_server::ConsentService for CheckService {
             reached.map_err(|error| status::of_not_reached(&error))?;
         }
         let answer = self.answer(request.get_ref());
+        self.metrics.checked(clock::boot().saturating_sub(started));
         answer.map(Response::new).map_err(|error| status::of_check(&error))
     }
 

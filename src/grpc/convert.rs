@@ -20,7 +20,7 @@ pub(super) enum NotAnEvent {
         /// What is wrong.
         found: Vec<Violation>,
         /// What could be read.
-        rest: Option<What>,
+        rest: Option<Box<What>>,
     },
     /// This version does not record it.
     Unsupported(&'static str),
@@ -136,7 +136,7 @@ pub(super) fn submission(
     };
     let what = match what {
         Some(what) if found.is_empty() => what,
-        rest => return Err(NotAnEvent::Invalid { found, rest }),
+        rest => return Err(NotAnEvent::Invalid { found, rest: rest.map(Box::new) }),
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
     Ok(Submission { event: Event { user_id, business_id, time, what }, request_id })

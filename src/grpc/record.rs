@@ -48,8 +48,8 @@ impl RecordService {
     }
 
     /// All that is wrong with an event that could be read in part alone.
-    fn refusal(&self, mut found: Vec<Violation>, rest: Option<What>) -> Refusal {
-        found.extend(rest.iter().flat_map(|what| self.recorder.violations(what)));
+    fn refusal(&self, mut found: Vec<Violation>, rest: Option<&What>) -> Refusal {
+        found.extend(rest.into_iter().flat_map(|what| self.recorder.violations(what)));
         Refusal::Invalid(found)
     }
 
@@ -70,7 +70,7 @@ impl RecordService {
                     None
                 }
                 Err(NotAnEvent::Invalid { found, rest }) => {
-                    let refusal = self.refusal(found, rest);
+                    let refusal = self.refusal(found, rest.as_deref());
                     Some(Pb::Error(status::item_of_refusal(&refusal)))
                 }
                 Err(NotAnEvent::Unsupported(why)) => Some(Pb::Error(pb::ItemError {
@@ -105,7 +105,7 @@ impl pb::record_service_server::RecordService for RecordService {
         let submission = match convert::submission(event, request_id) {
             Ok(submission) => submission,
             Err(NotAnEvent::Invalid { found, rest }) => {
-                return Err(status::of_refusal(&self.refusal(found, rest)));
+                return Err(status::of_refusal(&self.refusal(found, rest.as_deref())));
             }
             Err(NotAnEvent::Unsupported(why)) => return Err(Status::unimplemented(why)),
         };

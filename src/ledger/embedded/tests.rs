@@ -1,1 +1,126 @@
-//! t
+//! What the file promises: after a power loss, over time, and where it was tampered with.
+
+mod damage;
+mod disk;
+mod power;
+mod retention;
+
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use redb::{Database, TableDefinition};
+
+use self::disk::Disk;
+use super::super::codec;
+use super::*;
+use crate::consent::event::{Evidence, Method, What};
+use crate::consent::record::{HistoryEntry, Record, extend_chain, sha256};
+use crate::consent::scope::Scope;
+use crate::consent::time::Timestamp;
+use crate::ledger::Stored;
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+const HISTORY: TableDefinition<&[u8; 24], &[u8]> = TableDefinition::new("history");
+const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
+const PERISHABLE: TableDefinition<&[u8; 32], ()> = TableDefinition::new("perishable");
+
+/// Keeps all: these tests' events happen soon after 1970.
+const FOREVER: Retention =
+    Retention { log: Duration::MAX, log_entries: u64::MAX, history: Duration::MAX };
+
+/// A ledger, and the thread that writes it.
+struct Running {
+    ledger: Embedded,
+    writer: JoinHandle<Result<(), LedgerError>>,
+}
+
+impl Running {
+    fn on(disk: Disk) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::keeping(FOREVER, disk)
+    }
+
+    fn keeping(retention: Retention, disk: Disk) -> Result<Self, Box<dyn std::error::Error>> {
+        let database = Database::builder().create_with_backend(disk)?;
+        let (ledger, appender) = Embedded::with_database(database, Path::new("disk"), retention)?;
+        Ok(Self { ledger, writer: std::thread::spawn(move || appender.run()) })
+    }
+
+    fn database(&self) -> Arc<Database> {
+        self.ledger.shared.database().unwrap()
+    }
+
+    async fn close(self) {
+        self.ledger.close().await;
+        self.writer.join().unwrap().unwrap();
+    }
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+fn key(number: u8) -> Key {
+    Key::from_bytes([number; 16])
+}
+
+fn opt_in(reference: &str) -> What {
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: format!("Yes to WhatsApp from Acme, {}", reference.len()),
+        business_name: "Acme".into(),
+        locale: "en".into(),
+        reference: reference.into(),
+    };
+    let category = Scope::parse("marketing").unwrap();
+    What::OptIn { category, evidence, expire: None, pending: false }
+}
+
+fn opt_out(reference: &str) -> What {
+    What::OptOut { scope: Scope::All, reference: reference.into() }
+}
+
+fn inbound(message_id: &str) -> What {
+    What::Inbound { message_id: message_id.into(), text: String::new() }
+}
+
+/// The change by which this happens, at `time`, to a pair that was read as `stored`.
+fn change(key: Key, stored: &Stored, what: What, time: Timestamp) -> Change {
+    let mut record = stored.record.clone();
+    for effect in what.effects(time) {
+        record.state.apply(&effect).unwrap();
+    }
+    let (user_id, business_id) = (format!("US.{key:?}"), "acme".to_owned());
+    let entry = HistoryEntry {
+        user_id: user_id.clone(),
+        business_id: business_id.clone(),
+        time,
+        record_time: time,
+        what,
+    };
+    let (base, history) = (stored.revision, vec![entry]);
+    Change { key, base, user_id, business_id, record, history, record_time: time }
+}
+
+/// The record that a change leaves, reckoned here and not by the ledger.
+fn record_after(change: &Change) -> Record {
+    let mut record = change.record.clone();
+    for entry in &change.history {
+        record.chain = extend_chain(&record.chain, &sha256(&codec::encode_history(entry)));
+        record.history_len += 1;
+    }
+    record
+}
+
+async fn read(ledger: &Embedded, key: Key) -> Stored {
+    ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap()
+}
+
+/// Lets this happen to a pair.
+async fn append(ledger: &Embedded, key: Key, what: What, time: Timestamp) -> Revision {
+    let stored = read(ledger, key).await;
+    let appended = ledger.append(vec![change(key, &stored, what, time)]).await.unwrap();
+    let [Appended::At(revision)] = appended[..] else { panic!("{appended:?}") };
+    revision
+}
