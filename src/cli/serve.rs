@@ -12,18 +12,22 @@ use crate::app::{Bound, Sidecar};
 use crate::config::{ServeArgs, Settings};
 use crate::grpc::listen::Address;
 
+/// Threads that read the ledger's file; more readers wait for one of them.
+const MAX_BLOCKING_THREADS: usize = 16;
+
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
     let settings = args.settings()?;
     start_log(&settings.log)?;
-    let runtime = if settings.workers == 1 {
-        // One thread needs no queues between threads.
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(settings.workers)
-            .enable_all()
-            .build()
+    // One thread needs no queues between threads.
+    let mut runtime = match settings.workers {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
     };
+    let runtime = runtime
+        .worker_threads(settings.workers)
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .enable_all()
+        .build();
     runtime.context("cannot start the runtime")?.block_on(serve(settings))?;
     Ok(Verdict::Yes)
 }

@@ -144,7 +144,7 @@ impl Connection {
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, finishing));
 
-        let age = sleep(self.limits.connection_age);
+        let age = sleep(spread(self.limits.connection_age));
         tokio::pin!(age);
         let grace = tokio::select! {
             _ = &mut task => return,
@@ -169,6 +169,14 @@ impl Connection {
         }
         end(task).await;
     }
+}
+
+/// Between nine and eleven tenths of it, so that connections of one age do not end together.
+fn spread(age: Duration) -> Duration {
+    let mut random = [128];
+    // Without randomness they do, no more.
+    let _ = getrandom::fill(&mut random);
+    age.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
 }
 
 async fn end(task: JoinHandle<()>) {

@@ -23,6 +23,7 @@ use super::{
     Announcement, Appended, Bucket, Change, Epoch, History, LedgerError, MAX_ANNOUNCEMENTS, Page,
     Read, Retention,
 };
+use crate::clock;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 
@@ -248,13 +249,18 @@ impl Appender {
 
     fn write(&self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
         let database = self.shared.database()?;
+        let mut next_sweep = SWEEP_EVERY;
+        let started = clock::boot();
         loop {
-            let job = match self.jobs.recv_timeout(SWEEP_EVERY) {
+            // Due by the clock: a ledger that is never idle is swept too.
+            let up = clock::boot().saturating_sub(started);
+            if up >= next_sweep {
+                retention::sweep(&database, self.retention)?;
+                next_sweep = up + SWEEP_EVERY;
+            }
+            let job = match self.jobs.recv_timeout(next_sweep.saturating_sub(up)) {
                 Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    retention::sweep(&database, self.retention)?;
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             };
             if let Some(done) = self.commit_group(&database, job)? {
