@@ -21,23 +21,26 @@ pub enum UserId<'a> {
     Opaque(&'a str),
 }
 
-/// A phone number's digits.
+/// A phone number's digits: the number that they make, and how many they are, which tells `01`
+/// from `1`.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct Digits {
-    bytes: [u8; MAX_PHONE_DIGITS],
-    len: usize,
+    value: u64,
+    count: usize,
 }
 
 impl Digits {
-    fn new() -> Self {
-        Self { bytes: [0; MAX_PHONE_DIGITS], len: 0 }
-    }
+    const NONE: Self = Self { value: 0, count: 0 };
 
-    fn push(&mut self, digit: u8) -> bool {
-        let Some(slot) = self.bytes.get_mut(self.len) else { return false };
-        *slot = digit;
-        self.len = self.len.saturating_add(1);
-        true
+    /// Adds a digit, given in ASCII; `None` where there are as many as there may be.
+    fn push(self, digit: u8) -> Option<Self> {
+        if self.count >= MAX_PHONE_DIGITS {
+            return None;
+        }
+        let digit = u64::from(digit.wrapping_sub(b'0'));
+        // Fifteen digits fit: 10¹⁵ < 2⁶⁴.
+        let value = self.value.wrapping_mul(10).wrapping_add(digit);
+        Some(Self { value, count: self.count.wrapping_add(1) })
     }
 
     /// The digits of what is plainly a phone number, in one pass: most ids are.
@@ -45,22 +48,16 @@ impl Digits {
         if id.len() > MAX_ID_BYTES {
             return None;
         }
-        let mut digits = Self::new();
+        let mut digits = Self::NONE;
         for byte in id.bytes() {
             match byte {
-                b'0'..=b'9' if digits.push(byte) => {}
+                b'0'..=b'9' => digits = digits.push(byte)?,
                 b'+' | b'(' | b')' | b'-' | b' ' => {}
                 // A dot may be a spreadsheet's: that is looked at with more care.
                 _ => return None,
             }
         }
-        (digits.len > 0).then_some(digits)
-    }
-
-    /// The digits, in ASCII.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        (digits.count > 0).then_some(digits)
     }
 
     /// The same line in the shorter of its notations.
@@ -68,25 +65,30 @@ impl Digits {
     /// The platform's `wa_id` and a CRM's number differ by a mobile digit in three countries:
     /// Mexico `521` + 10 digits / `52` + 10, Argentina `549` + 10 / `54` + 10, and Brazil
     /// `55 DD 9XXXXXXXX` / `55 DD XXXXXXXX`, mobiles only, whose eight digits start with 6 to 9.
+    #[allow(clippy::arithmetic_side_effects, reason = "all are below 10 to the 13th")]
     fn folded(self) -> Self {
-        let dropped = match self.as_bytes() {
-            [b'5', b'2', b'1', rest @ ..] | [b'5', b'4', b'9', rest @ ..] if rest.len() == 10 => 2,
-            [b'5', b'5', _, _, b'9', b'6'..=b'9', rest @ ..] if rest.len() == 7 => 4,
+        const TEN: u64 = 10_u64.pow(10);
+        const EIGHT: u64 = 10_u64.pow(8);
+        const SEVEN: u64 = 10_u64.pow(7);
+        if self.count != 13 {
+            return self;
+        }
+        let (country, rest) = (self.value / TEN, self.value % TEN);
+        let (prefix, mobile) = (self.value / EIGHT, self.value % EIGHT);
+        let value = match country {
+            521 => 52 * TEN + rest,
+            549 => 54 * TEN + rest,
+            // 55, two digits of an area, and the 9.
+            550..=559 if prefix % 10 == 9 && mobile / SEVEN >= 6 => (prefix / 10) * EIGHT + mobile,
             _ => return self,
         };
-        let mut folded = Self::new();
-        for (index, digit) in self.as_bytes().iter().enumerate() {
-            if index != dropped {
-                folded.push(*digit);
-            }
-        }
-        folded
+        Self { value, count: 12 }
     }
 }
 
 impl fmt::Debug for Digits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} digits", self.len)
+        write!(f, "{} digits", self.count)
     }
 }
 
@@ -116,13 +118,14 @@ impl<'a> UserId<'a> {
                  number; format that column as text and give the number without it",
             );
         }
-        let mut digits = Digits::new();
+        let mut digits = Digits::NONE;
         for digit in id.bytes().filter(u8::is_ascii_digit) {
-            if !digits.push(digit) {
+            let Some(more) = digits.push(digit) else {
                 return refuse("a phone number has at most 15 digits (E.164), country code first");
-            }
+            };
+            digits = more;
         }
-        if digits.len == 0 {
+        if digits.count == 0 {
             return refuse("a phone number needs at least one digit, such as +1 555 012 3456");
         }
         Ok(Self::Phone(digits))
@@ -215,7 +218,7 @@ impl fmt::Debug for KeySecret {
     }
 }
 
-/// A key's input: a tag, the user, a separator, the business.
+/// A key's input: a tag, the user, a separator where the user may be of any length, the business.
 const KEY_INPUT_BYTES: usize = 2 * MAX_ID_BYTES + 2;
 
 impl KeySecret {
@@ -228,15 +231,16 @@ impl KeySecret {
     /// The key of a pair, the same for every notation of one phone line.
     #[must_use]
     pub fn key(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Key {
-        // Ids hold no control characters, so NUL parts them without doubt.
         let mut input = [0_u8; KEY_INPUT_BYTES];
+        let business = business.0.as_bytes();
         let len = match user {
             UserId::Phone(digits) => {
-                join(&mut input, &[b"p", digits.folded().as_bytes(), b"\0", business.0.as_bytes()])
+                let Digits { value, count } = digits.folded();
+                let count = u8::try_from(count).unwrap_or(u8::MAX);
+                join(&mut input, &[&[b'p', count], &value.to_be_bytes(), business])
             }
-            UserId::Opaque(id) => {
-                join(&mut input, &[b"o", id.as_bytes(), b"\0", business.0.as_bytes()])
-            }
+            // Ids hold no control characters, so NUL parts them without doubt.
+            UserId::Opaque(id) => join(&mut input, &[b"o", id.as_bytes(), b"\0", business]),
         };
         let hash = self.0.hash(input.get(..len).unwrap_or_default());
         Key { high: hash.h1, low: hash.h2 }
@@ -292,6 +296,8 @@ mod tests {
             ("+52 1 55 1234 567", "+52 55 1234 567"),   // too short to be that notation
             ("US.1349", "us.1349"),
             ("US.1349", "1349"),
+            ("01", "1"),
+            ("+54 9 11 1234 567", "+54 11 1234 567"),
             ("15550123456", "15550123457"),
         ] {
             assert_ne!(key(a), key(b), "{a} and {b}");
