@@ -5,6 +5,9 @@
 //! measured in turn, and medians are told. Figures of shared machines are ratios, no more.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     missing_docs,
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -249,7 +252,7 @@ async fn measure(served: &Served, address: &Address, depth: usize, calls: usize)
         took.extend(caller.await.unwrap());
     }
     let wall = started.elapsed();
-    let cpu = cpu_time(served.child.id()) - before;
+    let cpu = cpu_time(served.child.id()).saturating_sub(before);
     took.sort_unstable();
     let done = took.len();
     Figures {

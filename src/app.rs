@@ -70,8 +70,8 @@ impl Sidecar {
         let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let mut listeners = Vec::new();
-        for (address, checks, records) in plan(&settings) {
-            let listener = Listener::bind(&address).await?;
+        for (flag, address, checks, records) in plan(&settings) {
+            let listener = Listener::bind(&address).await.context(flag)?;
             let tokens = settings.record_token_file.as_deref().map(Tokens::read).transpose()?;
             if records && tokens.is_none() && !listener.is_local() {
                 bail!(
@@ -224,11 +224,15 @@ fn ended_unasked(
     }
 }
 
-/// Each address to listen on, and whether it takes checks and recordings.
-fn plan(settings: &Settings) -> Vec<(Address, bool, bool)> {
+/// Each address to listen on, the flag that names it, and whether it takes checks and recordings.
+fn plan(settings: &Settings) -> Vec<(&'static str, Address, bool, bool)> {
     let moved = settings.record.is_some();
-    let main = settings.listen.iter().map(|address| (address.clone(), true, !moved));
-    main.chain(settings.record.iter().map(|address| (address.clone(), false, true))).collect()
+    let main = settings.listen.iter().map(|address| {
+        let flag = if matches!(address, Address::Tcp(_)) { "--listen" } else { "--unix" };
+        (flag, address.clone(), true, !moved)
+    });
+    let record = settings.record.iter().map(|address| ("--record", address.clone(), false, true));
+    main.chain(record).collect()
 }
 
 async fn bind_admin(address: &str) -> anyhow::Result<TcpListener> {

@@ -137,6 +137,11 @@ serve_args! {
     log: String,
 }
 
+/// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
+const MAX_WORKERS: usize = 1_024;
+/// The most connections of a listener; the system's own limit is lower.
+const MAX_CONNECTIONS: usize = 1 << 20;
+
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
@@ -309,8 +314,13 @@ impl ServeArgs {
             )?,
             names: names(self.platform_names.as_deref())?,
             keywords: keywords(self.keywords.unwrap_or_default())?,
-            workers: at_least(1, "--workers", self.workers, cpus.min(2))?,
-            max_connections: at_least(1, "--max-connections", self.max_connections, 1_024)?,
+            workers: at_most(MAX_WORKERS, "--workers", self.workers, cpus.min(2))?,
+            max_connections: at_most(
+                MAX_CONNECTIONS,
+                "--max-connections",
+                self.max_connections,
+                1_024,
+            )?,
             max_in_flight: at_least(1, "--max-in-flight", self.max_in_flight, 4_096)?,
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
@@ -334,6 +344,19 @@ fn at_least<T: PartialOrd + std::fmt::Display + Copy>(
     match value {
         Some(value) if value < least => Err(wrong(setting, format!("must be {least} or more"))),
         value => Ok(value.unwrap_or(default)),
+    }
+}
+
+/// From 1 to `most`.
+fn at_most(
+    most: usize,
+    setting: &'static str,
+    value: Option<usize>,
+    default: usize,
+) -> Result<usize, ConfigError> {
+    match at_least(1, setting, value, default)? {
+        value if value > most => Err(wrong(setting, format!("must be {most} or less"))),
+        value => Ok(value),
     }
 }
 

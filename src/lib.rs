@@ -36,6 +36,17 @@
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
 //! - No user id, message text or secret is in a log line, a metric or an error.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods,
+        reason = "a test ends where something is not as it should be"
+    )
+)]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

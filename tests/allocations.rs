@@ -1,6 +1,12 @@
 //! The read path allocates nothing, in table and decision.
 
-#![allow(missing_docs, reason = "tests are no library")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "tests are no library"
+)]
 
 use std::hint::black_box;
 

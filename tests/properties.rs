@@ -1,6 +1,12 @@
 //! What must hold whatever happens: for any events, in any order, however often.
 
-#![allow(missing_docs, reason = "tests are no library")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "tests are no library"
+)]
 
 use consentd::consent::event::{Evidence, Method, What};
 use consentd::consent::facts::Resolved;

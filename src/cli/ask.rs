@@ -3,7 +3,6 @@
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
 use clap::{Args, ValueEnum};
-use tonic::Request;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -89,7 +88,7 @@ pub(super) async fn check(args: CheckArgs) -> anyhow::Result<Verdict> {
         form: pb::MessageForm::from(args.form).into(),
         min_revision: args.min_revision,
     };
-    let answer = ConsentServiceClient::new(channel).can_send(request).await;
+    let answer = ConsentServiceClient::new(channel).can_send(args.client.request(request)).await;
     let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
     if args.client.json {
         print::json("CanSendResponse", &answer)?;
@@ -126,7 +125,7 @@ fn in_words(answer: &pb::CanSendResponse) -> String {
 pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
     let request = pb::GetConsentRequest { user_id: args.user, business_id: args.business };
-    let answer = ConsentServiceClient::new(channel).get_consent(request).await;
+    let answer = ConsentServiceClient::new(channel).get_consent(args.client.request(request)).await;
     let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
     if args.client.json {
         print::json("GetConsentResponse", &answer)?;
@@ -152,7 +151,7 @@ pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
 pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
     let request = pb::ListEventsRequest { user_id: args.user, business_id: args.business };
-    let mut request = Request::new(request);
+    let mut request = args.client.request(request);
     if let Some(header) = args.token.header()? {
         request.metadata_mut().insert("authorization", header);
     }
@@ -182,7 +181,9 @@ pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
-    let answer = ConsentServiceClient::new(channel).get_status(pb::GetStatusRequest {}).await;
+    let answer = ConsentServiceClient::new(channel)
+        .get_status(args.client.request(pb::GetStatusRequest {}))
+        .await;
     let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
     if args.client.json {
         print::json("GetStatusResponse", &answer)?;
@@ -202,7 +203,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
 pub(super) async fn healthcheck(args: HealthArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
     let request = tonic_health::pb::HealthCheckRequest { service: args.service };
-    let answer = HealthClient::new(channel).check(request).await;
+    let answer = HealthClient::new(channel).check(args.client.request(request)).await;
     let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
     let serving = answer.status() == ServingStatus::Serving;
     let name = answer.status().as_str_name();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use hyper_util::rt::TokioIo;
+use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt as _;
@@ -31,7 +32,8 @@ pub(super) struct ClientArgs {
 /// The bearer token of those who may record.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TokenArgs {
-    /// A file whose first line is the bearer token, where the server wants one
+    /// A file whose first line is the bearer token, where the server wants one; the server's own
+    /// file will do
     #[arg(long, env = "CONSENTD_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -67,6 +69,14 @@ impl ClientArgs {
         })
     }
 
+    /// A request that tells the sidecar how long its answer is waited for.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        // More than the header could hold is as good as for ever.
+        request.set_timeout(self.timeout.min(Duration::from_hours(24 * 365)));
+        request
+    }
+
     /// Explains an error that the sidecar answered, field by field where it names fields.
     pub(super) fn explain(&self, status: &tonic::Status) -> anyhow::Error {
         let details = status.get_error_details();
@@ -82,6 +92,12 @@ impl ClientArgs {
             tonic::Code::Unavailable if status.message().is_empty() => {
                 anyhow!("consentd at {} went away", self.addr)
             }
+            // What our own side of the connection says of its own clock.
+            tonic::Code::Cancelled if status.message() == "Timeout expired" => {
+                let timeout = humantime::format_duration(self.timeout);
+                anyhow!("consentd at {} did not answer within {timeout}", self.addr)
+            }
+            _ if status.message().is_empty() => anyhow!("{} ({code:?})", code.description()),
             _ => anyhow!("{} ({code:?})", status.message()),
         }
     }
@@ -93,7 +109,9 @@ impl TokenArgs {
         let Some(path) = &self.token_file else { return Ok(None) };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the token file {}", path.display()))?;
-        let Some(token) = text.lines().map(str::trim).find(|line| !line.is_empty()) else {
+        // As the server reads it, so that one file serves both.
+        let is_token = |line: &&str| !line.is_empty() && !line.starts_with('#');
+        let Some(token) = text.lines().map(str::trim).find(is_token) else {
             bail!("the token file {} is empty", path.display());
         };
         let header = MetadataValue::try_from(format!("Bearer {token}"));

@@ -20,8 +20,16 @@ pub(super) fn line(text: &str) -> anyhow::Result<()> {
 
 /// Prints an error, and what is known of its causes.
 pub(super) fn error(error: &anyhow::Error) {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most of our errors say their cause themselves.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
     // Nothing is left to be done where even that fails.
-    let _ = writeln!(io::stderr().lock(), "consentd: {error:#}");
+    let _ = writeln!(io::stderr().lock(), "consentd: {}", text.trim_end());
 }
 
 /// Prints a message of the contract as one line of proto3 JSON.
@@ -77,7 +85,7 @@ pub(super) fn what(event: &pb::ConsentEvent) -> String {
             let said = if evidence.statement.is_empty() {
                 String::new()
             } else {
-                format!("\n    {:?} ({})", evidence.statement, evidence.business_name)
+                format!("\n    {:?} ({})", evidence.statement, shown(&evidence.business_name))
             };
             format!(
                 "opt-in {}{pending}{expire}, by {}{}{said}",
@@ -104,5 +112,13 @@ pub(super) fn what(event: &pb::ConsentEvent) -> String {
 }
 
 fn reference(reference: &str) -> String {
-    if reference.is_empty() { String::new() } else { format!(" [{reference}]") }
+    if reference.is_empty() { String::new() } else { format!(" [{}]", shown(reference)) }
+}
+
+/// A text of somebody else's: it must neither make lines of its own nor command the terminal.
+fn shown(text: &str) -> String {
+    let is_safe = |c: char| {
+        !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if is_safe(c) { c } else { '\u{fffd}' }).collect()
 }

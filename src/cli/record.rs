@@ -5,7 +5,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
-use tonic::Request;
 
 use super::client::{ClientArgs, TokenArgs};
 use super::{Verdict, print};
@@ -244,7 +243,8 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
         what: Some(what),
     };
     let request_id = args.request_id.unwrap_or_default();
-    let mut request = Request::new(pb::RecordEventRequest { event: Some(event), request_id });
+    let request = pb::RecordEventRequest { event: Some(event), request_id };
+    let mut request = args.client.request(request);
     if let Some(header) = args.token.header()? {
         request.metadata_mut().insert("authorization", header);
     }

@@ -187,7 +187,7 @@ fn it_loads_and_then_follows_announcements() {
     let mut model = model(12);
     let mut follower = Follower::live(&model);
     let entry = model.append(3, 7);
-    follower.on(model.announce(&[entry.clone()]));
+    follower.on(model.announce(std::slice::from_ref(&entry)));
     assert_eq!(follower.pairs, model.pairs());
     follower.on(model.announce(&[entry]));
     assert!(follower.wants.is_empty(), "a duplicate is ignored");
@@ -264,7 +264,8 @@ fn a_part_of_a_page_proves_nothing_until_the_rest_is_there() {
 
 #[test]
 fn another_epoch_a_fork_and_a_trimmed_log_are_told_and_read_anew() {
-    let changes: [(Cause, fn(&mut Model)); 4] = [
+    type Change = fn(&mut Model);
+    let changes: [(Cause, Change); 4] = [
         (Cause::Epoch, |model| model.epoch = [2; 16]),
         (Cause::Fork, |model| {
             model.log.truncate(4);

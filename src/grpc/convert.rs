@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::pb;
 use crate::consent::Violation;
 use crate::consent::event::{Event, Evidence, Method, What};
+use crate::consent::id::{BusinessId, UserId};
 use crate::consent::record::{HistoryEntry, Outcome, Revision};
 use crate::consent::scope::{Category, Scope};
 use crate::consent::time::Timestamp;
@@ -136,7 +137,12 @@ pub(super) fn submission(
     };
     let what = match what {
         Some(what) if found.is_empty() => what,
-        rest => return Err(NotAnEvent::Invalid { found, rest: rest.map(Box::new) }),
+        rest => {
+            let user = UserId::parse(&event.user_id).err();
+            let business = BusinessId::parse(&event.business_id).err();
+            let found = [user, business].into_iter().flatten().chain(found).collect();
+            return Err(NotAnEvent::Invalid { found, rest: rest.map(Box::new) });
+        }
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
     Ok(Submission { event: Event { user_id, business_id, time, what }, request_id })

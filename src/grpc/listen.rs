@@ -46,7 +46,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, NotAnAddress> {
         // `unix:///path` is how ghz and grpc-go write `unix:/path`.
         if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
-            return if path.is_empty() { Err(NotAnAddress) } else { Ok(Self::unix(path)) };
+            return if matches!(path, "" | "@") { Err(NotAnAddress) } else { Ok(Self::unix(path)) };
         }
         let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
         if host.is_empty() || port.parse::<u16>().is_err() || text.contains('/') {
@@ -202,8 +202,14 @@ async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError
         Ok(found) if !found.file_type().is_socket() => {
             return Err(BindError::NotASocket { address: address.clone() });
         }
-        Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(in_use()),
-        Ok(_) => {}
+        Ok(_) => match UnixStream::connect(path).await {
+            // Nobody listens there any more.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            // Somebody does, though it may be too busy to take one more connection.
+            Ok(_) => return Err(in_use()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(in_use()),
+            Err(error) => return Err(io(error)),
+        },
     }
     let temporary = beside(path, "new");
     match std::fs::remove_file(&temporary) {

@@ -39,7 +39,11 @@ pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// The most bytes of a batch's request.
 pub const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 
-/// When the caller stops waiting, as its `grpc-timeout` header says: at most 8 digits and a unit.
+/// How much of a caller's patience is left for the answer's way back: an eighth, this at most.
+const WAY_BACK: Duration = Duration::from_millis(50);
+
+/// When an answer must leave to reach its caller in time, as the `grpc-timeout` header says: at
+/// most 8 digits and a unit.
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
     let value = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -56,5 +60,5 @@ fn deadline(metadata: &MetadataMap) -> Option<Instant> {
         "n" => Duration::from_nanos(n),
         _ => return None,
     };
-    Instant::now().checked_add(timeout)
+    Instant::now().checked_add(timeout.saturating_sub((timeout / 8).min(WAY_BACK)))
 }

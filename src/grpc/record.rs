@@ -148,7 +148,11 @@ impl pb::record_service_server::RecordService for RecordService {
             for item in chunk {
                 match item {
                     Ok(request) => requests.push(request),
-                    Err(status) => broken = Some(status),
+                    // What a decoder makes of the bytes behind a fault is not what was sent.
+                    Err(status) => {
+                        broken = Some(status);
+                        break;
+                    }
                 }
             }
             let answered = service.record_chunk(requests).await;

@@ -184,6 +184,11 @@ impl Routes {
 
     /// Answers a call; `guard` lives as long as its answer is being sent.
     pub(super) fn call(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
+        if request.uri().path().starts_with("/grpc.health.v1.Health/") {
+            // A probe must not have a busy process ended for being busy.
+            let call = self.others.clone().call(request);
+            return Box::pin(async move { held(infallible(call.await), guard) });
+        }
         let Some(counted) = Counted::new(&self.limit) else {
             let message = "too many calls at once; do not send, try again shortly";
             return refuse(&status::busy(message));

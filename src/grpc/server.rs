@@ -4,10 +4,11 @@
 //! one silent connection or one open health watch would keep it alive for ever (hyper#4170).
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -41,6 +42,8 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection without calls may take to end once it was told to.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
+/// How long to go on reading from a client that was told goodbye.
+const LINGER: Duration = Duration::from_millis(500);
 /// How long to wait before accepting again where the system is out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The client's first 24 bytes (RFC 9113, section 3.4).
@@ -139,7 +142,7 @@ impl Connection {
         let spoken = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(AtomicUsize::new(0));
         let service = Calls { routes: self.routes, calls: Arc::clone(&calls) };
-        let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken) };
+        let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, finishing));
@@ -153,7 +156,8 @@ impl Connection {
                 return end(task).await;
             }
             () = self.drain.begun.cancelled() => None,
-            () = &mut age => Some(Instant::now() + self.limits.connection_age_grace),
+            // A grace that no clock can hold is none that ends.
+            () = &mut age => Instant::now().checked_add(self.limits.connection_age_grace),
         };
         let _ = finish.send(());
         tokio::select! {
@@ -273,6 +277,8 @@ struct Listening<S> {
     stream: S,
     bytes: usize,
     spoken: Arc<AtomicBool>,
+    /// Until when what still comes is read, once we have said goodbye.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
@@ -291,7 +297,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -304,8 +310,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    /// Says goodbye, and waits a while for the client's: a socket that is closed while something
+    /// unread lies in it is reset, and the client then loses our last answers and their reason.
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let linger = match &mut this.linger {
+            Some(linger) => linger,
+            unset => {
+                ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+                unset.insert(Box::pin(sleep(LINGER)))
+            }
+        };
+        while linger.as_mut().poll(context).is_pending() {
+            let mut discarded = [MaybeUninit::uninit(); 4096];
+            let mut discarded = ReadBuf::uninit(&mut discarded);
+            match ready!(Pin::new(&mut this.stream).poll_read(context, &mut discarded)) {
+                Ok(()) if !discarded.filled().is_empty() => {}
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(

@@ -9,7 +9,7 @@ mod store;
 mod tests;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -126,24 +126,15 @@ impl Embedded {
         cache_bytes: usize,
     ) -> Result<(Self, Appender), OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        // It holds user ids and the keys' secret: for its owner alone.
-        let new = !path.exists();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io)?;
-        drop(file);
+        if !path.exists() {
+            make(path)?;
+        }
+        // Where the system refuses, in its own words; redb opens it again.
+        drop(OpenOptions::new().read(true).write(true).open(path).map_err(io)?);
         let database = Database::builder()
             .set_cache_size(cache_bytes)
             .create(path)
             .map_err(|error| open_error(path, error))?;
-        if new {
-            sync_directory_of(path).map_err(io)?;
-        }
         Self::with_database(database, path, retention)
     }
 
@@ -199,9 +190,13 @@ impl Embedded {
         &self,
         ask: impl FnOnce(&Database) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
-        let database = self.shared.database()?;
-        let asked = tokio::task::spawn_blocking(move || ask(&database)).await;
-        asked.map_err(|_| LedgerError::Closed)?
+        let shared = Arc::clone(&self.shared);
+        let asked = tokio::task::spawn_blocking(move || {
+            // Locked to the end: the ledger is closed only once nobody reads it any more.
+            let database = shared.database.read().unwrap_or_else(PoisonError::into_inner);
+            ask(database.as_ref().ok_or(LedgerError::Closed)?)
+        });
+        asked.await.map_err(|_| LedgerError::Closed)?
     }
 
     pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
@@ -255,8 +250,9 @@ impl Appender {
             // Due by the clock: a ledger that is never idle is swept too.
             let up = clock::boot().saturating_sub(started);
             if up >= next_sweep {
-                retention::sweep(&database, self.retention)?;
-                next_sweep = up + SWEEP_EVERY;
+                // A part at a time: what waits to be appended comes in between.
+                let more = retention::sweep(&database, self.retention)?;
+                next_sweep = if more { up } else { up + SWEEP_EVERY };
             }
             let job = match self.jobs.recv_timeout(next_sweep.saturating_sub(up)) {
                 Ok(job) => job,
@@ -320,7 +316,8 @@ fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },
         DatabaseError::Storage(redb::StorageError::Io(source))
-            if source.kind() != std::io::ErrorKind::InvalidData =>
+            // Where the file is too short for what it should hold, it is not the system's fault.
+            if !matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
         {
             OpenError::Io { path, source }
         }
@@ -328,8 +325,24 @@ fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     }
 }
 
-/// A new file is durable only once its directory is.
-fn sync_directory_of(path: &Path) -> std::io::Result<()> {
+/// Makes a ledger beside `path`, and gives it that name once it is whole: a process that dies
+/// meanwhile leaves nothing there that could not be opened.
+fn make(path: &Path) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    let parent = parent.unwrap_or(Path::new("."));
+    let folder = File::open(parent).map_err(io)?;
+    // It holds user ids and the keys' secret: a temporary file is its owner's alone.
+    let new = tempfile::Builder::new().prefix(".consentd-").tempfile_in(parent).map_err(io)?;
+    let database = Database::create(new.path()).map_err(|error| open_error(path, error))?;
+    store::prepare(&database, path)?;
+    drop(database);
+    match new.persist_noclobber(path) {
+        Ok(_) => {}
+        // Another process was faster, and its file is as good.
+        Err(failed) if failed.error.kind() == ErrorKind::AlreadyExists => {}
+        Err(failed) => return Err(io(failed.error)),
+    }
+    // A new file is durable only once its folder is.
+    folder.sync_all().map_err(io)
 }

@@ -1,6 +1,9 @@
 //! The sidecar as its users meet it: the real binary, real sockets, real files.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     clippy::disallowed_methods,
     missing_docs,
     unreachable_pub,

@@ -714,9 +714,10 @@ impl Model {
         for scope in pair.scopes() {
             let own = pair.latest(&Subject::Confirmed(scope.clone()));
             let standing = pair.over(&scope, Subject::Confirmed);
-            let (Some((time, word)), Some((t, w))) = (own, standing) else { continue };
-            // A broader word beats it that is later, or an opt-out as late as an opt-in.
-            let beaten = (t, w == Word::Deny) > (time, word == Word::Deny);
+            let Some((time, word)) = own else { continue };
+            // A broader word beats it that is later, or as late and denies more: where that is an
+            // opt-in that expires sooner, the broader scope is what is in force.
+            let beaten = standing > own;
             // decided: a pending opt-in hides no opt-out, but an opt-in that is no later.
             let pending = pair.over(&scope, Subject::Pending).is_some_and(|(t, _)| t >= time);
             match word {
@@ -1152,6 +1153,9 @@ mod tests {
             ("0 in utility.a, 0 pending utility, 1 in utility.b", "utility.b", ""),
             ("0 out utility.a, 1 pending utility.a", "", "utility.a"),
             ("0 out utility.a, 1 in utility", "utility", ""),
+            ("0 in utility until 1, 0 in utility.a", "", ""),
+            ("0 in utility until 3600001, 0 in utility.a", "utility", ""),
+            ("0 in utility, 0 in utility.a until 3600001", "utility, utility.a", ""),
         ] {
             let consent = model(happened).consent(USER, "b", NOW).expect("well-formed");
             let lists = (consent.opted_in.join(", "), consent.opted_out.join(", "));

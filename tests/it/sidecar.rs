@@ -1,5 +1,12 @@
 //! A real sidecar: the built binary, on port 0, with a ledger in a temporary folder.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test ends by panicking"
+)]
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,6 +15,10 @@ use std::time::{Duration, Instant};
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
+use prost::bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// The binary that the tests were built with.
@@ -21,7 +32,7 @@ pub struct Sidecar {
     child: Child,
     /// `HOST:PORT` of its gRPC listener.
     pub grpc: String,
-    /// Where RecordService is.
+    /// Where `RecordService` is.
     pub record: String,
     /// `HOST:PORT` of its admin listener.
     pub admin: String,
@@ -38,6 +49,15 @@ impl Sidecar {
 
     /// The same; where it ends instead, what it said.
     pub fn try_start(ledger: &Path, flags: &[&str]) -> Result<Self, String> {
+        Self::try_start_in(ledger, flags, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn try_start_in(
+        ledger: &Path,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self, String> {
         let mut command = Command::new(BINARY);
         command.arg("serve").arg("--ledger").arg(format!("file:{}", ledger.display()));
         for (flag, value) in [("--listen", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
@@ -51,6 +71,7 @@ impl Sidecar {
                 command.env_remove(name);
             }
         }
+        command.envs(variables.iter().copied());
         let mut child = command.spawn().expect("the binary was built");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let mut said = Vec::new();
@@ -156,6 +177,28 @@ impl Sidecar {
         }
     }
 
+    /// The same, while the test's own tasks go on.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        while self.child.try_wait().expect("it was started").is_none() {
+            assert!(started.elapsed() < PATIENCE, "the sidecar did not end: {}", self.said());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.wait(PATIENCE)
+    }
+
+    /// Asks its admin listener; gives the status of the answer and its body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.admin).await.expect("it has an admin listener");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers in UTF-8");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("a status"), body.to_owned())
+    }
+
     /// What it wrote to standard error.
     pub fn said(&self) -> String {
         self.log.lock().unwrap().join("\n")
@@ -177,6 +220,112 @@ pub fn ledger_in(folder: &Path) -> PathBuf {
 pub async fn channel(address: &str) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     endpoint.connect().await.expect("the sidecar listens")
+}
+
+/// A connection that speaks gRPC by hand, for what no well-behaved client sends.
+#[derive(Clone)]
+pub struct Wire(h2::client::SendRequest<Bytes>);
+
+impl Wire {
+    /// Connects to `HOST:PORT`.
+    pub async fn to(address: &str) -> Self {
+        // Answers that nobody reads yet must not hold up the one that is being read.
+        let mut settings = h2::client::Builder::new();
+        Self::with(settings.initial_connection_window_size(1 << 24), address).await
+    }
+
+    /// The same, with settings of its own.
+    pub async fn with(settings: &h2::client::Builder, address: &str) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the sidecar listens");
+        let (wire, connection) = settings.handshake(stream).await.expect("it speaks HTTP/2");
+        // How a connection ends is seen in the calls on it.
+        tokio::spawn(connection);
+        Self(wire)
+    }
+
+    /// Begins a call of a method, such as `consent.v1.ConsentService/CanSend`; these are the bytes
+    /// of its body. Calls arrive in the order in which they were begun.
+    pub async fn begin(
+        &mut self,
+        method: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Call, h2::Error> {
+        let mut request = http::Request::post(format!("http://sidecar/{method}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a method's name makes a path");
+        self.0 = self.0.clone().ready().await?;
+        let (answer, mut sending) = self.0.send_request(request, false)?;
+        sending.send_data(body.into(), true)?;
+        Ok(Call { answer: Some(answer), body: None })
+    }
+
+    /// Calls with one message, and gives the bytes of the first one that is answered.
+    pub async fn call(&mut self, method: &str, message: &[u8]) -> Result<Vec<u8>, Status> {
+        let call = self.begin(method, &[], framed(message)).await;
+        call.map_err(broken)?.end().await
+    }
+}
+
+/// A call that was begun.
+pub struct Call {
+    answer: Option<h2::client::ResponseFuture>,
+    body: Option<h2::RecvStream>,
+}
+
+impl Call {
+    /// The next bytes of the answer's body; nothing at its end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Some(answer) = self.answer.take() {
+            let (head, body) = answer.await.map_err(broken)?.into_parts();
+            match Status::from_header_map(&head.headers) {
+                Some(status) if status.code() != tonic::Code::Ok => return Err(status),
+                _ => self.body = Some(body),
+            }
+        }
+        let Some(body) = &mut self.body else { return Ok(None) };
+        let Some(bytes) = body.data().await.transpose().map_err(broken)? else { return Ok(None) };
+        body.flow_control().release_capacity(bytes.len()).map_err(broken)?;
+        Ok(Some(bytes))
+    }
+
+    /// The bytes of the answer's first message, once the call has ended well.
+    pub async fn end(mut self) -> Result<Vec<u8>, Status> {
+        let mut answer = Vec::new();
+        while let Some(bytes) = self.next().await? {
+            answer.extend_from_slice(&bytes);
+        }
+        let trailers = match &mut self.body {
+            Some(body) => body.trailers().await.map_err(broken)?,
+            None => None,
+        };
+        let status = trailers.as_ref().and_then(Status::from_header_map);
+        match status.ok_or_else(|| Status::internal("the answer has no status"))? {
+            status if status.code() == tonic::Code::Ok => {
+                Ok(answer.get(5..).unwrap_or_default().to_vec())
+            }
+            status => Err(status),
+        }
+    }
+}
+
+/// A broken connection or stream, as clients of gRPC tell it.
+fn broken(error: h2::Error) -> Status {
+    if error.is_io() || error.is_go_away() {
+        Status::unavailable(format!("the connection: {error}"))
+    } else {
+        Status::from(error)
+    }
+}
+
+/// A message behind the five bytes that gRPC puts before it.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("a message is short");
+    [&[0][..], &length.to_be_bytes(), message].concat()
 }
 
 /// Asks again until it is so; gives up after [`PATIENCE`].

@@ -11,22 +11,20 @@ use crate::ledger::{LedgerError, Retention};
 /// The most that one transaction removes.
 const MAX_SWEEP: usize = 4_096;
 
-/// Removes what has outlived its retention, a bounded part at a time.
-pub(super) fn sweep(database: &Database, retention: Retention) -> Result<(), LedgerError> {
-    loop {
-        let transaction = database.begin_write().map_err(failed)?;
-        let now = clock::wall();
-        let removed = {
-            let (revision, _) = read_end(&transaction.open_table(META).map_err(failed)?)?;
-            let mut tables = Tables::open(&transaction)?;
-            trim_log(&mut tables, retention, revision, now, MAX_SWEEP)?
-                + expire_history(&mut tables, now.minus(retention.history))?
-        };
-        if removed == 0 {
-            return Ok(());
-        }
+/// Removes a bounded part of what has outlived its retention; tells whether there may be more.
+pub(super) fn sweep(database: &Database, retention: Retention) -> Result<bool, LedgerError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let now = clock::wall();
+    let removed = {
+        let (revision, _) = read_end(&transaction.open_table(META).map_err(failed)?)?;
+        let mut tables = Tables::open(&transaction)?;
+        trim_log(&mut tables, retention, revision, now, MAX_SWEEP)?
+            + expire_history(&mut tables, now.minus(retention.history))?
+    };
+    if removed > 0 {
         transaction.commit().map_err(failed)?;
     }
+    Ok(removed > 0)
 }
 
 pub(super) fn trim_log(

@@ -50,12 +50,15 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
     let not_a_ledger = |source| OpenError::NotALedger { path: path.to_owned(), source };
     let boxed = |error: LedgerError| not_a_ledger(error.into());
     let transaction = database.begin_write().map_err(|e| boxed(failed(e)))?;
+    let empty = transaction.list_tables().map_err(|e| boxed(failed(e)))?.next().is_none();
     let existing = {
         let meta = transaction.open_table(META).map_err(|e| boxed(failed(e)))?;
         read_meta(&meta).map_err(boxed)?
     };
     let (format, meta) = match existing {
         Some(found) => found,
+        // It is another program's, and stays as it is.
+        None if !empty => return Err(boxed(damaged("it has tables, but none of a ledger"))),
         None => (FORMAT, create(&transaction).map_err(boxed)?),
     };
     if format > FORMAT {

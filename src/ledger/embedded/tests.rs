@@ -30,6 +30,8 @@ const PERISHABLE: TableDefinition<&[u8; 32], ()> = TableDefinition::new("perisha
 const FOREVER: Retention =
     Retention { log: Duration::MAX, log_entries: u64::MAX, history: Duration::MAX };
 
+const CACHE: usize = 64 << 10;
+
 /// A ledger, and the thread that writes it.
 struct Running {
     ledger: Embedded,
@@ -42,7 +44,8 @@ impl Running {
     }
 
     fn keeping(retention: Retention, disk: Disk) -> Result<Self, Box<dyn std::error::Error>> {
-        let database = Database::builder().create_with_backend(disk)?;
+        // So small a cache has pages written before the commit that they are of, too.
+        let database = Database::builder().set_cache_size(CACHE).create_with_backend(disk)?;
         let (ledger, appender) = Embedded::with_database(database, Path::new("disk"), retention)?;
         Ok(Self { ledger, writer: std::thread::spawn(move || appender.run()) })
     }

@@ -49,6 +49,8 @@ struct State {
     /// What lies between the two, oldest first.
     pending: Vec<Pending>,
     lies: bool,
+    /// After so many calls all fail; never, where unset.
+    calls_left: Option<usize>,
     probe: Option<Probe>,
 }
 
@@ -104,6 +106,16 @@ impl Disk {
         self.state().lies = true;
     }
 
+    /// After so many more calls that change it, all of them fail.
+    pub(super) fn fail_after(&self, calls: usize) {
+        self.state().calls_left = Some(calls);
+    }
+
+    /// What a loss of power could leave now.
+    pub(super) fn after_power_loss(&self, rng: &mut Rng) -> Vec<u8> {
+        self.state().after_power_loss(rng)
+    }
+
     /// From now on the power fails at so many of a hundred calls. `known` is asked first: what it
     /// counts must be in the image.
     pub(super) fn probe(
@@ -127,15 +139,24 @@ impl Disk {
 }
 
 impl State {
-    /// Lets the power fail now, or not, before the call that is to be made.
-    fn maybe_fail(&mut self, likelier_by: usize) {
-        let Some(mut probe) = self.probe.take() else { return };
-        if probe.rng.percent(probe.percent * likelier_by) {
-            let known = (probe.known)();
-            let bytes = self.after_power_loss(&mut probe.rng);
-            probe.images.push(Image { known, bytes });
+    /// Lets the power fail now, or not, before the call that is to be made; or lets that fail.
+    fn before_call(&mut self, likelier_by: usize) -> Result<(), Error> {
+        if let Some(mut probe) = self.probe.take() {
+            if probe.rng.percent(probe.percent * likelier_by) {
+                let known = (probe.known)();
+                let bytes = self.after_power_loss(&mut probe.rng);
+                probe.images.push(Image { known, bytes });
+            }
+            self.probe = Some(probe);
         }
-        self.probe = Some(probe);
+        match &mut self.calls_left {
+            None => Ok(()),
+            Some(0) => Err(Error::from(ErrorKind::StorageFull)),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
     }
 
     fn after_power_loss(&self, rng: &mut Rng) -> Vec<u8> {
@@ -232,7 +253,7 @@ impl StorageBackend for Disk {
 
     fn set_len(&self, len: u64) -> Result<(), Error> {
         let mut state = self.state();
-        state.maybe_fail(1);
+        state.before_call(1)?;
         state.current.resize(size(len), 0);
         state.pending.push(Pending::SetLen(size(len)));
         Ok(())
@@ -241,7 +262,7 @@ impl StorageBackend for Disk {
     fn sync_data(&self) -> Result<(), Error> {
         let mut state = self.state();
         // Here most is at stake.
-        state.maybe_fail(5);
+        state.before_call(5)?;
         if state.lies {
             return Ok(());
         }
@@ -259,7 +280,7 @@ impl StorageBackend for Disk {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let mut state = self.state();
-        state.maybe_fail(1);
+        state.before_call(1)?;
         let offset = size(offset);
         let place = state.current.get_mut(offset..offset + data.len());
         place.ok_or(Error::from(ErrorKind::UnexpectedEof))?.copy_from_slice(data);
@@ -275,7 +296,7 @@ fn a_sync_makes_durable_what_was_written_and_nothing_else_does() {
     disk.sync_data().unwrap();
     disk.write(100, &[1; 1_000]).unwrap();
     let mut rng = Rng(1);
-    let mut images: Vec<_> = (0..1_000).map(|_| disk.state().after_power_loss(&mut rng)).collect();
+    let mut images: Vec<_> = (0..1_000).map(|_| disk.after_power_loss(&mut rng)).collect();
     images.sort();
     images.dedup();
     // Three sectors are touched, and every subset of them may have made it.
@@ -283,6 +304,6 @@ fn a_sync_makes_durable_what_was_written_and_nothing_else_does() {
     disk.sync_data().unwrap();
     let bytes = disk.bytes();
     for _ in 0..100 {
-        assert_eq!(disk.state().after_power_loss(&mut rng), bytes);
+        assert_eq!(disk.after_power_loss(&mut rng), bytes);
     }
 }

@@ -1,6 +1,6 @@
 //! The power fails at random moments: what was acknowledged is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 
@@ -15,7 +15,7 @@ use crate::ledger::{LogHead, MAX_PAGE, Tail};
 const SEED: u64 = 0xd15c;
 
 /// How many images are looked at.
-const IMAGES: usize = 400;
+const IMAGES: usize = 500;
 
 /// How often a ledger goes on from an image of the one before, until another begins anew.
 const GENERATIONS: usize = 8;
@@ -34,7 +34,12 @@ struct Acknowledged {
 type Known = Arc<Mutex<Vec<Acknowledged>>>;
 
 /// Appends random changes to keys that other tasks write too; notes what is acknowledged.
-async fn write(ledger: Embedded, known: Known, mut rng: Rng, writer: u8) {
+async fn write(
+    ledger: Embedded,
+    known: Known,
+    mut rng: Rng,
+    writer: u8,
+) -> Result<(), LedgerError> {
     for number in 0..CHANGES {
         let mut keys = vec![key(rng.pick(&[writer, writer, 100, 101]))];
         if rng.percent(20) {
@@ -45,12 +50,13 @@ async fn write(ledger: Embedded, known: Known, mut rng: Rng, writer: u8) {
         while !keys.is_empty() {
             let mut changes = Vec::new();
             for key in &keys {
-                let stored = read(&ledger, *key).await;
+                let mut read = ledger.read(vec![*key]).await?;
+                let stored = read.pairs.remove(0).unwrap();
                 // Later than all before: each change then changes the record.
                 let time = stored.record.state.latest().map_or(1, |time| time.as_millis() + 1);
                 changes.push(change(*key, &stored, what.clone(), at(time)));
             }
-            let appended = ledger.append(changes.clone()).await.unwrap();
+            let appended = ledger.append(changes.clone()).await?;
             keys.clear();
             for (change, appended) in changes.into_iter().zip(appended) {
                 match appended {
@@ -62,6 +68,21 @@ async fn write(ledger: Embedded, known: Known, mut rng: Rng, writer: u8) {
             }
         }
     }
+    Ok(())
+}
+
+/// The same from several tasks; gives how each of them ended.
+async fn write_at_once(
+    ledger: &Embedded,
+    known: &Known,
+    rng: &mut Rng,
+) -> Vec<Result<(), LedgerError>> {
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let writer = u8::try_from(writer).unwrap();
+        writers.spawn(write(ledger.clone(), Arc::clone(known), Rng(rng.next()), writer));
+    }
+    writers.join_all().await
 }
 
 /// Opens a ledger on `disk` and writes to it from several tasks; gives what a loss of power would
@@ -72,13 +93,7 @@ fn write_and_fail(runtime: &Runtime, disk: &Disk, known: &Known, rng: &mut Rng) 
     disk.probe(Rng(rng.next()), 1, count);
     let running = Running::on(disk.clone()).unwrap();
     runtime.block_on(async {
-        let mut writers = JoinSet::new();
-        for writer in 0..WRITERS {
-            let (ledger, known) = (running.ledger.clone(), Arc::clone(known));
-            let writer = u8::try_from(writer).unwrap();
-            writers.spawn(write(ledger, known, Rng(rng.next()), writer));
-        }
-        while let Some(ended) = writers.join_next().await {
+        for ended in write_at_once(&running.ledger, known, rng).await {
             ended.unwrap();
         }
         running.close().await;
@@ -96,11 +111,10 @@ async fn check(bytes: Vec<u8>, known: &[Acknowledged]) -> Result<(), String> {
 
 async fn check_ledger(ledger: &Embedded, known: &[Acknowledged]) -> Result<(), String> {
     let log = check_log(ledger).await?;
-    let known_keys = known.iter().map(|known| (known.change.key, ()));
-    let keys: HashMap<Key, ()> =
-        log.values().map(|(key, _)| (*key, ())).chain(known_keys).collect();
+    let known_keys = known.iter().map(|known| known.change.key);
+    let keys: HashSet<Key> = log.values().map(|(key, _)| *key).chain(known_keys).collect();
     let mut histories = HashMap::new();
-    for key in keys.into_keys() {
+    for key in keys {
         let stored = ledger.read(vec![key]).await.map_err(|error| error.to_string())?;
         let stored = stored.pairs[0].clone().map_err(|error| error.to_string())?;
         let last = log.iter().filter(|(_, (of, _))| *of == key).max_by_key(|(at, _)| **at);
@@ -190,6 +204,37 @@ fn a_power_loss_loses_nothing_that_was_acknowledged() {
             let next = next.unwrap_or(Image { known: all.len(), bytes: disk.bytes() });
             known = Arc::new(Mutex::new(all[..next.known].to_vec()));
             bytes = next.bytes;
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fails_ends_the_writer_and_loses_nothing_that_was_acknowledged() {
+    let runtime = Runtime::new().unwrap();
+    let mut rng = Rng(SEED);
+    for round in 0..60 {
+        let disk = Disk::new(Vec::new());
+        let running = Running::on(disk.clone()).unwrap();
+        let known = Known::default();
+        disk.fail_after(rng.below(200));
+        runtime.block_on(async {
+            let ended = write_at_once(&running.ledger, &known, &mut rng).await;
+            running.ledger.close().await;
+            let written = running.writer.join().unwrap();
+            if ended.iter().all(Result::is_ok) {
+                return; // It would have failed later.
+            }
+            assert!(matches!(written, Err(LedgerError::Storage(_))), "{written:?}");
+            let told = |ended: &Result<(), LedgerError>| {
+                matches!(ended, Ok(()) | Err(LedgerError::Storage(_) | LedgerError::Closed))
+            };
+            assert!(ended.iter().all(told), "{ended:?}");
+        });
+        let known = known.lock().unwrap().clone();
+        for bytes in [disk.after_power_loss(&mut rng), disk.bytes()] {
+            if let Err(fault) = runtime.block_on(check(bytes, &known)) {
+                panic!("seed {SEED:#x}, round {round}: {fault}");
+            }
         }
     }
 }

@@ -2,10 +2,16 @@
 
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
-use super::super::retention::sweep;
+use super::super::retention;
 use super::*;
 use crate::clock;
 use crate::ledger::Tail;
+
+/// Removes all that has outlived its retention.
+fn sweep(database: &Database, keep: Retention) -> Result<(), LedgerError> {
+    while retention::sweep(database, keep)? {}
+    Ok(())
+}
 
 const HOUR: Duration = Duration::from_hours(1);
 

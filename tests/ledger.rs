@@ -1,0 +1,173 @@
+//! What every ledger promises to whoever reads and writes it, and what a ledger file promises.
+//!
+//! A kind of ledger is added by a [`Kind`] and an arm of [`Home::open`]; all of this then holds
+//! of it too.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    clippy::disallowed_methods,
+    reason = "tests are no library"
+)]
+
+#[path = "ledger/contract.rs"]
+mod contract;
+#[path = "ledger/file.rs"]
+mod file;
+#[path = "ledger/pages.rs"]
+mod pages;
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use consentd::consent::event::{Evidence, Method, What};
+use consentd::consent::id::Key;
+use consentd::consent::record::{HistoryEntry, Record, Revision};
+use consentd::consent::scope::Scope;
+use consentd::consent::time::Timestamp;
+use consentd::ledger::{Appended, Change, Embedded, Ledger, LedgerError, Retention, Stored};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Keeps all: these tests' events happen soon after 1970.
+const FOREVER: Retention =
+    Retention { log: Duration::MAX, log_entries: u64::MAX, history: Duration::MAX };
+
+const CACHE: usize = 8 << 20;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// A file, and a thread that writes it.
+    Embedded,
+}
+
+const KINDS: [Kind; 1] = [Kind::Embedded];
+
+/// Where one ledger lives: it can be closed there, and opened again.
+struct Home {
+    kind: Kind,
+    folder: TempDir,
+}
+
+/// One new home of each kind.
+fn homes() -> impl Iterator<Item = Home> {
+    KINDS.into_iter().map(|kind| Home { kind, folder: tempfile::tempdir().unwrap() })
+}
+
+/// A ledger that is open.
+struct Open {
+    ledger: Ledger,
+    writer: Option<JoinHandle<Result<(), LedgerError>>>,
+}
+
+impl Home {
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("ledger.redb")
+    }
+
+    fn open(&self, retention: Retention) -> Open {
+        match self.kind {
+            Kind::Embedded => {
+                let (ledger, appender) = Embedded::open(&self.path(), retention, CACHE).unwrap();
+                let writer = Some(std::thread::spawn(move || appender.run()));
+                Open { ledger: Ledger::Embedded(ledger), writer }
+            }
+        }
+    }
+}
+
+impl Open {
+    async fn close(self) {
+        self.ledger.close().await;
+        if let Some(writer) = self.writer {
+            writer.join().unwrap().unwrap();
+        }
+    }
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+fn key(number: u64) -> Key {
+    let mut bytes = [0; 16];
+    // Spread like the hashes that keys are.
+    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    Key::from_bytes(bytes)
+}
+
+fn opt_in(statement: &str) -> What {
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: statement.into(),
+        business_name: "Acme".into(),
+        locale: "en".into(),
+        reference: "form 1".into(),
+    };
+    let category = Scope::parse("marketing").unwrap();
+    What::OptIn { category, evidence, expire: Some(at(900)), pending: false }
+}
+
+fn opt_out(reference: &str) -> What {
+    What::OptOut { scope: Scope::All, reference: reference.into() }
+}
+
+fn inbound(message_id: &str) -> What {
+    What::Inbound { message_id: message_id.into(), text: String::new() }
+}
+
+fn nothing() -> Stored {
+    Stored { revision: 0, record: Record::default() }
+}
+
+/// The change by which these things happen, one a millisecond, to a pair that was read as `stored`.
+fn change(key: Key, stored: &Stored, happened: impl IntoIterator<Item = What>) -> Change {
+    let mut record = stored.record.clone();
+    let mut history = Vec::new();
+    for what in happened {
+        let time = at(record.state.latest().map_or(1, |latest| latest.as_millis() + 1));
+        for effect in what.effects(time) {
+            record.state.apply(&effect).unwrap();
+        }
+        let (user_id, business_id) = (format!("US.{key:?}"), "acme".to_owned());
+        history.push(HistoryEntry { user_id, business_id, time, record_time: time, what });
+    }
+    Change {
+        key,
+        base: stored.revision,
+        user_id: format!("US.{key:?}"),
+        business_id: "acme".to_owned(),
+        record,
+        record_time: history.last().map_or(at(1), |entry| entry.record_time),
+        history,
+    }
+}
+
+async fn read(ledger: &Ledger, key: Key) -> Stored {
+    ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap()
+}
+
+/// Appends one change to a pair as it is, however often others come first.
+async fn append(ledger: &Ledger, key: Key, what: What) -> Revision {
+    loop {
+        let change = change(key, &read(ledger, key).await, [what.clone()]);
+        match &ledger.append(vec![change]).await.unwrap()[..] {
+            [Appended::At(revision)] => return *revision,
+            [Appended::Conflict(_)] => {}
+            other => panic!("one change has one outcome: {other:?}"),
+        }
+    }
+}
+
+/// What a change that was appended leaves of its pair.
+fn record_after(change: &Change, stored: &Stored) -> Record {
+    // Its history's length and chain are the ledger's to reckon.
+    let Record { history_len, chain, .. } = stored.record.clone();
+    Record { history_len, chain, ..change.record.clone() }
+}
