@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::{BusinessId, Key, KeySecret, UserId};
+use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::scope::Category;
 use crate::consent::time::Clock;
@@ -141,16 +141,12 @@ impl Gate {
     }
 
     fn read<'q>(&self, question: &Question<'q>) -> Result<(Key, Category<'q>), Vec<Violation>> {
-        let user = UserId::parse(question.user_id);
-        let business = BusinessId::parse(question.business_id);
-        let category = Category::parse(question.category);
-        match (user, business, category) {
-            (Ok(user), Ok(business), Ok(category)) => {
-                Ok((self.secret.key(&user, business), category))
-            }
-            (user, business, category) => {
-                let found = [user.err(), business.err(), category.err()];
-                Err(found.into_iter().flatten().collect())
+        let key = self.secret.read(question.user_id, question.business_id);
+        match (key, Category::parse(question.category)) {
+            (Ok(key), Ok(category)) => Ok((key, category)),
+            (key, category) => {
+                let found = key.err().unwrap_or_default();
+                Err(found.into_iter().chain(category.err()).collect())
             }
         }
     }
@@ -201,13 +197,7 @@ impl Gate {
         user_id: &str,
         business_id: &str,
     ) -> Result<(Summary, Revision, Duration), CheckError> {
-        let key = match (UserId::parse(user_id), BusinessId::parse(business_id)) {
-            (Ok(user), Ok(business)) => self.secret.key(&user, business),
-            (user, business) => {
-                let found = [user.err(), business.err()];
-                return Err(CheckError::Invalid(found.into_iter().flatten().collect()));
-            }
-        };
+        let key = self.secret.read(user_id, business_id).map_err(CheckError::Invalid)?;
         let (summary, freshness) = self.table.summary(key, clock::wall());
         if freshness.validity == Validity::Loading {
             return Err(CheckError::NotReady);

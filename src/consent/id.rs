@@ -246,6 +246,18 @@ impl KeySecret {
         Key { high: hash.h1, low: hash.h2 }
     }
 
+    /// Reads a user and a business, and gives the key of their pair.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with either, or both.
+    pub fn read(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
+        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+            (Ok(user), Ok(business)) => Ok(self.key(&user, business)),
+            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
+        }
+    }
+
     /// A keyed 128-bit digest of anything else, for what must be compared but not kept.
     #[must_use]
     pub fn digest(&self, bytes: &[u8]) -> [u8; 16] {

@@ -12,9 +12,8 @@ use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::consent::Violation;
 use crate::consent::event::What;
-use crate::consent::record::Outcome;
 use crate::gate::Gate;
-use crate::recorder::{MAX_EVENTS, Recorder, Refusal, Submission};
+use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 
 /// The longest that a recording may take, whatever the caller's deadline.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -37,7 +36,7 @@ impl RecordService {
     }
 
     /// Records, and waits for this process' own table, so that the next check here knows of it.
-    async fn record(&self, submissions: &[Submission]) -> Vec<Result<Outcome, Refusal>> {
+    async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
         let results = self.recorder.record(submissions).await;
         let last = results.iter().flatten().map(|outcome| outcome.revision).max();
         if let Some(revision) = last {

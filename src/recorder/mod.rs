@@ -15,9 +15,9 @@ use std::time::Duration;
 use self::plan::Plan;
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
-use crate::consent::id::{BusinessId, Key, UserId};
+use crate::consent::id::Key;
 use crate::consent::keyword::{Keywords, Meaning};
-use crate::consent::record::{Outcome, Revision};
+use crate::consent::record::{Outcome, Record, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
@@ -72,7 +72,8 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
 }
 
-type Result1 = Result<Outcome, Refusal>;
+/// What came of one event.
+pub type Recorded = Result<Outcome, Refusal>;
 
 /// The events of one pair, in the order given.
 struct Pair {
@@ -97,14 +98,11 @@ impl Recorder {
 
     /// Records events, [`MAX_EVENTS`] at most; answers in their order, once all are durable.
     /// Events of one pair are applied in that order.
-    pub async fn record(&self, submissions: &[Submission]) -> Vec<Result1> {
-        let mut results: Vec<Option<Result1>> = vec![None; submissions.len()];
+    pub async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
+        let mut results: Vec<Option<Recorded>> = vec![None; submissions.len()];
         let pairs = self.sort(submissions, &mut results);
-        if let Err((pairs, error)) = self.record_pairs(submissions, pairs, &mut results).await {
-            for index in pairs {
-                set(&mut results, index, Err(error.clone()));
-            }
-        }
+        self.record_pairs(submissions, pairs, &mut results).await;
+        // Every event was answered; one that was not must not pass for recorded.
         let missing = || Err(Refusal::Ledger(LedgerError::Closed));
         let results: Vec<_> = results.into_iter().map(|r| r.unwrap_or_else(missing)).collect();
         for result in &results {
@@ -130,25 +128,18 @@ impl Recorder {
     ///
     /// [`Refusal`] where the ids are malformed or the ledger cannot be read.
     pub async fn history(&self, user_id: &str, business_id: &str) -> Result<History, Refusal> {
-        let key = self.key(user_id, business_id).map_err(Refusal::Invalid)?;
+        let key = self.ledger.key_secret().read(user_id, business_id).map_err(Refusal::Invalid)?;
         Ok(self.ledger.history(key).await?)
     }
 
-    fn key(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
-        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
-            (Ok(user), Ok(business)) => Ok(self.ledger.key_secret().key(&user, business)),
-            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
-        }
-    }
-
     /// Refuses what is malformed, and sorts the rest by pair.
-    fn sort(&self, submissions: &[Submission], results: &mut [Option<Result1>]) -> Vec<Pair> {
+    fn sort(&self, submissions: &[Submission], results: &mut [Option<Recorded>]) -> Vec<Pair> {
         let mut pairs: Vec<Pair> = Vec::new();
         let mut places = HashMap::new();
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
             let mut found = self.violations(&event.what);
-            let key = self.key(&event.user_id, &event.business_id);
+            let key = self.ledger.key_secret().read(&event.user_id, &event.business_id);
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
             }
@@ -162,8 +153,7 @@ impl Recorder {
                 }
             };
             let place = *places.entry(key).or_insert_with(|| {
-                let nothing =
-                    Stored { revision: 0, record: crate::consent::record::Record::default() };
+                let nothing = Stored { revision: 0, record: Record::default() };
                 pairs.push(Pair { key, events: Vec::new(), stored: Ok(nothing) });
                 pairs.len() - 1
             });
@@ -178,56 +168,52 @@ impl Recorder {
         &self,
         submissions: &[Submission],
         mut pairs: Vec<Pair>,
-        results: &mut [Option<Result1>],
-    ) -> Result<(), (Vec<usize>, Refusal)> {
-        let unanswered = |pairs: &[Pair]| pairs.iter().flat_map(|p| p.events.clone()).collect();
+        results: &mut [Option<Recorded>],
+    ) {
         let keys = pairs.iter().map(|pair| pair.key).collect();
         let read = match self.ledger.read(keys).await {
             Ok(read) => read,
-            Err(error) => return Err((unanswered(&pairs), error.into())),
+            Err(error) => return fail(results, &pairs, &error.into()),
         };
         for (pair, stored) in pairs.iter_mut().zip(read.pairs) {
             pair.stored = stored;
         }
         for attempt in 0..MAX_TRIES {
-            let (plans, events) = match self.plan(submissions, pairs, read.clock, results).await {
-                Ok(planned) => planned,
-                Err(failed) => return Err(failed),
-            };
-            if plans.is_empty() {
-                return Ok(());
+            let planned = self.plan(submissions, pairs, read.clock, results).await;
+            if planned.is_empty() {
+                return;
             }
-            let (waiting, changes): (Vec<_>, Vec<_>) = plans.into_iter().unzip();
-            let appended = match self.ledger.append(changes).await {
-                Ok(appended) => appended,
-                Err(error) => return Err((events, error.into())),
-            };
-            pairs = settle(waiting, appended, results);
+            let (waiting, changes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+            match self.ledger.append(changes).await {
+                Ok(appended) => pairs = settle(waiting, appended, results),
+                Err(error) => {
+                    let waiting: Vec<_> = waiting.into_iter().map(|(pair, _)| pair).collect();
+                    return fail(results, &waiting, &error.into());
+                }
+            }
             if pairs.is_empty() {
-                return Ok(());
+                return;
             }
             pause(attempt).await;
         }
-        Err((unanswered(&pairs), Refusal::Contended))
+        fail(results, &pairs, &Refusal::Contended);
     }
 
-    /// Applies the rules to every pair. What needs no append is answered at once.
+    /// Applies the rules to every pair; gives those that there is something to append of, with
+    /// what is answered once it is. What needs no append is answered at once.
     async fn plan(
         &self,
         submissions: &[Submission],
         pairs: Vec<Pair>,
         clock: Timestamp,
-        results: &mut [Option<Result1>],
-    ) -> Result<(Vec<((Pair, Vec<Result1>), Change)>, Vec<usize>), (Vec<usize>, Refusal)> {
-        let mut plans = Vec::with_capacity(pairs.len());
-        let mut events = Vec::new();
+        results: &mut [Option<Recorded>],
+    ) -> Vec<(Waiting, Change)> {
+        let mut planned = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let stored = match &pair.stored {
                 Ok(stored) => stored,
                 Err(unreadable) => {
-                    for index in &pair.events {
-                        set(results, *index, Err((*unreadable).into()));
-                    }
+                    fail(results, &[&pair], &(*unreadable).into());
                     continue;
                 }
             };
@@ -237,22 +223,24 @@ impl Recorder {
             let history = if self.confirms(&theirs, stored) {
                 match self.ledger.history(pair.key).await {
                     Ok(history) => Some(history),
-                    Err(error) => return Err((pair.events, error.into())),
+                    Err(error) => {
+                        fail(results, &[&pair], &error.into());
+                        continue;
+                    }
                 }
             } else {
                 None
             };
             let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
             let secret = self.ledger.key_secret();
-            let outcomes: Vec<Result1> = theirs.iter().map(|s| plan.add(s, secret)).collect();
+            let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
             if let Some(change) = plan.into_change(pair.key, &theirs) {
-                events.extend_from_slice(&pair.events);
-                plans.push(((pair, outcomes), change));
+                planned.push(((pair, outcomes), change));
             } else {
                 answer(results, &pair.events, outcomes, stored.revision);
             }
         }
-        Ok((plans, events))
+        planned
     }
 
     fn confirms(&self, submissions: &[&Submission], stored: &Stored) -> bool {
@@ -266,11 +254,14 @@ impl Recorder {
     }
 }
 
+/// A pair whose change is being appended, and what its events are answered then.
+type Waiting = (Pair, Vec<Recorded>);
+
 /// Answers the pairs that were appended; gives those that another recorder was faster with.
 fn settle(
-    waiting: Vec<(Pair, Vec<Result1>)>,
+    waiting: Vec<Waiting>,
     appended: Vec<Appended>,
-    results: &mut [Option<Result1>],
+    results: &mut [Option<Recorded>],
 ) -> Vec<Pair> {
     let mut again = Vec::new();
     for ((mut pair, outcomes), appended) in waiting.into_iter().zip(appended) {
@@ -287,9 +278,9 @@ fn settle(
 
 /// Answers a pair's events; an outcome that does not know its revision has this one.
 fn answer(
-    results: &mut [Option<Result1>],
+    results: &mut [Option<Recorded>],
     events: &[usize],
-    outcomes: Vec<Result1>,
+    outcomes: Vec<Recorded>,
     revision: Revision,
 ) {
     for (index, mut outcome) in events.iter().zip(outcomes) {
@@ -302,7 +293,18 @@ fn answer(
     }
 }
 
-fn set(results: &mut [Option<Result1>], index: usize, result: Result1) {
+/// Answers all events of these pairs with why they were not recorded.
+fn fail(
+    results: &mut [Option<Recorded>],
+    pairs: &[impl std::borrow::Borrow<Pair>],
+    refusal: &Refusal,
+) {
+    for index in pairs.iter().flat_map(|pair| &pair.borrow().events) {
+        set(results, *index, Err(refusal.clone()));
+    }
+}
+
+fn set(results: &mut [Option<Recorded>], index: usize, result: Recorded) {
     if let Some(slot) = results.get_mut(index) {
         *slot = Some(result);
     }
