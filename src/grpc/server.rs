@@ -79,6 +79,9 @@ pub async fn serve(
 ) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(limits.connections));
+    // Connections are told after the listener has gone: whoever is told connects again at once,
+    // and must be refused then, not accepted by the system and reset by us.
+    let told = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -102,7 +105,7 @@ pub async fn serve(
         let connection = Connection {
             routes: routes.clone(),
             limits,
-            drain: drain.clone(),
+            drain: told.clone(),
             open: Open { _permit: permit, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
@@ -112,6 +115,7 @@ pub async fn serve(
         };
     }
     drop(listener);
+    told.begun.cancel();
     connections.close();
     connections.wait().await;
 }
