@@ -42,16 +42,20 @@ pub const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// How much of a caller's patience is left for the answer's way back: an eighth, this at most.
 const WAY_BACK: Duration = Duration::from_millis(50);
 
-/// When an answer must leave to reach its caller in time, as the `grpc-timeout` header says: at
-/// most 8 digits and a unit.
+/// When an answer must leave to reach its caller in time.
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
-    let value = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let timeout = timeout_of(metadata.get("grpc-timeout")?.to_str().ok()?)?;
+    Instant::now().checked_add(timeout.saturating_sub((timeout / 8).min(WAY_BACK)))
+}
+
+/// How long a caller waits, as its `grpc-timeout` header says: at most 8 digits and a unit.
+fn timeout_of(header: &str) -> Option<Duration> {
+    let (digits, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
     if digits.len() > 8 {
         return None;
     }
     let n: u64 = digits.parse().ok()?;
-    let timeout = match unit {
+    Some(match unit {
         "H" => Duration::from_secs(n * 3_600),
         "M" => Duration::from_secs(n * 60),
         "S" => Duration::from_secs(n),
@@ -59,6 +63,5 @@ fn deadline(metadata: &MetadataMap) -> Option<Instant> {
         "u" => Duration::from_micros(n),
         "n" => Duration::from_nanos(n),
         _ => return None,
-    };
-    Instant::now().checked_add(timeout.saturating_sub((timeout / 8).min(WAY_BACK)))
+    })
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -19,6 +20,7 @@ use tower::Service as _;
 
 use super::pb::consent_service_server::ConsentServiceServer;
 use super::pb::record_service_server::RecordServiceServer;
+use super::timeout_of;
 use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, RecordService,
     status,
@@ -58,6 +60,9 @@ pub enum TokensError {
         line: usize,
     },
 }
+
+/// The longest that a call may take until it begins to be answered: above all waits of our own.
+const MAX_CALL: Duration = Duration::from_secs(35);
 
 /// A token that is shorter could be guessed.
 const MIN_TOKEN_CHARS: usize = 16;
@@ -195,6 +200,7 @@ impl Routes {
         };
         let path = request.uri().path();
         let guard = (guard, counted);
+        let patience = patience(&request);
         if let Some(method) = path.strip_prefix("/consent.v1.ConsentService/") {
             let batched = matches!(method, "BatchCanSend" | "FilterRecipients");
             let service = if batched { &self.batch } else { &self.check };
@@ -204,14 +210,14 @@ impl Routes {
             let call = service.clone().call(request);
             return Box::pin(async move {
                 let _guard = guard;
-                infallible(call.await)
+                within(patience, call).await
             });
         }
         if path.starts_with("/consent.v1.RecordService/") {
             return self.call_record(request, guard);
         }
         let call = self.others.clone().call(request);
-        Box::pin(async move { held(infallible(call.await), guard) })
+        Box::pin(async move { held(within(patience, call).await, guard) })
     }
 
     fn call_record(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
@@ -226,9 +232,28 @@ impl Routes {
                  server's --record-token-file",
             ));
         }
+        let patience = patience(&request);
         let call = service.clone().call(request);
-        Box::pin(async move { held(infallible(call.await), guard) })
+        Box::pin(async move { held(within(patience, call).await, guard) })
     }
+}
+
+/// How long a call may take until it begins to be answered: as long as its caller waits.
+fn patience(request: &Request<Incoming>) -> Duration {
+    let header = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    header.and_then(timeout_of).map_or(MAX_CALL, |timeout| timeout.min(MAX_CALL))
+}
+
+/// Answers in time. A call whose request never arrives whole must not be counted for ever.
+async fn within(
+    patience: Duration,
+    call: impl Future<Output = Result<Response<Body>, std::convert::Infallible>>,
+) -> Response<Body> {
+    let Ok(answer) = tokio::time::timeout(patience, call).await else {
+        let why = "the deadline passed before the request had arrived, or was answered";
+        return Status::deadline_exceeded(why).into_http();
+    };
+    infallible(answer)
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {

@@ -120,3 +120,21 @@ async fn a_log_that_nobody_reads_any_more_ends_nothing() {
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert!(child.wait().unwrap().success());
 }
+
+#[tokio::test]
+async fn a_request_that_never_arrives_whole_is_given_up_at_its_deadline() {
+    use crate::sidecar::Wire;
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--max-in-flight", "2"]).await;
+    let mut wire = Wire::to(&sidecar.grpc).await;
+    let mut begun = Vec::new();
+    for method in ["consent.v1.ConsentService/CanSend", "consent.v1.RecordService/RecordEvent"] {
+        begun.push(wire.begin_headers(method, &[("grpc-timeout", "300m")]).await.unwrap());
+    }
+    for (call, _unsent) in begun {
+        let status = call.end().await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+    }
+    // Their places are free again.
+    sidecar.checks().await.can_send(question("1", "acme", "service")).await.unwrap();
+}

@@ -251,6 +251,17 @@ impl Wire {
         headers: &[(&str, &str)],
         body: Vec<u8>,
     ) -> Result<Call, h2::Error> {
+        let (call, mut sending) = self.begin_headers(method, headers).await?;
+        sending.send_data(body.into(), true)?;
+        Ok(call)
+    }
+
+    /// The same without a body, which whoever holds the other part may send yet.
+    pub async fn begin_headers(
+        &mut self,
+        method: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(Call, h2::SendStream<Bytes>), h2::Error> {
         let mut request = http::Request::post(format!("http://sidecar/{method}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -259,9 +270,8 @@ impl Wire {
         }
         let request = request.body(()).expect("a method's name makes a path");
         self.0 = self.0.clone().ready().await?;
-        let (answer, mut sending) = self.0.send_request(request, false)?;
-        sending.send_data(body.into(), true)?;
-        Ok(Call { answer: Some(answer), body: None })
+        let (answer, sending) = self.0.send_request(request, false)?;
+        Ok((Call { answer: Some(answer), body: None }, sending))
     }
 
     /// Calls with one message, and gives the bytes of the first one that is answered.
