@@ -183,6 +183,10 @@ impl Embedded {
         &self.shared.secret
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
     }
