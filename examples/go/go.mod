@@ -1,0 +1,17 @@
+// These versions build with Debian 12's Go 1.19, and `go get -u` brings today's.
+module example.com/consentd-client
+
+go 1.19
+
+require (
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20240318140521-94a12d6c2237
+	google.golang.org/grpc v1.64.1
+	google.golang.org/protobuf v1.33.0
+)
+
+// Not the oldest that grpc asks for: later ones mend their HTTP/2.
+require (
+	golang.org/x/net v0.34.0 // indirect
+	golang.org/x/sys v0.29.0 // indirect
+	golang.org/x/text v0.21.0 // indirect
+)
