@@ -34,12 +34,14 @@ const (
 // connect opens the one channel of a process: it is safe for many goroutines, and connects again
 // by itself. Go takes all three forms of address as they are.
 func connect(address string) (*grpc.ClientConn, error) {
+	again := backoff.DefaultConfig
+	again.MaxDelay = time.Second // Else up to two minutes after an outage.
 	return grpc.NewClient(address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// Else up to two minutes go by after an outage.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
-			BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
-		}}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           again,
+			MinConnectTimeout: 5 * time.Second,
+		}),
 	)
 }
 

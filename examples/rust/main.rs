@@ -1,6 +1,6 @@
 //! A client of consentd: records, checks with a deadline, and does not send on error.
 //!
-//! Usage: rust ADDRESS [DEADLINE_MS]; ADDRESS is HOST:PORT, unix:PATH or unix:@NAME.
+//! Usage: `rust ADDRESS [DEADLINE_MS]`; `ADDRESS` is `HOST:PORT`, `unix:PATH` or `unix:@NAME`.
 //!
 //! Elsewhere, generate `pb` from `proto/consent/v1` with tonic-prost-build; this repository's
 //! `build.rs` shows how, without protoc.
@@ -16,6 +16,7 @@ use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
@@ -37,14 +38,12 @@ fn connect(address: &str) -> Result<Channel, tonic::transport::Error> {
             async move { UnixStream::connect(name).await.map(TokioIo::new) }
         })));
     }
-    let uri = match address.starts_with("unix:") {
-        true => address.to_owned(),
-        false => format!("http://{address}"),
-    };
-    Ok(Endpoint::from_shared(uri)?.connect_lazy())
+    let scheme = if address.starts_with("unix:") { "" } else { "http://" };
+    Ok(Endpoint::from_shared(format!("{scheme}{address}"))?.connect_lazy())
 }
 
-/// Waits for an answer until the deadline, and tells the sidecar about it.
+/// Waits for an answer until the deadline, and tells the sidecar about it. tonic's own clock does not
+/// run while it connects, and calls its end `CANCELLED`.
 async fn within<Q, A>(
     deadline: Duration,
     question: Q,
@@ -52,15 +51,10 @@ async fn within<Q, A>(
 ) -> Result<A, Status> {
     let mut request = Request::new(question);
     request.set_timeout(deadline);
-    match call(request).await {
-        Ok(answer) => Ok(answer.into_inner()),
-        // What tonic says of its own clock, where the sidecar's answer did not come first.
-        Err(status)
-            if status.code() == Code::Cancelled && status.message() == "Timeout expired" =>
-        {
-            Err(Status::deadline_exceeded("no answer in time"))
-        }
-        Err(status) => Err(status),
+    match timeout(deadline, call(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) if status.message() != "Timeout expired" => Err(status),
+        Ok(Err(_)) | Err(_) => Err(Status::deadline_exceeded("no answer in time")),
     }
 }
 
@@ -233,11 +227,9 @@ async fn converse(address: &str, deadline: Duration) -> anyhow::Result<()> {
     let verdict = may_send(&checks, not_yet, Duration::from_millis(50)).await;
     println!("not known in time: {verdict}");
 
-    let nowhere = match address.starts_with("unix:") {
-        true => format!("{address}.nobody"),
-        false => "127.0.0.1:1".to_owned(),
-    };
-    let nobody = ConsentServiceClient::new(connect(&nowhere)?);
+    let beside = format!("{address}.nobody");
+    let nowhere = if address.starts_with("unix:") { &beside } else { "127.0.0.1:1" };
+    let nobody = ConsentServiceClient::new(connect(nowhere)?);
     let verdict = may_send(&nobody, question(user, "marketing", 0), deadline).await;
     println!("no sidecar: {verdict}");
     Ok(())
