@@ -18,14 +18,13 @@ struct Client {
     /// Its section in the examples' README.
     language: &'static str,
     folder: &'static str,
-    /// All that it consists of.
+    /// All that it consists of; none where it is built with this crate.
     files: &'static [&'static str],
     /// A command that shows whether a tool is there, and the Debian packages that bring it.
     tools: &'static [(&'static str, &'static str)],
 }
 
-const RUST: Client =
-    Client { language: "Rust", folder: "rust", files: &["main.rs"], tools: &[("cargo", "cargo")] };
+const RUST: Client = Client { language: "Rust", folder: "rust", files: &[], tools: &[] };
 
 const PYTHON: Client = Client {
     language: "Python",
@@ -142,7 +141,7 @@ impl Client {
     fn laid_out(&self) -> PathBuf {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let inside = Path::new("examples").join(self.folder);
-        if self.language == "Rust" {
+        if self.files.is_empty() {
             return root.join(inside);
         }
         let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients").join(self.folder);
@@ -157,7 +156,7 @@ impl Client {
     }
 }
 
-/// Copies a file that has changed, so that what was built of it before stands otherwise.
+/// Copies a file that has changed; where none has, what was built of them before still stands.
 fn lay(from: &Path, to: &Path) {
     if fs::read(to).ok() != Some(fs::read(from).unwrap()) {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -165,7 +164,7 @@ fn lay(from: &Path, to: &Path) {
     }
 }
 
-/// Runs what somebody would type.
+/// Runs what somebody would type; a Cargo among it builds where this test was built.
 fn shell(script: &str, folder: &Path, seconds: u32) -> Output {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     Command::new("timeout")
