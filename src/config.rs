@@ -458,6 +458,7 @@ fn keywords(args: KeywordArgs) -> Result<KeywordLists, ConfigError> {
             business_name: opt_in.business_name,
             locale: opt_in.locale,
             reference: String::new(),
+            confirmation: String::new(),
         };
         // The same rules as for any other opt-in, checked once and here.
         let what = What::OptIn {

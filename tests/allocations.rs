@@ -34,6 +34,7 @@ fn a_check_allocates_nothing() {
             business_name: String::new(),
             locale: String::new(),
             reference: String::new(),
+            confirmation: String::new(),
         };
         let category = Scope::parse("utility.order_updates").unwrap();
         let what = What::OptIn { category, evidence, expire, pending: false };

@@ -109,6 +109,7 @@ fn opt_in(statement: &str) -> What {
         business_name: "Acme".into(),
         locale: "en".into(),
         reference: "form 1".into(),
+        confirmation: String::new(),
     };
     let category = Scope::parse("marketing").unwrap();
     What::OptIn { category, evidence, expire: Some(at(900)), pending: false }

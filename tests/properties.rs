@@ -74,6 +74,7 @@ fn evidence(method: Method) -> Evidence {
         business_name: String::new(),
         locale: String::new(),
         reference: String::new(),
+        confirmation: String::new(),
     }
 }
 

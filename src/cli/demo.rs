@@ -124,6 +124,7 @@ fn opt_in(category: &str, pending: bool) -> What {
             business_name: "Corner Bakery".into(),
             locale: "en".into(),
             reference: "https://bakery.example/signup".into(),
+            confirmation: String::new(),
         }),
         expire_time: None,
         pending,

@@ -10,10 +10,10 @@ use clap::Args;
 use tempfile::NamedTempFile;
 use tonic::Request;
 
+use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
 use super::print::{self, Json};
 use super::record::{moment, on_wire};
-use super::Verdict;
 use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;

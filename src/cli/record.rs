@@ -198,6 +198,7 @@ impl WhatArgs {
                     business_name: args.business_name,
                     locale: args.locale,
                     reference: args.reference,
+                    confirmation: String::new(),
                 };
                 let opt_in = pb::OptIn {
                     category: args.category,

@@ -59,6 +59,8 @@ pub struct Evidence {
     pub locale: String,
     /// Where the proof is kept; empty where nowhere.
     pub reference: String,
+    /// What confirmed a double opt-in whose evidence this is; empty where nothing had to.
+    pub confirmation: String,
 }
 
 /// What happened.
@@ -144,7 +146,8 @@ impl What {
             Self::OptIn { category, evidence, expire, pending: false } => {
                 let word = Word::opt_in(time, *expire);
                 let mut effects = vec![Effect::Word(category.clone(), word)];
-                if evidence.method == Method::WhatsappSignup {
+                // What a message confirms is no signup, whatever it confirms.
+                if evidence.method == Method::WhatsappSignup && evidence.confirmation.is_empty() {
                     effects.push(Effect::Platform { time, stopped: false });
                 }
                 effects
@@ -183,6 +186,9 @@ impl What {
                 put(evidence.reference.as_bytes());
                 put(&expire.map_or(-1, Timestamp::as_millis).to_be_bytes());
                 put(&[u8::from(*pending)]);
+                if !evidence.confirmation.is_empty() {
+                    put(evidence.confirmation.as_bytes());
+                }
             }
             Self::OptOut { scope, .. } => {
                 put(b"opt_out");
@@ -267,6 +273,7 @@ impl Evidence {
         at_most(MAX_STATEMENT_BYTES, &field("statement"), &self.statement, found);
         at_most(MAX_BUSINESS_NAME_BYTES, &field("business_name"), &self.business_name, found);
         at_most(MAX_REFERENCE_BYTES, &field("reference"), &self.reference, found);
+        at_most(MAX_REFERENCE_BYTES, &field("confirmation"), &self.confirmation, found);
     }
 }
 
@@ -349,6 +356,7 @@ mod tests {
             business_name: business_name.into(),
             locale: String::new(),
             reference: String::new(),
+            confirmation: String::new(),
         }
     }
 

@@ -276,6 +276,7 @@ mod tests {
                 business_name: "Acme".into(),
                 locale: "en".into(),
                 reference: String::new(),
+                confirmation: String::new(),
             },
         };
         Keywords::new(KeywordLists {

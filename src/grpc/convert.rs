@@ -206,6 +206,7 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What>
         business_name: evidence.business_name,
         locale: evidence.locale,
         reference: evidence.reference,
+        confirmation: evidence.confirmation,
     };
     Some(What::OptIn { category, evidence, expire, pending: opt_in.pending })
 }
@@ -275,6 +276,7 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
                 business_name: evidence.business_name,
                 locale: evidence.locale,
                 reference: evidence.reference,
+                confirmation: evidence.confirmation,
             }),
             expire_time: expire.map(timestamp),
             pending,

@@ -191,6 +191,7 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
             reference: evidence.reference.clone(),
             expire: expire.map(Timestamp::as_millis),
             pending: *pending,
+            confirmation: evidence.confirmation.clone(),
         }),
         What::OptOut { scope, reference } => {
             Pb::OptOut(pb::OptOut { scope: scope.to_string(), reference: reference.clone() })
@@ -252,6 +253,7 @@ pub(super) fn decode_history(
                 business_name: opt_in.business_name,
                 locale: opt_in.locale,
                 reference: opt_in.reference,
+                confirmation: opt_in.confirmation,
             },
             expire: optional(opt_in.expire)?,
             pending: opt_in.pending,
@@ -355,6 +357,7 @@ mod tests {
             business_name: "Acme".into(),
             locale: "en".into(),
             reference: "https://acme.example/1".into(),
+            confirmation: "message wamid.2".into(),
         };
         let category = Scope::parse("marketing").unwrap();
         let what = [

@@ -21,7 +21,8 @@ use crate::consent::record::{Outcome, Record, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Epoch, Events, History, Ledger, LedgerError, MAX_APPEND, Stored, UnreadableRecord,
+    Appended, Change, Epoch, Events, History, Ledger, LedgerError, MAX_APPEND, Stored,
+    UnreadableRecord,
 };
 use crate::metrics::Metrics;
 

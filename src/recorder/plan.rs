@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Refusal, Submission};
 use crate::consent::Violation;
-use crate::consent::event::{Event, Evidence, MAX_AHEAD, Method, What};
+use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Keywords, Meaning};
 use crate::consent::record::{HistoryEntry, Outcome, Record, Request};
@@ -176,7 +176,7 @@ impl<'a> Plan<'a> {
         Ok(outcome)
     }
 
-    /// Confirms every opt-in that was pending before the message.
+    /// Confirms every opt-in that was pending before the message, and had not lapsed by then.
     fn confirm(
         &mut self,
         event: &Event,
@@ -187,17 +187,15 @@ impl<'a> Plan<'a> {
             .record
             .state
             .pending()
-            .filter(|(_, pending)| pending.time < time)
+            .filter(|(_, pending)| {
+                pending.time < time && pending.expire().is_none_or(|end| time < end)
+            })
             .map(|(scope, pending)| (scope.clone(), pending))
             .collect();
         let mut confirmed = Vec::new();
         for (category, pending) in pending {
             let Some(mut evidence) = self.evidence_of(&category, pending) else { continue };
-            evidence.reference = by_message("confirmed by message", message_id);
-            if evidence.method == Method::WhatsappSignup {
-                // What a message confirms is no signup, and clears no platform stop.
-                evidence.method = Method::Whatsapp;
-            }
+            evidence.confirmation = by_message("message", message_id);
             let expire = pending.expire();
             let what = What::OptIn { category: category.clone(), evidence, expire, pending: false };
             if self.enter(event, what, time)? {
@@ -276,6 +274,9 @@ fn list(scopes: &[Scope]) -> String {
     scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Names a message, within the bounds of what may be recorded.
 fn by_message(what: &str, message_id: &str) -> String {
-    if message_id.is_empty() { what.to_owned() } else { format!("{what} {message_id}") }
+    let mut said = format!("{what} {message_id}").trim_end().to_owned();
+    said.truncate(said.floor_char_boundary(MAX_REFERENCE_BYTES));
+    said
 }

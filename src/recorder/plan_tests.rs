@@ -1,6 +1,6 @@
 use super::plan::Plan;
 use super::{Refusal, Submission};
-use crate::consent::event::{Event, Evidence, Method, What};
+use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
 use crate::consent::record::{Outcome, Record};
@@ -72,6 +72,7 @@ fn opt_in(category: &str, pending: bool) -> What {
         business_name: "Acme".into(),
         locale: String::new(),
         reference: "form 7".into(),
+        confirmation: String::new(),
     };
     let category = Scope::parse(category).unwrap();
     What::OptIn { category, evidence, expire: None, pending }
@@ -232,7 +233,32 @@ fn yes_confirms_what_is_pending_in_its_own_words() {
     let (_, last) = pair.history.entries.last().unwrap();
     let What::OptIn { evidence, pending: false, .. } = &last.what else { panic!("{last:?}") };
     assert_eq!(evidence.statement, "Yes to WhatsApp from Acme");
-    assert_eq!(evidence.reference, "confirmed by message wamid.1");
+    assert_eq!((&*evidence.reference, &*evidence.confirmation), ("form 7", "message wamid.1"));
+}
+
+#[test]
+fn yes_confirms_nothing_that_had_lapsed() {
+    let mut pair = Pair::new();
+    let mut pending = event(opt_in("marketing", true), Some(NOW), "");
+    let What::OptIn { expire, .. } = &mut pending.event.what else { unreachable!() };
+    *expire = Some(at(NOW + 5));
+    pair.record(NOW, &pending).unwrap();
+    let late = pair.record(NOW + 5, &event(inbound("yes"), Some(NOW + 5), "")).unwrap();
+    assert_eq!(late.opted_in_category, "");
+    let in_time = pair.record(NOW + 6, &event(inbound("yes"), Some(NOW + 4), "")).unwrap();
+    assert_eq!(in_time.opted_in_category, "marketing");
+}
+
+#[test]
+fn what_a_keyword_records_can_be_recorded_again_from_an_export() {
+    let mut pair = Pair::new();
+    let mut stop = event(inbound("stop"), Some(NOW), "");
+    let What::Inbound { message_id, .. } = &mut stop.event.what else { unreachable!() };
+    *message_id = "é".repeat(MAX_REFERENCE_BYTES / 2);
+    pair.record(NOW, &stop).unwrap();
+    for (_, entry) in &pair.history.entries {
+        assert_eq!(entry.what.violations(&PlatformNames::default()), [], "{:?}", entry.what);
+    }
 }
 
 #[test]

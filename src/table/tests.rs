@@ -31,6 +31,7 @@ fn opt_in(category: &str, expire: Option<i64>) -> What {
         business_name: String::new(),
         locale: String::new(),
         reference: String::new(),
+        confirmation: String::new(),
     };
     let category = Scope::parse(category).unwrap();
     What::OptIn { category, evidence, expire: expire.map(at), pending: false }

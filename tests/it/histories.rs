@@ -455,7 +455,7 @@ fn disagreement(of: &str, expected: impl Debug, got: impl Debug) -> String {
 
 /// A user of every kind: numbers of four countries, three of which have two notations, and ids
 /// that are none.
-fn user(seed: u64) -> String {
+pub fn user(seed: u64) -> String {
     match seed % 16 {
         0 => format!("1555{seed:07}"),
         1 => format!("5255{seed:08}"),
@@ -465,7 +465,7 @@ fn user(seed: u64) -> String {
     }
 }
 
-fn on_wire(event: &Event) -> pb::RecordEventRequest {
+pub fn on_wire(event: &Event) -> pb::RecordEventRequest {
     let what = match &event.what {
         What::OptIn { category, method, pending, expire } => {
             let pb::consent_event::What::OptIn(mut opt_in) = sidecar::opt_in(category) else {
@@ -504,7 +504,7 @@ fn on_wire(event: &Event) -> pb::RecordEventRequest {
     request
 }
 
-fn wall() -> i64 {
+pub fn wall() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is set");
     i64::try_from(since.as_millis()).unwrap()
 }

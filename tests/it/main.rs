@@ -15,6 +15,7 @@ mod clients;
 mod commands;
 mod fuzz;
 mod histories;
+mod import;
 mod killed;
 mod listeners;
 mod malformed;

@@ -411,11 +411,14 @@ impl Pair {
     /// > `yes` counts only while a double opt-in is pending
     ///
     /// decided: of each scope its own pending opt-in, if it stands and is strictly older.
-    /// choice: all of them as they were before the `yes`, and also past their expiry.
+    /// choice: all of them as they were before the `yes`. One that had lapsed by then is confirmed
+    /// no more than an opt-in counts that had lapsed when it was given.
     fn confirmed_by_yes(&self, yes: i64) -> Vec<(Subject, Word)> {
         let confirmed = |scope: String| {
             let (time, word) = self.latest(&Subject::Pending(scope.clone()))?;
-            let counts = time < yes && stands(time, self.over(&scope, Subject::Confirmed));
+            let Word::Allow(Reverse(expire)) = word else { return None };
+            let counts =
+                time < yes && yes < expire && stands(time, self.over(&scope, Subject::Confirmed));
             counts.then_some((Subject::Confirmed(scope), word))
         };
         self.scopes().into_iter().filter_map(confirmed).collect()

@@ -392,6 +392,7 @@ pub fn opt_in(category: &str) -> pb::consent_event::What {
             business_name: "Acme".into(),
             locale: "en".into(),
             reference: String::new(),
+            confirmation: String::new(),
         }),
         expire_time: None,
         pending: false,

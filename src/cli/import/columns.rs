@@ -8,7 +8,7 @@ use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 
 /// The columns that there may be, in any order.
-pub(super) const COLUMNS: [&str; 18] = [
+pub(super) const COLUMNS: [&str; 19] = [
     "user_id",
     "business_id",
     "event_time",
@@ -20,6 +20,7 @@ pub(super) const COLUMNS: [&str; 18] = [
     "business_name",
     "locale",
     "reference",
+    "confirmation",
     "expire_time",
     "pending",
     "message_id",
@@ -41,6 +42,7 @@ pub(super) const EVENTS: [(&str, &[&str]); 6] = [
             "business_name",
             "locale",
             "reference",
+            "confirmation",
             "expire_time",
             "pending",
         ],
@@ -158,6 +160,7 @@ impl Cells<'_> {
                     business_name: self.owned("business_name"),
                     locale: self.owned("locale"),
                     reference: self.owned("reference"),
+                    confirmation: self.owned("confirmation"),
                 }),
                 expire_time: self.time("expire_time")?,
                 pending: self.flag("pending", Some(false))?,

@@ -119,7 +119,9 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
         // A ledger that is another one, or was set back, has none of it.
         let same = before.ledger == known.id && before.revision <= known.revision;
         if !same {
-            eprintln("the ledger is not the one that this file was being imported into: beginning anew");
+            eprintln(
+                "the ledger is not the one that this file was being imported into: beginning anew",
+            );
         }
         same
     });

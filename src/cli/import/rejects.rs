@@ -55,8 +55,7 @@ impl Rejects {
             }
             Raw::Cells(cells) => {
                 let mut builder = csv::WriterBuilder::new();
-                let mut writer =
-                    builder.flexible(true).delimiter(self.delimiter).from_writer(file);
+                let mut writer = builder.flexible(true).delimiter(self.delimiter).from_writer(file);
                 writer.write_record(cells)?;
                 writer.flush()?;
             }

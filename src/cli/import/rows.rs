@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, bail};
 use csv::StringRecord;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use sha2::{Digest as _, Sha256};
 
 use super::columns::Columns;
 use crate::grpc::pb::consent_event::What;
@@ -51,6 +52,20 @@ pub(super) enum Raw {
     TooLong,
 }
 
+impl Row {
+    /// Tells it from all other rows of all inputs.
+    fn id(&self) -> String {
+        let mut digest = Sha256::new_with_prefix(self.line.to_be_bytes());
+        match &self.raw {
+            Raw::Line(line) => digest.update(line),
+            Raw::Cells(cells) => digest.update(cells.as_slice()),
+            Raw::TooLong => {}
+        }
+        let id = digest.finalize();
+        id.iter().take(16).fold("import-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+    }
+}
+
 /// Why a row was not recorded.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Fault {
@@ -82,8 +97,18 @@ pub(super) enum Parser {
 }
 
 impl Parser {
+    /// What to ask for, for this row.
+    pub(super) fn request(&self, row: &Row) -> Result<pb::RecordEventsRequest, Fault> {
+        let event = self.event(&row.raw)?;
+        // What a text means depends on what is known when it is read. A row that is sent again
+        // after a break must not be read again: all others mean the same however often they come.
+        let text = matches!(&event.what, Some(What::InboundMessage(m)) if !m.text.is_empty());
+        let request_id = if text { row.id() } else { String::new() };
+        Ok(pb::RecordEventsRequest { sequence: 0, event: Some(event), request_id })
+    }
+
     /// The event that a row stands for.
-    pub(super) fn event(&self, raw: &Raw) -> Result<pb::ConsentEvent, Fault> {
+    fn event(&self, raw: &Raw) -> Result<pb::ConsentEvent, Fault> {
         let event = match (self, raw) {
             (_, Raw::TooLong) => {
                 return Err(Fault::new("", format!("longer than {MAX_ROW} bytes")));
@@ -102,13 +127,16 @@ impl Parser {
         Ok(event)
     }
 
-    /// A field of the contract, as this input's author knows it.
-    pub(super) fn name_of(&self, field: &str) -> String {
-        let field = field.strip_prefix("event.").unwrap_or(field);
-        match self {
-            Self::Ndjson(_) => field.to_owned(),
-            Self::Csv(_) => field.rsplit('.').next().unwrap_or(field).to_owned(),
+    /// What the sidecar found wrong, in the words of this input's author.
+    pub(super) fn fault(&self, error: &pb::ItemError) -> Fault {
+        let field = error.field.strip_prefix("event.").unwrap_or(&error.field);
+        // Of several faults the message names each one's field.
+        if error.message.starts_with(&error.field) && !field.is_empty() {
+            return Fault::new("", error.message.replace("event.", ""));
         }
+        let column = field.rsplit('.').next().unwrap_or(field);
+        let field = if matches!(self, Self::Csv(_)) { column } else { field };
+        Fault::new(field, error.message.clone())
     }
 
     /// The header to write above rows of this form, where it has one.

@@ -88,7 +88,7 @@ struct Window {
 }
 
 /// A row that was read, and what it stands for.
-type Parsed = (Row, Result<pb::ConsentEvent, Fault>);
+type Parsed = (Row, Result<pb::RecordEventsRequest, Fault>);
 
 impl Session {
     /// Connects, and learns which ledger is there.
@@ -238,13 +238,14 @@ impl Wire {
         Ok((wire, ledger))
     }
 
-    fn send(&self, sequence: u64, event: pb::ConsentEvent) {
+    fn send(&self, request: pb::RecordEventsRequest) {
         // Any secret will do: all notations of a number are to be on the same stream.
-        let key = KeySecret::new(&[0; 16]).read(&event.user_id, &event.business_id);
+        let event = request.event.as_ref();
+        let key = event.and_then(|event| {
+            KeySecret::new(&[0; 16]).read(&event.user_id, &event.business_id).ok()
+        });
         let place = key.map_or(0, |key| usize::from(key.to_bytes()[0]) % STREAMS);
         if let Some(requests) = self.requests.get(place) {
-            let request =
-                pb::RecordEventsRequest { sequence, event: Some(event), request_id: String::new() };
             // There is room for all rows of the window. A stream that has ended says so itself.
             let _ = requests.try_send(request);
         }
@@ -267,8 +268,8 @@ fn read_ahead(parser: Parser, mut rows: Rows) -> mpsc::Receiver<anyhow::Result<V
             while chunk.len() < CHUNK {
                 match rows.next() {
                     Ok(Some(row)) => {
-                        let event = parser.event(&row.raw);
-                        chunk.push((row, event));
+                        let request = parser.request(&row);
+                        chunk.push((row, request));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -293,11 +294,11 @@ impl Window {
         self.rows.len() < MAX_WINDOW && end.saturating_sub(self.start) < MAX_WINDOW_BYTES
     }
 
-    fn push(&mut self, (row, event): Parsed, wire: &Wire) {
+    fn push(&mut self, (row, request): Parsed, wire: &Wire) {
         let sequence = self.first + u64::try_from(self.rows.len()).unwrap_or(0);
-        let state = match event {
-            Ok(event) => {
-                wire.send(sequence, event);
+        let state = match request {
+            Ok(request) => {
+                wire.send(pb::RecordEventsRequest { sequence, ..request });
                 State::Sent
             }
             Err(fault) => State::Rejected(fault),
@@ -318,7 +319,7 @@ impl Window {
                 if is_transient(code) {
                     return Err(Status::new(code, error.message));
                 }
-                State::Rejected(Fault::new(parser.name_of(&error.field), error.message))
+                State::Rejected(parser.fault(&error))
             }
             None => return Ok(()),
         };
@@ -357,9 +358,9 @@ impl Window {
     fn send_again(&self, parser: &Parser, wire: &Wire) {
         for (sequence, (row, state)) in (self.first..).zip(&self.rows) {
             if matches!(state, State::Sent)
-                && let Ok(event) = parser.event(&row.raw)
+                && let Ok(request) = parser.request(row)
             {
-                wire.send(sequence, event);
+                wire.send(pb::RecordEventsRequest { sequence, ..request });
             }
         }
     }

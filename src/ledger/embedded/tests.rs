@@ -85,6 +85,7 @@ fn opt_in(reference: &str) -> What {
         business_name: "Acme".into(),
         locale: "en".into(),
         reference: reference.into(),
+        confirmation: String::new(),
     };
     let category = Scope::parse("marketing").unwrap();
     What::OptIn { category, evidence, expire: None, pending: false }
