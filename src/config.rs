@@ -16,6 +16,7 @@ use crate::consent::scope::{Category, Class, ClassSet, Scope};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::Retention;
+use crate::telemetry::{EndpointError, TraceSettings};
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
 macro_rules! serve_args {
@@ -135,6 +136,13 @@ serve_args! {
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
+    /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT
+    #[arg(long, env = "CONSENTD_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: String,
+    /// The share of calls to sample, of those that bring no traceparent; others are sampled as
+    /// their caller's trace is [default: 0.01]
+    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO")]
+    otlp_sample: f64,
 }
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
@@ -251,6 +259,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// What to log.
     pub log: String,
+    /// Where traces go, if anywhere.
+    pub traces: Option<TraceSettings>,
 }
 
 impl ServeArgs {
@@ -326,6 +336,7 @@ impl ServeArgs {
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            traces: traces(self.otlp_endpoint.as_deref(), self.otlp_sample.unwrap_or(0.01))?,
         })
     }
 }
@@ -375,6 +386,16 @@ fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigE
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)
+}
+
+fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, ConfigError> {
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(wrong("--otlp-sample", "must be from 0 to 1, such as 0.01"));
+    }
+    let endpoint = endpoint.map(str::parse).transpose();
+    let endpoint =
+        endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
+    Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
 }
 
 fn ledger(text: &str) -> Result<PathBuf, ConfigError> {

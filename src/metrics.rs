@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramTimer, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::decision::Reason;
@@ -15,20 +16,36 @@ use crate::decision::Reason;
 const CHECK_BUCKETS: [f64; 12] =
     [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0];
 
+/// The upper bounds of a batch's duration, in seconds.
+const BATCH_BUCKETS: [f64; 10] = [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1, 1.0];
+
+/// The upper bounds of a recording's duration, in seconds: one sync of a disk, or several.
+const RECORD_BUCKETS: [f64; 12] =
+    [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
+
 /// The upper bounds of the time from an append to its being applied, in seconds.
 const PROPAGATION_BUCKETS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// What may come of an event that was to be recorded.
+pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
+/// What may come of a span.
+pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
+/// The limits that a connection or a call may meet.
+pub const LIMITS: [&str; 4] = ["accept", "connections", "handshake", "in_flight"];
+/// Why the whole table may be read anew.
+pub const CAUSES: [&str; 5] = ["start", "epoch", "fork", "trimmed", "unreadable"];
 
 /// What the process counts and measures.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     decisions: [IntCounter; Reason::ALL.len()],
-    check_duration: Histogram,
+    durations: Durations,
     records: IntCounterVec,
     gap_repairs: IntCounter,
     resyncs: IntCounterVec,
-    propagation: Histogram,
+    forks: IntCounter,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -36,6 +53,50 @@ pub struct Metrics {
     clock_offset: Gauge,
     connections: IntGauge,
     refused: IntCounterVec,
+    spans: IntCounterVec,
+}
+
+/// How long things take.
+#[derive(Debug)]
+struct Durations {
+    check: Histogram,
+    batch: Histogram,
+    record: Histogram,
+    propagation: Histogram,
+}
+
+impl Durations {
+    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            check: histogram(
+                r,
+                "consent_check_duration_seconds",
+                "Time that one CanSend took inside the process, from the decoded request to its \
+                 answer, a wait for min_revision included.",
+                &CHECK_BUCKETS,
+            )?,
+            batch: histogram(
+                r,
+                "consent_batch_duration_seconds",
+                "Time that one BatchCanSend took inside the process, from the decoded request to \
+                 its answers, a wait for min_revision included.",
+                &BATCH_BUCKETS,
+            )?,
+            record: histogram(
+                r,
+                "consent_record_duration_seconds",
+                "Time from events being read to their being durable and enforced here: of one \
+                 RecordEvent, or of those of a RecordEvents stream that were recorded together.",
+                &RECORD_BUCKETS,
+            )?,
+            propagation: histogram(
+                r,
+                "consent_propagation_seconds",
+                "Time from an event being recorded, by the ledger's clock, to its being applied.",
+                &PROPAGATION_BUCKETS,
+            )?,
+        })
+    }
 }
 
 /// What is read off the table when somebody asks.
@@ -71,45 +132,42 @@ impl Metrics {
             let allowed = if reason.allows() { "true" } else { "false" };
             decisions.with_label_values(&[allowed, reason.name()])
         });
+        r.register(Box::new(ProcessCollector::for_self()))?;
         let build = gauges(r, "consent_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             decisions,
-            check_duration: histogram(
-                r,
-                "consent_check_duration_seconds",
-                "Time that one CanSend took inside the process, from the decoded request to its \
-                 answer, a wait for min_revision included.",
-                &CHECK_BUCKETS,
-            )?,
-            records: counters(
+            durations: Durations::new(r)?,
+            records: closed(
                 r,
                 "consent_records_total",
                 "Events asked to be recorded, by what came of them: applied, unchanged, refused \
                  (malformed or against a rule), or failed (not durable for all that is known).",
-                &["outcome"],
+                "outcome",
+                &OUTCOMES,
             )?,
             gap_repairs: counter(
                 r,
                 "consent_gap_repairs_total",
                 "Gaps between announcements that were filled from the log.",
             )?,
-            resyncs: counters(
+            resyncs: closed(
                 r,
                 "consent_resyncs_total",
                 "Times that the whole table was read anew, by cause.",
-                &["cause"],
+                "cause",
+                &CAUSES,
             )?,
-            propagation: histogram(
+            forks: counter(
                 r,
-                "consent_propagation_seconds",
-                "Time from an event being recorded, by the ledger's clock, to its being applied.",
-                &PROPAGATION_BUCKETS,
+                "consent_forks_total",
+                "Times that the ledger was found to have lost changes, or to hold others in their \
+                 place.",
             )?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
-                "How long ago the table was last proven to hold everything.",
+                "How long ago the table was last proven to hold everything, in seconds.",
             )?,
             applied_revision: gauges(
                 r,
@@ -118,18 +176,31 @@ impl Metrics {
                 &["partition"],
             )?,
             pairs: int_gauge(r, "consent_pairs", "Pairs of a user and a business in the table.")?,
-            table_bytes: int_gauge(r, "consent_table_bytes", "About the memory of the table.")?,
+            table_bytes: int_gauge(
+                r,
+                "consent_table_bytes",
+                "About the memory of the table, in bytes.",
+            )?,
             clock_offset: gauge(
                 r,
                 "consent_clock_offset_seconds",
-                "How far the ledger's clock is ahead of this machine's wall clock.",
+                "How far the ledger's clock is ahead of this machine's wall clock, in seconds.",
             )?,
             connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
-            refused: counters(
+            refused: closed(
                 r,
                 "consent_refused_total",
                 "Connections and calls turned away, by the limit that they met.",
-                &["limit"],
+                "limit",
+                &LIMITS,
+            )?,
+            spans: closed(
+                r,
+                "consent_spans_total",
+                "Spans of sampled calls, by what came of them: exported, dropped (the queue was \
+                 full, or the process ended) or failed (the collector did not take them).",
+                "outcome",
+                &SPAN_OUTCOMES,
             )?,
             registry,
         })
@@ -145,7 +216,18 @@ impl Metrics {
 
     /// Measures the time that one call took which asked for one decision.
     pub fn checked(&self, took: Duration) {
-        self.check_duration.observe(took.as_secs_f64());
+        self.durations.check.observe(took.as_secs_f64());
+    }
+
+    /// Measures the time that one call took which asked for many decisions.
+    pub fn batch_checked(&self, took: Duration) {
+        self.durations.batch.observe(took.as_secs_f64());
+    }
+
+    /// Measures a recording, from now until what is returned is dropped: one that its caller gave
+    /// up on took that long, too.
+    pub fn recording(&self) -> HistogramTimer {
+        self.durations.record.start_timer()
     }
 
     /// Counts what came of an event that was to be recorded.
@@ -163,9 +245,14 @@ impl Metrics {
         self.resyncs.with_label_values(&[cause]).inc();
     }
 
+    /// Counts a fork of the ledger.
+    pub fn forked(&self) {
+        self.forks.inc();
+    }
+
     /// Measures how long an event took to be applied.
     pub fn propagated(&self, took: Duration) {
-        self.propagation.observe(took.as_secs_f64());
+        self.durations.propagation.observe(took.as_secs_f64());
     }
 
     /// Counts a connection that was opened.
@@ -181,6 +268,12 @@ impl Metrics {
     /// Counts a connection or a call that met a limit.
     pub fn refused(&self, limit: &'static str) {
         self.refused.with_label_values(&[limit]).inc();
+    }
+
+    /// Counts what came of spans.
+    pub fn spans(&self, outcome: &'static str, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.spans.with_label_values(&[outcome]).inc_by(count);
     }
 
     /// All instruments in Prometheus' text format.
@@ -210,6 +303,21 @@ fn counters(
 ) -> Result<IntCounterVec, prometheus::Error> {
     let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(counters.clone()))?;
+    Ok(counters)
+}
+
+/// Counters by a label whose values are known: all are told from the beginning, as zero.
+fn closed(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = counters(registry, name, help, &[label])?;
+    for value in values {
+        let _ = counters.with_label_values(&[value]);
+    }
     Ok(counters)
 }
 

@@ -58,6 +58,10 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("listen = \"none\"", ["--listen", "--unix"]),
         ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
         ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
+        ("otlp-endpoint = \"localhost:4317\"", ["--otlp-endpoint", "http://HOST:PORT"]),
+        ("otlp-endpoint = \"https://c:4317\"", ["--otlp-endpoint", "https is not supported"]),
+        ("otlp-sample = 1.1", ["--otlp-sample", "from 0 to 1"]),
+        ("otlp-sample = nan", ["--otlp-sample", "from 0 to 1"]),
         ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
         (
             "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\

@@ -17,6 +17,7 @@ mod histories;
 mod killed;
 mod listeners;
 mod malformed;
+mod metrics;
 mod model;
 mod shutdown;
 mod sidecar;
