@@ -153,11 +153,11 @@ impl Notes {
     }
 
     /// An item of a stream failed, which does not end the call.
-    pub(super) fn item_failed(&self, code: Code, message: &str) {
+    pub(super) fn item_failed(&self, code: Code, cause: &str) {
         if is_our_fault(code)
             && let Some(untold) = self.failures.tell(code, self.failures.now())
         {
-            warn!(code = name(code), message, untold, "an item of a call failed");
+            warn!(code = name(code), cause, untold, "an item of a call failed");
         }
     }
 }
@@ -191,7 +191,7 @@ impl Call {
         self.tell(status.code(), status.message());
     }
 
-    fn tell(&mut self, code: Code, message: &str) {
+    fn tell(&mut self, code: Code, cause: &str) {
         self.ended = true;
         let log = self.log.clone();
         let _in = log.enter();
@@ -201,7 +201,7 @@ impl Call {
             && !(code == Code::Unavailable && self.method.starts_with("consent.v1.ConsentService/"))
             && let Some(untold) = self.notes.failures.tell(code, self.notes.failures.now())
         {
-            warn!(code = name(code), message, untold, "a call failed");
+            warn!(code = name(code), cause, untold, "a call failed");
         }
         let took = field::debug(self.started.elapsed());
         match said {

@@ -58,6 +58,7 @@ impl RecordService {
 
     /// All that is wrong with an event that could be read in part alone.
     fn refusal(&self, mut found: Vec<Violation>, rest: Option<&What>) -> Refusal {
+        self.metrics.recorded("refused");
         found.extend(rest.into_iter().flat_map(|what| self.recorder.violations(what)));
         Refusal::Invalid(found)
     }
@@ -83,11 +84,14 @@ impl RecordService {
                     let refusal = self.refusal(found, rest.as_deref());
                     Some(Pb::Error(status::item_of_refusal(&refusal)))
                 }
-                Err(NotAnEvent::Unsupported(why)) => Some(Pb::Error(pb::ItemError {
-                    code: tonic::Code::Unimplemented as i32,
-                    field: "event.link".to_owned(),
-                    message: why.to_owned(),
-                })),
+                Err(NotAnEvent::Unsupported(why)) => {
+                    self.metrics.recorded("refused");
+                    Some(Pb::Error(pb::ItemError {
+                        code: tonic::Code::Unimplemented as i32,
+                        field: "event.link".to_owned(),
+                        message: why.to_owned(),
+                    }))
+                }
             };
             answers.push(pb::RecordEventsResponse { sequence, result });
         }
@@ -123,7 +127,10 @@ impl pb::record_service_server::RecordService for RecordService {
             Err(NotAnEvent::Invalid { found, rest }) => {
                 return Err(status::of_refusal(&self.refusal(found, rest.as_deref())));
             }
-            Err(NotAnEvent::Unsupported(why)) => return Err(Status::unimplemented(why)),
+            Err(NotAnEvent::Unsupported(why)) => {
+                self.metrics.recorded("refused");
+                return Err(Status::unimplemented(why));
+            }
         };
         let submissions = [submission];
         let Ok(results) = timeout_at(limit, self.record(&submissions)).await else {

@@ -21,3 +21,4 @@ mod metrics;
 mod model;
 mod shutdown;
 mod sidecar;
+mod traces;

@@ -210,7 +210,8 @@ async fn they_pass_promtool_and_add_up_while_they_are_scraped_under_load() {
     assert_eq!(grew("consent_decisions_total"), decided);
     assert_eq!(grew("consent_check_duration_seconds_count"), 2 * calls);
     assert_eq!(grew("consent_batch_duration_seconds_count"), calls);
-    assert_eq!(grew("consent_record_duration_seconds_count"), 4 * calls);
+    // What is malformed does not get as far as being recorded, but was asked for.
+    assert_eq!(grew("consent_record_duration_seconds_count"), 3 * calls);
     assert_eq!(grew("consent_records_total"), 4 * calls);
     let outcome =
         |name: &str| after.samples[&format!("consent_records_total{{outcome=\"{name}\"}}")];
