@@ -12,7 +12,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
-use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
+use opentelemetry_proto::tonic::trace::v1::{
+    Span, Status as SpanStatus, span::SpanKind, status::StatusCode,
+};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -93,7 +95,7 @@ fn attributes(attributes: &[KeyValue]) -> BTreeMap<String, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 async fn end(sidecar: &mut Sidecar) -> Duration {
@@ -160,7 +162,7 @@ async fn sampled_calls_are_exported_as_parts_of_their_callers_traces() {
         assert_eq!(span.kind(), SpanKind::Server);
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
         let failed = span.name.ends_with("WatchConsents");
-        let code = span.status.as_ref().map_or(StatusCode::Unset, |status| status.code());
+        let code = span.status.as_ref().map_or(StatusCode::Unset, SpanStatus::code);
         assert_eq!(code == StatusCode::Error, failed, "{}", span.name);
     }
     let rpc = |service: &'static str, method: &'static str, code: &'static str| {
