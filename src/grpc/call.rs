@@ -1,7 +1,7 @@
 //! What is told of a single call: a span where it is sampled, and lines in the log.
 //!
 //! Recordings are always watched: beside a disk's sync it costs nothing. A check is watched only
-//! where somebody wants to see checks, because they trace or log at `debug`: otherwise nothing of
+//! where somebody wants to see it, because it is sampled or calls are logged: otherwise nothing of
 //! this is on its path, and it cannot fail by our fault but for the limit of calls, where it is
 //! told as it is turned away.
 
@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -39,6 +38,9 @@ const METHODS: [&str; 11] = [
     "consent.v1.RecordService/EraseUser",
 ];
 
+/// What their lines go by in a filter of the log: `--log info,consentd::calls=debug`.
+const CALLS: &str = "consentd::calls";
+
 /// The most bytes of a request id that are told.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -59,36 +61,40 @@ impl Watcher {
         Self { tracer, failures: Arc::new(Failures::new()) }
     }
 
-    /// Begins to watch a check, where somebody wants to see checks.
-    pub(super) fn check(&self, request: &mut Request<Incoming>) -> Option<Call> {
-        if self.tracer.is_none() && !tracing::enabled!(Level::DEBUG) {
+    /// Begins to watch a check, where somebody wants to see this one.
+    pub(super) fn check<B>(&self, request: &mut Request<B>) -> Option<Call> {
+        let logged = are_logged();
+        if self.tracer.is_none() && !logged {
             return None;
         }
-        self.begin(request)
+        self.begin_if(request, logged)
     }
 
     /// Begins to watch a call.
-    pub(super) fn begin(&self, request: &mut Request<Incoming>) -> Option<Call> {
-        let call = self.read(request)?;
+    pub(super) fn begin<B>(&self, request: &mut Request<B>) -> Option<Call> {
+        self.begin_if(request, true)
+    }
+
+    fn begin_if<B>(&self, request: &mut Request<B>, though_unsampled: bool) -> Option<Call> {
+        let call = self.read(request, though_unsampled)?;
         // For the handler, which alone knows what it decided.
         request.extensions_mut().insert(call.notes.clone());
         Some(call)
     }
 
     /// Tells of a call that met a limit. Under overload they are many, and most are only counted.
-    pub(super) fn turned_away(&self, request: &Request<Incoming>, status: &Status) {
-        let watched = self.tracer.is_some() || tracing::enabled!(Level::DEBUG);
-        let now = self.failures.now();
-        if watched || self.failures.is_due(status.code(), now) {
-            if let Some(call) = self.read(request) {
-                call.end(status);
-            }
-        } else {
-            self.failures.tell(status.code(), now);
+    pub(super) fn turned_away<B>(&self, request: &Request<B>, status: &Status) {
+        let due = self.failures.is_due(status.code(), self.failures.now());
+        match self.read(request, due || are_logged()) {
+            Some(call) => call.end(status),
+            None => self.failures.leave_out(status.code()),
         }
     }
 
-    fn read(&self, request: &Request<Incoming>) -> Option<Call> {
+    fn read<B>(&self, request: &Request<B>, though_unsampled: bool) -> Option<Call> {
+        if self.tracer.is_none() && !though_unsampled {
+            return None;
+        }
         let path = request.uri().path().strip_prefix('/')?;
         let method = METHODS.into_iter().find(|method| *method == path)?;
         let text = |name| text_of(request.headers(), name);
@@ -96,8 +102,12 @@ impl Watcher {
             text("traceparent").and_then(|parent| Parent::read(parent, text("tracestate")));
         let mut span =
             self.tracer.as_ref().and_then(|tracer| tracer.start(method, parent.as_ref()));
+        if span.is_none() && !though_unsampled {
+            return None;
+        }
         // Enabled where any line is, so that each has the call's ids.
         let log = tracing::error_span!(
+            target: CALLS,
             "call",
             method,
             request_id = field::Empty,
@@ -106,7 +116,7 @@ impl Watcher {
         if let Some(id) = text("x-request-id").filter(|id| is_request_id(id)) {
             log.record("request_id", id);
             if let Some(span) = &mut span {
-                span.set("rpc.grpc.request.metadata.x-request-id", id.to_owned());
+                span.set("consent.request_id", id.to_owned());
             }
         }
         let trace_id = span.as_ref().map(Span::trace_id);
@@ -116,6 +126,11 @@ impl Watcher {
         let notes = Notes { failures: Arc::clone(&self.failures), said: Arc::default() };
         Some(Call { method, started: Instant::now(), log, span, notes, ended: false })
     }
+}
+
+/// Whether every call is logged.
+fn are_logged() -> bool {
+    tracing::enabled!(target: CALLS, Level::DEBUG)
 }
 
 fn text_of<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
@@ -157,7 +172,7 @@ impl Notes {
         if is_our_fault(code)
             && let Some(untold) = self.failures.tell(code, self.failures.now())
         {
-            warn!(code = name(code), cause, untold, "an item of a call failed");
+            warn!(target: CALLS, code = name(code), cause, untold, "an item of a call failed");
         }
     }
 }
@@ -201,16 +216,18 @@ impl Call {
             && !(code == Code::Unavailable && self.method.starts_with("consent.v1.ConsentService/"))
             && let Some(untold) = self.notes.failures.tell(code, self.notes.failures.now())
         {
-            warn!(code = name(code), cause, untold, "a call failed");
+            warn!(target: CALLS, code = name(code), cause, untold, "a call failed");
         }
-        let took = field::debug(self.started.elapsed());
+        let seconds = self.started.elapsed().as_secs_f64();
         match said {
             Some(Said::Decided { allowed, reason }) => {
                 let reason = reason_name(reason);
-                debug!(code = name(code), took, allowed, reason, "answered");
+                debug!(target: CALLS, code = name(code), seconds, allowed, reason, "answered");
             }
-            Some(Said::Batch(batch)) => debug!(code = name(code), took, batch, "answered"),
-            None => debug!(code = name(code), took, "answered"),
+            Some(Said::Batch(batch)) => {
+                debug!(target: CALLS, code = name(code), seconds, batch, "answered");
+            }
+            None => debug!(target: CALLS, code = name(code), seconds, "answered"),
         }
         if let Some(mut span) = self.span.take() {
             self.finish(&mut span, code, said);
@@ -339,8 +356,15 @@ impl Failures {
         {
             return Some(kind.untold.swap(0, Ordering::Relaxed));
         }
-        kind.untold.fetch_add(1, Ordering::Relaxed);
+        self.leave_out(code);
         None
+    }
+
+    /// Counts a failure that is not told.
+    fn leave_out(&self, code: Code) {
+        if let Some(kind) = Self::place(code).and_then(|place| self.kinds.get(place)) {
+            kind.untold.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -395,6 +419,33 @@ mod tests {
         });
         let methods: std::collections::BTreeSet<_> = methods.collect();
         assert_eq!(methods, METHODS.map(str::to_owned).into());
+    }
+
+    #[test]
+    fn a_check_that_nobody_traces_or_logs_is_let_alone() {
+        let mut request = Request::post(format!("/{}", METHODS[0]));
+        for (name, value) in [
+            ("x-request-id", "order-42"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ] {
+            request = request.header(name, value);
+        }
+        let mut request = request.body(()).unwrap();
+        let off = Watcher::new(None);
+        let spent = allocation_counter::measure(|| assert!(off.check(&mut request).is_none()));
+        assert_eq!(spent.count_total, 0);
+        assert!(request.extensions().is_empty());
+
+        let endpoint = "http://localhost:4317".parse().unwrap();
+        let metrics = crate::metrics::Metrics::new(prometheus::Registry::new()).unwrap();
+        let settings = crate::telemetry::TraceSettings { endpoint, ratio: 0.0 };
+        let (tracer, _exporter) = crate::telemetry::traces(settings, Arc::new(metrics));
+        let on = Watcher::new(Some(tracer));
+        assert!(on.check(&mut request).is_some(), "it is sampled");
+        request.headers_mut().remove("traceparent");
+        assert!(on.check(&mut request).is_none());
+        let spent = allocation_counter::measure(|| assert!(on.check(&mut request).is_none()));
+        assert_eq!(spent.count_total, 0, "not sampled");
     }
 
     #[test]
