@@ -196,9 +196,7 @@ impl Sidecar {
         let (finish_traces, finish) = oneshot::channel();
         if let Some(exporter) = self.exporter {
             parts.spawn(async move {
-                if let Err(error) = exporter.run(finish).await {
-                    error!(%error, "traces cannot be exported");
-                }
+                exporter.run(finish).await;
                 "the export of traces"
             });
         }

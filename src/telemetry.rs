@@ -28,7 +28,7 @@ use opentelemetry_sdk::trace::{
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::metrics::Metrics;
@@ -159,11 +159,6 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// Why nothing can be exported.
-#[derive(Debug, thiserror::Error)]
-#[error("the collector's settings: {0}")]
-pub struct ExportError(#[from] ExporterBuildError);
-
 /// Starts spans; clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Tracer(SdkTracer);
@@ -264,31 +259,37 @@ pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Export
 
 impl Exporter {
     /// Exports until it is told to `finish`, and then what is queued, until the moment told.
-    ///
-    /// # Errors
-    ///
-    /// [`ExportError`] where OpenTelemetry's own variables ask for what is not supported.
-    pub async fn run(mut self, mut finish: oneshot::Receiver<Instant>) -> Result<(), ExportError> {
-        let mut exporter = SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(self.settings.endpoint.0.clone())
-            .with_timeout(EXPORT)
-            .build()?;
-        exporter.set_resource(&self.resource);
-        let TraceSettings { endpoint: Endpoint(endpoint), ratio } = &self.settings;
-        info!(endpoint, ratio, "exporting sampled traces");
+    pub async fn run(mut self, mut finish: oneshot::Receiver<Instant>) {
+        let exporter = match self.connect() {
+            Ok(exporter) => exporter,
+            // Of its making all but the address is our own, and that was looked at.
+            Err(error) => {
+                error!(%error, "traces are not exported");
+                self.spans.close();
+                let _ = finish.await;
+                return;
+            }
+        };
         let last = CancellationToken::new();
         let work = self.work(&exporter, last.clone());
         tokio::pin!(work);
         let until = tokio::select! {
-            () = &mut work => return Ok(()),
+            () = &mut work => return,
             until = &mut finish => until.unwrap_or_else(|_| Instant::now()),
         };
         last.cancel();
         if timeout_at(until, work).await.is_err() {
             warn!("the last traces could not be exported in time");
         }
-        Ok(())
+    }
+
+    fn connect(&self) -> Result<SpanExporter, ExporterBuildError> {
+        let TraceSettings { endpoint: Endpoint(endpoint), ratio } = &self.settings;
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint.clone());
+        let mut exporter = exporter.with_timeout(EXPORT).build()?;
+        exporter.set_resource(&self.resource);
+        info!(endpoint, ratio, "exporting sampled traces");
+        Ok(exporter)
     }
 
     /// Exports batch by batch; the last when `last` is cancelled.

@@ -122,10 +122,14 @@ async fn sampled_calls_are_exported_as_parts_of_their_callers_traces() {
     let (mut checks, mut records) = (sidecar.checks().await, sidecar.records().await);
 
     let sampled = traceparent(true);
-    let headers = [("traceparent", sampled.as_str()), ("x-request-id", "order-42")];
+    let headers = [
+        ("traceparent", sampled.as_str()),
+        ("tracestate", "vendor=1"),
+        ("x-request-id", "order-42"),
+    ];
     let ask = question(USER, BUSINESS, "marketing");
     checks.can_send(with(ask.clone(), &headers)).await.unwrap();
-    let headers = &headers[..1];
+    let headers = &headers[..2];
     checks.can_send(with(question(USER, BUSINESS, "news"), headers)).await.unwrap_err();
     let requests = vec![ask.clone(), ask.clone(), ask.clone()];
     checks.batch_can_send(with(pb::BatchCanSendRequest { requests }, headers)).await.unwrap();
@@ -159,7 +163,7 @@ async fn sampled_calls_are_exported_as_parts_of_their_callers_traces() {
     assert_eq!(spans.iter().map(|span| span.name.as_str()).collect::<Vec<_>>(), methods);
     for span in &spans {
         assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), PARENT.into()));
-        assert_eq!(span.kind(), SpanKind::Server);
+        assert_eq!((span.kind(), span.trace_state.as_str()), (SpanKind::Server, "vendor=1"));
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
         let failed = span.name.ends_with("WatchConsents");
         let code = span.status.as_ref().map_or(StatusCode::Unset, SpanStatus::code);
