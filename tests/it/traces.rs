@@ -1,6 +1,8 @@
 //! What is told of single calls: spans that a real collector takes, and lines of the log.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
 use crate::sidecar::{
-    Sidecar, Wire, event, eventually, framed, inbound, ledger_in, opt_in, question,
+    BINARY, Sidecar, Wire, event, eventually, framed, inbound, ledger_in, opt_in, question,
 };
 
 const CAN_SEND: &str = "consent.v1.ConsentService/CanSend";
@@ -378,4 +380,29 @@ async fn what_fails_by_our_fault_is_logged_with_its_id_and_not_once_a_call() {
     let untold: u64 = failed.iter().map(|line| line["untold"].as_u64().unwrap()).sum();
     assert!(untold >= REFUSED - u64::try_from(failed.len() - 1).unwrap(), "{failed:?}");
     assert_names_nobody(sidecar.said().as_bytes());
+}
+
+#[test]
+fn on_a_terminal_the_log_is_for_people() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = format!(
+        "exec {BINARY} serve --listen 127.0.0.1:0 --admin none --ledger file:{}",
+        ledger_in(folder.path()).display()
+    );
+    // It gives the command a terminal, and tells what that shows.
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--flush", "--command", &serve, "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script is needed: apt-get install -y bsdutils");
+    let mut line = String::new();
+    let mut shown = BufReader::new(terminal.stdout.take().unwrap());
+    while !line.contains("listening") {
+        assert!(shown.read_line(&mut line).unwrap() > 0, "it ended: {line}");
+    }
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    assert!(line.contains("INFO") && line.contains("127.0.0.1:"), "{line}");
+    assert!(!line.contains('{'), "{line}");
 }
