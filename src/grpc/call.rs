@@ -98,8 +98,11 @@ impl Watcher {
         let path = request.uri().path().strip_prefix('/')?;
         let method = METHODS.into_iter().find(|method| *method == path)?;
         let text = |name| text_of(request.headers(), name);
-        let parent =
-            text("traceparent").and_then(|parent| Parent::read(parent, text("tracestate")));
+        let traceparent = text("traceparent");
+        if !though_unsampled && traceparent.is_some_and(Parent::is_unsampled) {
+            return None;
+        }
+        let parent = traceparent.and_then(|parent| Parent::read(parent, text("tracestate")));
         let mut span =
             self.tracer.as_ref().and_then(|tracer| tracer.start(method, parent.as_ref()));
         if span.is_none() && !though_unsampled {
@@ -442,10 +445,14 @@ mod tests {
         let (tracer, _exporter) = crate::telemetry::traces(settings, Arc::new(metrics));
         let on = Watcher::new(Some(tracer));
         assert!(on.check(&mut request).is_some(), "it is sampled");
-        request.headers_mut().remove("traceparent");
-        assert!(on.check(&mut request).is_none());
+        let unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        request.headers_mut().insert("traceparent", unsampled.parse().unwrap());
         let spent = allocation_counter::measure(|| assert!(on.check(&mut request).is_none()));
-        assert_eq!(spent.count_total, 0, "not sampled");
+        assert_eq!(spent.count_total, 0, "its caller does not sample it");
+        request.headers_mut().remove("traceparent");
+        assert!(on.check(&mut request).is_none(), "the thread's random numbers are made");
+        let spent = allocation_counter::measure(|| assert!(on.check(&mut request).is_none()));
+        assert_eq!(spent.count_total, 0, "nor do we");
     }
 
     #[test]
