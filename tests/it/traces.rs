@@ -19,7 +19,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 use prost::Message as _;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status};
 
 use crate::sidecar::{
@@ -379,6 +379,25 @@ async fn what_fails_by_our_fault_is_logged_with_its_id_and_not_once_a_call() {
     assert_eq!(told["span"]["request_id"], "last");
     let untold: u64 = failed.iter().map(|line| line["untold"].as_u64().unwrap()).sum();
     assert!(untold >= REFUSED - u64::try_from(failed.len() - 1).unwrap(), "{failed:?}");
+    assert_names_nobody(sidecar.said().as_bytes());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_off_is_logged_with_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sidecar = Sidecar::live(folder.path(), &[]).await;
+    let (events, arriving) = tokio::sync::mpsc::channel(1);
+    let said = event(USER, BUSINESS, inbound("a private text")).event;
+    events.send(pb::RecordEventsRequest { event: said, ..Default::default() }).await.unwrap();
+    let stream = with(ReceiverStream::new(arriving), &[("x-request-id", "import-7")]);
+    let answers = sidecar.records().await.record_events(stream).await.unwrap();
+    let mut answers = answers.into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    end(&mut sidecar).await;
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
+    let failed = lines(&sidecar, "a call failed", 1).await;
+    assert_eq!(failed[0]["span"]["request_id"], "import-7");
+    assert_eq!(failed[0]["code"], "UNAVAILABLE");
     assert_names_nobody(sidecar.said().as_bytes());
 }
 
