@@ -41,7 +41,10 @@ pub const CAUSES: [&str; 5] = ["start", "epoch", "fork", "trimmed", "unreadable"
 pub struct Metrics {
     registry: Registry,
     decisions: [IntCounter; Reason::ALL.len()],
-    durations: Durations,
+    check_duration: Histogram,
+    batch_duration: Histogram,
+    record_duration: Histogram,
+    propagation: Histogram,
     records: IntCounterVec,
     gap_repairs: IntCounter,
     resyncs: IntCounterVec,
@@ -54,49 +57,6 @@ pub struct Metrics {
     connections: IntGauge,
     refused: IntCounterVec,
     spans: IntCounterVec,
-}
-
-/// How long things take.
-#[derive(Debug)]
-struct Durations {
-    check: Histogram,
-    batch: Histogram,
-    record: Histogram,
-    propagation: Histogram,
-}
-
-impl Durations {
-    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            check: histogram(
-                r,
-                "consent_check_duration_seconds",
-                "Time that one CanSend took inside the process, from the decoded request to its \
-                 answer, a wait for min_revision included.",
-                &CHECK_BUCKETS,
-            )?,
-            batch: histogram(
-                r,
-                "consent_batch_duration_seconds",
-                "Time that one BatchCanSend took inside the process, from the decoded request to \
-                 its answers, a wait for min_revision included.",
-                &BATCH_BUCKETS,
-            )?,
-            record: histogram(
-                r,
-                "consent_record_duration_seconds",
-                "Time from events being read to their being durable and enforced here: of one \
-                 RecordEvent, or of those of a RecordEvents stream that were recorded together.",
-                &RECORD_BUCKETS,
-            )?,
-            propagation: histogram(
-                r,
-                "consent_propagation_seconds",
-                "Time from an event being recorded, by the ledger's clock, to its being applied.",
-                &PROPAGATION_BUCKETS,
-            )?,
-        })
-    }
 }
 
 /// What is read off the table when somebody asks.
@@ -137,7 +97,10 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             decisions,
-            durations: Durations::new(r)?,
+            check_duration: check_duration(r)?,
+            batch_duration: batch_duration(r)?,
+            record_duration: record_duration(r)?,
+            propagation: propagation(r)?,
             records: closed(
                 r,
                 "consent_records_total",
@@ -216,18 +179,18 @@ impl Metrics {
 
     /// Measures the time that one call took which asked for one decision.
     pub fn checked(&self, took: Duration) {
-        self.durations.check.observe(took.as_secs_f64());
+        self.check_duration.observe(took.as_secs_f64());
     }
 
     /// Measures the time that one call took which asked for many decisions.
     pub fn batch_checked(&self, took: Duration) {
-        self.durations.batch.observe(took.as_secs_f64());
+        self.batch_duration.observe(took.as_secs_f64());
     }
 
     /// Measures a recording, from now until what is returned is dropped: one that its caller gave
     /// up on took that long, too.
     pub fn recording(&self) -> HistogramTimer {
-        self.durations.record.start_timer()
+        self.record_duration.start_timer()
     }
 
     /// Counts what came of an event that was to be recorded.
@@ -252,7 +215,7 @@ impl Metrics {
 
     /// Measures how long an event took to be applied.
     pub fn propagated(&self, took: Duration) {
-        self.durations.propagation.observe(took.as_secs_f64());
+        self.propagation.observe(took.as_secs_f64());
     }
 
     /// Counts a connection that was opened.
@@ -293,6 +256,45 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
+}
+
+fn check_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_check_duration_seconds",
+        "Time that one CanSend took inside the process, from the decoded request to its \
+         answer, a wait for min_revision included.",
+        &CHECK_BUCKETS,
+    )
+}
+
+fn batch_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_batch_duration_seconds",
+        "Time that one BatchCanSend took inside the process, from the decoded request to \
+         its answers, a wait for min_revision included.",
+        &BATCH_BUCKETS,
+    )
+}
+
+fn record_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_record_duration_seconds",
+        "Time from events being read to their being durable and enforced here: of one \
+         RecordEvent, or of those of a RecordEvents stream that were recorded together.",
+        &RECORD_BUCKETS,
+    )
+}
+
+fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_propagation_seconds",
+        "Time from an event being recorded, by the ledger's clock, to its being applied.",
+        &PROPAGATION_BUCKETS,
+    )
 }
 
 fn counters(

@@ -6,6 +6,8 @@ mod ask;
 mod client;
 mod demo;
 mod explain;
+mod export;
+mod import;
 mod print;
 mod record;
 mod serve;
@@ -52,6 +54,11 @@ enum Command {
     Healthcheck(ask::HealthArgs),
     /// Record what a user said or did
     Record(record::RecordArgs),
+    /// Import events from a file: NDJSON or CSV
+    #[command(after_long_help = import::help())]
+    Import(import::ImportArgs),
+    /// Write all that was recorded as NDJSON, to be imported elsewhere
+    Export(export::ExportArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
 }
@@ -68,6 +75,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => asking(ask::status(args)),
         Command::Healthcheck(args) => asking(ask::healthcheck(args)),
         Command::Record(args) => asking(record::record(args)),
+        Command::Import(args) => asking(import::import(args)),
+        Command::Export(args) => asking(export::export(args)),
         Command::Demo(args) => asking(demo::demo(args)),
     };
     match outcome {

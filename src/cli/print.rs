@@ -1,11 +1,10 @@
 //! Printing: for people, and as proto3 JSON.
 
 use std::io::{self, Write as _};
-use std::sync::LazyLock;
 
 use anyhow::Context as _;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 use crate::consent::time::Timestamp;
 use crate::grpc::{DESCRIPTOR_SET, pb};
@@ -34,18 +33,34 @@ pub(super) fn error(error: &anyhow::Error) {
 
 /// Prints a message of the contract as one line of proto3 JSON.
 pub(super) fn json(name: &str, message: &impl Message) -> anyhow::Result<()> {
-    static POOL: LazyLock<Option<DescriptorPool>> =
-        LazyLock::new(|| DescriptorPool::decode(DESCRIPTOR_SET).ok());
-    let pool = POOL.as_ref().context("the contract's descriptors are damaged")?;
-    let full = format!("consent.v1.{name}");
-    let descriptor = pool.get_message_by_name(&full).with_context(|| format!("no {full}"))?;
-    let mut dynamic = DynamicMessage::new(descriptor);
-    dynamic.transcode_from(message)?;
     // Everything is shown, what is false or zero too: scripts need not know the defaults.
-    let options = prost_reflect::SerializeOptions::new().skip_default_fields(false);
-    let mut serializer = serde_json::Serializer::new(Vec::new());
-    dynamic.serialize_with_options(&mut serializer, &options)?;
-    line(&String::from_utf8(serializer.into_inner())?)
+    let text = Json::new(name)?.encode(message, false)?;
+    line(&String::from_utf8(text)?)
+}
+
+/// Writes messages of one type as proto3 JSON.
+pub(super) struct Json(MessageDescriptor);
+
+impl Json {
+    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+        let pool = DescriptorPool::decode(DESCRIPTOR_SET)?;
+        let full = format!("consent.v1.{name}");
+        Ok(Self(pool.get_message_by_name(&full).with_context(|| format!("no {full}"))?))
+    }
+
+    /// A message, without what is unset, false or zero.
+    pub(super) fn without_defaults(&self, message: &impl Message) -> anyhow::Result<Vec<u8>> {
+        self.encode(message, true)
+    }
+
+    fn encode(&self, message: &impl Message, skip_defaults: bool) -> anyhow::Result<Vec<u8>> {
+        let mut dynamic = DynamicMessage::new(self.0.clone());
+        dynamic.transcode_from(message)?;
+        let options = prost_reflect::SerializeOptions::new().skip_default_fields(skip_defaults);
+        let mut serializer = serde_json::Serializer::new(Vec::new());
+        dynamic.serialize_with_options(&mut serializer, &options)?;
+        Ok(serializer.into_inner())
+    }
 }
 
 /// A moment as RFC 3339; empty where unset.

@@ -160,7 +160,7 @@ impl From<Method> for pb::OptInMethod {
     }
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     point(text, Timestamp::minus)
 }
 
@@ -179,7 +179,7 @@ fn point(text: &str, from: fn(Timestamp, Duration) -> Timestamp) -> Result<Times
     Ok(Timestamp::MIN.plus(since))
 }
 
-fn on_wire(time: Timestamp) -> prost_types::Timestamp {
+pub(super) fn on_wire(time: Timestamp) -> prost_types::Timestamp {
     (UNIX_EPOCH + time.since(Timestamp::MIN)).into()
 }
 

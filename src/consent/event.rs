@@ -288,6 +288,9 @@ fn is_locale(tag: &str) -> bool {
 
 /// Folds a text so that case, and compatibility forms of one letter, do not matter.
 fn fold(text: &str) -> String {
+    if text.is_ascii() {
+        return text.to_ascii_lowercase();
+    }
     text.nfkc().default_case_fold().nfkc().collect()
 }
 

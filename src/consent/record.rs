@@ -97,11 +97,11 @@ pub struct HistoryEntry {
 }
 
 impl HistoryEntry {
-    /// Whether it is kept for good: what was consented to and withdrawn is, what merely opens or
-    /// closes a window is not.
+    /// Whether it is kept for good: what was consented to and withdrawn is, a failure that tells
+    /// of a platform stop included; what merely opens or closes a window is not.
     #[must_use]
     pub fn is_kept_for_good(&self) -> bool {
-        !matches!(self.what, What::Inbound { .. } | What::Failure { .. })
+        self.what.is_denial() || !matches!(self.what, What::Inbound { .. } | What::Failure { .. })
     }
 }
 

@@ -24,7 +24,7 @@ use crate::telemetry::{Parent, Span, Tracer};
 
 /// The contract's methods. What else is called is answered `UNIMPLEMENTED`, and is not told: its
 /// name is the caller's text.
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 12] = [
     "consent.v1.ConsentService/CanSend",
     "consent.v1.ConsentService/BatchCanSend",
     "consent.v1.ConsentService/StreamCanSend",
@@ -35,6 +35,7 @@ const METHODS: [&str; 11] = [
     "consent.v1.RecordService/RecordEvent",
     "consent.v1.RecordService/RecordEvents",
     "consent.v1.RecordService/ListEvents",
+    "consent.v1.RecordService/ExportEvents",
     "consent.v1.RecordService/EraseUser",
 ];
 

@@ -210,7 +210,7 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What>
     Some(What::OptIn { category, evidence, expire, pending: opt_in.pending })
 }
 
-fn moment(
+pub(super) fn moment(
     field: &str,
     time: Option<prost_types::Timestamp>,
     found: &mut Vec<Violation>,
@@ -263,8 +263,8 @@ pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
     }
 }
 
-/// A history entry on the wire.
-pub(super) fn entry(revision: Revision, entry: HistoryEntry) -> pb::ListEventsResponse {
+/// A history entry's event on the wire.
+fn event(entry: HistoryEntry) -> pb::ConsentEvent {
     use pb::consent_event::What as Pb;
     let what = match entry.what {
         What::OptIn { category, evidence, expire, pending } => Pb::OptIn(pb::OptIn {
@@ -293,14 +293,22 @@ pub(super) fn entry(revision: Revision, entry: HistoryEntry) -> pb::ListEventsRe
             Pb::Suppression(pb::Suppression { suppressed, reference })
         }
     };
-    pb::ListEventsResponse {
-        event: Some(pb::ConsentEvent {
-            user_id: entry.user_id,
-            business_id: entry.business_id,
-            event_time: Some(timestamp(entry.time)),
-            what: Some(what),
-        }),
-        record_time: Some(timestamp(entry.record_time)),
-        revision,
+    pb::ConsentEvent {
+        user_id: entry.user_id,
+        business_id: entry.business_id,
+        event_time: Some(timestamp(entry.time)),
+        what: Some(what),
     }
+}
+
+/// A history entry on the wire, among its pair's.
+pub(super) fn listed(revision: Revision, entry: HistoryEntry) -> pb::ListEventsResponse {
+    let record_time = Some(timestamp(entry.record_time));
+    pb::ListEventsResponse { event: Some(event(entry)), record_time, revision }
+}
+
+/// A history entry on the wire, among all pairs'.
+pub(super) fn exported(revision: Revision, entry: HistoryEntry) -> pb::ExportEventsResponse {
+    let record_time = Some(timestamp(entry.record_time));
+    pb::ExportEventsResponse { event: Some(event(entry)), record_time, revision }
 }

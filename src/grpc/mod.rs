@@ -23,7 +23,7 @@ use tonic::metadata::MetadataMap;
 pub use call::Watcher;
 pub use check::CheckService;
 pub use health::HealthService;
-pub use record::RecordService;
+pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.

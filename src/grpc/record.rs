@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call::Notes;
@@ -14,12 +15,20 @@ use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::consent::Violation;
 use crate::consent::event::What;
+use crate::consent::id::BusinessId;
+use crate::consent::record::HistoryEntry;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 
 /// The longest that a recording may take, whatever the caller's deadline.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// The header that names the ledger: see `RecordEvents` in the contract.
+pub const LEDGER_ID: &str = "consentd-ledger-id";
+
+/// The header that has the ledger's last revision.
+pub const REVISION: &str = "consentd-revision";
 
 /// Records events, and answers once they are durable and this process' table holds them.
 #[derive(Clone)]
@@ -61,6 +70,15 @@ impl RecordService {
         self.metrics.recorded("refused");
         found.extend(rest.into_iter().flat_map(|what| self.recorder.violations(what)));
         Refusal::Invalid(found)
+    }
+
+    /// Says in which ledger events are recorded, and how far that is.
+    fn name_ledger(&self, headers: &mut MetadataMap) {
+        let id = u128::from_be_bytes(self.recorder.ledger_id());
+        if let Ok(id) = format!("{id:032x}").parse() {
+            headers.insert(LEDGER_ID, id);
+        }
+        headers.insert(REVISION, self.gate.status().revision.into());
     }
 
     async fn record_chunk(
@@ -189,7 +207,10 @@ impl pb::record_service_server::RecordService for RecordService {
             };
             Some((answers, next))
         });
-        Ok(Response::new(Box::pin(answers.flat_map(stream::iter))))
+        let mut response: Response<Self::RecordEventsStream> =
+            Response::new(Box::pin(answers.flat_map(stream::iter)));
+        self.name_ledger(response.metadata_mut());
+        Ok(response)
     }
 
     type ListEventsStream = Answers<pb::ListEventsResponse>;
@@ -212,8 +233,53 @@ impl pb::record_service_server::RecordService for RecordService {
             ))
         });
         let entries = history.entries.into_iter();
-        let entries = entries.map(|(revision, entry)| Ok(convert::entry(revision, entry)));
+        let entries = entries.map(|(revision, entry)| Ok(convert::listed(revision, entry)));
         Ok(Response::new(Box::pin(stream::iter(entries.chain(broken)))))
+    }
+
+    type ExportEventsStream = Answers<pb::ExportEventsResponse>;
+
+    async fn export_events(
+        &self,
+        request: Request<pb::ExportEventsRequest>,
+    ) -> Result<Response<Self::ExportEventsStream>, Status> {
+        let pb::ExportEventsRequest { business_id, since_time } = request.into_inner();
+        let mut found = Vec::new();
+        let since = convert::moment("since_time", since_time, &mut found);
+        if !business_id.is_empty() {
+            found.extend(BusinessId::parse(&business_id).err());
+        }
+        if !found.is_empty() {
+            return Err(status::invalid(&found));
+        }
+        let wanted = move |entry: &HistoryEntry| {
+            (business_id.is_empty() || entry.business_id == business_id)
+                && since.is_none_or(|since| entry.record_time >= since)
+        };
+        // What is recorded meanwhile is not waited for: there might be no end to it.
+        let end = self.gate.status().revision;
+        let pages = stream::unfold(Some((self.clone(), 0)), move |state| async move {
+            let (service, after) = state?;
+            if service.draining.is_cancelled() {
+                return Some((Err(Status::unavailable("draining: export again elsewhere")), None));
+            }
+            let page = match service.recorder.events_after(after).await {
+                Ok(page) => page,
+                Err(refusal) => return Some((Err(status::of_refusal(&refusal)), None)),
+            };
+            let next = page.next.filter(|next| *next < end);
+            Some((Ok(page.entries), next.map(|next| (service, next))))
+        });
+        let answers = pages.flat_map(move |page| {
+            let (entries, failed) = match page {
+                Ok(entries) => (entries, None),
+                Err(status) => (Vec::new(), Some(Err(status))),
+            };
+            let entries = entries.into_iter().filter(|(at, entry)| *at <= end && wanted(entry));
+            let answers = entries.map(|(at, entry)| Ok(convert::exported(at, entry)));
+            stream::iter(answers.chain(failed).collect::<Vec<_>>())
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn erase_user(

@@ -144,21 +144,15 @@ fn request_of(request: pb::Request) -> Option<Request> {
     })
 }
 
-/// A log entry's body as bytes.
-pub(super) fn encode_log(
-    key: Key,
-    user_id: String,
-    business_id: String,
-    record: Vec<u8>,
-    record_time: Timestamp,
-) -> Vec<u8> {
+/// A log entry's body as bytes; its record is encoded already.
+pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
     pb::LogEntry {
         format: FORMAT,
-        key: key.to_bytes().to_vec(),
-        user_id,
-        business_id,
-        record,
-        record_time: record_time.as_millis(),
+        key: body.key.to_bytes().to_vec(),
+        user_id: body.user_id.clone(),
+        business_id: body.business_id.clone(),
+        record: record.to_vec(),
+        record_time: body.record_time.as_millis(),
     }
     .encode_to_vec()
 }
@@ -176,6 +170,12 @@ pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
         record: decode_record(&entry.record),
         record_time: Timestamp::from_millis(entry.record_time).ok_or(UnreadableEntry)?,
     })
+}
+
+/// The pair that a log entry's body is of, and its record, encoded: readable whatever their format.
+pub(super) fn decode_pair(bytes: &[u8]) -> Option<(Key, Vec<u8>)> {
+    let entry = pb::LogEntry::decode(bytes).ok()?;
+    Some((Key::from_bytes(entry.key.try_into().ok()?), entry.record))
 }
 
 /// A history entry as bytes. Its statement is not in them, only that statement's digest.
@@ -336,9 +336,15 @@ mod tests {
         assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
         assert_eq!(decode_record(&encode_record(&Record::default())), Ok(Record::default()));
         let key = Key::from_bytes([3; 16]);
-        let bytes = encode_log(key, "u".into(), "b".into(), encode_record(&record), at(9));
-        let body = decode_log(&bytes).unwrap();
-        assert_eq!((body.key, body.record, body.record_time), (key, Ok(record), at(9)));
+        let encoded = encode_record(&record);
+        let body = LogBody {
+            key,
+            user_id: "u".into(),
+            business_id: "b".into(),
+            record: Ok(record),
+            record_time: at(9),
+        };
+        assert_eq!(decode_log(&encode_log(&body, &encoded)), Ok(body));
     }
 
     #[test]

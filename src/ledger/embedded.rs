@@ -1,8 +1,11 @@
 //! The embedded ledger: one file, written by one process, in redb's copy-on-write B-trees.
 //!
 //! An append is acknowledged once the transaction that holds it has been synced to the disk. All
-//! appends that wait while one transaction is synced go into the next one together.
+//! appends that wait while one transaction is synced go into the next one together. It writes the
+//! log and the histories, both by revision; the pairs' own tree follows (see `recent`).
 
+mod history;
+mod recent;
 mod retention;
 mod store;
 #[cfg(test)]
@@ -18,10 +21,11 @@ use std::time::Duration;
 use redb::{Database, DatabaseError};
 use tokio::sync::{broadcast, oneshot};
 
+use self::recent::{Mover, Recent};
 use self::store::Prepared;
 use super::{
-    Announcement, Appended, Bucket, Change, Epoch, History, LedgerError, MAX_ANNOUNCEMENTS, Page,
-    Read, Retention,
+    Announcement, Appended, Bucket, Change, Epoch, Events, History, LedgerError, MAX_ANNOUNCEMENTS,
+    Page, Read, Retention,
 };
 use crate::clock;
 use crate::consent::id::{Key, KeySecret};
@@ -64,6 +68,19 @@ pub enum OpenError {
         /// What was found.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// It was made before the first release.
+    #[error(
+        "{path} was made before consentd's first release (format {format}; this one knows {known} \
+             alone): begin a new file with --ledger file:PATH"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// Ours.
+        known: u32,
+    },
     /// A newer version made it.
     #[error(
         "{path} was made by a newer consentd (format {format}; this one knows {known}): \
@@ -95,6 +112,7 @@ impl std::fmt::Debug for Embedded {
 struct Shared {
     /// None once closed.
     database: RwLock<Option<Arc<Database>>>,
+    recent: Recent,
     epoch: Epoch,
     secret: KeySecret,
     describe: String,
@@ -106,6 +124,7 @@ pub struct Appender {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     retention: Retention,
+    mover: Mover,
 }
 
 enum Job {
@@ -144,20 +163,28 @@ impl Embedded {
         retention: Retention,
     ) -> Result<(Self, Appender), OpenError> {
         let meta = store::prepare(&database, path)?;
+        let (recent, mover) = store::load_recent(&database).map_err(|error| {
+            OpenError::NotALedger { path: path.to_owned(), source: error.into() }
+        })?;
         let (appends, jobs) = sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
+            recent,
             epoch: meta.epoch,
             secret: KeySecret::new(&meta.secret),
             describe: format!("file:{}", path.display()),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
         });
-        let appender = Appender { shared: Arc::clone(&shared), jobs, retention };
+        let appender = Appender { shared: Arc::clone(&shared), jobs, retention, mover };
         Ok((Self { shared, appends }, appender))
     }
 
     pub(super) fn key_secret(&self) -> &KeySecret {
         &self.shared.secret
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.shared.epoch
     }
 
     pub(super) fn describe(&self) -> &str {
@@ -169,32 +196,36 @@ impl Embedded {
     }
 
     pub(super) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
-        self.blocking(move |database| store::read(database, &keys)).await
+        self.blocking(move |database, recent| store::read(database, recent, &keys)).await
     }
 
     pub(super) async fn history(&self, key: Key) -> Result<History, LedgerError> {
-        self.blocking(move |database| store::history(database, key)).await
+        self.blocking(move |database, recent| history::history(database, recent, key)).await
+    }
+
+    pub(super) async fn events_after(&self, after: Revision) -> Result<Events, LedgerError> {
+        self.blocking(move |database, _| history::events_after(database, after)).await
     }
 
     pub(super) async fn bucket(&self, after: Option<Key>) -> Result<Bucket, LedgerError> {
         let epoch = self.shared.epoch;
-        self.blocking(move |database| store::bucket(database, epoch, after)).await
+        self.blocking(move |database, recent| store::bucket(database, recent, epoch, after)).await
     }
 
     pub(super) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         let epoch = self.shared.epoch;
-        self.blocking(move |database| store::read_after(database, epoch, revision)).await
+        self.blocking(move |database, _| store::read_after(database, epoch, revision)).await
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Database) -> Result<T, LedgerError> + Send + 'static,
+        ask: impl FnOnce(&Database, &Recent) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
         let shared = Arc::clone(&self.shared);
         let asked = tokio::task::spawn_blocking(move || {
             // Locked to the end: the ledger is closed only once nobody reads it any more.
             let database = shared.database.read().unwrap_or_else(PoisonError::into_inner);
-            ask(database.as_ref().ok_or(LedgerError::Closed)?)
+            ask(database.as_ref().ok_or(LedgerError::Closed)?, &shared.recent)
         });
         asked.await.map_err(|_| LedgerError::Closed)?
     }
@@ -232,7 +263,7 @@ impl Appender {
     ///
     /// [`LedgerError`] where the storage failed: nothing more can be written then, and what was
     /// being written may or may not be durable. The process should end, and be started again.
-    pub fn run(self) -> Result<(), LedgerError> {
+    pub fn run(mut self) -> Result<(), LedgerError> {
         let outcome = self.write();
         *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
         outcome.map(|closed| {
@@ -242,17 +273,22 @@ impl Appender {
         })
     }
 
-    fn write(&self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
+    fn write(&mut self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
         let database = self.shared.database()?;
         let mut next_sweep = SWEEP_EVERY;
+        // What was recorded up to here is to be in the pairs' tree by the end of this sweep.
+        let mut settle = 0;
         let started = clock::boot();
         loop {
             // Due by the clock: a ledger that is never idle is swept too.
             let up = clock::boot().saturating_sub(started);
             if up >= next_sweep {
                 // A part at a time: what waits to be appended comes in between.
-                let more = retention::sweep(&database, self.retention)?;
+                let more = self.sweep(&database, settle)?;
                 next_sweep = if more { up } else { up + SWEEP_EVERY };
+                if !more {
+                    settle = self.shared.recent.end().0;
+                }
             }
             let job = match self.jobs.recv_timeout(next_sweep.saturating_sub(up)) {
                 Ok(job) => job,
@@ -260,14 +296,23 @@ impl Appender {
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             };
             if let Some(done) = self.commit_group(&database, job)? {
+                while store::move_pairs(&database, &self.shared.recent, &mut self.mover)? {}
                 return Ok(Some(done));
             }
         }
     }
 
+    /// Moves some of what was recorded up to `settle` to where it stays, and removes some of what
+    /// has outlived its retention; tells whether there may be more.
+    fn sweep(&mut self, database: &Database, settle: Revision) -> Result<bool, LedgerError> {
+        let moved = self.mover.settled() < settle
+            && store::move_pairs(database, &self.shared.recent, &mut self.mover)?;
+        Ok(retention::sweep(database, self.mover.settled(), self.retention)? || moved)
+    }
+
     /// Writes `first` and all that waits behind it in one transaction.
     fn commit_group(
-        &self,
+        &mut self,
         database: &Database,
         first: Job,
     ) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
@@ -288,7 +333,8 @@ impl Appender {
             let more = closed.is_none() && size < MAX_GROUP;
             next = if more { self.jobs.try_recv().ok() } else { None };
         }
-        match store::append(database, groups, self.retention) {
+        let recent = &self.shared.recent;
+        match store::append(database, recent, &mut self.mover, groups, self.retention) {
             Ok(committed) => {
                 // Announced before it is acknowledged: whoever hears of it finds it applied.
                 if !committed.entries.is_empty() {

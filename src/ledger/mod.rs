@@ -66,7 +66,7 @@ pub struct Position {
 }
 
 /// A pair's record and the revision that wrote it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
     /// The revision that wrote the record; 0 where there is none.
     pub revision: Revision,
@@ -226,6 +226,15 @@ pub struct History {
     pub intact: bool,
 }
 
+/// A page of all that was recorded.
+#[derive(Debug)]
+pub struct Events {
+    /// The entries that are kept, with the revision that wrote each.
+    pub entries: Vec<(Revision, HistoryEntry)>,
+    /// Behind which revision to go on; none where this was the last page.
+    pub next: Option<Revision>,
+}
+
 /// A ledger.
 #[derive(Clone, Debug)]
 pub enum Ledger {
@@ -246,6 +255,13 @@ impl Ledger {
     pub fn describe(&self) -> &str {
         let Self::Embedded(ledger) = self;
         ledger.describe()
+    }
+
+    /// Which ledger it is: no other has the same.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        let Self::Embedded(ledger) = self;
+        ledger.epoch()
     }
 
     /// Reads pairs' records, and the ledger's clock.
@@ -277,6 +293,17 @@ impl Ledger {
     pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
         let Self::Embedded(ledger) = self;
         ledger.history(key).await
+    }
+
+    /// Reads what was recorded of all pairs, in the order in which it was, a page of about
+    /// [`MAX_PAGE`] entries at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn events_after(&self, after: Revision) -> Result<Events, LedgerError> {
+        let Self::Embedded(ledger) = self;
+        ledger.events_after(after).await
     }
 
     /// Reads every pair, a bucket at a time: `after` is the last key of the one before.

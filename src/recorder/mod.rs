@@ -21,7 +21,7 @@ use crate::consent::record::{Outcome, Record, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, History, Ledger, LedgerError, MAX_APPEND, Stored, UnreadableRecord,
+    Appended, Change, Epoch, Events, History, Ledger, LedgerError, MAX_APPEND, Stored, UnreadableRecord,
 };
 use crate::metrics::Metrics;
 
@@ -130,6 +130,21 @@ impl Recorder {
     pub async fn history(&self, user_id: &str, business_id: &str) -> Result<History, Refusal> {
         let key = self.ledger.key_secret().read(user_id, business_id).map_err(Refusal::Invalid)?;
         Ok(self.ledger.history(key).await?)
+    }
+
+    /// What was recorded of all pairs behind a revision: see [`Ledger::events_after`].
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where the ledger cannot be read.
+    pub async fn events_after(&self, revision: Revision) -> Result<Events, Refusal> {
+        Ok(self.ledger.events_after(revision).await?)
+    }
+
+    /// Which ledger this records in.
+    #[must_use]
+    pub fn ledger_id(&self) -> Epoch {
+        self.ledger.epoch()
     }
 
     /// Refuses what is malformed, and sorts the rest by pair.

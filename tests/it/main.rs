@@ -11,6 +11,7 @@
 )]
 
 mod basics;
+mod clients;
 mod commands;
 mod fuzz;
 mod histories;

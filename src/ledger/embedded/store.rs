@@ -1,36 +1,36 @@
 //! What is in the file: the tables, and the transactions on them.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition};
 
 use super::super::{
-    Appended, Bucket, Change, Epoch, History, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
-    Page, Position, Read, Retention, Stored, Tail, UnreadableRecord, codec,
+    Appended, Bucket, Change, Epoch, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE, Page,
+    Position, Read, Retention, Stored, Tail, UnreadableRecord, codec,
 };
+use super::history::{self, HISTORY, PreparedHistory};
+use super::recent::{MAX_MOVED, Mover, Part, Recent};
 use super::{OpenError, retention};
 use crate::clock;
 use crate::consent::id::Key;
-use crate::consent::record::{ChainHead, FORMAT, Record, Revision, extend_chain, sha256};
-use crate::consent::time::Timestamp;
+use crate::consent::record::{Revision, sha256};
 
-/// Names to values: `epoch`, `secret`, `format`, `revision`, `head`.
+/// The format of the file: which tables there are, and what is in them. The values have their own.
+pub(super) const FILE_FORMAT: u32 = 2;
+
+/// Names to values: `epoch`, `secret`, `format`, `revision`, `head`, and [`history::SWEPT`].
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-/// A pair's key to the revision that wrote its record (8 bytes, big-endian) and the record.
-const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
-/// A revision to the log's head before it (20 bytes), after it (20), the time (8), and the body.
+/// A pair's key to a [`PairValue`].
+pub(super) const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
+/// A revision to the log's head before it (20 bytes), after it (20), the time (8), the last revision
+/// that added to the pair's history (8), and the body.
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
-/// A pair's key and an entry's number (8 bytes, big-endian) to the revision that wrote it (8) and
-/// either [`ENTRY`] and the entry or [`GONE`] and its digest.
-const HISTORY: TableDefinition<&[u8; 24], &[u8]> = TableDefinition::new("history");
 /// A statement's SHA-256 to the statement.
-const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
-/// What goes one day: a time (8 bytes, big-endian) and a key of [`HISTORY`].
-const PERISHABLE: TableDefinition<&[u8; 32], ()> = TableDefinition::new("perishable");
-
-pub(super) const ENTRY: u8 = 0;
-pub(super) const GONE: u8 = 1;
+pub(super) const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
 
 pub(super) struct Meta {
     pub(super) epoch: Epoch,
@@ -59,10 +59,13 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
         Some(found) => found,
         // It is another program's, and stays as it is.
         None if !empty => return Err(boxed(damaged("it has tables, but none of a ledger"))),
-        None => (FORMAT, create(&transaction).map_err(boxed)?),
+        None => (FILE_FORMAT, create(&transaction).map_err(boxed)?),
     };
-    if format > FORMAT {
-        return Err(OpenError::Newer { path: path.to_owned(), format, known: FORMAT });
+    let (path, known) = (path.to_owned(), FILE_FORMAT);
+    match format.cmp(&FILE_FORMAT) {
+        Ordering::Less => return Err(OpenError::Older { path, format, known }),
+        Ordering::Equal => {}
+        Ordering::Greater => return Err(OpenError::Newer { path, format, known }),
     }
     transaction.commit().map_err(|e| boxed(failed(e)))?;
     Ok(meta)
@@ -87,7 +90,7 @@ fn create(transaction: &redb::WriteTransaction) -> Result<Meta, LedgerError> {
         getrandom::fill(random).map_err(failed)?;
     }
     let mut table = transaction.open_table(META).map_err(failed)?;
-    let format = FORMAT.to_be_bytes();
+    let format = FILE_FORMAT.to_be_bytes();
     let values: [(&str, &[u8]); 5] = [
         ("epoch", &meta.epoch),
         ("secret", &meta.secret),
@@ -102,7 +105,6 @@ fn create(transaction: &redb::WriteTransaction) -> Result<Meta, LedgerError> {
     transaction.open_table(LOG).map_err(failed)?;
     transaction.open_table(HISTORY).map_err(failed)?;
     transaction.open_table(TEXTS).map_err(failed)?;
-    transaction.open_table(PERISHABLE).map_err(failed)?;
     Ok(meta)
 }
 
@@ -116,6 +118,75 @@ pub(super) fn read_end(
     Ok((u64::from_be_bytes(revision), head))
 }
 
+/// A number of the meta table; 0 where there is none yet.
+pub(super) fn number(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &'static str,
+) -> Result<u64, LedgerError> {
+    let Some(value) = meta.get(name).map_err(failed)? else { return Ok(0) };
+    Ok(u64::from_be_bytes(value.value().try_into().map_err(|_| damaged(name))?))
+}
+
+/// Reads back the pairs that the log alone holds.
+pub(super) fn load_recent(database: &Database) -> Result<(Recent, Mover), LedgerError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let meta = transaction.open_table(META).map_err(failed)?;
+    let tables = Tables::open(&transaction)?;
+    Recent::load(&tables, &meta, read_end(&meta)?)
+}
+
+/// Moves more pairs to the tree, where some wait; tells whether it did.
+pub(super) fn move_pairs(
+    database: &Database,
+    recent: &Recent,
+    mover: &mut Mover,
+) -> Result<bool, LedgerError> {
+    let end = recent.end();
+    if mover.settled() >= end.0 {
+        return Ok(false);
+    }
+    let transaction = database.begin_write().map_err(failed)?;
+    let step = {
+        let mut meta = transaction.open_table(META).map_err(failed)?;
+        mover.move_on(recent, &mut Tables::open(&transaction)?, &mut meta, MAX_MOVED)?
+    };
+    transaction.commit().map_err(failed)?;
+    recent.publish(end, [], step, mover);
+    Ok(true)
+}
+
+/// What the file has of a pair: the revision that wrote its record (8 bytes, big-endian), the last
+/// one that added to its history (8, 0 for none), and the record.
+pub(super) struct PairValue<'a> {
+    revision: Revision,
+    pub(super) history: Revision,
+    pub(super) record: &'a [u8],
+}
+
+impl<'a> PairValue<'a> {
+    const NONE: PairValue<'static> = PairValue { revision: 0, history: 0, record: &[] };
+
+    /// The value of these bytes; none where they are damaged.
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Self> {
+        let (revision, rest) = bytes.split_first_chunk()?;
+        let (history, record) = rest.split_first_chunk()?;
+        let (revision, history) = (u64::from_be_bytes(*revision), u64::from_be_bytes(*history));
+        // No change is of revision 0: a pair of it could pass for one that there is not.
+        (revision != 0).then_some(Self { revision, history, record })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        [&self.revision.to_be_bytes(), &self.history.to_be_bytes(), self.record].concat()
+    }
+}
+
+/// A pair as the file has it, where it has it.
+fn stored(value: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
+    let Some(value) = value else { return Ok(Stored::default()) };
+    let value = PairValue::of(value).ok_or(UnreadableRecord::Damaged)?;
+    Ok(Stored { revision: value.revision, record: codec::decode_record(value.record)? })
+}
+
 /// A change, encoded before it waits for its turn.
 pub(super) struct Prepared {
     key: Key,
@@ -123,61 +194,23 @@ pub(super) struct Prepared {
     record: Vec<u8>,
     log: Vec<u8>,
     body: LogBody,
-    history: Vec<PreparedEntry>,
-    first_entry: u64,
-}
-
-struct PreparedEntry {
-    /// [`ENTRY`] and the entry.
-    bytes: Vec<u8>,
-    statement: Option<([u8; 32], String)>,
-    /// When it was recorded, where it is kept for a time alone.
-    perishes_from: Option<Timestamp>,
+    history: PreparedHistory,
 }
 
 impl Prepared {
     pub(super) fn of(change: Change) -> Self {
         let mut record = change.record;
-        let first_entry = record.history_len;
-        let mut history = Vec::with_capacity(change.history.len());
-        for entry in &change.history {
-            let encoded = codec::encode_history(entry);
-            record.chain = extend_chain(&record.chain, &sha256(&encoded));
-            record.history_len += 1;
-            let mut bytes = vec![ENTRY];
-            bytes.extend_from_slice(&encoded);
-            history.push(PreparedEntry {
-                bytes,
-                statement: codec::statement_of(entry)
-                    .map(|(digest, text)| (digest, text.to_owned())),
-                perishes_from: (!entry.is_kept_for_good()).then_some(entry.record_time),
-            });
-        }
+        let history = PreparedHistory::of(&change.history, change.record_time, &mut record);
         let encoded = codec::encode_record(&record);
-        let (user_id, business_id) = (change.user_id, change.business_id);
-        let log = codec::encode_log(
-            change.key,
-            user_id.clone(),
-            business_id.clone(),
-            encoded.clone(),
-            change.record_time,
-        );
         let body = LogBody {
             key: change.key,
-            user_id,
-            business_id,
+            user_id: change.user_id,
+            business_id: change.business_id,
             record: Ok(record),
             record_time: change.record_time,
         };
-        Self {
-            key: change.key,
-            base: change.base,
-            record: encoded,
-            log,
-            body,
-            history,
-            first_entry,
-        }
+        let log = codec::encode_log(&body, &encoded);
+        Self { key: change.key, base: change.base, record: encoded, log, body, history }
     }
 }
 
@@ -191,9 +224,8 @@ pub(super) struct Committed {
 pub(super) struct Tables<'t> {
     pub(super) pairs: Table<'t, &'static [u8; 16], &'static [u8]>,
     pub(super) log: Table<'t, u64, &'static [u8]>,
-    pub(super) history: Table<'t, &'static [u8; 24], &'static [u8]>,
+    pub(super) history: Table<'t, u64, &'static [u8]>,
     pub(super) texts: Table<'t, &'static [u8; 32], &'static str>,
-    pub(super) perishable: Table<'t, &'static [u8; 32], ()>,
 }
 
 impl<'t> Tables<'t> {
@@ -203,112 +235,141 @@ impl<'t> Tables<'t> {
             log: transaction.open_table(LOG).map_err(failed)?,
             history: transaction.open_table(HISTORY).map_err(failed)?,
             texts: transaction.open_table(TEXTS).map_err(failed)?,
-            perishable: transaction.open_table(PERISHABLE).map_err(failed)?,
         })
     }
 }
 
-/// Writes all groups of changes in one transaction; returns once it is synced.
+/// A pair's value as a transaction finds it, and as it leaves it.
+#[derive(Default)]
+struct Pending {
+    value: Option<Vec<u8>>,
+    changed: bool,
+}
+
+/// Writes all groups of changes in one transaction; returns once it is synced, and readers see it.
 pub(super) fn append(
     database: &Database,
+    recent: &Recent,
+    mover: &mut Mover,
     groups: Vec<Vec<Prepared>>,
     keep: Retention,
 ) -> Result<Committed, LedgerError> {
     let transaction = database.begin_write().map_err(failed)?;
     let mut committed = Committed { entries: Vec::new(), outcomes: Vec::new() };
-    {
+    let (mut revision, mut head) = recent.end();
+    let (pairs, step) = {
         let mut meta = transaction.open_table(META).map_err(failed)?;
         let mut tables = Tables::open(&transaction)?;
-        let (mut revision, mut head) = read_end(&meta)?;
+        let mut pairs = read_pairs(recent, &tables, &groups)?;
         for changes in groups {
             let mut outcomes = Vec::with_capacity(changes.len());
             for change in changes {
-                if let Some(other) = conflict(&tables, &change)? {
+                let pair = pairs.entry(change.key.to_bytes()).or_default();
+                if let Some(other) = conflict(pair, &change) {
                     outcomes.push(Appended::Conflict(other));
                     continue;
                 }
-                let entry = write(&mut tables, change, revision, head)?;
+                let entry = write(&mut tables, pair, change, revision, head)?;
                 (revision, head) = (entry.revision, entry.head);
                 outcomes.push(Appended::At(revision));
                 committed.entries.push(entry);
             }
             committed.outcomes.push(outcomes);
         }
-        if committed.entries.is_empty() {
+        let appended = committed.entries.len();
+        if appended == 0 {
             return Ok(committed); // Dropping the transaction aborts it: nothing was written.
         }
         meta.insert("revision", &revision.to_be_bytes()[..]).map_err(failed)?;
         meta.insert("head", &head[..]).map_err(failed)?;
-        let spare = committed.entries.len() * 2;
-        retention::trim_log(&mut tables, keep, revision, clock::wall(), spare)?;
-    }
+        let step = mover.keep_up(recent, &mut tables, &mut meta, appended, keep.log_entries)?;
+        let trim = retention::Trim { revision, settled: mover.settled(), most: appended * 2 };
+        retention::trim_log(&mut tables, keep, trim, clock::wall())?;
+        (pairs, step)
+    };
     transaction.commit().map_err(failed)?;
+    let changed = pairs.into_iter().filter(|(_, pair)| pair.changed);
+    let changed = changed.filter_map(|(key, pair)| Some((key, pair.value?)));
+    recent.publish((revision, head), changed, step, mover);
     Ok(committed)
 }
 
-/// The pair as it is, where it is not what the change started from.
-fn conflict(
+/// The pairs that changes are of, as they are.
+fn read_pairs(
+    recent: &Recent,
     tables: &Tables<'_>,
-    change: &Prepared,
-) -> Result<Option<Result<Stored, UnreadableRecord>>, LedgerError> {
-    let value = tables.pairs.get(&change.key.to_bytes()).map_err(failed)?;
-    let (revision, bytes) = match &value {
-        None => (0, None),
-        Some(value) => {
-            let (revision, record) = split_revision(value.value())?;
-            (revision, Some(record))
-        }
-    };
-    Ok((revision != change.base).then(|| stored(revision, bytes)))
+    groups: &[Vec<Prepared>],
+) -> Result<BTreeMap<[u8; 16], Pending>, LedgerError> {
+    let keys = groups.iter().flatten().map(|change| change.key.to_bytes());
+    let keys: Vec<_> = keys.collect();
+    let mut values = recent.values(&keys);
+    fill_in(&mut values, &tables.pairs, &keys)?;
+    let pending = values.into_iter().map(|value| Pending { value, changed: false });
+    Ok(keys.into_iter().zip(pending).collect())
 }
 
-fn split_revision(value: &[u8]) -> Result<(Revision, &[u8]), LedgerError> {
-    let (revision, rest) = value.split_first_chunk().ok_or(damaged("a pair's revision"))?;
-    Ok((u64::from_be_bytes(*revision), rest))
+/// Pairs' values, wherever they are.
+fn values(
+    database: &Database,
+    recent: &Recent,
+    keys: &[[u8; 16]],
+) -> Result<Vec<Option<Vec<u8>>>, LedgerError> {
+    let mut values = recent.values(keys);
+    // Opened after the others were asked: what has left there since is in it.
+    let tree = database.begin_read().map_err(failed)?.open_table(PAIRS).map_err(failed)?;
+    fill_in(&mut values, &tree, keys)?;
+    Ok(values)
 }
 
-fn stored(revision: Revision, bytes: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
-    let record = bytes.map(codec::decode_record).transpose()?.unwrap_or_default();
-    Ok(Stored { revision, record })
+/// Reads those values that are not there yet.
+fn fill_in(
+    values: &mut [Option<Vec<u8>>],
+    tree: &impl ReadableTable<&'static [u8; 16], &'static [u8]>,
+    keys: &[[u8; 16]],
+) -> Result<(), LedgerError> {
+    // In the order of the keys, neighbours are on one page.
+    let missing = keys.iter().zip(values).filter(|(_, value)| value.is_none());
+    let mut missing: Vec<_> = missing.collect();
+    missing.sort_unstable_by_key(|(key, _)| **key);
+    for (key, value) in missing {
+        *value = tree.get(key).map_err(failed)?.map(|value| value.value().to_vec());
+    }
+    Ok(())
+}
+
+/// The pair as it is, where it is not what the change started from.
+fn conflict(pair: &Pending, change: &Prepared) -> Option<Result<Stored, UnreadableRecord>> {
+    let value = pair.value.as_deref();
+    let revision = value.map_or(Some(0), |value| Some(PairValue::of(value)?.revision));
+    (revision != Some(change.base)).then(|| stored(value))
 }
 
 fn write(
     tables: &mut Tables<'_>,
+    pair: &mut Pending,
     change: Prepared,
     last: Revision,
     previous: LogHead,
 ) -> Result<LogEntry, LedgerError> {
     let revision = last + 1;
     let head = next_head(&previous, revision, &change.log);
-    let key = change.key.to_bytes();
 
-    let mut value = Vec::with_capacity(8 + change.record.len());
-    value.extend_from_slice(&revision.to_be_bytes());
-    value.extend_from_slice(&change.record);
-    tables.pairs.insert(&key, value.as_slice()).map_err(failed)?;
+    let before = pair.value.as_deref().and_then(PairValue::of).unwrap_or(PairValue::NONE).history;
+    let mut history = before;
+    if !change.history.is_empty() {
+        history::add(tables, revision, before, &change.history)?;
+        history = revision;
+    }
 
-    let mut value = Vec::with_capacity(48 + change.log.len());
+    let mut value = Vec::with_capacity(56 + change.log.len());
     value.extend_from_slice(&previous);
     value.extend_from_slice(&head);
     value.extend_from_slice(&change.body.record_time.as_millis().to_be_bytes());
+    value.extend_from_slice(&history.to_be_bytes());
     value.extend_from_slice(&change.log);
     tables.log.insert(revision, value.as_slice()).map_err(failed)?;
-
-    for (number, entry) in (change.first_entry..).zip(&change.history) {
-        let place = history_key(&key, number);
-        let mut value = Vec::with_capacity(8 + entry.bytes.len());
-        value.extend_from_slice(&revision.to_be_bytes());
-        value.extend_from_slice(&entry.bytes);
-        tables.history.insert(&place, value.as_slice()).map_err(failed)?;
-        if let Some((digest, text)) = &entry.statement
-            && tables.texts.get(digest).map_err(failed)?.is_none()
-        {
-            tables.texts.insert(digest, text.as_str()).map_err(failed)?;
-        }
-        if let Some(time) = entry.perishes_from {
-            tables.perishable.insert(&perishable_key(time, &place), ()).map_err(failed)?;
-        }
-    }
+    pair.value = Some(PairValue { revision, history, record: &change.record }.encode());
+    pair.changed = true;
     Ok(LogEntry { revision, previous, head, body: Ok(change.body) })
 }
 
@@ -324,55 +385,55 @@ fn next_head(previous: &LogHead, revision: Revision, body: &[u8]) -> LogHead {
     head
 }
 
-fn history_key(key: &[u8; 16], number: u64) -> [u8; 24] {
-    let mut place = [0; 24];
-    place[..16].copy_from_slice(key);
-    place[16..].copy_from_slice(&number.to_be_bytes());
-    place
-}
-
-fn perishable_key(time: Timestamp, place: &[u8; 24]) -> [u8; 32] {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&time.as_millis().to_be_bytes());
-    key[8..].copy_from_slice(place);
-    key
-}
-
-pub(super) fn read(database: &Database, keys: &[Key]) -> Result<Read, LedgerError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let table = transaction.open_table(PAIRS).map_err(failed)?;
-    let mut pairs = Vec::with_capacity(keys.len());
-    for key in keys {
-        let value = table.get(&key.to_bytes()).map_err(failed)?;
-        pairs.push(match &value {
-            None => stored(0, None),
-            Some(value) => {
-                let (revision, record) = split_revision(value.value())?;
-                stored(revision, Some(record))
-            }
-        });
-    }
+pub(super) fn read(
+    database: &Database,
+    recent: &Recent,
+    keys: &[Key],
+) -> Result<Read, LedgerError> {
+    let keys: Vec<_> = keys.iter().map(|key| key.to_bytes()).collect();
+    let values = values(database, recent, &keys)?;
+    let pairs = values.iter().map(|value| stored(value.as_deref())).collect();
     Ok(Read { clock: clock::wall(), pairs })
+}
+
+/// One pair's value, wherever it is.
+pub(super) fn pair_value(
+    database: &Database,
+    recent: &Recent,
+    key: Key,
+) -> Result<Option<Vec<u8>>, LedgerError> {
+    Ok(values(database, recent, &[key.to_bytes()])?.pop().flatten())
 }
 
 pub(super) fn bucket(
     database: &Database,
+    recent: &Recent,
     epoch: Epoch,
     after: Option<Key>,
 ) -> Result<Bucket, LedgerError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let (revision, head) = read_end(&transaction.open_table(META).map_err(failed)?)?;
-    let table = transaction.open_table(PAIRS).map_err(failed)?;
     let after = after.map(Key::to_bytes);
-    let from = after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-    let range = table.range::<&[u8; 16]>((from, std::ops::Bound::Unbounded)).map_err(failed)?;
-    let mut pairs = Vec::new();
+    let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    // What leaves here meanwhile is in the tree by the time that it is read.
+    let Part { end: (revision, head), pairs: waiting } = recent.part(from, MAX_PAGE);
+    let table = database.begin_read().map_err(failed)?.open_table(PAIRS).map_err(failed)?;
+    let mut values: BTreeMap<[u8; 16], Vec<u8>> = waiting.into_iter().collect();
+    let range = table.range::<&[u8; 16]>((from, Bound::Unbounded)).map_err(failed)?;
     for item in range.take(MAX_PAGE) {
         let (key, value) = item.map_err(failed)?;
-        let (_, record) = split_revision(value.value())?;
-        pairs.push((Key::from_bytes(*key.value()), codec::decode_record(record)));
+        let newer = |waiting: &Vec<u8>| revision_of(waiting) >= revision_of(value.value());
+        if !values.get(key.value()).is_some_and(newer) {
+            values.insert(*key.value(), value.value().to_vec());
+        }
     }
+    let pair = |(key, value): (_, Vec<u8>)| {
+        (Key::from_bytes(key), stored(Some(&value)).map(|stored| stored.record))
+    };
+    let pairs = values.into_iter().take(MAX_PAGE).map(pair).collect();
     Ok(Bucket { label: Position { epoch, revision, head }, pairs })
+}
+
+fn revision_of(value: &[u8]) -> Option<Revision> {
+    PairValue::of(value).map(|value| value.revision)
 }
 
 pub(super) fn read_after(
@@ -397,49 +458,15 @@ fn log_entry(revision: Revision, value: &[u8]) -> Result<LogEntry, LedgerError> 
     let short = || damaged("a log entry");
     let (previous, rest) = value.split_first_chunk().ok_or_else(short)?;
     let (head, rest) = rest.split_first_chunk().ok_or_else(short)?;
-    let (_time, body) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    let (_time_and_history, body) = rest.split_first_chunk::<16>().ok_or_else(short)?;
     let body = codec::decode_log(body);
     Ok(LogEntry { revision, previous: *previous, head: *head, body })
 }
 
-pub(super) fn history(database: &Database, key: Key) -> Result<History, LedgerError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let pairs = transaction.open_table(PAIRS).map_err(failed)?;
-    let history = transaction.open_table(HISTORY).map_err(failed)?;
-    let texts = transaction.open_table(TEXTS).map_err(failed)?;
-    let key = key.to_bytes();
-    let record = match pairs.get(&key).map_err(failed)? {
-        None => Record::default(),
-        Some(value) => codec::decode_record(split_revision(value.value())?.1)
-            .map_err(|_| damaged("the pair's record, or this version cannot read it"))?,
-    };
-    let text = |digest: &[u8]| {
-        let digest: &[u8; 32] = digest.try_into().ok()?;
-        let text = texts.get(digest).ok()??;
-        // An edited statement no longer has its digest, and is not shown as the words agreed to.
-        (sha256(text.value().as_bytes()) == *digest).then(|| text.value().to_owned())
-    };
-    let mut entries = Vec::new();
-    let mut chain = ChainHead::default();
-    let mut number = 0_u64;
-    let (first, last) = (history_key(&key, 0), history_key(&key, u64::MAX));
-    for item in history.range::<&[u8; 24]>(&first..=&last).map_err(failed)? {
-        let (_, value) = item.map_err(failed)?;
-        let (revision, rest) = split_revision(value.value())?;
-        number += 1;
-        match rest.split_first() {
-            Some((&ENTRY, entry)) => {
-                chain = extend_chain(&chain, &sha256(entry));
-                let entry = codec::decode_history(entry, text);
-                entries.push((revision, entry.ok_or(damaged("a history entry"))?));
-            }
-            Some((&GONE, digest)) => {
-                let digest = digest.try_into().map_err(|_| damaged("a history entry"))?;
-                chain = extend_chain(&chain, digest);
-            }
-            _ => return Err(damaged("a history entry")),
-        }
-    }
-    let intact = chain == record.chain && number == record.history_len;
-    Ok(History { entries, intact })
+/// The pair that a log entry changed, and the value that it has in the pairs' tree.
+pub(super) fn log_of_pair(revision: Revision, value: &[u8]) -> Option<([u8; 16], Vec<u8>)> {
+    let (history, body) = value.get(48..)?.split_first_chunk()?;
+    let (key, record) = codec::decode_pair(body)?;
+    let history = u64::from_be_bytes(*history);
+    Some((key.to_bytes(), PairValue { revision, history, record: &record }.encode()))
 }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod disk;
+mod moving;
 mod power;
 mod retention;
 
@@ -22,9 +23,8 @@ use crate::ledger::Stored;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
-const HISTORY: TableDefinition<&[u8; 24], &[u8]> = TableDefinition::new("history");
+const HISTORY: TableDefinition<u64, &[u8]> = TableDefinition::new("history");
 const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
-const PERISHABLE: TableDefinition<&[u8; 32], ()> = TableDefinition::new("perishable");
 
 /// Keeps all: these tests' events happen soon after 1970.
 const FOREVER: Retention =
@@ -34,6 +34,7 @@ const CACHE: usize = 64 << 10;
 
 /// A ledger, and the thread that writes it.
 struct Running {
+    disk: Disk,
     ledger: Embedded,
     writer: JoinHandle<Result<(), LedgerError>>,
 }
@@ -45,13 +46,22 @@ impl Running {
 
     fn keeping(retention: Retention, disk: Disk) -> Result<Self, Box<dyn std::error::Error>> {
         // So small a cache has pages written before the commit that they are of, too.
-        let database = Database::builder().set_cache_size(CACHE).create_with_backend(disk)?;
+        let builder_disk = disk.clone();
+        let database =
+            Database::builder().set_cache_size(CACHE).create_with_backend(builder_disk)?;
         let (ledger, appender) = Embedded::with_database(database, Path::new("disk"), retention)?;
-        Ok(Self { ledger, writer: std::thread::spawn(move || appender.run()) })
+        Ok(Self { disk, ledger, writer: std::thread::spawn(move || appender.run()) })
     }
 
     fn database(&self) -> Arc<Database> {
         self.ledger.shared.database().unwrap()
+    }
+
+    /// Closes it, so that all pairs are in their tree, and opens it again.
+    async fn reopen(self) -> Self {
+        let disk = self.disk.clone();
+        self.close().await;
+        Self::on(Disk::new(disk.bytes())).unwrap()
     }
 
     async fn close(self) {

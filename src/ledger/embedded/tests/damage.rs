@@ -31,21 +31,14 @@ fn raw_pair(database: &Database, key: Key) -> Vec<u8> {
     pairs.get(&key.to_bytes()).unwrap().unwrap().value().to_vec()
 }
 
-fn place(key: Key, number: u64) -> [u8; 24] {
-    let mut place = [0; 24];
-    place[..16].copy_from_slice(&key.to_bytes());
-    place[16..].copy_from_slice(&number.to_be_bytes());
-    place
-}
-
-fn raw_entry(database: &Database, place: &[u8; 24]) -> Vec<u8> {
+fn raw_entry(database: &Database, revision: Revision) -> Vec<u8> {
     let history = database.begin_read().unwrap().open_table(HISTORY).unwrap();
-    history.get(place).unwrap().unwrap().value().to_vec()
+    history.get(revision).unwrap().unwrap().value().to_vec()
 }
 
-fn put_entry(database: &Database, place: &[u8; 24], value: &[u8]) {
+fn put_entry(database: &Database, revision: Revision, value: &[u8]) {
     edit(database, |transaction| {
-        transaction.open_table(HISTORY).unwrap().insert(place, value).unwrap();
+        transaction.open_table(HISTORY).unwrap().insert(revision, value).unwrap();
     });
 }
 
@@ -82,11 +75,12 @@ fn newer_record(record: &Record) -> Vec<u8> {
 #[tokio::test]
 async fn a_newer_records_pair_is_refused_and_left_as_it_is() {
     let running = Running::on(Disk::new(Vec::new())).unwrap();
-    let (ledger, database) = (&running.ledger, running.database());
-    let (key, recorded) = record(ledger, "15550123456").await;
+    let (key, recorded) = record(&running.ledger, "15550123456").await;
     recorded.unwrap();
+    let running = running.reopen().await;
+    let (ledger, database) = (&running.ledger, running.database());
     let stored = read(ledger, key).await;
-    let value = [&stored.revision.to_be_bytes()[..], &newer_record(&stored.record)].concat();
+    let value = [&raw_pair(&database, key)[..16], &newer_record(&stored.record)].concat();
     put_pair(&database, key, &value);
 
     let newer = UnreadableRecord::Newer { format: FORMAT + 1 };
@@ -111,9 +105,10 @@ async fn a_newer_records_pair_is_refused_and_left_as_it_is() {
 #[tokio::test]
 async fn a_damaged_records_pair_is_refused_and_left_as_it_is() {
     let running = Running::on(Disk::new(Vec::new())).unwrap();
-    let (ledger, database) = (&running.ledger, running.database());
-    let (key, recorded) = record(ledger, "15550123456").await;
+    let (key, recorded) = record(&running.ledger, "15550123456").await;
     recorded.unwrap();
+    let running = running.reopen().await;
+    let (ledger, database) = (&running.ledger, running.database());
     let value = [&1_u64.to_be_bytes()[..], &[0xff; 20]].concat();
     put_pair(&database, key, &value);
     let (_, refused) = record(ledger, "15550123456").await;
@@ -128,21 +123,32 @@ async fn a_damaged_records_pair_is_refused_and_left_as_it_is() {
 #[tokio::test]
 async fn values_that_are_too_short_are_damage_and_no_panic() {
     let running = Running::on(Disk::new(Vec::new())).unwrap();
-    let (ledger, database) = (&running.ledger, running.database());
     for n in 1..=3 {
-        append(ledger, key(n), opt_in("form"), at(1)).await;
+        append(&running.ledger, key(n), opt_in("form"), at(1)).await;
     }
-    put_pair(&database, key(1), &[1, 2, 3]);
+    let running = running.reopen().await;
+    let (ledger, database) = (&running.ledger, running.database());
     let damaged = |error: &LedgerError| matches!(error, LedgerError::Damaged(_));
-    assert!(ledger.read(vec![key(1)]).await.is_err_and(|error| damaged(&error)));
-    assert!(ledger.bucket(None).await.is_err_and(|error| damaged(&error)));
-    assert!(ledger.history(key(1)).await.is_err_and(|error| damaged(&error)));
-    for value in [&[][..], &[0; 7], &[0; 8], &[9; 9], &[1; 9], &[1; 40]] {
-        put_entry(&database, &place(key(2), 0), value);
+    for value in [&[][..], &[1, 2, 3], &[0; 15], &[0; 16]] {
+        // That pair alone is lost: the others are read, and checks of them answered.
+        put_pair(&database, key(1), value);
+        let lost: Result<Stored, _> = Err(UnreadableRecord::Damaged);
+        assert_eq!(ledger.read(vec![key(1)]).await.unwrap().pairs, [lost]);
+        let all = ledger.bucket(None).await.unwrap().pairs;
+        assert_eq!((all.len(), &all[0].1), (3, &Err(UnreadableRecord::Damaged)));
+        assert!(all[1].1.is_ok() && all[2].1.is_ok());
+        assert!(ledger.history(key(1)).await.is_err_and(|error| damaged(&error)));
+        let nothing = Stored::default();
+        let over = change(key(1), &nothing, opt_in("over"), at(2));
+        let appended = ledger.append(vec![over]).await.unwrap();
+        assert!(matches!(&appended[..], [Appended::Conflict(Err(_))]), "{appended:?}");
+    }
+    for value in [&[][..], &[0; 7], &[0; 15], &[0; 17], &[9; 40], &[0; 40]] {
+        put_entry(&database, 2, value);
         let history = ledger.history(key(2)).await;
         assert!(history.is_err_and(|error| damaged(&error)), "{value:?}");
     }
-    for value in [&[][..], &[0; 20], &[0; 47]] {
+    for value in [&[][..], &[0; 20], &[0; 55]] {
         edit(&database, |transaction| {
             transaction.open_table(LOG).unwrap().insert(2, value).unwrap();
         });
@@ -154,16 +160,16 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
     let page = ledger.read_after(1).await.unwrap();
     let crate::ledger::Tail::Entries(entries) = page.tail else { panic!("{page:?}") };
     assert!(entries[0].body.is_err(), "an entry that is no message is told as such");
-    // Of the end, nothing can be said at all: nothing is read, and nothing is written.
+    // Of the end, nothing can be said at all, until the next append says it anew.
     edit(&database, |transaction| {
         transaction.open_table(META).unwrap().insert("head", &[0; 3][..]).unwrap();
     });
     assert!(ledger.read_after(0).await.is_err_and(|error| damaged(&error)));
-    let nothing = Stored { revision: 0, record: Record::default() };
-    let next = change(key(4), &nothing, opt_in("form"), at(1));
-    assert!(ledger.append(vec![next]).await.is_err_and(|error| damaged(&error)));
-    // The writer ends then, and with it the sidecar: it cannot promise anything any more.
-    assert!(matches!(running.writer.join().unwrap(), Err(LedgerError::Damaged(_))));
+    let next = change(key(4), &Stored::default(), opt_in("form"), at(1));
+    assert!(matches!(ledger.append(vec![next]).await.unwrap()[..], [Appended::At(4)]));
+    assert_eq!(ledger.read_after(3).await.unwrap().end.revision, 4);
+    drop(database);
+    running.close().await;
 }
 
 #[tokio::test]
@@ -173,40 +179,51 @@ async fn an_edited_history_is_noticed() {
     for (what, n) in [opt_in("form"), opt_out("letter"), inbound("wamid.1")].into_iter().zip(1..) {
         append(ledger, key(1), what, at(n)).await;
     }
-    let places = [0, 1, 2, 3].map(|number| place(key(1), number));
-    let raw = [0, 1, 2].map(|number| raw_entry(&database, &places[number]));
+    let raw = [1, 2, 3].map(|revision| raw_entry(&database, revision));
     let entry = ledger.history(key(1)).await.unwrap().entries[1].1.clone();
+    // Behind the revision before it and the time: an item's tag, its length, and itself.
+    let with_item = |tag: u8, item: &[u8]| {
+        let len = u32::try_from(item.len()).unwrap().to_be_bytes();
+        [&raw[1][..16], &[tag], &len, item].concat()
+    };
+    assert_eq!(with_item(0, &codec::encode_history(&entry)), raw[1]);
     let forged = |edit: &dyn Fn(&mut HistoryEntry)| {
         let mut forged = entry.clone();
         edit(&mut forged);
-        [&raw[1][..9], &codec::encode_history(&forged)].concat()
+        with_item(0, &codec::encode_history(&forged))
     };
+    let before = |revision: u64| [&revision.to_be_bytes()[..], &raw[1][8..]].concat();
     let forgeries = [
         forged(&|entry| entry.time = at(900)),
         forged(&|entry| entry.record_time = at(900)),
         forged(&|entry| entry.user_id = "another".into()),
         forged(&|entry| entry.what = opt_in("farm")),
-        [&raw[1][..8], &[1], &[7; 32][..]].concat(),
+        with_item(2, &[7; 32]),
+        raw[1][..16].to_vec(),
+        [&raw[1][..], &raw[1][16..]].concat(),
+        // Another one before it: none, itself, one to come, one that there is not.
+        before(0),
+        before(2),
+        before(3),
+        before(u64::MAX),
     ];
     for forgery in forgeries {
-        put_entry(&database, &places[1], &forgery);
+        put_entry(&database, 2, &forgery);
         assert!(!ledger.history(key(1)).await.unwrap().intact, "{forgery:?}");
-        put_entry(&database, &places[1], &raw[1]);
+        put_entry(&database, 2, &raw[1]);
         assert!(ledger.history(key(1)).await.unwrap().intact);
     }
-    // Two in each other's place; one too many; one too few.
-    put_entry(&database, &places[0], &raw[1]);
-    put_entry(&database, &places[1], &raw[0]);
+    // Two in each other's place; one too few.
+    put_entry(&database, 1, &[&raw[0][..16], &raw[1][16..]].concat());
+    put_entry(&database, 2, &[&raw[1][..16], &raw[0][16..]].concat());
     assert!(!ledger.history(key(1)).await.unwrap().intact);
-    put_entry(&database, &places[0], &raw[0]);
-    put_entry(&database, &places[1], &raw[1]);
-    put_entry(&database, &places[3], &raw[2]);
-    assert!(!ledger.history(key(1)).await.unwrap().intact);
-    for gone in [3, 2] {
+    put_entry(&database, 1, &raw[0]);
+    put_entry(&database, 2, &raw[1]);
+    for gone in [1, 2, 3] {
         edit(&database, |transaction| {
-            transaction.open_table(HISTORY).unwrap().remove(&places[gone]).unwrap();
+            transaction.open_table(HISTORY).unwrap().remove(gone).unwrap();
         });
-        assert_eq!(ledger.history(key(1)).await.unwrap().intact, gone == 3);
+        assert!(!ledger.history(key(1)).await.unwrap().intact, "without {gone}");
     }
     drop(database);
     running.close().await;
@@ -281,9 +298,9 @@ async fn no_mangled_value_makes_anything_panic() {
             }
             2 => {
                 let mut history = transaction.open_table(HISTORY).unwrap();
-                let place = place(key(1), rng.next() % 3);
-                let value = history.get(&place).unwrap().unwrap().value().to_vec();
-                history.insert(&place, mangle(&value, &mut rng).as_slice()).unwrap();
+                let revision = 1 + rng.next() % 3;
+                let value = history.get(revision).unwrap().unwrap().value().to_vec();
+                history.insert(revision, mangle(&value, &mut rng).as_slice()).unwrap();
             }
             _ => {
                 let mut meta = transaction.open_table(META).unwrap();
@@ -296,7 +313,9 @@ async fn no_mangled_value_makes_anything_panic() {
         let _ = ledger.read_after(0).await;
         let _ = ledger.bucket(None).await;
         let _ = ledger.history(key(1)).await;
-        let _ = super::super::retention::sweep(&database, Retention { log_entries: 1, ..FOREVER });
+        let _ = ledger.events_after(0).await;
+        let little = Retention { log_entries: 1, history: Duration::ZERO, ..FOREVER };
+        let _ = super::super::retention::sweep(&database, 3, little);
         let again = store::prepare(&database, Path::new("disk"));
         assert!(!matches!(again, Err(OpenError::Io { .. } | OpenError::InUse { .. })));
         let base = match ledger.read(vec![key(1)]).await.map(|mut read| read.pairs.remove(0)) {

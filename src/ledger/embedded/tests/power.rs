@@ -154,10 +154,8 @@ async fn check_log(ledger: &Embedded) -> Result<HashMap<Revision, (Key, Record)>
         let whole = entries.len() < MAX_PAGE;
         for entry in entries {
             let body = entry.body.map_err(|error| error.to_string())?;
-            let record = body.record.map_err(|error| error.to_string())?;
-            let (user, time) = (body.user_id.clone(), body.record_time);
-            let encoded = codec::encode_record(&record);
-            let bytes = codec::encode_log(body.key, user, body.business_id, encoded, time);
+            let record = body.record.clone().map_err(|error| error.to_string())?;
+            let bytes = codec::encode_log(&body, &codec::encode_record(&record));
             let mut hashed = head.to_vec();
             hashed.extend_from_slice(&entry.revision.to_be_bytes());
             hashed.extend_from_slice(&bytes);

@@ -1,0 +1,110 @@
+//! `export`: all that was recorded, as NDJSON.
+
+#![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use tempfile::NamedTempFile;
+use tonic::Request;
+
+use super::client::{ClientArgs, TokenArgs};
+use super::print::{self, Json};
+use super::record::{moment, on_wire};
+use super::Verdict;
+use crate::consent::time::Timestamp;
+use crate::grpc::pb;
+use crate::grpc::pb::record_service_client::RecordServiceClient;
+
+#[derive(Args, Debug)]
+pub(super) struct ExportArgs {
+    /// Only this business's
+    #[arg(long, value_name = "ID", default_value = "")]
+    business: String,
+    /// Only what was recorded then or later: RFC 3339 (2026-01-31T09:30:00Z), or so long ago (24h)
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Write to this file, once all is there, and not to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let since_time = args.since.map(on_wire);
+    let request = pb::ExportEventsRequest { business_id: args.business.clone(), since_time };
+    let mut request = Request::new(request);
+    if let Some(header) = args.token.header()? {
+        request.metadata_mut().insert("authorization", header);
+    }
+    let answers = RecordServiceClient::new(channel).export_events(request).await;
+    let mut answers = answers.map_err(|status| args.client.explain(&status))?.into_inner();
+    let json = Json::new("ConsentEvent")?;
+    let mut output = Output::new(args.output.as_deref())?;
+    let mut count = 0_u64;
+    while let Some(answer) =
+        answers.message().await.map_err(|status| args.client.explain(&status))?
+    {
+        let Some(event) = answer.event else { continue };
+        if !output.line(&json.without_defaults(&event)?)? {
+            return Ok(Verdict::Yes); // Whoever read has gone.
+        }
+        count += 1;
+    }
+    output.finish(args.output.as_deref())?;
+    if let Some(path) = &args.output {
+        print::line(&format!("{count} events in {}", path.display()))?;
+    }
+    Ok(Verdict::Yes)
+}
+
+/// Where the lines go.
+enum Output {
+    Stdout(BufWriter<io::Stdout>),
+    /// Its owner's alone: the lines name users.
+    File(BufWriter<NamedTempFile>),
+}
+
+impl Output {
+    fn new(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self::Stdout(BufWriter::new(io::stdout()))) };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self::File(BufWriter::new(file)))
+    }
+
+    /// Writes a line; false where nobody reads any more.
+    fn line(&mut self, line: &[u8]) -> anyhow::Result<bool> {
+        let writer: &mut dyn Write = match self {
+            Self::Stdout(stdout) => stdout,
+            Self::File(file) => file,
+        };
+        match writer.write_all(line).and_then(|()| writer.write_all(b"\n")) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            written => written.map(|()| true).context("cannot write the events"),
+        }
+    }
+
+    fn finish(self, path: Option<&Path>) -> anyhow::Result<()> {
+        match (self, path) {
+            (Self::Stdout(mut stdout), _) => match stdout.flush() {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                flushed => flushed.context("cannot write the events")?,
+            },
+            (Self::File(file), Some(path)) => {
+                let file = file.into_inner().context("cannot write the events")?;
+                file.as_file().sync_all().context("cannot write the events")?;
+                file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            (Self::File(_), None) => {}
+        }
+        Ok(())
+    }
+}
