@@ -195,8 +195,9 @@ impl Sidecar {
         }
         let (finish_traces, finish) = oneshot::channel();
         if let Some(exporter) = self.exporter {
-            parts.spawn(async move {
-                exporter.run(finish).await;
+            // A thread of its own: what it encodes must hold up no check.
+            parts.spawn_blocking(move || {
+                exporter.run(finish);
                 "the export of traces"
             });
         }

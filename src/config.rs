@@ -136,7 +136,8 @@ serve_args! {
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
-    /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT
+    /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT,
+    /// or none [default: none]
     #[arg(long, env = "CONSENTD_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: String,
     /// The share of calls to sample, of those that bring no traceparent; others are sampled as
@@ -392,7 +393,7 @@ fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, C
     if !(0.0..=1.0).contains(&ratio) {
         return Err(wrong("--otlp-sample", "must be from 0 to 1, such as 0.01"));
     }
-    let endpoint = endpoint.map(str::parse).transpose();
+    let endpoint = endpoint.and_then(optional).map(str::parse).transpose();
     let endpoint =
         endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
     Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))

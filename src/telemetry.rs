@@ -1,8 +1,8 @@
 //! Logs and traces: what is told of single calls. What is counted of all is `metrics`.
 //!
 //! Spans are built by OpenTelemetry's SDK and sent by its OTLP exporter; ours is what lies between
-//! them, because the SDK's own batches need a thread, and do not tell what they drop: a bounded
-//! queue, which a call never waits for, and the one task that empties it.
+//! them, because the SDK's own batches do not tell what they drop, nor end by a moment told: a
+//! bounded queue, which a call never waits for, and the one thread that empties it.
 //!
 //! The exporter reads OpenTelemetry's own variables by itself: `OTEL_RESOURCE_ATTRIBUTES`,
 //! `OTEL_EXPORTER_OTLP_HEADERS` and their like. None of them turns it on.
@@ -35,8 +35,8 @@ use crate::metrics::Metrics;
 
 /// Spans that wait to be exported; one more is dropped, and counted.
 const QUEUE: usize = 4_096;
-/// The most spans of one export. Encoding them takes a serving thread, so that they are few.
-const BATCH: usize = 256;
+/// The most spans of one export.
+const BATCH: usize = 512;
 /// How long a span waits for others before it is exported.
 const DELAY: Duration = Duration::from_secs(1);
 /// The longest that an export may take, tries and all.
@@ -269,20 +269,35 @@ pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Export
 }
 
 impl Exporter {
-    /// Exports until it is told to `finish`, and then what is queued, until the moment told.
-    pub async fn run(mut self, mut finish: oneshot::Receiver<Instant>) {
-        let exporter = match self.connect() {
-            Ok(exporter) => exporter,
-            // Of its making all but the address is our own, and that was looked at.
-            Err(error) => {
-                error!(%error, "traces are not exported");
-                self.spans.close();
-                let _ = finish.await;
-                return;
-            }
+    /// Exports until it is told to `finish`, and then what is queued, until the moment told. It
+    /// blocks its thread, which must be no other's: encoding many spans takes as long as some
+    /// checks do.
+    pub fn run(self, finish: oneshot::Receiver<Instant>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return self.give_up(&error, finish),
         };
+        let connected = {
+            let _in = runtime.enter();
+            self.connect()
+        };
+        match connected {
+            Ok(exporter) => runtime.block_on(self.follow(&exporter, finish)),
+            Err(error) => self.give_up(&error, finish),
+        }
+    }
+
+    /// Leaves the queue, so that spans are counted as dropped, and waits for the end.
+    fn give_up(self, error: &dyn std::fmt::Display, finish: oneshot::Receiver<Instant>) {
+        error!(%error, "traces are not exported");
+        drop(self);
+        let _ = finish.blocking_recv();
+    }
+
+    async fn follow(mut self, exporter: &SpanExporter, mut finish: oneshot::Receiver<Instant>) {
         let last = CancellationToken::new();
-        let work = self.work(&exporter, last.clone());
+        let work = self.work(exporter, last.clone());
         tokio::pin!(work);
         let until = tokio::select! {
             () = &mut work => return,

@@ -271,7 +271,7 @@ async fn a_collector_that_is_not_there_is_told_of_once_and_hurts_no_check() {
     let flags = ["--otlp-endpoint", &url, "--otlp-sample", "1"];
     let mut sidecar = Sidecar::live(folder.path(), &flags).await;
     ask_many(&sidecar).await;
-    eventually("two exports failed", || async { spans_counted(&sidecar, "failed").await > 256 })
+    eventually("two exports failed", || async { spans_counted(&sidecar, "failed").await > 512 })
         .await;
     assert_eq!(times_said(&sidecar, "traces cannot be exported"), 1, "{}", sidecar.said());
     assert!(end(&mut sidecar).await < Duration::from_secs(8), "it waits for no collector");
