@@ -3,6 +3,8 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod keywords;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,9 +12,10 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::consent::event::{Evidence, Method, PlatformNames, What};
-use crate::consent::keyword::{KeywordLists, OptInKeyword};
-use crate::consent::scope::{Category, Class, ClassSet, Scope};
+pub use self::keywords::KeywordArgs;
+use crate::consent::event::PlatformNames;
+use crate::consent::keyword::KeywordLists;
+use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::Retention;
@@ -156,38 +159,6 @@ fn span(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
 }
 
-/// What the file says of keywords. See [`KeywordLists`].
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct KeywordArgs {
-    /// In place of the built-in lists.
-    opt_out: Option<Vec<OptOutArgs>>,
-    /// Topics that `stop <topic>` may name.
-    topics: Vec<String>,
-    /// Words that opt in, and the consent that they stand for.
-    opt_in: Vec<OptInArgs>,
-    /// In place of `yes`.
-    confirm: Option<Vec<String>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct OptOutArgs {
-    scope: String,
-    words: Vec<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct OptInArgs {
-    words: Vec<String>,
-    category: String,
-    statement: String,
-    business_name: String,
-    #[serde(default)]
-    locale: String,
-}
-
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -324,7 +295,7 @@ impl ServeArgs {
                 self.stale_allow.as_deref(),
             )?,
             names: names(self.platform_names.as_deref())?,
-            keywords: keywords(self.keywords.unwrap_or_default())?,
+            keywords: self.keywords.unwrap_or_default().lists()?,
             workers: at_most(MAX_WORKERS, "--workers", self.workers, cpus.min(2))?,
             max_connections: at_most(
                 MAX_CONNECTIONS,
@@ -452,51 +423,6 @@ fn names(text: Option<&str>) -> Result<PlatformNames, ConfigError> {
         return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
     }
     Ok(PlatformNames::new(text.split(',').map(str::trim)))
-}
-
-fn keywords(args: KeywordArgs) -> Result<KeywordLists, ConfigError> {
-    let bad = |what: &str, why: &dyn std::fmt::Display| wrong("keywords", format!("{what}: {why}"));
-    let mut lists = KeywordLists::default();
-    if let Some(opt_out) = args.opt_out {
-        let read = |args: OptOutArgs| match Scope::parse(&args.scope) {
-            Ok(scope) => Ok((scope, args.words)),
-            Err(violation) => Err(bad("opt-out", &violation)),
-        };
-        lists.opt_out = opt_out.into_iter().map(read).collect::<Result<_, _>>()?;
-    }
-    for topic in args.topics {
-        let scope = Scope::parse(&topic).map_err(|violation| bad("topics", &violation))?;
-        if !matches!(scope, Scope::Topic(..)) {
-            return Err(bad("topics", &"must be <class>.<topic>, such as utility.order_updates"));
-        }
-        lists.topics.push(scope);
-    }
-    for opt_in in args.opt_in {
-        let category = Category::parse(&opt_in.category).map(Scope::from);
-        let category = category.map_err(|violation| bad("opt-in", &violation))?;
-        let evidence = Evidence {
-            method: Method::Whatsapp,
-            statement: opt_in.statement,
-            business_name: opt_in.business_name,
-            locale: opt_in.locale,
-            reference: String::new(),
-        };
-        // The same rules as for any other opt-in, checked once and here.
-        let what = What::OptIn {
-            category: category.clone(),
-            evidence: evidence.clone(),
-            expire: None,
-            pending: false,
-        };
-        if let Some(violation) = what.violations(&PlatformNames::default()).first() {
-            return Err(bad("opt-in", violation));
-        }
-        lists.opt_in.push(OptInKeyword { words: opt_in.words, category, evidence });
-    }
-    if let Some(confirm) = args.confirm {
-        lists.confirm = confirm;
-    }
-    Ok(lists)
 }
 
 #[cfg(test)]
