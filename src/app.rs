@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -18,14 +19,18 @@ use crate::follower::Follower;
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
-use crate::grpc::{CheckService, HealthService, InFlight, RecordService, Routes, Tokens};
+use crate::grpc::{CheckService, HealthService, InFlight, RecordService, Routes, Tokens, Watcher};
 use crate::ledger::{Appender, Embedded, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::table;
+use crate::telemetry::{self, Exporter};
 
 /// How long the ledger may take to write out what is waiting, at the end.
 const CLOSE: Duration = Duration::from_secs(10);
+
+/// How long the last traces may take, at the end: what is left of the drain timeout, and no more.
+const LAST_TRACES: Duration = Duration::from_secs(2);
 
 /// A sidecar whose sockets are bound and whose ledger is open, and that has not begun to serve.
 pub struct Sidecar {
@@ -39,6 +44,7 @@ pub struct Sidecar {
     limits: Limits,
     drain: Drain,
     drain_timeout: Duration,
+    exporter: Option<Exporter>,
 }
 
 /// Where a sidecar listens.
@@ -84,7 +90,11 @@ impl Sidecar {
         }
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
         let health = HealthService::new(gate.clone(), drain.begun.clone());
-        let base = Routes::new(health, limit)?;
+        let (tracer, exporter) = settings
+            .traces
+            .map(|settings| telemetry::traces(settings, Arc::clone(&metrics)))
+            .unzip();
+        let base = Routes::new(health, limit)?.watched_by(Watcher::new(tracer));
         let names = settings.names.clone();
         let keywords = Keywords::new(settings.keywords.clone());
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
@@ -98,7 +108,12 @@ impl Sidecar {
             }
             if records {
                 let draining = drain.begun.clone();
-                let service = RecordService::new(recorder.clone(), gate.clone(), draining);
+                let service = RecordService::new(
+                    recorder.clone(),
+                    gate.clone(),
+                    draining,
+                    Arc::clone(&metrics),
+                );
                 routes = routes.with_records(service, tokens);
             }
             (listener, routes)
@@ -125,6 +140,7 @@ impl Sidecar {
             limits,
             drain,
             drain_timeout,
+            exporter,
         })
     }
 
@@ -156,7 +172,7 @@ impl Sidecar {
         let stop_follower = CancellationToken::new();
         let mut parts = JoinSet::new();
         let appender = self.appender;
-        let (ended, mut appender_ended) = tokio::sync::oneshot::channel();
+        let (ended, mut appender_ended) = oneshot::channel();
         // A thread of its own: it waits for the disk all its life.
         std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
             let _ = ended.send(appender.run());
@@ -177,6 +193,14 @@ impl Sidecar {
                 "the admin listener"
             });
         }
+        let (finish_traces, finish) = oneshot::channel();
+        if let Some(exporter) = self.exporter {
+            // A thread of its own: what it encodes must hold up no check.
+            parts.spawn_blocking(move || {
+                exporter.run(finish);
+                "the export of traces"
+            });
+        }
         let mut servers = JoinSet::new();
         for (listener, routes) in self.listeners {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
@@ -195,6 +219,7 @@ impl Sidecar {
             Some(failed) => error!(cause = failed, "draining because of a failure"),
         }
         self.drain.begun.cancel();
+        let limit = Instant::now().checked_add(self.drain_timeout);
         let drained =
             timeout(self.drain_timeout, async { while servers.join_next().await.is_some() {} });
         if drained.await.is_err() {
@@ -202,6 +227,8 @@ impl Sidecar {
         }
         self.drain.over.cancel();
         while servers.join_next().await.is_some() {}
+        let last_traces = Instant::now() + LAST_TRACES;
+        let _ = finish_traces.send(limit.map_or(last_traces, |limit| limit.min(last_traces)));
         stop_follower.cancel();
         while parts.join_next().await.is_some() {}
         if timeout(CLOSE, self.ledger.close()).await.is_err() {

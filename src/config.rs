@@ -3,6 +3,8 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod keywords;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,12 +12,14 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::consent::event::{Evidence, Method, PlatformNames, What};
-use crate::consent::keyword::{KeywordLists, OptInKeyword};
-use crate::consent::scope::{Category, Class, ClassSet, Scope};
+pub use self::keywords::KeywordArgs;
+use crate::consent::event::PlatformNames;
+use crate::consent::keyword::KeywordLists;
+use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::Retention;
+use crate::telemetry::{EndpointError, TraceSettings};
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
 macro_rules! serve_args {
@@ -135,6 +139,14 @@ serve_args! {
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
+    /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT,
+    /// or none [default: none]
+    #[arg(long, env = "CONSENTD_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: String,
+    /// The share of calls to sample, of those that bring no traceparent; others are sampled as
+    /// their caller's trace is [default: 0.01]
+    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO")]
+    otlp_sample: f64,
 }
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
@@ -145,38 +157,6 @@ const MAX_CONNECTIONS: usize = 1 << 20;
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
-}
-
-/// What the file says of keywords. See [`KeywordLists`].
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct KeywordArgs {
-    /// In place of the built-in lists.
-    opt_out: Option<Vec<OptOutArgs>>,
-    /// Topics that `stop <topic>` may name.
-    topics: Vec<String>,
-    /// Words that opt in, and the consent that they stand for.
-    opt_in: Vec<OptInArgs>,
-    /// In place of `yes`.
-    confirm: Option<Vec<String>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct OptOutArgs {
-    scope: String,
-    words: Vec<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct OptInArgs {
-    words: Vec<String>,
-    category: String,
-    statement: String,
-    business_name: String,
-    #[serde(default)]
-    locale: String,
 }
 
 /// Why settings cannot be used.
@@ -251,6 +231,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// What to log.
     pub log: String,
+    /// Where traces go, if anywhere.
+    pub traces: Option<TraceSettings>,
 }
 
 impl ServeArgs {
@@ -313,7 +295,7 @@ impl ServeArgs {
                 self.stale_allow.as_deref(),
             )?,
             names: names(self.platform_names.as_deref())?,
-            keywords: keywords(self.keywords.unwrap_or_default())?,
+            keywords: self.keywords.unwrap_or_default().lists()?,
             workers: at_most(MAX_WORKERS, "--workers", self.workers, cpus.min(2))?,
             max_connections: at_most(
                 MAX_CONNECTIONS,
@@ -326,6 +308,7 @@ impl ServeArgs {
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            traces: traces(self.otlp_endpoint.as_deref(), self.otlp_sample.unwrap_or(0.01))?,
         })
     }
 }
@@ -375,6 +358,16 @@ fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigE
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)
+}
+
+fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, ConfigError> {
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(wrong("--otlp-sample", "must be from 0 to 1, such as 0.01"));
+    }
+    let endpoint = endpoint.and_then(optional).map(str::parse).transpose();
+    let endpoint =
+        endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
+    Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
 }
 
 fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
@@ -430,52 +423,6 @@ fn names(text: Option<&str>) -> Result<PlatformNames, ConfigError> {
         return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
     }
     Ok(PlatformNames::new(text.split(',').map(str::trim)))
-}
-
-fn keywords(args: KeywordArgs) -> Result<KeywordLists, ConfigError> {
-    let bad = |what: &str, why: &dyn std::fmt::Display| wrong("keywords", format!("{what}: {why}"));
-    let mut lists = KeywordLists::default();
-    if let Some(opt_out) = args.opt_out {
-        let read = |args: OptOutArgs| match Scope::parse(&args.scope) {
-            Ok(scope) => Ok((scope, args.words)),
-            Err(violation) => Err(bad("opt-out", &violation)),
-        };
-        lists.opt_out = opt_out.into_iter().map(read).collect::<Result<_, _>>()?;
-    }
-    for topic in args.topics {
-        let scope = Scope::parse(&topic).map_err(|violation| bad("topics", &violation))?;
-        if !matches!(scope, Scope::Topic(..)) {
-            return Err(bad("topics", &"must be <class>.<topic>, such as utility.order_updates"));
-        }
-        lists.topics.push(scope);
-    }
-    for opt_in in args.opt_in {
-        let category = Category::parse(&opt_in.category).map(Scope::from);
-        let category = category.map_err(|violation| bad("opt-in", &violation))?;
-        let evidence = Evidence {
-            method: Method::Whatsapp,
-            statement: opt_in.statement,
-            business_name: opt_in.business_name,
-            locale: opt_in.locale,
-            reference: String::new(),
-            confirmation: String::new(),
-        };
-        // The same rules as for any other opt-in, checked once and here.
-        let what = What::OptIn {
-            category: category.clone(),
-            evidence: evidence.clone(),
-            expire: None,
-            pending: false,
-        };
-        if let Some(violation) = what.violations(&PlatformNames::default()).first() {
-            return Err(bad("opt-in", violation));
-        }
-        lists.opt_in.push(OptInKeyword { words: opt_in.words, category, evidence });
-    }
-    if let Some(confirm) = args.confirm {
-        lists.confirm = confirm;
-    }
-    Ok(lists)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`admin`] | metrics and probes over HTTP |
 //! | [`metrics`] | every instrument |
+//! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
 //! | [`config`] | flags, environment and file become validated settings |
 //! | [`app`] | what is built from them, which tasks run, in which order they end |
@@ -32,7 +33,7 @@
 //! - A decision sees neither a clock nor the network: time is a parameter.
 //! - Nobody reads consent without being told how old it is: a look-up returns both.
 //! - There is no second flag for health or readiness: both are read off the table.
-//! - No redb, dashmap, axum or tonic type crosses its module's border.
+//! - No redb, dashmap, axum, tonic or OpenTelemetry type crosses its module's border.
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
 //! - No user id, message text or secret is in a log line, a metric or an error.
 
@@ -61,3 +62,4 @@ pub mod ledger;
 pub mod metrics;
 pub mod recorder;
 pub mod table;
+pub mod telemetry;

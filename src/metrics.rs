@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramTimer, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::decision::Reason;
@@ -15,9 +16,25 @@ use crate::decision::Reason;
 const CHECK_BUCKETS: [f64; 12] =
     [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0];
 
+/// The upper bounds of a batch's duration, in seconds.
+const BATCH_BUCKETS: [f64; 10] = [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1, 1.0];
+
+/// The upper bounds of a recording's duration, in seconds: one sync of a disk, or several.
+const RECORD_BUCKETS: [f64; 12] =
+    [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
+
 /// The upper bounds of the time from an append to its being applied, in seconds.
 const PROPAGATION_BUCKETS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// What may come of an event that was to be recorded.
+pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
+/// What may come of a span.
+pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
+/// The limits that a connection or a call may meet.
+pub const LIMITS: [&str; 4] = ["accept", "connections", "handshake", "in_flight"];
+/// Why the whole table may be read anew.
+pub const CAUSES: [&str; 5] = ["start", "epoch", "fork", "trimmed", "unreadable"];
 
 /// What the process counts and measures.
 #[derive(Debug)]
@@ -25,10 +42,13 @@ pub struct Metrics {
     registry: Registry,
     decisions: [IntCounter; Reason::ALL.len()],
     check_duration: Histogram,
+    batch_duration: Histogram,
+    record_duration: Histogram,
+    propagation: Histogram,
     records: IntCounterVec,
     gap_repairs: IntCounter,
     resyncs: IntCounterVec,
-    propagation: Histogram,
+    forks: IntCounter,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -36,6 +56,7 @@ pub struct Metrics {
     clock_offset: Gauge,
     connections: IntGauge,
     refused: IntCounterVec,
+    spans: IntCounterVec,
 }
 
 /// What is read off the table when somebody asks.
@@ -71,45 +92,45 @@ impl Metrics {
             let allowed = if reason.allows() { "true" } else { "false" };
             decisions.with_label_values(&[allowed, reason.name()])
         });
+        r.register(Box::new(ProcessCollector::for_self()))?;
         let build = gauges(r, "consent_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             decisions,
-            check_duration: histogram(
-                r,
-                "consent_check_duration_seconds",
-                "Time that one CanSend took inside the process, from the decoded request to its \
-                 answer, a wait for min_revision included.",
-                &CHECK_BUCKETS,
-            )?,
-            records: counters(
+            check_duration: check_duration(r)?,
+            batch_duration: batch_duration(r)?,
+            record_duration: record_duration(r)?,
+            propagation: propagation(r)?,
+            records: closed(
                 r,
                 "consent_records_total",
                 "Events asked to be recorded, by what came of them: applied, unchanged, refused \
                  (malformed or against a rule), or failed (not durable for all that is known).",
-                &["outcome"],
+                "outcome",
+                &OUTCOMES,
             )?,
             gap_repairs: counter(
                 r,
                 "consent_gap_repairs_total",
                 "Gaps between announcements that were filled from the log.",
             )?,
-            resyncs: counters(
+            resyncs: closed(
                 r,
                 "consent_resyncs_total",
                 "Times that the whole table was read anew, by cause.",
-                &["cause"],
+                "cause",
+                &CAUSES,
             )?,
-            propagation: histogram(
+            forks: counter(
                 r,
-                "consent_propagation_seconds",
-                "Time from an event being recorded, by the ledger's clock, to its being applied.",
-                &PROPAGATION_BUCKETS,
+                "consent_forks_total",
+                "Times that the ledger was found to have lost changes, or to hold others in their \
+                 place.",
             )?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
-                "How long ago the table was last proven to hold everything.",
+                "How long ago the table was last proven to hold everything, in seconds.",
             )?,
             applied_revision: gauges(
                 r,
@@ -118,18 +139,31 @@ impl Metrics {
                 &["partition"],
             )?,
             pairs: int_gauge(r, "consent_pairs", "Pairs of a user and a business in the table.")?,
-            table_bytes: int_gauge(r, "consent_table_bytes", "About the memory of the table.")?,
+            table_bytes: int_gauge(
+                r,
+                "consent_table_bytes",
+                "About the memory of the table, in bytes.",
+            )?,
             clock_offset: gauge(
                 r,
                 "consent_clock_offset_seconds",
-                "How far the ledger's clock is ahead of this machine's wall clock.",
+                "How far the ledger's clock is ahead of this machine's wall clock, in seconds.",
             )?,
             connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
-            refused: counters(
+            refused: closed(
                 r,
                 "consent_refused_total",
                 "Connections and calls turned away, by the limit that they met.",
-                &["limit"],
+                "limit",
+                &LIMITS,
+            )?,
+            spans: closed(
+                r,
+                "consent_spans_total",
+                "Spans of sampled calls, by what came of them: exported, dropped (the queue was \
+                 full, or the process ended) or failed (the collector did not take them).",
+                "outcome",
+                &SPAN_OUTCOMES,
             )?,
             registry,
         })
@@ -148,6 +182,17 @@ impl Metrics {
         self.check_duration.observe(took.as_secs_f64());
     }
 
+    /// Measures the time that one call took which asked for many decisions.
+    pub fn batch_checked(&self, took: Duration) {
+        self.batch_duration.observe(took.as_secs_f64());
+    }
+
+    /// Measures a recording, from now until what is returned is dropped: one that its caller gave
+    /// up on took that long, too.
+    pub fn recording(&self) -> HistogramTimer {
+        self.record_duration.start_timer()
+    }
+
     /// Counts what came of an event that was to be recorded.
     pub fn recorded(&self, outcome: &'static str) {
         self.records.with_label_values(&[outcome]).inc();
@@ -161,6 +206,11 @@ impl Metrics {
     /// Counts a reading anew of the whole table.
     pub fn resynced(&self, cause: &'static str) {
         self.resyncs.with_label_values(&[cause]).inc();
+    }
+
+    /// Counts a fork of the ledger.
+    pub fn forked(&self) {
+        self.forks.inc();
     }
 
     /// Measures how long an event took to be applied.
@@ -183,6 +233,12 @@ impl Metrics {
         self.refused.with_label_values(&[limit]).inc();
     }
 
+    /// Counts what came of spans.
+    pub fn spans(&self, outcome: &'static str, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.spans.with_label_values(&[outcome]).inc_by(count);
+    }
+
     /// All instruments in Prometheus' text format.
     ///
     /// # Errors
@@ -202,6 +258,45 @@ impl Metrics {
     }
 }
 
+fn check_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_check_duration_seconds",
+        "Time that one CanSend took inside the process, from the decoded request to its \
+         answer, a wait for min_revision included.",
+        &CHECK_BUCKETS,
+    )
+}
+
+fn batch_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_batch_duration_seconds",
+        "Time that one BatchCanSend took inside the process, from the decoded request to \
+         its answers, a wait for min_revision included.",
+        &BATCH_BUCKETS,
+    )
+}
+
+fn record_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_record_duration_seconds",
+        "Time from events being read to their being durable and enforced here: of one \
+         RecordEvent, or of those of a RecordEvents stream that were recorded together.",
+        &RECORD_BUCKETS,
+    )
+}
+
+fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    histogram(
+        registry,
+        "consent_propagation_seconds",
+        "Time from an event being recorded, by the ledger's clock, to its being applied.",
+        &PROPAGATION_BUCKETS,
+    )
+}
+
 fn counters(
     registry: &Registry,
     name: &str,
@@ -210,6 +305,21 @@ fn counters(
 ) -> Result<IntCounterVec, prometheus::Error> {
     let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(counters.clone()))?;
+    Ok(counters)
+}
+
+/// Counters by a label whose values are known: all are told from the beginning, as zero.
+fn closed(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = counters(registry, name, help, &[label])?;
+    for value in values {
+        let _ = counters.with_label_values(&[value]);
+    }
     Ok(counters)
 }
 

@@ -1,23 +1,21 @@
 //! `consentd serve`.
 
-use std::io::IsTerminal as _;
-
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use super::Verdict;
 use crate::app::{Bound, Sidecar};
 use crate::config::{ServeArgs, Settings};
 use crate::grpc::listen::Address;
+use crate::telemetry;
 
 /// Threads that read the ledger's file; more readers wait for one of them.
 const MAX_BLOCKING_THREADS: usize = 16;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
     let settings = args.settings()?;
-    start_log(&settings.log)?;
+    telemetry::start_log(&settings.log).context("--log")?;
     // One thread needs no queues between threads.
     let mut runtime = match settings.workers {
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -55,21 +53,4 @@ fn say_where(bound: &Bound, ledger: &str) {
     let record = bound.record.as_ref().map_or_else(|| list(&bound.grpc), ToString::to_string);
     let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
     info!(grpc = list(&bound.grpc), record, admin, ledger, "listening");
-}
-
-/// Logs to standard error: for people on a terminal, in JSON elsewhere.
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .context("--log: must be a level such as info, or directives such as info,h2=debug")?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // It would be told on standard error, by a macro that panics where that is gone.
-        .log_internal_errors(false);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
-    }
-    Ok(())
 }

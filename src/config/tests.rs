@@ -22,6 +22,14 @@ fn defaults_are_those_of_the_rules() {
 }
 
 #[test]
+fn traces_are_off_unless_asked_for() {
+    assert!(file("").unwrap().traces.is_none());
+    assert!(file("otlp-endpoint = \"none\"\notlp-sample = 1.0").unwrap().traces.is_none());
+    let traces = file("otlp-endpoint = \"http://localhost:4317\"").unwrap().traces.unwrap();
+    assert!((traces.ratio - 0.01).abs() < f64::EPSILON);
+}
+
+#[test]
 fn flags_are_stronger_than_the_file() {
     let flags = ServeArgs { max_batch: Some(7), ..ServeArgs::default() };
     let weaker = toml::from_str("max-batch = 9\nworkers = 1\nmax-staleness = \"2s\"").unwrap();
@@ -58,6 +66,10 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("listen = \"none\"", ["--listen", "--unix"]),
         ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
         ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
+        ("otlp-endpoint = \"localhost:4317\"", ["--otlp-endpoint", "http://HOST:PORT"]),
+        ("otlp-endpoint = \"https://c:4317\"", ["--otlp-endpoint", "https is not supported"]),
+        ("otlp-sample = 1.1", ["--otlp-sample", "from 0 to 1"]),
+        ("otlp-sample = nan", ["--otlp-sample", "from 0 to 1"]),
         ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
         (
             "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\

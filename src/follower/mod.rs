@@ -181,6 +181,9 @@ impl Follower {
                     warn!(cause = cause.label(), "the table is not valid");
                 }
                 self.metrics.resynced(cause.label());
+                if cause == Cause::Fork {
+                    self.metrics.forked();
+                }
                 self.writer.invalidate();
                 self.writer.explain(cause.to_string());
             }

@@ -339,3 +339,28 @@ fn a_large_announcement_comes_in_pieces() {
     let sizes: Vec<_> = pieces(&announcement, 4).map(|piece| piece.entries.len()).collect();
     assert_eq!(sizes, [4, 4, 2]);
 }
+
+#[test]
+fn every_cause_is_counted_and_a_fork_as_one() {
+    use crate::ledger::{Embedded, Ledger, Retention};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let (ledger, _appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();
+    let registry = prometheus::Registry::new();
+    let metrics = crate::metrics::Metrics::new(registry.clone()).unwrap();
+    let (_table, writer) = crate::table::new();
+    let bound = std::time::Duration::from_secs(5);
+    let mut follower =
+        super::Follower::new(Ledger::Embedded(ledger), writer, metrics.into(), bound);
+    for cause in [Cause::Start, Cause::Epoch, Cause::Fork, Cause::Trimmed, Cause::Unreadable] {
+        assert!(crate::metrics::CAUSES.contains(&cause.label()), "{cause}");
+        follower.write(Action::Invalidate(cause));
+    }
+    let count = |name: &str| {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        family.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum::<f64>()
+    };
+    assert!((count("consent_forks_total") - 1.0).abs() < 0.1);
+    assert!((count("consent_resyncs_total") - 5.0).abs() < 0.1);
+}

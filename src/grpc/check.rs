@@ -7,6 +7,7 @@ use futures_util::Stream;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::call::Notes;
 use super::{convert, deadline, pb, status};
 use crate::clock;
 use crate::consent::Violation;
@@ -97,6 +98,11 @@ impl pb::consent_service_server::ConsentService for CheckService {
             reached.map_err(|error| status::of_not_reached(&error))?;
         }
         let answer = self.answer(request.get_ref());
+        if let Some(notes) = request.extensions().get::<Notes>()
+            && let Ok(answer) = &answer
+        {
+            notes.decided(answer);
+        }
         self.metrics.checked(clock::boot().saturating_sub(started));
         answer.map(Response::new).map_err(|error| status::of_check(&error))
     }
@@ -105,11 +111,15 @@ impl pb::consent_service_server::ConsentService for CheckService {
         &self,
         request: Request<pb::BatchCanSendRequest>,
     ) -> Result<Response<pb::BatchCanSendResponse>, Status> {
+        let started = clock::boot();
         let deadline = deadline(request.metadata());
         let requests = &request.get_ref().requests;
         if requests.len() > self.max_batch {
             let why = format!("{} requests; at most {}", requests.len(), self.max_batch);
             return Err(status::invalid(&[Violation::new("requests", why)]));
+        }
+        if let Some(notes) = request.extensions().get::<Notes>() {
+            notes.batch(requests.len());
         }
         let not_reached = self.reach_highest(requests, deadline).await;
         let mut results = Vec::with_capacity(requests.len());
@@ -117,6 +127,7 @@ impl pb::consent_service_server::ConsentService for CheckService {
             let result = self.result(request, not_reached)?;
             results.push(pb::BatchCanSendResult { result: Some(result) });
         }
+        self.metrics.batch_checked(clock::boot().saturating_sub(started));
         Ok(Response::new(pb::BatchCanSendResponse { results }))
     }
 

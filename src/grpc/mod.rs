@@ -1,9 +1,10 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `check` and `record` (the services), `health`, `convert`, `status` (our errors
-//! on the wire), [`codec`].
+//! takes a call), `call` (what is told of it), `check` and `record` (the services), `health`,
+//! `convert`, `status` (our errors on the wire), [`codec`].
 
+mod call;
 mod check;
 pub mod codec;
 mod convert;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
+pub use call::Watcher;
 pub use check::CheckService;
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};

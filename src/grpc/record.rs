@@ -1,6 +1,7 @@
 //! `RecordService`: what records events.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::call::Notes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::consent::Violation;
@@ -16,6 +18,7 @@ use crate::consent::event::What;
 use crate::consent::id::BusinessId;
 use crate::consent::record::HistoryEntry;
 use crate::gate::Gate;
+use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 
 /// The longest that a recording may take, whatever the caller's deadline.
@@ -33,6 +36,7 @@ pub struct RecordService {
     recorder: Recorder,
     gate: Gate,
     draining: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -40,12 +44,18 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl RecordService {
     /// The service. Its streams end when `draining` is cancelled.
     #[must_use]
-    pub fn new(recorder: Recorder, gate: Gate, draining: CancellationToken) -> Self {
-        Self { recorder, gate, draining }
+    pub fn new(
+        recorder: Recorder,
+        gate: Gate,
+        draining: CancellationToken,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { recorder, gate, draining, metrics }
     }
 
     /// Records, and waits for this process' own table, so that the next check here knows of it.
     async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
+        let _measured = (!submissions.is_empty()).then(|| self.metrics.recording());
         let results = self.recorder.record(submissions).await;
         let last = results.iter().flatten().map(|outcome| outcome.revision).max();
         if let Some(revision) = last {
@@ -57,6 +67,7 @@ impl RecordService {
 
     /// All that is wrong with an event that could be read in part alone.
     fn refusal(&self, mut found: Vec<Violation>, rest: Option<&What>) -> Refusal {
+        self.metrics.recorded("refused");
         found.extend(rest.into_iter().flat_map(|what| self.recorder.violations(what)));
         Refusal::Invalid(found)
     }
@@ -73,6 +84,7 @@ impl RecordService {
     async fn record_chunk(
         &self,
         requests: Vec<pb::RecordEventsRequest>,
+        notes: Option<&Notes>,
     ) -> Vec<pb::RecordEventsResponse> {
         use pb::record_events_response::Result as Pb;
         let mut answers = Vec::with_capacity(requests.len());
@@ -90,11 +102,14 @@ impl RecordService {
                     let refusal = self.refusal(found, rest.as_deref());
                     Some(Pb::Error(status::item_of_refusal(&refusal)))
                 }
-                Err(NotAnEvent::Unsupported(why)) => Some(Pb::Error(pb::ItemError {
-                    code: tonic::Code::Unimplemented as i32,
-                    field: "event.link".to_owned(),
-                    message: why.to_owned(),
-                })),
+                Err(NotAnEvent::Unsupported(why)) => {
+                    self.metrics.recorded("refused");
+                    Some(Pb::Error(pb::ItemError {
+                        code: tonic::Code::Unimplemented as i32,
+                        field: "event.link".to_owned(),
+                        message: why.to_owned(),
+                    }))
+                }
             };
             answers.push(pb::RecordEventsResponse { sequence, result });
         }
@@ -102,7 +117,13 @@ impl RecordService {
             if let Some(answer) = answers.get_mut(place) {
                 answer.result = Some(match result {
                     Ok(outcome) => Pb::Response(convert::outcome(outcome)),
-                    Err(refusal) => Pb::Error(status::item_of_refusal(&refusal)),
+                    Err(refusal) => {
+                        let error = status::item_of_refusal(&refusal);
+                        if let Some(notes) = notes {
+                            notes.item_failed(error.code.into(), &error.message);
+                        }
+                        Pb::Error(error)
+                    }
                 });
             }
         }
@@ -124,7 +145,10 @@ impl pb::record_service_server::RecordService for RecordService {
             Err(NotAnEvent::Invalid { found, rest }) => {
                 return Err(status::of_refusal(&self.refusal(found, rest.as_deref())));
             }
-            Err(NotAnEvent::Unsupported(why)) => return Err(Status::unimplemented(why)),
+            Err(NotAnEvent::Unsupported(why)) => {
+                self.metrics.recorded("refused");
+                return Err(Status::unimplemented(why));
+            }
         };
         let submissions = [submission];
         let Ok(results) = timeout_at(limit, self.record(&submissions)).await else {
@@ -148,10 +172,11 @@ impl pb::record_service_server::RecordService for RecordService {
     ) -> Result<Response<Self::RecordEventsStream>, Status> {
         // What has arrived is recorded together, and before what comes next is read: events of one
         // stream are applied in their order, and a client that does not read is not read from.
+        let notes = request.extensions().get::<Notes>().cloned();
         let chunks = request.into_inner().ready_chunks(MAX_EVENTS);
-        let start = Some((self.clone(), Box::pin(chunks)));
+        let start = Some((self.clone(), Box::pin(chunks), notes));
         let answers = stream::unfold(start, |state| async move {
-            let (service, mut chunks) = state?;
+            let (service, mut chunks, notes) = state?;
             let chunk = tokio::select! {
                 biased;
                 () = service.draining.cancelled() => {
@@ -172,13 +197,13 @@ impl pb::record_service_server::RecordService for RecordService {
                     }
                 }
             }
-            let answered = service.record_chunk(requests).await;
+            let answered = service.record_chunk(requests, notes.as_ref()).await;
             let mut answers: Vec<_> = answered.into_iter().map(Ok).collect();
             let next = if let Some(status) = broken {
                 answers.push(Err(status));
                 None
             } else {
-                Some((service, chunks))
+                Some((service, chunks, notes))
             };
             Some((answers, next))
         });

@@ -18,6 +18,7 @@ use tonic::body::Body;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
+use super::call::{Call, Watcher};
 use super::pb::consent_service_server::ConsentServiceServer;
 use super::pb::record_service_server::RecordServiceServer;
 use super::timeout_of;
@@ -119,6 +120,7 @@ pub struct Routes {
     /// Health and reflection: seldom called, so routed by tonic.
     others: tonic::service::Routes,
     limit: Arc<InFlight>,
+    watcher: Watcher,
 }
 
 /// Counts the calls that are being answered, of all listeners together.
@@ -159,7 +161,16 @@ impl Routes {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .prepare();
-        Ok(Self { check: None, batch: None, record: None, tokens: None, others, limit })
+        let (check, batch, record, tokens) = (None, None, None, None);
+        let watcher = Watcher::new(None);
+        Ok(Self { check, batch, record, tokens, others, limit, watcher })
+    }
+
+    /// Watched by `watcher`, which may trace.
+    #[must_use]
+    pub fn watched_by(mut self, watcher: Watcher) -> Self {
+        self.watcher = watcher;
+        self
     }
 
     /// Checks too.
@@ -188,7 +199,11 @@ impl Routes {
     }
 
     /// Answers a call; `guard` lives as long as its answer is being sent.
-    pub(super) fn call(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
+    pub(super) fn call(
+        &self,
+        mut request: Request<Incoming>,
+        guard: impl Send + 'static,
+    ) -> Answering {
         if request.uri().path().starts_with("/grpc.health.v1.Health/") {
             // A probe must not have a busy process ended for being busy.
             let call = self.others.clone().call(request);
@@ -196,7 +211,9 @@ impl Routes {
         }
         let Some(counted) = Counted::new(&self.limit) else {
             let message = "too many calls at once; do not send, try again shortly";
-            return refuse(&status::busy(message));
+            let status = status::busy(message);
+            self.watcher.turned_away(&request, &status);
+            return refuse(&status);
         };
         let path = request.uri().path();
         let guard = (guard, counted);
@@ -207,14 +224,17 @@ impl Routes {
             let Some(service) = service else {
                 return refuse(&Status::unimplemented("checks are not served on this listener"));
             };
+            let watched = self.watcher.check(&mut request);
             let call = service.clone().call(request);
-            return Box::pin(async move {
+            let answering = Box::pin(async move {
                 let _guard = guard;
                 within(patience, call).await
             });
+            return watch(watched, answering);
         }
         if path.starts_with("/consent.v1.RecordService/") {
-            return self.call_record(request, guard);
+            let watched = self.watcher.begin(&mut request);
+            return watch(watched, self.call_record(request, guard));
         }
         let call = self.others.clone().call(request);
         Box::pin(async move { held(within(patience, call).await, guard) })
@@ -235,6 +255,13 @@ impl Routes {
         let patience = patience(&request);
         let call = service.clone().call(request);
         Box::pin(async move { held(within(patience, call).await, guard) })
+    }
+}
+
+fn watch(call: Option<Call>, answering: Answering) -> Answering {
+    match call {
+        Some(call) => call.watch(answering),
+        None => answering,
     }
 }
 

@@ -283,7 +283,7 @@ async fn metrics_are_prometheus_text_and_name_what_is_measured() {
             let name = sample.split('{').next().unwrap();
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
             assert!(types.contains_key(name) || base.is_some_and(|b| types.contains_key(b)));
-            assert!(name.starts_with("consent_"), "{line}");
+            assert!(name.starts_with("consent_") || name.starts_with("process_"), "{line}");
         }
     }
     let denied = "consent_decisions_total{allowed=\"false\",reason=\"OPTED_OUT_ALL\"}";

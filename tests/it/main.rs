@@ -19,6 +19,8 @@ mod import;
 mod killed;
 mod listeners;
 mod malformed;
+mod metrics;
 mod model;
 mod shutdown;
 mod sidecar;
+mod traces;
