@@ -19,6 +19,7 @@ use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::Retention;
+use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::{EndpointError, TraceSettings};
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
@@ -136,6 +137,10 @@ serve_args! {
     /// How much of the ledger's file to keep in memory [default: 64MiB]
     #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE")]
     ledger_cache: ByteSize,
+    /// For load tests: hold this many pairs that nobody recorded, beside an empty ledger; `bench
+    /// requests` asks about them [default: 0]
+    #[arg(long, env = "CONSENTD_SYNTHETIC", value_name = "N")]
+    synthetic: u64,
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
@@ -199,6 +204,8 @@ pub struct Settings {
     pub ledger: PathBuf,
     /// How much of it to keep in memory, in bytes.
     pub ledger_cache: usize,
+    /// How many pairs to hold that nobody recorded.
+    pub synthetic: u64,
     /// How long the ledger keeps what it need not keep for good.
     pub retention: Retention,
     /// Where to serve gRPC.
@@ -281,6 +288,7 @@ impl ServeArgs {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
             ledger: ledger(self.ledger.as_deref().unwrap_or("file:consentd.redb"))?,
+            synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
             listen,
@@ -341,6 +349,13 @@ fn at_most(
         value if value > most => Err(wrong(setting, format!("must be {most} or less"))),
         value => Ok(value),
     }
+}
+
+fn synthetic(count: u64) -> Result<u64, ConfigError> {
+    if count > MAX_PAIRS {
+        return Err(wrong("--synthetic", format!("must be {MAX_PAIRS} or less")));
+    }
+    Ok(count)
 }
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {

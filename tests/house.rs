@@ -78,7 +78,8 @@ fn modules_import_what_the_map_allows() {
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
         ("ledger", &["consent", "clock"]),
-        ("follower", &["consent", "clock", "metrics", "table", "ledger"]),
+        ("synthetic", &["consent"]),
+        ("follower", &["consent", "clock", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
@@ -86,7 +87,7 @@ fn modules_import_what_the_map_allows() {
             &["consent", "clock", "decision", "gate", "recorder", "ledger", "metrics", "telemetry"],
         ),
         ("admin", &["gate", "metrics"]),
-        ("config", &["consent", "decision", "grpc", "ledger", "telemetry"]),
+        ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

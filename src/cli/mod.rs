@@ -3,12 +3,14 @@
 //! Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
 
 mod ask;
+mod bench;
 mod client;
 mod demo;
 mod explain;
 mod export;
 mod import;
 mod print;
+mod proto;
 mod record;
 mod serve;
 
@@ -59,6 +61,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Write the contract: for clients, and for tools without reflection
+    Proto(proto::ProtoArgs),
+    /// Write what load testers need
+    Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
 }
@@ -77,6 +83,8 @@ pub fn main() -> ExitCode {
         Command::Record(args) => asking(record::record(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::Proto(args) => proto::proto(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Demo(args) => asking(demo::demo(args)),
     };
     match outcome {

@@ -413,7 +413,7 @@ async fn another_ledger_gets_all_rows_though_an_import_was_broken_off() {
     let kept = folder.path().join("events.ndjson.import-progress");
     let tail =
         consentd::consent::record::sha256(&half.as_bytes()[half.len().saturating_sub(65_536)..]);
-    let tail: String = tail.iter().map(|byte| format!("{byte:02x}")).collect();
+    let tail = tail.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let progress = serde_json::json!({
         "ledger": "00000000000000000000000000000000", "revision": 1, "offset": half.len(),
         "line": world.rows.len() / 2 + 1, "tail": tail, "rejects": 0,
