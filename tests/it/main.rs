@@ -24,3 +24,4 @@ mod model;
 mod shutdown;
 mod sidecar;
 mod traces;
+mod world;
