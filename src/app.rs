@@ -171,9 +171,7 @@ impl Sidecar {
             let (gate, metrics) = (self.gate.clone(), Arc::clone(&self.metrics));
             let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
             parts.spawn(async move {
-                if let Err(error) = admin::serve(listener, gate, metrics, begun, over).await {
-                    error!(%error, "the admin listener failed");
-                }
+                admin::serve(listener, gate, metrics, begun, over).await;
                 "the admin listener"
             });
         }

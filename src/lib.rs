@@ -18,7 +18,8 @@
 //! | [`recorder`] | validate, read, apply, append: the only way in |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
-//! | [`admin`] | metrics and probes over HTTP |
+//! | [`admin`] | metrics, probes and a page for people over HTTP |
+//! | [`accept`] | how many connections a listener takes at once |
 //! | [`metrics`] | every instrument |
 //! | [`clock`] | the one place that reads clocks |
 //! | [`config`] | flags, environment and file become validated settings |
@@ -47,6 +48,7 @@
     )
 )]
 
+pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod cli;

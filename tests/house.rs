@@ -80,8 +80,9 @@ fn modules_import_what_the_map_allows() {
         ("follower", &["consent", "clock", "metrics", "table", "ledger"]),
         ("recorder", &["consent", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
-        ("grpc", &["consent", "clock", "decision", "gate", "recorder", "ledger", "metrics"]),
-        ("admin", &["gate", "metrics"]),
+        ("grpc", &["accept", "consent", "clock", "decision", "gate", "recorder", "ledger", "metrics"]),
+        ("accept", &["metrics"]),
+        ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
         ("config", &["consent", "decision", "grpc", "ledger"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {

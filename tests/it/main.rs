@@ -10,6 +10,7 @@
     reason = "tests read clocks and the environment, and are no library"
 )]
 
+mod admin;
 mod basics;
 mod commands;
 mod fuzz;
