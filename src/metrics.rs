@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use prometheus::core::{Collector as _, Metric as _};
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -51,6 +52,23 @@ pub struct TableGauges {
     pub bytes: usize,
     /// How far the ledger's clock is ahead of this machine's, in seconds.
     pub clock_offset: f64,
+}
+
+/// What has been counted and measured since the start, for a person to look at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Decisions, by reason, in the order of [`Reason::ALL`].
+    pub decisions: [(Reason, u64); Reason::ALL.len()],
+    /// How long checks took: upper bounds in seconds, and how many took no longer.
+    pub check_buckets: Vec<(f64, u64)>,
+    /// How many checks were measured.
+    pub checks: u64,
+    /// Events asked to be recorded, by what came of them.
+    pub records: Vec<(String, u64)>,
+    /// Connections and calls turned away, by the limit that they met.
+    pub refused: Vec<(String, u64)>,
+    /// Open gRPC connections.
+    pub connections: u64,
 }
 
 impl Metrics {
@@ -183,6 +201,29 @@ impl Metrics {
         self.refused.with_label_values(&[limit]).inc();
     }
 
+    /// How many decisions were made.
+    pub fn decisions(&self) -> u64 {
+        self.decisions.iter().map(IntCounter::get).sum()
+    }
+
+    /// What has been counted and measured.
+    pub fn figures(&self) -> Figures {
+        let measured = self.check_duration.metric();
+        let measured = measured.get_histogram();
+        let buckets = measured.get_bucket().iter();
+        Figures {
+            decisions: Reason::ALL.map(|reason| {
+                let count = self.decisions.get(reason as usize).map_or(0, IntCounter::get);
+                (reason, count)
+            }),
+            check_buckets: buckets.map(|b| (b.upper_bound(), b.cumulative_count())).collect(),
+            checks: measured.get_sample_count(),
+            records: by_label(&self.records),
+            refused: by_label(&self.refused),
+            connections: u64::try_from(self.connections.get()).unwrap_or(0),
+        }
+    }
+
     /// All instruments in Prometheus' text format.
     ///
     /// # Errors
@@ -200,6 +241,20 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
+}
+
+/// The counts of counters with one label, by its value.
+fn by_label(counters: &IntCounterVec) -> Vec<(String, u64)> {
+    let families = counters.collect();
+    let metrics = families.iter().flat_map(|family| family.get_metric());
+    let count = |metric: &prometheus::proto::Metric| {
+        let label = metric.get_label().first().map_or("", |label| label.value());
+        // Asked by its label once more, for the exact number.
+        (label.to_owned(), counters.with_label_values(&[label]).get())
+    };
+    let mut counts: Vec<_> = metrics.map(count).collect();
+    counts.sort_unstable();
+    counts
 }
 
 fn counters(

@@ -1,10 +1,17 @@
 //! The admin listener: metrics, probes and a page for people, over plain HTTP.
+//!
+//! In reading order: here (connections, metrics, probes), `page` (the page), `rate` (how many
+//! checks a second), `check` (the form, where it is asked for).
 
-use std::sync::Arc;
+mod check;
+mod page;
+mod rate;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -12,12 +19,13 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::accept::{Door, Place};
+use crate::clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 
@@ -33,40 +41,90 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
+/// What the listener shows.
+pub struct Shown {
+    /// Where checks are answered.
+    pub gate: Gate,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// Which ledger it is, without credentials.
+    pub ledger: String,
+    /// Whether the page has a form that answers checks.
+    pub checks: bool,
+}
+
 #[derive(Clone)]
 struct Admin {
     gate: Gate,
     metrics: Arc<Metrics>,
+    ledger: Arc<str>,
+    checks: bool,
     draining: CancellationToken,
+    assets: Arc<page::Assets>,
+    samples: Arc<Mutex<rate::Samples>>,
+    started: Duration,
 }
 
-/// Serves the listener until `over` is cancelled.
+impl Admin {
+    fn sample(&self) {
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.push(clock::boot(), self.metrics.decisions());
+    }
+
+    fn rate(&self) -> rate::Rate {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).rate()
+    }
+}
+
+/// Serves the listener until `over` is cancelled, and says that it drains once `draining` is.
 pub async fn serve(
     listener: TcpListener,
-    gate: Gate,
-    metrics: Arc<Metrics>,
+    shown: Shown,
     draining: CancellationToken,
     over: CancellationToken,
 ) {
+    let Shown { gate, metrics, ledger, checks } = shown;
     let mut door = Door::new(MAX_CONNECTIONS, "admin", Arc::clone(&metrics));
-    let admin = Admin { gate, metrics, draining };
-    let router = Router::new()
-        .route("/metrics", get(exposition))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .with_state(admin);
+    let admin = Admin {
+        gate,
+        metrics,
+        ledger: ledger.into(),
+        checks,
+        draining,
+        assets: Arc::new(page::Assets::new()),
+        samples: Arc::default(),
+        started: clock::boot(),
+    };
+    let router = router(admin.clone());
+    let mut ticks = interval(rate::EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connections = TaskTracker::new();
     loop {
-        let (stream, place) = tokio::select! {
+        tokio::select! {
             biased;
             () = over.cancelled() => break,
-            accepted = door.next(|| listener.accept()) => (accepted.0.0, accepted.1),
-        };
-        connections.spawn(serve_connection(stream, router.clone(), over.clone(), place));
+            _ = ticks.tick() => admin.sample(),
+            ((stream, _), place) = door.next(|| listener.accept()) => {
+                let (router, over) = (router.clone(), over.clone());
+                connections.spawn(serve_connection(stream, router, over, place));
+            }
+        }
     }
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+fn router(admin: Admin) -> Router {
+    let mut router = Router::new()
+        .route("/", get(front))
+        .route("/metrics", get(exposition))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready));
+    if admin.checks {
+        router = router.route("/check", get(check::form).post(check::ask));
+    }
+    router.layer(DefaultBodyLimit::max(check::MAX_BYTES)).with_state(admin)
 }
 
 async fn serve_connection(
@@ -96,6 +154,11 @@ async fn serve_connection(
     if let Err(error) = served {
         debug!(%error, "an admin connection ended");
     }
+}
+
+async fn front(State(admin): State<Admin>) -> Response {
+    let check = admin.checks.then(check::Check::default);
+    page::answer(&admin, StatusCode::OK, true, check)
 }
 
 async fn exposition(State(admin): State<Admin>) -> Response {

@@ -58,6 +58,7 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("listen = \"none\"", ["--listen", "--unix"]),
         ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
         ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
+        ("admin = \"none\"\nadmin-checks = true", ["--admin-checks", "--admin a loopback"]),
         ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
         (
             "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\

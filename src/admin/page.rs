@@ -1,0 +1,444 @@
+//! The page for people: what the sidecar is doing, in one self-contained file.
+//!
+//! All figures are in what is served, so that it can be read without JavaScript; its script only
+//! fetches the page again and puts in what has changed.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use askama::Template;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytesize::ByteSize;
+use sha2::{Digest as _, Sha256};
+
+use super::Admin;
+use super::check::{Check, Said};
+use super::rate;
+use crate::clock;
+use crate::consent::time::Timestamp;
+use crate::gate::Phase;
+use crate::metrics::Figures;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// What is the same in every page.
+pub(super) struct Assets {
+    style: &'static str,
+    script: &'static str,
+    /// Tells pages of different versions apart.
+    build: String,
+    /// What a browser may do with the page: nothing but run its own script, on its own origin.
+    policy: HeaderValue,
+}
+
+impl Assets {
+    /// Computes what can be computed once.
+    pub(super) fn new() -> Self {
+        let hash = |text: &str| format!("sha256-{}", STANDARD.encode(Sha256::digest(text)));
+        let policy = format!(
+            "default-src 'none'; style-src '{}'; script-src '{}'; img-src data:; \
+             connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            hash(STYLE),
+            hash(SCRIPT),
+        );
+        let build = Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize();
+        Self {
+            style: STYLE,
+            script: SCRIPT,
+            build: STANDARD.encode(build),
+            policy: HeaderValue::try_from(policy)
+                .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'")),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "page.html")]
+struct Page<'a> {
+    assets: &'a Assets,
+    /// Whether it reloads itself where there is no JavaScript; not where something is typed.
+    reloads: bool,
+    version: &'static str,
+    time: String,
+    clock: String,
+    phase: &'static Look,
+    draining: bool,
+    cause: String,
+    staleness: String,
+    staleness_share: f64,
+    bound: String,
+    rate: String,
+    rate_most: String,
+    line: String,
+    line_width: usize,
+    line_height: usize,
+    pairs: String,
+    bytes: String,
+    revision: String,
+    uptime: String,
+    decisions: [Group; 2],
+    quantiles: String,
+    latency: Vec<Row>,
+    records: Vec<(String, String)>,
+    ledger: &'a str,
+    connections: String,
+    refused: String,
+    clock_offset: String,
+    check: Option<Check>,
+}
+
+/// How a phase is told.
+struct Look {
+    word: &'static str,
+    class: &'static str,
+    symbol: &'static str,
+    /// A path in a square of 24, so that the phases differ by shape as well as by colour.
+    drawing: &'static str,
+    /// Of the drawing in a browser's tab, encoded for a URL.
+    colour: &'static str,
+    says: &'static str,
+}
+
+/// A tick in a circle.
+pub(super) const YES: &str = "M12 2a10 10 0 1 0 0 20a10 10 0 1 0 0-20z\
+                              M10.6 16.6l-4.2-4.2l1.6-1.6l2.6 2.6l5.6-5.6l1.6 1.6z";
+/// A cross in an octagon.
+pub(super) const NO: &str = "M7.9 2h8.2l5.9 5.9v8.2l-5.9 5.9h-8.2l-5.9-5.9v-8.2z\
+                             M8.7 7.1l-1.6 1.6l3.3 3.3l-3.3 3.3l1.6 1.6l3.3-3.3l3.3 3.3l1.6-1.6\
+                             l-3.3-3.3l3.3-3.3l-1.6-1.6l-3.3 3.3z";
+
+const LOADING: Look = Look {
+    word: "LOADING",
+    class: "loading",
+    symbol: "◌",
+    drawing: "M12 2a10 10 0 1 0 0 20a10 10 0 1 0 0-20z\
+              M5.5 10.5h3v3h-3zM10.5 10.5h3v3h-3zM15.5 10.5h3v3h-3z",
+    colour: "%232c78c4",
+    says: "The ledger is being read for the first time. Until then every check is answered with \
+           an error, which means: do not send.",
+};
+const LIVE: Look = Look {
+    word: "LIVE",
+    class: "live",
+    symbol: "●",
+    drawing: YES,
+    colour: "%231f9d5c",
+    says: "Checks are answered from a table that is proven to be current.",
+};
+const STALE: Look = Look {
+    word: "STALE",
+    class: "stale",
+    symbol: "▲",
+    drawing: "M12 2l11 20h-22zM10.9 9h2.2v6.5h-2.2zM10.9 17h2.2v2.2h-2.2z",
+    colour: "%23d18b00",
+    says: "The table’s last proof is too old. Checks are denied as STALE, but for the classes \
+           that --stale-allow names.",
+};
+const INVALID: Look = Look {
+    word: "INVALID",
+    class: "invalid",
+    symbol: "✕",
+    drawing: NO,
+    colour: "%23cf2f45",
+    says: "The table is known to be wrong. Every check is denied as STALE until it was read anew.",
+};
+
+struct Group {
+    word: &'static str,
+    class: &'static str,
+    count: String,
+    percent: String,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    none: bool,
+    count: String,
+    percent: String,
+    /// The length of its bar, in percent.
+    width: f64,
+}
+
+/// The page as an answer, with what a browser must know of it.
+pub(super) fn answer(
+    admin: &Admin,
+    status: StatusCode,
+    reloads: bool,
+    check: Option<Check>,
+) -> Response {
+    match page(admin, reloads, check).render() {
+        Ok(page) => {
+            let headers = [
+                (header::CONTENT_SECURITY_POLICY, admin.assets.policy.clone()),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+                (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+                (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+                // With less a browser would not say that a form's post comes from here.
+                (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+                (
+                    HeaderName::from_static("cross-origin-resource-policy"),
+                    HeaderValue::from_static("same-origin"),
+                ),
+            ];
+            (status, headers, Html(page)).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
+    let (status, gauges) = (admin.gate.status(), admin.gate.gauges());
+    let (figures, rate) = (admin.metrics.figures(), admin.rate());
+    let bound = admin.gate.bound();
+    let now = moment(clock::wall());
+    Page {
+        assets: &admin.assets,
+        reloads,
+        version: env!("CARGO_PKG_VERSION"),
+        clock: now.get(11..19).unwrap_or_default().to_owned(),
+        time: now,
+        phase: match status.phase {
+            Phase::Loading => &LOADING,
+            Phase::Live => &LIVE,
+            Phase::Stale => &STALE,
+            Phase::Invalid => &INVALID,
+        },
+        draining: admin.draining.is_cancelled(),
+        cause: status.cause,
+        staleness: match status.phase {
+            Phase::Loading => "–".to_owned(),
+            _ => short(status.staleness.as_secs_f64()),
+        },
+        staleness_share: percent(status.staleness.as_secs_f64(), bound.as_secs_f64()).min(100.0),
+        bound: humantime::format_duration(bound).to_string(),
+        rate: rate.now.map_or_else(|| "–".to_owned(), per_second),
+        rate_most: per_second(rate.most),
+        line: rate.line,
+        line_width: rate::WIDTH,
+        line_height: rate::HEIGHT,
+        pairs: grouped(whole(status.pairs)),
+        bytes: ByteSize::b(whole(gauges.bytes)).display().iec().to_string(),
+        revision: grouped(status.revision),
+        uptime: long(clock::boot().saturating_sub(admin.started)),
+        decisions: decisions(&figures),
+        quantiles: quantiles(&figures),
+        latency: latency(&figures),
+        records: records(&figures),
+        ledger: &admin.ledger,
+        connections: grouped(figures.connections),
+        refused: refused(&figures),
+        clock_offset: offset(gauges.clock_offset),
+        check,
+    }
+}
+
+/// Decisions by reason: those that allow, and those that deny.
+fn decisions(figures: &Figures) -> [Group; 2] {
+    let all: u64 = figures.decisions.iter().map(|(_, count)| count).sum();
+    let share = |count: u64| percent(float(count), float(all));
+    [(true, "Allowed", "allowed"), (false, "Denied", "denied")].map(|(allows, word, class)| {
+        let of_this = figures.decisions.iter().filter(|(reason, _)| reason.allows() == allows);
+        let count = of_this.clone().map(|(_, count)| count).sum();
+        let rows = of_this.map(|(reason, count)| Row {
+            name: reason.name().to_owned(),
+            none: *count == 0,
+            count: grouped(*count),
+            percent: in_percent(share(*count)),
+            width: share(*count),
+        });
+        let rows = rows.collect();
+        Group { word, class, count: grouped(count), percent: in_percent(share(count)), rows }
+    })
+}
+
+/// How many checks took how long, by bucket, the last of which has no bound.
+fn latency(figures: &Figures) -> Vec<Row> {
+    let mut before = 0;
+    let mut counts = Vec::new();
+    for (bound, up_to) in &figures.check_buckets {
+        counts.push((short(*bound), up_to.saturating_sub(before)));
+        before = *up_to;
+    }
+    counts.push(("longer".to_owned(), figures.checks.saturating_sub(before)));
+    let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    let row = |(name, count)| Row {
+        name,
+        none: count == 0,
+        count: grouped(count),
+        percent: String::new(),
+        width: percent(float(count), float(most)),
+    };
+    counts.into_iter().map(row).collect()
+}
+
+fn quantiles(figures: &Figures) -> String {
+    let told = |q| match quantile(q, &figures.check_buckets, figures.checks) {
+        None => "–".to_owned(),
+        Some(Quantile::About(seconds)) => format!("about {}", short(seconds)),
+        Some(Quantile::Above(seconds)) => format!("above {}", short(seconds)),
+    };
+    format!("Half took {} or less (p50), 99 % {} or less (p99); estimated from the buckets.", told(0.5), told(0.99))
+}
+
+#[derive(Debug, PartialEq)]
+enum Quantile {
+    About(f64),
+    Above(f64),
+}
+
+/// Estimates a quantile as Prometheus does: as though durations were spread evenly over their
+/// bucket.
+fn quantile(q: f64, buckets: &[(f64, u64)], count: u64) -> Option<Quantile> {
+    if count == 0 {
+        return None;
+    }
+    let rank = q * float(count);
+    let mut lower = (0.0, 0);
+    for (bound, up_to) in buckets {
+        if float(*up_to) >= rank {
+            let inside = (rank - float(lower.1)) / float(up_to.saturating_sub(lower.1)).max(1.0);
+            return Some(Quantile::About(lower.0 + (bound - lower.0) * inside));
+        }
+        lower = (*bound, *up_to);
+    }
+    Some(Quantile::Above(lower.0))
+}
+
+fn records(figures: &Figures) -> Vec<(String, String)> {
+    const USUAL: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
+    let unusual = figures.records.iter().map(|(outcome, _)| outcome.as_str());
+    let unusual = unusual.filter(|outcome| !USUAL.contains(outcome));
+    let count = |outcome: &str| {
+        figures.records.iter().find(|(name, _)| name == outcome).map_or(0, |(_, count)| *count)
+    };
+    let told = |outcome: &str| (outcome.to_owned(), grouped(count(outcome)));
+    USUAL.into_iter().chain(unusual).map(told).collect()
+}
+
+fn refused(figures: &Figures) -> String {
+    if figures.refused.is_empty() {
+        return "none".to_owned();
+    }
+    let told = |(limit, count): &(String, u64)| format!("{} by {limit}", grouped(*count));
+    figures.refused.iter().map(told).collect::<Vec<_>>().join(", ")
+}
+
+fn offset(seconds: f64) -> String {
+    match seconds {
+        none if none.abs() < 0.001 => "agrees with this machine’s".to_owned(),
+        ahead if ahead > 0.0 => format!("{} ahead of this machine’s", short(ahead)),
+        behind => format!("{} behind this machine’s", short(-behind)),
+    }
+}
+
+/// A number with separators.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A duration in the unit that suits it, to about three digits.
+pub(super) fn short(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        s if s < 1e-3 => (s * 1e6, "µs"),
+        s if s < 1.0 => (s * 1e3, "ms"),
+        s if s < 600.0 => (s, "s"),
+        s => return long(Duration::from_secs_f64(s.min(1e15))),
+    };
+    let digits = if value >= 99.95 { 0 } else { usize::from(value < 9.995) + 1 };
+    let mut text = format!("{value:.digits$}");
+    if text.contains('.') {
+        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
+    }
+    let _ = write!(text, " {unit}");
+    text
+}
+
+/// A long duration, to its two largest units.
+fn long(span: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A moment, to the second.
+pub(super) fn moment(time: Timestamp) -> String {
+    let since = time.since(Timestamp::MIN);
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+fn per_second(rate: f64) -> String {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is never negative, and is rounded"
+    )]
+    if rate < 9.95 { format!("{rate:.1}") } else { grouped(rate.round() as u64) }
+}
+
+/// Rounded to what a bar can show.
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { (part / whole * 10_000.0).round() / 100.0 } else { 0.0 }
+}
+
+fn in_percent(percent: f64) -> String {
+    format!("{percent:.1}")
+}
+
+fn whole(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "only to be drawn")]
+pub(super) fn float(number: u64) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+        for (seconds, text) in [
+            (0.0, "0 µs"),
+            (1e-6, "1 µs"),
+            (1.234e-6, "1.23 µs"),
+            (12.34e-6, "12.3 µs"),
+            (5e-4, "500 µs"),
+            (0.0123, "12.3 ms"),
+            (1.0, "1 s"),
+            (59.96, "60 s"),
+            (150.0, "150 s"),
+            (7_384.0, "2h 3m"),
+        ] {
+            assert_eq!(short(seconds), text);
+        }
+        assert_eq!(per_second(0.25), "0.2");
+        assert_eq!(per_second(12_345.6), "12,346");
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_buckets() {
+        let buckets = [(1.0, 10), (2.0, 30), (4.0, 40)];
+        assert_eq!(quantile(0.5, &buckets, 40), Some(Quantile::About(1.5)));
+        assert_eq!(quantile(1.0, &buckets, 40), Some(Quantile::About(4.0)));
+        assert_eq!(quantile(0.99, &buckets, 50), Some(Quantile::Above(4.0)));
+        assert_eq!(quantile(0.5, &buckets, 0), None);
+        assert_eq!(quantile(0.1, &[(1.0, 0), (2.0, 10)], 10), Some(Quantile::About(1.1)));
+    }
+}
