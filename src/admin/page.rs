@@ -81,7 +81,8 @@ struct Page<'a> {
     revision: String,
     uptime: String,
     decisions: [Group; 2],
-    quantiles: String,
+    p50: String,
+    p99: String,
     latency: Vec<Row>,
     records: Vec<(String, String)>,
     ledger: &'a str,
@@ -226,7 +227,8 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
         revision: grouped(status.revision),
         uptime: long(clock::boot().saturating_sub(admin.started)),
         decisions: decisions(&figures),
-        quantiles: quantiles(&figures),
+        p50: told_quantile(0.5, &figures),
+        p99: told_quantile(0.99, &figures),
         latency: latency(&figures),
         records: records(&figures),
         ledger: &admin.ledger,
@@ -276,13 +278,12 @@ fn latency(figures: &Figures) -> Vec<Row> {
     counts.into_iter().map(row).collect()
 }
 
-fn quantiles(figures: &Figures) -> String {
-    let told = |q| match quantile(q, &figures.check_buckets, figures.checks) {
+fn told_quantile(q: f64, figures: &Figures) -> String {
+    match quantile(q, &figures.check_buckets, figures.checks) {
         None => "–".to_owned(),
-        Some(Quantile::About(seconds)) => format!("about {}", short(seconds)),
-        Some(Quantile::Above(seconds)) => format!("above {}", short(seconds)),
-    };
-    format!("Half took {} or less (p50), 99 % {} or less (p99); estimated from the buckets.", told(0.5), told(0.99))
+        Some(Quantile::About(seconds)) => format!("≈ {}", short(seconds)),
+        Some(Quantile::Above(seconds)) => format!("> {}", short(seconds)),
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -330,7 +331,7 @@ fn refused(figures: &Figures) -> String {
 
 fn offset(seconds: f64) -> String {
     match seconds {
-        none if none.abs() < 0.001 => "agrees with this machine’s".to_owned(),
+        near if near.abs() < 0.1 => "within 0.1 s of this machine’s".to_owned(),
         ahead if ahead > 0.0 => format!("{} ahead of this machine’s", short(ahead)),
         behind => format!("{} behind this machine’s", short(-behind)),
     }

@@ -12,6 +12,7 @@
 
 mod admin;
 mod basics;
+mod browser;
 mod commands;
 mod fuzz;
 mod histories;
@@ -19,5 +20,6 @@ mod killed;
 mod listeners;
 mod malformed;
 mod model;
+mod page;
 mod shutdown;
 mod sidecar;
