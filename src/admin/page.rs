@@ -216,7 +216,7 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
             _ => short(status.staleness.as_secs_f64()),
         },
         staleness_share: percent(status.staleness.as_secs_f64(), bound.as_secs_f64()).min(100.0),
-        bound: humantime::format_duration(bound).to_string(),
+        bound: short(bound.as_secs_f64()),
         rate: rate.now.map_or_else(|| "–".to_owned(), per_second),
         rate_most: per_second(rate.most),
         line: rate.line,
@@ -369,8 +369,14 @@ pub(super) fn short(seconds: f64) -> String {
 
 /// A long duration, to its two largest units.
 fn long(span: Duration) -> String {
-    let text = humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    let seconds = span.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{minutes} min {} s", seconds % 60),
+        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{} d {} h", grouped(days), hours % 24),
+    }
 }
 
 /// A moment, to the second.
@@ -425,7 +431,8 @@ mod tests {
             (1.0, "1 s"),
             (59.96, "60 s"),
             (150.0, "150 s"),
-            (7_384.0, "2h 3m"),
+            (7_384.0, "2 h 3 min"),
+            (1e9, "11,574 d 1 h"),
         ] {
             assert_eq!(short(seconds), text);
         }
