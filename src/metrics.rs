@@ -202,11 +202,13 @@ impl Metrics {
     }
 
     /// How many decisions were made.
+    #[must_use]
     pub fn decisions(&self) -> u64 {
         self.decisions.iter().map(IntCounter::get).sum()
     }
 
     /// What has been counted and measured.
+    #[must_use]
     pub fn figures(&self) -> Figures {
         let measured = self.check_duration.metric();
         let measured = measured.get_histogram();
@@ -246,7 +248,7 @@ impl Metrics {
 /// The counts of counters with one label, by its value.
 fn by_label(counters: &IntCounterVec) -> Vec<(String, u64)> {
     let families = counters.collect();
-    let metrics = families.iter().flat_map(|family| family.get_metric());
+    let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
     let count = |metric: &prometheus::proto::Metric| {
         let label = metric.get_label().first().map_or("", |label| label.value());
         // Asked by its label once more, for the exact number.

@@ -228,7 +228,9 @@ pub(super) async fn ask(
 fn named_by_host(headers: &HeaderMap) -> Result<&str, &'static str> {
     const WHY: &str = "checks are answered where the address is localhost or a loopback \
                        address alone: open the page under http://localhost\n";
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).ok_or(WHY)?;
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    // A host has no user before it, whom an authority may have.
+    let host = host.filter(|host| !host.contains('@')).ok_or(WHY)?;
     let authority: Authority = host.parse().map_err(|_| WHY)?;
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     let is_loopback = name.parse().is_ok_and(|address: IpAddr| address.is_loopback());

@@ -19,7 +19,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -35,7 +35,7 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may take to say what it wants, the first time and after each answer.
 const HEADERS: Duration = Duration::from_secs(5);
 /// After so long a connection is told to end: nobody keeps a place by not reading an answer.
-const CONNECTION_AGE: Duration = Duration::from_secs(60);
+const CONNECTION_AGE: Duration = Duration::from_mins(1);
 /// How long an answer that was begun may take once its connection was told to end.
 const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of a request's head.
@@ -140,13 +140,8 @@ async fn serve_connection(
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let served = tokio::select! {
-        served = connection.as_mut() => Some(served),
-        () = over.cancelled() => None,
-        () = sleep(CONNECTION_AGE) => None,
-    };
-    let served = match served {
-        Some(served) => served,
-        None => {
+        served = connection.as_mut() => served,
+        _ = timeout(CONNECTION_AGE, over.cancelled()) => {
             connection.as_mut().graceful_shutdown();
             timeout(GRACE, connection).await.unwrap_or(Ok(()))
         }

@@ -196,7 +196,7 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
     let (status, gauges) = (admin.gate.status(), admin.gate.gauges());
     let (figures, rate) = (admin.metrics.figures(), admin.rate());
     let bound = admin.gate.bound();
-    let now = moment(clock::wall());
+    let now = rfc3339(clock::wall());
     Page {
         assets: &admin.assets,
         reloads,
@@ -379,10 +379,15 @@ fn long(span: Duration) -> String {
     }
 }
 
-/// A moment, to the second.
-pub(super) fn moment(time: Timestamp) -> String {
+/// A moment, to the second, as RFC 3339.
+fn rfc3339(time: Timestamp) -> String {
     let since = time.since(Timestamp::MIN);
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+/// The same for people.
+pub(super) fn moment(time: Timestamp) -> String {
+    rfc3339(time).replace('T', " ").replace('Z', " UTC")
 }
 
 fn per_second(rate: f64) -> String {
@@ -391,7 +396,8 @@ fn per_second(rate: f64) -> String {
         clippy::cast_sign_loss,
         reason = "a rate is never negative, and is rounded"
     )]
-    if rate < 9.95 { format!("{rate:.1}") } else { grouped(rate.round() as u64) }
+    let whole = rate.round() as u64;
+    if rate > 0.0 && rate < 9.95 { format!("{rate:.1}") } else { grouped(whole) }
 }
 
 /// Rounded to what a bar can show.
@@ -436,6 +442,7 @@ mod tests {
         ] {
             assert_eq!(short(seconds), text);
         }
+        assert_eq!(per_second(0.0), "0");
         assert_eq!(per_second(0.25), "0.2");
         assert_eq!(per_second(12_345.6), "12,346");
     }

@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn the_rate_is_of_the_last_ten_seconds() {
         // A busy start, then 5 a second.
-        let counts = (0..30).map(|second| if second < 15 { second * 100 } else { 1_500 + 5 * second });
+        let counts =
+            (0..30).map(|second| if second < 15 { second * 100 } else { 1_500 + 5 * second });
         assert_eq!(samples(counts).rate().now, Some(5.0));
     }
 

@@ -49,7 +49,11 @@ pub struct Browser {
 struct Special(&'static str, Value);
 
 impl WebDriverCompatibleCommand for Special {
-    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+    fn endpoint(
+        &self,
+        base: &url::Url,
+        session: Option<&str>,
+    ) -> Result<url::Url, url::ParseError> {
         base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.0))
     }
 
@@ -117,10 +121,9 @@ impl Browser {
     /// The text of the first element that is selected, as it is seen.
     pub async fn text(&self, css: &str) -> String {
         // In one go: the page may be replaced at any time.
-        let text = self.client.execute(
-            "return document.querySelector(arguments[0]).innerText",
-            vec![css.into()],
-        );
+        let text = self
+            .client
+            .execute("return document.querySelector(arguments[0]).innerText", vec![css.into()]);
         let text = text.await.unwrap_or_else(|error| panic!("{css}: {error}"));
         text.as_str().expect("a text").trim().to_owned()
     }

@@ -19,9 +19,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use crate::browser::Browser;
-use crate::sidecar::{
-    Sidecar, event, eventually, inbound, ledger_in, opt_in, opt_out, question,
-};
+use crate::sidecar::{Sidecar, event, eventually, inbound, ledger_in, opt_in, opt_out, question};
 
 /// People whose answers differ, and how often each is asked for.
 const PEOPLE: [(&str, &str, usize); 10] = [
@@ -61,7 +59,10 @@ async fn meet_people(sidecar: &Sidecar) {
         ("15550000008", barred),
         ("15550000010", opt_in("marketing")),
         ("15550000010", stopped),
-    ].into_iter().enumerate() {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         // An opt-in without a time needs the name of its request.
         let request = event(user, "acme", what);
         let request_id = format!("event {nth}");
@@ -117,7 +118,9 @@ async fn differences(browser: &Browser, sidecar: &Sidecar) -> Vec<String> {
     let (mut allowed, mut denied) = (0.0, 0.0);
     let mut expected = BTreeMap::new();
     for (name, value) in &metrics {
-        let Some(labels) = name.strip_prefix("consent_decisions_total{allowed=\"") else { continue };
+        let Some(labels) = name.strip_prefix("consent_decisions_total{allowed=\"") else {
+            continue;
+        };
         let (yes, reason) = labels.split_once("\",reason=\"").unwrap();
         *if yes == "true" { &mut allowed } else { &mut denied } += value;
         expected.insert(reason.trim_end_matches("\"}").to_owned(), *value);
@@ -128,9 +131,12 @@ async fn differences(browser: &Browser, sidecar: &Sidecar) -> Vec<String> {
     told.insert("checks".into(), latency.values().map(|cells| number(&cells[1])).sum());
     expected.insert("checks".into(), metrics["consent_check_duration_seconds_count"]);
     told.insert("20 µs".into(), number(&latency["20 µs"][1]));
-    let bucket = |bound| metrics[&format!("consent_check_duration_seconds_bucket{{le=\"{bound}\"}}")];
+    let bucket =
+        |bound| metrics[&format!("consent_check_duration_seconds_bucket{{le=\"{bound}\"}}")];
     expected.insert("20 µs".into(), bucket("0.00002") - bucket("0.00001"));
-    for (id, name) in [("pairs", "consent_pairs"), ("revision", "consent_applied_revision{partition=\"0\"}")] {
+    for (id, name) in
+        [("pairs", "consent_pairs"), ("revision", "consent_applied_revision{partition=\"0\"}")]
+    {
         let text = browser.text(&format!("#{id}")).await;
         told.insert(id.into(), number(text.lines().next().unwrap()));
         expected.insert(id.into(), metrics[name]);
@@ -142,10 +148,15 @@ async fn differences(browser: &Browser, sidecar: &Sidecar) -> Vec<String> {
         told.insert(pair[0].to_owned(), number(pair[1]));
         expected.insert(pair[0].to_owned(), metrics.get(&name).copied().unwrap_or(0.0));
     }
-    expected.into_iter().map(|(name, value)| {
-        let told = told.get(&name).copied().unwrap_or(f64::NAN);
-        ((told - value).abs() < 0.5, format!("{name}: {told} on the page, {value} measured"))
-    }).filter(|(same, _)| !same).map(|(_, text)| text).collect()
+    expected
+        .into_iter()
+        .map(|(name, value)| {
+            let told = told.get(&name).copied().unwrap_or(f64::NAN);
+            ((told - value).abs() < 0.5, format!("{name}: {told} on the page, {value} measured"))
+        })
+        .filter(|(same, _)| !same)
+        .map(|(_, text)| text)
+        .collect()
 }
 
 /// The address of a sidecar's page.
@@ -170,10 +181,12 @@ async fn its_figures_are_the_metrics_and_stay_so_by_themselves() {
 
     // Somebody reads further down, has something selected, and types.
     browser.fill("#user_id", "+1 555").await;
-    browser.run(
-        "window.mark = 1; window.scrollTo(0, 300); \
-         getSelection().selectAllChildren(document.querySelector('#decisions code'))"
-    ).await;
+    browser
+        .run(
+            "window.mark = 1; window.scrollTo(0, 300); \
+         getSelection().selectAllChildren(document.querySelector('#decisions code'))",
+        )
+        .await;
     browser.run("document.querySelector('#user_id').focus({ preventScroll: true })").await;
     let before = browser.run("return scrollY").await;
     for _ in 0..7 {
@@ -183,7 +196,8 @@ async fn its_figures_are_the_metrics_and_stay_so_by_themselves() {
     records.record_event(event("15550000011", "acme", inbound("hello"))).await.unwrap();
     eventually("the page has the new figures", || async {
         differences(&browser, &sidecar).await.is_empty()
-    }).await;
+    })
+    .await;
     let rate = browser.text("#rate").await;
     assert!(number(rate.lines().next().unwrap()) > 1.0, "{rate}");
     let state = browser.run(
@@ -211,9 +225,8 @@ async fn without_javascript_it_shows_the_same() {
     browser.open(&page_of(&sidecar)).await;
     assert_eq!(differences(&browser, &sidecar).await, Vec::<String>::new());
     ask_for_people(&mut checks).await;
-    eventually("it reloads itself", || async {
-        differences(&browser, &sidecar).await.is_empty()
-    }).await;
+    eventually("it reloads itself", || async { differences(&browser, &sidecar).await.is_empty() })
+        .await;
 
     // The form has a page of its own, which does not reload under somebody who types.
     assert_eq!(browser.run("return document.getElementById('check').hidden").await, true);
@@ -240,23 +253,30 @@ async fn it_says_when_nobody_answers_any_more_and_rests_when_it_is_not_seen() {
     sidecar.kill();
     eventually("it says so", || async {
         browser.run("return document.title").await == "✕ not answering – consentd"
-    }).await;
+    })
+    .await;
     let told = browser.text("#gone").await;
     assert!(told.starts_with("Not answering since ") && told.contains("what it said at"), "{told}");
     let complaints = browser.complaints().await;
-    assert!(complaints.iter().all(|said| said.contains("ERR_CONNECTION_REFUSED")), "{complaints:?}");
+    assert!(
+        complaints.iter().all(|said| said.contains("ERR_CONNECTION_REFUSED")),
+        "{complaints:?}"
+    );
 
     let sidecar = Sidecar::start(&ledger_in(folder.path()), &["--admin", &sidecar.admin]);
     eventually("it is back", || async {
         browser.run("return document.getElementById('gone').hidden").await == true
-    }).await;
+    })
+    .await;
     assert_eq!(browser.text("h1").await, format!("consentd {}", env!("CARGO_PKG_VERSION")));
 
     // Not seen, it asks for nothing; seen again, it asks at once.
-    let hide = |hidden: bool| format!(
-        "Object.defineProperty(document, 'hidden', {{ configurable: true, get: () => {hidden} }}); \
+    let hide = |hidden: bool| {
+        format!(
+            "Object.defineProperty(document, 'hidden', {{ configurable: true, get: () => {hidden} }}); \
          document.dispatchEvent(new Event('visibilitychange'))"
-    );
+        )
+    };
     browser.run(&hide(true)).await;
     let asked = "return performance.getEntriesByType('resource').length";
     let before = browser.run(asked).await;

@@ -31,16 +31,19 @@ fn folder() -> (PathBuf, Duration) {
 
 /// Looks at the page in every look, keeps a picture of each, and says what is wrong with them.
 async fn look(browser: &Browser, url: &str, state: &str, wait: &str) {
-    let (folder, _) = folder();
-    std::fs::create_dir_all(&folder).unwrap();
     for (look, width, height, scheme) in LOOKS {
         browser.look_like(width, height, scheme).await;
         browser.open(url).await;
         eventually(state, || async { browser.run(wait).await == true }).await;
         assert_reads_well(browser, &format!("{state}, {look}")).await;
-        let picture = browser.picture().await;
-        std::fs::write(folder.join(format!("{state}-{look}.png")), picture).unwrap();
+        keep(browser, &format!("{state}-{look}")).await;
     }
+}
+
+async fn keep(browser: &Browser, name: &str) {
+    let (folder, _) = folder();
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("{name}.png")), browser.picture().await).unwrap();
 }
 
 /// Nothing sticks out at the side, and no text is fainter than WCAG's level AA allows.
@@ -48,7 +51,7 @@ async fn assert_reads_well(browser: &Browser, which: &str) {
     let wide = browser.run(
         "return [...document.querySelectorAll('body *')]\
          .filter((e) => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)\
-         .map((e) => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.id}`)"
+         .map((e) => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.id} ${e.getBoundingClientRect().right}`)"
     );
     assert_eq!(wide.await, json!([]), "{which}: wider than the window");
     let scrolls = "return document.scrollingElement.scrollWidth > innerWidth";
@@ -56,6 +59,23 @@ async fn assert_reads_well(browser: &Browser, which: &str) {
     let faint = browser.run(include_str!("contrast.js")).await;
     assert_eq!(faint["faint"], json!([]), "{which}: too little contrast");
     assert!(faint["looked_at"].as_u64() > Some(40), "{which}: {faint}");
+}
+
+/// The same after years of work, on a phone.
+async fn assert_large_numbers_fit(browser: &Browser) {
+    browser
+        .run(
+            "document.querySelectorAll('td:not(.chart)').forEach((cell) => {\
+               if (cell.textContent.includes('.')) cell.textContent = '100.0';\
+               else if (cell.textContent) cell.textContent = '12,345,678,901';\
+             });\
+             document.querySelectorAll('dd').forEach((dd) => {\
+               if (dd.firstChild.nodeType === Node.TEXT_NODE)\
+                 dd.firstChild.data = '12,345,678,901';\
+             })",
+        )
+        .await;
+    assert_reads_well(browser, "large numbers").await;
 }
 
 /// Waits until the page says a phase; the phase in a tab is the same.
@@ -85,6 +105,34 @@ async fn live() {
     }
     let browser = Browser::start().await;
     look(&browser, &page_of(&sidecar), "live", &phase("LIVE")).await;
+    assert_large_numbers_fit(&browser).await;
+    browser.end().await;
+}
+
+/// The form, with an answer and with what is wrong with what was typed.
+#[tokio::test]
+async fn form() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--admin-checks"]).await;
+    meet_people(&sidecar).await;
+    let browser = Browser::start().await;
+    let page = page_of(&sidecar);
+    for (state, user, category, wait) in [
+        ("form-denied", "+1 555 000 0002", "marketing", ".verdict.no"),
+        ("form-allowed", "+1 555 000 0003", "utility.order_updates", ".verdict.yes"),
+        ("form-wrong", "1555000000300000", "news", ".wrong"),
+    ] {
+        for (look, width, height, scheme) in LOOKS {
+            browser.look_like(width, height, scheme).await;
+            browser.open(&page).await;
+            form::ask(&browser, user, "acme", category).await;
+            eventually(state, || async { browser.count(wait).await > 0 }).await;
+            assert_reads_well(&browser, &format!("{state}, {look}")).await;
+            keep(&browser, &format!("{state}-{look}")).await;
+        }
+    }
+    let complaints = browser.complaints().await;
+    assert!(complaints.iter().all(|said| said.contains("400 (Bad Request)")), "{complaints:?}");
     browser.end().await;
 }
 
@@ -116,9 +164,8 @@ async fn stale() {
     assert!(browser.text(".cause").await.starts_with("Cause: no proof from the ledger for "));
     load.abort_all();
     while load.join_next().await.is_some() {}
-    eventually("it is current again", || async {
-        browser.text("#phase strong").await == "LIVE"
-    }).await;
+    eventually("it is current again", || async { browser.text("#phase strong").await == "LIVE" })
+        .await;
     browser.end().await;
 }
 
