@@ -7,6 +7,7 @@ mod check;
 mod page;
 mod rate;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +34,9 @@ use crate::metrics::Metrics;
 /// Connections at once: a few scrapers, probes and people. They must never cost the process the
 /// file descriptors that senders need.
 const MAX_CONNECTIONS: usize = 64;
+/// From so many on, the one that has been open the longest is told to end for each new one, so
+/// that silent ones do not keep a probe out until their time has passed.
+const CROWDED: usize = 48;
 /// How long a connection may take to say what it wants, the first time and after each answer.
 const HEADERS: Duration = Duration::from_secs(5);
 /// After so long a connection is told to end: nobody keeps a place by not reading an answer.
@@ -99,14 +104,20 @@ pub async fn serve(
     let mut ticks = interval(rate::EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connections = TaskTracker::new();
+    let mut open: VecDeque<(JoinHandle<()>, CancellationToken)> = VecDeque::new();
     loop {
         tokio::select! {
             biased;
             () = over.cancelled() => break,
             _ = ticks.tick() => admin.sample(),
             ((stream, _), place) = door.next(|| listener.accept()) => {
-                let (router, over) = (router.clone(), over.clone());
-                connections.spawn(serve_connection(stream, router, over, place));
+                open.retain(|(connection, _)| !connection.is_finished());
+                if open.len() >= CROWDED && let Some((_, oldest)) = open.pop_front() {
+                    oldest.cancel();
+                }
+                let end = over.child_token();
+                let connection = serve_connection(stream, router.clone(), end.clone(), place);
+                open.push_back((connections.spawn(connection), end));
             }
         }
     }
@@ -130,7 +141,7 @@ fn router(admin: Admin) -> Router {
 async fn serve_connection(
     stream: TcpStream,
     router: Router,
-    over: CancellationToken,
+    end: CancellationToken,
     _place: Place,
 ) {
     let connection = http1::Builder::new()
@@ -141,7 +152,7 @@ async fn serve_connection(
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        _ = timeout(CONNECTION_AGE, over.cancelled()) => {
+        _ = timeout(CONNECTION_AGE, end.cancelled()) => {
             connection.as_mut().graceful_shutdown();
             timeout(GRACE, connection).await.unwrap_or(Ok(()))
         }

@@ -420,7 +420,58 @@ pub(super) fn float(number: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::clock::Moment;
+    use crate::consent::id::KeySecret;
+    use crate::decision::Policy;
+    use crate::gate::Gate;
+    use crate::metrics::Metrics;
+    use crate::table;
+
+    #[test]
+    fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {
+        let (table, mut writer) = table::new();
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        let (secret, policy) = (KeySecret::new(&[7; 16]), Policy::default());
+        let bound = Duration::from_secs(5);
+        let gate = Gate::new(table, secret, policy, bound, Arc::clone(&metrics));
+        let admin = Admin {
+            gate,
+            metrics,
+            ledger: "file:<b>&amp;.redb".into(),
+            checks: false,
+            draining: CancellationToken::new(),
+            assets: Arc::new(Assets::new()),
+            samples: Arc::default(),
+            started: clock::boot(),
+        };
+        let shows = |parts: &[&str]| {
+            let page = page(&admin, true, None).render().unwrap();
+            for part in parts {
+                assert!(page.contains(part), "no {part:?} in {page}");
+            }
+            assert!(page.contains("<code>file:&#60;b&#62;&#38;amp;.redb</code>"), "{page}");
+        };
+        let cause = "Cause: reading the ledger for the first time";
+        shows(&["<title>◌ loading –", "<strong>LOADING</strong>", cause]);
+        let long_ago = Moment { boot: Duration::ZERO, wall: Timestamp::MIN };
+        writer.proven(long_ago, clock::wall());
+        writer.validate();
+        writer.explain("");
+        shows(&["<title>▲ stale –", "<strong>STALE</strong>", "Cause: no proof from the ledger"]);
+        writer.proven(Moment::now(), clock::wall());
+        shows(&["<title>● live –", "<strong>LIVE</strong>", "proven to be current.</p>"]);
+        writer.invalidate();
+        writer.explain("<script>");
+        let cause = "Cause: &#60;script&#62;";
+        shows(&["<title>✕ invalid –", "<strong>INVALID</strong>", cause]);
+        admin.draining.cancel();
+        shows(&["<strong>INVALID, DRAINING</strong>", "It was told to end"]);
+    }
 
     #[test]
     fn numbers_read_well() {

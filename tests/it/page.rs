@@ -15,11 +15,14 @@ use std::time::Duration;
 
 use consentd::grpc::pb::consent_event::What;
 use consentd::grpc::pb::{self, consent_service_client::ConsentServiceClient};
+use prost::Message as _;
 use serde_json::json;
 use tonic::transport::Channel;
 
 use crate::browser::Browser;
-use crate::sidecar::{Sidecar, event, eventually, inbound, ledger_in, opt_in, opt_out, question};
+use crate::sidecar::{
+    Sidecar, Wire, event, eventually, framed, inbound, ledger_in, opt_in, opt_out, question,
+};
 
 /// People whose answers differ, and how often each is asked for.
 const PEOPLE: [(&str, &str, usize); 10] = [
@@ -237,8 +240,10 @@ async fn without_javascript_it_shows_the_same() {
     browser.fill("#business_id", "acme").await;
     browser.fill("#category", "marketing").await;
     browser.click("#check button").await;
-    let answer = browser.text(".answer").await;
-    assert!(answer.contains("Denied") && answer.contains("OPTED_OUT_ALL"), "{answer}");
+    eventually("it is answered", || async {
+        browser.text(".answer").await.starts_with("Denied OPTED_OUT_ALL\n")
+    })
+    .await;
     assert_eq!(browser.url().await, format!("{}check", page_of(&sidecar)));
     browser.end().await;
 }
@@ -246,11 +251,16 @@ async fn without_javascript_it_shows_the_same() {
 #[tokio::test]
 async fn it_says_when_nobody_answers_any_more_and_rests_when_it_is_not_seen() {
     let folder = tempfile::tempdir().unwrap();
-    let mut sidecar = Sidecar::live(folder.path(), &[]).await;
+    let mut sidecar = Sidecar::live(folder.path(), &["--admin-checks"]).await;
     let browser = Browser::start().await;
     browser.open(&page_of(&sidecar)).await;
     assert_eq!(browser.run("return document.getElementById('gone').hidden").await, true);
     sidecar.kill();
+    form::ask(&browser, "15550000001", "acme", "service").await;
+    eventually("nothing is answered", || async {
+        browser.text(".answer").await == "The sidecar does not answer. Do not send."
+    })
+    .await;
     eventually("it says so", || async {
         browser.run("return document.title").await == "✕ not answering – consentd"
     })
@@ -289,4 +299,22 @@ async fn it_says_when_nobody_answers_any_more_and_rests_when_it_is_not_seen() {
     drop(sidecar);
     browser.complaints().await;
     browser.end().await;
+}
+
+#[tokio::test]
+async fn it_says_that_it_drains() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &[]).await;
+    // One call that is not over keeps it from ending.
+    let waiting = pb::CanSendRequest { min_revision: 9, ..question("u", "b", "service") };
+    let mut wire = Wire::to(&sidecar.grpc).await;
+    let method = "consent.v1.ConsentService/CanSend";
+    let waiting = wire.begin(method, &[], framed(&waiting.encode_to_vec())).await.unwrap();
+    assert!(wire.call("nothing/Nothing", &[]).await.is_err(), "what was begun has arrived");
+    sidecar.signal("TERM");
+    eventually("it says so", || async {
+        sidecar.get("/").await.1.contains("<strong>LIVE, DRAINING</strong>")
+    })
+    .await;
+    assert!(waiting.end().await.is_err(), "the revision never came");
 }

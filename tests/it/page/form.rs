@@ -27,7 +27,7 @@ pub(super) async fn ask(browser: &Browser, user: &str, business: &str, category:
 }
 
 /// Posts a form by hand; gives the status of the answer and its body.
-async fn post(sidecar: &Sidecar, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+pub(super) async fn post(sidecar: &Sidecar, headers: &[(&str, &str)], body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(&sidecar.admin).await.unwrap();
     let mut request = "POST /check HTTP/1.1\r\nconnection: close\r\n".to_owned();
     if headers.iter().all(|(name, _)| *name != "content-type") {
@@ -46,7 +46,7 @@ async fn post(sidecar: &Sidecar, headers: &[(&str, &str)], body: &str) -> (u16, 
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-const BODY: &str = "user_id=15550000001&business_id=acme&category=marketing&form=any";
+pub(super) const BODY: &str = "user_id=15550000001&business_id=acme&category=marketing&form=any";
 
 #[tokio::test]
 async fn it_answers_with_the_reason_and_what_it_rests_on() {

@@ -82,7 +82,9 @@ async fn assert_large_numbers_fit(browser: &Browser) {
 fn phase(word: &str) -> String {
     format!(
         "return document.querySelector('#phase strong').innerText === '{word}' \
-         && document.title.includes('{}')",
+         && document.title.includes('{}') \
+         && decodeURIComponent(document.getElementById('icon').href)\
+            .includes(document.querySelector('#phase path').getAttribute('d'))",
         word.to_lowercase()
     )
 }
@@ -105,6 +107,11 @@ async fn live() {
     }
     let browser = Browser::start().await;
     look(&browser, &page_of(&sidecar), "live", &phase("LIVE")).await;
+    for width in [320, 480, 640, 768, 1024, 1920] {
+        browser.look_like(width, 800, "light").await;
+        assert_reads_well(&browser, &format!("{width} pixels")).await;
+    }
+    browser.look_like(360, 800, "dark").await;
     assert_large_numbers_fit(&browser).await;
     browser.end().await;
 }
@@ -191,5 +198,8 @@ async fn loading() {
     look(&browser, &page_of(&sidecar), "loading", &wait).await;
     // Nothing is known, and nothing is said as though it were.
     assert_eq!(browser.text("#staleness").await.lines().next(), Some("–"));
+    let (status, answer) = form::post(&sidecar, &[("host", "localhost")], form::BODY).await;
+    assert_eq!(status, 503);
+    assert!(answer.contains("No answer yet: ") && answer.contains("must not send"), "{answer}");
     browser.end().await;
 }
