@@ -16,6 +16,7 @@ use super::Admin;
 use super::page::{self, NO, YES, grouped, moment, short};
 use crate::clock;
 use crate::consent::Violation;
+use crate::consent::record::Revision;
 use crate::consent::scope::{Class, Scope};
 use crate::decision::Form;
 use crate::gate::{self, CheckError, Gate, Question};
@@ -31,6 +32,12 @@ pub(super) struct Asked {
     pub(super) business_id: String,
     pub(super) category: String,
     form: String,
+}
+
+impl Asked {
+    fn chosen(&self) -> &str {
+        if self.form.is_empty() { "any" } else { &self.form }
+    }
 }
 
 /// The form: what was typed, what was wrong with it, and what was answered.
@@ -93,13 +100,12 @@ impl Check {
 
     /// Whether this way was chosen.
     pub(super) fn is_asked(&self, value: &str) -> bool {
-        value == if self.asked.form.is_empty() { "any" } else { &self.asked.form }
+        value == self.asked.chosen()
     }
 
     /// Answers what was typed.
     fn of(gate: &Gate, asked: Asked) -> Self {
-        let chosen = if asked.form.is_empty() { "any" } else { &asked.form };
-        let form = FORMS.iter().find(|(value, ..)| *value == chosen);
+        let form = FORMS.iter().find(|(value, ..)| *value == asked.chosen());
         let question = Question {
             user_id: &asked.user_id,
             business_id: &asked.business_id,
@@ -107,17 +113,15 @@ impl Check {
             form: form.map_or(Form::Any, |(.., form)| *form),
         };
         let looked = gate.look(&question).and_then(|answer| {
-            let standing = gate.summary(&asked.user_id, &asked.business_id)?;
-            Ok((answer, standing.0))
+            let (standing, revision, _) = gate.summary(&asked.user_id, &asked.business_id)?;
+            Ok(Answer::of(&answer, &standing, revision))
         });
         let mut check = Self::default();
         if form.is_none() {
             check.form = Some("must be any, free-form or template".to_owned());
         }
         check.said = match looked {
-            Ok((answer, standing)) if form.is_some() => {
-                Some(Said::Answer(Box::new(Answer::of(&answer, &standing))))
-            }
+            Ok(answer) if form.is_some() => Some(Said::Answer(Box::new(answer))),
             Ok(_) => None,
             Err(CheckError::NotReady) => Some(Said::Wrong(format!(
                 "No answer yet: {}. A sender is told UNAVAILABLE, and must not send.",
@@ -145,11 +149,12 @@ impl Check {
 }
 
 impl Answer {
-    fn of(answer: &gate::Answer, standing: &gate::Summary) -> Self {
+    /// `standing` was read right after the answer, at `revision`.
+    fn of(answer: &gate::Answer, standing: &gate::Summary, revision: Revision) -> Self {
         let decision = &answer.decision;
         let scopes = |scopes: &[Scope]| match scopes {
             [] => "nothing".to_owned(),
-            scopes => scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            scopes => scopes.iter().map(in_words).collect::<Vec<_>>().join(", "),
         };
         let may = |allowed| if allowed { "may be sent" } else { "may not be sent" };
         let yes = |yes| if yes { "yes" } else { "no" };
@@ -167,7 +172,10 @@ impl Answer {
                 Some(end) => format!("closed since {}", moment(end)),
             },
             retry: decision.retry.map(moment),
-            revision: grouped(answer.revision),
+            revision: match grouped(answer.revision) {
+                both if answer.revision == revision => both,
+                first => format!("{first} (its standing: {})", grouped(revision)),
+            },
             staleness: short(answer.staleness.as_secs_f64()),
             opted_in: scopes(&standing.opted_in),
             opted_out: scopes(&standing.opted_out),
@@ -175,6 +183,13 @@ impl Answer {
             platform_stopped: yes(standing.platform_stopped),
             suppressed: yes(standing.suppressed),
         }
+    }
+}
+
+fn in_words(scope: &Scope) -> String {
+    match scope {
+        Scope::All => "everything (*)".to_owned(),
+        scope => scope.to_string(),
     }
 }
 

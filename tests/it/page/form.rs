@@ -59,7 +59,7 @@ async fn it_answers_with_the_reason_and_what_it_rests_on() {
     browser.run("window.mark = 1").await;
     for (user, category, verdict, why, standing) in [
         ("+1 (555) 000-0001", "marketing", "Allowed OPTED_IN", "opted in to", "marketing"),
-        ("15550000002", "marketing", "Denied OPTED_OUT_ALL", "a later opt-in", "*"),
+        ("15550000002", "marketing", "Denied OPTED_OUT_ALL", "a later opt-in", "everything (*)"),
         ("15550000003", "utility.order_updates", "Allowed WINDOW_OPEN", "wrote within", "nothing"),
         ("15550000004", "marketing", "Denied OPTED_OUT", "later opt-in", "marketing"),
         ("15550000005", "marketing", "Denied CONSENT_PENDING", "double opt-in", "nothing"),
