@@ -136,8 +136,8 @@ impl Reason {
                 "the user opted out of everything: only a later opt-in by the user allows it"
             }
             Self::PlatformStopped => {
-                "the user stopped this business's marketing inside WhatsApp: only the user can resume \
-                 it there"
+                "the user stopped this business's marketing inside WhatsApp: only the user can \
+                 resume it there"
             }
             Self::ConsentExpired => "the opt-in has lapsed: the user must opt in again",
             Self::ConsentPending => {

@@ -13,7 +13,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 
 use super::Admin;
-use super::page::{self, NO, YES, grouped, moment, short};
+use super::page::{self, NO, YES};
+use super::words::{grouped, moment, short};
 use crate::clock;
 use crate::consent::Violation;
 use crate::consent::record::Revision;

@@ -1,11 +1,12 @@
 //! The admin listener: metrics, probes and a page for people, over plain HTTP.
 //!
 //! In reading order: here (connections, metrics, probes), `page` (the page), `rate` (how many
-//! checks a second), `check` (the form, where it is asked for).
+//! checks a second), `check` (the form, where it is asked for), `words` (numbers for people).
 
 mod check;
 mod page;
 mod rate;
+mod words;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

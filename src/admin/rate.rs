@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::words::float;
+
 /// How often the count is taken.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 /// How many counts are kept: a minute of them.
@@ -53,7 +55,7 @@ impl Samples {
         if seconds.len() > 1 {
             let first = (WIDTH + 1).saturating_sub(seconds.len());
             for (x, rate) in (first..).zip(seconds) {
-                let height = super::page::float(HEIGHT as u64);
+                let height = float(HEIGHT as u64);
                 let y = if most > 0.0 { height * (1.0 - rate / most) } else { height };
                 // Writing to a string does not fail.
                 let _ = write!(line, "{x},{y:.1} ");
@@ -65,7 +67,7 @@ impl Samples {
 
 fn per_second(earlier: (Duration, u64), later: (Duration, u64)) -> Option<f64> {
     let span = later.0.checked_sub(earlier.0).filter(|span| !span.is_zero())?;
-    Some(super::page::float(later.1.saturating_sub(earlier.1)) / span.as_secs_f64())
+    Some(float(later.1.saturating_sub(earlier.1)) / span.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -8,15 +8,13 @@
 )]
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
-
-use crate::sidecar::PATIENCE;
 
 /// What a machine without a browser lacks.
 const INSTALL: &str = "this test needs Chromium: apt-get install -y chromium chromium-driver";
@@ -75,6 +73,7 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("chromedriver: {error}: {INSTALL}"));
         let mut lines = BufReader::new(driver.stdout.take().expect("piped")).lines();
@@ -206,18 +205,13 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// Asked to end, chromedriver ends Chromium too; killed, it would leave it behind.
+    /// Ends the driver and all that it has started: told to end, it would leave Chromium behind.
     fn drop(&mut self) {
-        let id = i32::try_from(self.driver.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let asked = id.map(|id| rustix::process::kill_process(id, rustix::process::Signal::TERM));
-        let started = Instant::now();
-        while matches!(asked, Some(Ok(()))) && started.elapsed() < PATIENCE {
-            if !matches!(self.driver.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        let group = i32::try_from(self.driver.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(group) = group {
+            // Gone already is as good.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
-        let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
 }

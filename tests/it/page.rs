@@ -182,16 +182,23 @@ async fn its_figures_are_the_metrics_and_stay_so_by_themselves() {
     let title = browser.run("return document.title").await;
     assert_eq!(title, "● live – consentd");
 
-    // Somebody reads further down, has something selected, and types.
+    // Somebody reads further down, and types.
+    let state = "const row = document.querySelector('#decisions tr:last-child'); \
+                 const field = document.activeElement; \
+                 const top = Math.round(row.getBoundingClientRect().top); \
+                 return [window.mark, window.row === row, field.id, field.value, top]";
     browser.fill("#user_id", "+1 555").await;
     browser
         .run(
-            "window.mark = 1; window.scrollTo(0, 300); \
-         getSelection().selectAllChildren(document.querySelector('#decisions code'))",
+            "window.mark = 1; \
+             window.row = document.querySelector('#decisions tr:last-child'); \
+             document.querySelector('#user_id').focus({ preventScroll: true }); \
+             window.scrollTo(0, 500)",
         )
         .await;
-    browser.run("document.querySelector('#user_id').focus({ preventScroll: true })").await;
-    let before = browser.run("return scrollY").await;
+    let before = browser.run(state).await;
+    let typed = [json!(1), json!(true), json!("user_id"), json!("+1 555")];
+    assert_eq!(before.as_array().unwrap()[..4], typed);
     for _ in 0..7 {
         ask_for_people(&mut checks).await;
     }
@@ -203,10 +210,7 @@ async fn its_figures_are_the_metrics_and_stay_so_by_themselves() {
     .await;
     let rate = browser.text("#rate").await;
     assert!(number(rate.lines().next().unwrap()) > 1.0, "{rate}");
-    let state = browser.run(
-        "return [window.mark, document.activeElement.id, document.activeElement.value, scrollY]"
-    ).await;
-    assert_eq!(state, json!([1, "user_id", "+1 555", before]));
+    assert_eq!(browser.run(state).await, before);
 
     // It spoke to the sidecar alone.
     let asked = browser.requests().await;
@@ -283,8 +287,9 @@ async fn it_says_when_nobody_answers_any_more_and_rests_when_it_is_not_seen() {
     // Not seen, it asks for nothing; seen again, it asks at once.
     let hide = |hidden: bool| {
         format!(
-            "Object.defineProperty(document, 'hidden', {{ configurable: true, get: () => {hidden} }}); \
-         document.dispatchEvent(new Event('visibilitychange'))"
+            "const get = () => {hidden}; \
+             Object.defineProperty(document, 'hidden', {{ configurable: true, get }}); \
+             document.dispatchEvent(new Event('visibilitychange'))"
         )
     };
     browser.run(&hide(true)).await;

@@ -49,9 +49,10 @@ async fn keep(browser: &Browser, name: &str) {
 /// Nothing sticks out at the side, and no text is fainter than WCAG's level AA allows.
 async fn assert_reads_well(browser: &Browser, which: &str) {
     let wide = browser.run(
-        "return [...document.querySelectorAll('body *')]\
-         .filter((e) => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)\
-         .map((e) => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.id} ${e.getBoundingClientRect().right}`)"
+        "const right = (e) => Math.round(e.getBoundingClientRect().right); \
+         return [...document.querySelectorAll('body *')] \
+           .filter((e) => right(e) > document.documentElement.clientWidth + 1) \
+           .map((e) => `${e.outerHTML.slice(0, 60)} ends at ${right(e)}`)",
     );
     assert_eq!(wide.await, json!([]), "{which}: wider than the window");
     let scrolls = "return document.scrollingElement.scrollWidth > innerWidth";
