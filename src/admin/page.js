@@ -62,6 +62,8 @@
       gone.hidden = false;
       document.body.classList.add('gone');
       document.title = '✕ not answering – consentd';
+      const icon = document.getElementById('icon');
+      icon.setAttribute('href', icon.getAttribute('href').replace(/fill='%23\w+'/, "fill='%23888888'"));
     }
   }
 

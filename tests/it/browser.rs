@@ -196,6 +196,12 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(data).expect("base64")
     }
 
+    /// Leaves the page, and forgets what it complained about: its sidecar has gone.
+    pub async fn leave(&self) {
+        self.open("about:blank").await;
+        self.complaints().await;
+    }
+
     /// Ends it; its pages must have had nothing to complain about.
     pub async fn end(self) {
         let complaints = self.complaints().await;

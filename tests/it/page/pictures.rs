@@ -117,6 +117,30 @@ async fn live() {
     browser.end().await;
 }
 
+/// The page of a sidecar that has gone, which whoever has scrolled down must see too.
+#[tokio::test]
+async fn gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sidecar = Sidecar::live(folder.path(), &[]).await;
+    meet_people(&sidecar).await;
+    ask_for_people(&mut sidecar.checks().await).await;
+    let browser = Browser::start().await;
+    browser.open(&page_of(&sidecar)).await;
+    sidecar.kill();
+    eventually("it says so", || async { browser.count("body.gone").await == 1 }).await;
+    for (look, width, height, scheme) in LOOKS {
+        browser.look_like(width, height, scheme).await;
+        assert_reads_well(&browser, &format!("gone, {look}")).await;
+        keep(&browser, &format!("gone-{look}")).await;
+    }
+    let top = "window.scrollTo(0, 400); \
+               return document.getElementById('gone').getBoundingClientRect().top";
+    let top = browser.run(top).await;
+    assert!((0.0..100.0).contains(&top.as_f64().unwrap()), "{top}");
+    browser.leave().await;
+    browser.end().await;
+}
+
 /// The form, with an answer and with what is wrong with what was typed.
 #[tokio::test]
 async fn form() {
