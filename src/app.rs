@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin;
+use crate::admin::{self, Shown};
 use crate::clock;
 use crate::config::Settings;
 use crate::consent::keyword::Keywords;
@@ -39,10 +39,9 @@ pub struct Sidecar {
     ledger: Ledger,
     appender: Appender,
     follower: Follower,
-    gate: Gate,
     metrics: Arc<Metrics>,
     listeners: Vec<(Listener, Routes)>,
-    admin: Option<TcpListener>,
+    admin: Option<(TcpListener, Shown)>,
     limits: Limits,
     drain: Drain,
     drain_timeout: Duration,
@@ -125,7 +124,12 @@ impl Sidecar {
         let listeners = listeners.collect();
         let admin = match &settings.admin {
             None => None,
-            Some(address) => Some(bind_admin(address).await?),
+            Some(address) => {
+                let listener = bind_admin(address, settings.admin_checks).await?;
+                let ledger = ledger.describe().to_owned();
+                let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
+                Some((listener, Shown { gate, metrics, ledger, checks }))
+            }
         };
         let limits = Limits {
             connections: settings.max_connections,
@@ -137,7 +141,6 @@ impl Sidecar {
             ledger,
             appender,
             follower,
-            gate,
             metrics,
             listeners,
             admin,
@@ -163,7 +166,7 @@ impl Sidecar {
                 bound.record = Some(address);
             }
         }
-        bound.admin = self.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        bound.admin = self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
         Ok(bound)
     }
 
@@ -187,13 +190,10 @@ impl Sidecar {
             follow.await;
             "the follower"
         });
-        if let Some(listener) = self.admin {
-            let (gate, metrics) = (self.gate.clone(), Arc::clone(&self.metrics));
+        if let Some((listener, shown)) = self.admin {
             let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
             parts.spawn(async move {
-                if let Err(error) = admin::serve(listener, gate, metrics, begun, over).await {
-                    error!(%error, "the admin listener failed");
-                }
+                admin::serve(listener, shown, begun, over).await;
                 "the admin listener"
             });
         }
@@ -282,11 +282,20 @@ fn plan(settings: &Settings) -> Vec<(&'static str, Address, bool, bool)> {
     main.chain(record).collect()
 }
 
-async fn bind_admin(address: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+/// Binds the admin listener; one that is to answer checks must be out of other machines' reach.
+async fn bind_admin(address: &str, checks: bool) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.with_context(|| {
         format!(
             "cannot listen on {address} for metrics and probes; choose another address with \
              --admin, or none"
         )
-    })
+    })?;
+    if checks && !listener.local_addr()?.ip().is_loopback() {
+        bail!(
+            "--admin-checks on {address} would tell other machines what anybody has consented \
+             to: give --admin a loopback address such as 127.0.0.1:9464, or leave --admin-checks \
+             out"
+        );
+    }
+    Ok(listener)
 }

@@ -69,10 +69,18 @@ serve_args! {
     /// Serve gRPC on this Unix socket too: a path, or @NAME for an abstract one
     #[arg(long, env = "CONSENTD_UNIX", value_name = "PATH")]
     unix: String,
-    /// Where to serve /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
+    /// Where to serve a page for people, /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
     /// [default: 127.0.0.1:9464]
     #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
     admin: String,
+    /// Put a form on that page that answers checks and shows what they rest on; on a loopback
+    /// address alone, since whoever opens the page can ask about anybody [default: false]
+    #[arg(
+        long, env = "CONSENTD_ADMIN_CHECKS", value_name = "BOOL",
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new(),
+    )]
+    admin_checks: bool,
     /// Serve RecordService here and not on the main listeners: HOST:PORT, unix:PATH or unix:@NAME
     #[arg(long, env = "CONSENTD_RECORD", value_name = "ADDR")]
     record: String,
@@ -210,8 +218,10 @@ pub struct Settings {
     pub retention: Retention,
     /// Where to serve gRPC.
     pub listen: Vec<Address>,
-    /// Where to serve metrics and probes.
+    /// Where to serve metrics, probes and the page.
     pub admin: Option<String>,
+    /// Whether the page answers checks.
+    pub admin_checks: bool,
     /// Where to serve recordings; on every address of `listen`, where unset.
     pub record: Option<Address>,
     /// The tokens that may record.
@@ -281,6 +291,12 @@ impl ServeArgs {
         {
             return Err(wrong("--admin", "must be HOST:PORT such as 127.0.0.1:9464, or none"));
         }
+        let admin_checks = self.admin_checks.unwrap_or(false);
+        if admin_checks && admin.is_none() {
+            let why = "the form is on the admin listener's page: give --admin a loopback address, \
+                       such as 127.0.0.1:9464";
+            return Err(wrong("--admin-checks", why));
+        }
         let max_staleness = self.max_staleness.unwrap_or(Duration::from_secs(5));
         if max_staleness < Duration::from_millis(10) || max_staleness > Duration::from_hours(24) {
             return Err(wrong("--max-staleness", "must be from 10ms to 24h, such as 5s"));
@@ -293,6 +309,7 @@ impl ServeArgs {
             retention,
             listen,
             admin: admin.map(str::to_owned),
+            admin_checks,
             record,
             record_token_file: self.record_token_file,
             max_staleness,

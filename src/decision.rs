@@ -107,6 +107,53 @@ impl Reason {
             Self::Stale => "STALE",
         }
     }
+
+    /// Why the message may be sent, or what would make it so.
+    #[must_use]
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::OptedIn => "the user opted in to this category, or to its class",
+            Self::WindowOpen => "the user wrote within the last 24 hours, and has not opted out",
+            Self::ReplyAfterOptOut => {
+                "the user opted out of everything, then wrote again: a free-form reply is allowed"
+            }
+            Self::AllowedWhileStale => {
+                "the table's proof is late, but --stale-allow names this class"
+            }
+            Self::NoConsent => {
+                "nobody opted in: an opt-in to this category or its class would allow it, or a \
+                 message from the user"
+            }
+            Self::WindowClosed => {
+                "the user has not written within the last 24 hours: send a template, or wait for a \
+                 message"
+            }
+            Self::OptedOut => {
+                "the user opted out of this category or its class: only a later opt-in by the user \
+                 allows it"
+            }
+            Self::OptedOutAll => {
+                "the user opted out of everything: only a later opt-in by the user allows it"
+            }
+            Self::PlatformStopped => {
+                "the user stopped this business's marketing inside WhatsApp: only the user can \
+                 resume it there"
+            }
+            Self::ConsentExpired => "the opt-in has lapsed: the user must opt in again",
+            Self::ConsentPending => {
+                "a double opt-in waits for its confirmation: the user's yes allows it"
+            }
+            Self::FrequencyCapped => {
+                "WhatsApp refused marketing to this user lately: ask again at the retry time"
+            }
+            Self::Suppressed => {
+                "the user must not be contacted: allowed only once the suppression is lifted"
+            }
+            Self::Stale => {
+                "the table cannot prove that it is current: the sidecar's status says why"
+            }
+        }
+    }
 }
 
 /// What the table can prove of itself.

@@ -14,7 +14,9 @@ use crate::consent::scope::Category;
 use crate::consent::time::Clock;
 use crate::decision::{Decision, Form, Policy, Proof, decide};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Summary, Table, Validity};
+use crate::table::{Freshness, Table, Validity};
+
+pub use crate::table::Summary;
 
 /// The longest that a check waits for a revision, whatever its deadline.
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -121,6 +123,18 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
+        let answer = self.look(question)?;
+        self.metrics.decided(answer.decision.reason);
+        Ok(answer)
+    }
+
+    /// The same answer for a person who wants to know: it is not counted as a decision, for no
+    /// message hangs on it.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError`] where no decision was made.
+    pub fn look(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
         let (key, category) = self.read(question).map_err(CheckError::Invalid)?;
         let (facts, freshness) = self.table.facts(key, category);
         // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
@@ -136,7 +150,6 @@ impl Gate {
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
         let facts = facts.unwrap_or(Facts::NOTHING);
         let decision = decide(&facts, category.class, question.form, &self.policy, clock, proof);
-        self.metrics.decided(decision.reason);
         Ok(Answer { decision, revision: freshness.revision, staleness })
     }
 
@@ -236,7 +249,10 @@ impl Gate {
             Phase::Live => String::new(),
             _ => match self.table.cause() {
                 cause if cause.is_empty() => {
-                    let since = Duration::from_secs(staleness.as_secs());
+                    let since = match staleness.as_secs() {
+                        0 => Duration::from_millis(whole_millis(staleness)),
+                        seconds => Duration::from_secs(seconds),
+                    };
                     format!("no proof from the ledger for {}", humantime::format_duration(since))
                 }
                 cause => cause,
@@ -244,6 +260,12 @@ impl Gate {
         };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
         Status { phase, staleness, revision, pairs, cause }
+    }
+
+    /// The longest staleness at which checks are still answered.
+    #[must_use]
+    pub fn bound(&self) -> Duration {
+        self.bound
     }
 
     /// What metrics show of the table.
@@ -269,6 +291,10 @@ fn staleness_of(freshness: &Freshness) -> Duration {
         Validity::Loading => Duration::ZERO,
         Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
     }
+}
+
+fn whole_millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn seconds(millis: i64) -> f64 {

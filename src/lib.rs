@@ -18,8 +18,9 @@
 //! | [`recorder`] | validate, read, apply, append: the only way in |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
-//! | [`admin`] | metrics and probes over HTTP |
 //! | [`synthetic`] | a table for load tests |
+//! | [`admin`] | metrics, probes and a page for people over HTTP |
+//! | [`accept`] | how many connections a listener takes at once |
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
@@ -49,6 +50,7 @@
     )
 )]
 
+pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use prometheus::core::{Collector as _, Metric as _};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, HistogramTimer, IntCounter, IntCounterVec,
@@ -32,7 +33,7 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 4] = ["accept", "connections", "handshake", "in_flight"];
+pub const LIMITS: [&str; 5] = ["accept", "admin", "connections", "handshake", "in_flight"];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 5] = ["start", "epoch", "fork", "trimmed", "unreadable"];
 
@@ -72,6 +73,23 @@ pub struct TableGauges {
     pub bytes: usize,
     /// How far the ledger's clock is ahead of this machine's, in seconds.
     pub clock_offset: f64,
+}
+
+/// What has been counted and measured since the start, for a person to look at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Decisions, by reason, in the order of [`Reason::ALL`].
+    pub decisions: [(Reason, u64); Reason::ALL.len()],
+    /// How long checks took: upper bounds in seconds, and how many took no longer.
+    pub check_buckets: Vec<(f64, u64)>,
+    /// How many checks were measured.
+    pub checks: u64,
+    /// Events asked to be recorded, by what came of them.
+    pub records: Vec<(String, u64)>,
+    /// Connections and calls turned away, by the limit that they met.
+    pub refused: Vec<(String, u64)>,
+    /// Open gRPC connections.
+    pub connections: u64,
 }
 
 impl Metrics {
@@ -239,6 +257,31 @@ impl Metrics {
         self.spans.with_label_values(&[outcome]).inc_by(count);
     }
 
+    /// How many decisions were made.
+    #[must_use]
+    pub fn decisions(&self) -> u64 {
+        self.decisions.iter().map(IntCounter::get).sum()
+    }
+
+    /// What has been counted and measured.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let measured = self.check_duration.metric();
+        let measured = measured.get_histogram();
+        let buckets = measured.get_bucket().iter();
+        Figures {
+            decisions: Reason::ALL.map(|reason| {
+                let count = self.decisions.get(reason as usize).map_or(0, IntCounter::get);
+                (reason, count)
+            }),
+            check_buckets: buckets.map(|b| (b.upper_bound(), b.cumulative_count())).collect(),
+            checks: measured.get_sample_count(),
+            records: by_label(&self.records),
+            refused: by_label(&self.refused),
+            connections: u64::try_from(self.connections.get()).unwrap_or(0),
+        }
+    }
+
     /// All instruments in Prometheus' text format.
     ///
     /// # Errors
@@ -295,6 +338,20 @@ fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {
         "Time from an event being recorded, by the ledger's clock, to its being applied.",
         &PROPAGATION_BUCKETS,
     )
+}
+
+/// The counts of counters with one label, by its value.
+fn by_label(counters: &IntCounterVec) -> Vec<(String, u64)> {
+    let families = counters.collect();
+    let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+    let count = |metric: &prometheus::proto::Metric| {
+        let label = metric.get_label().first().map_or("", |label| label.value());
+        // Asked by its label once more, for the exact number.
+        (label.to_owned(), counters.with_label_values(&[label]).get())
+    };
+    let mut counts: Vec<_> = metrics.map(count).collect();
+    counts.sort_unstable();
+    counts
 }
 
 fn counters(

@@ -84,9 +84,20 @@ fn modules_import_what_the_map_allows() {
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
             "grpc",
-            &["consent", "clock", "decision", "gate", "recorder", "ledger", "metrics", "telemetry"],
+            &[
+                "accept",
+                "consent",
+                "clock",
+                "decision",
+                "gate",
+                "recorder",
+                "ledger",
+                "metrics",
+                "telemetry",
+            ],
         ),
-        ("admin", &["gate", "metrics"]),
+        ("accept", &["metrics"]),
+        ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
         ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
@@ -164,7 +175,9 @@ fn the_readme_lists_every_flag_with_its_default() {
     for argument in serve.get_arguments() {
         let Some(long) = argument.get_long().filter(|long| *long != "help") else { continue };
         flags += 1;
-        let row = readme.lines().find(|line| line.starts_with(&format!("| `--{long} ")));
+        // A flag with a value, or one without.
+        let starts = [format!("| `--{long} "), format!("| `--{long}` ")];
+        let row = readme.lines().find(|line| starts.iter().any(|start| line.starts_with(start)));
         let row = row.unwrap_or_else(|| panic!("--{long} is not in the README's table"));
         let variable = argument.get_env().and_then(|name| name.to_str()).unwrap();
         assert_eq!(variable, format!("CONSENTD_{}", long.to_uppercase().replace('-', "_")));

@@ -70,6 +70,7 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("otlp-endpoint = \"https://c:4317\"", ["--otlp-endpoint", "https is not supported"]),
         ("otlp-sample = 1.1", ["--otlp-sample", "from 0 to 1"]),
         ("otlp-sample = nan", ["--otlp-sample", "from 0 to 1"]),
+        ("admin = \"none\"\nadmin-checks = true", ["--admin-checks", "--admin a loopback"]),
         ("max-stalenes = \"1s\"", ["max-stalenes", "max-staleness"]),
         (
             "[[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\

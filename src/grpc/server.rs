@@ -16,16 +16,17 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::listen::{Accepted, Listener};
 use super::route::{Answering, Routes};
+use crate::accept::{Door, Place};
 use crate::metrics::Metrics;
 
 /// Streams of one connection at once.
@@ -44,8 +45,6 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const IDLE_GRACE: Duration = Duration::from_millis(500);
 /// How long to go on reading from a client that was told goodbye.
 const LINGER: Duration = Duration::from_millis(500);
-/// How long to wait before accepting again where the system is out of something.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The client's first 24 bytes (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 
@@ -78,35 +77,21 @@ pub async fn serve(
     drain: Drain,
 ) {
     let connections = TaskTracker::new();
-    let room = Arc::new(Semaphore::new(limits.connections));
+    let mut door = Door::new(limits.connections, "connections", Arc::clone(&metrics));
     // Connections are told after the listener has gone: whoever is told connects again at once,
     // and must be refused then, not accepted by the system and reset by us.
     let told = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
     loop {
-        let accepted = tokio::select! {
+        let (accepted, place) = tokio::select! {
             biased;
             () = drain.begun.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: it passes, and a busy loop would not help.
-                warn!(%error, "cannot accept a connection");
-                metrics.refused("accept");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            metrics.refused("connections");
-            continue;
+            accepted = door.next(|| listener.accept()) => accepted,
         };
         let connection = Connection {
             routes: routes.clone(),
             limits,
             drain: told.clone(),
-            open: Open { _permit: permit, metrics: Arc::clone(&metrics) },
+            open: Open { _place: place, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
         match accepted {
@@ -129,7 +114,7 @@ struct Connection {
 
 /// An open connection.
 struct Open {
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
     metrics: Arc<Metrics>,
 }
 

@@ -10,7 +10,9 @@
     reason = "tests read clocks and the environment, and are no library"
 )]
 
+mod admin;
 mod basics;
+mod browser;
 mod clients;
 mod commands;
 mod fuzz;
@@ -21,6 +23,7 @@ mod listeners;
 mod malformed;
 mod metrics;
 mod model;
+mod page;
 mod shutdown;
 mod sidecar;
 mod traces;

@@ -1,0 +1,189 @@
+//! The admin listener: metrics, probes and a page for people, over plain HTTP.
+//!
+//! In reading order: here (connections, metrics, probes), `page` (the page), `rate` (how many
+//! checks a second), `check` (the form, where it is asked for), `words` (numbers for people).
+
+mod check;
+mod page;
+mod rate;
+mod words;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::accept::{Door, Place};
+use crate::clock;
+use crate::gate::Gate;
+use crate::metrics::Metrics;
+
+/// Connections at once: a few scrapers, probes and people. They must never cost the process the
+/// file descriptors that senders need.
+const MAX_CONNECTIONS: usize = 64;
+/// From so many on, the one that has been open the longest is told to end for each new one, so
+/// that silent ones do not keep a probe out until their time has passed.
+const CROWDED: usize = 48;
+/// How long a connection may take to say what it wants, the first time and after each answer.
+const HEADERS: Duration = Duration::from_secs(5);
+/// After so long a connection is told to end: nobody keeps a place by not reading an answer.
+const CONNECTION_AGE: Duration = Duration::from_mins(1);
+/// How long an answer that was begun may take once its connection was told to end.
+const GRACE: Duration = Duration::from_millis(500);
+/// Bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// What the listener shows.
+pub struct Shown {
+    /// Where checks are answered.
+    pub gate: Gate,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// Which ledger it is, without credentials.
+    pub ledger: String,
+    /// Whether the page has a form that answers checks.
+    pub checks: bool,
+}
+
+#[derive(Clone)]
+struct Admin {
+    gate: Gate,
+    metrics: Arc<Metrics>,
+    ledger: Arc<str>,
+    checks: bool,
+    draining: CancellationToken,
+    assets: Arc<page::Assets>,
+    samples: Arc<Mutex<rate::Samples>>,
+    started: Duration,
+}
+
+impl Admin {
+    fn sample(&self) {
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.push(clock::boot(), self.metrics.decisions());
+    }
+
+    fn rate(&self) -> rate::Rate {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).rate()
+    }
+}
+
+/// Serves the listener until `over` is cancelled, and says that it drains once `draining` is.
+pub async fn serve(
+    listener: TcpListener,
+    shown: Shown,
+    draining: CancellationToken,
+    over: CancellationToken,
+) {
+    let Shown { gate, metrics, ledger, checks } = shown;
+    let mut door = Door::new(MAX_CONNECTIONS, "admin", Arc::clone(&metrics));
+    let admin = Admin {
+        gate,
+        metrics,
+        ledger: ledger.into(),
+        checks,
+        draining,
+        assets: Arc::new(page::Assets::new()),
+        samples: Arc::default(),
+        started: clock::boot(),
+    };
+    let router = router(admin.clone());
+    let mut ticks = interval(rate::EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let connections = TaskTracker::new();
+    let mut open: VecDeque<(JoinHandle<()>, CancellationToken)> = VecDeque::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = over.cancelled() => break,
+            _ = ticks.tick() => admin.sample(),
+            ((stream, _), place) = door.next(|| listener.accept()) => {
+                open.retain(|(connection, _)| !connection.is_finished());
+                if open.len() >= CROWDED && let Some((_, oldest)) = open.pop_front() {
+                    oldest.cancel();
+                }
+                let end = over.child_token();
+                let connection = serve_connection(stream, router.clone(), end.clone(), place);
+                open.push_back((connections.spawn(connection), end));
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+fn router(admin: Admin) -> Router {
+    let mut router = Router::new()
+        .route("/", get(front))
+        .route("/metrics", get(exposition))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready));
+    if admin.checks {
+        router = router.route("/check", get(check::form).post(check::ask));
+    }
+    router.layer(DefaultBodyLimit::max(check::MAX_BYTES)).with_state(admin)
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    end: CancellationToken,
+    _place: Place,
+) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _ = timeout(CONNECTION_AGE, end.cancelled()) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(GRACE, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = served {
+        debug!(%error, "an admin connection ended");
+    }
+}
+
+async fn front(State(admin): State<Admin>) -> Response {
+    let check = admin.checks.then(check::Check::default);
+    page::answer(&admin, StatusCode::OK, true, check)
+}
+
+async fn exposition(State(admin): State<Admin>) -> Response {
+    match admin.metrics.render(admin.gate.gauges()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Ready once the table was loaded, and until the process is told to end.
+async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.draining.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
+    if admin.gate.is_ready() {
+        return "ready\n".into_response();
+    }
+    let cause = admin.gate.status().cause;
+    (StatusCode::SERVICE_UNAVAILABLE, format!("loading: {cause}\n")).into_response()
+}

@@ -1,0 +1,403 @@
+//! The page for people: what the sidecar is doing, in one self-contained file.
+//!
+//! All figures are in what is served, so that it can be read without JavaScript; its script only
+//! fetches the page again and puts in what has changed.
+
+use askama::Template;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytesize::ByteSize;
+use sha2::{Digest as _, Sha256};
+
+use super::Admin;
+use super::check::{Check, Said};
+use super::rate;
+use super::words::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
+use crate::clock;
+use crate::gate::Phase;
+use crate::metrics::Figures;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// What is the same in every page.
+pub(super) struct Assets {
+    style: &'static str,
+    script: &'static str,
+    /// Tells pages of different versions apart.
+    build: String,
+    /// What a browser may do with the page: nothing but run its own script, on its own origin.
+    policy: HeaderValue,
+}
+
+impl Assets {
+    /// Computes what can be computed once.
+    pub(super) fn new() -> Self {
+        let hash = |text: &str| format!("sha256-{}", STANDARD.encode(Sha256::digest(text)));
+        let policy = format!(
+            "default-src 'none'; style-src '{}'; script-src '{}'; img-src data:; \
+             connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            hash(STYLE),
+            hash(SCRIPT),
+        );
+        let build = Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize();
+        Self {
+            style: STYLE,
+            script: SCRIPT,
+            build: STANDARD.encode(build),
+            policy: HeaderValue::try_from(policy)
+                .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'")),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "page.html")]
+struct Page<'a> {
+    assets: &'a Assets,
+    /// Whether it reloads itself where there is no JavaScript; not where something is typed.
+    reloads: bool,
+    version: &'static str,
+    time: String,
+    clock: String,
+    phase: &'static Look,
+    draining: bool,
+    cause: String,
+    staleness: String,
+    staleness_share: f64,
+    bound: String,
+    rate: String,
+    rate_most: String,
+    line: String,
+    line_width: usize,
+    line_height: usize,
+    pairs: String,
+    bytes: String,
+    revision: String,
+    uptime: String,
+    decisions: [Group; 2],
+    p50: String,
+    p99: String,
+    latency: Vec<Row>,
+    records: Vec<(String, String)>,
+    ledger: &'a str,
+    connections: String,
+    refused: String,
+    clock_offset: String,
+    check: Option<Check>,
+}
+
+/// How a phase is told.
+struct Look {
+    word: &'static str,
+    class: &'static str,
+    symbol: &'static str,
+    /// A path in a square of 24, so that the phases differ by shape as well as by colour.
+    drawing: &'static str,
+    /// Of the drawing in a browser's tab, encoded for a URL.
+    colour: &'static str,
+    says: &'static str,
+}
+
+/// A tick in a circle.
+pub(super) const YES: &str = "M12 2a10 10 0 1 0 0 20a10 10 0 1 0 0-20z\
+                              M10.6 16.6l-4.2-4.2l1.6-1.6l2.6 2.6l5.6-5.6l1.6 1.6z";
+/// A cross in an octagon.
+pub(super) const NO: &str = "M7.9 2h8.2l5.9 5.9v8.2l-5.9 5.9h-8.2l-5.9-5.9v-8.2z\
+                             M8.7 7.1l-1.6 1.6l3.3 3.3l-3.3 3.3l1.6 1.6l3.3-3.3l3.3 3.3l1.6-1.6\
+                             l-3.3-3.3l3.3-3.3l-1.6-1.6l-3.3 3.3z";
+
+const LOADING: Look = Look {
+    word: "LOADING",
+    class: "loading",
+    symbol: "◌",
+    drawing: "M12 2a10 10 0 1 0 0 20a10 10 0 1 0 0-20z\
+              M5.5 10.5h3v3h-3zM10.5 10.5h3v3h-3zM15.5 10.5h3v3h-3z",
+    colour: "%232c78c4",
+    says: "The ledger is being read for the first time. Until then every check is answered with \
+           an error, which means: do not send.",
+};
+const LIVE: Look = Look {
+    word: "LIVE",
+    class: "live",
+    symbol: "●",
+    drawing: YES,
+    colour: "%231f9d5c",
+    says: "Checks are answered from a table that is proven to be current.",
+};
+const STALE: Look = Look {
+    word: "STALE",
+    class: "stale",
+    symbol: "▲",
+    drawing: "M12 2l11 20h-22zM10.9 9h2.2v6.5h-2.2zM10.9 17h2.2v2.2h-2.2z",
+    colour: "%23d18b00",
+    says: "The table’s last proof is too old. Checks are denied as STALE, but for the classes \
+           that --stale-allow names.",
+};
+const INVALID: Look = Look {
+    word: "INVALID",
+    class: "invalid",
+    symbol: "✕",
+    drawing: NO,
+    colour: "%23cf2f45",
+    says: "The table is known to be wrong. Every check is denied as STALE until it was read anew.",
+};
+
+struct Group {
+    word: &'static str,
+    class: &'static str,
+    count: String,
+    percent: String,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    none: bool,
+    count: String,
+    percent: String,
+    /// The length of its bar, in percent.
+    width: f64,
+}
+
+/// The page as an answer, with what a browser must know of it.
+pub(super) fn answer(
+    admin: &Admin,
+    status: StatusCode,
+    reloads: bool,
+    check: Option<Check>,
+) -> Response {
+    match page(admin, reloads, check).render() {
+        Ok(page) => {
+            let headers = [
+                (header::CONTENT_SECURITY_POLICY, admin.assets.policy.clone()),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+                (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+                (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+                // With less a browser would not say that a form's post comes from here.
+                (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+                (
+                    HeaderName::from_static("cross-origin-resource-policy"),
+                    HeaderValue::from_static("same-origin"),
+                ),
+            ];
+            (status, headers, Html(page)).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
+    let (status, gauges) = (admin.gate.status(), admin.gate.gauges());
+    let (figures, rate) = (admin.metrics.figures(), admin.rate());
+    let bound = admin.gate.bound();
+    let now = rfc3339(clock::wall());
+    Page {
+        assets: &admin.assets,
+        reloads,
+        version: env!("CARGO_PKG_VERSION"),
+        clock: now.get(11..19).unwrap_or_default().to_owned(),
+        time: now,
+        phase: match status.phase {
+            Phase::Loading => &LOADING,
+            Phase::Live => &LIVE,
+            Phase::Stale => &STALE,
+            Phase::Invalid => &INVALID,
+        },
+        draining: admin.draining.is_cancelled(),
+        cause: status.cause,
+        staleness: match status.phase {
+            Phase::Loading => "–".to_owned(),
+            _ => short(status.staleness.as_secs_f64()),
+        },
+        staleness_share: percent(status.staleness.as_secs_f64(), bound.as_secs_f64()).min(100.0),
+        bound: short(bound.as_secs_f64()),
+        rate: rate.now.map_or_else(|| "–".to_owned(), per_second),
+        rate_most: per_second(rate.most),
+        line: rate.line,
+        line_width: rate::WIDTH,
+        line_height: rate::HEIGHT,
+        pairs: grouped(whole(status.pairs)),
+        bytes: ByteSize::b(whole(gauges.bytes)).display().iec().to_string(),
+        revision: grouped(status.revision),
+        uptime: long(clock::boot().saturating_sub(admin.started)),
+        decisions: decisions(&figures),
+        p50: told_quantile(0.5, &figures),
+        p99: told_quantile(0.99, &figures),
+        latency: latency(&figures),
+        records: records(&figures),
+        ledger: &admin.ledger,
+        connections: grouped(figures.connections),
+        refused: refused(&figures),
+        clock_offset: offset(gauges.clock_offset),
+        check,
+    }
+}
+
+/// Decisions by reason: those that allow, and those that deny.
+fn decisions(figures: &Figures) -> [Group; 2] {
+    let all: u64 = figures.decisions.iter().map(|(_, count)| count).sum();
+    let share = |count: u64| percent(float(count), float(all));
+    [(true, "Allowed", "allowed"), (false, "Denied", "denied")].map(|(allows, word, class)| {
+        let of_this = figures.decisions.iter().filter(|(reason, _)| reason.allows() == allows);
+        let count = of_this.clone().map(|(_, count)| count).sum();
+        let rows = of_this.map(|(reason, count)| Row {
+            name: reason.name().to_owned(),
+            none: *count == 0,
+            count: grouped(*count),
+            percent: in_percent(share(*count)),
+            width: share(*count),
+        });
+        let rows = rows.collect();
+        Group { word, class, count: grouped(count), percent: in_percent(share(count)), rows }
+    })
+}
+
+/// How many checks took how long, by bucket, the last of which has no bound.
+fn latency(figures: &Figures) -> Vec<Row> {
+    let mut before = 0;
+    let mut counts = Vec::new();
+    for (bound, up_to) in &figures.check_buckets {
+        counts.push((short(*bound), up_to.saturating_sub(before)));
+        before = *up_to;
+    }
+    counts.push(("longer".to_owned(), figures.checks.saturating_sub(before)));
+    let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    let row = |(name, count)| Row {
+        name,
+        none: count == 0,
+        count: grouped(count),
+        percent: String::new(),
+        width: percent(float(count), float(most)),
+    };
+    counts.into_iter().map(row).collect()
+}
+
+fn told_quantile(q: f64, figures: &Figures) -> String {
+    match quantile(q, &figures.check_buckets, figures.checks) {
+        None => "–".to_owned(),
+        Some(Quantile::About(seconds)) => format!("≈ {}", short(seconds)),
+        Some(Quantile::Above(seconds)) => format!("> {}", short(seconds)),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Quantile {
+    About(f64),
+    Above(f64),
+}
+
+/// Estimates a quantile as Prometheus does: as though durations were spread evenly over their
+/// bucket.
+fn quantile(q: f64, buckets: &[(f64, u64)], count: u64) -> Option<Quantile> {
+    if count == 0 {
+        return None;
+    }
+    let rank = q * float(count);
+    let mut lower = (0.0, 0);
+    for (bound, up_to) in buckets {
+        if float(*up_to) >= rank {
+            let inside = (rank - float(lower.1)) / float(up_to.saturating_sub(lower.1)).max(1.0);
+            return Some(Quantile::About(lower.0 + (bound - lower.0) * inside));
+        }
+        lower = (*bound, *up_to);
+    }
+    Some(Quantile::Above(lower.0))
+}
+
+fn records(figures: &Figures) -> Vec<(String, String)> {
+    const USUAL: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
+    let unusual = figures.records.iter().map(|(outcome, _)| outcome.as_str());
+    let unusual = unusual.filter(|outcome| !USUAL.contains(outcome));
+    let count = |outcome: &str| {
+        figures.records.iter().find(|(name, _)| name == outcome).map_or(0, |(_, count)| *count)
+    };
+    let told = |outcome: &str| (outcome.to_owned(), grouped(count(outcome)));
+    USUAL.into_iter().chain(unusual).map(told).collect()
+}
+
+fn refused(figures: &Figures) -> String {
+    if figures.refused.is_empty() {
+        return "none".to_owned();
+    }
+    let told = |(limit, count): &(String, u64)| format!("{} by {limit}", grouped(*count));
+    figures.refused.iter().map(told).collect::<Vec<_>>().join(", ")
+}
+
+fn offset(seconds: f64) -> String {
+    match seconds {
+        near if near.abs() < 0.1 => "within 0.1 s of this machine’s".to_owned(),
+        ahead if ahead > 0.0 => format!("{} ahead of this machine’s", short(ahead)),
+        behind => format!("{} behind this machine’s", short(-behind)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::clock::Moment;
+    use crate::consent::id::KeySecret;
+    use crate::consent::time::Timestamp;
+    use crate::decision::Policy;
+    use crate::gate::Gate;
+    use crate::metrics::Metrics;
+    use crate::table;
+
+    #[test]
+    fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {
+        let (table, mut writer) = table::new();
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        let (secret, policy) = (KeySecret::new(&[7; 16]), Policy::default());
+        let bound = Duration::from_secs(5);
+        let gate = Gate::new(table, secret, policy, bound, Arc::clone(&metrics));
+        let admin = Admin {
+            gate,
+            metrics,
+            ledger: "file:<b>&amp;.redb".into(),
+            checks: false,
+            draining: CancellationToken::new(),
+            assets: Arc::new(Assets::new()),
+            samples: Arc::default(),
+            started: clock::boot(),
+        };
+        let shows = |parts: &[&str]| {
+            let page = page(&admin, true, None).render().unwrap();
+            for part in parts {
+                assert!(page.contains(part), "no {part:?} in {page}");
+            }
+            assert!(page.contains("<code>file:&#60;b&#62;&#38;amp;.redb</code>"), "{page}");
+        };
+        let cause = "Cause: reading the ledger for the first time";
+        shows(&["<title>◌ loading –", "<strong>LOADING</strong>", cause]);
+        let long_ago = Moment { boot: Duration::ZERO, wall: Timestamp::MIN };
+        writer.proven(long_ago, clock::wall());
+        writer.validate();
+        writer.explain("");
+        shows(&["<title>▲ stale –", "<strong>STALE</strong>", "Cause: no proof from the ledger"]);
+        writer.proven(Moment::now(), clock::wall());
+        shows(&["<title>● live –", "<strong>LIVE</strong>", "proven to be current.</p>"]);
+        writer.invalidate();
+        writer.explain("<script>");
+        let cause = "Cause: &#60;script&#62;";
+        shows(&["<title>✕ invalid –", "<strong>INVALID</strong>", cause]);
+        admin.draining.cancel();
+        shows(&["<strong>INVALID, DRAINING</strong>", "It was told to end"]);
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_buckets() {
+        let buckets = [(1.0, 10), (2.0, 30), (4.0, 40)];
+        assert_eq!(quantile(0.5, &buckets, 40), Some(Quantile::About(1.5)));
+        assert_eq!(quantile(1.0, &buckets, 40), Some(Quantile::About(4.0)));
+        assert_eq!(quantile(0.99, &buckets, 50), Some(Quantile::Above(4.0)));
+        assert_eq!(quantile(0.5, &buckets, 0), None);
+        assert_eq!(quantile(0.1, &[(1.0, 0), (2.0, 10)], 10), Some(Quantile::About(1.1)));
+    }
+}
