@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 
 use super::Verdict;
 use super::print;
@@ -36,9 +38,20 @@ pub(super) struct ProtoArgs {
     sources: Option<PathBuf>,
 }
 
+/// The contract, and the details that its errors have, each file once.
+fn descriptor_set() -> anyhow::Result<Vec<u8>> {
+    let mut all = FileDescriptorSet::decode(DESCRIPTOR_SET)?;
+    for file in FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?.file {
+        if all.file.iter().all(|known| known.name != file.name) {
+            all.file.push(file);
+        }
+    }
+    Ok(all.encode_to_vec())
+}
+
 pub(super) fn proto(args: &ProtoArgs) -> anyhow::Result<Verdict> {
     if let Some(path) = &args.descriptor_set {
-        print::file(path, DESCRIPTOR_SET)?;
+        print::file(path, &descriptor_set()?)?;
     }
     for (name, source) in SOURCES.iter().filter(|_| args.sources.is_some()) {
         let path = args.sources.as_deref().unwrap_or(Path::new("")).join(name);

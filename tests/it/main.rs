@@ -20,6 +20,7 @@ mod histories;
 mod import;
 mod killed;
 mod listeners;
+mod loadtest;
 mod malformed;
 mod metrics;
 mod model;
