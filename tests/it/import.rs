@@ -9,7 +9,7 @@ use consentd::grpc::pb;
 use tempfile::tempdir;
 
 use crate::sidecar::{BINARY, Sidecar, eventually, ledger_in, run};
-use crate::world::world;
+use crate::world::{records, world};
 
 /// Begins an import.
 fn begin(file: &Path, address: &str, flags: &[&str]) -> Child {
@@ -23,13 +23,6 @@ fn end(child: Child) -> (i32, String, String) {
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
-}
-
-/// How many events a sidecar was asked to record since it was started.
-async fn records(sidecar: &Sidecar) -> u64 {
-    let (_, text) = sidecar.get("/metrics").await;
-    let counts = text.lines().filter_map(|line| line.strip_prefix("consent_records_total{"));
-    counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 fn tally(printed: &str) -> BTreeMap<String, u64> {

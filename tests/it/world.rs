@@ -24,7 +24,7 @@ fn line(descriptor: &MessageDescriptor, event: &pb::ConsentEvent) -> String {
 
 /// Events of many pairs, mixed, and the model that heard of them in the same order.
 pub struct World {
-    users: Vec<String>,
+    pub users: Vec<String>,
     /// Lines of NDJSON.
     pub rows: Vec<String>,
     model: Model,
@@ -168,4 +168,11 @@ fn timestamp(millis: i64) -> prost_types::Timestamp {
 
 pub fn millis(time: prost_types::Timestamp) -> i64 {
     time.seconds * 1_000 + i64::from(time.nanos / 1_000_000)
+}
+
+/// How many events a sidecar was asked to record since it was started.
+pub async fn records(sidecar: &Sidecar) -> u64 {
+    let (_, text) = sidecar.get("/metrics").await;
+    let counts = text.lines().filter_map(|line| line.strip_prefix("consent_records_total{"));
+    counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
