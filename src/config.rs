@@ -13,6 +13,7 @@ use clap::Args;
 use serde::Deserialize;
 
 pub use self::keywords::KeywordArgs;
+use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordLists;
 use crate::consent::scope::{Class, ClassSet};
@@ -163,7 +164,7 @@ fn span(text: &str) -> Result<Duration, String> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}")]
+    #[error("cannot read the configuration file {path}: {source}{}", access::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -73,20 +73,31 @@ fn modules_import_what_the_map_allows() {
     let allowed: &[(&str, &[&str])] = &[
         ("consent", &[]),
         ("clock", &["consent"]),
+        ("access", &[]),
         ("decision", &["consent"]),
         ("metrics", &["decision"]),
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
-        ("ledger", &["consent", "clock"]),
+        ("ledger", &["consent", "clock", "access"]),
         ("follower", &["consent", "clock", "metrics", "table", "ledger"]),
         ("recorder", &["consent", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
             "grpc",
-            &["consent", "clock", "decision", "gate", "recorder", "ledger", "metrics", "telemetry"],
+            &[
+                "consent",
+                "clock",
+                "decision",
+                "gate",
+                "recorder",
+                "ledger",
+                "metrics",
+                "telemetry",
+                "access",
+            ],
         ),
         ("admin", &["gate", "metrics"]),
-        ("config", &["consent", "decision", "grpc", "ledger", "telemetry"]),
+        ("config", &["consent", "decision", "grpc", "ledger", "telemetry", "access"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

@@ -286,7 +286,7 @@ async fn unloaded() -> (String, Drain) {
     let health = HealthService::new(gate.clone(), drain.begun.clone());
     let limit = Arc::new(InFlight::new(100, Arc::clone(&metrics)));
     let checks = CheckService::new(gate, "file:none".into(), 100, Arc::clone(&metrics));
-    let routes = Routes::new(health, limit).unwrap().with_checks(checks);
+    let routes = Routes::new(health, limit).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();
     let limits =
