@@ -5,7 +5,8 @@
 
 mod keywords;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -104,16 +105,16 @@ serve_args! {
     #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
     platform_names: String,
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
-    #[arg(long, env = "CONSENTD_WORKERS", value_name = "N")]
+    #[arg(long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>)]
     workers: usize,
     /// gRPC connections at once, on each listener [default: 1024]
-    #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N", value_parser = number::<usize>)]
     max_connections: usize,
     /// Calls being answered at once, on all listeners together [default: 4096]
-    #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N", value_parser = number::<usize>)]
     max_in_flight: usize,
     /// Requests of one BatchCanSend [default: 1000]
-    #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N", value_parser = number::<usize>)]
     max_batch: usize,
     /// Ask a connection to end after this long; clients connect again [default: 1h]
     #[arg(long, env = "CONSENTD_MAX_CONNECTION_AGE", value_name = "TIME", value_parser = span)]
@@ -128,14 +129,14 @@ serve_args! {
     #[serde(with = "humantime_serde")]
     log_retention: Duration,
     /// How many entries the ledger's log keeps at most [default: 1000000]
-    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N")]
+    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N", value_parser = number::<u64>)]
     log_entries: u64,
     /// How long inbound and failure events stay in histories; others stay for good [default: 90d]
     #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
     history_retention: Duration,
     /// How much of the ledger's file to keep in memory [default: 64MiB]
-    #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE")]
+    #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
@@ -146,7 +147,7 @@ serve_args! {
     otlp_endpoint: String,
     /// The share of calls to sample, of those that bring no traceparent; others are sampled as
     /// their caller's trace is [default: 0.01]
-    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO")]
+    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
     otlp_sample: f64,
 }
 
@@ -158,6 +159,18 @@ const MAX_CONNECTIONS: usize = 1 << 20;
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "must be a whole number, such as 1000".to_owned())
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "must be a number and its unit, such as 64MiB".to_owned())
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "must be a number from 0 to 1, such as 0.01".to_owned())
 }
 
 /// Why settings cannot be used.
@@ -179,6 +192,18 @@ pub enum ConfigError {
         /// Where, and what is wrong.
         source: Box<toml::de::Error>,
     },
+    /// The file has a key that is none.
+    #[error("{path}, line {line}: unknown key `{key}`; did you mean `{meant}`?")]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The nearest that is one.
+        meant: String,
+    },
     /// A setting has a value that it must not have.
     #[error("{setting}: {why}")]
     Value {
@@ -187,6 +212,32 @@ pub enum ConfigError {
         /// What was wrong, and what would be right.
         why: String,
     },
+}
+
+/// How alike two keys must be for one to be a misspelling of the other.
+const ALIKE: f64 = 0.6;
+
+/// What is wrong with a file; a key that is none, with the one that is meant.
+fn wrong_file(path: &Path, text: &str, error: toml::de::Error) -> ConfigError {
+    // What the parser says of it: unknown field `key`, expected one of `key`, `key`.
+    let mut quoted = error.message().split('`').skip(1).step_by(2);
+    let is_unknown = error.message().starts_with("unknown field");
+    if let (true, Some(key)) = (is_unknown, quoted.next()) {
+        let spelt = key.replace('_', "-").to_lowercase();
+        let rated =
+            quoted.map(|known| (strsim::normalized_damerau_levenshtein(known, &spelt), known));
+        let nearest = rated.max_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((_, meant)) = nearest.filter(|(likeness, _)| *likeness >= ALIKE) {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            return ConfigError::UnknownKey {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                key: key.to_owned(),
+                meant: meant.to_owned(),
+            };
+        }
+    }
+    ConfigError::Toml { path: path.to_owned(), source: Box::new(error) }
 }
 
 fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
@@ -248,10 +299,7 @@ impl ServeArgs {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-                let file = toml::from_str(&text).map_err(|source| ConfigError::Toml {
-                    path: path.clone(),
-                    source: Box::new(source),
-                })?;
+                let file = toml::from_str(&text).map_err(|error| wrong_file(path, &text, error))?;
                 self.or(file)
             }
         };
@@ -351,10 +399,14 @@ fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
 fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigError> {
     let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
     let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
-    if matches!(unix, Some("" | "@")) {
-        return Err(wrong("--unix", "must be a path, or @ and a name"));
+    if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
+        return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
     }
-    let listen: Vec<_> = tcp.into_iter().chain(unix.map(Address::unix)).collect();
+    // As the commands' --addr has it, for those who take one from the other.
+    let path = unix.map(|path| {
+        path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
+    });
+    let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
     if listen.is_empty() {
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
@@ -377,7 +429,10 @@ fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
         Some(("redis" | "rediss" | "redis+unix" | "redis+sentinel", _)) => {
             Err(wrong("--ledger", "Redis comes later; this version has file:PATH alone"))
         }
-        _ => Err(wrong("--ledger", format!("{text:?} must be file:PATH"))),
+        Some(("file", _)) => {
+            Err(wrong("--ledger", "file: needs a path, such as file:consentd.redb"))
+        }
+        _ => Err(wrong("--ledger", format!("must be file:PATH: did you mean file:{text}?"))),
     }
 }
 

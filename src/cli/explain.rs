@@ -26,7 +26,8 @@ pub(super) fn reason(reason: Reason) -> &'static str {
              allows it"
         }
         Reason::OptedOutAll => {
-            "the user opted out of everything: only a later opt-in by the user allows it"
+            "the user opted out of everything: only a later opt-in by the user allows it, or, for \
+             a free-form reply that is no marketing, a message from the user"
         }
         Reason::PlatformStopped => {
             "the user stopped this business's marketing inside WhatsApp: only the user can resume \
@@ -43,7 +44,8 @@ pub(super) fn reason(reason: Reason) -> &'static str {
             "the user must not be contacted: allowed only once the suppression is lifted"
         }
         Reason::Stale => {
-            "the table cannot prove that it is current: see `consentd status` for the cause"
+            "the table cannot prove that it is current, and denies until it can: see `consentd \
+             status` for the cause"
         }
         Reason::Unspecified => "the sidecar gave no reason: do not send",
     }

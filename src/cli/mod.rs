@@ -7,10 +7,13 @@ mod client;
 mod demo;
 mod explain;
 mod export;
+mod given;
 mod import;
 mod print;
 mod record;
 mod serve;
+mod shell;
+mod stranger;
 
 use std::process::ExitCode;
 
@@ -61,12 +64,18 @@ enum Command {
     Export(export::ExportArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
+    /// Print a shell's completions of these commands
+    #[command(after_help = shell::WHERE_COMPLETIONS_GO)]
+    Completions(shell::CompletionsArgs),
+    /// Print a manual page, or write all of them into a folder
+    #[command(after_help = shell::WHERE_PAGES_GO)]
+    Man(shell::ManArgs),
 }
 
 /// Runs the command that the arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = given::parse();
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => asking(ask::check(args)),
@@ -78,6 +87,8 @@ pub fn main() -> ExitCode {
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
         Command::Demo(args) => asking(demo::demo(args)),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::client::{ClientArgs, TokenArgs};
@@ -102,7 +103,7 @@ struct OptInArgs {
     category: String,
     /// How it was obtained
     #[arg(long, value_enum)]
-    method: Method,
+    method: Option<Method>,
     /// The words that the user agreed to; they must name WhatsApp and the business
     #[arg(long, default_value = "")]
     statement: String,
@@ -147,6 +148,39 @@ enum Method {
     WhatsappSignup,
 }
 
+/// An opt-in without evidence: all that is missing is named at once, with an example.
+fn missing_evidence(args: &OptInArgs) -> Option<anyhow::Error> {
+    let mut missing = String::new();
+    if args.method.is_none() {
+        missing.push_str(
+            "\n  --method: how it was obtained: sms, website, whatsapp, phone, in-person or \
+             whatsapp-signup",
+        );
+    }
+    let needed: &[(&str, &str, &str)] = if matches!(args.method, Some(Method::WhatsappSignup)) {
+        &[("--reference", &args.reference, "the signup_id that WhatsApp gave")]
+    } else {
+        &[
+            (
+                "--statement",
+                &args.statement,
+                "the words that the user agreed to; they must name WhatsApp and the business",
+            ),
+            ("--business-name", &args.business_name, "the business's name as the user saw it"),
+        ]
+    };
+    for (flag, _, what) in needed.iter().filter(|(_, given, _)| given.trim().is_empty()) {
+        missing.push_str(&format!("\n  {flag}: {what}"));
+    }
+    (!missing.is_empty()).then(|| {
+        anyhow!(
+            "an opt-in counts only with evidence of it; missing:{missing}\nsuch as:\n  consentd \
+             record opt-in USER BUSINESS marketing --method website \\\n    --statement \"Yes, send \
+             me offers from Acme on WhatsApp\" --business-name Acme"
+        )
+    })
+}
+
 impl From<Method> for pb::OptInMethod {
     fn from(method: Method) -> Self {
         match method {
@@ -187,13 +221,16 @@ impl WhatArgs {
     fn split(self) -> anyhow::Result<(EventArgs, What)> {
         Ok(match self {
             Self::OptIn(args) => {
+                if let Some(error) = missing_evidence(&args) {
+                    return Err(error);
+                }
                 let mut event = args.event;
                 if event.time.is_none() && event.request_id.is_none() {
                     event.request_id = Some(random_id()?);
                 }
-                let method = pb::OptInMethod::from(args.method);
+                let method = args.method.map(pb::OptInMethod::from);
                 let evidence = pb::Evidence {
-                    method: method.into(),
+                    method: method.unwrap_or_default().into(),
                     statement: args.statement,
                     business_name: args.business_name,
                     locale: args.locale,
@@ -228,6 +265,29 @@ impl WhatArgs {
     }
 }
 
+/// What a field of the request is on the command line.
+fn flag_of(field: &str) -> Option<&'static str> {
+    Some(match field.strip_prefix("event.").unwrap_or(field) {
+        "user_id" => "USER",
+        "business_id" => "BUSINESS",
+        "event_time" => "--time",
+        "request_id" => "--request-id",
+        "opt_in.category" => "CATEGORY",
+        "opt_in.expire_time" => "--expires",
+        "opt_in.evidence.method" => "--method",
+        "opt_in.evidence.statement" => "--statement",
+        "opt_in.evidence.business_name" => "--business-name",
+        "opt_in.evidence.locale" => "--locale",
+        "opt_out.scope" => "SCOPE",
+        "opt_in.evidence.reference" | "opt_out.reference" | "suppression.reference" => {
+            "--reference"
+        }
+        "inbound_message.message_id" => "--message-id",
+        "delivery_failure.code" => "CODE",
+        _ => return None,
+    })
+}
+
 fn random_id() -> anyhow::Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
@@ -250,7 +310,7 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
         request.metadata_mut().insert("authorization", header);
     }
     let answer = RecordServiceClient::new(channel).record_event(request).await;
-    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    let answer = answer.map_err(|status| args.client.explain_as(&status, flag_of))?.into_inner();
     if args.client.json {
         print::json("RecordEventResponse", &answer)?;
         return Ok(Verdict::Yes);

@@ -122,12 +122,39 @@ fn parse_category(text: &str) -> Result<Category<'_>, String> {
     if let Some(topic) = topic
         && !is_topic(topic)
     {
-        return Err("the topic behind the class must be 1 to 48 of a-z, 0-9 and _, such as \
-                    utility.order_updates"
-            .to_owned());
+        return Err(bad_topic(class, topic));
     }
     Ok(Category { class, topic })
 }
+
+/// Words that people use for a class, each with the class that they mean by it.
+const MEANT: [(&str, Class); 19] = [
+    ("sales", Class::Marketing),
+    ("promo", Class::Marketing),
+    ("promotion", Class::Marketing),
+    ("promotional", Class::Marketing),
+    ("offers", Class::Marketing),
+    ("news", Class::Marketing),
+    ("newsletter", Class::Marketing),
+    ("advertising", Class::Marketing),
+    ("order", Class::Utility),
+    ("transaction", Class::Utility),
+    ("transactional", Class::Utility),
+    ("notification", Class::Utility),
+    ("shipping", Class::Utility),
+    ("otp", Class::Authentication),
+    ("auth", Class::Authentication),
+    ("login", Class::Authentication),
+    ("verification", Class::Authentication),
+    ("support", Class::Service),
+    ("customer_care", Class::Service),
+];
+
+/// How alike two words must be for one to be a misspelling of the other.
+const ALIKE: f64 = 0.7;
+
+/// The longest word that is said back, and compared with what it may mean.
+const MAX_SAID_CHARS: usize = 40;
 
 fn unknown_class(text: &str, class: &str) -> String {
     let known = "marketing, utility, authentication or service, perhaps with a topic: \
@@ -138,11 +165,57 @@ fn unknown_class(text: &str, class: &str) -> String {
     if text == "*" {
         return format!("consent is asked and given by category, never for everything: {known}");
     }
+    let said = sayable(class).map(|class| format!(" \"{class}\"")).unwrap_or_default();
     let lower = class.trim().to_ascii_lowercase();
     match Class::from_name(&lower) {
-        Some(meant) => format!("classes are written in lower case: {}", meant.name()),
-        None => format!("unknown class; one of {known}"),
+        Some(meant) if lower == class.trim() => {
+            format!("has a space beside its class: {} is written without", meant.name())
+        }
+        Some(meant) => {
+            format!("classes are written in lower case: {} and not{said}", meant.name())
+        }
+        None => match nearest(&lower) {
+            Some(meant) => {
+                let meant = meant.name();
+                format!("unknown class{said}, did you mean {meant}? It is one of {known}")
+            }
+            None => format!("unknown class{said}; it is one of {known}"),
+        },
     }
+}
+
+/// The class that is meant by a word that is none.
+fn nearest(word: &str) -> Option<Class> {
+    if word.len() > MAX_SAID_CHARS {
+        return None;
+    }
+    let names = Class::ALL.map(|class| (class.name(), class));
+    let words = names.into_iter().chain(MEANT);
+    let rated =
+        words.map(|(name, class)| (strsim::normalized_damerau_levenshtein(name, word), class));
+    let best = rated.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(likeness, _)| *likeness >= ALIKE).map(|(_, class)| class)
+}
+
+fn bad_topic(class: Class, topic: &str) -> String {
+    let rule = "the topic behind the class must be 1 to 48 of a-z, 0-9 and _";
+    let spelt: String =
+        topic.trim().chars().map(|c| if c == ' ' || c == '-' { '_' } else { c }).collect();
+    let spelt = spelt.to_ascii_lowercase();
+    match sayable(topic).filter(|_| is_topic(&spelt)) {
+        Some(said) => {
+            format!("{rule}; did you mean {}.{spelt} by \"{}.{said}\"?", class.name(), class.name())
+        }
+        None => format!("{rule}, such as utility.order_updates"),
+    }
+}
+
+/// A word that may be said back to who sent it. Digits are not: they may be a user's number, given
+/// in the wrong place.
+fn sayable(word: &str) -> Option<&str> {
+    let is_word = |c: char| c.is_alphabetic() || matches!(c, ' ' | '_' | '-' | '/');
+    (!word.is_empty() && word.chars().count() <= MAX_SAID_CHARS && word.chars().all(is_word))
+        .then_some(word)
 }
 
 /// Whether `topic` is `[a-z0-9_]{1,48}`.
@@ -244,9 +317,20 @@ mod tests {
             ("", "required"),
             ("*", "never for everything"),
             ("Marketing", "lower case: marketing"),
-            ("news", "unknown class; one of marketing"),
+            ("Marketing", "and not \"Marketing\""),
+            (" marketing", "a space beside"),
+            ("sales", "\"sales\", did you mean marketing?"),
+            ("marketting", "did you mean marketing?"),
+            ("utilities.orders", "\"utilities\", did you mean utility?"),
+            ("otp", "did you mean authentication?"),
+            ("weather", "unknown class \"weather\"; it is one of marketing"),
+            ("15550123456", "unknown class; it is one of marketing"),
+            (&"m".repeat(1_000), "unknown class; it is one of marketing"),
             ("utility.", "1 to 48"),
-            ("utility.Order", "1 to 48"),
+            ("utility.Order", "did you mean utility.order by \"utility.Order\"?"),
+            ("utility.Order Updates", "1 to 48"),
+            ("utility.Order Updates", "did you mean utility.order_updates by"),
+            ("utility.Order-5550123", "0-9 and _, such as"),
             ("utility.a.b", "1 to 48"),
             (long.as_str(), "1 to 48"),
         ] {

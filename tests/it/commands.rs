@@ -202,14 +202,14 @@ async fn what_went_wrong_is_said_with_what_to_do() {
     let address = sidecar.grpc.as_str();
     assert_eq!(
         told(2, address, &["check", "", "acme", "news", "--json"]),
-        "consentd: the request is not valid:\n  user_id: required: 1 to 128 bytes of UTF-8\n  \
-         category: unknown class; one of marketing, utility, authentication or service, perhaps \
-         with a topic: utility.order_updates\n"
+        "consentd: the request is not valid:\n  USER: required: 1 to 128 bytes of UTF-8\n  \
+         CATEGORY: unknown class \"news\", did you mean marketing? It is one of marketing, utility, \
+         authentication or service, perhaps with a topic: utility.order_updates\n"
     );
-    assert_says(&told(2, address, &OPT_IN), &["event.opt_in.evidence.statement: required"]);
+    assert_says(&told(2, address, &OPT_IN), &["--statement: the words that the user agreed to"]);
     assert_says(
         &told(2, address, &["record", "inbound", "7", "acme", "--time", "2099-01-01T00:00:00Z"]),
-        &["event.event_time: ", "ahead of the ledger's clock"],
+        &["--time: ", "ahead of the ledger's clock"],
     );
     for when in ["yesterday", "1969-12-31T00:00:00Z", "5"] {
         let said = told(2, address, &["record", "inbound", "7", "acme", "--time", when]);
