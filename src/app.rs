@@ -279,10 +279,10 @@ async fn bind(settings: &Settings) -> anyhow::Result<Vec<Heard>> {
 }
 
 async fn bind_admin(address: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address} for metrics and probes; choose another address with \
-             --admin, or none"
-        )
-    })
+    // As for gRPC, so that what is wrong is said in the same words.
+    let listener = Listener::bind(&Address::Tcp(address.to_owned())).await;
+    match listener.context("--admin, for metrics and probes (or none)")? {
+        Listener::Tcp(listener) => Ok(listener),
+        Listener::Unix(..) => bail!("--admin: must be HOST:PORT"),
+    }
 }

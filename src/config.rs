@@ -356,7 +356,7 @@ impl ServeArgs {
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: log(self.log.unwrap_or_else(|| "info".to_owned()))?,
             traces: traces(self.otlp_endpoint.as_deref(), self.otlp_sample.unwrap_or(0.01))?,
         })
     }
@@ -411,6 +411,23 @@ fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigE
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)
+}
+
+/// A filter takes any word for a module's name; one alone is a misspelt level.
+fn log(filter: String) -> Result<String, ConfigError> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_fine = |part: &&str| {
+        part.contains(['=', '[', ':'])
+            || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
+    };
+    match filter.split(',').map(str::trim).find(|part| !is_fine(part)) {
+        None => Ok(filter),
+        Some(part) => {
+            let levels = LEVELS.join(", ");
+            let why = format!("{part:?} is no level: {levels}; or TARGET=LEVEL, as in h2=debug");
+            Err(wrong("--log", why))
+        }
+    }
 }
 
 fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, ConfigError> {

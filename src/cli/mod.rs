@@ -30,12 +30,24 @@ enum Verdict {
     No,
 }
 
+/// For who sees the commands for the first time.
+const FIRST_STEPS: &str = "\
+First steps:
+  consentd demo                                       what it is about, in one page
+  consentd serve                                      run a sidecar; then, in another terminal:
+  consentd check \"+1 555 012 3456\" acme marketing     may this be sent, and what would allow it";
+
 /// Answers, from memory, whether a business may message a WhatsApp user.
 ///
-/// Start a sidecar with `consentd serve`, or see what it does with `consentd demo`.
 /// Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
 #[derive(Debug, Parser)]
-#[command(name = "consentd", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "consentd",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = FIRST_STEPS
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -54,7 +54,7 @@ enum WhatArgs {
         #[arg(value_name = "SCOPE")]
         scope: String,
         /// What the user said or did, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reference: String,
     },
     /// The user wrote or called: the 24-hour window opens
@@ -62,10 +62,10 @@ enum WhatArgs {
         #[command(flatten)]
         event: EventArgs,
         /// The text, read for keywords such as STOP and never stored
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         text: String,
         /// The platform's message id, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         message_id: String,
     },
     /// The user stopped or resumed marketing inside WhatsApp
@@ -90,31 +90,40 @@ enum WhatArgs {
         #[arg(long)]
         lift: bool,
         /// Why, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reference: String,
     },
 }
 
+/// Above the flags without which an opt-in counts for nothing.
+const EVIDENCE: &str = "Evidence";
+
+/// For the help of an opt-in, and of one that is wrong.
+const OPT_IN_EXAMPLE: &str = "\
+  consentd record opt-in \"+1 555 012 3456\" acme marketing --method website \\
+    --statement \"Yes, send me offers from Acme on WhatsApp\" --business-name Acme";
+
 #[derive(Args, Debug)]
+#[command(after_help = format!("Example:\n{OPT_IN_EXAMPLE}"))]
 struct OptInArgs {
     #[command(flatten)]
     event: EventArgs,
     /// What for: CLASS or CLASS.TOPIC, such as utility.order_updates
     category: String,
     /// How it was obtained
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = EVIDENCE)]
     method: Option<Method>,
     /// The words that the user agreed to; they must name WhatsApp and the business
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     statement: String,
     /// The business's name as the user saw it
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     business_name: String,
     /// The statement's language, such as pt-BR
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     locale: String,
     /// Where the proof is kept; for whatsapp-signup its signup_id
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     reference: String,
     /// When it lapses, as RFC 3339 or so long from now (365d) [default: never]
     #[arg(long, value_name = "TIME", value_parser = expiry)]
@@ -174,9 +183,8 @@ fn missing_evidence(args: &OptInArgs) -> Option<anyhow::Error> {
     }
     (!missing.is_empty()).then(|| {
         anyhow!(
-            "an opt-in counts only with evidence of it; missing:{missing}\nsuch as:\n  consentd \
-             record opt-in USER BUSINESS marketing --method website \\\n    --statement \"Yes, send \
-             me offers from Acme on WhatsApp\" --business-name Acme"
+            "an opt-in counts only with evidence of it; missing:{missing}\nsuch as:\n\
+             {OPT_IN_EXAMPLE}"
         )
     })
 }

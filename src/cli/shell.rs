@@ -75,8 +75,21 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<Verdict> {
 
 fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    Man::new(command.clone()).render(&mut page)?;
-    Ok(page)
+    let version = concat!("consentd ", env!("CARGO_PKG_VERSION"));
+    Man::new(command.clone()).source(version).manual("consentd").render(&mut page)?;
+    Ok(with_notes_as_written(&String::from_utf8_lossy(&page)).into_bytes())
+}
+
+/// What follows the flags in a help has its own lines, and is not to be filled.
+fn with_notes_as_written(page: &str) -> String {
+    let Some((before, notes)) = page.split_once("\n.SH EXTRA\n") else { return page.to_owned() };
+    let (notes, after) = notes.split_once("\n.SH ").map_or((notes, None), |(n, a)| (n, Some(a)));
+    let mut whole = format!("{before}\n.SH NOTES\n.nf\n{}\n.fi\n", notes.trim_end());
+    if let Some(after) = after {
+        whole.push_str(".SH ");
+        whole.push_str(after);
+    }
+    whole
 }
 
 fn write_pages(command: &Command, folder: &Path) -> std::io::Result<()> {

@@ -165,6 +165,11 @@ fn unknown_class(text: &str, class: &str) -> String {
     if text == "*" {
         return format!("consent is asked and given by category, never for everything: {known}");
     }
+    if class.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '(' | ')' | '-' | ' ')) {
+        return format!(
+            "a number is no category: is the order user, business, category? It is one of {known}"
+        );
+    }
     let said = sayable(class).map(|class| format!(" \"{class}\"")).unwrap_or_default();
     let lower = class.trim().to_ascii_lowercase();
     match Class::from_name(&lower) {
@@ -324,7 +329,9 @@ mod tests {
             ("utilities.orders", "\"utilities\", did you mean utility?"),
             ("otp", "did you mean authentication?"),
             ("weather", "unknown class \"weather\"; it is one of marketing"),
-            ("15550123456", "unknown class; it is one of marketing"),
+            ("+1 555 012 3456", "a number is no category"),
+            ("US.1349", "unknown class \"US\"; it is one of marketing"),
+            ("user7", "unknown class; it is one of marketing"),
             (&"m".repeat(1_000), "unknown class; it is one of marketing"),
             ("utility.", "1 to 48"),
             ("utility.Order", "did you mean utility.order by \"utility.Order\"?"),

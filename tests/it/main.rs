@@ -20,6 +20,7 @@ mod killed;
 mod listeners;
 mod malformed;
 mod metrics;
+mod mistakes;
 mod model;
 mod shutdown;
 mod sidecar;
