@@ -100,7 +100,7 @@ const EVIDENCE: &str = "Evidence";
 
 /// For the help of an opt-in, and of one that is wrong.
 const OPT_IN_EXAMPLE: &str = "\
-  consentd record opt-in \"+1 555 012 3456\" acme marketing --method website \\
+\u{20}\u{20}consentd record opt-in \"+1 555 012 3456\" acme marketing --method website \\
     --statement \"Yes, send me offers from Acme on WhatsApp\" --business-name Acme";
 
 #[derive(Args, Debug)]
@@ -179,7 +179,10 @@ fn missing_evidence(args: &OptInArgs) -> Option<anyhow::Error> {
         ]
     };
     for (flag, _, what) in needed.iter().filter(|(_, given, _)| given.trim().is_empty()) {
-        missing.push_str(&format!("\n  {flag}: {what}"));
+        missing.push_str("\n  ");
+        missing.push_str(flag);
+        missing.push_str(": ");
+        missing.push_str(what);
     }
     (!missing.is_empty()).then(|| {
         anyhow!(

@@ -21,6 +21,7 @@ use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
 use consentd::grpc::{CheckService, DESCRIPTOR_SET, HealthService, InFlight, Routes, pb};
 use consentd::metrics::Metrics;
+use consentd::table::Writer;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 use tonic_types::StatusExt as _;
@@ -224,7 +225,7 @@ async fn what_went_wrong_is_said_with_what_to_do() {
         ("unix:@consentd-nowhere", "Connection refused"),
     ] {
         let said = told(2, address, &["check", "7", "acme", "utility"]);
-        assert_says(&said, &["cannot reach consentd at ", address, why, "`consentd serve`"]);
+        assert_says(&said, &["cannot reach consentd at ", address, why, "`consentd serve"]);
         assert_says(&said, &["--addr", "CONSENTD_ADDR"]);
     }
     told(2, &sidecar.admin, &["status"]);
@@ -277,8 +278,14 @@ async fn what_others_wrote_cannot_write_to_the_terminal() {
 
 /// A server whose table was never loaded, in this process.
 async fn unloaded() -> (String, Drain) {
+    served(|_| {}).await
+}
+
+/// A server in this process, whose table is as `prepare` makes it.
+pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-    let (table, _writer) = consentd::table::new();
+    let (table, mut writer) = consentd::table::new();
+    prepare(&mut writer);
     let secret = KeySecret::new(&[7; 16]);
     let bound = Duration::from_secs(5);
     let gate = Gate::new(table, secret, Policy::default(), bound, Arc::clone(&metrics));

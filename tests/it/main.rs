@@ -12,6 +12,7 @@
 
 mod basics;
 mod clients;
+mod comfort;
 mod commands;
 mod fuzz;
 mod histories;

@@ -137,7 +137,7 @@ async fn a_wrong_category() {
         ("sales", ["\"sales\"", "did you mean marketing?"]),
         ("marketting", ["\"marketting\"", "did you mean marketing?"]),
         ("Marketing", ["\"Marketing\"", "lower case: marketing"]),
-        ("weather", ["\"weather\"", "one of marketing, utility, authentication or service"]),
+        ("weather", ["unknown class", "one of marketing, utility, authentication or service"]),
         ("utility.Order Updates", ["utility.Order Updates", "did you mean utility.order_updates"]),
         ("*", ["never for everything", "marketing, utility, authentication or service"]),
     ] {
