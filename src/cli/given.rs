@@ -14,7 +14,38 @@ pub(super) fn parse() -> Cli {
     let parsed = without_empty_variables(Cli::command()).try_get_matches_from(&arguments);
     parsed
         .and_then(|matches| Cli::from_arg_matches(&matches))
-        .unwrap_or_else(|error| naming_variables(error, &arguments).exit())
+        .unwrap_or_else(|error| with_tips(error, &arguments).exit())
+}
+
+/// Words that people use for a command, each with the command that they mean by it.
+const MEANT: [(&str, &str); 12] = [
+    ("start", "serve"),
+    ("run", "serve"),
+    ("daemon", "serve"),
+    ("ask", "check"),
+    ("cansend", "check"),
+    ("can-send", "check"),
+    ("show", "get"),
+    ("list", "history"),
+    ("optin", "record opt-in"),
+    ("opt-in", "record opt-in"),
+    ("optout", "record opt-out"),
+    ("opt-out", "record opt-out"),
+];
+
+/// clap finds what is spelt alike; we know what is meant alike.
+fn with_tips(mut error: Error, arguments: &[OsString]) -> Error {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return naming_variables(error, arguments);
+    };
+    // The first word alone: `record` and its like have commands of their own.
+    let is_first = arguments.get(1).is_some_and(|first| first.to_str() == Some(word));
+    let meant = MEANT.into_iter().find(|(known, _)| is_first && known == word);
+    if let Some((_, command)) = meant {
+        let tips = ContextValue::Strings(vec![command.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, tips);
+    }
+    error
 }
 
 /// A variable that is empty is as good as none: that is how an unset one reaches a container.

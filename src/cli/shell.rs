@@ -16,7 +16,8 @@ pub(super) const WHERE_COMPLETIONS_GO: &str = "\
 Put them where your shell looks for them:
 
   bash        consentd completions bash > ~/.local/share/bash-completion/completions/consentd
-  zsh         consentd completions zsh > ~/.zfunc/_consentd    (with fpath+=~/.zfunc before compinit)
+  zsh         consentd completions zsh > ~/.zfunc/_consentd
+              (and in ~/.zshrc, before compinit: fpath+=~/.zfunc)
   fish        consentd completions fish > ~/.config/fish/completions/consentd.fish
   elvish      consentd completions elvish >> ~/.config/elvish/rc.elv
   powershell  consentd completions powershell >> $PROFILE";
@@ -24,7 +25,7 @@ Put them where your shell looks for them:
 /// For the help.
 pub(super) const WHERE_PAGES_GO: &str = "\
 Read one with `consentd man record | man -l -`, or put all of them where `man consentd-record` finds
-them: `consentd man --dir ~/.local/share/man/man1`.";
+them: `consentd man --dir ~/.cargo/share/man/man1` where ~/.cargo/bin is in your PATH.";
 
 #[derive(Args, Debug)]
 pub(super) struct CompletionsArgs {

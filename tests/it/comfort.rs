@@ -26,6 +26,9 @@ fn ago(hours: u64) -> String {
     humantime::format_rfc3339_seconds(SystemTime::now() - Duration::from_hours(hours)).to_string()
 }
 
+/// A reason, what is recorded before, the check's flags, and what must be said.
+type Case<'a> = (Reason, Vec<Vec<String>>, &'a [&'a str], &'a [&'a str]);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_denial_says_what_would_allow_the_message() {
     let folder = tempfile::tempdir().unwrap();
@@ -41,7 +44,7 @@ async fn every_denial_says_what_would_allow_the_message() {
     let (day, hour, year) = (ago(25), ago(1), words("--time 3h --expires"));
     let lapsed = [opt_in(""), year, vec![hour]].concat();
     let free = ["--form", "free-form"].as_slice();
-    let cases: [(Reason, Vec<Vec<String>>, &[&str], &[&str]); 9] = [
+    let cases: [Case; 9] = [
         (Reason::NoConsent, vec![], &[], &["an opt-in to this category or its class would allow"]),
         (
             Reason::WindowClosed,
@@ -209,6 +212,17 @@ fn settings_that_are_wrong_are_named_where_they_stand() {
         let said = refused(&[parts[0], value], &[(variable, value)]);
         assert_says(&said, &parts);
         assert!(!said.contains(variable), "{said}");
+    }
+    for (word, meant) in [
+        ("start", "'serve'"),
+        ("ask", "'check'"),
+        ("optin", "'record opt-in'"),
+        ("chek", "'check'"),
+    ] {
+        let (code, _, said) = run(&[word, "7", "acme"]);
+        assert_eq!(code, 2);
+        assert_says(&said, &[word, "tip: a similar subcommand exists", meant]);
+        assert!(!said.contains("status"), "{said}");
     }
     let (_, _, said) = run(&["serve", "--ledger", "consentd.redb"]);
     assert_says(&said, &["--ledger", "did you mean file:consentd.redb?"]);
