@@ -68,7 +68,9 @@ fn redis() -> (Program, String) {
     let mut command = Command::new("redis-server");
     command.args(["--port", port, "--bind", "127.0.0.1", "--save", ""]);
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let redis = command.spawn().expect("no redis-server: apt-get install redis-server");
+    let redis = command
+        .spawn()
+        .expect("no redis-server: run scripts/test, or apt-get install redis-server");
     let redis = Program(redis);
     let started = Instant::now();
     while std::net::TcpStream::connect(&address).is_err() {
