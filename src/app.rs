@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
+use crate::clock;
 use crate::config::Settings;
 use crate::consent::keyword::Keywords;
 use crate::follower::Follower;
@@ -25,6 +26,7 @@ use crate::grpc::{
 use crate::ledger::{Appender, Embedded, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
+use crate::synthetic::Synthetic;
 use crate::table;
 use crate::telemetry::{self, Exporter};
 
@@ -79,7 +81,9 @@ impl Sidecar {
         let ledger = Ledger::Embedded(embedded);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
-        let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound);
+        let synthetic = synthetic(&ledger, settings.synthetic).await?;
+        let follower =
+            Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound).beside(synthetic);
         let secret = ledger.key_secret().clone();
         let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
@@ -240,6 +244,22 @@ fn ended_unasked(
         Ok(Ok(())) => "the ledger was closed unasked".to_owned(),
         Err(_) => "the ledger's thread panicked".to_owned(),
     }
+}
+
+/// The pairs of a load test. Beside real ones they could be taken for them.
+async fn synthetic(ledger: &Ledger, count: u64) -> anyhow::Result<Option<Synthetic>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    if ledger.read_after(0).await?.end.revision > 0 {
+        bail!(
+            "--synthetic: {} holds what was recorded, and what is not real is served beside an \
+             empty ledger alone; give it one with --ledger file:PATH",
+            ledger.describe()
+        );
+    }
+    warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
+    Ok(Some(Synthetic::new(count, ledger.key_secret().clone(), clock::wall())))
 }
 
 /// Each address to listen on, the flag that names it, and whether it takes checks and recordings.

@@ -3,9 +3,10 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod file;
 mod keywords;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::Retention;
+use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::{EndpointError, TraceSettings};
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
@@ -138,6 +140,10 @@ serve_args! {
     /// How much of the ledger's file to keep in memory [default: 64MiB]
     #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
+    /// For load tests: hold this many pairs that nobody recorded, beside an empty ledger; `bench
+    /// requests` asks about them [default: 0]
+    #[arg(long, env = "CONSENTD_SYNTHETIC", value_name = "N")]
+    synthetic: u64,
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
@@ -214,32 +220,6 @@ pub enum ConfigError {
     },
 }
 
-/// How alike two keys must be for one to be a misspelling of the other.
-const ALIKE: f64 = 0.6;
-
-/// What is wrong with a file; a key that is none, with the one that is meant.
-fn wrong_file(path: &Path, text: &str, error: toml::de::Error) -> ConfigError {
-    // What the parser says of it: unknown field `key`, expected one of `key`, `key`.
-    let mut quoted = error.message().split('`').skip(1).step_by(2);
-    let is_unknown = error.message().starts_with("unknown field");
-    if let (true, Some(key)) = (is_unknown, quoted.next()) {
-        let spelt = key.replace('_', "-").to_lowercase();
-        let rated =
-            quoted.map(|known| (strsim::normalized_damerau_levenshtein(known, &spelt), known));
-        let nearest = rated.max_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((_, meant)) = nearest.filter(|(likeness, _)| *likeness >= ALIKE) {
-            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-            return ConfigError::UnknownKey {
-                path: path.to_owned(),
-                line: before.matches('\n').count() + 1,
-                key: key.to_owned(),
-                meant: meant.to_owned(),
-            };
-        }
-    }
-    ConfigError::Toml { path: path.to_owned(), source: Box::new(error) }
-}
-
 fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
     ConfigError::Value { setting, why: why.into() }
 }
@@ -251,6 +231,8 @@ pub struct Settings {
     pub ledger: PathBuf,
     /// How much of it to keep in memory, in bytes.
     pub ledger_cache: usize,
+    /// How many pairs to hold that nobody recorded.
+    pub synthetic: u64,
     /// How long the ledger keeps what it need not keep for good.
     pub retention: Retention,
     /// Where to serve gRPC.
@@ -297,9 +279,7 @@ impl ServeArgs {
         let args = match &self.config {
             None => self,
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-                let file = toml::from_str(&text).map_err(|error| wrong_file(path, &text, error))?;
+                let file = file::read(path)?;
                 self.or(file)
             }
         };
@@ -330,6 +310,7 @@ impl ServeArgs {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
             ledger: ledger(self.ledger.as_deref().unwrap_or("file:consentd.redb"))?,
+            synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
             listen,
@@ -390,6 +371,13 @@ fn at_most(
         value if value > most => Err(wrong(setting, format!("must be {most} or less"))),
         value => Ok(value),
     }
+}
+
+fn synthetic(count: u64) -> Result<u64, ConfigError> {
+    if count > MAX_PAIRS {
+        return Err(wrong("--synthetic", format!("must be {MAX_PAIRS} or less")));
+    }
+    Ok(count)
 }
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {

@@ -19,6 +19,7 @@
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`admin`] | metrics and probes over HTTP |
+//! | [`synthetic`] | a table for load tests |
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
@@ -63,5 +64,6 @@ pub mod grpc;
 pub mod ledger;
 pub mod metrics;
 pub mod recorder;
+pub mod synthetic;
 pub mod table;
 pub mod telemetry;

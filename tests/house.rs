@@ -79,7 +79,8 @@ fn modules_import_what_the_map_allows() {
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
         ("ledger", &["consent", "clock", "access"]),
-        ("follower", &["consent", "clock", "metrics", "table", "ledger"]),
+        ("synthetic", &["consent"]),
+        ("follower", &["consent", "clock", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
@@ -97,7 +98,7 @@ fn modules_import_what_the_map_allows() {
             ],
         ),
         ("admin", &["gate", "metrics"]),
-        ("config", &["consent", "decision", "grpc", "ledger", "telemetry", "access"]),
+        ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry", "access"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

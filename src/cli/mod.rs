@@ -3,6 +3,7 @@
 //! Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
 
 mod ask;
+mod bench;
 mod client;
 mod demo;
 mod explain;
@@ -10,6 +11,7 @@ mod export;
 mod given;
 mod import;
 mod print;
+mod proto;
 mod record;
 mod serve;
 mod shell;
@@ -74,6 +76,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Write the contract: for clients, and for tools without reflection
+    Proto(proto::ProtoArgs),
+    /// Write what load testers need
+    Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
     /// Print a shell's completions of these commands
@@ -98,6 +104,8 @@ pub fn main() -> ExitCode {
         Command::Record(args) => asking(record::record(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::Proto(args) => proto::proto(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Demo(args) => asking(demo::demo(args)),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

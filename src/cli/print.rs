@@ -1,6 +1,7 @@
 //! Printing: for people, and as proto3 JSON.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use anyhow::Context as _;
 use prost::Message;
@@ -12,6 +13,18 @@ use crate::grpc::{DESCRIPTOR_SET, pb};
 /// Prints a line. A reader that has gone, such as `head`, is no error.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot write to standard output"),
+    }
+}
+
+/// Writes a file; `-` is standard output.
+pub(super) fn file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    if path != Path::new("-") {
+        return std::fs::write(path, content)
+            .with_context(|| format!("cannot write {}", path.display()));
+    }
+    match io::stdout().lock().write_all(content) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot write to standard output"),
     }

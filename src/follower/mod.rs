@@ -23,6 +23,7 @@ use self::machine::{Action, Cause, Event, Machine, pieces};
 use crate::clock::{self, Moment};
 use crate::ledger::{Announcement, Ledger, LedgerError};
 use crate::metrics::Metrics;
+use crate::synthetic::Synthetic;
 use crate::table::{UnreadablePair, Writer};
 
 /// How many announced entries are applied between two looks at what else there is to do.
@@ -37,6 +38,7 @@ pub struct Follower {
     writer: Writer,
     metrics: Arc<Metrics>,
     bound: Duration,
+    synthetic: Option<Synthetic>,
 }
 
 impl Follower {
@@ -44,7 +46,14 @@ impl Follower {
     /// checks are still answered.
     #[must_use]
     pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
-        Self { ledger, writer, metrics, bound }
+        Self { ledger, writer, metrics, bound, synthetic: None }
+    }
+
+    /// Puts these pairs into the table as well, before the ledger's own.
+    #[must_use]
+    pub fn beside(mut self, synthetic: Option<Synthetic>) -> Self {
+        self.synthetic = synthetic;
+        self
     }
 
     /// Follows until it is stopped.
@@ -104,10 +113,27 @@ impl Follower {
                         wanted.extend(machine.on(Event::Bucket(bucket)));
                         tokio::task::yield_now().await;
                     }
+                    Action::Clear => {
+                        self.writer.clear();
+                        self.fill_in().await;
+                    }
                     action => self.write(action),
                 }
             }
             actions = wanted;
+        }
+    }
+
+    /// Puts in what is in no ledger.
+    async fn fill_in(&mut self) {
+        let Some(synthetic) = &self.synthetic else { return };
+        for (number, next) in (0..synthetic.count()).zip(1_usize..) {
+            if let Some((key, state)) = synthetic.pair(number) {
+                self.writer.apply(key, Ok(&state));
+            }
+            if next.is_multiple_of(MAX_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -157,7 +183,6 @@ impl Follower {
 
     fn write(&mut self, action: Action) {
         match action {
-            Action::Clear => self.writer.clear(),
             Action::Apply(key, record) => {
                 let state = record.as_ref().map(|record| &record.state);
                 self.writer.apply(key, state.map_err(|_| UnreadablePair));
@@ -188,7 +213,7 @@ impl Follower {
                 self.writer.explain(cause.to_string());
             }
             Action::GapRepaired => self.metrics.gap_repaired(),
-            Action::Poll(_) | Action::ReadBucket(_) => {}
+            Action::Clear | Action::Poll(_) | Action::ReadBucket(_) => {}
         }
     }
 }

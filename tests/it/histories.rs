@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
@@ -23,10 +23,11 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::model::{
-    CATEGORIES, Event, Form, Method, Model, Outcome, Refused, Rng, Rules, TableState, What,
-    history, notation,
+    CATEGORIES, Event, Form, Model, Outcome, Refused, Rng, Rules, TableState, What, history,
+    notation,
 };
 use crate::sidecar::{self, Sidecar};
+use crate::world::{millis, on_wire, user, wall};
 
 /// How many histories there are; the number of one is its seed.
 const HISTORIES: u64 = 100_000;
@@ -451,71 +452,6 @@ impl Seen {
 
 fn disagreement(of: &str, expected: impl Debug, got: impl Debug) -> String {
     format!("{of}\n  model   {expected:?}\n  sidecar {got:?}")
-}
-
-/// A user of every kind: numbers of four countries, three of which have two notations, and ids
-/// that are none.
-pub fn user(seed: u64) -> String {
-    match seed % 16 {
-        0 => format!("1555{seed:07}"),
-        1 => format!("5255{seed:08}"),
-        2 => format!("5411{seed:08}"),
-        3 => format!("55118{seed:07}"),
-        _ => format!("US.{seed}"),
-    }
-}
-
-pub fn on_wire(event: &Event) -> pb::RecordEventRequest {
-    let what = match &event.what {
-        What::OptIn { category, method, pending, expire } => {
-            let pb::consent_event::What::OptIn(mut opt_in) = sidecar::opt_in(category) else {
-                unreachable!("an opt-in is one");
-            };
-            if *method == Method::WhatsappSignup {
-                opt_in.evidence = Some(pb::Evidence {
-                    method: pb::OptInMethod::WhatsappSignup.into(),
-                    reference: "13176843987434774".into(),
-                    ..pb::Evidence::default()
-                });
-            }
-            opt_in.pending = *pending;
-            opt_in.expire_time = expire.map(timestamp);
-            pb::consent_event::What::OptIn(opt_in)
-        }
-        What::OptOut { scope } => sidecar::opt_out(scope),
-        What::Inbound { text } => sidecar::inbound(text),
-        What::Platform { stopped } => {
-            let marketing_stopped = *stopped;
-            pb::consent_event::What::PlatformPreference(pb::PlatformPreference {
-                marketing_stopped,
-            })
-        }
-        What::Failure { code } => {
-            pb::consent_event::What::DeliveryFailure(pb::DeliveryFailure { code: *code })
-        }
-        What::Suppress { suppressed } => pb::consent_event::What::Suppression(pb::Suppression {
-            suppressed: *suppressed,
-            reference: String::new(),
-        }),
-    };
-    let mut request = sidecar::event(&event.user, &event.business, what);
-    request.event.as_mut().unwrap().event_time = event.time.map(timestamp);
-    request.request_id.clone_from(&event.request_id);
-    request
-}
-
-pub fn wall() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is set");
-    i64::try_from(since.as_millis()).unwrap()
-}
-
-fn timestamp(millis: i64) -> prost_types::Timestamp {
-    let nanos = i32::try_from(millis.rem_euclid(1_000) * 1_000_000).unwrap();
-    prost_types::Timestamp { seconds: millis.div_euclid(1_000), nanos }
-}
-
-fn millis(time: prost_types::Timestamp) -> i64 {
-    time.seconds * 1_000 + i64::from(time.nanos / 1_000_000)
 }
 
 /// Scopes that are listed in one text, in the model's order: theirs is nobody's promise.

@@ -5,107 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use consentd::grpc::{DESCRIPTOR_SET, pb};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use consentd::grpc::pb;
 use tempfile::tempdir;
 
-use crate::histories::{on_wire, user, wall};
-use crate::model::{CATEGORIES, Event, Form, Model, Rng, Rules, TableState, What, history};
-use crate::sidecar::{BINARY, Sidecar, eventually, ledger_in, question, run};
-
-fn descriptor() -> MessageDescriptor {
-    let pool = DescriptorPool::decode(DESCRIPTOR_SET).unwrap();
-    pool.get_message_by_name("consent.v1.ConsentEvent").unwrap()
-}
-
-/// An event as one line of proto3 JSON.
-fn line(descriptor: &MessageDescriptor, event: &pb::ConsentEvent) -> String {
-    let mut message = DynamicMessage::new(descriptor.clone());
-    message.transcode_from(event).unwrap();
-    let mut json = serde_json::Serializer::new(Vec::new());
-    message.serialize_with_options(&mut json, &SerializeOptions::new()).unwrap();
-    String::from_utf8(json.into_inner()).unwrap()
-}
-
-/// Events of many pairs, mixed, and the model that heard of them in the same order.
-struct World {
-    users: Vec<String>,
-    rows: Vec<String>,
-    model: Model,
-    rejected: u64,
-    now: i64,
-}
-
-fn world(users: u64) -> World {
-    let now = wall();
-    let descriptor = descriptor();
-    let mut rng = Rng::new(users);
-    let mut histories: Vec<Vec<Event>> = (0..users)
-        .map(|seed| {
-            let mut events = history(&mut rng, &user(seed), "acme", now, false);
-            // What has no time, or is ahead, gets the clock's, which the model cannot know; and of
-            // an opt-in that had lapsed when it was given the rules say nothing.
-            events.retain(|event| match (&event.what, event.time) {
-                (What::OptIn { expire: Some(expire), .. }, Some(time)) => *expire > time,
-                (_, time) => time.is_some_and(|time| time <= now),
-            });
-            events.reverse();
-            events
-        })
-        .collect();
-    let mut model = Model::new(Rules::default());
-    let (mut rows, mut rejected) = (Vec::new(), 0);
-    while !histories.is_empty() {
-        let place = rng.below(histories.len());
-        let Some(mut event) = histories[place].pop() else {
-            histories.swap_remove(place);
-            continue;
-        };
-        event.request_id.clear(); // A row has none.
-        rejected += u64::from(model.record(&event, now).is_err());
-        rows.push(line(&descriptor, &on_wire(&event).event.unwrap()));
-    }
-    World { users: (0..users).map(user).collect(), rows, model, rejected, now }
-}
-
-impl World {
-    /// Asks about every pair and category, in every form, and compares with the model.
-    async fn assert_agrees(&self, sidecar: &Sidecar) {
-        let mut checks = sidecar.checks().await;
-        let forms = [
-            (Form::Template, pb::MessageForm::Template),
-            (Form::FreeForm, pb::MessageForm::FreeForm),
-        ];
-        for users in self.users.chunks(40) {
-            let ask = |user: &String| {
-                let user = user.clone();
-                CATEGORIES.iter().flat_map(move |category| {
-                    let user = user.clone();
-                    forms.map(move |(form, on_wire)| (user.clone(), *category, form, on_wire))
-                })
-            };
-            let asked: Vec<_> = users.iter().flat_map(ask).collect();
-            let requests = asked.iter().map(|(user, category, _, form)| pb::CanSendRequest {
-                form: (*form).into(),
-                ..question(user, "acme", category)
-            });
-            let request = pb::BatchCanSendRequest { requests: requests.collect() };
-            let results = checks.batch_can_send(request).await.unwrap().into_inner().results;
-            assert_eq!(results.len(), asked.len());
-            for ((user, category, form, _), result) in asked.iter().zip(results) {
-                let live = TableState::Live;
-                let expected =
-                    self.model.can_send(user, "acme", category, *form, self.now, live).unwrap();
-                let Some(pb::batch_can_send_result::Result::Response(got)) = result.result else {
-                    panic!("{user} {category}: {result:?}")
-                };
-                let got = (got.allowed, got.reason);
-                let expected = (expected.allowed, expected.reason.number());
-                assert_eq!(got, expected, "{user} {category} {form:?}");
-            }
-        }
-    }
-}
+use crate::sidecar::{BINARY, Sidecar, eventually, ledger_in, run};
+use crate::world::world;
 
 /// Begins an import.
 fn begin(file: &Path, address: &str, flags: &[&str]) -> Child {
@@ -417,7 +321,7 @@ async fn another_ledger_gets_all_rows_though_an_import_was_broken_off() {
     let kept = folder.path().join("events.ndjson.import-progress");
     let tail =
         consentd::consent::record::sha256(&half.as_bytes()[half.len().saturating_sub(65_536)..]);
-    let tail: String = tail.iter().map(|byte| format!("{byte:02x}")).collect();
+    let tail = tail.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let progress = serde_json::json!({
         "ledger": "00000000000000000000000000000000", "revision": 1, "offset": half.len(),
         "line": world.rows.len() / 2 + 1, "tail": tail, "rejects": 0,

@@ -26,3 +26,4 @@ mod model;
 mod shutdown;
 mod sidecar;
 mod traces;
+mod world;

@@ -123,8 +123,8 @@ impl Columns {
         };
         let own = ["user_id", "business_id", "event_time", "event"];
         let filled = |name: &&&str| !row.text(name).is_empty();
-        let stray = COLUMNS.iter().filter(|name| !own.contains(name) && !used.contains(name));
-        if let Some(stray) = stray.filter(|name| filled(name)).next() {
+        let mut stray = COLUMNS.iter().filter(|name| !own.contains(name) && !used.contains(name));
+        if let Some(stray) = stray.find(|name| filled(name)) {
             return Err(Fault::new(*stray, format!("must be empty where event is {event}")));
         }
         Ok(pb::ConsentEvent {

@@ -13,7 +13,7 @@ mod session;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -26,6 +26,7 @@ use self::rows::Form;
 use self::session::{Ended, Session};
 use super::client::{ClientArgs, TokenArgs};
 use super::{Verdict, print};
+use crate::clock;
 
 /// How often the progress is kept and shown.
 const TICK: Duration = Duration::from_millis(500);
@@ -62,37 +63,17 @@ pub(super) struct ImportArgs {
 
 /// What a row may look like, for the help.
 pub(super) fn help() -> String {
-    let mut text = "\
-NDJSON has one ConsentEvent a line, as `export` writes them:
-
-  {\"userId\":\"15550123456\",\"businessId\":\"acme\",\"eventTime\":\"2026-01-31T09:30:00Z\",\"optIn\":{\"categ\
-ory\":\"marketing\",\"evidence\":{\"method\":\"OPT_IN_METHOD_WEBSITE\",\"statement\":\"Yes to offers from A\
-cme on WhatsApp\",\"businessName\":\"Acme\"}}}
-
-CSV has a header that names its columns, in any order:
-
-  user_id,business_id,event_time,event,category,method,statement,business_name,scope
-  15550123456,acme,2026-01-31T09:30:00Z,opt_in,marketing,website,Yes to offers from Acme on WhatsApp,\
-Acme,
-  15550123457,acme,2026-02-01T10:00:00Z,opt_out,,,,,*
-
-The column `event` is one of these; each uses user_id, business_id, event_time, and:
-
-"
-    .to_owned();
-    for (event, columns) in EVENTS {
-        text.push_str(&format!("  {event}: {}\n", columns.join(", ")));
-    }
-    text.push_str(
-        "\nTimes are RFC 3339. Only opt-outs, stops and suppressions may go without one. To import \
-         the same row twice changes nothing.",
-    );
-    text
+    let events: Vec<_> = EVENTS
+        .iter()
+        .map(|(event, columns)| format!("  {event}: {}", columns.join(", ")))
+        .collect();
+    include_str!("help.txt").replace("{events}", &events.join("\n"))
 }
 
 impl ImportArgs {
     fn delimiter(&self) -> anyhow::Result<u8> {
-        let tabs = self.input.ends_with(".tsv");
+        let extension = std::path::Path::new(&self.input).extension();
+        let tabs = extension.is_some_and(|extension| extension == "tsv");
         let delimiter = self.delimiter.unwrap_or(if tabs { '\t' } else { ',' });
         let delimiter = u8::try_from(delimiter).ok().filter(u8::is_ascii);
         delimiter.context("--delimiter: must be one ASCII character, such as ; or ,")
@@ -143,14 +124,19 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
         rejects,
         keeper,
         progress,
-        kept: Instant::now(),
+        kept: clock::boot(),
     };
-    let started = Instant::now();
+    let started = clock::boot();
     let first = import.progress.tally.rows();
     let ended = session.run(parser, rows, &mut import).await;
     import.finish(ended)?;
     let tally = import.progress.tally;
-    print_tally(&tally, tally.rows() - first, started.elapsed(), args.client.json)?;
+    print_tally(
+        &tally,
+        tally.rows() - first,
+        clock::boot().saturating_sub(started),
+        args.client.json,
+    )?;
     Ok(if tally.rejected == 0 { Verdict::Yes } else { Verdict::No })
 }
 
@@ -197,16 +183,16 @@ struct Import {
     rejects: Rejects,
     keeper: Option<Keeper>,
     progress: Progress,
-    kept: Instant,
+    kept: Duration,
 }
 
 impl Import {
     /// Keeps the progress, and shows it, now and then.
     fn tick(&mut self) -> anyhow::Result<()> {
-        if self.kept.elapsed() < TICK {
+        if clock::boot().saturating_sub(self.kept) < TICK {
             return Ok(());
         }
-        self.kept = Instant::now();
+        self.kept = clock::boot();
         self.shown.show(&self.progress);
         self.keep()
     }
@@ -254,13 +240,13 @@ impl Import {
 /// What a person sees meanwhile.
 struct Shown {
     bar: Option<ProgressBar>,
-    told: Instant,
+    told: Duration,
 }
 
 impl Shown {
     fn new(size: Option<u64>) -> Self {
         if !std::io::stderr().is_terminal() {
-            return Self { bar: None, told: Instant::now() };
+            return Self { bar: None, told: clock::boot() };
         }
         let (bar, template) = match size {
             Some(size) => (
@@ -272,7 +258,7 @@ impl Shown {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar: Some(bar), told: Instant::now() }
+        Self { bar: Some(bar), told: clock::boot() }
     }
 
     fn show(&mut self, progress: &Progress) {
@@ -285,8 +271,8 @@ impl Shown {
         if let Some(bar) = &self.bar {
             bar.set_position(progress.offset);
             bar.set_message(text);
-        } else if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
+        } else if clock::boot().saturating_sub(self.told) >= TELL_EVERY {
+            self.told = clock::boot();
             eprintln(&text);
         }
     }

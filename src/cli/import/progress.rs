@@ -101,7 +101,8 @@ impl Keeper {
         file.seek(SeekFrom::Start(from))?;
         let mut tail = vec![0; usize::try_from(offset - from).unwrap_or(0)];
         file.read_exact(&mut tail)?;
-        Ok(Sha256::digest(&tail).iter().map(|byte| format!("{byte:02x}")).collect())
+        let digest = Sha256::digest(&tail);
+        Ok(digest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use futures_util::stream::{self, SelectAll};
@@ -13,9 +13,11 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::progress::Tally;
 use super::rows::{Fault, Parser, Row, Rows};
 use super::{Import, TICK};
 use crate::cli::client::ClientArgs;
+use crate::clock;
 use crate::consent::id::KeySecret;
 use crate::grpc::pb::record_events_response::Result as Answer;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
@@ -35,7 +37,7 @@ const CHUNK: usize = 128;
 const STREAMS: usize = 4;
 
 /// The longest that rows are waited for that were sent.
-const STALLED: Duration = Duration::from_secs(60);
+const STALLED: Duration = Duration::from_mins(1);
 
 /// The longest pause between two tries to connect.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -117,7 +119,7 @@ impl Session {
         let mut parsed = read_ahead(parser.clone(), rows);
         let start = import.progress.offset;
         let mut window = Window { rows: VecDeque::new(), first: 0, start };
-        let mut heard = Instant::now();
+        let mut heard = clock::boot();
         let mut at_end = false;
         let mut ticks = tokio::time::interval(TICK);
         let interrupted = tokio::signal::ctrl_c();
@@ -128,7 +130,7 @@ impl Session {
             }
             let broken = tokio::select! {
                 answer = self.wire.answers.next(), if !self.wire.answers.is_empty() => {
-                    heard = Instant::now();
+                    heard = clock::boot();
                     match answer {
                         Some(Ok(answer)) => window.answer(answer, &parser).err(),
                         Some(Err(status)) => Some(status),
@@ -140,7 +142,7 @@ impl Session {
                         None => at_end = true,
                         Some(chunk) => {
                             if window.rows.is_empty() {
-                                heard = Instant::now();
+                                heard = clock::boot();
                             }
                             for row in chunk? {
                                 window.push(row, &self.wire);
@@ -150,7 +152,7 @@ impl Session {
                     None
                 }
                 _ = ticks.tick() => {
-                    (!window.rows.is_empty() && heard.elapsed() > STALLED)
+                    (!window.rows.is_empty() && clock::boot().saturating_sub(heard) > STALLED)
                         .then(|| Status::unavailable("no row was answered for a minute"))
                 }
                 _ = &mut interrupted => return Ok(Ended::Interrupted),
@@ -167,14 +169,14 @@ impl Session {
                     _ = &mut interrupted => return Ok(Ended::Interrupted),
                 }
                 window.send_again(&parser, &self.wire);
-                heard = Instant::now();
+                heard = clock::boot();
             }
         }
     }
 
     /// Connects again. The ledger must be the one that the rows before went to.
     async fn reconnect(&mut self) -> anyhow::Result<()> {
-        let started = Instant::now();
+        let started = clock::boot();
         let mut pause = Duration::from_millis(100);
         loop {
             tokio::time::sleep(pause).await;
@@ -195,7 +197,7 @@ impl Session {
                 },
                 Err(error) => error,
             };
-            if started.elapsed() >= self.retry_for {
+            if clock::boot().saturating_sub(started) >= self.retry_for {
                 return Err(error);
             }
         }
@@ -328,20 +330,16 @@ impl Window {
 
     /// Deals with the first rows, as far as they are answered.
     fn settle(&mut self, import: &mut Import) -> anyhow::Result<()> {
-        while let Some((row, state)) =
-            self.rows.pop_front_if(|(_, state)| !matches!(state, State::Sent))
-        {
+        while self.rows.front().is_some_and(|(_, state)| !matches!(state, State::Sent)) {
+            let Some((row, state)) = self.rows.pop_front() else { break };
             self.first += 1;
             self.start = row.end;
             let progress = &mut import.progress;
             match state {
                 State::Recorded(response) => {
                     progress.revision = progress.revision.max(response.revision);
-                    let count = match response.applied {
-                        true => &mut progress.tally.applied,
-                        false => &mut progress.tally.unchanged,
-                    };
-                    *count += 1;
+                    let Tally { applied, unchanged, .. } = &mut progress.tally;
+                    *(if response.applied { applied } else { unchanged }) += 1;
                 }
                 State::Rejected(fault) => {
                     progress.tally.rejected += 1;

@@ -1,0 +1,51 @@
+//! `proto`: the contract, for those who have the binary alone.
+
+#![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::Verdict;
+use super::print;
+use crate::grpc::DESCRIPTOR_SET;
+
+/// The contract's sources, by their import paths.
+const SOURCES: [(&str, &str); 3] = [
+    ("consent/v1/consent.proto", include_str!("../../proto/consent/v1/consent.proto")),
+    (
+        "consent/v1/consent_service.proto",
+        include_str!("../../proto/consent/v1/consent_service.proto"),
+    ),
+    (
+        "consent/v1/record_service.proto",
+        include_str!("../../proto/consent/v1/record_service.proto"),
+    ),
+];
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub(super) struct ProtoArgs {
+    /// Write it as a FileDescriptorSet, all imports included: what ghz takes by --protoset and
+    /// grpcurl by -protoset; - is standard output
+    #[arg(long, value_name = "FILE")]
+    descriptor_set: Option<PathBuf>,
+    /// Write its sources into this folder, to generate clients from
+    #[arg(long, value_name = "FOLDER")]
+    sources: Option<PathBuf>,
+}
+
+pub(super) fn proto(args: &ProtoArgs) -> anyhow::Result<Verdict> {
+    if let Some(path) = &args.descriptor_set {
+        print::file(path, DESCRIPTOR_SET)?;
+    }
+    for (name, source) in SOURCES.iter().filter(|_| args.sources.is_some()) {
+        let path = args.sources.as_deref().unwrap_or(Path::new("")).join(name);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        print::file(&path, source.as_bytes())?;
+    }
+    Ok(Verdict::Yes)
+}
