@@ -20,7 +20,9 @@ use crate::follower::Follower;
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
-use crate::grpc::{CheckService, HealthService, InFlight, RecordService, Routes, Tokens, Watcher};
+use crate::grpc::{
+    CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes, Tokens, Watcher,
+};
 use crate::ledger::{Appender, Embedded, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
@@ -60,13 +62,19 @@ pub struct Bound {
 }
 
 impl Sidecar {
-    /// Opens the ledger and binds the sockets.
+    /// Binds the sockets and opens the ledger, in this order: what is refused leaves nothing
+    /// behind that was not there, and a ledger's file would stay.
     ///
     /// # Errors
     ///
     /// Says what could not be opened or bound.
     pub async fn new(settings: Settings) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
+        let listeners = bind(&settings).await?;
+        let admin = match &settings.admin {
+            None => None,
+            Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
+        };
         let (embedded, appender) =
             Embedded::open(&settings.ledger, settings.retention, settings.ledger_cache)?;
         let ledger = Ledger::Embedded(embedded);
@@ -78,19 +86,6 @@ impl Sidecar {
         let secret = ledger.key_secret().clone();
         let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
-        let mut listeners = Vec::new();
-        for (flag, address, checks, records) in plan(&settings) {
-            let listener = Listener::bind(&address).await.context(flag)?;
-            let tokens = settings.record_token_file.as_deref().map(Tokens::read).transpose()?;
-            if records && tokens.is_none() && !listener.is_local() {
-                bail!(
-                    "RecordService on {address} could be reached from other machines: give \
-                     --record-token-file with the bearer tokens that may record, or move it with \
-                     --record to a loopback address or a Unix socket"
-                );
-            }
-            listeners.push((listener, address, checks, records, tokens));
-        }
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
         let health = HealthService::new(gate.clone(), drain.begun.clone());
         let (tracer, exporter) = settings
@@ -101,13 +96,13 @@ impl Sidecar {
         let names = settings.names.clone();
         let keywords = Keywords::new(settings.keywords.clone());
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
-        let listeners = listeners.into_iter().map(|(listener, _, checks, records, tokens)| {
+        let listeners = listeners.into_iter().map(|Heard { listener, checks, records, tokens }| {
             let mut routes = base.clone();
             if checks {
                 let describe = ledger.describe().to_owned();
                 let (gate, metrics) = (gate.clone(), Arc::clone(&metrics));
                 let checks = CheckService::new(gate, describe, settings.max_batch, metrics);
-                routes = routes.with_checks(checks);
+                routes = routes.with_checks(checks)?;
             }
             if records {
                 let draining = drain.begun.clone();
@@ -117,20 +112,16 @@ impl Sidecar {
                     draining,
                     Arc::clone(&metrics),
                 );
-                routes = routes.with_records(service, tokens);
+                routes = routes.with_records(service, tokens)?;
             }
-            (listener, routes)
+            Ok((listener, routes))
         });
-        let listeners = listeners.collect();
-        let admin = match &settings.admin {
-            None => None,
-            Some(address) => {
-                let listener = bind_admin(address, settings.admin_checks).await?;
-                let ledger = ledger.describe().to_owned();
-                let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
-                Some((listener, Shown { gate, metrics, ledger, checks }))
-            }
-        };
+        let listeners = listeners.collect::<Result<_, ReflectionError>>()?;
+        let admin = admin.map(|listener| {
+            let ledger = ledger.describe().to_owned();
+            let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
+            (listener, Shown { gate, metrics, ledger, checks })
+        });
         let limits = Limits {
             connections: settings.max_connections,
             connection_age: settings.max_connection_age,
@@ -282,14 +273,39 @@ fn plan(settings: &Settings) -> Vec<(&'static str, Address, bool, bool)> {
     main.chain(record).collect()
 }
 
+/// A socket that is bound, and what is to be served there.
+struct Heard {
+    listener: Listener,
+    checks: bool,
+    records: bool,
+    tokens: Option<Tokens>,
+}
+
+async fn bind(settings: &Settings) -> anyhow::Result<Vec<Heard>> {
+    let mut bound = Vec::new();
+    for (flag, address, checks, records) in plan(settings) {
+        let listener = Listener::bind(&address).await.context(flag)?;
+        let tokens = settings.record_token_file.as_deref().map(Tokens::read).transpose()?;
+        if records && tokens.is_none() && !listener.is_local() {
+            bail!(
+                "RecordService on {address} could be reached from other machines: give \
+                 --record-token-file with the bearer tokens that may record, or move it with \
+                 --record to a loopback address or a Unix socket"
+            );
+        }
+        bound.push(Heard { listener, checks, records, tokens });
+    }
+    Ok(bound)
+}
+
 /// Binds the admin listener; one that is to answer checks must be out of other machines' reach.
 async fn bind_admin(address: &str, checks: bool) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address} for metrics and probes; choose another address with \
-             --admin, or none"
-        )
-    })?;
+    // As for gRPC, so that what is wrong is said in the same words.
+    let listener = Listener::bind(&Address::Tcp(address.to_owned())).await;
+    let Listener::Tcp(listener) = listener.context("--admin, for metrics and probes (or none)")?
+    else {
+        bail!("--admin: must be HOST:PORT")
+    };
     if checks && !listener.local_addr()?.ip().is_loopback() {
         bail!(
             "--admin-checks on {address} would tell other machines what anybody has consented \

@@ -3,9 +3,11 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod file;
 mod keywords;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -13,6 +15,7 @@ use clap::Args;
 use serde::Deserialize;
 
 pub use self::keywords::KeywordArgs;
+use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordLists;
 use crate::consent::scope::{Class, ClassSet};
@@ -112,16 +115,16 @@ serve_args! {
     #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
     platform_names: String,
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
-    #[arg(long, env = "CONSENTD_WORKERS", value_name = "N")]
+    #[arg(long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>)]
     workers: usize,
     /// gRPC connections at once, on each listener [default: 1024]
-    #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N", value_parser = number::<usize>)]
     max_connections: usize,
     /// Calls being answered at once, on all listeners together [default: 4096]
-    #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N", value_parser = number::<usize>)]
     max_in_flight: usize,
     /// Requests of one BatchCanSend [default: 1000]
-    #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N")]
+    #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N", value_parser = number::<usize>)]
     max_batch: usize,
     /// Ask a connection to end after this long; clients connect again [default: 1h]
     #[arg(long, env = "CONSENTD_MAX_CONNECTION_AGE", value_name = "TIME", value_parser = span)]
@@ -136,14 +139,14 @@ serve_args! {
     #[serde(with = "humantime_serde")]
     log_retention: Duration,
     /// How many entries the ledger's log keeps at most [default: 1000000]
-    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N")]
+    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N", value_parser = number::<u64>)]
     log_entries: u64,
     /// How long inbound and failure events stay in histories; others stay for good [default: 90d]
     #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
     history_retention: Duration,
     /// How much of the ledger's file to keep in memory [default: 64MiB]
-    #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE")]
+    #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
     /// For load tests: hold this many pairs that nobody recorded, beside an empty ledger; `bench
     /// requests` asks about them [default: 0]
@@ -158,7 +161,7 @@ serve_args! {
     otlp_endpoint: String,
     /// The share of calls to sample, of those that bring no traceparent; others are sampled as
     /// their caller's trace is [default: 0.01]
-    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO")]
+    #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
     otlp_sample: f64,
 }
 
@@ -172,11 +175,23 @@ fn span(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number and its unit, such as 5s, 250ms or 24h"))
 }
 
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "must be a whole number, such as 1000".to_owned())
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "must be a number and its unit, such as 64MiB".to_owned())
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "must be a number from 0 to 1, such as 0.01".to_owned())
+}
+
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}")]
+    #[error("cannot read the configuration file {path}: {source}{}", access::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -190,6 +205,18 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where, and what is wrong.
         source: Box<toml::de::Error>,
+    },
+    /// The file has a key that is none.
+    #[error("{path}, line {line}: unknown key `{key}`; did you mean `{meant}`?")]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The nearest that is one.
+        meant: String,
     },
     /// A setting has a value that it must not have.
     #[error("{setting}: {why}")]
@@ -262,12 +289,7 @@ impl ServeArgs {
         let args = match &self.config {
             None => self,
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-                let file = toml::from_str(&text).map_err(|source| ConfigError::Toml {
-                    path: path.clone(),
-                    source: Box::new(source),
-                })?;
+                let file = file::read(path)?;
                 self.or(file)
             }
         };
@@ -332,7 +354,7 @@ impl ServeArgs {
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: log(self.log.unwrap_or_else(|| "info".to_owned()))?,
             traces: traces(self.otlp_endpoint.as_deref(), self.otlp_sample.unwrap_or(0.01))?,
         })
     }
@@ -382,14 +404,35 @@ fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
 fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigError> {
     let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
     let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
-    if matches!(unix, Some("" | "@")) {
-        return Err(wrong("--unix", "must be a path, or @ and a name"));
+    if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
+        return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
     }
-    let listen: Vec<_> = tcp.into_iter().chain(unix.map(Address::unix)).collect();
+    // As the commands' --addr has it, for those who take one from the other.
+    let path = unix.map(|path| {
+        path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
+    });
+    let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
     if listen.is_empty() {
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)
+}
+
+/// A filter takes any word for a module's name; one alone is a misspelt level.
+fn log(filter: String) -> Result<String, ConfigError> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_fine = |part: &&str| {
+        part.contains(['=', '[', ':'])
+            || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
+    };
+    match filter.split(',').map(str::trim).find(|part| !is_fine(part)) {
+        None => Ok(filter),
+        Some(part) => {
+            let levels = LEVELS.join(", ");
+            let why = format!("{part:?} is no level: {levels}; or TARGET=LEVEL, as in h2=debug");
+            Err(wrong("--log", why))
+        }
+    }
 }
 
 fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, ConfigError> {
@@ -408,7 +451,10 @@ fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
         Some(("redis" | "rediss" | "redis+unix" | "redis+sentinel", _)) => {
             Err(wrong("--ledger", "Redis comes later; this version has file:PATH alone"))
         }
-        _ => Err(wrong("--ledger", format!("{text:?} must be file:PATH"))),
+        Some(("file", _)) => {
+            Err(wrong("--ledger", "file: needs a path, such as file:consentd.redb"))
+        }
+        _ => Err(wrong("--ledger", format!("must be file:PATH: did you mean file:{text}?"))),
     }
 }
 

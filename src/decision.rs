@@ -133,7 +133,8 @@ impl Reason {
                  allows it"
             }
             Self::OptedOutAll => {
-                "the user opted out of everything: only a later opt-in by the user allows it"
+                "the user opted out of everything: only a later opt-in by the user allows it, or, \
+                 for a free-form reply that is no marketing, a message from the user"
             }
             Self::PlatformStopped => {
                 "the user stopped this business's marketing inside WhatsApp: only the user can \
@@ -150,7 +151,8 @@ impl Reason {
                 "the user must not be contacted: allowed only once the suppression is lifted"
             }
             Self::Stale => {
-                "the table cannot prove that it is current: the sidecar's status says why"
+                "the table cannot prove that it is current, and denies until it can: the \
+                 sidecar's status says why"
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::consent::facts::Facts;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::scope::Category;
-use crate::consent::time::Clock;
+use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, decide};
 use crate::metrics::{Metrics, TableGauges};
 use crate::table::{Freshness, Table, Validity};
@@ -92,6 +92,8 @@ pub struct Status {
     pub pairs: usize,
     /// What holds the phase where it is; empty when live.
     pub cause: String,
+    /// What the ledger's clock says; this machine's, while loading.
+    pub now: Timestamp,
 }
 
 /// Answers checks; clones share the table.
@@ -258,8 +260,13 @@ impl Gate {
                 cause => cause,
             },
         };
+        let now = Moment::now();
+        let now = match freshness.validity {
+            Validity::Loading => now.wall,
+            Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
+        };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
-        Status { phase, staleness, revision, pairs, cause }
+        Status { phase, staleness, revision, pairs, cause, now }
     }
 
     /// The longest staleness at which checks are still answered.

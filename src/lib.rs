@@ -24,6 +24,7 @@
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
+//! | [`access`] | why the system did not let us at a file |
 //! | [`config`] | flags, environment and file become validated settings |
 //! | [`app`] | what is built from them, which tasks run, in which order they end |
 //! | [`cli`] | the commands |
@@ -51,6 +52,7 @@
 )]
 
 pub mod accept;
+pub mod access;
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -73,11 +73,12 @@ fn modules_import_what_the_map_allows() {
     let allowed: &[(&str, &[&str])] = &[
         ("consent", &[]),
         ("clock", &["consent"]),
+        ("access", &[]),
         ("decision", &["consent"]),
         ("metrics", &["decision"]),
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
-        ("ledger", &["consent", "clock"]),
+        ("ledger", &["consent", "clock", "access"]),
         ("synthetic", &["consent"]),
         ("follower", &["consent", "clock", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "metrics", "ledger"]),
@@ -94,11 +95,12 @@ fn modules_import_what_the_map_allows() {
                 "ledger",
                 "metrics",
                 "telemetry",
+                "access",
             ],
         ),
         ("accept", &["metrics"]),
         ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
-        ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry"]),
+        ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry", "access"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

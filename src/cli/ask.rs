@@ -2,12 +2,16 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::client::{ClientArgs, TokenArgs};
 use super::{Verdict, explain, print};
+use crate::clock;
+use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
@@ -33,6 +37,9 @@ impl From<Form> for pb::MessageForm {
         }
     }
 }
+
+/// Clocks that are so near to each other are not worth a word.
+const CLOCKS_AGREE: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
@@ -89,13 +96,24 @@ pub(super) async fn check(args: CheckArgs) -> anyhow::Result<Verdict> {
         min_revision: args.min_revision,
     };
     let answer = ConsentServiceClient::new(channel).can_send(args.client.request(request)).await;
-    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    let answer = answer.map_err(|status| args.client.explain_as(&status, part_of))?.into_inner();
     if args.client.json {
         print::json("CanSendResponse", &answer)?;
     } else {
         print::line(&in_words(&answer))?;
     }
     Ok(if answer.allowed { Verdict::Yes } else { Verdict::No })
+}
+
+/// What a field of a question is on the command line.
+fn part_of(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "user_id" => "USER",
+        "business_id" => "BUSINESS",
+        "category" => "CATEGORY",
+        "min_revision" => "--min-revision",
+        _ => return None,
+    })
 }
 
 fn in_words(answer: &pb::CanSendResponse) -> String {
@@ -108,8 +126,12 @@ fn in_words(answer: &pb::CanSendResponse) -> String {
         yes(answer.template_allowed),
         yes(answer.free_form_allowed),
     );
-    for (name, time) in
-        [("window until", &answer.window_expire_time), ("ask again at", &answer.retry_time)]
+    let is_over = |time: &prost_types::Timestamp| print::timestamp(time) <= clock::wall();
+    let window = match &answer.window_expire_time {
+        Some(time) if is_over(time) => "window closed at",
+        _ => "window until",
+    };
+    for (name, time) in [(window, &answer.window_expire_time), ("ask again at", &answer.retry_time)]
     {
         if time.is_some() {
             text.push_str("\n  ");
@@ -181,6 +203,7 @@ pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
+    let asked = clock::wall();
     let answer = ConsentServiceClient::new(channel)
         .get_status(args.client.request(pb::GetStatusRequest {}))
         .await;
@@ -196,8 +219,30 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     print::line(&format!("revision   {}", answer.revision))?;
     print::line(&format!("pairs      {}", answer.pairs))?;
     print::line(&format!("ledger     {}", answer.ledger))?;
+    if let Some(time) = &answer.current_time {
+        let offset = offset(print::timestamp(time), asked, clock::wall());
+        print::line(&format!("clock      {}{offset}", print::time(Some(time))))?;
+    }
     print::line(&format!("version    {}", answer.version))?;
     Ok(Verdict::Yes)
+}
+
+/// How far the sidecar's clock is from ours, which said these times when it was asked and when it
+/// had answered; nothing where they may well be the same.
+fn offset(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> String {
+    let (earliest, latest) = (asked.minus(CLOCKS_AGREE), answered.plus(CLOCKS_AGREE));
+    let (apart, which) = if theirs > latest {
+        (theirs.since(answered), "ahead of")
+    } else if theirs < earliest {
+        (asked.since(theirs), "behind")
+    } else {
+        return String::new();
+    };
+    let apart = humantime::format_duration(Duration::from_secs(apart.as_secs()));
+    format!(
+        ", {apart} {which} this machine's\n           one of the two is wrong: events that are \
+         timed by it count too early or too late"
+    )
 }
 
 pub(super) async fn healthcheck(args: HealthArgs) -> anyhow::Result<Verdict> {

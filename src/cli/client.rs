@@ -1,18 +1,25 @@
 //! Connecting to a sidecar, and saying why that failed.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt as _;
 use tower::service_fn;
 
+use super::stranger::{self, Stranger};
+use crate::access;
 use crate::grpc::listen::{Address, connect_unix};
+
+/// How long to wait before another try where a socket has no room.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Which sidecar to ask, and how to print its answer.
 #[derive(Args, Clone, Debug)]
@@ -41,32 +48,67 @@ pub(super) struct TokenArgs {
 impl ClientArgs {
     /// Connects.
     pub(super) async fn connect(&self) -> anyhow::Result<Channel> {
-        let connected = match &self.addr {
-            Address::Tcp(address) => {
-                let uri = format!("http://{address}");
-                let endpoint = Endpoint::from_shared(uri)
-                    .with_context(|| format!("{address} is not an address"))?;
-                endpoint.connect_timeout(self.timeout).timeout(self.timeout).connect().await
-            }
-            unix => {
-                let unix = unix.clone();
-                Endpoint::from_static("http://localhost")
-                    .timeout(self.timeout)
-                    .connect_with_connector(service_fn(move |_: Uri| {
-                        let unix = unix.clone();
-                        async move { connect_unix(&unix).await.map(TokioIo::new) }
-                    }))
-                    .await
+        let connecting = async {
+            match &self.addr {
+                Address::Tcp(address) => {
+                    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+                    endpoint.timeout(self.timeout).connect().await
+                }
+                unix => {
+                    let unix = unix.clone();
+                    Endpoint::from_static("http://localhost")
+                        .timeout(self.timeout)
+                        .connect_with_connector(service_fn(move |_: Uri| {
+                            let unix = unix.clone();
+                            async move { connect_when_there_is_room(&unix).await.map(TokioIo::new) }
+                        }))
+                        .await
+                }
             }
         };
-        connected.map_err(|error| {
-            anyhow!(
-                "cannot reach consentd at {}: {}\n  start one with `consentd serve`, or say where \
-                 it is with --addr or CONSENTD_ADDR",
-                self.addr,
-                innermost(&error)
-            )
-        })
+        if let Ok(connected) = tokio::time::timeout(self.timeout, connecting).await {
+            return connected.map_err(|error| self.unreachable(&error));
+        }
+        let timeout = humantime::format_duration(self.timeout);
+        Err(anyhow!(
+            "cannot reach consentd at {}: no connection within {timeout}\n  it hangs, is too busy, \
+             or something in between swallows what is sent; is the address right (--addr or \
+             CONSENTD_ADDR)?",
+            self.addr
+        ))
+    }
+
+    /// Says why there is no connection, and what would help.
+    fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+        let system = sources(error).find_map(|error| error.downcast_ref::<io::Error>());
+        let kind = system.map_or(io::ErrorKind::Other, io::Error::kind);
+        let or_where = "or say where it is with --addr or CONSENTD_ADDR";
+        let advice = match (&self.addr, kind) {
+            (Address::Tcp(address), io::ErrorKind::ConnectionRefused) => {
+                format!("nothing listens there: start one with {}, {or_where}", serving(address))
+            }
+            (Address::Unix(path), io::ErrorKind::ConnectionRefused) => {
+                format!(
+                    "the socket was left behind by a sidecar that is gone: start one with \
+                     `consentd serve --unix {}`, {or_where}",
+                    path.display()
+                )
+            }
+            (Address::Unix(path), io::ErrorKind::NotFound) => {
+                format!(
+                    "there is no such socket: start one with `consentd serve --unix {}`, {or_where}",
+                    path.display()
+                )
+            }
+            (Address::Unix(path), io::ErrorKind::PermissionDenied) => {
+                let hint = system.map(|error| access::hint(path, error)).unwrap_or_default();
+                let hint = hint.trim_start_matches("; ");
+                format!("a socket may be used by its owner and its group; {hint}")
+            }
+            _ => format!("start one with `consentd serve`, {or_where}"),
+        };
+        let why = innermost(error);
+        anyhow!("cannot reach consentd at {}: {why}\n  {advice}", self.addr)
     }
 
     /// A request that tells the sidecar how long its answer is waited for.
@@ -79,12 +121,21 @@ impl ClientArgs {
 
     /// Explains an error that the sidecar answered, field by field where it names fields.
     pub(super) fn explain(&self, status: &tonic::Status) -> anyhow::Error {
+        self.explain_as(status, |_| None)
+    }
+
+    /// The same, where some fields have other names on the command line.
+    pub(super) fn explain_as(
+        &self,
+        status: &tonic::Status,
+        flag_of: fn(&str) -> Option<&'static str>,
+    ) -> anyhow::Error {
         let details = status.get_error_details();
         if let Some(bad) = details.bad_request().filter(|bad| !bad.field_violations.is_empty()) {
-            let lines = bad
-                .field_violations
-                .iter()
-                .map(|violation| format!("\n  {}: {}", violation.field, violation.description));
+            let lines = bad.field_violations.iter().map(|violation| {
+                let field = flag_of(&violation.field).unwrap_or(&violation.field);
+                format!("\n  {field}: {}", violation.description)
+            });
             return anyhow!("the request is not valid:{}", lines.collect::<String>());
         }
         let code = status.code();
@@ -95,20 +146,85 @@ impl ClientArgs {
             // What our own side of the connection says of its own clock.
             tonic::Code::Cancelled if status.message() == "Timeout expired" => {
                 let timeout = humantime::format_duration(self.timeout);
-                anyhow!("consentd at {} did not answer within {timeout}", self.addr)
+                self.is_a_stranger().unwrap_or_else(|| {
+                    anyhow!(
+                        "consentd at {} did not answer within {timeout}; a busy one may with a \
+                         longer --timeout",
+                        self.addr
+                    )
+                })
+            }
+            _ if is_our_own(status) => {
+                let said = status.message();
+                let error = || anyhow!("consentd at {} broke off: {said} ({code:?})", self.addr);
+                self.is_a_stranger().unwrap_or_else(error)
             }
             _ if status.message().is_empty() => anyhow!("{} ({code:?})", code.description()),
             _ => anyhow!("{} ({code:?})", status.message()),
         }
     }
+
+    /// What else than a sidecar's gRPC listener is there, where it is something else.
+    fn is_a_stranger(&self) -> Option<anyhow::Error> {
+        let Address::Tcp(address) = &self.addr else { return None };
+        let advice = "the commands need consentd's gRPC port, which `serve --listen` sets \
+                      (50051 by default): give it with --addr or CONSENTD_ADDR";
+        let what = match stranger::at(address) {
+            Stranger::Http2 => return None,
+            Stranger::Nobody => return Some(anyhow!("consentd at {address} went away")),
+            Stranger::Admin => {
+                "no gRPC port: it is a sidecar's admin port, for metrics and probes (`serve \
+                 --admin`, 9464 by default)"
+            }
+            Stranger::Http => "no gRPC port: a web server listens there",
+            Stranger::Redis => "no gRPC port: a Redis listens there",
+            Stranger::Tls => "no plain gRPC port: what listens there expects TLS",
+            Stranger::Unknown => {
+                let timeout = humantime::format_duration(self.timeout);
+                return Some(anyhow!(
+                    "{address} accepts connections, but did not answer as a gRPC server within \
+                     {timeout}\n  {advice}"
+                ));
+            }
+        };
+        Some(anyhow!("{address} is {what}\n  {advice}"))
+    }
+}
+
+/// Connects to a Unix socket, as soon as it takes one more connection.
+async fn connect_when_there_is_room(address: &Address) -> io::Result<UnixStream> {
+    loop {
+        match connect_unix(address).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// How a sidecar is started that listens at `address`.
+fn serving(address: &str) -> String {
+    match address {
+        "127.0.0.1:50051" | "localhost:50051" => "`consentd serve`".to_owned(),
+        address => format!("`consentd serve --listen {address}`"),
+    }
+}
+
+/// Whether a status is our own side's, which heard nothing that it could understand.
+fn is_our_own(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
+        || status.message().starts_with("grpc-status header missing")
 }
 
 impl TokenArgs {
     /// The value of the `authorization` header, where a token was given.
     pub(super) fn header(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(path) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the token file {}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let hint = access::hint(path, &error);
+            anyhow!("cannot read the token file {}: {error}{hint}", path.display())
+        })?;
         // As the server reads it, so that one file serves both.
         let is_token = |line: &&str| !line.is_empty() && !line.starts_with('#');
         let Some(token) = text.lines().map(str::trim).find(is_token) else {
@@ -121,11 +237,14 @@ impl TokenArgs {
     }
 }
 
+/// An error and its causes, the innermost last.
+fn sources<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
 /// The cause at the bottom, which is what the system said.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    sources(error).last().unwrap_or(error).to_string()
 }

@@ -8,11 +8,14 @@ mod client;
 mod demo;
 mod explain;
 mod export;
+mod given;
 mod import;
 mod print;
 mod proto;
 mod record;
 mod serve;
+mod shell;
+mod stranger;
 
 use std::process::ExitCode;
 
@@ -29,12 +32,24 @@ enum Verdict {
     No,
 }
 
+/// For who sees the commands for the first time.
+const FIRST_STEPS: &str = "\
+First steps:
+  consentd demo                                       what it is about, in one page
+  consentd serve                                      run a sidecar; then, in another terminal:
+  consentd check \"+1 555 012 3456\" acme marketing     may this be sent, and what would allow it";
+
 /// Answers, from memory, whether a business may message a WhatsApp user.
 ///
-/// Start a sidecar with `consentd serve`, or see what it does with `consentd demo`.
 /// Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
 #[derive(Debug, Parser)]
-#[command(name = "consentd", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "consentd",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = FIRST_STEPS
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,12 +82,18 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
+    /// Print a shell's completions of these commands
+    #[command(after_help = shell::WHERE_COMPLETIONS_GO)]
+    Completions(shell::CompletionsArgs),
+    /// Print a manual page, or write all of them into a folder
+    #[command(after_help = shell::WHERE_PAGES_GO)]
+    Man(shell::ManArgs),
 }
 
 /// Runs the command that the arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = given::parse();
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => asking(ask::check(args)),
@@ -86,6 +107,8 @@ pub fn main() -> ExitCode {
         Command::Proto(args) => proto::proto(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Demo(args) => asking(demo::demo(args)),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,

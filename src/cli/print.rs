@@ -78,10 +78,14 @@ impl Json {
 
 /// A moment as RFC 3339; empty where unset.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
-    let Some(time) = time else { return String::new() };
+    time.map(timestamp).map(rfc3339).unwrap_or_default()
+}
+
+/// A moment of the wire.
+pub(super) fn timestamp(time: &prost_types::Timestamp) -> Timestamp {
     let millis =
         time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000);
-    rfc3339(Timestamp::saturating_from_millis(millis))
+    Timestamp::saturating_from_millis(millis)
 }
 
 /// A moment as RFC 3339, to the millisecond.

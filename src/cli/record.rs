@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::client::{ClientArgs, TokenArgs};
@@ -53,7 +54,7 @@ enum WhatArgs {
         #[arg(value_name = "SCOPE")]
         scope: String,
         /// What the user said or did, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reference: String,
     },
     /// The user wrote or called: the 24-hour window opens
@@ -61,10 +62,10 @@ enum WhatArgs {
         #[command(flatten)]
         event: EventArgs,
         /// The text, read for keywords such as STOP and never stored
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         text: String,
         /// The platform's message id, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         message_id: String,
     },
     /// The user stopped or resumed marketing inside WhatsApp
@@ -89,31 +90,40 @@ enum WhatArgs {
         #[arg(long)]
         lift: bool,
         /// Why, for the record
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reference: String,
     },
 }
 
+/// Above the flags without which an opt-in counts for nothing.
+const EVIDENCE: &str = "Evidence";
+
+/// For the help of an opt-in, and of one that is wrong.
+const OPT_IN_EXAMPLE: &str = "\
+\u{20}\u{20}consentd record opt-in \"+1 555 012 3456\" acme marketing --method website \\
+    --statement \"Yes, send me offers from Acme on WhatsApp\" --business-name Acme";
+
 #[derive(Args, Debug)]
+#[command(after_help = format!("Example:\n{OPT_IN_EXAMPLE}"))]
 struct OptInArgs {
     #[command(flatten)]
     event: EventArgs,
     /// What for: CLASS or CLASS.TOPIC, such as utility.order_updates
     category: String,
     /// How it was obtained
-    #[arg(long, value_enum)]
-    method: Method,
+    #[arg(long, value_enum, help_heading = EVIDENCE)]
+    method: Option<Method>,
     /// The words that the user agreed to; they must name WhatsApp and the business
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     statement: String,
     /// The business's name as the user saw it
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     business_name: String,
     /// The statement's language, such as pt-BR
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     locale: String,
     /// Where the proof is kept; for whatsapp-signup its signup_id
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     reference: String,
     /// When it lapses, as RFC 3339 or so long from now (365d) [default: never]
     #[arg(long, value_name = "TIME", value_parser = expiry)]
@@ -145,6 +155,41 @@ enum Method {
     InPerson,
     /// Through WhatsApp's in-app signup link.
     WhatsappSignup,
+}
+
+/// An opt-in without evidence: all that is missing is named at once, with an example.
+fn missing_evidence(args: &OptInArgs) -> Option<anyhow::Error> {
+    let mut missing = String::new();
+    if args.method.is_none() {
+        missing.push_str(
+            "\n  --method: how it was obtained: sms, website, whatsapp, phone, in-person or \
+             whatsapp-signup",
+        );
+    }
+    let needed: &[(&str, &str, &str)] = if matches!(args.method, Some(Method::WhatsappSignup)) {
+        &[("--reference", &args.reference, "the signup_id that WhatsApp gave")]
+    } else {
+        &[
+            (
+                "--statement",
+                &args.statement,
+                "the words that the user agreed to; they must name WhatsApp and the business",
+            ),
+            ("--business-name", &args.business_name, "the business's name as the user saw it"),
+        ]
+    };
+    for (flag, _, what) in needed.iter().filter(|(_, given, _)| given.trim().is_empty()) {
+        missing.push_str("\n  ");
+        missing.push_str(flag);
+        missing.push_str(": ");
+        missing.push_str(what);
+    }
+    (!missing.is_empty()).then(|| {
+        anyhow!(
+            "an opt-in counts only with evidence of it; missing:{missing}\nsuch as:\n\
+             {OPT_IN_EXAMPLE}"
+        )
+    })
 }
 
 impl From<Method> for pb::OptInMethod {
@@ -187,13 +232,16 @@ impl WhatArgs {
     fn split(self) -> anyhow::Result<(EventArgs, What)> {
         Ok(match self {
             Self::OptIn(args) => {
+                if let Some(error) = missing_evidence(&args) {
+                    return Err(error);
+                }
                 let mut event = args.event;
                 if event.time.is_none() && event.request_id.is_none() {
                     event.request_id = Some(random_id()?);
                 }
-                let method = pb::OptInMethod::from(args.method);
+                let method = args.method.map(pb::OptInMethod::from);
                 let evidence = pb::Evidence {
-                    method: method.into(),
+                    method: method.unwrap_or_default().into(),
                     statement: args.statement,
                     business_name: args.business_name,
                     locale: args.locale,
@@ -228,6 +276,29 @@ impl WhatArgs {
     }
 }
 
+/// What a field of the request is on the command line.
+fn flag_of(field: &str) -> Option<&'static str> {
+    Some(match field.strip_prefix("event.").unwrap_or(field) {
+        "user_id" => "USER",
+        "business_id" => "BUSINESS",
+        "event_time" => "--time",
+        "request_id" => "--request-id",
+        "opt_in.category" => "CATEGORY",
+        "opt_in.expire_time" => "--expires",
+        "opt_in.evidence.method" => "--method",
+        "opt_in.evidence.statement" => "--statement",
+        "opt_in.evidence.business_name" => "--business-name",
+        "opt_in.evidence.locale" => "--locale",
+        "opt_out.scope" => "SCOPE",
+        "opt_in.evidence.reference" | "opt_out.reference" | "suppression.reference" => {
+            "--reference"
+        }
+        "inbound_message.message_id" => "--message-id",
+        "delivery_failure.code" => "CODE",
+        _ => return None,
+    })
+}
+
 fn random_id() -> anyhow::Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
@@ -250,7 +321,7 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
         request.metadata_mut().insert("authorization", header);
     }
     let answer = RecordServiceClient::new(channel).record_event(request).await;
-    let answer = answer.map_err(|status| args.client.explain(&status))?.into_inner();
+    let answer = answer.map_err(|status| args.client.explain_as(&status, flag_of))?.into_inner();
     if args.client.json {
         print::json("RecordEventResponse", &answer)?;
         return Ok(Verdict::Yes);

@@ -1,12 +1,12 @@
 //! `consentd serve`.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use super::Verdict;
+use super::{Verdict, given};
 use crate::app::{Bound, Sidecar};
-use crate::config::{ServeArgs, Settings};
+use crate::config::{ConfigError, ServeArgs, Settings};
 use crate::grpc::listen::Address;
 use crate::telemetry;
 
@@ -14,7 +14,7 @@ use crate::telemetry;
 const MAX_BLOCKING_THREADS: usize = 16;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
-    let settings = args.settings()?;
+    let settings = args.settings().map_err(naming_variable)?;
     telemetry::start_log(&settings.log).context("--log")?;
     // One thread needs no queues between threads.
     let mut runtime = match settings.workers {
@@ -28,6 +28,18 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
         .build();
     runtime.context("cannot start the runtime")?.block_on(serve(settings))?;
     Ok(Verdict::Yes)
+}
+
+/// Says from which variable a wrong value is, where it is from one.
+fn naming_variable(error: ConfigError) -> anyhow::Error {
+    let variable = match &error {
+        ConfigError::Value { setting, .. } => given::variable_of(setting),
+        _ => None,
+    };
+    match variable {
+        Some(variable) => anyhow!("{error}\n  the value is that of {variable}"),
+        None => error.into(),
+    }
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {

@@ -252,7 +252,11 @@ impl Evidence {
         } else {
             let statement = fold(&self.statement);
             if self.statement.is_empty() {
-                refuse("statement", "required: the words that the user agreed to, as shown");
+                refuse(
+                    "statement",
+                    "required: the words that the user agreed to, as shown, such as \"Yes, send me \
+                     offers from Acme on WhatsApp\"",
+                );
             } else if !names.0.iter().any(|name| statement.contains(name)) {
                 refuse(
                     "statement",
@@ -260,7 +264,10 @@ impl Evidence {
                 );
             }
             if self.business_name.trim().is_empty() {
-                refuse("business_name", "required: the business's name as the user saw it");
+                refuse(
+                    "business_name",
+                    "required: the business's name as the user saw it, such as Acme",
+                );
             } else if !self.statement.is_empty()
                 && !statement.contains(fold(&self.business_name).trim())
             {

@@ -122,12 +122,39 @@ fn parse_category(text: &str) -> Result<Category<'_>, String> {
     if let Some(topic) = topic
         && !is_topic(topic)
     {
-        return Err("the topic behind the class must be 1 to 48 of a-z, 0-9 and _, such as \
-                    utility.order_updates"
-            .to_owned());
+        return Err(bad_topic(class, topic));
     }
     Ok(Category { class, topic })
 }
+
+/// Words that people use for a class, each with the class that they mean by it.
+const MEANT: [(&str, Class); 19] = [
+    ("sales", Class::Marketing),
+    ("promo", Class::Marketing),
+    ("promotion", Class::Marketing),
+    ("promotional", Class::Marketing),
+    ("offers", Class::Marketing),
+    ("news", Class::Marketing),
+    ("newsletter", Class::Marketing),
+    ("advertising", Class::Marketing),
+    ("order", Class::Utility),
+    ("transaction", Class::Utility),
+    ("transactional", Class::Utility),
+    ("notification", Class::Utility),
+    ("shipping", Class::Utility),
+    ("otp", Class::Authentication),
+    ("auth", Class::Authentication),
+    ("login", Class::Authentication),
+    ("verification", Class::Authentication),
+    ("support", Class::Service),
+    ("customer_care", Class::Service),
+];
+
+/// How alike two words must be for one to be a misspelling of the other.
+const ALIKE: f64 = 0.65;
+
+/// The longest word that is compared with what it may mean, in bytes.
+const MAX_MEANT_BYTES: usize = 40;
 
 fn unknown_class(text: &str, class: &str) -> String {
     let known = "marketing, utility, authentication or service, perhaps with a topic: \
@@ -138,11 +165,53 @@ fn unknown_class(text: &str, class: &str) -> String {
     if text == "*" {
         return format!("consent is asked and given by category, never for everything: {known}");
     }
-    let lower = class.trim().to_ascii_lowercase();
-    match Class::from_name(&lower) {
-        Some(meant) => format!("classes are written in lower case: {}", meant.name()),
-        None => format!("unknown class; one of {known}"),
+    if class.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '(' | ')' | '-' | ' ')) {
+        return format!(
+            "a number is no category: is the order user, business, category? It is one of {known}"
+        );
     }
+    // Only what is nearly a class is said back: any other word may be a person's name.
+    let lower = class.trim().to_ascii_lowercase();
+    match (Class::from_name(&lower), nearest(&lower)) {
+        (Some(meant), _) if lower == class.trim() => {
+            format!("has a space beside its class: {} is written without", meant.name())
+        }
+        (Some(meant), _) => {
+            format!("classes are written in lower case: {} and not \"{class}\"", meant.name())
+        }
+        (None, Some(meant)) => {
+            let meant = meant.name();
+            format!("unknown class \"{lower}\", did you mean {meant}? It is one of {known}")
+        }
+        (None, None) => format!("unknown class; it is one of {known}"),
+    }
+}
+
+/// The class that is meant by a word that is none: one that people use for it, or its misspelt name.
+fn nearest(word: &str) -> Option<Class> {
+    if let Some((_, class)) = MEANT.into_iter().find(|(known, _)| *known == word) {
+        return Some(class);
+    }
+    if word.len() > MAX_MEANT_BYTES {
+        return None;
+    }
+    let likeness = |class: Class| strsim::normalized_damerau_levenshtein(class.name(), word);
+    let rated = Class::ALL.map(|class| (likeness(class), class)).into_iter();
+    let best = rated.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(likeness, _)| *likeness >= ALIKE).map(|(_, class)| class)
+}
+
+fn bad_topic(class: Class, topic: &str) -> String {
+    let rule = "the topic behind the class must be 1 to 48 of a-z, 0-9 and _";
+    let spelt: String =
+        topic.trim().chars().map(|c| if c == ' ' || c == '-' { '_' } else { c }).collect();
+    let spelt = spelt.to_ascii_lowercase();
+    // Digits are not said back: they may be somebody's number.
+    if is_topic(&spelt) && !topic.bytes().any(|b| b.is_ascii_digit()) {
+        let class = class.name();
+        return format!("{rule}; did you mean {class}.{spelt} by \"{class}.{topic}\"?");
+    }
+    format!("{rule}, such as utility.order_updates")
 }
 
 /// Whether `topic` is `[a-z0-9_]{1,48}`.
@@ -244,9 +313,22 @@ mod tests {
             ("", "required"),
             ("*", "never for everything"),
             ("Marketing", "lower case: marketing"),
-            ("news", "unknown class; one of marketing"),
+            ("Marketing", "and not \"Marketing\""),
+            (" marketing", "a space beside"),
+            ("sales", "\"sales\", did you mean marketing?"),
+            ("marketting", "did you mean marketing?"),
+            ("utilities.orders", "\"utilities\", did you mean utility?"),
+            ("otp", "did you mean authentication?"),
+            ("weather", "unknown class; it is one of marketing"),
+            ("+1 555 012 3456", "a number is no category"),
+            ("US.1349", "unknown class; it is one of marketing"),
+            ("user7", "unknown class; it is one of marketing"),
+            (&"m".repeat(1_000), "unknown class; it is one of marketing"),
             ("utility.", "1 to 48"),
-            ("utility.Order", "1 to 48"),
+            ("utility.Order", "did you mean utility.order by \"utility.Order\"?"),
+            ("utility.Order Updates", "1 to 48"),
+            ("utility.Order Updates", "did you mean utility.order_updates by"),
+            ("utility.Order-5550123", "0-9 and _, such as"),
             ("utility.a.b", "1 to 48"),
             (long.as_str(), "1 to 48"),
         ] {

@@ -39,6 +39,24 @@ const METHODS: [&str; 12] = [
     "consent.v1.RecordService/EraseUser",
 ];
 
+/// Whether a path is that of a method of the contract.
+pub(super) fn is_known(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|path| METHODS.contains(&path))
+}
+
+/// The method of these services whose name is nearest to what was called.
+pub(super) fn nearest(called: &str, services: &[&str]) -> Option<&'static str> {
+    let served = METHODS
+        .into_iter()
+        .filter(|method| services.iter().any(|service| method.split('/').next() == Some(*service)));
+    let likeness = |method: &str| strsim::normalized_damerau_levenshtein(method, called);
+    let nearest = served.map(|method| (likeness(method), method));
+    nearest
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, m)| m)
+}
+
 /// What their lines go by in a filter of the log: `--log info,consentd::calls=debug`.
 const CALLS: &str = "consentd::calls";
 

@@ -111,6 +111,7 @@ pub(super) fn status(status: Status, ledger: String) -> pb::GetStatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         partition_revisions: vec![status.revision],
         cause: status.cause,
+        current_time: Some(timestamp(status.now)),
     }
 }
 
@@ -154,7 +155,7 @@ fn what_of(
 ) -> Result<Option<What>, NotAnEvent> {
     use pb::consent_event::What as Pb;
     Ok(match what {
-        Pb::OptIn(opt_in) => what_of_opt_in(opt_in, found),
+        Pb::OptIn(opt_in) => Some(what_of_opt_in(opt_in, found)),
         Pb::OptOut(opt_out) => match Scope::parse(&opt_out.scope) {
             Ok(scope) => Some(What::OptOut { scope, reference: opt_out.reference }),
             Err(violation) => {
@@ -179,7 +180,7 @@ fn what_of(
     })
 }
 
-fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What> {
+fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> What {
     let category = match Category::parse(&opt_in.category) {
         Ok(category) => Scope::from(category),
         Err(violation) => {
@@ -189,17 +190,15 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What>
         }
     };
     let expire = moment("opt_in.expire_time", opt_in.expire_time, found);
-    let Some(evidence) = opt_in.evidence else {
-        let why = "required: how, in which words and for which business the user opted in";
-        found.push(Violation::new("opt_in.evidence", why));
-        return None;
-    };
-    let Some(method) = method_of(evidence.method) else {
+    // None at all lacks every field that evidence must have, and each is named.
+    let evidence = opt_in.evidence.unwrap_or_default();
+    let method = method_of(evidence.method).unwrap_or_else(|| {
         let why = "required: one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, _PHONE, _IN_PERSON and \
                    _WHATSAPP_SIGNUP";
         found.push(Violation::new("opt_in.evidence.method", why));
-        return None;
-    };
+        // Never recorded either: it is how most opt-ins are given, and what they need is asked for.
+        Method::Website
+    });
     let evidence = Evidence {
         method,
         statement: evidence.statement,
@@ -208,7 +207,7 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> Option<What>
         reference: evidence.reference,
         confirmation: evidence.confirmation,
     };
-    Some(What::OptIn { category, evidence, expire, pending: opt_in.pending })
+    What::OptIn { category, evidence, expire, pending: opt_in.pending }
 }
 
 pub(super) fn moment(

@@ -20,21 +20,32 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub struct HealthService {
     gate: Gate,
     draining: CancellationToken,
+    services: Vec<&'static str>,
 }
 
 impl HealthService {
-    /// The names that can be asked for: the whole server, each service, and what Kubernetes asks.
-    pub const SERVICES: [&'static str; 5] =
-        ["", "consent.v1.ConsentService", "consent.v1.RecordService", "readiness", "liveness"];
+    /// The names that can be asked for wherever this is served: the whole server, and what
+    /// Kubernetes asks.
+    const ALWAYS: [&'static str; 3] = ["", "readiness", "liveness"];
 
     /// The service. Everything but `liveness` stops serving when `draining` is cancelled.
     #[must_use]
     pub fn new(gate: Gate, draining: CancellationToken) -> Self {
-        Self { gate, draining }
+        Self { gate, draining, services: Vec::new() }
+    }
+
+    /// Knows this service too, which is served on the same listener.
+    pub(super) fn add(&mut self, service: &'static str) {
+        self.services.push(service);
+    }
+
+    /// The services that are served on the same listener.
+    pub(super) fn services(&self) -> &[&'static str] {
+        &self.services
     }
 
     fn status(&self, service: &str) -> Option<ServingStatus> {
-        Self::SERVICES.contains(&service).then(|| {
+        (Self::ALWAYS.contains(&service) || self.services.contains(&service)).then(|| {
             let serving =
                 service == "liveness" || (self.gate.is_ready() && !self.draining.is_cancelled());
             if serving { ServingStatus::Serving } else { ServingStatus::NotServing }
@@ -54,10 +65,8 @@ impl Health for HealthService {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let status = self.status(&request.get_ref().service);
         let status = status.ok_or_else(|| {
-            Status::not_found(format!(
-                "unknown service; one of \"\", {}",
-                Self::SERVICES.get(1..).unwrap_or_default().join(", ")
-            ))
+            let known = [&self.services[..], &["readiness", "liveness"]].concat().join(", ");
+            Status::not_found(format!("not served on this listener; one of \"\", {known}"))
         })?;
         Ok(Response::new(response(status)))
     }

@@ -4,11 +4,13 @@ use std::fmt;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::access;
 
 /// Who may connect to a Unix socket: its owner and its group.
 const SOCKET_MODE: u32 = 0o660;
@@ -82,13 +84,27 @@ pub enum BindError {
         address: Address,
     },
     /// The system refused.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}{}", hint(address, source))]
     Io {
         /// Where.
         address: Address,
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What would help where the system refused.
+fn hint(address: &Address, source: &io::Error) -> String {
+    match (address, source.kind()) {
+        (Address::Unix(path), _) => access::hint(path, source),
+        (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
+            "; ports below 1024 are the system's: choose one above".to_owned()
+        }
+        (Address::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
+            "; this machine has no such address: 0.0.0.0 stands for all that it has".to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 /// A socket that listens.
@@ -102,7 +118,7 @@ pub enum Listener {
 
 /// A Unix socket's file, removed when it is dropped; none in the abstract namespace.
 #[derive(Debug)]
-pub struct SocketFile(Option<(PathBuf, File)>);
+pub struct SocketFile(Option<(PathBuf, Lock)>);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -110,6 +126,44 @@ impl Drop for SocketFile {
             // Gone already, or no longer ours to remove: either way it is not there.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// The lock beside a socket's file; it goes with it.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Locks; none where somebody else has. A lock that was removed while we waited for it is no
+    /// lock any more: whoever removed it held it to the end.
+    fn take(path: PathBuf) -> io::Result<Option<Self>> {
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(source)) => return Err(source),
+            }
+            let ours = file.metadata()?;
+            match std::fs::metadata(&path) {
+                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                    return Ok(Some(Self { path, file }));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before it is unlocked: nobody must find a lock that we are about to remove.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = self.file.unlock();
     }
 }
 
@@ -188,14 +242,7 @@ impl Listener {
 async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError> {
     let io = |source| BindError::Io { address: address.clone(), source };
     let in_use = || BindError::InUse { address: address.clone() };
-    let lock =
-        OpenOptions::new().write(true).create(true).truncate(false).open(beside(path, "lock"));
-    let lock = lock.map_err(io)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(in_use()),
-        Err(TryLockError::Error(source)) => return Err(io(source)),
-    }
+    let lock = Lock::take(beside(path, "lock")).map_err(io)?.ok_or_else(in_use)?;
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io(error)),
@@ -268,12 +315,14 @@ pub async fn connect_unix(address: &Address) -> io::Result<UnixStream> {
 
 #[cfg(target_os = "linux")]
 fn connect_abstract(name: &str) -> io::Result<UnixStream> {
-    use std::os::linux::net::SocketAddrExt as _;
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-    // On one machine this does not wait: it is accepted into the backlog, or refused.
-    let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+    use std::os::fd::OwnedFd;
+
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // It is accepted into the backlog, or refused, or there is no room: it does not wait.
+    socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
+    UnixStream::from_std(OwnedFd::from(socket).into())
 }
 
 #[cfg(not(target_os = "linux"))]

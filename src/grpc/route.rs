@@ -18,14 +18,15 @@ use tonic::body::Body;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
-use super::call::{Call, Watcher};
-use super::pb::consent_service_server::ConsentServiceServer;
-use super::pb::record_service_server::RecordServiceServer;
+use super::call::{self, Call, Watcher};
+use super::pb::consent_service_server::{ConsentServiceServer, SERVICE_NAME as CHECKS};
+use super::pb::record_service_server::{RecordServiceServer, SERVICE_NAME as RECORDS};
 use super::timeout_of;
 use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, RecordService,
     status,
 };
+use crate::access;
 use crate::metrics::Metrics;
 
 /// What a call becomes.
@@ -39,7 +40,7 @@ pub struct Tokens(Arc<[[u8; 32]]>);
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// It cannot be read.
-    #[error("cannot read the token file {path}: {source}")]
+    #[error("cannot read the token file {path}: {source}{}", access::hint(path, source))]
     Io {
         /// The file.
         path: std::path::PathBuf,
@@ -117,8 +118,9 @@ pub struct Routes {
     batch: Option<ConsentServiceServer<CheckService>>,
     record: Option<RecordServiceServer<RecordService>>,
     tokens: Option<Tokens>,
-    /// Health and reflection: seldom called, so routed by tonic.
+    /// Health and reflection of what is served here: seldom called, so routed by tonic.
     others: tonic::service::Routes,
+    health: HealthService,
     limit: Arc<InFlight>,
     watcher: Watcher,
 }
@@ -150,20 +152,10 @@ impl Routes {
     ///
     /// [`ReflectionError`] where the binary holds a damaged contract.
     pub fn new(health: HealthService, limit: Arc<InFlight>) -> Result<Self, ReflectionError> {
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that the details of an error can be shown too.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
-        let others = tonic::service::Routes::new(HealthServer::new(health))
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .prepare();
+        let others = others(&health)?;
         let (check, batch, record, tokens) = (None, None, None, None);
         let watcher = Watcher::new(None);
-        Ok(Self { check, batch, record, tokens, others, limit, watcher })
+        Ok(Self { check, batch, record, tokens, others, health, limit, watcher })
     }
 
     /// Watched by `watcher`, which may trace.
@@ -174,22 +166,39 @@ impl Routes {
     }
 
     /// Checks too.
-    #[must_use]
-    pub fn with_checks(mut self, checks: CheckService) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_checks(mut self, checks: CheckService) -> Result<Self, ReflectionError> {
         let batch = ConsentServiceServer::new(checks.clone());
         self.batch = Some(batch.max_decoding_message_size(MAX_BATCH_BYTES));
         let check = ConsentServiceServer::new(checks);
         self.check = Some(check.max_decoding_message_size(MAX_REQUEST_BYTES));
-        self
+        self.telling_of(CHECKS)
     }
 
     /// Recordings too, by those who have one of `tokens` where such are given.
-    #[must_use]
-    pub fn with_records(mut self, records: RecordService, tokens: Option<Tokens>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_records(
+        mut self,
+        records: RecordService,
+        tokens: Option<Tokens>,
+    ) -> Result<Self, ReflectionError> {
         let record = RecordServiceServer::new(records);
         self.record = Some(record.max_decoding_message_size(MAX_REQUEST_BYTES));
         self.tokens = tokens;
-        self
+        self.telling_of(RECORDS)
+    }
+
+    /// Health and reflection know this service too.
+    fn telling_of(mut self, service: &'static str) -> Result<Self, ReflectionError> {
+        self.health.add(service);
+        self.others = others(&self.health)?;
+        Ok(self)
     }
 
     /// Whether checks are served.
@@ -216,6 +225,9 @@ impl Routes {
             return refuse(&status);
         };
         let path = request.uri().path();
+        if !call::is_known(path) && !path.starts_with("/grpc.reflection.") {
+            return refuse(&status::unknown_method(path, self.health.services()));
+        }
         let guard = (guard, counted);
         let patience = patience(&request);
         if let Some(method) = path.strip_prefix("/consent.v1.ConsentService/") {
@@ -256,6 +268,23 @@ impl Routes {
         let call = service.clone().call(request);
         Box::pin(async move { held(within(patience, call).await, guard) })
     }
+}
+
+/// Health, and reflection of it and of the services that it knows.
+fn others(health: &HealthService) -> Result<tonic::service::Routes, ReflectionError> {
+    let reflection = || {
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that the details of an error can be shown too.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(tonic_health::pb::health_server::SERVICE_NAME);
+        health.services().iter().fold(builder, |builder, name| builder.with_service_name(*name))
+    };
+    Ok(tonic::service::Routes::new(HealthServer::new(health.clone()))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare())
 }
 
 fn watch(call: Option<Call>, answering: Answering) -> Answering {

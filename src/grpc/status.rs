@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
-use super::pb;
+use super::{call, pb};
 use crate::consent::Violation;
 use crate::gate::{CheckError, NotReached};
 use crate::ledger::{LedgerError, UnreadableRecord};
@@ -31,6 +31,21 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
         said.join("; "),
         ErrorDetails::with_bad_request(fields.collect::<Vec<_>>()),
     )
+}
+
+/// The most bytes of a method's name that are said back.
+const MAX_METHOD_BYTES: usize = 80;
+
+/// `UNIMPLEMENTED`: there is no such method; `services` are those that are served there.
+pub(super) fn unknown_method(path: &str, services: &[&str]) -> Status {
+    let called = path.strip_prefix('/').unwrap_or(path);
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'_');
+    let sayable = called.len() <= MAX_METHOD_BYTES && called.bytes().all(is_name);
+    let named = if sayable { format!("no method {called} here") } else { "no such method".into() };
+    let nearest = if sayable { call::nearest(called, services) } else { None };
+    let meant = nearest.map(|method| format!("; did you mean {method}?")).unwrap_or_default();
+    let known = services.join(", ");
+    Status::unimplemented(format!("{named}{meant} (served: {known}; reflection lists the rest)"))
 }
 
 /// `RESOURCE_EXHAUSTED`, with when to try again.

@@ -27,6 +27,7 @@ use super::{
     Announcement, Appended, Bucket, Change, Epoch, Events, History, LedgerError, MAX_ANNOUNCEMENTS,
     Page, Read, Retention,
 };
+use crate::access;
 use crate::clock;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
@@ -53,7 +54,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot open the ledger file {path}: {source}")]
+    #[error("cannot open the ledger file {path}: {source}{}", access::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -61,7 +62,10 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// It is something else, or damaged.
-    #[error("{path} is not a ledger, or it is damaged: {source}")]
+    #[error(
+        "{path} is not a ledger, or it is damaged: {source}; it was left as it is: give the right \
+             file with --ledger file:PATH, or a path where there is none yet for a new ledger"
+    )]
     NotALedger {
         /// The file.
         path: PathBuf,
@@ -84,7 +88,7 @@ pub enum OpenError {
     /// A newer version made it.
     #[error(
         "{path} was made by a newer consentd (format {format}; this one knows {known}): \
-             upgrade this one"
+             upgrade this one, or give it another file with --ledger file:PATH"
     )]
     Newer {
         /// The file.

@@ -1,6 +1,6 @@
 //! What events make of one pair: pure.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::{Refusal, Submission};
 use crate::consent::Violation;
@@ -102,8 +102,11 @@ impl<'a> Plan<'a> {
                 refuse(
                     "event_time",
                     format!(
-                        "{ahead} ahead of the ledger's clock; at most 5 minutes are taken as now: \
-                         set the clock, or check the time zone and that the unit is seconds"
+                        "{ahead} ahead of the ledger's clock, by which it is {}; at most 5 minutes \
+                         are taken as now: set the clock of the sender, or of the ledger's \
+                         machine, whichever is wrong, or check the time zone and that the unit is \
+                         seconds",
+                        humantime::format_rfc3339_seconds(UNIX_EPOCH + now.since(Timestamp::MIN))
                     ),
                 )
             }

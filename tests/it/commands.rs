@@ -21,6 +21,7 @@ use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
 use consentd::grpc::{CheckService, DESCRIPTOR_SET, HealthService, InFlight, Routes, pb};
 use consentd::metrics::Metrics;
+use consentd::table::Writer;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 use tonic_types::StatusExt as _;
@@ -202,14 +203,14 @@ async fn what_went_wrong_is_said_with_what_to_do() {
     let address = sidecar.grpc.as_str();
     assert_eq!(
         told(2, address, &["check", "", "acme", "news", "--json"]),
-        "consentd: the request is not valid:\n  user_id: required: 1 to 128 bytes of UTF-8\n  \
-         category: unknown class; one of marketing, utility, authentication or service, perhaps \
-         with a topic: utility.order_updates\n"
+        "consentd: the request is not valid:\n  USER: required: 1 to 128 bytes of UTF-8\n  \
+         CATEGORY: unknown class \"news\", did you mean marketing? It is one of marketing, utility, \
+         authentication or service, perhaps with a topic: utility.order_updates\n"
     );
-    assert_says(&told(2, address, &OPT_IN), &["event.opt_in.evidence.statement: required"]);
+    assert_says(&told(2, address, &OPT_IN), &["--statement: the words that the user agreed to"]);
     assert_says(
         &told(2, address, &["record", "inbound", "7", "acme", "--time", "2099-01-01T00:00:00Z"]),
-        &["event.event_time: ", "ahead of the ledger's clock"],
+        &["--time: ", "ahead of the ledger's clock"],
     );
     for when in ["yesterday", "1969-12-31T00:00:00Z", "5"] {
         let said = told(2, address, &["record", "inbound", "7", "acme", "--time", when]);
@@ -224,7 +225,7 @@ async fn what_went_wrong_is_said_with_what_to_do() {
         ("unix:@consentd-nowhere", "Connection refused"),
     ] {
         let said = told(2, address, &["check", "7", "acme", "utility"]);
-        assert_says(&said, &["cannot reach consentd at ", address, why, "`consentd serve`"]);
+        assert_says(&said, &["cannot reach consentd at ", address, why, "`consentd serve"]);
         assert_says(&said, &["--addr", "CONSENTD_ADDR"]);
     }
     told(2, &sidecar.admin, &["status"]);
@@ -277,8 +278,14 @@ async fn what_others_wrote_cannot_write_to_the_terminal() {
 
 /// A server whose table was never loaded, in this process.
 async fn unloaded() -> (String, Drain) {
+    served(|_| {}).await
+}
+
+/// A server in this process, whose table is as `prepare` makes it.
+pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-    let (table, _writer) = consentd::table::new();
+    let (table, mut writer) = consentd::table::new();
+    prepare(&mut writer);
     let secret = KeySecret::new(&[7; 16]);
     let bound = Duration::from_secs(5);
     let gate = Gate::new(table, secret, Policy::default(), bound, Arc::clone(&metrics));
@@ -286,7 +293,7 @@ async fn unloaded() -> (String, Drain) {
     let health = HealthService::new(gate.clone(), drain.begun.clone());
     let limit = Arc::new(InFlight::new(100, Arc::clone(&metrics)));
     let checks = CheckService::new(gate, "file:none".into(), 100, Arc::clone(&metrics));
-    let routes = Routes::new(health, limit).unwrap().with_checks(checks);
+    let routes = Routes::new(health, limit).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();
     let limits =

@@ -148,8 +148,11 @@ async fn bad_lines_are_told_and_kept_and_the_others_recorded() {
         (
             no_evidence,
             Some(
-                "opt_in.evidence: required: how, in which words and for which business the user \
-                 opted in",
+                "opt_in.evidence.method: required: one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, \
+                 _PHONE, _IN_PERSON and _WHATSAPP_SIGNUP; opt_in.evidence.statement: required: \
+                 the words that the user agreed to, as shown, such as \"Yes, send me offers from \
+                 Acme on WhatsApp\"; opt_in.evidence.business_name: required: the business's name \
+                 as the user saw it, such as Acme",
             ),
         ),
         (r#"{"userId":"15550123457","businessId":"acme","optOut":{"scope":"*"}}"#, None),
@@ -190,8 +193,9 @@ async fn bad_csv_rows_are_told_and_kept_and_the_others_recorded() {
         (
             format!("15550123457,acme,opt_in,2026-01-31T09:30:00Z,sales,website,{statement},,"),
             Some(
-                "category: unknown class; one of marketing, utility, authentication or service, \
-                 perhaps with a topic: utility.order_updates",
+                "category: unknown class \"sales\", did you mean marketing? It is one of \
+                 marketing, utility, authentication or service, perhaps with a topic: \
+                 utility.order_updates",
             ),
         ),
         (

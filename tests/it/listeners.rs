@@ -138,7 +138,7 @@ async fn an_abstract_socket_needs_no_file() {
     assert_serves(&address, &address).await;
     assert_says(&refused(folder.path(), &flags), &[&address, "in use"]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-    assert_eq!(left.len(), 2, "the two ledgers: {left:?}");
+    assert_eq!(left.len(), 1, "the ledger alone: {left:?}");
 }
 
 #[tokio::test]
@@ -391,6 +391,33 @@ async fn reflection_shows_the_contract_and_the_details_of_its_errors() {
     let sidecar = Sidecar::live(folder.path(), &[]).await;
     reflects!(v1, sidecar.channel().await);
     reflects!(v1alpha, sidecar.channel().await);
+}
+
+#[tokio::test]
+async fn each_listener_tells_what_it_serves() {
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest as Asked;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse as Answer;
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--record", "127.0.0.1:0"]).await;
+    let (checks, records) = ("consent.v1.ConsentService", "consent.v1.RecordService");
+    for (address, served, other) in
+        [(&sidecar.grpc, checks, records), (&sidecar.record, records, checks)]
+    {
+        let channel = connect(address).await;
+        let listed = reflect!(v1, channel.clone(), Asked::ListServices(String::new())).unwrap();
+        let Some(Answer::ListServicesResponse(listed)) = listed.message_response else {
+            panic!("no list of services")
+        };
+        let listed: BTreeSet<_> = listed.service.into_iter().map(|service| service.name).collect();
+        assert!(listed.contains(served) && !listed.contains(other), "{listed:?}");
+        let mut health = HealthClient::new(channel);
+        let asked = |service: &str| HealthCheckRequest { service: service.into() };
+        let known = health.check(asked(served)).await.unwrap();
+        assert_eq!(known.get_ref().status(), ServingStatus::Serving);
+        let refused = health.check(asked(other)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        assert_says(refused.message(), &["not served on this listener", served]);
+    }
 }
 
 /// How many requests a batch may have here, as the sidecar says itself.

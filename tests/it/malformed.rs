@@ -56,7 +56,10 @@ fn bad_questions() -> Vec<(pb::CanSendRequest, Vec<Fault>)> {
         (question("", "b", "utility"), vec![("user_id", "required")]),
         (question("u", "", "utility"), vec![("business_id", "required")]),
         (question("u", "b", ""), vec![("category", "required: marketing, utility")]),
-        (question("u", "b", "news"), vec![("category", "unknown class; one of marketing")]),
+        (
+            question("u", "b", "news"),
+            vec![("category", "unknown class \"news\", did you mean marketing?")],
+        ),
         (question("u", "b", "Utility"), vec![("category", "lower case: utility")]),
         (question("u", "b", "*"), vec![("category", "never for everything")]),
         (question("u", "b", "utility."), vec![("category", "1 to 48 of a-z")]),
@@ -270,7 +273,10 @@ fn bad_opt_ins() -> Vec<(pb::RecordEventRequest, Vec<Fault>)> {
         (nobody, vec![("event.user_id", "required"), (category, "never for everything")]),
         (opting_in(|o| o.category = "*".into()), vec![(category, "never for everything")]),
         (opting_in(|o| o.category = "news".into()), vec![(category, "unknown class")]),
-        (opting_in(|o| o.evidence = None), vec![("event.opt_in.evidence", "required")]),
+        (
+            opting_in(|o| o.evidence = None),
+            vec![(method, "_WEBSITE"), (statement, "required"), (name, "required")],
+        ),
         (proven(|e| e.method = 0), vec![(method, "_WEBSITE")]),
         (proven(|e| e.method = 99), vec![(method, "_WEBSITE")]),
         (proven(|e| e.statement = "Messages from Acme".into()), vec![(statement, "WhatsApp")]),

@@ -110,6 +110,16 @@ impl Sidecar {
         sidecar
     }
 
+    /// The same, where its gRPC listener is at an address that is no `HOST:PORT`.
+    pub async fn live_at(folder: &Path, flags: &[&str], address: &str) -> Self {
+        let sidecar = Self::start(&ledger_in(folder), flags);
+        eventually("the sidecar is ready", || async {
+            run(&["healthcheck", "readiness", "--addr", address]).0 == 0
+        })
+        .await;
+        sidecar
+    }
+
     /// Waits until checks are answered.
     pub async fn wait_until_live(&self) {
         let mut checks = self.checks().await;

@@ -1,0 +1,49 @@
+//! Why the system did not let us at a file, in words that say what would.
+
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// What would help where the system refused `path` with this error, as the end of a sentence;
+/// empty where nothing more can be said. It names owners by their numbers, as `ls -n` does.
+#[must_use]
+pub fn hint(path: &Path, error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::PermissionDenied => format!("; {}", denied(path)),
+        ErrorKind::NotFound => match missing_folder(path) {
+            Some(folder) => {
+                let folder = folder.display();
+                format!("; there is no folder {folder}: make it with `mkdir -p {folder}`")
+            }
+            None => String::new(),
+        },
+        ErrorKind::IsADirectory => "; it is a folder: give a file in it".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Whose what is in the way is, and who we are.
+fn denied(path: &Path) -> String {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let us = format!("this process runs as uid {uid}, gid {gid}");
+    // What is in the way is the file, or else the nearest folder above it that can be seen.
+    let found = path.ancestors().map(or_here).find_map(|at| Some((at, at.metadata().ok()?)));
+    let Some((at, found)) = found else { return us };
+    let (owner, group, mode) = (found.uid(), found.gid(), found.mode() & 0o7777);
+    let what = if at == path { String::new() } else { format!("the folder {} ", at.display()) };
+    let it = if at == path { "it " } else { "" };
+    format!(
+        "{what}{it}belongs to uid {owner}, gid {group} (mode {mode:04o}), and {us}: run this as \
+         its owner, change the owner or the mode, or give another path"
+    )
+}
+
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// The folder that the file would be in, where there is none.
+fn missing_folder(path: &Path) -> Option<PathBuf> {
+    let folder = or_here(path.parent()?);
+    (!folder.exists()).then(|| folder.to_owned())
+}
