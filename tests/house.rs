@@ -214,7 +214,7 @@ fn the_readme_lists_every_reason_and_call() {
             service.methods().map(|method| method.name().to_owned()).collect::<Vec<_>>()
         })
         .collect();
-    assert_eq!(methods.len(), 11);
+    assert_eq!(methods.len(), 12);
     for method in &methods {
         assert!(calls.contains(method.as_str()), "{method}");
     }
