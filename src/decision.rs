@@ -151,8 +151,8 @@ impl Reason {
                 "the user must not be contacted: allowed only once the suppression is lifted"
             }
             Self::Stale => {
-                "the table cannot prove that it is current, and denies until it can: the \
-                 sidecar's status says why"
+                "the table cannot prove that it is current, and denies until it can: see \
+                 `consentd status` for the cause"
             }
         }
     }

@@ -379,7 +379,10 @@ fn every_command_has_help_and_mistakes_are_corrected() {
             let (code, printed, error) = run(&path);
             assert_eq!((code, error.as_str()), (0, ""), "{path:?}");
             assert_says(&printed, &["Usage: consentd"]);
-            assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+            // Rows to be copied are as long as they are.
+            let prose = printed.lines().filter(|line| !line.starts_with("  {\""));
+            let mut prose = prose.filter(|line| !line.starts_with("  1555"));
+            assert!(prose.all(|line| line.chars().count() <= 100), "{printed}");
         }
     }
     assert!(run(&["--version"]).1.starts_with("consentd 0."));
