@@ -30,11 +30,11 @@ fn denied(path: &Path) -> String {
     let found = path.ancestors().map(or_here).find_map(|at| Some((at, at.metadata().ok()?)));
     let Some((at, found)) = found else { return us };
     let (owner, group, mode) = (found.uid(), found.gid(), found.mode() & 0o7777);
-    let what = if at == path { String::new() } else { format!("the folder {} ", at.display()) };
-    let it = if at == path { "it " } else { "" };
+    let folder = if at == path { "" } else { "the folder " };
     format!(
-        "{what}{it}belongs to uid {owner}, gid {group} (mode {mode:04o}), and {us}: run this as \
-         its owner, change the owner or the mode, or give another path"
+        "{folder}{} belongs to uid {owner}, gid {group} (mode {mode:04o}), and {us}: run this as \
+         its owner, change the owner or the mode, or give another path",
+        at.display()
     )
 }
 

@@ -96,7 +96,11 @@ pub enum BindError {
 /// What would help where the system refused.
 fn hint(address: &Address, source: &io::Error) -> String {
     match (address, source.kind()) {
-        (Address::Unix(path), _) => access::hint(path, source),
+        (Address::Unix(path), _) => {
+            // Of another's lock the folder, which may be anybody's, says nothing.
+            let lock = beside(path, "lock");
+            access::hint(if lock.exists() { &lock } else { path }, source)
+        }
         (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
             "; ports below 1024 are the system's: choose one above".to_owned()
         }

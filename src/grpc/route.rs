@@ -234,7 +234,9 @@ impl Routes {
             let batched = matches!(method, "BatchCanSend" | "FilterRecipients");
             let service = if batched { &self.batch } else { &self.check };
             let Some(service) = service else {
-                return refuse(&Status::unimplemented("checks are not served on this listener"));
+                return refuse(&Status::unimplemented(
+                    "checks are not served on this listener, but on those of --listen and --unix",
+                ));
             };
             let watched = self.watcher.check(&mut request);
             let call = service.clone().call(request);

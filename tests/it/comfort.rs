@@ -11,7 +11,7 @@ use consentd::clock::{self, Moment};
 use consentd::decision::Reason;
 use tonic::Code;
 
-use crate::commands::served;
+use crate::commands::{commands, served};
 use crate::sidecar::{BINARY, Sidecar, Wire, ledger_in, run};
 
 #[track_caller]
@@ -282,31 +282,21 @@ async fn a_method_that_is_none_is_named_with_the_nearest() {
     }
 }
 
-/// The names of all commands, with those of the commands above them.
-fn names(command: &clap::Command, above: &str, found: &mut Vec<String>) {
-    for inner in command.get_subcommands() {
-        let name = format!("{above}-{}", inner.get_name());
-        names(inner, &name, found);
-        found.push(name);
-    }
+/// Every command, with the names that lead to it.
+fn all_commands() -> Vec<Vec<String>> {
+    let mut all = Vec::new();
+    commands(&consentd::cli::command(), &[], &mut all);
+    assert!(all.len() > 15, "{all:?}");
+    all
 }
 
 #[test]
 fn shells_complete_the_commands() {
-    let mut all = Vec::new();
-    names(&consentd::cli::command(), "consentd", &mut all);
-    assert!(all.len() > 15, "{all:?}");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, script, error) = run(&["completions", shell]);
         assert_eq!((code, error.as_str()), (0, ""));
-        for name in &all {
-            let name = name.rsplit_once("consentd-").unwrap().1;
-            let last = consentd::cli::command()
-                .get_subcommands()
-                .map(|command| command.get_name().to_owned())
-                .find(|command| command == name);
-            let word = last.unwrap_or_else(|| name.trim_start_matches("record-").to_owned());
-            assert!(script.contains(&word), "{shell}: {word}");
+        for name in all_commands().iter().flatten() {
+            assert!(script.contains(name), "{shell} does not know {name}");
         }
     }
     let (_, script, _) = run(&["completions", "bash"]);
@@ -350,15 +340,15 @@ fn shells_complete_the_commands() {
 
 #[test]
 fn manual_pages_are_rendered_without_a_warning() {
-    let mut all = vec!["consentd".to_owned()];
-    names(&consentd::cli::command(), "consentd", &mut all);
     let folder = tempfile::tempdir().unwrap();
     let pages = folder.path().join("man1");
     let (code, printed, error) = run(&["man", "--dir", pages.to_str().unwrap()]);
     assert_eq!((code, printed.as_str(), error.as_str()), (0, "", ""));
-    let wanted = all.iter().map(|name| format!("{name}.1")).collect();
+    let name = |path: &[String]| [&["consentd".to_owned()], path].concat().join("-");
+    let wanted = all_commands().iter().map(|path| format!("{}.1", name(path))).collect();
     assert_eq!(left_in(&pages), wanted, "a page for every command");
-    for name in all {
+    for command in all_commands() {
+        let name = name(&command);
         let path = pages.join(format!("{name}.1"));
         let mut groff = Command::new("groff");
         groff.args(["-man", "-Tutf8", "-Kutf8", "-ww", "-P-cbu"]).arg(&path);
@@ -367,12 +357,8 @@ fn manual_pages_are_rendered_without_a_warning() {
         assert_eq!(text(output.stderr), "", "{name}");
         let shown = text(output.stdout);
         assert_says(&shown, &["NAME", "SYNOPSIS", "OPTIONS", "consentd 0.", &format!("{name}(1)")]);
-        let command: Vec<_> = name.split("consentd").nth(1).unwrap().splitn(3, '-').collect();
-        let (code, page, _) = match command[..] {
-            ["", "record", inner] => run(&["man", "record", inner]),
-            ["", one] => run(&["man", one]),
-            _ => run(&["man"]),
-        };
+        let asked = ["man"].into_iter().chain(command.iter().map(String::as_str));
+        let (code, page, _) = run(&asked.collect::<Vec<_>>());
         assert_eq!((code, page), (0, fs::read_to_string(&path).unwrap()), "{name}");
     }
     let import = fs::read_to_string(pages.join("consentd-import.1")).unwrap();

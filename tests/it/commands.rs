@@ -360,7 +360,7 @@ fn the_demo_shows_every_reason_and_leaves_nothing_behind() {
 }
 
 /// Every command, with the names that lead to it.
-fn commands(command: &clap::Command, path: &[String], found: &mut Vec<Vec<String>>) {
+pub fn commands(command: &clap::Command, path: &[String], found: &mut Vec<Vec<String>>) {
     found.push(path.to_vec());
     for inner in command.get_subcommands() {
         commands(inner, &[path, &[inner.get_name().to_owned()]].concat(), found);

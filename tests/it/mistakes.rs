@@ -123,6 +123,12 @@ async fn a_wrong_port() {
             assert_says(&said, &["--addr", "CONSENTD_ADDR"]);
         }
     }
+    // Each of two gRPC ports names the other.
+    let apart = tempfile::tempdir().unwrap();
+    let apart = Sidecar::live(apart.path(), &["--record", "127.0.0.1:0"]).await;
+    assert_says(&check_at(&apart.record), &["not served on this listener", "--listen"]);
+    let said = told(&["record", "inbound", USER, "acme", "--addr", &apart.grpc]);
+    assert_says(&said, &["not recorded on this listener", "--record says on which"]);
     let started = Instant::now();
     let silent = check_at(&listener(b""));
     assert_says(&silent, &["accepts connections", "did not answer", "within 2s", "--addr"]);
@@ -352,6 +358,15 @@ async fn a_socket_without_permission() {
     let said = nobody.told(&[&serve[..], &unix].concat());
     let folder = format!("the folder {} belongs to", theirs.display());
     nobody.assert_denied(&said, &["--unix", socket.to_str().unwrap(), &folder]);
+    // Or one in which another's lock was left.
+    let anybodys = nobody.path("anybodys");
+    fs::create_dir(&anybodys).unwrap();
+    fs::set_permissions(&anybodys, Permissions::from_mode(0o1777)).unwrap();
+    let lock = nobody.locked("anybodys/s.lock", "");
+    let socket = anybodys.join("s");
+    let unix = ["--listen", "none", "--unix", socket.to_str().unwrap()];
+    let said = nobody.told(&[&serve[..], &unix].concat());
+    nobody.assert_denied(&said, &["--unix", &format!("{lock} belongs to")]);
 }
 
 #[test]
