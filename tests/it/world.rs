@@ -43,9 +43,12 @@ pub fn world(users: u64) -> World {
             let mut events = history(&mut rng, &user(seed), "acme", now, false);
             // What has no time, or is ahead, gets the clock's, which the model cannot know; and of
             // an opt-in that had lapsed when it was given the rules say nothing.
-            events.retain(|event| match (&event.what, event.time) {
-                (What::OptIn { expire: Some(expire), .. }, Some(time)) => *expire > time,
-                (_, time) => time.is_some_and(|time| time <= now),
+            events.retain(|event| {
+                let lapsed = |time| match &event.what {
+                    What::OptIn { expire: Some(expire), .. } => *expire <= time,
+                    _ => false,
+                };
+                event.time.is_some_and(|time| time <= now && !lapsed(time))
             });
             events.reverse();
             events
@@ -67,6 +70,10 @@ pub fn world(users: u64) -> World {
 }
 
 impl World {
+    fn rows_of(&self, user: &str) -> Vec<&String> {
+        self.rows.iter().filter(|row| row.contains(user)).collect()
+    }
+
     /// Asks about every pair and category, in every form, and compares with the model.
     pub async fn assert_agrees(&self, sidecar: &Sidecar) {
         let mut checks = sidecar.checks().await;
@@ -99,7 +106,7 @@ impl World {
                 };
                 let got = (got.allowed, got.reason);
                 let expected = (expected.allowed, expected.reason.number());
-                assert_eq!(got, expected, "{user} {category} {form:?}");
+                assert_eq!(got, expected, "{category} {form:?}: {:#?}", self.rows_of(user));
             }
         }
     }
