@@ -73,12 +73,13 @@ impl RecordService {
     }
 
     /// Says in which ledger events are recorded, and how far that is.
-    fn name_ledger(&self, headers: &mut MetadataMap) {
-        let id = u128::from_be_bytes(self.recorder.ledger_id());
-        if let Ok(id) = format!("{id:032x}").parse() {
+    async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), Refusal> {
+        let end = self.recorder.end().await?;
+        if let Ok(id) = format!("{:032x}", u128::from_be_bytes(end.epoch)).parse() {
             headers.insert(LEDGER_ID, id);
         }
-        headers.insert(REVISION, self.gate.status().revision.into());
+        headers.insert(REVISION, end.revision.into());
+        Ok(())
     }
 
     async fn record_chunk(
@@ -209,7 +210,8 @@ impl pb::record_service_server::RecordService for RecordService {
         });
         let mut response: Response<Self::RecordEventsStream> =
             Response::new(Box::pin(answers.flat_map(stream::iter)));
-        self.name_ledger(response.metadata_mut());
+        let named = self.name_ledger(response.metadata_mut()).await;
+        named.map_err(|refusal| status::of_refusal(&refusal))?;
         Ok(response)
     }
 

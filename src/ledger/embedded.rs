@@ -187,10 +187,6 @@ impl Embedded {
         &self.shared.secret
     }
 
-    pub(super) fn epoch(&self) -> Epoch {
-        self.shared.epoch
-    }
-
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
     }

@@ -257,13 +257,6 @@ impl Ledger {
         ledger.describe()
     }
 
-    /// Which ledger it is: no other has the same.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        let Self::Embedded(ledger) = self;
-        ledger.epoch()
-    }
-
     /// Reads pairs' records, and the ledger's clock.
     ///
     /// # Errors

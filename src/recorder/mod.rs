@@ -21,7 +21,7 @@ use crate::consent::record::{Outcome, Record, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Epoch, Events, History, Ledger, LedgerError, MAX_APPEND, Stored,
+    Appended, Change, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
     UnreadableRecord,
 };
 use crate::metrics::Metrics;
@@ -142,10 +142,13 @@ impl Recorder {
         Ok(self.ledger.events_after(revision).await?)
     }
 
-    /// Which ledger this records in.
-    #[must_use]
-    pub fn ledger_id(&self) -> Epoch {
-        self.ledger.epoch()
+    /// Which ledger this records in, and where that ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where the ledger cannot be read.
+    pub async fn end(&self) -> Result<Position, Refusal> {
+        Ok(self.ledger.read_after(Revision::MAX).await?.end)
     }
 
     /// Refuses what is malformed, and sorts the rest by pair.

@@ -60,14 +60,12 @@ impl WebDriverCompatibleCommand for Special {
     }
 }
 
-impl Browser {
-    /// Starts one.
-    pub async fn start() -> Self {
-        Self::start_with(&[]).await
-    }
-
-    /// Starts one with more flags.
-    pub async fn start_with(flags: &[&str]) -> Self {
+/// Starts a driver; gives the port that it listens on.
+///
+/// It takes any port that is free for IPv4, and ends where another test holds the same one for
+/// IPv6; the next one takes another.
+fn drive() -> (Child, String) {
+    loop {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdin(Stdio::null())
@@ -77,14 +75,31 @@ impl Browser {
             .spawn()
             .unwrap_or_else(|error| panic!("chromedriver: {error}: {INSTALL}"));
         let mut lines = BufReader::new(driver.stdout.take().expect("piped")).lines();
-        let port = lines.find_map(|line| {
+        let mut said = Vec::new();
+        for line in lines.by_ref() {
             let line = line.expect("chromedriver speaks UTF-8");
-            let (_, port) = line.split_once("started successfully on port ")?;
-            Some(port.trim_end_matches('.').to_owned())
-        });
-        // What else it says is read, so that it can go on saying it.
-        std::thread::spawn(move || lines.for_each(drop));
-        let port = port.expect("chromedriver says where it listens");
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                // What else it says is read, so that it can go on saying it.
+                std::thread::spawn(move || lines.for_each(drop));
+                return (driver, port.trim_end_matches('.').to_owned());
+            }
+            said.push(line);
+        }
+        driver.wait().expect("it was started");
+        let taken = said.iter().any(|line| line.contains("port not available"));
+        assert!(taken, "chromedriver ended: {said:?}");
+    }
+}
+
+impl Browser {
+    /// Starts one.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with more flags.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        let (driver, port) = drive();
         let profile = tempfile::tempdir().unwrap();
         let profile_flag = format!("--user-data-dir={}", profile.path().display());
         let flags: Vec<_> = FLAGS.iter().chain(flags).copied().chain([&*profile_flag]).collect();

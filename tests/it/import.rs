@@ -162,6 +162,21 @@ async fn bad_lines_are_told_and_kept_and_the_others_recorded() {
         ),
         (r#"{"user":"15550123456"}"#, Some("unrecognized field name 'user'")),
         ("not json", Some("expected ident")),
+        (r#"{"userId":"1""#, Some("EOF while parsing an object")),
+        (
+            r#"{"userId":"15550123456","eventTime":"yesterday"}"#,
+            Some(
+                "eventTime: must be a moment with its zone, such as 2026-01-31T09:30:00Z or \
+                 2026-01-31T09:30:00+01:00",
+            ),
+        ),
+        (
+            r#"{"optIn":{"evidence":{"method":"FAX"}}}"#,
+            Some(
+                "optIn.evidence.method: must be one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, \
+                 _PHONE, _IN_PERSON and _WHATSAPP_SIGNUP",
+            ),
+        ),
         (
             r#"{"userId":"15550123458.0","businessId":"acme","optOut":{"scope":"*"}}"#,
             Some(

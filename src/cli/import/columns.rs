@@ -3,7 +3,7 @@
 use anyhow::bail;
 use csv::StringRecord;
 
-use super::rows::Fault;
+use super::rows::{Fault, NOT_A_MOMENT};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 
@@ -217,11 +217,7 @@ impl Cells<'_> {
         // Without a zone it would be anybody's guess; prost takes it for UTC.
         let zone = text.get(10..).is_some_and(|time| time.contains(['Z', 'z', '+', '-']));
         let time = text.parse::<prost_types::Timestamp>().ok().filter(|_| zone);
-        time.map(Some).ok_or_else(|| {
-            let why = "must be a moment with its zone, such as 2026-01-31T09:30:00Z or \
-                       2026-01-31T09:30:00+01:00";
-            Fault::new(name, why)
-        })
+        time.map(Some).ok_or_else(|| Fault::new(name, NOT_A_MOMENT))
     }
 }
 

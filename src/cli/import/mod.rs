@@ -23,7 +23,7 @@ use self::columns::EVENTS;
 use self::progress::{Keeper, Progress, Tally};
 use self::rejects::Rejects;
 use self::rows::Form;
-use self::session::{Ended, Session};
+use self::session::{Ended, LedgerName, Session};
 use super::client::{ClientArgs, TokenArgs};
 use super::{Verdict, print};
 use crate::clock;
@@ -95,27 +95,9 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
     let before = keeper.as_ref().filter(|_| !args.from_start).and_then(Keeper::load);
-    let known = session.ledger().clone();
-    let before = before.filter(|before| {
-        // A ledger that is another one, or was set back, has none of it.
-        let same = before.ledger == known.id && before.revision <= known.revision;
-        if !same {
-            eprintln(
-                "the ledger is not the one that this file was being imported into: beginning anew",
-            );
-        }
-        same
-    });
-    let (rows, progress) = match before {
-        None => (rows, Progress::of(known.id)),
-        Some(before) => {
-            eprintln(&format!(
-                "going on with line {}; the rows before it are in the ledger (--from-start begins \
-                 anew)",
-                HumanCount(before.line)
-            ));
-            (read(Some(before.place()))?.1, before)
-        }
+    let (rows, progress) = match before.filter(|before| goes_on(before, session.ledger())) {
+        None => (rows, Progress::of(session.ledger().id.clone())),
+        Some(before) => (read(Some(before.place()))?.1, before),
     };
     let rejects = Rejects::open(args.rejects.as_deref(), progress.rejects, &parser, delimiter)?;
     let size = keeper.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
@@ -131,13 +113,31 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let ended = session.run(parser, rows, &mut import).await;
     import.finish(ended)?;
     let tally = import.progress.tally;
-    print_tally(
-        &tally,
-        tally.rows() - first,
-        clock::boot().saturating_sub(started),
-        args.client.json,
-    )?;
+    let took = clock::boot().saturating_sub(started);
+    print_tally(&tally, tally.rows() - first, took, args.client.json)?;
+    if tally.rejected > 0 && !args.client.json {
+        print::line(&match &args.rejects {
+            Some(path) => format!("the rejected rows are in {}", path.display()),
+            None => "to keep the rejected rows, give --rejects FILE".to_owned(),
+        })?;
+    }
     Ok(if tally.rejected == 0 { Verdict::Yes } else { Verdict::No })
+}
+
+/// Whether an import that was broken off can go on in this ledger; says so.
+fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
+    // A ledger that is another one, or was set back, has not all of it.
+    let same = before.ledger == ledger.id && before.revision <= ledger.revision;
+    eprintln(&if same {
+        let line = HumanCount(before.line);
+        format!(
+            "going on with line {line}; the rows before it are in the ledger (--from-start begins \
+             anew)"
+        )
+    } else {
+        "this is not the ledger that the file was being imported into: beginning anew".to_owned()
+    });
+    same
 }
 
 fn eprintln(text: &str) {

@@ -27,6 +27,8 @@ impl Rejects {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(path);
         let mut file = file.with_context(cannot)?;
+        // It may be another file than before.
+        let keep = keep.min(file.metadata().with_context(cannot)?.len());
         file.set_len(keep).with_context(cannot)?;
         file.seek(SeekFrom::Start(keep)).with_context(cannot)?;
         let mut rejects = Self { file: Some(BufWriter::new(file)), delimiter };

@@ -20,6 +20,9 @@ use crate::grpc::{DESCRIPTOR_SET, pb};
 /// The longest row, in bytes: above all bounds of an event's fields.
 const MAX_ROW: u64 = 1024 * 1024;
 
+pub(super) const NOT_A_MOMENT: &str = "must be a moment with its zone, such as \
+                                       2026-01-31T09:30:00Z or 2026-01-31T09:30:00+01:00";
+
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// How an input is written.
@@ -167,11 +170,26 @@ fn from_json(descriptor: &MessageDescriptor, line: &[u8]) -> Result<pb::ConsentE
         Ok(event) => event,
         Err(error) => {
             let path = track.path().to_string();
-            let path = if path == "." { String::new() } else { path };
-            return Err(Fault::new(path, without_values(&error.to_string())));
+            // Where the JSON itself is broken, there is no field.
+            let path = path.trim_end_matches(['.', '?']);
+            return Err(Fault::new(path, reason(&error.to_string())));
         }
     };
     event.transcode_to().map_err(|_| Fault::new("", "not a ConsentEvent"))
+}
+
+/// What was wrong, and what would be right.
+fn reason(error: &str) -> String {
+    let said = without_values(error);
+    if said.starts_with("unrecognized enum value") {
+        return "must be one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, _PHONE, _IN_PERSON and \
+                _WHATSAPP_SIGNUP"
+            .to_owned();
+    }
+    if said.starts_with("invalid rfc3339 timestamp") {
+        return NOT_A_MOMENT.to_owned();
+    }
+    said
 }
 
 /// What a JSON error says, without what stands in the row: that may name a person.
