@@ -174,9 +174,7 @@ pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
     let channel = args.client.connect().await?;
     let request = pb::ListEventsRequest { user_id: args.user, business_id: args.business };
     let mut request = args.client.request(request);
-    if let Some(header) = args.token.header()? {
-        request.metadata_mut().insert("authorization", header);
-    }
+    args.token.authorize(&mut request)?;
     let explain = |status: tonic::Status| args.client.explain(&status);
     let answer = RecordServiceClient::new(channel).list_events(request).await;
     let mut entries = answer.map_err(explain)?.into_inner();

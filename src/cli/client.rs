@@ -218,6 +218,14 @@ fn is_our_own(status: &tonic::Status) -> bool {
 }
 
 impl TokenArgs {
+    /// Puts the token into a request, where one was given.
+    pub(super) fn authorize<T>(&self, request: &mut Request<T>) -> anyhow::Result<()> {
+        if let Some(header) = self.header()? {
+            request.metadata_mut().insert("authorization", header);
+        }
+        Ok(())
+    }
+
     /// The value of the `authorization` header, where a token was given.
     pub(super) fn header(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(path) = &self.token_file else { return Ok(None) };

@@ -40,9 +40,7 @@ pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
     let since_time = args.since.map(on_wire);
     let request = pb::ExportEventsRequest { business_id: args.business.clone(), since_time };
     let mut request = Request::new(request);
-    if let Some(header) = args.token.header()? {
-        request.metadata_mut().insert("authorization", header);
-    }
+    args.token.authorize(&mut request)?;
     let answers = RecordServiceClient::new(channel).export_events(request).await;
     let mut answers = answers.map_err(|status| args.client.explain(&status))?.into_inner();
     let json = Json::new("ConsentEvent")?;

@@ -12,7 +12,11 @@ use crate::grpc::{DESCRIPTOR_SET, pb};
 
 /// Prints a line. A reader that has gone, such as `head`, is no error.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{text}") {
+    stdout(format!("{text}\n").as_bytes())
+}
+
+fn stdout(content: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(content) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot write to standard output"),
     }
@@ -20,14 +24,16 @@ pub(super) fn line(text: &str) -> anyhow::Result<()> {
 
 /// Writes a file; `-` is standard output.
 pub(super) fn file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    if path != Path::new("-") {
-        return std::fs::write(path, content)
-            .with_context(|| format!("cannot write {}", path.display()));
+    if path == Path::new("-") {
+        return stdout(content);
     }
-    match io::stdout().lock().write_all(content) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("cannot write to standard output"),
-    }
+    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Says something beside what is printed, on standard error.
+pub(super) fn note(text: &str) {
+    // Nothing is left to be done where even that fails.
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints an error, and what is known of its causes.
@@ -40,8 +46,7 @@ pub(super) fn error(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
-    // Nothing is left to be done where even that fails.
-    let _ = writeln!(io::stderr().lock(), "consentd: {}", text.trim_end());
+    note(&format!("consentd: {}", text.trim_end()));
 }
 
 /// Prints a message of the contract as one line of proto3 JSON.

@@ -317,9 +317,7 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
     let request_id = args.request_id.unwrap_or_default();
     let request = pb::RecordEventRequest { event: Some(event), request_id };
     let mut request = args.client.request(request);
-    if let Some(header) = args.token.header()? {
-        request.metadata_mut().insert("authorization", header);
-    }
+    args.token.authorize(&mut request)?;
     let answer = RecordServiceClient::new(channel).record_event(request).await;
     let answer = answer.map_err(|status| args.client.explain_as(&status, flag_of))?.into_inner();
     if args.client.json {

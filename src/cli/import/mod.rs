@@ -128,7 +128,7 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
 fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
     // A ledger that is another one, or was set back, has not all of it.
     let same = before.ledger == ledger.id && before.revision <= ledger.revision;
-    eprintln(&if same {
+    print::note(&if same {
         let line = HumanCount(before.line);
         format!(
             "going on with line {line}; the rows before it are in the ledger (--from-start begins \
@@ -140,10 +140,9 @@ fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
     same
 }
 
-fn eprintln(text: &str) {
-    use std::io::Write as _;
-    // Nothing is left to be done where even that fails.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 fn print_tally(tally: &Tally, rows: u64, took: Duration, json: bool) -> anyhow::Result<()> {
@@ -273,13 +272,13 @@ impl Shown {
             bar.set_message(text);
         } else if clock::boot().saturating_sub(self.told) >= TELL_EVERY {
             self.told = clock::boot();
-            eprintln(&text);
+            print::note(&text);
         }
     }
 
     /// Says something beside the bar.
     fn say(&self, text: &str) {
-        self.beside(|| eprintln(text));
+        self.beside(|| print::note(text));
     }
 
     fn beside<T>(&self, print: impl FnOnce() -> T) -> T {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::hex;
 use super::rows::Place;
 
 /// How much of the input before a place tells that it is the same input.
@@ -102,7 +103,7 @@ impl Keeper {
         let mut tail = vec![0; usize::try_from(offset - from).unwrap_or(0)];
         file.read_exact(&mut tail)?;
         let digest = Sha256::digest(&tail);
-        Ok(digest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")))
+        Ok(hex(&digest))
     }
 }
 

@@ -1,12 +1,13 @@
 //! Rows that were not recorded: told, and kept in the form in which they came.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
+use std::io::{BufWriter, Seek as _, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
 
 use super::rows::{Fault, Parser, Raw, Row};
+use crate::cli::print;
 
 /// Where rejected rows go.
 pub(super) struct Rejects {
@@ -44,7 +45,7 @@ impl Rejects {
     pub(super) fn add(&mut self, row: &Row, fault: &Fault) -> anyhow::Result<()> {
         let Fault { field, reason } = fault;
         let at = if field.is_empty() { String::new() } else { format!("{field}: ") };
-        let _ = writeln!(io::stderr().lock(), "line {}: {at}{reason}", row.line);
+        print::note(&format!("line {}: {at}{reason}", row.line));
         self.write(&row.raw).context("cannot write a rejected row")
     }
 

@@ -14,6 +14,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use sha2::{Digest as _, Sha256};
 
 use super::columns::Columns;
+use super::hex;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::{DESCRIPTOR_SET, pb};
 
@@ -64,8 +65,8 @@ impl Row {
             Raw::Cells(cells) => digest.update(cells.as_slice()),
             Raw::TooLong => {}
         }
-        let id = digest.finalize();
-        id.iter().take(16).fold("import-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+        let digest = digest.finalize();
+        format!("import-{}", hex(digest.get(..16).unwrap_or_default()))
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) struct Mover {
 /// What a transaction moved, to be forgotten here once it is committed.
 #[derive(Default)]
 pub(super) struct Step {
-    pub(super) keys: Vec<RawKey>,
+    keys: Vec<RawKey>,
     /// How far the moving will have come then.
     next: Option<Mover>,
 }
