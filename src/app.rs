@@ -83,7 +83,7 @@ impl Sidecar {
         let synthetic = synthetic(&ledger, settings.synthetic).await?;
         let follower =
             Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound).beside(synthetic);
-        let secret = ledger.key_secret().clone();
+        let secret = ledger.identity().await?.secret.clone();
         let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
@@ -259,7 +259,7 @@ async fn synthetic(ledger: &Ledger, count: u64) -> anyhow::Result<Option<Synthet
         );
     }
     warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
-    Ok(Some(Synthetic::new(count, ledger.key_secret().clone(), clock::wall())))
+    Ok(Some(Synthetic::new(count, ledger.identity().await?.secret.clone(), clock::wall())))
 }
 
 /// Each address to listen on, the flag that names it, and whether it takes checks and recordings.

@@ -59,8 +59,8 @@ pub(super) enum Action {
     Invalidate(Cause),
     /// Read the log behind this revision, now.
     Poll(Revision),
-    /// Read the snapshot's part behind this key.
-    ReadBucket(Option<Key>),
+    /// Read this part of the snapshot.
+    ReadBucket(u32),
     /// A gap between announcements was filled from the log.
     GapRepaired,
 }
@@ -129,6 +129,7 @@ pub(super) struct Machine {
     phase: Phase,
     /// What is applied.
     at: Position,
+    buckets: u32,
     /// The heads of the last applied revisions, up to and with `at`.
     heads: VecDeque<LogHead>,
     /// The labels of the snapshot's parts that are ahead of `at`.
@@ -149,6 +150,7 @@ impl Machine {
         let mut machine = Self {
             phase: Phase::Starting,
             at: nowhere,
+            buckets: 0,
             heads: VecDeque::new(),
             labels: Vec::new(),
             held: VecDeque::new(),
@@ -210,10 +212,11 @@ impl Machine {
             Phase::Starting => {
                 // The snapshot is read from here on: its parts are no older than this.
                 self.at = page.end;
+                self.buckets = page.identity.buckets;
                 self.heads = VecDeque::from([page.end.head]);
                 self.phase = Phase::Reading;
                 self.actions.push(Action::Clear);
-                self.actions.push(Action::ReadBucket(None));
+                self.actions.push(Action::ReadBucket(0));
             }
             Phase::CatchingUp | Phase::Live => match self.follow(asked, after, page) {
                 Ok(()) => self.settle(),
@@ -339,12 +342,12 @@ impl Machine {
         if !self.labels.contains(&bucket.label) {
             self.labels.push(bucket.label);
         }
-        let last = bucket.pairs.last().map(|(key, _)| *key);
         for (key, record) in bucket.pairs {
             self.actions.push(Action::Apply(key, record.map(Box::new)));
         }
-        if let Some(last) = last {
-            self.actions.push(Action::ReadBucket(Some(last)));
+        let next = bucket.number.saturating_add(1);
+        if next < self.buckets {
+            self.actions.push(Action::ReadBucket(next));
         } else {
             self.phase = Phase::CatchingUp;
             self.actions.push(Action::Poll(self.at.revision));

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use self::machine::{Action, Cause, Event, Machine, pieces};
 use crate::clock::{self, Moment};
-use crate::ledger::{Announcement, Ledger, LedgerError};
+use crate::ledger::{Heard, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::{UnreadablePair, Writer};
@@ -62,7 +62,7 @@ impl Follower {
         let _ = stop.run_until_cancelled(self.follow(announcements)).await;
     }
 
-    async fn follow(&mut self, mut announcements: Receiver<Announcement>) {
+    async fn follow(&mut self, mut announcements: Receiver<Heard>) {
         let (mut machine, actions) = Machine::new();
         // A third of the bound: two polls may fail before a check does.
         let period = self.bound.div_f64(3.0).max(Duration::from_millis(1));
@@ -77,14 +77,14 @@ impl Follower {
                     self.perform(&mut machine, vec![poll]).await;
                 }
                 heard = announcements.recv() => match heard {
-                    Ok(announcement) => {
+                    Ok(Heard::Announcement(announcement)) => {
                         for piece in pieces(&announcement, MAX_AT_ONCE) {
                             let actions = machine.on(Event::Announced(piece));
                             self.perform(&mut machine, actions).await;
                             tokio::task::yield_now().await;
                         }
                     }
-                    Err(RecvError::Lagged(_)) => {
+                    Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
                         let actions = machine.on(Event::Missed);
                         self.perform(&mut machine, actions).await;
                     }

@@ -105,7 +105,13 @@ fn code_of(refusal: &Refusal) -> Code {
         | Refusal::Ledger(LedgerError::Damaged(_)) => Code::DataLoss,
         Refusal::Contended => Code::Aborted,
         Refusal::Ledger(LedgerError::Busy) => Code::ResourceExhausted,
-        Refusal::Ledger(LedgerError::Closed | LedgerError::Storage(_)) => Code::Unavailable,
+        Refusal::Ledger(
+            LedgerError::Closed
+            | LedgerError::Storage(_)
+            | LedgerError::Unreachable(_)
+            | LedgerError::Refused(_)
+            | LedgerError::Unconfirmed { .. },
+        ) => Code::Unavailable,
     }
 }
 

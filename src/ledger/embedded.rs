@@ -24,8 +24,8 @@ use tokio::sync::{broadcast, oneshot};
 use self::recent::{Mover, Recent};
 use self::store::Prepared;
 use super::{
-    Announcement, Appended, Bucket, Change, Epoch, Events, History, LedgerError, MAX_ANNOUNCEMENTS,
-    Page, Read, Retention,
+    Announcement, Appended, Bucket, Change, Events, Heard, History, Identity, LedgerError,
+    MAX_ANNOUNCEMENTS, Page, Read, Retention,
 };
 use crate::access;
 use crate::clock;
@@ -37,6 +37,9 @@ const MAX_WAITING: usize = 8_192;
 
 /// The most changes of one transaction.
 const MAX_GROUP: usize = 8_192;
+
+/// How many buckets the pairs are read in: of a million, about a thousand each.
+const BUCKETS: u32 = 1_024;
 
 /// How often what has outlived its retention is removed.
 const SWEEP_EVERY: Duration = Duration::from_mins(1);
@@ -117,10 +120,9 @@ struct Shared {
     /// None once closed.
     database: RwLock<Option<Arc<Database>>>,
     recent: Recent,
-    epoch: Epoch,
-    secret: KeySecret,
+    identity: Arc<Identity>,
     describe: String,
-    announcements: broadcast::Sender<Announcement>,
+    announcements: broadcast::Sender<Heard>,
 }
 
 /// The part of the ledger that writes. [`run`](Self::run) it on a thread of its own.
@@ -174,8 +176,11 @@ impl Embedded {
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
             recent,
-            epoch: meta.epoch,
-            secret: KeySecret::new(&meta.secret),
+            identity: Arc::new(Identity {
+                epoch: meta.epoch,
+                secret: KeySecret::new(&meta.secret),
+                buckets: BUCKETS,
+            }),
             describe: format!("file:{}", path.display()),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
         });
@@ -183,15 +188,15 @@ impl Embedded {
         Ok((Self { shared, appends }, appender))
     }
 
-    pub(super) fn key_secret(&self) -> &KeySecret {
-        &self.shared.secret
+    pub(super) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.shared.identity)
     }
 
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
     }
 
-    pub(super) fn listen(&self) -> broadcast::Receiver<Announcement> {
+    pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
         self.shared.announcements.subscribe()
     }
 
@@ -207,14 +212,15 @@ impl Embedded {
         self.blocking(move |database, _| history::events_after(database, after)).await
     }
 
-    pub(super) async fn bucket(&self, after: Option<Key>) -> Result<Bucket, LedgerError> {
-        let epoch = self.shared.epoch;
-        self.blocking(move |database, recent| store::bucket(database, recent, epoch, after)).await
+    pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
+        let identity = self.identity();
+        self.blocking(move |database, recent| store::bucket(database, recent, &identity, number))
+            .await
     }
 
     pub(super) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
-        let epoch = self.shared.epoch;
-        self.blocking(move |database, _| store::read_after(database, epoch, revision)).await
+        let identity = self.identity();
+        self.blocking(move |database, _| store::read_after(database, identity, revision)).await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -339,7 +345,8 @@ impl Appender {
                 // Announced before it is acknowledged: whoever hears of it finds it applied.
                 if !committed.entries.is_empty() {
                     let entries = committed.entries.into();
-                    let announcement = Announcement { epoch: self.shared.epoch, entries };
+                    let epoch = self.shared.identity.epoch;
+                    let announcement = Heard::Announcement(Announcement { epoch, entries });
                     let _ = self.shared.announcements.send(announcement);
                 }
                 for (answer, outcome) in answers.into_iter().zip(committed.outcomes) {

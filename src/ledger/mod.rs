@@ -7,7 +7,9 @@
 
 mod codec;
 mod embedded;
+mod redis;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -17,6 +19,7 @@ use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
+pub use redis::{Redis, Target};
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;
@@ -65,11 +68,41 @@ pub struct Position {
     pub head: LogHead,
 }
 
-/// A pair's record and the revision that wrote it.
+/// What a ledger is, for as long as it is that one.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Which ledger.
+    pub epoch: Epoch,
+    /// The secret of the pairs' keys.
+    pub secret: KeySecret,
+    /// How many buckets its pairs lie in: see [`bucket_of`].
+    pub buckets: u32,
+}
+
+/// The bucket that a pair lies in, of so many: keys are hashes, so equal parts of their range hold
+/// about as many pairs each.
+#[must_use]
+pub fn bucket_of(key: Key, buckets: u32) -> u32 {
+    let [a, b, c, d, ..] = key.to_bytes();
+    let place = u64::from(u32::from_be_bytes([a, b, c, d]));
+    u32::try_from((place * u64::from(buckets)) >> 32).unwrap_or(0)
+}
+
+/// Which record of a pair is meant.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Version {
+    /// The revision that wrote it; 0 where there is none.
+    pub revision: Revision,
+    /// The first 8 bytes of the log's hash after it, where a ledger's log can fork: both branches
+    /// give the same revisions to different changes. 0 elsewhere, and where there is no record.
+    pub mark: u64,
+}
+
+/// A pair's record and what wrote it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
-    /// The revision that wrote the record; 0 where there is none.
-    pub revision: Revision,
+    /// What wrote the record.
+    pub version: Version,
     /// The record; the empty one where there is none.
     pub record: Record,
 }
@@ -106,8 +139,16 @@ pub enum UnreadableRecord {
 pub struct Change {
     /// The pair.
     pub key: Key,
-    /// The revision of the record that this change started from; 0 for none.
-    pub base: Revision,
+    /// The record that this change started from.
+    pub base: Version,
+    /// What becomes of it. Nothing, where the answer to be given rests on that record as it is:
+    /// then only that it is still there is made sure, as durably as if it were written now.
+    pub update: Option<Update>,
+}
+
+/// What is written of a pair.
+#[derive(Clone, Debug)]
+pub struct Update {
     /// The user as written, for the log.
     pub user_id: String,
     /// The business as written, for the log.
@@ -123,7 +164,7 @@ pub struct Change {
 /// What came of one change.
 #[derive(Clone, Debug)]
 pub enum Appended {
-    /// It is durable, at this revision.
+    /// It is durable, at this revision; where there was nothing to write, at that of the record.
     At(Revision),
     /// Another change came first: this is the pair now.
     Conflict(Result<Stored, UnreadableRecord>),
@@ -140,10 +181,26 @@ pub enum LedgerError {
     Closed,
     /// Its storage failed. What was being written may or may not be durable.
     #[error("the ledger's storage failed: {0}")]
-    Storage(std::sync::Arc<dyn std::error::Error + Send + Sync>),
+    Storage(Arc<dyn std::error::Error + Send + Sync>),
     /// A part of it is damaged.
     #[error("the ledger is damaged: {0}")]
     Damaged(&'static str),
+    /// It cannot be reached, or did not answer in time. What was being written may or may not be
+    /// durable.
+    #[error("the ledger cannot be reached: {0}")]
+    Unreachable(Arc<dyn std::error::Error + Send + Sync>),
+    /// It answers, and does not do it: nothing was written.
+    #[error("the ledger refuses: {0}")]
+    Refused(Arc<dyn std::error::Error + Send + Sync>),
+    /// It was written, and fewer replicas than asked for have confirmed it in time: a failover may
+    /// lose it.
+    #[error("written, but confirmed by {confirmed} of {asked} replicas in time: try again")]
+    Unconfirmed {
+        /// How many were asked for.
+        asked: u32,
+        /// How many confirmed.
+        confirmed: u32,
+    },
 }
 
 /// One change as the log tells it.
@@ -185,14 +242,28 @@ pub struct Announcement {
     /// Which ledger.
     pub epoch: Epoch,
     /// The entries, in order, without gaps.
-    pub entries: std::sync::Arc<[LogEntry]>,
+    pub entries: Arc<[LogEntry]>,
+}
+
+/// What a listener hears.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// Something was appended.
+    Announcement(Announcement),
+    /// Announcements may have been lost.
+    Missed,
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.
 #[derive(Debug)]
 pub struct Page {
-    /// Where the log ended.
+    /// What ledger this is.
+    pub identity: Arc<Identity>,
+    /// Where its log ended.
     pub end: Position,
+    /// How often an operator has accepted the ledger as it is, whatever a follower remembers of
+    /// it: see `consentd ledger accept`.
+    pub accepted: u64,
     /// The ledger's clock.
     pub clock: Timestamp,
     /// What came after the revision asked for, in order, [`MAX_PAGE`] entries at most.
@@ -209,8 +280,10 @@ pub enum Tail {
 }
 
 /// A part of all pairs, as they were at `label`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Bucket {
+    /// Which part: see [`bucket_of`].
+    pub number: u32,
     /// The position that the pairs were read at.
     pub label: Position,
     /// The pairs.
@@ -243,11 +316,15 @@ pub enum Ledger {
 }
 
 impl Ledger {
-    /// The secret of the pairs' keys.
-    #[must_use]
-    pub fn key_secret(&self) -> &KeySecret {
+    /// What this ledger is, as last seen.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it was never seen, and cannot be asked.
+    #[allow(clippy::unused_async, reason = "a ledger elsewhere has to be asked")]
+    pub async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         let Self::Embedded(ledger) = self;
-        ledger.key_secret()
+        Ok(ledger.identity())
     }
 
     /// What it is, for people; without credentials.
@@ -299,14 +376,14 @@ impl Ledger {
         ledger.events_after(after).await
     }
 
-    /// Reads every pair, a bucket at a time: `after` is the last key of the one before.
+    /// Reads the pairs of one bucket, of as many as the ledger's identity says.
     ///
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn bucket(&self, after: Option<Key>) -> Result<Bucket, LedgerError> {
+    pub async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
         let Self::Embedded(ledger) = self;
-        ledger.bucket(after).await
+        ledger.bucket(number).await
     }
 
     /// Reads the log behind `revision`, and proves where it ends.
@@ -321,7 +398,7 @@ impl Ledger {
 
     /// Hears what is appended from now on. Any announcement may be lost.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Announcement> {
+    pub fn listen(&self) -> broadcast::Receiver<Heard> {
         let Self::Embedded(ledger) = self;
         ledger.listen()
     }

@@ -15,9 +15,9 @@ use std::time::Duration;
 use self::plan::Plan;
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
-use crate::consent::id::Key;
+use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Keywords, Meaning};
-use crate::consent::record::{Outcome, Record, Revision};
+use crate::consent::record::{Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
@@ -101,8 +101,14 @@ impl Recorder {
     /// Events of one pair are applied in that order.
     pub async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
         let mut results: Vec<Option<Recorded>> = vec![None; submissions.len()];
-        let pairs = self.sort(submissions, &mut results);
-        self.record_pairs(submissions, pairs, &mut results).await;
+        match self.ledger.identity().await {
+            Ok(identity) => {
+                let secret = &identity.secret;
+                let pairs = self.sort(submissions, secret, &mut results);
+                self.record_pairs(submissions, secret, pairs, &mut results).await;
+            }
+            Err(error) => results.fill(Some(Err(error.into()))),
+        }
         // Every event was answered; one that was not must not pass for recorded.
         let missing = || Err(Refusal::Ledger(LedgerError::Closed));
         let results: Vec<_> = results.into_iter().map(|r| r.unwrap_or_else(missing)).collect();
@@ -129,7 +135,8 @@ impl Recorder {
     ///
     /// [`Refusal`] where the ids are malformed or the ledger cannot be read.
     pub async fn history(&self, user_id: &str, business_id: &str) -> Result<History, Refusal> {
-        let key = self.ledger.key_secret().read(user_id, business_id).map_err(Refusal::Invalid)?;
+        let identity = self.ledger.identity().await?;
+        let key = identity.secret.read(user_id, business_id).map_err(Refusal::Invalid)?;
         Ok(self.ledger.history(key).await?)
     }
 
@@ -152,13 +159,18 @@ impl Recorder {
     }
 
     /// Refuses what is malformed, and sorts the rest by pair.
-    fn sort(&self, submissions: &[Submission], results: &mut [Option<Recorded>]) -> Vec<Pair> {
+    fn sort(
+        &self,
+        submissions: &[Submission],
+        secret: &KeySecret,
+        results: &mut [Option<Recorded>],
+    ) -> Vec<Pair> {
         let mut pairs: Vec<Pair> = Vec::new();
         let mut places = HashMap::new();
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
             let mut found = self.violations(&event.what);
-            let key = self.ledger.key_secret().read(&event.user_id, &event.business_id);
+            let key = secret.read(&event.user_id, &event.business_id);
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
             }
@@ -172,8 +184,7 @@ impl Recorder {
                 }
             };
             let place = *places.entry(key).or_insert_with(|| {
-                let nothing = Stored { revision: 0, record: Record::default() };
-                pairs.push(Pair { key, events: Vec::new(), stored: Ok(nothing) });
+                pairs.push(Pair { key, events: Vec::new(), stored: Ok(Stored::default()) });
                 pairs.len() - 1
             });
             if let Some(pair) = pairs.get_mut(place) {
@@ -186,6 +197,7 @@ impl Recorder {
     async fn record_pairs(
         &self,
         submissions: &[Submission],
+        secret: &KeySecret,
         mut pairs: Vec<Pair>,
         results: &mut [Option<Recorded>],
     ) {
@@ -198,7 +210,7 @@ impl Recorder {
             pair.stored = stored;
         }
         for attempt in 0..MAX_TRIES {
-            let planned = self.plan(submissions, pairs, read.clock, results).await;
+            let planned = self.plan(submissions, secret, pairs, read.clock, results).await;
             if planned.is_empty() {
                 return;
             }
@@ -218,11 +230,12 @@ impl Recorder {
         fail(results, &pairs, &Refusal::Contended);
     }
 
-    /// Applies the rules to every pair; gives those that there is something to append of, with
-    /// what is answered once it is. What needs no append is answered at once.
+    /// Applies the rules to every pair; gives the changes to append, with what is answered once
+    /// they are.
     async fn plan(
         &self,
         submissions: &[Submission],
+        secret: &KeySecret,
         pairs: Vec<Pair>,
         clock: Timestamp,
         results: &mut [Option<Recorded>],
@@ -251,13 +264,9 @@ impl Recorder {
                 None
             };
             let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
-            let secret = self.ledger.key_secret();
             let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
-            if let Some(change) = plan.into_change(pair.key, &theirs) {
-                planned.push(((pair, outcomes), change));
-            } else {
-                answer(results, &pair.events, outcomes, stored.revision);
-            }
+            let change = plan.into_change(pair.key, &theirs);
+            planned.push(((pair, outcomes), change));
         }
         planned
     }

@@ -11,7 +11,7 @@ use crate::consent::record::{HistoryEntry, Outcome, Record, Request};
 use crate::consent::scope::Scope;
 use crate::consent::state::Pending;
 use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Stored};
+use crate::ledger::{Change, History, Stored, Update};
 
 /// A pair's record, with events applied to it one by one.
 pub(super) struct Plan<'a> {
@@ -41,7 +41,7 @@ impl<'a> Plan<'a> {
         known: Option<&'a History>,
     ) -> Self {
         let mut record = stored.record.clone();
-        record.written_at(stored.revision);
+        record.written_at(stored.version.revision);
         Self { stored, record, history: Vec::new(), clock, keywords, known, touched: false }
     }
 
@@ -69,18 +69,17 @@ impl<'a> Plan<'a> {
         Ok(outcome)
     }
 
-    /// The change to append, where there is one.
-    pub(super) fn into_change(self, key: Key, submissions: &[&Submission]) -> Option<Change> {
-        let last = submissions.last().filter(|_| self.touched)?;
-        Some(Change {
-            key,
-            base: self.stored.revision,
+    /// The change to append; one that writes nothing where the record stays as it is.
+    pub(super) fn into_change(self, key: Key, submissions: &[&Submission]) -> Change {
+        let last = submissions.last().filter(|_| self.touched);
+        let update = last.map(|last| Update {
             user_id: last.event.user_id.clone(),
             business_id: last.event.business_id.clone(),
             record: self.record,
             history: self.history,
             record_time: self.clock,
-        })
+        });
+        Change { key, base: self.stored.version, update }
     }
 
     /// When the event happened: as it says, or now by the ledger's clock.

@@ -110,10 +110,10 @@ impl Recent {
         self.with(|pairs| keys.iter().map(|key| pairs.values.get(key).cloned()).collect())
     }
 
-    /// The first pairs behind a key.
-    pub(super) fn part(&self, after: Bound<&RawKey>, most: usize) -> Part {
+    /// The first pairs between two keys.
+    pub(super) fn part(&self, range: (Bound<&RawKey>, Bound<&RawKey>), most: usize) -> Part {
         self.with(|all| {
-            let range = all.values.range::<RawKey, _>((after, Bound::Unbounded));
+            let range = all.values.range::<RawKey, _>(range);
             let pairs = range.take(most).map(|(key, value)| (*key, value.clone()));
             Part { end: all.end, pairs: pairs.collect() }
         })
@@ -200,7 +200,7 @@ impl Mover {
         most: usize,
     ) -> Result<Step, LedgerError> {
         let after = self.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let Part { end, pairs } = recent.part(after, most);
+        let Part { end, pairs } = recent.part((after, Bound::Unbounded), most);
         for (key, value) in &pairs {
             tables.pairs.insert(key, value.as_slice()).map_err(failed)?;
         }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use redb::{Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition};
 
 use super::super::{
-    Appended, Bucket, Change, Epoch, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE, Page,
-    Position, Read, Retention, Stored, Tail, UnreadableRecord, codec,
+    Appended, Bucket, Change, Epoch, Identity, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
+    Page, Position, Read, Retention, Stored, Tail, UnreadableRecord, Version, bucket_of, codec,
 };
 use super::history::{self, HISTORY, PreparedHistory};
 use super::recent::{MAX_MOVED, Mover, Part, Recent};
@@ -184,13 +184,18 @@ impl<'a> PairValue<'a> {
 fn stored(value: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
     let Some(value) = value else { return Ok(Stored::default()) };
     let value = PairValue::of(value).ok_or(UnreadableRecord::Damaged)?;
-    Ok(Stored { revision: value.revision, record: codec::decode_record(value.record)? })
+    let version = Version { revision: value.revision, mark: 0 };
+    Ok(Stored { version, record: codec::decode_record(value.record)? })
 }
 
 /// A change, encoded before it waits for its turn.
 pub(super) struct Prepared {
     key: Key,
-    base: Revision,
+    base: Version,
+    update: Option<PreparedUpdate>,
+}
+
+struct PreparedUpdate {
     record: Vec<u8>,
     log: Vec<u8>,
     body: LogBody,
@@ -199,18 +204,22 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn of(change: Change) -> Self {
-        let mut record = change.record;
-        let history = PreparedHistory::of(&change.history, change.record_time, &mut record);
-        let encoded = codec::encode_record(&record);
-        let body = LogBody {
-            key: change.key,
-            user_id: change.user_id,
-            business_id: change.business_id,
-            record: Ok(record),
-            record_time: change.record_time,
-        };
-        let log = codec::encode_log(&body, &encoded);
-        Self { key: change.key, base: change.base, record: encoded, log, body, history }
+        let Change { key, base, update } = change;
+        let update = update.map(|update| {
+            let mut record = update.record;
+            let history = PreparedHistory::of(&update.history, update.record_time, &mut record);
+            let encoded = codec::encode_record(&record);
+            let body = LogBody {
+                key,
+                user_id: update.user_id,
+                business_id: update.business_id,
+                record: Ok(record),
+                record_time: update.record_time,
+            };
+            let log = codec::encode_log(&body, &encoded);
+            PreparedUpdate { record: encoded, log, body, history }
+        });
+        Self { key, base, update }
     }
 }
 
@@ -269,7 +278,12 @@ pub(super) fn append(
                     outcomes.push(Appended::Conflict(other));
                     continue;
                 }
-                let entry = write(&mut tables, pair, change, revision, head)?;
+                // What is read here is durable already.
+                let Some(update) = change.update else {
+                    outcomes.push(Appended::At(change.base.revision));
+                    continue;
+                };
+                let entry = write(&mut tables, pair, update, revision, head)?;
                 (revision, head) = (entry.revision, entry.head);
                 outcomes.push(Appended::At(revision));
                 committed.entries.push(entry);
@@ -341,13 +355,14 @@ fn fill_in(
 fn conflict(pair: &Pending, change: &Prepared) -> Option<Result<Stored, UnreadableRecord>> {
     let value = pair.value.as_deref();
     let revision = value.map_or(Some(0), |value| Some(PairValue::of(value)?.revision));
-    (revision != Some(change.base)).then(|| stored(value))
+    let version = revision.map(|revision| Version { revision, mark: 0 });
+    (version != Some(change.base)).then(|| stored(value))
 }
 
 fn write(
     tables: &mut Tables<'_>,
     pair: &mut Pending,
-    change: Prepared,
+    change: PreparedUpdate,
     last: Revision,
     previous: LogHead,
 ) -> Result<LogEntry, LedgerError> {
@@ -408,17 +423,18 @@ pub(super) fn pair_value(
 pub(super) fn bucket(
     database: &Database,
     recent: &Recent,
-    epoch: Epoch,
-    after: Option<Key>,
+    identity: &Identity,
+    number: u32,
 ) -> Result<Bucket, LedgerError> {
-    let after = after.map(Key::to_bytes);
-    let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    let from = first_of(number, identity.buckets);
+    let next = number.checked_add(1).filter(|next| *next < identity.buckets);
+    let end = next.map(|next| first_of(next, identity.buckets));
+    let range = (Bound::Included(&from), end.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
     // What leaves here meanwhile is in the tree by the time that it is read.
-    let Part { end: (revision, head), pairs: waiting } = recent.part(from, MAX_PAGE);
+    let Part { end: (revision, head), pairs: waiting } = recent.part(range, usize::MAX);
     let table = database.begin_read().map_err(failed)?.open_table(PAIRS).map_err(failed)?;
     let mut values: BTreeMap<[u8; 16], Vec<u8>> = waiting.into_iter().collect();
-    let range = table.range::<&[u8; 16]>((from, Bound::Unbounded)).map_err(failed)?;
-    for item in range.take(MAX_PAGE) {
+    for item in table.range::<&[u8; 16]>(range).map_err(failed)? {
         let (key, value) = item.map_err(failed)?;
         let newer = |waiting: &Vec<u8>| revision_of(waiting) >= revision_of(value.value());
         if !values.get(key.value()).is_some_and(newer) {
@@ -428,8 +444,17 @@ pub(super) fn bucket(
     let pair = |(key, value): (_, Vec<u8>)| {
         (Key::from_bytes(key), stored(Some(&value)).map(|stored| stored.record))
     };
-    let pairs = values.into_iter().take(MAX_PAGE).map(pair).collect();
-    Ok(Bucket { label: Position { epoch, revision, head }, pairs })
+    let pairs = values.into_iter().map(pair).collect();
+    Ok(Bucket { number, label: Position { epoch: identity.epoch, revision, head }, pairs })
+}
+
+/// The first key of a bucket.
+fn first_of(number: u32, buckets: u32) -> [u8; 16] {
+    let place = (u64::from(number) << 32).div_ceil(u64::from(buckets.max(1)));
+    let mut key = [0; 16];
+    key[..4].copy_from_slice(&u32::try_from(place).unwrap_or(u32::MAX).to_be_bytes());
+    debug_assert_eq!(bucket_of(Key::from_bytes(key), buckets), number);
+    key
 }
 
 fn revision_of(value: &[u8]) -> Option<Revision> {
@@ -438,7 +463,7 @@ fn revision_of(value: &[u8]) -> Option<Revision> {
 
 pub(super) fn read_after(
     database: &Database,
-    epoch: Epoch,
+    identity: Arc<Identity>,
     after: Revision,
 ) -> Result<Page, LedgerError> {
     let transaction = database.begin_read().map_err(failed)?;
@@ -451,7 +476,8 @@ pub(super) fn read_after(
     }
     let continues = entries.first().map_or(after >= revision, |first| first.revision == after + 1);
     let tail = if continues { Tail::Entries(entries) } else { Tail::Trimmed };
-    Ok(Page { end: Position { epoch, revision, head }, clock: clock::wall(), tail })
+    let end = Position { epoch: identity.epoch, revision, head };
+    Ok(Page { identity, end, accepted: 0, clock: clock::wall(), tail })
 }
 
 fn log_entry(revision: Revision, value: &[u8]) -> Result<LogEntry, LedgerError> {

@@ -1,0 +1,39 @@
+//! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels.
+
+mod link;
+mod target;
+
+use std::sync::Arc;
+
+use self::link::Link;
+pub use self::target::Target;
+
+/// A handle on the ledger; clones share it.
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Redis").field(&self.shared.target).finish()
+    }
+}
+
+struct Shared {
+    target: Arc<Target>,
+    /// For reading, and for the follower's polls.
+    reads: Link,
+    /// For appends.
+    writes: Link,
+}
+
+impl Redis {
+    /// The ledger at `target`. Connects to nothing before it is asked something.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
+        let target = Arc::new(target);
+        let (reads, writes) = (Link::new(Arc::clone(&target)), Link::new(Arc::clone(&target)));
+        Self { shared: Arc::new(Shared { target, reads, writes }) }
+    }
+}
