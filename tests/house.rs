@@ -236,6 +236,7 @@ fn the_readme_lists_every_metric() {
         pairs: 0,
         bytes: 0,
         clock_offset: 0.0,
+        remembered: 0,
     };
     metrics.render(gauges).unwrap();
     let told = first_cells("metric");

