@@ -81,7 +81,7 @@ fn modules_import_what_the_map_allows() {
         ("ledger", &["consent", "clock", "access"]),
         ("synthetic", &["consent"]),
         ("follower", &["consent", "clock", "metrics", "table", "ledger", "synthetic"]),
-        ("recorder", &["consent", "metrics", "ledger"]),
+        ("recorder", &["consent", "clock", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
             "grpc",
