@@ -343,7 +343,6 @@ mod tests {
 
     use super::*;
     use crate::clock::Moment;
-    use crate::consent::id::KeySecret;
     use crate::consent::time::Timestamp;
     use crate::decision::Policy;
     use crate::gate::Gate;
@@ -354,9 +353,9 @@ mod tests {
     fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {
         let (table, mut writer) = table::new();
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-        let (secret, policy) = (KeySecret::new(&[7; 16]), Policy::default());
+        let policy = Policy::default();
         let bound = Duration::from_secs(5);
-        let gate = Gate::new(table, secret, policy, bound, Arc::clone(&metrics));
+        let gate = Gate::new(table, policy, bound, Arc::clone(&metrics));
         let admin = Admin {
             gate,
             metrics,
