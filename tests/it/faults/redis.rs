@@ -44,6 +44,7 @@ fn next_port() -> u16 {
 /// A process that speaks RESP on a port of its own; killed when dropped.
 pub struct Server {
     port: u16,
+    /// The program and what it is given, its port left out.
     arguments: Vec<String>,
     child: Child,
 }
@@ -169,14 +170,17 @@ impl Drop for Server {
 }
 
 fn spawn(arguments: &[String], port: u16) -> Child {
-    Command::new("redis-server")
+    let (program, arguments) = arguments.split_first().expect("a program");
+    Command::new(program)
         .args(arguments)
+        // What faketime shifts is what day it is, not how long anything takes.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
         .args(["--port", &port.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("no redis-server: run scripts/test, or apt-get install redis-server")
+        .unwrap_or_else(|error| panic!("{program}: {error}: run scripts/test, which installs it"))
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -210,6 +214,15 @@ impl std::ops::DerefMut for Redis {
 impl Redis {
     /// Starts one that saves nothing by itself, with more options, such as `--appendonly yes`.
     pub fn start(options: &[&str]) -> Self {
+        Self::start_by(&["redis-server"], options)
+    }
+
+    /// The same, with a clock that is off by so much, such as `+1h`.
+    pub fn start_shifted(by: &str, options: &[&str]) -> Self {
+        Self::start_by(&["faketime", "-f", by, "redis-server"], options)
+    }
+
+    fn start_by(program: &[&str], options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let inside = |name: &str| folder.path().join(name).display().to_string();
         let (dir, log, socket) = (inside(""), inside("log"), inside("redis.sock"));
@@ -222,8 +235,8 @@ impl Redis {
             ["--logfile", &log],
             ["--unixsocket", &socket],
         ];
-        let arguments: Vec<String> =
-            ours.iter().flatten().chain(options).map(|word| (*word).to_owned()).collect();
+        let words = program.iter().chain(ours.iter().flatten()).chain(options);
+        let arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
         let server = Server::start(|_| arguments.clone(), Path::new(&log));
         Self { server, folder }
     }
@@ -330,7 +343,9 @@ impl Sentinels {
                     primary.port(),
                 );
                 std::fs::write(&file, config).unwrap();
-                vec![file.display().to_string(), "--sentinel".to_owned()]
+                ["redis-server", &file.display().to_string(), "--sentinel"]
+                    .map(str::to_owned)
+                    .into()
             };
             Server::start(arguments, &log)
         };
