@@ -11,7 +11,8 @@ type Model = HashMap<Key, (Stored, usize)>;
 async fn assert_is(ledger: &Embedded, model: &Model) {
     let pairs = all(ledger).await;
     assert!(pairs.is_sorted_by_key(|(key, _)| key.to_bytes()));
-    let all: HashMap<_, _> = pairs.into_iter().map(|(key, record)| (key, record.unwrap())).collect();
+    let all: HashMap<_, _> =
+        pairs.into_iter().map(|(key, record)| (key, record.unwrap())).collect();
     let records = model.iter().map(|(key, (stored, _))| (*key, stored.record.clone()));
     assert_eq!(all, records.collect());
     for (key, (stored, entries)) in model {
