@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytesize::ByteSize;
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 
 use super::Admin;
 use super::check::{Check, Said};
@@ -65,6 +66,8 @@ struct Page<'a> {
     phase: &'static Look,
     draining: bool,
     cause: String,
+    warnings: Arc<[String]>,
+    remembered: u64,
     staleness: String,
     staleness_share: f64,
     bound: String,
@@ -208,6 +211,8 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
         },
         draining: admin.draining.is_cancelled(),
         cause: status.cause,
+        warnings: status.warnings,
+        remembered: status.remembered,
         staleness: match status.phase {
             Phase::Loading => "–".to_owned(),
             _ => short(status.staleness.as_secs_f64()),

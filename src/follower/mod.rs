@@ -30,7 +30,7 @@ use self::machine::{Action, Attempt, Cause, Event, Machine, pieces};
 use crate::clock::{self, Moment};
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
-use crate::ledger::{Announcement, Bucket, Heard, Ledger, LedgerError, Page};
+use crate::ledger::{Announcement, Bucket, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
@@ -67,6 +67,8 @@ pub struct Follower {
     cause: Cause,
     /// Why the table stays invalid though it holds the ledger; empty where it does not.
     overflow: String,
+    /// How well the ledger keeps what it acknowledges, as last told.
+    standing: Option<Standing>,
 }
 
 /// What is being asked of the ledger.
@@ -114,6 +116,7 @@ impl Follower {
             clocks_apart: false,
             cause: Cause::Start,
             overflow: String::new(),
+            standing: None,
         }
     }
 
@@ -312,6 +315,7 @@ impl Follower {
             }
             Action::Prove(asked, ledger_clock) => {
                 self.check_clocks(asked.wall, *ledger_clock);
+                self.check_ledger();
                 if self.said.take().is_some() {
                     info!("the table is proven to be current again");
                 }
@@ -367,6 +371,20 @@ impl Follower {
         if matches!(self.cause, Cause::Fork | Cause::Epoch) {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
+    }
+
+    /// Tells what is to be mended about the ledger, whenever that is something else.
+    fn check_ledger(&mut self) {
+        let standing = self.ledger.standing();
+        if self.standing.as_ref() == Some(&standing) {
+            return;
+        }
+        for warning in standing.warnings.iter() {
+            warn!(warning, "the ledger should be set up otherwise");
+        }
+        self.metrics.ledger_is(standing.durable, standing.unfenced);
+        self.applier.writer().warn(Arc::clone(&standing.warnings));
+        self.standing = Some(standing);
     }
 
     fn check_clocks(&mut self, ours: Timestamp, ledgers: Timestamp) {
