@@ -191,7 +191,3 @@ pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<St
     }
     wrong
 }
-
-#[cfg(test)]
-#[path = "checker_tests.rs"]
-mod tests;

@@ -48,7 +48,7 @@ async fn a_script_cut_short_after_xadd_is_rolled_forward_by_the_next_append() {
         stage.is_in(sidecar, "US.cut", "marketing").await;
     }
     // Nobody sees the append whole: it is made, and all but its entry in the log is taken back.
-    stage.nets().map(|net| net.all(Faults::both(Flow::Hold)));
+    stage.nets().into_iter().for_each(|net| net.all(Faults::both(Flow::Hold)));
     let keys: Vec<String> = (0..BUCKETS).map(bucket).chain([META.to_owned()]).collect();
     let dumps: Vec<_> =
         keys.iter().map(|key| stage.redis.command(&["DUMP", key]).bytes()).collect();
@@ -64,7 +64,7 @@ async fn a_script_cut_short_after_xadd_is_rolled_forward_by_the_next_append() {
     }
     let rev = || stage.redis.command(&["HGET", META, "rev"]).text().parse::<u64>().unwrap();
     assert_eq!(rev() + 1, cut, "the log is ahead");
-    stage.nets().map(super::proxy::Proxy::heal);
+    stage.nets().into_iter().for_each(super::proxy::Proxy::heal);
     stage.live_again().await;
     stage.say("US.another", Did::OptIn, "utility").await;
     for sidecar in stage.sidecars() {
@@ -242,7 +242,7 @@ async fn the_denying_clock_decides(by: &str, offset: f64) {
     }
     let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
     // By the clock that is behind, half an hour before the window's end; an hour later by the other.
-    let ahead = Duration::from_secs(3_600);
+    let ahead = Duration::from_hours(1);
     let behind = if offset < 0.0 { ahead } else { Duration::ZERO };
     for (user, since) in [("US.edge", 23 * 3_600 + 1_800), ("US.well", 10 * 3_600)] {
         let mut request = event(user, "acme", inbound("hello"));

@@ -153,7 +153,7 @@ async fn a_ledger_behind_us_is_a_fork_though_nothing_was_written_since() {
     }
     let before = forks(&stage).await;
     replica.promote();
-    stage.nets().map(|net| net.lead_to(&replica.address()));
+    stage.nets().into_iter().for_each(|net| net.lead_to(&replica.address()));
     is_taken_back(&mut stage, &before).await;
     let trimmed = "consent_resyncs_total{cause=\"trimmed\"}";
     for sidecar in stage.sidecars() {
@@ -207,7 +207,7 @@ async fn a_failover_in_the_middle_of_a_snapshot_mixes_no_branches() {
     assert_eq!(status(&newcomer).await.phase(), Phase::Loading, "it is not in the middle");
     replica.promote();
     net.lead_to(&replica.address());
-    stage.nets().map(|net| net.lead_to(&replica.address()));
+    stage.nets().into_iter().for_each(|net| net.lead_to(&replica.address()));
     stage.live_again().await;
     for user in 0..5 {
         stage.say(&format!("US.{user}"), Did::OptOut, "*").await;
@@ -245,7 +245,7 @@ async fn a_failover_to_a_replica_that_was_waited_for_loses_nothing() {
     replica.promote();
     // The new primary has a replica of its own, or nothing could be acknowledged.
     let next = Redis::start_replica_of(&replica, &[]);
-    stage.nets().map(|net| net.lead_to(&replica.address()));
+    stage.nets().into_iter().for_each(|net| net.lead_to(&replica.address()));
     for sidecar in stage.sidecars() {
         live_within(sidecar, PATIENCE).await;
     }

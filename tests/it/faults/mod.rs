@@ -2,6 +2,7 @@
 //! in replication.md, row by row, with real processes. Each row's test is named after it.
 
 pub mod checker;
+mod checker_tests;
 mod entries;
 pub mod history;
 pub mod load;
@@ -9,6 +10,7 @@ mod losses;
 mod messages;
 mod outages;
 pub mod proxy;
+mod proxy_tests;
 pub mod redis;
 mod refusals;
 pub mod resp;

@@ -38,19 +38,19 @@ async fn a_half_open_socket_denies_after_the_bound_and_recovers_by_itself() {
 async fn a_network_that_is_cut_and_refuses_denies_after_the_bound_and_recovers() {
     let mut stage = Stage::set(Setup::default()).await;
     stage.hammer().await;
-    stage.nets().map(|net| net.all(Faults::both(Flow::Hold)));
+    stage.nets().into_iter().for_each(|net| net.all(Faults::both(Flow::Hold)));
     for sidecar in stage.sidecars() {
         stage.denies_all(sidecar).await;
     }
-    stage.nets().map(Proxy::heal);
+    stage.nets().into_iter().for_each(Proxy::heal);
     stage.live_again().await;
     stage.goes_on().await;
-    stage.nets().map(|net| net.refuse(true));
-    stage.nets().map(Proxy::reset);
+    stage.nets().into_iter().for_each(|net| net.refuse(true));
+    stage.nets().into_iter().for_each(Proxy::reset);
     for sidecar in stage.sidecars() {
         stage.denies_all(sidecar).await;
     }
-    stage.nets().map(Proxy::heal);
+    stage.nets().into_iter().for_each(Proxy::heal);
     stage.end().await;
 }
 
@@ -168,11 +168,30 @@ async fn idle_costs_redis_a_few_commands_a_second() {
     let (before, started) = (stage.reader_net.counted(), Instant::now());
     eventually("some polls are past", || async { started.elapsed() > bound }).await;
     let (after, took) = (stage.reader_net.counted(), started.elapsed().as_secs_f64());
-    let commands = (after.commands - before.commands) as f64 / took;
-    let bytes = (after.bytes_up + after.bytes_down - before.bytes_up - before.bytes_down) as f64;
-    println!("idle: {commands:.2} commands/s and {:.0} bytes/s a sidecar", bytes / took);
+    let a_second = |count: u64| f64::from(u32::try_from(count).unwrap()) / took;
+    let commands = a_second(after.commands - before.commands);
+    let up = a_second(after.bytes_up - before.bytes_up);
+    let down = a_second(after.bytes_down - before.bytes_down);
+    println!(
+        "idle: {commands:.2} commands/s, {up:.0} bytes/s up, {down:.0} bytes/s down, a sidecar"
+    );
     // A poll each third of the bound, the scrub, and what keeps connections alive.
     assert!((0.6..6.0).contains(&commands), "{commands}");
-    assert!(bytes / took < 20_000.0, "{bytes}");
+    assert!(up + down < 20_000.0, "{up} up, {down} down");
     assert_eq!(after.connections, before.connections, "connections are kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_behind_a_unix_socket_is_as_good() {
+    let redis = Redis::start(&DURABLE);
+    let ledger = format!("redis+unix://{}", redis.socket());
+    init(&ledger, &["--buckets", "32"]);
+    let mut stage = Stage::set_on(redis, Setup::default()).await;
+    stage.reader = serve(&ledger, &["--max-staleness", "900ms"], &[]);
+    live_within(&stage.reader, PATIENCE).await;
+    stage.hammer().await;
+    stage.redis.kill();
+    stage.denies_all(&stage.reader).await;
+    stage.redis.start_again();
+    stage.end().await;
 }

@@ -375,7 +375,7 @@ impl Pipe<'_> {
                 *left -= 1;
                 true
             }
-            Pushes::DropEvery(every) => number % *every == 0,
+            Pushes::DropEvery(every) => number.is_multiple_of(*every),
             Pushes::Pass | Pushes::Duplicate | Pushes::Swap => false,
         };
         if dropped {
@@ -393,7 +393,3 @@ impl Pipe<'_> {
         passing.append(&mut self.kept);
     }
 }
-
-#[cfg(test)]
-#[path = "proxy_tests.rs"]
-mod tests;

@@ -147,7 +147,7 @@ async fn rotated_credentials_are_read_again_without_a_restart() {
     stage.hammer().await;
     // Changed in Redis first: whoever connects with the old one is refused.
     stage.redis.allow("consentd", &[">new", "allcommands", "~*", "&*"]);
-    stage.nets().map(super::proxy::Proxy::reset);
+    stage.nets().into_iter().for_each(super::proxy::Proxy::reset);
     for sidecar in stage.sidecars() {
         let cause = stage.denies_all(sidecar).await;
         assert!(cause.contains("WRONGPASS") || cause.contains("credentials"), "{cause}");
