@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::get_status_response::Phase;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
@@ -13,7 +12,7 @@ use super::load::channel;
 use super::proxy::{Faults, Flow};
 use super::redis::Redis;
 use super::stage::{
-    EASY, Setup, Stage, ask, init, ledger_at, live_within, metric, serve, status, wait_for_metric,
+    EASY, Setup, Stage, ask, ledger_at, live_within, metric, serve, status, wait_for_metric,
 };
 use crate::sidecar::{PATIENCE, ago, event, eventually, inbound, opt_in};
 
@@ -228,37 +227,34 @@ async fn an_out_of_band_hset_is_found_by_the_scrub() {
     stage.is_out(&stage.reader, "US.band", "marketing").await;
 }
 
-/// A window of 24 hours that is still open by one of the clocks and closed by the other.
-async fn the_denying_clock_decides(by: &str, offset: f64) {
-    let redis = Redis::start_shifted(by, &[]);
-    init(&ledger_at(&redis.address()), &["--buckets", "32"]);
-    let stage = Stage::set_on(redis, Setup::default()).await;
-    for sidecar in stage.sidecars() {
-        eventually("the offset is told", || async {
-            (metric(sidecar, "consent_clock_offset_seconds").await - offset).abs() < 30.0
-        })
-        .await;
-        eventually("there is an alarm", || async { sidecar.said().contains("clock") }).await;
-    }
-    let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
-    // By the clock that is behind, half an hour before the window's end; an hour later by the other.
-    let ahead = Duration::from_hours(1);
-    let behind = if offset < 0.0 { ahead } else { Duration::ZERO };
-    for (user, since) in [("US.edge", 23 * 3_600 + 1_800), ("US.well", 10 * 3_600)] {
-        let mut request = event(user, "acme", inbound("hello"));
-        let since = Duration::from_secs(since) + behind;
-        request.event.as_mut().unwrap().event_time = Some(ago(since));
-        records.record_event(request).await.unwrap();
-    }
-    for sidecar in stage.sidecars() {
-        stage.is_in(sidecar, "US.well", "utility").await;
-        let answer: pb::CanSendResponse = ask(sidecar, "US.edge", "utility").await;
-        assert!(!answer.allowed, "{answer:?}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wall_clock_that_is_off_is_told_and_the_denying_clock_decides() {
-    the_denying_clock_decides("+1h", 3_600.0).await;
-    the_denying_clock_decides("-1h", -3_600.0).await;
+async fn a_wall_clock_that_steps_is_told_and_the_denying_clock_decides() {
+    let stage = Stage::set(Setup::default()).await;
+    let (hour, half) = (Duration::from_hours(1), Duration::from_mins(30));
+    let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
+    for (step, offset) in [(3_600, 3_600.0), (-3_600, -3_600.0), (0, 0.0)] {
+        stage.nets().into_iter().for_each(|net| net.shift_clock(step));
+        for sidecar in stage.sidecars() {
+            eventually("the offset is told", || async {
+                let told = metric(sidecar, "consent_clock_offset_seconds").await;
+                (told - offset).abs() < 30.0
+            })
+            .await;
+            live_within(sidecar, PATIENCE).await;
+            eventually("there is an alarm", || async { sidecar.said().contains("clock") }).await;
+        }
+        // By the clock that is behind, half an hour before the window's end; past it by the other.
+        let behind = if step < 0 { hour } else { Duration::ZERO };
+        let edge = half * 47 + behind;
+        for (user, since) in [("US.edge", edge), ("US.well", half * 37 + behind)] {
+            let mut request = event(&format!("{user}{step}"), "acme", inbound("hello"));
+            request.event.as_mut().unwrap().event_time = Some(ago(since));
+            records.record_event(request).await.unwrap();
+        }
+        for sidecar in stage.sidecars() {
+            stage.is_in(sidecar, &format!("US.well{step}"), "utility").await;
+            let answer = ask(sidecar, &format!("US.edge{step}"), "utility").await;
+            assert_eq!(answer.allowed, step == 0, "{step}: {answer:?}");
+        }
+    }
 }

@@ -176,3 +176,16 @@ async fn it_leads_elsewhere() {
     line.send("GET name").await;
     line.read("second", 1).await;
 }
+
+#[tokio::test]
+async fn the_server_s_clock_is_shifted() {
+    let (_redis, proxy) = parts().await;
+    proxy.shift_clock(-3_600);
+    let mut line = Line::to(&proxy).await;
+    line.send("TIME").await;
+    let told = line.read("\r\n", 5).await;
+    let seconds: i64 = told.split("\r\n").nth(2).unwrap().parse().unwrap();
+    let now = crate::faults::history::wall() / 1_000;
+    assert!((now - seconds - 3_600).abs() < 10, "{told} at {now}");
+    line.ping().await;
+}

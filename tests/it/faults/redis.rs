@@ -173,8 +173,6 @@ fn spawn(arguments: &[String], port: u16) -> Child {
     let (program, arguments) = arguments.split_first().expect("a program");
     Command::new(program)
         .args(arguments)
-        // What faketime shifts is what day it is, not how long anything takes.
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
         .args(["--port", &port.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -214,15 +212,6 @@ impl std::ops::DerefMut for Redis {
 impl Redis {
     /// Starts one that saves nothing by itself, with more options, such as `--appendonly yes`.
     pub fn start(options: &[&str]) -> Self {
-        Self::start_by(&["redis-server"], options)
-    }
-
-    /// The same, with a clock that is off by so much, such as `+1h`.
-    pub fn start_shifted(by: &str, options: &[&str]) -> Self {
-        Self::start_by(&["faketime", "-f", by, "redis-server"], options)
-    }
-
-    fn start_by(program: &[&str], options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let inside = |name: &str| folder.path().join(name).display().to_string();
         let (dir, log, socket) = (inside(""), inside("log"), inside("redis.sock"));
@@ -235,7 +224,7 @@ impl Redis {
             ["--logfile", &log],
             ["--unixsocket", &socket],
         ];
-        let words = program.iter().chain(ours.iter().flatten()).chain(options);
+        let words = ["redis-server"].iter().chain(ours.iter().flatten()).chain(options);
         let arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
         let server = Server::start(|_| arguments.clone(), Path::new(&log));
         Self { server, folder }
