@@ -1,12 +1,19 @@
 //! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels.
 
+mod backoff;
+mod dial;
 mod link;
+mod login;
+mod route;
+mod sentinel;
 mod target;
+mod tls;
+mod wire;
 
 use std::sync::Arc;
 
 use self::link::Link;
-pub use self::target::Target;
+pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
 
 /// A handle on the ledger; clones share it.
 #[derive(Clone)]
