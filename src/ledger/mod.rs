@@ -19,7 +19,10 @@ use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
-pub use redis::{Redis, Target, TargetError, TargetOptions, WrongTarget};
+pub use redis::{
+    Durability, Fitness, FitnessError, Fsync, Redis, Target, TargetError, TargetOptions, Unfit,
+    Warning, WrongTarget,
+};
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;

@@ -2,7 +2,9 @@
 
 mod backoff;
 mod dial;
+mod fitness;
 mod link;
+mod listen;
 mod login;
 mod route;
 mod sentinel;
@@ -12,6 +14,7 @@ mod wire;
 
 use std::sync::Arc;
 
+pub use self::fitness::{Durability, Fitness, FitnessError, Fsync, Unfit, Warning};
 use self::link::Link;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
 
