@@ -9,10 +9,12 @@ mod backoff;
 mod create;
 mod dial;
 mod driver;
+mod fitness;
 mod flight;
 mod history;
 mod layout;
 mod link;
+mod listen;
 mod login;
 mod read;
 mod refusal;
@@ -33,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::append::Item;
 pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
 pub use self::driver::Driver;
+pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
@@ -40,7 +43,7 @@ use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
-use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention};
+use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
 use crate::consent::id::KeySecret;
 
 /// How many changes may wait to be appended; one more is answered [`LedgerError::Busy`].
@@ -106,6 +109,8 @@ struct Shared {
     route: Arc<Route>,
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
+    /// How well it keeps what it acknowledges, as last seen.
+    standing: RwLock<Standing>,
     announcements: broadcast::Sender<Heard>,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
@@ -132,6 +137,7 @@ impl Redis {
             writes: Link::on(Arc::clone(&route), waiting_long),
             route,
             identity: RwLock::new(None),
+            standing: RwLock::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -142,6 +148,10 @@ impl Redis {
 
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
