@@ -77,9 +77,11 @@ impl Server {
             // Another's server may have the port, while ours has not found out yet.
             let ours = format!("process_id:{}\r", self.child.id());
             let info = Client::connect(self.port, ANSWER)
-                .and_then(|mut client| client.command(&["INFO", "server"]));
+                .and_then(|mut client| client.command(&["INFO", "everything"]));
             match info {
-                Ok(info) if info.text().contains(&ours) => return Ok(()),
+                Ok(info) if info.text().contains(&ours) && !info.text().contains("loading:1") => {
+                    return Ok(());
+                }
                 _ if started.elapsed() > PATIENCE => {
                     return Err(io::Error::other("it does not answer"));
                 }

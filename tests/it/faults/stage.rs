@@ -2,6 +2,7 @@
 //! our own each, one of which records, and writers and checkers who hammer some pairs.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -100,7 +101,10 @@ pub fn serve(ledger: &str, flags: &[&str], variables: &[(&str, &str)]) -> Sideca
 pub async fn status(sidecar: &Sidecar) -> pb::GetStatusResponse {
     let mut checks = ConsentServiceClient::new(channel(&sidecar.grpc));
     let status = checks.get_status(pb::GetStatusRequest {}).await;
-    status.expect("it says how it is, however it is").into_inner()
+    let status = status.unwrap_or_else(|error| {
+        panic!("it says how it is, however it is: {error}\n{}", sidecar.said())
+    });
+    status.into_inner()
 }
 
 /// Waits until a sidecar is live, no longer than this; gives how long it took.
@@ -362,7 +366,20 @@ impl Stage {
         })
         .await;
         let verdict = check(&self.history.lines(), self.bound);
-        assert_eq!(verdict.violated, 0, "{verdict:#?}\n{}", self.reader.said());
+        if verdict.violated > 0 {
+            let kept = self.keep_history();
+            let said = [&self.recorder, &self.reader].map(Sidecar::said).join("\n\n");
+            panic!("{verdict:#?}\n{said}\nthe history is in {}", kept.display());
+        }
         verdict
+    }
+
+    /// Writes what happened to a file, for whoever looks for the cause.
+    fn keep_history(&self) -> PathBuf {
+        let port = self.redis.port();
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("history-{port}"));
+        let file = History::to_file(&path);
+        self.history.lines().into_iter().for_each(|line| file.add(line));
+        path
     }
 }
