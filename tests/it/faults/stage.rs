@@ -77,6 +77,8 @@ pub struct Stage {
     failures: Failures,
     load: Option<(CancellationToken, JoinSet<()>)>,
     said: u64,
+    /// How often writers were started: an event's name is never used again.
+    hammered: u64,
 }
 
 /// The ledger in the Redis at `HOST:PORT`.
@@ -172,6 +174,7 @@ impl Stage {
             failures: Failures::default(),
             load: None,
             said: 0,
+            hammered: 0,
         }
     }
 
@@ -190,11 +193,11 @@ impl Stage {
         Writer {
             history: self.history.clone(),
             failures: self.failures.clone(),
-            name: format!("w{number}"),
+            name: format!("w{}-{number}", self.hammered),
             records: RecordServiceClient::new(channel(&self.recorder.record)),
             // What two writers write about at once, they conflict about.
             users: own.chain(["US.shared".to_owned()]).collect(),
-            rng: Rng::new(number as u64),
+            rng: Rng::new((self.hammered << 8) + number as u64),
             pace: Duration::from_millis(3),
         }
     }
@@ -214,6 +217,7 @@ impl Stage {
 
     /// Begins to write and to ask, and waits until that is under way.
     pub async fn hammer(&mut self) {
+        self.hammered += 1;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         for number in [1, 2] {
             tasks.spawn(self.writer(number).run(stop.clone()));
