@@ -256,6 +256,15 @@ pub enum Heard {
     Announcement(Announcement),
     /// Announcements may have been lost.
     Missed,
+    /// From now on announcements are heard; any before may have been lost.
+    Subscribed,
+    /// None are heard for now.
+    Unsubscribed {
+        /// Whether the ledger does not let us, and not merely fails to.
+        refused: bool,
+        /// Why.
+        why: Arc<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.

@@ -73,6 +73,12 @@ pub enum Unfit {
     /// It is a node of a cluster.
     #[error("it is a node of a cluster (cluster-enabled yes), which cannot hold a ledger yet")]
     Cluster,
+    /// It cannot say that its append-only file is synced.
+    #[error("it is {0}; --durability aof needs Redis 7.2 or later: give ledger or replicas:N")]
+    NoWaitAof(String),
+    /// It has none.
+    #[error("it has no append-only file, and --durability aof waits for that: set appendonly yes")]
+    NoAppendOnlyFile,
     /// Cut off, it would not notice.
     #[error(
         "it would go on proving itself when a failover has passed it by: set \

@@ -104,7 +104,7 @@ fn is_cut_short(failure: &Failure) -> bool {
 fn is_worth_trying(failure: &Failure) -> bool {
     match failure {
         Failure::NotSent(_) | Failure::Lost(_) => true,
-        Failure::NoScript => false,
+        Failure::NoScript | Failure::Unfit(_) => false,
         Failure::Refused(RefusedBy::CutShort) => true,
         Failure::Refused(why) => why.is_passing(),
     }

@@ -22,11 +22,12 @@ mod retention;
 mod route;
 mod scripts;
 mod sentinel;
+mod standing;
 mod target;
 mod tls;
 mod wire;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
@@ -42,6 +43,7 @@ use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};
+use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
 use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
 use crate::consent::id::KeySecret;
@@ -67,6 +69,8 @@ pub struct Options {
     pub durability: Durability,
     /// How long it waits for that.
     pub confirm_within: Duration,
+    /// How long a poll may take: a connection that is silent for longer is given up.
+    pub poll_within: Duration,
     /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
     pub retention: Option<Retention>,
     /// How often that is looked for.
@@ -78,6 +82,7 @@ impl Default for Options {
         Self {
             durability: Durability::Ledger,
             confirm_within: Duration::from_secs(1),
+            poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_every: Duration::from_mins(1),
         }
@@ -111,6 +116,7 @@ struct Shared {
     identity: RwLock<Option<Arc<Identity>>>,
     /// How well it keeps what it acknowledges, as last seen.
     standing: RwLock<Standing>,
+    looked: Mutex<Option<Looked>>,
     announcements: broadcast::Sender<Heard>,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
@@ -138,6 +144,7 @@ impl Redis {
             route,
             identity: RwLock::new(None),
             standing: RwLock::default(),
+            looked: Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
