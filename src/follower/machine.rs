@@ -208,6 +208,22 @@ impl Machine {
         self.trail.end().revision
     }
 
+    /// The position of what is applied.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.trail.end()
+    }
+
+    /// How many announcements, claims and buckets wait for the log to get to them.
+    #[must_use]
+    pub fn waiting(&self) -> [usize; 3] {
+        let labels = match &self.phase {
+            Phase::Loading(snapshot) => snapshot.waiting(),
+            _ => usize::from(self.ahead.is_some()),
+        };
+        [self.held.len(), self.claims.len(), labels]
+    }
+
     /// The attempt that questions asked now belong to.
     #[must_use]
     pub fn attempt(&self) -> Attempt {
