@@ -191,6 +191,35 @@ pub(super) enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether it takes an operator to mend this: time alone will not.
+    pub(super) fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::File { .. }
+            | Self::Content { .. }
+            | Self::TlsSetup { .. }
+            | Self::NoRoots
+            | Self::UnknownName { .. }
+            | Self::Tls { .. }
+            | Self::NotRedis { .. }
+            | Self::LoginNeeded { .. }
+            | Self::LoginRefused { .. }
+            | Self::Refuses { .. }
+            | Self::WrongKind { .. } => true,
+            Self::UnknownHost { .. }
+            | Self::Refused { .. }
+            | Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Closed { .. }
+            | Self::Io { .. }
+            | Self::NotPrimary { .. }
+            | Self::UnknownMaster { .. }
+            | Self::NoMajority { .. }
+            | Self::Moved { .. } => false,
+        }
+    }
+}
+
 fn first_failure(failure: Option<&Arc<LinkError>>) -> String {
     failure.map(|failure| format!("; of another: {failure}")).unwrap_or_default()
 }
