@@ -10,7 +10,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::append::{Item, MAX_SCRIPT};
 use super::flight::fly;
+use super::layout::announcement;
+use super::listen::{self, Pushed};
+use super::route::Timeouts;
 use super::{Shared, retention};
+use crate::ledger::Heard;
 
 /// How many scripts are on their way at once. What waits meanwhile goes into the next ones
 /// together, so that they are the fuller the slower the answers come.
@@ -78,6 +82,35 @@ impl Driver {
 }
 
 /// Passes on what is announced.
-async fn listen(_shared: &Shared) {
-    std::future::pending::<()>().await;
+async fn listen(shared: &Shared) {
+    let sink = |pushed| {
+        let heard = match pushed {
+            // A malformed one is as good as a lost one.
+            Pushed::Message(message) => {
+                announcement(&message).map_or(Heard::Missed, Heard::Announcement)
+            }
+            Pushed::Gap => {
+                shared.announcing.send_modify(|now| now.is_subscribed = true);
+                Heard::Missed
+            }
+            Pushed::Refused(_) => {
+                shared.announcing.send_modify(|now| {
+                    now.is_subscribed = false;
+                    now.refused = now.refused.saturating_add(1);
+                });
+                return;
+            }
+            Pushed::Lost(_) => {
+                shared.announcing.send_modify(|now| {
+                    now.is_subscribed = false;
+                    now.lost = now.lost.saturating_add(1);
+                });
+                return;
+            }
+        };
+        // Nobody may be listening yet.
+        let _ = shared.announcements.send(heard);
+    };
+    let (route, channel) = (Arc::clone(&shared.route), shared.names.channel.clone());
+    match listen::listen(route, channel, Timeouts::default(), sink).await {}
 }

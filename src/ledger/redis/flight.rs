@@ -184,10 +184,12 @@ impl Shared {
         let mut answers = self.pipelined(&pipeline, count).await?.into_iter();
         let appended = answers.next().ok_or(Failure::Refused(RefusedBy::Strange))?;
         if let Value::ServerError(error) = &appended {
-            let failed = Err(Failure::of_server(error));
-            return failed;
+            return Err(Failure::of_server(error));
         }
-        let outcomes = outcomes(appended, items.len())?;
+        let (told, outcomes) = outcomes(appended, items.len())?;
+        if !told {
+            self.announcing.send_modify(|now| now.unannounced = now.unannounced.saturating_add(1));
+        }
         Ok(Answered { outcomes, confirmed: self.confirmed(answers.next()) })
     }
 

@@ -13,6 +13,7 @@ mod flight;
 mod history;
 mod layout;
 mod link;
+mod listen;
 mod login;
 mod read;
 mod refusal;
@@ -27,7 +28,7 @@ mod wire;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::append::Item;
@@ -81,6 +82,19 @@ impl Default for Options {
     }
 }
 
+/// How the announcements fare; none of it makes anything wrong, only slower.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Announcing {
+    /// Whether there is a subscription.
+    pub is_subscribed: bool,
+    /// How often there was none because Redis does not permit it.
+    pub refused: u64,
+    /// How often one was lost.
+    pub lost: u64,
+    /// How many appends Redis did not permit to announce.
+    pub unannounced: u64,
+}
+
 /// A handle on the ledger; clones share it.
 #[derive(Clone)]
 pub struct Redis {
@@ -107,6 +121,7 @@ struct Shared {
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
     announcements: broadcast::Sender<Heard>,
+    announcing: watch::Sender<Announcing>,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
     /// The driver has ended.
@@ -133,11 +148,18 @@ impl Redis {
             route,
             identity: RwLock::new(None),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            announcing: watch::Sender::default(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
         let driver = Driver::new(Arc::clone(&shared), waiting);
         (Self { shared, appends }, driver)
+    }
+
+    /// How the announcements fare, now and whenever that changes.
+    #[must_use]
+    pub fn announcing(&self) -> watch::Receiver<Announcing> {
+        self.shared.announcing.subscribe()
     }
 
     pub(super) fn describe(&self) -> &str {
