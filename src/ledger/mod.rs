@@ -20,9 +20,9 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    Announcing, CreateError, Created, Driver, Durability, MAX_BUCKETS, Options, Plan, Redis,
-    RefusedBy, Target, TargetError, TargetOptions, WrongTarget, announcement, channel, create,
-    plan,
+    Announcing, CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync,
+    MAX_BUCKETS, Options, Plan, Redis, RefusedBy, Survives, Target, TargetError, TargetOptions,
+    Unfit, Warning, WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.

@@ -54,7 +54,9 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
             Err(failure) => failure,
         };
         if matches!(&failure, Failure::Lost(_)) || is_cut_short(&failure) {
-            items.iter_mut().for_each(|item| item.is_unsure = true);
+            for item in &mut items {
+                item.is_unsure = true;
+            }
         }
         match &failure {
             Failure::NoScript if !how.whole => {
@@ -103,9 +105,8 @@ fn is_cut_short(failure: &Failure) -> bool {
 
 fn is_worth_trying(failure: &Failure) -> bool {
     match failure {
-        Failure::NotSent(_) | Failure::Lost(_) => true,
+        Failure::NotSent(_) | Failure::Lost(_) | Failure::Refused(RefusedBy::CutShort) => true,
         Failure::NoScript => false,
-        Failure::Refused(RefusedBy::CutShort) => true,
         Failure::Refused(why) => why.is_passing(),
     }
 }
