@@ -20,9 +20,9 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    Announcing, CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync,
-    MAX_BUCKETS, Options, Plan, Redis, RefusedBy, Survives, Target, TargetError, TargetOptions,
-    Unfit, Warning, WrongTarget, announcement, channel, create, plan,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Options,
+    Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
+    WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.
@@ -256,6 +256,15 @@ pub enum Heard {
     Announcement(Announcement),
     /// Announcements may have been lost.
     Missed,
+    /// From now on announcements are heard; any before may have been lost.
+    Subscribed,
+    /// None are heard for now.
+    Unsubscribed {
+        /// Whether the ledger does not let us, and not merely fails to.
+        refused: bool,
+        /// Why.
+        why: Arc<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.
@@ -316,6 +325,23 @@ pub struct Events {
     pub by_revision: bool,
 }
 
+/// How well a ledger keeps what it acknowledges, as last seen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standing {
+    /// Whether that is on a disk, or on replicas that are waited for, and not in memory alone.
+    pub durable: bool,
+    /// Whether an old primary that is cut off from the others could go on.
+    pub unfenced: bool,
+    /// What an operator should mend, in words.
+    pub warnings: Arc<[String]>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { durable: true, unfenced: false, warnings: Arc::from([]) }
+    }
+}
+
 /// A ledger.
 #[derive(Clone, Debug)]
 pub enum Ledger {
@@ -335,6 +361,15 @@ impl Ledger {
         match self {
             Self::Embedded(ledger) => Ok(ledger.identity()),
             Self::Redis(ledger) => ledger.identity().await,
+        }
+    }
+
+    /// How well it keeps what it acknowledges, as last seen.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self {
+            Self::Embedded(_) => Standing::default(),
+            Self::Redis(ledger) => ledger.standing(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use consentd::consent::record::{Outcome, Request};
 use consentd::ledger::{
-    CreateError, Durability, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
+    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
 };
 use server::BUCKETS;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -406,7 +406,7 @@ async fn what_has_outlived_its_time_goes_and_the_chain_stays_whole() {
 }
 
 /// What a sidecar needs: to read, to prove by the fence that it reads the primary, and to hear.
-const READER: [&str; 20] = [
+const READER: [&str; 21] = [
     "on",
     ">p",
     "resetkeys",
@@ -417,6 +417,7 @@ const READER: [&str; 20] = [
     "-@all",
     "+ping",
     "+hello",
+    "+info",
     "+subscribe",
     "+eval",
     "+evalsha",
@@ -455,16 +456,16 @@ async fn nobody_needs_more_rights_than_these() {
         let target = TargetOptions { user, password, ..TargetOptions::default() };
         let (ledger, driver) = Redis::new(server.target_as(target), options);
         let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
-        (ledger.announcing(), Open { ledger: Ledger::Redis(ledger), writer })
+        Open { ledger: Ledger::Redis(ledger), writer }
     };
     let sweep_every = Duration::from_millis(10);
     let day = Duration::from_hours(24);
     let retention = Some(Retention { log: day, log_entries: 1_000, history: day });
-    let (mut subscribed, reader) = open("reader", options());
-    let (_, writer) = open("writer", Options { retention, sweep_every, ..options() });
-    let wait = subscribed.wait_for(|now| now.is_subscribed);
-    tokio::time::timeout(PATIENCE, wait).await.unwrap().unwrap();
+    let reader = open("reader", options());
     let mut heard = reader.ledger.listen();
+    let writer = open("writer", Options { retention, sweep_every, ..options() });
+    let subscribed = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
+    assert!(matches!(subscribed, Ok(Heard::Subscribed)), "{subscribed:?}");
     for what in [opt_in("Yes"), inbound("wamid"), opt_out("letter")] {
         append(&writer.ledger, key(1), what).await;
     }
@@ -476,7 +477,7 @@ async fn nobody_needs_more_rights_than_these() {
         assert!(ledger.history(key(1)).await.unwrap().intact);
     }
     let announced = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
-    assert!(matches!(announced, Ok(consentd::ledger::Heard::Announcement(_))), "{announced:?}");
+    assert!(matches!(announced, Ok(Heard::Announcement(_))), "{announced:?}");
     until(&server, &["XLEN", "{consent:0}:log"], "int(0)").await;
     let late = change(key(2), &nothing(), [opt_out("letter")]);
     let why = refused(reader.ledger.append(vec![late]).await);
@@ -485,7 +486,7 @@ async fn nobody_needs_more_rights_than_these() {
     say(&server, &["ACL", "SETUSER", "writer", "-publish"]).await.unwrap();
     assert_eq!(append(&writer.ledger, key(2), opt_out("letter")).await, 4);
     let Ledger::Redis(ledger) = &writer.ledger else { unreachable!() };
-    assert_eq!(ledger.announcing().borrow().unannounced, 1);
+    assert_eq!(ledger.unannounced(), 1);
     reader.close().await;
     writer.close().await;
 }

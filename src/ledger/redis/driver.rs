@@ -83,34 +83,21 @@ impl Driver {
 
 /// Passes on what is announced.
 async fn listen(shared: &Shared) {
-    let sink = |pushed| {
-        let heard = match pushed {
-            // A malformed one is as good as a lost one.
-            Pushed::Message(message) => {
-                announcement(&message).map_or(Heard::Missed, Heard::Announcement)
-            }
-            Pushed::Gap => {
-                shared.announcing.send_modify(|now| now.is_subscribed = true);
-                Heard::Missed
-            }
-            Pushed::Refused(_) => {
-                shared.announcing.send_modify(|now| {
-                    now.is_subscribed = false;
-                    now.refused = now.refused.saturating_add(1);
-                });
-                return;
-            }
-            Pushed::Lost(_) => {
-                shared.announcing.send_modify(|now| {
-                    now.is_subscribed = false;
-                    now.lost = now.lost.saturating_add(1);
-                });
-                return;
-            }
-        };
-        // Nobody may be listening yet.
+    let tell = |heard| {
+        // Nobody may be listening.
         let _ = shared.announcements.send(heard);
     };
+    let sink = |pushed| match pushed {
+        Pushed::Message(message) => tell(match announcement(&message) {
+            Some(announcement) => Heard::Announcement(announcement),
+            // Whatever it was meant to say, the log says it.
+            None => Heard::Missed,
+        }),
+        Pushed::Gap => tell(Heard::Subscribed),
+        Pushed::Refused(why) => tell(Heard::Unsubscribed { refused: true, why }),
+        Pushed::Lost(why) => tell(Heard::Unsubscribed { refused: false, why }),
+    };
     let (route, channel) = (Arc::clone(&shared.route), shared.names.channel.clone());
-    match listen::listen(route, channel, Timeouts::default(), sink).await {}
+    let never = listen::listen(route, channel, Timeouts::default(), sink).await;
+    match never {}
 }

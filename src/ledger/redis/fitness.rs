@@ -18,7 +18,7 @@ pub struct Fitness {
     /// Whether it is a node of a cluster.
     pub is_cluster: bool,
     /// What survives when its process ends.
-    pub durability: Durability,
+    pub durability: Persistence,
     /// Whether it could write what it must at its last attempt.
     pub can_save: bool,
     /// What it does when it is full, where it tells.
@@ -31,7 +31,7 @@ pub struct Fitness {
 
 /// What survives when a Redis' process ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Durability {
+pub enum Persistence {
     /// Nothing.
     Memory,
     /// What was there at the last snapshot.
@@ -73,6 +73,12 @@ pub enum Unfit {
     /// It is a node of a cluster.
     #[error("it is a node of a cluster (cluster-enabled yes), which cannot hold a ledger yet")]
     Cluster,
+    /// It cannot say that its append-only file is synced.
+    #[error("it is {0}; --durability aof needs Redis 7.2 or later: give ledger or replicas:N")]
+    NoWaitAof(String),
+    /// It has none.
+    #[error("it has no append-only file, and --durability aof waits for that: set appendonly yes")]
+    NoAppendOnlyFile,
     /// Cut off, it would not notice.
     #[error(
         "it would go on proving itself when a failover has passed it by: set \
@@ -213,10 +219,10 @@ impl Fitness {
             return Err(Unfit::Unfenced);
         }
         let durable = match self.durability {
-            Durability::Memory => Some(Warning::MemoryAlone),
-            Durability::Snapshots => Some(Warning::SnapshotsAlone),
-            Durability::Unstated => Some(Warning::UnstatedDurability),
-            Durability::AppendOnly(_) => None,
+            Persistence::Memory => Some(Warning::MemoryAlone),
+            Persistence::Snapshots => Some(Warning::SnapshotsAlone),
+            Persistence::Unstated => Some(Warning::UnstatedDurability),
+            Persistence::AppendOnly(_) => None,
         };
         let saving = (!self.can_save).then_some(Warning::CannotSave);
         let fence = is_unfenced.then_some(Warning::Unfenced);
@@ -234,17 +240,17 @@ fn version(said: &str) -> Option<(u32, u32, u32)> {
     Some((part()?, part()?, part().unwrap_or(0)))
 }
 
-fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Durability {
+fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Persistence {
     match (has_file, save) {
-        (true, _) => Durability::AppendOnly(match fsync {
+        (true, _) => Persistence::AppendOnly(match fsync {
             Some("always") => Fsync::Always,
             Some("everysec") => Fsync::EverySecond,
             Some("no") => Fsync::Never,
             _ => Fsync::Unstated,
         }),
-        (false, Some("")) => Durability::Memory,
-        (false, Some(_)) => Durability::Snapshots,
-        (false, None) => Durability::Unstated,
+        (false, Some("")) => Persistence::Memory,
+        (false, Some(_)) => Persistence::Snapshots,
+        (false, None) => Persistence::Unstated,
     }
 }
 

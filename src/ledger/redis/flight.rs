@@ -1,6 +1,7 @@
 //! One script of changes, sent until what came of it is known, or its time is over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -106,7 +107,7 @@ fn is_cut_short(failure: &Failure) -> bool {
 fn is_worth_trying(failure: &Failure) -> bool {
     match failure {
         Failure::NotSent(_) | Failure::Lost(_) | Failure::Refused(RefusedBy::CutShort) => true,
-        Failure::NoScript => false,
+        Failure::NoScript | Failure::Unfit(_) => false,
         Failure::Refused(why) => why.is_passing(),
     }
 }
@@ -189,7 +190,7 @@ impl Shared {
         }
         let (told, outcomes) = outcomes(appended, items.len())?;
         if !told {
-            self.announcing.send_modify(|now| now.unannounced = now.unannounced.saturating_add(1));
+            self.unannounced.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Answered { outcomes, confirmed: self.confirmed(answers.next()) })
     }

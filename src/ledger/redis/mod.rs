@@ -22,28 +22,31 @@ mod retention;
 mod route;
 mod scripts;
 mod sentinel;
+mod standing;
 mod target;
 mod tls;
 mod wire;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::append::Item;
 pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
 pub use self::driver::Driver;
-pub use self::fitness::{Durability as Survives, Fitness, FitnessError, Fsync, Unfit, Warning};
+pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};
+use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
-use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention};
+use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
 use crate::consent::id::KeySecret;
 
 /// How many changes may wait to be appended; one more is answered [`LedgerError::Busy`].
@@ -67,6 +70,8 @@ pub struct Options {
     pub durability: Durability,
     /// How long it waits for that.
     pub confirm_within: Duration,
+    /// How long a poll may take: a connection that is silent for longer is given up.
+    pub poll_within: Duration,
     /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
     pub retention: Option<Retention>,
     /// How often that is looked for.
@@ -78,23 +83,11 @@ impl Default for Options {
         Self {
             durability: Durability::Ledger,
             confirm_within: Duration::from_secs(1),
+            poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_every: Duration::from_mins(1),
         }
     }
-}
-
-/// How the announcements fare; none of it makes anything wrong, only slower.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Announcing {
-    /// Whether there is a subscription.
-    pub is_subscribed: bool,
-    /// How often there was none because Redis does not permit it.
-    pub refused: u64,
-    /// How often one was lost.
-    pub lost: u64,
-    /// How many appends Redis did not permit to announce.
-    pub unannounced: u64,
 }
 
 /// A handle on the ledger; clones share it.
@@ -122,8 +115,11 @@ struct Shared {
     route: Arc<Route>,
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
+    /// How well it keeps what it acknowledges, as last seen.
+    standing: RwLock<Standing>,
+    looked: Mutex<Option<Looked>>,
     announcements: broadcast::Sender<Heard>,
-    announcing: watch::Sender<Announcing>,
+    unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
     /// The driver has ended.
@@ -149,8 +145,10 @@ impl Redis {
             writes: Link::on(Arc::clone(&route), waiting_long),
             route,
             identity: RwLock::new(None),
+            standing: RwLock::default(),
+            looked: Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
-            announcing: watch::Sender::default(),
+            unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
@@ -158,14 +156,19 @@ impl Redis {
         (Self { shared, appends }, driver)
     }
 
-    /// How the announcements fare, now and whenever that changes.
+    /// How many appends were written that Redis does not permit to announce: followers find them
+    /// by their polls.
     #[must_use]
-    pub fn announcing(&self) -> watch::Receiver<Announcing> {
-        self.shared.announcing.subscribe()
+    pub fn unannounced(&self) -> u64 {
+        self.shared.unannounced.load(Ordering::Relaxed)
     }
 
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {

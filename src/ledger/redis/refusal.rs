@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use redis::{RedisError, ServerError};
 
+use super::fitness::Unfit;
 use crate::ledger::LedgerError;
 
 /// Why Redis refused: it answered, and nothing was done.
@@ -154,6 +155,8 @@ pub(super) enum Failure {
     NotSent(LedgerError),
     /// It may or may not have done it.
     Lost(Arc<dyn std::error::Error + Send + Sync>),
+    /// It is set up so that it must not be believed.
+    Unfit(Arc<Unfit>),
     /// It does not know the script.
     NoScript,
     /// It answered with an error.
@@ -191,6 +194,7 @@ impl From<Failure> for LedgerError {
         match failure {
             Failure::NotSent(error) => error,
             Failure::Lost(error) => Self::Unreachable(error),
+            Failure::Unfit(why) => Self::Refused(why),
             // It was given the whole script, too.
             Failure::NoScript => RefusedBy::Strange.into(),
             Failure::Refused(why) => why.into(),
