@@ -27,6 +27,7 @@ mod target;
 mod tls;
 mod wire;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -146,6 +147,7 @@ struct Shared {
     standing: RwLock<Standing>,
     looked: Mutex<Option<Looked>>,
     announcements: broadcast::Sender<Heard>,
+    unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
     /// The driver has ended.
@@ -174,11 +176,19 @@ impl Redis {
             standing: RwLock::default(),
             looked: Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
         let driver = Driver::new(Arc::clone(&shared), waiting);
         (Self { shared, appends }, driver)
+    }
+
+    /// How many appends were written that Redis does not permit to announce: followers find them
+    /// by their polls.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        self.shared.unannounced.load(Ordering::Relaxed)
     }
 
     pub(super) fn describe(&self) -> &str {

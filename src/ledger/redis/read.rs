@@ -60,6 +60,23 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// Has followers take the ledger as it is, whatever they remember of it; tells how often an
+    /// operator has by now.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be asked, or refuses.
+    pub async fn accept(&self) -> Result<u64, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let failed = |failure| shared.failed(identity.epoch, failure);
+        let (keys, args) = ([&shared.names.meta], [&identity.epoch[..]]);
+        let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
+        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
+    }
+}
+
 impl Shared {
     pub(super) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         self.check_open()?;
