@@ -94,6 +94,14 @@ pub(super) enum LinkError {
         /// How long.
         after: Duration,
     },
+    /// It ended before there was an answer to anything.
+    #[error(
+        "{address} closed the connection at the first word: where it speaks TLS, give rediss://"
+    )]
+    HungUp {
+        /// Who.
+        address: Address,
+    },
     /// It ended.
     #[error("{address} closed the connection")]
     Closed {
@@ -292,12 +300,12 @@ impl Dial<'_> {
         if let Some(login) = login {
             let mut auth: Vec<&[u8]> = vec![b"AUTH"];
             auth.extend(login.iter().map(|secret| secret.reveal().as_bytes()));
-            let reply = self.ask(&mut wire, auth).await?;
+            let reply = self.first(self.ask(&mut wire, auth).await)?;
             if let Reply::Error(said) = reply {
                 return Err(self.login_refused(&said));
             }
         }
-        let primary = match self.ask(&mut wire, vec![b"HELLO", b"2"]).await? {
+        let primary = match self.first(self.ask(&mut wire, vec![b"HELLO", b"2"]).await)? {
             Reply::Array(said) => self.introduced(&said)?,
             Reply::Error(said) => {
                 self.fatal(&said)?;
@@ -321,6 +329,18 @@ impl Dial<'_> {
     async fn ask(&self, wire: &mut Wire, command: Vec<&[u8]>) -> Result<Reply, LinkError> {
         wire.send(&[command]).await.map_err(|error| self.lost(error))?;
         wire.reply().await.map_err(|error| self.lost(error))
+    }
+
+    /// A first answer; one that never came has a cause of its own, where TLS was not spoken.
+    fn first(&self, answer: Result<Reply, LinkError>) -> Result<Reply, LinkError> {
+        match (answer, self.address, self.tls) {
+            (
+                Err(LinkError::Closed { address } | LinkError::Io { address, .. }),
+                Address::Tcp(..),
+                None,
+            ) => Err(LinkError::HungUp { address }),
+            (answer, ..) => answer,
+        }
     }
 
     /// What a failure of the connection means to us.
