@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -89,6 +90,17 @@ pub(super) enum LinkError {
     /// It took too long.
     #[error("no answer from {address} within {after:?}")]
     TimedOut {
+        /// Who.
+        address: Address,
+        /// How long.
+        after: Duration,
+    },
+    /// It took too long to say the first word of TLS. A Redis without it waits for a line to end.
+    #[error(
+        "{address} did not answer in TLS within {after:?}; it may speak none at that port: \
+         redis:// is without"
+    )]
+    TlsTimedOut {
         /// Who.
         address: Address,
         /// How long.
@@ -253,17 +265,25 @@ pub(super) struct Greeted {
 impl Dial<'_> {
     /// Connects, logs in, and asks whom it got.
     pub(super) async fn open(&self, within: Duration) -> Result<Greeted, LinkError> {
+        let in_tls = AtomicBool::new(false);
         let opened = timeout(within, async {
             // Read first: a file that is missing is no fault of the server's.
             let login = self.login.arguments().await?;
-            let stream = self.connect().await?;
+            let stream = self.connect(&in_tls).await?;
             self.greet(Wire::new(stream), login.as_deref()).await
         });
-        let late = |_| LinkError::TimedOut { address: self.address.clone(), after: within };
+        let late = |_| {
+            let (address, after) = (self.address.clone(), within);
+            if in_tls.load(Ordering::Relaxed) {
+                LinkError::TlsTimedOut { address, after }
+            } else {
+                LinkError::TimedOut { address, after }
+            }
+        };
         opened.await.map_err(late)?
     }
 
-    async fn connect(&self) -> Result<Box<dyn Stream>, LinkError> {
+    async fn connect(&self, in_tls: &AtomicBool) -> Result<Box<dyn Stream>, LinkError> {
         let address = self.address;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::ConnectionRefused => LinkError::Refused { address: address.clone() },
@@ -290,7 +310,12 @@ impl Dial<'_> {
         SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
         Ok(match self.tls {
             None => Box::new(stream),
-            Some(files) => Box::new(files.over(stream, host, address).await?),
+            Some(files) => {
+                in_tls.store(true, Ordering::Relaxed);
+                let stream = files.over(stream, host, address).await?;
+                in_tls.store(false, Ordering::Relaxed);
+                Box::new(stream)
+            }
         })
     }
 

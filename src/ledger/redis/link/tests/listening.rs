@@ -5,11 +5,14 @@ use std::sync::Mutex;
 use super::*;
 use crate::ledger::redis::listen::{Pushed, listen};
 
-type Told = Arc<Mutex<Vec<Pushed>>>;
+pub(super) type Told = Arc<Mutex<Vec<Pushed>>>;
 
 /// Listens in the background; what it tells is collected.
 fn listening(url: &str, options: TargetOptions) -> (Told, AbortOnDropHandle<()>) {
-    let route = Arc::new(Route::new(Arc::new(Target::new(url, options).unwrap())));
+    listening_on(Arc::new(Route::new(Arc::new(Target::new(url, options).unwrap()))))
+}
+
+pub(super) fn listening_on(route: Arc<Route>) -> (Told, AbortOnDropHandle<()>) {
     let told = Told::default();
     let into = Arc::clone(&told);
     let task = tokio::spawn(async move {
@@ -23,15 +26,15 @@ fn count(told: &Told, of: impl Fn(&Pushed) -> bool) -> usize {
     told.lock().unwrap().iter().filter(|pushed| of(pushed)).count()
 }
 
-async fn until(what: &str, told: &Told, least: usize, of: impl Fn(&Pushed) -> bool) {
+pub(super) async fn until(what: &str, told: &Told, least: usize, of: impl Fn(&Pushed) -> bool) {
     in_time(what, async || (count(told, &of) >= least).then_some(())).await;
 }
 
-fn is_gap(pushed: &Pushed) -> bool {
+pub(super) fn is_gap(pushed: &Pushed) -> bool {
     matches!(pushed, Pushed::Gap)
 }
 
-fn is_message(pushed: &Pushed) -> bool {
+pub(super) fn is_message(pushed: &Pushed) -> bool {
     matches!(pushed, Pushed::Message(_))
 }
 

@@ -2,6 +2,7 @@
 
 use rustix::process::Signal;
 
+use super::listening::{is_gap, is_message, listening_on, until};
 use super::*;
 
 struct Fleet {
@@ -60,8 +61,11 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let fleet = Fleet::start().await;
     let (old, new) = (fleet.primary.port(), fleet.replica.port());
     // One that is given names the others.
-    let link = link(&fleet.url(1), TargetOptions::default());
+    let route = Arc::new(Route::new(Arc::new(fleet.url(1).parse().unwrap())));
+    let link = Link::on(Arc::clone(&route), Timeouts::default());
     let connection = link.connection().await.unwrap();
+    let (told, _task) = listening_on(route);
+    until("the subscription", &told, 1, is_gap).await;
     assert_eq!(connection.address(), format!("127.0.0.1:{old}"));
     link.primary_confirmed(&connection).await.unwrap();
     // One of three that answers is no majority, whichever it is and whatever it says.
@@ -91,6 +95,12 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     link.primary_confirmed(&connection).await.unwrap();
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
+    // The subscription has moved too, though the old primary never closed it.
+    in_time("a message of the new primary's", async || {
+        (fleet.replica.tell(&["PUBLISH", "{consent:0}:ch", "here"]) == "1").then_some(())
+    })
+    .await;
+    until("the message", &told, 1, is_message).await;
     fleet.primary.signal(Signal::CONT);
 }
 

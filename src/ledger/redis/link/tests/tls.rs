@@ -85,7 +85,7 @@ async fn both_sides_prove_who_they_are() {
     assert!(said.contains("give rediss://"), "{said}");
     let plain = Server::start(&[]).await;
     let said = refusal(&link(&format!("rediss://localhost:{}", plain.port()), whole())).await;
-    assert!(said.contains("no TLS at that port"), "{said}");
+    assert!(said.contains("redis:// is without"), "{said}");
     let no_key = TargetOptions { key_file: Some(authority.ca()), ..whole() };
     let said = refusal(&link(&url, no_key)).await;
     assert!(said.contains("must hold a private key"), "{said}");
@@ -136,4 +136,34 @@ async fn rotated_certificates_are_read_at_the_next_connection() {
     install(&certificate, "client.pem");
     install(&key, "client.key");
     connected(&link).await;
+}
+
+#[tokio::test]
+async fn sentinels_and_their_primary_are_spoken_to_in_tls() {
+    let authority = Authority::new();
+    let primary = authority.server("127.0.0.1").await;
+    let (certificate, key) = authority.sign("sentinel", "127.0.0.1");
+    let port = servers::free_port();
+    let text = format!(
+        "port 0\ntls-port {port}\nbind 127.0.0.1\ntls-cert-file {}\ntls-key-file {}\n\
+         tls-ca-cert-file {}\ntls-replication yes\n\
+         sentinel monitor mymaster 127.0.0.1 {} 1\n",
+        certificate.display(),
+        key.display(),
+        authority.ca().display(),
+        primary.port(),
+    );
+    let _sentinel = Server::launch(port, &["--sentinel"], Some(&text)).await;
+    let (certificate, key) = authority.sign("client", "sidecar");
+    let options = TargetOptions {
+        ca_file: Some(authority.ca()),
+        cert_file: Some(certificate),
+        key_file: Some(key),
+        ..TargetOptions::default()
+    };
+    let link = link(&format!("rediss+sentinel://127.0.0.1:{port}/mymaster"), options);
+    let connection = link.connection().await.unwrap();
+    assert_eq!(connection.address(), format!("127.0.0.1:{}", primary.port()));
+    assert_eq!(whoami(&connection).await, "default");
+    link.primary_confirmed(&connection).await.unwrap();
 }
