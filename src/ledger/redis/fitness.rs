@@ -7,6 +7,7 @@ use redis::{RedisError, Value};
 const OLDEST: (u32, u32) = (7, 0);
 
 /// What a Redis says of itself.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fitness {
     /// Whether it is a primary.
@@ -140,9 +141,8 @@ pub(super) async fn inspect(redis: &mut MultiplexedConnection) -> Result<Fitness
     // A sidecar's user need not be allowed this; INFO tells the most of it.
     let config: Vec<(String, String)> = match config.query_async(redis).await {
         Ok(Value::Array(flat)) => pairs(flat),
-        Ok(_) => Vec::new(),
         Err(error) if error.is_io_error() || error.is_timeout() => return Err(error.into()),
-        Err(_) => Vec::new(),
+        Ok(_) | Err(_) => Vec::new(),
     };
     Fitness::read(&info, &config)
 }
