@@ -232,6 +232,8 @@ impl LinkError {
             | Self::TimedOut { .. }
             | Self::Closed { .. }
             | Self::Io { .. }
+            | Self::TlsTimedOut { .. }
+            | Self::HungUp { .. }
             | Self::NotPrimary { .. }
             | Self::UnknownMaster { .. }
             | Self::NoMajority { .. }

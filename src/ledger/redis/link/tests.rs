@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use self::servers::{Server, in_time};
 use super::*;
-use crate::ledger::redis::fitness::{self, Durability, Fsync, Unfit, Warning};
+use crate::ledger::redis::fitness::{self, Persistence, Fsync, Unfit, Warning};
 use crate::ledger::redis::target::TargetOptions;
 
 fn link(url: &str, options: TargetOptions) -> Link {
@@ -18,7 +18,7 @@ fn link(url: &str, options: TargetOptions) -> Link {
 
 /// What a link says that cannot connect.
 async fn refusal(link: &Link) -> String {
-    link.connection().await.map(|connection| connection.address()).unwrap_err().to_string()
+    link.connection().await.map(|connection| connection.address.to_string()).unwrap_err().to_string()
 }
 
 async fn whoami(connection: &Connection) -> String {
@@ -36,7 +36,7 @@ async fn a_socket_and_a_port_lead_to_the_same_redis() {
     let server = Server::start(&["--databases", "4"]).await;
     let by_socket = link(&server.socket_url(), TargetOptions::default());
     let connection = by_socket.connection().await.unwrap();
-    assert_eq!(connection.address(), server.socket().display().to_string());
+    assert_eq!(connection.address.to_string(), server.socket().display().to_string());
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SELECT").arg(3).query_async(&mut redis).await.unwrap();
     let () = redis::cmd("SET").arg("here").arg("yes").query_async(&mut redis).await.unwrap();
@@ -191,18 +191,18 @@ async fn fitness_of(server: &Server, user: Option<&str>) -> fitness::Fitness {
 async fn real_servers_say_what_they_are_fit_for() {
     let memory = Server::start(&["--save", ""]).await;
     let fitness = fitness_of(&memory, None).await;
-    assert_eq!(fitness.durability, Durability::Memory);
+    assert_eq!(fitness.durability, Persistence::Memory);
     assert_eq!(fitness.verdict(false, false), Ok(vec![Warning::MemoryAlone]));
     // A sidecar's user may not see the configuration.
     let user = ["--user", "sidecar", "on", "nopass", "~*", "&*", "+@all", "-config"];
     let saving = Server::start(&[&["--save", "60 1"], &user[..]].concat()).await;
-    assert_eq!(fitness_of(&saving, None).await.durability, Durability::Snapshots);
-    assert_eq!(fitness_of(&saving, Some("sidecar")).await.durability, Durability::Unstated);
+    assert_eq!(fitness_of(&saving, None).await.durability, Persistence::Snapshots);
+    assert_eq!(fitness_of(&saving, Some("sidecar")).await.durability, Persistence::Unstated);
     let file = ["--appendonly", "yes", "--appendfsync", "always"];
     let arguments = [&file[..], &["--min-replicas-to-write", "1"]].concat();
     let durable = Server::start(&arguments).await;
     let fitness = fitness_of(&durable, None).await;
-    assert_eq!(fitness.durability, Durability::AppendOnly(Fsync::Always));
+    assert_eq!(fitness.durability, Persistence::AppendOnly(Fsync::Always));
     assert!(fitness.is_fenced && fitness.can_save && fitness.version >= (7, 0, 0));
     assert_eq!(fitness.verdict(true, false), Ok(vec![]));
     let evicting = Server::start(&["--maxmemory-policy", "allkeys-lru"]).await;

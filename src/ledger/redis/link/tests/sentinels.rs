@@ -66,7 +66,7 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let connection = link.connection().await.unwrap();
     let (told, _task) = listening_on(route);
     until("the subscription", &told, 1, is_gap).await;
-    assert_eq!(connection.address(), format!("127.0.0.1:{old}"));
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{old}"));
     link.primary_confirmed(&connection).await.unwrap();
     // One of three that answers is no majority, whichever it is and whatever it says.
     for silent in &fleet.sentinels[1..] {
@@ -91,7 +91,7 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let expected = format!("127.0.0.1:{old} is no longer the primary");
     assert!(said.contains(&expected) && said.contains(&format!(":{new}")), "{said}");
     let connection = connected(&link).await;
-    assert_eq!(connection.address(), format!("127.0.0.1:{new}"));
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{new}"));
     link.primary_confirmed(&connection).await.unwrap();
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
@@ -115,7 +115,7 @@ async fn a_replica_that_a_sentinel_takes_for_the_primary_is_refused() {
     sentinel.signal(Signal::CONT);
     let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port());
     let attempt = link(&url, TargetOptions::default()).connection().await;
-    let said = attempt.map(|connection| connection.address()).unwrap_err().to_string();
+    let said = attempt.map(|connection| connection.address.to_string()).unwrap_err().to_string();
     assert!(said.contains("no primary, though the Sentinels name it"), "{said}");
 }
 
@@ -132,7 +132,7 @@ async fn sentinels_have_a_login_of_their_own() {
         ..TargetOptions::default()
     };
     let connection = link(&by_name("mymaster"), with(Some("hunter2"))).connection().await.unwrap();
-    assert_eq!(connection.address(), format!("127.0.0.1:{}", primary.port()));
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{}", primary.port()));
     let said = refusal(&link(&by_name("mymaster"), with(None))).await;
     assert!(said.contains("--ledger-sentinel-password-file"), "{said}");
     let said = refusal(&link(&by_name("mymaster"), with(Some("other")))).await;
