@@ -1,14 +1,12 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
-use std::sync::Arc;
-
 use consentd::consent::record::{Outcome, Request};
 use consentd::ledger::{
     CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
 };
 use server::BUCKETS;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 
@@ -248,61 +246,57 @@ async fn replicas_that_are_asked_for_must_confirm() {
     open.close().await;
 }
 
-/// Passes connections on to a socket; closes the first on which a script that writes is answered,
-/// before the answer.
-async fn lossy(listener: UnixListener, to: PathBuf) {
-    let lost = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    loop {
-        let (mut client, _) = listener.accept().await.unwrap();
-        let mut server = UnixStream::connect(&to).await.unwrap();
-        let lost = Arc::clone(&lost);
-        tokio::spawn(async move {
-            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-            let mut writes = false;
-            loop {
-                tokio::select! {
-                    length = client.read(&mut asked) => {
-                        let Ok(length @ 1..) = length else { return };
-                        writes |= asked[..length].windows(9).any(|part| part == b"EVALSHA\r\n");
-                        writes &= asked[..length].windows(11).any(|part| part == b"consent:0}:" );
-                        if server.write_all(&asked[..length]).await.is_err() { return }
-                    }
-                    length = server.read(&mut answered) => {
-                        let Ok(length @ 1..) = length else { return };
-                        let ours = &answered[..length];
-                        let is_outcome = writes && ours.starts_with(b"*2\r\n:");
-                        if is_outcome && !lost.swap(true, std::sync::atomic::Ordering::SeqCst) {
-                            return;
-                        }
-                        if client.write_all(ours).await.is_err() { return }
-                    }
-                }
-            }
-        });
-    }
+/// A ledger whose first answer to a script that writes is lost, as soon as the test says so.
+fn lossy_ledger(folder: &TempDir, server: &Server) -> (Open, mpsc::Receiver<oneshot::Sender<()>>) {
+    let path = folder.path().join("proxy.sock");
+    let (losing, lost) = mpsc::channel(1);
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(server::lossy(listener, server.socket.clone(), losing));
+    let url = format!("redis+unix://{}", path.display());
+    let target = consentd::ledger::Target::new(&url, TargetOptions::default()).unwrap();
+    let (ledger, driver) = Redis::new(target, options());
+    let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
+    (Open { ledger: Ledger::Redis(ledger), writer }, lost)
 }
 
 #[tokio::test]
 async fn an_append_whose_answer_is_lost_is_made_once() {
     let (folder, server) = a_server(&[]);
-    let path = folder.path().join("proxy.sock");
-    let proxy = tokio::spawn(lossy(UnixListener::bind(&path).unwrap(), server.socket.clone()));
-    let url = format!("redis+unix://{}", path.display());
-    let target = consentd::ledger::Target::new(&url, TargetOptions::default()).unwrap();
     // Known to Redis: the proxy sees an answer to the script, not that it is unknown.
     let direct = open_redis(&server, options());
     append(&direct.ledger, key(1), opt_in("Yes")).await;
-    let (ledger, driver) = Redis::new(target, options());
-    let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
-    let open = Open { ledger: Ledger::Redis(ledger), writer };
-    assert_eq!(append(&open.ledger, key(2), inbound("wamid")).await, 2);
+    let (open, mut lost) = lossy_ledger(&folder, &server);
+    let appending = append(&open.ledger, key(2), inbound("wamid"));
+    let lose = async { lost.recv().await.unwrap().send(()).unwrap() };
+    let (revision, ()) = tokio::join!(appending, lose);
+    assert_eq!(revision, 2);
     assert_eq!(open.ledger.history(key(2)).await.unwrap().entries.len(), 1);
     assert_eq!(open.ledger.read_after(0).await.unwrap().end.revision, 2);
     let noop = say(&server, &["HGET", "{consent:0}:meta", "noop"]).await.unwrap();
     assert_eq!(noop, redis::Value::BulkString(b"1".to_vec()), "it was lost, and made sure of");
     open.close().await;
     direct.close().await;
-    proxy.abort();
+}
+
+#[tokio::test]
+async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
+    let (folder, server) = a_server(&[]);
+    let direct = open_redis(&server, options());
+    append(&direct.ledger, key(1), opt_in("Yes")).await;
+    let (open, mut lost) = lossy_ledger(&folder, &server);
+    let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
+    let appending = open.ledger.append(vec![opting_in]);
+    let meanwhile = async {
+        let lose = lost.recv().await.unwrap();
+        assert_eq!(append(&direct.ledger, key(2), opt_out("letter")).await, 3);
+        lose.send(()).unwrap();
+    };
+    let (appended, ()) = tokio::join!(appending, meanwhile);
+    let now = read(&direct.ledger, key(2)).await;
+    assert!(matches!(&appended.unwrap()[..], [Appended::Conflict(Ok(there))] if *there == now));
+    assert_eq!((now.version.revision, now.record.history_len), (3, 2));
+    open.close().await;
+    direct.close().await;
 }
 
 #[tokio::test]

@@ -18,6 +18,9 @@ use crate::ledger::{Appended, Epoch, LedgerError};
 /// How long changes are sent again while it is not known what came of them.
 const MAX_TRYING: Duration = Duration::from_secs(10);
 
+/// And for how long once the ledger is being closed: others may wait behind them.
+const MAX_TRYING_CLOSING: Duration = Duration::from_secs(1);
+
 /// The shortest and the longest pause before they are.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -74,7 +77,8 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
             }
             _ => {}
         }
-        let left = MAX_TRYING.saturating_sub(clock::boot().saturating_sub(begun));
+        let most = if shared.closing.is_cancelled() { MAX_TRYING_CLOSING } else { MAX_TRYING };
+        let left = most.saturating_sub(clock::boot().saturating_sub(begun));
         if !is_worth_trying(&failure) || left.is_zero() {
             return refuse(&shared, items, &failure);
         }
