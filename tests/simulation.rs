@@ -24,6 +24,7 @@
 //! ```sh
 //! cargo test --test simulation                                       # what CI runs
 //! CONSENTD_SEED=42 cargo test --test simulation                      # one history again
+//! CONSENTD_TRACE=1 CONSENTD_SEED=42 cargo test --test simulation -- --nocapture    # step by step
 //! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
 //! scripts/mutants                                                    # does it catch anything?
 //! ```

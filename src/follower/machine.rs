@@ -79,6 +79,8 @@ pub enum Action {
     Unload(u32),
     /// Put this pair's record into the table.
     Apply(Box<LogBody>),
+    /// This pair's record comes with its bucket, which is not read yet; here are its ids.
+    Meet(Box<LogBody>),
     /// Compare the table with this bucket, and mend it.
     Compare(Bucket),
     /// Everything up to this revision, recorded at that time, is in the table.
@@ -364,9 +366,10 @@ impl Machine {
             Phase::Loading(snapshot) => snapshot.takes(bucket, entry.revision),
             _ => true,
         };
-        if wanted {
-            self.actions.push(Action::Apply(Box::new(body)));
-        }
+        // Ids are told by the log alone, and by them alone is known what a ledger of other keys
+        // denied the pair: where its record is read later, this may be the last that is heard.
+        let body = Box::new(body);
+        self.actions.push(if wanted { Action::Apply(body) } else { Action::Meet(body) });
         self.actions.push(Action::Applied(entry.revision, recorded));
         self.trail.extend(entry.head, bucket);
         if let Phase::Loading(snapshot) = &mut self.phase {

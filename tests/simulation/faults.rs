@@ -73,7 +73,7 @@ impl Wire {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     Wire,
     Trim,
@@ -141,6 +141,9 @@ impl Faults {
 impl World {
     pub fn fault(&mut self) {
         let fault = self.random.pick(&self.faults.kinds);
+        if self.traced {
+            println!("        fault: {fault:?}");
+        }
         match fault {
             Fault::Wire => self.wire = Wire::any(&mut self.random),
             Fault::Trim => {

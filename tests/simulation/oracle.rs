@@ -1,5 +1,6 @@
 //! What must hold, by its own reckoning: of states of the ledger and times alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -58,21 +59,33 @@ pub struct Guards {
     may: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
+    /// The latest clock that a ledger told; ledgers' clocks differ.
+    latest: Timestamp,
 }
 
 impl Default for Guards {
     fn default() -> Self {
         let off = Guard { on: false, floor: Timestamp::MIN };
-        Self { guards: [[off; KINDS]; USERS], may: [false; USERS], seen: Timestamp::MIN }
+        Self {
+            guards: [[off; KINDS]; USERS],
+            may: [false; USERS],
+            seen: Timestamp::MIN,
+            latest: Timestamp::MIN,
+        }
     }
 }
 
 impl Guards {
+    /// A ledger told its clock.
+    pub fn on_clock(&mut self, clock: Timestamp) {
+        self.latest = self.latest.max(clock);
+    }
+
     /// The table is emptied, at that time by the ledger's clock.
     pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool) {
-        self.seen = self.seen.max(clock);
+        self.seen = self.seen.max(self.latest);
         if forgets {
-            *self = Self { seen: self.seen, ..Self::default() };
+            *self = Self { seen: self.seen, latest: self.latest, ..Self::default() };
         } else if !first {
             self.may = [true; USERS];
         }
@@ -150,7 +163,11 @@ impl Guards {
         if *ours == theirs {
             return Ok(());
         }
-        let told = || Err(format!("{ours:?}, in the ledger {theirs:?}"));
+        let told = || {
+            let state = said.map(|said| &said.state);
+            let seen = self.seen;
+            Err(format!("{ours:?}, in the ledger {theirs:?}: {state:?}, loss seen at {seen:?}"))
+        };
         let same = Facts {
             standing: theirs.standing,
             suppressed: theirs.suppressed,
@@ -224,14 +241,29 @@ pub struct Ack {
 #[derive(Default)]
 pub struct Acks {
     acks: Vec<Ack>,
-    /// All that was ever written of each pair, on whatever branch.
-    ever: [State; USERS],
+    /// The latest of all that was ever written, on whatever branch, that lifts a denial.
+    lifts: [Lifts; USERS],
+}
+
+#[derive(Default)]
+struct Lifts {
+    words: BTreeMap<Scope, Timestamp>,
+    platform: Option<Timestamp>,
+    suppression: Option<Timestamp>,
 }
 
 impl Acks {
     pub fn written(&mut self, number: usize, state: &State) {
-        let known = std::mem::take(&mut self.ever[number]);
-        self.ever[number] = known.join(state.clone());
+        let lifts = &mut self.lifts[number];
+        for (scope, said) in &state.scopes {
+            if let Some(word) = said.word.filter(|word| !word.is_opt_out()) {
+                let known = lifts.words.entry(scope.clone()).or_insert(word.time);
+                *known = word.time.max(*known);
+            }
+        }
+        let lift = |mark: Option<(Timestamp, bool)>| mark.filter(|(_, set)| !set).map(|(at, _)| at);
+        lifts.platform = lifts.platform.max(lift(state.platform));
+        lifts.suppression = lifts.suppression.max(lift(state.suppression));
     }
 
     pub fn acknowledged(&mut self, ack: Ack) {
@@ -267,7 +299,7 @@ impl Acks {
         bound: Duration,
         allows: impl Fn(usize) -> Result<bool, Violation>,
     ) -> Result<(), Violation> {
-        let ever = &self.ever[number];
+        let lifts = &self.lifts[number];
         let due = |ack: &&Ack| {
             // The wall clock is read in whole milliseconds.
             ack.user == number && ack.at + bound + Duration::from_millis(1) <= now
@@ -276,16 +308,18 @@ impl Acks {
             for category in 0..CATEGORIES.len() {
                 let denies = match &ack.effect {
                     Effect::Word(scope, word) => {
-                        covers(scope, category)
-                            && latest_word(ever, category).is_some_and(|latest| {
-                                latest.is_opt_out() || latest.time <= word.time
-                            })
+                        let lifts = lifts.words.iter().filter(|(scope, _)| covers(scope, category));
+                        let lifted = lifts.map(|(_, time)| *time).max();
+                        covers(scope, category) && lifted.is_none_or(|time| time <= word.time)
                     }
-                    Effect::Platform { .. } => {
+                    Effect::Platform { time, .. } => {
                         CATEGORIES[category].starts_with("marketing")
-                            && ever.platform.is_some_and(|(_, stopped)| stopped)
+                            && lifts.platform.is_none_or(|lifted| lifted <= *time)
                     }
-                    _ => ever.suppression.is_some_and(|(_, set)| set),
+                    Effect::Suppression { time, .. } => {
+                        lifts.suppression.is_none_or(|lifted| lifted <= *time)
+                    }
+                    _ => false,
                 };
                 if denies && allows(category)? {
                     let ago = now.checked_sub(ack.at).unwrap_or_default();

@@ -73,6 +73,13 @@ impl World {
         self.converged()
     }
 
+    /// Whether the table is live by a proof that was asked for since.
+    fn is_proven_since(&self, since: u64) -> bool {
+        let moment = self.moment();
+        let staleness = self.sidecar.table.freshness().staleness(moment);
+        self.sidecar.is_live(moment) && staleness <= Duration::from_micros(self.now - since)
+    }
+
     /// Property 5.
     fn become_live(&mut self) -> Result<(), Violation> {
         let healed = self.now;
@@ -81,11 +88,10 @@ impl World {
         loop {
             let until = deadline.min(self.now + SECOND);
             self.run(until, |world| {
-                let moment = world.moment();
-                world.frozen_until <= world.now && world.sidecar.is_live(moment)
+                world.frozen_until <= world.now && world.is_proven_since(healed)
             })?;
             let moment = self.moment();
-            if self.sidecar.is_live(moment) {
+            if self.is_proven_since(healed) {
                 return Ok(());
             }
             if self.sidecar.overflowed && !accepted {

@@ -74,6 +74,8 @@ pub struct Sidecar {
     accepted: Option<(Epoch, u64)>,
     pub overflowed: bool,
     buckets: u32,
+    /// Whether what is done to the table is printed.
+    pub traced: bool,
 }
 
 impl Sidecar {
@@ -99,6 +101,7 @@ impl Sidecar {
             accepted: None,
             overflowed: false,
             buckets: 0,
+            traced: false,
         };
         let wanted = sidecar.perform(tasks);
         (sidecar, wanted)
@@ -119,6 +122,9 @@ impl Sidecar {
                 page_said = page.as_ref().map(|page| {
                     (page.clock, page.identity.epoch, page.accepted, page.identity.buckets)
                 });
+                if let Some((clock, ..)) = page_said {
+                    self.guards.on_clock(clock);
+                }
                 self.driver.on_page(question, page, now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
@@ -158,6 +164,10 @@ impl Sidecar {
     fn perform(&mut self, tasks: Vec<Task>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for task in tasks {
+            if let (true, Task::Table(action)) = (self.traced, &task) {
+                let action = format!("{action:?}");
+                println!("        {}", action.split(" user_id").next().unwrap_or_default());
+            }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),
                 Task::Bucket { question, wait } => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
 use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
-use consentd::ledger::{Announcement, Epoch, LogEntry};
+use consentd::ledger::{Announcement, Epoch, LogEntry, Tail};
 use consentd::metrics::Metrics;
 
 use crate::faults::{Faults, Wire};
@@ -84,6 +84,57 @@ pub struct World {
     /// Whether recorders write, and whether faults happen.
     pub writing: bool,
     pub faulty: bool,
+    /// Whether every step is printed.
+    pub traced: bool,
+}
+
+/// A step in words, for `CONSENTD_TRACE`.
+fn told(happening: &Happening) -> String {
+    match happening {
+        Happening::AskedPage(id, question) => format!("asked {id}: {question:?}"),
+        Happening::AskedBucket(id, question) => format!("asked {id}: {question:?}"),
+        Happening::Brought(life, brought) => match brought {
+            Brought::Page(id, _, Some(page)) => {
+                let count = match &page.tail {
+                    Tail::Entries(entries) => entries.len().to_string(),
+                    Tail::Trimmed => "trimmed".to_owned(),
+                };
+                let end = page.end;
+                format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
+            }
+            Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
+            Brought::Bucket(id, question, Some(bucket)) => format!(
+                "[{life}] bucket {id}: {} of {} at {} {:02x?}",
+                bucket.pairs.len(),
+                question.number,
+                bucket.label.revision,
+                &bucket.label.head[..2]
+            ),
+            Brought::Bucket(id, ..) => format!("[{life}] no bucket {id}"),
+            Brought::Again => format!("[{life}] again"),
+            Brought::Tick => format!("[{life}] tick"),
+            Brought::ScrubDue => format!("[{life}] scrub"),
+            Brought::Announced(announcement) => {
+                let entries = announcement.entries.iter();
+                let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
+                format!("[{life}] announced {entries:?}")
+            }
+            Brought::Missed => format!("[{life}] missed"),
+        },
+        Happening::Recorder(index, _, step) => {
+            let step = match step {
+                Step::Start => "starts",
+                Step::Read => "reads",
+                Step::Append(..) => "appends",
+                Step::Appended => "is answered",
+                Step::TimedOut => "waits no longer",
+            };
+            format!("recorder {index} {step}")
+        }
+        Happening::Synced => "synced".to_owned(),
+        Happening::Check(number) => format!("check {number}"),
+        Happening::Fault => "fault due".to_owned(),
+    }
 }
 
 impl World {
@@ -134,6 +185,7 @@ impl World {
             metrics: Arc::clone(metrics),
             writing: true,
             faulty: false,
+            traced: std::env::var_os("CONSENTD_TRACE").is_some(),
         };
         world.know();
         world.want(wanted);
@@ -173,16 +225,24 @@ impl World {
         mut done: impl FnMut(&mut Self) -> bool,
     ) -> Result<(), Violation> {
         while !done(self) {
-            match self.queue.first_key_value() {
-                Some(((at, _), _)) if *at <= until => {}
-                _ => break,
+            let next = self.queue.first_key_value().map(|((at, _), _)| *at);
+            if next.is_none_or(|at| at > until) {
+                self.now = self.now.max(until);
+                break;
             }
             let Some(((at, _), happening)) = self.queue.pop_first() else { break };
             self.now = self.now.max(at);
             self.steps += 1;
+            if self.traced {
+                println!(
+                    "{:>6} {:>9.3} {}",
+                    self.steps,
+                    self.time().as_secs_f64(),
+                    told(&happening)
+                );
+            }
             self.step(happening)?;
         }
-        self.now = self.now.max(until.min(self.now.max(until)));
         Ok(())
     }
 
@@ -254,6 +314,7 @@ impl World {
             _ => {}
         }
         let moment = self.moment();
+        self.sidecar.traced = self.traced;
         let (wanted, touched) = self.sidecar.on(brought, moment)?;
         self.want(wanted);
         if touched && self.sidecar.is_valid() {
