@@ -20,7 +20,7 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Options,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, NotADurability, Options,
     Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
     WrongTarget, announcement, channel, create, plan,
 };
@@ -207,6 +207,17 @@ pub enum LedgerError {
     },
 }
 
+impl LedgerError {
+    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
+    #[must_use]
+    pub fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
+            _ => false,
+        }
+    }
+}
+
 /// One change as the log tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogEntry {
@@ -256,6 +267,15 @@ pub enum Heard {
     Announcement(Announcement),
     /// Announcements may have been lost.
     Missed,
+    /// From now on announcements are heard; any before may have been lost.
+    Subscribed,
+    /// None are heard for now.
+    Unsubscribed {
+        /// Whether the ledger does not let us, and not merely fails to.
+        refused: bool,
+        /// Why.
+        why: Arc<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.

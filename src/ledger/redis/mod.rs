@@ -22,11 +22,13 @@ mod retention;
 mod route;
 mod scripts;
 mod sentinel;
+mod standing;
 mod target;
 mod tls;
 mod wire;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
@@ -41,7 +43,9 @@ pub use self::layout::{announcement, channel};
 use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
+use self::dial::LinkError;
 use self::route::{Route, Timeouts};
+use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
 use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
 use crate::consent::id::KeySecret;
@@ -60,6 +64,33 @@ pub enum Durability {
     Aof,
 }
 
+/// No sensible Redis has more replicas.
+const MAX_REPLICAS: u32 = 100;
+
+/// It is none of the three.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "must be ledger (what that Redis is configured for), replicas:N (N replicas have it, 1 to \
+     {MAX_REPLICAS}), or aof (it is in the append-only file, synced)"
+)]
+pub struct NotADurability;
+
+impl std::str::FromStr for Durability {
+    type Err = NotADurability;
+
+    fn from_str(text: &str) -> Result<Self, NotADurability> {
+        match text {
+            "ledger" => Ok(Self::Ledger),
+            "aof" => Ok(Self::Aof),
+            text => {
+                let count = text.strip_prefix("replicas:").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=MAX_REPLICAS).contains(count));
+                count.map(Self::Replicas).ok_or(NotADurability)
+            }
+        }
+    }
+}
+
 /// How a ledger in Redis is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -67,6 +98,8 @@ pub struct Options {
     pub durability: Durability,
     /// How long it waits for that.
     pub confirm_within: Duration,
+    /// How long a poll may take: a connection that is silent for longer is given up.
+    pub poll_within: Duration,
     /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
     pub retention: Option<Retention>,
     /// How often that is looked for.
@@ -78,6 +111,7 @@ impl Default for Options {
         Self {
             durability: Durability::Ledger,
             confirm_within: Duration::from_secs(1),
+            poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_every: Duration::from_mins(1),
         }
@@ -111,7 +145,9 @@ struct Shared {
     identity: RwLock<Option<Arc<Identity>>>,
     /// How well it keeps what it acknowledges, as last seen.
     standing: RwLock<Standing>,
+    looked: Mutex<Option<Looked>>,
     announcements: broadcast::Sender<Heard>,
+    unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
     /// The driver has ended.
@@ -138,12 +174,21 @@ impl Redis {
             route,
             identity: RwLock::new(None),
             standing: RwLock::default(),
+            looked: Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
         let driver = Driver::new(Arc::clone(&shared), waiting);
         (Self { shared, appends }, driver)
+    }
+
+    /// How many appends were written that Redis does not permit to announce: followers find them
+    /// by their polls.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        self.shared.unannounced.load(Ordering::Relaxed)
     }
 
     pub(super) fn describe(&self) -> &str {
@@ -198,4 +243,11 @@ impl Shared {
         }
         failure.into()
     }
+}
+
+/// Whether it takes an operator to mend what failed.
+pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let denied = matches!(why.downcast_ref(), Some(RefusedBy::Denied { .. }));
+    let at_link = why.downcast_ref::<LinkError>().is_some_and(LinkError::needs_an_operator);
+    denied || at_link || why.is::<Unfit>()
 }
