@@ -20,7 +20,7 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Options,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, NotADurability, Options,
     Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
     WrongTarget, announcement, channel, create, plan,
 };
@@ -205,6 +205,17 @@ pub enum LedgerError {
         /// How many confirmed.
         confirmed: u32,
     },
+}
+
+impl LedgerError {
+    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
+    #[must_use]
+    pub fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
+            _ => false,
+        }
+    }
 }
 
 /// One change as the log tells it.

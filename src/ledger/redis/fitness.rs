@@ -1,5 +1,7 @@
 //! Whether a Redis is fit to hold a ledger, and what an operator should know of it.
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
 
@@ -7,6 +9,7 @@ use redis::{RedisError, Value};
 const OLDEST: (u32, u32) = (7, 0);
 
 /// What a Redis says of itself.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fitness {
     /// Whether it is a primary.
@@ -125,7 +128,7 @@ pub enum Warning {
 pub enum FitnessError {
     /// It could not be asked.
     #[error("cannot ask Redis what it is (INFO): {0}")]
-    Asking(#[from] RedisError),
+    Asking(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// It says something else.
     #[error("INFO does not say {0}")]
     Silent(&'static str),
@@ -134,15 +137,15 @@ pub enum FitnessError {
 /// Asks a Redis what it is.
 pub(super) async fn inspect(redis: &mut MultiplexedConnection) -> Result<Fitness, FitnessError> {
     // The whole of it: those that are too old take one section at most.
-    let info: String = redis::cmd("INFO").query_async(redis).await?;
+    let asking = |error: RedisError| FitnessError::Asking(Arc::new(error));
+    let info: String = redis::cmd("INFO").query_async(redis).await.map_err(asking)?;
     let mut config = redis::cmd("CONFIG");
     config.arg("GET").arg("appendfsync").arg("save").arg("maxmemory-policy");
     // A sidecar's user need not be allowed this; INFO tells the most of it.
     let config: Vec<(String, String)> = match config.query_async(redis).await {
         Ok(Value::Array(flat)) => pairs(flat),
-        Ok(_) => Vec::new(),
-        Err(error) if error.is_io_error() || error.is_timeout() => return Err(error.into()),
-        Err(_) => Vec::new(),
+        Err(error) if error.is_io_error() || error.is_timeout() => return Err(asking(error)),
+        Ok(_) | Err(_) => Vec::new(),
     };
     Fitness::read(&info, &config)
 }

@@ -198,3 +198,6 @@ pub(super) async fn multiplexed(
     let driver = tokio::spawn(driver);
     Ok((redis, AbortOnDropHandle::new(driver)))
 }
+
+#[cfg(test)]
+mod tests;

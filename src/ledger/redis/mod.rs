@@ -43,6 +43,7 @@ pub use self::layout::{announcement, channel};
 use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
+use self::dial::LinkError;
 use self::route::{Route, Timeouts};
 use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
@@ -61,6 +62,33 @@ pub enum Durability {
     Replicas(u32),
     /// That it is in the primary's append-only file, synced.
     Aof,
+}
+
+/// No sensible Redis has more replicas.
+const MAX_REPLICAS: u32 = 100;
+
+/// It is none of the three.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "must be ledger (what that Redis is configured for), replicas:N (N replicas have it, 1 to \
+     {MAX_REPLICAS}), or aof (it is in the append-only file, synced)"
+)]
+pub struct NotADurability;
+
+impl std::str::FromStr for Durability {
+    type Err = NotADurability;
+
+    fn from_str(text: &str) -> Result<Self, NotADurability> {
+        match text {
+            "ledger" => Ok(Self::Ledger),
+            "aof" => Ok(Self::Aof),
+            text => {
+                let count = text.strip_prefix("replicas:").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=MAX_REPLICAS).contains(count));
+                count.map(Self::Replicas).ok_or(NotADurability)
+            }
+        }
+    }
 }
 
 /// How a ledger in Redis is used.
@@ -215,4 +243,11 @@ impl Shared {
         }
         failure.into()
     }
+}
+
+/// Whether it takes an operator to mend what failed.
+pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let denied = matches!(why.downcast_ref(), Some(RefusedBy::Denied { .. }));
+    let at_link = why.downcast_ref::<LinkError>().is_some_and(LinkError::needs_an_operator);
+    denied || at_link || why.is::<Unfit>()
 }
