@@ -94,6 +94,24 @@ impl Guards {
         }
     }
 
+    /// A table that is not valid went past what the ledger says here: a denial that is the ledger's
+    /// own is lifted as the ledger lifts it.
+    pub fn pass(&mut self, pairs: &Pairs) {
+        for (said, guards) in pairs.iter().zip(&mut self.guards) {
+            let Some(state) = said.as_ref().map(|said| &said.state) else { continue };
+            for (kind, guard) in guards.iter_mut().enumerate().filter(|(_, guard)| guard.on) {
+                let theirs = match kind {
+                    PLATFORM => state.platform,
+                    SUPPRESSION => state.suppression,
+                    category => latest_word(state, category).map(|w| (w.time, w.is_opt_out())),
+                };
+                if let Some((time, true)) = theirs {
+                    guard.floor = time;
+                }
+            }
+        }
+    }
+
     /// The pair's record was written behind the log's back, or cannot be read.
     pub fn may_deny(&mut self, number: usize) {
         self.may[number] = true;
