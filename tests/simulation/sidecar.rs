@@ -166,7 +166,7 @@ impl Sidecar {
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
                 let action = format!("{action:?}");
-                println!("        {}", action.split(" user_id").next().unwrap_or_default());
+                println!("        {}", action.replace("LogBody { key: Key { high: ", "").replace("history_len: 0, chain: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], requests: []", ""));
             }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),
