@@ -110,8 +110,10 @@ impl Guards {
                     SUPPRESSION => state.suppression,
                     category => latest_word(state, category).map(|w| (w.time, w.is_opt_out())),
                 };
-                if let Some((time, true)) = theirs {
-                    guard.floor = time;
+                match theirs {
+                    Some((time, true)) => guard.floor = time,
+                    Some((time, false)) if time > guard.floor => guard.on = false,
+                    _ => {}
                 }
             }
         }

@@ -77,7 +77,10 @@ impl World {
     fn is_proven_since(&self, since: u64) -> bool {
         let moment = self.moment();
         let staleness = self.sidecar.table.freshness().staleness(moment);
-        self.sidecar.is_live(moment) && staleness <= Duration::from_micros(self.now - since)
+        let known =
+            self.sidecar.accepted == Some((self.primary.end().epoch, self.primary.accepted));
+        let since = Duration::from_micros(self.now - since);
+        known && self.sidecar.is_live(moment) && staleness <= since
     }
 
     /// Property 5.
