@@ -110,8 +110,10 @@ impl Guards {
                     SUPPRESSION => state.suppression,
                     category => latest_word(state, category).map(|w| (w.time, w.is_opt_out())),
                 };
-                if let Some((time, true)) = theirs {
-                    guard.floor = time;
+                match theirs {
+                    Some((time, true)) => guard.floor = time,
+                    Some((time, false)) if time > guard.floor => guard.on = false,
+                    _ => {}
                 }
             }
         }
@@ -134,6 +136,10 @@ impl Guards {
         for number in 0..USERS {
             let said = pairs[number].as_deref();
             let pair = table.pair(&user(number), BUSINESS).unwrap();
+            if loose[number] {
+                // What denies may be what the log does not tell; something must lift it at least.
+                self.guards[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);
+            }
             for category in 0..CATEGORIES.len() {
                 let asked = Category::parse(CATEGORIES[category]).unwrap();
                 let facts = table.facts(pair, asked).0;

@@ -71,7 +71,7 @@ pub struct Sidecar {
     asked: u64,
     pub guards: Guards,
     /// How often the ledger that is followed had been accepted as it is.
-    accepted: Option<(Epoch, u64)>,
+    pub accepted: Option<(Epoch, u64)>,
     pub overflowed: bool,
     buckets: u32,
     /// Whether what is done to the table is printed.
