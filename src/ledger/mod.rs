@@ -20,9 +20,9 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, NotADurability, Options,
-    Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
-    WrongTarget, announcement, channel, create, plan,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS,
+    NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Target, TargetError,
+    TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.
@@ -208,6 +208,12 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// Whether there is no ledger where one is looked for.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(RefusedBy::of(self), Some(RefusedBy::Missing))
+    }
+
     /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
     #[must_use]
     pub fn needs_an_operator(&self) -> bool {

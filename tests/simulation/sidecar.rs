@@ -8,7 +8,7 @@ use consentd::clock::Moment;
 use consentd::consent::time::Timestamp;
 use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
-use consentd::follower::driver::{BucketQuestion, Driver, PageQuestion, Task};
+use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
 use consentd::ledger::{Announcement, Bucket, Epoch, Page};
@@ -125,7 +125,7 @@ impl Sidecar {
                 if let Some((clock, ..)) = page_said {
                     self.guards.on_clock(clock);
                 }
-                self.driver.on_page(question, page, now)
+                self.driver.on_page(question, page.ok_or(NotRead::Unanswered), now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
             Brought::Again => self.driver.on_again(now),
