@@ -83,8 +83,7 @@ impl Sidecar {
         let synthetic = synthetic(&ledger, settings.synthetic).await?;
         let follower =
             Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound).beside(synthetic);
-        let secret = ledger.identity().await?.secret.clone();
-        let gate = Gate::new(table, secret, settings.policy, bound, Arc::clone(&metrics));
+        let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
         let health = HealthService::new(gate.clone(), drain.begun.clone());

@@ -8,13 +8,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::scope::Category;
 use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, decide};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Table, Validity};
+use crate::table::{Freshness, Pair, Table, Validity};
 
 pub use crate::table::Summary;
 
@@ -94,13 +93,16 @@ pub struct Status {
     pub cause: String,
     /// What the ledger's clock says; this machine's, while loading.
     pub now: Timestamp,
+    /// What an operator should mend about the ledger.
+    pub warnings: Arc<[String]>,
+    /// How many pairs are denied by what the table remembers alone.
+    pub remembered: u64,
 }
 
 /// Answers checks; clones share the table.
 #[derive(Clone)]
 pub struct Gate {
     table: Table,
-    secret: KeySecret,
     policy: Policy,
     bound: Duration,
     metrics: Arc<Metrics>,
@@ -109,14 +111,8 @@ pub struct Gate {
 impl Gate {
     /// A gate that denies once the table's last proof is older than `bound`.
     #[must_use]
-    pub fn new(
-        table: Table,
-        secret: KeySecret,
-        policy: Policy,
-        bound: Duration,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { table, secret, policy, bound, metrics }
+    pub fn new(table: Table, policy: Policy, bound: Duration, metrics: Arc<Metrics>) -> Self {
+        Self { table, policy, bound, metrics }
     }
 
     /// Answers a question from memory.
@@ -137,8 +133,8 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn look(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
-        let (key, category) = self.read(question).map_err(CheckError::Invalid)?;
-        let (facts, freshness) = self.table.facts(key, category);
+        let (pair, category) = self.read(question).map_err(CheckError::Invalid)?;
+        let (facts, freshness) = self.table.facts(pair, category);
         // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
         let now = Moment::about_now();
         let staleness = freshness.staleness(now);
@@ -155,12 +151,12 @@ impl Gate {
         Ok(Answer { decision, revision: freshness.revision, staleness })
     }
 
-    fn read<'q>(&self, question: &Question<'q>) -> Result<(Key, Category<'q>), Vec<Violation>> {
-        let key = self.secret.read(question.user_id, question.business_id);
-        match (key, Category::parse(question.category)) {
-            (Ok(key), Ok(category)) => Ok((key, category)),
-            (key, category) => {
-                let found = key.err().unwrap_or_default();
+    fn read<'q>(&self, question: &Question<'q>) -> Result<(Pair, Category<'q>), Vec<Violation>> {
+        let pair = self.table.pair(question.user_id, question.business_id);
+        match (pair, Category::parse(question.category)) {
+            (Ok(pair), Ok(category)) => Ok((pair, category)),
+            (pair, category) => {
+                let found = pair.err().unwrap_or_default();
                 Err(found.into_iter().chain(category.err()).collect())
             }
         }
@@ -212,8 +208,8 @@ impl Gate {
         user_id: &str,
         business_id: &str,
     ) -> Result<(Summary, Revision, Duration), CheckError> {
-        let key = self.secret.read(user_id, business_id).map_err(CheckError::Invalid)?;
-        let (summary, freshness) = self.table.summary(key, clock::wall());
+        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
+        let (summary, freshness) = self.table.summary(pair, clock::wall());
         if freshness.validity == Validity::Loading {
             return Err(CheckError::NotReady);
         }
@@ -266,7 +262,8 @@ impl Gate {
             Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
         };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
-        Status { phase, staleness, revision, pairs, cause, now }
+        let (warnings, remembered) = (self.table.warnings(), self.table.remembered());
+        Status { phase, staleness, revision, pairs, cause, now, warnings, remembered }
     }
 
     /// The longest staleness at which checks are still answered.
@@ -288,6 +285,7 @@ impl Gate {
             pairs: self.table.pairs(),
             bytes: self.table.bytes(),
             clock_offset: if loaded { seconds(offset) } else { 0.0 },
+            remembered: self.table.remembered(),
         }
     }
 }

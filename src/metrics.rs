@@ -35,7 +35,10 @@ pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
 pub const LIMITS: [&str; 5] = ["accept", "admin", "connections", "handshake", "in_flight"];
 /// Why the whole table may be read anew.
-pub const CAUSES: [&str; 5] = ["start", "epoch", "fork", "trimmed", "unreadable"];
+pub const CAUSES: [&str; 6] = ["start", "epoch", "fork", "trimmed", "unreadable", "accepted"];
+
+/// What may come of an attempt to subscribe to the ledger's announcements.
+pub const SUBSCRIPTIONS: [&str; 3] = ["subscribed", "refused", "failed"];
 
 /// What the process counts and measures.
 #[derive(Debug)]
@@ -50,6 +53,12 @@ pub struct Metrics {
     gap_repairs: IntCounter,
     resyncs: IntCounterVec,
     forks: IntCounter,
+    scrub_mismatches: IntCounter,
+    given_back: IntCounter,
+    remembered: IntGauge,
+    durable: IntGauge,
+    unfenced: IntGauge,
+    subscriptions: IntCounterVec,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -73,6 +82,8 @@ pub struct TableGauges {
     pub bytes: usize,
     /// How far the ledger's clock is ahead of this machine's, in seconds.
     pub clock_offset: f64,
+    /// How many pairs are denied by what it remembers alone.
+    pub remembered: u64,
 }
 
 /// What has been counted and measured since the start, for a person to look at.
@@ -144,6 +155,41 @@ impl Metrics {
                 "consent_forks_total",
                 "Times that the ledger was found to have lost changes, or to hold others in their \
                  place.",
+            )?,
+            scrub_mismatches: counter(
+                r,
+                "consent_scrub_mismatches_total",
+                "Pairs that were otherwise in the table than in the ledger at the same revision, \
+                 and were mended.",
+            )?,
+            given_back: counter(
+                r,
+                "consent_denials_given_back_total",
+                "Denials that the ledger had lost and that were recorded again from here.",
+            )?,
+            remembered: int_gauge(
+                r,
+                "consent_remembered_pairs",
+                "Pairs that are denied because the table remembers what the ledger has lost.",
+            )?,
+            durable: int_gauge(
+                r,
+                "consent_ledger_durable",
+                "1 where the ledger writes what it acknowledges to a disk or to replicas; 0 where \
+                 it is in memory alone.",
+            )?,
+            unfenced: int_gauge(
+                r,
+                "consent_ledger_unfenced",
+                "1 where an isolated old primary could go on: it has replicas, and needs none to \
+                 write.",
+            )?,
+            subscriptions: closed(
+                r,
+                "consent_subscriptions_total",
+                "Attempts to subscribe to the ledger's announcements, by what came of them.",
+                "outcome",
+                &SUBSCRIPTIONS,
             )?,
             staleness: gauge(
                 r,
@@ -231,6 +277,27 @@ impl Metrics {
         self.forks.inc();
     }
 
+    /// Counts pairs that a scrub found to be otherwise in the table than in the ledger.
+    pub fn scrub_mismatched(&self, pairs: usize) {
+        self.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+    }
+
+    /// Counts denials that were recorded again because the ledger had lost them.
+    pub fn gave_back(&self, denials: usize) {
+        self.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
+    }
+
+    /// Says whether the ledger keeps what it acknowledges, and whether it lacks a fence.
+    pub fn ledger_is(&self, durable: bool, unfenced: bool) {
+        self.durable.set(durable.into());
+        self.unfenced.set(unfenced.into());
+    }
+
+    /// Counts an attempt to subscribe to announcements.
+    pub fn subscribed(&self, outcome: &'static str) {
+        self.subscriptions.with_label_values(&[outcome]).inc();
+    }
+
     /// Measures how long an event took to be applied.
     pub fn propagated(&self, took: Duration) {
         self.propagation.observe(took.as_secs_f64());
@@ -295,6 +362,7 @@ impl Metrics {
         self.pairs.set(whole(table.pairs));
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
+        self.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))

@@ -17,12 +17,15 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::watch;
 
 use crate::clock::Moment;
+use crate::consent::Violation;
+use crate::consent::denied::Denied;
 use crate::consent::facts::{Facts, Profile, Resolved};
-use crate::consent::id::Key;
+use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Scope};
 use crate::consent::state::State;
@@ -137,6 +140,26 @@ impl Freshness {
 #[error("this pair's record in the ledger cannot be read")]
 pub struct UnreadablePair;
 
+/// A pair as the table keeps it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Pair {
+    key: Key,
+    /// Its key in the ledger before this one, where that had another secret.
+    before: Option<Key>,
+}
+
+impl From<Key> for Pair {
+    fn from(key: Key) -> Self {
+        Self { key, before: None }
+    }
+}
+
+/// What a ledger denied whose keys were others than those of the ledger in its place.
+struct Before {
+    secret: KeySecret,
+    pairs: DashMap<Key, Arc<Denied>, KeyBits>,
+}
+
 /// All that the table holds of a pair.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Summary {
@@ -159,6 +182,11 @@ struct Shared {
     profiles: boxcar::Vec<Arc<Profile>>,
     /// The bytes that profiles take on the heap.
     profile_bytes: AtomicU64,
+    /// What the keys are made with.
+    secret: ArcSwap<KeySecret>,
+    before: ArcSwapOption<Before>,
+    /// How many pairs are denied by what was remembered alone.
+    remembered: AtomicU64,
 
     validity: AtomicU8,
     /// Counts the times that the table became invalid or valid, so that a look-up across one of
@@ -171,6 +199,7 @@ struct Shared {
     /// The applied revision again, for those who wait.
     applied: watch::Sender<Revision>,
     cause: Mutex<String>,
+    warnings: ArcSwap<Arc<[String]>>,
 }
 
 /// The read side; clones share the table.
@@ -196,6 +225,10 @@ pub fn new() -> (Table, Writer) {
         ),
         profiles: boxcar::Vec::new(),
         profile_bytes: AtomicU64::new(0),
+        // Until a ledger's own is known, nothing is found, and nothing allowed.
+        secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
+        before: ArcSwapOption::empty(),
+        remembered: AtomicU64::new(0),
         validity: AtomicU8::new(encode(Validity::Loading)),
         generation: AtomicU64::new(0),
         proven_boot: AtomicU64::new(0),
@@ -204,6 +237,7 @@ pub fn new() -> (Table, Writer) {
         revision: AtomicU64::new(0),
         applied: watch::Sender::new(0),
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
+        warnings: ArcSwap::from_pointee(Arc::from([])),
     });
     (Table(Arc::clone(&shared)), Writer { shared, numbers: HashMap::new() })
 }
@@ -237,15 +271,14 @@ impl Shared {
         }
     }
 
-    /// Reads freshness first and the pair then, so that what was proven is in what is read.
-    fn look_up<T>(
+    /// Reads an entry; its pair's must be locked.
+    fn resolve<T>(
         &self,
         key: Key,
+        entry: Entry,
         read: impl FnOnce(&Profile, Option<Timestamp>, Option<&Resolved>) -> T,
-    ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
-        let generation = self.generation.load(Ordering::Acquire);
-        let mut freshness = self.freshness();
-        let found = self.entries.get(&key).map(|entry| match entry.profile() {
+    ) -> Result<T, UnreadablePair> {
+        match entry.profile() {
             UNREADABLE => Err(UnreadablePair),
             ELSEWHERE => {
                 let whole = self.elsewhere.get(&key).ok_or(UnreadablePair)?;
@@ -256,7 +289,18 @@ impl Shared {
                 let profile = self.profiles.get(number).ok_or(UnreadablePair)?;
                 Ok(read(profile, entry.last_inbound(), None))
             }
-        });
+        }
+    }
+
+    /// Reads freshness first and the pair then, so that what was proven is in what is read.
+    fn look_up<T>(
+        &self,
+        key: Key,
+        read: impl FnOnce(&Profile, Option<Timestamp>, Option<&Resolved>) -> T,
+    ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut freshness = self.freshness();
+        let found = self.entries.get(&key).map(|entry| self.resolve(key, *entry, read));
         if self.generation.load(Ordering::Acquire) != generation
             && freshness.validity == Validity::Valid
         {
@@ -264,30 +308,54 @@ impl Shared {
         }
         (found, freshness)
     }
+
+    /// What the ledger before this one denied the pair.
+    fn denied_before(&self, pair: Pair) -> Option<Arc<Denied>> {
+        let key = pair.before?;
+        self.before.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
+    }
 }
 
 impl Table {
+    /// The pair of a user and a business.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with either id, or both.
+    pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+        let key = self.0.secret.load().read(user_id, business_id)?;
+        let before = self.0.before.load();
+        let before =
+            before.as_ref().and_then(|before| before.secret.read(user_id, business_id).ok());
+        Ok(Pair { key, before })
+    }
+
     /// What a decision about `category` needs to know of a pair, and how current that is.
     ///
     /// Read the clock after this, not before. Allocates nothing.
     pub fn facts(
         &self,
-        key: Key,
+        pair: Pair,
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
-        let (found, freshness) = self.0.look_up(key, |profile, last_inbound, whole| {
+        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
             profile.facts(category, last_inbound, whole.and_then(|whole| whole.beside.as_ref()))
         });
-        (found.unwrap_or(Ok(Facts::NOTHING)), freshness)
+        let facts = found.unwrap_or(Ok(Facts::NOTHING));
+        let facts = match self.0.denied_before(pair) {
+            None => facts,
+            Some(denied) => facts.map(|facts| denied.over(category, facts)),
+        };
+        (facts, freshness)
     }
 
     /// All that the table holds of a pair at `now`, and how current that is.
     pub fn summary(
         &self,
-        key: Key,
+        pair: Pair,
         now: Timestamp,
     ) -> (Result<Summary, UnreadablePair>, Freshness) {
-        let (found, freshness) = self.0.look_up(key, |profile, last_inbound, whole| {
+        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
             let beside = whole.and_then(|whole| whole.beside.as_ref());
             let (opted_in, opted_out) = profile.in_force(beside, now);
             Summary {
@@ -298,7 +366,21 @@ impl Table {
                 suppressed: profile.suppressed(),
             }
         });
-        (found.unwrap_or_else(|| Ok(Summary::default())), freshness)
+        let mut summary = found.unwrap_or_else(|| Ok(Summary::default()));
+        if let (Ok(summary), Some(denied)) = (&mut summary, self.0.denied_before(pair)) {
+            let remembered = denied.beyond(&State::default(), now).unwrap_or_default();
+            summary.opted_out.extend(remembered.scopes.into_keys());
+            summary.platform_stopped |= remembered.platform.is_some();
+            summary.suppressed |= remembered.suppression.is_some();
+        }
+        (summary, freshness)
+    }
+
+    /// How many pairs are denied because the table remembers that they were, though the ledger no
+    /// longer says so.
+    #[must_use]
+    pub fn remembered(&self) -> u64 {
+        self.0.remembered.load(Ordering::Relaxed)
     }
 
     /// How current the table is.
@@ -319,6 +401,12 @@ impl Table {
     #[must_use]
     pub fn cause(&self) -> String {
         self.0.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What an operator should mend about the ledger.
+    #[must_use]
+    pub fn warnings(&self) -> Arc<[String]> {
+        Arc::clone(&self.0.warnings.load())
     }
 
     /// How many pairs it holds.
@@ -345,99 +433,6 @@ impl Table {
     }
 }
 
-impl Writer {
-    /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
-    pub fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
-        let resolved = state.map(Resolved::of);
-        let number = match &resolved {
-            Err(UnreadablePair) => UNREADABLE,
-            Ok(resolved) if resolved.beside.is_some() => ELSEWHERE,
-            Ok(resolved) => self.number_of(&resolved.profile),
-        };
-        let inbound = resolved.as_ref().ok().and_then(|resolved| resolved.last_inbound);
-        // The second map changes only under the lock of the pair's entry, as it is read.
-        let mut entry = self.shared.entries.entry(key).or_insert(Entry(UNREADABLE << INBOUND_BITS));
-        let was_elsewhere = entry.profile() == ELSEWHERE;
-        match resolved {
-            Ok(resolved) if number == ELSEWHERE => {
-                self.shared.elsewhere.insert(key, Box::new(resolved));
-            }
-            _ if was_elsewhere => {
-                self.shared.elsewhere.remove(&key);
-            }
-            _ => {}
-        }
-        *entry = Entry::new(number, inbound);
-    }
-
-    fn number_of(&mut self, profile: &Profile) -> u64 {
-        if let Some(number) = self.numbers.get(profile) {
-            return *number;
-        }
-        if self.numbers.len() >= MAX_PROFILES {
-            return ELSEWHERE;
-        }
-        let profile = Arc::new(profile.clone());
-        let bytes = size_of::<Profile>().saturating_add(profile.heap_bytes());
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.shared.profile_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let number = self.shared.profiles.push(Arc::clone(&profile));
-        let number = u64::try_from(number).unwrap_or(ELSEWHERE);
-        self.numbers.insert(profile, number);
-        number
-    }
-
-    /// Says that everything up to `revision` is in the table.
-    pub fn applied(&mut self, revision: Revision) {
-        self.shared.revision.store(revision, Ordering::Release);
-        self.shared.applied.send_replace(revision);
-    }
-
-    /// Says that the table had, at `asked`, all that the ledger had; the ledger's clock then said
-    /// `ledger_clock`. Never moves back.
-    pub fn proven(&mut self, asked: Moment, ledger_clock: Timestamp) {
-        let boot = u64::try_from(asked.boot.as_nanos()).unwrap_or(u64::MAX);
-        let shared = &self.shared;
-        if boot < shared.proven_boot.load(Ordering::Acquire) {
-            return;
-        }
-        let boot_millis = i64::try_from(asked.boot.as_millis()).unwrap_or(i64::MAX);
-        let offset = ledger_clock.as_millis().saturating_sub(boot_millis);
-        shared.ledger_offset.store(offset, Ordering::Release);
-        shared.proven_wall.store(asked.wall.as_millis(), Ordering::Release);
-        shared.proven_boot.store(boot, Ordering::Release);
-    }
-
-    /// Says that the table holds a state that the ledger had.
-    pub fn validate(&mut self) {
-        self.set_validity(Validity::Valid);
-    }
-
-    /// Says that the table is wrong, and why. Before the first load it stays as it is.
-    pub fn invalidate(&mut self) {
-        if self.shared.freshness().validity != Validity::Loading {
-            self.set_validity(Validity::Invalid);
-        }
-    }
-
-    fn set_validity(&mut self, validity: Validity) {
-        self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        self.shared.validity.store(encode(validity), Ordering::Release);
-        self.shared.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Empties the table, which must not be valid.
-    pub fn clear(&mut self) {
-        debug_assert_ne!(self.shared.freshness().validity, Validity::Valid);
-        self.shared.entries.clear();
-        self.shared.elsewhere.clear();
-    }
-
-    /// Says in words what holds the table where it is; empty where it is live.
-    pub fn explain(&mut self, cause: impl Into<String>) {
-        *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
-    }
-}
-
 #[cfg(test)]
 mod tests;
+mod writer;

@@ -66,7 +66,7 @@ impl Facts {
 
 /// A standing without times.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-enum Mark {
+pub(super) enum Mark {
     #[default]
     None,
     OptedIn,
@@ -81,23 +81,37 @@ enum Mark {
 
 /// What stands on a class or a topic.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-struct Marked {
-    mark: Mark,
+pub(super) struct Marked {
+    pub(super) mark: Mark,
     /// Whether a word on this very scope is what stands, and not one on a broader scope.
-    own: bool,
+    pub(super) own: bool,
+}
+
+impl Mark {
+    /// Whether an opt-out stands. One that a pending opt-in would replace does.
+    pub(super) fn is_opt_out(self) -> bool {
+        match self {
+            Self::None | Self::OptedIn | Self::Pending => false,
+            Self::PendingOverOptOut
+            | Self::PendingOverOptOutAll
+            | Self::OptedOut
+            | Self::OptedOutAll
+            | Self::OptedOutTwice => true,
+        }
+    }
 }
 
 /// The timeless part of a pair's state: equal for all pairs of one standing.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Profile {
-    suppressed: bool,
-    platform_stopped: bool,
+    pub(super) suppressed: bool,
+    pub(super) platform_stopped: bool,
     window_closed: bool,
     /// Set where the user opted out of everything: whether the user wrote strictly later.
-    opted_out_all: Option<bool>,
-    classes: [Marked; 4],
+    pub(super) opted_out_all: Option<bool>,
+    pub(super) classes: [Marked; 4],
     /// Those on which something else may stand than on their class.
-    topics: Box<[(Class, Box<str>, Marked)]>,
+    pub(super) topics: Box<[(Class, Box<str>, Marked)]>,
 }
 
 /// What few pairs have: opt-ins that lapse, and caps.
@@ -278,12 +292,8 @@ impl Profile {
                         opted_in.push(scope);
                     }
                 }
-                Mark::None | Mark::Pending => {}
-                Mark::PendingOverOptOut
-                | Mark::PendingOverOptOutAll
-                | Mark::OptedOut
-                | Mark::OptedOutAll
-                | Mark::OptedOutTwice => opted_out.push(scope),
+                mark if mark.is_opt_out() => opted_out.push(scope),
+                _ => {}
             }
         }
         (opted_in, opted_out)

@@ -258,6 +258,12 @@ impl KeySecret {
         }
     }
 
+    /// Whether the other one makes the same keys.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.digest(b"") == other.digest(b"")
+    }
+
     /// A keyed 128-bit digest of anything else, for what must be compared but not kept.
     #[must_use]
     pub fn digest(&self, bytes: &[u8]) -> [u8; 16] {

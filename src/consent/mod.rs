@@ -10,6 +10,7 @@
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
+pub mod denied;
 pub mod event;
 pub mod facts;
 pub mod id;

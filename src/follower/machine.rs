@@ -4,29 +4,36 @@
 //! proven only by an answer of the ledger to a question asked at that moment or later. Pub/sub,
 //! or whatever else announces changes, makes it fast; the log and its hashes make it right.
 
-use std::collections::VecDeque;
+mod snapshot;
+mod trail;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use self::snapshot::Snapshot;
+use self::trail::Trail;
 use crate::clock::Moment;
-use crate::consent::id::Key;
-use crate::consent::record::{Record, Revision};
+use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Announcement, Bucket, LogEntry, LogHead, Page, Position, Tail, UnreadableRecord,
+    Announcement, Bucket, Identity, LogBody, LogEntry, LogHead, Page, Position, Tail, bucket_of,
 };
 
-/// How many of the last revisions' heads are kept, to compare an older claim with.
-const MAX_HEADS: usize = 4_096;
 /// How many announced entries past a gap wait for the log to close it; the oldest goes first.
 const MAX_HELD: usize = 4_096;
 /// How many unsatisfied claims are kept; the oldest goes first.
 const MAX_CLAIMS: usize = 64;
 
+/// Which attempt to follow a ledger a question belongs to; answers of an earlier one are dropped.
+pub type Attempt = u64;
+
 /// What happened.
 #[derive(Debug)]
-pub(super) enum Event {
+pub enum Event {
     /// The log was read.
     Page {
+        /// The attempt that it was asked for in.
+        attempt: Attempt,
         /// When it was asked for: before the question was sent.
         asked: Moment,
         /// The revision that was asked from: what was applied then.
@@ -34,21 +41,44 @@ pub(super) enum Event {
         /// The answer.
         page: Page,
     },
-    /// A part of the snapshot was read.
-    Bucket(Bucket),
+    /// A bucket was read.
+    Bucket {
+        /// The attempt that it was asked for in.
+        attempt: Attempt,
+        /// When it arrived.
+        arrived: Moment,
+        /// What it holds.
+        bucket: Bucket,
+    },
     /// Somebody appended.
     Announced(Announcement),
     /// Announcements were lost.
     Missed,
+    /// It is time to compare a further bucket with the table.
+    ScrubDue,
 }
 
 /// What is to be done, in order.
-#[derive(Debug, PartialEq)]
-pub(super) enum Action {
-    /// Empty the table.
-    Clear,
+#[derive(Debug)]
+pub enum Action {
+    /// Empty the table, for this ledger, and remember what it denied as of this time by the
+    /// ledger's clock; or, where an operator accepted the ledger as it is, forget that.
+    Begin {
+        /// The ledger.
+        identity: Arc<Identity>,
+        /// Its clock.
+        clock: Timestamp,
+        /// Whether what the ledger lost is to be forgotten.
+        forget: bool,
+    },
+    /// Put this bucket's pairs into the table.
+    Load(Bucket),
+    /// Take this bucket's pairs out again: they are read anew.
+    Unload(u32),
     /// Put this pair's record into the table.
-    Apply(Key, Result<Box<Record>, UnreadableRecord>),
+    Apply(Box<LogBody>),
+    /// Compare the table with this bucket, and mend it.
+    Compare(Bucket),
     /// Everything up to this revision, recorded at that time, is in the table.
     Applied(Revision, Timestamp),
     /// The table had everything at this moment; the ledger's clock said this.
@@ -57,9 +87,9 @@ pub(super) enum Action {
     Validate,
     /// The table is wrong.
     Invalidate(Cause),
-    /// Read the log behind this revision, now.
-    Poll(Revision),
-    /// Read this part of the snapshot.
+    /// Read the log behind what is applied, now.
+    Poll,
+    /// Read this bucket.
     ReadBucket(u32),
     /// A gap between announcements was filled from the log.
     GapRepaired,
@@ -67,7 +97,7 @@ pub(super) enum Action {
 
 /// Why a table is not, or no longer, valid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum Cause {
+pub enum Cause {
     /// Nothing was loaded yet.
     #[error("reading the ledger for the first time")]
     Start,
@@ -86,18 +116,22 @@ pub(super) enum Cause {
              damaged"
     )]
     Unreadable,
+    /// An operator said that the ledger is right as it is.
+    #[error("an operator accepted the ledger as it is; reading it anew")]
+    Accepted,
 }
 
 impl Cause {
     /// The cause as a metric's label.
     #[must_use]
-    pub(super) fn label(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::Start => "start",
             Self::Epoch => "epoch",
             Self::Fork => "fork",
             Self::Trimmed => "trimmed",
             Self::Unreadable => "unreadable",
+            Self::Accepted => "accepted",
         }
     }
 }
@@ -114,28 +148,31 @@ struct Claim {
 enum Phase {
     /// Asking where the log ends.
     Starting,
-    /// Reading the snapshot.
-    Reading,
-    /// Following the log up to all labels of the snapshot.
-    CatchingUp,
+    /// Reading the snapshot, and following the log meanwhile.
+    Loading(Snapshot),
     /// Following.
     Live,
-    /// Nothing more can be done.
+    /// An entry could not be read: nothing more can be done with this ledger.
     Dead,
 }
 
 /// The machine.
-pub(super) struct Machine {
+pub struct Machine {
     phase: Phase,
-    /// What is applied.
-    at: Position,
+    attempt: Attempt,
+    /// Why this attempt was begun.
+    cause: Cause,
+    /// What is applied, and how it came to be.
+    trail: Trail,
     buckets: u32,
-    /// The heads of the last applied revisions, up to and with `at`.
-    heads: VecDeque<LogHead>,
-    /// The labels of the snapshot's parts that are ahead of `at`.
-    labels: Vec<Position>,
-    held: VecDeque<LogEntry>,
+    /// How often an operator had accepted the ledger when this attempt began.
+    accepted: u64,
+    held: BTreeMap<Revision, LogEntry>,
     claims: VecDeque<Claim>,
+    /// The bucket to be compared next, and whether it was asked for.
+    scrub: (u32, bool),
+    /// A bucket that was read ahead of what is applied, to be compared once that is reached.
+    ahead: Option<Bucket>,
     actions: Vec<Action>,
 }
 
@@ -145,16 +182,19 @@ struct Broken(Cause);
 impl Machine {
     /// A machine that has seen nothing, and what it wants first.
     #[must_use]
-    pub(super) fn new() -> (Self, Vec<Action>) {
+    pub fn new() -> (Self, Vec<Action>) {
         let nowhere = Position { epoch: [0; 16], revision: 0, head: LogHead::default() };
         let mut machine = Self {
             phase: Phase::Starting,
-            at: nowhere,
-            buckets: 0,
-            heads: VecDeque::new(),
-            labels: Vec::new(),
-            held: VecDeque::new(),
+            attempt: 0,
+            cause: Cause::Start,
+            trail: Trail::from(nowhere),
+            buckets: 1,
+            accepted: 0,
+            held: BTreeMap::new(),
             claims: VecDeque::new(),
+            scrub: (0, false),
+            ahead: None,
             actions: Vec::new(),
         };
         machine.resync(Cause::Start);
@@ -164,31 +204,31 @@ impl Machine {
 
     /// What is applied.
     #[must_use]
-    pub(super) fn applied(&self) -> Revision {
-        self.at.revision
+    pub fn applied(&self) -> Revision {
+        self.trail.end().revision
     }
 
-    /// Whether nobody but the answer to a poll moves it on.
+    /// The attempt that questions asked now belong to.
     #[must_use]
-    pub(super) fn is_starting(&self) -> bool {
-        matches!(self.phase, Phase::Starting | Phase::CatchingUp)
+    pub fn attempt(&self) -> Attempt {
+        self.attempt
     }
 
     /// Takes what happened; gives what is to be done.
-    pub(super) fn on(&mut self, event: Event) -> Vec<Action> {
+    pub fn on(&mut self, event: Event) -> Vec<Action> {
         match event {
-            Event::Page { asked, after, page } => self.on_page(asked, after, page),
-            Event::Bucket(bucket) => self.on_bucket(bucket),
+            Event::Page { attempt, asked, after, page } if attempt == self.attempt => {
+                self.on_page(asked, after, page);
+            }
+            Event::Bucket { attempt, arrived, bucket } if attempt == self.attempt => {
+                self.on_bucket(arrived, bucket);
+            }
+            Event::Page { .. } | Event::Bucket { .. } => {} // Asked for before a resync.
             Event::Announced(announcement) => self.on_announced(&announcement),
-            Event::Missed => self.want_page(),
+            Event::Missed => self.actions.push(Action::Poll),
+            Event::ScrubDue => self.scrub(),
         }
         std::mem::take(&mut self.actions)
-    }
-
-    fn want_page(&mut self) {
-        if matches!(self.phase, Phase::Live | Phase::CatchingUp) {
-            self.actions.push(Action::Poll(self.at.revision));
-        }
     }
 
     /// Starts anew, from a snapshot.
@@ -196,133 +236,163 @@ impl Machine {
         self.actions.push(Action::Invalidate(cause));
         self.held.clear();
         self.claims.clear();
-        self.labels.clear();
-        self.phase = Phase::Starting;
-        if cause == Cause::Unreadable {
-            // A snapshot would skip the entry, and with it what a newer version meant by it.
-            self.phase = Phase::Dead;
-        } else {
-            self.actions.push(Action::Poll(self.at.revision));
-        }
+        self.ahead = None;
+        self.scrub.1 = false;
+        self.cause = cause;
+        self.attempt = self.attempt.saturating_add(1);
+        // A snapshot would skip an entry that cannot be read, and what a newer version meant by it.
+        self.phase = if cause == Cause::Unreadable { Phase::Dead } else { Phase::Starting };
+        self.actions.push(Action::Poll);
     }
 
     fn on_page(&mut self, asked: Moment, after: Revision, page: Page) {
         match self.phase {
-            Phase::Dead | Phase::Reading => {}
-            Phase::Starting => {
-                // The snapshot is read from here on: its parts are no older than this.
-                self.at = page.end;
-                self.buckets = page.identity.buckets;
-                self.heads = VecDeque::from([page.end.head]);
-                self.phase = Phase::Reading;
-                self.actions.push(Action::Clear);
-                self.actions.push(Action::ReadBucket(0));
-            }
-            Phase::CatchingUp | Phase::Live => match self.follow(asked, after, page) {
+            Phase::Dead if page.end.epoch == self.trail.end().epoch => {}
+            Phase::Dead => self.resync(Cause::Epoch),
+            Phase::Starting => self.begin(&page),
+            Phase::Loading(_) | Phase::Live => match self.follow(asked, after, page) {
                 Ok(()) => self.settle(),
                 Err(Broken(cause)) => self.resync(cause),
             },
         }
     }
 
+    /// From here on the log is followed, and the snapshot read: its parts are no older than this.
+    fn begin(&mut self, page: &Page) {
+        self.trail = Trail::from(page.end);
+        self.buckets = page.identity.buckets.max(1);
+        self.accepted = page.accepted;
+        let mut snapshot = Snapshot::new(self.buckets);
+        let (identity, clock) = (Arc::clone(&page.identity), page.clock);
+        let forget = self.cause == Cause::Accepted;
+        self.actions.push(Action::Begin { identity, clock, forget });
+        self.actions.extend(snapshot.more().map(Action::ReadBucket));
+        self.phase = Phase::Loading(snapshot);
+    }
+
     fn follow(&mut self, asked: Moment, after: Revision, page: Page) -> Result<(), Broken> {
-        if page.end.epoch != self.at.epoch {
+        let Page { end, tail, clock, accepted, .. } = page;
+        if end.epoch != self.trail.end().epoch {
             return Err(Broken(Cause::Epoch));
         }
-        if page.end.revision < after {
+        if end.revision < after {
             return Err(Broken(Cause::Fork));
         }
-        let Tail::Entries(entries) = page.tail else { return Err(Broken(Cause::Trimmed)) };
-        let before = self.at.revision;
+        if accepted != self.accepted {
+            return Err(Broken(Cause::Accepted));
+        }
+        let Tail::Entries(entries) = tail else { return Err(Broken(Cause::Trimmed)) };
+        let before = self.applied();
         let count = entries.len();
         for entry in entries {
             self.take(entry)?;
         }
-        let filled = self.at.revision > before && !self.held.is_empty();
+        let filled = self.applied() > before && !self.held.is_empty();
         self.take_held()?;
         if filled {
             self.actions.push(Action::GapRepaired);
         }
-        if self.at.revision < page.end.revision {
-            if count == 0 {
-                // The log ends ahead of us and has nothing behind us.
-                return Err(Broken(Cause::Trimmed));
-            }
-            self.actions.push(Action::Poll(self.at.revision));
+        if self.applied() < end.revision && count == 0 {
+            // The log ends ahead of us and has nothing behind us.
+            return Err(Broken(Cause::Trimmed));
+        }
+        if self.trail.head_at(end.revision).is_some_and(|head| head != end.head) {
+            return Err(Broken(Cause::Fork));
+        }
+        if self.applied() < end.revision || (self.applied() > before && !self.held.is_empty()) {
+            self.actions.push(Action::Poll);
+        } else {
+            // Past an end that does not move: of a branch that is none, or in the next page.
+            self.held.clear();
         }
         if self.claims.len() >= MAX_CLAIMS {
             self.claims.pop_front();
         }
-        let Position { revision, head, .. } = page.end;
-        self.claims.push_back(Claim { asked, clock: page.clock, revision, head });
+        let Position { revision, head, .. } = end;
+        self.claims.push_back(Claim { asked, clock, revision, head });
+        if let Phase::Loading(snapshot) = &mut self.phase {
+            let lost = snapshot.on_end(asked, end.revision);
+            self.actions.extend(lost.into_iter().map(Action::Unload));
+            self.actions.extend(snapshot.again().into_iter().map(Action::ReadBucket));
+        }
         Ok(())
     }
 
     /// Applies an entry that is next; leaves one that is applied already.
     fn take(&mut self, entry: LogEntry) -> Result<(), Broken> {
-        if entry.revision <= self.at.revision {
-            let known = self.head_at(entry.revision);
+        let applied = self.applied();
+        if entry.revision <= applied {
+            let known = self.trail.head_at(entry.revision);
             return match known {
                 Some(head) if head != entry.head => Err(Broken(Cause::Fork)),
                 _ => Ok(()),
             };
         }
-        if entry.revision != self.at.revision.saturating_add(1) {
+        if entry.revision != applied.saturating_add(1) {
             return Err(Broken(Cause::Trimmed));
         }
-        if entry.previous != self.at.head {
+        if entry.previous != self.trail.end().head {
             return Err(Broken(Cause::Fork));
         }
         let Ok(body) = entry.body else { return Err(Broken(Cause::Unreadable)) };
-        self.actions.push(Action::Apply(body.key, body.record.map(Box::new)));
-        self.actions.push(Action::Applied(entry.revision, body.record_time));
-        self.at.revision = entry.revision;
-        self.at.head = entry.head;
-        if self.heads.len() >= MAX_HEADS {
-            self.heads.pop_front();
+        let bucket = bucket_of(body.key, self.buckets);
+        let recorded = body.record_time;
+        let wanted = match &self.phase {
+            // What is not read yet is read later, and then holds this.
+            Phase::Loading(snapshot) => snapshot.takes(bucket, entry.revision),
+            _ => true,
+        };
+        if wanted {
+            self.actions.push(Action::Apply(Box::new(body)));
         }
-        self.heads.push_back(entry.head);
+        self.actions.push(Action::Applied(entry.revision, recorded));
+        self.trail.extend(entry.head, bucket);
+        if let Phase::Loading(snapshot) = &mut self.phase {
+            // A label on another branch of the log: what it labels is read again.
+            for bucket in snapshot.on_reached(entry.revision, &entry.head) {
+                self.actions.push(Action::Unload(bucket));
+            }
+        }
+        self.compare_ahead();
         Ok(())
     }
 
-    /// The head that we had at `revision`, where it is kept.
-    fn head_at(&self, revision: Revision) -> Option<LogHead> {
-        let back = usize::try_from(self.at.revision.checked_sub(revision)?).ok()?;
-        let index = self.heads.len().checked_sub(back.saturating_add(1))?;
-        self.heads.get(index).copied()
-    }
-
-    /// Draws the conclusions from what is applied now: labels reached, claims satisfied.
-    fn settle(&mut self) {
-        let mut wrong = false;
-        let labels = std::mem::take(&mut self.labels);
-        for label in labels {
-            match self.head_at(label.revision) {
-                Some(head) => wrong |= head != label.head,
-                None if label.revision > self.at.revision => self.labels.push(label),
-                None => wrong = true,
+    /// Applies what was announced past a gap that is closed now, and forgets what is older.
+    fn take_held(&mut self) -> Result<(), Broken> {
+        while let Some((revision, entry)) = self.held.pop_first() {
+            let next = revision == self.applied().saturating_add(1);
+            if next && entry.previous == self.trail.end().head && entry.body.is_ok() {
+                self.take(entry)?;
+            } else if revision > self.applied() {
+                self.held.insert(revision, entry);
+                break;
             }
         }
-        if wrong {
-            return self.resync(Cause::Fork);
-        }
-        if matches!(self.phase, Phase::CatchingUp) && self.labels.is_empty() {
-            self.phase = Phase::Live;
-            self.actions.push(Action::Applied(self.at.revision, Timestamp::MIN));
-            self.actions.push(Action::Validate);
-        }
-        if !matches!(self.phase, Phase::Live) {
-            return;
+        Ok(())
+    }
+
+    /// Draws the conclusions from what is applied now: claims that are satisfied.
+    fn settle(&mut self) {
+        if let Phase::Loading(snapshot) = &mut self.phase {
+            self.actions.extend(snapshot.more().map(Action::ReadBucket));
+            if !snapshot.is_whole() {
+                return;
+            }
         }
         let claims = std::mem::take(&mut self.claims);
         for claim in claims {
-            if claim.revision > self.at.revision {
+            if claim.revision > self.applied() {
                 self.claims.push_back(claim);
                 continue;
             }
-            match self.head_at(claim.revision) {
+            match self.trail.head_at(claim.revision) {
                 Some(head) if head == claim.head => {
                     self.actions.push(Action::Prove(claim.asked, claim.clock));
+                    if !matches!(self.phase, Phase::Live) {
+                        self.phase = Phase::Live;
+                        self.actions.push(Action::Applied(self.applied(), Timestamp::MIN));
+                        self.actions.push(Action::Validate);
+                    }
                 }
                 Some(_) => return self.resync(Cause::Fork),
                 None => {} // Too old to be compared: the next one will do.
@@ -330,81 +400,82 @@ impl Machine {
         }
     }
 
-    fn on_bucket(&mut self, bucket: Bucket) {
-        if !matches!(self.phase, Phase::Reading) {
-            return;
+    fn on_bucket(&mut self, arrived: Moment, bucket: Bucket) {
+        match &mut self.phase {
+            Phase::Loading(snapshot) => {
+                if snapshot.on_bucket(&bucket, arrived, &self.trail) {
+                    self.actions.push(Action::Load(bucket));
+                }
+                self.settle();
+                if matches!(&self.phase, Phase::Loading(snapshot) if snapshot.is_whole()) {
+                    self.actions.push(Action::Poll);
+                }
+            }
+            Phase::Live if self.scrub == (bucket.number, true) => {
+                self.scrub.1 = false;
+                if bucket.label.revision > self.applied() {
+                    self.ahead = Some(bucket);
+                    self.actions.push(Action::Poll);
+                } else if self.trail.is_untouched(&bucket) {
+                    self.compare(bucket);
+                }
+            }
+            Phase::Starting | Phase::Live | Phase::Dead => {}
         }
-        if bucket.label.epoch != self.at.epoch || bucket.label.revision < self.at.revision {
-            return self.resync(Cause::Fork);
+    }
+
+    /// Asks for the next bucket to be compared with the table.
+    fn scrub(&mut self) {
+        // One that was never reached is of a branch that is none, and is read again.
+        self.ahead = None;
+        if matches!(self.phase, Phase::Live) {
+            self.scrub.0 %= self.buckets.max(1);
+            self.scrub.1 = true;
+            self.actions.push(Action::ReadBucket(self.scrub.0));
         }
-        // Which parts an entry of the log is newer than need not be known: from the position that
-        // was read before all parts on, every entry is replayed, in order, up to all labels.
-        if !self.labels.contains(&bucket.label) {
-            self.labels.push(bucket.label);
-        }
-        for (key, record) in bucket.pairs {
-            self.actions.push(Action::Apply(key, record.map(Box::new)));
-        }
-        let next = bucket.number.saturating_add(1);
-        if next < self.buckets {
-            self.actions.push(Action::ReadBucket(next));
-        } else {
-            self.phase = Phase::CatchingUp;
-            self.actions.push(Action::Poll(self.at.revision));
+    }
+
+    /// Compares the table with what the ledger held at the very revision that is applied.
+    fn compare(&mut self, bucket: Bucket) {
+        self.scrub.0 = bucket.number.saturating_add(1);
+        self.actions.push(Action::Compare(bucket));
+    }
+
+    fn compare_ahead(&mut self) {
+        let end = self.trail.end();
+        if let Some(bucket) = self.ahead.take_if(|bucket| bucket.label.revision <= end.revision)
+            && bucket.label == end
+        {
+            self.compare(bucket);
         }
     }
 
     fn on_announced(&mut self, announcement: &Announcement) {
-        if !matches!(self.phase, Phase::Live) || announcement.epoch != self.at.epoch {
-            return self.want_page();
+        let following = matches!(self.phase, Phase::Live | Phase::Loading(_));
+        if !following || announcement.epoch != self.trail.end().epoch {
+            return self.actions.push(Action::Poll);
         }
-        for entry in announcement.entries.iter() {
-            if entry.revision <= self.at.revision {
-                continue;
+        let applied = self.applied();
+        for entry in announcement.entries.iter().filter(|entry| entry.revision > applied) {
+            if self.held.len() >= MAX_HELD && !self.held.contains_key(&entry.revision) {
+                self.held.pop_first();
             }
-            let next = entry.revision == self.at.revision.saturating_add(1);
-            if next && entry.previous == self.at.head && entry.body.is_ok() {
-                let taken = self.take(entry.clone());
-                debug_assert!(taken.is_ok(), "what was checked above holds");
-            } else {
-                // A gap, or something that only the log can settle.
-                if self.held.len() >= MAX_HELD {
-                    self.held.pop_front();
-                }
-                self.held.push_back(entry.clone());
-            }
+            self.held.entry(entry.revision).or_insert_with(|| entry.clone());
+        }
+        // What is next is applied at once; what is past a gap, or does not continue what is
+        // applied, is for the log to settle.
+        if let Err(Broken(cause)) = self.take_held() {
+            return self.resync(cause);
         }
         if !self.held.is_empty() {
-            self.want_page();
+            self.actions.push(Action::Poll);
         }
         self.settle();
-    }
-
-    /// Applies what was announced past a gap that is closed now, and forgets what is older.
-    fn take_held(&mut self) -> Result<(), Broken> {
-        let mut held = std::mem::take(&mut self.held);
-        while let Some(entry) = held.pop_front() {
-            if entry.revision <= self.at.revision {
-                continue;
-            }
-            let next = entry.revision == self.at.revision.saturating_add(1);
-            if next && entry.previous == self.at.head && entry.body.is_ok() {
-                self.take(entry)?;
-            } else {
-                held.push_front(entry);
-                break;
-            }
-        }
-        self.held = held;
-        Ok(())
     }
 }
 
 /// A group of announced entries as smaller ones, so that checks need not wait for all of it.
-pub(super) fn pieces(
-    announcement: &Announcement,
-    most: usize,
-) -> impl Iterator<Item = Announcement> {
+pub fn pieces(announcement: &Announcement, most: usize) -> impl Iterator<Item = Announcement> {
     announcement
         .entries
         .chunks(most.max(1))

@@ -1,30 +1,39 @@
 //! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
 //!
-//! `machine` decides; the one task here asks the ledger, waits, and does what it says.
+//! [`machine`] decides, [`apply`] does it to the table; the one task here asks the ledger, waits,
+//! and tells the machine what happened.
 
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
-mod machine;
-#[cfg(test)]
+pub mod apply;
+pub mod machine;
+#[cfg(any())]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use self::machine::{Action, Cause, Event, Machine, pieces};
+use self::apply::{Applier, Done, MAX_STICKY};
+use self::machine::{Action, Attempt, Cause, Event, Machine, pieces};
 use crate::clock::{self, Moment};
-use crate::ledger::{Heard, Ledger, LedgerError};
+use crate::consent::record::Revision;
+use crate::consent::time::Timestamp;
+use crate::ledger::{Announcement, Bucket, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
-use crate::table::{UnreadablePair, Writer};
+use crate::table::Writer;
 
 /// How many announced entries are applied between two looks at what else there is to do.
 const MAX_AT_ONCE: usize = 64;
@@ -32,13 +41,62 @@ const MAX_AT_ONCE: usize = 64;
 /// How long to wait before asking a ledger again that did not answer.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How long a bucket may take.
+const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a cause that lasts is logged again.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// How far this machine's clock may be from the ledger's before that is told.
+const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
+
 /// Follows one ledger.
 pub struct Follower {
     ledger: Ledger,
-    writer: Writer,
+    applier: Applier,
     metrics: Arc<Metrics>,
     bound: Duration,
+    scrub_every: Option<Duration>,
     synthetic: Option<Synthetic>,
+    losses: watch::Sender<u64>,
+    /// Why the table could not be proven, as last logged, and when.
+    said: Option<(String, Duration)>,
+    /// Whether the clocks were too far apart at the last proof.
+    clocks_apart: bool,
+    /// Why the table was last read anew.
+    cause: Cause,
+    /// Why the table stays invalid though it holds the ledger; empty where it does not.
+    overflow: String,
+    /// How well the ledger keeps what it acknowledges, as last told.
+    standing: Option<Standing>,
+}
+
+/// What is being asked of the ledger.
+type Question = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+enum Answer {
+    Page {
+        attempt: Attempt,
+        asked: Moment,
+        after: Revision,
+        page: Result<Page, LedgerError>,
+    },
+    Bucket {
+        attempt: Attempt,
+        number: u32,
+        bucket: Result<Bucket, LedgerError>,
+    },
+    /// It is time to ask again where the log ends.
+    Again,
+}
+
+/// What is asked and not answered yet.
+struct Asking {
+    questions: FuturesUnordered<Question>,
+    /// Whether the log is being read.
+    polling: bool,
+    /// Whether it is to be read again once it was.
+    again: bool,
 }
 
 impl Follower {
@@ -46,7 +104,20 @@ impl Follower {
     /// checks are still answered.
     #[must_use]
     pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
-        Self { ledger, writer, metrics, bound, synthetic: None }
+        Self {
+            ledger,
+            applier: Applier::new(writer, MAX_STICKY),
+            metrics,
+            bound,
+            scrub_every: None,
+            synthetic: None,
+            losses: watch::Sender::new(0),
+            said: None,
+            clocks_apart: false,
+            cause: Cause::Start,
+            overflow: String::new(),
+            standing: None,
+        }
     }
 
     /// Puts these pairs into the table as well, before the ledger's own.
@@ -56,37 +127,57 @@ impl Follower {
         self
     }
 
+    /// Compares a bucket of the ledger with the table this often, and never where unset.
+    #[must_use]
+    pub fn scrubbing(mut self, every: Option<Duration>) -> Self {
+        self.scrub_every = every;
+        self
+    }
+
+    /// Tells how often the ledger was seen to have lost changes.
+    #[must_use]
+    pub fn losses(&self) -> watch::Receiver<u64> {
+        self.losses.subscribe()
+    }
+
     /// Follows until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let announcements = self.ledger.listen();
         let _ = stop.run_until_cancelled(self.follow(announcements)).await;
     }
 
+    /// How often the table is proven: two polls in a row may fail before a check does.
+    fn period(&self) -> Duration {
+        self.bound.div_f64(3.0).max(Duration::from_millis(1))
+    }
+
     async fn follow(&mut self, mut announcements: Receiver<Heard>) {
         let (mut machine, actions) = Machine::new();
-        // A third of the bound: two polls may fail before a check does.
-        let period = self.bound.div_f64(3.0).max(Duration::from_millis(1));
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.perform(&mut machine, actions).await;
+        let questions = FuturesUnordered::new();
+        let mut asking = Asking { questions, polling: false, again: false };
+        let mut ticks = every(self.period());
+        let mut scrub = self.scrub_every.map(every);
+        self.perform(&machine, &mut asking, actions).await;
         loop {
             tokio::select! {
                 biased;
-                _ = ticks.tick() => {
-                    let poll = Action::Poll(machine.applied());
-                    self.perform(&mut machine, vec![poll]).await;
+                Some(answer) = asking.questions.next() => {
+                    let actions = self.on_answer(&mut machine, &mut asking, answer);
+                    self.perform(&machine, &mut asking, actions).await;
+                    tokio::task::yield_now().await;
+                }
+                _ = ticks.tick() => self.poll(&machine, &mut asking),
+                () = next(&mut scrub) => {
+                    let actions = machine.on(Event::ScrubDue);
+                    self.perform(&machine, &mut asking, actions).await;
                 }
                 heard = announcements.recv() => match heard {
                     Ok(Heard::Announcement(announcement)) => {
-                        for piece in pieces(&announcement, MAX_AT_ONCE) {
-                            let actions = machine.on(Event::Announced(piece));
-                            self.perform(&mut machine, actions).await;
-                            tokio::task::yield_now().await;
-                        }
+                        self.on_announcement(&mut machine, &mut asking, &announcement).await;
                     }
                     Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
                         let actions = machine.on(Event::Missed);
-                        self.perform(&mut machine, actions).await;
+                        self.perform(&machine, &mut asking, actions).await;
                     }
                     // The ledger is gone; without proofs the table denies by itself.
                     Err(RecvError::Closed) => return,
@@ -95,32 +186,98 @@ impl Follower {
         }
     }
 
-    /// Does what the machine wants, and what it then wants of that, until it wants nothing.
-    async fn perform(&mut self, machine: &mut Machine, mut actions: Vec<Action>) {
-        while !actions.is_empty() {
-            let mut wanted = Vec::new();
-            let mut polled = false;
-            for action in actions {
-                match action {
-                    Action::Poll(_) if polled => {} // One answer serves all who want one.
-                    Action::Poll(after) => {
-                        polled = true;
-                        wanted.extend(self.poll(machine, after).await);
-                    }
-                    Action::ReadBucket(after) => {
-                        let bucket =
-                            self.ask(|ledger| async move { ledger.bucket(after).await }).await;
-                        wanted.extend(machine.on(Event::Bucket(bucket)));
-                        tokio::task::yield_now().await;
-                    }
-                    Action::Clear => {
-                        self.writer.clear();
+    async fn on_announcement(
+        &mut self,
+        machine: &mut Machine,
+        asking: &mut Asking,
+        announcement: &Announcement,
+    ) {
+        for piece in pieces(announcement, MAX_AT_ONCE) {
+            let actions = machine.on(Event::Announced(piece));
+            self.perform(machine, asking, actions).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn on_answer(
+        &mut self,
+        machine: &mut Machine,
+        asking: &mut Asking,
+        answer: Answer,
+    ) -> Vec<Action> {
+        match answer {
+            Answer::Page { attempt, asked, after, page } => {
+                asking.polling = false;
+                if std::mem::take(&mut asking.again) {
+                    self.poll(machine, asking);
+                }
+                match page {
+                    Ok(page) => return machine.on(Event::Page { attempt, asked, after, page }),
+                    Err(error) => self.unproven(&error.to_string()),
+                }
+                asking.questions.push(Box::pin(async {
+                    sleep(RETRY).await;
+                    Answer::Again
+                }));
+            }
+            Answer::Bucket { attempt, bucket: Ok(bucket), .. } => {
+                let arrived = Moment::now();
+                return machine.on(Event::Bucket { attempt, arrived, bucket });
+            }
+            Answer::Bucket { attempt, .. } if attempt != machine.attempt() => {}
+            Answer::Bucket { attempt, number, bucket: Err(error) } => {
+                self.unproven(&error.to_string());
+                asking.questions.push(self.bucket(attempt, number, RETRY));
+            }
+            Answer::Again => self.poll(machine, asking),
+        }
+        Vec::new()
+    }
+
+    /// Asks where the log ends; one answer serves all who want it while none has been asked for.
+    fn poll(&self, machine: &Machine, asking: &mut Asking) {
+        if asking.polling {
+            asking.again = true;
+            return;
+        }
+        asking.polling = true;
+        let (ledger, within) = (self.ledger.clone(), self.period());
+        let (attempt, after) = (machine.attempt(), machine.applied());
+        asking.questions.push(Box::pin(async move {
+            let asked = Moment::now();
+            let page = timeout(within, ledger.read_after(after)).await;
+            let page = page.unwrap_or_else(|_| Err(LedgerError::Unreachable(Arc::new(NoAnswer))));
+            Answer::Page { attempt, asked, after, page }
+        }));
+    }
+
+    fn bucket(&self, attempt: Attempt, number: u32, wait: Duration) -> Question {
+        let ledger = self.ledger.clone();
+        Box::pin(async move {
+            sleep(wait).await;
+            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(number)).await;
+            let no_answer = |_| Err(LedgerError::Unreachable(Arc::new(NoAnswer)));
+            Answer::Bucket { attempt, number, bucket: bucket.unwrap_or_else(no_answer) }
+        })
+    }
+
+    /// Does what the machine wants.
+    async fn perform(&mut self, machine: &Machine, asking: &mut Asking, actions: Vec<Action>) {
+        for action in actions {
+            match &action {
+                Action::Poll => self.poll(machine, asking),
+                Action::ReadBucket(number) => {
+                    let question = self.bucket(machine.attempt(), *number, Duration::ZERO);
+                    asking.questions.push(question);
+                }
+                action => {
+                    let done = self.applier.perform(action);
+                    self.tell(action, done);
+                    if matches!(action, Action::Begin { .. }) {
                         self.fill_in().await;
                     }
-                    action => self.write(action),
                 }
             }
-            actions = wanted;
         }
     }
 
@@ -129,7 +286,7 @@ impl Follower {
         let Some(synthetic) = &self.synthetic else { return };
         for (number, next) in (0..synthetic.count()).zip(1_usize..) {
             if let Some((key, state)) = synthetic.pair(number) {
-                self.writer.apply(key, Ok(&state));
+                self.applier.writer().apply(key, Ok(&state));
             }
             if next.is_multiple_of(MAX_AT_ONCE) {
                 tokio::task::yield_now().await;
@@ -137,83 +294,128 @@ impl Follower {
         }
     }
 
-    async fn poll(&mut self, machine: &mut Machine, after: u64) -> Vec<Action> {
-        let asked = Moment::now();
-        let answer = timeout(self.bound, self.ledger.read_after(after)).await;
-        match answer {
-            Ok(Ok(page)) => machine.on(Event::Page { asked, after, page }),
-            Ok(Err(error)) => {
-                self.unproven(&error.to_string());
-                self.retry_if_starting(machine).await
-            }
-            Err(_) => {
-                self.unproven("the ledger does not answer");
-                self.retry_if_starting(machine).await
-            }
-        }
-    }
-
-    /// The next tick asks again by itself, but only of a machine that follows already.
-    async fn retry_if_starting(&self, machine: &Machine) -> Vec<Action> {
-        if !machine.is_starting() {
-            return Vec::new();
-        }
-        tokio::time::sleep(RETRY).await;
-        vec![Action::Poll(machine.applied())]
-    }
-
-    /// Asks until there is an answer.
-    async fn ask<T, F: Future<Output = Result<T, LedgerError>>>(
-        &mut self,
-        question: impl Fn(Ledger) -> F,
-    ) -> T {
-        loop {
-            match question(self.ledger.clone()).await {
-                Ok(answer) => return answer,
-                Err(error) => self.unproven(&error.to_string()),
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
     fn unproven(&mut self, why: &str) {
-        warn!(cause = why, "the table could not be proven to be current");
-        self.writer.explain(why);
+        let now = clock::boot();
+        let known = self.said.as_ref();
+        let again =
+            |(said, at): &(String, Duration)| said != why || now.saturating_sub(*at) >= SAY_AGAIN;
+        if known.is_none_or(again) {
+            warn!(cause = why, "the table could not be proven to be current");
+            self.said = Some((why.to_owned(), now));
+        }
+        self.applier.writer().explain(why);
     }
 
-    fn write(&mut self, action: Action) {
+    /// Tells metrics, the log and the table's readers of what was done.
+    fn tell(&mut self, action: &Action, done: Done) {
         match action {
-            Action::Apply(key, record) => {
-                let state = record.as_ref().map(|record| &record.state);
-                self.writer.apply(key, state.map_err(|_| UnreadablePair));
-            }
-            Action::Applied(revision, recorded) => {
-                self.writer.applied(revision);
-                if recorded > crate::consent::time::Timestamp::MIN {
-                    self.metrics.propagated(clock::wall().since(recorded));
-                }
+            Action::Applied(revision, recorded) if *recorded > Timestamp::MIN => {
+                let _ = revision;
+                self.metrics.propagated(clock::wall().since(*recorded));
             }
             Action::Prove(asked, ledger_clock) => {
-                self.writer.proven(asked, ledger_clock);
-                self.writer.explain("");
-            }
-            Action::Validate => {
-                info!("the table holds the ledger");
-                self.writer.validate();
+                self.check_clocks(asked.wall, *ledger_clock);
+                self.check_ledger();
+                if self.said.take().is_some() {
+                    info!("the table is proven to be current again");
+                }
+                self.applier.writer().explain(self.overflow.clone());
             }
             Action::Invalidate(cause) => {
-                if cause != Cause::Start {
+                self.cause = *cause;
+                if *cause != Cause::Start {
                     warn!(cause = cause.label(), "the table is not valid");
                 }
                 self.metrics.resynced(cause.label());
-                if cause == Cause::Fork {
+                if *cause == Cause::Fork {
                     self.metrics.forked();
                 }
-                self.writer.invalidate();
-                self.writer.explain(cause.to_string());
+                self.applier.writer().explain(cause.to_string());
             }
             Action::GapRepaired => self.metrics.gap_repaired(),
-            Action::Clear | Action::Poll(_) | Action::ReadBucket(_) => {}
+            _ => {}
         }
+        match done {
+            Done::Compared { mismatches } if mismatches > 0 => {
+                warn!(
+                    pairs = mismatches,
+                    "the table was not what the ledger holds, and was mended"
+                );
+                self.metrics.scrub_mismatched(mismatches);
+            }
+            Done::Valid { sticky } => {
+                if matches!(action, Action::Validate) {
+                    info!(remembered = sticky, "the table holds the ledger");
+                    self.lost();
+                }
+                if !std::mem::take(&mut self.overflow).is_empty() {
+                    self.applier.writer().explain("");
+                }
+            }
+            Done::Overflowed { sticky } => {
+                self.overflow = format!(
+                    "the ledger has lost denials of {sticky} users, more than are remembered \
+                     beside it: bring it back from a backup, or say that it is right as it is \
+                     with `consentd ledger accept`"
+                );
+                error!(pairs = sticky, "the ledger has lost too much: the table stays invalid");
+                self.applier.writer().explain(self.overflow.clone());
+                self.lost();
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells recorders of a loss, so that they give back what they know.
+    fn lost(&mut self) {
+        if matches!(self.cause, Cause::Fork | Cause::Epoch) {
+            self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
+        }
+    }
+
+    /// Tells what is to be mended about the ledger, whenever that is something else.
+    fn check_ledger(&mut self) {
+        let standing = self.ledger.standing();
+        if self.standing.as_ref() == Some(&standing) {
+            return;
+        }
+        for warning in standing.warnings.iter() {
+            warn!(warning, "the ledger should be set up otherwise");
+        }
+        self.metrics.ledger_is(standing.durable, standing.unfenced);
+        self.applier.writer().warn(Arc::clone(&standing.warnings));
+        self.standing = Some(standing);
+    }
+
+    fn check_clocks(&mut self, ours: Timestamp, ledgers: Timestamp) {
+        let offset = ours.since(ledgers).max(ledgers.since(ours));
+        let apart = offset > MAX_CLOCK_OFFSET;
+        if apart && !self.clocks_apart {
+            let offset = humantime::format_duration(offset).to_string();
+            warn!(
+                offset,
+                "this machine's clock and the ledger's differ: the one that denies counts"
+            );
+        }
+        self.clocks_apart = apart;
+    }
+}
+
+/// The ledger did not answer within the time that a poll, or a bucket, may take.
+#[derive(Debug, thiserror::Error)]
+#[error("it does not answer")]
+struct NoAnswer;
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The next tick, or never.
+async fn next(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => drop(ticks.tick().await),
+        None => std::future::pending().await,
     }
 }

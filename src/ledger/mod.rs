@@ -315,6 +315,23 @@ pub struct Events {
     pub by_revision: bool,
 }
 
+/// How well a ledger keeps what it acknowledges, as last seen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standing {
+    /// Whether that is on a disk, or on replicas that are waited for, and not in memory alone.
+    pub durable: bool,
+    /// Whether an old primary that is cut off from the others could go on.
+    pub unfenced: bool,
+    /// What an operator should mend, in words.
+    pub warnings: Arc<[String]>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { durable: true, unfenced: false, warnings: Arc::from([]) }
+    }
+}
+
 /// A ledger.
 #[derive(Clone, Debug)]
 pub enum Ledger {
@@ -335,6 +352,13 @@ impl Ledger {
             Self::Embedded(ledger) => Ok(ledger.identity()),
             Self::Redis(ledger) => ledger.identity().await,
         }
+    }
+
+    /// How well it keeps what it acknowledges, as last seen.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let Self::Embedded(_) = self;
+        Standing::default()
     }
 
     /// What it is, for people; without credentials.

@@ -1,0 +1,328 @@
+//! What the machine decided, done to the table; and what the table must not forget.
+//!
+//! **Sticky denials.** Whatever the cause of a reload, what the table denied before and would not
+//! deny after it stays denied, as if it had been said when the loss was seen, until something is
+//! said later on a scope that covers it. The same holds for a scope that vanishes from a record.
+//! Pure, but for the table.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::machine::Action;
+use crate::consent::denied::Denied;
+use crate::consent::id::Key;
+use crate::consent::record::Record;
+use crate::consent::state::State;
+use crate::consent::time::Timestamp;
+use crate::ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
+use crate::table::{UnreadablePair, Writer};
+
+/// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
+/// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
+pub const MAX_STICKY: usize = 100_000;
+
+/// What came of an action, for metrics and the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Done {
+    /// What was asked for.
+    Done,
+    /// The table holds the ledger, and this many pairs are denied by what is remembered alone.
+    Valid {
+        /// How many.
+        sticky: usize,
+    },
+    /// The ledger lost more than may be remembered: the table stays invalid.
+    Overflowed {
+        /// How many pairs would have to be remembered.
+        sticky: usize,
+    },
+    /// A bucket was compared: so many of its pairs were otherwise in the table.
+    Compared {
+        /// How many.
+        mismatches: usize,
+    },
+}
+
+/// Does to the table what the machine decided.
+pub struct Applier {
+    writer: Writer,
+    buckets: u32,
+    /// How many pairs of each bucket the table holds.
+    counts: Vec<u32>,
+    /// Whether a snapshot is being loaded.
+    loading: bool,
+    /// When the loss was seen, by the ledger's clock.
+    seen: Timestamp,
+    /// While a snapshot is loaded: what was denied before.
+    old: HashMap<Key, Arc<Denied>>,
+    /// What pairs are denied beyond what their records say.
+    sticky: HashMap<Key, Arc<State>>,
+    /// Whether that was changed and not judged yet.
+    changed: bool,
+    /// Whether what another ledger denied could not be kept.
+    dropped: bool,
+    most: usize,
+}
+
+impl Applier {
+    /// One that writes to an empty table, and remembers at most `most` pairs' denials
+    /// ([`MAX_STICKY`], but in tests).
+    #[must_use]
+    pub fn new(writer: Writer, most: usize) -> Self {
+        Self {
+            writer,
+            buckets: 1,
+            counts: vec![0],
+            loading: false,
+            seen: Timestamp::MIN,
+            old: HashMap::new(),
+            sticky: HashMap::new(),
+            changed: false,
+            dropped: false,
+            most,
+        }
+    }
+
+    /// The table, for what is neither loaded nor applied.
+    pub fn writer(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// Does what an action says to the table; actions that ask the ledger do nothing here.
+    pub fn perform(&mut self, action: &Action) -> Done {
+        match action {
+            Action::Begin { identity, clock, forget } => self.begin(identity, *clock, *forget),
+            Action::Load(bucket) => self.load(bucket),
+            Action::Unload(bucket) => self.unload(*bucket),
+            Action::Apply(body) => self.apply_body(body),
+            Action::Compare(bucket) => {
+                let mismatches = self.compare(bucket);
+                return Done::Compared { mismatches };
+            }
+            Action::Applied(revision, _) => self.writer.applied(*revision),
+            Action::Prove(asked, clock) => {
+                self.seen = self.seen.max(*clock);
+                self.writer.proven(*asked, *clock);
+            }
+            Action::Validate => return self.validate(),
+            Action::Invalidate(_) => self.writer.invalidate(),
+            Action::Poll | Action::ReadBucket(_) | Action::GapRepaired => {}
+        }
+        if self.changed && !self.loading { self.judge() } else { Done::Done }
+    }
+
+    /// Remembers what is denied, and empties the table.
+    fn begin(&mut self, identity: &Identity, clock: Timestamp, forget: bool) {
+        // A table that was being loaded is not whole: what was denied before it still counts.
+        let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
+        self.writer.each_denied(|key, denied| remember(&mut old, key, denied));
+        if forget {
+            old.clear();
+            self.dropped = false;
+            self.writer.deny_before(identity.secret.clone(), Vec::new());
+        }
+        let secret = self.writer.secret();
+        if !secret.is_same_as(&identity.secret) && !old.is_empty() {
+            // Other keys: which pairs these are there is known once their ids are seen again. Of
+            // two such ledgers at once the table cannot remember all, and stays invalid.
+            self.dropped |= self.writer.before() > 0;
+            self.writer.deny_before(secret, std::mem::take(&mut old).into_iter().collect());
+        }
+        self.old = old;
+        self.sticky.clear();
+        self.loading = true;
+        self.seen = self.seen.max(clock);
+        self.buckets = identity.buckets.max(1);
+        self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
+        self.writer.begin(&identity.secret);
+    }
+
+    fn load(&mut self, bucket: &Bucket) {
+        for (key, record) in &bucket.pairs {
+            self.apply(*key, record.as_ref(), self.seen);
+        }
+    }
+
+    /// Takes a bucket out again that was read on a branch of the log that is none.
+    fn unload(&mut self, bucket: u32) {
+        let buckets = self.buckets;
+        let old = &mut self.old;
+        self.writer.each_denied(|key, denied| {
+            if bucket_of(key, buckets) == bucket {
+                remember(old, key, denied);
+            }
+        });
+        for key in self.writer.take_out(|key| bucket_of(key, buckets) == bucket) {
+            self.sticky.remove(&key);
+        }
+        if let Some(count) = self.count(bucket) {
+            *count = 0;
+        }
+    }
+
+    fn apply_body(&mut self, body: &LogBody) {
+        if let Some(denied) = self.writer.take_before(&body.user_id, &body.business_id) {
+            if self.loading {
+                remember(&mut self.old, body.key, &denied);
+            } else {
+                let state = body.record.as_ref().map(|record| &record.state);
+                let lost = denied.beyond(state.unwrap_or(&State::default()), self.seen);
+                self.stick(body.key, lost);
+            }
+            self.changed = true;
+        }
+        self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+    }
+
+    /// Puts a pair's record into the table, with what it must not forget.
+    fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
+        let known = self.writer.holds(key);
+        match record {
+            Ok(record) => {
+                let lost = match self.old.get(&key) {
+                    Some(old) => {
+                        let lost = old.beyond(&record.state, self.seen);
+                        self.sticky.remove(&key);
+                        lost
+                    }
+                    None if known => {
+                        let denied = self.writer.denied(key);
+                        denied.and_then(|denied| {
+                            let state = self.joined(key, &record.state);
+                            denied.vanished_from(state.as_ref().unwrap_or(&record.state), now)
+                        })
+                    }
+                    None => None,
+                };
+                self.stick(key, lost);
+                self.write(key, &record.state);
+            }
+            Err(_) => {
+                // It denies everything; once it can be read again, this must not be forgotten.
+                let denied = self.old.get(&key).map(|denied| Denied::clone(denied));
+                let denied = denied.or_else(|| self.writer.denied(key));
+                let kept = denied.and_then(|denied| denied.beyond(&State::default(), self.seen));
+                self.stick(key, kept);
+                self.writer.apply(key, Err(UnreadablePair));
+            }
+        }
+        if !known && let Some(count) = self.count(bucket_of(key, self.buckets)) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Writes a state and what sticks to it; what no longer makes a difference sticks no more.
+    fn write(&mut self, key: Key, state: &State) {
+        if let Some(joined) = self.joined(key, state) {
+            if joined != *state {
+                return self.writer.apply(key, Ok(&joined));
+            }
+            self.sticky.remove(&key);
+            self.changed = true;
+        }
+        self.writer.apply(key, Ok(state));
+    }
+
+    /// A state with what sticks to its pair; none where nothing does.
+    fn joined(&self, key: Key, state: &State) -> Option<State> {
+        let sticky = self.sticky.get(&key)?;
+        Some(state.clone().join(State::clone(sticky)))
+    }
+
+    /// Lets denials stick to a pair, beside those that do already.
+    fn stick(&mut self, key: Key, lost: Option<State>) {
+        let Some(lost) = lost else { return };
+        let known = self.sticky.get(&key).map(|known| State::clone(known));
+        self.sticky.insert(key, Arc::new(lost.join(known.unwrap_or_default())));
+        self.changed = true;
+    }
+
+    fn validate(&mut self) -> Done {
+        // Pairs of which nothing is left in the ledger.
+        let mut shapes: HashMap<*const Denied, Option<Arc<State>>> = HashMap::new();
+        for (key, denied) in &self.old {
+            if self.writer.holds(*key) {
+                continue;
+            }
+            let shape = shapes
+                .entry(Arc::as_ptr(denied))
+                .or_insert_with(|| denied.beyond(&State::default(), self.seen).map(Arc::new));
+            if let Some(state) = shape {
+                self.sticky.insert(*key, Arc::clone(state));
+                self.writer.apply(*key, Ok(state));
+            }
+        }
+        self.old = HashMap::new();
+        self.loading = false;
+        self.judge()
+    }
+
+    /// Says whether so much may be remembered, and makes the table valid if so.
+    fn judge(&mut self) -> Done {
+        self.changed = false;
+        let sticky = self.sticky.len().saturating_add(self.writer.before());
+        self.writer.remembers(sticky);
+        if sticky > self.most || self.dropped {
+            self.writer.invalidate();
+            return Done::Overflowed { sticky };
+        }
+        self.writer.validate();
+        Done::Valid { sticky }
+    }
+
+    /// Compares a bucket, read at the revision that is applied, with the table, and mends that.
+    fn compare(&mut self, bucket: &Bucket) -> usize {
+        let mut mismatches = 0_usize;
+        for (key, record) in &bucket.pairs {
+            let joined = record.as_ref().ok().and_then(|record| self.joined(*key, &record.state));
+            let state = record.as_ref().map(|record| joined.as_ref().unwrap_or(&record.state));
+            if !self.writer.is(*key, state.map_err(|_| UnreadablePair)) {
+                mismatches = mismatches.saturating_add(1);
+                self.apply(*key, record.as_ref(), self.seen);
+            }
+        }
+        mismatches.saturating_add(self.take_out_strangers(bucket))
+    }
+
+    /// Takes out pairs of a bucket that the table alone has, but for those that must stay denied.
+    ///
+    /// They are looked for only where the bucket has more pairs in the table than in the ledger: to
+    /// find them the whole table is walked.
+    fn take_out_strangers(&mut self, bucket: &Bucket) -> usize {
+        let ours: HashSet<_> = bucket.pairs.iter().map(|(key, _)| *key).collect();
+        let count = self.count(bucket.number).map_or(0, |count| *count);
+        if usize::try_from(count).unwrap_or(usize::MAX) == ours.len() {
+            return 0;
+        }
+        let (buckets, number) = (self.buckets, bucket.number);
+        let stranger = move |key: Key| bucket_of(key, buckets) == number && !ours.contains(&key);
+        let mut denied = Vec::new();
+        self.writer.each_denied(|key, what| {
+            if stranger(key) {
+                denied.push((key, Arc::clone(what)));
+            }
+        });
+        let sticky = &self.sticky;
+        let gone = self.writer.take_out(|key| stranger(key) && !sticky.contains_key(&key));
+        for (key, denied) in denied.into_iter().filter(|(key, _)| gone.contains(key)) {
+            let lost = denied.beyond(&State::default(), self.seen);
+            self.stick(key, lost);
+            self.write(key, &State::default());
+        }
+        let held = u32::try_from(bucket.pairs.len()).unwrap_or(u32::MAX);
+        if let Some(count) = self.count(number) {
+            *count = held;
+        }
+        gone.len()
+    }
+
+    fn count(&mut self, bucket: u32) -> Option<&mut u32> {
+        self.counts.get_mut(usize::try_from(bucket).unwrap_or(usize::MAX))
+    }
+}
+
+fn remember(old: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>) {
+    old.entry(key)
+        .and_modify(|known| *known = Arc::new(known.join(denied)))
+        .or_insert_with(|| Arc::clone(denied));
+}
