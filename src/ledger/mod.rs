@@ -21,7 +21,7 @@ use crate::consent::time::Timestamp;
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
     CreateError, Created, Driver, Durability, MAX_BUCKETS, Options, Plan, Redis, RefusedBy, Target,
-    announcement, channel, create, plan,
+    TargetError, TargetOptions, WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use redis::Value;
 
 use super::append::{Item, Outcome, command, outcomes};
+use super::driver::MAX_FLIGHTS;
 use super::layout::{Place, stored};
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
-use super::{Durability, Shared};
+use super::{Durability, Options, Shared};
 use crate::clock;
 use crate::ledger::{Appended, Epoch, LedgerError};
 
@@ -82,6 +83,16 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
         }
         pause(attempt, left).await;
         attempt += 1;
+    }
+}
+
+/// How long the answer to one script may take, with what confirms it.
+pub(super) fn answer_within(options: &Options) -> Duration {
+    // Others' scripts, and what confirms them, are before these.
+    let waits = u32::try_from(MAX_FLIGHTS).unwrap_or(u32::MAX);
+    match options.durability {
+        Durability::Ledger => ANSWER_WITHIN,
+        _ => ANSWER_WITHIN.saturating_add(options.confirm_within.saturating_mul(waits)),
     }
 }
 
@@ -188,12 +199,7 @@ impl Shared {
     ) -> Result<Vec<Value>, Failure> {
         let connection = self.writes.connection().await.map_err(Failure::NotSent)?;
         let mut redis = connection.redis.clone();
-        // Others' scripts, and what confirms them, are before these.
-        let waits = u32::try_from(super::driver::MAX_FLIGHTS).unwrap_or(u32::MAX);
-        let within = match self.options.durability {
-            Durability::Ledger => ANSWER_WITHIN,
-            _ => ANSWER_WITHIN.saturating_add(self.options.confirm_within.saturating_mul(waits)),
-        };
+        let within = answer_within(&self.options);
         let sent = redis.send_packed_commands(pipeline, 0, count);
         let answered = match tokio::time::timeout(within, sent).await {
             Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(within)))),

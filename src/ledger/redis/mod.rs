@@ -5,17 +5,24 @@
 //! [`Driver`], which sends whatever waits together, on another.
 
 mod append;
+mod backoff;
 mod create;
+mod dial;
 mod driver;
 mod flight;
 mod history;
 mod layout;
 mod link;
+mod login;
 mod read;
 mod refusal;
 mod retention;
+mod route;
 mod scripts;
+mod sentinel;
 mod target;
+mod tls;
+mod wire;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -31,7 +38,8 @@ pub use self::layout::{announcement, channel};
 use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
-pub use self::target::Target;
+use self::route::{Route, Timeouts};
+pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
 use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention};
 use crate::consent::id::KeySecret;
 
@@ -94,6 +102,8 @@ struct Shared {
     reads: Link,
     /// For appends.
     writes: Link,
+    /// The way that both go, and the announcements.
+    route: Arc<Route>,
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
     announcements: broadcast::Sender<Heard>,
@@ -108,15 +118,19 @@ impl Redis {
     /// driver, without which nothing is appended or heard, is run.
     #[must_use]
     pub fn new(target: Target, options: Options) -> (Self, Driver) {
-        let describe = format!("{target:?}");
-        let target = Arc::new(target);
+        let describe = target.describe().to_owned();
+        let route = Arc::new(Route::new(Arc::new(target)));
+        let timeouts = Timeouts::default();
+        // One that waits for its replicas answers later; what is sent there has bounds of its own.
+        let waiting_long = Timeouts { response: flight::answer_within(&options), ..timeouts };
         let (appends, waiting) = mpsc::channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             names: Names::of(PARTITION),
             options,
             describe,
-            reads: Link::new(Arc::clone(&target)),
-            writes: Link::new(target),
+            reads: Link::on(Arc::clone(&route), timeouts),
+            writes: Link::on(Arc::clone(&route), waiting_long),
+            route,
             identity: RwLock::new(None),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             closing: CancellationToken::new(),

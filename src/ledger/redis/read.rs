@@ -124,8 +124,12 @@ impl Shared {
         let numbers = [after, count(MAX_PAGE), count(MAX_PAGE_BYTES)].map(|n| n.to_string());
         let names = [&self.names.meta, &self.names.log];
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
-        let answered = scripts::POLL.run(&self.reads, &[&self.names.fence], &args).await;
+        let (link, fence) = (&self.reads, [&self.names.fence]);
+        let connection = link.connection().await.map_err(Failure::NotSent)?;
+        let answered = scripts::POLL.run_on(link, &connection, &fence, &args).await;
         let mut answer = Answer::of(answered?)?;
+        // An isolated primary of a Sentinel's answers too, and proves nothing.
+        link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let (secret, buckets) = (answer.exactly()?, answer.number()?);

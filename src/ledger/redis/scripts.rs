@@ -1,12 +1,12 @@
 //! The scripts, and how Redis is asked to run them.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{Cmd, Value};
 use sha1::{Digest as _, Sha1};
 
-use super::link::Link;
+use super::link::{Connection, Link};
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 
 /// How long Redis may take to answer what is read in bounded parts.
@@ -67,9 +67,23 @@ impl Script {
         keys: &[impl AsRef<str>],
         args: &[&[u8]],
     ) -> Result<Value, Failure> {
-        match ask(link, &self.command(false, keys, args.iter().copied())).await {
+        let connection = link.connection().await.map_err(Failure::NotSent)?;
+        self.run_on(link, &connection, keys, args).await
+    }
+
+    /// Runs it, on one connection of a link.
+    pub(super) async fn run_on(
+        &self,
+        link: &Link,
+        connection: &Connection,
+        keys: &[impl AsRef<str>],
+        args: &[&[u8]],
+    ) -> Result<Value, Failure> {
+        let command = self.command(false, keys, args.iter().copied());
+        match ask_on(link, connection, &command).await {
             Err(Failure::NoScript) => {
-                ask(link, &self.command(true, keys, args.iter().copied())).await
+                let command = self.command(true, keys, args.iter().copied());
+                ask_on(link, connection, &command).await
             }
             answered => answered,
         }
@@ -133,16 +147,20 @@ script!(
 /// Asks Redis one thing.
 pub(super) async fn ask(link: &Link, command: &Cmd) -> Result<Value, Failure> {
     let connection = link.connection().await.map_err(Failure::NotSent)?;
+    ask_on(link, &connection, command).await
+}
+
+async fn ask_on(link: &Link, connection: &Connection, command: &Cmd) -> Result<Value, Failure> {
     let mut redis = connection.redis.clone();
     let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;
     let answered = match asked {
-        Err(_) => Err(Failure::Lost(std::sync::Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
         Ok(Err(error)) => Err(Failure::of_client(error)),
         Ok(Ok(Value::ServerError(error))) => Err(Failure::of_server(&error)),
         Ok(Ok(value)) => Ok(value),
     };
     if is_to_be_given_up(&answered) {
-        link.give_up(&connection).await;
+        link.give_up(connection).await;
     }
     answered
 }

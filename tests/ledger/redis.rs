@@ -1,0 +1,3 @@
+//! What only the ledger in Redis promises.
+
+use super::*;
