@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Shown};
 use crate::clock;
-use crate::config::Settings;
+use crate::config::{LedgerAddress, Settings};
 use crate::consent::keyword::Keywords;
 use crate::follower::Follower;
 use crate::gate::Gate;
@@ -75,8 +75,10 @@ impl Sidecar {
             None => None,
             Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
         };
-        let (embedded, appender) =
-            Embedded::open(&settings.ledger, settings.retention, settings.ledger_cache)?;
+        let LedgerAddress::File(path) = &settings.ledger else {
+            bail!("--ledger: a ledger in Redis is not built yet; give file:PATH");
+        };
+        let (embedded, appender) = Embedded::open(path, settings.retention, settings.ledger_cache)?;
         let ledger = Ledger::Embedded(embedded);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;

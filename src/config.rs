@@ -5,6 +5,7 @@
 
 mod file;
 mod keywords;
+mod ledger;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,6 +16,8 @@ use clap::Args;
 use serde::Deserialize;
 
 pub use self::keywords::KeywordArgs;
+use self::ledger::with_ledger_args;
+pub use self::ledger::{LedgerAddress, LedgerArgs};
 use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordLists;
@@ -61,10 +64,7 @@ macro_rules! serve_args {
     };
 }
 
-serve_args! {
-    /// The ledger: file:PATH, made where there is none [default: file:consentd.redb]
-    #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER")]
-    ledger: String,
+with_ledger_args! { serve_args! {
     /// Where to serve gRPC over TCP: HOST:PORT, port 0 for any free one, or none
     /// [default: 127.0.0.1:50051]
     #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
@@ -163,7 +163,7 @@ serve_args! {
     /// their caller's trace is [default: 0.01]
     #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
     otlp_sample: f64,
-}
+} }
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
 const MAX_WORKERS: usize = 1_024;
@@ -235,9 +235,9 @@ fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
 /// What a sidecar is to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The ledger's file.
-    pub ledger: PathBuf,
-    /// How much of it to keep in memory, in bytes.
+    /// Where the ledger is.
+    pub ledger: LedgerAddress,
+    /// How much of its file to keep in memory, in bytes.
     pub ledger_cache: usize,
     /// How many pairs to hold that nobody recorded.
     pub synthetic: u64,
@@ -325,7 +325,7 @@ impl ServeArgs {
         }
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
-            ledger: ledger(self.ledger.as_deref().unwrap_or("file:consentd.redb"))?,
+            ledger: self.ledger_args().address()?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
@@ -443,19 +443,6 @@ fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, C
     let endpoint =
         endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
     Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
-}
-
-fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
-    match text.split_once(':') {
-        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
-        Some(("redis" | "rediss" | "redis+unix" | "redis+sentinel", _)) => {
-            Err(wrong("--ledger", "Redis comes later; this version has file:PATH alone"))
-        }
-        Some(("file", _)) => {
-            Err(wrong("--ledger", "file: needs a path, such as file:consentd.redb"))
-        }
-        _ => Err(wrong("--ledger", format!("must be file:PATH: did you mean file:{text}?"))),
-    }
 }
 
 fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {

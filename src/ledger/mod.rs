@@ -20,8 +20,9 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, MAX_BUCKETS, Options, Plan, Redis, RefusedBy, Target,
-    TargetError, TargetOptions, WrongTarget, announcement, channel, create, plan,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Options,
+    Plan, Redis, RefusedBy, Survives, Target, TargetError, TargetOptions, Unfit, Warning,
+    WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.
@@ -357,8 +358,9 @@ impl Ledger {
     /// How well it keeps what it acknowledges, as last seen.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        let Self::Embedded(_) = self;
-        Standing::default()
+        match self {
+            Self::Embedded(_) | Self::Redis(_) => Standing::default(),
+        }
     }
 
     /// What it is, for people; without credentials.

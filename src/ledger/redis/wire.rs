@@ -19,6 +19,9 @@ const MAX_DEPTH: usize = 5;
 /// The longest line: a number, a status or an error.
 const MAX_LINE: usize = 64 * 1024;
 
+/// How much is read at once, where there is so much.
+const READ: usize = 8 * 1024;
+
 /// What bytes come from and go to.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -104,6 +107,7 @@ impl Wire {
                 self.read.advance(taken);
                 return Ok(reply);
             }
+            self.read.reserve(READ);
             if self.stream.read_buf(&mut self.read).await? == 0 {
                 return Err(WireError::Closed);
             }
