@@ -24,7 +24,7 @@ use crate::consent::keyword::KeywordLists;
 use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
-use crate::ledger::Retention;
+use crate::ledger::{Durability, NotADurability, Retention};
 use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::{EndpointError, TraceSettings};
 
@@ -145,6 +145,14 @@ with_ledger_args! { serve_args! {
     #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
     history_retention: Duration,
+    /// What an append in Redis waits for: ledger (what that Redis is configured for), replicas:N, or
+    /// aof (synced; Redis 7.2) [default: ledger]
+    #[arg(long, env = "CONSENTD_DURABILITY", value_name = "WHAT")]
+    durability: String,
+    /// Compare one bucket of the ledger in Redis with the table this often, or never
+    /// [default: 10s]
+    #[arg(long, env = "CONSENTD_SCRUB_EVERY", value_name = "TIME")]
+    scrub_every: String,
     /// How much of the ledger's file to keep in memory [default: 64MiB]
     #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
@@ -239,6 +247,10 @@ pub struct Settings {
     pub ledger: LedgerAddress,
     /// How much of its file to keep in memory, in bytes.
     pub ledger_cache: usize,
+    /// What an append in Redis waits for.
+    pub durability: Durability,
+    /// How often a bucket of a ledger in Redis is compared with the table.
+    pub scrub_every: Option<Duration>,
     /// How many pairs to hold that nobody recorded.
     pub synthetic: u64,
     /// How long the ledger keeps what it need not keep for good.
@@ -326,6 +338,8 @@ impl ServeArgs {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
             ledger: self.ledger_args().address()?,
+            durability: durability(self.durability.as_deref().unwrap_or("ledger"))?,
+            scrub_every: scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
@@ -388,6 +402,21 @@ fn at_most(
         value if value > most => Err(wrong(setting, format!("must be {most} or less"))),
         value => Ok(value),
     }
+}
+
+fn durability(text: &str) -> Result<Durability, ConfigError> {
+    text.parse().map_err(|error: NotADurability| wrong("--durability", error.to_string()))
+}
+
+fn scrub_every(text: &str) -> Result<Option<Duration>, ConfigError> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let every = span(text).map_err(|why| wrong("--scrub-every", format!("{why}; or never")))?;
+    if every < Duration::from_millis(10) {
+        return Err(wrong("--scrub-every", "must be 10ms or more, such as 10s, or never"));
+    }
+    Ok(Some(every))
 }
 
 fn synthetic(count: u64) -> Result<u64, ConfigError> {

@@ -133,10 +133,23 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn look(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
+        // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
+        self.look_by(question, Moment::about_now)
+    }
+
+    /// The same by another clock, which is read after the table.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError`] where no decision was made.
+    pub fn look_by(
+        &self,
+        question: &Question<'_>,
+        clock: impl FnOnce() -> Moment,
+    ) -> Result<Answer, CheckError> {
         let (pair, category) = self.read(question).map_err(CheckError::Invalid)?;
         let (facts, freshness) = self.table.facts(pair, category);
-        // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
-        let now = Moment::about_now();
+        let now = clock();
         let staleness = freshness.staleness(now);
         let proof = match freshness.validity {
             Validity::Loading => return Err(CheckError::NotReady),

@@ -338,11 +338,14 @@ impl Table {
         pair: Pair,
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
+        // First: what is taken out of there is in the pair's entry by then, and is found in one of
+        // them at least.
+        let before = self.0.denied_before(pair);
         let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
             profile.facts(category, last_inbound, whole.and_then(|whole| whole.beside.as_ref()))
         });
         let facts = found.unwrap_or(Ok(Facts::NOTHING));
-        let facts = match self.0.denied_before(pair) {
+        let facts = match before {
             None => facts,
             Some(denied) => facts.map(|facts| denied.over(category, facts)),
         };
@@ -355,6 +358,7 @@ impl Table {
         pair: Pair,
         now: Timestamp,
     ) -> (Result<Summary, UnreadablePair>, Freshness) {
+        let before = self.0.denied_before(pair);
         let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
             let beside = whole.and_then(|whole| whole.beside.as_ref());
             let (opted_in, opted_out) = profile.in_force(beside, now);
@@ -367,7 +371,7 @@ impl Table {
             }
         });
         let mut summary = found.unwrap_or_else(|| Ok(Summary::default()));
-        if let (Ok(summary), Some(denied)) = (&mut summary, self.0.denied_before(pair)) {
+        if let (Ok(summary), Some(denied)) = (&mut summary, before) {
             let remembered = denied.beyond(&State::default(), now).unwrap_or_default();
             summary.opted_out.extend(remembered.scopes.into_keys());
             summary.platform_stopped |= remembered.platform.is_some();

@@ -16,10 +16,10 @@
 mod contract;
 #[path = "ledger/file.rs"]
 mod file;
+#[path = "ledger/redis.rs"]
+mod on_redis;
 #[path = "ledger/pages.rs"]
 mod pages;
-#[path = "ledger/redis.rs"]
-mod redis;
 #[path = "ledger/server.rs"]
 mod server;
 

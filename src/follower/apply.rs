@@ -95,6 +95,12 @@ impl Applier {
             Action::Load(bucket) => self.load(bucket),
             Action::Unload(bucket) => self.unload(*bucket),
             Action::Apply(body) => self.apply_body(body),
+            // Its record comes with its bucket, before the table is valid again.
+            Action::Meet(body) => {
+                if let Some(key) = self.meet(body) {
+                    self.writer.take_before(key);
+                }
+            }
             Action::Compare(bucket) => {
                 let mismatches = self.compare(bucket);
                 return Done::Compared { mismatches };
@@ -160,18 +166,27 @@ impl Applier {
         }
     }
 
-    fn apply_body(&mut self, body: &LogBody) {
-        if let Some(denied) = self.writer.take_before(&body.user_id, &body.business_id) {
-            if self.loading {
-                remember(&mut self.old, body.key, &denied);
-            } else {
-                let state = body.record.as_ref().map(|record| &record.state);
-                let lost = denied.beyond(state.unwrap_or(&State::default()), self.seen);
-                self.stick(body.key, lost);
-            }
-            self.changed = true;
+    /// Takes what a ledger of other keys denied the pair of these ids for what this one did; gives
+    /// its key there.
+    fn meet(&mut self, body: &LogBody) -> Option<Key> {
+        let (key, denied) = self.writer.denied_before(&body.user_id, &body.business_id)?;
+        if self.loading {
+            remember(&mut self.old, body.key, &denied);
+        } else {
+            let state = body.record.as_ref().map(|record| &record.state);
+            let lost = denied.beyond(state.unwrap_or(&State::default()), self.seen);
+            self.stick(body.key, lost);
         }
+        self.changed = true;
+        Some(key)
+    }
+
+    fn apply_body(&mut self, body: &LogBody) {
+        let before = self.meet(body);
         self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+        if let Some(key) = before {
+            self.writer.take_before(key);
+        }
     }
 
     /// Puts a pair's record into the table, with what it must not forget.

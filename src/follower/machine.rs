@@ -7,6 +7,7 @@
 mod snapshot;
 mod trail;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Announcement, Bucket, Identity, LogBody, LogEntry, LogHead, Page, Position, Tail, bucket_of,
+    Announcement, Bucket, Epoch, Identity, LogBody, LogEntry, LogHead, Page, Position, Tail,
+    bucket_of,
 };
 
 /// How many announced entries past a gap wait for the log to close it; the oldest goes first.
@@ -77,6 +79,8 @@ pub enum Action {
     Unload(u32),
     /// Put this pair's record into the table.
     Apply(Box<LogBody>),
+    /// This pair's record comes with its bucket, which is not read yet; here are its ids.
+    Meet(Box<LogBody>),
     /// Compare the table with this bucket, and mend it.
     Compare(Bucket),
     /// Everything up to this revision, recorded at that time, is in the table.
@@ -160,13 +164,11 @@ enum Phase {
 pub struct Machine {
     phase: Phase,
     attempt: Attempt,
-    /// Why this attempt was begun.
-    cause: Cause,
     /// What is applied, and how it came to be.
     trail: Trail,
     buckets: u32,
-    /// How often an operator had accepted the ledger when this attempt began.
-    accepted: u64,
+    /// The ledger whose snapshot was begun last, and how often an operator had accepted it by then.
+    accepted: Option<(Epoch, u64)>,
     held: BTreeMap<Revision, LogEntry>,
     claims: VecDeque<Claim>,
     /// The bucket to be compared next, and whether it was asked for.
@@ -187,10 +189,9 @@ impl Machine {
         let mut machine = Self {
             phase: Phase::Starting,
             attempt: 0,
-            cause: Cause::Start,
             trail: Trail::from(nowhere),
             buckets: 1,
-            accepted: 0,
+            accepted: None,
             held: BTreeMap::new(),
             claims: VecDeque::new(),
             scrub: (0, false),
@@ -206,6 +207,22 @@ impl Machine {
     #[must_use]
     pub fn applied(&self) -> Revision {
         self.trail.end().revision
+    }
+
+    /// The position of what is applied.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.trail.end()
+    }
+
+    /// How many announcements, claims and buckets wait for the log to get to them.
+    #[must_use]
+    pub fn waiting(&self) -> [usize; 3] {
+        let labels = match &self.phase {
+            Phase::Loading(snapshot) => snapshot.waiting(),
+            _ => usize::from(self.ahead.is_some()),
+        };
+        [self.held.len(), self.claims.len(), labels]
     }
 
     /// The attempt that questions asked now belong to.
@@ -238,7 +255,6 @@ impl Machine {
         self.claims.clear();
         self.ahead = None;
         self.scrub.1 = false;
-        self.cause = cause;
         self.attempt = self.attempt.saturating_add(1);
         // A snapshot would skip an entry that cannot be read, and what a newer version meant by it.
         self.phase = if cause == Cause::Unreadable { Phase::Dead } else { Phase::Starting };
@@ -261,10 +277,14 @@ impl Machine {
     fn begin(&mut self, page: &Page) {
         self.trail = Trail::from(page.end);
         self.buckets = page.identity.buckets.max(1);
-        self.accepted = page.accepted;
+        let known = self.accepted.replace((page.end.epoch, page.accepted));
         let mut snapshot = Snapshot::new(self.buckets);
         let (identity, clock) = (Arc::clone(&page.identity), page.clock);
-        let forget = self.cause == Cause::Accepted;
+        // By what the ledger says and not by why it is read: an operator may have accepted it
+        // after something else had made us read it anew, and must not have to say so again. Of
+        // another ledger it was said before we knew it, so not of what we remember.
+        let forget = known
+            .is_some_and(|(epoch, accepted)| epoch == page.end.epoch && page.accepted > accepted);
         self.actions.push(Action::Begin { identity, clock, forget });
         self.actions.extend(snapshot.more().map(Action::ReadBucket));
         self.phase = Phase::Loading(snapshot);
@@ -278,8 +298,12 @@ impl Machine {
         if end.revision < after {
             return Err(Broken(Cause::Fork));
         }
-        if accepted != self.accepted {
-            return Err(Broken(Cause::Accepted));
+        match self.accepted.map_or(accepted, |(_, known)| known).cmp(&accepted) {
+            Ordering::Less => return Err(Broken(Cause::Accepted)),
+            // An old backup, or a replica that lags, knows less of it than we do. Nobody has
+            // accepted that.
+            Ordering::Greater => return Err(Broken(Cause::Fork)),
+            Ordering::Equal => {}
         }
         let Tail::Entries(entries) = tail else { return Err(Broken(Cause::Trimmed)) };
         let before = self.applied();
@@ -342,9 +366,10 @@ impl Machine {
             Phase::Loading(snapshot) => snapshot.takes(bucket, entry.revision),
             _ => true,
         };
-        if wanted {
-            self.actions.push(Action::Apply(Box::new(body)));
-        }
+        // Ids are told by the log alone, and by them alone is known what a ledger of other keys
+        // denied the pair: where its record is read later, this may be the last that is heard.
+        let body = Box::new(body);
+        self.actions.push(if wanted { Action::Apply(body) } else { Action::Meet(body) });
         self.actions.push(Action::Applied(entry.revision, recorded));
         self.trail.extend(entry.head, bucket);
         if let Phase::Loading(snapshot) = &mut self.phase {

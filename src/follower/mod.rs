@@ -1,7 +1,7 @@
 //! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
 //!
-//! [`machine`] decides, [`apply`] does it to the table; the one task here asks the ledger, waits,
-//! and tells the machine what happened.
+//! [`machine`] decides, [`apply`] does it to the table, [`driver`] says what is asked of the ledger
+//! and when; the one task here asks, waits, and tells what happened.
 
 #![cfg_attr(
     not(test),
@@ -9,6 +9,7 @@
 )]
 
 pub mod apply;
+pub mod driver;
 pub mod machine;
 #[cfg(any())]
 mod tests;
@@ -26,23 +27,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::apply::{Applier, Done, MAX_STICKY};
-use self::machine::{Action, Attempt, Cause, Event, Machine, pieces};
+use self::driver::{BUCKET_TIMEOUT, BucketQuestion, Driver, PageQuestion, RETRY, Task, period};
+use self::machine::{Action, Cause, pieces};
 use crate::clock::{self, Moment};
-use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
-use crate::ledger::{Announcement, Bucket, Heard, Ledger, LedgerError, Page, Standing};
+use crate::ledger::{Bucket, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
 
 /// How many announced entries are applied between two looks at what else there is to do.
 const MAX_AT_ONCE: usize = 64;
-
-/// How long to wait before asking a ledger again that did not answer.
-const RETRY: Duration = Duration::from_millis(200);
-
-/// How long a bucket may take.
-const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a cause that lasts is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
@@ -69,34 +64,21 @@ pub struct Follower {
     overflow: String,
     /// How well the ledger keeps what it acknowledges, as last told.
     standing: Option<Standing>,
+    /// Why announcements are not heard, as last logged.
+    unheard: Option<String>,
 }
 
 /// What is being asked of the ledger.
 type Question = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
+/// What is asked and not answered yet.
+type Questions = FuturesUnordered<Question>;
+
 enum Answer {
-    Page {
-        attempt: Attempt,
-        asked: Moment,
-        after: Revision,
-        page: Result<Page, LedgerError>,
-    },
-    Bucket {
-        attempt: Attempt,
-        number: u32,
-        bucket: Result<Bucket, LedgerError>,
-    },
+    Page(PageQuestion, Result<Page, LedgerError>),
+    Bucket(BucketQuestion, Result<Bucket, LedgerError>),
     /// It is time to ask again where the log ends.
     Again,
-}
-
-/// What is asked and not answered yet.
-struct Asking {
-    questions: FuturesUnordered<Question>,
-    /// Whether the log is being read.
-    polling: bool,
-    /// Whether it is to be read again once it was.
-    again: bool,
 }
 
 impl Follower {
@@ -117,6 +99,7 @@ impl Follower {
             cause: Cause::Start,
             overflow: String::new(),
             standing: None,
+            unheard: None,
         }
     }
 
@@ -146,39 +129,47 @@ impl Follower {
         let _ = stop.run_until_cancelled(self.follow(announcements)).await;
     }
 
-    /// How often the table is proven: two polls in a row may fail before a check does.
-    fn period(&self) -> Duration {
-        self.bound.div_f64(3.0).max(Duration::from_millis(1))
-    }
-
     async fn follow(&mut self, mut announcements: Receiver<Heard>) {
-        let (mut machine, actions) = Machine::new();
-        let questions = FuturesUnordered::new();
-        let mut asking = Asking { questions, polling: false, again: false };
-        let mut ticks = every(self.period());
+        let (mut driver, tasks) = Driver::new(Moment::now());
+        let mut questions = Questions::new();
+        let mut ticks = every(period(self.bound));
         let mut scrub = self.scrub_every.map(every);
-        self.perform(&machine, &mut asking, actions).await;
+        self.perform(&mut questions, tasks).await;
         loop {
             tokio::select! {
                 biased;
-                Some(answer) = asking.questions.next() => {
-                    let actions = self.on_answer(&mut machine, &mut asking, answer);
-                    self.perform(&machine, &mut asking, actions).await;
+                Some(answer) = questions.next() => {
+                    let tasks = self.on_answer(&mut driver, answer);
+                    self.perform(&mut questions, tasks).await;
                     tokio::task::yield_now().await;
                 }
-                _ = ticks.tick() => self.poll(&machine, &mut asking),
+                _ = ticks.tick() => {
+                    let tasks = driver.on_tick(Moment::now());
+                    self.perform(&mut questions, tasks).await;
+                }
                 () = next(&mut scrub) => {
-                    let actions = machine.on(Event::ScrubDue);
-                    self.perform(&machine, &mut asking, actions).await;
+                    let tasks = driver.on_scrub_due(Moment::now());
+                    self.perform(&mut questions, tasks).await;
                 }
                 heard = announcements.recv() => match heard {
                     Ok(Heard::Announcement(announcement)) => {
-                        self.on_announcement(&mut machine, &mut asking, &announcement).await;
+                        for piece in pieces(&announcement, MAX_AT_ONCE) {
+                            let tasks = driver.on_announcement(piece, Moment::now());
+                            self.perform(&mut questions, tasks).await;
+                            tokio::task::yield_now().await;
+                        }
                     }
                     Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
-                        let actions = machine.on(Event::Missed);
-                        self.perform(&machine, &mut asking, actions).await;
+                        let tasks = driver.on_missed(Moment::now());
+                        self.perform(&mut questions, tasks).await;
                     }
+                    Ok(Heard::Subscribed) => {
+                        self.metrics.subscribed("subscribed");
+                        self.unheard = None;
+                        let tasks = driver.on_missed(Moment::now());
+                        self.perform(&mut questions, tasks).await;
+                    }
+                    Ok(Heard::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
                     // The ledger is gone; without proofs the table denies by itself.
                     Err(RecvError::Closed) => return,
                 },
@@ -186,93 +177,50 @@ impl Follower {
         }
     }
 
-    async fn on_announcement(
-        &mut self,
-        machine: &mut Machine,
-        asking: &mut Asking,
-        announcement: &Announcement,
-    ) {
-        for piece in pieces(announcement, MAX_AT_ONCE) {
-            let actions = machine.on(Event::Announced(piece));
-            self.perform(machine, asking, actions).await;
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn on_answer(
-        &mut self,
-        machine: &mut Machine,
-        asking: &mut Asking,
-        answer: Answer,
-    ) -> Vec<Action> {
+    fn on_answer(&mut self, driver: &mut Driver, answer: Answer) -> Vec<Task> {
         match answer {
-            Answer::Page { attempt, asked, after, page } => {
-                asking.polling = false;
-                if std::mem::take(&mut asking.again) {
-                    self.poll(machine, asking);
-                }
-                match page {
-                    Ok(page) => return machine.on(Event::Page { attempt, asked, after, page }),
-                    Err(error) => self.unproven(&error.to_string()),
-                }
-                asking.questions.push(Box::pin(async {
-                    sleep(RETRY).await;
-                    Answer::Again
-                }));
+            Answer::Page(question, page) => {
+                let page = page.inspect_err(|error| self.unproven(&error.to_string()));
+                driver.on_page(question, page.ok(), Moment::now())
             }
-            Answer::Bucket { attempt, bucket: Ok(bucket), .. } => {
-                let arrived = Moment::now();
-                return machine.on(Event::Bucket { attempt, arrived, bucket });
+            Answer::Bucket(question, bucket) => {
+                let bucket = bucket.inspect_err(|error| self.unproven(&error.to_string()));
+                driver.on_bucket(question, bucket.ok(), Moment::now())
             }
-            Answer::Bucket { attempt, .. } if attempt != machine.attempt() => {}
-            Answer::Bucket { attempt, number, bucket: Err(error) } => {
-                self.unproven(&error.to_string());
-                asking.questions.push(self.bucket(attempt, number, RETRY));
-            }
-            Answer::Again => self.poll(machine, asking),
+            Answer::Again => driver.on_again(Moment::now()),
         }
-        Vec::new()
     }
 
-    /// Asks where the log ends; one answer serves all who want it while none has been asked for.
-    fn poll(&self, machine: &Machine, asking: &mut Asking) {
-        if asking.polling {
-            asking.again = true;
-            return;
-        }
-        asking.polling = true;
-        let (ledger, within) = (self.ledger.clone(), self.period());
-        let (attempt, after) = (machine.attempt(), machine.applied());
-        asking.questions.push(Box::pin(async move {
-            let asked = Moment::now();
-            let page = timeout(within, ledger.read_after(after)).await;
-            let page = page.unwrap_or_else(|_| Err(LedgerError::Unreachable(Arc::new(NoAnswer))));
-            Answer::Page { attempt, asked, after, page }
-        }));
-    }
-
-    fn bucket(&self, attempt: Attempt, number: u32, wait: Duration) -> Question {
-        let ledger = self.ledger.clone();
+    fn page(&self, question: PageQuestion) -> Question {
+        let (ledger, within) = (self.ledger.clone(), period(self.bound));
         Box::pin(async move {
-            sleep(wait).await;
-            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(number)).await;
-            let no_answer = |_| Err(LedgerError::Unreachable(Arc::new(NoAnswer)));
-            Answer::Bucket { attempt, number, bucket: bucket.unwrap_or_else(no_answer) }
+            let page = timeout(within, ledger.read_after(question.after)).await;
+            Answer::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
         })
     }
 
-    /// Does what the machine wants.
-    async fn perform(&mut self, machine: &Machine, asking: &mut Asking, actions: Vec<Action>) {
-        for action in actions {
-            match &action {
-                Action::Poll => self.poll(machine, asking),
-                Action::ReadBucket(number) => {
-                    let question = self.bucket(machine.attempt(), *number, Duration::ZERO);
-                    asking.questions.push(question);
-                }
-                action => {
-                    let done = self.applier.perform(action);
-                    self.tell(action, done);
+    fn bucket(&self, question: BucketQuestion, wait: Duration) -> Question {
+        let ledger = self.ledger.clone();
+        Box::pin(async move {
+            sleep(wait).await;
+            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(question.number)).await;
+            Answer::Bucket(question, bucket.unwrap_or_else(|_| Err(no_answer())))
+        })
+    }
+
+    /// Does what is to be done.
+    async fn perform(&mut self, questions: &mut Questions, tasks: Vec<Task>) {
+        for task in tasks {
+            match task {
+                Task::Page(question) => questions.push(self.page(question)),
+                Task::Bucket { question, wait } => questions.push(self.bucket(question, wait)),
+                Task::Again => questions.push(Box::pin(async {
+                    sleep(RETRY).await;
+                    Answer::Again
+                })),
+                Task::Table(action) => {
+                    let done = self.applier.perform(&action);
+                    self.tell(&action, done);
                     if matches!(action, Action::Begin { .. }) {
                         self.fill_in().await;
                     }
@@ -373,6 +321,16 @@ impl Follower {
         }
     }
 
+    /// Tells that announcements are not heard: the polls carry changes meanwhile, more slowly.
+    fn unheard(&mut self, refused: bool, why: &(dyn std::error::Error + Send + Sync)) {
+        self.metrics.subscribed(if refused { "refused" } else { "failed" });
+        let why = why.to_string();
+        if self.unheard.as_ref() != Some(&why) {
+            warn!(cause = why, "announcements are not heard: changes come by the next poll");
+            self.unheard = Some(why);
+        }
+    }
+
     /// Tells what is to be mended about the ledger, whenever that is something else.
     fn check_ledger(&mut self) {
         let standing = self.ledger.standing();
@@ -405,6 +363,10 @@ impl Follower {
 #[derive(Debug, thiserror::Error)]
 #[error("it does not answer")]
 struct NoAnswer;
+
+fn no_answer() -> LedgerError {
+    LedgerError::Unreachable(Arc::new(NoAnswer))
+}
 
 fn every(period: Duration) -> Interval {
     let mut ticks = interval(period);

@@ -25,8 +25,9 @@ pub use copy::{Copied, CopyError, NewLedger, copy};
 pub use embedded::{Appender, Embedded, NewFile, OpenError};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
-    Mending, NewRedis, Options, Plan, Redis, RefusedBy, Status, Survives, Target, TargetError,
-    TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create, plan,
+    Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,
+    Target, TargetError, TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create,
+    look_at, plan,
 };
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
 
@@ -212,6 +213,17 @@ pub enum LedgerError {
     },
 }
 
+impl LedgerError {
+    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
+    #[must_use]
+    pub fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
+            _ => false,
+        }
+    }
+}
+
 /// One change as the log tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogEntry {
@@ -261,6 +273,15 @@ pub enum Heard {
     Announcement(Announcement),
     /// Announcements may have been lost.
     Missed,
+    /// From now on announcements are heard; any before may have been lost.
+    Subscribed,
+    /// None are heard for now.
+    Unsubscribed {
+        /// Whether the ledger does not let us, and not merely fails to.
+        refused: bool,
+        /// Why.
+        why: Arc<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.
@@ -364,7 +385,8 @@ impl Ledger {
     #[must_use]
     pub fn standing(&self) -> Standing {
         match self {
-            Self::Embedded(_) | Self::Redis(_) => Standing::default(),
+            Self::Embedded(_) => Standing::default(),
+            Self::Redis(ledger) => ledger.standing(),
         }
     }
 

@@ -169,12 +169,22 @@ impl Writer {
         self.shared.before.store(any.then(|| Arc::new(Before { secret, pairs: map })));
     }
 
-    /// Takes back what the ledger before this one denied the pair of these ids; gives it.
-    pub fn take_before(&mut self, user_id: &str, business_id: &str) -> Option<Arc<Denied>> {
+    /// What the ledger before this one denied the pair of these ids, and its key there.
+    #[must_use]
+    pub fn denied_before(&self, user_id: &str, business_id: &str) -> Option<(Key, Arc<Denied>)> {
         let before = self.shared.before.load();
         let before = before.as_ref()?;
         let key = before.secret.read(user_id, business_id).ok()?;
-        before.pairs.remove(&key).map(|(_, denied)| denied)
+        let denied = before.pairs.get(&key)?;
+        Some((key, Arc::clone(&denied)))
+    }
+
+    /// Takes back what the ledger before this one denied the pair of this key there: only once it
+    /// is in the pair's entry, or a check in between would find it nowhere.
+    pub fn take_before(&mut self, key: Key) {
+        if let Some(before) = self.shared.before.load().as_ref() {
+            before.pairs.remove(&key);
+        }
     }
 
     /// How many pairs the ledger before this one denies something.

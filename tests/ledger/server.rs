@@ -1,11 +1,16 @@
 //! A Redis of a test's own.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use consentd::ledger::{Target, TargetOptions, create};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 
 use super::PATIENCE;
 
@@ -29,7 +34,7 @@ impl Server {
         let child = child.expect("tests need redis-server: install Redis 7 or later");
         let server = Self { child, socket };
         let begun = Instant::now();
-        while UnixStream::connect(&server.socket).is_err() {
+        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
             assert!(begun.elapsed() < PATIENCE, "redis-server does not start");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -74,5 +79,44 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Passes connections on to a socket; closes the first on which a script that writes is answered,
+/// before the answer, and once whoever is told of it says so.
+pub(super) async fn lossy(
+    listener: UnixListener,
+    to: PathBuf,
+    losing: mpsc::Sender<oneshot::Sender<()>>,
+) {
+    let lost = Arc::new(AtomicBool::new(false));
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = UnixStream::connect(&to).await.unwrap();
+        let (lost, losing) = (Arc::clone(&lost), losing.clone());
+        tokio::spawn(async move {
+            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+            let mut writes = false;
+            loop {
+                tokio::select! {
+                    length = client.read(&mut asked) => {
+                        let Ok(length @ 1..) = length else { return };
+                        writes |= asked[..length].windows(9).any(|part| part == b"EVALSHA\r\n");
+                        if server.write_all(&asked[..length]).await.is_err() { return }
+                    }
+                    length = server.read(&mut answered) => {
+                        let Ok(length @ 1..) = length else { return };
+                        let ours = &answered[..length];
+                        let is_outcome = writes && ours.starts_with(b"*2\r\n:");
+                        if is_outcome && !lost.swap(true, Ordering::SeqCst) {
+                            let (lose, told) = oneshot::channel();
+                            losing.send(lose).await.unwrap();
+                            return told.await.unwrap();
+                        }
+                        if client.write_all(ours).await.is_err() { return }
+                    }
+                }
+            }
+        });
     }
 }

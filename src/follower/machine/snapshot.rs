@@ -69,6 +69,11 @@ impl Snapshot {
         self.missing == 0 && self.labels.is_empty()
     }
 
+    /// How many buckets were read at a position that the log has not reached.
+    pub(super) fn waiting(&self) -> usize {
+        self.labels.values().map(Vec::len).sum()
+    }
+
     /// Whether an entry of this revision changes this bucket as it was read.
     pub(super) fn takes(&self, bucket: u32, revision: Revision) -> bool {
         let place = usize::try_from(bucket).unwrap_or(usize::MAX);

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 use tempfile::NamedTempFile;
 
 use super::history::{Added, HISTORY, Item, text};
@@ -18,6 +18,7 @@ use super::store::{
 use super::{BUCKETS, Embedded, OpenError, open_error, retention};
 use crate::consent::id::Key;
 use crate::consent::record::{Revision, sha256};
+use crate::consent::time::Timestamp;
 use crate::ledger::whole::{Entry, Kind, Whole, WholeBucket};
 use crate::ledger::{CopyError, Epoch, LedgerError, Position};
 
@@ -104,11 +105,23 @@ impl Embedded {
         .await
     }
 
-    /// When the log's first entry was recorded, and how many there are.
-    pub(in crate::ledger) async fn log_extent(&self) -> Result<(u64, Option<i64>), LedgerError> {
-        self.blocking(move |database, _| {
+    /// How many pairs there are, how many entries the log has, and when the first was recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn extent(&self) -> Result<(u64, u64, Option<Timestamp>), LedgerError> {
+        self.blocking(move |database, recent: &Recent| {
+            let waiting = recent.part((Bound::Unbounded, Bound::Unbounded), usize::MAX).pairs;
             let transaction = database.begin_read().map_err(failed)?;
-            retention::log_extent(&transaction.open_table(LOG).map_err(failed)?)
+            let table = transaction.open_table(PAIRS).map_err(failed)?;
+            let mut pairs = table.len().map_err(failed)?;
+            for (key, _) in waiting {
+                pairs += u64::from(table.get(&key).map_err(failed)?.is_none());
+            }
+            let log = transaction.open_table(LOG).map_err(failed)?;
+            let (entries, oldest) = retention::log_extent(&log)?;
+            Ok((pairs, entries, oldest.map(Timestamp::saturating_from_millis)))
         })
         .await
     }

@@ -203,10 +203,13 @@ pub(super) enum Outcome {
     Conflict(Option<Vec<u8>>),
 }
 
-/// What the script says of so many changes.
-pub(super) fn outcomes(answer: redis::Value, count: usize) -> Result<Vec<Outcome>, Failure> {
+/// What the script says of so many changes, and whether they could be announced.
+pub(super) fn outcomes(
+    answer: redis::Value,
+    count: usize,
+) -> Result<(bool, Vec<Outcome>), Failure> {
     let mut answer = Answer::of(answer)?;
-    let _receivers = answer.next()?;
+    let told = answer.next()? != redis::Value::Int(-1);
     let outcome = |_| {
         Ok(match answer.next()? {
             redis::Value::Int(0) => Outcome::Same,
@@ -219,5 +222,5 @@ pub(super) fn outcomes(answer: redis::Value, count: usize) -> Result<Vec<Outcome
             _ => return Err(Failure::Refused(RefusedBy::Strange)),
         })
     };
-    (0..count).map(outcome).collect()
+    Ok((told, (0..count).map(outcome).collect::<Result<_, _>>()?))
 }

@@ -71,11 +71,9 @@ impl From<Failure> for CreateError {
 pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
     let (link, names) = (Link::new(target.into()), Names::of(PARTITION));
     let hashes = hashes(&names, buckets)?;
-    for key in [&names.meta] {
-        let mut command = redis::cmd("EXISTS");
-        if ask(&link, command.arg(key)).await? != Value::Int(0) {
-            return Err(CreateError::Exists);
-        }
+    let mut command = redis::cmd("EXISTS");
+    if ask(&link, command.arg(&names.meta)).await? != Value::Int(0) {
+        return Err(CreateError::Exists);
     }
     let mut present = 0_u64;
     for key in [&names.log, &names.fence] {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -93,6 +94,25 @@ pub(super) enum LinkError {
         address: Address,
         /// How long.
         after: Duration,
+    },
+    /// It took too long to say the first word of TLS. A Redis without it waits for a line to end.
+    #[error(
+        "{address} did not answer in TLS within {after:?}; it may speak none at that port: \
+         redis:// is without"
+    )]
+    TlsTimedOut {
+        /// Who.
+        address: Address,
+        /// How long.
+        after: Duration,
+    },
+    /// It ended before there was an answer to anything.
+    #[error(
+        "{address} closed the connection at the first word: where it speaks TLS, give rediss://"
+    )]
+    HungUp {
+        /// Who.
+        address: Address,
     },
     /// It ended.
     #[error("{address} closed the connection")]
@@ -191,6 +211,37 @@ pub(super) enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether it takes an operator to mend this: time alone will not.
+    pub(super) fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::File { .. }
+            | Self::Content { .. }
+            | Self::TlsSetup { .. }
+            | Self::NoRoots
+            | Self::UnknownName { .. }
+            | Self::Tls { .. }
+            | Self::NotRedis { .. }
+            | Self::LoginNeeded { .. }
+            | Self::LoginRefused { .. }
+            | Self::Refuses { .. }
+            | Self::WrongKind { .. } => true,
+            Self::UnknownHost { .. }
+            | Self::Refused { .. }
+            | Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Closed { .. }
+            | Self::Io { .. }
+            | Self::TlsTimedOut { .. }
+            | Self::HungUp { .. }
+            | Self::NotPrimary { .. }
+            | Self::UnknownMaster { .. }
+            | Self::NoMajority { .. }
+            | Self::Moved { .. } => false,
+        }
+    }
+}
+
 fn first_failure(failure: Option<&Arc<LinkError>>) -> String {
     failure.map(|failure| format!("; of another: {failure}")).unwrap_or_default()
 }
@@ -245,17 +296,25 @@ pub(super) struct Greeted {
 impl Dial<'_> {
     /// Connects, logs in, and asks whom it got.
     pub(super) async fn open(&self, within: Duration) -> Result<Greeted, LinkError> {
+        let in_tls = AtomicBool::new(false);
         let opened = timeout(within, async {
             // Read first: a file that is missing is no fault of the server's.
             let login = self.login.arguments().await?;
-            let stream = self.connect().await?;
+            let stream = self.connect(&in_tls).await?;
             self.greet(Wire::new(stream), login.as_deref()).await
         });
-        let late = |_| LinkError::TimedOut { address: self.address.clone(), after: within };
+        let late = |_| {
+            let (address, after) = (self.address.clone(), within);
+            if in_tls.load(Ordering::Relaxed) {
+                LinkError::TlsTimedOut { address, after }
+            } else {
+                LinkError::TimedOut { address, after }
+            }
+        };
         opened.await.map_err(late)?
     }
 
-    async fn connect(&self) -> Result<Box<dyn Stream>, LinkError> {
+    async fn connect(&self, in_tls: &AtomicBool) -> Result<Box<dyn Stream>, LinkError> {
         let address = self.address;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::ConnectionRefused => LinkError::Refused { address: address.clone() },
@@ -282,7 +341,12 @@ impl Dial<'_> {
         SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
         Ok(match self.tls {
             None => Box::new(stream),
-            Some(files) => Box::new(files.over(stream, host, address).await?),
+            Some(files) => {
+                in_tls.store(true, Ordering::Relaxed);
+                let stream = files.over(stream, host, address).await?;
+                in_tls.store(false, Ordering::Relaxed);
+                Box::new(stream)
+            }
         })
     }
 
@@ -292,12 +356,12 @@ impl Dial<'_> {
         if let Some(login) = login {
             let mut auth: Vec<&[u8]> = vec![b"AUTH"];
             auth.extend(login.iter().map(|secret| secret.reveal().as_bytes()));
-            let reply = self.ask(&mut wire, auth).await?;
+            let reply = self.first(self.ask(&mut wire, auth).await)?;
             if let Reply::Error(said) = reply {
                 return Err(self.login_refused(&said));
             }
         }
-        let primary = match self.ask(&mut wire, vec![b"HELLO", b"2"]).await? {
+        let primary = match self.first(self.ask(&mut wire, vec![b"HELLO", b"2"]).await)? {
             Reply::Array(said) => self.introduced(&said)?,
             Reply::Error(said) => {
                 self.fatal(&said)?;
@@ -321,6 +385,18 @@ impl Dial<'_> {
     async fn ask(&self, wire: &mut Wire, command: Vec<&[u8]>) -> Result<Reply, LinkError> {
         wire.send(&[command]).await.map_err(|error| self.lost(error))?;
         wire.reply().await.map_err(|error| self.lost(error))
+    }
+
+    /// A first answer; one that never came has a cause of its own, where TLS was not spoken.
+    fn first(&self, answer: Result<Reply, LinkError>) -> Result<Reply, LinkError> {
+        match (answer, self.address, self.tls) {
+            (
+                Err(LinkError::Closed { address } | LinkError::Io { address, .. }),
+                Address::Tcp(..),
+                None,
+            ) => Err(LinkError::HungUp { address }),
+            (answer, ..) => answer,
+        }
     }
 
     /// What a failure of the connection means to us.

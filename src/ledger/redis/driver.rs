@@ -10,7 +10,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::append::{Item, MAX_SCRIPT};
 use super::flight::fly;
+use super::layout::announcement;
+use super::listen::{self, Pushed};
+use super::route::Timeouts;
 use super::{Shared, retention};
+use crate::ledger::Heard;
 
 /// How many scripts are on their way at once. What waits meanwhile goes into the next ones
 /// together, so that they are the fuller the slower the answers come.
@@ -78,6 +82,22 @@ impl Driver {
 }
 
 /// Passes on what is announced.
-async fn listen(_shared: &Shared) {
-    std::future::pending::<()>().await;
+async fn listen(shared: &Shared) {
+    let tell = |heard| {
+        // Nobody may be listening.
+        let _ = shared.announcements.send(heard);
+    };
+    let sink = |pushed| match pushed {
+        Pushed::Message(message) => tell(match announcement(&message) {
+            Some(announcement) => Heard::Announcement(announcement),
+            // Whatever it was meant to say, the log says it.
+            None => Heard::Missed,
+        }),
+        Pushed::Gap => tell(Heard::Subscribed),
+        Pushed::Refused(why) => tell(Heard::Unsubscribed { refused: true, why }),
+        Pushed::Lost(why) => tell(Heard::Unsubscribed { refused: false, why }),
+    };
+    let (route, channel) = (Arc::clone(&shared.route), shared.names.channel.clone());
+    let never = listen::listen(route, channel, Timeouts::default(), sink).await;
+    match never {}
 }

@@ -1,5 +1,7 @@
 //! Whether a Redis is fit to hold a ledger, and what an operator should know of it.
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
 
@@ -7,6 +9,7 @@ use redis::{RedisError, Value};
 const OLDEST: (u32, u32) = (7, 0);
 
 /// What a Redis says of itself.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fitness {
     /// Whether it is a primary.
@@ -18,7 +21,7 @@ pub struct Fitness {
     /// Whether it is a node of a cluster.
     pub is_cluster: bool,
     /// What survives when its process ends.
-    pub durability: Durability,
+    pub durability: Persistence,
     /// Whether it could write what it must at its last attempt.
     pub can_save: bool,
     /// What it does when it is full, where it tells.
@@ -31,7 +34,7 @@ pub struct Fitness {
 
 /// What survives when a Redis' process ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Durability {
+pub enum Persistence {
     /// Nothing.
     Memory,
     /// What was there at the last snapshot.
@@ -73,6 +76,12 @@ pub enum Unfit {
     /// It is a node of a cluster.
     #[error("it is a node of a cluster (cluster-enabled yes), which cannot hold a ledger yet")]
     Cluster,
+    /// It cannot say that its append-only file is synced.
+    #[error("it is {0}; --durability aof needs Redis 7.2 or later: give ledger or replicas:N")]
+    NoWaitAof(String),
+    /// It has none.
+    #[error("it has no append-only file, and --durability aof waits for that: set appendonly yes")]
+    NoAppendOnlyFile,
     /// Cut off, it would not notice.
     #[error(
         "it would go on proving itself when a failover has passed it by: set \
@@ -119,7 +128,7 @@ pub enum Warning {
 pub enum FitnessError {
     /// It could not be asked.
     #[error("cannot ask Redis what it is (INFO): {0}")]
-    Asking(#[from] RedisError),
+    Asking(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// It says something else.
     #[error("INFO does not say {0}")]
     Silent(&'static str),
@@ -128,15 +137,15 @@ pub enum FitnessError {
 /// Asks a Redis what it is.
 pub(super) async fn inspect(redis: &mut MultiplexedConnection) -> Result<Fitness, FitnessError> {
     // The whole of it: those that are too old take one section at most.
-    let info: String = redis::cmd("INFO").query_async(redis).await?;
+    let asking = |error: RedisError| FitnessError::Asking(Arc::new(error));
+    let info: String = redis::cmd("INFO").query_async(redis).await.map_err(asking)?;
     let mut config = redis::cmd("CONFIG");
     config.arg("GET").arg("appendfsync").arg("save").arg("maxmemory-policy");
     // A sidecar's user need not be allowed this; INFO tells the most of it.
     let config: Vec<(String, String)> = match config.query_async(redis).await {
         Ok(Value::Array(flat)) => pairs(flat),
-        Ok(_) => Vec::new(),
-        Err(error) if error.is_io_error() || error.is_timeout() => return Err(error.into()),
-        Err(_) => Vec::new(),
+        Err(error) if error.is_io_error() || error.is_timeout() => return Err(asking(error)),
+        Ok(_) | Err(_) => Vec::new(),
     };
     Fitness::read(&info, &config)
 }
@@ -213,10 +222,10 @@ impl Fitness {
             return Err(Unfit::Unfenced);
         }
         let durable = match self.durability {
-            Durability::Memory => Some(Warning::MemoryAlone),
-            Durability::Snapshots => Some(Warning::SnapshotsAlone),
-            Durability::Unstated => Some(Warning::UnstatedDurability),
-            Durability::AppendOnly(_) => None,
+            Persistence::Memory => Some(Warning::MemoryAlone),
+            Persistence::Snapshots => Some(Warning::SnapshotsAlone),
+            Persistence::Unstated => Some(Warning::UnstatedDurability),
+            Persistence::AppendOnly(_) => None,
         };
         let saving = (!self.can_save).then_some(Warning::CannotSave);
         let fence = is_unfenced.then_some(Warning::Unfenced);
@@ -234,17 +243,17 @@ fn version(said: &str) -> Option<(u32, u32, u32)> {
     Some((part()?, part()?, part().unwrap_or(0)))
 }
 
-fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Durability {
+fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Persistence {
     match (has_file, save) {
-        (true, _) => Durability::AppendOnly(match fsync {
+        (true, _) => Persistence::AppendOnly(match fsync {
             Some("always") => Fsync::Always,
             Some("everysec") => Fsync::EverySecond,
             Some("no") => Fsync::Never,
             _ => Fsync::Unstated,
         }),
-        (false, Some("")) => Durability::Memory,
-        (false, Some(_)) => Durability::Snapshots,
-        (false, None) => Durability::Unstated,
+        (false, Some("")) => Persistence::Memory,
+        (false, Some(_)) => Persistence::Snapshots,
+        (false, None) => Persistence::Unstated,
     }
 }
 

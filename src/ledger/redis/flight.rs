@@ -1,6 +1,7 @@
 //! One script of changes, sent until what came of it is known, or its time is over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -16,6 +17,9 @@ use crate::ledger::{Appended, Epoch, LedgerError};
 
 /// How long changes are sent again while it is not known what came of them.
 const MAX_TRYING: Duration = Duration::from_secs(10);
+
+/// And for how long once the ledger is being closed: others may wait behind them.
+const MAX_TRYING_CLOSING: Duration = Duration::from_secs(1);
 
 /// The shortest and the longest pause before they are.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -54,7 +58,9 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
             Err(failure) => failure,
         };
         if matches!(&failure, Failure::Lost(_)) || is_cut_short(&failure) {
-            items.iter_mut().for_each(|item| item.is_unsure = true);
+            for item in &mut items {
+                item.is_unsure = true;
+            }
         }
         match &failure {
             Failure::NoScript if !how.whole => {
@@ -71,7 +77,8 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
             }
             _ => {}
         }
-        let left = MAX_TRYING.saturating_sub(clock::boot().saturating_sub(begun));
+        let most = if shared.closing.is_cancelled() { MAX_TRYING_CLOSING } else { MAX_TRYING };
+        let left = most.saturating_sub(clock::boot().saturating_sub(begun));
         if !is_worth_trying(&failure) || left.is_zero() {
             return refuse(&shared, items, &failure);
         }
@@ -103,9 +110,8 @@ fn is_cut_short(failure: &Failure) -> bool {
 
 fn is_worth_trying(failure: &Failure) -> bool {
     match failure {
-        Failure::NotSent(_) | Failure::Lost(_) => true,
-        Failure::NoScript => false,
-        Failure::Refused(RefusedBy::CutShort) => true,
+        Failure::NotSent(_) | Failure::Lost(_) | Failure::Refused(RefusedBy::CutShort) => true,
+        Failure::NoScript | Failure::Unfit(_) => false,
         Failure::Refused(why) => why.is_passing(),
     }
 }
@@ -184,10 +190,12 @@ impl Shared {
         let mut answers = self.pipelined(&pipeline, count).await?.into_iter();
         let appended = answers.next().ok_or(Failure::Refused(RefusedBy::Strange))?;
         if let Value::ServerError(error) = &appended {
-            let failed = Err(Failure::of_server(error));
-            return failed;
+            return Err(Failure::of_server(error));
         }
-        let outcomes = outcomes(appended, items.len())?;
+        let (told, outcomes) = outcomes(appended, items.len())?;
+        if !told {
+            self.unannounced.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(Answered { outcomes, confirmed: self.confirmed(answers.next()) })
     }
 

@@ -46,7 +46,7 @@ impl Redis {
         };
         let bucket = crate::ledger::bucket_of(key, identity.buckets);
         let mut texts = Texts::default();
-        Ok(shared.history(bucket, key, &record, &mut texts).await?)
+        shared.history(bucket, key, &record, &mut texts).await
     }
 
     /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole

@@ -42,9 +42,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Where it goes, for people.
-    pub(super) fn address(&self) -> String {
-        self.address.to_string()
+    /// Which of the link's connections this is.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 }
 
@@ -198,3 +198,6 @@ pub(super) async fn multiplexed(
     let driver = tokio::spawn(driver);
     Ok((redis, AbortOnDropHandle::new(driver)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,17 +106,16 @@ async fn subscription(
         match reply {
             Ok(reply) => {
                 (heard, asked) = (Instant::now(), false);
-                match reply.map_err(|error| dial.lost(error))? {
-                    Reply::Array(parts) => match (kind(&parts), parts.last()) {
+                // An error is an answer to the PING too: one that cannot save gives one.
+                if let Reply::Array(parts) = reply.map_err(|error| dial.lost(error))? {
+                    match (kind(&parts), parts.last()) {
                         ("message", Some(Reply::Bulk(Some(body)))) => {
                             sink(Pushed::Message(body.clone()));
                         }
                         ("pong", _) => {}
                         // The server has ended it, or speaks of what was not asked for.
                         _ => return Err(LinkError::Closed { address: address.clone() }.into()),
-                    },
-                    // An error is an answer to the PING too: one that cannot save gives one.
-                    _ => {}
+                    }
                 }
             }
             Err(_) if asked => return Err(late().into()),

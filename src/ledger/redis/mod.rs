@@ -23,11 +23,13 @@ mod retention;
 mod route;
 mod scripts;
 mod sentinel;
+mod standing;
 mod target;
 mod tls;
 mod wire;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
@@ -35,17 +37,19 @@ use tokio_util::sync::CancellationToken;
 
 use self::append::Item;
 pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
+use self::dial::LinkError;
 pub use self::driver::Driver;
-pub use self::fitness::{Durability as Survives, Fitness, FitnessError, Fsync, Unfit, Warning};
+pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
-pub use self::operate::{Mended, Mending, NewRedis, Status};
+pub use self::operate::{Mended, Mending, NewRedis, Status, look_at};
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};
+use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
-use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention};
+use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
 use crate::consent::id::KeySecret;
 
 /// How many changes may wait to be appended; one more is answered [`LedgerError::Busy`].
@@ -62,6 +66,33 @@ pub enum Durability {
     Aof,
 }
 
+/// No sensible Redis has more replicas.
+const MAX_REPLICAS: u32 = 100;
+
+/// It is none of the three.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "must be ledger (what that Redis is configured for), replicas:N (N replicas have it, 1 to \
+     {MAX_REPLICAS}), or aof (it is in the append-only file, synced)"
+)]
+pub struct NotADurability;
+
+impl std::str::FromStr for Durability {
+    type Err = NotADurability;
+
+    fn from_str(text: &str) -> Result<Self, NotADurability> {
+        match text {
+            "ledger" => Ok(Self::Ledger),
+            "aof" => Ok(Self::Aof),
+            text => {
+                let count = text.strip_prefix("replicas:").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=MAX_REPLICAS).contains(count));
+                count.map(Self::Replicas).ok_or(NotADurability)
+            }
+        }
+    }
+}
+
 /// How a ledger in Redis is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -69,6 +100,8 @@ pub struct Options {
     pub durability: Durability,
     /// How long it waits for that.
     pub confirm_within: Duration,
+    /// How long a poll may take: a connection that is silent for longer is given up.
+    pub poll_within: Duration,
     /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
     pub retention: Option<Retention>,
     /// How often that is looked for.
@@ -80,6 +113,7 @@ impl Default for Options {
         Self {
             durability: Durability::Ledger,
             confirm_within: Duration::from_secs(1),
+            poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_every: Duration::from_mins(1),
         }
@@ -111,7 +145,11 @@ struct Shared {
     route: Arc<Route>,
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
+    /// How well it keeps what it acknowledges, as last seen.
+    standing: RwLock<Standing>,
+    looked: Mutex<Option<Looked>>,
     announcements: broadcast::Sender<Heard>,
+    unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
     /// The driver has ended.
@@ -137,7 +175,10 @@ impl Redis {
             writes: Link::on(Arc::clone(&route), waiting_long),
             route,
             identity: RwLock::new(None),
+            standing: RwLock::default(),
+            looked: Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
@@ -145,8 +186,19 @@ impl Redis {
         (Self { shared, appends }, driver)
     }
 
+    /// How many appends were written that Redis does not permit to announce: followers find them
+    /// by their polls.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        self.shared.unannounced.load(Ordering::Relaxed)
+    }
+
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
@@ -193,4 +245,11 @@ impl Shared {
         }
         failure.into()
     }
+}
+
+/// Whether it takes an operator to mend what failed.
+pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let denied = matches!(why.downcast_ref(), Some(RefusedBy::Denied { .. }));
+    let at_link = why.downcast_ref::<LinkError>().is_some_and(LinkError::needs_an_operator);
+    denied || at_link || why.is::<Unfit>()
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::layout::{SENTINEL, log_entry, split_value, stored};
-use super::refusal::{Failure, RefusedBy};
+use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
 use crate::consent::id::Key;
@@ -57,6 +57,23 @@ impl Redis {
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         Ok(self.shared.poll(revision).await?)
+    }
+}
+
+impl Redis {
+    /// Has followers take the ledger as it is, whatever they remember of it; tells how often an
+    /// operator has by now.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be asked, or refuses.
+    pub async fn accept(&self) -> Result<u64, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let failed = |failure| shared.failed(identity.epoch, failure);
+        let (keys, args) = ([&shared.names.meta], [&identity.epoch[..]]);
+        let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
+        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
     }
 }
 
@@ -126,10 +143,22 @@ impl Shared {
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
         let (link, fence) = (&self.reads, [&self.names.fence]);
         let connection = link.connection().await.map_err(Failure::NotSent)?;
-        let answered = scripts::POLL.run_on(link, &connection, &fence, &args).await;
-        let mut answer = Answer::of(answered?)?;
-        // An isolated primary of a Sentinel's answers too, and proves nothing.
-        link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
+        let within = self.options.poll_within;
+        let proof = async {
+            self.ensure_fit(&connection).await?;
+            let answer = scripts::POLL.run_on(link, &connection, &fence, &args).await?;
+            // An isolated primary of a Sentinel's answers too, and proves nothing.
+            link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
+            Ok(answer)
+        };
+        let proven = match tokio::time::timeout(within, proof).await {
+            Ok(proven) => proven,
+            Err(_) => {
+                link.give_up(&connection).await;
+                Err(Failure::Lost(Arc::new(NoAnswer(within))))
+            }
+        };
+        let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let (secret, buckets) = (answer.exactly()?, answer.number()?);

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use redis::{RedisError, ServerError};
 
+use super::fitness::Unfit;
 use crate::ledger::LedgerError;
+
+/// What Redis adds to the error of a command that a script ran, before the script's name.
+const IN_SCRIPT: &str = "script: ";
 
 /// Why Redis refused: it answered, and nothing was done.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -77,7 +81,11 @@ pub enum RefusedBy {
 impl RefusedBy {
     /// What an error reply means.
     fn of_reply(code: &str, detail: &str) -> Self {
+        let in_other_words = || Self::Other { code: code.into(), detail: detail.into() };
         match code {
+            "NOPERM" => Self::Denied { detail: detail.into() },
+            // A command of a script was refused, when others of it may have been done.
+            _ if detail.contains(IN_SCRIPT) => in_other_words(),
             "OOM" => Self::Full,
             "MISCONF" => Self::CannotSave,
             "NOREPLICAS" => Self::NoReplicas,
@@ -85,14 +93,13 @@ impl RefusedBy {
             "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" => {
                 Self::NotReady { code: code.into() }
             }
-            "NOPERM" => Self::Denied { detail: detail.into() },
             "NOAUTH" | "WRONGPASS" => Self::Unauthenticated { code: code.into() },
             "NOEPOCH" => Self::Missing,
             "BADEPOCH" => Self::Replaced,
             "EXISTS" => Self::Exists,
             "BEHIND" => Self::CutShort,
             "BADLOG" => Self::BadLog,
-            _ => Self::Other { code: code.into(), detail: detail.into() },
+            _ => in_other_words(),
         }
     }
 
@@ -131,11 +138,10 @@ impl RefusedBy {
         matches!(self, Self::ReadOnly | Self::NotReady { .. })
     }
 
-    /// Whether Redis says so before it runs anything of a script. A script's own words and what a
-    /// command in it was refused for are told apart by the script's name in the answer.
+    /// Whether Redis says so before it runs anything of a script.
     pub(super) fn is_before_all(&self) -> bool {
         match self {
-            Self::Denied { detail } | Self::Other { detail, .. } => !detail.contains("script:"),
+            Self::Denied { detail } | Self::Other { detail, .. } => !detail.contains(IN_SCRIPT),
             Self::Strange => false,
             _ => true,
         }
@@ -154,6 +160,8 @@ pub(super) enum Failure {
     NotSent(LedgerError),
     /// It may or may not have done it.
     Lost(Arc<dyn std::error::Error + Send + Sync>),
+    /// It is set up so that it must not be believed.
+    Unfit(Arc<Unfit>),
     /// It does not know the script.
     NoScript,
     /// It answered with an error.
@@ -191,6 +199,7 @@ impl From<Failure> for LedgerError {
         match failure {
             Failure::NotSent(error) => error,
             Failure::Lost(error) => Self::Unreachable(error),
+            Failure::Unfit(why) => Self::Refused(why),
             // It was given the whole script, too.
             Failure::NoScript => RefusedBy::Strange.into(),
             Failure::Refused(why) => why.into(),

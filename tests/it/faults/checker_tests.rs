@@ -1,6 +1,10 @@
 //! The checker catches what is planted, and excuses what may be excused.
 
-use super::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::checker::{check, compare};
+use super::history::{Acknowledged, Answer, Did, Line, Sent};
 
 const BOUND: Duration = Duration::from_nanos(100);
 

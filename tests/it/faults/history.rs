@@ -233,11 +233,13 @@ fn what_several_wrote_is_read_even_where_the_last_line_is_cut() {
             let history = history.clone();
             let answer = answer(true);
             std::thread::spawn(move || {
-                (0..50).for_each(|_| history.add(Line::Answer(answer.clone())))
+                (0..50).for_each(|_| history.add(Line::Answer(answer.clone())));
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     history.add(Line::Answer(answer(false)));
     history.finish();
     let cut = "{\"answer\":{\"side";

@@ -270,3 +270,46 @@ impl Checker {
         }));
     }
 }
+
+#[tokio::test]
+async fn writers_and_checkers_find_no_fault_with_an_embedded_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = crate::sidecar::Sidecar::live(folder.path(), &[]).await;
+    let (history, failures) = (History::default(), Failures::default());
+    let records = RecordServiceClient::new(channel(&sidecar.record));
+    let users: Vec<String> = (0..3).map(|user| format!("US.{user}")).collect();
+    let writer = Writer {
+        history: history.clone(),
+        failures: failures.clone(),
+        name: "writer".into(),
+        records: records.clone(),
+        users: users.clone(),
+        rng: Rng::new(1),
+        pace: Duration::ZERO,
+    };
+    let checker = Checker {
+        history: history.clone(),
+        failures,
+        sidecar: "embedded".into(),
+        checks: ConsentServiceClient::new(channel(&sidecar.grpc)),
+        users: users.clone(),
+        pace: Duration::ZERO,
+    };
+    let stop = CancellationToken::new();
+    let tasks = [tokio::spawn(writer.run(stop.clone())), tokio::spawn(checker.run(stop.clone()))];
+    crate::sidecar::eventually("much has happened", || async {
+        let counts = history.counts();
+        counts.acknowledged > 100 && counts.allowed > 100 && counts.denied > 100
+    })
+    .await;
+    stop.cancel();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let lines = history.lines();
+    // An embedded ledger enforces what it acknowledges before it does.
+    let verdict = super::checker::check(&lines, Duration::from_secs(5));
+    assert_eq!((verdict.violated, verdict.longest), (0, Duration::ZERO), "{verdict:#?}");
+    let listed = listed(&records, users).await.unwrap();
+    assert_eq!(super::checker::compare(&lines, &listed), [] as [&str; 0]);
+}

@@ -1,9 +1,12 @@
 //! The proxy does to a real server's bytes what it is told.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::*;
-use crate::faults::redis::Redis;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::proxy::{Faults, Flow, Proxy, Pushes};
+use super::redis::Redis;
 
 /// How long nothing must come for it to count as held; nothing that is waited for takes as long.
 const SILENCE: Duration = Duration::from_millis(150);
@@ -19,7 +22,7 @@ impl Line {
         let words: Vec<&str> = command.split(' ').collect();
         let mut bytes = format!("*{}\r\n", words.len());
         for word in words {
-            bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            bytes.extend(["$", &word.len().to_string(), "\r\n", word, "\r\n"]);
         }
         self.0.write_all(bytes.as_bytes()).await.unwrap();
     }
@@ -172,4 +175,17 @@ async fn it_leads_elsewhere() {
     let mut line = Line::to(&proxy).await;
     line.send("GET name").await;
     line.read("second", 1).await;
+}
+
+#[tokio::test]
+async fn the_server_s_clock_is_shifted() {
+    let (_redis, proxy) = parts().await;
+    proxy.shift_clock(-3_600);
+    let mut line = Line::to(&proxy).await;
+    line.send("TIME").await;
+    let told = line.read("\r\n", 5).await;
+    let seconds: i64 = told.split("\r\n").nth(2).unwrap().parse().unwrap();
+    let now = crate::faults::history::wall() / 1_000;
+    assert!((now - seconds - 3_600).abs() < 10, "{told} at {now}");
+    line.ping().await;
 }

@@ -44,6 +44,7 @@ fn next_port() -> u16 {
 /// A process that speaks RESP on a port of its own; killed when dropped.
 pub struct Server {
     port: u16,
+    /// The program and what it is given, its port left out.
     arguments: Vec<String>,
     child: Child,
 }
@@ -76,9 +77,11 @@ impl Server {
             // Another's server may have the port, while ours has not found out yet.
             let ours = format!("process_id:{}\r", self.child.id());
             let info = Client::connect(self.port, ANSWER)
-                .and_then(|mut client| client.command(&["INFO", "server"]));
+                .and_then(|mut client| client.command(&["INFO", "everything"]));
             match info {
-                Ok(info) if info.text().contains(&ours) => return Ok(()),
+                Ok(info) if info.text().contains(&ours) && !info.text().contains("loading:1") => {
+                    return Ok(());
+                }
                 _ if started.elapsed() > PATIENCE => {
                     return Err(io::Error::other("it does not answer"));
                 }
@@ -169,14 +172,15 @@ impl Drop for Server {
 }
 
 fn spawn(arguments: &[String], port: u16) -> Child {
-    Command::new("redis-server")
+    let (program, arguments) = arguments.split_first().expect("a program");
+    Command::new(program)
         .args(arguments)
         .args(["--port", &port.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("no redis-server: run scripts/test, or apt-get install redis-server")
+        .unwrap_or_else(|error| panic!("{program}: {error}: run scripts/test, which installs it"))
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -222,8 +226,8 @@ impl Redis {
             ["--logfile", &log],
             ["--unixsocket", &socket],
         ];
-        let arguments: Vec<String> =
-            ours.iter().flatten().chain(options).map(|word| (*word).to_owned()).collect();
+        let words = ["redis-server"].iter().chain(ours.iter().flatten()).chain(options);
+        let arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
         let server = Server::start(|_| arguments.clone(), Path::new(&log));
         Self { server, folder }
     }
@@ -330,7 +334,9 @@ impl Sentinels {
                     primary.port(),
                 );
                 std::fs::write(&file, config).unwrap();
-                vec![file.display().to_string(), "--sentinel".to_owned()]
+                ["redis-server", &file.display().to_string(), "--sentinel"]
+                    .map(str::to_owned)
+                    .into()
             };
             Server::start(arguments, &log)
         };

@@ -25,14 +25,14 @@ fn with(from: &str, to: &str) -> Fitness {
 
 #[test]
 fn what_is_kept_is_told_as_far_as_it_is_known() {
-    assert_eq!(read(REDIS, &[]).durability, Durability::Unstated);
-    assert_eq!(read(REDIS, &[("save", "")]).durability, Durability::Memory);
-    assert_eq!(read(REDIS, &[("save", "3600 1 300 100")]).durability, Durability::Snapshots);
+    assert_eq!(read(REDIS, &[]).durability, Persistence::Unstated);
+    assert_eq!(read(REDIS, &[("save", "")]).durability, Persistence::Memory);
+    assert_eq!(read(REDIS, &[("save", "3600 1 300 100")]).durability, Persistence::Snapshots);
     let durable = with("aof_enabled:0", "aof_enabled:1");
-    assert_eq!(durable.durability, Durability::AppendOnly(Fsync::EverySecond));
+    assert_eq!(durable.durability, Persistence::AppendOnly(Fsync::EverySecond));
     assert_eq!(durable.verdict(false, false), Ok(vec![]));
     let hidden = read(&REDIS.replace("aof_enabled:0", "aof_enabled:1"), &[]);
-    assert_eq!(hidden.durability, Durability::AppendOnly(Fsync::Unstated));
+    assert_eq!(hidden.durability, Persistence::AppendOnly(Fsync::Unstated));
     let memory = read(REDIS, &[("save", "")]).verdict(false, false);
     assert_eq!(memory, Ok(vec![Warning::MemoryAlone]));
     let failing = with("bgsave_status:ok", "bgsave_status:err").verdict(false, false);

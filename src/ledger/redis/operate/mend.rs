@@ -426,24 +426,4 @@ impl Shared {
             }
         }
     }
-
-    /// Says that the ledger is right as it is; gives how often that was said.
-    pub(in crate::ledger) async fn accept(&self) -> Result<u64, LedgerError> {
-        let identity = self.identity().await?;
-        let keys = [&self.names.meta];
-        let answer = scripts::ACCEPT.run(&self.writes, &keys, &[&identity.epoch]).await?;
-        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
-    }
-}
-
-impl Redis {
-    /// Says that the ledger is right as it is, whatever followers remember of it; gives how often
-    /// that was said.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] where it cannot be written.
-    pub async fn accept(&self) -> Result<u64, LedgerError> {
-        self.shared.accept().await
-    }
 }

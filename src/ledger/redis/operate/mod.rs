@@ -8,4 +8,4 @@ mod whole;
 
 pub use self::fill::NewRedis;
 pub use self::mend::{Mended, Mending};
-pub use self::status::Status;
+pub use self::status::{Status, look_at};

@@ -1,11 +1,14 @@
 //! How a ledger in Redis is.
 
+use std::sync::Arc;
+
 use redis::Value;
 
 use super::super::fitness::{self, Fitness};
+use super::super::link::Link;
 use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{Answer, ask};
-use super::super::{Redis, Shared};
+use super::super::{Redis, Shared, Target};
 use crate::consent::time::Timestamp;
 use crate::ledger::LedgerError;
 
@@ -25,10 +28,20 @@ pub struct Status {
     pub cut_short: bool,
     /// Whether the fence is there.
     pub has_fence: bool,
-    /// What Redis says of itself, where it could be asked.
-    pub fitness: Option<Fitness>,
     /// How many bytes Redis takes, and how many it may take; 0 for as many as there are.
     pub memory: Option<(u64, u64)>,
+}
+
+/// Looks at a Redis, whatever is in it.
+///
+/// # Errors
+///
+/// [`LedgerError`] where it cannot be asked.
+pub async fn look_at(target: Target) -> Result<Fitness, LedgerError> {
+    let link = Link::new(Arc::new(target));
+    let connection = link.connection().await?;
+    let looked = fitness::inspect(&mut connection.redis.clone()).await;
+    looked.map_err(|error| LedgerError::Unreachable(Arc::new(error)))
 }
 
 impl Redis {
@@ -49,8 +62,6 @@ impl Redis {
         command.arg(&shared.names.log).arg("+").arg("-").arg("COUNT").arg(1);
         let mut last = Answer::of(ask(&shared.reads, &command).await?)?;
         let last = if last.is_over() { 0 } else { Answer::of(last.next()?)?.revision()? };
-        let connection = shared.reads.connection().await?;
-        let fitness = fitness::inspect(&mut connection.redis.clone()).await.ok();
         Ok(Status {
             log_entries: Answer::of(Value::Array(vec![length]))?.number()?,
             oldest: shared.entry_from(0).await?.map(|(_, time)| time),
@@ -58,7 +69,6 @@ impl Redis {
             // Another recorder may have appended in between: then the ledger ends there now.
             cut_short: last > end.revision && last > shared.end().await?.revision,
             has_fence: fence == Value::Int(1),
-            fitness,
             memory: shared.memory().await,
         })
     }

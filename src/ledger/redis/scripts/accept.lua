@@ -1,6 +1,6 @@
--- Says that the ledger is right as it is.
+-- Counts that an operator has accepted the ledger as it is, whatever followers remember of it.
 --
--- KEYS: meta. ARGV: epoch. Answers how often that was said.
+-- KEYS: meta. ARGV: epoch. Answers how often by now.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

@@ -1,0 +1,183 @@
+//! What is asked of the ledger, and when: what lies between the machine and the wire.
+//!
+//! Pure, like the machine: the task in [`super`] does what this says with sockets and timers, and
+//! `tests/simulation.rs` with simulated ones, so that both do the same.
+
+use std::time::Duration;
+
+use super::machine::{Action, Attempt, Event, Machine};
+use crate::clock::Moment;
+use crate::consent::record::Revision;
+use crate::ledger::{Announcement, Bucket, Page};
+
+/// How long to wait before asking a ledger again that did not answer.
+pub const RETRY: Duration = Duration::from_millis(200);
+
+/// How long a bucket may take.
+pub const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the log is read, where nothing else asks for it, and how long that may take: two
+/// polls in a row may fail before a check does.
+#[must_use]
+pub fn period(bound: Duration) -> Duration {
+    bound.div_f64(3.0).max(Duration::from_millis(1))
+}
+
+/// What is to be done, in order.
+#[derive(Debug)]
+pub enum Task {
+    /// Do this to the table.
+    Table(Action),
+    /// Read the log, and tell [`Driver::on_page`] what came of it within the [`period`].
+    Page(PageQuestion),
+    /// Read a bucket after a while, and tell [`Driver::on_bucket`] what came of it within
+    /// [`BUCKET_TIMEOUT`] from then on.
+    Bucket {
+        /// What is asked.
+        question: BucketQuestion,
+        /// How long to wait before.
+        wait: Duration,
+    },
+    /// Call [`Driver::on_again`] once [`RETRY`] has passed.
+    Again,
+}
+
+/// What comes after a revision.
+#[derive(Clone, Copy, Debug)]
+pub struct PageQuestion {
+    attempt: Attempt,
+    /// Before it is sent: what was appended later may be missing from the answer.
+    asked: Moment,
+    /// The revision.
+    pub after: Revision,
+}
+
+/// What a bucket holds.
+#[derive(Clone, Copy, Debug)]
+pub struct BucketQuestion {
+    attempt: Attempt,
+    /// The bucket.
+    pub number: u32,
+}
+
+/// The machine, and what was asked for it.
+pub struct Driver {
+    machine: Machine,
+    /// Whether the log is being read.
+    polling: bool,
+    /// Whether it is to be read again once it was.
+    again: bool,
+}
+
+impl Driver {
+    /// A driver of a new machine, and what is to be done first.
+    #[must_use]
+    pub fn new(now: Moment) -> (Self, Vec<Task>) {
+        let (machine, actions) = Machine::new();
+        let mut driver = Self { machine, polling: false, again: false };
+        let tasks = driver.tasks(actions, now);
+        (driver, tasks)
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// A [`period`] has passed.
+    pub fn on_tick(&mut self, now: Moment) -> Vec<Task> {
+        self.poll(now).into_iter().collect()
+    }
+
+    /// [`RETRY`] has passed since the log could not be read.
+    pub fn on_again(&mut self, now: Moment) -> Vec<Task> {
+        self.poll(now).into_iter().collect()
+    }
+
+    /// The log was read, or could not be.
+    pub fn on_page(
+        &mut self,
+        question: PageQuestion,
+        page: Option<Page>,
+        now: Moment,
+    ) -> Vec<Task> {
+        self.polling = false;
+        let again = std::mem::take(&mut self.again);
+        let mut tasks = match page {
+            Some(page) => {
+                let PageQuestion { attempt, asked, after } = question;
+                let actions = self.machine.on(Event::Page { attempt, asked, after, page });
+                self.tasks(actions, now)
+            }
+            None => vec![Task::Again],
+        };
+        // Behind what this page brought, and where that itself did not ask for more.
+        if again && !self.polling {
+            tasks.extend(self.poll(now));
+        }
+        tasks
+    }
+
+    /// A bucket was read, or could not be.
+    pub fn on_bucket(
+        &mut self,
+        question: BucketQuestion,
+        bucket: Option<Bucket>,
+        now: Moment,
+    ) -> Vec<Task> {
+        let attempt = question.attempt;
+        match bucket {
+            Some(bucket) => {
+                let actions = self.machine.on(Event::Bucket { attempt, arrived: now, bucket });
+                self.tasks(actions, now)
+            }
+            None if attempt == self.machine.attempt() => {
+                vec![Task::Bucket { question, wait: RETRY }]
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Somebody appended.
+    pub fn on_announcement(&mut self, announcement: Announcement, now: Moment) -> Vec<Task> {
+        let actions = self.machine.on(Event::Announced(announcement));
+        self.tasks(actions, now)
+    }
+
+    /// Announcements were lost.
+    pub fn on_missed(&mut self, now: Moment) -> Vec<Task> {
+        let actions = self.machine.on(Event::Missed);
+        self.tasks(actions, now)
+    }
+
+    /// It is time to compare a further bucket with the table.
+    pub fn on_scrub_due(&mut self, now: Moment) -> Vec<Task> {
+        let actions = self.machine.on(Event::ScrubDue);
+        self.tasks(actions, now)
+    }
+
+    fn tasks(&mut self, actions: Vec<Action>, now: Moment) -> Vec<Task> {
+        let attempt = self.machine.attempt();
+        let task = |action| match action {
+            Action::Poll => self.poll(now),
+            Action::ReadBucket(number) => {
+                let question = BucketQuestion { attempt, number };
+                Some(Task::Bucket { question, wait: Duration::ZERO })
+            }
+            action => Some(Task::Table(action)),
+        };
+        actions.into_iter().filter_map(task).collect()
+    }
+
+    /// Asks where the log ends; one answer serves all who want it while none has been asked for.
+    fn poll(&mut self, now: Moment) -> Option<Task> {
+        if self.polling {
+            self.again = true;
+            return None;
+        }
+        self.polling = true;
+        let (attempt, after) = (self.machine.attempt(), self.machine.applied());
+        Some(Task::Page(PageQuestion { attempt, asked: now, after }))
+    }
+}

@@ -1,0 +1,142 @@
+//! The follower under faults: the real driver, machine, applier, table and gate against a model of
+//! the ledger, over a wire that drops, doubles, delays, reorders and cuts.
+//!
+//! A **step** is one thing that happens at one moment of simulated time: a question that reaches
+//! the ledger, an answer or an announcement that reaches the sidecar or is given up, a timer, a
+//! recorder's move, a fault. A **history** is what follows from one seed: some rounds of faults
+//! under load, each of which ends with a healthy ledger and must end with a proven table.
+//!
+//! What must hold, at every step or at the end of each round:
+//!
+//! 1. *Converges.* Once faults and writes have stopped, the table is proven and says of every pair
+//!    what the ledger does; more is denied only where something was lost.
+//! 2. *No gap.* A valid table holds a state that the ledger had, at the position that it says.
+//! 3. *Never late.* What was acknowledged as denied more than the bound ago is denied, unless
+//!    something newer was written. What a fork, a flush or a write behind the log's back took is
+//!    excepted where the table had never seen it, and there alone.
+//! 4. *Stale or invalid means deny.*
+//! 5. *Live again*: within [`LIVE_WITHIN`] of the last fault, and from then on without a pause.
+//! 6. *Sticky.* What a valid table denied it denies for good, until something newer, on a scope
+//!    that covers it, lifts it: newer than the denial, or than the moment at which its loss was
+//!    seen. Only an operator who accepts the ledger makes it forget.
+//! 7. *Bounded*: held announcements, claims and labels.
+//!
+//! ```sh
+//! cargo test --test simulation                                       # what CI runs
+//! CONSENTD_SEED=42 cargo test --test simulation                      # one history again
+//! CONSENTD_TRACE=1 CONSENTD_SEED=42 cargo test --test simulation -- --nocapture    # step by step
+//! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
+//! scripts/mutants                                                    # does it catch anything?
+//! ```
+//!
+//! Seeds that once failed are in `simulation/regressions.txt`, and run first.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests are no library"
+)]
+
+#[path = "simulation/faults.rs"]
+mod faults;
+#[path = "simulation/ledger.rs"]
+mod ledger;
+#[path = "simulation/oracle.rs"]
+mod oracle;
+#[path = "simulation/random.rs"]
+mod random;
+#[path = "simulation/recorder.rs"]
+mod recorder;
+#[path = "simulation/round.rs"]
+mod round;
+#[path = "simulation/sidecar.rs"]
+mod sidecar;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use consentd::metrics::Metrics;
+
+/// Where the seeds of a run start: the same in every run, so that CI does not fail by chance.
+const FIRST_SEED: u64 = 1;
+const STEPS: u64 = 1_000_000;
+const THREADS: usize = 2;
+/// Dropping a long log takes a frame for each of its entries.
+const STACK: usize = 256 << 20;
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new(prometheus::Registry::new()).unwrap())
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.trim().parse().expect("a number"))
+}
+
+/// Runs one history; gives its steps, or what it violated.
+fn history(seed: u64, metrics: &Arc<Metrics>) -> Result<u64, (u64, String)> {
+    let steps = AtomicU64::new(0);
+    let outcome = catch_unwind(AssertUnwindSafe(|| round::history(seed, metrics, &steps)));
+    let steps = steps.load(Ordering::Relaxed);
+    match outcome {
+        Ok(Ok(())) => Ok(steps),
+        Ok(Err(violation)) => Err((steps, violation.to_string())),
+        Err(_) => Err((steps, "panicked, see above".to_owned())),
+    }
+}
+
+fn fail(seed: u64, step: u64, why: &str) -> ! {
+    println!("FAILED seed {seed} step {step}: {why}");
+    panic!("once more: CONSENTD_SEED={seed} cargo test --test simulation -- --nocapture");
+}
+
+#[test]
+fn the_table_is_what_the_ledger_is() {
+    let metrics_of_one = metrics();
+    if let Some(seed) = number("CONSENTD_SEED") {
+        match history(seed, &metrics_of_one) {
+            Ok(steps) => println!("seed {seed} held for {steps} steps"),
+            Err((step, why)) => fail(seed, step, &why),
+        }
+        return;
+    }
+    let wanted = number("CONSENTD_STEPS").unwrap_or(STEPS);
+    let regressions = include_str!("simulation/regressions.txt").lines();
+    let regressions = regressions.filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    let regressions: Vec<u64> = regressions.collect();
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed = std::sync::Mutex::new(None::<(u64, u64, String)>);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let work = || {
+                let metrics = metrics();
+                while done.load(Ordering::Relaxed) < wanted && failed.lock().unwrap().is_none() {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let place = usize::try_from(index).unwrap();
+                    let fresh = || FIRST_SEED + index - u64::try_from(regressions.len()).unwrap();
+                    let seed = regressions.get(place).copied().unwrap_or_else(fresh);
+                    match history(seed, &metrics) {
+                        Ok(steps) => drop(done.fetch_add(steps, Ordering::Relaxed)),
+                        Err((step, why)) => *failed.lock().unwrap() = Some((seed, step, why)),
+                    }
+                }
+            };
+            std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).unwrap();
+        }
+    });
+    let (steps, histories) = (done.into_inner(), next.into_inner());
+    let rate = u128::from(steps) * 1_000 / began.elapsed().as_millis().max(1);
+    println!("{steps} steps in {histories} histories, {rate} a second");
+    if let Some((seed, step, why)) = failed.into_inner().unwrap() {
+        fail(seed, step, &why);
+    }
+}

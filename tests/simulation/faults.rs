@@ -1,0 +1,303 @@
+//! What goes wrong.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use consentd::consent::state::{Effect, State, Word};
+use consentd::ledger::{LogEntry, UnreadableEntry};
+
+use crate::ledger::{SECRETS, Said, Server, Stored, USERS};
+use crate::oracle::scope;
+use crate::random::Random;
+use crate::sidecar::true_time;
+use crate::world::{MILLI, SECOND, World};
+
+/// How well the wire carries; losses in percent, delays in microseconds.
+#[derive(Clone, Copy)]
+pub struct Wire {
+    pub announce_loss: u64,
+    /// How many of the losses are noticed.
+    pub loss_told: u64,
+    pub twice: u64,
+    pub reorders: bool,
+    announce_delay: u64,
+    pub page_loss: u64,
+    page_delay: u64,
+    pub bucket_loss: u64,
+    bucket_delay: u64,
+    /// How many reads reach another server than the primary.
+    pub stray: u64,
+}
+
+impl Wire {
+    pub fn healthy() -> Self {
+        Self {
+            announce_loss: 0,
+            loss_told: 0,
+            twice: 0,
+            reorders: false,
+            announce_delay: 3 * MILLI,
+            page_loss: 0,
+            page_delay: 20 * MILLI,
+            bucket_loss: 0,
+            bucket_delay: 50 * MILLI,
+            stray: 0,
+        }
+    }
+
+    fn any(random: &mut Random) -> Self {
+        Self {
+            announce_loss: random.pick(&[0, 0, 10, 50, 100]),
+            loss_told: random.pick(&[0, 50, 100]),
+            twice: random.pick(&[0, 30]),
+            reorders: random.percent(30),
+            announce_delay: random.pick(&[3, 100, 2_500]) * MILLI,
+            page_loss: random.pick(&[0, 0, 20, 60]),
+            page_delay: random.pick(&[20, 20, 300, 900]) * MILLI,
+            bucket_loss: random.pick(&[0, 0, 20]),
+            bucket_delay: random.pick(&[50, 50, 1_000, 6_000]) * MILLI,
+            stray: random.pick(&[0, 0, 30]),
+        }
+    }
+
+    pub fn page_delay(&self, random: &mut Random) -> u64 {
+        random.between(MILLI / 2, self.page_delay)
+    }
+
+    pub fn bucket_delay(&self, random: &mut Random) -> u64 {
+        random.between(MILLI / 2, self.bucket_delay)
+    }
+
+    pub fn announce_delay(&self, random: &mut Random) -> u64 {
+        random.between(MILLI / 10, self.announce_delay)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Wire,
+    Trim,
+    Lag,
+    Failover,
+    Flush,
+    Backup,
+    Restore,
+    Down,
+    OutOfBand,
+    Freeze,
+    Image,
+    WallStep,
+    LedgerClock,
+    Restart,
+    Accept,
+    UnreadableRecord,
+    UnreadableEntry,
+    Forged,
+}
+
+/// The faults of a history: few kinds, so that each is met in depth.
+pub struct Faults {
+    kinds: Vec<Fault>,
+}
+
+impl Faults {
+    pub fn new(random: &mut Random) -> Self {
+        use Fault as F;
+        let all = [
+            F::Wire,
+            F::Trim,
+            F::Lag,
+            F::Failover,
+            F::Flush,
+            F::Backup,
+            F::Restore,
+            F::Down,
+            F::OutOfBand,
+            F::Freeze,
+            F::Image,
+            F::WallStep,
+            F::LedgerClock,
+            F::Restart,
+            F::Accept,
+            F::UnreadableRecord,
+            F::UnreadableEntry,
+            F::Forged,
+        ];
+        let mut kinds = vec![F::Wire];
+        for kind in all {
+            let weight = match kind {
+                F::OutOfBand | F::UnreadableEntry | F::UnreadableRecord | F::Restart => 12,
+                F::WallStep if kinds.contains(&F::Image) => 0,
+                _ => 35,
+            };
+            if random.percent(weight) {
+                kinds.push(kind);
+            }
+        }
+        Self { kinds }
+    }
+}
+
+impl World {
+    pub fn fault(&mut self) {
+        let fault = self.random.pick(&self.faults.kinds);
+        if self.traced {
+            println!("        fault: {fault:?}");
+        }
+        match fault {
+            Fault::Wire => self.wire = Wire::any(&mut self.random),
+            Fault::Trim => {
+                let keep = self.random.pick(&[0, 1, 5, 30]);
+                let trimmed = self.primary.end().revision.saturating_sub(keep);
+                self.primary.trimmed = self.primary.trimmed.max(trimmed);
+            }
+            Fault::Lag => self.replica_lags = !self.replica_lags,
+            Fault::Failover => self.fail_over(),
+            Fault::Flush => self.flush(),
+            Fault::Backup => {
+                let backup = self.primary.clone();
+                self.backups.push(backup);
+                if self.backups.len() > 3 {
+                    self.backups.remove(0);
+                }
+            }
+            Fault::Restore => {
+                if !self.backups.is_empty() {
+                    let index = self.random.index(self.backups.len());
+                    self.primary = self.backups[index].clone();
+                    self.replace();
+                }
+            }
+            Fault::Down => self.down_until = self.now + self.random.between(100, 8_000) * MILLI,
+            Fault::OutOfBand => self.write_out_of_band(),
+            Fault::Freeze => {
+                self.frozen_until = self.now + self.random.between(100, 8_000) * MILLI;
+            }
+            Fault::Image => {
+                // Restored: what the image does not know is how long it was away.
+                let away = self.random.between(100, 8_000) * MILLI;
+                self.frozen_until = self.now + away;
+                self.clocks.behind += Duration::from_micros(away);
+            }
+            Fault::WallStep => {
+                let step = self.random.pick(&[-3_600_000, -3_000, 3_000, 3_600_000]);
+                self.clocks.wall += step;
+            }
+            Fault::LedgerClock => {
+                self.primary.clock = self.random.pick(&[-4_000, 0, 0, 4_000]);
+            }
+            Fault::Restart => self.restart(),
+            Fault::Accept => self.primary.accepted += 1,
+            Fault::UnreadableRecord => self.write_unreadable(),
+            Fault::UnreadableEntry => {
+                let number = self.random.index(USERS);
+                let said = self.said(number);
+                self.write(number, Rc::new(Said::new(said, true)), false);
+                self.unreadable_entry = true;
+            }
+            Fault::Forged => self.forge(),
+        }
+    }
+
+    /// What the primary holds of a user.
+    fn said(&self, number: usize) -> State {
+        let stored = self.primary.stored[number].as_ref();
+        stored.map(|stored| stored.said.state.clone()).unwrap_or_default()
+    }
+
+    /// The primary is another one: what it lacks is lost.
+    fn replace(&mut self) {
+        self.know();
+        if self.random.percent(70) {
+            self.replica = self.primary.clone();
+        }
+        let stored = self.primary.stored.clone();
+        self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+    }
+
+    fn fail_over(&mut self) {
+        let until = self.now + self.random.pick(&[0, 500, 7_000]) * MILLI;
+        let old = std::mem::replace(&mut self.primary, self.replica.clone());
+        self.isolated = Some((old, until));
+        self.replace();
+    }
+
+    fn flush(&mut self) {
+        let copies = self.random.percent(40);
+        let empty = std::array::from_fn(|_| None);
+        let pairs = if copies { self.primary.node.pairs.clone() } else { empty };
+        let secret =
+            if self.random.percent(50) { self.random.index(SECRETS) } else { self.primary.secret };
+        let buckets = self.random.pick(&[1, 4, 20]);
+        self.primary = Server::new(&mut self.random, secret, buckets, pairs);
+        self.unreadable_entry = false;
+        self.down_until = self.now + self.random.pick(&[0, 100, 3_000]) * MILLI;
+        self.replica = self.primary.clone();
+        self.replace();
+    }
+
+    /// A key is written, or deleted, that the log does not tell of.
+    fn write_out_of_band(&mut self) {
+        let number = self.random.index(USERS);
+        let mut state = self.said(number);
+        self.loose[number] = true;
+        self.sidecar.guards.may_deny(number);
+        let version = (0, self.random.bytes());
+        if self.random.percent(40) {
+            self.primary.stored[number] = None;
+        } else {
+            if self.random.percent(40) {
+                state.scopes.clear();
+            }
+            let time = self.primary.clock(true_time(self.time()));
+            let _ = state.apply(&Effect::Word(scope("utility"), Word::opt_out(time)));
+            self.acks.written(number, &state);
+            let said = Rc::new(Said::new(state, true));
+            self.primary.stored[number] = Some(Stored { version, said });
+        }
+        let stored = self.primary.stored.clone();
+        self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+    }
+
+    /// A newer version writes a record, and sometimes it is read again later.
+    fn write_unreadable(&mut self) {
+        let number = self.random.index(USERS);
+        let readable = self.random.percent(50);
+        let state = self.said(number);
+        self.sidecar.guards.may_deny(number);
+        self.write(number, Rc::new(Said::new(state, readable)), true);
+    }
+
+    /// An announcement that no ledger made.
+    fn forge(&mut self) {
+        let end = self.primary.end();
+        let ahead = self.random.below(3);
+        let previous = if self.random.percent(50) { end.head } else { self.random.bytes() };
+        let entry = LogEntry {
+            revision: end.revision + 1 + ahead,
+            previous,
+            head: self.random.bytes(),
+            body: Err(UnreadableEntry),
+        };
+        let epoch = if self.random.percent(20) { self.random.bytes() } else { end.epoch };
+        self.announce(epoch, &[entry]);
+    }
+
+    /// Ends all faults but those that a sidecar must live with.
+    pub fn heal(&mut self) {
+        self.faulty = false;
+        let pubsub_dead = self.random.percent(30);
+        self.wire = Wire::healthy();
+        if pubsub_dead {
+            self.wire.announce_loss = 100;
+        }
+        self.replica_lags = false;
+        self.isolated = None;
+        self.down_until = 0;
+        self.frozen_until = self.frozen_until.min(self.now + SECOND);
+        if self.unreadable_entry {
+            self.flush();
+            self.down_until = 0;
+        }
+    }
+}

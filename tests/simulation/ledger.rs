@@ -1,0 +1,221 @@
+//! A ledger that can be forked, trimmed, flushed and written to behind its back. It shares no code
+//! with the real ones: a log is a tree of nodes, each of which knows the whole state that it made.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use consentd::consent::facts::{Facts, Resolved};
+use consentd::consent::id::{Key, KeySecret};
+use consentd::consent::record::{Record, Revision};
+use consentd::consent::scope::{Category, Scope};
+use consentd::consent::state::State;
+use consentd::consent::time::Timestamp;
+use consentd::ledger::{
+    Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry, UnreadableRecord,
+    bucket_of,
+};
+
+use crate::random::Random;
+
+/// Few users, so that events meet.
+pub const USERS: usize = 6;
+pub const BUSINESS: &str = "shop";
+/// What is asked about: every class, the topics that are spoken of, and one that never is.
+pub const CATEGORIES: [&str; 7] = [
+    "marketing",
+    "marketing.news",
+    "marketing.other",
+    "utility",
+    "utility.orders",
+    "service",
+    "authentication",
+];
+/// The secrets that a ledger's keys may be made with.
+pub const SECRETS: usize = 2;
+
+pub fn user(number: usize) -> String {
+    format!("1555000000{number}")
+}
+
+pub fn secret(number: usize) -> KeySecret {
+    KeySecret::new(&[u8::try_from(number + 1).unwrap(); 16])
+}
+
+/// Whether a word on a scope is about a category. Written out again: the oracle must not rest on
+/// the code that it judges.
+pub fn covers(scope: &Scope, category: usize) -> bool {
+    let category = Category::parse(CATEGORIES[category]).unwrap();
+    match scope {
+        Scope::All => true,
+        Scope::Class(class) => *class == category.class,
+        Scope::Topic(class, topic) => *class == category.class && category.topic == Some(&**topic),
+    }
+}
+
+/// A pair's record, and what it says of every category.
+pub struct Said {
+    pub state: State,
+    pub facts: [Facts; CATEGORIES.len()],
+    /// Whether this version can read it.
+    pub readable: bool,
+}
+
+impl Said {
+    pub fn new(state: State, readable: bool) -> Self {
+        let resolved = Resolved::of(&state);
+        let facts = CATEGORIES.map(|name| resolved.facts(Category::parse(name).unwrap()));
+        Self { state, facts, readable }
+    }
+
+    fn record(&self) -> Result<Record, UnreadableRecord> {
+        if !self.readable {
+            return Err(UnreadableRecord::Newer { format: 2 });
+        }
+        Ok(Record { state: self.state.clone(), ..Record::default() })
+    }
+}
+
+pub type Pairs = [Option<Rc<Said>>; USERS];
+
+/// A place in a log: where it ended once, with all that was recorded by then.
+pub struct Node {
+    pub position: Position,
+    pub pairs: Pairs,
+    parent: Option<Rc<Node>>,
+    /// What led here from the parent.
+    entry: Option<LogEntry>,
+}
+
+/// What a recorder read of a pair.
+#[derive(Clone)]
+pub struct Stored {
+    /// The place at which it was written: two branches never share one.
+    pub version: (Revision, [u8; 20]),
+    pub said: Rc<Said>,
+}
+
+/// One server's data. A clone is a replica of it, or a backup.
+#[derive(Clone)]
+pub struct Server {
+    pub identity: Arc<Identity>,
+    pub secret: usize,
+    pub accepted: u64,
+    pub node: Rc<Node>,
+    /// Entries up to here are gone.
+    pub trimmed: Revision,
+    /// What buckets hold: what the log says, and what somebody wrote beside it.
+    pub stored: [Option<Stored>; USERS],
+    /// Its clock less the true time, in milliseconds.
+    pub clock: i64,
+    keys: [Key; USERS],
+}
+
+impl Server {
+    /// A new ledger, empty or with these pairs, as a copy has them.
+    pub fn new(random: &mut Random, secret: usize, buckets: u32, pairs: Pairs) -> Self {
+        let copied = pairs.iter().any(Option::is_some);
+        let revision = if copied { random.between(1, 50) } else { 0 };
+        let head = if copied { random.bytes() } else { [0; 20] };
+        let epoch = random.bytes();
+        let position = Position { epoch, revision, head };
+        let key = self::secret(secret);
+        let stored =
+            pairs.clone().map(|said| said.map(|said| Stored { version: (revision, head), said }));
+        let keys = std::array::from_fn(|number| key.read(&user(number), BUSINESS).unwrap());
+        Self {
+            identity: Arc::new(Identity { epoch, secret: key, buckets }),
+            secret,
+            accepted: 0,
+            node: Rc::new(Node { position, pairs, parent: None, entry: None }),
+            trimmed: revision,
+            stored,
+            clock: 0,
+            keys,
+        }
+    }
+
+    pub fn end(&self) -> Position {
+        self.node.position
+    }
+
+    pub fn clock(&self, now: Timestamp) -> Timestamp {
+        Timestamp::saturating_from_millis(now.as_millis() + self.clock)
+    }
+
+    /// Writes a record; gives the entry that tells of it.
+    pub fn append(
+        &mut self,
+        random: &mut Random,
+        number: usize,
+        said: Rc<Said>,
+        now: Timestamp,
+        readable_entry: bool,
+    ) -> LogEntry {
+        let Position { epoch, revision, head: previous } = self.end();
+        let (revision, head) = (revision + 1, random.bytes());
+        let body = LogBody {
+            key: self.keys[number],
+            user_id: user(number),
+            business_id: BUSINESS.into(),
+            record: said.record(),
+            record_time: self.clock(now),
+        };
+        let body = if readable_entry { Ok(body) } else { Err(UnreadableEntry) };
+        let entry = LogEntry { revision, previous, head, body };
+        let mut pairs = self.node.pairs.clone();
+        pairs[number] = Some(Rc::clone(&said));
+        self.stored[number] = Some(Stored { version: (revision, head), said });
+        self.node = Rc::new(Node {
+            position: Position { epoch, revision, head },
+            pairs,
+            parent: Some(Rc::clone(&self.node)),
+            entry: Some(entry.clone()),
+        });
+        entry
+    }
+
+    /// Whether an entry that the log still holds cannot be read.
+    pub fn has_unreadable_entry(&self) -> bool {
+        let mut node = Some(&self.node);
+        while let Some(at) = node.filter(|node| node.position.revision > self.trimmed) {
+            if at.entry.as_ref().is_some_and(|entry| entry.body.is_err()) {
+                return true;
+            }
+            node = at.parent.as_ref();
+        }
+        false
+    }
+
+    pub fn page(&self, after: Revision, most: usize, now: Timestamp) -> Page {
+        let end = self.end();
+        let tail = if after > end.revision || after < self.trimmed && after != end.revision {
+            Tail::Trimmed
+        } else {
+            let mut entries = Vec::new();
+            let mut node = &self.node;
+            while node.position.revision > after {
+                entries.extend(node.entry.as_ref());
+                let Some(parent) = &node.parent else { break };
+                node = parent;
+            }
+            Tail::Entries(entries.into_iter().rev().take(most).cloned().collect())
+        };
+        Page {
+            identity: Arc::clone(&self.identity),
+            end,
+            accepted: self.accepted,
+            clock: self.clock(now),
+            tail,
+        }
+    }
+
+    pub fn bucket(&self, number: u32) -> Bucket {
+        let buckets = self.identity.buckets;
+        let pairs = self.keys.iter().zip(&self.stored);
+        let pairs = pairs.filter(|(key, _)| bucket_of(**key, buckets) == number);
+        let pairs = pairs
+            .filter_map(|(key, stored)| Some((*key, stored.as_ref()?.said.record())))
+            .collect();
+        Bucket { number, label: self.end(), pairs }
+    }
+}

@@ -1,0 +1,351 @@
+//! What must hold, by its own reckoning: of states of the ledger and times alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use consentd::consent::facts::{Facts, Standing};
+use consentd::consent::scope::{Category, Scope};
+use consentd::consent::state::{Effect, State, Word};
+use consentd::consent::time::Timestamp;
+use consentd::table::Table;
+
+use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
+
+/// What a property forbids.
+#[derive(Debug)]
+pub struct Violation {
+    /// The property, by its number in `tests/simulation.rs`.
+    pub property: u32,
+    pub why: String,
+}
+
+impl Violation {
+    pub fn new(property: u32, why: impl Into<String>) -> Self {
+        Self { property, why: why.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "property {}: {}", self.property, self.why)
+    }
+}
+
+fn is_word_denied(facts: &Facts) -> bool {
+    matches!(
+        facts.standing,
+        Standing::OptedOut | Standing::OptedOutAll { .. } | Standing::PendingOverOptOut { .. }
+    )
+}
+
+/// The kinds of denial of a pair: by word on each category, inside WhatsApp, by suppression.
+const KINDS: usize = CATEGORIES.len() + 2;
+const PLATFORM: usize = CATEGORIES.len();
+const SUPPRESSION: usize = PLATFORM + 1;
+
+/// A denial that the table made, and must go on making until something newer lifts it.
+#[derive(Clone, Copy)]
+struct Guard {
+    on: bool,
+    /// What lifts it is later than this.
+    floor: Timestamp,
+}
+
+/// What the table denies, pair by pair, and must not forget.
+pub struct Guards {
+    guards: [[Guard; KINDS]; USERS],
+    /// Whether the table may deny the pair more than the ledger does.
+    may: [bool; USERS],
+    /// The latest clock that a denial may be stamped with.
+    seen: Timestamp,
+    /// The latest clock that a ledger told; ledgers' clocks differ.
+    latest: Timestamp,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        let off = Guard { on: false, floor: Timestamp::MIN };
+        Self {
+            guards: [[off; KINDS]; USERS],
+            may: [false; USERS],
+            seen: Timestamp::MIN,
+            latest: Timestamp::MIN,
+        }
+    }
+}
+
+impl Guards {
+    /// A ledger told its clock.
+    pub fn on_clock(&mut self, clock: Timestamp) {
+        self.latest = self.latest.max(clock);
+    }
+
+    /// The table is emptied, at that time by the ledger's clock.
+    pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool) {
+        self.seen = self.seen.max(self.latest);
+        if forgets {
+            *self = Self { seen: self.seen, latest: self.latest, ..Self::default() };
+        } else if !first {
+            self.may = [true; USERS];
+        }
+        for guard in self.guards.iter_mut().flatten() {
+            guard.floor = guard.floor.max(clock);
+        }
+    }
+
+    /// The pair's record was written behind the log's back, or cannot be read.
+    pub fn may_deny(&mut self, number: usize) {
+        self.may[number] = true;
+    }
+
+    /// Compares a valid table with what the ledger said where it is. `loose` pairs were written
+    /// behind the log's back: of them the table may hold either.
+    pub fn check(
+        &mut self,
+        table: &Table,
+        pairs: &Pairs,
+        loose: &[bool; USERS],
+    ) -> Result<(), Violation> {
+        for number in 0..USERS {
+            let said = pairs[number].as_deref();
+            let pair = table.pair(&user(number), BUSINESS).unwrap();
+            for category in 0..CATEGORIES.len() {
+                let asked = Category::parse(CATEGORIES[category]).unwrap();
+                let facts = table.facts(pair, asked).0;
+                let about = || format!("user {number}, {}", CATEGORIES[category]);
+                let Ok(facts) = facts else {
+                    if loose[number] || said.is_some_and(|said| !said.readable) {
+                        break;
+                    }
+                    return Err(Violation::new(2, format!("{}: unreadable", about())));
+                };
+                if !loose[number] {
+                    self.compare(number, category, &facts, said)
+                        .map_err(|why| Violation::new(2, format!("{}: {why}", about())))?;
+                }
+                let denied = is_word_denied(&facts);
+                let theirs = said.and_then(|said| latest_word(&said.state, category));
+                self.guard(
+                    number,
+                    category,
+                    denied,
+                    theirs.map(|word| (word.time, word.is_opt_out())),
+                )
+                .map_err(|why| Violation::new(6, format!("{}: {why}", about())))?;
+                if category == 0 {
+                    let marks = [
+                        (PLATFORM, facts.platform_stopped, said.and_then(|s| s.state.platform)),
+                        (SUPPRESSION, facts.suppressed, said.and_then(|s| s.state.suppression)),
+                    ];
+                    for (kind, denied, theirs) in marks {
+                        self.guard(number, kind, denied, theirs)
+                            .map_err(|why| Violation::new(6, format!("user {number}: {why}")))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Property 2: the table says what the ledger says, or denies more and may.
+    fn compare(
+        &self,
+        number: usize,
+        category: usize,
+        ours: &Facts,
+        said: Option<&Said>,
+    ) -> Result<(), String> {
+        if said.is_some_and(|said| !said.readable) {
+            return Err("known though it cannot be read".into());
+        }
+        let theirs = said.map_or(Facts::NOTHING, |said| said.facts[category]);
+        if *ours == theirs {
+            return Ok(());
+        }
+        let told = || {
+            let state = said.map(|said| &said.state);
+            let seen = self.seen;
+            Err(format!("{ours:?}, in the ledger {theirs:?}: {state:?}, loss seen at {seen:?}"))
+        };
+        let same = Facts {
+            standing: theirs.standing,
+            suppressed: theirs.suppressed,
+            platform_stopped: theirs.platform_stopped,
+            ..*ours
+        } == theirs;
+        let less = theirs.suppressed && !ours.suppressed
+            || theirs.platform_stopped && !ours.platform_stopped
+            || ours.standing != theirs.standing && !is_word_denied(ours);
+        if !same || less || !self.may[number] {
+            return told();
+        }
+        // What was said after the last loss was seen lifts whatever that left.
+        let state = said.map(|said| &said.state);
+        let lifted = state.and_then(|state| latest_word(state, category));
+        let lifted = lifted.is_some_and(|word| !word.is_opt_out() && word.time > self.seen);
+        if lifted && ours.standing != theirs.standing {
+            return told();
+        }
+        let is_lifted = |mark: Option<(Timestamp, bool)>| {
+            mark.is_some_and(|(time, set)| !set && time > self.seen)
+        };
+        let platform = state.is_some_and(|state| is_lifted(state.platform));
+        let suppression = state.is_some_and(|state| is_lifted(state.suppression));
+        if platform && ours.platform_stopped || suppression && ours.suppressed {
+            return told();
+        }
+        Ok(())
+    }
+
+    /// Properties 3 and 6: a denial ends where something newer says so.
+    fn guard(
+        &mut self,
+        number: usize,
+        kind: usize,
+        denied: bool,
+        theirs: Option<(Timestamp, bool)>,
+    ) -> Result<(), String> {
+        let guard = &mut self.guards[number][kind];
+        if guard.on && !denied {
+            let lifted = theirs.is_some_and(|(time, denies)| !denies && time > guard.floor);
+            if !lifted {
+                return Err(format!(
+                    "kind {kind} was denied, and is not: {theirs:?}, floor {:?}",
+                    guard.floor
+                ));
+            }
+        }
+        if let Some((time, true)) = theirs {
+            guard.floor = time;
+        }
+        guard.on = denied;
+        Ok(())
+    }
+}
+
+/// The latest word that covers a category; what denies where two are as late.
+fn latest_word(state: &State, category: usize) -> Option<Word> {
+    let words = state.scopes.iter().filter(|(scope, _)| covers(scope, category));
+    words.filter_map(|(_, said)| said.word).max()
+}
+
+/// A denial that a recorder acknowledged.
+pub struct Ack {
+    pub user: usize,
+    pub effect: Effect,
+    pub at: Duration,
+}
+
+/// What was acknowledged, and must be enforced.
+#[derive(Default)]
+pub struct Acks {
+    acks: Vec<Ack>,
+    /// The latest of all that was ever written, on whatever branch, that lifts a denial.
+    lifts: [Lifts; USERS],
+}
+
+#[derive(Default)]
+struct Lifts {
+    words: BTreeMap<Scope, Timestamp>,
+    platform: Option<Timestamp>,
+    suppression: Option<Timestamp>,
+}
+
+impl Acks {
+    pub fn written(&mut self, number: usize, state: &State) {
+        let lifts = &mut self.lifts[number];
+        for (scope, said) in &state.scopes {
+            if let Some(word) = said.word.filter(|word| !word.is_opt_out()) {
+                let known = lifts.words.entry(scope.clone()).or_insert(word.time);
+                *known = word.time.max(*known);
+            }
+        }
+        let lift = |mark: Option<(Timestamp, bool)>| mark.filter(|(_, set)| !set).map(|(at, _)| at);
+        lifts.platform = lifts.platform.max(lift(state.platform));
+        lifts.suppression = lifts.suppression.max(lift(state.suppression));
+    }
+
+    pub fn acknowledged(&mut self, ack: Ack) {
+        let same = |known: &Ack| {
+            known.user == ack.user
+                && match (&known.effect, &ack.effect) {
+                    (Effect::Word(a, _), Effect::Word(b, _)) => a == b,
+                    (Effect::Platform { .. }, Effect::Platform { .. })
+                    | (Effect::Suppression { .. }, Effect::Suppression { .. }) => true,
+                    _ => false,
+                }
+        };
+        // The first of two equal ones has been due for longer.
+        if !self.acks.iter().any(|known| same(known) && known.effect == ack.effect) {
+            self.acks.push(ack);
+        }
+    }
+
+    /// The ledger's state is another one now: what it lacks is lost.
+    pub fn replaced(&mut self, state: impl Fn(usize) -> Option<State>) {
+        self.acks.retain(|ack| {
+            let Some(state) = state(ack.user) else { return false };
+            let mut with = state.clone();
+            matches!(with.apply(&ack.effect), Ok(false)) && with == state
+        });
+    }
+
+    /// Property 3: what is due by now is denied.
+    pub fn check(
+        &self,
+        number: usize,
+        now: Duration,
+        bound: Duration,
+        allows: impl Fn(usize) -> Result<bool, Violation>,
+    ) -> Result<(), Violation> {
+        let lifts = &self.lifts[number];
+        let due = |ack: &&Ack| {
+            // The wall clock is read in whole milliseconds.
+            ack.user == number && ack.at + bound + Duration::from_millis(1) <= now
+        };
+        for ack in self.acks.iter().filter(due) {
+            for category in 0..CATEGORIES.len() {
+                let denies = match &ack.effect {
+                    Effect::Word(scope, word) => {
+                        let lifts = lifts.words.iter().filter(|(scope, _)| covers(scope, category));
+                        let lifted = lifts.map(|(_, time)| *time).max();
+                        covers(scope, category) && lifted.is_none_or(|time| time <= word.time)
+                    }
+                    Effect::Platform { time, .. } => {
+                        CATEGORIES[category].starts_with("marketing")
+                            && lifts.platform.is_none_or(|lifted| lifted <= *time)
+                    }
+                    Effect::Suppression { time, .. } => {
+                        lifts.suppression.is_none_or(|lifted| lifted <= *time)
+                    }
+                    _ => false,
+                };
+                if denies && allows(category)? {
+                    let ago = now.checked_sub(ack.at).unwrap_or_default();
+                    let why = format!(
+                        "user {number}, {} allowed; {:?} was acknowledged {ago:?} ago",
+                        CATEGORIES[category], ack.effect
+                    );
+                    return Err(Violation::new(3, why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an effect denies.
+pub fn is_denial(effect: &Effect) -> bool {
+    match effect {
+        Effect::Word(_, word) => word.is_opt_out(),
+        Effect::Platform { stopped, .. } => *stopped,
+        Effect::Suppression { suppressed, .. } => *suppressed,
+        _ => false,
+    }
+}
+
+/// Where a word may be said.
+pub fn scope(text: &str) -> Scope {
+    Scope::parse(text).unwrap()
+}

@@ -1,0 +1,148 @@
+//! A history, round by round.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use consentd::consent::facts::Facts;
+use consentd::consent::scope::Category;
+use consentd::follower::driver::{BUCKET_TIMEOUT, RETRY, period};
+use consentd::metrics::Metrics;
+
+use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
+use crate::oracle::Violation;
+use crate::world::{SECOND, World};
+
+/// How long a bucket may hang that was asked for before the last fault ended; it is asked for
+/// again; and what else it takes: some polls that time out, and some pages.
+pub const LIVE_WITHIN: Duration =
+    BUCKET_TIMEOUT.checked_add(RETRY).unwrap().checked_add(Duration::from_secs(8)).unwrap();
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap()
+}
+
+/// Counts the steps of a world that may end at any of them.
+struct Counted<'a>(World, &'a AtomicU64);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.1.store(self.0.steps, Ordering::Relaxed);
+    }
+}
+
+pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(), Violation> {
+    let mut world = Counted(World::new(seed, metrics), steps);
+    let world = &mut world.0;
+    for _ in 0..1 + world.random.below(3) {
+        world.round()?;
+    }
+    Ok(())
+}
+
+impl World {
+    fn round(&mut self) -> Result<(), Violation> {
+        (self.writing, self.faulty) = (true, true);
+        let until = self.now + self.random.between(2, 40) * SECOND;
+        self.run(until, |_| false)?;
+        self.heal();
+        self.become_live()?;
+        // Writes go on meanwhile: they must not starve what proves it.
+        let until = self.now + 2 * micros(self.plan.bound);
+        let mut late = None;
+        self.run(until, |world| {
+            let moment = world.moment();
+            if !world.sidecar.is_live(moment) && late.is_none() {
+                let freshness = world.sidecar.table.freshness();
+                late = Some(format!(
+                    "{:?}, proven {:?} ago, though all is well",
+                    freshness.validity,
+                    freshness.staleness(moment)
+                ));
+            }
+            late.is_some()
+        })?;
+        if let Some(late) = late {
+            return Err(Violation::new(5, late));
+        }
+        self.writing = false;
+        let every_bucket = 2 * u64::from(self.primary.identity.buckets) * self.plan.scrub_every;
+        let scrubs = if self.loose.contains(&true) { every_bucket } else { 0 };
+        let until = self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)) + scrubs;
+        self.run(until, |_| false)?;
+        self.converged()
+    }
+
+    /// Whether the table is live by a proof that was asked for since.
+    fn is_proven_since(&self, since: u64) -> bool {
+        let moment = self.moment();
+        let staleness = self.sidecar.table.freshness().staleness(moment);
+        self.sidecar.is_live(moment) && staleness <= Duration::from_micros(self.now - since)
+    }
+
+    /// Property 5.
+    fn become_live(&mut self) -> Result<(), Violation> {
+        let healed = self.now;
+        let mut deadline = healed + micros(LIVE_WITHIN);
+        let mut accepted = false;
+        loop {
+            let until = deadline.min(self.now + SECOND);
+            self.run(until, |world| {
+                world.frozen_until <= world.now && world.is_proven_since(healed)
+            })?;
+            let moment = self.moment();
+            if self.is_proven_since(healed) {
+                return Ok(());
+            }
+            if self.sidecar.overflowed && !accepted {
+                // As much was lost as needs an operator.
+                accepted = true;
+                self.primary.accepted += 1;
+                deadline = self.now + micros(LIVE_WITHIN);
+            }
+            if self.now >= deadline {
+                let freshness = self.sidecar.table.freshness();
+                let why = format!(
+                    "{:?} {:?} after all was well, proven {:?} ago",
+                    freshness.validity,
+                    Duration::from_micros(self.now - healed),
+                    freshness.staleness(moment)
+                );
+                return Err(Violation::new(5, why));
+            }
+        }
+    }
+
+    /// Property 1.
+    fn converged(&mut self) -> Result<(), Violation> {
+        let moment = self.moment();
+        let at = self.sidecar.driver().machine().position();
+        if !self.sidecar.is_live(moment) || at != self.primary.end() {
+            let why = format!("at {at:?}, the ledger at {:?}", self.primary.end());
+            return Err(Violation::new(1, why));
+        }
+        let stored = self.primary.stored.clone();
+        let pairs = stored.map(|stored| stored.map(|stored| stored.said));
+        let nothing = [false; USERS];
+        let Self { sidecar, .. } = self;
+        sidecar
+            .guards
+            .check(&sidecar.table, &pairs, &nothing)
+            .map_err(|Violation { why, .. }| Violation::new(1, why))?;
+        // Where nothing was lost, nothing is denied beside what the ledger says.
+        for number in 0..USERS {
+            let pair = sidecar.table.pair(&user(number), BUSINESS).unwrap();
+            for category in 0..CATEGORIES.len() {
+                let asked = Category::parse(CATEGORIES[category]).unwrap();
+                let (facts, freshness) = sidecar.table.facts(pair, asked);
+                let theirs = pairs[number].as_ref().map_or(Facts::NOTHING, |s| s.facts[category]);
+                let same = facts.is_ok_and(|facts| facts == theirs);
+                if sidecar.table.remembered() == 0 && facts.is_ok() && !same {
+                    let why = format!("user {number}, {}: {freshness:?}", CATEGORIES[category]);
+                    return Err(Violation::new(1, why));
+                }
+            }
+        }
+        Ok(())
+    }
+}

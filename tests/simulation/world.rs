@@ -1,0 +1,458 @@
+//! One history: a ledger, recorders, a sidecar, the wire between them, and what goes wrong.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consentd::clock::Moment;
+use consentd::consent::state::Effect;
+use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
+use consentd::ledger::{Announcement, Epoch, LogEntry, Tail};
+use consentd::metrics::Metrics;
+
+use crate::faults::{Faults, Wire};
+use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
+use crate::oracle::{Acks, Violation};
+use crate::random::Random;
+use crate::recorder::{Recorder, Step};
+use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
+
+pub const MILLI: u64 = 1_000;
+pub const SECOND: u64 = 1_000_000;
+
+/// What happens at some time.
+pub enum Happening {
+    /// A question reaches the ledger.
+    AskedPage(u64, PageQuestion),
+    AskedBucket(u64, BucketQuestion),
+    /// Something reaches the sidecar, in that one of its lives.
+    Brought(u64, Brought),
+    Recorder(usize, u64, Step),
+    /// The replica catches up.
+    Synced,
+    /// Somebody asks about a user.
+    Check(usize),
+    Fault,
+}
+
+/// How a history is made.
+pub struct Plan {
+    pub bound: Duration,
+    pub scrub_every: u64,
+    pub most_sticky: usize,
+    pub page: usize,
+    pub write_every: u64,
+    /// Whether an append is acknowledged only once the replica has it.
+    pub confirmed: bool,
+    pub buckets: u32,
+    pub log: u64,
+}
+
+pub struct World {
+    pub random: Random,
+    /// In microseconds since the history began.
+    pub now: u64,
+    pub plan: Plan,
+    queue: BTreeMap<(u64, u64), Happening>,
+    order: u64,
+    pub steps: u64,
+    pub primary: Server,
+    pub replica: Server,
+    /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
+    pub isolated: Option<(Server, u64)>,
+    pub backups: Vec<Server>,
+    /// Until when no server answers.
+    pub down_until: u64,
+    pub replica_lags: bool,
+    pub nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
+    pub acks: Acks,
+    /// Pairs that were written behind the log's back.
+    pub loose: [bool; USERS],
+    pub unreadable_entry: bool,
+    pub recorders: Vec<Recorder>,
+    pub sidecar: Sidecar,
+    pub life: u64,
+    pub clocks: Clocks,
+    pub frozen_until: u64,
+    pub wire: Wire,
+    pub faults: Faults,
+    /// When the last announcement arrives, where the wire keeps their order.
+    last_announced: u64,
+    metrics: Arc<Metrics>,
+    /// Whether recorders write, and whether faults happen.
+    pub writing: bool,
+    pub faulty: bool,
+    /// Whether every step is printed.
+    pub traced: bool,
+}
+
+/// A step in words, for `CONSENTD_TRACE`.
+fn told(happening: &Happening) -> String {
+    match happening {
+        Happening::AskedPage(id, question) => format!("asked {id}: {question:?}"),
+        Happening::AskedBucket(id, question) => format!("asked {id}: {question:?}"),
+        Happening::Brought(life, brought) => match brought {
+            Brought::Page(id, _, Some(page)) => {
+                let count = match &page.tail {
+                    Tail::Entries(entries) => entries.len().to_string(),
+                    Tail::Trimmed => "trimmed".to_owned(),
+                };
+                let end = page.end;
+                format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
+            }
+            Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
+            Brought::Bucket(id, question, Some(bucket)) => format!(
+                "[{life}] bucket {id}: {} of {} at {} {:02x?}",
+                bucket.pairs.len(),
+                question.number,
+                bucket.label.revision,
+                &bucket.label.head[..2]
+            ),
+            Brought::Bucket(id, ..) => format!("[{life}] no bucket {id}"),
+            Brought::Again => format!("[{life}] again"),
+            Brought::Tick => format!("[{life}] tick"),
+            Brought::ScrubDue => format!("[{life}] scrub"),
+            Brought::Announced(announcement) => {
+                let entries = announcement.entries.iter();
+                let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
+                format!("[{life}] announced {entries:?}")
+            }
+            Brought::Missed => format!("[{life}] missed"),
+        },
+        Happening::Recorder(index, _, step) => {
+            let step = match step {
+                Step::Start => "starts",
+                Step::Read => "reads",
+                Step::Append(..) => "appends",
+                Step::Appended => "is answered",
+                Step::TimedOut => "waits no longer",
+            };
+            format!("recorder {index} {step}")
+        }
+        Happening::Synced => "synced".to_owned(),
+        Happening::Check(number) => format!("check {number}"),
+        Happening::Fault => "fault due".to_owned(),
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
+        let mut random = Random::new(seed);
+        let plan = Plan {
+            bound: Duration::from_secs(random.pick(&[1, 5])),
+            scrub_every: random.pick(&[50, 200, 1_000]) * MILLI,
+            most_sticky: random.pick(&[100_000, 100_000, 100_000, 2]),
+            page: usize::try_from(random.pick(&[4, 8, 64])).unwrap(),
+            write_every: random.pick(&[100, 400, 1_500]) * MILLI,
+            confirmed: random.percent(50),
+            buckets: random.pick(&[1, 4, 20]),
+            log: random.pick(&[300, 1_000_000]),
+        };
+        let pairs = std::array::from_fn(|_| None);
+        let secret = random.index(SECRETS);
+        let primary = Server::new(&mut random, secret, plan.buckets, pairs);
+        let clocks = Clocks::default();
+        let moment = clocks.moment(Duration::ZERO);
+        let (sidecar, wanted) = Sidecar::start(plan.bound, plan.most_sticky, metrics, moment);
+        let faults = Faults::new(&mut random);
+        let mut world = Self {
+            random,
+            now: 0,
+            plan,
+            queue: BTreeMap::new(),
+            order: 0,
+            steps: 0,
+            replica: primary.clone(),
+            primary,
+            isolated: None,
+            backups: Vec::new(),
+            down_until: 0,
+            replica_lags: false,
+            nodes: HashMap::new(),
+            acks: Acks::default(),
+            loose: [false; USERS],
+            unreadable_entry: false,
+            recorders: (0..3).map(|_| Recorder::default()).collect(),
+            sidecar,
+            life: 0,
+            clocks,
+            frozen_until: 0,
+            wire: Wire::healthy(),
+            faults,
+            last_announced: 0,
+            metrics: Arc::clone(metrics),
+            writing: true,
+            faulty: false,
+            traced: std::env::var_os("CONSENTD_TRACE").is_some(),
+        };
+        world.know();
+        world.want(wanted);
+        world.after(0, Happening::Brought(0, Brought::Tick));
+        world.after(0, Happening::Brought(0, Brought::ScrubDue));
+        world.after(0, Happening::Synced);
+        world.after(0, Happening::Fault);
+        for index in 0..world.recorders.len() {
+            world.recorder_starts(index);
+        }
+        world
+    }
+
+    pub fn time(&self) -> Duration {
+        Duration::from_micros(self.now)
+    }
+
+    pub fn moment(&self) -> Moment {
+        self.clocks.moment(self.time())
+    }
+
+    pub fn after(&mut self, wait: u64, happening: Happening) {
+        self.order += 1;
+        self.queue.insert((self.now + wait, self.order), happening);
+    }
+
+    /// The node at which the primary stands is one that the ledger had.
+    pub fn know(&mut self) {
+        let end = self.primary.end();
+        self.nodes.insert((end.epoch, end.head), Rc::clone(&self.primary.node));
+    }
+
+    /// Goes on until then, at the latest until `done`.
+    pub fn run(
+        &mut self,
+        until: u64,
+        mut done: impl FnMut(&mut Self) -> bool,
+    ) -> Result<(), Violation> {
+        while !done(self) {
+            let next = self.queue.first_key_value().map(|((at, _), _)| *at);
+            if next.is_none_or(|at| at > until) {
+                self.now = self.now.max(until);
+                break;
+            }
+            let Some(((at, _), happening)) = self.queue.pop_first() else { break };
+            self.now = self.now.max(at);
+            self.steps += 1;
+            if self.traced {
+                println!(
+                    "{:>6} {:>9.3} {}",
+                    self.steps,
+                    self.time().as_secs_f64(),
+                    told(&happening)
+                );
+            }
+            self.step(happening)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, happening: Happening) -> Result<(), Violation> {
+        match happening {
+            Happening::AskedPage(id, question) => self.answer_page(id, question),
+            Happening::AskedBucket(id, question) => self.answer_bucket(id, question),
+            Happening::Brought(life, brought) => {
+                if life == self.life {
+                    self.bring(brought)?;
+                }
+            }
+            Happening::Recorder(index, operation, step) => self.recorder(index, operation, step),
+            Happening::Synced => {
+                if !self.replica_lags {
+                    self.replica = self.primary.clone();
+                }
+                let wait = self.random.between(20, 400) * MILLI;
+                self.after(wait, Happening::Synced);
+            }
+            Happening::Check(number) => self.check(number)?,
+            Happening::Fault => {
+                if self.faulty {
+                    self.fault();
+                }
+                let wait = self.random.between(20, 3_000) * MILLI;
+                self.after(wait, Happening::Fault);
+            }
+        }
+        let number = self.random.index(USERS);
+        self.check(number)
+    }
+
+    /// Properties 3 and 4, for one user.
+    fn check(&self, number: usize) -> Result<(), Violation> {
+        if self.frozen_until > self.now {
+            return Ok(());
+        }
+        let (name, moment) = (user(number), self.moment());
+        let known: [Cell<Option<bool>>; CATEGORIES.len()] = Default::default();
+        let allows = |category: usize| {
+            if let Some(known) = known[category].get() {
+                return Ok(known);
+            }
+            let allows = self.sidecar.allows(&name, category, moment)?;
+            known[category].set(Some(allows));
+            Ok(allows)
+        };
+        self.acks.check(number, self.time(), self.plan.bound, allows)
+    }
+
+    fn bring(&mut self, brought: Brought) -> Result<(), Violation> {
+        if self.frozen_until > self.now {
+            let wait = self.frozen_until - self.now;
+            let life = self.life;
+            self.after(wait, Happening::Brought(life, brought));
+            return Ok(());
+        }
+        let (life, every) = (self.life, period(self.plan.bound));
+        match &brought {
+            Brought::Tick => {
+                let wait = u64::try_from(every.as_micros()).unwrap();
+                self.after(wait, Happening::Brought(life, Brought::Tick));
+            }
+            Brought::ScrubDue => {
+                let wait = self.plan.scrub_every;
+                self.after(wait, Happening::Brought(life, Brought::ScrubDue));
+            }
+            _ => {}
+        }
+        let moment = self.moment();
+        self.sidecar.traced = self.traced;
+        let (wanted, touched) = self.sidecar.on(brought, moment)?;
+        self.want(wanted);
+        if touched && self.sidecar.is_valid() {
+            self.check_table()?;
+        }
+        Ok(())
+    }
+
+    /// Properties 2 and 6.
+    fn check_table(&mut self) -> Result<(), Violation> {
+        let position = self.sidecar.driver().machine().position();
+        let node = self.nodes.get(&(position.epoch, position.head));
+        let Some(node) = node.filter(|node| node.position == position) else {
+            return Err(Violation::new(2, format!("no ledger ever stood at {position:?}")));
+        };
+        let Sidecar { guards, table, .. } = &mut self.sidecar;
+        guards.check(table, &node.pairs, &self.loose)
+    }
+
+    fn want(&mut self, wanted: Vec<Wanted>) {
+        let life = self.life;
+        for wanted in wanted {
+            match wanted {
+                Wanted::Page(id, question) => {
+                    let within = u64::try_from(period(self.plan.bound).as_micros()).unwrap();
+                    let none = Brought::Page(id, question, None);
+                    self.after(within, Happening::Brought(life, none));
+                    if !self.random.percent(self.wire.page_loss) {
+                        let wait = self.wire.page_delay(&mut self.random);
+                        self.after(wait, Happening::AskedPage(id, question));
+                    }
+                }
+                Wanted::Bucket(id, question, wait) => {
+                    let wait = u64::try_from(wait.as_micros()).unwrap();
+                    let within = u64::try_from(BUCKET_TIMEOUT.as_micros()).unwrap();
+                    let none = Brought::Bucket(id, question, None);
+                    self.after(wait + within, Happening::Brought(life, none));
+                    if !self.random.percent(self.wire.bucket_loss) {
+                        let wait = wait + self.wire.bucket_delay(&mut self.random);
+                        self.after(wait, Happening::AskedBucket(id, question));
+                    }
+                }
+                Wanted::Again => {
+                    let wait = u64::try_from(RETRY.as_micros()).unwrap();
+                    self.after(wait, Happening::Brought(life, Brought::Again));
+                }
+            }
+        }
+    }
+
+    pub fn is_down(&self) -> bool {
+        self.now < self.down_until
+    }
+
+    /// The isolated primary, while it is what the sidecar reaches.
+    fn isolated(&self) -> Option<&Server> {
+        let (server, until) = self.isolated.as_ref()?;
+        (self.now < *until).then_some(server)
+    }
+
+    fn answer_page(&mut self, id: u64, question: PageQuestion) {
+        // A fenced question is refused by a primary that cannot reach its replicas.
+        let refused = self.is_down() || self.isolated().is_some();
+        let now = true_time(self.time());
+        let page = (!refused).then(|| self.primary.page(question.after, self.plan.page, now));
+        if self.random.percent(self.wire.page_loss) {
+            return;
+        }
+        let wait = self.wire.page_delay(&mut self.random);
+        let brought = Brought::Page(id, question, page);
+        self.after(wait, Happening::Brought(self.life, brought));
+    }
+
+    fn answer_bucket(&mut self, id: u64, question: BucketQuestion) {
+        // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
+        let stray = self.random.percent(self.wire.stray);
+        let server = match self.isolated() {
+            Some(isolated) => isolated,
+            None if stray => &self.replica,
+            None => &self.primary,
+        };
+        let number = question.number.min(server.identity.buckets.saturating_sub(1));
+        let bucket = (!self.is_down()).then(|| server.bucket(number));
+        if self.random.percent(self.wire.bucket_loss) {
+            return;
+        }
+        let wait = self.wire.bucket_delay(&mut self.random);
+        let brought = Brought::Bucket(id, question, bucket);
+        self.after(wait, Happening::Brought(self.life, brought));
+    }
+
+    /// Tells the sidecar of entries, as well as the wire does.
+    pub fn announce(&mut self, epoch: Epoch, entries: &[LogEntry]) {
+        let copies = 1 + u64::from(self.random.percent(self.wire.twice));
+        for _ in 0..copies {
+            if self.random.percent(self.wire.announce_loss) {
+                if self.random.percent(self.wire.loss_told) {
+                    let wait = self.wire.announce_delay(&mut self.random);
+                    self.after(wait, Happening::Brought(self.life, Brought::Missed));
+                }
+                continue;
+            }
+            let announcement = Announcement { epoch, entries: entries.into() };
+            let mut at = self.now + self.wire.announce_delay(&mut self.random);
+            if !self.wire.reorders {
+                at = at.max(self.last_announced);
+                self.last_announced = at;
+            }
+            let brought = Brought::Announced(announcement);
+            self.after(at - self.now, Happening::Brought(self.life, brought));
+        }
+    }
+
+    /// Replaces the sidecar by one that was just started.
+    pub fn restart(&mut self) {
+        self.life += 1;
+        let Plan { bound, most_sticky, .. } = self.plan;
+        let moment = self.moment();
+        let (sidecar, wanted) = Sidecar::start(bound, most_sticky, &self.metrics, moment);
+        self.sidecar = sidecar;
+        self.frozen_until = 0;
+        for (number, loose) in self.loose.into_iter().enumerate() {
+            if loose {
+                self.sidecar.guards.may_deny(number);
+            }
+        }
+        let life = self.life;
+        self.after(0, Happening::Brought(life, Brought::Tick));
+        self.after(0, Happening::Brought(life, Brought::ScrubDue));
+        self.want(wanted);
+    }
+
+    /// A recorder was answered that this denial is durable.
+    pub fn acknowledge(&mut self, number: usize, effect: Effect) {
+        let at = self.time();
+        self.acks.acknowledged(crate::oracle::Ack { user: number, effect, at });
+        let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
+        let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
+        self.after(bound + 2 * MILLI + jitter, Happening::Check(number));
+    }
+}
