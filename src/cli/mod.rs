@@ -10,6 +10,8 @@ mod explain;
 mod export;
 mod given;
 mod import;
+mod init;
+mod ledger;
 mod print;
 mod proto;
 mod record;
@@ -76,6 +78,12 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Make a ledger in Redis, or in a file
+    #[command(after_help = init::WHEN_CUT)]
+    Init(Box<init::InitArgs>),
+    /// Look at a ledger itself, mend it, copy it: for operators
+    #[command(subcommand)]
+    Ledger(Box<ledger::LedgerCommand>),
     /// Write the contract: for clients, and for tools without reflection
     Proto(proto::ProtoArgs),
     /// Write what load testers need
@@ -104,6 +112,8 @@ pub fn main() -> ExitCode {
         Command::Record(args) => asking(record::record(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::Init(args) => asking(init::init(*args)),
+        Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Demo(args) => asking(demo::demo(args)),

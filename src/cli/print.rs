@@ -30,6 +30,11 @@ pub(super) fn file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
 /// Says something beside what is printed, on standard error.
 pub(super) fn note(text: &str) {
     // Nothing is left to be done where even that fails.

@@ -10,6 +10,7 @@ mod retention;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -23,6 +24,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use self::recent::{Mover, Recent};
 use self::store::Prepared;
+pub use self::transfer::NewFile;
 use super::{
     Announcement, Appended, Bucket, Change, Events, Heard, History, Identity, LedgerError,
     MAX_ANNOUNCEMENTS, Page, Read, Retention,
@@ -74,6 +76,12 @@ pub enum OpenError {
         path: PathBuf,
         /// What was found.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is something already.
+    #[error("{path} is there already, and was left as it is: give a path where there is nothing")]
+    Exists {
+        /// The file.
+        path: PathBuf,
     },
     /// It was made before the first release.
     #[error(
@@ -378,6 +386,16 @@ fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     }
 }
 
+/// A file beside `path`. It holds user ids and the keys' secret: a temporary file is its owner's
+/// alone.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, OpenError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut made = tempfile::Builder::new();
+    made.prefix(".consentd-")
+        .tempfile_in(parent.unwrap_or(Path::new(".")))
+        .map_err(|source| OpenError::Io { path: path.to_owned(), source })
+}
+
 /// Makes a ledger beside `path`, and gives it that name once it is whole: a process that dies
 /// meanwhile leaves nothing there that could not be opened.
 fn make(path: &Path) -> Result<(), OpenError> {
@@ -385,8 +403,7 @@ fn make(path: &Path) -> Result<(), OpenError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     let folder = File::open(parent).map_err(io)?;
-    // It holds user ids and the keys' secret: a temporary file is its owner's alone.
-    let new = tempfile::Builder::new().prefix(".consentd-").tempfile_in(parent).map_err(io)?;
+    let new = temporary(path)?;
     let database = Database::create(new.path()).map_err(|error| open_error(path, error))?;
     store::prepare(&database, path)?;
     drop(database);

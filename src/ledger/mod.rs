@@ -6,8 +6,11 @@
 //! then the log, and hears announcements in between, any of which may be lost.
 
 mod codec;
+mod copy;
 mod embedded;
 mod redis;
+mod verify;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +21,15 @@ use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
-pub use embedded::{Appender, Embedded, OpenError};
+pub use copy::{Copied, CopyError, NewLedger, copy};
+pub use embedded::{Appender, Embedded, NewFile, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS,
-    NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Target, TargetError,
-    TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create, plan,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
+    Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,
+    Target, TargetError, TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create,
+    look_at, plan,
 };
+pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;

@@ -25,6 +25,7 @@ use self::rejects::Rejects;
 use self::rows::Form;
 use self::session::{Ended, LedgerName, Session};
 use super::client::{ClientArgs, TokenArgs};
+use super::print::hex;
 use super::{Verdict, print};
 use crate::clock;
 
@@ -138,11 +139,6 @@ fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
         "this is not the ledger that the file was being imported into: beginning anew".to_owned()
     });
     same
-}
-
-/// Bytes as hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 fn print_tally(tally: &Tally, rows: u64, took: Duration, json: bool) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ pub(super) const SWEPT: &str = "swept";
 
 /// What stands of one entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Item<'a> {
+pub(super) enum Item<'a> {
     /// The entry, kept for good.
     Kept(&'a [u8]),
     /// The entry, kept for a time.
@@ -30,10 +30,10 @@ enum Item<'a> {
 
 /// What one revision added to its pair's history.
 #[derive(Debug, Eq, PartialEq)]
-struct Added<'a> {
-    previous: Revision,
-    time: i64,
-    items: Vec<Item<'a>>,
+pub(super) struct Added<'a> {
+    pub(super) previous: Revision,
+    pub(super) time: i64,
+    pub(super) items: Vec<Item<'a>>,
 }
 
 impl<'a> Item<'a> {
@@ -75,7 +75,7 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> Added<'a> {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(256);
         value.extend_from_slice(&self.previous.to_be_bytes());
         value.extend_from_slice(&self.time.to_be_bytes());
@@ -89,7 +89,7 @@ impl<'a> Added<'a> {
         value
     }
 
-    fn decode(value: &'a [u8]) -> Option<Self> {
+    pub(super) fn decode(value: &'a [u8]) -> Option<Self> {
         let (previous, rest) = value.split_first_chunk()?;
         let (time, mut rest) = rest.split_first_chunk()?;
         let mut items = Vec::with_capacity(1);
@@ -162,7 +162,7 @@ pub(super) fn add(
 
 /// A statement by its digest. An edited one no longer has its digest, and is not shown as the
 /// words agreed to.
-fn text(
+pub(super) fn text(
     texts: &impl ReadableTable<&'static [u8; 32], &'static str>,
     digest: &[u8],
 ) -> Option<String> {

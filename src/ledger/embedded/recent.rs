@@ -33,7 +33,7 @@ const MIN_MOVED: usize = if cfg!(test) { 2 } else { 256 };
 pub(super) const MAX_MOVED: usize = if cfg!(test) { 3 } else { 4_096 };
 
 /// The name in the meta table of the revision up to which all is in the pairs' tree.
-const SETTLED: &str = "settled";
+pub(super) const SETTLED: &str = "settled";
 
 type RawKey = [u8; 16];
 

@@ -1,6 +1,6 @@
 //! Removing what has outlived its retention.
 
-use redb::{Database, ReadableTable};
+use redb::{Database, ReadableTable, ReadableTableMetadata};
 
 use super::history;
 use super::store::{META, Tables, damaged, failed, read_end};
@@ -74,4 +74,12 @@ fn oldest_entry(
     let Some((oldest, value)) = log.first().map_err(failed)? else { return Ok(None) };
     let time = value.value().get(40..48).and_then(|bytes| bytes.try_into().ok());
     Ok(Some((oldest.value(), i64::from_be_bytes(time.ok_or(damaged("a log entry"))?))))
+}
+
+/// How many entries the log has, and when the first was recorded.
+pub(super) fn log_extent(
+    log: &(impl ReadableTable<u64, &'static [u8]> + ReadableTableMetadata),
+) -> Result<(u64, Option<i64>), LedgerError> {
+    let first = oldest_entry(log)?.map(|(_, time)| time);
+    Ok((log.len().map_err(failed)?, first))
 }

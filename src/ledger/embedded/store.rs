@@ -28,7 +28,7 @@ pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta
 pub(super) const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
 /// A revision to the log's head before it (20 bytes), after it (20), the time (8), the last revision
 /// that added to the pair's history (8), and the body.
-const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+pub(super) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 /// A statement's SHA-256 to the statement.
 pub(super) const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
 
@@ -158,7 +158,7 @@ pub(super) fn move_pairs(
 /// What the file has of a pair: the revision that wrote its record (8 bytes, big-endian), the last
 /// one that added to its history (8, 0 for none), and the record.
 pub(super) struct PairValue<'a> {
-    revision: Revision,
+    pub(super) revision: Revision,
     pub(super) history: Revision,
     pub(super) record: &'a [u8],
 }
@@ -175,7 +175,7 @@ impl<'a> PairValue<'a> {
         (revision != 0).then_some(Self { revision, history, record })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         [&self.revision.to_be_bytes(), &self.history.to_be_bytes(), self.record].concat()
     }
 }
@@ -323,7 +323,7 @@ fn read_pairs(
 }
 
 /// Pairs' values, wherever they are.
-fn values(
+pub(super) fn values(
     database: &Database,
     recent: &Recent,
     keys: &[[u8; 16]],
@@ -449,7 +449,7 @@ pub(super) fn bucket(
 }
 
 /// The first key of a bucket.
-fn first_of(number: u32, buckets: u32) -> [u8; 16] {
+pub(super) fn first_of(number: u32, buckets: u32) -> [u8; 16] {
     let place = (u64::from(number) << 32).div_ceil(u64::from(buckets.max(1)));
     let mut key = [0; 16];
     key[..4].copy_from_slice(&u32::try_from(place).unwrap_or(u32::MAX).to_be_bytes());
@@ -457,7 +457,7 @@ fn first_of(number: u32, buckets: u32) -> [u8; 16] {
     key
 }
 
-fn revision_of(value: &[u8]) -> Option<Revision> {
+pub(super) fn revision_of(value: &[u8]) -> Option<Revision> {
     PairValue::of(value).map(|value| value.revision)
 }
 

@@ -14,7 +14,7 @@ use crate::ledger::{Epoch, LedgerError, LogHead};
 pub const MAX_BUCKETS: u32 = 1 << 20;
 
 /// How many keys one script makes.
-const MAX_KEYS: usize = 512;
+pub(super) const MAX_KEYS: usize = 512;
 
 /// Why a ledger was not made.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +161,7 @@ async fn run(
 }
 
 /// The hashes of a ledger of so many buckets, the meta hash aside.
-fn hashes(names: &Names, buckets: u32) -> Result<Vec<String>, CreateError> {
+pub(super) fn hashes(names: &Names, buckets: u32) -> Result<Vec<String>, CreateError> {
     if !(1..=MAX_BUCKETS).contains(&buckets) {
         return Err(CreateError::Buckets);
     }

@@ -16,6 +16,7 @@ mod layout;
 mod link;
 mod listen;
 mod login;
+mod operate;
 mod read;
 mod refusal;
 mod retention;
@@ -42,6 +43,7 @@ pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warnin
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
+pub use self::operate::{Mended, Mending, NewRedis, Status, look_at};
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};

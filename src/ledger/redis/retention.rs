@@ -78,7 +78,10 @@ impl Shared {
     }
 
     /// The log's first entry at a revision or behind it, and when it was recorded.
-    async fn entry_from(&self, from: Revision) -> Result<Option<(Revision, Timestamp)>, Failure> {
+    pub(super) async fn entry_from(
+        &self,
+        from: Revision,
+    ) -> Result<Option<(Revision, Timestamp)>, Failure> {
         let mut command = redis::cmd("XRANGE");
         command.arg(&self.names.log).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
         let mut entries = Answer::of(ask(&self.writes, &command).await?)?;

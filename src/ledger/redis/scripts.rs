@@ -151,6 +151,35 @@ script!(
     FOUND, "", "found.lua"
 );
 
+script!(
+    /// Marks a place for a copy of a ledger.
+    FILL_BEGIN, "", "fill_begin.lua"
+);
+script!(
+    /// Writes fields of a copy.
+    FILL, "", "fill.lua"
+);
+script!(
+    /// Makes a copy a ledger.
+    FILL_FINISH, "", "fill_finish.lua"
+);
+script!(
+    /// Removes a copy that was never finished.
+    FILL_WIPE, EVEN_FULL, "fill_wipe.lua"
+);
+script!(
+    /// Puts back the fence and sentinels.
+    RESTORE, EVEN_FULL, "restore.lua"
+);
+script!(
+    /// Replaces a field of a bucket.
+    SWAP, EVEN_FULL, "swap.lua"
+);
+script!(
+    /// Removes entries that nobody was told of.
+    DROP_AHEAD, EVEN_FULL, "drop_ahead.lua"
+);
+
 /// Asks Redis one thing.
 pub(super) async fn ask(link: &Link, command: &Cmd) -> Result<Value, Failure> {
     let connection = link.connection().await.map_err(Failure::NotSent)?;

@@ -1,0 +1,199 @@
+//! `ledger copy`: a ledger into a new one.
+
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use clap::Args;
+use indicatif::HumanCount;
+use serde_json::json;
+
+use super::shown::Shown;
+use super::{hex, of_address, verify, with_ledger};
+use crate::cli::init::{self, BUCKETS, fit};
+use crate::cli::{Verdict, print};
+use crate::clock;
+use crate::config::{LedgerAddress, LedgerArgs};
+use crate::ledger::{
+    Copied, CopyError, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
+    copy as copy_ledger,
+};
+
+/// For the help.
+pub(super) const HOW_TO_MOVE: &str = "\
+Copied are all pairs, their histories item by item, the statements, and the secret of the pairs'
+keys; revisions go on from those of FROM. The copy is a ledger of its own (another id): followers
+of it load all anew, and go on denying what they denied. It becomes a ledger at the very end; until
+then nobody can follow it. A ledger in Redis may be written to meanwhile, but must be still in the
+end: stop what records, or wait for a quiet second. A file must not be open in a sidecar.
+
+  consentd ledger copy file:consentd.redb redis://10.0.0.5:6379
+  consentd ledger copy redis://10.0.0.5:6379/0 redis://10.0.0.5:6379/1 --buckets 65536
+
+Then restart sidecars with --ledger TO. What --ledger-user and its like say holds of FROM and of TO
+alike; where they differ, write user and password into the address.";
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct CopyArgs {
+    /// The ledger to copy from, as for --ledger
+    #[arg(value_name = "FROM")]
+    from: String,
+    /// Where to copy it to, as for --ledger: there must be no ledger yet
+    #[arg(value_name = "TO")]
+    to: String,
+    /// How many buckets its pairs lie in there, in Redis [default: 8192, or as many as FROM has]
+    #[arg(long, value_name = "B")]
+    buckets: Option<u32>,
+    /// Remove an unfinished copy that is there, and begin anew
+    #[arg(long)]
+    anew: bool,
+    /// How long FROM must have been still in the end
+    #[arg(long, value_name = "TIME", default_value = "1s",
+          value_parser = humantime::parse_duration)]
+    still: Duration,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+}
+
+pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
+    let from = named("FROM", args.ledger.address_of(&args.from))?;
+    let to = named("TO", args.ledger.address_of(&args.to))?;
+    if from.to_string() == to.to_string() {
+        bail!("FROM and TO are the same ledger");
+    }
+    let begun = clock::boot();
+    let mut shown = Shown::new();
+    let copied = with_ledger(&from, async |ledger: &Ledger| {
+        let buckets = args.buckets_for(ledger, &to).await?;
+        if args.dry_run {
+            plan(&args, ledger, &to, buckets).await?;
+            return Ok(None);
+        }
+        let place = place(&args, &to, buckets).await?;
+        let tell = &mut |progress| shown.show(progress);
+        Ok(Some(copy_ledger(ledger, place, args.still, tell).await?))
+    })
+    .await;
+    shown.end();
+    let Some(copied) = copied? else { return Ok(Verdict::Yes) };
+    // A ledger is known by what is in it, not by what was written.
+    let mut shown = Shown::new();
+    let report = with_ledger(&to, async |ledger: &Ledger| {
+        Ok(ledger.verify(Depth::Records, &mut |progress| shown.show(progress)).await?)
+    })
+    .await;
+    shown.end();
+    let report = report?;
+    say(&args, &to, &copied, &report, clock::boot().saturating_sub(begun))?;
+    let is_whole = report.found == 0 && copied.late == 0 && copied.missing_statements == 0;
+    Ok(if is_whole { Verdict::Yes } else { Verdict::No })
+}
+
+/// An address, or an error that says which of the two it is.
+fn named(
+    which: &str,
+    address: Result<LedgerAddress, crate::config::ConfigError>,
+) -> anyhow::Result<LedgerAddress> {
+    of_address(address).map_err(|error| anyhow!("{which}: {error}"))
+}
+
+impl CopyArgs {
+    async fn buckets_for(&self, from: &Ledger, to: &LedgerAddress) -> anyhow::Result<u32> {
+        let own = from.identity().await?.buckets;
+        match (to, self.buckets) {
+            (LedgerAddress::File(_), Some(_)) => {
+                bail!("--buckets: is for a ledger in Redis; a file has as many as it needs")
+            }
+            (LedgerAddress::File(_), None) => Ok(own),
+            (LedgerAddress::Redis(_), None) => Ok(match from {
+                Ledger::Redis(_) => own,
+                Ledger::Embedded(_) => BUCKETS,
+            }),
+            (LedgerAddress::Redis(_), Some(buckets)) if (1..=MAX_BUCKETS).contains(&buckets) => {
+                Ok(buckets)
+            }
+            _ => bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {BUCKETS}"),
+        }
+    }
+}
+
+async fn plan(
+    args: &CopyArgs,
+    from: &Ledger,
+    to: &LedgerAddress,
+    buckets: u32,
+) -> anyhow::Result<()> {
+    match to {
+        LedgerAddress::File(path) => NewFile::check(path)?,
+        LedgerAddress::Redis(target) => {
+            let (_, warnings) = fit(target, to).await?;
+            NewRedis::plan((**target).clone(), buckets, args.anew).await?;
+            init::warn(&warnings);
+        }
+    }
+    let page = from.read_after(u64::MAX).await?;
+    print::line(&format!(
+        "would copy ledger {} at {}, revision {}, to {to}, into {} buckets",
+        hex(&page.end.epoch),
+        from.describe(),
+        page.end.revision,
+        HumanCount(buckets.into()),
+    ))
+}
+
+async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Result<NewLedger> {
+    Ok(match to {
+        LedgerAddress::File(path) => NewLedger::File(Box::new(NewFile::begin(path)?)),
+        LedgerAddress::Redis(target) => {
+            let (_, warnings) = fit(target, to).await?;
+            init::warn(&warnings);
+            let begun = NewRedis::begin((**target).clone(), buckets, args.anew).await;
+            NewLedger::Redis(Box::new(begun.map_err(|error: CopyError| anyhow!("{to}: {error}"))?))
+        }
+    })
+}
+
+fn say(
+    args: &CopyArgs,
+    to: &LedgerAddress,
+    copied: &Copied,
+    report: &Report,
+    took: Duration,
+) -> anyhow::Result<()> {
+    let Copied { epoch, buckets, revision, missing_statements, late, .. } = copied;
+    if args.json {
+        let told = json!({
+            "ledger": hex(epoch), "address": to.to_string(), "buckets": buckets,
+            "pairs": report.pairs, "revision": revision, "late": late,
+            "missingStatements": missing_statements, "verified": verify::as_json(report, 20),
+        });
+        return print::line(&told.to_string());
+    }
+    print::line(&format!("made ledger  {}", hex(epoch)))?;
+    print::line(&format!("at           {to}"))?;
+    print::line(&format!("buckets      {}", HumanCount((*buckets).into())))?;
+    print::line(&format!("pairs        {}", HumanCount(report.pairs)))?;
+    print::line(&format!("revision     {}", HumanCount(*revision)))?;
+    print::line(&format!("took         {:.1} s", took.as_secs_f64()))?;
+    verify::list(report, 20)?;
+    verify::summarize(report)?;
+    if *missing_statements > 0 {
+        print::line(&format!(
+            "{} statements that histories name were not in FROM, and are not in the copy",
+            HumanCount(*missing_statements)
+        ))?;
+    }
+    if *late > 0 {
+        print::line(&format!(
+            "FROM took {} changes while the copy was finished: they are not in it; export what was \
+             recorded of late from FROM, and import it",
+            HumanCount(*late)
+        ))?;
+    }
+    print::line(&format!("next         consentd serve --ledger {to}"))
+}
