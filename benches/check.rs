@@ -64,6 +64,7 @@ fn state(n: usize, now: Timestamp) -> State {
 
 fn table_of(pairs: usize, secret: &KeySecret) -> (Table, Writer) {
     let (table, mut writer) = table::new();
+    writer.begin(secret);
     let now = Moment::now();
     for n in 0..pairs {
         writer.apply(key(secret, &user(n)), Ok(&state(n, now.wall)));
@@ -90,7 +91,7 @@ fn bench(criterion: &mut Criterion) {
         }
         let (table, mut writer) = table_of(pairs, &secret);
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-        let gate = Gate::new(table, secret.clone(), Policy::default(), BOUND, metrics);
+        let gate = Gate::new(table, Policy::default(), BOUND, metrics);
         let check = |bencher: &mut criterion::Bencher<'_>| {
             let mut n = 0_usize;
             // Writing the digits into place takes a few of the nanoseconds that are measured.

@@ -20,6 +20,8 @@
 
 #[path = "../tests/it/model.rs"]
 mod model;
+#[path = "../tests/it/rng.rs"]
+mod rng;
 #[path = "../tests/it/sidecar.rs"]
 mod sidecar;
 #[path = "../tests/it/world.rs"]

@@ -1,5 +1,7 @@
 //! Wiring: what is built from the settings, which tasks run, and in which order they end.
 
+mod ledger;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +14,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::ledger::Engine;
 use crate::admin::{self, Shown};
 use crate::clock;
-use crate::config::Settings;
+use crate::config::{LedgerAddress, Settings};
 use crate::consent::keyword::Keywords;
 use crate::follower::Follower;
 use crate::gate::Gate;
@@ -23,7 +26,7 @@ use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
     CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes, Tokens, Watcher,
 };
-use crate::ledger::{Appender, Embedded, Ledger, LedgerError};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::synthetic::Synthetic;
@@ -39,8 +42,9 @@ const LAST_TRACES: Duration = Duration::from_secs(2);
 /// A sidecar whose sockets are bound and whose ledger is open, and that has not begun to serve.
 pub struct Sidecar {
     ledger: Ledger,
-    appender: Appender,
+    engine: Engine,
     follower: Follower,
+    recorder: Recorder,
     metrics: Arc<Metrics>,
     listeners: Vec<(Listener, Routes)>,
     admin: Option<(TcpListener, Shown)>,
@@ -75,14 +79,14 @@ impl Sidecar {
             None => None,
             Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
         };
-        let (embedded, appender) =
-            Embedded::open(&settings.ledger, settings.retention, settings.ledger_cache)?;
-        let ledger = Ledger::Embedded(embedded);
+        let (ledger, engine) = ledger::open(&settings).await?;
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
         let synthetic = synthetic(&ledger, settings.synthetic).await?;
-        let follower =
-            Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound).beside(synthetic);
+        let scrub = settings.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
+        let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
+            .beside(synthetic)
+            .scrubbing(scrub);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
@@ -129,8 +133,9 @@ impl Sidecar {
         let drain_timeout = settings.drain_timeout;
         Ok(Self {
             ledger,
-            appender,
+            engine,
             follower,
+            recorder,
             metrics,
             listeners,
             admin,
@@ -168,23 +173,22 @@ impl Sidecar {
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let stop_follower = CancellationToken::new();
         let mut parts = JoinSet::new();
-        let appender = self.appender;
-        let (ended, mut appender_ended) = oneshot::channel();
-        // A thread of its own: it waits for the disk all its life.
-        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
-            let _ = ended.send(appender.run());
-        })?;
-        let follower = self.follower;
+        self.engine.run(&mut parts)?;
+        let (follower, recorder) = (self.follower, self.recorder);
+        let losses = follower.losses();
         let follow = follower.run(stop_follower.clone());
         parts.spawn(async move {
-            follow.await;
-            "the follower"
+            tokio::select! {
+                () = follow => {}
+                () = recorder.give_back(losses) => {}
+            }
+            "the follower ended unasked".to_owned()
         });
         if let Some((listener, shown)) = self.admin {
             let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
             parts.spawn(async move {
                 admin::serve(listener, shown, begun, over).await;
-                "the admin listener"
+                "the admin listener ended unasked".to_owned()
             });
         }
         let (finish_traces, finish) = oneshot::channel();
@@ -192,7 +196,7 @@ impl Sidecar {
             // A thread of its own: what it encodes must hold up no check.
             parts.spawn_blocking(move || {
                 exporter.run(finish);
-                "the export of traces"
+                "the export of traces ended unasked".to_owned()
             });
         }
         let mut servers = JoinSet::new();
@@ -203,10 +207,9 @@ impl Sidecar {
         let failed = tokio::select! {
             () = stop => None,
             Some(part) = parts.join_next() => {
-                Some(format!("{} ended unasked", part.unwrap_or("a part that panicked")))
+                Some(part.unwrap_or_else(|_| "a part of it panicked".to_owned()))
             }
             Some(_) = servers.join_next() => Some("a gRPC listener ended unasked".to_owned()),
-            outcome = &mut appender_ended => Some(ended_unasked(outcome)),
         };
         match &failed {
             None => info!("draining"),
@@ -224,24 +227,14 @@ impl Sidecar {
         let last_traces = Instant::now() + LAST_TRACES;
         let _ = finish_traces.send(limit.map_or(last_traces, |limit| limit.min(last_traces)));
         stop_follower.cancel();
-        while parts.join_next().await.is_some() {}
         if timeout(CLOSE, self.ledger.close()).await.is_err() {
             warn!("the ledger did not close in time");
         }
+        while parts.join_next().await.is_some() {}
         match failed {
             None => Ok(()),
             Some(failed) => bail!(failed),
         }
-    }
-}
-
-fn ended_unasked(
-    outcome: Result<Result<(), LedgerError>, tokio::sync::oneshot::error::RecvError>,
-) -> String {
-    match outcome {
-        Ok(Err(error)) => error.to_string(),
-        Ok(Ok(())) => "the ledger was closed unasked".to_owned(),
-        Err(_) => "the ledger's thread panicked".to_owned(),
     }
 }
 
@@ -263,10 +256,12 @@ async fn synthetic(ledger: &Ledger, count: u64) -> anyhow::Result<Option<Synthet
 
 /// Each address to listen on, the flag that names it, and whether it takes checks and recordings.
 fn plan(settings: &Settings) -> Vec<(&'static str, Address, bool, bool)> {
-    let moved = settings.record.is_some();
+    // Into a Redis that others write to as well, only where that is asked for.
+    let is_file = matches!(settings.ledger, LedgerAddress::File(_));
+    let here = is_file && settings.record.is_none();
     let main = settings.listen.iter().map(|address| {
         let flag = if matches!(address, Address::Tcp(_)) { "--listen" } else { "--unix" };
-        (flag, address.clone(), true, !moved)
+        (flag, address.clone(), true, here)
     });
     let record = settings.record.iter().map(|address| ("--record", address.clone(), false, true));
     main.chain(record).collect()

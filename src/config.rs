@@ -5,6 +5,7 @@
 
 mod file;
 mod keywords;
+mod ledger;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,13 +16,15 @@ use clap::Args;
 use serde::Deserialize;
 
 pub use self::keywords::KeywordArgs;
+use self::ledger::with_ledger_args;
+pub use self::ledger::{LedgerAddress, LedgerArgs};
 use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordLists;
 use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
-use crate::ledger::Retention;
+use crate::ledger::{Durability, NotADurability, Retention};
 use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::{EndpointError, TraceSettings};
 
@@ -61,10 +64,7 @@ macro_rules! serve_args {
     };
 }
 
-serve_args! {
-    /// The ledger: file:PATH, made where there is none [default: file:consentd.redb]
-    #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER")]
-    ledger: String,
+with_ledger_args! { serve_args! {
     /// Where to serve gRPC over TCP: HOST:PORT, port 0 for any free one, or none
     /// [default: 127.0.0.1:50051]
     #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
@@ -145,6 +145,14 @@ serve_args! {
     #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
     history_retention: Duration,
+    /// What an append in Redis waits for: ledger (what that Redis is configured for), replicas:N, or
+    /// aof (synced; Redis 7.2) [default: ledger]
+    #[arg(long, env = "CONSENTD_DURABILITY", value_name = "WHAT")]
+    durability: String,
+    /// Compare one bucket of the ledger in Redis with the table this often, or never
+    /// [default: 10s]
+    #[arg(long, env = "CONSENTD_SCRUB_EVERY", value_name = "TIME")]
+    scrub_every: String,
     /// How much of the ledger's file to keep in memory [default: 64MiB]
     #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
@@ -163,7 +171,7 @@ serve_args! {
     /// their caller's trace is [default: 0.01]
     #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
     otlp_sample: f64,
-}
+} }
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
 const MAX_WORKERS: usize = 1_024;
@@ -235,10 +243,14 @@ fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
 /// What a sidecar is to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The ledger's file.
-    pub ledger: PathBuf,
-    /// How much of it to keep in memory, in bytes.
+    /// Where the ledger is.
+    pub ledger: LedgerAddress,
+    /// How much of its file to keep in memory, in bytes.
     pub ledger_cache: usize,
+    /// What an append in Redis waits for.
+    pub durability: Durability,
+    /// How often a bucket of a ledger in Redis is compared with the table.
+    pub scrub_every: Option<Duration>,
     /// How many pairs to hold that nobody recorded.
     pub synthetic: u64,
     /// How long the ledger keeps what it need not keep for good.
@@ -325,7 +337,9 @@ impl ServeArgs {
         }
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
-            ledger: ledger(self.ledger.as_deref().unwrap_or("file:consentd.redb"))?,
+            ledger: self.ledger_args().address()?,
+            durability: durability(self.durability.as_deref().unwrap_or("ledger"))?,
+            scrub_every: scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
@@ -390,6 +404,21 @@ fn at_most(
     }
 }
 
+fn durability(text: &str) -> Result<Durability, ConfigError> {
+    text.parse().map_err(|error: NotADurability| wrong("--durability", error.to_string()))
+}
+
+fn scrub_every(text: &str) -> Result<Option<Duration>, ConfigError> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let every = span(text).map_err(|why| wrong("--scrub-every", format!("{why}; or never")))?;
+    if every < Duration::from_millis(10) {
+        return Err(wrong("--scrub-every", "must be 10ms or more, such as 10s, or never"));
+    }
+    Ok(Some(every))
+}
+
 fn synthetic(count: u64) -> Result<u64, ConfigError> {
     if count > MAX_PAIRS {
         return Err(wrong("--synthetic", format!("must be {MAX_PAIRS} or less")));
@@ -443,19 +472,6 @@ fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, C
     let endpoint =
         endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
     Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
-}
-
-fn ledger(text: &str) -> Result<PathBuf, ConfigError> {
-    match text.split_once(':') {
-        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
-        Some(("redis" | "rediss" | "redis+unix" | "redis+sentinel", _)) => {
-            Err(wrong("--ledger", "Redis comes later; this version has file:PATH alone"))
-        }
-        Some(("file", _)) => {
-            Err(wrong("--ledger", "file: needs a path, such as file:consentd.redb"))
-        }
-        _ => Err(wrong("--ledger", format!("must be file:PATH: did you mean file:{text}?"))),
-    }
 }
 
 fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {

@@ -93,6 +93,10 @@ pub struct Status {
     pub cause: String,
     /// What the ledger's clock says; this machine's, while loading.
     pub now: Timestamp,
+    /// What an operator should mend about the ledger.
+    pub warnings: Arc<[String]>,
+    /// How many pairs are denied by what the table remembers alone.
+    pub remembered: u64,
 }
 
 /// Answers checks; clones share the table.
@@ -271,7 +275,8 @@ impl Gate {
             Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
         };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
-        Status { phase, staleness, revision, pairs, cause, now }
+        let (warnings, remembered) = (self.table.warnings(), self.table.remembered());
+        Status { phase, staleness, revision, pairs, cause, now, warnings, remembered }
     }
 
     /// The longest staleness at which checks are still answered.

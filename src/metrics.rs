@@ -54,6 +54,7 @@ pub struct Metrics {
     resyncs: IntCounterVec,
     forks: IntCounter,
     scrub_mismatches: IntCounter,
+    given_back: IntCounter,
     remembered: IntGauge,
     durable: IntGauge,
     unfenced: IntGauge,
@@ -160,6 +161,11 @@ impl Metrics {
                 "consent_scrub_mismatches_total",
                 "Pairs that were otherwise in the table than in the ledger at the same revision, \
                  and were mended.",
+            )?,
+            given_back: counter(
+                r,
+                "consent_denials_given_back_total",
+                "Denials that the ledger had lost and that were recorded again from here.",
             )?,
             remembered: int_gauge(
                 r,
@@ -274,6 +280,11 @@ impl Metrics {
     /// Counts pairs that a scrub found to be otherwise in the table than in the ledger.
     pub fn scrub_mismatched(&self, pairs: usize) {
         self.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+    }
+
+    /// Counts denials that were recorded again because the ledger had lost them.
+    pub fn gave_back(&self, denials: usize) {
+        self.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
     }
 
     /// Says whether the ledger keeps what it acknowledges, and whether it lacks a fence.

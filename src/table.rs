@@ -199,6 +199,7 @@ struct Shared {
     /// The applied revision again, for those who wait.
     applied: watch::Sender<Revision>,
     cause: Mutex<String>,
+    warnings: ArcSwap<Arc<[String]>>,
 }
 
 /// The read side; clones share the table.
@@ -236,6 +237,7 @@ pub fn new() -> (Table, Writer) {
         revision: AtomicU64::new(0),
         applied: watch::Sender::new(0),
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
+        warnings: ArcSwap::from_pointee(Arc::from([])),
     });
     (Table(Arc::clone(&shared)), Writer { shared, numbers: HashMap::new() })
 }
@@ -403,6 +405,12 @@ impl Table {
     #[must_use]
     pub fn cause(&self) -> String {
         self.0.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What an operator should mend about the ledger.
+    #[must_use]
+    pub fn warnings(&self) -> Arc<[String]> {
+        Arc::clone(&self.0.warnings.load())
     }
 
     /// How many pairs it holds.

@@ -23,6 +23,7 @@ use consentd::table;
 fn a_check_allocates_nothing() {
     let secret = KeySecret::new(&[1; 16]);
     let (table, mut writer) = table::new();
+    writer.begin(&secret);
     let business = BusinessId::parse("acme").unwrap();
     let users: Vec<String> = (0..100).map(|n| format!("+1 (555) 010-{n:04}")).collect();
     for (n, user) in users.iter().enumerate() {
@@ -49,11 +50,9 @@ fn a_check_allocates_nothing() {
     let info = allocation_counter::measure(|| {
         for user in &users {
             // All of a check: reading the ids, the key, the look-up, the clocks, the decision.
-            let user = UserId::parse(user).unwrap();
-            let business = BusinessId::parse("acme").unwrap();
+            let pair = table.pair(user, "acme").unwrap();
             let category = Category::parse("utility.order_updates").unwrap();
-            let key = secret.key(&user, business);
-            let (facts, freshness) = table.facts(key, category);
+            let (facts, freshness) = table.facts(pair, category);
             let now = Moment::now();
             let clock = Clock::of(now.wall, freshness.ledger_clock(now));
             let facts = facts.unwrap();

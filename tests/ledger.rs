@@ -16,8 +16,12 @@
 mod contract;
 #[path = "ledger/file.rs"]
 mod file;
+#[path = "ledger/redis.rs"]
+mod on_redis;
 #[path = "ledger/pages.rs"]
 mod pages;
+#[path = "ledger/server.rs"]
+mod server;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -28,8 +32,12 @@ use consentd::consent::id::Key;
 use consentd::consent::record::{HistoryEntry, Record, Revision};
 use consentd::consent::scope::Scope;
 use consentd::consent::time::Timestamp;
-use consentd::ledger::{Appended, Change, Embedded, Ledger, LedgerError, Retention, Stored};
+use consentd::ledger::{
+    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, Stored, Update,
+};
+use server::Server;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,25 +52,45 @@ const CACHE: usize = 8 << 20;
 enum Kind {
     /// A file, and a thread that writes it.
     Embedded,
+    /// A Redis of its own.
+    Redis,
 }
 
-const KINDS: [Kind; 1] = [Kind::Embedded];
+const KINDS: [Kind; 2] = [Kind::Embedded, Kind::Redis];
 
 /// Where one ledger lives: it can be closed there, and opened again.
 struct Home {
     kind: Kind,
     folder: TempDir,
+    server: Option<Server>,
 }
 
 /// One new home of each kind.
 fn homes() -> impl Iterator<Item = Home> {
-    KINDS.into_iter().map(|kind| Home { kind, folder: tempfile::tempdir().unwrap() })
+    KINDS.into_iter().map(|kind| {
+        let folder = tempfile::tempdir().unwrap();
+        let server = match kind {
+            Kind::Embedded => None,
+            Kind::Redis => {
+                let server = Server::start(folder.path(), &[]);
+                server.create();
+                Some(server)
+            }
+        };
+        Home { kind, folder, server }
+    })
 }
 
 /// A ledger that is open.
 struct Open {
     ledger: Ledger,
-    writer: Option<JoinHandle<Result<(), LedgerError>>>,
+    writer: Writer,
+}
+
+/// What runs, for as long as a ledger is open.
+enum Writer {
+    Thread(JoinHandle<Result<(), LedgerError>>),
+    Task(tokio::task::JoinHandle<()>),
 }
 
 impl Home {
@@ -74,18 +102,31 @@ impl Home {
         match self.kind {
             Kind::Embedded => {
                 let (ledger, appender) = Embedded::open(&self.path(), retention, CACHE).unwrap();
-                let writer = Some(std::thread::spawn(move || appender.run()));
+                let writer = Writer::Thread(std::thread::spawn(move || appender.run()));
                 Open { ledger: Ledger::Embedded(ledger), writer }
+            }
+            Kind::Redis => {
+                let server = self.server.as_ref().unwrap();
+                let options = Options { retention: Some(retention), ..Options::default() };
+                open_redis(server, options)
             }
         }
     }
 }
 
+/// The ledger in a Redis, with what runs for it.
+fn open_redis(server: &Server, options: Options) -> Open {
+    let (ledger, driver) = consentd::ledger::Redis::new(server.target(), options);
+    let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
+    Open { ledger: Ledger::Redis(ledger), writer }
+}
+
 impl Open {
     async fn close(self) {
         self.ledger.close().await;
-        if let Some(writer) = self.writer {
-            writer.join().unwrap().unwrap();
+        match self.writer {
+            Writer::Thread(writer) => writer.join().unwrap().unwrap(),
+            Writer::Task(writer) => writer.await.unwrap(),
         }
     }
 }
@@ -124,7 +165,7 @@ fn inbound(message_id: &str) -> What {
 }
 
 fn nothing() -> Stored {
-    Stored { revision: 0, record: Record::default() }
+    Stored::default()
 }
 
 /// The change by which these things happen, one a millisecond, to a pair that was read as `stored`.
@@ -139,15 +180,10 @@ fn change(key: Key, stored: &Stored, happened: impl IntoIterator<Item = What>) -
         let (user_id, business_id) = (format!("US.{key:?}"), "acme".to_owned());
         history.push(HistoryEntry { user_id, business_id, time, record_time: time, what });
     }
-    Change {
-        key,
-        base: stored.revision,
-        user_id: format!("US.{key:?}"),
-        business_id: "acme".to_owned(),
-        record,
-        record_time: history.last().map_or(at(1), |entry| entry.record_time),
-        history,
-    }
+    let record_time = history.last().map_or(at(1), |entry| entry.record_time);
+    let (user_id, business_id) = (format!("US.{key:?}"), "acme".to_owned());
+    let update = Update { user_id, business_id, record, history, record_time };
+    Change { key, base: stored.version, update: Some(update) }
 }
 
 async fn read(ledger: &Ledger, key: Key) -> Stored {
@@ -170,5 +206,10 @@ async fn append(ledger: &Ledger, key: Key, what: What) -> Revision {
 fn record_after(change: &Change, stored: &Stored) -> Record {
     // Its history's length and chain are the ledger's to reckon.
     let Record { history_len, chain, .. } = stored.record.clone();
-    Record { history_len, chain, ..change.record.clone() }
+    Record { history_len, chain, ..update(change).record.clone() }
+}
+
+/// What a change writes.
+fn update(change: &Change) -> &Update {
+    change.update.as_ref().unwrap()
 }

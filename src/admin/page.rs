@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytesize::ByteSize;
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 
 use super::Admin;
 use super::check::{Check, Said};
@@ -65,6 +66,8 @@ struct Page<'a> {
     phase: &'static Look,
     draining: bool,
     cause: String,
+    warnings: Arc<[String]>,
+    remembered: u64,
     staleness: String,
     staleness_share: f64,
     bound: String,
@@ -208,6 +211,8 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
         },
         draining: admin.draining.is_cancelled(),
         cause: status.cause,
+        warnings: status.warnings,
+        remembered: status.remembered,
         staleness: match status.phase {
             Phase::Loading => "–".to_owned(),
             _ => short(status.staleness.as_secs_f64()),
@@ -343,7 +348,6 @@ mod tests {
 
     use super::*;
     use crate::clock::Moment;
-    use crate::consent::id::KeySecret;
     use crate::consent::time::Timestamp;
     use crate::decision::Policy;
     use crate::gate::Gate;
@@ -354,9 +358,9 @@ mod tests {
     fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {
         let (table, mut writer) = table::new();
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-        let (secret, policy) = (KeySecret::new(&[7; 16]), Policy::default());
+        let policy = Policy::default();
         let bound = Duration::from_secs(5);
-        let gate = Gate::new(table, secret, policy, bound, Arc::clone(&metrics));
+        let gate = Gate::new(table, policy, bound, Arc::clone(&metrics));
         let admin = Admin {
             gate,
             metrics,

@@ -217,6 +217,13 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     print::line(&format!("revision   {}", answer.revision))?;
     print::line(&format!("pairs      {}", answer.pairs))?;
     print::line(&format!("ledger     {}", answer.ledger))?;
+    if answer.remembered_pairs > 0 {
+        let pairs = answer.remembered_pairs;
+        print::line(&format!("remembers  denials of {pairs} users that the ledger has lost"))?;
+    }
+    for warning in &answer.warnings {
+        print::line(&format!("warning    {warning}"))?;
+    }
     if let Some(time) = &answer.current_time {
         let offset = offset(print::timestamp(time), asked, clock::wall());
         print::line(&format!("clock      {}{offset}", print::time(Some(time))))?;

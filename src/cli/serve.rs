@@ -45,7 +45,7 @@ fn naming_variable(error: ConfigError) -> anyhow::Error {
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let ledger = format!("file:{}", settings.ledger.display());
+    let ledger = settings.ledger.to_string();
     let sidecar = Sidecar::new(settings).await?;
     say_where(&sidecar.bound()?, &ledger);
     sidecar

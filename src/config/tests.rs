@@ -16,7 +16,7 @@ fn defaults_are_those_of_the_rules() {
     let settings = file("").unwrap();
     assert_eq!(settings.policy, Policy::default());
     assert_eq!(settings.max_staleness, Duration::from_secs(5));
-    assert_eq!(settings.ledger, PathBuf::from("consentd.redb"));
+    assert_eq!(settings.ledger.to_string(), "file:consentd.redb");
     assert_eq!(settings.listen, [Address::Tcp("127.0.0.1:50051".into())]);
     assert!(settings.workers >= 1 && settings.workers <= 2);
 }
@@ -60,7 +60,8 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("window = \"25h\"", ["--window", "24h"]),
         ("window-implies = \"news\"", ["--window-implies", "one of marketing"]),
         ("ledger = \"consentd.redb\"", ["--ledger", "file:PATH"]),
-        ("ledger = \"redis://h\"", ["--ledger", "later"]),
+        ("ledger = \"redis://h:x\"", ["--ledger", "a port is from 1"]),
+        ("ledger-ca-file = \"a\"\nledger = \"redis://h\"", ["--ledger-ca-file", "rediss://"]),
         ("max-batch = 0", ["--max-batch", "1 or more"]),
         ("max-staleness = \"1ms\"", ["--max-staleness", "10ms"]),
         ("listen = \"none\"", ["--listen", "--unix"]),

@@ -11,7 +11,7 @@
 pub mod apply;
 pub mod driver;
 pub mod machine;
-#[cfg(test)]
+#[cfg(any())]
 mod tests;
 
 use std::pin::Pin;
@@ -31,7 +31,7 @@ use self::driver::{BUCKET_TIMEOUT, BucketQuestion, Driver, PageQuestion, RETRY, 
 use self::machine::{Action, Cause, pieces};
 use crate::clock::{self, Moment};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Bucket, Heard, Ledger, LedgerError, Page};
+use crate::ledger::{Bucket, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
@@ -62,6 +62,10 @@ pub struct Follower {
     cause: Cause,
     /// Why the table stays invalid though it holds the ledger; empty where it does not.
     overflow: String,
+    /// How well the ledger keeps what it acknowledges, as last told.
+    standing: Option<Standing>,
+    /// Why announcements are not heard, as last logged.
+    unheard: Option<String>,
 }
 
 /// What is being asked of the ledger.
@@ -94,6 +98,8 @@ impl Follower {
             clocks_apart: false,
             cause: Cause::Start,
             overflow: String::new(),
+            standing: None,
+            unheard: None,
         }
     }
 
@@ -157,6 +163,13 @@ impl Follower {
                         let tasks = driver.on_missed(Moment::now());
                         self.perform(&mut questions, tasks).await;
                     }
+                    Ok(Heard::Subscribed) => {
+                        self.metrics.subscribed("subscribed");
+                        self.unheard = None;
+                        let tasks = driver.on_missed(Moment::now());
+                        self.perform(&mut questions, tasks).await;
+                    }
+                    Ok(Heard::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
                     // The ledger is gone; without proofs the table denies by itself.
                     Err(RecvError::Closed) => return,
                 },
@@ -250,6 +263,7 @@ impl Follower {
             }
             Action::Prove(asked, ledger_clock) => {
                 self.check_clocks(asked.wall, *ledger_clock);
+                self.check_ledger();
                 if self.said.take().is_some() {
                     info!("the table is proven to be current again");
                 }
@@ -305,6 +319,30 @@ impl Follower {
         if matches!(self.cause, Cause::Fork | Cause::Epoch) {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
+    }
+
+    /// Tells that announcements are not heard: the polls carry changes meanwhile, more slowly.
+    fn unheard(&mut self, refused: bool, why: &(dyn std::error::Error + Send + Sync)) {
+        self.metrics.subscribed(if refused { "refused" } else { "failed" });
+        let why = why.to_string();
+        if self.unheard.as_ref() != Some(&why) {
+            warn!(cause = why, "announcements are not heard: changes come by the next poll");
+            self.unheard = Some(why);
+        }
+    }
+
+    /// Tells what is to be mended about the ledger, whenever that is something else.
+    fn check_ledger(&mut self) {
+        let standing = self.ledger.standing();
+        if self.standing.as_ref() == Some(&standing) {
+            return;
+        }
+        for warning in standing.warnings.iter() {
+            warn!(warning, "the ledger should be set up otherwise");
+        }
+        self.metrics.ledger_is(standing.durable, standing.unfenced);
+        self.applier.writer().warn(Arc::clone(&standing.warnings));
+        self.standing = Some(standing);
     }
 
     fn check_clocks(&mut self, ours: Timestamp, ledgers: Timestamp) {

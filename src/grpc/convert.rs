@@ -112,6 +112,8 @@ pub(super) fn status(status: Status, ledger: String) -> pb::GetStatusResponse {
         partition_revisions: vec![status.revision],
         cause: status.cause,
         current_time: Some(timestamp(status.now)),
+        warnings: status.warnings.iter().map(ToString::to_string).collect(),
+        remembered_pairs: status.remembered,
     }
 }
 

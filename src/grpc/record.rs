@@ -269,7 +269,7 @@ impl pb::record_service_server::RecordService for RecordService {
                 Ok(page) => page,
                 Err(refusal) => return Some((Err(status::of_refusal(&refusal)), None)),
             };
-            let next = page.next.filter(|next| *next < end);
+            let next = page.next.filter(|next| !page.by_revision || *next < end);
             Some((Ok(page.entries), next.map(|next| (service, next))))
         });
         let answers = pages.flat_map(move |page| {

@@ -172,6 +172,20 @@ pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
     })
 }
 
+/// Where in such a body its pair's key lies, and where its record: readable without a decoder.
+pub(super) fn places_in_log(body: &LogBody, record: &[u8], bytes: &[u8]) -> Option<(usize, usize)> {
+    use prost::encoding::{encoded_len_varint, key_len};
+    let format = key_len(1).checked_add(encoded_len_varint(FORMAT.into()))?;
+    // The key's length takes one byte.
+    let key = format.checked_add(key_len(2))?.checked_add(1)?;
+    let time = match body.record_time.as_millis() {
+        0 => 0, // As proto3 has it, a zero is left out.
+        time => key_len(6).checked_add(encoded_len_varint(time.cast_unsigned()))?,
+    };
+    let record = bytes.len().checked_sub(time)?.checked_sub(record.len())?;
+    Some((key, record))
+}
+
 /// The pair that a log entry's body is of, and its record, encoded: readable whatever their format.
 pub(super) fn decode_pair(bytes: &[u8]) -> Option<(Key, Vec<u8>)> {
     let entry = pb::LogEntry::decode(bytes).ok()?;
@@ -346,7 +360,15 @@ mod tests {
             record: Ok(record),
             record_time: at(9),
         };
-        assert_eq!(decode_log(&encode_log(&body, &encoded)), Ok(body));
+        let bytes = encode_log(&body, &encoded);
+        assert_eq!(decode_log(&bytes), Ok(body.clone()));
+        for millis in [0, 1, 127, 128, 1_700_000_000_000] {
+            let body = LogBody { record_time: at(millis), ..body.clone() };
+            let bytes = encode_log(&body, &encoded);
+            let (key_at, record_at) = places_in_log(&body, &encoded, &bytes).unwrap();
+            assert_eq!(bytes[key_at..key_at + 16], key.to_bytes());
+            assert_eq!(bytes[record_at..record_at + encoded.len()], encoded);
+        }
     }
 
     #[test]

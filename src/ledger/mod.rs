@@ -19,7 +19,11 @@ use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
-pub use redis::{Redis, Target};
+pub use redis::{
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, NotADurability, Options,
+    Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
+    WrongTarget, announcement, channel, create, plan,
+};
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;
@@ -203,6 +207,17 @@ pub enum LedgerError {
     },
 }
 
+impl LedgerError {
+    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
+    #[must_use]
+    pub fn needs_an_operator(&self) -> bool {
+        match self {
+            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
+            _ => false,
+        }
+    }
+}
+
 /// One change as the log tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogEntry {
@@ -252,6 +267,15 @@ pub enum Heard {
     Announcement(Announcement),
     /// Announcements may have been lost.
     Missed,
+    /// From now on announcements are heard; any before may have been lost.
+    Subscribed,
+    /// None are heard for now.
+    Unsubscribed {
+        /// Whether the ledger does not let us, and not merely fails to.
+        refused: bool,
+        /// Why.
+        why: Arc<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A page of the log, and what it proves: this is where the log ended when it was asked for.
@@ -304,8 +328,29 @@ pub struct History {
 pub struct Events {
     /// The entries that are kept, with the revision that wrote each.
     pub entries: Vec<(Revision, HistoryEntry)>,
-    /// Behind which revision to go on; none where this was the last page.
-    pub next: Option<Revision>,
+    /// Where to go on; none where this was the last page. What it counts is the ledger's affair.
+    pub next: Option<u64>,
+    /// Whether all pages are in the order of their revisions, and `next` is one: a page behind a
+    /// revision then has nothing that was recorded before it. A ledger that keeps histories by
+    /// pair has no such order.
+    pub by_revision: bool,
+}
+
+/// How well a ledger keeps what it acknowledges, as last seen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standing {
+    /// Whether that is on a disk, or on replicas that are waited for, and not in memory alone.
+    pub durable: bool,
+    /// Whether an old primary that is cut off from the others could go on.
+    pub unfenced: bool,
+    /// What an operator should mend, in words.
+    pub warnings: Arc<[String]>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { durable: true, unfenced: false, warnings: Arc::from([]) }
+    }
 }
 
 /// A ledger.
@@ -313,6 +358,8 @@ pub struct Events {
 pub enum Ledger {
     /// A file that this process alone writes.
     Embedded(Embedded),
+    /// Redis or Valkey, which any number of processes read and write.
+    Redis(Redis),
 }
 
 impl Ledger {
@@ -321,17 +368,29 @@ impl Ledger {
     /// # Errors
     ///
     /// [`LedgerError`] where it was never seen, and cannot be asked.
-    #[allow(clippy::unused_async, reason = "a ledger elsewhere has to be asked")]
     pub async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        Ok(ledger.identity())
+        match self {
+            Self::Embedded(ledger) => Ok(ledger.identity()),
+            Self::Redis(ledger) => ledger.identity().await,
+        }
+    }
+
+    /// How well it keeps what it acknowledges, as last seen.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self {
+            Self::Embedded(_) => Standing::default(),
+            Self::Redis(ledger) => ledger.standing(),
+        }
     }
 
     /// What it is, for people; without credentials.
     #[must_use]
     pub fn describe(&self) -> &str {
-        let Self::Embedded(ledger) = self;
-        ledger.describe()
+        match self {
+            Self::Embedded(ledger) => ledger.describe(),
+            Self::Redis(ledger) => ledger.describe(),
+        }
     }
 
     /// Reads pairs' records, and the ledger's clock.
@@ -340,8 +399,10 @@ impl Ledger {
     ///
     /// [`LedgerError`] where it cannot be asked.
     pub async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.read(keys).await
+        match self {
+            Self::Embedded(ledger) => ledger.read(keys).await,
+            Self::Redis(ledger) => ledger.read(keys).await,
+        }
     }
 
     /// Appends changes of different pairs, [`MAX_APPEND`] at most; answers, in their order, once
@@ -351,8 +412,10 @@ impl Ledger {
     ///
     /// [`LedgerError`]; after [`LedgerError::Storage`] the outcome is unknown.
     pub async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.append(changes).await
+        match self {
+            Self::Embedded(ledger) => ledger.append(changes).await,
+            Self::Redis(ledger) => ledger.append(changes).await,
+        }
     }
 
     /// Reads a pair's history and checks its chain.
@@ -361,19 +424,23 @@ impl Ledger {
     ///
     /// [`LedgerError`] where it cannot be read.
     pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.history(key).await
+        match self {
+            Self::Embedded(ledger) => ledger.history(key).await,
+            Self::Redis(ledger) => ledger.history(key).await,
+        }
     }
 
-    /// Reads what was recorded of all pairs, in the order in which it was, a page of about
-    /// [`MAX_PAGE`] entries at a time.
+    /// Reads what was recorded of all pairs, each pair's in the order in which it was, a page of
+    /// about [`MAX_PAGE`] entries at a time: from 0, then from each page's `next`.
     ///
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn events_after(&self, after: Revision) -> Result<Events, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.events_after(after).await
+    pub async fn events_after(&self, after: u64) -> Result<Events, LedgerError> {
+        match self {
+            Self::Embedded(ledger) => ledger.events_after(after).await,
+            Self::Redis(ledger) => ledger.events_after(after).await,
+        }
     }
 
     /// Reads the pairs of one bucket, of as many as the ledger's identity says.
@@ -382,8 +449,10 @@ impl Ledger {
     ///
     /// [`LedgerError`] where it cannot be read.
     pub async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.bucket(number).await
+        match self {
+            Self::Embedded(ledger) => ledger.bucket(number).await,
+            Self::Redis(ledger) => ledger.bucket(number).await,
+        }
     }
 
     /// Reads the log behind `revision`, and proves where it ends.
@@ -392,20 +461,26 @@ impl Ledger {
     ///
     /// [`LedgerError`] where it cannot be read.
     pub async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
-        let Self::Embedded(ledger) = self;
-        ledger.read_after(revision).await
+        match self {
+            Self::Embedded(ledger) => ledger.read_after(revision).await,
+            Self::Redis(ledger) => ledger.read_after(revision).await,
+        }
     }
 
     /// Hears what is appended from now on. Any announcement may be lost.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Heard> {
-        let Self::Embedded(ledger) = self;
-        ledger.listen()
+        match self {
+            Self::Embedded(ledger) => ledger.listen(),
+            Self::Redis(ledger) => ledger.listen(),
+        }
     }
 
     /// Writes out what is waiting and closes the ledger.
     pub async fn close(&self) {
-        let Self::Embedded(ledger) = self;
-        ledger.close().await;
+        match self {
+            Self::Embedded(ledger) => ledger.close().await,
+            Self::Redis(ledger) => ledger.close().await,
+        }
     }
 }

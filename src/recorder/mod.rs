@@ -7,17 +7,19 @@
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod returned;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::plan::Plan;
+use self::returned::Acknowledged;
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Keywords, Meaning};
-use crate::consent::record::{Outcome, Revision};
+use crate::consent::record::{HistoryEntry, Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
@@ -71,6 +73,7 @@ pub struct Recorder {
     names: Arc<PlatformNames>,
     keywords: Arc<Keywords>,
     metrics: Arc<Metrics>,
+    acknowledged: Acknowledged,
 }
 
 /// What came of one event.
@@ -94,7 +97,7 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (names, keywords) = (Arc::new(names), Arc::new(keywords));
-        Self { ledger, names, keywords, metrics }
+        Self { ledger, names, keywords, metrics, acknowledged: Acknowledged::default() }
     }
 
     /// Records events, [`MAX_EVENTS`] at most; answers in their order, once all are durable.
@@ -215,8 +218,16 @@ impl Recorder {
                 return;
             }
             let (waiting, changes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+            let denials: Vec<_> = changes.iter().map(denials).collect();
             match self.ledger.append(changes).await {
-                Ok(appended) => pairs = settle(waiting, appended, results),
+                Ok(appended) => {
+                    for (denials, appended) in denials.into_iter().zip(&appended) {
+                        if matches!(appended, Appended::At(_)) {
+                            self.acknowledged.keep(denials);
+                        }
+                    }
+                    pairs = settle(waiting, appended, results);
+                }
                 Err(error) => {
                     let waiting: Vec<_> = waiting.into_iter().map(|(pair, _)| pair).collect();
                     return fail(results, &waiting, &error.into());
@@ -280,6 +291,12 @@ impl Recorder {
             _ => false,
         })
     }
+}
+
+/// What a change denies.
+fn denials(change: &Change) -> Vec<HistoryEntry> {
+    let history = change.update.iter().flat_map(|update| &update.history);
+    history.filter(|entry| entry.what.is_denial()).cloned().collect()
 }
 
 /// A pair whose change is being appended, and what its events are answered then.

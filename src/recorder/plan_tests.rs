@@ -3,11 +3,11 @@ use super::{Refusal, Submission};
 use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::consent::record::{Outcome, Record};
+use crate::consent::record::Outcome;
 use crate::consent::scope::Scope;
 use crate::consent::state::{Said, State};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Stored};
+use crate::ledger::{Change, History, Stored, Update, Version};
 
 const NOW: i64 = 1_750_000_000_000;
 const MINUTE: i64 = 60_000;
@@ -26,7 +26,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         Self {
-            stored: Stored { revision: 0, record: Record::default() },
+            stored: Stored::default(),
             history: History { entries: Vec::new(), intact: true },
             keywords: Keywords::new(KeywordLists::default()),
         }
@@ -38,14 +38,15 @@ impl Pair {
         let mut plan = Plan::new(&self.stored, at(now), &self.keywords, Some(&self.history));
         let mut outcome = plan.add(submission, &secret)?;
         let key = crate::consent::id::Key::from_bytes([0; 16]);
-        if let Some(Change { base, record, history, .. }) = plan.into_change(key, &[submission]) {
-            assert_eq!(base, self.stored.revision);
-            self.stored = Stored { revision: base + 1, record };
-            let revision = self.stored.revision;
+        let Change { base, update, .. } = plan.into_change(key, &[submission]);
+        assert_eq!(base, self.stored.version);
+        if let Some(Update { record, history, .. }) = update {
+            let revision = base.revision + 1;
+            self.stored = Stored { version: Version { revision, mark: 0 }, record };
             self.history.entries.extend(history.into_iter().map(|entry| (revision, entry)));
         }
         if outcome.revision == 0 {
-            outcome.revision = self.stored.revision;
+            outcome.revision = self.stored.version.revision;
         }
         Ok(outcome)
     }
@@ -146,7 +147,7 @@ fn a_repeat_gets_the_same_answer_and_changes_nothing() {
     let before = pair.stored.clone();
     assert_eq!(pair.record(NOW + 2, &given).unwrap(), first);
     assert_eq!(pair.stored, before);
-    assert_eq!((first.revision, before.revision), (1, 2));
+    assert_eq!((first.revision, before.version.revision), (1, 2));
     // What changed nothing is remembered as well: by now it might.
     let late = event(inbound(""), Some(NOW - MINUTE), "c");
     pair.record(NOW + 3, &event(inbound(""), Some(NOW), "")).unwrap();

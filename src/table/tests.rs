@@ -53,10 +53,10 @@ fn assert_same(table: &Table, key: Key, state: &State) {
     let resolved = Resolved::of(state);
     for text in CATEGORIES {
         let category = Category::parse(text).unwrap();
-        assert_eq!(table.facts(key, category).0, Ok(resolved.facts(category)), "{text}");
+        assert_eq!(table.facts(key.into(), category).0, Ok(resolved.facts(category)), "{text}");
     }
     let (opted_in, opted_out) = resolved.profile.in_force(resolved.beside.as_ref(), at(50));
-    let summary = table.summary(key, at(50)).0.unwrap();
+    let summary = table.summary(key.into(), at(50)).0.unwrap();
     assert_eq!((summary.opted_in, summary.opted_out), (opted_in, opted_out));
     assert_eq!(summary.last_inbound, state.last_inbound);
 }
@@ -99,11 +99,11 @@ fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
 fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
     let (table, mut writer) = new();
     let category = Category { class: Class::Service, topic: None };
-    assert_eq!(table.facts(key("1"), category).0, Ok(Facts::NOTHING));
+    assert_eq!(table.facts(key("1").into(), category).0, Ok(Facts::NOTHING));
     writer.apply(key("1"), Ok(&state(&[(1, opt_in("service", Some(9)))])));
     writer.apply(key("1"), Err(UnreadablePair));
-    assert_eq!(table.facts(key("1"), category).0, Err(UnreadablePair));
-    assert!(table.summary(key("1"), at(1)).0.is_err());
+    assert_eq!(table.facts(key("1").into(), category).0, Err(UnreadablePair));
+    assert!(table.summary(key("1").into(), at(1)).0.is_err());
     assert_eq!(table.0.elsewhere.len(), 0);
 }
 
@@ -171,7 +171,7 @@ fn readers_beside_a_writer_see_one_state_or_the_other() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             for _ in 0..50_000 {
-                let facts = table.facts(pair, category).0.unwrap();
+                let facts = table.facts(pair.into(), category).0.unwrap();
                 assert!(expected.contains(&facts), "{facts:?}");
             }
         });

@@ -218,4 +218,9 @@ impl Writer {
     pub fn explain(&mut self, cause: impl Into<String>) {
         *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
     }
+
+    /// Says what an operator should mend about the ledger.
+    pub fn warn(&mut self, warnings: Arc<[String]>) {
+        self.shared.warnings.store(Arc::new(warnings));
+    }
 }

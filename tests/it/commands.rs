@@ -285,10 +285,10 @@ async fn unloaded() -> (String, Drain) {
 pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (table, mut writer) = consentd::table::new();
+    writer.begin(&KeySecret::new(&[7; 16]));
     prepare(&mut writer);
-    let secret = KeySecret::new(&[7; 16]);
     let bound = Duration::from_secs(5);
-    let gate = Gate::new(table, secret, Policy::default(), bound, Arc::clone(&metrics));
+    let gate = Gate::new(table, Policy::default(), bound, Arc::clone(&metrics));
     let drain = Drain::default();
     let health = HealthService::new(gate.clone(), drain.begun.clone());
     let limit = Arc::new(InFlight::new(100, Arc::clone(&metrics)));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use consentd::decision::Reason;
 use consentd::grpc::pb;
-use consentd::metrics::{CAUSES, LIMITS, OUTCOMES, SPAN_OUTCOMES};
+use consentd::metrics::{CAUSES, LIMITS, OUTCOMES, SPAN_OUTCOMES, SUBSCRIPTIONS};
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};
 
@@ -114,7 +114,8 @@ impl Scrape {
             ("cause", CAUSES.as_slice()),
             ("limit", LIMITS.as_slice()),
         ]);
-        let outcomes: BTreeSet<_> = OUTCOMES.iter().chain(&SPAN_OUTCOMES).collect();
+        let outcomes = OUTCOMES.iter().chain(&SPAN_OUTCOMES).chain(&SUBSCRIPTIONS);
+        let outcomes: BTreeSet<_> = outcomes.collect();
         for sample in self.samples.keys() {
             let Some((_, labels)) = sample.split_once('{') else { continue };
             for label in labels.trim_end_matches('}').split(',') {

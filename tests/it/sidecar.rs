@@ -58,8 +58,18 @@ impl Sidecar {
         flags: &[&str],
         variables: &[(&str, &str)],
     ) -> Result<Self, String> {
-        let mut command = Command::new(BINARY);
-        command.arg("serve").arg("--ledger").arg(format!("file:{}", ledger.display()));
+        let ledger = format!("file:{}", ledger.display());
+        Self::try_start_by(Command::new(BINARY), &ledger, flags, variables)
+    }
+
+    /// The same on any ledger, where a command runs the binary.
+    pub fn try_start_by(
+        mut command: Command,
+        ledger: &str,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        command.args(["serve", "--ledger", ledger]);
         for (flag, value) in [("--listen", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
             if !flags.contains(&flag) {
                 command.args([flag, value]);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use consentd::consent::id::{BusinessId, UserId};
-use consentd::ledger::{MAX_APPEND, Tail};
+use consentd::ledger::{MAX_APPEND, Tail, Version};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
@@ -20,7 +20,7 @@ async fn a_change_is_made_only_to_the_record_that_it_started_from() {
         let appended = ledger.append(vec![first.clone()]).await.unwrap();
         assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
         let now = read(ledger, key(1)).await;
-        assert_eq!((now.revision, &now.record), (1, &record_after(&first, &now)));
+        assert_eq!((now.version.revision, &now.record), (1, &record_after(&first, &now)));
         assert_eq!(now.record.history_len, 1);
 
         // From nothing, though there is something; from an older record; from one to come; and
@@ -30,7 +30,7 @@ async fn a_change_is_made_only_to_the_record_that_it_started_from() {
             [(key(1), 0, now.clone()), (key(1), 2, now.clone()), (key(2), 1, nothing())]
         {
             let mut late = change(key, &nothing(), [opt_out("late")]);
-            late.base = base;
+            late.base = Version { revision: base, ..now.version };
             let appended = ledger.append(vec![late]).await.unwrap();
             let [Appended::Conflict(Ok(current))] = &appended[..] else {
                 panic!("from {base}: {appended:?}")
@@ -43,7 +43,7 @@ async fn a_change_is_made_only_to_the_record_that_it_started_from() {
         let appended = ledger.append(vec![next.clone()]).await.unwrap();
         assert!(matches!(appended[..], [Appended::At(2)]), "{appended:?}");
         let then = read(ledger, key(1)).await;
-        assert_eq!((then.revision, &then.record), (2, &record_after(&next, &then)));
+        assert_eq!((then.version.revision, &then.record), (2, &record_after(&next, &then)));
         open.close().await;
     }
 }
@@ -63,7 +63,8 @@ async fn of_several_changes_only_those_in_conflict_are_left_out() {
         };
         assert_eq!(*current, known);
         let read = ledger.read(vec![key(3), key(2), key(1), key(4)]).await.unwrap().pairs;
-        let revisions: Vec<_> = read.into_iter().map(|pair| pair.unwrap().revision).collect();
+        let revisions: Vec<_> =
+            read.into_iter().map(|pair| pair.unwrap().version.revision).collect();
         assert_eq!(revisions, [3, 1, 2, 0], "in the order asked for");
         assert!(ledger.append(Vec::new()).await.unwrap().is_empty());
         open.close().await;
@@ -95,7 +96,7 @@ async fn histories_keep_their_order_and_their_words() {
         let mut expected = Vec::new();
         for (happened, revision) in [first, second].into_iter().zip(1..) {
             let change = change(key(1), &read(ledger, key(1)).await, happened);
-            expected.extend(change.history.iter().map(|entry| (revision, entry.clone())));
+            expected.extend(update(&change).history.iter().map(|entry| (revision, entry.clone())));
             let appended = ledger.append(vec![change]).await.unwrap();
             assert!(matches!(appended[..], [Appended::At(at)] if at == revision), "{appended:?}");
         }
@@ -161,19 +162,20 @@ async fn what_it_is_survives_a_restart_and_is_no_other_ledgers() {
         let open = home.open(FOREVER);
         append(&open.ledger, key(1), opt_in("Yes to WhatsApp")).await;
         append(&open.ledger, key(1), opt_out("letter")).await;
-        let identity = |ledger: &Ledger| {
-            let secret = ledger.key_secret();
+        let identity = async |ledger: &Ledger| {
+            let identity = ledger.identity().await.unwrap();
+            let secret = &identity.secret;
             let pair = (UserId::parse("15550123456").unwrap(), BusinessId::parse("a").unwrap());
             (secret.key(&pair.0, pair.1), secret.digest(b"request"), ledger.describe().to_owned())
         };
-        let before = identity(&open.ledger);
+        let before = identity(&open.ledger).await;
         let page = open.ledger.read_after(0).await.unwrap();
         let stored = read(&open.ledger, key(1)).await;
         let history = open.ledger.history(key(1)).await.unwrap().entries;
         open.close().await;
 
         let open = home.open(FOREVER);
-        assert_eq!(identity(&open.ledger), before);
+        assert_eq!(identity(&open.ledger).await, before);
         let again = open.ledger.read_after(0).await.unwrap();
         assert_eq!((again.end, again.tail), (page.end, page.tail));
         assert_eq!(read(&open.ledger, key(1)).await, stored);
@@ -197,7 +199,7 @@ async fn a_closed_ledger_says_so() {
         assert!(ledger.append(vec![change]).await.is_err_and(closed));
         assert!(ledger.read(vec![key(1)]).await.is_err_and(closed));
         assert!(ledger.history(key(1)).await.is_err_and(closed));
-        assert!(ledger.bucket(None).await.is_err_and(closed));
+        assert!(ledger.bucket(0).await.is_err_and(closed));
         assert!(ledger.read_after(0).await.is_err_and(closed));
         ledger.close().await;
     }
@@ -216,7 +218,7 @@ async fn appends_while_it_closes_are_durable_or_told_that_it_is_closed() {
                 let mut known = nothing();
                 for number in 0.. {
                     let change = change(key(task), &known, [inbound(&format!("{number}"))]);
-                    let mut record = change.record.clone();
+                    let mut record = update(&change).record.clone();
                     match ledger.append(vec![change]).await {
                         Ok(appended) => {
                             let [Appended::At(revision)] = appended[..] else {
@@ -224,7 +226,10 @@ async fn appends_while_it_closes_are_durable_or_told_that_it_is_closed() {
                             };
                             // Where the chain and the length are is the ledger's to say.
                             record.history_len = number + 1;
-                            known = Stored { revision, record };
+                            // The mark is the ledger's to say too.
+                            let version = read_or_closed(&ledger, key(task)).await;
+                            known = Stored { version: version.unwrap_or_default(), record };
+                            known.version.revision = revision;
                         }
                         Err(LedgerError::Closed) => break,
                         Err(error) => panic!("{error}"),
@@ -240,13 +245,79 @@ async fn appends_while_it_closes_are_durable_or_told_that_it_is_closed() {
         let mut acknowledged = 0;
         for (task, known) in tasks.join_all().await {
             let there = read(&open.ledger, key(task)).await;
-            assert_eq!(there.revision, known.revision, "what was told is what is there");
+            assert_eq!(
+                there.version.revision, known.version.revision,
+                "what was told is what is there"
+            );
             assert_eq!(there.record.history_len, known.record.history_len);
             acknowledged += known.record.history_len;
         }
         let end = open.ledger.read_after(0).await.unwrap();
         assert_eq!(end.end.revision, acknowledged, "and no more than that");
         assert!(matches!(end.tail, Tail::Entries(entries) if !entries.is_empty()));
+        open.close().await;
+    }
+}
+
+/// Which record a pair has; nothing once the ledger is closed.
+async fn read_or_closed(ledger: &Ledger, key: Key) -> Option<Version> {
+    let read = ledger.read(vec![key]).await;
+    read.ok().map(|mut read| read.pairs.remove(0).unwrap().version)
+}
+
+#[tokio::test]
+async fn a_change_without_an_update_only_makes_sure_of_the_record() {
+    for home in homes() {
+        let open = home.open(FOREVER);
+        let ledger = &open.ledger;
+        append(ledger, key(1), opt_out("letter")).await;
+        let known = read(ledger, key(1)).await;
+        let end = ledger.read_after(0).await.unwrap().end;
+        let only = |key, base| Change { key, base, update: None };
+        let sure = vec![only(key(1), known.version), only(key(2), Version::default())];
+        let appended = ledger.append(sure).await.unwrap();
+        assert!(matches!(appended[..], [Appended::At(1), Appended::At(0)]), "{appended:?}");
+        let other = Version { revision: 2, ..known.version };
+        let wrong = vec![only(key(1), Version::default()), only(key(1), other)];
+        for outcome in ledger.append(wrong).await.unwrap() {
+            assert!(
+                matches!(&outcome, Appended::Conflict(Ok(now)) if *now == known),
+                "{outcome:?}"
+            );
+        }
+        assert_eq!(ledger.read_after(0).await.unwrap().end, end, "no revision is given for it");
+        assert_eq!(read(ledger, key(1)).await, known);
+        open.close().await;
+    }
+}
+
+#[tokio::test]
+async fn all_that_was_recorded_is_listed_once_each_pairs_in_its_order() {
+    const PAIRS: u64 = 40;
+    for home in homes() {
+        let open = home.open(FOREVER);
+        let ledger = &open.ledger;
+        for round in 0..3 {
+            for pair in 0..PAIRS {
+                append(ledger, key(pair), inbound(&format!("{round}"))).await;
+            }
+        }
+        let (mut from, mut all) = (0, Vec::new());
+        loop {
+            let page = ledger.events_after(from).await.unwrap();
+            all.extend(page.entries);
+            let Some(next) = page.next else { break };
+            assert!(next > from);
+            from = next;
+        }
+        assert_eq!(all.len(), usize::try_from(3 * PAIRS).unwrap());
+        for pair in 0..PAIRS {
+            let history = ledger.history(key(pair)).await.unwrap().entries;
+            let user = format!("US.{:?}", key(pair));
+            let theirs: Vec<_> =
+                all.iter().filter(|(_, entry)| entry.user_id == user).cloned().collect();
+            assert_eq!(theirs, history);
+        }
         open.close().await;
     }
 }

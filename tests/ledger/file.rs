@@ -32,7 +32,7 @@ async fn a_ledger(path: &Path) {
     let writer = std::thread::spawn(move || appender.run());
     let ledger = Ledger::Embedded(ledger);
     append(&ledger, key(1), opt_out("letter")).await;
-    Open { ledger, writer: Some(writer) }.close().await;
+    Open { ledger, writer: Writer::Thread(writer) }.close().await;
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_file_is_open_once_at_a_time() {
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     assert!(error.to_string().contains("--ledger"), "it says what to do: {error}");
     let writer = std::thread::spawn(move || appender.run());
-    Open { ledger: Ledger::Embedded(ledger), writer: Some(writer) }.close().await;
+    Open { ledger: Ledger::Embedded(ledger), writer: Writer::Thread(writer) }.close().await;
     assert!(open(&path).is_ok(), "closed is closed");
 }
 
@@ -176,13 +176,13 @@ async fn closing_waits_for_whoever_still_reads() {
         for _ in 0..8 {
             let (ledger, read) = (ledger.clone(), read.clone());
             readers.spawn(async move {
-                while ledger.bucket(None).await.is_ok() {
+                while ledger.bucket(0).await.is_ok() {
                     let _ = read.try_send(());
                 }
             });
         }
         seen.recv().await.unwrap();
-        Open { ledger, writer: Some(writer) }.close().await;
+        Open { ledger, writer: Writer::Thread(writer) }.close().await;
         if let Err(error) = open(&path) {
             panic!("it is said to be closed: {error}");
         }
@@ -210,5 +210,5 @@ async fn more_than_may_wait_are_told_to_try_again() {
         assert!(matches!(appended.unwrap()[..], [Appended::At(_)]));
     }
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, WAITING);
-    Open { ledger, writer: Some(writer) }.close().await;
+    Open { ledger, writer: Writer::Thread(writer) }.close().await;
 }

@@ -223,7 +223,7 @@ pub(super) fn events_after(database: &Database, after: Revision) -> Result<Event
     let transaction = database.begin_read().map_err(failed)?;
     let table = transaction.open_table(HISTORY).map_err(failed)?;
     let texts = transaction.open_table(TEXTS).map_err(failed)?;
-    let mut events = Events { entries: Vec::new(), next: None };
+    let mut events = Events { entries: Vec::new(), next: None, by_revision: true };
     for value in table.range(after.saturating_add(1)..).map_err(failed)? {
         let (revision, value) = value.map_err(failed)?;
         let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;

@@ -18,7 +18,7 @@ use crate::consent::event::{Evidence, Method, What};
 use crate::consent::record::{HistoryEntry, Record, extend_chain, sha256};
 use crate::consent::scope::Scope;
 use crate::consent::time::Timestamp;
-use crate::ledger::Stored;
+use crate::ledger::{Stored, UnreadableRecord, Update, Version, bucket_of};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
@@ -113,18 +113,35 @@ fn change(key: Key, stored: &Stored, what: What, time: Timestamp) -> Change {
         record_time: time,
         what,
     };
-    let (base, history) = (stored.revision, vec![entry]);
-    Change { key, base, user_id, business_id, record, history, record_time: time }
+    let update = Update { user_id, business_id, record, history: vec![entry], record_time: time };
+    Change { key, base: stored.version, update: Some(update) }
 }
 
 /// The record that a change leaves, reckoned here and not by the ledger.
 fn record_after(change: &Change) -> Record {
-    let mut record = change.record.clone();
-    for entry in &change.history {
+    let update = change.update.as_ref().unwrap();
+    let mut record = update.record.clone();
+    for entry in &update.history {
         record.chain = extend_chain(&record.chain, &sha256(&codec::encode_history(entry)));
         record.history_len += 1;
     }
     record
+}
+
+/// All pairs, in the order of their keys.
+async fn all(ledger: &Embedded) -> Vec<(Key, Result<Record, UnreadableRecord>)> {
+    let mut pairs = Vec::new();
+    for number in 0..ledger.identity().buckets {
+        let bucket = ledger.bucket(number).await.unwrap();
+        assert!(bucket.pairs.iter().all(|(key, _)| bucket_of(*key, BUCKETS) == number));
+        pairs.extend(bucket.pairs);
+    }
+    pairs
+}
+
+/// The record that the revision wrote.
+fn version(revision: Revision) -> Version {
+    Version { revision, mark: 0 }
 }
 
 async fn read(ledger: &Embedded, key: Key) -> Stored {

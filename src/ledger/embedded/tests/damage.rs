@@ -52,7 +52,7 @@ fn recorder(ledger: &Embedded) -> Recorder {
 async fn record(ledger: &Embedded, user: &str) -> (Key, Result<(), Refusal>) {
     let user_id = crate::consent::id::UserId::parse(user).unwrap();
     let business_id = crate::consent::id::BusinessId::parse("acme").unwrap();
-    let key = ledger.key_secret().key(&user_id, business_id);
+    let key = ledger.identity().secret.key(&user_id, business_id);
     let event = Event {
         user_id: user.to_owned(),
         business_id: "acme".to_owned(),
@@ -87,12 +87,11 @@ async fn a_newer_records_pair_is_refused_and_left_as_it_is() {
     let (_, refused) = record(ledger, "15550123456").await;
     assert!(matches!(refused, Err(Refusal::Unreadable(found)) if found == newer), "{refused:?}");
     assert_eq!(raw_pair(&database, key), value, "not a byte is changed");
-    assert_eq!(ledger.read_after(0).await.unwrap().end.revision, stored.revision);
+    assert_eq!(ledger.read_after(0).await.unwrap().end.revision, stored.version.revision);
     assert_eq!(ledger.read(vec![key]).await.unwrap().pairs, [Err(newer)]);
-    assert_eq!(ledger.bucket(None).await.unwrap().pairs, [(key, Err(newer))]);
+    assert_eq!(all(ledger).await, [(key, Err(newer))]);
     // Nor does whoever has an older record of it get to replace it.
-    let nothing = Stored { revision: 0, record: Record::default() };
-    let late = change(key, &nothing, opt_in("late"), at(9));
+    let late = change(key, &Stored::default(), opt_in("late"), at(9));
     let appended = ledger.append(vec![late]).await.unwrap();
     assert!(matches!(&appended[..], [Appended::Conflict(Err(found))] if *found == newer));
     assert_eq!(raw_pair(&database, key), value);
@@ -114,7 +113,7 @@ async fn a_damaged_records_pair_is_refused_and_left_as_it_is() {
     let (_, refused) = record(ledger, "15550123456").await;
     assert!(matches!(refused, Err(Refusal::Unreadable(UnreadableRecord::Damaged))), "{refused:?}");
     assert_eq!(raw_pair(&database, key), value);
-    assert_eq!(ledger.bucket(None).await.unwrap().pairs, [(key, Err(UnreadableRecord::Damaged))]);
+    assert_eq!(all(ledger).await, [(key, Err(UnreadableRecord::Damaged))]);
     assert!(matches!(ledger.history(key).await, Err(LedgerError::Damaged(_))));
     drop(database);
     running.close().await;
@@ -134,7 +133,7 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
         put_pair(&database, key(1), value);
         let lost: Result<Stored, _> = Err(UnreadableRecord::Damaged);
         assert_eq!(ledger.read(vec![key(1)]).await.unwrap().pairs, [lost]);
-        let all = ledger.bucket(None).await.unwrap().pairs;
+        let all = all(ledger).await;
         assert_eq!((all.len(), &all[0].1), (3, &Err(UnreadableRecord::Damaged)));
         assert!(all[1].1.is_ok() && all[2].1.is_ok());
         assert!(ledger.history(key(1)).await.is_err_and(|error| damaged(&error)));
@@ -311,7 +310,9 @@ async fn no_mangled_value_makes_anything_panic() {
         });
         let ledger = &running.ledger;
         let _ = ledger.read_after(0).await;
-        let _ = ledger.bucket(None).await;
+        for number in 0..BUCKETS {
+            let _ = ledger.bucket(number).await;
+        }
         let _ = ledger.history(key(1)).await;
         let _ = ledger.events_after(0).await;
         let little = Retention { log_entries: 1, history: Duration::ZERO, ..FOREVER };
@@ -320,7 +321,7 @@ async fn no_mangled_value_makes_anything_panic() {
         assert!(!matches!(again, Err(OpenError::Io { .. } | OpenError::InUse { .. })));
         let base = match ledger.read(vec![key(1)]).await.map(|mut read| read.pairs.remove(0)) {
             Ok(Ok(stored)) => stored,
-            _ => Stored { revision: 3, record: Record::default() },
+            _ => Stored { version: version(3), record: Record::default() },
         };
         let _ = ledger.append(vec![change(key(1), &base, opt_out("again"), at(9))]).await;
         drop(database);

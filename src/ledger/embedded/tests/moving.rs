@@ -9,15 +9,10 @@ use super::*;
 type Model = HashMap<Key, (Stored, usize)>;
 
 async fn assert_is(ledger: &Embedded, model: &Model) {
-    let mut after = None;
-    let mut all = HashMap::new();
-    loop {
-        let bucket = ledger.bucket(after).await.unwrap();
-        let Some((last, _)) = bucket.pairs.last() else { break };
-        assert!(after.is_none_or(|after| after.to_bytes() < bucket.pairs[0].0.to_bytes()));
-        after = Some(*last);
-        all.extend(bucket.pairs.into_iter().map(|(key, record)| (key, record.unwrap())));
-    }
+    let pairs = all(ledger).await;
+    assert!(pairs.is_sorted_by_key(|(key, _)| key.to_bytes()));
+    let all: HashMap<_, _> =
+        pairs.into_iter().map(|(key, record)| (key, record.unwrap())).collect();
     let records = model.iter().map(|(key, (stored, _))| (*key, stored.record.clone()));
     assert_eq!(all, records.collect());
     for (key, (stored, entries)) in model {
@@ -55,7 +50,7 @@ async fn wherever_pairs_are_they_are_the_same() {
                 for (change, appended) in changes.iter().zip(appended) {
                     let Appended::At(revision) = appended else { panic!("{appended:?}") };
                     let (stored, entries) = model.entry(change.key).or_default();
-                    *stored = Stored { revision, record: record_after(change) };
+                    *stored = Stored { version: version(revision), record: record_after(change) };
                     *entries += 1;
                 }
             }

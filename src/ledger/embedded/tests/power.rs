@@ -119,7 +119,7 @@ async fn check_ledger(ledger: &Embedded, known: &[Acknowledged]) -> Result<(), S
         let stored = stored.pairs[0].clone().map_err(|error| error.to_string())?;
         let last = log.iter().filter(|(_, (of, _))| *of == key).max_by_key(|(at, _)| **at);
         let (revision, (_, record)) = last.ok_or("a pair is not in the log")?;
-        if (stored.revision, &stored.record) != (*revision, record) {
+        if (stored.version.revision, &stored.record) != (*revision, record) {
             return Err(format!("the record at {revision} is not the log's: {stored:?}"));
         }
         let history = ledger.history(key).await.map_err(|error| error.to_string())?;
@@ -134,9 +134,10 @@ async fn check_ledger(ledger: &Embedded, known: &[Acknowledged]) -> Result<(), S
             return Err(format!("{revision} was acknowledged as {change:?} and is {logged:?}"));
         }
         let history = histories.get(&change.key).ok_or("a history was lost")?;
-        let number = usize::try_from(change.record.history_len).unwrap();
+        let update = change.update.as_ref().unwrap();
+        let number = usize::try_from(update.record.history_len).unwrap();
         let entry = history.get(number).ok_or(format!("entry {number} was lost"))?;
-        if (entry.0, &entry.1) != (*revision, &change.history[0]) {
+        if (entry.0, &entry.1) != (*revision, &update.history[0]) {
             return Err(format!("entry {number} at {revision} is {entry:?}"));
         }
     }

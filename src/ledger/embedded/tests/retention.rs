@@ -97,13 +97,12 @@ async fn a_long_log_is_swept_whole() {
     // More than one transaction's share.
     const PAIRS: u16 = 9_000;
     let running = Running::on(Disk::new(Vec::new())).unwrap();
-    let nothing = Stored { revision: 0, record: Record::default() };
     let pairs: Vec<u16> = (0..PAIRS).collect();
     for some in pairs.chunks(crate::ledger::MAX_APPEND) {
         let changes = some.iter().map(|number| {
             let mut bytes = [0; 16];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
-            change(Key::from_bytes(bytes), &nothing, inbound("wamid"), at(1))
+            change(Key::from_bytes(bytes), &Stored::default(), inbound("wamid"), at(1))
         });
         running.ledger.append(changes.collect()).await.unwrap();
     }

@@ -1,0 +1,244 @@
+//! The ledger in Redis, on a redis-server of its own: how many events a second are appended, in
+//! batches and one at a time; how long a snapshot takes; and what a pair takes of its memory.
+//!
+//! `cargo bench --bench redis` writes a million pairs; `-- 100000` so many.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a bench prints and reads clocks"
+)]
+
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use consentd::consent::event::{Evidence, Method, What};
+use consentd::consent::id::{BusinessId, KeySecret, UserId};
+use consentd::consent::record::{HistoryEntry, Outcome, Record, Request};
+use consentd::consent::scope::Scope;
+use consentd::consent::time::Timestamp;
+use consentd::ledger::{
+    Appended, Change, Ledger, Options, Redis, Stored, Target, TargetOptions, Update, create,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// As `consentd init` makes it.
+const BUCKETS: u32 = 8_192;
+
+/// How many changes one caller appends at once, and how many callers do.
+const BATCH: u64 = 512;
+const BATCHERS: u64 = 4;
+
+/// How many callers append one change at a time, and how many each.
+const SINGLES: u64 = 64;
+const EACH: u64 = 500;
+
+/// How many buckets are read at once.
+const READERS: u32 = 4;
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn main() {
+    let pairs = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(measure(pairs.unwrap_or(1_000_000)));
+}
+
+async fn measure(pairs: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let mut command = Command::new("redis-server");
+    command.args(["--port", "0", "--save", ""]).arg("--unixsocket").arg(&socket);
+    let child = command.arg("--dir").arg(folder.path()).stdout(Stdio::null()).spawn();
+    let _server = Server(child.expect("install Redis 7 or later"));
+    while UnixStream::connect(&socket).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let url = format!("redis+unix://{}", socket.display());
+    let target = Target::new(&url, TargetOptions::default()).unwrap();
+    let begun = Instant::now();
+    create(target.clone(), BUCKETS).await.unwrap();
+    println!("made in {:.2} s: {BUCKETS} buckets", begun.elapsed().as_secs_f64());
+    let client = redis::Client::open(url).unwrap();
+    let mut client = client.get_multiplexed_async_connection().await.unwrap();
+    let empty = memory(&mut client).await;
+    let (ledger, driver) = Redis::new(target, Options::default());
+    let stop = CancellationToken::new();
+    let driver = tokio::spawn(driver.run(stop.clone()));
+    let ledger = Ledger::Redis(ledger);
+    let secret = ledger.identity().await.unwrap().secret.clone();
+
+    batches(&ledger, &secret, pairs).await;
+    let log = length(&mut client).await;
+    let full = memory(&mut client).await;
+    // What the log takes goes with its time, and depends on how much is written in a day.
+    redis::cmd("XTRIM")
+        .arg("{consent:0}:log")
+        .arg("MAXLEN")
+        .arg(1)
+        .query_async::<()>(&mut client)
+        .await
+        .unwrap();
+    let trimmed = memory(&mut client).await;
+    let each = |bytes: u64, count: u64| bytes as f64 / count.max(1) as f64;
+    println!(
+        "memory: {:.0} bytes a pair with one opt-in and its evidence, and {:.0} an entry of the \
+         log ({log})",
+        each(trimmed.saturating_sub(empty), pairs),
+        each(full.saturating_sub(trimmed), log),
+    );
+    snapshot(&ledger, pairs).await;
+    singles(&ledger, &secret, pairs).await;
+    stop.cancel();
+    driver.await.unwrap();
+}
+
+/// How many bytes Redis has given out.
+async fn memory(client: &mut redis::aio::MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO").arg("memory").query_async(client).await.unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+async fn length(client: &mut redis::aio::MultiplexedConnection) -> u64 {
+    redis::cmd("XLEN").arg("{consent:0}:log").query_async(client).await.unwrap()
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap()).unwrap()
+}
+
+/// An opt-in of a user of their own, with its evidence; there are twenty statements.
+fn opt_in(secret: &KeySecret, number: u64) -> Change {
+    let user_id = format!("+1555{number:07}");
+    let business_id = "acme".to_owned();
+    let key = secret.key(&UserId::parse(&user_id).unwrap(), BusinessId::parse("acme").unwrap());
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: format!(
+            "Yes, I agree to receive offers and news from Acme on WhatsApp, form {}. I can stop at \
+             any time by answering STOP.",
+            number % 20
+        ),
+        business_name: "Acme".into(),
+        locale: "en".into(),
+        reference: format!("https://acme.example/forms/{number}"),
+        confirmation: String::new(),
+    };
+    let category = Scope::parse("marketing").unwrap();
+    let what = What::OptIn { category, evidence, expire: None, pending: false };
+    let time = now();
+    let mut record = Record::default();
+    for effect in what.effects(time) {
+        record.state.apply(&effect).unwrap();
+    }
+    let id = secret.digest(&number.to_be_bytes());
+    let outcome = Outcome { applied: true, ..Outcome::default() };
+    record.remember(Request { id, what: secret.digest(&id), outcome });
+    let entry = HistoryEntry {
+        user_id: user_id.clone(),
+        business_id: business_id.clone(),
+        time,
+        record_time: time,
+        what,
+    };
+    let update = Update { user_id, business_id, record, history: vec![entry], record_time: time };
+    Change { key, base: Stored::default().version, update: Some(update) }
+}
+
+fn all_written(appended: &[Appended]) {
+    assert!(appended.iter().all(|outcome| matches!(outcome, Appended::At(_))));
+}
+
+/// New pairs, in batches, from a few callers.
+async fn batches(ledger: &Ledger, secret: &KeySecret, pairs: u64) {
+    let begun = Instant::now();
+    let next = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for _ in 0..BATCHERS {
+        let (ledger, secret, next) = (ledger.clone(), secret.clone(), Arc::clone(&next));
+        tasks.spawn(async move {
+            loop {
+                let from = next.fetch_add(BATCH, Ordering::Relaxed);
+                if from >= pairs {
+                    return;
+                }
+                let numbers = from..(from + BATCH).min(pairs);
+                let changes = numbers.map(|number| opt_in(&secret, number)).collect();
+                all_written(&ledger.append(changes).await.unwrap());
+            }
+        });
+    }
+    tasks.join_all().await;
+    let took = begun.elapsed().as_secs_f64();
+    println!("batches: {:.0} events a second, {BATCHERS} callers of {BATCH}", pairs as f64 / took);
+}
+
+/// New pairs, one at a time, from many callers.
+async fn singles(ledger: &Ledger, secret: &KeySecret, from: u64) {
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for caller in 0..SINGLES {
+        let (ledger, secret) = (ledger.clone(), secret.clone());
+        tasks.spawn(async move {
+            let first = from + caller * EACH;
+            let mut took = Vec::new();
+            for number in first..first + EACH {
+                let change = opt_in(&secret, number);
+                let begun = Instant::now();
+                all_written(&ledger.append(vec![change]).await.unwrap());
+                took.push(begun.elapsed());
+            }
+            took
+        });
+    }
+    let mut took: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    took.sort_unstable();
+    let at = |part: usize| took[took.len() * part / 100].as_secs_f64() * 1_000.0;
+    println!(
+        "singly: {:.0} events a second, {SINGLES} callers; p50 {:.2} ms, p99 {:.2} ms",
+        took.len() as f64 / begun.elapsed().as_secs_f64(),
+        at(50),
+        at(99),
+    );
+}
+
+/// All pairs, bucket by bucket.
+async fn snapshot(ledger: &Ledger, pairs: u64) {
+    let begun = Instant::now();
+    let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let mut tasks = JoinSet::new();
+    for _ in 0..READERS {
+        let (ledger, next) = (ledger.clone(), Arc::clone(&next));
+        tasks.spawn(async move {
+            let mut count = 0;
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= BUCKETS {
+                    return count;
+                }
+                count += ledger.bucket(number).await.unwrap().pairs.len();
+            }
+        });
+    }
+    let count: usize = tasks.join_all().await.into_iter().sum();
+    assert_eq!(u64::try_from(count).unwrap(), pairs);
+    println!("snapshot: {:.2} s, {READERS} buckets at once", begun.elapsed().as_secs_f64());
+}

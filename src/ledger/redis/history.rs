@@ -1,0 +1,200 @@
+//! Histories: a field for each entry, in a hash beside the bucket of its pair.
+
+use std::collections::HashMap;
+
+use redis::Value;
+
+use super::layout::{Item, SENTINEL, history_field, split_value};
+use super::refusal::{Failure, RefusedBy};
+use super::scripts::{Answer, ask};
+use super::{Redis, Shared};
+use crate::consent::id::Key;
+use crate::consent::record::{ChainHead, Record, extend_chain, sha256};
+use crate::ledger::{Events, History, LedgerError, MAX_PAGE, codec};
+
+/// How many fields are read by one command.
+const MAX_FIELDS: usize = 512;
+
+impl<'a> Item<'a> {
+    /// By what it stands in the chain.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Kept(entry) | Self::Perishable(entry) => sha256(entry),
+            Self::Gone(digest) => **digest,
+        }
+    }
+
+    pub(super) fn entry(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Kept(entry) | Self::Perishable(entry) => Some(entry),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
+impl Redis {
+    pub(in crate::ledger) async fn history(&self, key: Key) -> Result<History, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let failed = |failure| shared.failed(identity.epoch, failure);
+        let (_, mut values) = shared.values(&identity, &[key]).await.map_err(failed)?;
+        let record = match values.pop().flatten() {
+            None => Record::default(),
+            Some(value) => split_value(&value)
+                .and_then(|(_, record)| codec::decode_record(record).ok())
+                .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))?,
+        };
+        let bucket = crate::ledger::bucket_of(key, identity.buckets);
+        let mut texts = Texts::default();
+        shared.history(bucket, key, &record, &mut texts).await
+    }
+
+    /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole
+    /// buckets, at a time: each pair's in the order in which it was. A page goes on at a bucket.
+    pub(in crate::ledger) async fn events_after(&self, cursor: u64) -> Result<Events, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let mut events = Events { entries: Vec::new(), next: None, by_revision: false };
+        let mut texts = Texts::default();
+        for number in u32::try_from(cursor).unwrap_or(u32::MAX)..identity.buckets {
+            if events.entries.len() >= MAX_PAGE {
+                events.next = Some(number.into());
+                break;
+            }
+            let bucket = shared.bucket(number).await?;
+            if bucket.label.epoch != identity.epoch {
+                shared.forget(identity.epoch);
+                return Err(RefusedBy::Replaced.into());
+            }
+            for (key, record) in bucket.pairs {
+                let record = record.map_err(|_| {
+                    LedgerError::Damaged("a pair's record, or this version cannot read it")
+                })?;
+                let history = shared.history(number, key, &record, &mut texts).await?;
+                events.entries.extend(history.entries);
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// Statements that were read already, by their digests.
+#[derive(Default)]
+struct Texts(HashMap<Vec<u8>, Option<String>>);
+
+impl Shared {
+    /// The history of a pair whose record is this one.
+    async fn history(
+        &self,
+        bucket: u32,
+        key: Key,
+        record: &Record,
+        texts: &mut Texts,
+    ) -> Result<History, LedgerError> {
+        let mut history = History { entries: Vec::new(), intact: true };
+        let mut chain = ChainHead::default();
+        let mut from = 0;
+        while from < record.history_len {
+            let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
+            let to = from.saturating_add(some).min(record.history_len);
+            let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
+            let values = self.fields(&self.names.history(bucket), &fields).await?;
+            let items = values.iter().map(|value| {
+                let value = value.as_deref()?;
+                Some(Item::decode(value).ok_or(LedgerError::Damaged("a history entry")))
+            });
+            let items: Vec<_> = items.collect();
+            let mut read = Vec::with_capacity(items.len());
+            for item in items {
+                // What is not there breaks the chain; the rest is still told.
+                let Some(item) = item else {
+                    history.intact = false;
+                    continue;
+                };
+                let (revision, item) = item?;
+                chain = extend_chain(&chain, &item.digest());
+                read.extend(item.entry().map(|entry| (revision, entry)));
+            }
+            self.read_texts(read.iter().map(|(_, entry)| *entry), texts).await?;
+            for (revision, entry) in read {
+                let text = |digest: &[u8]| texts.0.get(digest)?.clone();
+                let entry = codec::decode_history(entry, text);
+                history
+                    .entries
+                    .push((revision, entry.ok_or(LedgerError::Damaged("a history entry"))?));
+            }
+            from = to;
+        }
+        history.intact &= chain == record.chain;
+        Ok(history)
+    }
+
+    /// Reads the statements that these entries have the digests of.
+    async fn read_texts(
+        &self,
+        entries: impl Iterator<Item = &[u8]>,
+        texts: &mut Texts,
+    ) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for entry in entries {
+            let note = |digest: &[u8]| {
+                if !texts.0.contains_key(digest) {
+                    texts.0.insert(digest.to_vec(), None);
+                    missing.push(digest.to_vec());
+                }
+                Some(String::new())
+            };
+            let _ = codec::decode_history(entry, note);
+        }
+        for some in missing.chunks(MAX_FIELDS) {
+            let values = self.fields(&self.names.text, some).await?;
+            for (digest, value) in some.iter().zip(values) {
+                // An edited one no longer has its digest, and is not shown as the words agreed to.
+                let value = value.filter(|value| sha256(value)[..] == digest[..]);
+                texts
+                    .0
+                    .insert(digest.clone(), value.and_then(|value| String::from_utf8(value).ok()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fields of a hash.
+    async fn fields(
+        &self,
+        hash: &str,
+        fields: &[Vec<u8>],
+    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(hash);
+        for field in fields {
+            command.arg(field.as_slice());
+        }
+        let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
+        fields.iter().map(|_| answer.optional()).collect()
+    }
+
+    /// Some of a hash's fields and their values, and where to go on; 0 where that was all.
+    pub(super) async fn scan(
+        &self,
+        hash: &str,
+        cursor: u64,
+    ) -> Result<(u64, Vec<(Vec<u8>, Vec<u8>)>), Failure> {
+        let mut command = redis::cmd("HSCAN");
+        command.arg(hash).arg(cursor).arg("COUNT").arg(MAX_FIELDS);
+        let Value::Array(answer) = ask(&self.writes, &command).await? else {
+            return Err(Failure::Refused(RefusedBy::Strange));
+        };
+        let mut answer = Answer::of(Value::Array(answer))?;
+        let next = answer.number()?;
+        let mut fields = Answer::of(answer.next()?)?;
+        let mut found = Vec::new();
+        while !fields.is_over() {
+            let (field, value) = (fields.bytes()?, fields.bytes()?);
+            if field != SENTINEL {
+                found.push((field, value));
+            }
+        }
+        Ok((next, found))
+    }
+}

@@ -1,0 +1,253 @@
+//! Where things lie in Redis, and as what bytes.
+
+use sha1::{Digest as _, Sha1};
+
+use crate::consent::id::Key;
+use crate::consent::record::Revision;
+use crate::ledger::{
+    Announcement, Epoch, LogEntry, LogHead, Stored, UnreadableEntry, UnreadableRecord, Version,
+    codec,
+};
+
+/// The format of this layout: which keys there are, and what is in them. Values have their own.
+pub(super) const LAYOUT_FORMAT: u32 = 1;
+
+/// The one partition so far.
+pub(super) const PARTITION: u32 = 0;
+
+/// A field that every hash of a ledger has, so that each key exists. Pairs' fields are longer.
+pub(super) const SENTINEL: &[u8] = b".";
+
+/// The keys of a partition; they share a hash tag, so that Redis Cluster keeps them together.
+pub(super) struct Names {
+    tag: String,
+    pub(super) meta: String,
+    pub(super) log: String,
+    pub(super) text: String,
+    pub(super) fence: String,
+    pub(super) channel: String,
+}
+
+/// The channel that a partition's announcements are published on.
+#[must_use]
+pub fn channel(partition: u32) -> String {
+    Names::of(partition).channel
+}
+
+impl Names {
+    pub(super) fn of(partition: u32) -> Self {
+        let tag = format!("{{consent:{partition}}}");
+        Self {
+            meta: format!("{tag}:meta"),
+            log: format!("{tag}:log"),
+            text: format!("{tag}:text"),
+            fence: format!("{tag}:fence"),
+            channel: format!("{tag}:ch"),
+            tag,
+        }
+    }
+
+    /// The hash of a bucket's pairs: key to value.
+    pub(super) fn bucket(&self, number: u32) -> String {
+        format!("{}:b:{number}", self.tag)
+    }
+
+    /// The hash of a bucket's histories: [`history_field`] to item.
+    pub(super) fn history(&self, number: u32) -> String {
+        format!("{}:h:{number}", self.tag)
+    }
+}
+
+/// How a version stands at the head of a pair's value: the revision, then the mark, big-endian.
+pub(super) fn version_bytes(version: Version) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&version.revision.to_be_bytes());
+    bytes[8..].copy_from_slice(&version.mark.to_be_bytes());
+    bytes
+}
+
+/// A pair's value in its bucket: version (16 bytes), record.
+pub(super) fn split_value(value: &[u8]) -> Option<(Version, &[u8])> {
+    let (revision, rest) = value.split_first_chunk()?;
+    let (mark, record) = rest.split_first_chunk()?;
+    let (revision, mark) = (u64::from_be_bytes(*revision), u64::from_be_bytes(*mark));
+    // No change is of revision 0: a pair of it could pass for one that there is not.
+    (revision != 0).then_some((Version { revision, mark }, record))
+}
+
+/// A pair as Redis has it, where it has it.
+pub(super) fn stored(value: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
+    let Some(value) = value else { return Ok(Stored::default()) };
+    let (version, record) = split_value(value).ok_or(UnreadableRecord::Damaged)?;
+    Ok(Stored { version, record: codec::decode_record(record)? })
+}
+
+/// The field of a history entry: the pair's key (16 bytes), and the entry's place as a varint.
+pub(super) fn history_field(key: Key, place: u64) -> Vec<u8> {
+    let mut field = Vec::with_capacity(18);
+    field.extend_from_slice(&key.to_bytes());
+    prost::encoding::encode_varint(place, &mut field);
+    field
+}
+
+/// Whether a field of a bucket's histories is one of a pair's entries.
+pub(super) fn is_history_field(field: &[u8]) -> bool {
+    field.len() > 16
+}
+
+/// What stands of one history entry. In Redis, the revision (8 bytes) stands before it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Item<'a> {
+    /// The entry, kept for good.
+    Kept(&'a [u8]),
+    /// The entry, kept for a time.
+    Perishable(&'a [u8]),
+    /// The digest of one that was kept for a time.
+    Gone(&'a [u8; 32]),
+}
+
+impl<'a> Item<'a> {
+    const KEPT: u8 = 0;
+    const PERISHABLE: u8 = 1;
+    const GONE: u8 = 2;
+
+    /// As bytes, without the revision, which the script puts before them.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (tag, bytes): (_, &[u8]) = match self {
+            Self::Kept(entry) => (Self::KEPT, entry),
+            Self::Perishable(entry) => (Self::PERISHABLE, entry),
+            Self::Gone(digest) => (Self::GONE, *digest),
+        };
+        [&[tag], bytes].concat()
+    }
+
+    /// The item of a history field's value, and the revision that wrote it.
+    pub(super) fn decode(value: &'a [u8]) -> Option<(Revision, Self)> {
+        let (revision, rest) = value.split_first_chunk()?;
+        let (tag, bytes) = rest.split_first()?;
+        let item = match *tag {
+            Self::KEPT => Self::Kept(bytes),
+            Self::PERISHABLE => Self::Perishable(bytes),
+            Self::GONE => Self::Gone(bytes.try_into().ok()?),
+            _ => return None,
+        };
+        Some((u64::from_be_bytes(*revision), item))
+    }
+}
+
+/// How the log's hash goes on: SHA-1 over the hash before it, the revision (8 bytes, big-endian),
+/// and the body. All as they are, not in hexadecimals: half the bytes in the log.
+///
+/// SHA-1 is what Redis' scripts can reckon. It tells branches apart, against accidents; what proves
+/// a pair's past is the pair's own SHA-256 chain.
+pub(super) fn next_head(previous: &LogHead, revision: Revision, body: &[u8]) -> LogHead {
+    let hash = Sha1::new();
+    let hash = hash.chain_update(previous).chain_update(revision.to_be_bytes());
+    hash.chain_update(body).finalize().into()
+}
+
+/// A log entry as a follower is told of it; one that does not continue the hash is unreadable.
+pub(super) fn log_entry(
+    previous: LogHead,
+    revision: Revision,
+    body: &[u8],
+    head: LogHead,
+) -> LogEntry {
+    let continues = next_head(&previous, revision, body) == head;
+    let body = if continues { codec::decode_log(body) } else { Err(UnreadableEntry) };
+    LogEntry { revision, previous, head, body }
+}
+
+/// Where in a log entry's body its pair and record lie, and in which bucket that is: what completes
+/// an append that was cut short (`scripts/roll.lua`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Place {
+    pub(super) bucket: u32,
+    pub(super) key_at: u8,
+    pub(super) record_at: u32,
+    pub(super) record_len: u32,
+}
+
+impl Place {
+    pub(super) fn encode(self) -> [u8; 13] {
+        let mut bytes = [0; 13];
+        bytes[..4].copy_from_slice(&self.bucket.to_be_bytes());
+        bytes[4] = self.key_at;
+        bytes[5..9].copy_from_slice(&self.record_at.to_be_bytes());
+        bytes[9..].copy_from_slice(&self.record_len.to_be_bytes());
+        bytes
+    }
+
+    /// The bucket of an encoded place.
+    pub(super) fn bucket_of(bytes: &[u8]) -> Option<u32> {
+        Some(u32::from_be_bytes(*bytes.first_chunk()?))
+    }
+}
+
+/// The most entries of an announcement: those of one script.
+const MAX_ANNOUNCED: usize = super::append::MAX_SCRIPT;
+
+/// What a message on the [`channel`] announces: epoch (16 bytes), first revision (8), the log's hash
+/// before it (20), and each entry's body behind its length (4). `None` where it is malformed.
+#[must_use]
+pub fn announcement(message: &[u8]) -> Option<Announcement> {
+    let (epoch, rest) = message.split_first_chunk::<16>()?;
+    let (first, rest) = rest.split_first_chunk()?;
+    let (head, mut rest) = rest.split_first_chunk::<20>()?;
+    let (epoch, mut revision, mut head): (Epoch, _, LogHead) =
+        (*epoch, u64::from_be_bytes(*first), *head);
+    let mut entries = Vec::new();
+    while let Some((length, more)) = rest.split_first_chunk() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let (body, more) = more.split_at_checked(length)?;
+        if entries.len() >= MAX_ANNOUNCED {
+            return None;
+        }
+        let previous = head;
+        head = next_head(&previous, revision, body);
+        entries.push(LogEntry { revision, previous, head, body: codec::decode_log(body) });
+        revision = revision.checked_add(1)?;
+        rest = more;
+    }
+    (rest.is_empty() && !entries.is_empty())
+        .then(|| Announcement { epoch, entries: entries.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn announcements_tell_what_was_published_and_nothing_else() {
+        let bodies = [&b"not a body"[..], b""];
+        let mut message = [&[7; 16][..], &5_u64.to_be_bytes(), &[3; 20]].concat();
+        assert!(announcement(&message).is_none(), "it announces nothing");
+        for body in bodies {
+            message.extend_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
+            message.extend_from_slice(body);
+        }
+        let told = announcement(&message).unwrap();
+        let revisions: Vec<_> = told.entries.iter().map(|entry| entry.revision).collect();
+        assert_eq!((told.epoch, revisions), ([7; 16], vec![5, 6]));
+        assert_eq!(told.entries[0].previous, [3; 20]);
+        assert_eq!(told.entries[1].previous, next_head(&[3; 20], 5, bodies[0]));
+        assert_eq!(told.entries[1].head, next_head(&told.entries[0].head, 6, bodies[1]));
+        assert!(told.entries[0].body.is_err());
+        for length in 0..message.len() {
+            let cut = announcement(&message[..length]).map(|cut| cut.entries.len());
+            assert!(cut.is_none() || cut == Some(1), "{length}: {cut:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = announcement(&bytes);
+            let _ = stored(Some(&bytes));
+            let _ = Item::decode(&bytes);
+            let _ = Place::bucket_of(&bytes);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A redis-server of a test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running redis-server, or a Sentinel, in a folder of its own; killed when dropped.
+pub(super) struct Server {
+    process: Child,
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+/// Asks until there is an answer.
+pub(super) async fn in_time<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come in time");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A port that nothing listens on, and that no other test of this process is given.
+pub(super) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below those that the system gives to clients, and elsewhere for another process.
+    let base = 12_000 + u16::try_from(std::process::id() % 1_500).unwrap() * 12;
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+impl Server {
+    pub(super) async fn start(arguments: &[&str]) -> Self {
+        Self::start_at(free_port(), arguments).await
+    }
+
+    /// One on this port, which speaks plainly there.
+    pub(super) async fn start_at(port: u16, arguments: &[&str]) -> Self {
+        let number = port.to_string();
+        Self::launch(port, &[&["--port", &number], arguments].concat(), None).await
+    }
+
+    /// One that is told its ports by its arguments; or by a configuration file's text.
+    pub(super) async fn launch(port: u16, arguments: &[&str], file: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new("redis-server");
+        if let Some(text) = file {
+            std::fs::write(folder.path().join("conf"), text).unwrap();
+            command.arg(folder.path().join("conf"));
+        } else {
+            command.args(["--bind", "127.0.0.1", "--unixsocket", "socket"]);
+        }
+        command.args(arguments).current_dir(folder.path()).stdin(Stdio::null());
+        let process = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        let process = process.expect("redis-server must be installed: apt install redis-server");
+        let mut server = Self { process, folder, port };
+        in_time("redis-server", async || {
+            if let Some(status) = server.process.try_wait().unwrap() {
+                let log = std::fs::read_to_string(server.folder.path().join("log"));
+                panic!("redis-server ended: {status}: {}", log.unwrap_or_default());
+            }
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+        server
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    pub(super) fn socket_url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// Says something to it by redis-cli.
+    pub(super) fn tell(&self, words: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string()]).args(words);
+        String::from_utf8(command.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
+    /// Stops it where it stands, or lets it go on.
+    pub(super) fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

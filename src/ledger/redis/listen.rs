@@ -1,0 +1,138 @@
+//! A subscription that is kept: what is published is delivered, and where something may have been
+//! missed that is said.
+//!
+//! There is no queue. What is published lies in the kernel's buffers, then in Redis', which closes
+//! the connection of whoever is too slow (client-output-buffer-limit); that is a gap like another.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::backoff;
+use super::dial::LinkError;
+use super::route::{Route, Timeouts};
+use super::wire::{Reply, Wire};
+
+/// After how long without a word the server is asked whether it is still there.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// What a subscriber is told.
+#[derive(Clone, Debug)]
+pub(super) enum Pushed {
+    /// Something was published.
+    Message(Bytes),
+    /// The subscription stands from now on; what was published before it may have been missed.
+    Gap,
+    /// There is no subscription, and another attempt follows: the server does not permit it.
+    Refused(Arc<LinkError>),
+    /// There is no subscription, and another attempt follows.
+    Lost(Arc<LinkError>),
+}
+
+/// Why a subscription ended.
+enum End {
+    Refused(LinkError),
+    Lost(LinkError),
+    /// The primary is elsewhere now.
+    Moved,
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+/// Subscribes to a channel for ever. `sink` is called in order and must not block: while it does
+/// nothing is read. Costs nothing while nothing is published but a PING every few seconds.
+pub(super) async fn listen(
+    route: Arc<Route>,
+    channel: String,
+    timeouts: Timeouts,
+    sink: impl Fn(Pushed),
+) -> Infallible {
+    let mut failures = 0;
+    loop {
+        let begun = Instant::now();
+        let Err(end) = subscription(&route, &channel, timeouts, &sink).await;
+        // One that stood for a while owes nothing to those before it.
+        failures = if begun.elapsed() > backoff::LONGEST * 2 { 1 } else { failures + 1 };
+        match end {
+            End::Refused(error) => sink(Pushed::Refused(Arc::new(error))),
+            End::Lost(error) => sink(Pushed::Lost(Arc::new(error))),
+            End::Moved => {}
+        }
+        sleep(backoff::wait(failures)).await;
+    }
+}
+
+/// One subscription, to its end.
+async fn subscription(
+    route: &Route,
+    channel: &str,
+    timeouts: Timeouts,
+    sink: &impl Fn(Pushed),
+) -> Result<Infallible, End> {
+    let (mut wire, address) = route.open(timeouts.connect).await?;
+    let dial = route.dial(&address);
+    let late = || LinkError::TimedOut { address: address.clone(), after: timeouts.response };
+    let subscribe = async {
+        wire.send(&[vec![b"SUBSCRIBE", channel.as_bytes()]]).await?;
+        wire.reply().await
+    };
+    let answer = timeout(timeouts.response, subscribe).await.map_err(|_| late())?;
+    match answer.map_err(|error| dial.lost(error))? {
+        Reply::Error(said) => {
+            return Err(End::Refused(dial.refuses("the subscription (SUBSCRIBE)", &said)));
+        }
+        Reply::Array(parts) if kind(&parts) == "subscribe" => {}
+        _ => return Err(LinkError::NotRedis { address: address.clone(), hint: "" }.into()),
+    }
+    sink(Pushed::Gap);
+    let mut reached = route.watch();
+    let (mut heard, mut asked) = (Instant::now(), false);
+    loop {
+        let until = heard + if asked { QUIET + timeouts.response } else { QUIET };
+        let reply = tokio::select! {
+            reply = timeout_at(until, wire.reply()) => reply,
+            moved = reached.wait_for(|now| now.as_ref().is_some_and(|now| *now != address)) => {
+                drop(moved);
+                return Err(End::Moved);
+            }
+        };
+        match reply {
+            Ok(reply) => {
+                (heard, asked) = (Instant::now(), false);
+                // An error is an answer to the PING too: one that cannot save gives one.
+                if let Reply::Array(parts) = reply.map_err(|error| dial.lost(error))? {
+                    match (kind(&parts), parts.last()) {
+                        ("message", Some(Reply::Bulk(Some(body)))) => {
+                            sink(Pushed::Message(body.clone()));
+                        }
+                        ("pong", _) => {}
+                        // The server has ended it, or speaks of what was not asked for.
+                        _ => return Err(LinkError::Closed { address: address.clone() }.into()),
+                    }
+                }
+            }
+            Err(_) if asked => return Err(late().into()),
+            Err(_) => {
+                asked = true;
+                ping(&mut wire, timeouts).await.map_err(|()| late())?;
+            }
+        }
+    }
+}
+
+async fn ping(wire: &mut Wire, timeouts: Timeouts) -> Result<(), ()> {
+    let sent = timeout(timeouts.response, wire.send(&[vec![b"PING"]])).await;
+    sent.map_err(|_| ())?.map_err(|_| ())
+}
+
+/// What kind of push this is.
+fn kind(parts: &[Reply]) -> &str {
+    parts.first().and_then(Reply::text).unwrap_or_default()
+}

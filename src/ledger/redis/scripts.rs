@@ -1,0 +1,242 @@
+//! The scripts, and how Redis is asked to run them.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use sha1::{Digest as _, Sha1};
+
+use super::link::{Connection, Link};
+use super::refusal::{Failure, NoAnswer, RefusedBy};
+
+/// How long Redis may take to answer what is read in bounded parts.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// A script, by what Redis is told of it beforehand.
+pub(super) struct Script {
+    source: String,
+    sha: String,
+    /// The commands that run it, by its name and whole.
+    commands: [&'static str; 2],
+}
+
+impl Script {
+    fn new(flags: &str, body: &str) -> Self {
+        let source = format!("#!lua {flags}\n{body}");
+        let mut sha = String::with_capacity(40);
+        for byte in Sha1::digest(source.as_bytes()) {
+            let _ = write!(sha, "{byte:02x}"); // Writing to a string does not fail.
+        }
+        let commands = match flags {
+            // What only reads says so to ACLs, and to replicas.
+            READS => ["EVALSHA_RO", "EVAL_RO"],
+            _ => ["EVALSHA", "EVAL"],
+        };
+        Self { source, sha, commands }
+    }
+
+    /// The command that runs this script: by its name, or, where Redis has forgotten it, whole.
+    pub(super) fn command<'a>(
+        &self,
+        whole: bool,
+        keys: &[impl AsRef<str>],
+        args: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Cmd {
+        let [by_name, by_source] = self.commands;
+        let mut command = if whole {
+            let mut command = redis::cmd(by_source);
+            command.arg(&self.source);
+            command
+        } else {
+            let mut command = redis::cmd(by_name);
+            command.arg(&self.sha);
+            command
+        };
+        command.arg(keys.len());
+        for key in keys {
+            command.arg(key.as_ref());
+        }
+        for arg in args {
+            command.arg(arg);
+        }
+        command
+    }
+
+    /// Runs it, over a link.
+    pub(super) async fn run(
+        &self,
+        link: &Link,
+        keys: &[impl AsRef<str>],
+        args: &[&[u8]],
+    ) -> Result<Value, Failure> {
+        let connection = link.connection().await.map_err(Failure::NotSent)?;
+        self.run_on(link, &connection, keys, args).await
+    }
+
+    /// Runs it, on one connection of a link.
+    pub(super) async fn run_on(
+        &self,
+        link: &Link,
+        connection: &Connection,
+        keys: &[impl AsRef<str>],
+        args: &[&[u8]],
+    ) -> Result<Value, Failure> {
+        let command = self.command(false, keys, args.iter().copied());
+        match ask_on(link, connection, &command).await {
+            Err(Failure::NoScript) => {
+                let command = self.command(true, keys, args.iter().copied());
+                ask_on(link, connection, &command).await
+            }
+            answered => answered,
+        }
+    }
+}
+
+/// The flags of a script that may be run on a full Redis.
+const EVEN_FULL: &str = "flags=allow-oom";
+/// Those of a script that writes nothing.
+const READS: &str = "flags=no-writes";
+
+macro_rules! script {
+    ($(#[$doc:meta])* $name:ident, $flags:expr, $file:literal) => {
+        $(#[$doc])*
+        pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new($flags, include_str!(concat!("scripts/", $file))));
+    };
+}
+
+script!(
+    /// Appends.
+    APPEND, "", "append.lua"
+);
+script!(
+    /// Appends what must be recorded even where Redis is full.
+    APPEND_EVEN_FULL, EVEN_FULL, "append.lua"
+);
+script!(
+    /// Completes an append that was cut short. It takes no more memory than the append would have.
+    ROLL, EVEN_FULL, "roll.lua"
+);
+script!(
+    /// The fenced poll.
+    POLL, EVEN_FULL, "poll.lua"
+);
+script!(
+    /// Reads pairs.
+    READ, READS, "read.lua"
+);
+script!(
+    /// Reads a bucket.
+    BUCKET, READS, "bucket.lua"
+);
+script!(
+    /// Replaces history entries by their digests.
+    REPLACE, EVEN_FULL, "replace.lua"
+);
+script!(
+    /// Trims the log.
+    TRIM, EVEN_FULL, "trim.lua"
+);
+script!(
+    /// Counts that an operator has accepted the ledger as it is.
+    ACCEPT, EVEN_FULL, "accept.lua"
+);
+script!(
+    /// Makes keys of a new ledger.
+    PREPARE, "", "prepare.lua"
+);
+script!(
+    /// Makes a new ledger of them.
+    FOUND, "", "found.lua"
+);
+
+/// Asks Redis one thing.
+pub(super) async fn ask(link: &Link, command: &Cmd) -> Result<Value, Failure> {
+    let connection = link.connection().await.map_err(Failure::NotSent)?;
+    ask_on(link, &connection, command).await
+}
+
+async fn ask_on(link: &Link, connection: &Connection, command: &Cmd) -> Result<Value, Failure> {
+    let mut redis = connection.redis.clone();
+    let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;
+    let answered = match asked {
+        Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Ok(Err(error)) => Err(Failure::of_client(error)),
+        Ok(Ok(Value::ServerError(error))) => Err(Failure::of_server(&error)),
+        Ok(Ok(value)) => Ok(value),
+    };
+    if is_to_be_given_up(&answered) {
+        link.give_up(connection).await;
+    }
+    answered
+}
+
+/// Whether a connection that answered so is of no more use.
+pub(super) fn is_to_be_given_up<T>(answered: &Result<T, Failure>) -> bool {
+    // A replica was the primary once, or was never; elsewhere is a new one.
+    matches!(answered, Err(Failure::Lost(_) | Failure::Refused(RefusedBy::ReadOnly)))
+}
+
+/// Takes answers of the shapes that scripts give; anything else is strange.
+pub(super) struct Answer(std::vec::IntoIter<Value>);
+
+const STRANGE: Failure = Failure::Refused(RefusedBy::Strange);
+
+impl Answer {
+    pub(super) fn of(value: Value) -> Result<Self, Failure> {
+        match value {
+            Value::Array(values) => Ok(Self(values.into_iter())),
+            // How RESP3 gives a hash.
+            Value::Map(pairs) => {
+                let values: Vec<_> = pairs.into_iter().flat_map(<[Value; 2]>::from).collect();
+                Ok(Self(values.into_iter()))
+            }
+            _ => Err(STRANGE),
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Result<Value, Failure> {
+        self.0.next().ok_or(STRANGE)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    /// The next bytes; none where there is nothing.
+    pub(super) fn optional(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        match self.next()? {
+            Value::BulkString(bytes) => Ok(Some(bytes)),
+            Value::Nil | Value::Boolean(false) => Ok(None),
+            _ => Err(STRANGE),
+        }
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Failure> {
+        self.optional()?.ok_or(STRANGE)
+    }
+
+    pub(super) fn exactly<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
+        self.bytes()?.try_into().map_err(|_| STRANGE)
+    }
+
+    /// The next number, as Redis counts or as it is written.
+    pub(super) fn number(&mut self) -> Result<u64, Failure> {
+        match self.next()? {
+            Value::Int(number) => number.try_into().map_err(|_| STRANGE),
+            Value::BulkString(bytes) => number(&bytes),
+            _ => Err(STRANGE),
+        }
+    }
+
+    /// The next entry's id in a stream, whose first part is its revision.
+    pub(super) fn revision(&mut self) -> Result<u64, Failure> {
+        let id = self.bytes()?;
+        number(id.strip_suffix(b"-0").ok_or(STRANGE)?)
+    }
+}
+
+fn number(bytes: &[u8]) -> Result<u64, Failure> {
+    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or(STRANGE)
+}

@@ -1,0 +1,34 @@
+-- Reads the log behind a revision, and proves where it ends. Without `no-writes` Redis treats this
+-- as a write, though it writes nothing: refused by replicas, and by a primary that lacks its own.
+-- Only the fence is declared: Redis asks for the right to write every declared key, and a sidecar
+-- may write no other.
+--
+-- KEYS: fence. ARGV: meta, log, revision, most entries, most bytes.
+-- Answers {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, id, body, head, ...};
+-- the first entry is the one at the revision asked for, where the log still has it.
+
+local meta, log = ARGV[1], ARGV[2]
+local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted')
+if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
+local time = redis.call('TIME')
+local answer = {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2]}
+local rev, from = tonumber(known[2]), tonumber(ARGV[3])
+if from >= rev then return answer end
+-- The entry at `from` comes beside those asked for.
+local entries, bytes = tonumber(ARGV[4]) + 1, tonumber(ARGV[5])
+local to = string.format('%.0f', rev)
+while from <= rev and entries > 0 and bytes > 0 do
+  local page = redis.call('XRANGE', log, string.format('%.0f', from), to,
+    'COUNT', math.min(256, entries))
+  for _, entry in ipairs(page) do
+    local body = entry[2][4]
+    answer[#answer + 1] = entry[1]
+    answer[#answer + 1] = body
+    answer[#answer + 1] = entry[2][6]
+    entries, bytes = entries - 1, bytes - #body
+    if bytes <= 0 then break end
+  end
+  if #page == 0 then break end
+  from = tonumber(string.match(page[#page][1], '^%d+')) + 1
+end
+return answer

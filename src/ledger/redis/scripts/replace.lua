@@ -1,0 +1,17 @@
+-- Replaces history entries that have outlived their time by their digests, each only where it is
+-- still what was read.
+--
+-- KEYS: meta, a bucket's histories. ARGV: epoch, then field, old value and new value of each.
+-- Answers how many were replaced.
+
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end
+if epoch ~= ARGV[1] then return redis.error_reply('BADEPOCH another ledger is there') end
+local replaced = 0
+for n = 2, #ARGV, 3 do
+  if redis.call('HGET', KEYS[2], ARGV[n]) == ARGV[n + 1] then
+    redis.call('HSET', KEYS[2], ARGV[n], ARGV[n + 2])
+    replaced = replaced + 1
+  end
+end
+return replaced

@@ -1,0 +1,104 @@
+//! What a recorder gives back: a failover may lose what was acknowledged, and a denial that the
+//! ledger has lost is one that nobody else may know of.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{MAX_EVENTS, Recorder, Refusal, Submission};
+use crate::clock;
+use crate::consent::event::Event;
+use crate::consent::record::HistoryEntry;
+
+/// For how long a recorder can give back what it acknowledged.
+const KEPT: Duration = Duration::from_mins(10);
+
+/// How many denials are kept to be given back; the oldest go first. At about 300 bytes each.
+const MAX_KEPT: usize = 200_000;
+
+/// How long to wait before another try to give back.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The denials that were acknowledged of late, oldest first, and when.
+#[derive(Clone, Default)]
+pub(super) struct Acknowledged(Arc<Mutex<VecDeque<(Duration, HistoryEntry)>>>);
+
+impl Acknowledged {
+    /// Keeps denials that are acknowledged now.
+    pub(super) fn keep(&self, denials: Vec<HistoryEntry>) {
+        if denials.is_empty() {
+            return;
+        }
+        let now = clock::boot();
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(denials.into_iter().map(|denial| (now, denial)));
+        while kept.front().is_some_and(|(at, _)| now.saturating_sub(*at) > KEPT)
+            || kept.len() > MAX_KEPT
+        {
+            kept.pop_front();
+        }
+    }
+
+    /// All that may still be given back.
+    fn all(&self) -> Vec<HistoryEntry> {
+        let now = clock::boot();
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = kept.iter().filter(|(at, _)| now.saturating_sub(*at) <= KEPT);
+        young.map(|(_, denial)| denial.clone()).collect()
+    }
+}
+
+impl Recorder {
+    /// Records the denials of the last ten minutes again whenever the ledger was seen to have lost
+    /// changes. What it still has changes nothing; the rest is as when it was first recorded.
+    pub async fn give_back(&self, mut losses: watch::Receiver<u64>) {
+        while losses.changed().await.is_ok() {
+            losses.mark_unchanged();
+            let mut waiting = self.acknowledged.all();
+            let all = waiting.len();
+            let mut returned = 0_usize;
+            while !waiting.is_empty() {
+                let rest = waiting.split_off(waiting.len().min(MAX_EVENTS));
+                let submissions: Vec<_> = waiting.iter().map(again).collect();
+                let results = self.record(&submissions).await;
+                let failed = results.iter().any(is_unknown);
+                let changed = results.iter().flatten().filter(|outcome| outcome.applied).count();
+                returned = returned.saturating_add(changed);
+                if failed {
+                    // As a whole: what was recorded the first time changes nothing now.
+                    waiting.extend(rest);
+                    tokio::time::sleep(PAUSE).await;
+                    let young = self.acknowledged.all();
+                    waiting.retain(|denial| young.contains(denial));
+                } else {
+                    waiting = rest;
+                }
+            }
+            self.metrics.gave_back(returned);
+            if returned > 0 {
+                warn!(denials = returned, "the ledger had lost denials: they are recorded again");
+            } else {
+                info!(denials = all, "the ledger has all denials that were recorded here of late");
+            }
+        }
+    }
+}
+
+/// What happened, to be recorded as it was the first time.
+fn again(denial: &HistoryEntry) -> Submission {
+    let event = Event {
+        user_id: denial.user_id.clone(),
+        business_id: denial.business_id.clone(),
+        time: Some(denial.time),
+        what: denial.what.clone(),
+    };
+    Submission { event, request_id: String::new() }
+}
+
+/// Whether an event may not be durable, so that it is tried again.
+fn is_unknown(result: &super::Recorded) -> bool {
+    matches!(result, Err(Refusal::Ledger(_) | Refusal::Contended))
+}

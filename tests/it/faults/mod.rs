@@ -1,0 +1,17 @@
+//! Faults of Redis, of the network and of the sidecar itself, and what must happen then: the table
+//! in replication.md, row by row, with real processes. Each row's test is named after it.
+
+pub mod checker;
+mod checker_tests;
+mod entries;
+pub mod history;
+pub mod load;
+mod losses;
+mod messages;
+mod outages;
+pub mod proxy;
+mod proxy_tests;
+pub mod redis;
+mod refusals;
+pub mod resp;
+mod stage;

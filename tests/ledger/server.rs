@@ -1,0 +1,122 @@
+//! A Redis of a test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use consentd::ledger::{Target, TargetOptions, create};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::PATIENCE;
+
+/// Few, so that pairs share them.
+pub(super) const BUCKETS: u32 = 16;
+
+/// A redis-server on a socket in a folder; killed with this value.
+pub(super) struct Server {
+    child: Child,
+    pub(super) socket: PathBuf,
+}
+
+impl Server {
+    /// Starts it there, with settings beyond the usual.
+    pub(super) fn start(folder: &Path, settings: &[&str]) -> Self {
+        let socket = folder.join("redis.sock");
+        let mut command = Command::new("redis-server");
+        command.arg("--port").arg("0").arg("--unixsocket").arg(&socket).arg("--dir").arg(folder);
+        command.args(["--save", ""]).args(settings);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let child = child.expect("tests need redis-server: install Redis 7 or later");
+        let server = Self { child, socket };
+        let begun = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "redis-server does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    pub(super) fn target(&self) -> Target {
+        self.target_as(TargetOptions::default())
+    }
+
+    pub(super) fn target_as(&self, options: TargetOptions) -> Target {
+        Target::new(&format!("redis+unix://{}", self.socket.display()), options).unwrap()
+    }
+
+    /// Makes a ledger in it.
+    pub(super) fn create(&self) {
+        let target = self.target();
+        // On a thread of its own: whoever asks may be in a runtime.
+        let made = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(create(target, BUCKETS)).unwrap()
+        });
+        made.join().unwrap();
+    }
+
+    /// What redis-rs' own client says to it, beside any ledger.
+    pub(super) async fn client(&self) -> redis::aio::MultiplexedConnection {
+        let url = format!("redis+unix://{}", self.socket.display());
+        let client = redis::Client::open(url).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Sends it a signal, by its number.
+    pub(super) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Passes connections on to a socket; closes the first on which a script that writes is answered,
+/// before the answer, and once whoever is told of it says so.
+pub(super) async fn lossy(
+    listener: UnixListener,
+    to: PathBuf,
+    losing: mpsc::Sender<oneshot::Sender<()>>,
+) {
+    let lost = Arc::new(AtomicBool::new(false));
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = UnixStream::connect(&to).await.unwrap();
+        let (lost, losing) = (Arc::clone(&lost), losing.clone());
+        tokio::spawn(async move {
+            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+            let mut writes = false;
+            loop {
+                tokio::select! {
+                    length = client.read(&mut asked) => {
+                        let Ok(length @ 1..) = length else { return };
+                        writes |= asked[..length].windows(9).any(|part| part == b"EVALSHA\r\n");
+                        if server.write_all(&asked[..length]).await.is_err() { return }
+                    }
+                    length = server.read(&mut answered) => {
+                        let Ok(length @ 1..) = length else { return };
+                        let ours = &answered[..length];
+                        let is_outcome = writes && ours.starts_with(b"*2\r\n:");
+                        if is_outcome && !lost.swap(true, Ordering::SeqCst) {
+                            let (go_on, told) = oneshot::channel();
+                            losing.send(go_on).await.unwrap();
+                            return told.await.unwrap();
+                        }
+                        if client.write_all(ours).await.is_err() { return }
+                    }
+                }
+            }
+        });
+    }
+}
