@@ -1,132 +1,170 @@
-use std::collections::HashMap;
+//! What the simulation in `tests/` is too blunt for: single steps, and bounds that take thousands.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::apply::{Applier, Done};
 use super::machine::{Action, Cause, Event, Machine, pieces};
 use crate::clock::Moment;
-use crate::consent::id::Key;
+use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{Record, Revision};
+use crate::consent::scope::{Category, Scope};
+use crate::consent::state::{Effect, State, Word};
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Announcement, Bucket, LogBody, LogEntry, LogHead, Page, Position, Tail, UnreadableEntry,
+    Announcement, Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry,
+    bucket_of,
 };
+use crate::table::{Table, Validity};
 
-/// A ledger that is a list: what the machine is told comes from it, or from what a fault makes
-/// of it.
+const BUCKETS: u32 = 2;
+
+/// A ledger that is a list.
+#[derive(Clone)]
 struct Model {
-    epoch: [u8; 16],
+    epoch: u8,
+    secret: u8,
+    accepted: u64,
+    seconds: u64,
     log: Vec<LogEntry>,
 }
 
-fn moment(seconds: u64) -> Moment {
-    let boot = std::time::Duration::from_secs(seconds);
-    Moment { boot, wall: Timestamp::MIN.plus(boot) }
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::MIN.plus(Duration::from_secs(seconds))
 }
 
-fn key(n: u8) -> Key {
-    Key::from_bytes([n; 16])
+fn moment(seconds: u64) -> Moment {
+    Moment { boot: Duration::from_secs(seconds), wall: at(seconds) }
+}
+
+fn user(n: usize) -> String {
+    format!("155500{n:04}")
+}
+
+fn effect(denies: bool, seconds: u64) -> Effect {
+    let time = at(seconds);
+    let word = if denies { Word::opt_out(time) } else { Word::opt_in(time, None) };
+    Effect::Word(Scope::parse("marketing").unwrap(), word)
 }
 
 impl Model {
-    fn new() -> Self {
-        Self { epoch: [1; 16], log: Vec::new() }
+    /// A ledger of so many users, all of whom opted in.
+    fn new(users: usize) -> Self {
+        let mut model = Self { epoch: 1, secret: 1, accepted: 0, seconds: 10, log: Vec::new() };
+        for n in 0..users {
+            model.append(n, false, 1);
+        }
+        model
+    }
+
+    fn key(&self, n: usize) -> Key {
+        KeySecret::new(&[self.secret; 16]).read(&user(n), "shop").unwrap()
     }
 
     fn end(&self) -> Position {
         let head = self.log.last().map_or([0; 20], |entry| entry.head);
         let revision = u64::try_from(self.log.len()).unwrap();
-        Position { epoch: self.epoch, revision, head }
+        Position { epoch: [self.epoch; 16], revision, head }
     }
 
-    /// Appends a change of pair `n`; `content` makes its hash.
-    fn append(&mut self, n: u8, content: u8) -> LogEntry {
-        let end = self.end();
-        let mut head: LogHead = [content; 20];
-        head[0] = u8::try_from(end.revision + 1).unwrap();
-        head[1] = end.head[2].wrapping_add(content);
-        let record = Record { history_len: end.revision + 1, ..Record::default() };
-        let body = LogBody {
-            key: key(n),
-            user_id: String::new(),
-            business_id: String::new(),
-            record: Ok(record),
-            record_time: Timestamp::MIN,
-        };
-        let entry =
-            LogEntry { revision: end.revision + 1, previous: end.head, head, body: Ok(body) };
+    fn state(&self, key: Key) -> Option<State> {
+        let bodies = self.log.iter().rev().filter_map(|entry| entry.body.as_ref().ok());
+        let mut bodies = bodies.filter(|body| body.key == key);
+        Some(bodies.next()?.record.clone().unwrap().state)
+    }
+
+    /// Records an opt-in or an opt-out; its time makes the hash.
+    fn append(&mut self, n: usize, denies: bool, seconds: u64) -> LogEntry {
+        let (end, key) = (self.end(), self.key(n));
+        let mut state = self.state(key).unwrap_or_default();
+        state.apply(&effect(denies, seconds)).unwrap();
+        let mut head = end.head;
+        for byte in &mut head {
+            *byte = byte.wrapping_mul(31).wrapping_add(u8::try_from(seconds % 251).unwrap() + 1);
+        }
+        let record = Ok(Record { state, ..Record::default() });
+        let (user_id, business_id) = (user(n), "shop".to_owned());
+        let body = Ok(LogBody { key, user_id, business_id, record, record_time: at(seconds) });
+        let entry = LogEntry { revision: end.revision + 1, previous: end.head, head, body };
         self.log.push(entry.clone());
         entry
     }
 
     fn page(&self, after: Revision) -> Page {
         let entries = self.log.iter().filter(|entry| entry.revision > after).cloned().collect();
-        Page { end: self.end(), clock: Timestamp::MIN, tail: Tail::Entries(entries) }
+        let secret = KeySecret::new(&[self.secret; 16]);
+        Page {
+            identity: Arc::new(Identity { epoch: [self.epoch; 16], secret, buckets: BUCKETS }),
+            end: self.end(),
+            accepted: self.accepted,
+            clock: at(self.seconds),
+            tail: Tail::Entries(entries),
+        }
     }
 
-    /// The latest record of every pair.
-    fn pairs(&self) -> HashMap<Key, Record> {
-        let bodies = self.log.iter().map(|entry| entry.body.clone().unwrap());
-        bodies.map(|body| (body.key, body.record.unwrap())).collect()
+    fn bucket(&self, number: u32) -> Bucket {
+        let mut keys: Vec<_> =
+            self.log.iter().map(|entry| entry.body.as_ref().unwrap().key).collect();
+        keys.sort();
+        keys.dedup();
+        let pairs = keys.into_iter().filter(|key| bucket_of(*key, BUCKETS) == number);
+        let record = |key| Record { state: self.state(key).unwrap(), ..Record::default() };
+        let pairs = pairs.map(|key| (key, Ok(record(key)))).collect();
+        Bucket { number, label: self.end(), pairs }
     }
 
     fn announce(&self, entries: &[LogEntry]) -> Event {
-        Event::Announced(Announcement { epoch: self.epoch, entries: entries.into() })
+        Event::Announced(Announcement { epoch: [self.epoch; 16], entries: entries.into() })
     }
 }
 
 /// A machine and the table that it makes.
 struct Follower {
     machine: Machine,
-    pairs: HashMap<Key, Record>,
-    valid: bool,
-    proven: Option<Moment>,
+    applier: Applier,
+    table: Table,
     causes: Vec<Cause>,
+    done: Vec<Done>,
     repairs: usize,
-    wants: Vec<Action>,
+    polls: usize,
+    buckets: Vec<u32>,
 }
 
 impl Follower {
-    fn new() -> Self {
+    fn new(most: usize) -> Self {
+        let (table, writer) = crate::table::new();
         let (machine, actions) = Machine::new();
         let mut follower = Self {
             machine,
-            pairs: HashMap::new(),
-            valid: false,
-            proven: None,
+            applier: Applier::new(writer, most),
+            table,
             causes: Vec::new(),
+            done: Vec::new(),
             repairs: 0,
-            wants: Vec::new(),
+            polls: 0,
+            buckets: Vec::new(),
         };
         follower.perform(actions);
         follower
     }
 
     fn live(model: &Model) -> Self {
-        let mut follower = Self::new();
-        follower.serve(model, 1);
-        assert!(follower.valid && follower.proven == Some(moment(1)));
-        assert_eq!(follower.pairs, model.pairs());
+        let mut follower = Self::new(100);
+        follower.serve(model);
+        assert!(follower.is_valid());
         follower
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
-            match action {
-                Action::Clear => {
-                    assert!(!self.valid, "a valid table is never emptied");
-                    self.pairs.clear();
-                }
-                Action::Apply(key, record) => {
-                    self.pairs.insert(key, *record.unwrap());
-                }
-                Action::Applied(..) => {}
-                Action::Prove(asked, _) => self.proven = self.proven.max_by_boot(asked),
-                Action::Validate => self.valid = true,
-                Action::Invalidate(cause) => {
-                    self.valid = false;
-                    self.causes.push(cause);
-                }
+            match &action {
+                Action::Poll => self.polls += 1,
+                Action::ReadBucket(number) => self.buckets.push(*number),
                 Action::GapRepaired => self.repairs += 1,
-                Action::Poll(_) | Action::ReadBucket(_) => self.wants.push(action),
+                Action::Invalidate(cause) => self.causes.push(*cause),
+                _ => {}
             }
+            self.done.push(self.applier.perform(&action));
         }
     }
 
@@ -135,207 +173,342 @@ impl Follower {
         self.perform(actions);
     }
 
-    /// Answers what the machine wants from the model, until it wants nothing.
-    fn serve(&mut self, model: &Model, seconds: u64) {
+    fn page(&mut self, page: Page, after: Revision, seconds: u64) {
+        self.polls = 0;
+        let attempt = self.machine.attempt();
+        self.on(Event::Page { attempt, asked: moment(seconds), after, page });
+    }
+
+    fn poll(&mut self, model: &Model, seconds: u64) {
+        let after = self.machine.applied();
+        self.page(model.page(after), after, seconds);
+    }
+
+    fn bucket(&mut self, bucket: Bucket, seconds: u64) {
+        let attempt = self.machine.attempt();
+        self.on(Event::Bucket { attempt, arrived: moment(seconds), bucket });
+    }
+
+    /// Answers what is wanted until nothing is.
+    fn serve(&mut self, model: &Model) {
         for _ in 0..100 {
-            let Some(want) = self.wants.pop() else { return };
-            match want {
-                Action::Poll(after) => {
-                    let page = model.page(after);
-                    self.on(Event::Page { asked: moment(seconds), after, page });
-                }
-                Action::ReadBucket(after) => {
-                    let mut pairs: Vec<_> =
-                        model.pairs().into_iter().filter(|(key, _)| Some(*key) > after).collect();
-                    pairs.sort_by_key(|(key, _)| *key);
-                    pairs.truncate(2);
-                    let pairs = pairs.into_iter().map(|(key, record)| (key, Ok(record))).collect();
-                    self.on(Event::Bucket(Bucket { label: model.end(), pairs }));
-                }
-                _ => unreachable!("only these are kept"),
+            if let Some(number) = self.buckets.pop() {
+                self.bucket(model.bucket(number), model.seconds);
+            } else if self.polls > 0 {
+                self.poll(model, model.seconds);
+            } else {
+                return;
             }
         }
         panic!("it wants for ever");
     }
 
-    fn poll(&mut self, model: &Model, seconds: u64) {
-        self.wants.push(Action::Poll(self.machine.applied()));
-        self.serve(model, seconds);
+    fn is_valid(&self) -> bool {
+        self.table.freshness().validity == Validity::Valid
     }
-}
 
-trait MaxByBoot {
-    fn max_by_boot(self, other: Moment) -> Option<Moment>;
-}
-
-impl MaxByBoot for Option<Moment> {
-    fn max_by_boot(self, other: Moment) -> Option<Moment> {
-        Some(self.filter(|known| known.boot > other.boot).unwrap_or(other))
+    fn staleness(&self, seconds: u64) -> u64 {
+        self.table.freshness().staleness(moment(seconds)).as_secs()
     }
-}
 
-fn model(changes: u8) -> Model {
-    let mut model = Model::new();
-    for n in 0..changes {
-        model.append(n % 5, n);
+    /// Whether marketing to the user is denied by an opt-out.
+    fn denies(&self, n: usize) -> bool {
+        use crate::consent::facts::Standing;
+        let pair = self.table.pair(&user(n), "shop").unwrap();
+        let facts = self.table.facts(pair, Category::parse("marketing").unwrap()).0.unwrap();
+        matches!(facts.standing, Standing::OptedOut | Standing::OptedOutAll { .. })
     }
-    model
+
+    fn mismatches(&self) -> Vec<usize> {
+        let found = self.done.iter().filter_map(|done| match done {
+            Done::Compared { mismatches } => Some(*mismatches),
+            _ => None,
+        });
+        found.collect()
+    }
 }
 
 #[test]
 fn it_loads_and_then_follows_announcements() {
-    let mut model = model(12);
+    let mut model = Model::new(5);
     let mut follower = Follower::live(&model);
-    let entry = model.append(3, 7);
+    let entry = model.append(3, true, 20);
     follower.on(model.announce(std::slice::from_ref(&entry)));
-    assert_eq!(follower.pairs, model.pairs());
+    assert!(follower.denies(3) && !follower.denies(2));
     follower.on(model.announce(&[entry]));
-    assert!(follower.wants.is_empty(), "a duplicate is ignored");
-    assert_eq!(follower.causes, [Cause::Start]);
-}
-
-#[test]
-fn an_empty_ledger_is_live_at_once() {
-    Follower::live(&Model::new());
-}
-
-#[test]
-fn what_is_appended_while_it_loads_is_not_missed() {
-    let mut model = model(6);
-    let mut follower = Follower::new();
-    // The first poll, then a bucket before and one after a change of an old and of a new pair.
-    let Some(Action::Poll(after)) = follower.wants.pop() else { panic!("it polls first") };
-    follower.on(Event::Page { asked: moment(1), after, page: model.page(after) });
-    model.append(0, 50);
-    model.append(9, 51);
-    follower.serve(&model, 2);
-    assert!(follower.valid);
-    assert_eq!(follower.pairs, model.pairs());
+    assert_eq!((follower.polls, follower.causes.as_slice()), (0, [Cause::Start].as_slice()));
+    let empty = Follower::live(&Model::new(0));
+    assert_eq!(empty.table.pairs(), 0);
 }
 
 #[test]
 fn a_lost_announcement_is_repaired_and_later_ones_are_held() {
-    let mut model = model(3);
+    let mut model = Model::new(3);
     let mut follower = Follower::live(&model);
-    let _lost = model.append(0, 20);
-    let next = model.append(1, 21);
-    let page = model.page(follower.machine.applied());
-    let newest = model.append(2, 22);
+    model.append(0, true, 20);
+    let next = model.append(1, true, 21);
+    let page = model.page(3);
+    let newest = model.append(2, true, 22);
     follower.on(model.announce(&[next]));
     follower.on(model.announce(&[newest]));
-    assert_eq!(follower.machine.applied(), 3, "nothing past a gap is applied");
-    assert!(follower.wants.contains(&Action::Poll(3)));
-    // The page was made before the newest change: what was held closes the rest.
-    follower.wants.clear();
-    follower.on(Event::Page { asked: moment(2), after: 3, page });
-    assert_eq!(follower.machine.applied(), 6);
-    assert_eq!((follower.pairs.clone(), follower.repairs), (model.pairs(), 1));
-    assert_eq!(follower.proven, Some(moment(2)));
-}
-
-#[test]
-fn a_claim_is_satisfied_by_more_than_it_claims() {
-    let mut model = model(3);
-    let mut follower = Follower::live(&model);
-    let page = model.page(3);
-    let entry = model.append(1, 30);
-    follower.on(model.announce(&[entry]));
-    follower.on(Event::Page { asked: moment(5), after: 3, page });
-    assert_eq!(follower.proven, Some(moment(5)), "steady writes must not starve the proof");
+    assert_eq!((follower.machine.applied(), follower.polls), (3, 2), "nothing past a gap");
+    follower.page(page, 3, 30);
+    assert_eq!((follower.machine.applied(), follower.repairs), (6, 1));
+    assert_eq!(follower.staleness(30), 0, "more than it claims satisfies a claim");
 }
 
 #[test]
 fn a_part_of_a_page_proves_nothing_until_the_rest_is_there() {
-    let mut model = model(1);
+    let mut model = Model::new(1);
     let mut follower = Follower::live(&model);
-    for n in 0..4 {
-        model.append(n, 40 + n);
+    for seconds in 20..24 {
+        model.append(0, true, seconds);
     }
     let mut page = model.page(1);
     let Tail::Entries(entries) = &mut page.tail else { unreachable!() };
     entries.truncate(2);
-    follower.on(Event::Page { asked: moment(3), after: 1, page });
-    assert_eq!(follower.proven, Some(moment(1)));
-    assert_eq!(follower.wants, [Action::Poll(3)], "the next page follows at once");
-    follower.serve(&model, 4);
-    assert_eq!(follower.proven, Some(moment(4)));
-    assert_eq!(follower.pairs, model.pairs());
+    follower.page(page, 1, 30);
+    assert_eq!((follower.staleness(30), follower.polls), (20, 1), "the next page follows at once");
+    follower.poll(&model, 31);
+    assert_eq!(follower.staleness(31), 0);
 }
 
 #[test]
-fn another_epoch_a_fork_and_a_trimmed_log_are_told_and_read_anew() {
+fn every_loss_has_its_cause_and_is_read_anew() {
     type Change = fn(&mut Model);
     let changes: [(Cause, Change); 4] = [
-        (Cause::Epoch, |model| model.epoch = [2; 16]),
+        (Cause::Epoch, |model| model.epoch = 2),
         (Cause::Fork, |model| {
-            model.log.truncate(4);
-            model.append(1, 99);
-            model.append(2, 98);
-            model.append(3, 97);
+            model.log.truncate(3);
+            (40..44).for_each(|seconds| drop(model.append(1, false, seconds)));
         }),
         (Cause::Fork, |model| model.log.truncate(3)),
-        (Cause::Trimmed, |model| {
-            model.append(1, 60);
-            model.log[5].body = Err(UnreadableEntry);
-        }),
+        (Cause::Accepted, |model| model.accepted = 1),
     ];
-    for (index, (cause, change)) in changes.into_iter().enumerate() {
-        let mut model = model(5);
+    for (cause, change) in changes {
+        let mut model = Model::new(5);
         let mut follower = Follower::live(&model);
         change(&mut model);
-        let expected = if index == 3 { Cause::Unreadable } else { cause };
-        follower.wants.push(Action::Poll(5));
-        let Some(Action::Poll(after)) = follower.wants.pop() else { unreachable!() };
-        follower.on(Event::Page { asked: moment(2), after, page: model.page(after) });
-        assert!(!follower.valid, "{cause:?}");
-        assert_eq!(follower.causes, [Cause::Start, expected]);
-        if index == 3 {
-            follower.poll(&model, 3);
-            assert!(!follower.valid, "an unreadable entry is never skipped");
-        } else {
-            follower.serve(&model, 3);
-            assert!(follower.valid);
-            assert_eq!(follower.pairs, model.pairs());
-        }
+        follower.poll(&model, 50);
+        assert!(!follower.is_valid(), "{cause:?}");
+        assert_eq!(follower.causes, [Cause::Start, cause]);
+        follower.serve(&model);
+        assert!(follower.is_valid(), "{cause:?}");
+        assert_eq!(follower.machine.position(), model.end());
     }
-    let model = model(5);
+    let model = Model::new(5);
     let mut follower = Follower::live(&model);
-    let page = Page { tail: Tail::Trimmed, ..model.page(5) };
-    follower.on(Event::Page { asked: moment(2), after: 5, page });
+    follower.page(Page { tail: Tail::Trimmed, ..model.page(5) }, 5, 50);
     assert_eq!(follower.causes, [Cause::Start, Cause::Trimmed]);
 }
 
 #[test]
-fn a_forged_announcement_only_wakes_the_poll() {
-    let mut model = model(3);
+fn an_unreadable_entry_is_never_skipped() {
+    let mut model = Model::new(2);
     let mut follower = Follower::live(&model);
-    let mut forged = model.append(1, 70);
-    model.log.pop();
-    forged.previous = [9; 20];
-    follower.on(model.announce(&[forged]));
-    assert_eq!((follower.machine.applied(), follower.valid), (3, true));
-    follower.serve(&model, 2);
-    assert!(follower.valid, "the log does not know of it");
-    assert_eq!(follower.pairs, model.pairs());
-    let foreign = Announcement { epoch: [7; 16], entries: Vec::new().into() };
-    follower.on(Event::Announced(foreign));
-    assert_eq!(follower.wants, [Action::Poll(3)]);
+    model.append(0, true, 20);
+    model.log[2].body = Err(UnreadableEntry);
+    for seconds in 30..33 {
+        follower.poll(&model, seconds);
+        assert!(!follower.is_valid());
+    }
+    assert_eq!(follower.causes, [Cause::Start, Cause::Unreadable]);
+    let other = Model { epoch: 2, ..Model::new(1) };
+    follower.poll(&other, 40);
+    follower.serve(&other);
+    assert!(follower.is_valid(), "another ledger is none of that one's business");
 }
 
 #[test]
-fn lost_announcements_wake_the_poll() {
-    let mut model = model(2);
+fn a_forged_announcement_only_wakes_the_poll() {
+    let mut model = Model::new(3);
     let mut follower = Follower::live(&model);
-    model.append(0, 80);
+    let mut forged = model.append(1, true, 70);
+    model.log.pop();
+    forged.previous = [9; 20];
+    follower.on(model.announce(&[forged]));
+    assert_eq!((follower.machine.applied(), follower.polls), (3, 1));
+    follower.serve(&model);
+    assert!(follower.is_valid() && !follower.denies(1));
+    assert_eq!(follower.machine.waiting(), [0; 3], "the log does not know of it");
+    let foreign = Announcement { epoch: [7; 16], entries: Vec::new().into() };
+    follower.on(Event::Announced(foreign));
     follower.on(Event::Missed);
-    follower.serve(&model, 2);
-    assert_eq!(follower.pairs, model.pairs());
+    assert_eq!(follower.polls, 2);
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut model = Model::new(1);
+    let mut follower = Follower::live(&model);
+    let announced: Vec<_> = (0..6_000).map(|n| model.append(0, n % 2 == 0, 20 + n)).collect();
+    for entry in &announced[1..] {
+        follower.on(model.announce(std::slice::from_ref(entry)));
+    }
+    assert_eq!(follower.machine.waiting()[0], 4_096);
+    for seconds in 0..100 {
+        let end = Position { revision: 7_000, ..model.end() };
+        let page = Page { end, tail: Tail::Entries(Vec::new()), ..model.page(0) };
+        // A page that ends far ahead, and brings one entry more.
+        let next = usize::try_from(follower.machine.applied()).unwrap();
+        let tail = Tail::Entries(vec![model.log[next].clone()]);
+        follower.page(Page { tail, ..page }, 1, seconds);
+        assert!(follower.machine.waiting()[1] <= 64);
+    }
+    follower.serve(&model);
+    assert_eq!(follower.machine.applied(), 6_001);
+}
+
+#[test]
+fn a_bucket_ahead_of_the_ledger_is_not_waited_for_and_one_of_a_dead_branch_is_read_again() {
+    let mut model = Model::new(8);
+    let mut dead = model.clone();
+    dead.append(0, true, 20);
+    let mut follower = Follower::new(100);
+    follower.poll(&model, 11);
+    assert_eq!(follower.buckets, [0, 1]);
+    follower.buckets.clear();
+    // Both were read from a server that had one more change, which was lost since.
+    for number in 0..BUCKETS {
+        follower.bucket(dead.bucket(number), 12);
+    }
+    follower.poll(&model, 12);
+    assert!(follower.buckets.is_empty(), "asked before they arrived: it may still come");
+    follower.poll(&model, 13);
+    assert_eq!(follower.buckets, [0, 1], "asked after they arrived: it never comes");
+    follower.serve(&model);
+    // The user's opt-out was seen in a bucket: it sticks, though that branch is none.
+    assert!(follower.is_valid() && follower.denies(0));
+    // The other way: a change takes the place of the lost one, with another hash.
+    let mut follower = Follower::new(100);
+    follower.poll(&model, 11);
+    follower.buckets.clear();
+    follower.bucket(dead.bucket(0), 12);
+    follower.bucket(dead.bucket(1), 12);
+    model.append(1, false, 21);
+    follower.poll(&model, 13);
+    assert_eq!(follower.buckets, [0, 1]);
+    follower.serve(&model);
+    assert_eq!(follower.machine.position(), model.end());
+}
+
+#[test]
+fn scrubs_compare_only_the_same_revision() {
+    let mut model = Model::new(8);
+    let mut follower = Follower::live(&model);
+    let n = (0..8).find(|n| bucket_of(model.key(*n), BUCKETS) == 0).unwrap();
+    let old = model.bucket(0);
+    let entry = model.append(n, true, 20);
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    follower.on(model.announce(&[entry]));
+    follower.bucket(old, 21);
+    assert!(follower.mismatches().is_empty(), "it was touched since it was read");
+    assert!(follower.denies(n));
+    // Read ahead of what is applied, and compared when that is reached.
+    let entry = model.append(n, true, 22);
+    follower.on(Event::ScrubDue);
+    follower.buckets.clear();
+    follower.bucket(model.bucket(0), 23);
+    assert_eq!((follower.mismatches(), follower.polls), (vec![], 1));
+    follower.on(model.announce(&[entry]));
+    assert_eq!(follower.mismatches(), [0]);
+}
+
+#[test]
+fn scrubs_mend_what_the_log_did_not_tell() {
+    let model = Model::new(8);
+    let mut follower = Follower::live(&model);
+    let mut bucket = model.bucket(0);
+    let (key, record) = bucket.pairs.pop().unwrap();
+    let n = (0..8).find(|n| model.key(*n) == key).unwrap();
+    let mut record = record.unwrap();
+    record.state.apply(&effect(true, 30)).unwrap();
+    bucket.pairs.push((key, Ok(record)));
+    for expected in [1, 0] {
+        follower.on(Event::ScrubDue);
+        let number = follower.buckets.pop().unwrap();
+        let read = if number == 0 { bucket.clone() } else { model.bucket(number) };
+        follower.bucket(read, 31);
+        assert_eq!(follower.mismatches().last(), Some(&expected));
+    }
+    assert!(follower.denies(n));
+    // The pair vanishes: a stranger in the table, which stays denied.
+    bucket.pairs.pop();
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    follower.bucket(bucket, 32);
+    assert_eq!(follower.mismatches().last(), Some(&1));
+    assert!(follower.denies(n) && follower.table.remembered() == 1);
+}
+
+#[test]
+fn too_much_that_is_lost_keeps_the_table_invalid_until_that_is_accepted() {
+    let mut model = Model::new(4);
+    (0..3).for_each(|n| drop(model.append(n, true, 20)));
+    let mut follower = Follower::new(2);
+    follower.serve(&model);
+    assert!(follower.is_valid());
+    model.log.truncate(4);
+    follower.poll(&model, 30);
+    follower.serve(&model);
+    assert!(!follower.is_valid() && follower.done.contains(&Done::Overflowed { sticky: 3 }));
+    // It is lost once more, and accepted before that was seen: that counts as well.
+    let backup = model.clone();
+    model.log.truncate(3);
+    model.accepted = 1;
+    follower.poll(&model, 40);
+    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
+    follower.serve(&model);
+    assert!(follower.is_valid() && !follower.denies(0));
+    // A backup from before the acceptance is a fork, and accepted by nobody.
+    model.append(3, true, 50);
+    model.append(3, true, 51);
+    follower.poll(&model, 52);
+    assert!(follower.denies(3));
+    let mut backup = backup;
+    (60..64).for_each(|seconds| drop(backup.append(0, false, seconds)));
+    follower.poll(&backup, 64);
+    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
+    follower.serve(&backup);
+    assert!(follower.is_valid() && follower.denies(3), "what was lost stays denied");
+}
+
+#[test]
+fn what_a_ledger_of_other_keys_denied_stays_denied_until_something_newer_is_said() {
+    let mut old = Model::new(4);
+    old.append(1, true, 5);
+    old.append(2, true, 5);
+    let mut follower = Follower::live(&old);
+    let mut new = Model { epoch: 2, secret: 2, seconds: 20, ..Model::new(0) };
+    new.append(2, false, 6);
+    follower.poll(&new, 20);
+    follower.serve(&new);
+    assert!(follower.is_valid() && follower.denies(1) && follower.denies(2));
+    assert_eq!(follower.table.remembered(), 2);
+    let entries = [new.append(1, false, 19), new.append(2, false, 21)];
+    follower.poll(&new, 30);
+    assert!(follower.denies(1), "older than the loss");
+    assert!(!follower.denies(2), "newer than the loss, though not than the last proof");
+    drop(entries);
+    // A second one of that kind cannot be remembered beside the first.
+    new.append(3, true, 31);
+    follower.poll(&new, 31);
+    let mut third = Model { epoch: 3, secret: 3, seconds: 40, ..Model::new(0) };
+    follower.poll(&third, 40);
+    follower.serve(&third);
+    assert!(follower.is_valid(), "nothing of the first is left to be remembered");
+    third.secret = 4;
+    third.epoch = 4;
+    follower.poll(&third, 50);
+    follower.serve(&third);
+    assert!(!follower.is_valid());
 }
 
 #[test]
 fn a_large_announcement_comes_in_pieces() {
-    let model = model(10);
-    let announcement = Announcement { epoch: model.epoch, entries: model.log.clone().into() };
+    let model = Model::new(10);
+    let announcement = Announcement { epoch: [1; 16], entries: model.log.clone().into() };
     let sizes: Vec<_> = pieces(&announcement, 4).map(|piece| piece.entries.len()).collect();
     assert_eq!(sizes, [4, 4, 2]);
 }
@@ -349,12 +522,20 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     let registry = prometheus::Registry::new();
     let metrics = crate::metrics::Metrics::new(registry.clone()).unwrap();
     let (_table, writer) = crate::table::new();
-    let bound = std::time::Duration::from_secs(5);
+    let bound = Duration::from_secs(5);
     let mut follower =
         super::Follower::new(Ledger::Embedded(ledger), writer, metrics.into(), bound);
-    for cause in [Cause::Start, Cause::Epoch, Cause::Fork, Cause::Trimmed, Cause::Unreadable] {
+    let causes = [
+        Cause::Start,
+        Cause::Epoch,
+        Cause::Fork,
+        Cause::Trimmed,
+        Cause::Unreadable,
+        Cause::Accepted,
+    ];
+    for cause in causes {
         assert!(crate::metrics::CAUSES.contains(&cause.label()), "{cause}");
-        follower.write(Action::Invalidate(cause));
+        follower.tell(&Action::Invalidate(cause), Done::Done);
     }
     let count = |name: &str| {
         let families = registry.gather();
@@ -362,5 +543,5 @@ fn every_cause_is_counted_and_a_fork_as_one() {
         family.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum::<f64>()
     };
     assert!((count("consent_forks_total") - 1.0).abs() < 0.1);
-    assert!((count("consent_resyncs_total") - 5.0).abs() < 0.1);
+    assert!((count("consent_resyncs_total") - 6.0).abs() < 0.1);
 }
