@@ -178,6 +178,8 @@ pub enum Appended {
     At(Revision),
     /// Another change came first: this is the pair now.
     Conflict(Result<Stored, UnreadableRecord>),
+    /// It failed, whatever came of the others: a ledger that is full still takes denials.
+    Failed(LedgerError),
 }
 
 /// Why a ledger did not do what it was asked to.

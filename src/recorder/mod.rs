@@ -316,6 +316,7 @@ fn settle(
                 pair.stored = stored;
                 again.push(pair);
             }
+            Appended::Failed(error) => fail(results, &[pair], &error.into()),
         }
     }
     again

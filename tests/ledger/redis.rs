@@ -183,9 +183,11 @@ async fn a_full_redis_takes_denials_and_refuses_the_rest() {
     let sure = Change { key: key(1), base: known.version, update: None };
     let appended = ledger.append(vec![sure]).await.unwrap();
     assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
-    // Of both, the denial is recorded, and the caller is told to try again.
+    // Of both, the denial is recorded, and each is told what came of it.
     let stop = change(key(4), &nothing(), [opt_out("letter")]);
-    assert_eq!(refused(ledger.append(vec![opting_in.clone(), stop]).await), RefusedBy::Full);
+    let appended = ledger.append(vec![opting_in.clone(), stop]).await.unwrap();
+    let [Appended::Failed(error), Appended::At(3)] = &appended[..] else { panic!("{appended:?}") };
+    assert_eq!(RefusedBy::of(error), Some(&RefusedBy::Full));
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, 3, "polls are answered");
     assert_eq!(read(ledger, key(4)).await.version.revision, 3);
     say(&server, &["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();

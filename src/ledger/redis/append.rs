@@ -78,15 +78,20 @@ impl Redis {
             answers.push(answered);
         }
         let mut appended = Vec::with_capacity(answers.len());
-        let mut failed = None;
         for answered in answers {
             // A driver that was dropped took the change with it.
-            match answered.await.unwrap_or(Err(LedgerError::Closed)) {
-                Ok(outcome) => appended.push(outcome),
-                Err(error) => failed = failed.or(Some(error)),
-            }
+            let outcome = answered.await.unwrap_or(Err(LedgerError::Closed));
+            appended.push(outcome.unwrap_or_else(Appended::Failed));
         }
-        failed.map_or(Ok(appended), Err)
+        // Where nothing was done to any of them, there is one answer.
+        let failure = |outcome: &Appended| match outcome {
+            Appended::Failed(error) => Some(error.clone()),
+            _ => None,
+        };
+        match appended.first().and_then(failure) {
+            Some(error) if appended.iter().all(|outcome| failure(outcome).is_some()) => Err(error),
+            _ => Ok(appended),
+        }
     }
 }
 

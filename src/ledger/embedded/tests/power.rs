@@ -64,6 +64,7 @@ async fn write(
                         known.lock().unwrap().push(Acknowledged { revision, change });
                     }
                     Appended::Conflict(_) => keys.push(change.key),
+                    Appended::Failed(error) => return Err(error),
                 }
             }
         }
