@@ -127,7 +127,8 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     }
     message[..8].fill(0);
     let mut publisher = publisher.clone();
-    let _: u64 = redis::cmd("PUBLISH").arg("bare").arg(&message).query_async(&mut publisher).await.unwrap();
+    let _: u64 =
+        redis::cmd("PUBLISH").arg("bare").arg(&message).query_async(&mut publisher).await.unwrap();
     sorted(heard.await.unwrap())
 }
 
@@ -135,9 +136,8 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     let ledger = format!("redis://127.0.0.1:{}", server.port());
     let (code, _, said) = run(&["init", "--ledger", &ledger]);
     assert_eq!(code, 0, "{said}");
-    let serve = |flags: &[&str]| {
-        Sidecar::try_start_by(Command::new(BINARY), &ledger, flags, &[]).unwrap()
-    };
+    let serve =
+        |flags: &[&str]| Sidecar::try_start_by(Command::new(BINARY), &ledger, flags, &[]).unwrap();
     let recorder = serve(&["--record", "127.0.0.1:0"]);
     let other = serve(&[]);
     recorder.wait_until_live().await;

@@ -10,9 +10,7 @@ use tracing::warn;
 
 use crate::config::{LedgerAddress, Settings};
 use crate::follower::driver::period;
-use crate::ledger::{
-    Appender, Driver, Embedded, Ledger, Options, Redis, RefusedBy,
-};
+use crate::ledger::{Appender, Driver, Embedded, Ledger, Options, Redis, RefusedBy};
 
 /// How long a Redis may take, at the start, to show what is wrong with it. One that does not answer
 /// may come later.
@@ -56,7 +54,9 @@ async fn probe(ledger: &Redis) -> anyhow::Result<()> {
         bail!("--ledger: {error}");
     }
     if matches!(RefusedBy::of(&error), Some(RefusedBy::Missing)) {
-        warn!("there is no ledger yet: make one with `consentd init --ledger ...`; denying until then");
+        warn!(
+            "there is no ledger yet: make one with `consentd init --ledger ...`; denying until then"
+        );
     } else {
         warn!(cause = %error, "the ledger is not there yet: denying until it is");
     }

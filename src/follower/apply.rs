@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::machine::Action;
 use crate::consent::denied::Denied;
+use crate::consent::facts::Resolved;
 use crate::consent::id::Key;
 use crate::consent::record::Record;
 use crate::consent::state::State;
@@ -128,6 +129,7 @@ impl Applier {
         // A table that was being loaded is not whole: what was denied before it still counts.
         let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
         self.writer.each_denied(|key, denied| remember(&mut old, key, denied));
+        self.remember_unreadable(&mut old, |_| true);
         if forget {
             old.clear();
             self.dropped = false;
@@ -151,6 +153,23 @@ impl Applier {
         self.writer.begin(&identity.secret);
     }
 
+    /// Remembers what pairs were denied before their records could no longer be read: the table's
+    /// own entry of such a pair does not say.
+    fn remember_unreadable(
+        &self,
+        old: &mut HashMap<Key, Arc<Denied>>,
+        which: impl Fn(Key) -> bool,
+    ) {
+        for (key, state) in &self.sticky {
+            if which(*key)
+                && self.writer.is(*key, Err(UnreadablePair))
+                && let Some(denied) = Denied::of(&Resolved::of(state).profile)
+            {
+                remember(old, *key, &Arc::new(denied));
+            }
+        }
+    }
+
     fn load(&mut self, bucket: &Bucket) {
         for (key, record) in &bucket.pairs {
             self.apply(*key, record.as_ref(), self.seen);
@@ -166,6 +185,9 @@ impl Applier {
                 remember(old, key, denied);
             }
         });
+        let mut old = std::mem::take(&mut self.old);
+        self.remember_unreadable(&mut old, |key| bucket_of(key, buckets) == bucket);
+        self.old = old;
         for key in self.writer.take_out(|key| bucket_of(key, buckets) == bucket) {
             self.sticky.remove(&key);
         }

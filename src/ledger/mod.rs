@@ -20,9 +20,9 @@ use crate::consent::time::Timestamp;
 
 pub use embedded::{Appender, Embedded, OpenError};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, NotADurability, Options,
-    Persistence, Plan, Redis, RefusedBy, Target, TargetError, TargetOptions, Unfit, Warning,
-    WrongTarget, announcement, channel, create, plan,
+    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS,
+    NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Target, TargetError,
+    TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create, plan,
 };
 
 /// The most changes of one append.

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::append::Item;
 pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
+use self::dial::LinkError;
 pub use self::driver::Driver;
 pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
 use self::layout::{Names, PARTITION};
@@ -43,7 +44,6 @@ pub use self::layout::{announcement, channel};
 use self::link::Link;
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
-use self::dial::LinkError;
 use self::route::{Route, Timeouts};
 use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};

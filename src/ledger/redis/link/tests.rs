@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use self::servers::{Server, in_time};
 use super::*;
-use crate::ledger::redis::fitness::{self, Persistence, Fsync, Unfit, Warning};
+use crate::ledger::redis::fitness::{self, Fsync, Persistence, Unfit, Warning};
 use crate::ledger::redis::target::TargetOptions;
 
 fn link(url: &str, options: TargetOptions) -> Link {
@@ -18,7 +18,11 @@ fn link(url: &str, options: TargetOptions) -> Link {
 
 /// What a link says that cannot connect.
 async fn refusal(link: &Link) -> String {
-    link.connection().await.map(|connection| connection.address.to_string()).unwrap_err().to_string()
+    link.connection()
+        .await
+        .map(|connection| connection.address.to_string())
+        .unwrap_err()
+        .to_string()
 }
 
 async fn whoami(connection: &Connection) -> String {
