@@ -110,7 +110,10 @@ impl Applier {
             }
             Action::Compare(bucket) => {
                 let mismatches = self.compare(bucket);
-                return Done::Compared { mismatches };
+                // What a mismatch left to be remembered may be too much, as after a reload.
+                let judged = if self.changed { self.judge() } else { Done::Done };
+                let overflowed = matches!(judged, Done::Overflowed { .. });
+                return if overflowed { judged } else { Done::Compared { mismatches } };
             }
             Action::Applied(revision, _) => self.writer.applied(*revision),
             Action::Prove(asked, clock) => {
