@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::machine::Action;
 use crate::consent::denied::Denied;
+use crate::consent::facts::Resolved;
 use crate::consent::id::Key;
 use crate::consent::record::Record;
 use crate::consent::state::State;
@@ -109,7 +110,10 @@ impl Applier {
             }
             Action::Compare(bucket) => {
                 let mismatches = self.compare(bucket);
-                return Done::Compared { mismatches };
+                // What a mismatch left to be remembered may be too much, as after a reload.
+                let judged = if self.changed { self.judge() } else { Done::Done };
+                let overflowed = matches!(judged, Done::Overflowed { .. });
+                return if overflowed { judged } else { Done::Compared { mismatches } };
             }
             Action::Applied(revision, _) => self.writer.applied(*revision),
             Action::Prove(asked, clock) => {
@@ -128,6 +132,7 @@ impl Applier {
         // A table that was being loaded is not whole: what was denied before it still counts.
         let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
         self.writer.each_denied(|key, denied| remember(&mut old, key, denied));
+        self.remember_unreadable(&mut old, |_| true);
         if forget {
             old.clear();
             self.dropped = false;
@@ -151,6 +156,23 @@ impl Applier {
         self.writer.begin(&identity.secret);
     }
 
+    /// Remembers what pairs were denied before their records could no longer be read: the table's
+    /// own entry of such a pair does not say.
+    fn remember_unreadable(
+        &self,
+        old: &mut HashMap<Key, Arc<Denied>>,
+        which: impl Fn(Key) -> bool,
+    ) {
+        for (key, state) in &self.sticky {
+            if which(*key)
+                && self.writer.is(*key, Err(UnreadablePair))
+                && let Some(denied) = Denied::of(&Resolved::of(state).profile)
+            {
+                remember(old, *key, &Arc::new(denied));
+            }
+        }
+    }
+
     fn load(&mut self, bucket: &Bucket) {
         for (key, record) in &bucket.pairs {
             self.apply(*key, record.as_ref(), self.seen);
@@ -166,6 +188,9 @@ impl Applier {
                 remember(old, key, denied);
             }
         });
+        let mut old = std::mem::take(&mut self.old);
+        self.remember_unreadable(&mut old, |key| bucket_of(key, buckets) == bucket);
+        self.old = old;
         for key in self.writer.take_out(|key| bucket_of(key, buckets) == bucket) {
             self.sticky.remove(&key);
         }

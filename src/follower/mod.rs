@@ -11,7 +11,7 @@
 pub mod apply;
 pub mod driver;
 pub mod machine;
-#[cfg(any())]
+#[cfg(test)]
 mod tests;
 
 use std::pin::Pin;

@@ -498,10 +498,12 @@ fn what_a_ledger_of_other_keys_denied_stays_denied_until_something_newer_is_said
     follower.poll(&third, 40);
     follower.serve(&third);
     assert!(follower.is_valid(), "nothing of the first is left to be remembered");
-    third.secret = 4;
-    third.epoch = 4;
-    follower.poll(&third, 50);
-    follower.serve(&third);
+    third.append(0, true, 41);
+    follower.poll(&third, 41);
+    assert!(follower.denies(0) && follower.denies(3));
+    let fourth = Model { epoch: 4, secret: 4, seconds: 50, ..Model::new(0) };
+    follower.poll(&fourth, 50);
+    follower.serve(&fourth);
     assert!(!follower.is_valid());
 }
 
