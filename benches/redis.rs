@@ -75,7 +75,7 @@ async fn measure(pairs: u64) {
     let begun = Instant::now();
     create(target.clone(), BUCKETS).await.unwrap();
     println!("made in {:.2} s: {BUCKETS} buckets", begun.elapsed().as_secs_f64());
-    let client = redis::Client::open(url).unwrap();
+    let client = redis::Client::open(url.as_str()).unwrap();
     let mut client = client.get_multiplexed_async_connection().await.unwrap();
     let empty = memory(&mut client).await;
     let (ledger, driver) = Redis::new(target, Options::default());
@@ -104,6 +104,7 @@ async fn measure(pairs: u64) {
         each(full.saturating_sub(trimmed), log),
     );
     snapshot(&ledger, pairs).await;
+    sidecar(&url, &mut client).await;
     singles(&ledger, &secret, pairs).await;
     stop.cancel();
     driver.await.unwrap();
@@ -218,6 +219,55 @@ async fn singles(ledger: &Ledger, secret: &KeySecret, from: u64) {
         at(50),
         at(99),
     );
+}
+
+/// How long a sidecar takes until it answers, and how long another client of that Redis waits
+/// meanwhile.
+async fn sidecar(url: &str, client: &mut redis::aio::MultiplexedConnection) {
+    let _: () = redis::cmd("SET").arg("other").arg("value").query_async(client).await.unwrap();
+    let quiet = gets(client, || false, Duration::from_secs(2)).await;
+    let begun = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consentd"));
+    command.args(["serve", "--ledger", url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = std::io::BufReader::new(child.stderr.take().unwrap());
+    let loaded = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&loaded);
+    std::thread::spawn(move || {
+        use std::io::BufRead as _;
+        for line in log.lines().map_while(Result::ok) {
+            if line.contains("the table holds the ledger") {
+                told.store(u64::try_from(begun.elapsed().as_millis()).unwrap(), Ordering::Release);
+            }
+        }
+    });
+    let _child = Server(child);
+    let is_loaded = || loaded.load(Ordering::Acquire) > 0;
+    let meanwhile = gets(client, is_loaded, Duration::from_secs(60)).await;
+    println!(
+        "sidecar: {:.2} s from its start until it answers; a GET of another client meanwhile: \
+         {meanwhile}; before: {quiet}",
+        Duration::from_millis(loaded.load(Ordering::Acquire)).as_secs_f64(),
+    );
+}
+
+/// GETs, one after the other, until something is so; how long they took.
+async fn gets(
+    client: &mut redis::aio::MultiplexedConnection,
+    is_over: impl Fn() -> bool,
+    most: Duration,
+) -> String {
+    let begun = Instant::now();
+    let mut took = Vec::new();
+    while !is_over() && begun.elapsed() < most {
+        let begun = Instant::now();
+        let _: String = redis::cmd("GET").arg("other").query_async(client).await.unwrap();
+        took.push(begun.elapsed());
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    took.sort_unstable();
+    let at = |part: usize| took[(took.len() * part / 100).min(took.len() - 1)].as_micros();
+    format!("p50 {} us, p99 {} us, most {} us", at(50), at(99), at(100))
 }
 
 /// All pairs, bucket by bucket.
