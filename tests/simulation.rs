@@ -25,6 +25,7 @@
 //! cargo test --test simulation                                       # what CI runs
 //! CONSENTD_SEED=42 cargo test --test simulation                      # one history again
 //! CONSENTD_TRACE=1 CONSENTD_SEED=42 cargo test --test simulation -- --nocapture    # step by step
+//! CONSENTD_FROM=1000000 cargo test --test simulation                 # other histories
 //! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
 //! scripts/mutants                                                    # does it catch anything?
 //! ```
@@ -109,6 +110,7 @@ fn the_table_is_what_the_ledger_is() {
         return;
     }
     let wanted = number("CONSENTD_STEPS").unwrap_or(STEPS);
+    let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
     let regressions = include_str!("simulation/regressions.txt").lines();
     let regressions = regressions.filter_map(|line| line.split_whitespace().next()?.parse().ok());
     let regressions: Vec<u64> = regressions.collect();
@@ -122,7 +124,7 @@ fn the_table_is_what_the_ledger_is() {
                 while done.load(Ordering::Relaxed) < wanted && failed.lock().unwrap().is_none() {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let place = usize::try_from(index).unwrap();
-                    let fresh = || FIRST_SEED + index - u64::try_from(regressions.len()).unwrap();
+                    let fresh = || first + index - u64::try_from(regressions.len()).unwrap();
                     let seed = regressions.get(place).copied().unwrap_or_else(fresh);
                     match history(seed, &metrics) {
                         Ok(steps) => drop(done.fetch_add(steps, Ordering::Relaxed)),

@@ -287,7 +287,7 @@ impl World {
             if let Some(known) = known[category].get() {
                 return Ok(known);
             }
-            let allows = self.sidecar.allows(&name, category, moment)?;
+            let allows = self.sidecar.allows(name, category, moment)?;
             known[category].set(Some(allows));
             Ok(allows)
         };
@@ -456,7 +456,7 @@ impl World {
     /// A recorder was answered that this denial is durable.
     pub fn acknowledge(&mut self, number: usize, effect: Effect) {
         let at = self.time();
-        self.acks.acknowledged(crate::oracle::Ack { user: number, effect, at });
+        self.acks.acknowledged(number, crate::oracle::Ack { effect, at });
         let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
         let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
         self.after(bound + 2 * MILLI + jitter, Happening::Check(number));
