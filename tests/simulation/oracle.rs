@@ -39,6 +39,11 @@ fn is_word_denied(facts: &Facts) -> bool {
     )
 }
 
+/// Whether a record looks like one that was erased.
+fn is_tombstone(state: &State) -> bool {
+    state.scopes.is_empty() && state.suppression.is_some_and(|(_, set)| set)
+}
+
 /// The kinds of denial of a pair: by word on each category, inside WhatsApp, by suppression.
 const KINDS: usize = CATEGORIES.len() + 2;
 const PLATFORM: usize = CATEGORIES.len();
@@ -59,6 +64,9 @@ pub struct Guards {
     may: [bool; USERS],
     /// Whether something else than a fork was lost of the pair, at whatever time.
     vague: [bool; USERS],
+    /// Whether the keys have changed since the log named the user: until it does, what was denied
+    /// before cannot be lifted.
+    unnamed: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
     /// The latest clock that a ledger told; ledgers' clocks differ.
@@ -72,6 +80,7 @@ impl Default for Guards {
             guards: [[off; KINDS]; USERS],
             may: [false; USERS],
             vague: [false; USERS],
+            unnamed: [false; USERS],
             seen: Timestamp::MIN,
             latest: Timestamp::MIN,
         }
@@ -85,7 +94,7 @@ impl Guards {
     }
 
     /// The table is emptied, at that time by the ledger's clock.
-    pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool) {
+    pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool, other_keys: bool) {
         self.seen = self.seen.max(self.latest);
         if forgets {
             *self =
@@ -94,6 +103,7 @@ impl Guards {
         } else if !first {
             self.may = [true; USERS];
         }
+        self.unnamed = self.unnamed.map(|unnamed| !forgets && (unnamed || other_keys));
         for guard in self.guards.iter_mut().flatten() {
             guard.floor = guard.floor.max(clock);
         }
@@ -116,6 +126,13 @@ impl Guards {
                     _ => {}
                 }
             }
+        }
+    }
+
+    /// The log named a user: which of the pairs that other keys were made for it is, is known.
+    pub fn on_named(&mut self, name: &str) {
+        for number in (0..USERS).filter(|number| user(*number) == name) {
+            self.unnamed[number] = false;
         }
     }
 
@@ -153,6 +170,10 @@ impl Guards {
                 if !loose[number] {
                     self.compare(number, category, &facts, said)
                         .map_err(|why| Violation::new(2, format!("{}: {why}", about())))?;
+                }
+                if said.is_some_and(|said| is_tombstone(&said.state)) && facts.suppressed {
+                    // What an erased record denies it denies as a whole.
+                    self.guards[number][..SUPPRESSION].iter_mut().for_each(|it| it.on = false);
                 }
                 let denied = is_word_denied(&facts);
                 let theirs = said.and_then(|said| latest_word(&said.state, category));
@@ -210,7 +231,7 @@ impl Guards {
         if !same || less || !self.may[number] {
             return told();
         }
-        if self.vague[number] {
+        if self.vague[number] || self.unnamed[number] {
             return Ok(());
         }
         // What was said after the last loss was seen lifts whatever that left.

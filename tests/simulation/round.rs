@@ -78,8 +78,7 @@ impl World {
     fn is_proven_since(&self, since: u64) -> bool {
         let moment = self.moment();
         let staleness = self.sidecar.table.freshness().staleness(moment);
-        let known =
-            self.sidecar.accepted == Some((self.primary.end().epoch, self.primary.accepted));
+        let known = self.sidecar.knows(self.primary.end().epoch, self.primary.accepted);
         let since = Duration::from_micros(self.now - since);
         known && self.sidecar.is_live(moment) && staleness <= since
     }
@@ -96,7 +95,8 @@ impl World {
             if self.is_proven_since(healed) {
                 return Ok(());
             }
-            if self.sidecar.overflowed && !accepted {
+            let known = self.sidecar.knows(self.primary.end().epoch, self.primary.accepted);
+            if self.sidecar.overflowed && known && !accepted {
                 // As much was lost as needs an operator.
                 accepted = true;
                 self.primary.accepted += 1;

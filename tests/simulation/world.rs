@@ -155,7 +155,7 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, pairs);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let (sidecar, wanted) = Sidecar::start(plan.bound, plan.most_sticky, metrics, moment);
+        let (sidecar, wanted) = Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment);
         let faults = Faults::new(&mut random);
         let mut world = Self {
             random,
@@ -439,7 +439,8 @@ impl World {
         self.life += 1;
         let Plan { bound, most_sticky, .. } = self.plan;
         let moment = self.moment();
-        let (sidecar, wanted) = Sidecar::start(bound, most_sticky, &self.metrics, moment);
+        let (sidecar, wanted) =
+            Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment);
         self.sidecar = sidecar;
         self.frozen_until = 0;
         for (number, loose) in self.loose.into_iter().enumerate() {
