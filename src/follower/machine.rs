@@ -4,6 +4,7 @@
 //! proven only by an answer of the ledger to a question asked at that moment or later. Pub/sub,
 //! or whatever else announces changes, makes it fast; the log and its hashes make it right.
 
+mod cause;
 mod snapshot;
 mod trail;
 
@@ -11,6 +12,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+pub use self::cause::Cause;
 use self::snapshot::Snapshot;
 use self::trail::Trail;
 use crate::clock::Moment;
@@ -102,54 +104,6 @@ pub enum Action {
     ReadBucket(u32),
     /// A gap between announcements was filled from the log.
     GapRepaired,
-}
-
-/// Why a table is not, or no longer, valid.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Cause {
-    /// Nothing was loaded yet.
-    #[error("reading the ledger for the first time")]
-    Start,
-    /// The ledger is another one than before.
-    #[error("the ledger was replaced by another one; reading it anew")]
-    Epoch,
-    /// There is no ledger any more.
-    #[error(
-        "the ledger is gone, and with it what it held: bring it back from a backup, or make a new \
-         one with `consentd init`"
-    )]
-    Missing,
-    /// The ledger lost changes, or holds others in their place.
-    #[error("the ledger lost changes or holds others in their place; reading it anew")]
-    Fork,
-    /// The log no longer holds what comes next.
-    #[error("the ledger's log no longer holds what comes next; reading all of it")]
-    Trimmed,
-    /// An entry of the log cannot be read.
-    #[error(
-        "an entry of the ledger's log cannot be read: a newer consentd wrote it, or it is \
-             damaged"
-    )]
-    Unreadable,
-    /// An operator said that the ledger is right as it is.
-    #[error("an operator accepted the ledger as it is; reading it anew")]
-    Accepted,
-}
-
-impl Cause {
-    /// The cause as a metric's label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Epoch => "epoch",
-            Self::Missing => "missing",
-            Self::Fork => "fork",
-            Self::Trimmed => "trimmed",
-            Self::Unreadable => "unreadable",
-            Self::Accepted => "accepted",
-        }
-    }
 }
 
 /// A ledger's word that, at a moment, its log ended there.
@@ -282,14 +236,27 @@ impl Machine {
 
     fn on_page(&mut self, asked: Moment, after: Revision, page: Page) {
         match self.phase {
-            Phase::Dead if page.end.epoch == self.trail.end().epoch => {}
-            Phase::Dead => self.resync(Cause::Epoch),
+            Phase::Dead if page.end.epoch != self.trail.end().epoch => self.resync(Cause::Epoch),
+            Phase::Dead if self.is_gone(&page) => self.resync(Cause::Fork),
+            Phase::Dead => {}
             Phase::Starting => self.begin(&page),
             Phase::Loading(_) | Phase::Live => match self.follow(asked, after, page) {
                 Ok(()) => self.settle(),
                 Err(Broken(cause)) => self.resync(cause),
             },
         }
+    }
+
+    /// Whether the entry that could not be read was lost: the log ends before it, or holds another
+    /// in its place. Where it was trimmed, what it meant is in the records, and not to be skipped.
+    fn is_gone(&self, page: &Page) -> bool {
+        let applied = self.applied();
+        let next = |entry: &&LogEntry| entry.revision == applied.saturating_add(1);
+        let next = match &page.tail {
+            Tail::Entries(entries) => entries.iter().find(next),
+            Tail::Trimmed => None,
+        };
+        page.end.revision <= applied || next.is_some_and(|entry| entry.body.is_ok())
     }
 
     /// From here on the log is followed, and the snapshot read: its parts are no older than this.

@@ -1,0 +1,49 @@
+//! Why a table is not valid, in words and as a label.
+
+/// Why a table is not, or no longer, valid.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Cause {
+    /// Nothing was loaded yet.
+    #[error("reading the ledger for the first time")]
+    Start,
+    /// The ledger is another one than before.
+    #[error("the ledger was replaced by another one; reading it anew")]
+    Epoch,
+    /// There is no ledger any more.
+    #[error(
+        "the ledger is gone, and with it what it held: bring it back from a backup, or make a new \
+         one with `consentd init`"
+    )]
+    Missing,
+    /// The ledger lost changes, or holds others in their place.
+    #[error("the ledger lost changes or holds others in their place; reading it anew")]
+    Fork,
+    /// The log no longer holds what comes next.
+    #[error("the ledger's log no longer holds what comes next; reading all of it")]
+    Trimmed,
+    /// An entry of the log cannot be read.
+    #[error(
+        "an entry of the ledger's log cannot be read: a newer consentd wrote it, or it is \
+             damaged"
+    )]
+    Unreadable,
+    /// An operator said that the ledger is right as it is.
+    #[error("an operator accepted the ledger as it is; reading it anew")]
+    Accepted,
+}
+
+impl Cause {
+    /// The cause as a metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Epoch => "epoch",
+            Self::Missing => "missing",
+            Self::Fork => "fork",
+            Self::Trimmed => "trimmed",
+            Self::Unreadable => "unreadable",
+            Self::Accepted => "accepted",
+        }
+    }
+}
