@@ -136,6 +136,11 @@ impl Faults {
         }
         Self { kinds }
     }
+
+    /// Whether keys are written behind the log's back.
+    pub fn are_out_of_band(&self) -> bool {
+        self.kinds.contains(&Fault::OutOfBand)
+    }
 }
 
 impl World {
@@ -297,7 +302,8 @@ impl World {
         self.replica_lags = false;
         self.isolated = None;
         self.down_until = 0;
-        if self.unreadable_entry {
+        // One that is gone for good is known to a sidecar that met it, and to no other.
+        if self.unreadable_entry || self.primary.has_unreadable_entry() {
             self.flush();
             self.down_until = 0;
         }

@@ -129,6 +129,12 @@ impl Guards {
         }
     }
 
+    /// What was loaded is taken out again.
+    pub fn on_unload(&mut self) {
+        self.seen = self.seen.max(self.latest);
+        self.may = [true; USERS];
+    }
+
     /// The log named a user: which of the pairs that other keys were made for it is, is known.
     pub fn on_named(&mut self, name: &str) {
         for number in (0..USERS).filter(|number| user(*number) == name) {

@@ -147,6 +147,8 @@ impl Sidecar {
                 Task::Table(Action::Apply(body) | Action::Meet(body)) => {
                     self.guards.on_named(&body.user_id);
                 }
+                // Read on a branch that is none: what that denied is remembered, too.
+                Task::Table(Action::Unload(_)) => self.guards.on_unload(),
                 _ => {}
             }
         }

@@ -140,7 +140,7 @@ fn told(happening: &Happening) -> String {
 impl World {
     pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan {
+        let mut plan = Plan {
             bound: Duration::from_secs(random.pick(&[1, 5])),
             scrub_every: random.pick(&[50, 200, 1_000]) * MILLI,
             most_sticky: random.pick(&[100_000, 100_000, 100_000, 2]),
@@ -155,8 +155,11 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, pairs);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let (sidecar, wanted) = Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment);
         let faults = Faults::new(&mut random);
+        if faults.are_out_of_band() {
+            plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
+        }
+        let (sidecar, wanted) = Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment);
         let mut world = Self {
             random,
             now: 0,
