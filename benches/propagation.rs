@@ -1,6 +1,6 @@
-//! From the moment at which an opt-out is acknowledged by one sidecar to the moment at which
-//! another one, in another process, enforces it; and bare Redis beside it in the same run, from
-//! PUBLISH to its subscriber.
+//! From the moment at which an opt-out is acknowledged by one sidecar to the moment at which the
+//! table of another process holds it; to the answer of a check that is sent to a third process
+//! then; and bare Redis beside it in the same run, from PUBLISH to its subscriber.
 //!
 //! `cargo bench --bench propagation` writes 5,000 events a second for 20 seconds; `-- 1000 10`
 //! so many, for so long.
@@ -33,13 +33,18 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use consentd::follower::Follower;
 use consentd::grpc::pb;
+use consentd::ledger::{Ledger, Options, Target, TargetOptions};
+use consentd::metrics::Metrics;
+use consentd::table::{self, Table, Validity};
 use futures_util::StreamExt as _;
 use redis_server::Redis;
 use sidecar::{BINARY, Sidecar, opt_out, run};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 /// Of so many acknowledgements one is followed by a check.
 const SAMPLE: u64 = 20;
@@ -61,10 +66,11 @@ fn main() {
         for round in 1..=3 {
             let redis = Redis::start(&["--save", "", "--appendonly", "no"]);
             let bare = publish(&redis, rate, seconds).await;
-            let ours = enforce(&redis, rate, seconds).await;
+            let (ours, checks) = enforce(&redis, rate, seconds).await;
             println!("round {round}, {rate} writes a second for {seconds} s, in microseconds:");
-            tell("  bare PUBLISH to its subscriber    ", &bare);
-            tell("  acknowledged to enforced elsewhere", &ours);
+            tell("  bare PUBLISH to its subscriber         ", &bare);
+            tell("  acknowledged to enforced elsewhere     ", &ours);
+            tell("  acknowledged to the answer of a check  ", &checks);
             println!("  p99 by p99: {:.2}", quantile(&ours, 0.99) / quantile(&bare, 0.99));
         }
     });
@@ -132,7 +138,21 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     sorted(heard.await.unwrap())
 }
 
-async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
+/// Follows the ledger in this process, which is another one than the recorder's.
+fn follow(ledger: &str, stop: &CancellationToken) -> Table {
+    let target = Target::new(ledger, TargetOptions::default()).unwrap();
+    let options = Options { retention: None, ..Options::default() };
+    let (ledger, driver) = consentd::ledger::Redis::new(target, options);
+    tokio::spawn(driver.run(stop.clone()));
+    let (table, writer) = table::new();
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let bound = Duration::from_secs(5);
+    let follower = Follower::new(Ledger::Redis(ledger), writer, metrics, bound);
+    tokio::spawn(follower.run(stop.clone()));
+    table
+}
+
+async fn enforce(server: &Redis, rate: u64, seconds: u64) -> (Vec<f64>, Vec<f64>) {
     let ledger = format!("redis://127.0.0.1:{}", server.port());
     let (code, _, said) = run(&["init", "--ledger", &ledger]);
     assert_eq!(code, 0, "{said}");
@@ -142,6 +162,11 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     let other = serve(&[]);
     recorder.wait_until_live().await;
     other.wait_until_live().await;
+    let stop = CancellationToken::new();
+    let table = follow(&ledger, &stop);
+    while table.freshness().validity != Validity::Valid {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 
     let (events, outgoing) = mpsc::channel(4_096);
     let mut records = recorder.records().await;
@@ -180,6 +205,7 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     });
     let mut answers = answers.await.unwrap();
     let micros = Arc::new(Mutex::new(Vec::new()));
+    let (mut enforced, late) = (Vec::new(), Arc::new(Mutex::new(Vec::new())));
     let mut checks = Vec::new();
     let client = other.checks().await;
     let mut acknowledged = 0;
@@ -191,6 +217,15 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
         };
         assert!(response.applied);
         acknowledged += 1;
+        if table.freshness().revision >= response.revision {
+            enforced.push(0.0);
+        } else {
+            let (table, late) = (table.clone(), Arc::clone(&late));
+            checks.push(tokio::spawn(async move {
+                table.applied(response.revision).await;
+                late.lock().unwrap().push(at.elapsed().as_secs_f64() * 1e6);
+            }));
+        }
         if answer.sequence % SAMPLE == 0 {
             let (mut client, micros) = (client.clone(), Arc::clone(&micros));
             let user = format!("1555{:07}", answer.sequence % USERS);
@@ -211,6 +246,8 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
         "  {:.0} events a second were acknowledged",
         acknowledged as f64 / started.elapsed().as_secs_f64()
     );
+    stop.cancel();
+    enforced.append(&mut late.lock().unwrap());
     let micros = std::mem::take(&mut *micros.lock().unwrap());
-    sorted(micros)
+    (sorted(enforced), sorted(micros))
 }
