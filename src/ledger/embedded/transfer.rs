@@ -184,7 +184,7 @@ impl NewFile {
     ///
     /// [`CopyError`] where there is anything at that path, or it cannot be written.
     pub fn begin(path: &Path) -> Result<Self, CopyError> {
-        Self::check(path)?;
+        Self::check(path).map_err(CopyError::File)?;
         let file = super::temporary(path).map_err(CopyError::File)?;
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(file.path());
         let database = database.map_err(|error| CopyError::File(open_error(path, error)))?;
@@ -196,11 +196,11 @@ impl NewFile {
     ///
     /// # Errors
     ///
-    /// [`CopyError`] where there is anything at that path.
-    pub fn check(path: &Path) -> Result<(), CopyError> {
+    /// [`OpenError::Exists`] where there is anything at that path.
+    pub fn check(path: &Path) -> Result<(), OpenError> {
         match path.symlink_metadata() {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            _ => Err(CopyError::File(OpenError::Exists { path: path.to_owned() })),
+            _ => Err(OpenError::Exists { path: path.to_owned() }),
         }
     }
 
