@@ -36,7 +36,7 @@
 //! - A decision sees neither a clock nor the network: time is a parameter.
 //! - Nobody reads consent without being told how old it is: a look-up returns both.
 //! - There is no second flag for health or readiness: both are read off the table.
-//! - No redb, dashmap, axum, tonic or OpenTelemetry type crosses its module's border.
+//! - No redb, redis, dashmap, axum, tonic or OpenTelemetry type crosses its module's border.
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
 //! - No user id, message text or secret is in a log line, a metric or an error.
 

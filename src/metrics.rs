@@ -35,7 +35,8 @@ pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
 pub const LIMITS: [&str; 5] = ["accept", "admin", "connections", "handshake", "in_flight"];
 /// Why the whole table may be read anew.
-pub const CAUSES: [&str; 6] = ["start", "epoch", "fork", "trimmed", "unreadable", "accepted"];
+pub const CAUSES: [&str; 7] =
+    ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
 
 /// What may come of an attempt to subscribe to the ledger's announcements.
 pub const SUBSCRIPTIONS: [&str; 3] = ["subscribed", "refused", "failed"];

@@ -119,6 +119,7 @@ fn modules_import_what_the_map_allows() {
 fn foreign_types_stay_behind_their_module() {
     for (name, home) in [
         ("redb::", "ledger"),
+        ("redis::", "ledger"),
         ("dashmap::", "table"),
         ("axum::", "admin"),
         ("tonic::", "grpc"),

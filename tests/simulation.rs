@@ -140,3 +140,21 @@ fn the_table_is_what_the_ledger_is() {
         fail(seed, step, &why);
     }
 }
+
+#[test]
+fn every_mutant_still_finds_its_place() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for mutant in std::fs::read_dir(root.join("tests/mutants")).unwrap() {
+        let path = mutant.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (file, rest) = text.split_once("\n<<<<\n").expect("it says where");
+        let (find, rest) = rest.split_once("\n====\n").expect("it says what");
+        let (replace, _) = rest.rsplit_once("\n>>>>").expect("it says by what");
+        let source = std::fs::read_to_string(root.join(file.trim_start_matches("file "))).unwrap();
+        assert_eq!(source.matches(find).count(), 1, "{}", path.display());
+        assert_ne!(find, replace, "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 25, "{count} mutants");
+}

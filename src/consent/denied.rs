@@ -132,11 +132,13 @@ impl Denied {
     }
 
     /// What this denied on scopes that `state` knows nothing of any more, as said at `at`; none
-    /// where that is nothing. Records only grow, so nothing but a loss makes a scope vanish; from
-    /// an erased one all vanish, and it denies everything.
+    /// where that is nothing. Records only grow, so nothing but a loss makes a scope vanish; an
+    /// erased one has none, and denies everything.
     #[must_use]
     pub fn vanished_from(&self, state: &State, at: Timestamp) -> Option<State> {
-        if state.suppression.is_some_and(|(_, set)| set) {
+        // A suppression alone makes no tombstone: one that has scopes may be lifted, and what it hid
+        // would be forgotten.
+        if state.scopes.is_empty() && state.suppression.is_some_and(|(_, set)| set) {
             return None;
         }
         let mut lost = State::default();
@@ -280,8 +282,13 @@ mod tests {
     #[test]
     fn a_scope_that_was_said_again_has_not_vanished() {
         let old = denied(&state(&[("marketing", out(5)), ("utility.orders", out(6))])).unwrap();
-        let now = state(&[("marketing", opt_in(9))]);
+        let mut now = state(&[("marketing", opt_in(9))]);
         let lost = old.vanished_from(&now, at(NOW));
+        now.apply(&Effect::Suppression { time: at(9), suppressed: true }).unwrap();
+        assert_eq!(old.vanished_from(&now, at(NOW)), lost, "a suppression may be lifted");
+        let mut erased = State::default();
+        erased.apply(&Effect::Suppression { time: at(9), suppressed: true }).unwrap();
+        assert_eq!(old.vanished_from(&erased, at(NOW)), None);
         assert_eq!(lost, Some(state(&[("utility.orders", out(NOW))])));
     }
 

@@ -51,8 +51,12 @@ pub struct Applier {
     counts: Vec<u32>,
     /// Whether a snapshot is being loaded.
     loading: bool,
-    /// When the loss was seen, by the ledger's clock.
+    /// The latest that a ledger's clock said: what is lost now is seen to be so no earlier.
     seen: Timestamp,
+    /// The same when the last reload began: when what that lost was seen to be lost.
+    begun: Timestamp,
+    /// The same when the last ledger of other keys was replaced.
+    replaced: Timestamp,
     /// While a snapshot is loaded: what was denied before.
     old: HashMap<Key, Arc<Denied>>,
     /// What pairs are denied beyond what their records say.
@@ -75,6 +79,8 @@ impl Applier {
             counts: vec![0],
             loading: false,
             seen: Timestamp::MIN,
+            begun: Timestamp::MIN,
+            replaced: Timestamp::MIN,
             old: HashMap::new(),
             sticky: HashMap::new(),
             changed: false,
@@ -127,17 +133,19 @@ impl Applier {
             self.dropped = false;
             self.writer.deny_before(identity.secret.clone(), Vec::new());
         }
+        self.seen = self.seen.max(clock);
+        self.begun = self.seen;
         let secret = self.writer.secret();
         if !secret.is_same_as(&identity.secret) && !old.is_empty() {
             // Other keys: which pairs these are there is known once their ids are seen again. Of
             // two such ledgers at once the table cannot remember all, and stays invalid.
             self.dropped |= self.writer.before() > 0;
+            self.replaced = self.begun;
             self.writer.deny_before(secret, std::mem::take(&mut old).into_iter().collect());
         }
         self.old = old;
         self.sticky.clear();
         self.loading = true;
-        self.seen = self.seen.max(clock);
         self.buckets = identity.buckets.max(1);
         self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
         self.writer.begin(&identity.secret);
@@ -174,7 +182,7 @@ impl Applier {
             remember(&mut self.old, body.key, &denied);
         } else {
             let state = body.record.as_ref().map(|record| &record.state);
-            let lost = denied.beyond(state.unwrap_or(&State::default()), self.seen);
+            let lost = denied.beyond(state.unwrap_or(&State::default()), self.replaced);
             self.stick(body.key, lost);
         }
         self.changed = true;
@@ -196,7 +204,7 @@ impl Applier {
             Ok(record) => {
                 let lost = match self.old.get(&key) {
                     Some(old) => {
-                        let lost = old.beyond(&record.state, self.seen);
+                        let lost = old.beyond(&record.state, self.begun);
                         self.sticky.remove(&key);
                         lost
                     }
@@ -214,9 +222,14 @@ impl Applier {
             }
             Err(_) => {
                 // It denies everything; once it can be read again, this must not be forgotten.
-                let denied = self.old.get(&key).map(|denied| Denied::clone(denied));
-                let denied = denied.or_else(|| self.writer.denied(key));
-                let kept = denied.and_then(|denied| denied.beyond(&State::default(), self.seen));
+                let nothing = State::default();
+                let kept = match self.old.get(&key) {
+                    Some(old) => old.beyond(&nothing, self.begun),
+                    None => {
+                        let denied = self.writer.denied(key);
+                        denied.and_then(|denied| denied.beyond(&nothing, self.seen))
+                    }
+                };
                 self.stick(key, kept);
                 self.writer.apply(key, Err(UnreadablePair));
             }
@@ -261,7 +274,7 @@ impl Applier {
             }
             let shape = shapes
                 .entry(Arc::as_ptr(denied))
-                .or_insert_with(|| denied.beyond(&State::default(), self.seen).map(Arc::new));
+                .or_insert_with(|| denied.beyond(&State::default(), self.begun).map(Arc::new));
             if let Some(state) = shape {
                 self.sticky.insert(*key, Arc::clone(state));
                 self.writer.apply(*key, Ok(state));

@@ -52,6 +52,15 @@ pub struct PageQuestion {
     pub after: Revision,
 }
 
+/// Why the log could not be read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotRead {
+    /// There was no answer, or none that says anything.
+    Unanswered,
+    /// There is no ledger.
+    Missing,
+}
+
 /// What a bucket holds.
 #[derive(Clone, Copy, Debug)]
 pub struct BucketQuestion {
@@ -99,18 +108,26 @@ impl Driver {
     pub fn on_page(
         &mut self,
         question: PageQuestion,
-        page: Option<Page>,
+        page: Result<Page, NotRead>,
         now: Moment,
     ) -> Vec<Task> {
         self.polling = false;
         let again = std::mem::take(&mut self.again);
         let mut tasks = match page {
-            Some(page) => {
+            Ok(page) => {
                 let PageQuestion { attempt, asked, after } = question;
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
-            None => vec![Task::Again],
+            Err(NotRead::Unanswered) => vec![Task::Again],
+            Err(NotRead::Missing) => {
+                let actions = self.machine.on(Event::Missing { attempt: question.attempt });
+                // Not at once: a ledger that is gone does not come back that soon.
+                let actions = actions.into_iter().filter(|action| !matches!(action, Action::Poll));
+                let mut tasks = self.tasks(actions.collect(), now);
+                tasks.push(Task::Again);
+                tasks
+            }
         };
         // Behind what this page brought, and where that itself did not ask for more.
         if again && !self.polling {

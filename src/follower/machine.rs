@@ -54,6 +54,11 @@ pub enum Event {
     },
     /// Somebody appended.
     Announced(Announcement),
+    /// There is no ledger where it was.
+    Missing {
+        /// The attempt that it was asked for in.
+        attempt: Attempt,
+    },
     /// Announcements were lost.
     Missed,
     /// It is time to compare a further bucket with the table.
@@ -108,6 +113,12 @@ pub enum Cause {
     /// The ledger is another one than before.
     #[error("the ledger was replaced by another one; reading it anew")]
     Epoch,
+    /// There is no ledger any more.
+    #[error(
+        "the ledger is gone, and with it what it held: bring it back from a backup, or make a new \
+         one with `consentd init`"
+    )]
+    Missing,
     /// The ledger lost changes, or holds others in their place.
     #[error("the ledger lost changes or holds others in their place; reading it anew")]
     Fork,
@@ -132,6 +143,7 @@ impl Cause {
         match self {
             Self::Start => "start",
             Self::Epoch => "epoch",
+            Self::Missing => "missing",
             Self::Fork => "fork",
             Self::Trimmed => "trimmed",
             Self::Unreadable => "unreadable",
@@ -240,7 +252,14 @@ impl Machine {
             Event::Bucket { attempt, arrived, bucket } if attempt == self.attempt => {
                 self.on_bucket(arrived, bucket);
             }
-            Event::Page { .. } | Event::Bucket { .. } => {} // Asked for before a resync.
+            // What was there is lost: whatever comes in its place is another ledger.
+            Event::Missing { attempt }
+                if attempt == self.attempt && !matches!(self.phase, Phase::Starting) =>
+            {
+                self.resync(Cause::Missing);
+            }
+            // Asked for before a resync, or known already.
+            Event::Page { .. } | Event::Bucket { .. } | Event::Missing { .. } => {}
             Event::Announced(announcement) => self.on_announced(&announcement),
             Event::Missed => self.actions.push(Action::Poll),
             Event::ScrubDue => self.scrub(),

@@ -27,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::apply::{Applier, Done, MAX_STICKY};
-use self::driver::{BUCKET_TIMEOUT, BucketQuestion, Driver, PageQuestion, RETRY, Task, period};
+use self::driver::{
+    BUCKET_TIMEOUT, BucketQuestion, Driver, NotRead, PageQuestion, RETRY, Task, period,
+};
 use self::machine::{Action, Cause, pieces};
 use crate::clock::{self, Moment};
 use crate::consent::time::Timestamp;
@@ -180,8 +182,11 @@ impl Follower {
     fn on_answer(&mut self, driver: &mut Driver, answer: Answer) -> Vec<Task> {
         match answer {
             Answer::Page(question, page) => {
-                let page = page.inspect_err(|error| self.unproven(&error.to_string()));
-                driver.on_page(question, page.ok(), Moment::now())
+                let page = page.map_err(|error| {
+                    self.unproven(&error.to_string());
+                    if error.is_missing() { NotRead::Missing } else { NotRead::Unanswered }
+                });
+                driver.on_page(question, page, Moment::now())
             }
             Answer::Bucket(question, bucket) => {
                 let bucket = bucket.inspect_err(|error| self.unproven(&error.to_string()));
@@ -316,7 +321,7 @@ impl Follower {
 
     /// Tells recorders of a loss, so that they give back what they know.
     fn lost(&mut self) {
-        if matches!(self.cause, Cause::Fork | Cause::Epoch) {
+        if matches!(self.cause, Cause::Fork | Cause::Epoch | Cause::Missing) {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
     }

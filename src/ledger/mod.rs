@@ -214,6 +214,12 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// Whether there is no ledger where one is looked for.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(RefusedBy::of(self), Some(RefusedBy::Missing))
+    }
+
     /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
     #[must_use]
     pub fn needs_an_operator(&self) -> bool {

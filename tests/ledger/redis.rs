@@ -267,8 +267,8 @@ async fn an_append_whose_answer_is_lost_is_made_once() {
     append(&direct.ledger, key(1), opt_in("Yes")).await;
     let (open, mut lost) = lossy_ledger(&folder, &server);
     let appending = append(&open.ledger, key(2), inbound("wamid"));
-    let lose = async { lost.recv().await.unwrap().send(()).unwrap() };
-    let (revision, ()) = tokio::join!(appending, lose);
+    let go_on = async { lost.recv().await.unwrap().send(()).unwrap() };
+    let (revision, ()) = tokio::join!(appending, go_on);
     assert_eq!(revision, 2);
     assert_eq!(open.ledger.history(key(2)).await.unwrap().entries.len(), 1);
     assert_eq!(open.ledger.read_after(0).await.unwrap().end.revision, 2);
@@ -287,9 +287,9 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
     let appending = open.ledger.append(vec![opting_in]);
     let meanwhile = async {
-        let lose = lost.recv().await.unwrap();
+        let go_on = lost.recv().await.unwrap();
         assert_eq!(append(&direct.ledger, key(2), opt_out("letter")).await, 3);
-        lose.send(()).unwrap();
+        go_on.send(()).unwrap();
     };
     let (appended, ()) = tokio::join!(appending, meanwhile);
     let now = read(&direct.ledger, key(2)).await;

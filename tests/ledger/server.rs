@@ -109,8 +109,8 @@ pub(super) async fn lossy(
                         let ours = &answered[..length];
                         let is_outcome = writes && ours.starts_with(b"*2\r\n:");
                         if is_outcome && !lost.swap(true, Ordering::SeqCst) {
-                            let (lose, told) = oneshot::channel();
-                            losing.send(lose).await.unwrap();
+                            let (go_on, told) = oneshot::channel();
+                            losing.send(go_on).await.unwrap();
                             return told.await.unwrap();
                         }
                         if client.write_all(ours).await.is_err() { return }

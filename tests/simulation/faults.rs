@@ -10,7 +10,7 @@ use crate::ledger::{SECRETS, Said, Server, Stored, USERS};
 use crate::oracle::scope;
 use crate::random::Random;
 use crate::sidecar::true_time;
-use crate::world::{MILLI, SECOND, World};
+use crate::world::{MILLI, World};
 
 /// How well the wire carries; losses in percent, delays in microseconds.
 #[derive(Clone, Copy)]
@@ -294,7 +294,6 @@ impl World {
         self.replica_lags = false;
         self.isolated = None;
         self.down_until = 0;
-        self.frozen_until = self.frozen_until.min(self.now + SECOND);
         if self.unreadable_entry {
             self.flush();
             self.down_until = 0;

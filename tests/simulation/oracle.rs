@@ -57,6 +57,8 @@ pub struct Guards {
     guards: [[Guard; KINDS]; USERS],
     /// Whether the table may deny the pair more than the ledger does.
     may: [bool; USERS],
+    /// Whether something else than a fork was lost of the pair, at whatever time.
+    vague: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
     /// The latest clock that a ledger told; ledgers' clocks differ.
@@ -69,6 +71,7 @@ impl Default for Guards {
         Self {
             guards: [[off; KINDS]; USERS],
             may: [false; USERS],
+            vague: [false; USERS],
             seen: Timestamp::MIN,
             latest: Timestamp::MIN,
         }
@@ -85,7 +88,9 @@ impl Guards {
     pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool) {
         self.seen = self.seen.max(self.latest);
         if forgets {
-            *self = Self { seen: self.seen, latest: self.latest, ..Self::default() };
+            *self =
+                Self { vague: self.vague, seen: self.seen, latest: self.latest, ..Self::default() };
+            self.may = self.vague;
         } else if !first {
             self.may = [true; USERS];
         }
@@ -94,9 +99,30 @@ impl Guards {
         }
     }
 
+    /// A table that is not valid went past what the ledger says here: a denial that is the ledger's
+    /// own is lifted as the ledger lifts it.
+    pub fn pass(&mut self, pairs: &Pairs) {
+        for (said, guards) in pairs.iter().zip(&mut self.guards) {
+            let Some(state) = said.as_ref().map(|said| &said.state) else { continue };
+            for (kind, guard) in guards.iter_mut().enumerate().filter(|(_, guard)| guard.on) {
+                let theirs = match kind {
+                    PLATFORM => state.platform,
+                    SUPPRESSION => state.suppression,
+                    category => latest_word(state, category).map(|w| (w.time, w.is_opt_out())),
+                };
+                match theirs {
+                    Some((time, true)) => guard.floor = time,
+                    Some((time, false)) if time > guard.floor => guard.on = false,
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// The pair's record was written behind the log's back, or cannot be read.
     pub fn may_deny(&mut self, number: usize) {
         self.may[number] = true;
+        self.vague[number] = true;
     }
 
     /// Compares a valid table with what the ledger said where it is. `loose` pairs were written
@@ -110,6 +136,10 @@ impl Guards {
         for number in 0..USERS {
             let said = pairs[number].as_deref();
             let pair = table.pair(&user(number), BUSINESS).unwrap();
+            if loose[number] {
+                // What denies may be what the log does not tell; something must lift it at least.
+                self.guards[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);
+            }
             for category in 0..CATEGORIES.len() {
                 let asked = Category::parse(CATEGORIES[category]).unwrap();
                 let facts = table.facts(pair, asked).0;
@@ -179,6 +209,9 @@ impl Guards {
             || ours.standing != theirs.standing && !is_word_denied(ours);
         if !same || less || !self.may[number] {
             return told();
+        }
+        if self.vague[number] {
+            return Ok(());
         }
         // What was said after the last loss was seen lifts whatever that left.
         let state = said.map(|said| &said.state);

@@ -46,6 +46,8 @@ impl World {
         let until = self.now + self.random.between(2, 40) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
+        // A machine that is suspended still is not healthy yet.
+        self.run(self.frozen_until, |_| false)?;
         self.become_live()?;
         // Writes go on meanwhile: they must not starve what proves it.
         let until = self.now + 2 * micros(self.plan.bound);
@@ -77,7 +79,10 @@ impl World {
     fn is_proven_since(&self, since: u64) -> bool {
         let moment = self.moment();
         let staleness = self.sidecar.table.freshness().staleness(moment);
-        self.sidecar.is_live(moment) && staleness <= Duration::from_micros(self.now - since)
+        let known =
+            self.sidecar.accepted == Some((self.primary.end().epoch, self.primary.accepted));
+        let since = Duration::from_micros(self.now - since);
+        known && self.sidecar.is_live(moment) && staleness <= since
     }
 
     /// Property 5.
@@ -87,9 +92,7 @@ impl World {
         let mut accepted = false;
         loop {
             let until = deadline.min(self.now + SECOND);
-            self.run(until, |world| {
-                world.frozen_until <= world.now && world.is_proven_since(healed)
-            })?;
+            self.run(until, |world| world.is_proven_since(healed))?;
             let moment = self.moment();
             if self.is_proven_since(healed) {
                 return Ok(());

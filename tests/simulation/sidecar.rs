@@ -8,7 +8,7 @@ use consentd::clock::Moment;
 use consentd::consent::time::Timestamp;
 use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
-use consentd::follower::driver::{BucketQuestion, Driver, PageQuestion, Task};
+use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
 use consentd::ledger::{Announcement, Bucket, Epoch, Page};
@@ -71,7 +71,7 @@ pub struct Sidecar {
     asked: u64,
     pub guards: Guards,
     /// How often the ledger that is followed had been accepted as it is.
-    accepted: Option<(Epoch, u64)>,
+    pub accepted: Option<(Epoch, u64)>,
     pub overflowed: bool,
     buckets: u32,
     /// Whether what is done to the table is printed.
@@ -125,7 +125,7 @@ impl Sidecar {
                 if let Some((clock, ..)) = page_said {
                     self.guards.on_clock(clock);
                 }
-                self.driver.on_page(question, page, now)
+                self.driver.on_page(question, page.ok_or(NotRead::Unanswered), now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
             Brought::Again => self.driver.on_again(now),
@@ -166,7 +166,7 @@ impl Sidecar {
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
                 let action = format!("{action:?}");
-                println!("        {}", action.split(" user_id").next().unwrap_or_default());
+                println!("        {}", action.replace("LogBody { key: Key { high: ", "").replace("history_len: 0, chain: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], requests: []", ""));
             }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),

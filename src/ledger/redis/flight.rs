@@ -11,7 +11,7 @@ use super::driver::MAX_FLIGHTS;
 use super::layout::{Place, stored};
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
-use super::{Durability, Options, Shared};
+use super::{Durability, Options, Redis, Shared};
 use crate::clock;
 use crate::ledger::{Appended, Epoch, LedgerError};
 
@@ -162,6 +162,20 @@ async fn pause(attempt: u32, left: Duration) {
     let _ = getrandom::fill(&mut random);
     let most = FIRST_PAUSE.saturating_mul(1 << attempt.min(10)).min(MAX_PAUSE).min(left);
     tokio::time::sleep(most.mul_f64(0.5 + f64::from(random[0]) / 510.0)).await;
+}
+
+impl Redis {
+    /// Completes an append that was cut short, where one was, as the next append would.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be asked, or what cut it short still does.
+    pub async fn complete(&self) -> Result<(), LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let completed = shared.roll_forward(identity.epoch).await;
+        completed.map_err(|failure| shared.failed(identity.epoch, failure))
+    }
 }
 
 impl Shared {

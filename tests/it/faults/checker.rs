@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use super::history::{Acknowledged, Answer, Did, Line, Sent, nanos};
 
+/// How many request ids a pair remembers.
+const REMEMBERED: usize = 8;
+
 /// At most so many violations are told; all are counted.
 const MAX_TOLD: usize = 10;
 
@@ -166,20 +169,36 @@ pub fn check(lines: &[Line], bound: Duration) -> Verdict {
 }
 
 /// Events that were acknowledged as having changed something and that a ledger does not list, and
-/// events that it lists twice. `listed` has the events' names in the ledger, by user.
+/// events that it lists twice, though the pair should have known them. `listed` has the events'
+/// names in the ledger, by user.
 pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for (user, names) in listed {
-        let mut seen = BTreeSet::new();
-        for name in names.iter().filter(|name| !seen.insert(*name)) {
-            wrong.push(format!("the ledger has {name} of {user} twice"));
-        }
-    }
     let sent = lines.iter().filter_map(|line| match line {
         Line::Sent(sent) => Some((sent.name.as_str(), sent)),
         _ => None,
     });
     let sent: HashMap<&str, &Sent> = sent.collect();
+    let mut wrong = Vec::new();
+    let mut until: HashMap<&str, u64> = HashMap::new();
+    for line in lines {
+        if let Line::Acknowledged(event) = line {
+            until.insert(&event.name, event.at);
+        }
+    }
+    let until = |name: &str| until.get(name).copied().unwrap_or(u64::MAX);
+    for (user, names) in listed {
+        let mut seen = BTreeSet::new();
+        for name in names.iter().filter(|name| !seen.insert(*name)) {
+            let Some(event) = sent.get(name.as_str()) else { continue };
+            // A retry is known again for as long as not too many others came in between.
+            let others = sent.values().filter(|other| {
+                let meanwhile = other.at < until(name) && until(&other.name) > event.at;
+                other.user == *user && other.name != *name && meanwhile
+            });
+            if others.count() < REMEMBERED {
+                wrong.push(format!("the ledger has {name} of {user} twice"));
+            }
+        }
+    }
     for line in lines {
         let Line::Acknowledged(event) = line else { continue };
         let Some(user) = sent.get(event.name.as_str()).map(|sent| &sent.user) else {

@@ -161,6 +161,11 @@ fn what_a_ledger_lost_or_has_twice_is_caught() {
     assert_eq!(compare(&left("*"), &listed(&["in"])), ["the ledger has lost out of US.1"]);
     let twice = compare(&left("*"), &listed(&["in", "out", "out"]));
     assert_eq!(twice, ["the ledger has out of US.1 twice"]);
+    // A pair remembers its last few: with more in between it is no fault.
+    let mut lines = left("*");
+    let others = (0..8).map(|n| sent(&format!("other-{n}"), Did::OptIn, "utility", Some(1), 25));
+    lines.extend(others);
+    assert_eq!(compare(&lines, &listed(&["in", "out", "out"])), [] as [&str; 0]);
     // What changed nothing need not be there, nor what nobody acknowledged.
     let mut lines = left("*");
     lines.push(sent("lost", Did::OptIn, "utility", None, 50));

@@ -203,7 +203,8 @@ async fn a_malformed_entry_of_the_log_makes_the_table_invalid_and_is_never_skipp
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_out_of_band_hset_is_found_by_the_scrub() {
     const MISMATCHES: &str = "consent_scrub_mismatches_total";
-    let mut stage = Stage::set(Setup::default()).await;
+    let flags = ["--scrub-every", "20ms"];
+    let mut stage = Stage::set(Setup { flags: &flags, ..Setup::default() }).await;
     stage.say("US.band", Did::OptIn, "marketing").await;
     let (bucket, field, agreed) = only_pair(&stage.redis);
     stage.say("US.band", Did::OptOut, "*").await;

@@ -354,6 +354,16 @@ impl Sentinels {
         self.servers.iter().map(Server::address).collect::<Vec<_>>().join(",")
     }
 
+    /// Whether all of them name another primary than this one, and are through with its failover:
+    /// those that are killed in the middle of one leave it to be done anew.
+    pub fn have_left(&self, port: u16) -> bool {
+        let has_left = |server: &Server| {
+            let of = |field: &str| field_of_master(server, field);
+            of("port") != port.to_string() && of("flags") == "master"
+        };
+        self.servers.iter().all(has_left)
+    }
+
     /// The port of the primary that most of them name.
     pub fn primary(&self) -> Option<u16> {
         let named = |server: &Server| {
