@@ -9,13 +9,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value as Json;
 
 use crate::faults::redis::Redis;
 use crate::faults::resp::Value;
 use crate::faults::stage::{ask, init, ledger_at, live_within, serve, status};
-use crate::sidecar::{PATIENCE, Sidecar, event, opt_in, opt_out, run};
+use crate::sidecar::{PATIENCE, Sidecar, ago, event, opt_in, opt_out, run};
 use crate::world::world;
 
 const BUCKETS: u32 = 16;
@@ -59,7 +60,9 @@ async fn with_pairs(redis: &Redis, users: usize) -> String {
     let mut records = sidecar.records().await;
     for user in 0..users {
         let user = format!("US.{user}");
-        records.record_event(event(&user, "acme", opt_in("marketing"))).await.unwrap();
+        let mut said = event(&user, "acme", opt_in("marketing"));
+        said.event.as_mut().unwrap().event_time = Some(ago(Duration::from_hours(1)));
+        records.record_event(said).await.unwrap();
     }
     for user in (0..users).step_by(3) {
         let user = format!("US.{user}");
