@@ -282,8 +282,10 @@ impl NewFile {
 /// Writes a pair's history by revision; gives the last one that added to it.
 fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, LedgerError> {
     let mut last = 0;
-    for some in pair.history.chunk_by(|a, b| revision(a) == revision(b)) {
-        let Some(number) = some.first().and_then(revision) else { continue };
+    for some in pair.history.chunk_by(|a, b| revision(a.as_ref()) == revision(b.as_ref())) {
+        let Some(number) = some.first().and_then(|first| revision(first.as_ref())) else {
+            continue;
+        };
         let mut items = Vec::with_capacity(some.len());
         for entry in some.iter().flatten() {
             items.push(match entry.kind {
@@ -305,6 +307,6 @@ fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, Ledger
     Ok(last)
 }
 
-fn revision(entry: &Option<Entry>) -> Option<Revision> {
-    entry.as_ref().map(|entry| entry.revision)
+fn revision(entry: Option<&Entry>) -> Option<Revision> {
+    entry.map(|entry| entry.revision)
 }

@@ -259,12 +259,11 @@ impl Known {
             items.is_some_and(|items| chain_of(items) == Some(record.chain))
         };
         let whole = told.iter().filter(fits).max_by_key(|record| record.history_len);
-        let (history_len, chain) = match whole {
-            Some(record) => (record.history_len, record.chain),
-            None => {
-                let len = u64::try_from(self.items.len()).unwrap_or(0);
-                (len, chain_of(&self.items).unwrap_or_default())
-            }
+        let (history_len, chain) = if let Some(record) = whole {
+            (record.history_len, record.chain)
+        } else {
+            let len = u64::try_from(self.items.len()).unwrap_or(0);
+            (len, chain_of(&self.items).unwrap_or_default())
         };
         let requests = told.first().map(|record| record.requests.clone()).unwrap_or_default();
         Record { state, history_len, chain, requests }
