@@ -216,7 +216,9 @@ impl Applier {
 
     fn apply_body(&mut self, body: &LogBody) {
         let before = self.meet(body);
-        self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+        // By then the ledger's clock had said this: no event in the table is later.
+        self.seen = self.seen.max(body.record_time);
+        self.apply(body.key, body.record.as_ref(), self.seen);
         if let Some(key) = before {
             self.writer.take_before(key);
         }
@@ -379,3 +381,7 @@ fn remember(old: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>)
         .and_modify(|known| *known = Arc::new(known.join(denied)))
         .or_insert_with(|| Arc::clone(denied));
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;
