@@ -121,15 +121,16 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     let mut message = vec![7_u8; MESSAGE];
     while started.elapsed() < Duration::from_secs(seconds) {
         ticks.tick().await;
-        for _ in written..due(rate, started.elapsed()) {
+        let now = due(rate, started.elapsed());
+        for _ in written..now {
             let sent = u64::try_from(started.elapsed().as_nanos()).unwrap();
             message[..8].copy_from_slice(&sent.to_be_bytes());
             let mut publisher = publisher.clone();
             let mut command = redis::cmd("PUBLISH");
             command.arg("bare").arg(&message);
             tokio::spawn(async move { command.query_async::<u64>(&mut publisher).await.unwrap() });
-            written += 1;
         }
+        written = now;
     }
     message[..8].fill(0);
     let mut publisher = publisher.clone();
@@ -178,28 +179,28 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> (Vec<f64>, Vec<f64>
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut written = 0;
-        let first = std::time::SystemTime::now() - Duration::from_secs(3_600);
+        let first = std::time::SystemTime::now() - Duration::from_hours(1);
         while started.elapsed() < Duration::from_secs(seconds) {
             ticks.tick().await;
-            for _ in written..due(rate, started.elapsed()) {
-                let user = format!("1555{:07}", written % USERS);
+            let now = due(rate, started.elapsed());
+            for number in written..now {
+                let user = format!("1555{:07}", number % USERS);
                 // A later one each time: it changes the pair.
-                let time = (first + Duration::from_millis(written)).into();
+                let time = (first + Duration::from_millis(number)).into();
                 let event = pb::ConsentEvent {
                     user_id: user,
                     business_id: "acme".into(),
                     event_time: Some(time),
                     what: Some(opt_out("*")),
-                    ..Default::default()
                 };
                 let request = pb::RecordEventsRequest {
-                    sequence: written,
+                    sequence: number,
                     event: Some(event),
                     request_id: String::new(),
                 };
                 events.send(request).await.unwrap();
-                written += 1;
             }
+            written = now;
         }
         written
     });
