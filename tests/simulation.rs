@@ -25,6 +25,7 @@
 //! cargo test --test simulation                                       # what CI runs
 //! CONSENTD_SEED=42 cargo test --test simulation                      # one history again
 //! CONSENTD_TRACE=1 CONSENTD_SEED=42 cargo test --test simulation -- --nocapture    # step by step
+//! CONSENTD_FROM=1000000 cargo test --test simulation                 # other histories
 //! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
 //! scripts/mutants                                                    # does it catch anything?
 //! ```
@@ -109,6 +110,7 @@ fn the_table_is_what_the_ledger_is() {
         return;
     }
     let wanted = number("CONSENTD_STEPS").unwrap_or(STEPS);
+    let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
     let regressions = include_str!("simulation/regressions.txt").lines();
     let regressions = regressions.filter_map(|line| line.split_whitespace().next()?.parse().ok());
     let regressions: Vec<u64> = regressions.collect();
@@ -122,7 +124,7 @@ fn the_table_is_what_the_ledger_is() {
                 while done.load(Ordering::Relaxed) < wanted && failed.lock().unwrap().is_none() {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let place = usize::try_from(index).unwrap();
-                    let fresh = || FIRST_SEED + index - u64::try_from(regressions.len()).unwrap();
+                    let fresh = || first + index - u64::try_from(regressions.len()).unwrap();
                     let seed = regressions.get(place).copied().unwrap_or_else(fresh);
                     match history(seed, &metrics) {
                         Ok(steps) => drop(done.fetch_add(steps, Ordering::Relaxed)),
@@ -151,7 +153,8 @@ fn every_mutant_still_finds_its_place() {
         let (file, rest) = text.split_once("\n<<<<\n").expect("it says where");
         let (find, rest) = rest.split_once("\n====\n").expect("it says what");
         let (replace, _) = rest.rsplit_once("\n>>>>").expect("it says by what");
-        let source = std::fs::read_to_string(root.join(file.trim_start_matches("file "))).unwrap();
+        let file = file.lines().find_map(|line| line.strip_prefix("file ")).expect("a file");
+        let source = std::fs::read_to_string(root.join(file)).unwrap();
         assert_eq!(source.matches(find).count(), 1, "{}", path.display());
         assert_ne!(find, replace, "{}", path.display());
         count += 1;

@@ -56,8 +56,6 @@ pub struct Applier {
     seen: Timestamp,
     /// The same when the last reload began: when what that lost was seen to be lost.
     begun: Timestamp,
-    /// The same when the last ledger of other keys was replaced.
-    replaced: Timestamp,
     /// While a snapshot is loaded: what was denied before.
     old: HashMap<Key, Arc<Denied>>,
     /// What pairs are denied beyond what their records say.
@@ -81,7 +79,6 @@ impl Applier {
             loading: false,
             seen: Timestamp::MIN,
             begun: Timestamp::MIN,
-            replaced: Timestamp::MIN,
             old: HashMap::new(),
             sticky: HashMap::new(),
             changed: false,
@@ -102,12 +99,7 @@ impl Applier {
             Action::Load(bucket) => self.load(bucket),
             Action::Unload(bucket) => self.unload(*bucket),
             Action::Apply(body) => self.apply_body(body),
-            // Its record comes with its bucket, before the table is valid again.
-            Action::Meet(body) => {
-                if let Some(key) = self.meet(body) {
-                    self.writer.take_before(key);
-                }
-            }
+            Action::Meet(body) => self.meet_body(body),
             Action::Compare(bucket) => {
                 let mismatches = self.compare(bucket);
                 // What a mismatch left to be remembered may be too much, as after a reload.
@@ -145,7 +137,6 @@ impl Applier {
             // Other keys: which pairs these are there is known once their ids are seen again. Of
             // two such ledgers at once the table cannot remember all, and stays invalid.
             self.dropped |= self.writer.before() > 0;
-            self.replaced = self.begun;
             self.writer.deny_before(secret, std::mem::take(&mut old).into_iter().collect());
         }
         self.old = old;
@@ -207,11 +198,24 @@ impl Applier {
             remember(&mut self.old, body.key, &denied);
         } else {
             let state = body.record.as_ref().map(|record| &record.state);
-            let lost = denied.beyond(state.unwrap_or(&State::default()), self.replaced);
+            let lost = denied.beyond(state.unwrap_or(&State::default()), self.begun);
             self.stick(body.key, lost);
         }
         self.changed = true;
         Some(key)
+    }
+
+    /// Takes a body whose record comes with its bucket, before the table is valid again.
+    fn meet_body(&mut self, body: &LogBody) {
+        let before = self.meet(body);
+        // Or came already, of a bucket that was read ahead of the log, and knew nothing of what
+        // was just remembered. The last of the bodies up to there has the record that was read.
+        if self.old.contains_key(&body.key) && self.writer.holds(body.key) {
+            self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+        }
+        if let Some(key) = before {
+            self.writer.take_before(key);
+        }
     }
 
     fn apply_body(&mut self, body: &LogBody) {

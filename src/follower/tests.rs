@@ -508,6 +508,25 @@ fn what_a_ledger_of_other_keys_denied_stays_denied_until_something_newer_is_said
 }
 
 #[test]
+fn what_a_ledger_of_other_keys_denied_is_not_forgotten_where_a_bucket_was_read_ahead_of_its_log() {
+    let mut old = Model::new(0);
+    old.append(1, true, 5);
+    let mut follower = Follower::live(&old);
+    let mut new = Model { epoch: 2, secret: 2, seconds: 20, ..Model::new(0) };
+    follower.poll(&new, 20);
+    follower.poll(&new, 20);
+    // Its bucket holds the pair before the log has told which pair that is.
+    new.append(1, false, 6);
+    new.append(1, false, 7);
+    follower.serve(&new);
+    assert!(follower.is_valid() && follower.denies(1), "what allows it is older than the loss");
+    assert_eq!(follower.table.remembered(), 1);
+    new.append(1, false, 21);
+    follower.poll(&new, 21);
+    assert!(!follower.denies(1));
+}
+
+#[test]
 fn a_large_announcement_comes_in_pieces() {
     let model = Model::new(10);
     let announcement = Announcement { epoch: [1; 16], entries: model.log.clone().into() };

@@ -144,7 +144,10 @@ impl World {
         if self.traced {
             println!("        fault: {fault:?}");
         }
+        let frozen = self.frozen_until > self.now;
         match fault {
+            // What is suspended is not suspended again.
+            Fault::Freeze | Fault::Image if frozen => {}
             Fault::Wire => self.wire = Wire::any(&mut self.random),
             Fault::Trim => {
                 let keep = self.random.pick(&[0, 1, 5, 30]);

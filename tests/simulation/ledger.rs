@@ -2,7 +2,7 @@
 //! with the real ones: a log is a tree of nodes, each of which knows the whole state that it made.
 
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use consentd::consent::facts::{Facts, Resolved};
 use consentd::consent::id::{Key, KeySecret};
@@ -33,8 +33,17 @@ pub const CATEGORIES: [&str; 7] = [
 /// The secrets that a ledger's keys may be made with.
 pub const SECRETS: usize = 2;
 
-pub fn user(number: usize) -> String {
-    format!("1555000000{number}")
+pub fn user(number: usize) -> &'static str {
+    const NAMES: [&str; USERS] =
+        ["15550000000", "15550000001", "15550000002", "15550000003", "15550000004", "15550000005"];
+    NAMES[number]
+}
+
+/// A category, parsed once: it is asked about at every step.
+pub fn category(number: usize) -> Category<'static> {
+    static PARSED: LazyLock<[Category<'static>; CATEGORIES.len()]> =
+        LazyLock::new(|| CATEGORIES.map(|name| Category::parse(name).unwrap()));
+    PARSED[number]
 }
 
 pub fn secret(number: usize) -> KeySecret {
@@ -44,7 +53,7 @@ pub fn secret(number: usize) -> KeySecret {
 /// Whether a word on a scope is about a category. Written out again: the oracle must not rest on
 /// the code that it judges.
 pub fn covers(scope: &Scope, category: usize) -> bool {
-    let category = Category::parse(CATEGORIES[category]).unwrap();
+    let category = self::category(category);
     match scope {
         Scope::All => true,
         Scope::Class(class) => *class == category.class,
@@ -63,7 +72,7 @@ pub struct Said {
 impl Said {
     pub fn new(state: State, readable: bool) -> Self {
         let resolved = Resolved::of(&state);
-        let facts = CATEGORIES.map(|name| resolved.facts(Category::parse(name).unwrap()));
+        let facts = std::array::from_fn(|number| resolved.facts(category(number)));
         Self { state, facts, readable }
     }
 
@@ -121,7 +130,7 @@ impl Server {
         let key = self::secret(secret);
         let stored =
             pairs.clone().map(|said| said.map(|said| Stored { version: (revision, head), said }));
-        let keys = std::array::from_fn(|number| key.read(&user(number), BUSINESS).unwrap());
+        let keys = std::array::from_fn(|number| key.read(user(number), BUSINESS).unwrap());
         Self {
             identity: Arc::new(Identity { epoch, secret: key, buckets }),
             secret,
@@ -155,7 +164,7 @@ impl Server {
         let (revision, head) = (revision + 1, random.bytes());
         let body = LogBody {
             key: self.keys[number],
-            user_id: user(number),
+            user_id: user(number).to_owned(),
             business_id: BUSINESS.into(),
             record: said.record(),
             record_time: self.clock(now),

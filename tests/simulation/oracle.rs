@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use consentd::consent::facts::{Facts, Standing};
-use consentd::consent::scope::{Category, Scope};
+use consentd::consent::scope::Scope;
 use consentd::consent::state::{Effect, State, Word};
 use consentd::consent::time::Timestamp;
 use consentd::table::Table;
@@ -39,6 +39,11 @@ fn is_word_denied(facts: &Facts) -> bool {
     )
 }
 
+/// Whether a record looks like one that was erased.
+fn is_tombstone(state: &State) -> bool {
+    state.scopes.is_empty() && state.suppression.is_some_and(|(_, set)| set)
+}
+
 /// The kinds of denial of a pair: by word on each category, inside WhatsApp, by suppression.
 const KINDS: usize = CATEGORIES.len() + 2;
 const PLATFORM: usize = CATEGORIES.len();
@@ -59,6 +64,9 @@ pub struct Guards {
     may: [bool; USERS],
     /// Whether something else than a fork was lost of the pair, at whatever time.
     vague: [bool; USERS],
+    /// Whether the keys have changed since the log named the user: until it does, what was denied
+    /// before cannot be lifted.
+    unnamed: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
     /// The latest clock that a ledger told; ledgers' clocks differ.
@@ -72,6 +80,7 @@ impl Default for Guards {
             guards: [[off; KINDS]; USERS],
             may: [false; USERS],
             vague: [false; USERS],
+            unnamed: [false; USERS],
             seen: Timestamp::MIN,
             latest: Timestamp::MIN,
         }
@@ -85,7 +94,7 @@ impl Guards {
     }
 
     /// The table is emptied, at that time by the ledger's clock.
-    pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool) {
+    pub fn on_begin(&mut self, clock: Timestamp, forgets: bool, first: bool, other_keys: bool) {
         self.seen = self.seen.max(self.latest);
         if forgets {
             *self =
@@ -94,6 +103,7 @@ impl Guards {
         } else if !first {
             self.may = [true; USERS];
         }
+        self.unnamed = self.unnamed.map(|unnamed| !forgets && (unnamed || other_keys));
         for guard in self.guards.iter_mut().flatten() {
             guard.floor = guard.floor.max(clock);
         }
@@ -119,6 +129,13 @@ impl Guards {
         }
     }
 
+    /// The log named a user: which of the pairs that other keys were made for it is, is known.
+    pub fn on_named(&mut self, name: &str) {
+        for number in (0..USERS).filter(|number| user(*number) == name) {
+            self.unnamed[number] = false;
+        }
+    }
+
     /// The pair's record was written behind the log's back, or cannot be read.
     pub fn may_deny(&mut self, number: usize) {
         self.may[number] = true;
@@ -135,13 +152,13 @@ impl Guards {
     ) -> Result<(), Violation> {
         for number in 0..USERS {
             let said = pairs[number].as_deref();
-            let pair = table.pair(&user(number), BUSINESS).unwrap();
+            let pair = table.pair(user(number), BUSINESS).unwrap();
             if loose[number] {
                 // What denies may be what the log does not tell; something must lift it at least.
                 self.guards[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);
             }
             for category in 0..CATEGORIES.len() {
-                let asked = Category::parse(CATEGORIES[category]).unwrap();
+                let asked = crate::ledger::category(category);
                 let facts = table.facts(pair, asked).0;
                 let about = || format!("user {number}, {}", CATEGORIES[category]);
                 let Ok(facts) = facts else {
@@ -153,6 +170,10 @@ impl Guards {
                 if !loose[number] {
                     self.compare(number, category, &facts, said)
                         .map_err(|why| Violation::new(2, format!("{}: {why}", about())))?;
+                }
+                if said.is_some_and(|said| is_tombstone(&said.state)) && facts.suppressed {
+                    // What an erased record denies it denies as a whole.
+                    self.guards[number][..SUPPRESSION].iter_mut().for_each(|it| it.on = false);
                 }
                 let denied = is_word_denied(&facts);
                 let theirs = said.and_then(|said| latest_word(&said.state, category));
@@ -210,7 +231,7 @@ impl Guards {
         if !same || less || !self.may[number] {
             return told();
         }
-        if self.vague[number] {
+        if self.vague[number] || self.unnamed[number] {
             return Ok(());
         }
         // What was said after the last loss was seen lifts whatever that left.
@@ -265,7 +286,6 @@ fn latest_word(state: &State, category: usize) -> Option<Word> {
 
 /// A denial that a recorder acknowledged.
 pub struct Ack {
-    pub user: usize,
     pub effect: Effect,
     pub at: Duration,
 }
@@ -273,7 +293,7 @@ pub struct Ack {
 /// What was acknowledged, and must be enforced.
 #[derive(Default)]
 pub struct Acks {
-    acks: Vec<Ack>,
+    acks: [Vec<Ack>; USERS],
     /// The latest of all that was ever written, on whatever branch, that lifts a denial.
     lifts: [Lifts; USERS],
 }
@@ -283,6 +303,27 @@ struct Lifts {
     words: BTreeMap<Scope, Timestamp>,
     platform: Option<Timestamp>,
     suppression: Option<Timestamp>,
+}
+
+impl Lifts {
+    /// Whether an effect still denies a category.
+    fn leave(&self, effect: &Effect, category: usize) -> bool {
+        match effect {
+            Effect::Word(scope, word) => {
+                let words = self.words.iter().filter(|(scope, _)| covers(scope, category));
+                let lifted = words.map(|(_, time)| *time).max();
+                covers(scope, category) && lifted.is_none_or(|time| time <= word.time)
+            }
+            Effect::Platform { time, .. } => {
+                CATEGORIES[category].starts_with("marketing")
+                    && self.platform.is_none_or(|lifted| lifted <= *time)
+            }
+            Effect::Suppression { time, .. } => {
+                self.suppression.is_none_or(|lifted| lifted <= *time)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Acks {
@@ -297,31 +338,35 @@ impl Acks {
         let lift = |mark: Option<(Timestamp, bool)>| mark.filter(|(_, set)| !set).map(|(at, _)| at);
         lifts.platform = lifts.platform.max(lift(state.platform));
         lifts.suppression = lifts.suppression.max(lift(state.suppression));
+        // What was lifted once is lifted for good: no fork takes back that it may have been.
+        self.acks[number]
+            .retain(|ack| (0..CATEGORIES.len()).any(|at| lifts.leave(&ack.effect, at)));
     }
 
-    pub fn acknowledged(&mut self, ack: Ack) {
-        let same = |known: &Ack| {
-            known.user == ack.user
-                && match (&known.effect, &ack.effect) {
-                    (Effect::Word(a, _), Effect::Word(b, _)) => a == b,
-                    (Effect::Platform { .. }, Effect::Platform { .. })
-                    | (Effect::Suppression { .. }, Effect::Suppression { .. }) => true,
-                    _ => false,
-                }
-        };
+    pub fn acknowledged(&mut self, number: usize, ack: Ack) {
+        let lifts = &self.lifts[number];
+        let known = &mut self.acks[number];
         // The first of two equal ones has been due for longer.
-        if !self.acks.iter().any(|known| same(known) && known.effect == ack.effect) {
-            self.acks.push(ack);
+        if (0..CATEGORIES.len()).any(|category| lifts.leave(&ack.effect, category))
+            && !known.iter().any(|known| known.effect == ack.effect)
+        {
+            known.push(ack);
         }
     }
 
     /// The ledger's state is another one now: what it lacks is lost.
     pub fn replaced(&mut self, state: impl Fn(usize) -> Option<State>) {
-        self.acks.retain(|ack| {
-            let Some(state) = state(ack.user) else { return false };
-            let mut with = state.clone();
-            matches!(with.apply(&ack.effect), Ok(false)) && with == state
-        });
+        for (number, acks) in self.acks.iter_mut().enumerate().filter(|(_, acks)| !acks.is_empty())
+        {
+            let Some(state) = state(number) else {
+                acks.clear();
+                continue;
+            };
+            acks.retain(|ack| {
+                let mut with = state.clone();
+                matches!(with.apply(&ack.effect), Ok(false)) && with == state
+            });
+        }
     }
 
     /// Property 3: what is due by now is denied.
@@ -332,29 +377,11 @@ impl Acks {
         bound: Duration,
         allows: impl Fn(usize) -> Result<bool, Violation>,
     ) -> Result<(), Violation> {
-        let lifts = &self.lifts[number];
-        let due = |ack: &&Ack| {
-            // The wall clock is read in whole milliseconds.
-            ack.user == number && ack.at + bound + Duration::from_millis(1) <= now
-        };
-        for ack in self.acks.iter().filter(due) {
+        // The wall clock is read in whole milliseconds.
+        let due = |ack: &&Ack| ack.at + bound + Duration::from_millis(1) <= now;
+        for ack in self.acks[number].iter().filter(due) {
             for category in 0..CATEGORIES.len() {
-                let denies = match &ack.effect {
-                    Effect::Word(scope, word) => {
-                        let lifts = lifts.words.iter().filter(|(scope, _)| covers(scope, category));
-                        let lifted = lifts.map(|(_, time)| *time).max();
-                        covers(scope, category) && lifted.is_none_or(|time| time <= word.time)
-                    }
-                    Effect::Platform { time, .. } => {
-                        CATEGORIES[category].starts_with("marketing")
-                            && lifts.platform.is_none_or(|lifted| lifted <= *time)
-                    }
-                    Effect::Suppression { time, .. } => {
-                        lifts.suppression.is_none_or(|lifted| lifted <= *time)
-                    }
-                    _ => false,
-                };
-                if denies && allows(category)? {
+                if self.lifts[number].leave(&ack.effect, category) && allows(category)? {
                     let ago = now.checked_sub(ack.at).unwrap_or_default();
                     let why = format!(
                         "user {number}, {} allowed; {:?} was acknowledged {ago:?} ago",

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use consentd::consent::facts::Facts;
-use consentd::consent::scope::Category;
 use consentd::follower::driver::{BUCKET_TIMEOUT, RETRY, period};
 use consentd::metrics::Metrics;
 
@@ -79,8 +78,7 @@ impl World {
     fn is_proven_since(&self, since: u64) -> bool {
         let moment = self.moment();
         let staleness = self.sidecar.table.freshness().staleness(moment);
-        let known =
-            self.sidecar.accepted == Some((self.primary.end().epoch, self.primary.accepted));
+        let known = self.sidecar.knows(self.primary.end().epoch, self.primary.accepted);
         let since = Duration::from_micros(self.now - since);
         known && self.sidecar.is_live(moment) && staleness <= since
     }
@@ -97,7 +95,8 @@ impl World {
             if self.is_proven_since(healed) {
                 return Ok(());
             }
-            if self.sidecar.overflowed && !accepted {
+            let known = self.sidecar.knows(self.primary.end().epoch, self.primary.accepted);
+            if self.sidecar.overflowed && known && !accepted {
                 // As much was lost as needs an operator.
                 accepted = true;
                 self.primary.accepted += 1;
@@ -134,9 +133,9 @@ impl World {
             .map_err(|Violation { why, .. }| Violation::new(1, why))?;
         // Where nothing was lost, nothing is denied beside what the ledger says.
         for number in 0..USERS {
-            let pair = sidecar.table.pair(&user(number), BUSINESS).unwrap();
+            let pair = sidecar.table.pair(user(number), BUSINESS).unwrap();
             for category in 0..CATEGORIES.len() {
-                let asked = Category::parse(CATEGORIES[category]).unwrap();
+                let asked = crate::ledger::category(category);
                 let (facts, freshness) = sidecar.table.facts(pair, asked);
                 let theirs = pairs[number].as_ref().map_or(Facts::NOTHING, |s| s.facts[category]);
                 let same = facts.is_ok_and(|facts| facts == theirs);

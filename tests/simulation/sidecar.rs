@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consentd::clock::Moment;
+use consentd::consent::state::State;
 use consentd::consent::time::Timestamp;
 use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
 use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
-use consentd::ledger::{Announcement, Bucket, Epoch, Page};
+use consentd::ledger::{Announcement, Bucket, Epoch, Identity, LogBody, Page, UnreadableRecord};
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
 
@@ -70,17 +71,19 @@ pub struct Sidecar {
     open: HashSet<u64>,
     asked: u64,
     pub guards: Guards,
-    /// How often the ledger that is followed had been accepted as it is.
-    pub accepted: Option<(Epoch, u64)>,
+    /// The ledger that is followed, and how often it had been accepted as it is.
+    followed: Option<(Arc<Identity>, u64)>,
     pub overflowed: bool,
-    buckets: u32,
     /// Whether what is done to the table is printed.
     pub traced: bool,
 }
 
 impl Sidecar {
     /// A sidecar that was just started, and what it asks first.
+    ///
+    /// Questions are numbered on from `asked`, so that answers to one that is gone are no answers.
     pub fn start(
+        asked: u64,
         bound: Duration,
         most: usize,
         metrics: &Arc<Metrics>,
@@ -96,11 +99,10 @@ impl Sidecar {
             gate,
             bound,
             open: HashSet::new(),
-            asked: 0,
+            asked,
             guards: Guards::default(),
-            accepted: None,
+            followed: None,
             overflowed: false,
-            buckets: 0,
             traced: false,
         };
         let wanted = sidecar.perform(tasks);
@@ -119,9 +121,9 @@ impl Sidecar {
                 return Ok((Vec::new(), false)); // It has timed out, or been answered.
             }
             Brought::Page(_, question, page) => {
-                page_said = page.as_ref().map(|page| {
-                    (page.clock, page.identity.epoch, page.accepted, page.identity.buckets)
-                });
+                page_said = page
+                    .as_ref()
+                    .map(|page| (page.clock, page.accepted, Arc::clone(&page.identity)));
                 if let Some((clock, ..)) = page_said {
                     self.guards.on_clock(clock);
                 }
@@ -135,25 +137,23 @@ impl Sidecar {
             Brought::Missed => self.driver.on_missed(now),
         };
         let touched = tasks.iter().any(|task| matches!(task, Task::Table(_)));
-        let begin = tasks.iter().find_map(|task| match task {
-            Task::Table(Action::Begin { forget, .. }) => Some(*forget),
-            _ => None,
-        });
-        if let Some(forget) = begin {
-            let (clock, epoch, accepted, buckets) =
-                page_said.ok_or_else(|| Violation::new(2, "a snapshot was begun by no page"))?;
-            self.buckets = buckets;
-            let known = self.accepted.replace((epoch, accepted));
-            let forgets = known.is_some_and(|known| known.0 == epoch && accepted > known.1);
-            if forget != forgets {
-                let why = format!("forget {forget}, accepted {known:?} then {accepted}");
-                return Err(Violation::new(6, why));
+        for task in &tasks {
+            match task {
+                Task::Table(Action::Begin { forget, .. }) => {
+                    let page = page_said.take();
+                    let page = page.ok_or_else(|| Violation::new(2, "begun by no page"))?;
+                    self.begin(page, *forget)?;
+                }
+                Task::Table(Action::Apply(body) | Action::Meet(body)) => {
+                    self.guards.on_named(&body.user_id);
+                }
+                _ => {}
             }
-            self.guards.on_begin(clock, forgets, known.is_none());
         }
         let wanted = self.perform(tasks);
         let [held, claims, labels] = self.driver.machine().waiting();
-        let buckets = usize::try_from(self.buckets).unwrap();
+        let buckets =
+            self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
         if held > 4_096 || claims > 64 || labels > buckets.max(1) {
             let why = format!("{held} held, {claims} claims, {labels} labels");
             return Err(Violation::new(7, why));
@@ -161,12 +161,38 @@ impl Sidecar {
         Ok((wanted, touched))
     }
 
+    fn begin(
+        &mut self,
+        (clock, accepted, identity): (Timestamp, u64, Arc<Identity>),
+        forget: bool,
+    ) -> Result<(), Violation> {
+        self.overflowed = false; // Until this ledger is seen to have lost too much, too.
+        let known = self.followed.replace((Arc::clone(&identity), accepted));
+        let same = known.as_ref().filter(|(known, _)| known.epoch == identity.epoch);
+        let forgets = same.is_some_and(|(_, known)| accepted > *known);
+        if forget != forgets {
+            let known = known.map(|(_, accepted)| accepted);
+            let why = format!("forget {forget}, accepted {known:?} then {accepted}");
+            return Err(Violation::new(6, why));
+        }
+        let other_keys =
+            known.as_ref().is_some_and(|(k, _)| !k.secret.is_same_as(&identity.secret));
+        self.guards.on_begin(clock, forgets, known.is_none(), other_keys);
+        Ok(())
+    }
+
+    /// Whether this ledger, accepted that often, was the last to be read whole.
+    pub fn knows(&self, epoch: Epoch, accepted: u64) -> bool {
+        self.followed
+            .as_ref()
+            .is_some_and(|(known, times)| known.epoch == epoch && *times == accepted)
+    }
+
     fn perform(&mut self, tasks: Vec<Task>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
-                let action = format!("{action:?}");
-                println!("        {}", action.replace("LogBody { key: Key { high: ", "").replace("history_len: 0, chain: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], requests: []", ""));
+                println!("        {}", brief(action));
             }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),
@@ -174,11 +200,17 @@ impl Sidecar {
                     wanted.push(Wanted::Bucket(self.ask(), question, wait));
                 }
                 Task::Again => wanted.push(Wanted::Again),
-                Task::Table(action) => match self.applier.perform(&action) {
-                    Done::Valid { .. } => self.overflowed = false,
-                    Done::Overflowed { .. } => self.overflowed = true,
-                    Done::Done | Done::Compared { .. } => {}
-                },
+                Task::Table(action) => {
+                    let done = self.applier.perform(&action);
+                    if self.traced && done != Done::Done {
+                        println!("          {done:?}");
+                    }
+                    match done {
+                        Done::Valid { .. } => self.overflowed = false,
+                        Done::Overflowed { .. } => self.overflowed = true,
+                        Done::Done | Done::Compared { .. } => {}
+                    }
+                }
             }
         }
         wanted
@@ -211,5 +243,40 @@ impl Sidecar {
 
     pub fn is_live(&self, now: Moment) -> bool {
         self.is_valid() && self.table.freshness().staleness(now) <= self.bound
+    }
+}
+
+/// An action as a trace tells it: without what says nothing in a simulation.
+fn brief(action: &Action) -> String {
+    let record = |user: &str, record: Result<&State, &UnreadableRecord>| match record {
+        Err(_) => format!("{user}: unreadable"),
+        Ok(state) => {
+            let words = state.scopes.iter().map(|(scope, said)| {
+                let word = said.word.map(|word| (word.time.as_millis() % 1_000_000, word.said));
+                format!("{scope} {word:?}")
+            });
+            let words = words.collect::<Vec<_>>().join(", ");
+            let mark = |mark: Option<(Timestamp, bool)>| {
+                mark.map(|(time, set)| (time.as_millis() % 1_000_000, set))
+            };
+            let (platform, suppression) = (mark(state.platform), mark(state.suppression));
+            format!("{user}: {words}; platform {platform:?}, suppression {suppression:?}")
+        }
+    };
+    let body =
+        |body: &LogBody| record(&body.user_id, body.record.as_ref().map(|record| &record.state));
+    let bucket = |bucket: &Bucket| {
+        let pairs = bucket.pairs.iter().map(|(key, pair)| {
+            record(&format!("{key:?}"), pair.as_ref().map(|record| &record.state))
+        });
+        let pairs = pairs.collect::<Vec<_>>().join("\n            ");
+        format!("{} at {}: {pairs}", bucket.number, bucket.label.revision)
+    };
+    match action {
+        Action::Apply(it) => format!("apply {}", body(it)),
+        Action::Meet(it) => format!("meet {}", body(it)),
+        Action::Load(it) => format!("load {}", bucket(it)),
+        Action::Compare(it) => format!("compare {}", bucket(it)),
+        other => format!("{other:?}"),
     }
 }

@@ -155,7 +155,7 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, pairs);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let (sidecar, wanted) = Sidecar::start(plan.bound, plan.most_sticky, metrics, moment);
+        let (sidecar, wanted) = Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment);
         let faults = Faults::new(&mut random);
         let mut world = Self {
             random,
@@ -287,7 +287,7 @@ impl World {
             if let Some(known) = known[category].get() {
                 return Ok(known);
             }
-            let allows = self.sidecar.allows(&name, category, moment)?;
+            let allows = self.sidecar.allows(name, category, moment)?;
             known[category].set(Some(allows));
             Ok(allows)
         };
@@ -439,7 +439,8 @@ impl World {
         self.life += 1;
         let Plan { bound, most_sticky, .. } = self.plan;
         let moment = self.moment();
-        let (sidecar, wanted) = Sidecar::start(bound, most_sticky, &self.metrics, moment);
+        let (sidecar, wanted) =
+            Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment);
         self.sidecar = sidecar;
         self.frozen_until = 0;
         for (number, loose) in self.loose.into_iter().enumerate() {
@@ -456,7 +457,7 @@ impl World {
     /// A recorder was answered that this denial is durable.
     pub fn acknowledge(&mut self, number: usize, effect: Effect) {
         let at = self.time();
-        self.acks.acknowledged(crate::oracle::Ack { user: number, effect, at });
+        self.acks.acknowledged(number, crate::oracle::Ack { effect, at });
         let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
         let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
         self.after(bound + 2 * MILLI + jitter, Happening::Check(number));
