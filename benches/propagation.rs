@@ -1,6 +1,6 @@
-//! From the moment at which an opt-out is acknowledged by one sidecar to the moment at which
-//! another one, in another process, enforces it; and bare Redis beside it in the same run, from
-//! PUBLISH to its subscriber.
+//! From the moment at which an opt-out is acknowledged by one sidecar to the moment at which the
+//! table of another process holds it; to the answer of a check that is sent to a third process
+//! then; and bare Redis beside it in the same run, from PUBLISH to its subscriber.
 //!
 //! `cargo bench --bench propagation` writes 5,000 events a second for 20 seconds; `-- 1000 10`
 //! so many, for so long.
@@ -33,13 +33,18 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use consentd::follower::Follower;
 use consentd::grpc::pb;
+use consentd::ledger::{Ledger, Options, Target, TargetOptions};
+use consentd::metrics::Metrics;
+use consentd::table::{self, Table, Validity};
 use futures_util::StreamExt as _;
 use redis_server::Redis;
 use sidecar::{BINARY, Sidecar, opt_out, run};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 /// Of so many acknowledgements one is followed by a check.
 const SAMPLE: u64 = 20;
@@ -61,10 +66,11 @@ fn main() {
         for round in 1..=3 {
             let redis = Redis::start(&["--save", "", "--appendonly", "no"]);
             let bare = publish(&redis, rate, seconds).await;
-            let ours = enforce(&redis, rate, seconds).await;
+            let (ours, checks) = enforce(&redis, rate, seconds).await;
             println!("round {round}, {rate} writes a second for {seconds} s, in microseconds:");
-            tell("  bare PUBLISH to its subscriber    ", &bare);
-            tell("  acknowledged to enforced elsewhere", &ours);
+            tell("  bare PUBLISH to its subscriber         ", &bare);
+            tell("  acknowledged to enforced elsewhere     ", &ours);
+            tell("  acknowledged to the answer of a check  ", &checks);
             println!("  p99 by p99: {:.2}", quantile(&ours, 0.99) / quantile(&bare, 0.99));
         }
     });
@@ -115,15 +121,16 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     let mut message = vec![7_u8; MESSAGE];
     while started.elapsed() < Duration::from_secs(seconds) {
         ticks.tick().await;
-        for _ in written..due(rate, started.elapsed()) {
+        let now = due(rate, started.elapsed());
+        for _ in written..now {
             let sent = u64::try_from(started.elapsed().as_nanos()).unwrap();
             message[..8].copy_from_slice(&sent.to_be_bytes());
             let mut publisher = publisher.clone();
             let mut command = redis::cmd("PUBLISH");
             command.arg("bare").arg(&message);
             tokio::spawn(async move { command.query_async::<u64>(&mut publisher).await.unwrap() });
-            written += 1;
         }
+        written = now;
     }
     message[..8].fill(0);
     let mut publisher = publisher.clone();
@@ -132,7 +139,21 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     sorted(heard.await.unwrap())
 }
 
-async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
+/// Follows the ledger in this process, which is another one than the recorder's.
+fn follow(ledger: &str, stop: &CancellationToken) -> Table {
+    let target = Target::new(ledger, TargetOptions::default()).unwrap();
+    let options = Options { retention: None, ..Options::default() };
+    let (ledger, driver) = consentd::ledger::Redis::new(target, options);
+    tokio::spawn(driver.run(stop.clone()));
+    let (table, writer) = table::new();
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let bound = Duration::from_secs(5);
+    let follower = Follower::new(Ledger::Redis(ledger), writer, metrics, bound);
+    tokio::spawn(follower.run(stop.clone()));
+    table
+}
+
+async fn enforce(server: &Redis, rate: u64, seconds: u64) -> (Vec<f64>, Vec<f64>) {
     let ledger = format!("redis://127.0.0.1:{}", server.port());
     let (code, _, said) = run(&["init", "--ledger", &ledger]);
     assert_eq!(code, 0, "{said}");
@@ -142,6 +163,11 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
     let other = serve(&[]);
     recorder.wait_until_live().await;
     other.wait_until_live().await;
+    let stop = CancellationToken::new();
+    let table = follow(&ledger, &stop);
+    while table.freshness().validity != Validity::Valid {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 
     let (events, outgoing) = mpsc::channel(4_096);
     let mut records = recorder.records().await;
@@ -153,33 +179,34 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut written = 0;
-        let first = std::time::SystemTime::now() - Duration::from_secs(3_600);
+        let first = std::time::SystemTime::now() - Duration::from_hours(1);
         while started.elapsed() < Duration::from_secs(seconds) {
             ticks.tick().await;
-            for _ in written..due(rate, started.elapsed()) {
-                let user = format!("1555{:07}", written % USERS);
+            let now = due(rate, started.elapsed());
+            for number in written..now {
+                let user = format!("1555{:07}", number % USERS);
                 // A later one each time: it changes the pair.
-                let time = (first + Duration::from_millis(written)).into();
+                let time = (first + Duration::from_millis(number)).into();
                 let event = pb::ConsentEvent {
                     user_id: user,
                     business_id: "acme".into(),
                     event_time: Some(time),
                     what: Some(opt_out("*")),
-                    ..Default::default()
                 };
                 let request = pb::RecordEventsRequest {
-                    sequence: written,
+                    sequence: number,
                     event: Some(event),
                     request_id: String::new(),
                 };
                 events.send(request).await.unwrap();
-                written += 1;
             }
+            written = now;
         }
         written
     });
     let mut answers = answers.await.unwrap();
     let micros = Arc::new(Mutex::new(Vec::new()));
+    let (mut enforced, late) = (Vec::new(), Arc::new(Mutex::new(Vec::new())));
     let mut checks = Vec::new();
     let client = other.checks().await;
     let mut acknowledged = 0;
@@ -191,6 +218,15 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
         };
         assert!(response.applied);
         acknowledged += 1;
+        if table.freshness().revision >= response.revision {
+            enforced.push(0.0);
+        } else {
+            let (table, late) = (table.clone(), Arc::clone(&late));
+            checks.push(tokio::spawn(async move {
+                table.applied(response.revision).await;
+                late.lock().unwrap().push(at.elapsed().as_secs_f64() * 1e6);
+            }));
+        }
         if answer.sequence % SAMPLE == 0 {
             let (mut client, micros) = (client.clone(), Arc::clone(&micros));
             let user = format!("1555{:07}", answer.sequence % USERS);
@@ -211,6 +247,8 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
         "  {:.0} events a second were acknowledged",
         acknowledged as f64 / started.elapsed().as_secs_f64()
     );
+    stop.cancel();
+    enforced.append(&mut late.lock().unwrap());
     let micros = std::mem::take(&mut *micros.lock().unwrap());
-    sorted(micros)
+    (sorted(enforced), sorted(micros))
 }

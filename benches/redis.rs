@@ -243,7 +243,7 @@ async fn sidecar(url: &str, client: &mut redis::aio::MultiplexedConnection) {
     });
     let _child = Server(child);
     let is_loaded = || loaded.load(Ordering::Acquire) > 0;
-    let meanwhile = gets(client, is_loaded, Duration::from_secs(60)).await;
+    let meanwhile = gets(client, is_loaded, Duration::from_mins(1)).await;
     println!(
         "sidecar: {:.2} s from its start until it answers; a GET of another client meanwhile: \
          {meanwhile}; before: {quiet}",

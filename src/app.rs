@@ -59,8 +59,8 @@ pub struct Sidecar {
 pub struct Bound {
     /// For checks, and for recordings where they have no address of their own.
     pub grpc: Vec<Address>,
-    /// For recordings, where that is another.
-    pub record: Option<Address>,
+    /// For recordings: the same, others, or none.
+    pub record: Vec<Address>,
     /// For metrics and probes.
     pub admin: Option<SocketAddr>,
 }
@@ -152,13 +152,14 @@ impl Sidecar {
     ///
     /// Where the system does not tell.
     pub fn bound(&self) -> anyhow::Result<Bound> {
-        let mut bound = Bound { grpc: Vec::new(), record: None, admin: None };
+        let mut bound = Bound { grpc: Vec::new(), record: Vec::new(), admin: None };
         for (listener, routes) in &self.listeners {
             let address = listener.address()?;
+            if routes.serves_records() {
+                bound.record.push(address.clone());
+            }
             if routes.serves_checks() {
                 bound.grpc.push(address);
-            } else {
-                bound.record = Some(address);
             }
         }
         bound.admin = self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;

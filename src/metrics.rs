@@ -51,6 +51,20 @@ pub struct Metrics {
     record_duration: Histogram,
     propagation: Histogram,
     records: IntCounterVec,
+    following: Following,
+    staleness: Gauge,
+    applied_revision: IntGaugeVec,
+    pairs: IntGauge,
+    table_bytes: IntGauge,
+    clock_offset: Gauge,
+    connections: IntGauge,
+    refused: IntCounterVec,
+    spans: IntCounterVec,
+}
+
+/// What is counted of following a ledger.
+#[derive(Debug)]
+struct Following {
     gap_repairs: IntCounter,
     resyncs: IntCounterVec,
     forks: IntCounter,
@@ -60,14 +74,6 @@ pub struct Metrics {
     durable: IntGauge,
     unfenced: IntGauge,
     subscriptions: IntCounterVec,
-    staleness: Gauge,
-    applied_revision: IntGaugeVec,
-    pairs: IntGauge,
-    table_bytes: IntGauge,
-    clock_offset: Gauge,
-    connections: IntGauge,
-    refused: IntCounterVec,
-    spans: IntCounterVec,
 }
 
 /// What is read off the table when somebody asks.
@@ -139,59 +145,7 @@ impl Metrics {
                 "outcome",
                 &OUTCOMES,
             )?,
-            gap_repairs: counter(
-                r,
-                "consent_gap_repairs_total",
-                "Gaps between announcements that were filled from the log.",
-            )?,
-            resyncs: closed(
-                r,
-                "consent_resyncs_total",
-                "Times that the whole table was read anew, by cause.",
-                "cause",
-                &CAUSES,
-            )?,
-            forks: counter(
-                r,
-                "consent_forks_total",
-                "Times that the ledger was found to have lost changes, or to hold others in their \
-                 place.",
-            )?,
-            scrub_mismatches: counter(
-                r,
-                "consent_scrub_mismatches_total",
-                "Pairs that were otherwise in the table than in the ledger at the same revision, \
-                 and were mended.",
-            )?,
-            given_back: counter(
-                r,
-                "consent_denials_given_back_total",
-                "Denials that the ledger had lost and that were recorded again from here.",
-            )?,
-            remembered: int_gauge(
-                r,
-                "consent_remembered_pairs",
-                "Pairs that are denied because the table remembers what the ledger has lost.",
-            )?,
-            durable: int_gauge(
-                r,
-                "consent_ledger_durable",
-                "1 where the ledger writes what it acknowledges to a disk or to replicas; 0 where \
-                 it is in memory alone.",
-            )?,
-            unfenced: int_gauge(
-                r,
-                "consent_ledger_unfenced",
-                "1 where an isolated old primary could go on: it has replicas, and needs none to \
-                 write.",
-            )?,
-            subscriptions: closed(
-                r,
-                "consent_subscriptions_total",
-                "Attempts to subscribe to the ledger's announcements, by what came of them.",
-                "outcome",
-                &SUBSCRIPTIONS,
-            )?,
+            following: Following::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
@@ -265,38 +219,38 @@ impl Metrics {
 
     /// Counts a gap that the log filled.
     pub fn gap_repaired(&self) {
-        self.gap_repairs.inc();
+        self.following.gap_repairs.inc();
     }
 
     /// Counts a reading anew of the whole table.
     pub fn resynced(&self, cause: &'static str) {
-        self.resyncs.with_label_values(&[cause]).inc();
+        self.following.resyncs.with_label_values(&[cause]).inc();
     }
 
     /// Counts a fork of the ledger.
     pub fn forked(&self) {
-        self.forks.inc();
+        self.following.forks.inc();
     }
 
     /// Counts pairs that a scrub found to be otherwise in the table than in the ledger.
     pub fn scrub_mismatched(&self, pairs: usize) {
-        self.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+        self.following.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
     /// Counts denials that were recorded again because the ledger had lost them.
     pub fn gave_back(&self, denials: usize) {
-        self.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
+        self.following.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
     }
 
     /// Says whether the ledger keeps what it acknowledges, and whether it lacks a fence.
     pub fn ledger_is(&self, durable: bool, unfenced: bool) {
-        self.durable.set(durable.into());
-        self.unfenced.set(unfenced.into());
+        self.following.durable.set(durable.into());
+        self.following.unfenced.set(unfenced.into());
     }
 
     /// Counts an attempt to subscribe to announcements.
     pub fn subscribed(&self, outcome: &'static str) {
-        self.subscriptions.with_label_values(&[outcome]).inc();
+        self.following.subscriptions.with_label_values(&[outcome]).inc();
     }
 
     /// Measures how long an event took to be applied.
@@ -363,7 +317,7 @@ impl Metrics {
         self.pairs.set(whole(table.pairs));
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
-        self.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
+        self.following.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -398,6 +352,66 @@ fn record_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> 
          RecordEvent, or of those of a RecordEvents stream that were recorded together.",
         &RECORD_BUCKETS,
     )
+}
+
+impl Following {
+    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            gap_repairs: counter(
+                r,
+                "consent_gap_repairs_total",
+                "Gaps between announcements that were filled from the log.",
+            )?,
+            resyncs: closed(
+                r,
+                "consent_resyncs_total",
+                "Times that the whole table was read anew, by cause.",
+                "cause",
+                &CAUSES,
+            )?,
+            forks: counter(
+                r,
+                "consent_forks_total",
+                "Times that the ledger was found to have lost changes, or to hold others in their \
+                 place.",
+            )?,
+            scrub_mismatches: counter(
+                r,
+                "consent_scrub_mismatches_total",
+                "Pairs that were otherwise in the table than in the ledger at the same revision, \
+                 and were mended.",
+            )?,
+            given_back: counter(
+                r,
+                "consent_denials_given_back_total",
+                "Denials that the ledger had lost and that were recorded again from here.",
+            )?,
+            remembered: int_gauge(
+                r,
+                "consent_remembered_pairs",
+                "Pairs that are denied because the table remembers what the ledger has lost.",
+            )?,
+            durable: int_gauge(
+                r,
+                "consent_ledger_durable",
+                "1 where the ledger writes what it acknowledges to a disk or to replicas; 0 where \
+                 it is in memory alone.",
+            )?,
+            unfenced: int_gauge(
+                r,
+                "consent_ledger_unfenced",
+                "1 where an isolated old primary could go on: it has replicas, and needs none to \
+                 write.",
+            )?,
+            subscriptions: closed(
+                r,
+                "consent_subscriptions_total",
+                "Attempts to subscribe to the ledger's announcements, by what came of them.",
+                "outcome",
+                &SUBSCRIPTIONS,
+            )?,
+        })
+    }
 }
 
 fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {

@@ -14,6 +14,8 @@
 
 #[path = "ledger/contract.rs"]
 mod contract;
+#[path = "ledger/copy.rs"]
+mod copy;
 #[path = "ledger/file.rs"]
 mod file;
 #[path = "ledger/redis.rs"]

@@ -48,7 +48,7 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
             bail!("--buckets: is for a ledger in Redis; a file has as many as it needs")
         }
         LedgerAddress::File(path) => {
-            NewFile::check(path).map_err(|error| anyhow!("{error}"))?;
+            NewFile::check(path)?;
             if args.dry_run {
                 print::line(&format!("would make {address}"))?;
                 return Ok(Verdict::Yes);
@@ -63,8 +63,9 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
                 bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {BUCKETS}");
             }
             let (fitness, warnings) = fit(target, &address).await?;
+            // Before anything is made: what is refused changes nothing.
+            let plan = plan((**target).clone(), buckets).await?;
             if args.dry_run {
-                let plan = plan((**target).clone(), buckets).await?;
                 warn(&warnings);
                 print::line(&format!(
                     "would make a ledger of {} buckets at {address}: {} keys, {} of which are \
@@ -77,7 +78,9 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
             }
             let made = create((**target).clone(), buckets).await?;
             say(&args, &address, &made.epoch, made.buckets, Some(&fitness))?;
-            warn(&warnings);
+            if !args.json {
+                warn(&warnings);
+            }
         }
     }
     Ok(Verdict::Yes)

@@ -60,9 +60,10 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
 
 fn say_where(bound: &Bound, ledger: &str) {
     let list = |addresses: &[Address]| {
-        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        if addresses.is_empty() { "none".to_owned() } else { addresses.join(",") }
     };
-    let record = bound.record.as_ref().map_or_else(|| list(&bound.grpc), ToString::to_string);
+    let record = list(&bound.record);
     let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
     info!(grpc = list(&bound.grpc), record, admin, ledger, "listening");
 }

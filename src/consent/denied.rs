@@ -104,10 +104,10 @@ impl Denied {
         let classes = Class::ALL.into_iter().filter(|class| self.on_class(*class).denied);
         let classes: Vec<_> = classes.map(Scope::Class).filter(|scope| !denies(scope)).collect();
         if self.all && classes.len() == Class::ALL.len() {
-            say(&mut lost, Effect::Word(Scope::All, Word::opt_out(at)));
+            say(&mut lost, &Effect::Word(Scope::All, Word::opt_out(at)));
         } else {
             for scope in classes {
-                say(&mut lost, Effect::Word(scope, Word::opt_out(at)));
+                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
             }
         }
         let ours = self.topics.iter().map(|(class, topic, _)| (*class, topic));
@@ -119,14 +119,14 @@ impl Denied {
             let scope = Scope::Topic(class, topic.clone());
             let covered = lost.standing_on(&scope).word.is_some();
             if !covered && self.on_topic(class, topic).denied && !denies(&scope) {
-                say(&mut lost, Effect::Word(scope, Word::opt_out(at)));
+                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
             }
         }
         if self.platform_stopped && !is_set(state.platform) {
-            say(&mut lost, Effect::Platform { time: at, stopped: true });
+            say(&mut lost, &Effect::Platform { time: at, stopped: true });
         }
         if self.suppressed && !is_set(state.suppression) {
-            say(&mut lost, Effect::Suppression { time: at, suppressed: true });
+            say(&mut lost, &Effect::Suppression { time: at, suppressed: true });
         }
         (lost != State::default()).then_some(lost)
     }
@@ -148,14 +148,14 @@ impl Denied {
         let topics = topics.map(|(class, topic, _)| Scope::Topic(*class, topic.clone()));
         for scope in all.into_iter().chain(classes.map(Scope::Class)).chain(topics) {
             if state.scopes.get(&scope).is_none_or(|said| said.word.is_none()) {
-                say(&mut lost, Effect::Word(scope, Word::opt_out(at)));
+                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
             }
         }
         if self.platform_stopped && state.platform.is_none() {
-            say(&mut lost, Effect::Platform { time: at, stopped: true });
+            say(&mut lost, &Effect::Platform { time: at, stopped: true });
         }
         if self.suppressed && state.suppression.is_none() {
-            say(&mut lost, Effect::Suppression { time: at, suppressed: true });
+            say(&mut lost, &Effect::Suppression { time: at, suppressed: true });
         }
         (lost != State::default()).then_some(lost)
     }
@@ -177,8 +177,8 @@ impl Denied {
 }
 
 /// Adds a denial, which no state is too full for.
-fn say(state: &mut State, effect: Effect) {
-    let _ = state.apply(&effect);
+fn say(state: &mut State, effect: &Effect) {
+    let _ = state.apply(effect);
 }
 
 #[cfg(test)]

@@ -220,7 +220,9 @@ impl Applier {
 
     fn apply_body(&mut self, body: &LogBody) {
         let before = self.meet(body);
-        self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+        // By then the ledger's clock had said this: no event in the table is later.
+        self.seen = self.seen.max(body.record_time);
+        self.apply(body.key, body.record.as_ref(), self.seen);
         if let Some(key) = before {
             self.writer.take_before(key);
         }
@@ -229,39 +231,32 @@ impl Applier {
     /// Puts a pair's record into the table, with what it must not forget.
     fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
         let known = self.writer.holds(key);
-        match record {
-            Ok(record) => {
-                let lost = match self.old.get(&key) {
-                    Some(old) => {
-                        let lost = old.beyond(&record.state, self.begun);
-                        self.sticky.remove(&key);
-                        lost
-                    }
-                    None if known => {
-                        let denied = self.writer.denied(key);
-                        denied.and_then(|denied| {
-                            let state = self.joined(key, &record.state);
-                            denied.vanished_from(state.as_ref().unwrap_or(&record.state), now)
-                        })
-                    }
-                    None => None,
-                };
-                self.stick(key, lost);
-                self.write(key, &record.state);
-            }
-            Err(_) => {
-                // It denies everything; once it can be read again, this must not be forgotten.
-                let nothing = State::default();
-                let kept = match self.old.get(&key) {
-                    Some(old) => old.beyond(&nothing, self.begun),
-                    None => {
-                        let denied = self.writer.denied(key);
-                        denied.and_then(|denied| denied.beyond(&nothing, self.seen))
-                    }
-                };
-                self.stick(key, kept);
-                self.writer.apply(key, Err(UnreadablePair));
-            }
+        if let Ok(record) = record {
+            let lost = match self.old.get(&key) {
+                Some(old) => {
+                    let lost = old.beyond(&record.state, self.begun);
+                    self.sticky.remove(&key);
+                    lost
+                }
+                None if known => self.writer.denied(key).and_then(|denied| {
+                    let state = self.joined(key, &record.state);
+                    denied.vanished_from(state.as_ref().unwrap_or(&record.state), now)
+                }),
+                None => None,
+            };
+            self.stick(key, lost);
+            self.write(key, &record.state);
+        } else {
+            // It denies everything; once it can be read again, this must not be forgotten.
+            let nothing = State::default();
+            let kept = if let Some(old) = self.old.get(&key) {
+                old.beyond(&nothing, self.begun)
+            } else {
+                let denied = self.writer.denied(key);
+                denied.and_then(|denied| denied.beyond(&nothing, self.seen))
+            };
+            self.stick(key, kept);
+            self.writer.apply(key, Err(UnreadablePair));
         }
         if !known && let Some(count) = self.count(bucket_of(key, self.buckets)) {
             *count = count.saturating_add(1);
@@ -383,3 +378,7 @@ fn remember(old: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>)
         .and_modify(|known| *known = Arc::new(known.join(denied)))
         .or_insert_with(|| Arc::clone(denied));
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 //! What the simulation in `tests/` is too blunt for: single steps, and bounds that take thousands.
 
-mod gone;
+mod losses;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,6 +305,23 @@ fn every_loss_has_its_cause_and_is_read_anew() {
 }
 
 #[test]
+fn an_unreadable_entry_is_never_skipped() {
+    let mut model = Model::new(2);
+    let mut follower = Follower::live(&model);
+    model.append(0, true, 20);
+    model.log[2].body = Err(UnreadableEntry);
+    for seconds in 30..33 {
+        follower.poll(&model, seconds);
+        assert!(!follower.is_valid());
+    }
+    assert_eq!(follower.causes, [Cause::Start, Cause::Unreadable]);
+    let other = Model { epoch: 2, ..Model::new(1) };
+    follower.poll(&other, 40);
+    follower.serve(&other);
+    assert!(follower.is_valid(), "another ledger is none of that one's business");
+}
+
+#[test]
 fn a_forged_announcement_only_wakes_the_poll() {
     let mut model = Model::new(3);
     let mut follower = Follower::live(&model);
@@ -342,121 +359,6 @@ fn what_waits_is_bounded() {
     }
     follower.serve(&model);
     assert_eq!(follower.machine.applied(), 6_001);
-}
-
-#[test]
-fn a_bucket_ahead_of_the_ledger_is_not_waited_for_and_one_of_a_dead_branch_is_read_again() {
-    let mut model = Model::new(8);
-    let mut dead = model.clone();
-    dead.append(0, true, 20);
-    let mut follower = Follower::new(100);
-    follower.poll(&model, 11);
-    assert_eq!(follower.buckets, [0, 1]);
-    follower.buckets.clear();
-    // Both were read from a server that had one more change, which was lost since.
-    for number in 0..BUCKETS {
-        follower.bucket(dead.bucket(number), 12);
-    }
-    follower.poll(&model, 12);
-    assert!(follower.buckets.is_empty(), "asked before they arrived: it may still come");
-    follower.poll(&model, 13);
-    assert_eq!(follower.buckets, [0, 1], "asked after they arrived: it never comes");
-    follower.serve(&model);
-    // The user's opt-out was seen in a bucket: it sticks, though that branch is none.
-    assert!(follower.is_valid() && follower.denies(0));
-    // The other way: a change takes the place of the lost one, with another hash.
-    let mut follower = Follower::new(100);
-    follower.poll(&model, 11);
-    follower.buckets.clear();
-    follower.bucket(dead.bucket(0), 12);
-    follower.bucket(dead.bucket(1), 12);
-    model.append(1, false, 21);
-    follower.poll(&model, 13);
-    assert_eq!(follower.buckets, [0, 1]);
-    follower.serve(&model);
-    assert_eq!(follower.machine.position(), model.end());
-}
-
-#[test]
-fn scrubs_compare_only_the_same_revision() {
-    let mut model = Model::new(8);
-    let mut follower = Follower::live(&model);
-    let n = (0..8).find(|n| bucket_of(model.key(*n), BUCKETS) == 0).unwrap();
-    let old = model.bucket(0);
-    let entry = model.append(n, true, 20);
-    follower.on(Event::ScrubDue);
-    assert_eq!(follower.buckets.pop(), Some(0));
-    follower.on(model.announce(&[entry]));
-    follower.bucket(old, 21);
-    assert!(follower.mismatches().is_empty(), "it was touched since it was read");
-    assert!(follower.denies(n));
-    // Read ahead of what is applied, and compared when that is reached.
-    let entry = model.append(n, true, 22);
-    follower.on(Event::ScrubDue);
-    follower.buckets.clear();
-    follower.bucket(model.bucket(0), 23);
-    assert_eq!((follower.mismatches(), follower.polls), (vec![], 1));
-    follower.on(model.announce(&[entry]));
-    assert_eq!(follower.mismatches(), [0]);
-}
-
-#[test]
-fn scrubs_mend_what_the_log_did_not_tell() {
-    let model = Model::new(8);
-    let mut follower = Follower::live(&model);
-    let mut bucket = model.bucket(0);
-    let (key, record) = bucket.pairs.pop().unwrap();
-    let n = (0..8).find(|n| model.key(*n) == key).unwrap();
-    let mut record = record.unwrap();
-    record.state.apply(&effect(true, 30)).unwrap();
-    bucket.pairs.push((key, Ok(record)));
-    for expected in [1, 0] {
-        follower.on(Event::ScrubDue);
-        let number = follower.buckets.pop().unwrap();
-        let read = if number == 0 { bucket.clone() } else { model.bucket(number) };
-        follower.bucket(read, 31);
-        assert_eq!(follower.mismatches().last(), Some(&expected));
-    }
-    assert!(follower.denies(n));
-    // The pair vanishes: a stranger in the table, which stays denied.
-    bucket.pairs.pop();
-    follower.on(Event::ScrubDue);
-    assert_eq!(follower.buckets.pop(), Some(0));
-    follower.bucket(bucket, 32);
-    assert_eq!(follower.mismatches().last(), Some(&1));
-    assert!(follower.denies(n) && follower.table.remembered() == 1);
-}
-
-#[test]
-fn too_much_that_is_lost_keeps_the_table_invalid_until_that_is_accepted() {
-    let mut model = Model::new(4);
-    (0..3).for_each(|n| drop(model.append(n, true, 20)));
-    let mut follower = Follower::new(2);
-    follower.serve(&model);
-    assert!(follower.is_valid());
-    model.log.truncate(4);
-    follower.poll(&model, 30);
-    follower.serve(&model);
-    assert!(!follower.is_valid() && follower.done.contains(&Done::Overflowed { sticky: 3 }));
-    // It is lost once more, and accepted before that was seen: that counts as well.
-    let backup = model.clone();
-    model.log.truncate(3);
-    model.accepted = 1;
-    follower.poll(&model, 40);
-    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
-    follower.serve(&model);
-    assert!(follower.is_valid() && !follower.denies(0));
-    // A backup from before the acceptance is a fork, and accepted by nobody.
-    model.append(3, true, 50);
-    model.append(3, true, 51);
-    follower.poll(&model, 52);
-    assert!(follower.denies(3));
-    let mut backup = backup;
-    (60..64).for_each(|seconds| drop(backup.append(0, false, seconds)));
-    follower.poll(&backup, 64);
-    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
-    follower.serve(&backup);
-    assert!(follower.is_valid() && follower.denies(3), "what was lost stays denied");
 }
 
 #[test]

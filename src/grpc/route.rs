@@ -207,6 +207,12 @@ impl Routes {
         self.check.is_some()
     }
 
+    /// Whether it records events.
+    #[must_use]
+    pub fn serves_records(&self) -> bool {
+        self.record.is_some()
+    }
+
     /// Answers a call; `guard` lives as long as its answer is being sent.
     pub(super) fn call(
         &self,

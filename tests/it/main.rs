@@ -27,6 +27,7 @@ mod malformed;
 mod metrics;
 mod mistakes;
 mod model;
+mod operators;
 mod page;
 mod rng;
 mod shutdown;

@@ -151,7 +151,9 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
         LedgerAddress::File(path) => NewLedger::File(Box::new(NewFile::begin(path)?)),
         LedgerAddress::Redis(target) => {
             let (_, warnings) = fit(target, to).await?;
-            init::warn(&warnings);
+            if !args.json {
+                init::warn(&warnings);
+            }
             let begun = NewRedis::begin((**target).clone(), buckets, args.anew).await;
             NewLedger::Redis(Box::new(begun.map_err(|error: CopyError| anyhow!("{to}: {error}"))?))
         }

@@ -102,8 +102,8 @@ async fn with_ledger<T>(
         LedgerAddress::Redis(target) => {
             // What has outlived its time is the recorders' to remove.
             let options = Options { retention: None, ..Options::default() };
+            super::init::fit(target, address).await?;
             let (ledger, driver) = Redis::new((**target).clone(), options);
-            ledger.probe().await?;
             let stop = CancellationToken::new();
             let working = async {
                 let done = work(&Ledger::Redis(ledger)).await;

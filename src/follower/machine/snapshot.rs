@@ -1,6 +1,6 @@
 //! A snapshot that is being read, bucket by bucket, while the log is followed.
 //!
-//! After "DBLog: A Watermark Based Change-Data-Capture Framework" (arXiv:2010.12597), by position
+//! After "`DBLog`: A Watermark Based Change-Data-Capture Framework" (arXiv:2010.12597), by position
 //! and hash in place of watermarks: every bucket comes with the position that it was read at.
 //! Entries of the log change only buckets that were read, and only past that position. Where the
 //! log, once it gets there, has another hash, the bucket is of a branch that is none, and is read

@@ -1,6 +1,6 @@
 //! Removing what has outlived its retention.
 
-use redb::{Database, ReadableTable, ReadableTableMetadata};
+use redb::{Database, ReadableTable};
 
 use super::history;
 use super::store::{META, Tables, damaged, failed, read_end};
@@ -78,7 +78,7 @@ fn oldest_entry(
 
 /// How many entries the log has, and when the first was recorded.
 pub(super) fn log_extent(
-    log: &(impl ReadableTable<u64, &'static [u8]> + ReadableTableMetadata),
+    log: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<(u64, Option<i64>), LedgerError> {
     let first = oldest_entry(log)?.map(|(_, time)| time);
     Ok((log.len().map_err(failed)?, first))

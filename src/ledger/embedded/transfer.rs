@@ -184,7 +184,7 @@ impl NewFile {
     ///
     /// [`CopyError`] where there is anything at that path, or it cannot be written.
     pub fn begin(path: &Path) -> Result<Self, CopyError> {
-        Self::check(path)?;
+        Self::check(path).map_err(CopyError::File)?;
         let file = super::temporary(path).map_err(CopyError::File)?;
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(file.path());
         let database = database.map_err(|error| CopyError::File(open_error(path, error)))?;
@@ -196,11 +196,11 @@ impl NewFile {
     ///
     /// # Errors
     ///
-    /// [`CopyError`] where there is anything at that path.
-    pub fn check(path: &Path) -> Result<(), CopyError> {
+    /// [`OpenError::Exists`] where there is anything at that path.
+    pub fn check(path: &Path) -> Result<(), OpenError> {
         match path.symlink_metadata() {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            _ => Err(CopyError::File(OpenError::Exists { path: path.to_owned() })),
+            _ => Err(OpenError::Exists { path: path.to_owned() }),
         }
     }
 
@@ -282,8 +282,10 @@ impl NewFile {
 /// Writes a pair's history by revision; gives the last one that added to it.
 fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, LedgerError> {
     let mut last = 0;
-    for some in pair.history.chunk_by(|a, b| revision(a) == revision(b)) {
-        let Some(number) = some.first().and_then(revision) else { continue };
+    for some in pair.history.chunk_by(|a, b| revision(a.as_ref()) == revision(b.as_ref())) {
+        let Some(number) = some.first().and_then(|first| revision(first.as_ref())) else {
+            continue;
+        };
         let mut items = Vec::with_capacity(some.len());
         for entry in some.iter().flatten() {
             items.push(match entry.kind {
@@ -305,6 +307,6 @@ fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, Ledger
     Ok(last)
 }
 
-fn revision(entry: &Option<Entry>) -> Option<Revision> {
-    entry.as_ref().map(|entry| entry.revision)
+fn revision(entry: Option<&Entry>) -> Option<Revision> {
+    entry.map(|entry| entry.revision)
 }

@@ -6,7 +6,7 @@ use redis::Value;
 use super::layout::{LAYOUT_FORMAT, Names, PARTITION, SENTINEL};
 use super::link::Link;
 use super::refusal::{Failure, RefusedBy};
-use super::scripts::{self, Answer, ask};
+use super::scripts::{self, Answer, ask, ask_all};
 use super::{Target, scripts::Script};
 use crate::ledger::{Epoch, LedgerError, LogHead};
 
@@ -88,24 +88,20 @@ pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
         }
         present += u64::from(!is("none"));
     }
-    // A hash of the wrong kind is an error of HLEN: it is not a ledger's either.
-    for hash in &hashes {
-        let mut command = redis::cmd("HLEN");
-        let length = ask(&link, command.arg(hash)).await.map_err(|failure| match failure {
-            Failure::Refused(RefusedBy::Other { code, .. }) if &*code == "WRONGTYPE" => {
-                CreateError::Exists
+    for some in hashes.chunks(MAX_KEYS) {
+        let both = some.iter().flat_map(|hash| {
+            let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
+            length.arg(hash);
+            sentinel.arg(hash).arg(SENTINEL);
+            [length, sentinel]
+        });
+        for answers in ask_all(&link, both.collect()).await?.chunks(2) {
+            match answers {
+                [Value::Int(0), _] => {}
+                [Value::Int(1), Value::Int(1)] => present += 1,
+                // A hash of the wrong kind is an error of HLEN: it is not a ledger's either.
+                _ => return Err(CreateError::Exists),
             }
-            failure => failure.into(),
-        })?;
-        let mut command = redis::cmd("HEXISTS");
-        match length {
-            Value::Int(0) => {}
-            Value::Int(1)
-                if ask(&link, command.arg(hash).arg(SENTINEL)).await? == Value::Int(1) =>
-            {
-                present += 1;
-            }
-            _ => return Err(CreateError::Exists),
         }
     }
     let hashes = u64::try_from(hashes.len()).unwrap_or(u64::MAX);

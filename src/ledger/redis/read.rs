@@ -151,12 +151,9 @@ impl Shared {
             link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
             Ok(answer)
         };
-        let proven = match tokio::time::timeout(within, proof).await {
-            Ok(proven) => proven,
-            Err(_) => {
-                link.give_up(&connection).await;
-                Err(Failure::Lost(Arc::new(NoAnswer(within))))
-            }
+        let Ok(proven) = tokio::time::timeout(within, proof).await else {
+            link.give_up(&connection).await;
+            return Err(Failure::Lost(Arc::new(NoAnswer(within))));
         };
         let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;

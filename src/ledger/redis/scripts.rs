@@ -186,6 +186,26 @@ pub(super) async fn ask(link: &Link, command: &Cmd) -> Result<Value, Failure> {
     ask_on(link, &connection, command).await
 }
 
+/// Asks Redis several things at once; an error is an answer to one of them.
+pub(super) async fn ask_all(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Value>, Failure> {
+    let count = commands.len();
+    let mut pipeline = redis::pipe();
+    for command in commands {
+        pipeline.add_command(command);
+    }
+    let connection = link.connection().await.map_err(Failure::NotSent)?;
+    let mut redis = connection.redis.clone();
+    let sent = redis.send_packed_commands(&pipeline, 0, count);
+    let answered = match tokio::time::timeout(ANSWER_WITHIN, sent).await {
+        Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Ok(answered) => answered.map_err(Failure::of_client),
+    };
+    if is_to_be_given_up(&answered) {
+        link.give_up(&connection).await;
+    }
+    answered
+}
+
 async fn ask_on(link: &Link, connection: &Connection, command: &Cmd) -> Result<Value, Failure> {
     let mut redis = connection.redis.clone();
     let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;

@@ -14,4 +14,4 @@ mod proxy_tests;
 pub mod redis;
 mod refusals;
 pub mod resp;
-mod stage;
+pub mod stage;

@@ -211,6 +211,16 @@ impl std::ops::DerefMut for Redis {
     }
 }
 
+/// The users that the README tells operators to make, as `users.acl` has them: every server has
+/// them, and the sidecars of the tests are these.
+fn users() -> impl Iterator<Item = &'static str> {
+    let readme = include_str!("../../../README.md");
+    readme.lines().filter(|line| line.starts_with("user ") && line.contains(" on >"))
+}
+
+/// The password of both.
+pub const PASSWORD: &str = "PASSWORD";
+
 impl Redis {
     /// Starts one that saves nothing by itself, with more options, such as `--appendonly yes`.
     pub fn start(options: &[&str]) -> Self {
@@ -227,7 +237,11 @@ impl Redis {
             ["--unixsocket", &socket],
         ];
         let words = ["redis-server"].iter().chain(ours.iter().flatten()).chain(options);
-        let arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
+        let mut arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
+        for rules in users() {
+            arguments.push("--user".to_owned());
+            arguments.extend(rules.split_whitespace().skip(1).map(str::to_owned));
+        }
         let server = Server::start(|_| arguments.clone(), Path::new(&log));
         Self { server, folder }
     }

@@ -17,7 +17,7 @@ use super::checker::{Verdict, check, compare};
 use super::history::{Did, History, Line, Sent, now, wall};
 use super::load::{BUSINESS, Checker, Failures, Writer, channel, listed};
 use super::proxy::Proxy;
-use super::redis::Redis;
+use super::redis::{PASSWORD, Redis};
 use crate::rng::Rng;
 use crate::sidecar::{BINARY, PATIENCE, Sidecar, eventually, question, run};
 
@@ -156,10 +156,18 @@ impl Stage {
         let reader_net = Proxy::before(&redis.address()).await;
         let bound = humantime::format_duration(setup.bound).to_string().replace(' ', "");
         let flags = [&["--max-staleness", &bound], setup.flags].concat();
-        let recording = [&["--record", "127.0.0.1:0"], &flags[..]].concat();
+        // With no more rights than the README gives them.
+        let theirs = setup.flags.contains(&"--ledger-user");
+        let user = |name| if theirs { Vec::new() } else { vec!["--ledger-user", name] };
+        let recording = [&["--record", "127.0.0.1:0"], &flags[..], &user("recorder")].concat();
+        let answering = [&flags[..], &user("sidecar")].concat();
+        let mut variables = setup.variables.to_vec();
+        if !theirs {
+            variables.push(("CONSENTD_LEDGER_PASSWORD", PASSWORD));
+        }
         let at = |net: &Proxy| ledger_at(&net.address());
-        let recorder = serve(&at(&recorder_net), &recording, setup.variables);
-        let reader = serve(&at(&reader_net), &flags, setup.variables);
+        let recorder = serve(&at(&recorder_net), &recording, &variables);
+        let reader = serve(&at(&reader_net), &answering, &variables);
         for sidecar in [&recorder, &reader] {
             live_within(sidecar, PATIENCE).await;
         }

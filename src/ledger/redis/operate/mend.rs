@@ -54,9 +54,13 @@ enum Turn {
 }
 
 impl Mending {
+    /// How much is looked at in the end. Histories cannot be mended: that they are damaged is for
+    /// whoever wants all to be well.
     fn depth(self) -> Depth {
-        // Damage to histories cannot be mended, and is verify's to tell.
-        Depth::Records
+        match self {
+            Self::OutOfBand => Depth::Records,
+            Self::All => Depth::Whole,
+        }
     }
 
     /// When and how something is mended; none where it is not.
@@ -81,9 +85,10 @@ impl Mending {
             Damage::Unreadable | Damage::Ahead(_) => {
                 (Turn::Pair, "rebuilt from its history, and followers told")
             }
-            Damage::LogGap(_) | Damage::LogHead(_) | Damage::LogEntry(_) | Damage::LogEnd => {
-                (Turn::Log, "the log was cut behind it; followers before it read all anew")
-            }
+            Damage::LogGap(_) | Damage::LogHead(_) | Damage::LogEntry(_) | Damage::LogEnd => (
+                Turn::Log,
+                "mended by cutting the log behind it; followers before it read all anew",
+            ),
             Damage::Meta(_)
             | Damage::WrongKind(_)
             | Damage::Newer(_)
@@ -109,7 +114,7 @@ impl Redis {
     ) -> Result<Mended, LedgerError> {
         let mut mended = Mended::default();
         for _ in 0..MAX_PASSES {
-            let report = self.verify(mending.depth(), tell).await?;
+            let report = self.verify(Depth::Records, tell).await?;
             let plans = report.findings.iter();
             let plans = plans.filter_map(|found| Some((found.clone(), mending.plan(found)?)));
             let mut plans: Vec<_> = plans.collect();
@@ -120,8 +125,7 @@ impl Redis {
                 return Ok(mended);
             }
             let Some(now) = plans.first().map(|(_, (turn, _))| *turn) else {
-                mended.left = report;
-                return Ok(mended);
+                break;
             };
             let mut any = false;
             for (found, (_, how)) in plans.into_iter().filter(|(_, (turn, _))| *turn == now) {
@@ -131,8 +135,7 @@ impl Redis {
                 }
             }
             if !any {
-                mended.left = report;
-                return Ok(mended);
+                break;
             }
         }
         mended.left = self.verify(mending.depth(), tell).await?;
@@ -256,12 +259,11 @@ impl Known {
             items.is_some_and(|items| chain_of(items) == Some(record.chain))
         };
         let whole = told.iter().filter(fits).max_by_key(|record| record.history_len);
-        let (history_len, chain) = match whole {
-            Some(record) => (record.history_len, record.chain),
-            None => {
-                let len = u64::try_from(self.items.len()).unwrap_or(0);
-                (len, chain_of(&self.items).unwrap_or_default())
-            }
+        let (history_len, chain) = if let Some(record) = whole {
+            (record.history_len, record.chain)
+        } else {
+            let len = u64::try_from(self.items.len()).unwrap_or(0);
+            (len, chain_of(&self.items).unwrap_or_default())
         };
         let requests = told.first().map(|record| record.requests.clone()).unwrap_or_default();
         Record { state, history_len, chain, requests }

@@ -7,7 +7,7 @@ use redis::Value;
 use super::super::fitness::{self, Fitness};
 use super::super::link::Link;
 use super::super::refusal::{Failure, RefusedBy};
-use super::super::scripts::{Answer, ask};
+use super::super::scripts::{Answer, ask, ask_all};
 use super::super::{Redis, Shared, Target};
 use crate::consent::time::Timestamp;
 use crate::ledger::LedgerError;
@@ -79,14 +79,12 @@ impl Shared {
         let mut pairs = 0_u64;
         let numbers: Vec<u32> = (0..buckets).collect();
         for some in numbers.chunks(BUCKETS_AT_ONCE) {
-            let mut pipeline = redis::pipe();
-            for number in some {
-                pipeline.cmd("HLEN").arg(self.names.bucket(*number));
-            }
-            let connection = self.reads.connection().await.map_err(Failure::NotSent)?;
-            let mut redis = connection.redis.clone();
-            let lengths = redis.send_packed_commands(&pipeline, 0, some.len()).await;
-            for length in lengths.map_err(Failure::of_client)? {
+            let length = |number: &u32| {
+                let mut command = redis::cmd("HLEN");
+                command.arg(self.names.bucket(*number));
+                command
+            };
+            for length in ask_all(&self.reads, some.iter().map(length).collect()).await? {
                 let Value::Int(length) = length else {
                     return Err(Failure::Refused(RefusedBy::Strange));
                 };

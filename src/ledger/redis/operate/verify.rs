@@ -1,6 +1,6 @@
 //! Looking at all that a ledger in Redis holds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use futures_util::StreamExt as _;
 use redis::Value;
@@ -268,41 +268,41 @@ impl Shared {
             pairs.push(Whole { key, revision, mark, record, history: Vec::new() });
         }
         let there: HashSet<_> = pairs.iter().map(|pair| pair.key).collect();
-        for (key, len) in histories.iter().filter(|(key, _)| !there.contains(*key)) {
-            let _entries = len;
-            let key = Some(Key::from_bytes(*key));
+        for key in histories.into_iter().filter(|key| !there.contains(key)) {
+            let key = Some(Key::from_bytes(key));
             report.add(Finding { key, logged: None, damage: Damage::Lost });
         }
-        if depth == Depth::Whole {
+        let no_histories = Damage::WrongKind(self.names.history(number));
+        let are_there = report.findings.iter().all(|found| found.damage != no_histories);
+        if depth == Depth::Whole && are_there {
             self.verify_histories(number, &mut pairs, &mut report, known).await?;
         }
         Ok(Read { label: raw.label, pairs, report })
     }
 
-    /// The pairs that a bucket's histories are of, and how many entries there are of each.
+    /// The pairs that a bucket's histories are of.
     async fn histories(
         &self,
         number: u32,
         report: &mut Report,
-    ) -> Result<HashMap<[u8; 16], u64>, Failure> {
+    ) -> Result<HashSet<[u8; 16]>, Failure> {
         let hash = self.names.history(number);
         let mut command = redis::cmd("HKEYS");
         let fields = match ask(&self.reads, command.arg(&hash)).await {
             Err(failure) if is_wrong_kind(&failure) => {
                 report.of_all(Damage::WrongKind(hash));
-                return Ok(HashMap::new());
+                return Ok(HashSet::new());
             }
             fields => fields?,
         };
         let mut fields = Answer::of(fields)?;
-        let (mut found, mut has_sentinel) = (HashMap::new(), false);
+        let (mut found, mut has_sentinel) = (HashSet::new(), false);
         while !fields.is_over() {
             let field = fields.bytes()?;
             if field == SENTINEL {
                 has_sentinel = true;
             } else if let Some(key) = field.first_chunk::<16>() {
-                let count: &mut u64 = found.entry(*key).or_default();
-                *count = count.saturating_add(1);
+                found.insert(*key);
             }
         }
         if !has_sentinel {

@@ -1,0 +1,61 @@
+use super::*;
+use crate::clock::Moment;
+use crate::consent::facts::Standing;
+use crate::consent::id::KeySecret;
+use crate::consent::scope::{Category, Scope};
+use crate::consent::state::{Effect, Word};
+use crate::ledger::Position;
+use crate::table::{self, Table};
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+fn record(effects: &[Effect]) -> Record {
+    let mut record = Record::default();
+    for effect in effects {
+        record.state.apply(effect).unwrap();
+    }
+    record
+}
+
+fn body(key: Key, record: &Record, time: i64) -> Box<LogBody> {
+    let (user_id, business_id) = ("1".to_owned(), "acme".to_owned());
+    let (record, record_time) = (Ok(record.clone()), at(time));
+    Box::new(LogBody { key, user_id, business_id, record, record_time })
+}
+
+/// A table that holds an empty ledger, proven when its clock said `clock`.
+fn loaded(clock: i64) -> (Table, Applier, Identity) {
+    let (table, writer) = table::new();
+    let mut applier = Applier::new(writer, 10);
+    let identity = Identity { epoch: [1; 16], secret: KeySecret::new(&[2; 16]), buckets: 1 };
+    let shared = Arc::new(identity.clone());
+    applier.perform(&Action::Begin { identity: shared, clock: at(clock), forget: false });
+    let now = Moment { boot: std::time::Duration::ZERO, wall: at(clock) };
+    applier.perform(&Action::Prove(now, at(clock)));
+    applier.perform(&Action::Validate);
+    (table, applier, identity)
+}
+
+#[test]
+fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
+    let (table, mut applier, identity) = loaded(100);
+    let key = Key::from_bytes([7; 16]);
+    let marketing = Scope::parse("marketing").unwrap();
+    // Both after the last proof: what the ledger's clock said then is earlier than either.
+    let opted_in = Effect::Word(marketing, Word::opt_in(at(150), None));
+    let before = record(std::slice::from_ref(&opted_in));
+    let after = record(&[opted_in, Effect::Word(Scope::All, Word::opt_out(at(160)))]);
+    applier.perform(&Action::Apply(body(key, &before, 150)));
+    applier.perform(&Action::Apply(body(key, &after, 160)));
+    // Somebody writes the record of before into the ledger, past its log.
+    let label = Position { epoch: identity.epoch, revision: 2, head: [0; 20] };
+    let bucket = Bucket { number: 0, label, pairs: vec![(key, Ok(before))] };
+    let done = applier.perform(&Action::Compare(bucket));
+    assert_eq!(done, Done::Compared { mismatches: 1 });
+    let category = Category::parse("marketing").unwrap();
+    let facts = table.facts(key.into(), category).0.unwrap();
+    assert!(matches!(facts.standing, Standing::OptedOutAll { .. }), "{facts:?}");
+    assert_eq!(table.remembered(), 1);
+}
