@@ -16,6 +16,7 @@ use crate::grpc::listen::Address;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use crate::grpc::pb::get_status_response::Phase;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 
 #[derive(Args, Debug)]
@@ -97,6 +98,9 @@ fn day() -> Vec<Moment> {
     ]
 }
 
+/// How often the sidecar is asked whether it has read its ledger, which is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// What is asked at the end: who, about what, in which form.
 const QUESTIONS: [(&str, &str, pb::MessageForm); 14] = [
     ("Ana", "utility.order_updates", pb::MessageForm::Template),
@@ -170,6 +174,10 @@ pub(super) async fn demo(args: DemoArgs) -> anyhow::Result<Verdict> {
 async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()> {
     let mut recorder = RecordServiceClient::new(channel.clone());
     let mut asker = ConsentServiceClient::new(channel.clone());
+    // Once it has read its ledger, what is recorded is enforced by the time it is answered.
+    while asker.get_status(pb::GetStatusRequest {}).await?.into_inner().phase() != Phase::Live {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     let now = clock::wall();
     let mut story = table(["when", "who", "what happens"]);
     for moment in day() {

@@ -40,8 +40,18 @@ const MAX_WAITING: usize = 8_192;
 /// The most changes of one transaction.
 const MAX_GROUP: usize = 8_192;
 
-/// How many buckets the pairs are read in: of a million, about a thousand each.
-const BUCKETS: u32 = 1_024;
+/// How many pairs a bucket holds, in about, where they are read from the tree.
+const PAIRS_A_BUCKET: u64 = 1_024;
+
+/// The least and the most buckets that pairs are read in: one more costs a look into the tree.
+const MIN_BUCKETS: u32 = 16;
+const MAX_BUCKETS: u32 = 8_192;
+
+/// How many buckets so many pairs are read in, for as long as the file is open.
+fn buckets_for(pairs: u64) -> u32 {
+    let buckets = u32::try_from(pairs / PAIRS_A_BUCKET).unwrap_or(MAX_BUCKETS);
+    buckets.clamp(MIN_BUCKETS, MAX_BUCKETS)
+}
 
 /// How often what has outlived its retention is removed.
 const SWEEP_EVERY: Duration = Duration::from_mins(1);
@@ -180,6 +190,11 @@ impl Embedded {
         let (recent, mover) = store::load_recent(&database).map_err(|error| {
             OpenError::NotALedger { path: path.to_owned(), source: error.into() }
         })?;
+        let pairs = store::count_pairs(&database).map_err(|error| OpenError::NotALedger {
+            path: path.to_owned(),
+            source: error.into(),
+        })?;
+        let buckets = buckets_for(pairs);
         let (appends, jobs) = sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
@@ -187,7 +202,7 @@ impl Embedded {
             identity: Arc::new(Identity {
                 epoch: meta.epoch,
                 secret: KeySecret::new(&meta.secret),
-                buckets: BUCKETS,
+                buckets,
             }),
             describe: format!("file:{}", path.display()),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),

@@ -22,9 +22,9 @@ pub(super) const WHAT_REPAIR_DOES: &str = "\
 An append that was cut short is completed from the log. The fence and sentinel fields are put back.
 Records that are damaged or missing are rebuilt from what the log last said of their pair, or else
 from their history, by the rules by which they were made; the ids of requests that a rebuilt record
-remembered are lost, so that a retry of one may be recorded again, which changes nothing. A damaged
-log is cut behind the damage: followers read all anew. Each change is compared with what was read:
-recorders may go on. Histories and statements cannot be rebuilt: restore a backup for them.";
+remembered are lost: a retry of one that has an event_time changes nothing, one without is as new. A
+damaged log is cut behind the damage: followers read all anew. Each change is compared with what was
+read: recorders may go on. Histories and statements cannot be rebuilt: restore a backup for them.";
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct MendArgs {

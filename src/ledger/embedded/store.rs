@@ -6,7 +6,10 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
-use redb::{Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, Table,
+    TableDefinition,
+};
 
 use super::super::{
     Appended, Bucket, Change, Epoch, Identity, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
@@ -133,6 +136,12 @@ pub(super) fn load_recent(database: &Database) -> Result<(Recent, Mover), Ledger
     let meta = transaction.open_table(META).map_err(failed)?;
     let tables = Tables::open(&transaction)?;
     Recent::load(&tables, &meta, read_end(&meta)?)
+}
+
+/// How many pairs are in the tree.
+pub(super) fn count_pairs(database: &Database) -> Result<u64, LedgerError> {
+    let table = database.begin_read().map_err(failed)?.open_table(PAIRS).map_err(failed)?;
+    table.len().map_err(failed)
 }
 
 /// Moves more pairs to the tree, where some wait; tells whether it did.

@@ -133,7 +133,12 @@ async fn all(ledger: &Embedded) -> Vec<(Key, Result<Record, UnreadableRecord>)> 
     let mut pairs = Vec::new();
     for number in 0..ledger.identity().buckets {
         let bucket = ledger.bucket(number).await.unwrap();
-        assert!(bucket.pairs.iter().all(|(key, _)| bucket_of(*key, BUCKETS) == number));
+        assert!(
+            bucket
+                .pairs
+                .iter()
+                .all(|(key, _)| bucket_of(*key, ledger.identity().buckets) == number)
+        );
         pairs.extend(bucket.pairs);
     }
     pairs

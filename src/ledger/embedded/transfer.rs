@@ -15,7 +15,7 @@ use super::store::{
     self, LOG, META, PAIRS, PairValue, TEXTS, Tables, damaged, failed, first_of, revision_of,
     values,
 };
-use super::{BUCKETS, Embedded, OpenError, open_error, retention};
+use super::{Embedded, OpenError, buckets_for, open_error, retention};
 use crate::consent::id::Key;
 use crate::consent::record::{Revision, sha256};
 use crate::consent::time::Timestamp;
@@ -237,6 +237,8 @@ impl NewFile {
         secret: &[u8; 16],
     ) -> Result<(Epoch, u32), CopyError> {
         let epoch = self.write_meta(end, secret).map_err(CopyError::Writing)?;
+        let pairs = store::count_pairs(&self.database).map_err(CopyError::Writing)?;
+        let buckets = buckets_for(pairs);
         let Self { path, file, database } = self;
         drop(database);
         let io = |source| CopyError::File(OpenError::Io { path: path.clone(), source });
@@ -250,7 +252,7 @@ impl NewFile {
             Err(failed) => return Err(io(failed.error)),
         }
         folder.sync_all().map_err(io)?;
-        Ok((epoch, BUCKETS))
+        Ok((epoch, buckets))
     }
 
     fn write_meta(&self, end: &Position, secret: &[u8; 16]) -> Result<Epoch, LedgerError> {

@@ -310,7 +310,7 @@ async fn no_mangled_value_makes_anything_panic() {
         });
         let ledger = &running.ledger;
         let _ = ledger.read_after(0).await;
-        for number in 0..BUCKETS {
+        for number in 0..ledger.identity().buckets {
             let _ = ledger.bucket(number).await;
         }
         let _ = ledger.history(key(1)).await;
