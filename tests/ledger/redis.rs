@@ -1,9 +1,15 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
+use std::sync::Arc;
+
+use consentd::consent::event::{Event, PlatformNames};
+use consentd::consent::keyword::{KeywordLists, Keywords};
 use consentd::consent::record::{Outcome, Request};
 use consentd::ledger::{
     CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
 };
+use consentd::metrics::Metrics;
+use consentd::recorder::{Recorder, Submission};
 use server::BUCKETS;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -297,6 +303,49 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     let now = read(&direct.ledger, key(2)).await;
     assert!(matches!(&appended.unwrap()[..], [Appended::Conflict(Ok(there))] if *there == now));
     assert_eq!((now.version.revision, now.record.history_len), (3, 2));
+    open.close().await;
+    direct.close().await;
+}
+
+/// Records of a user that this happened, now.
+async fn record(ledger: &Ledger, what: What) {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let (names, keywords) = (PlatformNames::default(), Keywords::new(KeywordLists::default()));
+    let recorder = Recorder::new(ledger.clone(), names, keywords, metrics);
+    let (user_id, business_id) = ("15550001".to_owned(), "acme".to_owned());
+    let event = Event { user_id, business_id, time: None, what };
+    let submission = Submission { event, request_id: String::new() };
+    recorder.record(&[submission]).await.remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn an_event_is_as_old_as_when_its_recorder_first_read() {
+    let (folder, server) = a_server(&[]);
+    let direct = open_redis(&server, options());
+    append(&direct.ledger, key(1), opt_in("Yes")).await;
+    let (open, mut lost) = lossy_ledger(&folder, &server);
+    let mut yes = opt_in("Yes, Acme may write to me on WhatsApp");
+    if let What::OptIn { evidence, expire, .. } = &mut yes {
+        *expire = None;
+        evidence.business_name = "Acme".to_owned();
+    }
+    let opting_in = record(&open.ledger, yes);
+    let meanwhile = async {
+        let go_on = lost.recv().await.unwrap();
+        record(&direct.ledger, opt_out("letter")).await;
+        // Whatever is stamped from here on is later than the opt-out.
+        let clock = async || direct.ledger.read(vec![key(1)]).await.unwrap().clock;
+        let then = clock().await;
+        while clock().await <= then {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+    };
+    tokio::join!(opting_in, meanwhile);
+    let secret = &direct.ledger.identity().await.unwrap().secret;
+    let now = read(&direct.ledger, secret.read("15550001", "acme").unwrap()).await;
+    let words = now.record.state.scopes.values().filter_map(|said| said.word);
+    assert!(words.max().unwrap().is_opt_out(), "{:?}", now.record.state);
     open.close().await;
     direct.close().await;
 }
