@@ -1,5 +1,6 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use consentd::consent::event::{Event, PlatformNames};
@@ -260,11 +261,15 @@ fn lossy_ledger(folder: &TempDir, server: &Server) -> (Open, mpsc::Receiver<ones
     let (losing, lost) = mpsc::channel(1);
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(server::lossy(listener, server.socket.clone(), losing));
+    (open_at(&path), lost)
+}
+
+fn open_at(path: &Path) -> Open {
     let url = format!("redis+unix://{}", path.display());
     let target = consentd::ledger::Target::new(&url, TargetOptions::default()).unwrap();
     let (ledger, driver) = Redis::new(target, options());
     let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
-    (Open { ledger: Ledger::Redis(ledger), writer }, lost)
+    Open { ledger: Ledger::Redis(ledger), writer }
 }
 
 #[tokio::test]
@@ -308,13 +313,13 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
 }
 
 /// Records of a user that this happened, now.
-async fn record(ledger: &Ledger, what: What) {
+async fn record(ledger: &Ledger, request: &str, what: What) {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (names, keywords) = (PlatformNames::default(), Keywords::new(KeywordLists::default()));
     let recorder = Recorder::new(ledger.clone(), names, keywords, metrics);
     let (user_id, business_id) = ("15550001".to_owned(), "acme".to_owned());
     let event = Event { user_id, business_id, time: None, what };
-    let submission = Submission { event, request_id: String::new() };
+    let submission = Submission { event, request_id: request.to_owned() };
     recorder.record(&[submission]).await.remove(0).unwrap();
 }
 
@@ -322,17 +327,20 @@ async fn record(ledger: &Ledger, what: What) {
 async fn an_event_is_as_old_as_when_its_recorder_first_read() {
     let (folder, server) = a_server(&[]);
     let direct = open_redis(&server, options());
-    append(&direct.ledger, key(1), opt_in("Yes")).await;
-    let (open, mut lost) = lossy_ledger(&folder, &server);
+    let path = folder.path().join("proxy.sock");
+    let (holding, mut held) = mpsc::channel(1);
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(server::holding(listener, server.socket.clone(), holding));
+    let open = open_at(&path);
     let mut yes = opt_in("Yes, Acme may write to me on WhatsApp");
     if let What::OptIn { evidence, expire, .. } = &mut yes {
         *expire = None;
         evidence.business_name = "Acme".to_owned();
     }
-    let opting_in = record(&open.ledger, yes);
+    let opting_in = record(&open.ledger, "1", yes);
     let meanwhile = async {
-        let go_on = lost.recv().await.unwrap();
-        record(&direct.ledger, opt_out("letter")).await;
+        let go_on = held.recv().await.unwrap();
+        record(&direct.ledger, "2", opt_out("letter")).await;
         // Whatever is stamped from here on is later than the opt-out.
         let clock = async || direct.ledger.read(vec![key(1)]).await.unwrap().clock;
         let then = clock().await;
