@@ -150,13 +150,14 @@ fn every_mutant_still_finds_its_place() {
     for mutant in std::fs::read_dir(root.join("tests/mutants")).unwrap() {
         let path = mutant.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let (file, rest) = text.split_once("\n<<<<\n").expect("it says where");
-        let (find, rest) = rest.split_once("\n====\n").expect("it says what");
-        let (replace, _) = rest.rsplit_once("\n>>>>").expect("it says by what");
-        let file = file.lines().find_map(|line| line.strip_prefix("file ")).expect("a file");
-        let source = std::fs::read_to_string(root.join(file)).unwrap();
-        assert_eq!(source.matches(find).count(), 1, "{}", path.display());
-        assert_ne!(find, replace, "{}", path.display());
+        for change in text.trim_end_matches("\n>>>>\n").split("\n>>>>\n") {
+            let (head, rest) = change.split_once("\n<<<<\n").expect("it says where");
+            let (find, replace) = rest.split_once("\n====\n").expect("it says what, and by what");
+            let file = head.lines().find_map(|line| line.strip_prefix("file ")).expect("a file");
+            let source = std::fs::read_to_string(root.join(file)).unwrap();
+            assert_eq!(source.matches(find).count(), 1, "{}", path.display());
+            assert_ne!(find, replace, "{}", path.display());
+        }
         count += 1;
     }
     assert!(count >= 25, "{count} mutants");

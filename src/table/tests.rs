@@ -214,3 +214,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_proven_is_in_what_is_read() {
+    // However reads and writes meet: freshness that is read after the entry would promise more
+    // than the entry holds.
+    const WRITES: i64 = 30_000;
+    let (table, mut writer) = new();
+    let pair = key("15550001");
+    let write = |writer: &mut Writer, number: i64| {
+        writer.apply(pair, Ok(&state(&[(number, inbound())])));
+        writer.applied(u64::try_from(number).unwrap());
+    };
+    write(&mut writer, 1);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (2..WRITES).for_each(|number| write(&mut writer, number));
+            done.store(true, Ordering::Release);
+        });
+        let mut reads = 0;
+        while !done.load(Ordering::Acquire) || reads < 1_000 {
+            let category = Category::parse("service").unwrap();
+            let (facts, freshness) = table.facts(pair.into(), category);
+            let inbound = facts.unwrap().last_inbound.unwrap().as_millis();
+            let promised = i64::try_from(freshness.revision).unwrap();
+            assert!(inbound >= promised, "{inbound} was read, and {promised} promised");
+            reads += 1;
+        }
+    });
+}

@@ -1,9 +1,16 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
+use std::path::Path;
+use std::sync::Arc;
+
+use consentd::consent::event::{Event, PlatformNames};
+use consentd::consent::keyword::{KeywordLists, Keywords};
 use consentd::consent::record::{Outcome, Request};
 use consentd::ledger::{
     CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
 };
+use consentd::metrics::Metrics;
+use consentd::recorder::{Recorder, Submission};
 use server::BUCKETS;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -254,11 +261,15 @@ fn lossy_ledger(folder: &TempDir, server: &Server) -> (Open, mpsc::Receiver<ones
     let (losing, lost) = mpsc::channel(1);
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(server::lossy(listener, server.socket.clone(), losing));
+    (open_at(&path), lost)
+}
+
+fn open_at(path: &Path) -> Open {
     let url = format!("redis+unix://{}", path.display());
     let target = consentd::ledger::Target::new(&url, TargetOptions::default()).unwrap();
     let (ledger, driver) = Redis::new(target, options());
     let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
-    (Open { ledger: Ledger::Redis(ledger), writer }, lost)
+    Open { ledger: Ledger::Redis(ledger), writer }
 }
 
 #[tokio::test]
@@ -297,6 +308,52 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     let now = read(&direct.ledger, key(2)).await;
     assert!(matches!(&appended.unwrap()[..], [Appended::Conflict(Ok(there))] if *there == now));
     assert_eq!((now.version.revision, now.record.history_len), (3, 2));
+    open.close().await;
+    direct.close().await;
+}
+
+/// Records of a user that this happened, now.
+async fn record(ledger: &Ledger, request: &str, what: What) {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let (names, keywords) = (PlatformNames::default(), Keywords::new(KeywordLists::default()));
+    let recorder = Recorder::new(ledger.clone(), names, keywords, metrics);
+    let (user_id, business_id) = ("15550001".to_owned(), "acme".to_owned());
+    let event = Event { user_id, business_id, time: None, what };
+    let submission = Submission { event, request_id: request.to_owned() };
+    recorder.record(&[submission]).await.remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn an_event_is_as_old_as_when_its_recorder_first_read() {
+    let (folder, server) = a_server(&[]);
+    let direct = open_redis(&server, options());
+    let path = folder.path().join("proxy.sock");
+    let (holding, mut held) = mpsc::channel(1);
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(server::holding(listener, server.socket.clone(), holding));
+    let open = open_at(&path);
+    let mut yes = opt_in("Yes, Acme may write to me on WhatsApp");
+    if let What::OptIn { evidence, expire, .. } = &mut yes {
+        *expire = None;
+        evidence.business_name = "Acme".to_owned();
+    }
+    let opting_in = record(&open.ledger, "1", yes);
+    let meanwhile = async {
+        let go_on = held.recv().await.unwrap();
+        record(&direct.ledger, "2", opt_out("letter")).await;
+        // Whatever is stamped from here on is later than the opt-out.
+        let clock = async || direct.ledger.read(vec![key(1)]).await.unwrap().clock;
+        let then = clock().await;
+        while clock().await <= then {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+    };
+    tokio::join!(opting_in, meanwhile);
+    let secret = &direct.ledger.identity().await.unwrap().secret;
+    let now = read(&direct.ledger, secret.read("15550001", "acme").unwrap()).await;
+    let words = now.record.state.scopes.values().filter_map(|said| said.word);
+    assert!(words.max().unwrap().is_opt_out(), "{:?}", now.record.state);
     open.close().await;
     direct.close().await;
 }

@@ -120,3 +120,41 @@ pub(super) async fn lossy(
         });
     }
 }
+
+/// Passes connections on to a socket; holds the first append back until whoever is told of it says
+/// so.
+pub(super) async fn holding(
+    listener: UnixListener,
+    to: PathBuf,
+    held: mpsc::Sender<oneshot::Sender<()>>,
+) {
+    let any = Arc::new(AtomicBool::new(false));
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = UnixStream::connect(&to).await.unwrap();
+        let (any, held) = (Arc::clone(&any), held.clone());
+        tokio::spawn(async move {
+            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+            loop {
+                tokio::select! {
+                    length = client.read(&mut asked) => {
+                        let Ok(length @ 1..) = length else { return };
+                        // No other script has that key.
+                        let text = b"{consent:0}:text";
+                        let appends = asked[..length].windows(text.len()).any(|part| part == text);
+                        if appends && !any.swap(true, Ordering::SeqCst) {
+                            let (go_on, told) = oneshot::channel();
+                            held.send(go_on).await.unwrap();
+                            told.await.unwrap();
+                        }
+                        if server.write_all(&asked[..length]).await.is_err() { return }
+                    }
+                    length = server.read(&mut answered) => {
+                        let Ok(length @ 1..) = length else { return };
+                        if client.write_all(&answered[..length]).await.is_err() { return }
+                    }
+                }
+            }
+        });
+    }
+}

@@ -146,6 +146,7 @@ impl Sidecar {
                 }
                 Task::Table(Action::Apply(body) | Action::Meet(body)) => {
                     self.guards.on_named(&body.user_id);
+                    self.guards.on_clock(body.record_time);
                 }
                 // Read on a branch that is none: what that denied is remembered, too.
                 Task::Table(Action::Unload(_)) => self.guards.on_unload(),
