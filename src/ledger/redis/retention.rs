@@ -67,8 +67,8 @@ impl Shared {
                 }
             }
             let keys = [&self.names.meta, &self.names.log];
-            let before = young.to_string();
-            let args = [&identity.epoch[..], before.as_bytes(), b"1"];
+            let args = [&identity.epoch[..], young.to_string().as_bytes()].map(<[u8]>::to_vec);
+            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
             scripts::TRIM.run(&self.writes, &keys, &args).await?;
             if young < most {
                 break;
