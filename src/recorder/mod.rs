@@ -204,6 +204,9 @@ impl Recorder {
         mut pairs: Vec<Pair>,
         results: &mut [Option<Recorded>],
     ) {
+        if pairs.is_empty() {
+            return;
+        }
         let keys = pairs.iter().map(|pair| pair.key).collect();
         let read = match self.ledger.read(keys).await {
             Ok(read) => read,
