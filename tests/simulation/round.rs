@@ -41,13 +41,14 @@ pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(
 
 impl World {
     fn round(&mut self) -> Result<(), Violation> {
-        (self.writing, self.faulty) = (true, true);
+        (self.writing, self.faulty, self.settled) = (true, true, false);
         let until = self.now + self.random.between(2, 40) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
         self.become_live()?;
+        self.settled = true;
         // Writes go on meanwhile: they must not starve what proves it.
         let until = self.now + 2 * micros(self.plan.bound);
         let mut late = None;
