@@ -39,9 +39,11 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
+    clippy::needless_range_loop,
+    clippy::struct_excessive_bools,
     missing_docs,
     unreachable_pub,
-    reason = "tests are no library"
+    reason = "tests are no library, and users and categories are numbers"
 )]
 
 #[path = "simulation/faults.rs"]

@@ -33,7 +33,7 @@ impl Drop for Counted<'_> {
 pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(), Violation> {
     let mut world = Counted(World::new(seed, metrics), steps);
     let world = &mut world.0;
-    for _ in 0..1 + world.random.below(3) {
+    for _ in 0..=world.random.below(3) {
         world.round()?;
     }
     Ok(())
@@ -130,7 +130,7 @@ impl World {
         let Self { sidecar, .. } = self;
         sidecar
             .guards
-            .check(&sidecar.table, &pairs, &nothing)
+            .check(&sidecar.table, &pairs, nothing)
             .map_err(|Violation { why, .. }| Violation::new(1, why))?;
         // Where nothing was lost, nothing is denied beside what the ledger says.
         for number in 0..USERS {

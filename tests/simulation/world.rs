@@ -379,7 +379,7 @@ impl World {
         if let Some(from) = from {
             node.way_from(from.revision).iter().for_each(|node| guards.pass(&node.pairs));
         }
-        guards.check(table, &node.pairs, &self.loose)
+        guards.check(table, &node.pairs, self.loose)
     }
 
     fn want(&mut self, wanted: Vec<Wanted>) {
