@@ -15,7 +15,8 @@
 //!    something newer was written. What a fork, a flush or a write behind the log's back took is
 //!    excepted where the table had never seen it, and there alone.
 //! 4. *Stale or invalid means deny.*
-//! 5. *Live again*: within [`LIVE_WITHIN`] of the last fault, and from then on without a pause.
+//! 5. *Live again*: within [`LIVE_WITHIN`] of the last fault, and from then on without a pause;
+//!    and what is announced is applied soon, though announcements before it were lost.
 //! 6. *Sticky.* What a valid table denied it denies for good, until something newer, on a scope
 //!    that covers it, lifts it: newer than the denial, or than the moment at which its loss was
 //!    seen. Only an operator who accepts the ledger makes it forget.
@@ -38,9 +39,11 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
+    clippy::needless_range_loop,
+    clippy::struct_excessive_bools,
     missing_docs,
     unreachable_pub,
-    reason = "tests are no library"
+    reason = "tests are no library, and users and categories are numbers"
 )]
 
 #[path = "simulation/faults.rs"]

@@ -298,6 +298,8 @@ impl World {
         self.wire = Wire::healthy();
         if pubsub_dead {
             self.wire.announce_loss = 100;
+        } else {
+            self.wire.announce_loss = self.random.pick(&[0, 20]);
         }
         self.replica_lags = false;
         self.isolated = None;

@@ -95,6 +95,20 @@ pub struct Node {
     entry: Option<LogEntry>,
 }
 
+impl Node {
+    /// The places behind a revision that led here, oldest first, without this one.
+    pub fn way_from(&self, revision: Revision) -> Vec<Rc<Node>> {
+        let mut way = Vec::new();
+        let mut node = self.parent.as_ref();
+        while let Some(at) = node.filter(|node| node.position.revision > revision) {
+            way.push(Rc::clone(at));
+            node = at.parent.as_ref();
+        }
+        way.reverse();
+        way
+    }
+}
+
 /// What a recorder read of a pair.
 #[derive(Clone)]
 pub struct Stored {
@@ -145,6 +159,12 @@ impl Server {
 
     pub fn end(&self) -> Position {
         self.node.position
+    }
+
+    /// Whether that place is on the way to where its log ends.
+    pub fn has(&self, position: Position) -> bool {
+        let way = self.node.way_from(position.revision.saturating_sub(1));
+        self.end() == position || way.first().is_some_and(|first| first.position == position)
     }
 
     pub fn clock(&self, now: Timestamp) -> Timestamp {

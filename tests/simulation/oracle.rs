@@ -59,7 +59,7 @@ struct Guard {
 
 /// What the table denies, pair by pair, and must not forget.
 pub struct Guards {
-    guards: [[Guard; KINDS]; USERS],
+    denials: [[Guard; KINDS]; USERS],
     /// Whether the table may deny the pair more than the ledger does.
     may: [bool; USERS],
     /// Whether something else than a fork was lost of the pair, at whatever time.
@@ -77,7 +77,7 @@ impl Default for Guards {
     fn default() -> Self {
         let off = Guard { on: false, floor: Timestamp::MIN };
         Self {
-            guards: [[off; KINDS]; USERS],
+            denials: [[off; KINDS]; USERS],
             may: [false; USERS],
             vague: [false; USERS],
             unnamed: [false; USERS],
@@ -104,7 +104,7 @@ impl Guards {
             self.may = [true; USERS];
         }
         self.unnamed = self.unnamed.map(|unnamed| !forgets && (unnamed || other_keys));
-        for guard in self.guards.iter_mut().flatten() {
+        for guard in self.denials.iter_mut().flatten() {
             guard.floor = guard.floor.max(clock);
         }
     }
@@ -112,7 +112,7 @@ impl Guards {
     /// A table that is not valid went past what the ledger says here: a denial that is the ledger's
     /// own is lifted as the ledger lifts it.
     pub fn pass(&mut self, pairs: &Pairs) {
-        for (said, guards) in pairs.iter().zip(&mut self.guards) {
+        for (said, guards) in pairs.iter().zip(&mut self.denials) {
             let Some(state) = said.as_ref().map(|said| &said.state) else { continue };
             for (kind, guard) in guards.iter_mut().enumerate().filter(|(_, guard)| guard.on) {
                 let theirs = match kind {
@@ -154,14 +154,14 @@ impl Guards {
         &mut self,
         table: &Table,
         pairs: &Pairs,
-        loose: &[bool; USERS],
+        loose: [bool; USERS],
     ) -> Result<(), Violation> {
         for number in 0..USERS {
             let said = pairs[number].as_deref();
             let pair = table.pair(user(number), BUSINESS).unwrap();
             if loose[number] {
                 // What denies may be what the log does not tell; something must lift it at least.
-                self.guards[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);
+                self.denials[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);
             }
             for category in 0..CATEGORIES.len() {
                 let asked = crate::ledger::category(category);
@@ -179,7 +179,7 @@ impl Guards {
                 }
                 if said.is_some_and(|said| is_tombstone(&said.state)) && facts.suppressed {
                     // What an erased record denies it denies as a whole.
-                    self.guards[number][..SUPPRESSION].iter_mut().for_each(|it| it.on = false);
+                    self.denials[number][..SUPPRESSION].iter_mut().for_each(|it| it.on = false);
                 }
                 let denied = is_word_denied(&facts);
                 let theirs = said.and_then(|said| latest_word(&said.state, category));
@@ -266,7 +266,7 @@ impl Guards {
         denied: bool,
         theirs: Option<(Timestamp, bool)>,
     ) -> Result<(), String> {
-        let guard = &mut self.guards[number][kind];
+        let guard = &mut self.denials[number][kind];
         if guard.on && !denied {
             let lifted = theirs.is_some_and(|(time, denies)| !denies && time > guard.floor);
             if !lifted {

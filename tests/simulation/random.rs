@@ -1,4 +1,4 @@
-//! Chance that is the same for the same seed, whatever crates are updated: SplitMix64, written out,
+//! Chance that is the same for the same seed, whatever crates are updated: `SplitMix64`, written out,
 //! so that a committed seed stays the history that it was.
 
 pub struct Random(u64);

@@ -100,7 +100,7 @@ impl World {
             return;
         }
         match step {
-            Step::Start if !self.writing => return self.recorder_starts(index),
+            Step::Start if !self.writing => self.recorder_starts(index),
             Step::Start => {
                 let recorder = &mut self.recorders[index];
                 recorder.user = self.random.index(USERS);

@@ -33,7 +33,7 @@ impl Drop for Counted<'_> {
 pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(), Violation> {
     let mut world = Counted(World::new(seed, metrics), steps);
     let world = &mut world.0;
-    for _ in 0..1 + world.random.below(3) {
+    for _ in 0..=world.random.below(3) {
         world.round()?;
     }
     Ok(())
@@ -41,13 +41,14 @@ pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(
 
 impl World {
     fn round(&mut self) -> Result<(), Violation> {
-        (self.writing, self.faulty) = (true, true);
+        (self.writing, self.faulty, self.settled) = (true, true, false);
         let until = self.now + self.random.between(2, 40) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
         self.become_live()?;
+        self.settled = true;
         // Writes go on meanwhile: they must not starve what proves it.
         let until = self.now + 2 * micros(self.plan.bound);
         let mut late = None;
@@ -129,7 +130,7 @@ impl World {
         let Self { sidecar, .. } = self;
         sidecar
             .guards
-            .check(&sidecar.table, &pairs, &nothing)
+            .check(&sidecar.table, &pairs, nothing)
             .map_err(|Violation { why, .. }| Violation::new(1, why))?;
         // Where nothing was lost, nothing is denied beside what the ledger says.
         for number in 0..USERS {

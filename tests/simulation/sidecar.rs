@@ -12,7 +12,9 @@ use consentd::follower::apply::{Applier, Done};
 use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
-use consentd::ledger::{Announcement, Bucket, Epoch, Identity, LogBody, Page, UnreadableRecord};
+use consentd::ledger::{
+    Announcement, Bucket, Epoch, Identity, LogBody, Page, Position, UnreadableRecord,
+};
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
 
@@ -71,6 +73,8 @@ pub struct Sidecar {
     open: HashSet<u64>,
     asked: u64,
     pub guards: Guards,
+    /// Where the table stood when it was checked last.
+    pub checked: Option<Position>,
     /// The ledger that is followed, and how often it had been accepted as it is.
     followed: Option<(Arc<Identity>, u64)>,
     pub overflowed: bool,
@@ -101,6 +105,7 @@ impl Sidecar {
             open: HashSet::new(),
             asked,
             guards: Guards::default(),
+            checked: None,
             followed: None,
             overflowed: false,
             traced: false,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
 use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
-use consentd::ledger::{Announcement, Epoch, LogEntry, Tail};
+use consentd::ledger::{Announcement, Epoch, LogEntry, Position, Tail};
 use consentd::metrics::Metrics;
 
 use crate::faults::{Faults, Wire};
@@ -21,6 +21,10 @@ use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
 
 pub const MILLI: u64 = 1_000;
 pub const SECOND: u64 = 1_000_000;
+
+/// How long what was announced may take to be applied where all is well but for an announcement
+/// that was lost before it: a poll that is under way, and some pages.
+const APPLIED_WITHIN: u64 = 300 * MILLI;
 
 /// What happens at some time.
 pub enum Happening {
@@ -34,6 +38,8 @@ pub enum Happening {
     Synced,
     /// Somebody asks about a user.
     Check(usize),
+    /// What was announced past a gap, or behind what is applied, is applied by now.
+    Expected(u64, Position),
     Fault,
 }
 
@@ -81,6 +87,8 @@ pub struct World {
     /// When the last announcement arrives, where the wire keeps their order.
     last_announced: u64,
     metrics: Arc<Metrics>,
+    /// Whether all faults are over and done with.
+    pub settled: bool,
     /// Whether recorders write, and whether faults happen.
     pub writing: bool,
     pub faulty: bool,
@@ -133,6 +141,7 @@ fn told(happening: &Happening) -> String {
         }
         Happening::Synced => "synced".to_owned(),
         Happening::Check(number) => format!("check {number}"),
+        Happening::Expected(_, position) => format!("expected {}", position.revision),
         Happening::Fault => "fault due".to_owned(),
     }
 }
@@ -186,6 +195,7 @@ impl World {
             faults,
             last_announced: 0,
             metrics: Arc::clone(metrics),
+            settled: false,
             writing: true,
             faulty: false,
             traced: std::env::var_os("CONSENTD_TRACE").is_some(),
@@ -267,6 +277,7 @@ impl World {
                 self.after(wait, Happening::Synced);
             }
             Happening::Check(number) => self.check(number)?,
+            Happening::Expected(life, position) => self.expected(life, position)?,
             Happening::Fault => {
                 if self.faulty {
                     self.fault();
@@ -314,6 +325,18 @@ impl World {
                 let wait = self.plan.scrub_every;
                 self.after(wait, Happening::Brought(life, Brought::ScrubDue));
             }
+            Brought::Announced(Announcement { epoch, entries }) if self.settled => {
+                let applied = self.sidecar.driver().machine().applied();
+                for entry in entries.iter() {
+                    let missing = entry.revision.saturating_sub(applied);
+                    let within = APPLIED_WITHIN + missing * 20 * MILLI;
+                    let (revision, head) = (entry.revision, entry.head);
+                    let position = Position { epoch: *epoch, revision, head };
+                    if self.primary.has(position) {
+                        self.after(within, Happening::Expected(life, position));
+                    }
+                }
+            }
             _ => {}
         }
         let moment = self.moment();
@@ -324,6 +347,17 @@ impl World {
             self.check_table()?;
         }
         Ok(())
+    }
+
+    /// Property 5: an announcement that is lost costs what comes behind it a poll, not a period.
+    fn expected(&self, life: u64, position: Position) -> Result<(), Violation> {
+        let at = self.sidecar.driver().machine().position();
+        let gone = !self.settled || life != self.life || at.epoch != position.epoch;
+        if gone || at.revision >= position.revision {
+            return Ok(());
+        }
+        let why = format!("{} was announced, and {} is applied", position.revision, at.revision);
+        Err(Violation::new(5, why))
     }
 
     /// Properties 2 and 6.
@@ -339,8 +373,13 @@ impl World {
         let Some(node) = node.filter(|node| node.position == position) else {
             return Err(Violation::new(2, format!("no ledger ever stood at {position:?}")));
         };
-        let Sidecar { guards, table, .. } = &mut self.sidecar;
-        guards.check(table, &node.pairs, &self.loose)
+        let Sidecar { guards, table, checked, .. } = &mut self.sidecar;
+        // What one page brought at once was said in an order.
+        let from = checked.replace(position).filter(|from| from.epoch == position.epoch);
+        if let Some(from) = from {
+            node.way_from(from.revision).iter().for_each(|node| guards.pass(&node.pairs));
+        }
+        guards.check(table, &node.pairs, self.loose)
     }
 
     fn want(&mut self, wanted: Vec<Wanted>) {
