@@ -1,5 +1,8 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
+#[path = "rights.rs"]
+mod rights;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -456,92 +459,6 @@ async fn what_has_outlived_its_time_goes_and_the_chain_stays_whole() {
     assert_eq!(open.ledger.read_after(3).await.unwrap().tail, Tail::Trimmed);
     assert_eq!(append(&open.ledger, key(1), opt_in("Yes again")).await, 5);
     open.close().await;
-}
-
-/// What a sidecar needs: to read, to prove by the fence that it reads the primary, and to hear.
-const READER: [&str; 21] = [
-    "on",
-    ">p",
-    "resetkeys",
-    "%R~{consent:0}:*",
-    "~{consent:0}:fence",
-    "resetchannels",
-    "&{consent:0}:ch",
-    "-@all",
-    "+ping",
-    "+hello",
-    "+info",
-    "+subscribe",
-    "+eval",
-    "+evalsha",
-    "+eval_ro",
-    "+evalsha_ro",
-    "+time",
-    "+hget",
-    "+hmget",
-    "+hgetall",
-    "+xrange",
-];
-
-/// What a recorder needs beyond that.
-const WRITER: [&str; 10] = [
-    "~{consent:0}:*",
-    "+xrevrange",
-    "+hset",
-    "+hsetnx",
-    "+hincrby",
-    "+hscan",
-    "+xadd",
-    "+xtrim",
-    "+publish",
-    "+hexists",
-];
-
-#[tokio::test]
-async fn nobody_needs_more_rights_than_these() {
-    let (_folder, server) = a_server(&[]);
-    let words =
-        |name, more: &[&'static str]| [&["ACL", "SETUSER", name][..], &READER[..], more].concat();
-    say(&server, &words("reader", &[])).await.unwrap();
-    say(&server, &words("writer", &WRITER)).await.unwrap();
-    let open = |name: &str, options| {
-        let (user, password) = (Some(name.to_owned()), Some("p".to_owned()));
-        let target = TargetOptions { user, password, ..TargetOptions::default() };
-        let (ledger, driver) = Redis::new(server.target_as(target), options);
-        let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
-        Open { ledger: Ledger::Redis(ledger), writer }
-    };
-    let sweep_every = Duration::from_millis(10);
-    let day = Duration::from_hours(24);
-    let retention = Some(Retention { log: day, log_entries: 1_000, history: day });
-    let reader = open("reader", options());
-    let mut heard = reader.ledger.listen();
-    let writer = open("writer", Options { retention, sweep_every, ..options() });
-    let subscribed = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
-    assert!(matches!(subscribed, Ok(Heard::Subscribed)), "{subscribed:?}");
-    for what in [opt_in("Yes"), inbound("wamid"), opt_out("letter")] {
-        append(&writer.ledger, key(1), what).await;
-    }
-    let number = consentd::ledger::bucket_of(key(1), BUCKETS);
-    for ledger in [&reader.ledger, &writer.ledger] {
-        assert_eq!(ledger.read_after(3).await.unwrap().end.revision, 3);
-        assert_eq!(ledger.bucket(number).await.unwrap().pairs.len(), 1);
-        assert_eq!(read(ledger, key(1)).await.version.revision, 3);
-        assert!(ledger.history(key(1)).await.unwrap().intact);
-    }
-    let announced = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
-    assert!(matches!(announced, Ok(Heard::Announcement(_))), "{announced:?}");
-    until(&server, &["XLEN", "{consent:0}:log"], "int(0)").await;
-    let late = change(key(2), &nothing(), [opt_out("letter")]);
-    let why = refused(reader.ledger.append(vec![late]).await);
-    assert_eq!(why.label(), "denied", "{why}");
-    // Whoever may not announce still records.
-    say(&server, &["ACL", "SETUSER", "writer", "-publish"]).await.unwrap();
-    assert_eq!(append(&writer.ledger, key(2), opt_out("letter")).await, 4);
-    let Ledger::Redis(ledger) = &writer.ledger else { unreachable!() };
-    assert_eq!(ledger.unannounced(), 1);
-    reader.close().await;
-    writer.close().await;
 }
 
 #[tokio::test]
