@@ -50,6 +50,7 @@ const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
 /// Follows one ledger.
 pub struct Follower {
     ledger: Ledger,
+    announcements: Option<Receiver<Heard>>,
     applier: Applier,
     metrics: Arc<Metrics>,
     bound: Duration,
@@ -89,6 +90,7 @@ impl Follower {
     #[must_use]
     pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
         Self {
+            announcements: Some(ledger.listen()),
             ledger,
             applier: Applier::new(writer, MAX_STICKY),
             metrics,
@@ -127,7 +129,8 @@ impl Follower {
 
     /// Follows until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        let announcements = self.ledger.listen();
+        // Heard since the follower was made: the first subscription is one of those counted.
+        let Some(announcements) = self.announcements.take() else { return };
         let _ = stop.run_until_cancelled(self.follow(announcements)).await;
     }
 
@@ -167,7 +170,9 @@ impl Follower {
                     }
                     Ok(Heard::Subscribed) => {
                         self.metrics.subscribed("subscribed");
-                        self.unheard = None;
+                        if self.unheard.take().is_some() {
+                            info!("announcements are heard again");
+                        }
                         let tasks = driver.on_missed(Moment::now());
                         self.perform(&mut questions, tasks).await;
                     }
