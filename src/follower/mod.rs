@@ -267,8 +267,7 @@ impl Follower {
     /// Tells metrics, the log and the table's readers of what was done.
     fn tell(&mut self, action: &Action, done: Done) {
         match action {
-            Action::Applied(revision, recorded) if *recorded > Timestamp::MIN => {
-                let _ = revision;
+            Action::Applied(_, recorded) if *recorded > Timestamp::MIN => {
                 self.metrics.propagated(clock::wall().since(*recorded));
             }
             Action::Prove(asked, ledger_clock) => {

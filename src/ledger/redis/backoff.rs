@@ -10,11 +10,16 @@ pub(super) const LONGEST: Duration = Duration::from_secs(1);
 /// The wait after so many failures on end: doubled with each, and between half and the whole of
 /// that, so that a fleet does not come back at one moment.
 pub(super) fn wait(failures: u32) -> Duration {
-    let mut random = [255; 1];
-    // Without randomness they do, no more.
-    let _ = getrandom::fill(&mut random);
     let doubled = SHORTEST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST);
-    doubled.mul_f64(0.5 + f64::from(random[0]) / 510.0).max(SHORTEST)
+    jittered(doubled).max(SHORTEST)
+}
+
+/// Between half and the whole of `most`.
+pub(super) fn jittered(most: Duration) -> Duration {
+    let mut random = [255; 1];
+    // Without randomness those who wait come at one moment, no more.
+    let _ = getrandom::fill(&mut random);
+    most.mul_f64(0.5 + f64::from(random[0]) / 510.0)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::append::{Item, Outcome, command, outcomes};
+use super::backoff;
 use super::driver::MAX_FLIGHTS;
 use super::layout::{Place, stored};
 use super::refusal::{Failure, NoAnswer, RefusedBy};
@@ -157,11 +158,8 @@ fn refuse(shared: &Shared, items: Vec<Item>, failure: &Failure) {
 
 /// Waits a random while, longer with every attempt.
 async fn pause(attempt: u32, left: Duration) {
-    let mut random = [0; 1];
-    // Without randomness, recorders meet again sooner, no more.
-    let _ = getrandom::fill(&mut random);
     let most = FIRST_PAUSE.saturating_mul(1 << attempt.min(10)).min(MAX_PAUSE).min(left);
-    tokio::time::sleep(most.mul_f64(0.5 + f64::from(random[0]) / 510.0)).await;
+    tokio::time::sleep(backoff::jittered(most)).await;
 }
 
 impl Redis {

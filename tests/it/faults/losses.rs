@@ -112,9 +112,8 @@ async fn a_restart_from_an_old_rdb_is_a_fork_and_denials_stay() {
     stage.end_with_losses().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lagging_replica_that_is_promoted_is_found_by_head() {
-    let mut stage = Stage::set(Setup::default()).await;
+/// A replica that has what a user opted in to, and not the opt-out that both sidecars enforce.
+async fn a_replica_without_the_stop(stage: &mut Stage) -> Redis {
     let replica = Redis::start_replica_of(&stage.redis, &[]);
     stage.say("US.lost", Did::OptIn, "marketing").await;
     replica.catch_up_with(&stage.redis);
@@ -123,6 +122,13 @@ async fn a_lagging_replica_that_is_promoted_is_found_by_head() {
     for sidecar in stage.sidecars() {
         stage.is_out(sidecar, "US.lost", "marketing").await;
     }
+    replica
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lagging_replica_that_is_promoted_is_found_by_head() {
+    let mut stage = Stage::set(Setup::default()).await;
+    let replica = a_replica_without_the_stop(&mut stage).await;
     let before = forks(&stage).await;
     // The reader is cut off while the new branch gets as long as the old one and longer: what it
     // sees then are revisions that it knows, and others behind them.
@@ -144,14 +150,7 @@ async fn a_lagging_replica_that_is_promoted_is_found_by_head() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_behind_us_is_a_fork_though_nothing_was_written_since() {
     let mut stage = Stage::set(Setup::default()).await;
-    let replica = Redis::start_replica_of(&stage.redis, &[]);
-    stage.say("US.lost", Did::OptIn, "marketing").await;
-    replica.catch_up_with(&stage.redis);
-    replica.lag();
-    stage.say("US.lost", Did::OptOut, "*").await;
-    for sidecar in stage.sidecars() {
-        stage.is_out(sidecar, "US.lost", "marketing").await;
-    }
+    let replica = a_replica_without_the_stop(&mut stage).await;
     let before = forks(&stage).await;
     replica.promote();
     stage.nets().into_iter().for_each(|net| net.lead_to(&replica.address()));
