@@ -240,9 +240,11 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Follows the log to its end, and copies again what has changed; tells whether anything had.
+    /// Follows the log to where it ends now, and copies again what has changed; tells whether
+    /// anything had. What is written meanwhile is left to the next time: there may always be more.
     async fn follow(&mut self) -> Result<bool, CopyError> {
         let mut any = false;
+        let mut until = None;
         loop {
             let page = self.from.read_after(self.cursor.revision).await;
             let page = page.map_err(CopyError::Source)?;
@@ -274,6 +276,9 @@ impl Copying<'_> {
             }
             self.cursor = next;
             any = true;
+            if self.cursor.revision >= *until.get_or_insert(page.end.revision) {
+                return Ok(any);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use tokio::task::JoinSet;
 
 use crate::faults::redis::Redis;
 use crate::faults::resp::Value;
@@ -402,16 +403,17 @@ async fn a_ledger_that_is_written_to_is_not_copied_half_and_the_copy_is_begun_an
     let sidecar = serve(&from, &["--record", "127.0.0.1:0"], &[]);
     live_within(&sidecar, PATIENCE).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, mut records) = (Arc::clone(&stop), sidecar.records().await);
-    let writer = tokio::spawn(async move {
-        let mut written = 0_u64;
-        while !stopped.load(Ordering::Relaxed) {
-            let user = format!("US.{}", written % 50);
-            records.record_event(event(&user, "acme", opt_out("marketing"))).await.unwrap();
-            written += 1;
-        }
-        written
-    });
+    // More than one: there is something new whenever the log is looked at.
+    let mut writers = JoinSet::new();
+    for number in 0..8 {
+        let (stopped, mut records) = (Arc::clone(&stop), sidecar.records().await);
+        writers.spawn(async move {
+            while !stopped.load(Ordering::Relaxed) {
+                let user = format!("US.{number}");
+                records.record_event(event(&user, "acme", opt_out("marketing"))).await.unwrap();
+            }
+        });
+    }
     let copy = move |more: &[&str]| {
         let copy = ["ledger", "copy", &from, &to, "--buckets", "64", "--still"];
         let arguments = copy.iter().chain(more).map(|&argument| argument.to_owned());
@@ -424,7 +426,7 @@ async fn a_ledger_that_is_written_to_is_not_copied_half_and_the_copy_is_begun_an
     assert_eq!(code, 2, "{printed}");
     assert!(error.contains("still being written to"), "{error}");
     stop.store(true, Ordering::Relaxed);
-    assert!(writer.await.unwrap() > 0);
+    writers.join_all().await;
 
     // What is there is no ledger, and nobody takes it for one.
     let to = format!("{}/1", ledger_at(&redis.address()));

@@ -10,12 +10,14 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
 use prost::bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Status;
@@ -367,14 +369,28 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl Fn
     }
 }
 
+/// How long a command may run before it is killed: what never ends must fail, and say where.
+const COMMAND_PATIENCE: Duration = Duration::from_mins(3);
+
 /// Runs a command of the binary; gives its exit code, standard output and standard error.
+#[track_caller]
 pub fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(BINARY)
+    let child = Command::new(BINARY)
         .args(arguments)
         .env_remove("CONSENTD_ADDR")
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("the binary was built");
+    let pid = Pid::from_child(&child);
+    let (ended, when_ended) = mpsc::channel();
+    std::thread::spawn(move || ended.send(child.wait_with_output()));
+    let output = when_ended.recv_timeout(COMMAND_PATIENCE).unwrap_or_else(|_| {
+        let _ = kill_process(pid, Signal::KILL);
+        panic!("{arguments:?} has not ended within {COMMAND_PATIENCE:?}")
+    });
+    let output = output.expect("its output can be read");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
