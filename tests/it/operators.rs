@@ -190,13 +190,13 @@ fn forget_log(redis: &Redis) {
 }
 
 /// Replaces the log's last entry by one whose body is another.
-fn rewrite_last(redis: &Redis, change: impl Fn(&mut Vec<u8>)) {
+fn rewrite_last(redis: &Redis, change: impl Fn(&mut Vec<Vec<u8>>)) {
     let (id, mut fields) = log(redis).pop().unwrap();
     redis.command(&["XDEL", LOG, &id]);
     // Redis takes no id that is not greater than all there were.
     let before = log(redis).pop().map(|(id, _)| id).unwrap();
     redis.command(&["XSETID", LOG, &before]);
-    change(&mut fields[3]);
+    change(&mut fields);
     let mut command = vec![b"XADD".to_vec(), LOG.as_bytes().to_vec(), id.into_bytes()];
     command.extend(fields);
     redis.command(&command);
@@ -208,7 +208,7 @@ const META: &str = "{consent:0}:meta";
 /// What befalls a ledger, how `verify` calls it, and by which command it is mended.
 struct Case(&'static str, Option<&'static str>, fn(&Redis));
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 22] = [
     Case("no_fence", Some("repair"), |redis| {
         redis.command(&["DEL", "{consent:0}:fence"]);
     }),
@@ -230,13 +230,15 @@ const CASES: [Case; 21] = [
         redis.command(&["XDEL", LOG, "5-0"]);
     }),
     Case("log_head", Some("repair"), |redis| {
-        rewrite_last(redis, |body| {
+        rewrite_last(redis, |fields| {
+            let body = &mut fields[3];
             // The user's name: the entry can still be read.
             let at = body.windows(3).position(|bytes| bytes == b"US.").unwrap();
             body[at] = b'X';
         });
     }),
-    Case("log_entry", Some("repair"), |redis| rewrite_last(redis, |body| body[0] = 0xff)),
+    Case("log_entry", Some("repair"), |redis| rewrite_last(redis, |fields| fields[3][0] = 0xff)),
+    Case("log_entry", Some("repair"), |redis| rewrite_last(redis, |fields| fields.truncate(4))),
     Case("log_end", Some("repair"), |redis| {
         redis.command(&["HSET", META, "head", "01234567890123456789"]);
     }),
@@ -422,6 +424,10 @@ async fn a_ledger_that_is_written_to_is_not_copied_half_and_the_copy_is_begun_an
             run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
         })
     };
+    // To look at all of it ends, too.
+    let ledger = ledger_at(&redis.address());
+    let looked = tokio::task::spawn_blocking(move || verify(&ledger).1).await.unwrap();
+    assert_eq!(looked, Vec::<String>::new());
     let (code, printed, error) = copy(&["700ms"]).await.unwrap();
     assert_eq!(code, 2, "{printed}");
     assert!(error.contains("still being written to"), "{error}");

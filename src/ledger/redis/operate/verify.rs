@@ -11,7 +11,7 @@ use super::super::scripts::{Answer, ask};
 use super::super::{Redis, Shared};
 use super::whole::RawBucket;
 use crate::consent::id::Key;
-use crate::consent::record::sha256;
+use crate::consent::record::{Revision, sha256};
 use crate::ledger::verify::{Damage, Depth, Finding, Logged, Progress, Report};
 use crate::ledger::whole::{Entry, Whole};
 use crate::ledger::{Identity, LedgerError, Position, bucket_of};
@@ -142,14 +142,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Follows the log from its first entry to the ledger's end.
+    /// Follows the log from its first entry to where the ledger ends now, or a page later.
     async fn verify_log(&self, report: &mut Report) -> Result<Logged, Failure> {
         let mut logged = Logged::default();
-        let mut from = "-".to_owned();
+        let mut reached: Revision = 0;
         let end = loop {
             let end = self.end().await?;
+            let from =
+                if reached == 0 { "-".to_owned() } else { reached.saturating_add(1).to_string() };
             let mut command = redis::cmd("XRANGE");
-            command.arg(&self.names.log).arg(&from).arg(end.revision.to_string());
+            command.arg(&self.names.log).arg(from).arg(end.revision.to_string());
             let page = ask(&self.reads, command.arg("COUNT").arg(LOG_PAGE)).await?;
             let mut entries = Answer::of(page)?;
             if entries.is_over() {
@@ -161,6 +163,7 @@ impl Shared {
                     report.of_all(Damage::StrayEntries);
                     return Ok(logged);
                 };
+                reached = revision;
                 let mut fields = Answer::of(entry.next()?)?;
                 let (_p, place, _b) = (fields.next()?, fields.next()?, fields.next()?);
                 let body = fields.bytes();
@@ -174,7 +177,9 @@ impl Shared {
                     report.of_all(Damage::LogEntry(revision));
                 }
                 logged.take(report, (revision, &body, head), next_head);
-                from = revision.saturating_add(1).to_string();
+            }
+            if reached >= end.revision {
+                break end;
             }
         };
         logged.end(report, &end);
