@@ -239,6 +239,14 @@ impl Gate {
         self.table.freshness().validity != Validity::Loading
     }
 
+    /// Whether the table is proven to be current, within the bound.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        let freshness = self.table.freshness();
+        let staleness = freshness.staleness(Moment::now());
+        freshness.validity == Validity::Valid && staleness <= self.bound
+    }
+
     /// The last applied revision.
     #[must_use]
     pub fn revision(&self) -> Revision {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
+//!                    follower ─► changes ─► grpc
 //! writes:  grpc ─► recorder ─► ledger ─► (follower ─► table)
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! | [`consent`] | the nouns, and how events make a pair's record; pure |
 //! | [`decision`] | may it be sent: the rules' nine rows; pure |
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
+//! | [`changes`] | what changes in it, told to whoever watches |
 //! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
@@ -55,6 +57,7 @@ pub mod accept;
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod changes;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -2,6 +2,8 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod watching;
+
 use std::time::Duration;
 
 use prometheus::core::{Collector as _, Metric as _};
@@ -11,6 +13,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::watching::RESETS;
+use self::watching::Watching;
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
@@ -33,7 +37,8 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 5] = ["accept", "admin", "connections", "handshake", "in_flight"];
+pub const LIMITS: [&str; 6] =
+    ["accept", "admin", "connections", "handshake", "in_flight", "watchers"];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
@@ -52,6 +57,7 @@ pub struct Metrics {
     propagation: Histogram,
     records: IntCounterVec,
     following: Following,
+    watching: Watching,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -146,6 +152,7 @@ impl Metrics {
                 &OUTCOMES,
             )?,
             following: Following::new(r)?,
+            watching: Watching::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",

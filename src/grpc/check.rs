@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call::Notes;
+use super::watch::{self, Ending, Watches};
 use super::{convert, deadline, pb, status};
 use crate::clock;
 use crate::consent::Violation;
@@ -20,6 +21,7 @@ pub struct CheckService {
     gate: Gate,
     ledger: String,
     max_batch: usize,
+    watches: Option<Watches>,
     metrics: Arc<Metrics>,
 }
 
@@ -29,7 +31,14 @@ impl CheckService {
     /// The service. `ledger` is shown in its status; a batch may have `max_batch` requests.
     #[must_use]
     pub fn new(gate: Gate, ledger: String, max_batch: usize, metrics: Arc<Metrics>) -> Self {
-        Self { gate, ledger, max_batch, metrics }
+        Self { gate, ledger, max_batch, watches: None, metrics }
+    }
+
+    /// Lets clients watch what changes, too.
+    #[must_use]
+    pub fn watched(mut self, watches: Watches) -> Self {
+        self.watches = Some(watches);
+        self
     }
 
     fn answer(&self, request: &pb::CanSendRequest) -> Result<pb::CanSendResponse, CheckError> {
@@ -172,9 +181,13 @@ impl pb::consent_service_server::ConsentService for CheckService {
 
     async fn watch_consents(
         &self,
-        _: Request<pb::WatchConsentsRequest>,
+        request: Request<pb::WatchConsentsRequest>,
     ) -> Result<Response<Self::WatchConsentsStream>, Status> {
-        Err(Status::unimplemented("WatchConsents comes later; check right before each send"))
+        let watches = self.watches.as_ref().ok_or_else(watch::nobody_watches)?;
+        let ending = request.extensions().get::<Ending>().cloned();
+        let request = request.into_inner();
+        let changes = watches.watch(request, ending.as_ref(), &self.gate, &self.metrics)?;
+        Ok(Response::new(Box::pin(changes)))
     }
 
     async fn get_status(

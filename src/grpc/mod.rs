@@ -1,8 +1,8 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `call` (what is told of it), `check` and `record` (the services), `health`,
-//! `convert`, `status` (our errors on the wire), [`codec`].
+//! takes a call), `call` (what is told of it), `check` and `record` (the services), [`watch`] (one of
+//! their calls), `health`, `convert`, `status` (our errors on the wire), [`codec`].
 
 mod call;
 mod check;
@@ -14,6 +14,7 @@ mod record;
 mod route;
 pub mod server;
 mod status;
+pub mod watch;
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub use check::CheckService;
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
+pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]

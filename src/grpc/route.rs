@@ -22,6 +22,7 @@ use super::call::{self, Call, Watcher};
 use super::pb::consent_service_server::{ConsentServiceServer, SERVICE_NAME as CHECKS};
 use super::pb::record_service_server::{RecordServiceServer, SERVICE_NAME as RECORDS};
 use super::timeout_of;
+use super::watch::Ending;
 use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, RecordService,
     status,
@@ -213,11 +214,13 @@ impl Routes {
         self.record.is_some()
     }
 
-    /// Answers a call; `guard` lives as long as its answer is being sent.
+    /// Answers a call; `guard` lives as long as its answer is being sent, and `ending` tells an
+    /// answer without an end when to end.
     pub(super) fn call(
         &self,
         mut request: Request<Incoming>,
         guard: impl Send + 'static,
+        ending: &Ending,
     ) -> Answering {
         if request.uri().path().starts_with("/grpc.health.v1.Health/") {
             // A probe must not have a busy process ended for being busy.
@@ -244,8 +247,16 @@ impl Routes {
                     "checks are not served on this listener, but on those of --listen and --unix",
                 ));
             };
+            let streams = method == "WatchConsents";
+            if streams {
+                request.extensions_mut().insert(ending.clone());
+            }
             let watched = self.watcher.check(&mut request);
             let call = service.clone().call(request);
+            if streams {
+                let answering = async move { held(within(patience, call).await, guard) };
+                return watch(watched, Box::pin(answering));
+            }
             let answering = Box::pin(async move {
                 let _guard = guard;
                 within(patience, call).await

@@ -26,6 +26,7 @@ use tracing::debug;
 
 use super::listen::{Accepted, Listener};
 use super::route::{Answering, Routes};
+use super::watch::Ending;
 use crate::accept::{Door, Place};
 use crate::metrics::Metrics;
 
@@ -130,7 +131,9 @@ impl Connection {
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let spoken = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(AtomicUsize::new(0));
-        let service = Calls { routes: self.routes, calls: Arc::clone(&calls) };
+        let ending = Ending(CancellationToken::new());
+        let service =
+            Calls { routes: self.routes, calls: Arc::clone(&calls), ending: ending.clone() };
         let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
@@ -148,6 +151,7 @@ impl Connection {
             // A grace that no clock can hold is none that ends.
             () = &mut age => Instant::now().checked_add(self.limits.connection_age_grace),
         };
+        ending.0.cancel();
         let _ = finish.send(());
         tokio::select! {
             _ = &mut task => return,
@@ -229,6 +233,7 @@ async fn serve_connection(
 struct Calls {
     routes: Routes,
     calls: Arc<AtomicUsize>,
+    ending: Ending,
 }
 
 struct Call(Arc<AtomicUsize>);
@@ -246,7 +251,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 
     fn call(&self, request: Request<Incoming>) -> Infallible {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        Infallible(self.routes.call(request, Call(Arc::clone(&self.calls))))
+        Infallible(self.routes.call(request, Call(Arc::clone(&self.calls)), &self.ending))
     }
 }
 
