@@ -33,4 +33,5 @@ mod rng;
 mod shutdown;
 mod sidecar;
 mod traces;
+mod watching;
 mod world;
