@@ -57,3 +57,74 @@ impl Feed {
         self.publisher.tell();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::changes::{self, Missed, Subscription};
+    use crate::consent::id::Key;
+    use crate::consent::record::{Record, Revision};
+    use crate::consent::time::Timestamp;
+    use crate::follower::machine::Cause as Why;
+
+    /// Tells the change of a revision, as the machine has it done.
+    fn apply(feed: &mut Feed, revision: Revision, done: Done) {
+        let body = LogBody {
+            key: Key::from_bytes([1; 16]),
+            user_id: format!("u{revision}"),
+            business_id: "b".to_owned(),
+            record: Ok(Record::default()),
+            record_time: Timestamp::MIN,
+        };
+        feed.on(Action::Apply(Box::new(body)), done);
+        feed.on(Action::Applied(revision, Timestamp::MIN), Done::Done);
+        feed.tell();
+    }
+
+    fn read(watching: &mut Subscription) -> Result<Vec<Revision>, Missed> {
+        let mut read = VecDeque::new();
+        watching.read(&mut read)?;
+        Ok(read.iter().map(|change| change.revision).collect())
+    }
+
+    fn missed(cause: Cause, revision: Revision) -> Result<Vec<Revision>, Missed> {
+        Err(Missed { cause, revision })
+    }
+
+    #[test]
+    fn changes_are_told_while_the_table_is_valid_and_anything_else_as_missed() {
+        let (changes, publisher) = changes::new();
+        let mut feed = Feed::new(publisher);
+        let mut watching = changes.subscribe(1).unwrap();
+        apply(&mut feed, 1, Done::Done);
+        assert_eq!(read(&mut watching), Ok(vec![]), "it is being loaded");
+        feed.on(Action::Validate, Done::Valid { sticky: 0 });
+        assert_eq!(read(&mut watching), missed(Cause::Rebuilt, 1));
+        apply(&mut feed, 2, Done::Done);
+        // A denial that is remembered no more, or once more, makes nothing anew.
+        apply(&mut feed, 3, Done::Valid { sticky: 1 });
+        assert_eq!(read(&mut watching), Ok(vec![2, 3]));
+        feed.on(Action::Validate, Done::Compared { mismatches: 0 });
+        assert_eq!(read(&mut watching), Ok(vec![]));
+        feed.on(Action::Validate, Done::Compared { mismatches: 1 });
+        assert_eq!(read(&mut watching), missed(Cause::Mended, 3));
+
+        feed.on(Action::Invalidate(Why::Fork), Done::Done);
+        apply(&mut feed, 2, Done::Done);
+        assert_eq!(read(&mut watching), Ok(vec![]), "it is read anew");
+        feed.on(Action::Validate, Done::Valid { sticky: 0 });
+        apply(&mut feed, 3, Done::Done);
+        assert_eq!(read(&mut watching), missed(Cause::Rebuilt, 3));
+
+        // Of a table that remembers too much to be valid, and then less.
+        apply(&mut feed, 4, Done::Overflowed { sticky: 9 });
+        apply(&mut feed, 5, Done::Done);
+        assert_eq!(read(&mut watching), Ok(vec![]));
+        apply(&mut feed, 6, Done::Valid { sticky: 8 });
+        assert_eq!(read(&mut watching), missed(Cause::Rebuilt, 6));
+        apply(&mut feed, 7, Done::Done);
+        assert_eq!(read(&mut watching), Ok(vec![7]));
+    }
+}
