@@ -5,6 +5,7 @@
 //! slow for lies with all others' in [`changes`](crate::changes), which is bounded.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,9 +33,9 @@ const OTHERS: Duration = Duration::from_millis(100);
 /// When a client may try again that came while as many watched as may.
 const RETRY_FULL: Duration = Duration::from_secs(5);
 
-/// Cancelled once the connection that a call came on is to end.
-#[derive(Clone)]
-pub(super) struct Ending(pub(super) CancellationToken);
+/// What a watcher is sent.
+pub(super) type Answers =
+    Pin<Box<dyn Stream<Item = Result<pb::WatchConsentsResponse, Status>> + Send>>;
 
 /// Lets so many at once watch what changes.
 #[derive(Clone)]
@@ -50,14 +51,14 @@ impl Watches {
         Self { changes, most }
     }
 
-    /// Begins to watch.
+    /// Begins to watch, until `ending` is cancelled.
     pub(super) fn watch(
         &self,
         request: pb::WatchConsentsRequest,
-        ending: Option<&Ending>,
+        ending: &CancellationToken,
         gate: &Gate,
         metrics: &Arc<Metrics>,
-    ) -> Result<impl Stream<Item = Result<pb::WatchConsentsResponse, Status>> + use<>, Status> {
+    ) -> Result<Answers, Status> {
         let business_id = request.business_id;
         if !business_id.is_empty()
             && let Err(violation) = BusinessId::parse(&business_id)
@@ -82,20 +83,20 @@ impl Watches {
             business_id,
             gate: gate.clone(),
             metrics: Arc::clone(metrics),
-            ending: ending.map_or_else(CancellationToken::new, |ending| ending.0.clone()),
+            ending: ending.clone(),
             read: VecDeque::new(),
             position,
             next: Some(checkpoint(position)),
             said: Instant::now(),
             owed: None,
         };
-        Ok(stream::unfold(Some(watch), |watch| async {
+        Ok(Box::pin(stream::unfold(Some(watch), |watch| async {
             let mut watch = watch?;
             Some(match watch.next().await {
                 Ok(what) => (Ok(pb::WatchConsentsResponse { what: Some(what) }), Some(watch)),
                 Err(status) => (Err(status), None),
             })
-        }))
+        })))
     }
 
     fn full(&self) -> Status {

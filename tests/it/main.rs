@@ -32,6 +32,7 @@ mod page;
 mod rng;
 mod shutdown;
 mod sidecar;
+mod streams;
 mod traces;
 mod watching;
 mod world;

@@ -80,7 +80,7 @@ impl Client {
 /// Writes, while a client watches a sidecar and subscribes anew again and again; `disturb` is
 /// called at each of that. Gives how often the client was reset.
 async fn never_misses(
-    writes: usize,
+    events: usize,
     writer: &Sidecar,
     sidecar: &Sidecar,
     mut disturb: impl FnMut(usize),
@@ -91,7 +91,7 @@ async fn never_misses(
     let writing = tokio::spawn(async move {
         let mut rng = Rng::new(7);
         let mut log = Vec::new();
-        for number in 0..writes {
+        for number in 0..events {
             let user = user(rng.below(USERS));
             let what = [opt_in("marketing"), opt_out("*"), inbound("hello")];
             let mut said = event(&user, BUSINESS, what[number % 3].clone());
