@@ -37,6 +37,7 @@
 //! - The table and the ledger do not know each other; the write path never touches the table.
 //! - A decision sees neither a clock nor the network: time is a parameter.
 //! - Nobody reads consent without being told how old it is: a look-up returns both.
+//! - Nobody who watches changes holds up the follower; nobody's name is kept where nobody does.
 //! - There is no second flag for health or readiness: both are read off the table.
 //! - No redb, redis, dashmap, axum, tonic or OpenTelemetry type crosses its module's border.
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.

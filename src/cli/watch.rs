@@ -15,7 +15,7 @@ use crate::grpc::pb::watch_consents_response::What;
 /// For the help.
 pub(super) const WHAT_LINES_SAY: &str = "\
 A line of each kind:
-  checkpoint 42                        all changes up to revision 42 were told; the first line is one
+  checkpoint 42                        all changes up to revision 42 were told; comes first
   changed 43: 15550123456 at acme      whether this user may be sent to may have changed
   reset                                changes were missed: ask again about everybody";
 
