@@ -59,30 +59,44 @@ impl Watching {
         revision(&self.next().await).expect("a checkpoint")
     }
 
+    /// Reads on until this finds what it looks for; checkpoints go on coming, whatever is missing.
+    async fn until<T>(&mut self, what: &str, mut found: impl FnMut(What) -> Option<T>) -> T {
+        let reading = async {
+            loop {
+                if let Some(found) = found(self.next().await) {
+                    return found;
+                }
+            }
+        };
+        timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+    }
+
     /// The next change, and nothing but checkpoints before it.
     async fn changed(&mut self) -> Changed {
-        loop {
-            match self.next().await {
-                What::Changed(changed) => return changed,
-                What::Checkpoint(_) => {}
-                What::Reset(_) => panic!("nothing was missed"),
-            }
-        }
+        self.until("a change", |what| match what {
+            What::Changed(changed) => Some(changed),
+            What::Checkpoint(_) => None,
+            What::Reset(_) => panic!("nothing was missed"),
+        })
+        .await
     }
 
     /// Reads on until a reset; gives the checkpoint behind it.
     async fn reset(&mut self) -> u64 {
-        while !matches!(self.next().await, What::Reset(_)) {}
+        self.until("a reset", |what| matches!(what, What::Reset(_)).then_some(())).await;
         self.checkpoint().await
     }
 
     /// Why it ends.
     async fn end(&mut self) -> Status {
-        loop {
-            if let Err(status) = self.try_next().await {
-                return status;
+        let reading = async {
+            loop {
+                if let Err(status) = self.try_next().await {
+                    return status;
+                }
             }
-        }
+        };
+        timeout(PATIENCE, reading).await.expect("it ends")
     }
 }
 
@@ -158,7 +172,12 @@ async fn a_watcher_of_one_business_is_told_of_its_changes_and_of_all_checkpoints
             assert_eq!(watching.changed().await, change("u", "acme", revision));
         }
         // One was on its way, maybe.
-        while watching.checkpoint().await < revision {}
+        watching
+            .until("the checkpoint", |what| {
+                let at = self::revision(&what).expect("a checkpoint");
+                (at >= revision).then_some(())
+            })
+            .await;
     }
     for (business, part) in
         [("a\tb", "control"), (&"x".repeat(129) as &str, "128"), ("\u{200b}acme", "invisible")]
@@ -329,7 +348,13 @@ async fn a_ledger_that_lost_changes_resets_its_watchers() {
     // It goes on in the ledger as it is: with what the recorder gives back, and with news.
     stage.say("US.new", Did::OptIn, "utility").await;
     for watching in &mut watching[..2] {
-        while watching.changed().await.user_id != "US.new" {}
+        watching
+            .until("the news", |what| match what {
+                What::Changed(changed) => (changed.user_id == "US.new").then_some(()),
+                What::Checkpoint(_) => None,
+                What::Reset(_) => panic!("nothing was missed"),
+            })
+            .await;
     }
     stage.end_with_losses().await;
 }
