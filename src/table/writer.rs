@@ -305,7 +305,7 @@ impl Writer {
         keys
     }
 
-    fn remove(&mut self, key: Key) {
+    pub(super) fn remove(&mut self, key: Key) {
         let shard = shard_of(key);
         let Some((slots, pairs)) = self.shards.get(shard) else { return };
         let (slots, pairs) = (Arc::clone(slots), *pairs);
