@@ -79,6 +79,7 @@ struct Following {
     remembered: IntGauge,
     durable: IntGauge,
     unfenced: IntGauge,
+    unannounced: IntCounter,
     subscriptions: IntCounterVec,
 }
 
@@ -264,6 +265,12 @@ impl Metrics {
         self.following.unfenced.set(unfenced.into());
     }
 
+    /// Says how many appends of this process Redis has not permitted to announce so far.
+    pub fn unannounced(&self, so_far: u64) {
+        let counted = &self.following.unannounced;
+        counted.inc_by(so_far.saturating_sub(counted.get()));
+    }
+
     /// Counts an attempt to subscribe to announcements.
     pub fn subscribed(&self, outcome: &'static str) {
         self.following.subscriptions.with_label_values(&[outcome]).inc();
@@ -418,6 +425,12 @@ impl Following {
                 "consent_ledger_unfenced",
                 "1 where an isolated old primary could go on: it has replicas, and needs none to \
                  write.",
+            )?,
+            unannounced: counter(
+                r,
+                "consent_unannounced_appends_total",
+                "Appends from here that Redis does not permit to announce: others find them by \
+                 their next poll.",
             )?,
             subscriptions: closed(
                 r,

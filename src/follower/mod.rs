@@ -360,6 +360,7 @@ impl Follower {
 
     /// Tells what is to be mended about the ledger, whenever that is something else.
     fn check_ledger(&mut self) {
+        self.metrics.unannounced(self.ledger.unannounced());
         let standing = self.ledger.standing();
         if self.standing.as_ref() == Some(&standing) {
             return;
