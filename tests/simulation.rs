@@ -52,6 +52,8 @@ mod faults;
 mod ledger;
 #[path = "simulation/oracle.rs"]
 mod oracle;
+#[path = "simulation/past.rs"]
+mod past;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/recorder.rs"]

@@ -109,6 +109,18 @@ impl Node {
     }
 }
 
+/// The place that led to both; none where they are of different ledgers.
+pub fn fork(mut one: &Rc<Node>, mut other: &Rc<Node>) -> Option<Rc<Node>> {
+    while one.position != other.position {
+        if one.position.revision >= other.position.revision {
+            one = one.parent.as_ref()?;
+        } else {
+            other = other.parent.as_ref()?;
+        }
+    }
+    Some(Rc::clone(one))
+}
+
 /// What a recorder read of a pair.
 #[derive(Clone)]
 pub struct Stored {

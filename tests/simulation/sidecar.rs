@@ -1,6 +1,6 @@
 //! A sidecar: the real driver, machine, applier, table and gate, on clocks of its own.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,9 +69,13 @@ pub struct Sidecar {
     pub table: Table,
     gate: Gate,
     pub bound: Duration,
-    /// Questions that are neither answered nor timed out.
-    open: HashSet<u64>,
+    /// Questions that are neither answered nor timed out, and when they were asked.
+    open: HashMap<u64, Moment>,
     asked: u64,
+    /// When the table was last said to be wrong.
+    doubted: Moment,
+    /// As of when the table was proven since this was taken last.
+    pub proven: Vec<Moment>,
     pub guards: Guards,
     /// Where the table stood when it was checked last.
     pub checked: Option<Position>,
@@ -102,15 +106,17 @@ impl Sidecar {
             table,
             gate,
             bound,
-            open: HashSet::new(),
+            open: HashMap::new(),
             asked,
+            doubted: now,
+            proven: Vec::new(),
             guards: Guards::default(),
             checked: None,
             followed: None,
             overflowed: false,
             traced: false,
         };
-        let wanted = sidecar.perform(tasks);
+        let wanted = sidecar.perform(tasks, now);
         (sidecar, wanted)
     }
 
@@ -121,10 +127,16 @@ impl Sidecar {
     /// Takes what the wire brought; gives what to ask, and whether the table may have changed.
     pub fn on(&mut self, brought: Brought, now: Moment) -> Result<(Vec<Wanted>, bool), Violation> {
         let mut page_said = None;
-        let tasks = match brought {
-            Brought::Page(id, ..) | Brought::Bucket(id, ..) if !self.open.remove(&id) => {
-                return Ok((Vec::new(), false)); // It has timed out, or been answered.
+        let asked = match &brought {
+            Brought::Page(id, ..) | Brought::Bucket(id, ..) => {
+                let Some(asked) = self.open.remove(id) else {
+                    return Ok((Vec::new(), false)); // It has timed out, or been answered.
+                };
+                asked
             }
+            _ => now,
+        };
+        let tasks = match brought {
             Brought::Page(_, question, page) => {
                 page_said = page
                     .as_ref()
@@ -147,8 +159,14 @@ impl Sidecar {
                 Task::Table(Action::Begin { forget, .. }) => {
                     let page = page_said.take();
                     let page = page.ok_or_else(|| Violation::new(2, "begun by no page"))?;
+                    if asked.boot < self.doubted.boot {
+                        let why = "begun by an answer that knows nothing of what was lost";
+                        return Err(Violation::new(6, why));
+                    }
                     self.begin(page, *forget)?;
                 }
+                Task::Table(Action::Invalidate(_)) => self.doubted = now,
+                Task::Table(Action::Prove(asked, _)) => self.proven.push(*asked),
                 Task::Table(Action::Apply(body) | Action::Meet(body)) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
@@ -158,7 +176,7 @@ impl Sidecar {
                 _ => {}
             }
         }
-        let wanted = self.perform(tasks);
+        let wanted = self.perform(tasks, now);
         let [held, claims, labels] = self.driver.machine().waiting();
         let buckets =
             self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
@@ -196,16 +214,16 @@ impl Sidecar {
             .is_some_and(|(known, times)| known.epoch == epoch && *times == accepted)
     }
 
-    fn perform(&mut self, tasks: Vec<Task>) -> Vec<Wanted> {
+    fn perform(&mut self, tasks: Vec<Task>, now: Moment) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
                 println!("        {}", brief(action));
             }
             match task {
-                Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),
+                Task::Page(question) => wanted.push(Wanted::Page(self.ask(now), question)),
                 Task::Bucket { question, wait } => {
-                    wanted.push(Wanted::Bucket(self.ask(), question, wait));
+                    wanted.push(Wanted::Bucket(self.ask(now), question, wait));
                 }
                 Task::Again => wanted.push(Wanted::Again),
                 Task::Table(action) => {
@@ -224,9 +242,9 @@ impl Sidecar {
         wanted
     }
 
-    fn ask(&mut self) -> u64 {
+    fn ask(&mut self, now: Moment) -> u64 {
         self.asked += 1;
-        self.open.insert(self.asked);
+        self.open.insert(self.asked, now);
         self.asked
     }
 

@@ -15,6 +15,7 @@ use consentd::metrics::Metrics;
 use crate::faults::{Faults, Wire};
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
 use crate::oracle::{Acks, Violation};
+use crate::past::Past;
 use crate::random::Random;
 use crate::recorder::{Recorder, Step};
 use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
@@ -73,6 +74,7 @@ pub struct World {
     pub down_until: u64,
     pub replica_lags: bool,
     pub nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
+    past: Past,
     pub acks: Acks,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
@@ -183,6 +185,7 @@ impl World {
             down_until: 0,
             replica_lags: false,
             nodes: HashMap::new(),
+            past: Past::default(),
             acks: Acks::default(),
             loose: [false; USERS],
             unreadable_entry: false,
@@ -229,6 +232,7 @@ impl World {
     pub fn know(&mut self) {
         let end = self.primary.end();
         self.nodes.insert((end.epoch, end.head), Rc::clone(&self.primary.node));
+        self.past.stands(self.now, &self.primary.node);
     }
 
     /// Goes on until then, at the latest until `done`.
@@ -346,7 +350,7 @@ impl World {
         if touched {
             self.check_table()?;
         }
-        Ok(())
+        self.check_proofs()
     }
 
     /// Property 5: an announcement that is lost costs what comes behind it a poll, not a period.
@@ -358,6 +362,18 @@ impl World {
         }
         let why = format!("{} was announced, and {} is applied", position.revision, at.revision);
         Err(Violation::new(5, why))
+    }
+
+    /// Property 3, of what the table was just proven to be.
+    fn check_proofs(&mut self) -> Result<(), Violation> {
+        let Position { epoch, head, .. } = self.sidecar.driver().machine().position();
+        for asked in std::mem::take(&mut self.sidecar.proven) {
+            let node = self.nodes.get(&(epoch, head));
+            let node =
+                node.ok_or_else(|| Violation::new(2, "proven where no ledger ever stood"))?;
+            self.past.proves(asked.boot, node)?;
+        }
+        Ok(())
     }
 
     /// Properties 2 and 6.
@@ -379,6 +395,7 @@ impl World {
         if let Some(from) = from {
             node.way_from(from.revision).iter().for_each(|node| guards.pass(&node.pairs));
         }
+        guards.check_remembered(table)?;
         guards.check(table, &node.pairs, self.loose)
     }
 
@@ -387,6 +404,7 @@ impl World {
         for wanted in wanted {
             match wanted {
                 Wanted::Page(id, question) => {
+                    self.past.asks(self.moment().boot, self.now);
                     let within = u64::try_from(period(self.plan.bound).as_micros()).unwrap();
                     let none = Brought::Page(id, question, None);
                     self.after(within, Happening::Brought(life, none));
@@ -484,6 +502,7 @@ impl World {
         let (sidecar, wanted) =
             Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment);
         self.sidecar = sidecar;
+        self.past.forget_questions();
         self.frozen_until = 0;
         for (number, loose) in self.loose.into_iter().enumerate() {
             if loose {
