@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::apply::{Applier, Done};
 use super::machine::{Action, Cause, Event, Machine, pieces};
 use crate::clock::Moment;
+use crate::consent::facts::Standing;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{Record, Revision};
 use crate::consent::scope::{Category, Scope};
@@ -44,9 +45,13 @@ fn user(n: usize) -> String {
 }
 
 fn effect(denies: bool, seconds: u64) -> Effect {
+    effect_of("marketing", denies, seconds)
+}
+
+fn effect_of(scope: &str, denies: bool, seconds: u64) -> Effect {
     let time = at(seconds);
     let word = if denies { Word::opt_out(time) } else { Word::opt_in(time, None) };
-    Effect::Word(Scope::parse("marketing").unwrap(), word)
+    Effect::Word(Scope::parse(scope).unwrap(), word)
 }
 
 impl Model {
@@ -77,9 +82,13 @@ impl Model {
 
     /// Records an opt-in or an opt-out; its time makes the hash.
     fn append(&mut self, n: usize, denies: bool, seconds: u64) -> LogEntry {
+        self.append_of(n, "marketing", denies, seconds)
+    }
+
+    fn append_of(&mut self, n: usize, scope: &str, denies: bool, seconds: u64) -> LogEntry {
         let (end, key) = (self.end(), self.key(n));
         let mut state = self.state(key).unwrap_or_default();
-        state.apply(&effect(denies, seconds)).unwrap();
+        state.apply(&effect_of(scope, denies, seconds)).unwrap();
         let mut head = end.head;
         for byte in &mut head {
             *byte = byte.wrapping_mul(31).wrapping_add(u8::try_from(seconds % 251).unwrap() + 1);
@@ -213,12 +222,23 @@ impl Follower {
         self.table.freshness().staleness(moment(seconds)).as_secs()
     }
 
+    fn standing(&self, n: usize, category: &str) -> Standing {
+        let pair = self.table.pair(&user(n), "shop").unwrap();
+        self.table.facts(pair, Category::parse(category).unwrap()).0.unwrap().standing
+    }
+
     /// Whether marketing to the user is denied by an opt-out.
     fn denies(&self, n: usize) -> bool {
-        use crate::consent::facts::Standing;
-        let pair = self.table.pair(&user(n), "shop").unwrap();
-        let facts = self.table.facts(pair, Category::parse("marketing").unwrap()).0.unwrap();
-        matches!(facts.standing, Standing::OptedOut | Standing::OptedOutAll { .. })
+        self.denies_of(n, "marketing")
+    }
+
+    fn denies_of(&self, n: usize, category: &str) -> bool {
+        matches!(self.standing(n, category), Standing::OptedOut | Standing::OptedOutAll { .. })
+    }
+
+    /// Whether the user opted in.
+    fn stands(&self, n: usize, category: &str) -> bool {
+        matches!(self.standing(n, category), Standing::OptedIn { .. })
     }
 
     fn mismatches(&self) -> Vec<usize> {
