@@ -62,6 +62,8 @@ mod recorder;
 mod round;
 #[path = "simulation/sidecar.rs"]
 mod sidecar;
+#[path = "simulation/trace.rs"]
+mod trace;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -18,9 +18,13 @@ pub const LIVE_WITHIN: Duration =
     BUCKET_TIMEOUT.checked_add(RETRY).unwrap().checked_add(Duration::from_secs(8)).unwrap();
 
 /// How soon a recorder starts again, on average, where they are busy, and the bound of histories in
-/// which they are: what is short is missed soonest.
+/// which they are: what is short is missed soonest; and how much a page must bring for that.
 const BUSY: u64 = 4 * MILLI;
 const BUSY_BOUND: Duration = Duration::from_secs(1);
+const BUSY_PAGE: usize = 8;
+
+/// How long a bucket takes to be read and compared.
+const SCRUBBED_WITHIN: u64 = 150 * MILLI;
 
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap()
@@ -59,7 +63,8 @@ impl World {
         // Writes go on meanwhile: they must not starve what proves it, though something is announced
         // while each answer is under way.
         let usual = self.plan.write_every;
-        if self.plan.bound == BUSY_BOUND && self.random.percent(30) {
+        let keeps_up = self.plan.bound == BUSY_BOUND && self.plan.page >= BUSY_PAGE;
+        if keeps_up && self.random.percent(40) {
             self.write_every(BUSY);
         }
         let until = self.now + 2 * micros(self.plan.bound);
@@ -81,7 +86,12 @@ impl World {
         }
         self.write_every(usual);
         self.writing = false;
-        let every_bucket = 2 * u64::from(self.primary.identity.buckets) * self.plan.scrub_every;
+        // Nobody writes, so nothing but a scrub tells of it.
+        if self.faults.are_out_of_band() {
+            self.write_out_of_band();
+        }
+        let each = 2 * self.plan.scrub_every + SCRUBBED_WITHIN;
+        let every_bucket = u64::from(self.primary.identity.buckets) * each;
         let scrubs = if self.loose.contains(&true) { every_bucket } else { 0 };
         let until = self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)) + scrubs;
         self.run(until, |_| false)?;

@@ -5,16 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consentd::clock::Moment;
-use consentd::consent::state::State;
 use consentd::consent::time::Timestamp;
 use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
 use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
-use consentd::ledger::{
-    Announcement, Bucket, Epoch, Identity, LogBody, Page, Position, UnreadableRecord,
-};
+use consentd::ledger::{Announcement, Bucket, Epoch, Identity, Page, Position};
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
 
@@ -218,7 +215,7 @@ impl Sidecar {
         let mut wanted = Vec::new();
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
-                println!("        {}", brief(action));
+                println!("        {}", crate::trace::brief(action));
             }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(now), question)),
@@ -269,40 +266,5 @@ impl Sidecar {
 
     pub fn is_live(&self, now: Moment) -> bool {
         self.is_valid() && self.table.freshness().staleness(now) <= self.bound
-    }
-}
-
-/// An action as a trace tells it: without what says nothing in a simulation.
-fn brief(action: &Action) -> String {
-    let record = |user: &str, record: Result<&State, &UnreadableRecord>| match record {
-        Err(_) => format!("{user}: unreadable"),
-        Ok(state) => {
-            let words = state.scopes.iter().map(|(scope, said)| {
-                let word = said.word.map(|word| (word.time.as_millis() % 1_000_000, word.said));
-                format!("{scope} {word:?}")
-            });
-            let words = words.collect::<Vec<_>>().join(", ");
-            let mark = |mark: Option<(Timestamp, bool)>| {
-                mark.map(|(time, set)| (time.as_millis() % 1_000_000, set))
-            };
-            let (platform, suppression) = (mark(state.platform), mark(state.suppression));
-            format!("{user}: {words}; platform {platform:?}, suppression {suppression:?}")
-        }
-    };
-    let body =
-        |body: &LogBody| record(&body.user_id, body.record.as_ref().map(|record| &record.state));
-    let bucket = |bucket: &Bucket| {
-        let pairs = bucket.pairs.iter().map(|(key, pair)| {
-            record(&format!("{key:?}"), pair.as_ref().map(|record| &record.state))
-        });
-        let pairs = pairs.collect::<Vec<_>>().join("\n            ");
-        format!("{} at {}: {pairs}", bucket.number, bucket.label.revision)
-    };
-    match action {
-        Action::Apply(it) => format!("apply {}", body(it)),
-        Action::Meet(it) => format!("meet {}", body(it)),
-        Action::Load(it) => format!("load {}", bucket(it)),
-        Action::Compare(it) => format!("compare {}", bucket(it)),
-        other => format!("{other:?}"),
     }
 }

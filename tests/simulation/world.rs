@@ -9,7 +9,7 @@ use std::time::Duration;
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
 use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
-use consentd::ledger::{Announcement, Epoch, LogEntry, Position, Tail};
+use consentd::ledger::{Announcement, Epoch, LogEntry, Position};
 use consentd::metrics::Metrics;
 
 use crate::faults::{Faults, Wire};
@@ -42,6 +42,8 @@ pub enum Happening {
     /// What was announced past a gap, or behind what is applied, is applied by now.
     Expected(u64, Position),
     Fault,
+    /// A replica that lagged becomes the primary.
+    Promoted,
 }
 
 /// How a history is made.
@@ -57,6 +59,16 @@ pub struct Plan {
     pub log: u64,
 }
 
+/// A primary that was replaced and does not know: it answers reads, and refuses the rest.
+pub struct Isolated {
+    pub server: Server,
+    /// Until when the sidecar reaches it.
+    pub until: u64,
+    /// Whether with all that it asks; else another connection has found the new primary, and buckets
+    /// alone are read here.
+    pub wholly: bool,
+}
+
 pub struct World {
     pub random: Random,
     /// In microseconds since the history began.
@@ -67,8 +79,7 @@ pub struct World {
     pub steps: u64,
     pub primary: Server,
     pub replica: Server,
-    /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
-    pub isolated: Option<(Server, u64)>,
+    pub isolated: Option<Isolated>,
     pub backups: Vec<Server>,
     /// Until when no server answers.
     pub down_until: u64,
@@ -98,56 +109,6 @@ pub struct World {
     pub traced: bool,
 }
 
-/// A step in words, for `CONSENTD_TRACE`.
-fn told(happening: &Happening) -> String {
-    match happening {
-        Happening::AskedPage(id, question) => format!("asked {id}: {question:?}"),
-        Happening::AskedBucket(id, question) => format!("asked {id}: {question:?}"),
-        Happening::Brought(life, brought) => match brought {
-            Brought::Page(id, _, Some(page)) => {
-                let count = match &page.tail {
-                    Tail::Entries(entries) => entries.len().to_string(),
-                    Tail::Trimmed => "trimmed".to_owned(),
-                };
-                let end = page.end;
-                format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
-            }
-            Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
-            Brought::Bucket(id, question, Some(bucket)) => format!(
-                "[{life}] bucket {id}: {} of {} at {} {:02x?}",
-                bucket.pairs.len(),
-                question.number,
-                bucket.label.revision,
-                &bucket.label.head[..2]
-            ),
-            Brought::Bucket(id, ..) => format!("[{life}] no bucket {id}"),
-            Brought::Again => format!("[{life}] again"),
-            Brought::Tick => format!("[{life}] tick"),
-            Brought::ScrubDue => format!("[{life}] scrub"),
-            Brought::Announced(announcement) => {
-                let entries = announcement.entries.iter();
-                let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
-                format!("[{life}] announced {entries:?}")
-            }
-            Brought::Missed => format!("[{life}] missed"),
-        },
-        Happening::Recorder(index, _, step) => {
-            let step = match step {
-                Step::Start => "starts",
-                Step::Read => "reads",
-                Step::Append(..) => "appends",
-                Step::Appended => "is answered",
-                Step::TimedOut => "waits no longer",
-            };
-            format!("recorder {index} {step}")
-        }
-        Happening::Synced => "synced".to_owned(),
-        Happening::Check(number) => format!("check {number}"),
-        Happening::Expected(_, position) => format!("expected {}", position.revision),
-        Happening::Fault => "fault due".to_owned(),
-    }
-}
-
 impl World {
     pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
@@ -155,15 +116,14 @@ impl World {
             bound: Duration::from_secs(random.pick(&[1, 5])),
             scrub_every: random.pick(&[50, 200, 1_000]) * MILLI,
             most_sticky: random.pick(&[100_000, 100_000, 100_000, 2]),
-            page: usize::try_from(random.pick(&[4, 8, 64])).unwrap(),
+            page: usize::try_from(random.pick(&[1, 4, 8, 64])).unwrap(),
             write_every: random.pick(&[100, 400, 1_500]) * MILLI,
             confirmed: random.percent(50),
             buckets: random.pick(&[1, 4, 20]),
             log: random.pick(&[300, 1_000_000]),
         };
-        let pairs = std::array::from_fn(|_| None);
         let secret = random.index(SECRETS);
-        let primary = Server::new(&mut random, secret, plan.buckets, pairs);
+        let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
         let faults = Faults::new(&mut random);
@@ -255,7 +215,7 @@ impl World {
                     "{:>6} {:>9.3} {}",
                     self.steps,
                     self.time().as_secs_f64(),
-                    told(&happening)
+                    crate::trace::told(&happening)
                 );
             }
             self.step(happening)?;
@@ -288,6 +248,12 @@ impl World {
                 }
                 let wait = self.random.between(20, 3_000) * MILLI;
                 self.after(wait, Happening::Fault);
+            }
+            Happening::Promoted => {
+                if self.faulty {
+                    self.fail_over();
+                    self.replica_lags = false;
+                }
             }
         }
         let number = self.random.index(USERS);
@@ -333,7 +299,8 @@ impl World {
                 let applied = self.sidecar.driver().machine().applied();
                 for entry in entries.iter() {
                     let missing = entry.revision.saturating_sub(applied);
-                    let within = APPLIED_WITHIN + missing * 20 * MILLI;
+                    let pages = missing.div_ceil(u64::try_from(self.plan.page).unwrap());
+                    let within = APPLIED_WITHIN + pages * 40 * MILLI;
                     let (revision, head) = (entry.revision, entry.head);
                     let position = Position { epoch: *epoch, revision, head };
                     if self.primary.has(position) {
@@ -436,14 +403,13 @@ impl World {
     }
 
     /// The isolated primary, while it is what the sidecar reaches.
-    fn isolated(&self) -> Option<&Server> {
-        let (server, until) = self.isolated.as_ref()?;
-        (self.now < *until).then_some(server)
+    fn isolated(&self) -> Option<&Isolated> {
+        self.isolated.as_ref().filter(|isolated| self.now < isolated.until)
     }
 
     fn answer_page(&mut self, id: u64, question: PageQuestion) {
         // A fenced question is refused by a primary that cannot reach its replicas.
-        let refused = self.is_down() || self.isolated().is_some();
+        let refused = self.is_down() || self.isolated().is_some_and(|isolated| isolated.wholly);
         let now = true_time(self.time());
         let page = (!refused).then(|| self.primary.page(question.after, self.plan.page, now));
         if self.random.percent(self.wire.page_loss) {
@@ -458,12 +424,12 @@ impl World {
         // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
         let stray = self.random.percent(self.wire.stray);
         let server = match self.isolated() {
-            Some(isolated) => isolated,
+            Some(isolated) => &isolated.server,
             None if stray => &self.replica,
             None => &self.primary,
         };
-        let number = question.number.min(server.identity.buckets.saturating_sub(1));
-        let bucket = (!self.is_down()).then(|| server.bucket(number));
+        // A ledger of fewer buckets has nothing in one of that number.
+        let bucket = (!self.is_down()).then(|| server.bucket(question.number));
         if self.random.percent(self.wire.bucket_loss) {
             return;
         }
@@ -496,6 +462,8 @@ impl World {
 
     /// Replaces the sidecar by one that was just started.
     pub fn restart(&mut self) {
+        let gone = self.life;
+        self.queue.retain(|_, it| !matches!(it, Happening::Brought(life, _) if *life == gone));
         self.life += 1;
         let Plan { bound, most_sticky, .. } = self.plan;
         let moment = self.moment();
