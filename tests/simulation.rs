@@ -20,7 +20,7 @@
 //! 6. *Sticky.* What a valid table denied it denies for good, until something newer, on a scope
 //!    that covers it, lifts it: newer than the denial, or than the moment at which its loss was
 //!    seen. Only an operator who accepts the ledger makes it forget.
-//! 7. *Bounded*: held announcements, claims and labels.
+//! 7. *Bounded*: held announcements, claims and labels; and one retry, however long nothing answers.
 //!
 //! ```sh
 //! cargo test --test simulation                                       # what CI runs

@@ -174,6 +174,7 @@ impl World {
             Fault::Split => {
                 self.replica_lags = true;
                 self.wire = Wire::any(&mut self.random);
+                self.wire.bucket_delay = self.random.pick(&[50, 1_000, 6_000]) * MILLI;
                 let wait = self.random.between(100, 4_000) * MILLI;
                 self.after(wait, Happening::Promoted);
             }

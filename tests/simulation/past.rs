@@ -25,6 +25,11 @@ impl Past {
         self.moves.push((now, Rc::clone(node), other));
     }
 
+    /// Whether there was one ledger all the while, of which nothing was ever lost.
+    pub fn is_whole(&self) -> bool {
+        !self.moves.iter().any(|(.., other)| *other)
+    }
+
     /// The log is asked for; where two moments are the same to the sidecar, the first one counts.
     pub fn asks(&mut self, boot: Duration, now: u64) {
         self.asked.entry(boot).or_insert(now);

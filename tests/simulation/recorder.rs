@@ -37,7 +37,7 @@ enum Wish {
 
 #[derive(Default)]
 pub struct Recorder {
-    operation: u64,
+    pub operation: u64,
     user: usize,
     wish: Option<Wish>,
     /// How long ago the caller says that it was, where it does.

@@ -51,7 +51,7 @@ pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(
 impl World {
     fn round(&mut self) -> Result<(), Violation> {
         (self.writing, self.faulty, self.settled) = (true, true, false);
-        let until = self.now + self.random.between(2, 40) * SECOND;
+        let until = self.now + self.random.between(2, 24) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
         // Where nobody writes, no ledger grows up to what was read of another one.
@@ -92,7 +92,9 @@ impl World {
         }
         let each = 2 * self.plan.scrub_every + SCRUBBED_WITHIN;
         let every_bucket = u64::from(self.primary.identity.buckets) * each;
-        let scrubs = if self.loose.contains(&true) { every_bucket } else { 0 };
+        // One that was asked for before all was well may hang.
+        let hangs = micros(BUCKET_TIMEOUT + RETRY);
+        let scrubs = if self.loose.contains(&true) { hangs + every_bucket } else { 0 };
         let until = self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)) + scrubs;
         self.run(until, |_| false)?;
         self.converged()

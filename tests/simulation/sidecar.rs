@@ -71,6 +71,8 @@ pub struct Sidecar {
     asked: u64,
     /// When the table was last said to be wrong.
     doubted: Moment,
+    /// How many retries of the log are waited for.
+    retries: usize,
     /// As of when the table was proven since this was taken last.
     pub proven: Vec<Moment>,
     pub guards: Guards,
@@ -79,6 +81,10 @@ pub struct Sidecar {
     /// The ledger that is followed, and how often it had been accepted as it is.
     followed: Option<(Arc<Identity>, u64)>,
     pub overflowed: bool,
+    /// Whether a snapshot was begun since this was taken last.
+    pub begun: bool,
+    /// Whether a bucket was taken out since this was taken last.
+    pub unloaded: bool,
     /// Whether what is done to the table is printed.
     pub traced: bool,
 }
@@ -106,15 +112,23 @@ impl Sidecar {
             open: HashMap::new(),
             asked,
             doubted: now,
+            retries: 0,
             proven: Vec::new(),
             guards: Guards::default(),
             checked: None,
             followed: None,
             overflowed: false,
+            begun: false,
+            unloaded: false,
             traced: false,
         };
         let wanted = sidecar.perform(tasks, now);
         (sidecar, wanted)
+    }
+
+    /// Whether a question is neither answered nor timed out.
+    pub fn is_open(&self, id: u64) -> bool {
+        self.open.contains_key(&id)
     }
 
     pub fn driver(&self) -> &Driver {
@@ -144,7 +158,10 @@ impl Sidecar {
                 self.driver.on_page(question, page.ok_or(NotRead::Unanswered), now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
-            Brought::Again => self.driver.on_again(now),
+            Brought::Again => {
+                self.retries -= 1;
+                self.driver.on_again(now)
+            }
             Brought::Tick => self.driver.on_tick(now),
             Brought::ScrubDue => self.driver.on_scrub_due(now),
             Brought::Announced(announcement) => self.driver.on_announcement(announcement, now),
@@ -169,7 +186,10 @@ impl Sidecar {
                     self.guards.on_clock(body.record_time);
                 }
                 // Read on a branch that is none: what that denied is remembered, too.
-                Task::Table(Action::Unload(_)) => self.guards.on_unload(),
+                Task::Table(Action::Unload(_)) => {
+                    self.unloaded = true;
+                    self.guards.on_unload();
+                }
                 _ => {}
             }
         }
@@ -177,8 +197,9 @@ impl Sidecar {
         let [held, claims, labels] = self.driver.machine().waiting();
         let buckets =
             self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
-        if held > 4_096 || claims > 64 || labels > buckets.max(1) {
-            let why = format!("{held} held, {claims} claims, {labels} labels");
+        let retries = self.retries;
+        if held > 4_096 || claims > 64 || labels > buckets.max(1) || retries > 1 {
+            let why = format!("{held} held, {claims} claims, {labels} labels, {retries} retries");
             return Err(Violation::new(7, why));
         }
         Ok((wanted, touched))
@@ -189,6 +210,7 @@ impl Sidecar {
         (clock, accepted, identity): (Timestamp, u64, Arc<Identity>),
         forget: bool,
     ) -> Result<(), Violation> {
+        self.begun = true;
         self.overflowed = false; // Until this ledger is seen to have lost too much, too.
         let known = self.followed.replace((Arc::clone(&identity), accepted));
         let same = known.as_ref().filter(|(known, _)| known.epoch == identity.epoch);
@@ -222,7 +244,10 @@ impl Sidecar {
                 Task::Bucket { question, wait } => {
                     wanted.push(Wanted::Bucket(self.ask(now), question, wait));
                 }
-                Task::Again => wanted.push(Wanted::Again),
+                Task::Again => {
+                    self.retries += 1;
+                    wanted.push(Wanted::Again);
+                }
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
                     if self.traced && done != Done::Done {

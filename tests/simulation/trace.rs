@@ -56,6 +56,7 @@ pub fn told(happening: &Happening) -> String {
         Happening::Check(number) => format!("check {number}"),
         Happening::Expected(_, position) => format!("expected {}", position.revision),
         Happening::Fault => "fault due".to_owned(),
+        Happening::Struck => "fault due while it loads".to_owned(),
         Happening::Promoted => "the replica is promoted".to_owned(),
     }
 }

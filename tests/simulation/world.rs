@@ -42,6 +42,8 @@ pub enum Happening {
     /// What was announced past a gap, or behind what is applied, is applied by now.
     Expected(u64, Position),
     Fault,
+    /// Something goes wrong while a snapshot is being read.
+    Struck,
     /// A replica that lagged becomes the primary.
     Promoted,
 }
@@ -57,6 +59,8 @@ pub struct Plan {
     pub confirmed: bool,
     pub buckets: u32,
     pub log: u64,
+    /// Whether faults come when a snapshot is being read, too.
+    pub strikes: bool,
 }
 
 /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
@@ -114,14 +118,18 @@ impl World {
         let mut random = Random::new(seed);
         let mut plan = Plan {
             bound: Duration::from_secs(random.pick(&[1, 5])),
-            scrub_every: random.pick(&[50, 200, 1_000]) * MILLI,
+            scrub_every: random.pick(&[50, 400, 2_000]) * MILLI,
             most_sticky: random.pick(&[100_000, 100_000, 100_000, 2]),
             page: usize::try_from(random.pick(&[1, 4, 8, 64])).unwrap(),
             write_every: random.pick(&[100, 400, 1_500]) * MILLI,
             confirmed: random.percent(50),
             buckets: random.pick(&[1, 4, 20]),
             log: random.pick(&[300, 1_000_000]),
+            strikes: random.percent(50),
         };
+        if plan.page == 1 {
+            plan.write_every = plan.write_every.max(400 * MILLI); // Else no reader keeps up.
+        }
         let secret = random.index(SECRETS);
         let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
@@ -208,6 +216,9 @@ impl World {
                 break;
             }
             let Some(((at, _), happening)) = self.queue.pop_first() else { break };
+            if self.is_over(&happening) {
+                continue;
+            }
             self.now = self.now.max(at);
             self.steps += 1;
             if self.traced {
@@ -221,6 +232,23 @@ impl World {
             self.step(happening)?;
         }
         Ok(())
+    }
+
+    /// Whether nothing comes of it: a question that was answered long since does not time out.
+    fn is_over(&self, happening: &Happening) -> bool {
+        match happening {
+            Happening::Brought(life, brought) if *life == self.life => match brought {
+                Brought::Page(id, _, None) | Brought::Bucket(id, _, None) => {
+                    !self.sidecar.is_open(*id)
+                }
+                _ => false,
+            },
+            Happening::Brought(..) => true,
+            Happening::Recorder(index, operation, _) => {
+                self.recorders[*index].operation != *operation
+            }
+            _ => false,
+        }
     }
 
     fn step(&mut self, happening: Happening) -> Result<(), Violation> {
@@ -246,8 +274,13 @@ impl World {
                 if self.faulty {
                     self.fault();
                 }
-                let wait = self.random.between(20, 3_000) * MILLI;
+                let wait = self.random.between(20, 2_500) * MILLI;
                 self.after(wait, Happening::Fault);
+            }
+            Happening::Struck => {
+                if self.faulty {
+                    self.fault();
+                }
             }
             Happening::Promoted => {
                 if self.faulty {
@@ -316,6 +349,13 @@ impl World {
         self.want(wanted);
         if touched {
             self.check_table()?;
+        }
+        if std::mem::take(&mut self.sidecar.unloaded) && self.past.is_whole() {
+            return Err(Violation::new(2, "taken out, though nothing was ever lost"));
+        }
+        if std::mem::take(&mut self.sidecar.begun) && self.plan.strikes && self.random.percent(60) {
+            let wait = self.random.between(1, 1_500) * MILLI;
+            self.after(wait, Happening::Struck);
         }
         self.check_proofs()
     }
