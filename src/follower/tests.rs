@@ -383,6 +383,20 @@ fn what_waits_is_bounded() {
 }
 
 #[test]
+fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
+    let mut model = Model::new(4);
+    let mut follower = Follower::live(&model);
+    let (attempt, after) = (follower.machine.attempt(), follower.machine.applied());
+    let page = model.page(after);
+    model.epoch = 2;
+    follower.poll(&model, 12);
+    assert_eq!(follower.causes.last(), Some(&Cause::Epoch));
+    // It knows nothing of what was lost: no snapshot begins with it.
+    let actions = follower.machine.on(Event::Page { attempt, asked: moment(11), after, page });
+    assert!(actions.is_empty(), "{actions:?}");
+}
+
+#[test]
 fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     let now = moment(1);
     let (mut driver, tasks) = Driver::new(now);
