@@ -32,5 +32,7 @@ mod page;
 mod rng;
 mod shutdown;
 mod sidecar;
+mod streams;
 mod traces;
+mod watching;
 mod world;
