@@ -64,6 +64,8 @@ mod round;
 mod sidecar;
 #[path = "simulation/trace.rs"]
 mod trace;
+#[path = "simulation/wire.rs"]
+mod wire;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -10,71 +10,11 @@ use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
 use crate::oracle::scope;
 use crate::random::Random;
 use crate::sidecar::true_time;
+use crate::wire::Wire;
 use crate::world::{Happening, Isolated, MILLI, World};
 
 /// How much of what a failover took recorders give back.
 const MAX_GIVEN_BACK: usize = 8;
-
-/// How well the wire carries; losses in percent, delays in microseconds.
-#[derive(Clone, Copy)]
-pub struct Wire {
-    pub announce_loss: u64,
-    /// How many of the losses are noticed.
-    pub loss_told: u64,
-    pub twice: u64,
-    pub reorders: bool,
-    announce_delay: u64,
-    pub page_loss: u64,
-    page_delay: u64,
-    pub bucket_loss: u64,
-    bucket_delay: u64,
-    /// How many reads reach another server than the primary.
-    pub stray: u64,
-}
-
-impl Wire {
-    pub fn healthy() -> Self {
-        Self {
-            announce_loss: 0,
-            loss_told: 0,
-            twice: 0,
-            reorders: false,
-            announce_delay: 3 * MILLI,
-            page_loss: 0,
-            page_delay: 20 * MILLI,
-            bucket_loss: 0,
-            bucket_delay: 50 * MILLI,
-            stray: 0,
-        }
-    }
-
-    fn any(random: &mut Random) -> Self {
-        Self {
-            announce_loss: random.pick(&[0, 0, 10, 50, 100]),
-            loss_told: random.pick(&[0, 50, 100]),
-            twice: random.pick(&[0, 30]),
-            reorders: random.percent(30),
-            announce_delay: random.pick(&[3, 100, 2_500]) * MILLI,
-            page_loss: random.pick(&[0, 0, 20, 60]),
-            page_delay: random.pick(&[20, 20, 300, 900]) * MILLI,
-            bucket_loss: random.pick(&[0, 0, 20]),
-            bucket_delay: random.pick(&[50, 50, 1_000, 6_000]) * MILLI,
-            stray: random.pick(&[0, 0, 30]),
-        }
-    }
-
-    pub fn page_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 2, self.page_delay)
-    }
-
-    pub fn bucket_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 2, self.bucket_delay)
-    }
-
-    pub fn announce_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 10, self.announce_delay)
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {

@@ -9,16 +9,17 @@ use std::time::Duration;
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
 use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
-use consentd::ledger::{Announcement, Epoch, LogEntry, Position};
+use consentd::ledger::{Announcement, Epoch, Position};
 use consentd::metrics::Metrics;
 
-use crate::faults::{Faults, Wire};
+use crate::faults::Faults;
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
 use crate::oracle::{Acks, Violation};
 use crate::past::Past;
 use crate::random::Random;
 use crate::recorder::{Recorder, Step};
-use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
+use crate::sidecar::{Brought, Clocks, Sidecar, Wanted};
+use crate::wire::Wire;
 
 pub const MILLI: u64 = 1_000;
 pub const SECOND: u64 = 1_000_000;
@@ -102,7 +103,7 @@ pub struct World {
     pub wire: Wire,
     pub faults: Faults,
     /// When the last announcement arrives, where the wire keeps their order.
-    last_announced: u64,
+    pub last_announced: u64,
     metrics: Arc<Metrics>,
     /// Whether all faults are over and done with.
     pub settled: bool,
@@ -237,13 +238,10 @@ impl World {
     /// Whether nothing comes of it: a question that was answered long since does not time out.
     fn is_over(&self, happening: &Happening) -> bool {
         match happening {
-            Happening::Brought(life, brought) if *life == self.life => match brought {
-                Brought::Page(id, _, None) | Brought::Bucket(id, _, None) => {
-                    !self.sidecar.is_open(*id)
-                }
-                _ => false,
-            },
-            Happening::Brought(..) => true,
+            Happening::Brought(life, _) if *life != self.life => true,
+            Happening::Brought(_, Brought::Page(id, _, None) | Brought::Bucket(id, _, None)) => {
+                !self.sidecar.is_open(*id)
+            }
             Happening::Recorder(index, operation, _) => {
                 self.recorders[*index].operation != *operation
             }
@@ -435,68 +433,6 @@ impl World {
                     self.after(wait, Happening::Brought(life, Brought::Again));
                 }
             }
-        }
-    }
-
-    pub fn is_down(&self) -> bool {
-        self.now < self.down_until
-    }
-
-    /// The isolated primary, while it is what the sidecar reaches.
-    fn isolated(&self) -> Option<&Isolated> {
-        self.isolated.as_ref().filter(|isolated| self.now < isolated.until)
-    }
-
-    fn answer_page(&mut self, id: u64, question: PageQuestion) {
-        // A fenced question is refused by a primary that cannot reach its replicas.
-        let refused = self.is_down() || self.isolated().is_some_and(|isolated| isolated.wholly);
-        let now = true_time(self.time());
-        let page = (!refused).then(|| self.primary.page(question.after, self.plan.page, now));
-        if self.random.percent(self.wire.page_loss) {
-            return;
-        }
-        let wait = self.wire.page_delay(&mut self.random);
-        let brought = Brought::Page(id, question, page);
-        self.after(wait, Happening::Brought(self.life, brought));
-    }
-
-    fn answer_bucket(&mut self, id: u64, question: BucketQuestion) {
-        // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
-        let stray = self.random.percent(self.wire.stray);
-        let server = match self.isolated() {
-            Some(isolated) => &isolated.server,
-            None if stray => &self.replica,
-            None => &self.primary,
-        };
-        // A ledger of fewer buckets has nothing in one of that number.
-        let bucket = (!self.is_down()).then(|| server.bucket(question.number));
-        if self.random.percent(self.wire.bucket_loss) {
-            return;
-        }
-        let wait = self.wire.bucket_delay(&mut self.random);
-        let brought = Brought::Bucket(id, question, bucket);
-        self.after(wait, Happening::Brought(self.life, brought));
-    }
-
-    /// Tells the sidecar of entries, as well as the wire does.
-    pub fn announce(&mut self, epoch: Epoch, entries: &[LogEntry]) {
-        let copies = 1 + u64::from(self.random.percent(self.wire.twice));
-        for _ in 0..copies {
-            if self.random.percent(self.wire.announce_loss) {
-                if self.random.percent(self.wire.loss_told) {
-                    let wait = self.wire.announce_delay(&mut self.random);
-                    self.after(wait, Happening::Brought(self.life, Brought::Missed));
-                }
-                continue;
-            }
-            let announcement = Announcement { epoch, entries: entries.into() };
-            let mut at = self.now + self.wire.announce_delay(&mut self.random);
-            if !self.wire.reorders {
-                at = at.max(self.last_announced);
-                self.last_announced = at;
-            }
-            let brought = Brought::Announced(announcement);
-            self.after(at - self.now, Happening::Brought(self.life, brought));
         }
     }
 
