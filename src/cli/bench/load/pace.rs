@@ -90,7 +90,11 @@ impl Pace {
         if self.left == Some(0) {
             return Next::Over;
         }
-        let intended = if open { self.plan.start + nanoseconds(self.due) } else { now };
+        // What the warm-up left undone is none of the measurement's.
+        while open && now >= self.plan.counted_from && self.intended() < self.plan.counted_from {
+            self.advance();
+        }
+        let intended = if open { self.intended() } else { now };
         if self.plan.end.is_some_and(|end| intended >= end) {
             return Next::Over;
         }
@@ -114,6 +118,11 @@ impl Pace {
         Next::Due(ticket)
     }
 
+    /// When the next one of an open loop is due.
+    fn intended(&self) -> Duration {
+        self.plan.start + nanoseconds(self.due)
+    }
+
     fn advance(&mut self) {
         if let Some(rate) = self.plan.rate {
             self.due += self.gap() * f64_of(self.plan.connections) * 1e9 / rate;
@@ -123,7 +132,7 @@ impl Pace {
 
     /// There is no time left for what was due before the end.
     fn give_up(&mut self, end: Duration) {
-        while self.plan.rate.is_some() && self.plan.start + nanoseconds(self.due) < end {
+        while self.plan.rate.is_some() && self.intended() < end {
             self.late += 1;
             self.advance();
         }
@@ -292,10 +301,11 @@ mod tests {
     fn what_is_late_keeps_its_time_and_what_was_put_back_comes_first() {
         let mut pace = Pace::new(plan(Some(1_000.0), Arrivals::Even, 1), 0, None);
         let Next::Due(first) = pace.next(MILLI * 150) else { panic!() };
-        assert_eq!((first.intended, first.sent), (MILLI * 100, MILLI * 150));
+        // The warm-up's ten are forgotten.
+        assert_eq!((first.number, first.intended, first.sent), (10, MILLI * 110, MILLI * 150));
         pace.put_back(first);
         let Next::Due(again) = pace.next(MILLI * 160) else { panic!() };
-        assert_eq!((again.number, again.intended, again.sent), (0, MILLI * 100, MILLI * 160));
+        assert_eq!((again.number, again.intended, again.sent), (10, MILLI * 110, MILLI * 160));
         let mut closed = Pace::new(plan(None, Arrivals::Even, 1), 0, None);
         let Next::Due(ticket) = closed.next(MILLI * 150) else { panic!() };
         assert_eq!((ticket.intended, ticket.counts), (MILLI * 150, true));
@@ -310,7 +320,7 @@ mod tests {
         }
         for _ in 0..2 {
             assert!(matches!(pace.next(MILLI * 1_211), Next::Over));
-            assert_eq!(pace.late(), 1_000);
+            assert_eq!(pace.late(), 990);
         }
     }
 
