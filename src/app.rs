@@ -24,7 +24,8 @@ use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
-    CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes, Tokens, Watcher,
+    CheckLimits, CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes,
+    Tokens, Watcher,
 };
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -104,7 +105,9 @@ impl Sidecar {
             if checks {
                 let describe = ledger.describe().to_owned();
                 let (gate, metrics) = (gate.clone(), Arc::clone(&metrics));
-                let checks = CheckService::new(gate, describe, settings.max_batch, metrics);
+                let limits =
+                    CheckLimits { batch: settings.max_batch, recipients: settings.max_recipients };
+                let checks = CheckService::new(gate, describe, limits, metrics);
                 routes = routes.with_checks(checks)?;
             }
             if records {

@@ -126,6 +126,9 @@ with_ledger_args! { serve_args! {
     /// Requests of one BatchCanSend [default: 1000]
     #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N", value_parser = number::<usize>)]
     max_batch: usize,
+    /// Users of one message of FilterRecipients, of 2 MiB at the most [default: 10000]
+    #[arg(long, env = "CONSENTD_MAX_RECIPIENTS", value_name = "N", value_parser = number::<usize>)]
+    max_recipients: usize,
     /// Ask a connection to end after this long; clients connect again [default: 1h]
     #[arg(long, env = "CONSENTD_MAX_CONNECTION_AGE", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
@@ -281,6 +284,8 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Requests of a batch.
     pub max_batch: usize,
+    /// Users of one message of a campaign.
+    pub max_recipients: usize,
     /// When a connection is asked to end.
     pub max_connection_age: Duration,
     /// How long a shutdown waits.
@@ -366,6 +371,7 @@ impl ServeArgs {
             )?,
             max_in_flight: at_least(1, "--max-in-flight", self.max_in_flight, 4_096)?,
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
+            max_recipients: at_least(1, "--max-recipients", self.max_recipients, 10_000)?,
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
             log: log(self.log.unwrap_or_else(|| "info".to_owned()))?,

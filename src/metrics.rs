@@ -196,6 +196,15 @@ impl Metrics {
         }
     }
 
+    /// Counts decisions: how many of each reason, in the order of [`Reason::ALL`].
+    pub fn decided_many(&self, counts: &[u64; Reason::ALL.len()]) {
+        for (counter, count) in self.decisions.iter().zip(counts) {
+            if *count > 0 {
+                counter.inc_by(*count);
+            }
+        }
+    }
+
     /// Measures the time that one call took which asked for one decision.
     pub fn checked(&self, took: Duration) {
         self.check_duration.observe(took.as_secs_f64());

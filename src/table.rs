@@ -25,7 +25,7 @@ use crate::clock::Moment;
 use crate::consent::Violation;
 use crate::consent::denied::Denied;
 use crate::consent::facts::{Facts, Profile, Resolved};
-use crate::consent::id::{Key, KeySecret};
+use crate::consent::id::{BusinessId, Key, KeySecret, UserId};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Scope};
 use crate::consent::state::State;
@@ -152,6 +152,42 @@ impl From<Key> for Pair {
     fn from(key: Key) -> Self {
         Self { key, before: None }
     }
+}
+
+/// Makes pairs, by the secrets of the table's ledger and of the one before it.
+pub struct Keys {
+    secret: arc_swap::Guard<Arc<KeySecret>>,
+    before: arc_swap::Guard<Option<Arc<Before>>>,
+}
+
+impl Keys {
+    /// The pair of a user and a business.
+    #[must_use]
+    pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
+        let before = self.before.as_ref().map(|before| before.secret.key(user, business));
+        Pair { key: self.secret.key(user, business), before }
+    }
+
+    /// The same of ids as they came.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with either id, or both.
+    pub fn read(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+            (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
+            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
+        }
+    }
+}
+
+/// What is to be looked up: a pair, and the category of the message to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The pair.
+    pub pair: Pair,
+    /// What the message is about.
+    pub category: Category<'a>,
 }
 
 /// What a ledger denied whose keys were others than those of the ledger in its place.
@@ -317,17 +353,39 @@ impl Shared {
 }
 
 impl Table {
+    /// What makes pairs of users and businesses. It goes out of date where the table begins anew:
+    /// take one for each call.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        Keys { secret: self.0.secret.load(), before: self.0.before.load() }
+    }
+
     /// The pair of a user and a business.
     ///
     /// # Errors
     ///
     /// What is wrong with either id, or both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
-        let key = self.0.secret.load().read(user_id, business_id)?;
-        let before = self.0.before.load();
-        let before =
-            before.as_ref().and_then(|before| before.secret.read(user_id, business_id).ok());
-        Ok(Pair { key, before })
+        self.keys().read(user_id, business_id)
+    }
+
+    /// What decisions need to know of many pairs, and how current that is: each as
+    /// [`facts`](Self::facts) has it, and none older than the other answer.
+    #[must_use]
+    pub fn facts_of_many(
+        &self,
+        wanted: &[Wanted<'_>],
+    ) -> (Vec<Result<Facts, UnreadablePair>>, Freshness) {
+        let generation = self.0.generation.load(Ordering::Acquire);
+        let mut freshness = self.0.freshness();
+        let facts = wanted.iter().map(|wanted| self.facts(wanted.pair, wanted.category).0);
+        let facts = facts.collect();
+        if self.0.generation.load(Ordering::Acquire) != generation
+            && freshness.validity == Validity::Valid
+        {
+            freshness.validity = Validity::Invalid;
+        }
+        (facts, freshness)
     }
 
     /// What a decision about `category` needs to know of a pair, and how current that is.

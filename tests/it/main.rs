@@ -32,5 +32,6 @@ mod page;
 mod rng;
 mod shutdown;
 mod sidecar;
+mod streams;
 mod traces;
 mod world;
