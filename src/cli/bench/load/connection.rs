@@ -20,7 +20,7 @@ use super::pace::{Alarm, Next, Pace, Ticket};
 use super::requests::{Call, PREFIX, Requests};
 use super::stream::Stream;
 use super::tally::{Live, Tally};
-use super::wire::{Incoming, code_of};
+use super::wire::{Failure, Incoming};
 use crate::cli::client::ClientArgs;
 use crate::clock;
 
@@ -84,12 +84,12 @@ impl<'a> Line<'a> {
     }
 
     async fn send_all(&self, mut socket: Option<Socket>) {
-        let mut ended_by = Code::Unavailable;
+        let mut ended_by = Failure::from(Code::Unavailable);
         while let Some(stream) = socket {
             let before = self.answered.get();
-            let Err(code) = self.converse(stream).await else { return };
-            ended_by = code;
-            self.give_up(code);
+            let Err(failure) = self.converse(stream).await else { return };
+            ended_by = failure;
+            self.give_up(failure).await;
             if self.is_over().await {
                 return;
             }
@@ -97,14 +97,19 @@ impl<'a> Line<'a> {
             socket =
                 if self.answered.get() == before { None } else { connect(&self.job.client).await };
         }
-        self.tally.borrow_mut().lost(ended_by.into());
+        self.tally.borrow_mut().lost(match ended_by {
+            Failure::Code(code) => code,
+            Failure::NotTaken => Code::Unavailable.into(),
+        });
     }
 
     /// Nobody answers what waits any more.
-    fn give_up(&self, code: Code) {
-        for slot in &self.slots {
-            if let Some(ticket) = slot.take() {
-                self.fail(&ticket, code.into());
+    async fn give_up(&self, failure: Failure) {
+        let mut pace = self.pace.lock().await;
+        for ticket in self.slots.iter().filter_map(Cell::take) {
+            match failure {
+                Failure::Code(code) => self.fail(&ticket, code),
+                Failure::NotTaken => pace.put_back(ticket),
             }
         }
     }
@@ -113,28 +118,32 @@ impl<'a> Line<'a> {
         self.over.get() && self.pace.lock().await.is_empty()
     }
 
-    async fn converse(&self, socket: Socket) -> Result<(), Code> {
+    async fn converse(&self, socket: Socket) -> Result<(), Failure> {
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .enable_push(false);
-        let handshake = builder.handshake(socket).await;
-        let (sender, connection) = handshake.map_err(|_| Code::Unavailable)?;
+        let (sender, connection) = builder.handshake(socket).await?;
         let work = async {
             if self.job.requests.call().is_unary() {
                 self.calls(&sender).await;
             } else {
                 Stream::open(self, sender).await?.run().await?;
             }
-            if self.is_over().await { Ok(()) } else { Err(Code::Unavailable) }
+            if self.is_over().await { Ok(()) } else { Err(Code::Unavailable.into()) }
         };
+        tokio::pin!(work);
         // What is to be sent first: then it leaves when the connection is looked at.
         tokio::select! {
             biased;
-            done = work => done,
-            _ = connection => Err(Code::Unavailable),
-            () = self.overdue() => Err(Code::DeadlineExceeded),
+            done = &mut work => done,
+            // What waits for an answer has been told why there is none.
+            _ = connection => match tokio::time::timeout(LOOK, work).await {
+                Ok(done) => done,
+                Err(_) => Err(Code::Unavailable.into()),
+            },
+            () = self.overdue() => Err(Code::DeadlineExceeded.into()),
         }
     }
 
@@ -177,7 +186,11 @@ impl<'a> Line<'a> {
             let bytes = self.job.requests.get(ticket.number);
             match call(&mut sender, request.clone(), bytes).await {
                 Ok(answer) => self.settle(slot, answer.get(PREFIX..).unwrap_or_default()),
-                Err(code) => {
+                Err(Failure::NotTaken) => {
+                    slot.set(None);
+                    self.pace.lock().await.put_back(ticket);
+                }
+                Err(Failure::Code(code)) => {
                     slot.set(None);
                     self.answered.set(self.answered.get() + 1);
                     self.fail(&ticket, code);
@@ -237,12 +250,14 @@ impl<'a> Line<'a> {
     }
 
     /// A stream ended with an error, which is told once where nothing waited for an answer.
-    pub(super) fn stream_failed(&self, code: i32) -> Code {
-        if self.slots.iter().all(|slot| slot.get().is_none()) {
+    pub(super) fn stream_failed(&self, failure: Failure) -> Failure {
+        if let Failure::Code(code) = failure
+            && self.slots.iter().all(|slot| slot.get().is_none())
+        {
             self.tally.borrow_mut().failed(code, 1);
             self.live.add(0, 1);
         }
-        Code::from_i32(code)
+        failure
     }
 
     /// A request failed.
@@ -294,10 +309,9 @@ async fn call(
     sender: &mut SendRequest<Bytes>,
     request: Request<()>,
     bytes: Bytes,
-) -> Result<Bytes, i32> {
-    let broken = |error: h2::Error| code_of(&error);
-    let (response, mut sending) = sender.send_request(request, false).map_err(broken)?;
-    sending.send_data(bytes, true).map_err(broken)?;
+) -> Result<Bytes, Failure> {
+    let (response, mut sending) = sender.send_request(request, false)?;
+    sending.send_data(bytes, true)?;
     let mut incoming = Incoming::new(response);
     let mut answer = incoming.next().await?.unwrap_or_default();
     while let Some(part) = incoming.next().await? {
@@ -305,8 +319,6 @@ async fn call(
         whole.extend_from_slice(&part);
         answer = whole.freeze();
     }
-    match incoming.status().await {
-        0 => Ok(answer),
-        code => Err(code),
-    }
+    incoming.end().await?;
+    Ok(answer)
 }

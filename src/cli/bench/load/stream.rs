@@ -12,7 +12,7 @@ use super::answers;
 use super::connection::{Line, request};
 use super::pace::{Next, Pace};
 use super::requests::{Call, PREFIX, sequenced};
-use super::wire::Incoming;
+use super::wire::{Failure, Incoming};
 use crate::clock;
 
 /// An open stream. Recipients are answered in order; questions by their sequence, which is the
@@ -30,10 +30,12 @@ pub(super) struct Stream<'l> {
 }
 
 impl<'l> Stream<'l> {
-    pub(super) async fn open(line: &'l Line<'l>, sender: SendRequest<Bytes>) -> Result<Self, Code> {
-        let mut sender = sender.ready().await.map_err(|_| Code::Unavailable)?;
-        let begun = sender.send_request(request(line.job.requests.call()), false);
-        let (response, sending) = begun.map_err(|_| Code::Unavailable)?;
+    pub(super) async fn open(
+        line: &'l Line<'l>,
+        sender: SendRequest<Bytes>,
+    ) -> Result<Self, Failure> {
+        let mut sender = sender.ready().await?;
+        let (response, sending) = sender.send_request(request(line.job.requests.call()), false)?;
         Ok(Self {
             line,
             sending,
@@ -45,7 +47,7 @@ impl<'l> Stream<'l> {
     }
 
     /// Asks what is due until nothing is left, and all was answered.
-    pub(super) async fn run(mut self) -> Result<(), Code> {
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
         let line = self.line;
         let mut pace = line.pace.lock().await;
         loop {
@@ -66,11 +68,13 @@ impl<'l> Stream<'l> {
                         self.received.extend_from_slice(&part);
                         self.settle_what_arrived()?;
                     }
-                    Ok(None) => return Err(match self.incoming.status().await {
-                        0 => Code::Unavailable,
-                        code => line.stream_failed(code),
-                    }),
-                    Err(code) => return Err(line.stream_failed(code)),
+                    Ok(None) => {
+                        let ended = self.incoming.end().await;
+                        ended.map_err(|failure| line.stream_failed(failure))?;
+                        // We had not ended it.
+                        return Err(Code::Unavailable.into());
+                    }
+                    Err(failure) => return Err(line.stream_failed(failure)),
                 },
                 () = wait => {}
             }
@@ -78,7 +82,7 @@ impl<'l> Stream<'l> {
     }
 
     /// Sends what is due, in one piece; gives the time at which more is, where that is known.
-    fn send_what_is_due(&mut self, pace: &mut Pace) -> Result<Option<Duration>, Code> {
+    fn send_what_is_due(&mut self, pace: &mut Pace) -> Result<Option<Duration>, Failure> {
         let requests = &self.line.job.requests;
         let mut outgoing = BytesMut::new();
         let mut wake = None;
@@ -108,13 +112,13 @@ impl<'l> Stream<'l> {
             }
         }
         if !outgoing.is_empty() {
-            let sent = self.sending.send_data(outgoing.freeze(), false);
-            sent.map_err(|_| Code::Unavailable)?;
+            // Why a stream has ended is found where it is read.
+            let _ = self.sending.send_data(outgoing.freeze(), false);
         }
         Ok(wake)
     }
 
-    fn settle_what_arrived(&mut self) -> Result<(), Code> {
+    fn settle_what_arrived(&mut self) -> Result<(), Failure> {
         while let Some(message) = message(&mut self.received) {
             let place = if self.line.job.requests.call() == Call::Stream {
                 answers::sequence(&message).ok().and_then(place_of)
@@ -131,18 +135,15 @@ impl<'l> Stream<'l> {
     }
 
     /// Says that nothing more comes, and waits for the server to say the same.
-    async fn end(mut self) -> Result<(), Code> {
-        self.sending.send_data(Bytes::new(), true).map_err(|_| Code::Unavailable)?;
+    async fn end(mut self) -> Result<(), Failure> {
+        self.sending.send_data(Bytes::new(), true)?;
         let ended = async {
             while self.incoming.next().await?.is_some() {}
-            match self.incoming.status().await {
-                0 => Ok(()),
-                code => Err(code),
-            }
+            self.incoming.end().await
         };
         let ended = tokio::time::timeout(self.line.job.client.timeout(), ended).await;
         let ended = ended.unwrap_or(Err(Code::DeadlineExceeded.into()));
-        ended.map_err(|code| self.line.stream_failed(code))
+        ended.map_err(|failure| self.line.stream_failed(failure))
     }
 }
 
