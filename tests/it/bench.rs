@@ -73,13 +73,13 @@ fn sum(figures: &Value, of: &str) -> u64 {
     figures[of].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
 }
 
-/// Waits until a sidecar has decided something since it had decided so many.
-async fn asked(sidecar: &Sidecar) {
+/// Waits until a sidecar has decided so many.
+async fn decided(sidecar: &Sidecar, count: f64) {
     eventually("the load has begun", || async {
         let (_, metrics) = sidecar.get("/metrics").await;
-        let decided =
-            |line: &str| line.starts_with("consent_decisions_total{") && !line.ends_with(" 0");
-        metrics.lines().any(decided)
+        let lines = metrics.lines().filter(|line| line.starts_with("consent_decisions_total{"));
+        let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counts.sum::<f64>() >= count
     })
     .await;
 }
@@ -147,7 +147,7 @@ async fn a_stalled_server_is_charged_with_those_that_it_kept_waiting() {
     let sidecar = loaded(folder.path(), &[]).await;
     let flags = ["--rate", "500", "--duration", "2s", "--in-flight", "4", "--warm-up", "0s"];
     let running = begin(&sidecar.grpc, &flags);
-    asked(&sidecar).await;
+    decided(&sidecar, 1.0).await;
     sidecar.signal("STOP");
     // This is how long the fault lasts: nothing is waited for.
     tokio::time::sleep(STALL).await;
@@ -168,9 +168,12 @@ async fn a_sidecar_that_goes_ends_the_load_and_is_counted() {
     for call in ["unary", "stream", "filter"] {
         let folder = tempdir().unwrap();
         let mut sidecar = loaded(folder.path(), &[]).await;
-        let flags = ["--call", call, "--duration", "1h", "--timeout", "500ms", "--warm-up", "0s"];
+        let mut flags = vec!["--call", call, "--duration", "1h", "--timeout", "500ms"];
+        flags.extend(NOW);
+        flags.extend(if call == "filter" { &["--batch", "10"][..] } else { &[] });
         let running = begin(&sidecar.grpc, &flags);
-        asked(&sidecar).await;
+        // More than what is in flight at first: some of it was answered.
+        decided(&sidecar, 2_000.0).await;
         sidecar.kill();
         let (code, figures) = running.figures().await;
         assert_eq!(code, 1, "{figures}");
@@ -186,7 +189,7 @@ async fn a_sidecar_that_hangs_is_given_up() {
     let sidecar = loaded(folder.path(), &[]).await;
     let flags = ["--count", "1000000000", "--timeout", "500ms", "--warm-up", "0s"];
     let running = begin(&sidecar.grpc, &flags);
-    asked(&sidecar).await;
+    decided(&sidecar, 1.0).await;
     sidecar.signal("STOP");
     let (code, figures) = running.figures().await;
     sidecar.signal("CONT");
@@ -210,7 +213,7 @@ async fn an_interrupted_load_gives_its_figures_so_far() {
     let folder = tempdir().unwrap();
     let sidecar = loaded(folder.path(), &[]).await;
     let running = begin(&sidecar.grpc, &["--duration", "1h", "--warm-up", "0s"]);
-    asked(&sidecar).await;
+    decided(&sidecar, 1_000.0).await;
     kill_process(running.pid, Signal::INT).unwrap();
     let (code, figures) = running.figures().await;
     assert_eq!((code, &figures["interrupted"]), (0, &Value::Bool(true)), "{figures}");
@@ -237,7 +240,7 @@ async fn a_table_says_what_was_measured_and_by_whom() {
 fn what_makes_no_sense_is_refused_by_name() {
     for (flags, named) in [
         (&["--users", "0"][..], "--users: must be from 1"),
-        (&["--hit-ratio", "-0.1"], "--hit-ratio"),
+        (&["--hit-ratio=-0.1"], "--hit-ratio: must be from 0 to 1"),
         (&["--batch", "5"], "--batch: only a --call of batch or filter"),
         (&["--call", "batch", "--batch", "0"], "--batch: must be from 1 to"),
         (&["--connections", "0"], "--connections: must be from 1 to"),

@@ -68,16 +68,21 @@ impl<'l> Stream<'l> {
                         self.received.extend_from_slice(&part);
                         self.settle_what_arrived()?;
                     }
-                    Ok(None) => {
-                        let ended = self.incoming.end().await;
-                        ended.map_err(|failure| line.stream_failed(failure))?;
-                        // We had not ended it.
-                        return Err(Code::Unavailable.into());
-                    }
+                    Ok(None) => return Err(self.ended().await),
                     Err(failure) => return Err(line.stream_failed(failure)),
                 },
                 () = wait => {}
             }
+        }
+    }
+
+    /// Why a stream ended that we did not end. With its connection, as the contract has it, when
+    /// what was not answered is to be asked again on another.
+    async fn ended(&mut self) -> Failure {
+        match self.incoming.end().await {
+            Ok(()) => Failure::NotTaken,
+            Err(failure) if failure == Code::Unavailable.into() => Failure::NotTaken,
+            Err(failure) => self.line.stream_failed(failure),
         }
     }
 
