@@ -25,7 +25,7 @@ use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
     CheckLimits, CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes,
-    Tokens, Watcher,
+    Tokens, Watcher, Watches,
 };
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -88,6 +88,7 @@ impl Sidecar {
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
             .beside(synthetic)
             .scrubbing(scrub);
+        let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
@@ -108,7 +109,7 @@ impl Sidecar {
                 let limits =
                     CheckLimits { batch: settings.max_batch, recipients: settings.max_recipients };
                 let checks = CheckService::new(gate, describe, limits, metrics);
-                routes = routes.with_checks(checks)?;
+                routes = routes.with_checks(checks.watched(watches.clone()))?;
             }
             if records {
                 let draining = drain.begun.clone();

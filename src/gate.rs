@@ -14,7 +14,7 @@ use crate::consent::scope::{Category, Class};
 use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity, Wanted};
+use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity};
 
 pub use crate::table::Summary;
 
@@ -179,7 +179,7 @@ impl Gate {
         let keys = self.table.keys();
         let wanted = questions.map(|question| {
             let (pair, category) = read(&keys, &question)?;
-            Ok((Wanted { pair, category }, question.form))
+            Ok((pair, category, question.form))
         });
         self.decide_many(wanted, each).map(|_| ())
     }
@@ -200,7 +200,7 @@ impl Gate {
         let Campaign { business, category, form } = *campaign;
         let wanted = users.map(|user| {
             let pair = keys.pair(&UserId::parse(user).map_err(drop)?, business);
-            Ok((Wanted { pair, category }, form))
+            Ok((pair, category, form))
         });
         self.decide_many(wanted, |answer: Result<Answer, ()>| {
             each(answer.ok().map(|answer| answer.decision.reason));
@@ -210,18 +210,21 @@ impl Gate {
     /// Looks all of them up, reads the clocks, and decides.
     fn decide_many<'q, E>(
         &self,
-        wanted: impl ExactSizeIterator<Item = Result<(Wanted<'q>, Form), E>>,
+        wanted: impl ExactSizeIterator<Item = Result<(Pair, Category<'q>, Form), E>>,
         mut each: impl FnMut(Result<Answer, E>),
     ) -> Result<Duration, CheckError> {
         let mut asked = Vec::with_capacity(wanted.len());
-        let mut looked_up = Vec::with_capacity(wanted.len());
+        let mut pairs = Vec::with_capacity(wanted.len());
+        let mut categories = Vec::with_capacity(wanted.len());
         for wanted in wanted {
-            asked.push(wanted.map(|(wanted, form)| {
-                looked_up.push(wanted);
-                (wanted.category.class, form)
+            asked.push(wanted.map(|(pair, category, form)| {
+                pairs.push(pair);
+                categories.push(category);
+                (category.class, form)
             }));
         }
-        let (facts, freshness) = self.table.facts_of_many(&looked_up);
+        let mut facts = Vec::with_capacity(pairs.len());
+        let freshness = self.table.facts_of_many(&pairs, &categories, &mut facts);
         let judge = Judge::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.into_iter();
@@ -301,6 +304,14 @@ impl Gate {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.table.freshness().validity != Validity::Loading
+    }
+
+    /// Whether the table is proven to be current, within the bound.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        let freshness = self.table.freshness();
+        let staleness = freshness.staleness(Moment::now());
+        freshness.validity == Validity::Valid && staleness <= self.bound
     }
 
     /// The last applied revision.

@@ -3,8 +3,8 @@
 //! [`Table`] reads; [`Writer`], which is not `Clone`, writes, and the follower alone holds it.
 //! Freshness lies beside the map and comes with every look-up, so nobody can read consent and
 //! forget to ask how old it is. Raw ids are not kept: an entry is a pair's key and 8 bytes, the
-//! number of the [`Profile`] that it shares with other pairs and its last inbound. What does not
-//! fit into that lies in a second map.
+//! number of the [`Profile`] that it shares with other pairs and its last inbound. Where something
+//! lapses at one moment, that takes 16 bytes elsewhere; what fits into neither lies in a second map.
 
 #![cfg_attr(
     not(test),
@@ -12,8 +12,7 @@
 )]
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,80 +20,28 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+use self::entry::{Content, Entry, Lapsing};
+use self::lanes::Lanes;
+use self::slots::{SHARDS, Slots, shard_of};
 use crate::clock::Moment;
 use crate::consent::Violation;
 use crate::consent::denied::Denied;
-use crate::consent::facts::{Facts, Profile, Resolved};
-use crate::consent::id::{BusinessId, Key, KeySecret, UserId};
+use crate::consent::facts::{Facts, Profile, Resolved, Times};
+use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Scope};
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
 
-/// How many parts the map is locked in.
-const SHARDS: usize = 256;
+mod entry;
+mod lanes;
+mod many;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-/// The bits of an entry that hold its last inbound, in milliseconds since 1970 and 1: until 2109.
-const INBOUND_BITS: u32 = 42;
-const INBOUND_MASK: u64 = (1 << INBOUND_BITS) - 1;
-
-/// The number of an entry whose whole content lies in the second map.
-const ELSEWHERE: u64 = (1 << 22) - 1;
-/// The number of an entry that could not be read.
-const UNREADABLE: u64 = ELSEWHERE - 1;
-/// How many different profiles are shared at most; pairs of any further one lie in the second map.
-/// They are never given back: at about 100 bytes each, they take a few dozen MiB at the most.
-const MAX_PROFILES: usize = 1 << 18;
-
-/// A pair's profile number and last inbound, in 8 bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Entry(u64);
-
-impl Entry {
-    fn new(profile: u64, last_inbound: Option<Timestamp>) -> Self {
-        // An inbound after 2109 would read as one of 2109: it closes the window, never opens it.
-        let inbound = last_inbound.map_or(0, |time| time.as_millis().saturating_add(1));
-        let inbound = u64::try_from(inbound).unwrap_or(0).min(INBOUND_MASK);
-        Self((profile << INBOUND_BITS) | inbound)
-    }
-
-    fn profile(self) -> u64 {
-        self.0 >> INBOUND_BITS
-    }
-
-    fn last_inbound(self) -> Option<Timestamp> {
-        let millis = i64::try_from(self.0 & INBOUND_MASK).unwrap_or(0).checked_sub(1)?;
-        Timestamp::from_millis(millis)
-    }
-}
-
-/// Keys are keyed hashes already: their bits spread as well as any.
-#[derive(Clone, Copy, Debug, Default)]
-struct KeyBits(u64);
-
-impl Hasher for KeyBits {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, bits: u64) {
-        self.0 ^= bits;
-    }
-}
-
-impl BuildHasher for KeyBits {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        Self::default()
-    }
-}
+pub use self::many::Keys;
 
 /// What the table is, whatever its age.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -154,46 +101,10 @@ impl From<Key> for Pair {
     }
 }
 
-/// Makes pairs, by the secrets of the table's ledger and of the one before it.
-pub struct Keys {
-    secret: arc_swap::Guard<Arc<KeySecret>>,
-    before: arc_swap::Guard<Option<Arc<Before>>>,
-}
-
-impl Keys {
-    /// The pair of a user and a business.
-    #[must_use]
-    pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
-        let before = self.before.as_ref().map(|before| before.secret.key(user, business));
-        Pair { key: self.secret.key(user, business), before }
-    }
-
-    /// The same of ids as they came.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with either id, or both.
-    pub fn read(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
-        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
-            (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
-            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
-        }
-    }
-}
-
-/// What is to be looked up: a pair, and the category of the message to be sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
-    /// The pair.
-    pub pair: Pair,
-    /// What the message is about.
-    pub category: Category<'a>,
-}
-
 /// What a ledger denied whose keys were others than those of the ledger in its place.
 struct Before {
     secret: KeySecret,
-    pairs: DashMap<Key, Arc<Denied>, KeyBits>,
+    pairs: DashMap<Key, Arc<Denied>>,
 }
 
 /// All that the table holds of a pair.
@@ -212,12 +123,18 @@ pub struct Summary {
 }
 
 struct Shared {
-    entries: DashMap<Key, Entry, KeyBits>,
-    /// What does not fit into an entry. Locked only while the pair's entry is.
-    elsewhere: DashMap<Key, Box<Resolved>, KeyBits>,
+    lanes: Lanes,
+    /// What lapses at one moment, by the places that entries tell.
+    lapsing: boxcar::Vec<Lapsing>,
+    /// What fits nowhere else. Changed only while the pair's shard is.
+    whole: DashMap<Key, Box<Resolved>>,
+    /// By number; the first is nobody's.
     profiles: boxcar::Vec<Arc<Profile>>,
-    /// The bytes that profiles take on the heap.
-    profile_bytes: AtomicU64,
+    pairs: AtomicUsize,
+    /// The bytes that shards take.
+    slot_bytes: AtomicUsize,
+    /// The bytes that profiles, and what is in `whole`, take on the heap.
+    heap_bytes: AtomicUsize,
     /// What the keys are made with.
     secret: ArcSwap<KeySecret>,
     before: ArcSwapOption<Before>,
@@ -246,21 +163,26 @@ pub struct Table(Arc<Shared>);
 pub struct Writer {
     shared: Arc<Shared>,
     numbers: HashMap<Arc<Profile>, u64>,
+    /// The shards that the lanes lead to, and how many pairs each has.
+    shards: Vec<(Arc<Slots>, usize)>,
+    /// Places among those that lapse that nobody has.
+    free: Vec<usize>,
 }
 
 /// An empty table that is not loaded yet.
 #[must_use]
 pub fn new() -> (Table, Writer) {
-    let map = || DashMap::with_capacity_and_hasher_and_shard_amount(0, KeyBits::default(), SHARDS);
+    let shards: Vec<_> = (0..SHARDS).map(|_| Arc::new(Slots::with_room(0))).collect();
+    let profiles = boxcar::Vec::new();
+    profiles.push(Arc::default());
     let shared = Arc::new(Shared {
-        entries: map(),
-        elsewhere: DashMap::with_capacity_and_hasher_and_shard_amount(
-            0,
-            KeyBits::default(),
-            SHARDS,
-        ),
-        profiles: boxcar::Vec::new(),
-        profile_bytes: AtomicU64::new(0),
+        lanes: Lanes::to(&shards),
+        lapsing: boxcar::Vec::new(),
+        whole: DashMap::new(),
+        profiles,
+        pairs: AtomicUsize::new(0),
+        slot_bytes: AtomicUsize::new(0),
+        heap_bytes: AtomicUsize::new(0),
         // Until a ledger's own is known, nothing is found, and nothing allowed.
         secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
         before: ArcSwapOption::empty(),
@@ -275,7 +197,10 @@ pub fn new() -> (Table, Writer) {
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
         warnings: ArcSwap::from_pointee(Arc::from([])),
     });
-    (Table(Arc::clone(&shared)), Writer { shared, numbers: HashMap::new() })
+    let shards = shards.into_iter().map(|slots| (slots, 0)).collect();
+    let writer =
+        Writer { shared: Arc::clone(&shared), numbers: HashMap::new(), shards, free: Vec::new() };
+    (Table(shared), writer)
 }
 
 const fn encode(validity: Validity) -> u8 {
@@ -307,23 +232,29 @@ impl Shared {
         }
     }
 
-    /// Reads an entry; its pair's must be locked.
+    /// Reads an entry.
     fn resolve<T>(
         &self,
         key: Key,
         entry: Entry,
-        read: impl FnOnce(&Profile, Option<Timestamp>, Option<&Resolved>) -> T,
+        read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> Result<T, UnreadablePair> {
-        match entry.profile() {
-            UNREADABLE => Err(UnreadablePair),
-            ELSEWHERE => {
-                let whole = self.elsewhere.get(&key).ok_or(UnreadablePair)?;
-                Ok(read(&whole.profile, whole.last_inbound, Some(&whole)))
+        let (entry, times) = match entry.content() {
+            Content::Lapsing(place) => {
+                let (entry, times) = self.lapsing.get(place).ok_or(UnreadablePair)?.load();
+                (entry.ok_or(UnreadablePair)?, times)
             }
-            number => {
-                let number = usize::try_from(number).map_err(|_| UnreadablePair)?;
+            _ => (entry, Times::None),
+        };
+        match entry.content() {
+            Content::Unreadable | Content::Lapsing(_) => Err(UnreadablePair),
+            Content::Whole => {
+                let whole = self.whole.get(&key).ok_or(UnreadablePair)?;
+                Ok(read(&whole.profile, whole.last_inbound, whole.beside.as_ref().into()))
+            }
+            Content::Shared(number, last_inbound) => {
                 let profile = self.profiles.get(number).ok_or(UnreadablePair)?;
-                Ok(read(profile, entry.last_inbound(), None))
+                Ok(read(profile, last_inbound, times))
             }
         }
     }
@@ -332,11 +263,22 @@ impl Shared {
     fn look_up<T>(
         &self,
         key: Key,
-        read: impl FnOnce(&Profile, Option<Timestamp>, Option<&Resolved>) -> T,
+        read: impl Fn(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
+        self.unbroken(|| {
+            self.lanes.read(|shards| {
+                let slots = shards.get(shard_of(key))?;
+                slots.read(key, |entry| Some(self.resolve(key, entry?, &read)))
+            })
+        })
+    }
+
+    /// What was read, and how current the table was before that; a table that became valid or
+    /// invalid meanwhile was not.
+    fn unbroken<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
         let generation = self.generation.load(Ordering::Acquire);
         let mut freshness = self.freshness();
-        let found = self.entries.get(&key).map(|entry| self.resolve(key, *entry, read));
+        let found = read();
         if self.generation.load(Ordering::Acquire) != generation
             && freshness.validity == Validity::Valid
         {
@@ -353,13 +295,6 @@ impl Shared {
 }
 
 impl Table {
-    /// What makes pairs of users and businesses. It goes out of date where the table begins anew:
-    /// take one for each call.
-    #[must_use]
-    pub fn keys(&self) -> Keys {
-        Keys { secret: self.0.secret.load(), before: self.0.before.load() }
-    }
-
     /// The pair of a user and a business.
     ///
     /// # Errors
@@ -367,25 +302,6 @@ impl Table {
     /// What is wrong with either id, or both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
         self.keys().read(user_id, business_id)
-    }
-
-    /// What decisions need to know of many pairs, and how current that is: each as
-    /// [`facts`](Self::facts) has it, and none older than the other answer.
-    #[must_use]
-    pub fn facts_of_many(
-        &self,
-        wanted: &[Wanted<'_>],
-    ) -> (Vec<Result<Facts, UnreadablePair>>, Freshness) {
-        let generation = self.0.generation.load(Ordering::Acquire);
-        let mut freshness = self.0.freshness();
-        let facts = wanted.iter().map(|wanted| self.facts(wanted.pair, wanted.category).0);
-        let facts = facts.collect();
-        if self.0.generation.load(Ordering::Acquire) != generation
-            && freshness.validity == Validity::Valid
-        {
-            freshness.validity = Validity::Invalid;
-        }
-        (facts, freshness)
     }
 
     /// What a decision about `category` needs to know of a pair, and how current that is.
@@ -399,8 +315,8 @@ impl Table {
         // First: what is taken out of there is in the pair's entry by then, and is found in one of
         // them at least.
         let before = self.0.denied_before(pair);
-        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
-            profile.facts(category, last_inbound, whole.and_then(|whole| whole.beside.as_ref()))
+        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
+            profile.facts(category, last_inbound, times)
         });
         let facts = found.unwrap_or(Ok(Facts::NOTHING));
         let facts = match before {
@@ -417,9 +333,8 @@ impl Table {
         now: Timestamp,
     ) -> (Result<Summary, UnreadablePair>, Freshness) {
         let before = self.0.denied_before(pair);
-        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, whole| {
-            let beside = whole.and_then(|whole| whole.beside.as_ref());
-            let (opted_in, opted_out) = profile.in_force(beside, now);
+        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
+            let (opted_in, opted_out) = profile.in_force(times, now);
             Summary {
                 last_inbound,
                 opted_in,
@@ -474,27 +389,27 @@ impl Table {
     /// How many pairs it holds.
     #[must_use]
     pub fn pairs(&self) -> usize {
-        self.0.entries.len()
+        self.0.pairs.load(Ordering::Relaxed)
     }
 
     /// About how many bytes it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        // A slot of the map is a key, a value, and a byte of control.
-        let slot = size_of::<(Key, Entry)>().saturating_add(1);
-        let elsewhere = size_of::<(Key, Box<Resolved>)>()
-            .saturating_add(1)
-            .saturating_add(size_of::<Resolved>());
-        let profiles = self.0.profile_bytes.load(Ordering::Relaxed);
-        self.0
-            .entries
-            .capacity()
-            .saturating_mul(slot)
-            .saturating_add(self.0.elsewhere.capacity().saturating_mul(elsewhere))
-            .saturating_add(usize::try_from(profiles).unwrap_or(usize::MAX))
+        // A slot of the second map is a key, a pointer, and a byte of control.
+        let whole = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
+        // Whether there is one lies beside each of those that lapse.
+        let lapsing = size_of::<Lapsing>().saturating_add(size_of::<u64>());
+        let slots = self.0.slot_bytes.load(Ordering::Relaxed);
+        let parts = [
+            slots,
+            // Holes that arrays left, too small for those in their place: a tenth, as measured by
+            // `benches/memory.rs`.
+            slots / 10,
+            self.0.heap_bytes.load(Ordering::Relaxed),
+            self.0.lanes.bytes(),
+            self.0.whole.capacity().saturating_mul(whole),
+            self.0.lapsing.count().saturating_mul(lapsing),
+        ];
+        parts.into_iter().fold(0, usize::saturating_add)
     }
 }
-
-#[cfg(test)]
-mod tests;
-mod writer;

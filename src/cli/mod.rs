@@ -18,6 +18,7 @@ mod record;
 mod serve;
 mod shell;
 mod stranger;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -73,6 +74,9 @@ enum Command {
     Healthcheck(ask::HealthArgs),
     /// Record what a user said or did
     Record(record::RecordArgs),
+    /// Show what changes, as it is applied: whose messages may have to be withdrawn
+    #[command(after_help = watch::WHAT_LINES_SAY)]
+    Watch(watch::WatchArgs),
     /// Import events from a file: NDJSON or CSV
     #[command(after_long_help = import::help())]
     Import(import::ImportArgs),
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => asking(ask::status(args)),
         Command::Healthcheck(args) => asking(ask::healthcheck(args)),
         Command::Record(args) => asking(record::record(args)),
+        Command::Watch(args) => asking(watch::watch(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
         Command::Init(args) => asking(init::init(*args)),

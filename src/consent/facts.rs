@@ -123,6 +123,65 @@ pub struct Beside {
     capped: Option<Timestamp>,
 }
 
+/// The bit of a cap among the bits of what ends at one moment; those before are of places.
+const CAP_BIT: u32 = 21;
+
+/// What few pairs have, as whoever keeps it gives it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Times<'a> {
+    /// The pair has none of that.
+    None,
+    /// All of it lies at one moment.
+    AtOnce {
+        /// A bit for each place in the profile whose opt-in lapses then, and one for a cap.
+        what: u32,
+        /// The moment.
+        time: Timestamp,
+    },
+    /// Each has its own.
+    Each(&'a Beside),
+}
+
+impl<'a> From<Option<&'a Beside>> for Times<'a> {
+    fn from(beside: Option<&'a Beside>) -> Self {
+        beside.map_or(Self::None, Self::Each)
+    }
+}
+
+impl Times<'_> {
+    fn expiry(self, place: usize) -> Option<Timestamp> {
+        match self {
+            Self::None => None,
+            Self::AtOnce { what, time } => {
+                let place = u32::try_from(place).ok().filter(|place| *place < CAP_BIT)?;
+                (what >> place & 1 == 1).then_some(time)
+            }
+            Self::Each(beside) => {
+                beside.expiries.iter().find(|(at, _)| *at == place).map(|(_, expire)| *expire)
+            }
+        }
+    }
+
+    fn capped(self) -> Option<Timestamp> {
+        match self {
+            Self::None => None,
+            Self::AtOnce { what, time } => (what >> CAP_BIT & 1 == 1).then_some(time),
+            Self::Each(beside) => beside.capped,
+        }
+    }
+
+    /// Whether it is what `beside` holds.
+    #[must_use]
+    pub fn are(self, beside: Option<&Beside>) -> bool {
+        match (self, beside) {
+            (Self::None, None) => true,
+            (Self::AtOnce { what, time }, Some(beside)) => beside.at_once() == Some((what, time)),
+            (Self::Each(ours), Some(theirs)) => ours == theirs,
+            _ => false,
+        }
+    }
+}
+
 /// A state, resolved.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Resolved {
@@ -180,7 +239,7 @@ impl Resolved {
     /// What a decision about `category` needs to know.
     #[must_use]
     pub fn facts(&self, category: Category<'_>) -> Facts {
-        self.profile.facts(category, self.last_inbound, self.beside.as_ref())
+        self.profile.facts(category, self.last_inbound, self.beside.as_ref().into())
     }
 }
 
@@ -216,15 +275,13 @@ impl Profile {
         &self,
         category: Category<'_>,
         last_inbound: Option<Timestamp>,
-        beside: Option<&Beside>,
+        times: Times<'_>,
     ) -> Facts {
         let (place, mark) = self.mark(category);
         let answerable = self.opted_out_all.unwrap_or(false);
         let standing = match mark {
             Mark::None => Standing::None,
-            Mark::OptedIn => {
-                Standing::OptedIn { expire: beside.and_then(|beside| beside.expiry(place)) }
-            }
+            Mark::OptedIn => Standing::OptedIn { expire: times.expiry(place) },
             Mark::Pending => Standing::Pending,
             Mark::PendingOverOptOut => Standing::PendingOverOptOut { answerable: false },
             Mark::PendingOverOptOutAll => Standing::PendingOverOptOut { answerable },
@@ -236,7 +293,7 @@ impl Profile {
             standing,
             suppressed: self.suppressed,
             platform_stopped: self.platform_stopped,
-            capped: beside.and_then(|beside| beside.capped),
+            capped: times.capped(),
             last_inbound,
             window_closed: self.window_closed,
         }
@@ -275,7 +332,7 @@ impl Profile {
     /// The scopes in force at `now`: those opted in to, and those opted out of. An opt-in that is
     /// pending or has lapsed is neither, and does not hide the opt-out that it would replace.
     #[must_use]
-    pub fn in_force(&self, beside: Option<&Beside>, now: Timestamp) -> (Vec<Scope>, Vec<Scope>) {
+    pub fn in_force(&self, times: Times<'_>, now: Timestamp) -> (Vec<Scope>, Vec<Scope>) {
         let (mut opted_in, mut opted_out) = (Vec::new(), Vec::new());
         if self.opted_out_all.is_some() {
             opted_out.push(Scope::All);
@@ -287,7 +344,7 @@ impl Profile {
             match marked.mark {
                 _ if !marked.own => {}
                 Mark::OptedIn => {
-                    let expire = beside.and_then(|beside| beside.expiry(place));
+                    let expire = times.expiry(place);
                     if expire.is_none_or(|expire| now < expire) {
                         opted_in.push(scope);
                     }
@@ -308,8 +365,23 @@ impl Profile {
 }
 
 impl Beside {
-    fn expiry(&self, place: usize) -> Option<Timestamp> {
-        self.expiries.iter().find(|(at, _)| *at == place).map(|(_, expire)| *expire)
+    /// All of it as one moment and what lies there; none where there are several moments, or too
+    /// many places.
+    #[must_use]
+    pub fn at_once(&self) -> Option<(u32, Timestamp)> {
+        let (mut what, mut at) = (0_u32, self.capped);
+        if self.capped.is_some() {
+            what |= 1 << CAP_BIT;
+        }
+        for (place, time) in &self.expiries {
+            let bit = u32::try_from(*place).ok().filter(|place| *place < CAP_BIT)?;
+            if at.is_some_and(|at| at != *time) {
+                return None;
+            }
+            at = Some(*time);
+            what |= 1 << bit;
+        }
+        at.map(|time| (what, time))
     }
 
     /// About how many bytes of heap it takes.

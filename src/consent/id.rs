@@ -201,6 +201,18 @@ impl Key {
         Self { high: half(bits >> 64), low: half(bits) }
     }
 
+    /// The key's two halves: uniform already, so a map needs no other hash.
+    #[must_use]
+    pub fn halves(self) -> (u64, u64) {
+        (self.high, self.low)
+    }
+
+    /// The key of these halves.
+    #[must_use]
+    pub fn from_halves((high, low): (u64, u64)) -> Self {
+        Self { high, low }
+    }
+
     /// 64 of the key's bits: uniform already, so a map needs no other hash.
     #[must_use]
     pub fn bits(self) -> u64 {

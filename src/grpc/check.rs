@@ -20,6 +20,7 @@ use tower::service_fn;
 use super::call::Notes;
 use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
 use super::pb::batch_can_send_result::Result as Pb;
+use super::watch::{self, Watches};
 use super::wire::Asked;
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::clock;
@@ -74,6 +75,7 @@ pub struct CheckService {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: CheckLimits,
     ledger: String,
+    watches: Option<Watches>,
 }
 
 /// How many questions may come in one message.
@@ -89,7 +91,14 @@ impl CheckService {
     /// The service. `ledger` is shown in its status.
     #[must_use]
     pub fn new(gate: Gate, ledger: String, limits: CheckLimits, metrics: Arc<Metrics>) -> Self {
-        Self { gate, metrics, limits, ledger }
+        Self { gate, metrics, limits, ledger, watches: None }
+    }
+
+    /// Lets clients watch what changes, too.
+    #[must_use]
+    pub fn watched(mut self, watches: Watches) -> Self {
+        self.watches = Some(watches);
+        self
     }
 
     /// Answers a call to one of its methods. Its streams end once `ending` is cancelled.
@@ -123,7 +132,7 @@ impl CheckService {
                 grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
             }
             Method::WatchConsents => {
-                let service = service_fn(|request| ready(self.watch_consents(&request)));
+                let service = service_fn(|request| ready(self.watch_consents(request, ending)));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).server_streaming(service, request).await
             }
             Method::GetStatus => {
@@ -279,13 +288,14 @@ impl CheckService {
         }))
     }
 
-    #[allow(clippy::unused_self, clippy::type_complexity, reason = "it will need it")]
     fn watch_consents(
         &self,
-        _: &Request<pb::WatchConsentsRequest>,
-    ) -> Result<Response<tokio_stream::Empty<Result<pb::WatchConsentsResponse, Status>>>, Status>
-    {
-        Err(Status::unimplemented("WatchConsents comes later; check right before each send"))
+        request: Request<pb::WatchConsentsRequest>,
+        ending: &CancellationToken,
+    ) -> Result<Response<watch::Answers>, Status> {
+        let watches = self.watches.as_ref().ok_or_else(watch::nobody_watches)?;
+        let request = request.into_inner();
+        Ok(Response::new(watches.watch(request, ending, &self.gate, &self.metrics)?))
     }
 
     fn get_status(&self) -> Response<pb::GetStatusResponse> {

@@ -1,8 +1,8 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `call` (what is told of it), `check` (with `stream` and `filter`) and `record` (the
-//! services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
+//! takes a call), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
+//! (the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
 //! read in place).
 
 mod call;
@@ -17,6 +17,7 @@ mod route;
 pub mod server;
 mod status;
 mod stream;
+pub mod watch;
 mod wire;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use check::{CheckLimits, CheckService};
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
+pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::entry::MAX_PROFILES;
 use super::*;
 use crate::consent::event::{Evidence, Method, What};
 use crate::consent::id::{BusinessId, KeySecret, UserId};
@@ -55,7 +56,8 @@ fn assert_same(table: &Table, key: Key, state: &State) {
         let category = Category::parse(text).unwrap();
         assert_eq!(table.facts(key.into(), category).0, Ok(resolved.facts(category)), "{text}");
     }
-    let (opted_in, opted_out) = resolved.profile.in_force(resolved.beside.as_ref(), at(50));
+    let times = Times::from(resolved.beside.as_ref());
+    let (opted_in, opted_out) = resolved.profile.in_force(times, at(50));
     let summary = table.summary(key.into(), at(50)).0.unwrap();
     assert_eq!((summary.opted_in, summary.opted_out), (opted_in, opted_out));
     assert_eq!(summary.last_inbound, state.last_inbound);
@@ -65,12 +67,112 @@ fn assert_same(table: &Table, key: Key, state: &State) {
 fn an_entry_is_eight_bytes_beside_its_key() {
     assert_eq!(size_of::<(Key, Entry)>(), 24);
     for last_inbound in [None, Some(at(0)), Some(at(1_750_000_000_000))] {
-        let entry = Entry::new(UNREADABLE - 1, last_inbound);
-        assert_eq!((entry.profile(), entry.last_inbound()), (UNREADABLE - 1, last_inbound));
+        let most = u64::try_from(MAX_PROFILES).unwrap();
+        let entry = Entry::shared(most, last_inbound);
+        assert_eq!(entry.content(), Content::Shared(MAX_PROFILES, last_inbound));
+        assert!(entry.is_alone());
     }
-    let far = Entry::new(7, Some(Timestamp::MAX));
-    assert_eq!(far.profile(), 7, "a moment that does not fit must not change the profile");
-    assert!(far.last_inbound() < Some(Timestamp::MAX));
+    let Content::Shared(7, Some(far)) = Entry::shared(7, Some(Timestamp::MAX)).content() else {
+        panic!("a moment that does not fit must not change the profile")
+    };
+    assert!(far < Timestamp::MAX);
+    assert!(Entry::from_word(0).is_none());
+    assert!(Entry::UNREADABLE.is_alone() && !Entry::WHOLE.is_alone());
+    assert!(!Entry::lapsing(3).unwrap().is_alone());
+}
+
+#[test]
+fn what_lapses_at_one_moment_takes_sixteen_bytes() {
+    assert_eq!(size_of::<Lapsing>(), 16);
+    let (table, mut writer) = new();
+    let both = [(1, opt_in("marketing", Some(80))), (2, opt_in("utility.news", Some(80)))];
+    let far = [(1, opt_in("marketing", Some(Timestamp::MAX.as_millis() - 1)))];
+    let capped = [(1, What::Failure { code: 131_049 })];
+    for (user, whats, lapses) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
+    {
+        let state = state(whats);
+        assert_eq!(Lapsing::word(&Resolved::of(&state)).is_some(), lapses, "{user}");
+        writer.apply(key(user), Ok(&state));
+        assert_same(&table, key(user), &state);
+        assert!(writer.is(key(user), Ok(&state)));
+    }
+    assert_eq!((table.0.lapsing.count(), table.0.whole.len()), (2, 1));
+    writer.apply(key("1"), Ok(&state(&[])));
+    writer.apply(key("2"), Ok(&state(&both)));
+    assert_eq!((table.0.lapsing.count(), table.0.whole.len()), (2, 0), "a place is taken again");
+}
+
+#[test]
+fn what_is_moved_about_is_found() {
+    use std::collections::BTreeMap;
+    // Of few bits, so that many share a home, and of such that all lie at one end.
+    let keys = [0_u64, 1, 2, 3, u64::MAX, u64::MAX - 1, 1 << 53, (1 << 53) + 7, 1 << 40];
+    let keys = keys.iter().flat_map(|high| (0..40).map(|low| Key::from_halves((*high, low))));
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort_by_key(|key| key.halves().1.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key.halves().0);
+    let (table, mut writer) = new();
+    let mut model = BTreeMap::new();
+    for (number, key) in keys.iter().chain(&keys).enumerate() {
+        if number % 3 == 2 {
+            let gone = keys[number / 2 % keys.len()];
+            let held = writer.take_out(|key| key == gone);
+            assert_eq!(held.len(), usize::from(model.remove(&gone).is_some()));
+        }
+        let time = i64::try_from(number).unwrap();
+        let state = state(&[(time, inbound())]);
+        writer.apply(*key, Ok(&state));
+        model.insert(*key, state);
+        assert_eq!(table.pairs(), model.len());
+    }
+    for key in &keys {
+        assert_eq!(writer.holds(*key), model.contains_key(key));
+        if let Some(state) = model.get(key) {
+            assert_same(&table, *key, state);
+        }
+    }
+    assert_eq!(writer.take_out(|_| true).len(), model.len());
+    assert_eq!(table.pairs(), 0);
+}
+
+#[test]
+fn room_that_was_reserved_is_enough_and_is_reported() {
+    let (table, mut writer) = new();
+    writer.reserve(60_000);
+    let reserved = table.bytes();
+    assert!((60_000 * 24..60_000 * 80).contains(&reserved), "{reserved}");
+    for user in 0..60_000 {
+        writer.apply(key(&user.to_string()), Ok(&state(&[(1, inbound())])));
+    }
+    let grown = table.bytes() - reserved;
+    assert!(grown < 60_000, "{grown} more bytes were taken");
+    writer.begin(&KeySecret::new(&[1; 16]));
+    assert!(table.bytes() < reserved / 2);
+}
+
+#[test]
+fn many_look_ups_find_what_single_ones_do() {
+    let (table, mut writer) = new();
+    for user in 0..500 {
+        let said = match user % 5 {
+            0 => state(&[(1, opt_in("marketing", Some(60 + user)))]),
+            1 => state(&[(1, opt_in("marketing", None)), (9, inbound())]),
+            2 => state(&[(2, opt_out("*"))]),
+            3 => state(&[(1, opt_in("utility", Some(70))), (1, opt_in("marketing", Some(80)))]),
+            _ => continue,
+        };
+        writer.apply(key(&user.to_string()), Ok(&said));
+    }
+    writer.apply(key("4"), Err(UnreadablePair));
+    writer.validate();
+    let pairs: Vec<Pair> = (0..500).map(|user| key(&user.to_string()).into()).collect();
+    let categories = (0..500).map(|place| CATEGORIES[place % CATEGORIES.len()]);
+    let categories: Vec<_> = categories.map(|text| Category::parse(text).unwrap()).collect();
+    let mut found = vec![Err(UnreadablePair)];
+    let freshness = table.facts_of_many(&pairs, &categories, &mut found);
+    assert_eq!(freshness.validity, Validity::Valid);
+    let each = pairs.iter().zip(categories);
+    let single = each.map(|(pair, category)| table.facts(*pair, category).0);
+    assert_eq!(found, single.collect::<Vec<_>>());
 }
 
 #[test]
@@ -89,8 +191,9 @@ fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
         let state = state(&step);
         writer.apply(pair, Ok(&state));
         assert_same(&table, pair, &state);
-        let elsewhere = Resolved::of(&state).beside.is_some();
-        assert_eq!(table.0.elsewhere.len(), usize::from(elsewhere));
+        let resolved = Resolved::of(&state);
+        let whole = resolved.beside.is_some() && Lapsing::word(&resolved).is_none();
+        assert_eq!(table.0.whole.len(), usize::from(whole));
         assert_eq!(table.pairs(), 1);
     }
 }
@@ -104,7 +207,7 @@ fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
     writer.apply(key("1"), Err(UnreadablePair));
     assert_eq!(table.facts(key("1").into(), category).0, Err(UnreadablePair));
     assert!(table.summary(key("1").into(), at(1)).0.is_err());
-    assert_eq!(table.0.elsewhere.len(), 0);
+    assert_eq!(table.0.whole.len(), 0);
 }
 
 #[test]
@@ -115,7 +218,7 @@ fn pairs_of_one_standing_share_one_profile() {
         let state = state(&[(time, opt_in("marketing", None)), (time + 1, inbound())]);
         writer.apply(key(&user.to_string()), Ok(&state));
     }
-    assert_eq!((table.pairs(), table.0.profiles.count()), (1_000, 1));
+    assert_eq!((table.pairs(), table.0.profiles.count()), (1_000, 2));
     assert!(table.bytes() >= 1_000 * 24);
 }
 
@@ -180,6 +283,47 @@ fn readers_beside_a_writer_see_one_state_or_the_other() {
             writer.apply(pair, Ok(&one));
         }
         reader.join().unwrap();
+    });
+}
+
+#[test]
+fn readers_find_their_pairs_while_others_come_and_go() {
+    let (table, mut writer) = new();
+    let category = Category::parse("marketing").unwrap();
+    let mine: Vec<(Key, State)> = (0..200)
+        .map(|user| {
+            let expire = (user % 2 == 0).then_some(1_000 + user);
+            let said = [(user, opt_in("marketing", expire)), (user, inbound())];
+            (key(&format!("mine{user}")), state(&said))
+        })
+        .collect();
+    for (key, state) in &mine {
+        writer.apply(*key, Ok(state));
+    }
+    let pairs: Vec<Pair> = mine.iter().map(|(key, _)| (*key).into()).collect();
+    let expected: Vec<_> =
+        mine.iter().map(|(_, state)| Ok(Resolved::of(state).facts(category))).collect();
+    let categories = vec![category; pairs.len()];
+    std::thread::scope(|scope| {
+        let readers = [0, 1].map(|_| {
+            scope.spawn(|| {
+                let mut found = Vec::new();
+                for _ in 0..300 {
+                    table.facts_of_many(&pairs, &categories, &mut found);
+                    assert_eq!(found, expected);
+                }
+            })
+        });
+        let theirs =
+            [(1, opt_in("marketing", Some(7))), (2, opt_out("*"))].map(|one| state(&[one]));
+        let mut user = 0_usize;
+        while !readers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            // As many as make every shard grow, and then shrink.
+            let other = |user: usize| key(&format!("other{}", user % 20_000));
+            writer.apply(other(user), Ok(&theirs[user % 2]));
+            writer.remove(other(user.wrapping_sub(user % 9_000)));
+            user += 1;
+        }
     });
 }
 

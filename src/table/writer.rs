@@ -6,58 +6,200 @@ use std::sync::{Arc, PoisonError};
 
 use dashmap::DashMap;
 
-use super::{
-    Before, ELSEWHERE, Entry, INBOUND_BITS, KeyBits, MAX_PROFILES, UNREADABLE, UnreadablePair,
-    Validity, Writer, encode,
-};
+use super::entry::{Content, Entry, Lapsing, MAX_PROFILES};
+use super::slots::{Place, SHARDS, Slots, shard_of};
+use super::{Before, UnreadablePair, Validity, Writer, encode};
 use crate::clock::Moment;
 use crate::consent::denied::Denied;
-use crate::consent::facts::{Profile, Resolved};
+use crate::consent::facts::{Beside, Profile, Resolved};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
 
+/// How a pair is kept.
+enum Kept {
+    /// In its slot.
+    Alone(Entry),
+    /// With what lapses at one moment.
+    Lapsing(Entry, u64),
+    /// In the second map.
+    Whole(Box<Resolved>),
+}
+
+/// The bytes that a pair takes on the heap beside its place in the second map.
+fn heap_bytes(whole: &Resolved) -> usize {
+    let beside = whole.beside.as_ref().map_or(0, Beside::heap_bytes);
+    size_of::<Resolved>().saturating_add(whole.profile.heap_bytes()).saturating_add(beside)
+}
+
 impl Writer {
     /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
     pub fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
-        let resolved = state.map(Resolved::of);
-        let number = match &resolved {
-            Err(UnreadablePair) => UNREADABLE,
-            Ok(resolved) if resolved.beside.is_some() => ELSEWHERE,
-            Ok(resolved) => self.number_of(&resolved.profile),
-        };
-        let inbound = resolved.as_ref().ok().and_then(|resolved| resolved.last_inbound);
-        // The second map changes only under the lock of the pair's entry, as it is read.
-        let mut entry = self.shared.entries.entry(key).or_insert(Entry(UNREADABLE << INBOUND_BITS));
-        let was_elsewhere = entry.profile() == ELSEWHERE;
-        match resolved {
-            Ok(resolved) if number == ELSEWHERE => {
-                self.shared.elsewhere.insert(key, Box::new(resolved));
+        match state {
+            Err(UnreadablePair) => self.put(key, Kept::Alone(Entry::UNREADABLE)),
+            Ok(state) => {
+                let resolved = Resolved::of(state);
+                let kept = self.kept(resolved);
+                self.put(key, kept);
             }
-            _ if was_elsewhere => {
-                self.shared.elsewhere.remove(&key);
-            }
-            _ => {}
         }
-        *entry = Entry::new(number, inbound);
     }
 
-    fn number_of(&mut self, profile: &Profile) -> u64 {
+    /// How a state is kept: in as little as it fits into.
+    fn kept(&mut self, resolved: Resolved) -> Kept {
+        let lapses = Lapsing::word(&resolved);
+        if resolved.beside.is_some() && lapses.is_none() {
+            return Kept::Whole(Box::new(resolved));
+        }
+        let Some(number) = self.number_of(&resolved.profile) else {
+            return Kept::Whole(Box::new(resolved));
+        };
+        let entry = Entry::shared(number, resolved.last_inbound);
+        lapses.map_or(Kept::Alone(entry), |word| Kept::Lapsing(entry, word))
+    }
+
+    fn put(&mut self, key: Key, kept: Kept) {
+        let (slots, place) = self.room_for(key);
+        let (at, known) = match place {
+            Place::Found(at, known) => (at, Some(known)),
+            Place::Missing(at) => (at, None),
+        };
+        if let (Kept::Alone(entry), Some(known)) = (&kept, known)
+            && known.is_alone()
+        {
+            return slots.replace(at, *entry);
+        }
+        // Of all that changes elsewhere readers learn by the version of the pair's shard.
+        slots.moving(|| {
+            let place = self.leave(key, known);
+            let entry = self.keep(key, kept, place);
+            match known {
+                Some(_) => slots.replace(at, entry),
+                None => slots.insert(at, key, entry),
+            }
+        });
+        if known.is_none() {
+            self.count(shard_of(key), 1);
+        }
+    }
+
+    /// Keeps what does not fit into an entry elsewhere, if so at that place.
+    fn keep(&mut self, key: Key, kept: Kept, place: Option<usize>) -> Entry {
+        let whole = match kept {
+            Kept::Alone(entry) => {
+                self.free.extend(place);
+                return entry;
+            }
+            Kept::Lapsing(entry, word) => {
+                let place = place.or_else(|| self.free.pop());
+                let place = place.unwrap_or_else(|| self.shared.lapsing.push(Lapsing::default()));
+                let known = self.shared.lapsing.get(place);
+                if let (Some(known), Some(lapsing)) = (known, Entry::lapsing(place)) {
+                    known.store(entry, word);
+                    return lapsing;
+                }
+                return Entry::UNREADABLE; // There are not so many places.
+            }
+            Kept::Whole(whole) => whole,
+        };
+        self.free.extend(place);
+        self.shared.heap_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
+        self.shared.whole.insert(key, whole);
+        Entry::WHOLE
+    }
+
+    /// Lets go of what an entry has elsewhere; gives the place that it had among those that lapse.
+    fn leave(&self, key: Key, entry: Option<Entry>) -> Option<usize> {
+        match entry.map(Entry::content) {
+            Some(Content::Whole) => {
+                if let Some((_, whole)) = self.shared.whole.remove(&key) {
+                    self.shared.heap_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
+                }
+                None
+            }
+            Some(Content::Lapsing(place)) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// A pair's shard, with room for it, and its place there.
+    fn room_for(&mut self, key: Key) -> (Arc<Slots>, Place) {
+        let shard = shard_of(key);
+        let Some((slots, pairs)) = self.shards.get(shard) else {
+            return (Arc::new(Slots::with_room(0)), Place::Missing(0)); // There is none such.
+        };
+        let (slots, pairs) = (Arc::clone(slots), *pairs);
+        let place = slots.find(key);
+        match place {
+            Place::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at) => {}
+            _ => return (slots, place),
+        }
+        let slots = self.resize(shard, pairs.saturating_add(1));
+        let place = slots.find(key);
+        (slots, place)
+    }
+
+    /// Gives a shard room for so many pairs. Readers go on with the array that it had until the
+    /// other one is whole.
+    fn resize(&mut self, shard: usize, room: usize) -> Arc<Slots> {
+        let Some((slots, _)) = self.shards.get_mut(shard) else {
+            return Arc::new(Slots::with_room(0)); // There is none such.
+        };
+        let other = Arc::new(Slots::of(room, slots.pairs()));
+        let before = std::mem::replace(slots, Arc::clone(&other));
+        self.shared.slot_bytes.fetch_add(other.bytes(), Ordering::Relaxed);
+        self.shared.lanes.replace(shard, &other);
+        self.shared.slot_bytes.fetch_sub(before.bytes(), Ordering::Relaxed);
+        other
+    }
+
+    /// Gives all shards room for what comes, so that none has to grow where keys spread.
+    pub fn reserve(&mut self, pairs: usize) {
+        // Shards differ by the root of their size: four of these, and hardly any has more.
+        let even = pairs / SHARDS;
+        let room = even.saturating_add(even.isqrt().saturating_mul(4));
+        for shard in 0..SHARDS {
+            let small = self.shards.get(shard).is_some_and(|(slots, _)| slots.is_full(room));
+            if small {
+                drop(self.resize(shard, room));
+            }
+        }
+    }
+
+    fn count(&mut self, shard: usize, change: isize) {
+        if let Some((_, pairs)) = self.shards.get_mut(shard) {
+            *pairs = pairs.saturating_add_signed(change);
+        }
+        let all = &self.shared.pairs;
+        let pairs = all.load(Ordering::Relaxed).saturating_add_signed(change);
+        all.store(pairs, Ordering::Relaxed); // There is one writer.
+    }
+
+    fn entry(&self, key: Key) -> Option<Entry> {
+        let (slots, _) = self.shards.get(shard_of(key))?;
+        match slots.find(key) {
+            Place::Found(_, entry) => Some(entry),
+            Place::Missing(_) => None,
+        }
+    }
+
+    fn number_of(&mut self, profile: &Profile) -> Option<u64> {
         if let Some(number) = self.numbers.get(profile) {
-            return *number;
+            return Some(*number);
         }
         if self.numbers.len() >= MAX_PROFILES {
-            return ELSEWHERE;
+            return None;
         }
         let profile = Arc::new(profile.clone());
         let bytes = size_of::<Profile>().saturating_add(profile.heap_bytes());
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.shared.profile_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // It lies here once, and is pointed to from both sides.
+        let bytes = bytes.saturating_add(64);
+        self.shared.heap_bytes.fetch_add(bytes, Ordering::Relaxed);
         let number = self.shared.profiles.push(Arc::clone(&profile));
-        let number = u64::try_from(number).unwrap_or(ELSEWHERE);
+        let number = u64::try_from(number).ok()?;
         self.numbers.insert(profile, number);
-        number
+        Some(number)
     }
 
     /// Says that everything up to `revision` is in the table.
@@ -102,8 +244,17 @@ impl Writer {
     /// Empties the table, which must not be valid, for pairs whose keys this secret makes.
     pub fn begin(&mut self, secret: &KeySecret) {
         debug_assert_ne!(self.shared.freshness().validity, Validity::Valid);
-        self.shared.entries.clear();
-        self.shared.elsewhere.clear();
+        let empty = || (Arc::new(Slots::with_room(0)), 0);
+        self.shards = (0..SHARDS).map(|_| empty()).collect();
+        let shards: Vec<_> = self.shards.iter().map(|(slots, _)| Arc::clone(slots)).collect();
+        self.shared.lanes.replace_all(&shards);
+        self.shared.slot_bytes.store(0, Ordering::Relaxed);
+        self.shared.pairs.store(0, Ordering::Relaxed);
+        for whole in &self.shared.whole {
+            self.shared.heap_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
+        }
+        self.shared.whole.clear();
+        self.free = (0..self.shared.lapsing.count()).collect();
         self.shared.secret.store(Arc::new(secret.clone()));
     }
 
@@ -116,22 +267,21 @@ impl Writer {
     /// What the table denies a pair; none where it denies nothing, or cannot be read.
     #[must_use]
     pub fn denied(&self, key: Key) -> Option<Denied> {
-        let entry = *self.shared.entries.get(&key)?;
+        let entry = self.entry(key)?;
         self.shared.resolve(key, entry, |profile, _, _| Denied::of(profile)).ok()?
     }
 
     /// Calls `each` for every pair that the table denies something.
     pub fn each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
-        let mut known: HashMap<u64, Option<Arc<Denied>>> = HashMap::new();
-        for pair in &self.shared.entries {
-            let (key, entry) = (*pair.key(), *pair.value());
+        let mut known: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
+        for (key, entry) in self.shards.iter().flat_map(|(slots, _)| slots.pairs()) {
             let of = || {
                 let denied = self.shared.resolve(key, entry, |profile, _, _| Denied::of(profile));
                 denied.ok().flatten().map(Arc::new)
             };
-            let denied = match entry.profile() {
-                ELSEWHERE | UNREADABLE => of(),
-                number => known.entry(number).or_insert_with(of).clone(),
+            let denied = match entry.content() {
+                Content::Shared(number, _) => known.entry(number).or_insert_with(of).clone(),
+                _ => of(),
             };
             if let Some(denied) = denied {
                 each(key, &denied);
@@ -142,26 +292,39 @@ impl Writer {
     /// Whether the table holds a pair.
     #[must_use]
     pub fn holds(&self, key: Key) -> bool {
-        self.shared.entries.contains_key(&key)
+        self.entry(key).is_some()
     }
 
     /// Takes out the pairs of which `leaves` says so; gives them.
     pub fn take_out(&mut self, leaves: impl Fn(Key) -> bool) -> Vec<Key> {
-        let entries = self.shared.entries.iter();
-        let keys: Vec<_> = entries.map(|pair| *pair.key()).filter(|key| leaves(*key)).collect();
+        let pairs = self.shards.iter().flat_map(|(slots, _)| slots.pairs());
+        let keys: Vec<_> = pairs.map(|(key, _)| key).filter(|key| leaves(*key)).collect();
         for key in &keys {
-            if let dashmap::Entry::Occupied(entry) = self.shared.entries.entry(*key) {
-                self.shared.elsewhere.remove(key);
-                entry.remove();
-            }
+            self.remove(*key);
         }
         keys
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        let shard = shard_of(key);
+        let Some((slots, pairs)) = self.shards.get(shard) else { return };
+        let (slots, pairs) = (Arc::clone(slots), *pairs);
+        let Place::Found(at, entry) = slots.find(key) else { return };
+        let place = slots.moving(|| {
+            slots.remove(at);
+            self.leave(key, Some(entry))
+        });
+        self.free.extend(place);
+        self.count(shard, -1);
+        if slots.is_sparse(pairs) {
+            drop(self.resize(shard, pairs));
+        }
     }
 
     /// Denies what another ledger denied, whose keys `secret` made, until it is taken back; nothing
     /// more, where there is no such pair.
     pub fn deny_before(&mut self, secret: KeySecret, pairs: Vec<(Key, Arc<Denied>)>) {
-        let map = DashMap::with_hasher(KeyBits::default());
+        let map = DashMap::new();
         let any = !pairs.is_empty();
         for (key, denied) in pairs {
             map.insert(key, denied);
@@ -196,14 +359,13 @@ impl Writer {
     /// Whether the table holds this state of a pair.
     #[must_use]
     pub fn is(&self, key: Key, state: Result<&State, UnreadablePair>) -> bool {
-        let Some(entry) = self.shared.entries.get(&key) else { return false };
-        let Ok(state) = state else { return entry.profile() == UNREADABLE };
+        let Some(entry) = self.entry(key) else { return false };
+        let Ok(state) = state else { return entry == Entry::UNREADABLE };
         let expected = Resolved::of(state);
-        let same = self.shared.resolve(key, *entry, |profile, last_inbound, whole| {
-            let beside = whole.and_then(|whole| whole.beside.as_ref());
+        let same = self.shared.resolve(key, entry, |profile, last_inbound, times| {
             *profile == expected.profile
                 && last_inbound == expected.last_inbound
-                && beside == expected.beside.as_ref()
+                && times.are(expected.beside.as_ref())
         });
         same.unwrap_or(false)
     }

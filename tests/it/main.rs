@@ -35,4 +35,5 @@ mod shutdown;
 mod sidecar;
 mod streams;
 mod traces;
+mod watching;
 mod world;

@@ -1,0 +1,123 @@
+//! What a pair's slot holds beside its key, in 8 bytes; and what lies elsewhere, in 16.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::consent::facts::{Resolved, Times};
+use crate::consent::time::Timestamp;
+
+/// The bits of a word that hold a moment, in milliseconds since 1970 and 1: until 2109.
+const TIME_BITS: u32 = 42;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// The number of an entry whose whole content lies in the second map.
+pub(super) const WHOLE: u64 = (1 << 22) - 1;
+/// The number of an entry that could not be read.
+pub(super) const UNREADABLE: u64 = WHOLE - 1;
+/// The number of an entry that lies among the [`Lapsing`], at the place that its other bits tell.
+const LAPSES: u64 = UNREADABLE - 1;
+/// How many different profiles are shared at most, their numbers beginning at 1; pairs of any
+/// further one lie in the second map. They are never given back: at about 100 bytes each, they take
+/// a few dozen MiB at the most.
+pub(super) const MAX_PROFILES: usize = 1 << 18;
+
+/// A pair's profile number and last inbound, in 8 bytes; never zero.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Entry(u64);
+
+/// What an entry says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Content {
+    /// The pair's record could not be read.
+    Unreadable,
+    /// Everything is in the second map.
+    Whole,
+    /// It lapses: the rest is at this place.
+    Lapsing(usize),
+    /// The number of its profile, and its last inbound.
+    Shared(usize, Option<Timestamp>),
+}
+
+impl Entry {
+    pub(super) const UNREADABLE: Self = Self(UNREADABLE << TIME_BITS);
+    pub(super) const WHOLE: Self = Self(WHOLE << TIME_BITS);
+
+    /// An entry of a profile.
+    pub(super) fn shared(profile: u64, last_inbound: Option<Timestamp>) -> Self {
+        // An inbound after 2109 would read as one of 2109: it closes the window, never opens it.
+        Self((profile << TIME_BITS) | last_inbound.map_or(0, bits))
+    }
+
+    /// The entry of what lies at a place among those that lapse; none past the last place.
+    pub(super) fn lapsing(place: usize) -> Option<Self> {
+        let place = u64::try_from(place).ok().filter(|place| *place <= TIME_MASK)?;
+        Some(Self((LAPSES << TIME_BITS) | place))
+    }
+
+    /// An entry as it is stored; zero is none.
+    pub(super) fn from_word(word: u64) -> Option<Self> {
+        (word != 0).then_some(Self(word))
+    }
+
+    /// The entry as it is stored.
+    pub(super) fn word(self) -> u64 {
+        self.0
+    }
+
+    /// What it says.
+    pub(super) fn content(self) -> Content {
+        match self.0 >> TIME_BITS {
+            UNREADABLE => Content::Unreadable,
+            WHOLE => Content::Whole,
+            LAPSES => Content::Lapsing(usize::try_from(self.0 & TIME_MASK).unwrap_or(usize::MAX)),
+            number => {
+                let number = usize::try_from(number).unwrap_or(usize::MAX);
+                Content::Shared(number, moment(self.0))
+            }
+        }
+    }
+
+    /// Whether the pair's slot holds all there is of it.
+    pub(super) fn is_alone(self) -> bool {
+        self.0 >> TIME_BITS < LAPSES || self == Self::UNREADABLE
+    }
+}
+
+fn bits(time: Timestamp) -> u64 {
+    u64::try_from(time.as_millis().saturating_add(1)).unwrap_or(0).min(TIME_MASK)
+}
+
+fn moment(word: u64) -> Option<Timestamp> {
+    let millis = i64::try_from(word & TIME_MASK).unwrap_or(0).checked_sub(1)?;
+    Timestamp::from_millis(millis)
+}
+
+/// What a pair has that lapses, all at one moment: that, and the entry that it would have without.
+#[derive(Debug, Default)]
+pub(super) struct Lapsing([AtomicU64; 2]);
+
+impl Lapsing {
+    /// What lapses and when, in 8 bytes; none where that is several moments, or does not fit.
+    pub(super) fn word(resolved: &Resolved) -> Option<u64> {
+        let (what, time) = resolved.beside.as_ref()?.at_once()?;
+        // A moment of which only the nearest one is kept would be another.
+        let bits = bits(time);
+        let fits = u64::from(what) >> (64 - TIME_BITS) == 0 && moment(bits) == Some(time);
+        fits.then(|| (u64::from(what) << TIME_BITS) | bits)
+    }
+
+    /// Puts a pair in.
+    pub(super) fn store(&self, entry: Entry, word: u64) {
+        let [first, second] = &self.0;
+        first.store(entry.word(), Ordering::Release);
+        second.store(word, Ordering::Release);
+    }
+
+    /// The entry, and what lapses.
+    pub(super) fn load(&self) -> (Option<Entry>, Times<'static>) {
+        let [first, second] = &self.0;
+        let word = second.load(Ordering::Acquire);
+        let what = u32::try_from(word >> TIME_BITS).unwrap_or(0);
+        let times = moment(word).map_or(Times::None, |time| Times::AtOnce { what, time });
+        (Entry::from_word(first.load(Ordering::Acquire)), times)
+    }
+}
