@@ -90,7 +90,7 @@ enum Command {
     Ledger(Box<ledger::LedgerCommand>),
     /// Write the contract: for clients, and for tools without reflection
     Proto(proto::ProtoArgs),
-    /// Write what load testers need
+    /// Put load on a sidecar and measure its answers; write what load testers need
     Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),
-        Command::Bench(args) => bench::bench(&args),
+        Command::Bench(args) => bench::bench(args),
         Command::Demo(args) => asking(demo::demo(args)),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -12,6 +12,7 @@
 
 mod admin;
 mod basics;
+mod bench;
 mod browser;
 mod clients;
 mod comfort;
