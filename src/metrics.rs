@@ -2,6 +2,8 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod snapshots;
+
 use std::time::Duration;
 
 use prometheus::core::{Collector as _, Metric as _};
@@ -11,6 +13,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::snapshots::Snapshots;
+pub use self::snapshots::{REFUSALS, SAVINGS};
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
@@ -52,6 +56,7 @@ pub struct Metrics {
     propagation: Histogram,
     records: IntCounterVec,
     following: Following,
+    snapshots: Snapshots,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -146,6 +151,7 @@ impl Metrics {
                 &OUTCOMES,
             )?,
             following: Following::new(r)?,
+            snapshots: Snapshots::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
