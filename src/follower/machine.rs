@@ -23,8 +23,7 @@ use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Announcement, Bucket, Epoch, Identity, LogBody, LogEntry, LogHead, Page, Position, Tail,
-    bucket_of,
+    Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail, bucket_of,
 };
 
 /// How many announced entries past a gap wait for the log to close it; the oldest goes first.

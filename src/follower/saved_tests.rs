@@ -90,7 +90,8 @@ fn what_was_saved_is_read_back() {
 fn a_file_that_ends_anywhere_is_refused() {
     let (bytes, ..) = file();
     // The header and what is behind the pairs byte by byte, and what is between them in strides.
-    let dense = |place: &usize| *place < 200 || *place + 200 > bytes.len() || place % 61 == 0;
+    let dense =
+        |place: &usize| *place < 200 || *place + 200 > bytes.len() || place.is_multiple_of(61);
     for length in (0..bytes.len()).filter(dense) {
         assert!(decoded(&bytes[..length]).is_err(), "{length}");
     }
@@ -101,7 +102,7 @@ fn a_file_that_ends_anywhere_is_refused() {
 fn a_byte_that_changed_anywhere_is_noticed() {
     let (mut bytes, _, secret) = file();
     let length = bytes.len();
-    let dense = |place: &usize| *place < 200 || *place + 200 > length || place % 61 == 0;
+    let dense = |place: &usize| *place < 200 || *place + 200 > length || place.is_multiple_of(61);
     for place in (0..length).filter(dense) {
         bytes[place] ^= 1 << (place % 8);
         let refused =

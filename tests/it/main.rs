@@ -33,4 +33,5 @@ mod rng;
 mod shutdown;
 mod sidecar;
 mod traces;
+mod warm;
 mod world;

@@ -46,11 +46,18 @@ fn put_time(time: Option<Timestamp>, out: &mut Vec<u8>) {
     out.extend(time.map_or(-1, Timestamp::as_millis).to_le_bytes());
 }
 
-fn time(input: &mut &[u8]) -> Option<Option<Timestamp>> {
-    match i64::from_le_bytes(take(input)?) {
-        -1 => Some(None),
-        millis => Timestamp::from_millis(millis).map(Some),
-    }
+/// A moment.
+fn time(input: &mut &[u8]) -> Option<Timestamp> {
+    Timestamp::from_millis(i64::from_le_bytes(take(input)?))
+}
+
+/// A moment or none, into its place; none where the bytes are neither's.
+fn time_into(place: &mut Option<Timestamp>, input: &mut &[u8]) -> Option<()> {
+    *place = match i64::from_le_bytes(take(input)?) {
+        -1 => None,
+        millis => Some(Timestamp::from_millis(millis)?),
+    };
+    Some(())
 }
 
 impl Profile {
@@ -120,13 +127,14 @@ impl Resolved {
     #[must_use]
     pub fn of_bytes(mut bytes: &[u8]) -> Option<Self> {
         let input = &mut bytes;
-        let mut resolved =
-            Self { profile: Profile::take(input)?, last_inbound: time(input)?, beside: None };
+        let mut resolved = Self { profile: Profile::take(input)?, ..Self::default() };
+        time_into(&mut resolved.last_inbound, input)?;
         if byte(input)? == 1 {
-            let capped = time(input)?;
+            let mut capped = None;
+            time_into(&mut capped, input)?;
             let count = byte(input)?;
             let expiries: Option<Vec<_>> =
-                (0..count).map(|_| Some((usize::from(byte(input)?), time(input)??))).collect();
+                (0..count).map(|_| Some((usize::from(byte(input)?), time(input)?))).collect();
             resolved.beside = Some(Beside { expiries: expiries?.into(), capped });
         }
         input.is_empty().then_some(resolved)
