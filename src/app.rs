@@ -19,7 +19,7 @@ use crate::admin::{self, Shown};
 use crate::clock;
 use crate::config::{LedgerAddress, Settings};
 use crate::consent::keyword::Keywords;
-use crate::follower::Follower;
+use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
@@ -87,7 +87,8 @@ impl Sidecar {
         let scrub = settings.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
             .beside(synthetic)
-            .scrubbing(scrub);
+            .scrubbing(scrub)
+            .saving(settings.snapshot.map(|(path, every)| Saving { path, every }));
         let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();

@@ -7,6 +7,7 @@ mod file;
 mod keywords;
 mod ledger;
 mod rules;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -160,6 +161,13 @@ with_ledger_args! { serve_args! {
     /// [default: 10s]
     #[arg(long, env = "CONSENTD_SCRUB_EVERY", value_name = "TIME")]
     scrub_every: String,
+    /// Save the table in this file and begin with it: a restart need not read all of the ledger in
+    /// Redis
+    #[arg(long, env = "CONSENTD_SNAPSHOT", value_name = "PATH")]
+    snapshot: PathBuf,
+    /// How often to save it beside the end of a drain, or never [default: 5m]
+    #[arg(long, env = "CONSENTD_SNAPSHOT_EVERY", value_name = "TIME")]
+    snapshot_every: String,
     /// How much of the ledger's file to keep in memory [default: 64MiB]
     #[arg(long, env = "CONSENTD_LEDGER_CACHE", value_name = "SIZE", value_parser = size)]
     ledger_cache: ByteSize,
@@ -258,6 +266,8 @@ pub struct Settings {
     pub durability: Durability,
     /// How often a bucket of a ledger in Redis is compared with the table.
     pub scrub_every: Option<Duration>,
+    /// Where the table is saved, and how often.
+    pub snapshot: Option<(PathBuf, Option<Duration>)>,
     /// How many pairs to hold that nobody recorded.
     pub synthetic: u64,
     /// How long the ledger keeps what it need not keep for good.
@@ -348,9 +358,14 @@ impl ServeArgs {
         }
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
+            snapshot: snapshot::of(
+                self.snapshot.as_deref(),
+                self.snapshot_every.as_deref(),
+                &self.ledger_args().address()?,
+            )?,
             ledger: self.ledger_args().address()?,
             durability: durability(self.durability.as_deref().unwrap_or("ledger"))?,
-            scrub_every: scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
+            scrub_every: snapshot::scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
             ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
             retention,
@@ -419,17 +434,6 @@ fn at_most(
 
 fn durability(text: &str) -> Result<Durability, ConfigError> {
     text.parse().map_err(|error: NotADurability| wrong("--durability", error.to_string()))
-}
-
-fn scrub_every(text: &str) -> Result<Option<Duration>, ConfigError> {
-    if text == "never" {
-        return Ok(None);
-    }
-    let every = span(text).map_err(|why| wrong("--scrub-every", format!("{why}; or never")))?;
-    if every < Duration::from_millis(10) {
-        return Err(wrong("--scrub-every", "must be 10ms or more, such as 10s, or never"));
-    }
-    Ok(Some(every))
 }
 
 fn synthetic(count: u64) -> Result<u64, ConfigError> {

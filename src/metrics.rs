@@ -3,6 +3,7 @@
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
 mod following;
+mod snapshots;
 mod watching;
 
 use std::time::Duration;
@@ -15,6 +16,8 @@ use prometheus::{
 };
 
 use self::following::Following;
+use self::snapshots::Snapshots;
+pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
 use self::watching::Watching;
 use crate::decision::Reason;
@@ -60,6 +63,7 @@ pub struct Metrics {
     records: IntCounterVec,
     following: Following,
     watching: Watching,
+    snapshots: Snapshots,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -141,6 +145,7 @@ impl Metrics {
             )?,
             following: Following::new(r)?,
             watching: Watching::new(r)?,
+            snapshots: Snapshots::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",

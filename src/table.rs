@@ -36,12 +36,14 @@ use crate::consent::time::Timestamp;
 mod entry;
 mod lanes;
 mod many;
+mod saved;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use self::many::Keys;
+pub use self::saved::{Saved, SavedError};
 
 /// What the table is, whatever its age.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -63,6 +63,13 @@ fn what_is_wrong_is_named_with_its_setting() {
         ("ledger = \"consentd.redb\"", ["--ledger", "file:PATH"]),
         ("ledger = \"redis://h:x\"", ["--ledger", "a port is from 1"]),
         ("ledger-ca-file = \"a\"\nledger = \"redis://h\"", ["--ledger-ca-file", "rediss://"]),
+        ("snapshot = \"a\"", ["--snapshot", "Redis"]),
+        ("snapshot-every = \"1s\"", ["--snapshot-every", "--snapshot,"]),
+        ("ledger = \"redis://h\"\nsnapshot = \"/\"", ["--snapshot", "file's path"]),
+        (
+            "ledger = \"redis://h\"\nsnapshot = \"a\"\nsnapshot-every = \"1ms\"",
+            ["--snapshot-every", "100ms"],
+        ),
         ("max-batch = 0", ["--max-batch", "1 or more"]),
         ("max-staleness = \"1ms\"", ["--max-staleness", "10ms"]),
         ("listen = \"none\"", ["--listen", "--unix"]),

@@ -4,6 +4,8 @@
 //! Most pairs share one of few [`Profile`]s, so a table can keep one copy of each; what few pairs
 //! have lies in [`Beside`].
 
+mod bytes;
+
 use super::scope::{Category, Class, Scope};
 use super::state::{Said, State};
 use super::time::Timestamp;

@@ -16,7 +16,7 @@ use crate::consent::record::Record;
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
 use crate::ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
-use crate::table::{UnreadablePair, Writer};
+use crate::table::{Saved, UnreadablePair, Writer};
 
 /// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
 /// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
@@ -50,6 +50,8 @@ pub struct Applier {
     buckets: u32,
     /// How many pairs of each bucket the table holds.
     counts: Vec<u32>,
+    /// A table that was saved, and what its ledger's clock had said by then.
+    saved: Option<(Saved, Timestamp)>,
     /// Whether a snapshot is being loaded.
     loading: bool,
     /// The latest that a ledger's clock said: what is lost now is seen to be so no earlier.
@@ -58,6 +60,8 @@ pub struct Applier {
     begun: Timestamp,
     /// While a snapshot is loaded: what was denied before.
     old: HashMap<Key, Arc<Denied>>,
+    /// While the log behind a saved table is read: what that denied of pairs that were put back.
+    put_back: HashMap<Key, Arc<Denied>>,
     /// What pairs are denied beyond what their records say.
     sticky: HashMap<Key, Arc<State>>,
     /// Whether that was changed and not judged yet.
@@ -76,15 +80,28 @@ impl Applier {
             writer,
             buckets: 1,
             counts: vec![0],
+            saved: None,
             loading: false,
             seen: Timestamp::MIN,
             begun: Timestamp::MIN,
             old: HashMap::new(),
+            put_back: HashMap::new(),
             sticky: HashMap::new(),
             changed: false,
             dropped: false,
             most,
         }
+    }
+
+    /// Has a table that was saved at hand, and what its ledger's clock had said by then.
+    pub fn keep(&mut self, saved: Saved, seen: Timestamp) {
+        self.saved = Some((saved, seen));
+    }
+
+    /// The latest that the ledger's clock said.
+    #[must_use]
+    pub fn seen(&self) -> Timestamp {
+        self.seen
     }
 
     /// The table, for what is neither loaded nor applied.
@@ -96,6 +113,9 @@ impl Applier {
     pub fn perform(&mut self, action: &Action) -> Done {
         match action {
             Action::Begin { identity, clock, forget } => self.begin(identity, *clock, *forget),
+            Action::Restore { identity, clock } => self.restore(identity, *clock),
+            Action::Refuse => self.saved = None,
+            Action::Replay(body) => self.replay(body),
             Action::Load(bucket) => self.load(bucket),
             Action::Unload(bucket) => self.unload(*bucket),
             Action::Apply(body) => self.apply_body(body),
@@ -124,6 +144,9 @@ impl Applier {
         // A table that was being loaded is not whole: what was denied before it still counts.
         let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
         self.writer.each_denied(|key, denied| remember(&mut old, key, denied));
+        for (key, denied) in std::mem::take(&mut self.put_back) {
+            remember(&mut old, key, &denied);
+        }
         self.remember_unreadable(&mut old, |_| true);
         if forget {
             old.clear();
@@ -140,11 +163,49 @@ impl Applier {
             self.writer.deny_before(secret, std::mem::take(&mut old).into_iter().collect());
         }
         self.old = old;
+        self.saved = None;
         self.sticky.clear();
         self.loading = true;
         self.buckets = identity.buckets.max(1);
         self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
         self.writer.begin(&identity.secret);
+    }
+
+    /// Puts the saved table into this one, which is then loaded but for what the log brings.
+    fn restore(&mut self, identity: &Identity, clock: Timestamp) {
+        self.loading = true;
+        self.buckets = identity.buckets.max(1);
+        self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
+        let restored = self.saved.take().is_some_and(|(saved, seen)| {
+            self.seen = self.seen.max(seen).max(clock);
+            self.writer.restore(saved, &identity.secret)
+        });
+        self.begun = self.seen;
+        // It is never so, for the machine asks once; but an empty table must not become valid.
+        self.dropped = !restored;
+        let (buckets, counts) = (self.buckets, &mut self.counts);
+        self.writer.each_key(|key| {
+            let place = usize::try_from(bucket_of(key, buckets)).unwrap_or(usize::MAX);
+            if let Some(count) = counts.get_mut(place) {
+                *count = count.saturating_add(1);
+            }
+        });
+    }
+
+    /// Puts a record into the table that it may hold already, or a later one: then it is put back
+    /// for a while, and nothing has vanished.
+    fn replay(&mut self, body: &LogBody) {
+        self.seen = self.seen.max(body.record_time);
+        let known = self.writer.holds(body.key);
+        // Where the ledger turns out to have lost what comes, it is remembered.
+        if let Some(denied) = self.writer.denied(body.key) {
+            remember(&mut self.put_back, body.key, &Arc::new(denied));
+        }
+        let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
+        self.writer.apply(body.key, state);
+        if !known && let Some(count) = self.count(bucket_of(body.key, self.buckets)) {
+            *count = count.saturating_add(1);
+        }
     }
 
     /// Remembers what pairs were denied before their records could no longer be read: the table's
@@ -305,6 +366,7 @@ impl Applier {
             }
         }
         self.old = HashMap::new();
+        self.put_back = HashMap::new();
         self.loading = false;
         self.judge()
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::machine::{Action, Attempt, Event, Machine};
+use super::machine::{Action, Attempt, Event, Machine, Warm};
 use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::ledger::{Announcement, Bucket, Page};
@@ -84,7 +84,13 @@ impl Driver {
     /// A driver of a new machine, and what is to be done first.
     #[must_use]
     pub fn new(now: Moment) -> (Self, Vec<Task>) {
-        let (machine, actions) = Machine::new();
+        Self::from(None, now)
+    }
+
+    /// The same, beside a table that was saved before.
+    #[must_use]
+    pub fn from(warm: Option<Warm>, now: Moment) -> (Self, Vec<Task>) {
+        let (machine, actions) = Machine::from(warm);
         let mut driver = Self { machine, polling: false, again: false, waiting: false };
         let tasks = driver.tasks(actions, now);
         (driver, tasks)

@@ -4,23 +4,26 @@
 //! proven only by an answer of the ledger to a question asked at that moment or later. Pub/sub,
 //! or whatever else announces changes, makes it fast; the log and its hashes make it right.
 
+mod action;
 mod cause;
 mod snapshot;
 mod trail;
+mod warm;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+pub use self::action::Action;
 pub use self::cause::Cause;
 use self::snapshot::Snapshot;
 use self::trail::Trail;
+pub use self::warm::Warm;
 use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Announcement, Bucket, Epoch, Identity, LogBody, LogEntry, LogHead, Page, Position, Tail,
-    bucket_of,
+    Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail, bucket_of,
 };
 
 /// How many announced entries past a gap wait for the log to close it; the oldest goes first.
@@ -67,45 +70,6 @@ pub enum Event {
     ScrubDue,
 }
 
-/// What is to be done, in order.
-#[derive(Debug)]
-pub enum Action {
-    /// Empty the table, for this ledger, and remember what it denied as of this time by the
-    /// ledger's clock; or, where an operator accepted the ledger as it is, forget that.
-    Begin {
-        /// The ledger.
-        identity: Arc<Identity>,
-        /// Its clock.
-        clock: Timestamp,
-        /// Whether what the ledger lost is to be forgotten.
-        forget: bool,
-    },
-    /// Put this bucket's pairs into the table.
-    Load(Bucket),
-    /// Take this bucket's pairs out again: they are read anew.
-    Unload(u32),
-    /// Put this pair's record into the table.
-    Apply(Box<LogBody>),
-    /// This pair's record comes with its bucket, which is not read yet; here are its ids.
-    Meet(Box<LogBody>),
-    /// Compare the table with this bucket, and mend it.
-    Compare(Bucket),
-    /// Everything up to this revision, recorded at that time, is in the table.
-    Applied(Revision, Timestamp),
-    /// The table had everything at this moment; the ledger's clock said this.
-    Prove(Moment, Timestamp),
-    /// The table holds a state that the ledger had.
-    Validate,
-    /// The table is wrong.
-    Invalidate(Cause),
-    /// Read the log behind what is applied, now.
-    Poll,
-    /// Read this bucket.
-    ReadBucket(u32),
-    /// A gap between announcements was filled from the log.
-    GapRepaired,
-}
-
 /// A ledger's word that, at a moment, its log ended there.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
@@ -120,6 +84,8 @@ enum Phase {
     Starting,
     /// Reading the snapshot, and following the log meanwhile.
     Loading(Snapshot),
+    /// Following the log behind a saved table, at least to here.
+    Warming(Position),
     /// Following.
     Live,
     /// An entry could not be read: nothing more can be done with this ledger.
@@ -132,6 +98,8 @@ pub struct Machine {
     attempt: Attempt,
     /// What is applied, and how it came to be.
     trail: Trail,
+    /// The table that was saved, until a ledger was heard of.
+    warm: Option<Warm>,
     buckets: u32,
     /// The ledger whose snapshot was begun last, and how often an operator had accepted it by then.
     accepted: Option<(Epoch, u64)>,
@@ -151,11 +119,19 @@ impl Machine {
     /// A machine that has seen nothing, and what it wants first.
     #[must_use]
     pub fn new() -> (Self, Vec<Action>) {
+        Self::from(None)
+    }
+
+    /// The same, beside a table that was saved before.
+    #[must_use]
+    pub fn from(warm: Option<Warm>) -> (Self, Vec<Action>) {
         let nowhere = Position { epoch: [0; 16], revision: 0, head: LogHead::default() };
         let mut machine = Self {
             phase: Phase::Starting,
             attempt: 0,
-            trail: Trail::from(nowhere),
+            // The first page is asked for from there, and may be all that is needed.
+            trail: Trail::from(warm.map_or(nowhere, |warm| warm.from)),
+            warm,
             buckets: 1,
             accepted: None,
             held: BTreeMap::new(),
@@ -179,6 +155,14 @@ impl Machine {
     #[must_use]
     pub fn position(&self) -> Position {
         self.trail.end()
+    }
+
+    /// How often an operator had accepted the ledger that is followed; none while it is not
+    /// followed without a gap.
+    #[must_use]
+    pub fn accepted(&self) -> Option<u64> {
+        let is_live = matches!(self.phase, Phase::Live);
+        self.accepted.map(|(_, accepted)| accepted).filter(|_| is_live)
     }
 
     /// How many announcements, claims and buckets wait for the log to get to them.
@@ -235,16 +219,33 @@ impl Machine {
     }
 
     fn on_page(&mut self, asked: Moment, after: Revision, page: Page) {
+        let warms = matches!(self.phase, Phase::Starting) && self.is_warm(&page);
         match self.phase {
             Phase::Dead if page.end.epoch != self.trail.end().epoch => self.resync(Cause::Epoch),
             Phase::Dead if self.is_gone(&page) => self.resync(Cause::Fork),
             Phase::Dead => {}
-            Phase::Starting => self.begin(&page),
-            Phase::Loading(_) | Phase::Live => match self.follow(asked, after, page) {
+            Phase::Starting if !warms => self.begin(&page),
+            _ => match self.follow(asked, after, page) {
                 Ok(()) => self.settle(),
                 Err(Broken(cause)) => self.resync(cause),
             },
         }
+    }
+
+    /// Whether there is a saved table of this very ledger. It is then put in its place, and the
+    /// log followed from there, as if the table had been here all the time.
+    fn is_warm(&mut self, page: &Page) -> bool {
+        let Some(warm) = self.warm.take() else { return false };
+        if !warm.is_of(&page.identity) {
+            self.actions.push(Action::Refuse);
+            return false;
+        }
+        self.buckets = page.identity.buckets.max(1);
+        self.accepted = Some((warm.from.epoch, warm.accepted));
+        self.phase = Phase::Warming(warm.until);
+        let (identity, clock) = (Arc::clone(&page.identity), page.clock);
+        self.actions.push(Action::Restore { identity, clock });
+        true
     }
 
     /// Whether the entry that could not be read was lost: the log ends before it, or holds another
@@ -281,7 +282,9 @@ impl Machine {
         if end.epoch != self.trail.end().epoch {
             return Err(Broken(Cause::Epoch));
         }
-        if end.revision < after {
+        // What was saved is what the ledger had: one that ends before it has lost something.
+        let least = if let Phase::Warming(until) = self.phase { until.revision } else { after };
+        if end.revision < after.max(least) {
             return Err(Broken(Cause::Fork));
         }
         match self.accepted.map_or(accepted, |(_, known)| known).cmp(&accepted) {
@@ -347,15 +350,25 @@ impl Machine {
         let Ok(body) = entry.body else { return Err(Broken(Cause::Unreadable)) };
         let bucket = bucket_of(body.key, self.buckets);
         let recorded = body.record_time;
-        let wanted = match &self.phase {
+        let (wanted, again) = match &self.phase {
             // What is not read yet is read later, and then holds this.
-            Phase::Loading(snapshot) => snapshot.takes(bucket, entry.revision),
-            _ => true,
+            Phase::Loading(snapshot) => (snapshot.takes(bucket, entry.revision), false),
+            Phase::Warming(until)
+                if entry.revision == until.revision && entry.head != until.head =>
+            {
+                return Err(Broken(Cause::Fork));
+            }
+            Phase::Warming(until) => (true, entry.revision <= until.revision),
+            _ => (true, false),
         };
         // Ids are told by the log alone, and by them alone is known what a ledger of other keys
         // denied the pair: where its record is read later, this may be the last that is heard.
         let body = Box::new(body);
-        self.actions.push(if wanted { Action::Apply(body) } else { Action::Meet(body) });
+        self.actions.push(match (wanted, again) {
+            (true, true) => Action::Replay(body),
+            (true, false) => Action::Apply(body),
+            (false, _) => Action::Meet(body),
+        });
         self.actions.push(Action::Applied(entry.revision, recorded));
         self.trail.extend(entry.head, bucket);
         if let Phase::Loading(snapshot) = &mut self.phase {
@@ -389,6 +402,9 @@ impl Machine {
             if !snapshot.is_whole() {
                 return;
             }
+        }
+        if matches!(self.phase, Phase::Warming(until) if self.applied() < until.revision) {
+            return;
         }
         let claims = std::mem::take(&mut self.claims);
         for claim in claims {
@@ -431,7 +447,7 @@ impl Machine {
                     self.compare(bucket);
                 }
             }
-            Phase::Starting | Phase::Live | Phase::Dead => {}
+            Phase::Starting | Phase::Warming(_) | Phase::Live | Phase::Dead => {}
         }
     }
 
@@ -463,7 +479,7 @@ impl Machine {
     }
 
     fn on_announced(&mut self, announcement: &Announcement) {
-        let following = matches!(self.phase, Phase::Live | Phase::Loading(_));
+        let following = !matches!(self.phase, Phase::Starting | Phase::Dead);
         if !following || announcement.epoch != self.trail.end().epoch {
             return self.actions.push(Action::Poll);
         }

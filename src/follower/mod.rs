@@ -13,6 +13,8 @@ pub mod apply;
 pub mod driver;
 mod feed;
 pub mod machine;
+mod saved;
+mod saving;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,9 @@ use self::driver::{
 };
 use self::feed::Feed;
 use self::machine::{Action, Cause, pieces};
+use self::saved::Written;
+pub use self::saving::Saving;
+use self::saving::{NotSaved, Underway};
 use crate::changes::{self, Changes};
 use crate::clock::{self, Moment};
 use crate::consent::time::Timestamp;
@@ -60,6 +65,8 @@ pub struct Follower {
     bound: Duration,
     scrub_every: Option<Duration>,
     synthetic: Option<Synthetic>,
+    saving: Option<Saving>,
+    underway: Option<Underway>,
     losses: watch::Sender<u64>,
     changes: Changes,
     feed: Feed,
@@ -88,6 +95,10 @@ enum Answer {
     Bucket(BucketQuestion, Result<Bucket, LedgerError>),
     /// It is time to ask again where the log ends.
     Again,
+    /// The pairs were written to a file.
+    Written(Result<Written, NotSaved>),
+    /// The table was saved.
+    Saved(Result<u64, NotSaved>),
 }
 
 impl Follower {
@@ -104,6 +115,8 @@ impl Follower {
             bound,
             scrub_every: None,
             synthetic: None,
+            saving: None,
+            underway: None,
             losses: watch::Sender::new(0),
             changes,
             feed: Feed::new(publisher),
@@ -130,6 +143,13 @@ impl Follower {
         self
     }
 
+    /// Begins with the table that was saved there, and saves it.
+    #[must_use]
+    pub fn saving(mut self, saving: Option<Saving>) -> Self {
+        self.saving = saving;
+        self
+    }
+
     /// Tells how often the ledger was seen to have lost changes.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
@@ -146,20 +166,32 @@ impl Follower {
     pub async fn run(mut self, stop: CancellationToken) {
         // Heard since the follower was made: the first subscription is one of those counted.
         let Some(announcements) = self.announcements.take() else { return };
-        let _ = stop.run_until_cancelled(self.follow(announcements)).await;
+        let Some(warm) = stop.run_until_cancelled(self.read_saved()).await else { return };
+        let (mut driver, tasks) = Driver::from(warm, Moment::now());
+        let follow = self.follow(&mut driver, tasks, announcements);
+        let _ = stop.run_until_cancelled(follow).await;
+        self.save_at_the_end(&driver).await;
     }
 
-    async fn follow(&mut self, mut announcements: Receiver<Heard>) {
-        let (mut driver, tasks) = Driver::new(Moment::now());
+    async fn follow(
+        &mut self,
+        driver: &mut Driver,
+        tasks: Vec<Task>,
+        mut announcements: Receiver<Heard>,
+    ) {
         let mut questions = Questions::new();
         let mut ticks = every(period(self.bound));
         let mut scrub = self.scrub_every.map(every);
+        let mut save = self.saving.as_ref().and_then(|saving| saving.every).map(every);
+        if let Some(save) = &mut save {
+            save.reset(); // The first tick is a period from now.
+        }
         self.perform(&mut questions, tasks).await;
         loop {
             tokio::select! {
                 biased;
                 Some(answer) = questions.next() => {
-                    let tasks = self.on_answer(&mut driver, answer);
+                    let tasks = self.on_answer(driver, &questions, answer);
                     self.perform(&mut questions, tasks).await;
                     tokio::task::yield_now().await;
                 }
@@ -171,6 +203,7 @@ impl Follower {
                     let tasks = driver.on_scrub_due(Moment::now());
                     self.perform(&mut questions, tasks).await;
                 }
+                () = next(&mut save) => self.begin_saving(driver, &questions),
                 heard = announcements.recv() => match heard {
                     Ok(Heard::Announcement(announcement)) => {
                         for piece in pieces(&announcement, MAX_AT_ONCE) {
@@ -199,8 +232,21 @@ impl Follower {
         }
     }
 
-    fn on_answer(&mut self, driver: &mut Driver, answer: Answer) -> Vec<Task> {
+    fn on_answer(
+        &mut self,
+        driver: &mut Driver,
+        questions: &Questions,
+        answer: Answer,
+    ) -> Vec<Task> {
         match answer {
+            Answer::Written(written) => {
+                self.finish_saving(driver, questions, written);
+                Vec::new()
+            }
+            Answer::Saved(saved) => {
+                self.on_saved(saved);
+                Vec::new()
+            }
             Answer::Page(question, page) => {
                 let page = page.map_err(|error| {
                     self.unproven(&error.to_string());
@@ -308,6 +354,7 @@ impl Follower {
                 self.applier.writer().explain(cause.to_string());
             }
             Action::GapRepaired => self.metrics.gap_repaired(),
+            Action::Refuse => self.refused("foreign", "it is another ledger's"),
             _ => {}
         }
         match done {

@@ -105,6 +105,22 @@ impl Lapsing {
         fits.then(|| (u64::from(what) << TIME_BITS) | bits)
     }
 
+    /// A pair's.
+    pub(super) fn new(entry: Entry, word: u64) -> Self {
+        Self([entry.word().into(), word.into()])
+    }
+
+    /// Whether a word says what lapses, and when.
+    pub(super) fn is_word(word: u64) -> bool {
+        moment(word).is_some() && word >> TIME_BITS != 0
+    }
+
+    /// Both words, as they are stored.
+    pub(super) fn words(&self) -> (u64, u64) {
+        let [first, second] = &self.0;
+        (first.load(Ordering::Acquire), second.load(Ordering::Acquire))
+    }
+
     /// Puts a pair in.
     pub(super) fn store(&self, entry: Entry, word: u64) {
         let [first, second] = &self.0;

@@ -28,7 +28,7 @@ enum Kept {
 }
 
 /// The bytes that a pair takes on the heap beside its place in the second map.
-fn heap_bytes(whole: &Resolved) -> usize {
+pub(super) fn heap_bytes(whole: &Resolved) -> usize {
     let beside = whole.beside.as_ref().map_or(0, Beside::heap_bytes);
     size_of::<Resolved>().saturating_add(whole.profile.heap_bytes()).saturating_add(beside)
 }
@@ -184,7 +184,7 @@ impl Writer {
         }
     }
 
-    fn number_of(&mut self, profile: &Profile) -> Option<u64> {
+    pub(super) fn number_of(&mut self, profile: &Profile) -> Option<u64> {
         if let Some(number) = self.numbers.get(profile) {
             return Some(*number);
         }

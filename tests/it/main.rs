@@ -35,5 +35,6 @@ mod shutdown;
 mod sidecar;
 mod streams;
 mod traces;
+mod warm;
 mod watching;
 mod world;

@@ -1,0 +1,59 @@
+//! What the machine wants done.
+
+use std::sync::Arc;
+
+use super::Cause;
+use crate::clock::Moment;
+use crate::consent::record::Revision;
+use crate::consent::time::Timestamp;
+use crate::ledger::{Bucket, Identity, LogBody};
+
+/// What is to be done, in order.
+#[derive(Debug)]
+pub enum Action {
+    /// Empty the table, for this ledger, and remember what it denied as of this time by the
+    /// ledger's clock; or, where an operator accepted the ledger as it is, forget that.
+    Begin {
+        /// The ledger.
+        identity: Arc<Identity>,
+        /// Its clock.
+        clock: Timestamp,
+        /// Whether what the ledger lost is to be forgotten.
+        forget: bool,
+    },
+    /// Put the pairs of the saved table, which are this ledger's, into the table.
+    Restore {
+        /// The ledger.
+        identity: Arc<Identity>,
+        /// Its clock.
+        clock: Timestamp,
+    },
+    /// The saved table is another ledger's.
+    Refuse,
+    /// Put this pair's record into the table, which may hold it, or a later one, already.
+    Replay(Box<LogBody>),
+    /// Put this bucket's pairs into the table.
+    Load(Bucket),
+    /// Take this bucket's pairs out again: they are read anew.
+    Unload(u32),
+    /// Put this pair's record into the table.
+    Apply(Box<LogBody>),
+    /// This pair's record comes with its bucket, which is not read yet; here are its ids.
+    Meet(Box<LogBody>),
+    /// Compare the table with this bucket, and mend it.
+    Compare(Bucket),
+    /// Everything up to this revision, recorded at that time, is in the table.
+    Applied(Revision, Timestamp),
+    /// The table had everything at this moment; the ledger's clock said this.
+    Prove(Moment, Timestamp),
+    /// The table holds a state that the ledger had.
+    Validate,
+    /// The table is wrong.
+    Invalidate(Cause),
+    /// Read the log behind what is applied, now.
+    Poll,
+    /// Read this bucket.
+    ReadBucket(u32),
+    /// A gap between announcements was filled from the log.
+    GapRepaired,
+}

@@ -1,0 +1,74 @@
+//! What is told of the table's snapshots.
+
+use std::time::Duration;
+
+use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
+
+use super::{closed, gauge, int_gauge};
+
+/// What may come of an attempt to save the table.
+pub const SAVINGS: [&str; 4] = ["saved", "not_live", "remembering", "failed"];
+/// Why a saved table may be refused.
+pub const REFUSALS: [&str; 3] = ["unreadable", "damaged", "foreign"];
+
+/// What is counted and measured of snapshots.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    savings: IntCounterVec,
+    refused: IntCounterVec,
+    timestamp: Gauge,
+    bytes: IntGauge,
+    seconds: Gauge,
+}
+
+impl Snapshots {
+    pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            savings: closed(
+                r,
+                "consent_snapshots_total",
+                "Attempts to save the table, by what came of them.",
+                "outcome",
+                &SAVINGS,
+            )?,
+            refused: closed(
+                r,
+                "consent_snapshots_refused_total",
+                "Saved tables that were not used at the start, by why.",
+                "cause",
+                &REFUSALS,
+            )?,
+            timestamp: gauge(
+                r,
+                "consent_snapshot_saved_timestamp_seconds",
+                "When the table was last saved, in seconds since 1970; 0 where it was not.",
+            )?,
+            bytes: int_gauge(r, "consent_snapshot_bytes", "The size of the last saved table.")?,
+            seconds: gauge(
+                r,
+                "consent_snapshot_seconds",
+                "How long it took to save the table, the last time.",
+            )?,
+        })
+    }
+}
+
+impl super::Metrics {
+    /// Tells that the table was saved, when, in how many bytes, and how long it took.
+    pub fn snapshot_saved(&self, at: Duration, bytes: u64, took: Duration) {
+        self.snapshots.timestamp.set(at.as_secs_f64());
+        self.snapshots.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.snapshots.seconds.set(took.as_secs_f64());
+        self.snapshot("saved");
+    }
+
+    /// Counts an attempt to save the table: one of [`SAVINGS`].
+    pub fn snapshot(&self, outcome: &str) {
+        self.snapshots.savings.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a saved table that is not used: one of [`REFUSALS`].
+    pub fn snapshot_refused(&self, cause: &str) {
+        self.snapshots.refused.with_label_values(&[cause]).inc();
+    }
+}
