@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use prost::encoding::message;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +20,7 @@ use super::call::Notes;
 use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
 use super::pb::batch_can_send_result::Result as Pb;
 use super::watch::{self, Watches};
-use super::wire::Asked;
+use super::wire::{Asked, Results};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::clock;
 use crate::consent::Violation;
@@ -31,9 +30,6 @@ use crate::metrics::Metrics;
 
 /// How many questions are answered before others get their turn: some 0.1 ms.
 pub(super) const AT_ONCE: usize = 256;
-
-/// About how many bytes an answer of a batch takes.
-const BYTES_OF_AN_ANSWER: usize = 48;
 
 /// The methods of the service.
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +200,7 @@ impl CheckService {
             notes.batch(batch.len());
         }
         let not_reached = self.reach_highest(&batch, deadline(&metadata)).await;
-        let mut answers = Vec::with_capacity(batch.len() * BYTES_OF_AN_ANSWER);
+        let mut answers = Results::with_capacity(batch.len());
         for some in batch.chunks(AT_ONCE) {
             self.answer_some(some, not_reached, &mut answers)?;
             if batch.len() > AT_ONCE {
@@ -213,7 +209,7 @@ impl CheckService {
             }
         }
         self.metrics.batch_checked(clock::boot().saturating_sub(started));
-        Ok(Response::new(answers))
+        Ok(Response::new(answers.into_bytes()))
     }
 
     /// Waits for the highest revision that a batch asks for.
@@ -234,23 +230,18 @@ impl CheckService {
         &self,
         batch: &[Asked<'_>],
         not_reached: Option<NotReached>,
-        answers: &mut Vec<u8>,
+        answers: &mut Results,
     ) -> Result<(), Status> {
-        let mut put = |result| {
-            message::encode(1, &pb::BatchCanSendResult { result: Some(result) }, answers);
-        };
         let plain = batch.iter().map(question).collect::<Result<Vec<_>, _>>();
         if let (Ok(questions), None) = (plain, not_reached) {
-            let answered = self.gate.check_many(questions.into_iter(), |answer| {
-                put(match answer {
-                    Ok(answer) => Pb::Response(convert::answer(&answer)),
-                    Err(found) => Pb::Error(status::item_of_check(&found)),
-                });
+            let answered = self.gate.check_many(questions.into_iter(), |answer| match answer {
+                Ok(answer) => answers.put_answer(&answer),
+                Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
             });
             return answered.map_err(|error| status::of_check(&error));
         }
         for asked in batch {
-            put(self.result(asked, not_reached)?);
+            answers.put(self.result(asked, not_reached)?);
         }
         Ok(())
     }

@@ -1,13 +1,19 @@
 //! Questions, read where they lie in a request's bytes: no id is copied, and nothing is allocated
-//! for each.
+//! for each. And answers of a batch, written without a message for each.
 //!
 //! Only what usual encoders write is read here. Whatever else may be right or wrong about a
 //! message is left to prost, which also says what is wrong; so both take the same messages, and
 //! take them for the same.
 
-use prost::encoding::{WireType, decode_key, decode_varint};
+use std::time::Duration;
 
-use super::pb;
+use prost::Message as _;
+use prost::encoding::{WireType, decode_key, decode_varint, encode_varint, message};
+
+use super::{convert, pb};
+use crate::consent::record::Revision;
+use crate::decision::Reason;
+use crate::gate::Answer;
 
 /// Not what usual encoders write: prost knows what it is, and whether it is anything.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -196,6 +202,97 @@ impl<'a> From<&'a pb::FilterRecipientsRequest> for Campaign<'a> {
     fn from(request: &'a pb::FilterRecipientsRequest) -> Self {
         Self { business_id: &request.business_id, category: &request.category, form: request.form }
     }
+}
+
+/// Writes the answers of a batch, one behind the other: the bytes of a `BatchCanSendResponse`.
+///
+/// What many of them have in common is written once and copied; every length fits into one byte.
+pub(super) struct Results {
+    bytes: Vec<u8>,
+    /// The common fields of answers with this revision and staleness.
+    common: (Revision, Duration, Vec<u8>),
+}
+
+/// About how many bytes an answer takes.
+const BYTES_OF_AN_ANSWER: usize = 48;
+
+impl Results {
+    /// None yet, and room for so many.
+    pub(super) fn with_capacity(answers: usize) -> Self {
+        let bytes = Vec::with_capacity(answers.saturating_mul(BYTES_OF_AN_ANSWER));
+        Self { bytes, common: (0, Duration::ZERO, Vec::new()) }
+    }
+
+    /// The response's bytes.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Writes what prost has to write.
+    pub(super) fn put(&mut self, result: pb::batch_can_send_result::Result) {
+        let result = pb::BatchCanSendResult { result: Some(result) };
+        message::encode(1, &result, &mut self.bytes);
+    }
+
+    /// Writes an answer.
+    pub(super) fn put_answer(&mut self, answer: &Answer) {
+        let Answer { decision, revision, staleness } = answer;
+        if self.common.2.is_empty() || (self.common.0, self.common.1) != (*revision, *staleness) {
+            let staleness_on_wire = Some(convert::duration(*staleness));
+            let common = pb::CanSendResponse {
+                revision: *revision,
+                staleness: staleness_on_wire,
+                ..Default::default()
+            };
+            self.common = (*revision, *staleness, common.encode_to_vec());
+        }
+        let out = &mut self.bytes;
+        let start = out.len();
+        // `results`, and in it `response`: their lengths are known in the end.
+        out.extend_from_slice(&[0x0a, 0, 0x0a, 0]);
+        if decision.allowed() {
+            out.extend_from_slice(&[0x08, 1]);
+        }
+        out.extend_from_slice(&[0x10, number_of(decision.reason)]);
+        if decision.free_form_allowed {
+            out.extend_from_slice(&[0x18, 1]);
+        }
+        if decision.template_allowed {
+            out.extend_from_slice(&[0x20, 1]);
+        }
+        for (key, time) in [(0x2a, decision.window_expire), (0x32, decision.retry)] {
+            if let Some(time) = time {
+                let at = out.len();
+                out.extend_from_slice(&[key, 0]);
+                let prost_types::Timestamp { seconds, nanos } = convert::timestamp(time);
+                if seconds != 0 {
+                    out.push(0x08);
+                    encode_varint(seconds.cast_unsigned(), out);
+                }
+                if nanos != 0 {
+                    out.push(0x10);
+                    encode_varint(u64::from(nanos.unsigned_abs()), out);
+                }
+                set_length(out, at + 1);
+            }
+        }
+        out.extend_from_slice(&self.common.2);
+        set_length(out, start + 3);
+        set_length(out, start + 1);
+    }
+}
+
+/// Sets the byte at a place to the number of bytes behind it.
+fn set_length(out: &mut [u8], at: usize) {
+    let length = u8::try_from(out.len().saturating_sub(at + 1)).unwrap_or(u8::MAX);
+    if let Some(byte) = out.get_mut(at) {
+        *byte = length;
+    }
+}
+
+/// A reason's number, which is below 128.
+fn number_of(reason: Reason) -> u8 {
+    u8::try_from(i32::from(convert::reason(reason))).unwrap_or(0)
 }
 
 #[cfg(test)]

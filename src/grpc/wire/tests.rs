@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::consent::time::Timestamp;
+use crate::decision::Decision;
 
 fn id() -> impl Strategy<Value = String> {
     prop_oneof![Just(String::new()), "[+0-9a-zA-Zé🙂. ]{0,20}", "[a-z]{120,140}"]
@@ -159,6 +161,44 @@ proptest! {
             }
             Err(Unusual) => prop_assert!(!intact),
         }
+    }
+}
+
+prop_compose! {
+    fn answer()(
+        reason in prop::sample::select(&Reason::ALL[..]),
+        (free_form_allowed, template_allowed) in any::<(bool, bool)>(),
+        (window_expire, retry) in any::<(Option<i64>, Option<i64>)>(),
+        window in prop::option::of(1_700_000_000_000..1_900_000_000_000_i64),
+        revision in prop::sample::select(&[0, 1, 300, u64::MAX][..]),
+        staleness in prop::sample::select(&[0, 1, 999_999_999, 7_000_000_001, u64::MAX][..]),
+    ) -> Answer {
+        let time = |millis: i64| Timestamp::saturating_from_millis(millis);
+        let window_expire = window.or(window_expire).map(time);
+        let retry = retry.map(time);
+        let decision =
+            Decision { reason, free_form_allowed, template_allowed, window_expire, retry };
+        Answer { decision, revision, staleness: Duration::from_nanos(staleness) }
+    }
+}
+
+proptest! {
+    #[test]
+    fn answers_are_written_as_prost_writes_them(
+        answers in prop::collection::vec(answer(), 0..8),
+    ) {
+        let mut results = Results::with_capacity(0);
+        let mut expected = pb::BatchCanSendResponse::default();
+        for answer in &answers {
+            use pb::batch_can_send_result::Result as Pb;
+            results.put_answer(answer);
+            let error = Pb::Error(pb::ItemError { code: 3, ..Default::default() });
+            results.put(error.clone());
+            for result in [Pb::Response(convert::answer(answer)), error] {
+                expected.results.push(pb::BatchCanSendResult { result: Some(result) });
+            }
+        }
+        prop_assert_eq!(results.into_bytes(), expected.encode_to_vec());
     }
 }
 
