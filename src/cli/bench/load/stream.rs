@@ -148,7 +148,11 @@ impl<'l> Stream<'l> {
         };
         let ended = tokio::time::timeout(self.line.job.client.timeout(), ended).await;
         let ended = ended.unwrap_or(Err(Code::DeadlineExceeded.into()));
-        ended.map_err(|failure| self.line.stream_failed(failure))
+        match ended {
+            // All was answered: that its connection was ending as well is no loss.
+            Err(failure) if failure == Code::Unavailable.into() => Ok(()),
+            ended => ended.map_err(|failure| self.line.stream_failed(failure)),
+        }
     }
 }
 
