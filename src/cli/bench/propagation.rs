@@ -287,17 +287,17 @@ fn index(user: u32) -> Option<usize> {
 
 /// Records an event, and asks all sidecars until they answer by it.
 async fn follow(
-    recorder: &Recorder,
+    to: &Recorder,
     checks: &[ConsentServiceClient<Channel>],
     user: u32,
     suppressed: bool,
 ) -> Outcome {
     let sent = clock::boot();
     let recording = async {
-        let applied = recorder.record(user, suppressed).await;
+        let applied = to.record(user, suppressed).await;
         applied.is_ok_and(|applied| applied).then(clock::boot)
     };
-    let timeout = recorder.client.timeout();
+    let timeout = to.client.timeout();
     let asking = checks.iter().map(|checks| ask(checks.clone(), user, suppressed, timeout));
     let (recorded, enforced) = futures_util::join!(recording, join_all(asking));
     Outcome { user, sent, recorded, enforced }

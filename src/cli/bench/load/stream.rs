@@ -51,7 +51,7 @@ impl<'l> Stream<'l> {
         let line = self.line;
         let mut pace = line.pace.lock().await;
         loop {
-            let wake = self.send_what_is_due(&mut pace)?;
+            let wake = self.send_what_is_due(&mut pace);
             if line.over.get() && self.free.len() == line.slots.len() {
                 return self.end().await;
             }
@@ -87,7 +87,7 @@ impl<'l> Stream<'l> {
     }
 
     /// Sends what is due, in one piece; gives the time at which more is, where that is known.
-    fn send_what_is_due(&mut self, pace: &mut Pace) -> Result<Option<Duration>, Failure> {
+    fn send_what_is_due(&mut self, pace: &mut Pace) -> Option<Duration> {
         let requests = &self.line.job.requests;
         let mut outgoing = BytesMut::new();
         let mut wake = None;
@@ -120,7 +120,7 @@ impl<'l> Stream<'l> {
             // Why a stream has ended is found where it is read.
             let _ = self.sending.send_data(outgoing.freeze(), false);
         }
-        Ok(wake)
+        wake
     }
 
     fn settle_what_arrived(&mut self) -> Result<(), Failure> {
@@ -148,7 +148,11 @@ impl<'l> Stream<'l> {
         };
         let ended = tokio::time::timeout(self.line.job.client.timeout(), ended).await;
         let ended = ended.unwrap_or(Err(Code::DeadlineExceeded.into()));
-        ended.map_err(|failure| self.line.stream_failed(failure))
+        match ended {
+            // All was answered: that its connection was ending as well is no loss.
+            Err(failure) if failure == Code::Unavailable.into() => Ok(()),
+            ended => ended.map_err(|failure| self.line.stream_failed(failure)),
+        }
     }
 }
 
