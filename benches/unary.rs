@@ -12,8 +12,12 @@
     clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::cast_precision_loss,
+    unreachable_pub,
     reason = "a benchmark is no library, and prints what it found"
 )]
+
+#[path = "echo/server.rs"]
+mod echo;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -22,14 +26,10 @@ use std::time::{Duration, Instant};
 use consentd::grpc::listen::{Address, connect_unix};
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
-use consentd::grpc::pb::consent_service_server::{ConsentService, ConsentServiceServer};
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
 use hyper_util::rt::TokioIo;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Server, Uri};
-use tonic::{Request, Response, Status};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 /// Calls of one measurement.
@@ -40,96 +40,6 @@ const ROUNDS: usize = 5;
 const DEPTH: usize = 64;
 /// Pairs that the sidecar holds.
 const PAIRS: u64 = 10_000;
-
-/// Answers everything with the same message.
-struct Echo;
-
-type Nothing<T> = tokio_stream::Empty<Result<T, Status>>;
-
-#[tonic::async_trait]
-impl ConsentService for Echo {
-    async fn can_send(
-        &self,
-        request: Request<pb::CanSendRequest>,
-    ) -> Result<Response<pb::CanSendResponse>, Status> {
-        let asked = request.into_inner();
-        Ok(Response::new(pb::CanSendResponse {
-            allowed: !asked.user_id.is_empty(),
-            reason: pb::Reason::OptedIn.into(),
-            free_form_allowed: true,
-            template_allowed: true,
-            window_expire_time: Some(prost_types::Timestamp { seconds: 1_750_000_000, nanos: 1 }),
-            retry_time: None,
-            revision: PAIRS,
-            staleness: Some(prost_types::Duration { seconds: 1, nanos: 123_456_789 }),
-        }))
-    }
-
-    async fn batch_can_send(
-        &self,
-        _: Request<pb::BatchCanSendRequest>,
-    ) -> Result<Response<pb::BatchCanSendResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type StreamCanSendStream = Nothing<pb::StreamCanSendResponse>;
-
-    async fn stream_can_send(
-        &self,
-        _: Request<tonic::Streaming<pb::StreamCanSendRequest>>,
-    ) -> Result<Response<Self::StreamCanSendStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type FilterRecipientsStream = Nothing<pb::FilterRecipientsResponse>;
-
-    async fn filter_recipients(
-        &self,
-        _: Request<tonic::Streaming<pb::FilterRecipientsRequest>>,
-    ) -> Result<Response<Self::FilterRecipientsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_consent(
-        &self,
-        _: Request<pb::GetConsentRequest>,
-    ) -> Result<Response<pb::GetConsentResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type WatchConsentsStream = Nothing<pb::WatchConsentsResponse>;
-
-    async fn watch_consents(
-        &self,
-        _: Request<pb::WatchConsentsRequest>,
-    ) -> Result<Response<Self::WatchConsentsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_status(
-        &self,
-        _: Request<pb::GetStatusRequest>,
-    ) -> Result<Response<pb::GetStatusResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
-
-/// Serves the echo for ever; this program starts itself with `echo PATH` for that.
-async fn echo(path: &str) {
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let unix = UnixListener::bind(path).unwrap();
-    println!("{}", tcp.local_addr().unwrap());
-    // Nagle's algorithm is off for both servers.
-    let tcp = tokio_stream::StreamExt::map(TcpListenerStream::new(tcp), |stream| {
-        stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-    });
-    let server = || Server::builder().add_service(ConsentServiceServer::new(Echo));
-    let (tcp, unix) = tokio::join!(
-        server().serve_with_incoming(tcp),
-        server().serve_with_incoming(UnixListenerStream::new(unix)),
-    );
-    tcp.and(unix).unwrap();
-}
 
 /// A server in a process of its own, pinned to the first CPU.
 struct Served {
@@ -354,7 +264,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match arguments.get(1).map(String::as_str) {
-        Some("echo") => runtime.block_on(echo(&arguments[2])),
+        Some("echo") => runtime.block_on(echo::serve(arguments[2].as_ref())),
         // cargo test builds benchmarks too, and runs them without `--bench`.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {}
         _ => runtime.block_on(compare()),

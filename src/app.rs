@@ -24,7 +24,8 @@ use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
-    CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes, Tokens, Watcher,
+    CheckLimits, CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes,
+    Tokens, Watcher, Watches,
 };
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -88,6 +89,7 @@ impl Sidecar {
             .beside(synthetic)
             .scrubbing(scrub)
             .saving(settings.snapshot.map(|(path, every)| Saving { path, every }));
+        let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
@@ -105,8 +107,10 @@ impl Sidecar {
             if checks {
                 let describe = ledger.describe().to_owned();
                 let (gate, metrics) = (gate.clone(), Arc::clone(&metrics));
-                let checks = CheckService::new(gate, describe, settings.max_batch, metrics);
-                routes = routes.with_checks(checks)?;
+                let limits =
+                    CheckLimits { batch: settings.max_batch, recipients: settings.max_recipients };
+                let checks = CheckService::new(gate, describe, limits, metrics);
+                routes = routes.with_checks(checks.watched(watches.clone()))?;
             }
             if records {
                 let draining = drain.begun.clone();

@@ -24,6 +24,12 @@ pub fn boot() -> Duration {
     read(CLOCK)
 }
 
+/// How much of a CPU's time the calling thread has used.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    read(ClockId::ThreadCPUTime)
+}
+
 fn read(clock: ClockId) -> Duration {
     let now = rustix::time::clock_gettime(clock);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);

@@ -6,6 +6,7 @@
 mod file;
 mod keywords;
 mod ledger;
+mod rules;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -19,10 +20,10 @@ use serde::Deserialize;
 pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
+use self::rules::{names, policy};
 use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordLists;
-use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::{Durability, NotADurability, Retention};
@@ -127,6 +128,12 @@ with_ledger_args! { serve_args! {
     /// Requests of one BatchCanSend [default: 1000]
     #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N", value_parser = number::<usize>)]
     max_batch: usize,
+    /// Users of one message of FilterRecipients, of 2 MiB at the most [default: 10000]
+    #[arg(long, env = "CONSENTD_MAX_RECIPIENTS", value_name = "N", value_parser = number::<usize>)]
+    max_recipients: usize,
+    /// Streams of WatchConsents at once, on all listeners together; 0 for none [default: 100]
+    #[arg(long, env = "CONSENTD_MAX_WATCHERS", value_name = "N", value_parser = number::<usize>)]
+    max_watchers: usize,
     /// Ask a connection to end after this long; clients connect again [default: 1h]
     #[arg(long, env = "CONSENTD_MAX_CONNECTION_AGE", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
@@ -291,6 +298,10 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Requests of a batch.
     pub max_batch: usize,
+    /// Users of one message of a campaign.
+    pub max_recipients: usize,
+    /// Who may watch at once.
+    pub max_watchers: usize,
     /// When a connection is asked to end.
     pub max_connection_age: Duration,
     /// How long a shutdown waits.
@@ -381,6 +392,8 @@ impl ServeArgs {
             )?,
             max_in_flight: at_least(1, "--max-in-flight", self.max_in_flight, 4_096)?,
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
+            max_recipients: at_least(1, "--max-recipients", self.max_recipients, 10_000)?,
+            max_watchers: self.max_watchers.unwrap_or(100),
             max_connection_age: self.max_connection_age.unwrap_or(Duration::from_hours(1)),
             drain_timeout: self.drain_timeout.unwrap_or(Duration::from_secs(10)),
             log: log(self.log.unwrap_or_else(|| "info".to_owned()))?,
@@ -481,46 +494,6 @@ fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, C
 fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {
     let fits = usize::try_from(size.as_u64()).ok().filter(|bytes| *bytes >= 1024 * 1024);
     fits.ok_or_else(|| wrong("--ledger-cache", "must be 1MiB or more"))
-}
-
-fn policy(
-    window: Option<Duration>,
-    margin: Option<Duration>,
-    implies: Option<&str>,
-    stale_allow: Option<&str>,
-) -> Result<Policy, ConfigError> {
-    let window = window.unwrap_or(Policy::WINDOW);
-    if window > Policy::WINDOW {
-        return Err(wrong("--window", "WhatsApp's window is 24h: it may be set shorter alone"));
-    }
-    Ok(Policy {
-        window,
-        margin: margin.unwrap_or(Policy::MARGIN),
-        window_implies: implies
-            .map_or(Ok(ClassSet::ALL), |text| classes("--window-implies", text))?,
-        stale_allow: stale_allow
-            .map_or(Ok(ClassSet::NONE), |text| classes("--stale-allow", text))?,
-    })
-}
-
-fn classes(setting: &'static str, text: &str) -> Result<ClassSet, ConfigError> {
-    let Some(text) = optional(text) else { return Ok(ClassSet::NONE) };
-    let class = |name: &str| {
-        let name = name.trim();
-        Class::from_name(name).ok_or_else(|| {
-            let known = Class::ALL.map(Class::name).join(", ");
-            wrong(setting, format!("{name:?} is no class; one of {known}, or none"))
-        })
-    };
-    text.split(',').map(class).collect()
-}
-
-fn names(text: Option<&str>) -> Result<PlatformNames, ConfigError> {
-    let Some(text) = text else { return Ok(PlatformNames::default()) };
-    if text.split(',').all(|name| name.trim().is_empty()) {
-        return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
-    }
-    Ok(PlatformNames::new(text.split(',').map(str::trim)))
 }
 
 #[cfg(test)]

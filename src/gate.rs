@@ -8,12 +8,13 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
+use crate::consent::id::{BusinessId, UserId};
 use crate::consent::record::Revision;
-use crate::consent::scope::Category;
+use crate::consent::scope::{Category, Class};
 use crate::consent::time::{Clock, Timestamp};
-use crate::decision::{Decision, Form, Policy, Proof, decide};
+use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Pair, Table, Validity};
+use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity};
 
 pub use crate::table::Summary;
 
@@ -30,6 +31,17 @@ pub struct Question<'a> {
     /// What the message is about.
     pub category: &'a str,
     /// How it is written.
+    pub form: Form,
+}
+
+/// What the messages to a campaign's recipients have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Campaign<'a> {
+    /// The business that would send.
+    pub business: BusinessId<'a>,
+    /// What the messages are about.
+    pub category: Category<'a>,
+    /// How they are written.
     pub form: Form,
 }
 
@@ -147,32 +159,87 @@ impl Gate {
         question: &Question<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<Answer, CheckError> {
-        let (pair, category) = self.read(question).map_err(CheckError::Invalid)?;
+        let (pair, category) = read(&self.table.keys(), question).map_err(CheckError::Invalid)?;
         let (facts, freshness) = self.table.facts(pair, category);
-        let now = clock();
-        let staleness = freshness.staleness(now);
-        let proof = match freshness.validity {
-            Validity::Loading => return Err(CheckError::NotReady),
-            Validity::Invalid => Proof::Invalid,
-            Validity::Valid if facts.is_err() => Proof::Invalid,
-            Validity::Valid if staleness > self.bound => Proof::Late,
-            Validity::Valid => Proof::Fresh,
-        };
-        let clock = Clock::of(now.wall, freshness.ledger_clock(now));
-        let facts = facts.unwrap_or(Facts::NOTHING);
-        let decision = decide(&facts, category.class, question.form, &self.policy, clock, proof);
-        Ok(Answer { decision, revision: freshness.revision, staleness })
+        let judge = Judge::new(self, freshness, clock())?;
+        Ok(judge.answer(facts, category.class, question.form))
     }
 
-    fn read<'q>(&self, question: &Question<'q>) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-        let pair = self.table.pair(question.user_id, question.business_id);
-        match (pair, Category::parse(question.category)) {
-            (Ok(pair), Ok(category)) => Ok((pair, category)),
-            (pair, category) => {
-                let found = pair.err().unwrap_or_default();
-                Err(found.into_iter().chain(category.err()).collect())
-            }
+    /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
+    /// them than are answered in a fraction of a millisecond.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotReady`]; what is wrong with a question is an answer.
+    pub fn check_many<'q>(
+        &self,
+        questions: impl ExactSizeIterator<Item = Question<'q>>,
+        each: impl FnMut(Result<Answer, Vec<Violation>>),
+    ) -> Result<(), CheckError> {
+        let keys = self.table.keys();
+        let wanted = questions.map(|question| {
+            let (pair, category) = read(&keys, &question)?;
+            Ok((pair, category, question.form))
+        });
+        self.decide_many(wanted, each).map(|_| ())
+    }
+
+    /// Decides one message to each of `users`, in their order, as [`check_many`](Self::check_many)
+    /// does; nothing for one whose id is malformed. Gives the table's staleness.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotReady`].
+    pub fn screen<'q>(
+        &self,
+        campaign: &Campaign<'q>,
+        users: impl ExactSizeIterator<Item = &'q str>,
+        mut each: impl FnMut(Option<Reason>),
+    ) -> Result<Duration, CheckError> {
+        let keys = self.table.keys();
+        let Campaign { business, category, form } = *campaign;
+        let wanted = users.map(|user| {
+            let pair = keys.pair(&UserId::parse(user).map_err(drop)?, business);
+            Ok((pair, category, form))
+        });
+        self.decide_many(wanted, |answer: Result<Answer, ()>| {
+            each(answer.ok().map(|answer| answer.decision.reason));
+        })
+    }
+
+    /// Looks all of them up, reads the clocks, and decides.
+    fn decide_many<'q, E>(
+        &self,
+        wanted: impl ExactSizeIterator<Item = Result<(Pair, Category<'q>, Form), E>>,
+        mut each: impl FnMut(Result<Answer, E>),
+    ) -> Result<Duration, CheckError> {
+        let mut asked = Vec::with_capacity(wanted.len());
+        let mut pairs = Vec::with_capacity(wanted.len());
+        let mut categories = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            asked.push(wanted.map(|(pair, category, form)| {
+                pairs.push(pair);
+                categories.push(category);
+                (category.class, form)
+            }));
         }
+        let mut facts = Vec::with_capacity(pairs.len());
+        let freshness = self.table.facts_of_many(&pairs, &categories, &mut facts);
+        let judge = Judge::new(self, freshness, Moment::about_now())?;
+        let mut counts = [0_u64; Reason::ALL.len()];
+        let mut facts = facts.into_iter();
+        for asked in asked {
+            each(asked.map(|(class, form)| {
+                let answer = judge.answer(facts.next().unwrap_or(Err(UnreadablePair)), class, form);
+                // `Reason::ALL` is in the order of their declaration.
+                if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
+                    *count += 1;
+                }
+                answer
+            }));
+        }
+        self.metrics.decided_many(&counts);
+        Ok(judge.staleness)
     }
 
     /// Waits until the table holds `revision`: until `deadline`, [`MAX_WAIT`] at the most, and not
@@ -239,6 +306,14 @@ impl Gate {
         self.table.freshness().validity != Validity::Loading
     }
 
+    /// Whether the table is proven to be current, within the bound.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        let freshness = self.table.freshness();
+        let staleness = freshness.staleness(Moment::now());
+        freshness.validity == Validity::Valid && staleness <= self.bound
+    }
+
     /// The last applied revision.
     #[must_use]
     pub fn revision(&self) -> Revision {
@@ -300,6 +375,50 @@ impl Gate {
             clock_offset: if loaded { seconds(offset) } else { 0.0 },
             remembered: self.table.remembered(),
         }
+    }
+}
+
+/// The pair and the category of a question.
+fn read<'q>(keys: &Keys, question: &Question<'q>) -> Result<(Pair, Category<'q>), Vec<Violation>> {
+    let user = UserId::parse(question.user_id);
+    let business = BusinessId::parse(question.business_id);
+    match (user, business, Category::parse(question.category)) {
+        (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
+        (user, business, category) => {
+            let found = [user.err(), business.err(), category.err()];
+            Err(found.into_iter().flatten().collect())
+        }
+    }
+}
+
+/// What answers that were looked up together have in common.
+struct Judge<'a> {
+    policy: &'a Policy,
+    clock: Clock,
+    proof: Proof,
+    revision: Revision,
+    staleness: Duration,
+}
+
+impl<'a> Judge<'a> {
+    fn new(gate: &'a Gate, freshness: Freshness, now: Moment) -> Result<Self, CheckError> {
+        let staleness = freshness.staleness(now);
+        let proof = match freshness.validity {
+            Validity::Loading => return Err(CheckError::NotReady),
+            Validity::Invalid => Proof::Invalid,
+            Validity::Valid if staleness > gate.bound => Proof::Late,
+            Validity::Valid => Proof::Fresh,
+        };
+        let clock = Clock::of(now.wall, freshness.ledger_clock(now));
+        let (policy, revision) = (&gate.policy, freshness.revision);
+        Ok(Self { policy, clock, proof, revision, staleness })
+    }
+
+    fn answer(&self, facts: Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
+        let proof = if facts.is_ok() { self.proof } else { Proof::Invalid };
+        let facts = facts.unwrap_or(Facts::NOTHING);
+        let decision = decide(&facts, class, form, self.policy, self.clock, proof);
+        Answer { decision, revision: self.revision, staleness: self.staleness }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
+//!                    follower ─► changes ─► grpc
 //! writes:  grpc ─► recorder ─► ledger ─► (follower ─► table)
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! | [`consent`] | the nouns, and how events make a pair's record; pure |
 //! | [`decision`] | may it be sent: the rules' nine rows; pure |
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
+//! | [`changes`] | what changes in it, told to whoever watches |
 //! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
@@ -35,6 +37,7 @@
 //! - The table and the ledger do not know each other; the write path never touches the table.
 //! - A decision sees neither a clock nor the network: time is a parameter.
 //! - Nobody reads consent without being told how old it is: a look-up returns both.
+//! - Nobody who watches changes holds up the follower; nobody's name is kept where nobody does.
 //! - There is no second flag for health or readiness: both are read off the table.
 //! - No redb, redis, dashmap, axum, tonic or OpenTelemetry type crosses its module's border.
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
@@ -55,6 +58,7 @@ pub mod accept;
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod changes;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -2,7 +2,9 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod following;
 mod snapshots;
+mod watching;
 
 use std::time::Duration;
 
@@ -13,8 +15,11 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::following::Following;
 use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
+pub use self::watching::RESETS;
+use self::watching::Watching;
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
@@ -37,7 +42,8 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 5] = ["accept", "admin", "connections", "handshake", "in_flight"];
+pub const LIMITS: [&str; 6] =
+    ["accept", "admin", "connections", "handshake", "in_flight", "watchers"];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
@@ -57,6 +63,7 @@ pub struct Metrics {
     records: IntCounterVec,
     following: Following,
     snapshots: Snapshots,
+    watching: Watching,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -65,20 +72,6 @@ pub struct Metrics {
     connections: IntGauge,
     refused: IntCounterVec,
     spans: IntCounterVec,
-}
-
-/// What is counted of following a ledger.
-#[derive(Debug)]
-struct Following {
-    gap_repairs: IntCounter,
-    resyncs: IntCounterVec,
-    forks: IntCounter,
-    scrub_mismatches: IntCounter,
-    given_back: IntCounter,
-    remembered: IntGauge,
-    durable: IntGauge,
-    unfenced: IntGauge,
-    subscriptions: IntCounterVec,
 }
 
 /// What is read off the table when somebody asks.
@@ -152,6 +145,7 @@ impl Metrics {
             )?,
             following: Following::new(r)?,
             snapshots: Snapshots::new(r)?,
+            watching: Watching::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
@@ -199,6 +193,15 @@ impl Metrics {
         // `Reason::ALL` is in the order of their declaration.
         if let Some(counter) = self.decisions.get(reason as usize) {
             counter.inc();
+        }
+    }
+
+    /// Counts decisions: how many of each reason, in the order of [`Reason::ALL`].
+    pub fn decided_many(&self, counts: &[u64; Reason::ALL.len()]) {
+        for (counter, count) in self.decisions.iter().zip(counts) {
+            if *count > 0 {
+                counter.inc_by(*count);
+            }
         }
     }
 
@@ -252,6 +255,12 @@ impl Metrics {
     pub fn ledger_is(&self, durable: bool, unfenced: bool) {
         self.following.durable.set(durable.into());
         self.following.unfenced.set(unfenced.into());
+    }
+
+    /// Says how many appends of this process Redis has not permitted to announce so far.
+    pub fn unannounced(&self, so_far: u64) {
+        let counted = &self.following.unannounced;
+        counted.inc_by(so_far.saturating_sub(counted.get()));
     }
 
     /// Counts an attempt to subscribe to announcements.
@@ -358,66 +367,6 @@ fn record_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> 
          RecordEvent, or of those of a RecordEvents stream that were recorded together.",
         &RECORD_BUCKETS,
     )
-}
-
-impl Following {
-    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            gap_repairs: counter(
-                r,
-                "consent_gap_repairs_total",
-                "Gaps between announcements that were filled from the log.",
-            )?,
-            resyncs: closed(
-                r,
-                "consent_resyncs_total",
-                "Times that the whole table was read anew, by cause.",
-                "cause",
-                &CAUSES,
-            )?,
-            forks: counter(
-                r,
-                "consent_forks_total",
-                "Times that the ledger was found to have lost changes, or to hold others in their \
-                 place.",
-            )?,
-            scrub_mismatches: counter(
-                r,
-                "consent_scrub_mismatches_total",
-                "Pairs that were otherwise in the table than in the ledger at the same revision, \
-                 and were mended.",
-            )?,
-            given_back: counter(
-                r,
-                "consent_denials_given_back_total",
-                "Denials that the ledger had lost and that were recorded again from here.",
-            )?,
-            remembered: int_gauge(
-                r,
-                "consent_remembered_pairs",
-                "Pairs that are denied because the table remembers what the ledger has lost.",
-            )?,
-            durable: int_gauge(
-                r,
-                "consent_ledger_durable",
-                "1 where the ledger writes what it acknowledges to a disk or to replicas; 0 where \
-                 it is in memory alone.",
-            )?,
-            unfenced: int_gauge(
-                r,
-                "consent_ledger_unfenced",
-                "1 where an isolated old primary could go on: it has replicas, and needs none to \
-                 write.",
-            )?,
-            subscriptions: closed(
-                r,
-                "consent_subscriptions_total",
-                "Attempts to subscribe to the ledger's announcements, by what came of them.",
-                "outcome",
-                &SUBSCRIPTIONS,
-            )?,
-        })
-    }
 }
 
 fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {

@@ -303,11 +303,7 @@ impl Table {
     ///
     /// What is wrong with either id, or both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
-        let key = self.0.secret.load().read(user_id, business_id)?;
-        let before = self.0.before.load();
-        let before =
-            before.as_ref().and_then(|before| before.secret.read(user_id, business_id).ok());
-        Ok(Pair { key, before })
+        self.keys().read(user_id, business_id)
     }
 
     /// What a decision about `category` needs to know of a pair, and how current that is.

@@ -9,6 +9,8 @@
 )]
 
 use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
 
 use consentd::clock::Moment;
 use consentd::consent::event::{Evidence, Method, What};
@@ -17,6 +19,8 @@ use consentd::consent::scope::{Category, Scope};
 use consentd::consent::state::State;
 use consentd::consent::time::{Clock, Timestamp};
 use consentd::decision::{Form, Policy, Proof, decide};
+use consentd::gate::{Campaign, Gate};
+use consentd::metrics::Metrics;
 use consentd::table;
 
 #[test]
@@ -27,8 +31,7 @@ fn a_check_allocates_nothing() {
     let business = BusinessId::parse("acme").unwrap();
     let users: Vec<String> = (0..100).map(|n| format!("+1 (555) 010-{n:04}")).collect();
     for (n, user) in users.iter().enumerate() {
-        let expire =
-            (n % 2 == 0).then_some(Timestamp::MAX.minus(std::time::Duration::from_secs(1)));
+        let expire = (n % 2 == 0).then_some(Timestamp::MAX.minus(Duration::from_secs(1)));
         let evidence = Evidence {
             method: Method::Website,
             statement: String::new(),
@@ -66,4 +69,30 @@ fn a_check_allocates_nothing() {
     assert_eq!(info.count_total, 0, "{info:?}");
     let counted = allocation_counter::measure(|| drop(black_box(Box::new(1_u64))));
     assert_eq!(counted.count_total, 1, "what counts can count");
+}
+
+#[test]
+fn screening_allocates_by_the_message_and_not_by_the_recipient() {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let (table, mut writer) = table::new();
+    writer.begin(&KeySecret::new(&[1; 16]));
+    writer.validate();
+    let gate = Gate::new(table, Policy::default(), Duration::from_secs(5), metrics);
+    let campaign = Campaign {
+        business: BusinessId::parse("acme").unwrap(),
+        category: Category::parse("marketing").unwrap(),
+        form: Form::Template,
+    };
+    let users: Vec<String> = (0..1_000).map(|n| format!("4915550100{n:04}")).collect();
+    let spent = |many: usize| {
+        let mut denied = 0;
+        let info = allocation_counter::measure(|| {
+            let some = users[..many].iter().map(String::as_str);
+            gate.screen(&campaign, some, |reason| denied += u32::from(reason.is_some())).unwrap();
+        });
+        assert_eq!(denied, u32::try_from(many).unwrap());
+        info.count_total
+    };
+    spent(1); // What a thread needs once.
+    assert!(spent(1_000) <= spent(1) && spent(1) < 10, "{} and {}", spent(1_000), spent(1));
 }

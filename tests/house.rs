@@ -78,15 +78,17 @@ fn modules_import_what_the_map_allows() {
         ("metrics", &["decision"]),
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
+        ("changes", &["consent"]),
         ("ledger", &["consent", "clock", "access"]),
         ("synthetic", &["consent"]),
-        ("follower", &["consent", "clock", "metrics", "table", "ledger", "synthetic"]),
+        ("follower", &["consent", "clock", "changes", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "clock", "metrics", "ledger"]),
         ("gate", &["consent", "clock", "decision", "table", "metrics"]),
         (
             "grpc",
             &[
                 "accept",
+                "changes",
                 "consent",
                 "clock",
                 "decision",

@@ -20,7 +20,7 @@
 //! 6. *Sticky.* What a valid table denied it denies for good, until something newer, on a scope
 //!    that covers it, lifts it: newer than the denial, or than the moment at which its loss was
 //!    seen. Only an operator who accepts the ledger makes it forget.
-//! 7. *Bounded*: held announcements, claims and labels.
+//! 7. *Bounded*: held announcements, claims and labels; and one retry, however long nothing answers.
 //!
 //! ```sh
 //! cargo test --test simulation                                       # what CI runs
@@ -52,6 +52,8 @@ mod faults;
 mod ledger;
 #[path = "simulation/oracle.rs"]
 mod oracle;
+#[path = "simulation/past.rs"]
+mod past;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/recorder.rs"]
@@ -60,6 +62,10 @@ mod recorder;
 mod round;
 #[path = "simulation/sidecar.rs"]
 mod sidecar;
+#[path = "simulation/trace.rs"]
+mod trace;
+#[path = "simulation/wire.rs"]
+mod wire;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -46,6 +47,31 @@ pub(super) struct TokenArgs {
 }
 
 impl ClientArgs {
+    /// For commands that speak to several sidecars.
+    pub(super) fn at(addr: Address, timeout: Duration) -> Self {
+        Self { addr, timeout, json: false }
+    }
+
+    pub(super) fn addr(&self) -> &Address {
+        &self.addr
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Connects, and leaves it to the caller to speak HTTP/2.
+    pub(super) async fn socket(&self) -> io::Result<Either<TcpStream, UnixStream>> {
+        match &self.addr {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Either::Left(stream))
+            }
+            unix => connect_when_there_is_room(unix).await.map(Either::Right),
+        }
+    }
+
     /// Connects.
     pub(super) async fn connect(&self) -> anyhow::Result<Channel> {
         let connecting = async {

@@ -18,6 +18,7 @@ mod record;
 mod serve;
 mod shell;
 mod stranger;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -73,6 +74,9 @@ enum Command {
     Healthcheck(ask::HealthArgs),
     /// Record what a user said or did
     Record(record::RecordArgs),
+    /// Show what changes, as it is applied: whose messages may have to be withdrawn
+    #[command(after_help = watch::WHAT_LINES_SAY)]
+    Watch(watch::WatchArgs),
     /// Import events from a file: NDJSON or CSV
     #[command(after_long_help = import::help())]
     Import(import::ImportArgs),
@@ -86,7 +90,7 @@ enum Command {
     Ledger(Box<ledger::LedgerCommand>),
     /// Write the contract: for clients, and for tools without reflection
     Proto(proto::ProtoArgs),
-    /// Write what load testers need
+    /// Put load on a sidecar and measure its answers; write what load testers need
     Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
@@ -110,12 +114,13 @@ pub fn main() -> ExitCode {
         Command::Status(args) => asking(ask::status(args)),
         Command::Healthcheck(args) => asking(ask::healthcheck(args)),
         Command::Record(args) => asking(record::record(args)),
+        Command::Watch(args) => asking(watch::watch(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),
-        Command::Bench(args) => bench::bench(&args),
+        Command::Bench(args) => bench::bench(args),
         Command::Demo(args) => asking(demo::demo(args)),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -12,20 +12,25 @@ use crate::grpc::{DESCRIPTOR_SET, pb};
 
 /// Prints a line. A reader that has gone, such as `head`, is no error.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    read_line(text).map(drop)
+}
+
+/// Prints a line; false where nobody reads any more.
+pub(super) fn read_line(text: &str) -> anyhow::Result<bool> {
     stdout(format!("{text}\n").as_bytes())
 }
 
-fn stdout(content: &[u8]) -> anyhow::Result<()> {
+fn stdout(content: &[u8]) -> anyhow::Result<bool> {
     match io::stdout().lock().write_all(content) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("cannot write to standard output"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        printed => printed.map(|()| true).context("cannot write to standard output"),
     }
 }
 
 /// Writes a file; `-` is standard output.
 pub(super) fn file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     if path == Path::new("-") {
-        return stdout(content);
+        return stdout(content).map(drop);
     }
     std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -158,7 +163,7 @@ fn reference(reference: &str) -> String {
 }
 
 /// A text of somebody else's: it must neither make lines of its own nor command the terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let is_safe = |c: char| {
         !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::consent::scope::{Class, ClassSet};
 
 fn file(text: &str) -> Result<Settings, ConfigError> {
     toml::from_str::<ServeArgs>(text).unwrap().validate()

@@ -410,18 +410,25 @@ impl Applier {
         }
         let (buckets, number) = (self.buckets, bucket.number);
         let stranger = move |key: Key| bucket_of(key, buckets) == number && !ours.contains(&key);
-        let mut denied = Vec::new();
+        let mut denied = HashMap::new();
         self.writer.each_denied(|key, what| {
             if stranger(key) {
-                denied.push((key, Arc::clone(what)));
+                denied.insert(key, Arc::clone(what));
             }
         });
-        let sticky = &self.sticky;
-        let gone = self.writer.take_out(|key| stranger(key) && !sticky.contains_key(&key));
-        for (key, denied) in denied.into_iter().filter(|(key, _)| gone.contains(key)) {
-            let lost = denied.beyond(&State::default(), self.seen);
-            self.stick(key, lost);
-            self.write(key, &State::default());
+        let (sticky, writer) = (&self.sticky, &mut self.writer);
+        let mut gone = writer.take_out(|key| stranger(key) && !sticky.contains_key(&key));
+        // What sticks to a pair stays; what else its record said is gone with it.
+        let more =
+            |(key, state): &(&Key, &Arc<State>)| stranger(**key) && !writer.is(**key, Ok(state));
+        gone.extend(sticky.iter().filter(more).map(|(key, _)| *key));
+        for key in &gone {
+            let known = self.sticky.get(key).map(|known| State::clone(known)).unwrap_or_default();
+            let lost = denied.get(key).and_then(|denied| denied.beyond(&known, self.seen));
+            self.stick(*key, lost);
+            if self.sticky.contains_key(key) {
+                self.write(*key, &State::default());
+            }
         }
         let held = u32::try_from(bucket.pairs.len()).unwrap_or(u32::MAX);
         if let Some(count) = self.count(number) {

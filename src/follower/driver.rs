@@ -76,6 +76,8 @@ pub struct Driver {
     polling: bool,
     /// Whether it is to be read again once it was.
     again: bool,
+    /// Whether [`RETRY`] is being waited for: once, however often it fails meanwhile.
+    waiting: bool,
 }
 
 impl Driver {
@@ -89,7 +91,7 @@ impl Driver {
     #[must_use]
     pub fn from(warm: Option<Warm>, now: Moment) -> (Self, Vec<Task>) {
         let (machine, actions) = Machine::from(warm);
-        let mut driver = Self { machine, polling: false, again: false };
+        let mut driver = Self { machine, polling: false, again: false, waiting: false };
         let tasks = driver.tasks(actions, now);
         (driver, tasks)
     }
@@ -107,6 +109,7 @@ impl Driver {
 
     /// [`RETRY`] has passed since the log could not be read.
     pub fn on_again(&mut self, now: Moment) -> Vec<Task> {
+        self.waiting = false;
         self.poll(now).into_iter().collect()
     }
 
@@ -125,14 +128,14 @@ impl Driver {
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
-            Err(NotRead::Unanswered) => vec![Task::Again],
+            Err(NotRead::Unanswered) => return self.retry().into_iter().collect(),
             Err(NotRead::Missing) => {
                 let actions = self.machine.on(Event::Missing { attempt: question.attempt });
                 // Not at once: a ledger that is gone does not come back that soon.
                 let actions = actions.into_iter().filter(|action| !matches!(action, Action::Poll));
                 let mut tasks = self.tasks(actions.collect(), now);
-                tasks.push(Task::Again);
-                tasks
+                tasks.extend(self.retry());
+                return tasks;
             }
         };
         // Behind what this page brought, and where that itself did not ask for more.
@@ -191,6 +194,12 @@ impl Driver {
             action => Some(Task::Table(action)),
         };
         actions.into_iter().filter_map(task).collect()
+    }
+
+    /// Asks again after a while, also for those who have waited for this answer: a ledger that refuses
+    /// at once must not be asked as often as it does.
+    fn retry(&mut self) -> Option<Task> {
+        (!std::mem::replace(&mut self.waiting, true)).then_some(Task::Again)
     }
 
     /// Asks where the log ends; one answer serves all who want it while none has been asked for.

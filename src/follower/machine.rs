@@ -455,7 +455,8 @@ impl Machine {
     fn scrub(&mut self) {
         // One that was never reached is of a branch that is none, and is read again.
         self.ahead = None;
-        if matches!(self.phase, Phase::Live) {
+        // What was asked for is asked for until it is answered, and not beside that.
+        if matches!(self.phase, Phase::Live) && !self.scrub.1 {
             self.scrub.0 = if self.scrub.0 < self.buckets { self.scrub.0 } else { 0 };
             self.scrub.1 = true;
             self.actions.push(Action::ReadBucket(self.scrub.0));

@@ -1,7 +1,8 @@
 //! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
 //!
 //! [`machine`] decides, [`apply`] does it to the table, [`driver`] says what is asked of the ledger
-//! and when; the one task here asks, waits, and tells what happened.
+//! and when, `feed` what those who watch are told; the one task here asks, waits, and tells what
+//! happened.
 
 #![cfg_attr(
     not(test),
@@ -10,6 +11,7 @@
 
 pub mod apply;
 pub mod driver;
+mod feed;
 pub mod machine;
 mod saved;
 mod saving;
@@ -32,10 +34,12 @@ use self::apply::{Applier, Done, MAX_STICKY};
 use self::driver::{
     BUCKET_TIMEOUT, BucketQuestion, Driver, NotRead, PageQuestion, RETRY, Task, period,
 };
+use self::feed::Feed;
 use self::machine::{Action, Cause, pieces};
 use self::saved::Written;
 pub use self::saving::Saving;
 use self::saving::{NotSaved, Underway};
+use crate::changes::{self, Changes};
 use crate::clock::{self, Moment};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Bucket, Heard, Ledger, LedgerError, Page, Standing};
@@ -64,6 +68,8 @@ pub struct Follower {
     saving: Option<Saving>,
     underway: Option<Underway>,
     losses: watch::Sender<u64>,
+    changes: Changes,
+    feed: Feed,
     /// Why the table could not be proven, as last logged, and when.
     said: Option<(String, Duration)>,
     /// Whether the clocks were too far apart at the last proof.
@@ -100,6 +106,7 @@ impl Follower {
     /// checks are still answered.
     #[must_use]
     pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
+        let (changes, publisher) = changes::new();
         Self {
             announcements: Some(ledger.listen()),
             ledger,
@@ -111,6 +118,8 @@ impl Follower {
             saving: None,
             underway: None,
             losses: watch::Sender::new(0),
+            changes,
+            feed: Feed::new(publisher),
             said: None,
             clocks_apart: false,
             cause: Cause::Start,
@@ -145,6 +154,12 @@ impl Follower {
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
         self.losses.subscribe()
+    }
+
+    /// Where one can watch what changes in the table.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
     }
 
     /// Follows until it is stopped.
@@ -277,12 +292,15 @@ impl Follower {
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
                     self.tell(&action, done);
-                    if matches!(action, Action::Begin { .. }) {
+                    let begun = matches!(action, Action::Begin { .. });
+                    self.feed.on(action, done);
+                    if begun {
                         self.fill_in().await;
                     }
                 }
             }
         }
+        self.feed.tell();
     }
 
     /// Puts in what is in no ledger.
@@ -389,6 +407,7 @@ impl Follower {
 
     /// Tells what is to be mended about the ledger, whenever that is something else.
     fn check_ledger(&mut self) {
+        self.metrics.unannounced(self.ledger.unannounced());
         let standing = self.ledger.standing();
         if self.standing.as_ref() == Some(&standing) {
             return;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::{Applier, Done};
+use super::driver::{Driver, NotRead, PageQuestion, Task};
 use super::machine::{Action, Cause, Event, Machine, pieces};
 use crate::clock::Moment;
+use crate::consent::facts::Standing;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{Record, Revision};
 use crate::consent::scope::{Category, Scope};
@@ -44,9 +46,13 @@ fn user(n: usize) -> String {
 }
 
 fn effect(denies: bool, seconds: u64) -> Effect {
+    effect_of("marketing", denies, seconds)
+}
+
+fn effect_of(scope: &str, denies: bool, seconds: u64) -> Effect {
     let time = at(seconds);
     let word = if denies { Word::opt_out(time) } else { Word::opt_in(time, None) };
-    Effect::Word(Scope::parse("marketing").unwrap(), word)
+    Effect::Word(Scope::parse(scope).unwrap(), word)
 }
 
 impl Model {
@@ -77,9 +83,13 @@ impl Model {
 
     /// Records an opt-in or an opt-out; its time makes the hash.
     fn append(&mut self, n: usize, denies: bool, seconds: u64) -> LogEntry {
+        self.append_of(n, "marketing", denies, seconds)
+    }
+
+    fn append_of(&mut self, n: usize, scope: &str, denies: bool, seconds: u64) -> LogEntry {
         let (end, key) = (self.end(), self.key(n));
         let mut state = self.state(key).unwrap_or_default();
-        state.apply(&effect(denies, seconds)).unwrap();
+        state.apply(&effect_of(scope, denies, seconds)).unwrap();
         let mut head = end.head;
         for byte in &mut head {
             *byte = byte.wrapping_mul(31).wrapping_add(u8::try_from(seconds % 251).unwrap() + 1);
@@ -213,12 +223,23 @@ impl Follower {
         self.table.freshness().staleness(moment(seconds)).as_secs()
     }
 
+    fn standing(&self, n: usize, category: &str) -> Standing {
+        let pair = self.table.pair(&user(n), "shop").unwrap();
+        self.table.facts(pair, Category::parse(category).unwrap()).0.unwrap().standing
+    }
+
     /// Whether marketing to the user is denied by an opt-out.
     fn denies(&self, n: usize) -> bool {
-        use crate::consent::facts::Standing;
-        let pair = self.table.pair(&user(n), "shop").unwrap();
-        let facts = self.table.facts(pair, Category::parse("marketing").unwrap()).0.unwrap();
-        matches!(facts.standing, Standing::OptedOut | Standing::OptedOutAll { .. })
+        self.denies_of(n, "marketing")
+    }
+
+    fn denies_of(&self, n: usize, category: &str) -> bool {
+        matches!(self.standing(n, category), Standing::OptedOut | Standing::OptedOutAll { .. })
+    }
+
+    /// Whether the user opted in.
+    fn stands(&self, n: usize, category: &str) -> bool {
+        matches!(self.standing(n, category), Standing::OptedIn { .. })
     }
 
     fn mismatches(&self) -> Vec<usize> {
@@ -359,6 +380,92 @@ fn what_waits_is_bounded() {
     }
     follower.serve(&model);
     assert_eq!(follower.machine.applied(), 6_001);
+}
+
+#[test]
+fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
+    let mut model = Model::new(4);
+    let mut follower = Follower::live(&model);
+    let (attempt, after) = (follower.machine.attempt(), follower.machine.applied());
+    let page = model.page(after);
+    model.epoch = 2;
+    follower.poll(&model, 12);
+    assert_eq!(follower.causes.last(), Some(&Cause::Epoch));
+    // It knows nothing of what was lost: no snapshot begins with it.
+    let actions = follower.machine.on(Event::Page { attempt, asked: moment(11), after, page });
+    assert!(actions.is_empty(), "{actions:?}");
+}
+
+#[test]
+fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
+    let now = moment(1);
+    let (mut driver, tasks) = Driver::new(now);
+    let mut pages: Vec<_> = tasks.into_iter().filter_map(page_of).collect();
+    let mut retries = 0;
+    // Every tick asks; all that fail wait for one and the same retry.
+    for _ in 0..100 {
+        for question in std::mem::take(&mut pages) {
+            let tasks = driver.on_page(question, Err(NotRead::Unanswered), now);
+            retries += tasks.iter().filter(|task| matches!(task, Task::Again)).count();
+            pages.extend(tasks.into_iter().filter_map(page_of));
+        }
+        assert!(pages.is_empty(), "refused at once, and asked again at once");
+        for tasks in [driver.on_tick(now), driver.on_missed(now)] {
+            pages.extend(tasks.into_iter().filter_map(page_of));
+        }
+        assert_eq!(pages.len(), 1);
+    }
+    assert_eq!(retries, 1);
+    assert!(driver.on_again(now).is_empty(), "it is being asked");
+    let question = pages.pop().unwrap();
+    assert!(matches!(driver.on_page(question, Err(NotRead::Missing), now)[..], [Task::Again]));
+}
+
+fn page_of(task: Task) -> Option<PageQuestion> {
+    match task {
+        Task::Page(question) => Some(question),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_bucket_that_is_not_answered_is_not_asked_for_beside_that() {
+    let model = Model::new(8);
+    let mut follower = Follower::live(&model);
+    for _ in 0..3 {
+        follower.on(Event::ScrubDue);
+        assert_eq!(follower.buckets, [0]);
+    }
+    follower.serve(&model);
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets, [1]);
+}
+
+#[test]
+fn entries_change_only_buckets_that_were_read_and_only_past_where_they_were() {
+    let mut model = Model::new(8);
+    let in_bucket = |model: &Model, number| {
+        (0..8).find(|n| bucket_of(model.key(*n), BUCKETS) == number).unwrap()
+    };
+    let (read, unread) = (in_bucket(&model, 0), in_bucket(&model, 1));
+    let mut follower = Follower::new(100);
+    follower.poll(&model, 11);
+    let before = [model.append(unread, true, 20), model.append(read, true, 21)];
+    let bucket = model.bucket(0);
+    let behind = model.append(read, false, 22);
+    follower.bucket(bucket, 23);
+    let said = |actions: Vec<Action>| -> Vec<&'static str> {
+        let said = actions.into_iter().filter_map(|action| match action {
+            Action::Apply(_) => Some("apply"),
+            Action::Meet(_) => Some("meet"),
+            _ => None,
+        });
+        said.collect()
+    };
+    let actions = follower.machine.on(model.announce(&before));
+    assert_eq!(said(actions), ["meet", "meet"]);
+    let actions = follower.machine.on(model.announce(&[behind]));
+    assert_eq!(said(actions), ["apply"]);
 }
 
 #[test]

@@ -18,8 +18,8 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
 
-use super::pb;
 use super::route::Answering;
+use crate::gate::Answer;
 use crate::telemetry::{Parent, Span, Tracer};
 
 /// The contract's methods. What else is called is answered `UNIMPLEMENTED`, and is not told: its
@@ -173,14 +173,15 @@ pub(super) struct Notes {
 
 #[derive(Clone, Copy)]
 enum Said {
-    Decided { allowed: bool, reason: pb::Reason },
+    Decided { allowed: bool, reason: &'static str },
     Batch(usize),
 }
 
 impl Notes {
     /// One decision was made.
-    pub(super) fn decided(&self, answer: &pb::CanSendResponse) {
-        let (allowed, reason) = (answer.allowed, answer.reason());
+    pub(super) fn decided(&self, answer: &Answer) {
+        let reason = answer.decision.reason;
+        let (allowed, reason) = (reason.allows(), reason.name());
         let _ = self.said.set(Said::Decided { allowed, reason });
     }
 
@@ -243,7 +244,6 @@ impl Call {
         let seconds = self.started.elapsed().as_secs_f64();
         match said {
             Some(Said::Decided { allowed, reason }) => {
-                let reason = reason_name(reason);
                 debug!(target: CALLS, code = name(code), seconds, allowed, reason, "answered");
             }
             Some(Said::Batch(batch)) => {
@@ -266,7 +266,7 @@ impl Call {
         match said {
             Some(Said::Decided { allowed, reason }) => {
                 span.set("consent.allowed", allowed);
-                span.set("consent.reason", reason_name(reason));
+                span.set("consent.reason", reason);
             }
             Some(Said::Batch(size)) => {
                 span.set("consent.batch_size", i64::try_from(size).unwrap_or(i64::MAX));
@@ -299,11 +299,6 @@ impl Drop for Call {
 /// Whether it is the server that could not, for a fault or for overload.
 fn is_our_fault(code: Code) -> bool {
     Failures::place(code).is_some()
-}
-
-fn reason_name(reason: pb::Reason) -> &'static str {
-    let name = reason.as_str_name();
-    name.strip_prefix("REASON_").unwrap_or(name)
 }
 
 /// A code's name, as the documentation of gRPC has it.

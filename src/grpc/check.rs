@@ -1,157 +1,268 @@
 //! `ConsentService`: what message-sending workers call.
+//!
+//! Its hot methods read questions where they lie in the request's bytes (see [`wire`](super::wire)),
+//! so it is routed here, and not by the generated server, which would decode them all.
 
-use std::pin::Pin;
+use std::future::ready;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use tokio::task::yield_now;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, Streaming};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::server::Grpc;
+use tonic::{Request, Response, Status};
+use tower::service_fn;
 
 use super::call::Notes;
-use super::{convert, deadline, pb, status};
+use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
+use super::pb::batch_can_send_result::Result as Pb;
+use super::watch::{self, Watches};
+use super::wire::{Asked, Results};
+use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::clock;
 use crate::consent::Violation;
-use crate::gate::{CheckError, Gate, NotReached, Question};
+use crate::decision::Form;
+use crate::gate::{Answer, CheckError, Gate, NotReached, Question};
 use crate::metrics::Metrics;
+
+/// How many questions are answered before others get their turn: some 0.1 ms.
+pub(super) const AT_ONCE: usize = 256;
+
+/// The methods of the service.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Method {
+    CanSend,
+    BatchCanSend,
+    StreamCanSend,
+    FilterRecipients,
+    GetConsent,
+    WatchConsents,
+    GetStatus,
+}
+
+impl Method {
+    /// The method of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "CanSend" => Self::CanSend,
+            "BatchCanSend" => Self::BatchCanSend,
+            "StreamCanSend" => Self::StreamCanSend,
+            "FilterRecipients" => Self::FilterRecipients,
+            "GetConsent" => Self::GetConsent,
+            "WatchConsents" => Self::WatchConsents,
+            "GetStatus" => Self::GetStatus,
+            _ => return None,
+        })
+    }
+
+    /// Whether the call lasts until its answers end.
+    pub(super) fn is_stream(self) -> bool {
+        matches!(self, Self::StreamCanSend | Self::FilterRecipients | Self::WatchConsents)
+    }
+}
 
 /// Answers checks from a gate.
 #[derive(Clone)]
 pub struct CheckService {
-    gate: Gate,
+    pub(super) gate: Gate,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: CheckLimits,
     ledger: String,
-    max_batch: usize,
-    metrics: Arc<Metrics>,
+    watches: Option<Watches>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// How many questions may come in one message.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckLimits {
+    /// Requests of a batch.
+    pub batch: usize,
+    /// Users of one message of a campaign.
+    pub recipients: usize,
+}
 
 impl CheckService {
-    /// The service. `ledger` is shown in its status; a batch may have `max_batch` requests.
+    /// The service. `ledger` is shown in its status.
     #[must_use]
-    pub fn new(gate: Gate, ledger: String, max_batch: usize, metrics: Arc<Metrics>) -> Self {
-        Self { gate, ledger, max_batch, metrics }
+    pub fn new(gate: Gate, ledger: String, limits: CheckLimits, metrics: Arc<Metrics>) -> Self {
+        Self { gate, metrics, limits, ledger, watches: None }
     }
 
-    fn answer(&self, request: &pb::CanSendRequest) -> Result<pb::CanSendResponse, CheckError> {
-        let form = convert::form(request.form);
-        let question = Question {
-            user_id: &request.user_id,
-            business_id: &request.business_id,
-            category: &request.category,
-            form: *form.as_ref().unwrap_or(&crate::decision::Form::Any),
-        };
-        match (self.gate.check(&question), form) {
-            (Ok(answer), Ok(_)) => Ok(convert::answer(&answer)),
-            (Err(CheckError::Invalid(mut found)), Err(violation)) => {
-                found.push(violation);
-                Err(CheckError::Invalid(found))
+    /// Lets clients watch what changes, too.
+    #[must_use]
+    pub fn watched(mut self, watches: Watches) -> Self {
+        self.watches = Some(watches);
+        self
+    }
+
+    /// Answers a call to one of its methods. Its streams end once `ending` is cancelled.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        request: http::Request<Incoming>,
+        ending: &CancellationToken,
+    ) -> http::Response<Body> {
+        match method {
+            Method::CanSend => {
+                let service = service_fn(|request| self.can_send(request));
+                grpc(Unread::small(), MAX_REQUEST_BYTES).unary(service, request).await
             }
-            (Err(error), _) => Err(error),
-            (Ok(_), Err(violation)) => Err(CheckError::Invalid(vec![violation])),
+            Method::BatchCanSend => {
+                let service = service_fn(|request| self.batch_can_send(request));
+                grpc(Written, MAX_BATCH_BYTES).unary(service, request).await
+            }
+            Method::StreamCanSend => {
+                let service =
+                    service_fn(|request| ready(Ok(self.stream_can_send(request, ending))));
+                grpc(Unread::large(), MAX_REQUEST_BYTES).streaming(service, request).await
+            }
+            Method::FilterRecipients => {
+                let service =
+                    service_fn(|request| ready(Ok(self.filter_recipients(request, ending))));
+                grpc(Unread::large(), MAX_BATCH_BYTES).streaming(service, request).await
+            }
+            Method::GetConsent => {
+                let service = service_fn(|request| ready(self.get_consent(&request)));
+                grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
+            }
+            Method::WatchConsents => {
+                let service = service_fn(|request| ready(self.watch_consents(request, ending)));
+                grpc(Codec::default(), MAX_REQUEST_BYTES).server_streaming(service, request).await
+            }
+            Method::GetStatus => {
+                let service =
+                    service_fn(|_: Request<pb::GetStatusRequest>| ready(Ok(self.get_status())));
+                grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
+            }
         }
+    }
+
+    async fn can_send(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<Response<pb::CanSendResponse>, Status> {
+        let started = clock::boot();
+        let (metadata, extensions, bytes) = request.into_parts();
+        let decoded: pb::CanSendRequest;
+        let asked = if let Ok(asked) = Asked::read(&bytes) {
+            asked
+        } else {
+            decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
+            Asked::from(&decoded)
+        };
+        if asked.min_revision > 0 {
+            let reached = self.gate.reach(asked.min_revision, deadline(&metadata)).await;
+            reached.map_err(|error| status::of_not_reached(&error))?;
+        }
+        let answer = self.answer(&asked);
+        if let Some(notes) = extensions.get::<Notes>()
+            && let Ok(answer) = &answer
+        {
+            notes.decided(answer);
+        }
+        self.metrics.checked(clock::boot().saturating_sub(started));
+        let answer = answer.map_err(|error| status::of_check(&error))?;
+        Ok(Response::new(convert::answer(&answer)))
+    }
+
+    /// Answers one question.
+    pub(super) fn answer(&self, asked: &Asked<'_>) -> Result<Answer, CheckError> {
+        match question(asked) {
+            Ok(question) => self.gate.check(&question),
+            Err((question, of_form)) => match self.gate.look(&question) {
+                Err(CheckError::Invalid(mut found)) => {
+                    found.push(of_form);
+                    Err(CheckError::Invalid(found))
+                }
+                Err(error @ CheckError::NotReady) => Err(error),
+                Ok(_) => Err(CheckError::Invalid(vec![of_form])),
+            },
+        }
+    }
+
+    async fn batch_can_send(&self, request: Request<Bytes>) -> Result<Response<Vec<u8>>, Status> {
+        let started = clock::boot();
+        let (metadata, extensions, bytes) = request.into_parts();
+        let decoded: pb::BatchCanSendRequest;
+        let batch = if let Ok(batch) = Asked::read_batch(&bytes, self.limits.batch) {
+            batch
+        } else {
+            decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
+            decoded.requests.iter().map(Asked::from).collect()
+        };
+        if batch.len() > self.limits.batch {
+            let why = format!("{} requests; at most {}", batch.len(), self.limits.batch);
+            return Err(status::invalid(&[Violation::new("requests", why)]));
+        }
+        if let Some(notes) = extensions.get::<Notes>() {
+            notes.batch(batch.len());
+        }
+        let not_reached = self.reach_highest(&batch, deadline(&metadata)).await;
+        let mut answers = Results::with_capacity(batch.len());
+        for some in batch.chunks(AT_ONCE) {
+            self.answer_some(some, not_reached, &mut answers)?;
+            if batch.len() > AT_ONCE {
+                // Whoever asks about one message is not kept waiting by those who ask about many.
+                yield_now().await;
+            }
+        }
+        self.metrics.batch_checked(clock::boot().saturating_sub(started));
+        Ok(Response::new(answers.into_bytes()))
     }
 
     /// Waits for the highest revision that a batch asks for.
     async fn reach_highest(
         &self,
-        requests: &[pb::CanSendRequest],
+        batch: &[Asked<'_>],
         deadline: Option<Instant>,
     ) -> Option<NotReached> {
-        let highest = requests.iter().map(|request| request.min_revision).max()?;
+        let highest = batch.iter().map(|asked| asked.min_revision).max()?;
         if highest == 0 {
             return None;
         }
         self.gate.reach(highest, deadline).await.err()
     }
 
-    fn result(
+    /// Answers some questions of a batch: each answer's bytes go to the end of `answers`.
+    fn answer_some(
         &self,
-        request: &pb::CanSendRequest,
+        batch: &[Asked<'_>],
         not_reached: Option<NotReached>,
-    ) -> Result<pb::batch_can_send_result::Result, Status> {
-        use pb::batch_can_send_result::Result as Pb;
+        answers: &mut Results,
+    ) -> Result<(), Status> {
+        let plain = batch.iter().map(question).collect::<Result<Vec<_>, _>>();
+        if let (Ok(questions), None) = (plain, not_reached) {
+            let answered = self.gate.check_many(questions.into_iter(), |answer| match answer {
+                Ok(answer) => answers.put_answer(&answer),
+                Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
+            });
+            return answered.map_err(|error| status::of_check(&error));
+        }
+        for asked in batch {
+            answers.put(self.result(asked, not_reached)?);
+        }
+        Ok(())
+    }
+
+    fn result(&self, asked: &Asked<'_>, not_reached: Option<NotReached>) -> Result<Pb, Status> {
         if let Some(missed) = not_reached
-            && request.min_revision > self.gate.revision()
+            && asked.min_revision > self.gate.revision()
         {
-            let missed = NotReached { wanted: request.min_revision, ..missed };
+            let missed = NotReached { wanted: asked.min_revision, ..missed };
             return Ok(Pb::Error(status::item_of_not_reached(&missed)));
         }
-        match self.answer(request) {
-            Ok(response) => Ok(Pb::Response(response)),
+        match self.answer(asked) {
+            Ok(answer) => Ok(Pb::Response(convert::answer(&answer))),
             Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_of_check(&found))),
             Err(error @ CheckError::NotReady) => Err(status::of_check(&error)),
         }
     }
-}
 
-#[tonic::async_trait]
-impl pb::consent_service_server::ConsentService for CheckService {
-    async fn can_send(
+    fn get_consent(
         &self,
-        request: Request<pb::CanSendRequest>,
-    ) -> Result<Response<pb::CanSendResponse>, Status> {
-        let started = clock::boot();
-        let min_revision = request.get_ref().min_revision;
-        if min_revision > 0 {
-            let deadline = deadline(request.metadata());
-            let reached = self.gate.reach(min_revision, deadline).await;
-            reached.map_err(|error| status::of_not_reached(&error))?;
-        }
-        let answer = self.answer(request.get_ref());
-        if let Some(notes) = request.extensions().get::<Notes>()
-            && let Ok(answer) = &answer
-        {
-            notes.decided(answer);
-        }
-        self.metrics.checked(clock::boot().saturating_sub(started));
-        answer.map(Response::new).map_err(|error| status::of_check(&error))
-    }
-
-    async fn batch_can_send(
-        &self,
-        request: Request<pb::BatchCanSendRequest>,
-    ) -> Result<Response<pb::BatchCanSendResponse>, Status> {
-        let started = clock::boot();
-        let deadline = deadline(request.metadata());
-        let requests = &request.get_ref().requests;
-        if requests.len() > self.max_batch {
-            let why = format!("{} requests; at most {}", requests.len(), self.max_batch);
-            return Err(status::invalid(&[Violation::new("requests", why)]));
-        }
-        if let Some(notes) = request.extensions().get::<Notes>() {
-            notes.batch(requests.len());
-        }
-        let not_reached = self.reach_highest(requests, deadline).await;
-        let mut results = Vec::with_capacity(requests.len());
-        for request in requests {
-            let result = self.result(request, not_reached)?;
-            results.push(pb::BatchCanSendResult { result: Some(result) });
-        }
-        self.metrics.batch_checked(clock::boot().saturating_sub(started));
-        Ok(Response::new(pb::BatchCanSendResponse { results }))
-    }
-
-    type StreamCanSendStream = Answers<pb::StreamCanSendResponse>;
-
-    async fn stream_can_send(
-        &self,
-        _: Request<Streaming<pb::StreamCanSendRequest>>,
-    ) -> Result<Response<Self::StreamCanSendStream>, Status> {
-        Err(Status::unimplemented("StreamCanSend comes later; call CanSend or BatchCanSend"))
-    }
-
-    type FilterRecipientsStream = Answers<pb::FilterRecipientsResponse>;
-
-    async fn filter_recipients(
-        &self,
-        _: Request<Streaming<pb::FilterRecipientsRequest>>,
-    ) -> Result<Response<Self::FilterRecipientsStream>, Status> {
-        Err(Status::unimplemented("FilterRecipients comes later; call BatchCanSend"))
-    }
-
-    async fn get_consent(
-        &self,
-        request: Request<pb::GetConsentRequest>,
+        request: &Request<pb::GetConsentRequest>,
     ) -> Result<Response<pb::GetConsentResponse>, Status> {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
         let (summary, revision, staleness) =
@@ -168,20 +279,32 @@ impl pb::consent_service_server::ConsentService for CheckService {
         }))
     }
 
-    type WatchConsentsStream = Answers<pb::WatchConsentsResponse>;
-
-    async fn watch_consents(
+    fn watch_consents(
         &self,
-        _: Request<pb::WatchConsentsRequest>,
-    ) -> Result<Response<Self::WatchConsentsStream>, Status> {
-        Err(Status::unimplemented("WatchConsents comes later; check right before each send"))
+        request: Request<pb::WatchConsentsRequest>,
+        ending: &CancellationToken,
+    ) -> Result<Response<watch::Answers>, Status> {
+        let watches = self.watches.as_ref().ok_or_else(watch::nobody_watches)?;
+        let request = request.into_inner();
+        Ok(Response::new(watches.watch(request, ending, &self.gate, &self.metrics)?))
     }
 
-    async fn get_status(
-        &self,
-        _: Request<pb::GetStatusRequest>,
-    ) -> Result<Response<pb::GetStatusResponse>, Status> {
-        let status = self.gate.status();
-        Ok(Response::new(convert::status(status, self.ledger.clone())))
+    fn get_status(&self) -> Response<pb::GetStatusResponse> {
+        Response::new(convert::status(self.gate.status(), self.ledger.clone()))
+    }
+}
+
+/// What speaks gRPC, and refuses messages of more than `limit` bytes.
+fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
+    Grpc::new(codec).max_decoding_message_size(limit)
+}
+
+/// What is asked; with what is wrong with the form, where it is none.
+fn question<'a>(asked: &Asked<'a>) -> Result<Question<'a>, (Question<'a>, Violation)> {
+    let Asked { user_id, business_id, category, .. } = *asked;
+    let question = Question { user_id, business_id, category, form: Form::Any };
+    match convert::form(asked.form) {
+        Ok(form) => Ok(Question { form, ..question }),
+        Err(violation) => Err((question, violation)),
     }
 }

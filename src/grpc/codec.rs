@@ -1,12 +1,13 @@
-//! The wire codec: prost's, but for what it says of bytes that are not the message they should be.
+//! The wire codecs: prost's, but for what it says of bytes that are not the message they should be;
+//! and one that leaves a message's bytes to its reader.
 
 use std::marker::PhantomData;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, BufMut as _, Bytes};
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use tonic::Status;
-use tonic::codec::{DecodeBuf, Decoder};
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic_prost::ProstEncoder;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -40,7 +41,10 @@ where
 
 /// The most fields of a message, those within others aside: a batch's items, mostly. Two MiB hold
 /// a million empty ones, which would take fifty times as much memory once decoded.
-const MAX_FIELDS: usize = 16 * 1024;
+pub(super) const MAX_FIELDS: usize = 16 * 1024;
+
+/// The buffer of a single question, or of its answer: most are shorter, and others make it grow.
+const SMALL_BUFFER_BYTES: usize = 512;
 
 /// Decodes messages by prost.
 pub struct Prost<U>(PhantomData<U>);
@@ -50,23 +54,102 @@ impl<U: Message + Default> Decoder for Prost<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if has_too_many_fields(buffer) {
-            let why = format!("more than {MAX_FIELDS} fields, or items");
-            return Err(refused(String::new(), &why));
-        }
-        // prost's own codec answers INTERNAL, as if the fault were ours.
-        U::decode(buffer).map(Some).map_err(|error| malformed(&error))
+        let bytes = buffer.copy_to_bytes(buffer.remaining());
+        decode(bytes, MAX_FIELDS).map(Some)
     }
 }
 
-fn has_too_many_fields(buffer: &DecodeBuf<'_>) -> bool {
+/// Decodes a message of at most `most` fields by prost.
+pub(super) fn decode<M: Message + Default>(bytes: Bytes, most: usize) -> Result<M, Status> {
+    if has_more_fields(&bytes, most) {
+        return Err(refused(String::new(), &format!("more than {most} fields, or items")));
+    }
+    // prost's own codec answers INTERNAL, as if the fault were ours.
+    M::decode(bytes).map_err(|error| malformed(&error))
+}
+
+/// Encodes answers by prost, and leaves questions to their reader: they come as bytes.
+pub(super) struct Unread<T>(BufferSettings, PhantomData<T>);
+
+impl<T> Unread<T> {
+    /// For a call of one short message either way: buffers need not be larger.
+    pub(super) fn small() -> Self {
+        Self(BufferSettings::new(SMALL_BUFFER_BYTES, SMALL_BUFFER_BYTES), PhantomData)
+    }
+
+    /// For many messages, or large ones.
+    pub(super) fn large() -> Self {
+        Self(BufferSettings::default(), PhantomData)
+    }
+}
+
+impl<T: Message + Send + 'static> tonic::codec::Codec for Unread<T> {
+    type Encode = T;
+    type Decode = Bytes;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = AsBytes;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(self.0)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        AsBytes(self.0)
+    }
+}
+
+/// Leaves questions and answers alone: both are messages' bytes.
+pub(super) struct Written;
+
+impl tonic::codec::Codec for Written {
+    type Encode = Vec<u8>;
+    type Decode = Bytes;
+    type Encoder = AsBytes;
+    type Decoder = AsBytes;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        AsBytes(BufferSettings::default())
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        AsBytes(BufferSettings::default())
+    }
+}
+
+/// A message as its bytes.
+pub(super) struct AsBytes(BufferSettings);
+
+impl Decoder for AsBytes {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0
+    }
+}
+
+impl Encoder for AsBytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(message.len());
+        buffer.put_slice(&message);
+        Ok(())
+    }
+}
+
+fn has_more_fields(mut rest: &[u8], most: usize) -> bool {
     // A field takes two bytes at the least, so that few messages are looked at.
-    if buffer.remaining() <= 2 * MAX_FIELDS {
+    if rest.len() / 2 <= most {
         return false;
     }
-    let mut rest = buffer.chunk();
     let mut fields = 0;
-    while fields <= MAX_FIELDS && !rest.is_empty() {
+    while fields <= most && !rest.is_empty() {
         let skipped = decode_key(&mut rest).and_then(|(tag, wire_type)| {
             skip_field(wire_type, tag, &mut rest, DecodeContext::default())
         });
@@ -75,7 +158,7 @@ fn has_too_many_fields(buffer: &DecodeBuf<'_>) -> bool {
         }
         fields += 1;
     }
-    fields > MAX_FIELDS
+    fields > most
 }
 
 fn malformed(error: &prost::DecodeError) -> Status {

@@ -1,19 +1,24 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `call` (what is told of it), `check` and `record` (the services), `health`,
-//! `convert`, `status` (our errors on the wire), [`codec`].
+//! takes a call), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
+//! (the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
+//! read in place).
 
 mod call;
 mod check;
 pub mod codec;
 mod convert;
+mod filter;
 mod health;
 pub mod listen;
 mod record;
 mod route;
 pub mod server;
 mod status;
+mod stream;
+pub mod watch;
+mod wire;
 
 use std::time::Duration;
 
@@ -21,10 +26,11 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 pub use call::Watcher;
-pub use check::CheckService;
+pub use check::{CheckLimits, CheckService};
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
+pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]

@@ -13,21 +13,25 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
 use super::call::{self, Call, Watcher};
-use super::pb::consent_service_server::{ConsentServiceServer, SERVICE_NAME as CHECKS};
+use super::check::Method;
+use super::pb::consent_service_server::SERVICE_NAME as CHECKS;
 use super::pb::record_service_server::{RecordServiceServer, SERVICE_NAME as RECORDS};
 use super::timeout_of;
 use super::{
-    CheckService, DESCRIPTOR_SET, HealthService, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, RecordService,
-    status,
+    CheckService, DESCRIPTOR_SET, HealthService, MAX_REQUEST_BYTES, RecordService, status,
 };
 use crate::access;
 use crate::metrics::Metrics;
+
+/// Where checks are called.
+const CHECKS_PATH: &str = "/consent.v1.ConsentService/";
 
 /// What a call becomes.
 pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -114,8 +118,7 @@ impl Tokens {
 /// The services of one listener; clones share them.
 #[derive(Clone)]
 pub struct Routes {
-    check: Option<ConsentServiceServer<CheckService>>,
-    batch: Option<ConsentServiceServer<CheckService>>,
+    check: Option<CheckService>,
     record: Option<RecordServiceServer<RecordService>>,
     tokens: Option<Tokens>,
     /// Health and reflection of what is served here: seldom called, so routed by tonic.
@@ -153,9 +156,9 @@ impl Routes {
     /// [`ReflectionError`] where the binary holds a damaged contract.
     pub fn new(health: HealthService, limit: Arc<InFlight>) -> Result<Self, ReflectionError> {
         let others = others(&health)?;
-        let (check, batch, record, tokens) = (None, None, None, None);
+        let (check, record, tokens) = (None, None, None);
         let watcher = Watcher::new(None);
-        Ok(Self { check, batch, record, tokens, others, health, limit, watcher })
+        Ok(Self { check, record, tokens, others, health, limit, watcher })
     }
 
     /// Watched by `watcher`, which may trace.
@@ -171,10 +174,7 @@ impl Routes {
     ///
     /// As [`new`](Self::new).
     pub fn with_checks(mut self, checks: CheckService) -> Result<Self, ReflectionError> {
-        let batch = ConsentServiceServer::new(checks.clone());
-        self.batch = Some(batch.max_decoding_message_size(MAX_BATCH_BYTES));
-        let check = ConsentServiceServer::new(checks);
-        self.check = Some(check.max_decoding_message_size(MAX_REQUEST_BYTES));
+        self.check = Some(checks);
         self.telling_of(CHECKS)
     }
 
@@ -213,10 +213,12 @@ impl Routes {
         self.record.is_some()
     }
 
-    /// Answers a call; `guard` lives as long as its answer is being sent.
+    /// Answers a call; `guard` lives as long as its answer is being sent, and streams that could
+    /// go on end once `ending` is cancelled.
     pub(super) fn call(
         &self,
         mut request: Request<Incoming>,
+        ending: &CancellationToken,
         guard: impl Send + 'static,
     ) -> Answering {
         if request.uri().path().starts_with("/grpc.health.v1.Health/") {
@@ -236,19 +238,17 @@ impl Routes {
         }
         let guard = (guard, counted);
         let patience = patience(&request);
-        if let Some(method) = path.strip_prefix("/consent.v1.ConsentService/") {
-            let batched = matches!(method, "BatchCanSend" | "FilterRecipients");
-            let service = if batched { &self.batch } else { &self.check };
-            let Some(service) = service else {
+        if let Some(method) = path.strip_prefix(CHECKS_PATH).and_then(Method::named) {
+            let Some(service) = self.check.clone() else {
                 return refuse(&Status::unimplemented(
                     "checks are not served on this listener, but on those of --listen and --unix",
                 ));
             };
             let watched = self.watcher.check(&mut request);
-            let call = service.clone().call(request);
+            let ending = ending.clone();
             let answering = Box::pin(async move {
-                let _guard = guard;
-                within(patience, call).await
+                let response = within(patience, service.call(method, request, &ending)).await;
+                if method.is_stream() { held(response, guard) } else { response }
             });
             return watch(watched, answering);
         }
@@ -257,6 +257,7 @@ impl Routes {
             return watch(watched, self.call_record(request, guard));
         }
         let call = self.others.clone().call(request);
+        let call = async move { infallible(call.await) };
         Box::pin(async move { held(within(patience, call).await, guard) })
     }
 
@@ -274,6 +275,7 @@ impl Routes {
         }
         let patience = patience(&request);
         let call = service.clone().call(request);
+        let call = async move { infallible(call.await) };
         Box::pin(async move { held(within(patience, call).await, guard) })
     }
 }
@@ -309,15 +311,11 @@ fn patience(request: &Request<Incoming>) -> Duration {
 }
 
 /// Answers in time. A call whose request never arrives whole must not be counted for ever.
-async fn within(
-    patience: Duration,
-    call: impl Future<Output = Result<Response<Body>, std::convert::Infallible>>,
-) -> Response<Body> {
-    let Ok(answer) = tokio::time::timeout(patience, call).await else {
+async fn within(patience: Duration, call: impl Future<Output = Response<Body>>) -> Response<Body> {
+    tokio::time::timeout(patience, call).await.unwrap_or_else(|_| {
         let why = "the deadline passed before the request had arrived, or was answered";
-        return Status::deadline_exceeded(why).into_http();
-    };
-    infallible(answer)
+        Status::deadline_exceeded(why).into_http()
+    })
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {

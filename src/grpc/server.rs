@@ -130,7 +130,9 @@ impl Connection {
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let spoken = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(AtomicUsize::new(0));
-        let service = Calls { routes: self.routes, calls: Arc::clone(&calls) };
+        let ending = CancellationToken::new();
+        let service =
+            Calls { routes: self.routes, open: Arc::clone(&calls), ending: ending.clone() };
         let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
@@ -149,6 +151,7 @@ impl Connection {
             () = &mut age => Instant::now().checked_add(self.limits.connection_age_grace),
         };
         let _ = finish.send(());
+        ending.cancel();
         tokio::select! {
             _ = &mut task => return,
             () = self.drain.over.cancelled() => {}
@@ -228,7 +231,9 @@ async fn serve_connection(
 /// Hands calls to the services, and counts those of this connection.
 struct Calls {
     routes: Routes,
-    calls: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    /// Cancelled once the connection is to end, for streams that could go on.
+    ending: CancellationToken,
 }
 
 struct Call(Arc<AtomicUsize>);
@@ -245,8 +250,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Infallible;
 
     fn call(&self, request: Request<Incoming>) -> Infallible {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        Infallible(self.routes.call(request, Call(Arc::clone(&self.calls))))
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Infallible(self.routes.call(request, &self.ending, Call(Arc::clone(&self.open))))
     }
 }
 

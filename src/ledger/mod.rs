@@ -377,6 +377,16 @@ pub enum Ledger {
 }
 
 impl Ledger {
+    /// How many appends were written by this process that nobody was told of, for Redis does not
+    /// permit it: followers find them by their polls.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        match self {
+            Self::Embedded(_) => 0,
+            Self::Redis(ledger) => ledger.unannounced(),
+        }
+    }
+
     /// What this ledger is, as last seen.
     ///
     /// # Errors

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use arc_swap::Guard;
+
 use super::slots::shard_of;
 use super::{Before, Freshness, Pair, Table, UnreadablePair};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::KeySecret;
+use crate::consent::id::{BusinessId, KeySecret, UserId};
 use crate::consent::scope::Category;
 
 /// How many look-ups are on their way at once: more than a core has misses open, and little enough
@@ -16,21 +18,28 @@ const AT_ONCE: usize = 64;
 
 /// What makes the keys of pairs, for as many of them as are asked about together.
 pub struct Keys {
-    secret: Arc<KeySecret>,
-    before: Option<Arc<Before>>,
+    secret: Guard<Arc<KeySecret>>,
+    before: Guard<Option<Arc<Before>>>,
 }
 
 impl Keys {
     /// The pair of a user and a business.
+    #[must_use]
+    pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
+        let before = self.before.as_ref().map(|before| before.secret.key(user, business));
+        Pair { key: self.secret.key(user, business), before }
+    }
+
+    /// The same of ids as they came.
     ///
     /// # Errors
     ///
     /// What is wrong with either id, or both.
-    pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
-        let key = self.secret.read(user_id, business_id)?;
-        let before = self.before.as_ref();
-        let before = before.and_then(|before| before.secret.read(user_id, business_id).ok());
-        Ok(Pair { key, before })
+    pub fn read(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+            (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
+            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
+        }
     }
 }
 
@@ -38,34 +47,34 @@ impl Table {
     /// What makes the keys now. Not to be kept: a ledger that comes in this one's place has others.
     #[must_use]
     pub fn keys(&self) -> Keys {
-        Keys { secret: self.0.secret.load_full(), before: self.0.before.load_full() }
+        Keys { secret: self.0.secret.load(), before: self.0.before.load() }
     }
 
-    /// What decisions need to know of many pairs, each about the category that its place tells; and
-    /// how current all of that is. `into` is emptied, and gets as many facts as there are pairs,
+    /// What decisions need to know of many pairs, each about the category in its place; and how
+    /// current all of that is. `into` is emptied, and gets as many facts as there are pairs,
     /// in their order.
     ///
     /// Each is as a look-up of its own would have found it after the freshness was read. Read the
     /// clock after this, not before. Allocates nothing where `into` has room.
-    pub fn facts_of_many<'c>(
+    pub fn facts_of_many(
         &self,
         pairs: &[Pair],
-        category: impl Fn(usize) -> Category<'c>,
+        categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) -> Freshness {
         into.clear();
         let ((), freshness) = self.0.unbroken(|| {
-            for some in pairs.chunks(AT_ONCE) {
-                self.add_facts(some, &category, into);
+            for (pairs, categories) in pairs.chunks(AT_ONCE).zip(categories.chunks(AT_ONCE)) {
+                self.add_facts(pairs, categories, into);
             }
         });
         freshness
     }
 
-    fn add_facts<'c>(
+    fn add_facts(
         &self,
         pairs: &[Pair],
-        category: &impl Fn(usize) -> Category<'c>,
+        categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) {
         // First, as in `facts`: whoever is taken out of there is in an entry by then.
@@ -80,12 +89,11 @@ impl Table {
                 all ^ slots.map_or(0, |slots| slots.touch(pair.key))
             });
             std::hint::black_box(touched);
-            for pair in pairs {
-                let category = category(into.len());
+            for (pair, category) in pairs.iter().zip(categories) {
                 let found = shards.get(shard_of(pair.key)).and_then(|slots| {
                     slots.read(pair.key, |entry| {
                         Some(self.0.resolve(pair.key, entry?, |profile, last_inbound, times| {
-                            profile.facts(category, last_inbound, times)
+                            profile.facts(*category, last_inbound, times)
                         }))
                     })
                 });
@@ -93,9 +101,9 @@ impl Table {
             }
         });
         let Some((first, denied)) = before else { return };
-        for (place, denied) in (first..).zip(denied) {
-            if let (Some(Ok(facts)), Some(denied)) = (into.get_mut(place), denied) {
-                *facts = denied.over(category(place), *facts);
+        for ((facts, denied), category) in into.iter_mut().skip(first).zip(denied).zip(categories) {
+            if let (Ok(facts), Some(denied)) = (facts, denied) {
+                *facts = denied.over(*category, *facts);
             }
         }
     }

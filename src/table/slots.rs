@@ -24,6 +24,9 @@ pub(super) const SHARDS: usize = 1 << SHARD_BITS;
 /// How many slots are empty behind the last home at least, where an array is made.
 const MARGIN: usize = 128;
 
+/// How many places a key lies behind its home, usually: the next line of the cache is looked at.
+const USUAL_PUSH: usize = 3;
+
 /// How often a reader looks again at once, before it lets the writer have the core.
 const SPINS: u32 = 64;
 
@@ -124,11 +127,13 @@ impl Slots {
         std::mem::size_of_val(&*self.array).saturating_add(size_of::<Self>()).saturating_add(32)
     }
 
-    /// Looks at where a key should be: what is near comes into the cache.
+    /// Looks at where a key should be, and where it is when others push it on by as much as is
+    /// usual: what lies there comes into the cache.
     pub(super) fn touch(&self, key: Key) -> u64 {
         let (high, _) = key.halves();
-        let slot = self.array.get(home(high, self.homes));
-        slot.map_or(0, |slot| slot.key().0)
+        let home = home(high, self.homes);
+        let look = |place| self.array.get(place).map_or(0, |slot: &Slot| slot.key().0);
+        look(home) ^ look(home.saturating_add(USUAL_PUSH))
     }
 
     /// Finds a key. While the writer moves pairs, what is found may be wrong.

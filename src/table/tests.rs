@@ -165,11 +165,13 @@ fn many_look_ups_find_what_single_ones_do() {
     writer.apply(key("4"), Err(UnreadablePair));
     writer.validate();
     let pairs: Vec<Pair> = (0..500).map(|user| key(&user.to_string()).into()).collect();
-    let category = |place: usize| Category::parse(CATEGORIES[place % CATEGORIES.len()]).unwrap();
+    let categories = (0..500).map(|place| CATEGORIES[place % CATEGORIES.len()]);
+    let categories: Vec<_> = categories.map(|text| Category::parse(text).unwrap()).collect();
     let mut found = vec![Err(UnreadablePair)];
-    let freshness = table.facts_of_many(&pairs, category, &mut found);
+    let freshness = table.facts_of_many(&pairs, &categories, &mut found);
     assert_eq!(freshness.validity, Validity::Valid);
-    let single = pairs.iter().enumerate().map(|(at, pair)| table.facts(*pair, category(at)).0);
+    let each = pairs.iter().zip(categories);
+    let single = each.map(|(pair, category)| table.facts(*pair, category).0);
     assert_eq!(found, single.collect::<Vec<_>>());
 }
 
@@ -301,12 +303,13 @@ fn readers_find_their_pairs_while_others_come_and_go() {
     let pairs: Vec<Pair> = mine.iter().map(|(key, _)| (*key).into()).collect();
     let expected: Vec<_> =
         mine.iter().map(|(_, state)| Ok(Resolved::of(state).facts(category))).collect();
+    let categories = vec![category; pairs.len()];
     std::thread::scope(|scope| {
         let readers = [0, 1].map(|_| {
             scope.spawn(|| {
                 let mut found = Vec::new();
                 for _ in 0..300 {
-                    table.facts_of_many(&pairs, |_| category, &mut found);
+                    table.facts_of_many(&pairs, &categories, &mut found);
                     assert_eq!(found, expected);
                 }
             })

@@ -19,7 +19,9 @@ use consentd::decision::Policy;
 use consentd::gate::Gate;
 use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
-use consentd::grpc::{CheckService, DESCRIPTOR_SET, HealthService, InFlight, Routes, pb};
+use consentd::grpc::{
+    CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, InFlight, Routes, pb,
+};
 use consentd::metrics::Metrics;
 use consentd::table::Writer;
 use prost_reflect::{DescriptorPool, DynamicMessage};
@@ -277,7 +279,7 @@ async fn what_others_wrote_cannot_write_to_the_terminal() {
 }
 
 /// A server whose table was never loaded, in this process.
-async fn unloaded() -> (String, Drain) {
+pub async fn unloaded() -> (String, Drain) {
     served(|_| {}).await
 }
 
@@ -292,7 +294,8 @@ pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let drain = Drain::default();
     let health = HealthService::new(gate.clone(), drain.begun.clone());
     let limit = Arc::new(InFlight::new(100, Arc::clone(&metrics)));
-    let checks = CheckService::new(gate, "file:none".into(), 100, Arc::clone(&metrics));
+    let most = CheckLimits { batch: 100, recipients: 100 };
+    let checks = CheckService::new(gate, "file:none".into(), most, Arc::clone(&metrics));
     let routes = Routes::new(health, limit).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();

@@ -108,7 +108,8 @@ async fn fuzz(
             calls.push((body, call.unwrap_or_else(|error| panic!("{method}: {error}"))));
         }
         for (body, mut call) in calls {
-            let answer = if method.ends_with("/Watch") {
+            let endless = ["/Watch", "/WatchConsents"].iter().any(|end| method.ends_with(end));
+            let answer = if endless {
                 // It has no end, so that its beginning must do.
                 call.next().await.map(|bytes| bytes.unwrap_or_default().to_vec())
             } else {
@@ -180,7 +181,8 @@ fn is_allowed(result: &pb::BatchCanSendResult) -> bool {
 
 /// A sidecar that knows one who opted in, one who opted out, and one who was suppressed.
 async fn knowing(folder: &Path) -> Sidecar {
-    let sidecar = Sidecar::live(folder, &[]).await;
+    // A stream that was dropped may be one for a moment yet.
+    let sidecar = Sidecar::live(folder, &["--max-watchers", "4000"]).await;
     let mut records = sidecar.records().await;
     let suppression = pb::Suppression { suppressed: true, reference: String::new() };
     for (user, request_id, what) in [

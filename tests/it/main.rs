@@ -12,6 +12,7 @@
 
 mod admin;
 mod basics;
+mod bench;
 mod browser;
 mod clients;
 mod comfort;
@@ -32,6 +33,8 @@ mod page;
 mod rng;
 mod shutdown;
 mod sidecar;
+mod streams;
 mod traces;
 mod warm;
+mod watching;
 mod world;

@@ -20,6 +20,7 @@ use crate::sidecar::{Sidecar, Wire, event, framed, inbound, opt_in, opt_out, que
 const CAN_SEND: &str = "consent.v1.ConsentService/CanSend";
 const BATCH: &str = "consent.v1.ConsentService/BatchCanSend";
 const RECORD: &str = "consent.v1.RecordService/RecordEvent";
+const WATCH: &str = "consent.v1.ConsentService/WatchConsents";
 const RECORDS: &str = "consent.v1.RecordService/RecordEvents";
 
 /// A field, and a part of what is said of it.
@@ -420,9 +421,6 @@ async fn what_comes_later_and_what_is_unknown_is_unimplemented() {
     let link = What::Link(pb::Link { other_user_id: "v".into(), moved: false });
     let link = event("u", "b", link);
     for (method, message, part) in [
-        ("consent.v1.ConsentService/StreamCanSend", vec![], "call CanSend or BatchCanSend"),
-        ("consent.v1.ConsentService/FilterRecipients", vec![], "call BatchCanSend"),
-        ("consent.v1.ConsentService/WatchConsents", vec![], "before each send"),
         ("consent.v1.RecordService/EraseUser", vec![], "suppression"),
         (RECORD, link.encode_to_vec(), "links are not recorded"),
         ("consent.v1.ConsentService/CanSendd", vec![], ""),
@@ -451,9 +449,16 @@ async fn nobody_is_named_in_an_error_in_a_metric_or_in_the_log() {
     let secrets = ["+1 555 019 7734", "15550197734", "Ignatius", "my own words", "shop-4711"];
     let [phone, digits, name, words, shop] = secrets;
     let mut said = Vec::new();
+    let mut watching = wire.begin(WATCH, &[], framed(&[])).await.unwrap();
+    watching.next().await.unwrap();
     for user in [phone, digits, name, "Ignatius\n", "15550197734.0", "15550197734 15550197734"] {
         let pair = pb::GetConsentRequest { user_id: user.into(), business_id: shop.into() };
         let pair = pair.encode_to_vec();
+        let business = pb::WatchConsentsRequest { business_id: user.into() }.encode_to_vec();
+        let watched = wire.begin(WATCH, &[], framed(&business)).await.unwrap().next().await;
+        said.extend(
+            watched.err().map(|error| format!("{error:?} {:?}", error.get_error_details())),
+        );
         let mut calls = vec![
             (CAN_SEND, question(user, shop, words).encode_to_vec()),
             (CAN_SEND, question(user, shop, "utility").encode_to_vec()),
@@ -477,6 +482,7 @@ async fn nobody_is_named_in_an_error_in_a_metric_or_in_the_log() {
         }
     }
     assert!(said.iter().any(|said| said.contains("FailedPrecondition")));
+    assert!(watching.next().await.unwrap().is_some(), "one was told of all that changed");
     said.push(sidecar.get("/metrics").await.1);
     sidecar.signal("TERM");
     assert!(sidecar.ended().await.success());

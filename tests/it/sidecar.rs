@@ -331,15 +331,19 @@ impl Call {
         while let Some(bytes) = self.next().await? {
             answer.extend_from_slice(&bytes);
         }
+        self.status().await?;
+        Ok(answer.get(5..).unwrap_or_default().to_vec())
+    }
+
+    /// How the call ended, once all of its body was read.
+    pub async fn status(&mut self) -> Result<(), Status> {
         let trailers = match &mut self.body {
             Some(body) => body.trailers().await.map_err(broken)?,
             None => None,
         };
         let status = trailers.as_ref().and_then(Status::from_header_map);
         match status.ok_or_else(|| Status::internal("the answer has no status"))? {
-            status if status.code() == tonic::Code::Ok => {
-                Ok(answer.get(5..).unwrap_or_default().to_vec())
-            }
+            status if status.code() == tonic::Code::Ok => Ok(()),
             status => Err(status),
         }
     }

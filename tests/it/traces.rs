@@ -117,7 +117,7 @@ fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
 async fn sampled_calls_are_exported_as_parts_of_their_callers_traces() {
     let (collector, url) = Collector::serve().await;
     let folder = tempfile::tempdir().unwrap();
-    let flags = ["--otlp-endpoint", &url, "--otlp-sample", "0"];
+    let flags = ["--otlp-endpoint", &url, "--otlp-sample", "0", "--max-watchers", "0"];
     let variables = [("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")];
     let mut sidecar = Sidecar::try_start_in(&ledger_in(folder.path()), &flags, &variables).unwrap();
     sidecar.wait_until_live().await;

@@ -6,72 +6,15 @@ use std::time::Duration;
 use consentd::consent::state::{Effect, State, Word};
 use consentd::ledger::{LogEntry, UnreadableEntry};
 
-use crate::ledger::{SECRETS, Said, Server, Stored, USERS};
+use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
 use crate::oracle::scope;
 use crate::random::Random;
 use crate::sidecar::true_time;
-use crate::world::{MILLI, World};
+use crate::wire::Wire;
+use crate::world::{Happening, Isolated, MILLI, World};
 
-/// How well the wire carries; losses in percent, delays in microseconds.
-#[derive(Clone, Copy)]
-pub struct Wire {
-    pub announce_loss: u64,
-    /// How many of the losses are noticed.
-    pub loss_told: u64,
-    pub twice: u64,
-    pub reorders: bool,
-    announce_delay: u64,
-    pub page_loss: u64,
-    page_delay: u64,
-    pub bucket_loss: u64,
-    bucket_delay: u64,
-    /// How many reads reach another server than the primary.
-    pub stray: u64,
-}
-
-impl Wire {
-    pub fn healthy() -> Self {
-        Self {
-            announce_loss: 0,
-            loss_told: 0,
-            twice: 0,
-            reorders: false,
-            announce_delay: 3 * MILLI,
-            page_loss: 0,
-            page_delay: 20 * MILLI,
-            bucket_loss: 0,
-            bucket_delay: 50 * MILLI,
-            stray: 0,
-        }
-    }
-
-    fn any(random: &mut Random) -> Self {
-        Self {
-            announce_loss: random.pick(&[0, 0, 10, 50, 100]),
-            loss_told: random.pick(&[0, 50, 100]),
-            twice: random.pick(&[0, 30]),
-            reorders: random.percent(30),
-            announce_delay: random.pick(&[3, 100, 2_500]) * MILLI,
-            page_loss: random.pick(&[0, 0, 20, 60]),
-            page_delay: random.pick(&[20, 20, 300, 900]) * MILLI,
-            bucket_loss: random.pick(&[0, 0, 20]),
-            bucket_delay: random.pick(&[50, 50, 1_000, 6_000]) * MILLI,
-            stray: random.pick(&[0, 0, 30]),
-        }
-    }
-
-    pub fn page_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 2, self.page_delay)
-    }
-
-    pub fn bucket_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 2, self.bucket_delay)
-    }
-
-    pub fn announce_delay(&self, random: &mut Random) -> u64 {
-        random.between(MILLI / 10, self.announce_delay)
-    }
-}
+/// How much of what a failover took recorders give back.
+const MAX_GIVEN_BACK: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -79,6 +22,7 @@ enum Fault {
     Trim,
     Lag,
     Failover,
+    Split,
     Flush,
     Backup,
     Restore,
@@ -108,6 +52,7 @@ impl Faults {
             F::Trim,
             F::Lag,
             F::Failover,
+            F::Split,
             F::Flush,
             F::Backup,
             F::Restore,
@@ -124,6 +69,10 @@ impl Faults {
             F::Forged,
         ];
         let mut kinds = vec![F::Wire];
+        // What is most of the machine's work is a ledger that others have replaced.
+        if random.percent(40) {
+            kinds.extend([F::Split, F::Failover]);
+        }
         for kind in all {
             let weight = match kind {
                 F::OutOfBand | F::UnreadableEntry | F::UnreadableRecord | F::Restart => 12,
@@ -161,6 +110,14 @@ impl World {
             }
             Fault::Lag => self.replica_lags = !self.replica_lags,
             Fault::Failover => self.fail_over(),
+            // What cuts a replica off is seldom kind to anybody else.
+            Fault::Split => {
+                self.replica_lags = true;
+                self.wire = Wire::any(&mut self.random);
+                self.wire.bucket_delay = self.random.pick(&[50, 1_000, 6_000]) * MILLI;
+                let wait = self.random.between(100, 4_000) * MILLI;
+                self.after(wait, Happening::Promoted);
+            }
             Fault::Flush => self.flush(),
             Fault::Backup => {
                 let backup = self.primary.clone();
@@ -199,7 +156,9 @@ impl World {
             Fault::UnreadableRecord => self.write_unreadable(),
             Fault::UnreadableEntry => {
                 let number = self.random.index(USERS);
-                let said = self.said(number);
+                let mut said = self.said(number);
+                let time = self.primary.clock(true_time(self.time()));
+                let _ = said.apply(&Effect::Word(scope("utility"), Word::opt_out(time)));
                 self.write(number, Rc::new(Said::new(said, true)), false);
                 self.unreadable_entry = true;
             }
@@ -223,21 +182,47 @@ impl World {
         self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
     }
 
-    fn fail_over(&mut self) {
+    /// What is there now is reached by some connections for a while yet.
+    fn isolate(&mut self, with: Server) {
+        let server = std::mem::replace(&mut self.primary, with);
         let until = self.now + self.random.pick(&[0, 500, 7_000]) * MILLI;
-        let old = std::mem::replace(&mut self.primary, self.replica.clone());
-        self.isolated = Some((old, until));
+        let wholly = self.random.percent(50);
+        self.isolated = Some(Isolated { server, until, wholly });
+    }
+
+    pub fn fail_over(&mut self) {
+        let old = Rc::clone(&self.primary.node);
+        self.isolate(self.replica.clone());
         self.replace();
+        if self.random.percent(50) {
+            self.give_back(&old);
+        }
+    }
+
+    /// Recorders record again what is missing of a log that was lost: the ledger may be as long as
+    /// before, and another one.
+    fn give_back(&mut self, old: &Rc<Node>) {
+        let Some(both) = fork(old, &self.primary.node) else { return };
+        let mut lost = old.way_from(both.position.revision);
+        lost.push(Rc::clone(old));
+        for node in lost.iter().take(MAX_GIVEN_BACK) {
+            let Some((number, said)) = node.said().filter(|(_, said)| said.readable) else {
+                continue;
+            };
+            if self.primary.stored[number].as_ref().is_none_or(|stored| stored.said.readable) {
+                let state = self.said(number).join(said.state.clone());
+                self.write(number, Rc::new(Said::new(state, true)), true);
+            }
+        }
     }
 
     fn flush(&mut self) {
-        let copies = self.random.percent(40);
-        let empty = std::array::from_fn(|_| None);
-        let pairs = if copies { self.primary.node.pairs.clone() } else { empty };
+        let copied = self.random.percent(40).then(|| Rc::clone(&self.primary.node));
         let secret =
             if self.random.percent(50) { self.random.index(SECRETS) } else { self.primary.secret };
         let buckets = self.random.pick(&[1, 4, 20]);
-        self.primary = Server::new(&mut self.random, secret, buckets, pairs);
+        let new = Server::new(&mut self.random, secret, buckets, copied.as_ref());
+        self.isolate(new);
         self.unreadable_entry = false;
         self.down_until = self.now + self.random.pick(&[0, 100, 3_000]) * MILLI;
         self.replica = self.primary.clone();
@@ -245,7 +230,7 @@ impl World {
     }
 
     /// A key is written, or deleted, that the log does not tell of.
-    fn write_out_of_band(&mut self) {
+    pub fn write_out_of_band(&mut self) {
         let number = self.random.index(USERS);
         let mut state = self.said(number);
         self.loose[number] = true;
@@ -307,6 +292,7 @@ impl World {
         // One that is gone for good is known to a sidecar that met it, and to no other.
         if self.unreadable_entry || self.primary.has_unreadable_entry() {
             self.flush();
+            self.isolated = None;
             self.down_until = 0;
         }
     }

@@ -96,6 +96,17 @@ pub struct Node {
 }
 
 impl Node {
+    /// The pair that was recorded here, and how; nothing where a ledger begins.
+    pub fn said(&self) -> Option<(usize, Rc<Said>)> {
+        let before = &self.parent.as_ref()?.pairs;
+        let same = |(one, other): (&Option<Rc<Said>>, &Option<Rc<Said>>)| match (one, other) {
+            (Some(one), Some(other)) => Rc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let number = self.pairs.iter().zip(before).position(|both| !same(both))?;
+        Some((number, self.pairs[number].clone()?))
+    }
+
     /// The places behind a revision that led here, oldest first, without this one.
     pub fn way_from(&self, revision: Revision) -> Vec<Rc<Node>> {
         let mut way = Vec::new();
@@ -107,6 +118,18 @@ impl Node {
         way.reverse();
         way
     }
+}
+
+/// The place that led to both; none where they are of different ledgers.
+pub fn fork(mut one: &Rc<Node>, mut other: &Rc<Node>) -> Option<Rc<Node>> {
+    while one.position != other.position {
+        if one.position.revision >= other.position.revision {
+            one = one.parent.as_ref()?;
+        } else {
+            other = other.parent.as_ref()?;
+        }
+    }
+    Some(Rc::clone(one))
 }
 
 /// What a recorder read of a pair.
@@ -134,11 +157,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// A new ledger, empty or with these pairs, as a copy has them.
-    pub fn new(random: &mut Random, secret: usize, buckets: u32, pairs: Pairs) -> Self {
-        let copied = pairs.iter().any(Option::is_some);
-        let revision = if copied { random.between(1, 50) } else { 0 };
-        let head = if copied { random.bytes() } else { [0; 20] };
+    /// A new ledger: empty, or a copy of what was there, which ends where that does, by the same
+    /// hash, though its epoch and its buckets are others.
+    pub fn new(
+        random: &mut Random,
+        secret: usize,
+        buckets: u32,
+        copied: Option<&Rc<Node>>,
+    ) -> Self {
+        let (revision, head) =
+            copied.map_or((0, [0; 20]), |node| (node.position.revision, node.position.head));
+        let pairs: Pairs = copied.map(|node| node.pairs.clone()).unwrap_or_default();
         let epoch = random.bytes();
         let position = Position { epoch, revision, head };
         let key = self::secret(secret);

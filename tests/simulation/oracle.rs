@@ -148,6 +148,18 @@ impl Guards {
         self.vague[number] = true;
     }
 
+    /// Properties 1 and 2: where nothing can have been lost, nothing is remembered.
+    pub fn check_remembered(&self, table: &Table) -> Result<(), Violation> {
+        let remembered = table.remembered();
+        if remembered > 0 && self.may == [false; USERS] {
+            return Err(Violation::new(
+                2,
+                format!("{remembered} remembered, and nothing was lost"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Compares a valid table with what the ledger said where it is. `loose` pairs were written
     /// behind the log's back: of them the table may hold either.
     pub fn check(

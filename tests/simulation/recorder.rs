@@ -37,7 +37,7 @@ enum Wish {
 
 #[derive(Default)]
 pub struct Recorder {
-    operation: u64,
+    pub operation: u64,
     user: usize,
     wish: Option<Wish>,
     /// How long ago the caller says that it was, where it does.
@@ -150,7 +150,7 @@ impl World {
         let number = self.recorders[index].user;
         let stray = self.random.percent(self.wire.stray);
         let server = match &self.isolated {
-            Some((server, _)) if stray => server,
+            Some(isolated) if stray => &isolated.server,
             _ => &self.primary,
         };
         let clock = server.clock(true_time(self.time()));

@@ -10,12 +10,21 @@ use consentd::metrics::Metrics;
 
 use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
 use crate::oracle::Violation;
-use crate::world::{SECOND, World};
+use crate::world::{MILLI, SECOND, World};
 
 /// How long a bucket may hang that was asked for before the last fault ended; it is asked for
 /// again; and what else it takes: some polls that time out, and some pages.
 pub const LIVE_WITHIN: Duration =
     BUCKET_TIMEOUT.checked_add(RETRY).unwrap().checked_add(Duration::from_secs(8)).unwrap();
+
+/// How soon a recorder starts again, on average, where they are busy, and the bound of histories in
+/// which they are: what is short is missed soonest; and how much a page must bring for that.
+const BUSY: u64 = 4 * MILLI;
+const BUSY_BOUND: Duration = Duration::from_secs(1);
+const BUSY_PAGE: usize = 8;
+
+/// How long a bucket takes to be read and compared.
+const SCRUBBED_WITHIN: u64 = 150 * MILLI;
 
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap()
@@ -42,14 +51,22 @@ pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(
 impl World {
     fn round(&mut self) -> Result<(), Violation> {
         (self.writing, self.faulty, self.settled) = (true, true, false);
-        let until = self.now + self.random.between(2, 40) * SECOND;
+        let until = self.now + self.random.between(2, 24) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
+        // Where nobody writes, no ledger grows up to what was read of another one.
+        self.writing = self.random.percent(50);
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
         self.become_live()?;
-        self.settled = true;
-        // Writes go on meanwhile: they must not starve what proves it.
+        (self.writing, self.settled) = (true, true);
+        // Writes go on meanwhile: they must not starve what proves it, though something is announced
+        // while each answer is under way.
+        let usual = self.plan.write_every;
+        let keeps_up = self.plan.bound == BUSY_BOUND && self.plan.page >= BUSY_PAGE;
+        if keeps_up && self.random.percent(40) {
+            self.write_every(BUSY);
+        }
         let until = self.now + 2 * micros(self.plan.bound);
         let mut late = None;
         self.run(until, |world| {
@@ -67,12 +84,28 @@ impl World {
         if let Some(late) = late {
             return Err(Violation::new(5, late));
         }
+        self.write_every(usual);
         self.writing = false;
-        let every_bucket = 2 * u64::from(self.primary.identity.buckets) * self.plan.scrub_every;
-        let scrubs = if self.loose.contains(&true) { every_bucket } else { 0 };
+        // Nobody writes, so nothing but a scrub tells of it.
+        if self.faults.are_out_of_band() {
+            self.write_out_of_band();
+        }
+        let each = 2 * self.plan.scrub_every + SCRUBBED_WITHIN;
+        let every_bucket = u64::from(self.primary.identity.buckets) * each;
+        // One that was asked for before all was well may hang.
+        let hangs = micros(BUCKET_TIMEOUT + RETRY);
+        let scrubs = if self.loose.contains(&true) { hangs + every_bucket } else { 0 };
         let until = self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)) + scrubs;
         self.run(until, |_| false)?;
         self.converged()
+    }
+
+    /// From now on recorders are that busy; what they were at is given up.
+    fn write_every(&mut self, every: u64) {
+        if self.plan.write_every != every {
+            self.plan.write_every = every;
+            (0..self.recorders.len()).for_each(|index| self.recorder_starts(index));
+        }
     }
 
     /// Whether the table is live by a proof that was asked for since.

@@ -1,20 +1,17 @@
 //! A sidecar: the real driver, machine, applier, table and gate, on clocks of its own.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use consentd::clock::Moment;
-use consentd::consent::state::State;
 use consentd::consent::time::Timestamp;
 use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
 use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
-use consentd::ledger::{
-    Announcement, Bucket, Epoch, Identity, LogBody, Page, Position, UnreadableRecord,
-};
+use consentd::ledger::{Announcement, Bucket, Epoch, Identity, Page, Position};
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
 
@@ -69,15 +66,25 @@ pub struct Sidecar {
     pub table: Table,
     gate: Gate,
     pub bound: Duration,
-    /// Questions that are neither answered nor timed out.
-    open: HashSet<u64>,
+    /// Questions that are neither answered nor timed out, and when they were asked.
+    open: HashMap<u64, Moment>,
     asked: u64,
+    /// When the table was last said to be wrong.
+    doubted: Moment,
+    /// How many retries of the log are waited for.
+    retries: usize,
+    /// As of when the table was proven since this was taken last.
+    pub proven: Vec<Moment>,
     pub guards: Guards,
     /// Where the table stood when it was checked last.
     pub checked: Option<Position>,
     /// The ledger that is followed, and how often it had been accepted as it is.
     followed: Option<(Arc<Identity>, u64)>,
     pub overflowed: bool,
+    /// Whether a snapshot was begun since this was taken last.
+    pub begun: bool,
+    /// Whether a bucket was taken out since this was taken last.
+    pub unloaded: bool,
     /// Whether what is done to the table is printed.
     pub traced: bool,
 }
@@ -102,16 +109,26 @@ impl Sidecar {
             table,
             gate,
             bound,
-            open: HashSet::new(),
+            open: HashMap::new(),
             asked,
+            doubted: now,
+            retries: 0,
+            proven: Vec::new(),
             guards: Guards::default(),
             checked: None,
             followed: None,
             overflowed: false,
+            begun: false,
+            unloaded: false,
             traced: false,
         };
-        let wanted = sidecar.perform(tasks);
+        let wanted = sidecar.perform(tasks, now);
         (sidecar, wanted)
+    }
+
+    /// Whether a question is neither answered nor timed out.
+    pub fn is_open(&self, id: u64) -> bool {
+        self.open.contains_key(&id)
     }
 
     pub fn driver(&self) -> &Driver {
@@ -121,10 +138,16 @@ impl Sidecar {
     /// Takes what the wire brought; gives what to ask, and whether the table may have changed.
     pub fn on(&mut self, brought: Brought, now: Moment) -> Result<(Vec<Wanted>, bool), Violation> {
         let mut page_said = None;
-        let tasks = match brought {
-            Brought::Page(id, ..) | Brought::Bucket(id, ..) if !self.open.remove(&id) => {
-                return Ok((Vec::new(), false)); // It has timed out, or been answered.
+        let asked = match &brought {
+            Brought::Page(id, ..) | Brought::Bucket(id, ..) => {
+                let Some(asked) = self.open.remove(id) else {
+                    return Ok((Vec::new(), false)); // It has timed out, or been answered.
+                };
+                asked
             }
+            _ => now,
+        };
+        let tasks = match brought {
             Brought::Page(_, question, page) => {
                 page_said = page
                     .as_ref()
@@ -135,7 +158,10 @@ impl Sidecar {
                 self.driver.on_page(question, page.ok_or(NotRead::Unanswered), now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
-            Brought::Again => self.driver.on_again(now),
+            Brought::Again => {
+                self.retries -= 1;
+                self.driver.on_again(now)
+            }
             Brought::Tick => self.driver.on_tick(now),
             Brought::ScrubDue => self.driver.on_scrub_due(now),
             Brought::Announced(announcement) => self.driver.on_announcement(announcement, now),
@@ -147,23 +173,33 @@ impl Sidecar {
                 Task::Table(Action::Begin { forget, .. }) => {
                     let page = page_said.take();
                     let page = page.ok_or_else(|| Violation::new(2, "begun by no page"))?;
+                    if asked.boot < self.doubted.boot {
+                        let why = "begun by an answer that knows nothing of what was lost";
+                        return Err(Violation::new(6, why));
+                    }
                     self.begin(page, *forget)?;
                 }
+                Task::Table(Action::Invalidate(_)) => self.doubted = now,
+                Task::Table(Action::Prove(asked, _)) => self.proven.push(*asked),
                 Task::Table(Action::Apply(body) | Action::Meet(body)) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
                 }
                 // Read on a branch that is none: what that denied is remembered, too.
-                Task::Table(Action::Unload(_)) => self.guards.on_unload(),
+                Task::Table(Action::Unload(_)) => {
+                    self.unloaded = true;
+                    self.guards.on_unload();
+                }
                 _ => {}
             }
         }
-        let wanted = self.perform(tasks);
+        let wanted = self.perform(tasks, now);
         let [held, claims, labels] = self.driver.machine().waiting();
         let buckets =
             self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
-        if held > 4_096 || claims > 64 || labels > buckets.max(1) {
-            let why = format!("{held} held, {claims} claims, {labels} labels");
+        let retries = self.retries;
+        if held > 4_096 || claims > 64 || labels > buckets.max(1) || retries > 1 {
+            let why = format!("{held} held, {claims} claims, {labels} labels, {retries} retries");
             return Err(Violation::new(7, why));
         }
         Ok((wanted, touched))
@@ -174,6 +210,7 @@ impl Sidecar {
         (clock, accepted, identity): (Timestamp, u64, Arc<Identity>),
         forget: bool,
     ) -> Result<(), Violation> {
+        self.begun = true;
         self.overflowed = false; // Until this ledger is seen to have lost too much, too.
         let known = self.followed.replace((Arc::clone(&identity), accepted));
         let same = known.as_ref().filter(|(known, _)| known.epoch == identity.epoch);
@@ -196,18 +233,21 @@ impl Sidecar {
             .is_some_and(|(known, times)| known.epoch == epoch && *times == accepted)
     }
 
-    fn perform(&mut self, tasks: Vec<Task>) -> Vec<Wanted> {
+    fn perform(&mut self, tasks: Vec<Task>, now: Moment) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for task in tasks {
             if let (true, Task::Table(action)) = (self.traced, &task) {
-                println!("        {}", brief(action));
+                println!("        {}", crate::trace::brief(action));
             }
             match task {
-                Task::Page(question) => wanted.push(Wanted::Page(self.ask(), question)),
+                Task::Page(question) => wanted.push(Wanted::Page(self.ask(now), question)),
                 Task::Bucket { question, wait } => {
-                    wanted.push(Wanted::Bucket(self.ask(), question, wait));
+                    wanted.push(Wanted::Bucket(self.ask(now), question, wait));
                 }
-                Task::Again => wanted.push(Wanted::Again),
+                Task::Again => {
+                    self.retries += 1;
+                    wanted.push(Wanted::Again);
+                }
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
                     if self.traced && done != Done::Done {
@@ -224,9 +264,9 @@ impl Sidecar {
         wanted
     }
 
-    fn ask(&mut self) -> u64 {
+    fn ask(&mut self, now: Moment) -> u64 {
         self.asked += 1;
-        self.open.insert(self.asked);
+        self.open.insert(self.asked, now);
         self.asked
     }
 
@@ -251,40 +291,5 @@ impl Sidecar {
 
     pub fn is_live(&self, now: Moment) -> bool {
         self.is_valid() && self.table.freshness().staleness(now) <= self.bound
-    }
-}
-
-/// An action as a trace tells it: without what says nothing in a simulation.
-fn brief(action: &Action) -> String {
-    let record = |user: &str, record: Result<&State, &UnreadableRecord>| match record {
-        Err(_) => format!("{user}: unreadable"),
-        Ok(state) => {
-            let words = state.scopes.iter().map(|(scope, said)| {
-                let word = said.word.map(|word| (word.time.as_millis() % 1_000_000, word.said));
-                format!("{scope} {word:?}")
-            });
-            let words = words.collect::<Vec<_>>().join(", ");
-            let mark = |mark: Option<(Timestamp, bool)>| {
-                mark.map(|(time, set)| (time.as_millis() % 1_000_000, set))
-            };
-            let (platform, suppression) = (mark(state.platform), mark(state.suppression));
-            format!("{user}: {words}; platform {platform:?}, suppression {suppression:?}")
-        }
-    };
-    let body =
-        |body: &LogBody| record(&body.user_id, body.record.as_ref().map(|record| &record.state));
-    let bucket = |bucket: &Bucket| {
-        let pairs = bucket.pairs.iter().map(|(key, pair)| {
-            record(&format!("{key:?}"), pair.as_ref().map(|record| &record.state))
-        });
-        let pairs = pairs.collect::<Vec<_>>().join("\n            ");
-        format!("{} at {}: {pairs}", bucket.number, bucket.label.revision)
-    };
-    match action {
-        Action::Apply(it) => format!("apply {}", body(it)),
-        Action::Meet(it) => format!("meet {}", body(it)),
-        Action::Load(it) => format!("load {}", bucket(it)),
-        Action::Compare(it) => format!("compare {}", bucket(it)),
-        other => format!("{other:?}"),
     }
 }

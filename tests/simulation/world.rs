@@ -9,15 +9,17 @@ use std::time::Duration;
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
 use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
-use consentd::ledger::{Announcement, Epoch, LogEntry, Position, Tail};
+use consentd::ledger::{Announcement, Epoch, Position};
 use consentd::metrics::Metrics;
 
-use crate::faults::{Faults, Wire};
+use crate::faults::Faults;
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
 use crate::oracle::{Acks, Violation};
+use crate::past::Past;
 use crate::random::Random;
 use crate::recorder::{Recorder, Step};
-use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
+use crate::sidecar::{Brought, Clocks, Sidecar, Wanted};
+use crate::wire::Wire;
 
 pub const MILLI: u64 = 1_000;
 pub const SECOND: u64 = 1_000_000;
@@ -41,6 +43,10 @@ pub enum Happening {
     /// What was announced past a gap, or behind what is applied, is applied by now.
     Expected(u64, Position),
     Fault,
+    /// Something goes wrong while a snapshot is being read.
+    Struck,
+    /// A replica that lagged becomes the primary.
+    Promoted,
 }
 
 /// How a history is made.
@@ -54,6 +60,18 @@ pub struct Plan {
     pub confirmed: bool,
     pub buckets: u32,
     pub log: u64,
+    /// Whether faults come when a snapshot is being read, too.
+    pub strikes: bool,
+}
+
+/// A primary that was replaced and does not know: it answers reads, and refuses the rest.
+pub struct Isolated {
+    pub server: Server,
+    /// Until when the sidecar reaches it.
+    pub until: u64,
+    /// Whether with all that it asks; else another connection has found the new primary, and buckets
+    /// alone are read here.
+    pub wholly: bool,
 }
 
 pub struct World {
@@ -66,13 +84,13 @@ pub struct World {
     pub steps: u64,
     pub primary: Server,
     pub replica: Server,
-    /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
-    pub isolated: Option<(Server, u64)>,
+    pub isolated: Option<Isolated>,
     pub backups: Vec<Server>,
     /// Until when no server answers.
     pub down_until: u64,
     pub replica_lags: bool,
     pub nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
+    past: Past,
     pub acks: Acks,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
@@ -85,7 +103,7 @@ pub struct World {
     pub wire: Wire,
     pub faults: Faults,
     /// When the last announcement arrives, where the wire keeps their order.
-    last_announced: u64,
+    pub last_announced: u64,
     metrics: Arc<Metrics>,
     /// Whether all faults are over and done with.
     pub settled: bool,
@@ -96,72 +114,25 @@ pub struct World {
     pub traced: bool,
 }
 
-/// A step in words, for `CONSENTD_TRACE`.
-fn told(happening: &Happening) -> String {
-    match happening {
-        Happening::AskedPage(id, question) => format!("asked {id}: {question:?}"),
-        Happening::AskedBucket(id, question) => format!("asked {id}: {question:?}"),
-        Happening::Brought(life, brought) => match brought {
-            Brought::Page(id, _, Some(page)) => {
-                let count = match &page.tail {
-                    Tail::Entries(entries) => entries.len().to_string(),
-                    Tail::Trimmed => "trimmed".to_owned(),
-                };
-                let end = page.end;
-                format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
-            }
-            Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
-            Brought::Bucket(id, question, Some(bucket)) => format!(
-                "[{life}] bucket {id}: {} of {} at {} {:02x?}",
-                bucket.pairs.len(),
-                question.number,
-                bucket.label.revision,
-                &bucket.label.head[..2]
-            ),
-            Brought::Bucket(id, ..) => format!("[{life}] no bucket {id}"),
-            Brought::Again => format!("[{life}] again"),
-            Brought::Tick => format!("[{life}] tick"),
-            Brought::ScrubDue => format!("[{life}] scrub"),
-            Brought::Announced(announcement) => {
-                let entries = announcement.entries.iter();
-                let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
-                format!("[{life}] announced {entries:?}")
-            }
-            Brought::Missed => format!("[{life}] missed"),
-        },
-        Happening::Recorder(index, _, step) => {
-            let step = match step {
-                Step::Start => "starts",
-                Step::Read => "reads",
-                Step::Append(..) => "appends",
-                Step::Appended => "is answered",
-                Step::TimedOut => "waits no longer",
-            };
-            format!("recorder {index} {step}")
-        }
-        Happening::Synced => "synced".to_owned(),
-        Happening::Check(number) => format!("check {number}"),
-        Happening::Expected(_, position) => format!("expected {}", position.revision),
-        Happening::Fault => "fault due".to_owned(),
-    }
-}
-
 impl World {
     pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
         let mut plan = Plan {
             bound: Duration::from_secs(random.pick(&[1, 5])),
-            scrub_every: random.pick(&[50, 200, 1_000]) * MILLI,
+            scrub_every: random.pick(&[50, 400, 2_000]) * MILLI,
             most_sticky: random.pick(&[100_000, 100_000, 100_000, 2]),
-            page: usize::try_from(random.pick(&[4, 8, 64])).unwrap(),
+            page: usize::try_from(random.pick(&[1, 4, 8, 64])).unwrap(),
             write_every: random.pick(&[100, 400, 1_500]) * MILLI,
             confirmed: random.percent(50),
             buckets: random.pick(&[1, 4, 20]),
             log: random.pick(&[300, 1_000_000]),
+            strikes: random.percent(50),
         };
-        let pairs = std::array::from_fn(|_| None);
+        if plan.page == 1 {
+            plan.write_every = plan.write_every.max(400 * MILLI); // Else no reader keeps up.
+        }
         let secret = random.index(SECRETS);
-        let primary = Server::new(&mut random, secret, plan.buckets, pairs);
+        let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
         let faults = Faults::new(&mut random);
@@ -183,6 +154,7 @@ impl World {
             down_until: 0,
             replica_lags: false,
             nodes: HashMap::new(),
+            past: Past::default(),
             acks: Acks::default(),
             loose: [false; USERS],
             unreadable_entry: false,
@@ -229,6 +201,7 @@ impl World {
     pub fn know(&mut self) {
         let end = self.primary.end();
         self.nodes.insert((end.epoch, end.head), Rc::clone(&self.primary.node));
+        self.past.stands(self.now, &self.primary.node);
     }
 
     /// Goes on until then, at the latest until `done`.
@@ -244,6 +217,9 @@ impl World {
                 break;
             }
             let Some(((at, _), happening)) = self.queue.pop_first() else { break };
+            if self.is_over(&happening) {
+                continue;
+            }
             self.now = self.now.max(at);
             self.steps += 1;
             if self.traced {
@@ -251,12 +227,26 @@ impl World {
                     "{:>6} {:>9.3} {}",
                     self.steps,
                     self.time().as_secs_f64(),
-                    told(&happening)
+                    crate::trace::told(&happening)
                 );
             }
             self.step(happening)?;
         }
         Ok(())
+    }
+
+    /// Whether nothing comes of it: a question that was answered long since does not time out.
+    fn is_over(&self, happening: &Happening) -> bool {
+        match happening {
+            Happening::Brought(life, _) if *life != self.life => true,
+            Happening::Brought(_, Brought::Page(id, _, None) | Brought::Bucket(id, _, None)) => {
+                !self.sidecar.is_open(*id)
+            }
+            Happening::Recorder(index, operation, _) => {
+                self.recorders[*index].operation != *operation
+            }
+            _ => false,
+        }
     }
 
     fn step(&mut self, happening: Happening) -> Result<(), Violation> {
@@ -282,8 +272,19 @@ impl World {
                 if self.faulty {
                     self.fault();
                 }
-                let wait = self.random.between(20, 3_000) * MILLI;
+                let wait = self.random.between(20, 2_500) * MILLI;
                 self.after(wait, Happening::Fault);
+            }
+            Happening::Struck => {
+                if self.faulty {
+                    self.fault();
+                }
+            }
+            Happening::Promoted => {
+                if self.faulty {
+                    self.fail_over();
+                    self.replica_lags = false;
+                }
             }
         }
         let number = self.random.index(USERS);
@@ -329,7 +330,8 @@ impl World {
                 let applied = self.sidecar.driver().machine().applied();
                 for entry in entries.iter() {
                     let missing = entry.revision.saturating_sub(applied);
-                    let within = APPLIED_WITHIN + missing * 20 * MILLI;
+                    let pages = missing.div_ceil(u64::try_from(self.plan.page).unwrap());
+                    let within = APPLIED_WITHIN + pages * 40 * MILLI;
                     let (revision, head) = (entry.revision, entry.head);
                     let position = Position { epoch: *epoch, revision, head };
                     if self.primary.has(position) {
@@ -346,7 +348,14 @@ impl World {
         if touched {
             self.check_table()?;
         }
-        Ok(())
+        if std::mem::take(&mut self.sidecar.unloaded) && self.past.is_whole() {
+            return Err(Violation::new(2, "taken out, though nothing was ever lost"));
+        }
+        if std::mem::take(&mut self.sidecar.begun) && self.plan.strikes && self.random.percent(60) {
+            let wait = self.random.between(1, 1_500) * MILLI;
+            self.after(wait, Happening::Struck);
+        }
+        self.check_proofs()
     }
 
     /// Property 5: an announcement that is lost costs what comes behind it a poll, not a period.
@@ -358,6 +367,18 @@ impl World {
         }
         let why = format!("{} was announced, and {} is applied", position.revision, at.revision);
         Err(Violation::new(5, why))
+    }
+
+    /// Property 3, of what the table was just proven to be.
+    fn check_proofs(&mut self) -> Result<(), Violation> {
+        let Position { epoch, head, .. } = self.sidecar.driver().machine().position();
+        for asked in std::mem::take(&mut self.sidecar.proven) {
+            let node = self.nodes.get(&(epoch, head));
+            let node =
+                node.ok_or_else(|| Violation::new(2, "proven where no ledger ever stood"))?;
+            self.past.proves(asked.boot, node)?;
+        }
+        Ok(())
     }
 
     /// Properties 2 and 6.
@@ -379,6 +400,7 @@ impl World {
         if let Some(from) = from {
             node.way_from(from.revision).iter().for_each(|node| guards.pass(&node.pairs));
         }
+        guards.check_remembered(table)?;
         guards.check(table, &node.pairs, self.loose)
     }
 
@@ -387,6 +409,7 @@ impl World {
         for wanted in wanted {
             match wanted {
                 Wanted::Page(id, question) => {
+                    self.past.asks(self.moment().boot, self.now);
                     let within = u64::try_from(period(self.plan.bound).as_micros()).unwrap();
                     let none = Brought::Page(id, question, None);
                     self.after(within, Happening::Brought(life, none));
@@ -413,77 +436,17 @@ impl World {
         }
     }
 
-    pub fn is_down(&self) -> bool {
-        self.now < self.down_until
-    }
-
-    /// The isolated primary, while it is what the sidecar reaches.
-    fn isolated(&self) -> Option<&Server> {
-        let (server, until) = self.isolated.as_ref()?;
-        (self.now < *until).then_some(server)
-    }
-
-    fn answer_page(&mut self, id: u64, question: PageQuestion) {
-        // A fenced question is refused by a primary that cannot reach its replicas.
-        let refused = self.is_down() || self.isolated().is_some();
-        let now = true_time(self.time());
-        let page = (!refused).then(|| self.primary.page(question.after, self.plan.page, now));
-        if self.random.percent(self.wire.page_loss) {
-            return;
-        }
-        let wait = self.wire.page_delay(&mut self.random);
-        let brought = Brought::Page(id, question, page);
-        self.after(wait, Happening::Brought(self.life, brought));
-    }
-
-    fn answer_bucket(&mut self, id: u64, question: BucketQuestion) {
-        // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
-        let stray = self.random.percent(self.wire.stray);
-        let server = match self.isolated() {
-            Some(isolated) => isolated,
-            None if stray => &self.replica,
-            None => &self.primary,
-        };
-        let number = question.number.min(server.identity.buckets.saturating_sub(1));
-        let bucket = (!self.is_down()).then(|| server.bucket(number));
-        if self.random.percent(self.wire.bucket_loss) {
-            return;
-        }
-        let wait = self.wire.bucket_delay(&mut self.random);
-        let brought = Brought::Bucket(id, question, bucket);
-        self.after(wait, Happening::Brought(self.life, brought));
-    }
-
-    /// Tells the sidecar of entries, as well as the wire does.
-    pub fn announce(&mut self, epoch: Epoch, entries: &[LogEntry]) {
-        let copies = 1 + u64::from(self.random.percent(self.wire.twice));
-        for _ in 0..copies {
-            if self.random.percent(self.wire.announce_loss) {
-                if self.random.percent(self.wire.loss_told) {
-                    let wait = self.wire.announce_delay(&mut self.random);
-                    self.after(wait, Happening::Brought(self.life, Brought::Missed));
-                }
-                continue;
-            }
-            let announcement = Announcement { epoch, entries: entries.into() };
-            let mut at = self.now + self.wire.announce_delay(&mut self.random);
-            if !self.wire.reorders {
-                at = at.max(self.last_announced);
-                self.last_announced = at;
-            }
-            let brought = Brought::Announced(announcement);
-            self.after(at - self.now, Happening::Brought(self.life, brought));
-        }
-    }
-
     /// Replaces the sidecar by one that was just started.
     pub fn restart(&mut self) {
+        let gone = self.life;
+        self.queue.retain(|_, it| !matches!(it, Happening::Brought(life, _) if *life == gone));
         self.life += 1;
         let Plan { bound, most_sticky, .. } = self.plan;
         let moment = self.moment();
         let (sidecar, wanted) =
             Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment);
         self.sidecar = sidecar;
+        self.past.forget_questions();
         self.frozen_until = 0;
         for (number, loose) in self.loose.into_iter().enumerate() {
             if loose {

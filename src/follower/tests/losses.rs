@@ -85,6 +85,29 @@ fn scrubs_mend_what_the_log_did_not_tell() {
     assert!(follower.denies(n) && follower.table.remembered() == 1);
 }
 
+/// What a record allowed is not left standing by what sticks to its pair.
+#[test]
+fn a_scrub_takes_out_the_record_of_a_pair_that_stays_denied_otherwise() {
+    let mut dead = Model::new(8);
+    let n = (0..8).find(|n| bucket_of(dead.key(*n), BUCKETS) == 0).unwrap();
+    dead.append_of(n, "utility", true, 20);
+    let mut follower = Follower::live(&dead);
+    // The opt-out of utility is lost, and sticks; the opt-in to marketing is there.
+    let model = Model::new(8);
+    follower.poll(&model, 21);
+    follower.serve(&model);
+    assert!(follower.is_valid() && follower.table.remembered() == 1);
+    assert!(follower.denies_of(n, "utility") && follower.stands(n, "marketing"));
+    let mut bucket = model.bucket(0);
+    bucket.pairs.retain(|(key, _)| *key != model.key(n));
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    follower.bucket(bucket, 22);
+    assert_eq!(follower.mismatches(), [1]);
+    assert!(follower.denies_of(n, "utility") && !follower.stands(n, "marketing"));
+    assert_eq!(follower.table.remembered(), 1);
+}
+
 #[test]
 fn too_much_that_is_lost_keeps_the_table_invalid_until_that_is_accepted() {
     let mut model = Model::new(4);

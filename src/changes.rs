@@ -1,0 +1,347 @@
+//! What changes, told to whoever watches.
+//!
+//! The follower's [`Publisher`] tells what it has put into the table; each [`Subscription`] reads
+//! that at its own pace. What is told is kept once for all, until the slowest has read it or it is
+//! too much: then the slowest have missed something, are told so, and go on from the end. Nobody
+//! who watches holds up who publishes. Where nobody does, nobody's name is kept, and a change
+//! costs a fence and the load of a number.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::consent::record::Revision;
+
+/// How many changes are kept for the slowest watcher.
+pub const MAX_KEPT: usize = 65_536;
+/// How many bytes these may take, ids included.
+pub const MAX_KEPT_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many changes are told together at most.
+const MAX_TOGETHER: usize = 64;
+/// How many changes a watcher reads at once, so that it lets others at them in between.
+const MAX_READ: usize = 64;
+
+/// A pair whose state changed.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Change {
+    /// The user, as written to the ledger.
+    pub user_id: Box<str>,
+    /// The business.
+    pub business_id: Box<str>,
+    /// The revision that changed it.
+    pub revision: Revision,
+}
+
+impl Change {
+    /// What it takes where it is kept.
+    fn bytes(&self) -> usize {
+        /// The two counts of an `Arc`.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        size_of::<Entry>()
+            + COUNTS
+            + size_of::<Self>()
+            + self.user_id.len()
+            + self.business_id.len()
+    }
+}
+
+/// Why a watcher missed changes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cause {
+    /// It read too slowly.
+    Slow,
+    /// The whole table was read anew.
+    Rebuilt,
+    /// Pairs were mended whose users are not known.
+    Mended,
+}
+
+impl Cause {
+    /// The cause as a metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Rebuilt => "rebuilt",
+            Self::Mended => "mended",
+        }
+    }
+}
+
+/// Changes were missed: any pair may be otherwise than it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("changes up to revision {revision} were missed")]
+pub struct Missed {
+    /// Why.
+    pub cause: Cause,
+    /// What comes next is later than this.
+    pub revision: Revision,
+}
+
+/// There are as many watchers as there may be.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("as many watch already as may")]
+pub struct Full;
+
+/// Nothing more will be published.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("nobody publishes any more")]
+pub struct Ended;
+
+struct Entry {
+    change: Arc<Change>,
+    /// How many watchers have not read it.
+    unread: usize,
+}
+
+/// What is kept. Changes are numbered; a number that is skipped stands for what nobody can read.
+struct Kept {
+    /// The number of the first entry.
+    first: u64,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// The last revision that was told.
+    revision: Revision,
+    /// The last number that was skipped on purpose, and why.
+    skipped: Option<(u64, Cause)>,
+}
+
+struct Shared {
+    kept: Mutex<Kept>,
+    /// How many watch; written while `kept` is locked.
+    watchers: AtomicUsize,
+    /// To be cloned: it is the publisher who holds the other end.
+    news: watch::Receiver<()>,
+    most: (usize, usize),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // Nothing that is done to it can be left half done by a panic.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// The number of the next change.
+    fn end(&self) -> u64 {
+        self.first + u64::try_from(self.entries.len()).unwrap_or(u64::MAX)
+    }
+
+    fn pop(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.first += 1;
+            self.bytes -= entry.change.bytes();
+        }
+    }
+
+    /// A watcher has no more need of what comes from this number on.
+    fn give_up(&mut self, from: u64) {
+        let skip = usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        for entry in self.entries.iter_mut().skip(skip) {
+            entry.unread -= 1;
+        }
+        self.pop_read();
+    }
+
+    /// Forgets what everybody has read.
+    fn pop_read(&mut self) {
+        while self.entries.front().is_some_and(|entry| entry.unread == 0) {
+            self.pop();
+        }
+    }
+
+    /// Skips a number; forgets what was before.
+    fn skip(&mut self, cause: Cause) {
+        let skipped = self.end();
+        self.entries = VecDeque::new();
+        self.bytes = 0;
+        self.first = skipped + 1;
+        self.skipped = Some((skipped, cause));
+    }
+}
+
+/// Where one can subscribe; clones share it.
+#[derive(Clone)]
+pub struct Changes(Arc<Shared>);
+
+/// Tells what was put into the table.
+pub struct Publisher {
+    shared: Arc<Shared>,
+    news: watch::Sender<()>,
+    /// What was not told yet.
+    staged: Vec<Change>,
+    /// The last revision that the table holds.
+    revision: Revision,
+}
+
+/// Changes of which none was told, and who tells them.
+#[must_use]
+pub fn new() -> (Changes, Publisher) {
+    keeping(MAX_KEPT, MAX_KEPT_BYTES)
+}
+
+fn keeping(changes: usize, bytes: usize) -> (Changes, Publisher) {
+    let (first, revision) = (0, 0);
+    let kept = Kept { first, entries: VecDeque::new(), bytes: 0, revision, skipped: None };
+    let (teller, news) = watch::channel(());
+    let shared = Arc::new(Shared {
+        kept: Mutex::new(kept),
+        watchers: AtomicUsize::new(0),
+        news,
+        most: (changes, bytes),
+    });
+    let changes = Changes(Arc::clone(&shared));
+    (changes, Publisher { shared, news: teller, staged: Vec::new(), revision })
+}
+
+impl Changes {
+    /// Watches from here on, as one of at most `most` who do.
+    ///
+    /// Whatever revision the table holds when it is read after this: all later ones are told.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] where that many watch already.
+    pub fn subscribe(&self, most: usize) -> Result<Subscription, Full> {
+        let kept = self.0.lock();
+        let watchers = self.0.watchers.load(Ordering::Relaxed);
+        if watchers >= most {
+            return Err(Full);
+        }
+        self.0.watchers.store(watchers + 1, Ordering::Relaxed);
+        let next = kept.end();
+        drop(kept);
+        // Pairs with the publisher's. Either it sees that somebody watches, or the table's revision
+        // that is read after this is that of the change which it did not tell.
+        fence(Ordering::SeqCst);
+        Ok(Subscription { shared: Arc::clone(&self.0), next, news: self.0.news.clone() })
+    }
+}
+
+impl Publisher {
+    /// The table holds everything up to this revision, which changed the pair of these ids.
+    pub fn changed(&mut self, revision: Revision, user_id: String, business_id: String) {
+        self.revision = revision;
+        if !self.is_watched() {
+            return;
+        }
+        if user_id.is_empty() || business_id.is_empty() {
+            // Appended by an operator's repair, from a history that no longer says whose it is.
+            return self.missed(Cause::Mended);
+        }
+        let (user_id, business_id) = (user_id.into_boxed_str(), business_id.into_boxed_str());
+        self.staged.push(Change { user_id, business_id, revision });
+        if self.staged.len() >= MAX_TOGETHER {
+            self.tell();
+        }
+    }
+
+    /// The table holds everything up to this revision.
+    pub fn applied(&mut self, revision: Revision) {
+        self.revision = revision;
+    }
+
+    /// The table changed in ways that cannot be told.
+    pub fn missed(&mut self, cause: Cause) {
+        self.staged.clear();
+        if self.is_watched() {
+            let mut kept = self.shared.lock();
+            kept.skip(cause);
+            kept.revision = self.revision;
+            drop(kept);
+            self.news.send_replace(());
+        }
+    }
+
+    /// Tells what was not told yet.
+    pub fn tell(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let mut kept = self.shared.lock();
+        let unread = self.shared.watchers.load(Ordering::Relaxed);
+        if unread == 0 {
+            return self.staged.clear();
+        }
+        for change in self.staged.drain(..) {
+            kept.bytes += change.bytes();
+            kept.revision = change.revision;
+            kept.entries.push_back(Entry { change: Arc::new(change), unread });
+        }
+        let (changes, bytes) = self.shared.most;
+        while kept.entries.len() > changes || kept.bytes > bytes {
+            kept.pop();
+        }
+        drop(kept);
+        self.news.send_replace(());
+    }
+
+    fn is_watched(&self) -> bool {
+        // See `subscribe`.
+        fence(Ordering::SeqCst);
+        self.shared.watchers.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// One who watches.
+pub struct Subscription {
+    shared: Arc<Shared>,
+    /// The number of the change to be read next.
+    next: u64,
+    news: watch::Receiver<()>,
+}
+
+impl Subscription {
+    /// Reads what comes next, a few dozen changes at the most; none where there is nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Missed`] where something came that can no longer be read. What comes then is newer.
+    pub fn read(&mut self, into: &mut VecDeque<Arc<Change>>) -> Result<(), Missed> {
+        let mut kept = self.shared.lock();
+        if self.next < kept.first {
+            let cause = match kept.skipped {
+                Some((skipped, cause)) if skipped >= self.next => cause,
+                _ => Cause::Slow,
+            };
+            kept.give_up(self.next);
+            self.next = kept.end();
+            return Err(Missed { cause, revision: kept.revision });
+        }
+        let skip = usize::try_from(self.next - kept.first).unwrap_or(usize::MAX);
+        for entry in kept.entries.iter_mut().skip(skip).take(MAX_READ) {
+            entry.unread -= 1;
+            into.push_back(Arc::clone(&entry.change));
+            self.next += 1;
+        }
+        kept.pop_read();
+        Ok(())
+    }
+
+    /// Waits until there may be something that was not there at the last reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended`] where there never will be.
+    pub async fn news(&mut self) -> Result<(), Ended> {
+        self.news.changed().await.map_err(|_| Ended)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut kept = self.shared.lock();
+        self.shared.watchers.fetch_sub(1, Ordering::Relaxed);
+        kept.give_up(self.next);
+        if kept.entries.is_empty() {
+            kept.entries = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

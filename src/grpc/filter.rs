@@ -1,0 +1,149 @@
+//! `FilterRecipients`: a campaign's recipients, screened message by message.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::task::yield_now;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::Notes;
+use super::check::{AT_ONCE, CheckService};
+use super::codec::{self, MAX_FIELDS};
+use super::wire::Campaign;
+use super::{convert, pb, status};
+use crate::clock;
+use crate::consent::Violation;
+use crate::consent::id::BusinessId;
+use crate::consent::scope::Category;
+use crate::decision::Reason;
+use crate::gate;
+
+/// The fields of a message beside its users.
+const OTHER_FIELDS: usize = 3;
+
+/// One call.
+struct Screening {
+    service: CheckService,
+    messages: Streaming<Bytes>,
+    ending: CancellationToken,
+    notes: Option<Notes>,
+    /// What was set last.
+    business_id: String,
+    category: String,
+    form: i32,
+}
+
+impl CheckService {
+    pub(super) fn filter_recipients(
+        &self,
+        request: Request<Streaming<Bytes>>,
+        ending: &CancellationToken,
+    ) -> Response<impl Stream<Item = Result<pb::FilterRecipientsResponse, Status>> + use<>> {
+        let screening = Screening {
+            service: self.clone(),
+            ending: ending.clone(),
+            notes: request.extensions().get::<Notes>().cloned(),
+            messages: request.into_inner(),
+            business_id: String::new(),
+            category: String::new(),
+            form: 0,
+        };
+        Response::new(stream::unfold(Some(screening), |screening| async move {
+            let mut screening = screening?;
+            let answer = screening.next().await?;
+            // A stream ends with its first error.
+            let rest = answer.is_ok().then_some(screening);
+            Some((answer, rest))
+        }))
+    }
+}
+
+impl Screening {
+    /// Answers the next message; nothing where there is none.
+    async fn next(&mut self) -> Option<Result<pb::FilterRecipientsResponse, Status>> {
+        let next = tokio::select! {
+            biased;
+            () = self.ending.cancelled() => {
+                let why = "the connection ends: screen those without a verdict on another";
+                Some(Err(Status::unavailable(why)))
+            }
+            next = self.messages.next() => next,
+        };
+        match next? {
+            Ok(bytes) => Some(self.screen(bytes).await),
+            Err(status) => Some(Err(status)),
+        }
+    }
+
+    async fn screen(&mut self, bytes: Bytes) -> Result<pb::FilterRecipientsResponse, Status> {
+        let started = clock::boot();
+        let most = self.service.limits.recipients;
+        let mut users = Vec::new();
+        let decoded: pb::FilterRecipientsRequest;
+        let campaign = if let Ok(campaign) = Campaign::read(&bytes, most, &mut users) {
+            campaign
+        } else {
+            let fields = most.saturating_add(OTHER_FIELDS).max(MAX_FIELDS);
+            decoded = codec::decode(bytes.clone(), fields)?;
+            users = decoded.user_ids.iter().map(String::as_str).collect();
+            Campaign::from(&decoded)
+        };
+        if users.len() > most {
+            let why = format!("{} users; at most {most} a message", users.len());
+            return Err(status::invalid(&[Violation::new("user_ids", why)]));
+        }
+        if let Some(notes) = &self.notes {
+            notes.batch(users.len());
+        }
+        self.set(campaign);
+        let campaign = self.campaign()?;
+        let mut reasons = Vec::with_capacity(users.len());
+        let (mut allowed, mut staleness) = (0, Duration::ZERO);
+        for some in users.chunks(AT_ONCE) {
+            let screened = self.service.gate.screen(&campaign, some.iter().copied(), |reason| {
+                allowed += u32::from(reason.is_some_and(Reason::allows));
+                reasons.push(reason.map_or(pb::Reason::Unspecified, convert::reason).into());
+            });
+            let screened = screened.map_err(|error| status::of_check(&error))?;
+            staleness = screened.max(staleness);
+            // Whoever asks about one message is not kept waiting by a campaign.
+            yield_now().await;
+        }
+        self.service.metrics.batch_checked(clock::boot().saturating_sub(started));
+        Ok(pb::FilterRecipientsResponse {
+            reasons,
+            allowed_count: allowed,
+            staleness: Some(convert::duration(staleness)),
+        })
+    }
+
+    /// Keeps what a message sets.
+    fn set(&mut self, campaign: Campaign<'_>) {
+        let keep = |kept: &mut String, set: &str| {
+            if !set.is_empty() && kept != set {
+                set.clone_into(kept);
+            }
+        };
+        keep(&mut self.business_id, campaign.business_id);
+        keep(&mut self.category, campaign.category);
+        if campaign.form != 0 {
+            self.form = campaign.form;
+        }
+    }
+
+    fn campaign(&self) -> Result<gate::Campaign<'_>, Status> {
+        let business = BusinessId::parse(&self.business_id);
+        let category = Category::parse(&self.category);
+        match (business, category, convert::form(self.form)) {
+            (Ok(business), Ok(category), Ok(form)) => {
+                Ok(gate::Campaign { business, category, form })
+            }
+            (business, category, form) => {
+                let found = [business.err(), category.err(), form.err()];
+                Err(status::invalid(&found.into_iter().flatten().collect::<Vec<_>>()))
+            }
+        }
+    }
+}

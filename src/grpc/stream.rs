@@ -1,0 +1,221 @@
+//! `StreamCanSend`: questions over one long-lived stream.
+//!
+//! A question is answered as it is read, so answers come in the order of their questions; one that
+//! waits for a revision is answered when that has arrived, and holds up nobody. A client that does
+//! not read its answers is not read from.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt as _};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::check::CheckService;
+use super::codec::{self, MAX_FIELDS};
+use super::pb::batch_can_send_result::Result as Pb;
+use super::wire::Sequenced;
+use super::{convert, deadline, pb, status};
+use crate::clock;
+use crate::gate::CheckError;
+
+/// How many questions of one stream may wait for a revision; while they are as many, nothing
+/// more is read.
+const MAX_WAITING: usize = 1_024;
+
+/// How many of the questions that have arrived are answered once the connection is to end.
+const MAX_WHILE_ENDING: usize = 1_024;
+
+/// How many questions are answered before others get their turn: some 0.1 ms.
+const AT_ONCE: usize = super::check::AT_ONCE;
+
+type Waiting = Pin<Box<dyn Future<Output = Result<pb::StreamCanSendResponse, Status>> + Send>>;
+
+/// The answers of one stream.
+pub(super) struct Answers {
+    service: CheckService,
+    questions: Streaming<Bytes>,
+    /// When the call's caller has no use for an answer any more.
+    deadline: Option<Instant>,
+    waiting: FuturesUnordered<Waiting>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Set once nothing more is read: how the stream ends when all that waits is answered.
+    end: Option<Result<(), Status>>,
+    /// Since the connection is to end, so many were answered.
+    since_ending: Option<usize>,
+    /// So many were answered in this turn.
+    answered: usize,
+}
+
+impl CheckService {
+    pub(super) fn stream_can_send(
+        &self,
+        request: Request<Streaming<Bytes>>,
+        ending: &CancellationToken,
+    ) -> Response<Answers> {
+        let deadline = deadline(request.metadata());
+        Response::new(Answers {
+            service: self.clone(),
+            questions: request.into_inner(),
+            deadline,
+            waiting: FuturesUnordered::new(),
+            ending: Box::pin(ending.clone().cancelled_owned()),
+            end: None,
+            since_ending: None,
+            answered: 0,
+        })
+    }
+
+    /// Answers a question of a stream that waits for nothing any more.
+    fn sequenced(&self, read: &Sequenced<'_>) -> pb::StreamCanSendResponse {
+        let started = clock::boot();
+        let result = match self.answer(&read.asked.unwrap_or_default()) {
+            Ok(answer) => Pb::Response(convert::answer(&answer)),
+            Err(CheckError::Invalid(found)) => Pb::Error(status::item_of_check(&found)),
+            // The stream outlives the loading of the table.
+            Err(error @ CheckError::NotReady) => Pb::Error(pb::ItemError {
+                code: Code::Unavailable.into(),
+                field: String::new(),
+                message: error.to_string(),
+            }),
+        };
+        self.metrics.checked(clock::boot().saturating_sub(started));
+        sequenced(read.sequence, result)
+    }
+}
+
+fn sequenced(sequence: u64, result: Pb) -> pb::StreamCanSendResponse {
+    let result = Some(pb::BatchCanSendResult { result: Some(result) });
+    pb::StreamCanSendResponse { sequence, result }
+}
+
+/// Reads a question, and makes something of it.
+fn read<T>(bytes: &Bytes, then: impl FnOnce(&Sequenced<'_>) -> T) -> Result<T, Status> {
+    if let Ok(read) = Sequenced::read(bytes) {
+        return Ok(then(&read));
+    }
+    let decoded: pb::StreamCanSendRequest = codec::decode(bytes.clone(), MAX_FIELDS)?;
+    Ok(then(&Sequenced::from(&decoded)))
+}
+
+impl Answers {
+    /// Answers a question at once, or has it wait; or says why it cannot be read.
+    fn take(&mut self, bytes: Bytes) -> Result<Option<pb::StreamCanSendResponse>, Status> {
+        let service = &self.service;
+        let answered = read(&bytes, |read| {
+            let wanted = read.asked.map_or(0, |asked| asked.min_revision);
+            if wanted <= service.gate.revision() {
+                Ok(service.sequenced(read))
+            } else {
+                Err((read.sequence, wanted))
+            }
+        })?;
+        let (sequence, wanted) = match answered {
+            Ok(answer) => return Ok(Some(answer)),
+            Err(waits) => waits,
+        };
+        let (service, deadline) = (self.service.clone(), self.deadline);
+        self.waiting.push(Box::pin(async move {
+            match service.gate.reach(wanted, deadline).await {
+                Ok(()) => read(&bytes, |read| service.sequenced(read)),
+                Err(missed) => {
+                    Ok(sequenced(sequence, Pb::Error(status::item_of_not_reached(&missed))))
+                }
+            }
+        }));
+        Ok(None)
+    }
+
+    /// Whether nothing more is to be read, for the connection ends and much was answered since.
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        if self.since_ending.is_none() && self.ending.as_mut().poll(context).is_ready() {
+            self.since_ending = Some(0);
+        }
+        self.since_ending.is_some_and(|answered| answered >= MAX_WHILE_ENDING)
+    }
+
+    /// Reads on, until there is an answer or there are no more questions.
+    fn poll_questions(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<pb::StreamCanSendResponse>> {
+        while self.end.is_none() && self.waiting.len() < MAX_WAITING {
+            if self.is_over(context) {
+                self.end = Some(Err(over()));
+                break;
+            }
+            let next = match self.questions.poll_next_unpin(context) {
+                Poll::Pending if self.since_ending.is_some() => {
+                    self.end = Some(Err(over()));
+                    break;
+                }
+                next => ready!(next),
+            };
+            let taken = match next {
+                Some(Ok(bytes)) => self.take(bytes),
+                // What a decoder makes of the bytes behind a fault is not what was sent.
+                Some(Err(status)) => Err(status),
+                None => {
+                    self.end = Some(Ok(()));
+                    break;
+                }
+            };
+            if let Some(answered) = &mut self.since_ending {
+                *answered += 1;
+            }
+            match taken {
+                Ok(Some(answer)) => return Poll::Ready(Some(answer)),
+                Ok(None) => {}
+                Err(status) => self.end = Some(Err(status)),
+            }
+        }
+        if self.end.is_some() { Poll::Ready(None) } else { Poll::Pending }
+    }
+}
+
+fn over() -> Status {
+    let why = "the connection ends: what was not answered must not be sent, ask again on another";
+    Status::unavailable(why)
+}
+
+impl Stream for Answers {
+    type Item = Result<pb::StreamCanSendResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.answered >= AT_ONCE {
+            this.answered = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // Those that waited longest come first. A new one among them is looked at once, too.
+        for _ in 0..2 {
+            if !this.waiting.is_empty()
+                && let Poll::Ready(Some(answer)) = this.waiting.poll_next_unpin(context)
+            {
+                this.answered += 1;
+                return Poll::Ready(Some(answer));
+            }
+            let before = this.waiting.len();
+            if let Poll::Ready(Some(answer)) = this.poll_questions(context) {
+                this.answered += 1;
+                return Poll::Ready(Some(Ok(answer)));
+            }
+            if this.waiting.len() == before {
+                break;
+            }
+        }
+        if this.waiting.is_empty()
+            && let Some(end) = this.end.take()
+        {
+            // Whoever asks again is told the same.
+            this.end = Some(Ok(()));
+            return Poll::Ready(end.err().map(Err));
+        }
+        this.answered = 0;
+        Poll::Pending
+    }
+}

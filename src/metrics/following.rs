@@ -1,0 +1,86 @@
+//! What is counted of following a ledger.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+
+use super::{CAUSES, SUBSCRIPTIONS, closed, counter, int_gauge};
+
+/// What is counted of following a ledger.
+#[derive(Debug)]
+pub(super) struct Following {
+    pub(super) gap_repairs: IntCounter,
+    pub(super) resyncs: IntCounterVec,
+    pub(super) forks: IntCounter,
+    pub(super) scrub_mismatches: IntCounter,
+    pub(super) given_back: IntCounter,
+    pub(super) remembered: IntGauge,
+    pub(super) durable: IntGauge,
+    pub(super) unfenced: IntGauge,
+    pub(super) unannounced: IntCounter,
+    pub(super) subscriptions: IntCounterVec,
+}
+
+impl Following {
+    pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            gap_repairs: counter(
+                r,
+                "consent_gap_repairs_total",
+                "Gaps between announcements that were filled from the log.",
+            )?,
+            resyncs: closed(
+                r,
+                "consent_resyncs_total",
+                "Times that the whole table was read anew, by cause.",
+                "cause",
+                &CAUSES,
+            )?,
+            forks: counter(
+                r,
+                "consent_forks_total",
+                "Times that the ledger was found to have lost changes, or to hold others in their \
+                 place.",
+            )?,
+            scrub_mismatches: counter(
+                r,
+                "consent_scrub_mismatches_total",
+                "Pairs that were otherwise in the table than in the ledger at the same revision, \
+                 and were mended.",
+            )?,
+            given_back: counter(
+                r,
+                "consent_denials_given_back_total",
+                "Denials that the ledger had lost and that were recorded again from here.",
+            )?,
+            remembered: int_gauge(
+                r,
+                "consent_remembered_pairs",
+                "Pairs that are denied because the table remembers what the ledger has lost.",
+            )?,
+            durable: int_gauge(
+                r,
+                "consent_ledger_durable",
+                "1 where the ledger writes what it acknowledges to a disk or to replicas; 0 where \
+                 it is in memory alone.",
+            )?,
+            unfenced: int_gauge(
+                r,
+                "consent_ledger_unfenced",
+                "1 where an isolated old primary could go on: it has replicas, and needs none to \
+                 write.",
+            )?,
+            unannounced: counter(
+                r,
+                "consent_unannounced_appends_total",
+                "Appends from here that Redis does not permit to announce: others find them by \
+                 their next poll.",
+            )?,
+            subscriptions: closed(
+                r,
+                "consent_subscriptions_total",
+                "Attempts to subscribe to the ledger's announcements, by what came of them.",
+                "outcome",
+                &SUBSCRIPTIONS,
+            )?,
+        })
+    }
+}
