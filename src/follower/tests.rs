@@ -400,18 +400,18 @@ fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
 fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     let now = moment(1);
     let (mut driver, tasks) = Driver::new(now);
-    let mut pages: Vec<_> = tasks.into_iter().filter_map(page_of).collect();
+    let mut pages: Vec<_> = tasks.iter().filter_map(page_of).collect();
     let mut retries = 0;
     // Every tick asks; all that fail wait for one and the same retry.
     for _ in 0..100 {
         for question in std::mem::take(&mut pages) {
             let tasks = driver.on_page(question, Err(NotRead::Unanswered), now);
             retries += tasks.iter().filter(|task| matches!(task, Task::Again)).count();
-            pages.extend(tasks.into_iter().filter_map(page_of));
+            pages.extend(tasks.iter().filter_map(page_of));
         }
         assert!(pages.is_empty(), "refused at once, and asked again at once");
         for tasks in [driver.on_tick(now), driver.on_missed(now)] {
-            pages.extend(tasks.into_iter().filter_map(page_of));
+            pages.extend(tasks.iter().filter_map(page_of));
         }
         assert_eq!(pages.len(), 1);
     }
@@ -421,9 +421,9 @@ fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     assert!(matches!(driver.on_page(question, Err(NotRead::Missing), now)[..], [Task::Again]));
 }
 
-fn page_of(task: Task) -> Option<PageQuestion> {
+fn page_of(task: &Task) -> Option<PageQuestion> {
     match task {
-        Task::Page(question) => Some(question),
+        Task::Page(question) => Some(*question),
         _ => None,
     }
 }

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use consentd::decision::Reason;
 use consentd::grpc::pb;
-use consentd::metrics::{CAUSES, LIMITS, OUTCOMES, RESETS, SPAN_OUTCOMES, SUBSCRIPTIONS};
+use consentd::metrics::{
+    CAUSES, LIMITS, OUTCOMES, REFUSALS, RESETS, SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS,
+};
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};
 
@@ -106,7 +108,7 @@ impl Scrape {
     /// Nobody's name can be in a label, because each has its few values.
     fn assert_labels_are_known(&self) {
         let reasons = Reason::ALL.map(Reason::name);
-        let causes = [&CAUSES[..], &RESETS].concat();
+        let causes = [&CAUSES[..], &RESETS, &REFUSALS].concat();
         let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
             ("allowed", ["true", "false"].as_slice()),
             ("reason", reasons.as_slice()),
@@ -115,7 +117,7 @@ impl Scrape {
             ("cause", causes.as_slice()),
             ("limit", LIMITS.as_slice()),
         ]);
-        let outcomes = OUTCOMES.iter().chain(&SPAN_OUTCOMES).chain(&SUBSCRIPTIONS);
+        let outcomes = OUTCOMES.iter().chain(&SPAN_OUTCOMES).chain(&SUBSCRIPTIONS).chain(&SAVINGS);
         let outcomes: BTreeSet<_> = outcomes.collect();
         for sample in self.samples.keys() {
             let Some((_, labels)) = sample.split_once('{') else { continue };
