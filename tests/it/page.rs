@@ -238,7 +238,13 @@ async fn without_javascript_it_shows_the_same() {
     // The form has a page of its own, which does not reload under somebody who types.
     assert_eq!(browser.run("return document.getElementById('check').hidden").await, true);
     browser.run("document.querySelector('noscript a').click()").await;
-    assert_eq!(browser.url().await, format!("{}check", page_of(&sidecar)));
+    // A click does not always wait for what comes of it.
+    let form = format!("{}check", page_of(&sidecar));
+    eventually("the form is shown", || async {
+        browser.url().await == form
+            && browser.run("return !!document.querySelector('#check button')").await == true
+    })
+    .await;
     assert_eq!(browser.count("meta[http-equiv=refresh]").await, 0);
     browser.fill("#user_id", "15550000002").await;
     browser.fill("#business_id", "acme").await;

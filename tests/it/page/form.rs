@@ -195,7 +195,10 @@ async fn only_its_own_page_is_answered() {
     let browser = Browser::start().await;
     browser.open(&theirs).await;
     browser.click("button").await;
-    assert_eq!(browser.text("body").await, "a check can be posted by the form on this page alone");
+    // A click does not always wait for what comes of it.
+    let told = "return document.body?.innerText.trim() === \
+                'a check can be posted by the form on this page alone'";
+    eventually("the form's answer is shown", || async { browser.run(told).await == true }).await;
     assert_eq!(browser.url().await, format!("{}check", page_of(&sidecar)));
     browser.complaints().await;
     browser.end().await;
