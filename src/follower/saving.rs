@@ -112,22 +112,26 @@ impl Follower {
         Ok(Start { from: machine.position(), accepted, seen: self.applier.seen(), proven })
     }
 
-    /// Begins to save the table, where it may be and is not being saved already.
-    pub(super) fn begin_saving(&mut self, driver: &Driver, questions: &Questions) {
-        let Some(path) = self.saving.as_ref().map(|saving| saving.path.clone()) else { return };
-        if self.underway.is_some() {
-            return;
-        }
-        let start = match self.start(driver) {
-            Ok(start) => start,
-            Err(why) => return self.metrics.snapshot(why),
-        };
+    /// Sets out to save the table, where it may be: where to, what it begins with, and whether that
+    /// is still wanted.
+    fn set_out(&mut self, driver: &Driver) -> Option<(PathBuf, Start, Arc<AtomicBool>)> {
+        let path = self.saving.as_ref()?.path.clone();
+        let start = self.start(driver).map_err(|why| self.metrics.snapshot(why)).ok()?;
         let goes_on = Arc::new(AtomicBool::new(true));
         self.underway = Some(Underway {
             attempt: driver.machine().attempt(),
             began: clock::boot(),
             goes_on: Arc::clone(&goes_on),
         });
+        Some((path, start, goes_on))
+    }
+
+    /// Begins to save the table, where it may be and is not being saved already.
+    pub(super) fn begin_saving(&mut self, driver: &Driver, questions: &Questions) {
+        if self.underway.is_some() {
+            return;
+        }
+        let Some((path, start, goes_on)) = self.set_out(driver) else { return };
         let table = self.applier.writer().table();
         let written = spawn_blocking(move || {
             saved::write(&path, &start, &table, || goes_on.load(Ordering::Relaxed))
@@ -187,17 +191,7 @@ impl Follower {
 
     /// Saves the table once more, now that nothing changes it.
     pub(super) async fn save_at_the_end(&mut self, driver: &Driver) {
-        let Some(path) = self.saving.as_ref().map(|saving| saving.path.clone()) else { return };
-        let start = match self.start(driver) {
-            Ok(start) => start,
-            Err(why) => return self.metrics.snapshot(why),
-        };
-        let goes_on = Arc::new(AtomicBool::new(true));
-        self.underway = Some(Underway {
-            attempt: driver.machine().attempt(),
-            began: clock::boot(),
-            goes_on: Arc::clone(&goes_on),
-        });
+        let Some((path, start, goes_on)) = self.set_out(driver) else { return };
         let (table, secret) = (self.applier.writer().table(), self.applier.writer().secret());
         let saved = spawn_blocking(move || {
             let goes_on = || goes_on.load(Ordering::Relaxed);
