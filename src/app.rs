@@ -18,7 +18,7 @@ use self::ledger::Engine;
 use crate::admin::{self, Shown};
 use crate::clock;
 use crate::config::{LedgerAddress, Settings};
-use crate::consent::keyword::Keywords;
+use crate::consent::keyword::KeywordBook;
 use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
@@ -100,7 +100,7 @@ impl Sidecar {
             .unzip();
         let base = Routes::new(health, limit)?.watched_by(Watcher::new(tracer));
         let names = settings.names.clone();
-        let keywords = Keywords::new(settings.keywords.clone());
+        let keywords = KeywordBook::new(settings.keywords.clone());
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
         let listeners = listeners.into_iter().map(|Heard { listener, checks, records, tokens }| {
             let mut routes = base.clone();

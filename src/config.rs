@@ -23,7 +23,7 @@ pub use self::ledger::{LedgerAddress, LedgerArgs};
 use self::rules::{names, policy};
 use crate::access;
 use crate::consent::event::PlatformNames;
-use crate::consent::keyword::KeywordLists;
+use crate::consent::keyword::KeywordSettings;
 use crate::decision::Policy;
 use crate::grpc::listen::Address;
 use crate::ledger::{Durability, NotADurability, Retention};
@@ -289,7 +289,7 @@ pub struct Settings {
     /// The names by which a statement may call WhatsApp.
     pub names: PlatformNames,
     /// The keywords.
-    pub keywords: KeywordLists,
+    pub keywords: KeywordSettings,
     /// Threads that serve.
     pub workers: usize,
     /// Connections of each listener.
@@ -382,7 +382,7 @@ impl ServeArgs {
                 self.stale_allow.as_deref(),
             )?,
             names: names(self.platform_names.as_deref())?,
-            keywords: self.keywords.unwrap_or_default().lists()?,
+            keywords: self.keywords.unwrap_or_default().settings()?,
             workers: at_most(MAX_WORKERS, "--workers", self.workers, cpus.min(2))?,
             max_connections: at_most(
                 MAX_CONNECTIONS,

@@ -262,6 +262,8 @@ pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
         applied: outcome.applied,
         opted_out_scope: outcome.opted_out_scope,
         opted_in_category: outcome.opted_in_category,
+        matched_keyword: outcome.matched_keyword,
+        keyword_locale: outcome.keyword_locale,
     }
 }
 

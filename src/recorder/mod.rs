@@ -18,7 +18,7 @@ use self::returned::Acknowledged;
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::keyword::{KeywordBook, Meaning};
 use crate::consent::record::{HistoryEntry, Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
@@ -71,7 +71,7 @@ pub enum Refusal {
 pub struct Recorder {
     ledger: Ledger,
     names: Arc<PlatformNames>,
-    keywords: Arc<Keywords>,
+    keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     acknowledged: Acknowledged,
 }
@@ -93,10 +93,10 @@ impl Recorder {
     pub fn new(
         ledger: Ledger,
         names: PlatformNames,
-        keywords: Keywords,
+        keywords: impl Into<KeywordBook>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (names, keywords) = (Arc::new(names), Arc::new(keywords));
+        let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
         Self { ledger, names, keywords, metrics, acknowledged: Acknowledged::default() }
     }
 
@@ -277,7 +277,10 @@ impl Recorder {
             } else {
                 None
             };
-            let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
+            // A pair is of one business.
+            let business = theirs.first().map_or("", |first| first.event.business_id.as_str());
+            let keywords = self.keywords.of(business);
+            let mut plan = Plan::new(stored, clock, keywords, history.as_ref());
             let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
             let change = plan.into_change(pair.key, &theirs);
             planned.push(((pair, outcomes), change));
@@ -289,7 +292,9 @@ impl Recorder {
         let state = &stored.record.state;
         submissions.iter().any(|submission| match &submission.event.what {
             What::Inbound { text, .. } => {
-                matches!(self.keywords.meaning(text, state), Some(Meaning::Confirm))
+                let keywords = self.keywords.of(&submission.event.business_id);
+                let heard = keywords.meaning(text, state);
+                heard.is_some_and(|heard| heard.meaning == Meaning::Confirm)
             }
             _ => false,
         })

@@ -165,7 +165,7 @@ async fn everything_that_can_happen_can_be_recorded() {
     record("opt-out", &["utility", "--reference", "by phone", "--time", "2h"]);
     assert_eq!(
         record("inbound", &["--text", "Stop!", "--message-id", "wamid.1"]),
-        "recorded, revision 3\n  the text is a keyword: opted out of *\n"
+        "recorded, revision 3\n  the text is the keyword \"stop\": opted out of *\n"
     );
     record("platform", &["stop"]);
     record("platform", &["resume"]);
