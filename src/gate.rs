@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::{BusinessId, UserId};
+use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Class};
 use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use crate::decision_log::{Decided, DecisionLog};
 use crate::metrics::{Metrics, TableGauges};
 use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity};
 
@@ -118,13 +119,21 @@ pub struct Gate {
     policy: Policy,
     bound: Duration,
     metrics: Arc<Metrics>,
+    log: Option<DecisionLog>,
 }
 
 impl Gate {
     /// A gate that denies once the table's last proof is older than `bound`.
     #[must_use]
     pub fn new(table: Table, policy: Policy, bound: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { table, policy, bound, metrics }
+        Self { table, policy, bound, metrics, log: None }
+    }
+
+    /// Logs what it decides from now on.
+    #[must_use]
+    pub fn logging(mut self, log: Option<DecisionLog>) -> Self {
+        self.log = log;
+        self
     }
 
     /// Answers a question from memory.
@@ -133,13 +142,17 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
-        let answer = self.look(question)?;
+        let (pair, category) = read(&self.table.keys(), question).map_err(CheckError::Invalid)?;
+        let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
         self.metrics.decided(answer.decision.reason);
+        if let Some(log) = &self.log {
+            log.put(&decided(pair, category, question.form, &answer, now));
+        }
         Ok(answer)
     }
 
-    /// The same answer for a person who wants to know: it is not counted as a decision, for no
-    /// message hangs on it.
+    /// The same answer for a person who wants to know: it is neither counted nor logged as a
+    /// decision, for no message hangs on it.
     ///
     /// # Errors
     ///
@@ -160,9 +173,20 @@ impl Gate {
         clock: impl FnOnce() -> Moment,
     ) -> Result<Answer, CheckError> {
         let (pair, category) = read(&self.table.keys(), question).map_err(CheckError::Invalid)?;
+        Ok(self.decide_one(pair, category, question.form, clock)?.0)
+    }
+
+    /// Looks one pair up, reads the clock, and decides; gives when that was, too.
+    fn decide_one(
+        &self,
+        pair: Pair,
+        category: Category<'_>,
+        form: Form,
+        clock: impl FnOnce() -> Moment,
+    ) -> Result<(Answer, Moment), CheckError> {
         let (facts, freshness) = self.table.facts(pair, category);
         let judge = Judge::new(self, freshness, clock())?;
-        Ok(judge.answer(facts, category.class, question.form))
+        Ok((judge.answer(facts, category.class, form), judge.now))
     }
 
     /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
@@ -228,12 +252,18 @@ impl Gate {
         let judge = Judge::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.into_iter();
+        let mut looked_up = pairs.iter().zip(&categories);
         for asked in asked {
             each(asked.map(|(class, form)| {
                 let answer = judge.answer(facts.next().unwrap_or(Err(UnreadablePair)), class, form);
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
                     *count += 1;
+                }
+                if let Some(log) = &self.log
+                    && let Some((pair, category)) = looked_up.next()
+                {
+                    log.put(&decided(*pair, *category, form, &answer, judge.now));
                 }
                 answer
             }));
@@ -297,6 +327,16 @@ impl Gate {
         let unreadable = |_| Summary { suppressed: true, ..Summary::default() };
         let summary = summary.unwrap_or_else(unreadable);
         Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
+    }
+
+    /// The key that a pair has in the ledger, by which the decision log names it.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::Invalid`] where the ids are malformed.
+    pub fn key(&self, user_id: &str, business_id: &str) -> Result<Key, CheckError> {
+        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
+        Ok(pair.key())
     }
 
     /// Whether the table was ever loaded. It stays so: an upstream fault must not take every
@@ -391,8 +431,22 @@ fn read<'q>(keys: &Keys, question: &Question<'q>) -> Result<(Pair, Category<'q>)
     }
 }
 
+/// What is logged of an answer.
+fn decided<'q>(
+    pair: Pair,
+    category: Category<'q>,
+    form: Form,
+    answer: &Answer,
+    now: Moment,
+) -> Decided<'q> {
+    let Answer { decision, revision, staleness } = *answer;
+    let (key, reason) = (pair.key(), decision.reason);
+    Decided { key, category, form, reason, revision, staleness, now }
+}
+
 /// What answers that were looked up together have in common.
 struct Judge<'a> {
+    now: Moment,
     policy: &'a Policy,
     clock: Clock,
     proof: Proof,
@@ -411,7 +465,7 @@ impl<'a> Judge<'a> {
         };
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
         let (policy, revision) = (&gate.policy, freshness.revision);
-        Ok(Self { policy, clock, proof, revision, staleness })
+        Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
     fn answer(&self, facts: Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {

@@ -18,6 +18,7 @@
 //! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
+//! | [`decision_log`] | what was decided, as lines of JSON that no check waits for |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`synthetic`] | a table for load tests |
@@ -64,6 +65,7 @@ pub mod clock;
 pub mod config;
 pub mod consent;
 pub mod decision;
+pub mod decision_log;
 pub mod follower;
 pub mod gate;
 pub mod grpc;

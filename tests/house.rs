@@ -83,7 +83,8 @@ fn modules_import_what_the_map_allows() {
         ("synthetic", &["consent"]),
         ("follower", &["consent", "clock", "changes", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "clock", "metrics", "ledger"]),
-        ("gate", &["consent", "clock", "decision", "table", "metrics"]),
+        ("decision_log", &["consent", "clock", "decision", "metrics"]),
+        ("gate", &["consent", "clock", "decision", "decision_log", "table", "metrics"]),
         (
             "grpc",
             &[
@@ -102,7 +103,19 @@ fn modules_import_what_the_map_allows() {
         ),
         ("accept", &["metrics"]),
         ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
-        ("config", &["synthetic", "consent", "decision", "grpc", "ledger", "telemetry", "access"]),
+        (
+            "config",
+            &[
+                "synthetic",
+                "consent",
+                "decision",
+                "decision_log",
+                "grpc",
+                "ledger",
+                "telemetry",
+                "access",
+            ],
+        ),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

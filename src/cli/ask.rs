@@ -167,6 +167,7 @@ pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
     print::line(&format!("WhatsApp stop    {}", answer.platform_stopped))?;
     print::line(&format!("suppressed       {}", answer.suppressed))?;
     print::line(&format!("revision         {}", answer.revision))?;
+    print::line(&format!("pair             {}", print::shown(&answer.pair_key)))?;
     Ok(Verdict::Yes)
 }
 

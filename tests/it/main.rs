@@ -17,6 +17,7 @@ mod browser;
 mod clients;
 mod comfort;
 mod commands;
+mod decision_log;
 mod faults;
 mod fuzz;
 mod histories;
