@@ -3,6 +3,7 @@ use std::fs;
 use std::path::Path;
 
 use super::output::Output;
+use super::writer::LINE;
 use super::*;
 
 fn decided(key: u64, nanos: u64) -> Decided<'static> {
@@ -41,6 +42,7 @@ fn a_line_says_what_was_decided() {
         other.category = Category::parse(category).unwrap();
         let read: serde_json::Value = serde_json::from_str(&line(&other)).unwrap();
         assert_eq!(read["category"], category);
+        assert!(line(&other).len() <= LINE);
         assert_eq!(
             (read["allowed"].as_bool(), read["revision"].as_u64()),
             (Some(true), Some(u64::MAX))

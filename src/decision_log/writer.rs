@@ -17,8 +17,11 @@ use crate::metrics::Metrics;
 /// wakes nobody, which would cost it more than all the rest.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The bytes of lines that are written together.
-pub(super) const TOGETHER: usize = 32 * 1024;
+/// The most bytes of lines that are written together.
+const TOGETHER: usize = 32 * 1024;
+
+/// No line is longer, in bytes: those with the longest topic have some 270.
+pub(super) const LINE: usize = 512;
 
 /// How long a warning keeps others of its kind out of the process' log.
 const QUIET: Duration = Duration::from_mins(1);
@@ -36,7 +39,7 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn new(entries: Receiver<Entry>, output: Output, metrics: Arc<Metrics>) -> Self {
-        let lines = Vec::with_capacity(2 * TOGETHER);
+        let lines = Vec::with_capacity(TOGETHER);
         Self { entries, output, metrics, lines, waiting: 0, failing: None }
     }
 
@@ -61,7 +64,7 @@ impl Writer {
             let Ok(entry) = self.entries.try_recv() else { return taken };
             entry.write(&mut self.lines);
             self.waiting += 1;
-            if self.lines.len() >= TOGETHER {
+            if self.lines.len() > TOGETHER - LINE {
                 self.write();
             }
         }

@@ -178,7 +178,8 @@ async fn files_are_begun_anew_and_the_last_ones_kept() {
         assert!(fs::metadata(&file).unwrap().len() <= 64 * 1024, "{name}");
         logged += lines(&file).len();
     }
-    assert!((500..1_500).contains(&logged), "{logged}");
+    // Two full files, of more than half of the size, and what the third has.
+    assert!((320..1_100).contains(&logged), "{logged}");
     assert!(!folder.path().join("decisions.ndjson.3").exists());
 }
 
