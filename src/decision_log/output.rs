@@ -64,12 +64,7 @@ impl Output {
 
     /// Writes lines; where that fails, gives the bytes of those that were written.
     fn try_write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        self.look().map_err(|error| (0, error))?;
-        self.make_room(lines.len()).map_err(|error| (0, error))?;
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => open(&self.target).map_err(|error| (0, error))?,
-        };
+        let mut open = self.with_room(lines.len()).map_err(|error| (0, error))?;
         if std::mem::take(&mut self.torn) && write_all(&mut open.file, b"\n").1.is_some() {
             self.torn = true;
         }
@@ -85,6 +80,20 @@ impl Output {
         Ok(())
     }
 
+    /// What these bytes can be written to.
+    fn with_room(&mut self, more: usize) -> io::Result<Open> {
+        self.look()?;
+        if self.open.is_none() {
+            // It may be full already.
+            self.open = Some(open(&self.target)?);
+        }
+        self.make_room(more)?;
+        match self.open.take() {
+            Some(open) => Ok(open),
+            None => open(&self.target),
+        }
+    }
+
     /// Goes on in a new file where somebody has moved the old one, and learns its size where
     /// somebody has cut it.
     fn look(&mut self) -> io::Result<()> {
@@ -98,11 +107,8 @@ impl Output {
         self.looked = now;
         let ours = open.file.metadata()?;
         open.size = Some(ours.len());
-        match fs::metadata(path) {
-            Ok(named) if is_same(&named, &ours) => {}
-            Ok(_) => self.open = None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open = None,
-            Err(error) => return Err(error),
+        if !is_named(path, &ours)? {
+            self.open = None;
         }
         Ok(())
     }
@@ -115,6 +121,12 @@ impl Output {
         if size.saturating_add(bytes(more)) <= self.max_size {
             return Ok(());
         }
+        // One that was moved away meanwhile is in nobody's way.
+        let is_ours = is_named(path, &open.file.metadata()?)?;
+        self.open = None;
+        if !is_ours {
+            return Ok(());
+        }
         if self.keep == 0 {
             fs::remove_file(path)?;
         } else {
@@ -123,7 +135,6 @@ impl Output {
             }
             rename(path, &older(path, 1))?;
         }
-        self.open = None;
         Ok(())
     }
 }
@@ -177,8 +188,13 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
+/// Whether a path still names our file.
+fn is_named(path: &Path, ours: &Metadata) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn lines_in(bytes: &[u8]) -> usize {

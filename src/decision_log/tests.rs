@@ -105,6 +105,21 @@ fn a_full_file_makes_room_for_another() {
 }
 
 #[test]
+fn a_full_file_that_was_moved_away_moves_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut output = Output::new(Target::File(path.clone()), 6, 2).unwrap();
+    for line in ["10\n", "11\n", "12\n", "13\n"] {
+        assert_eq!(output.write(line.as_bytes()).0, 1);
+    }
+    fs::rename(&path, folder.path().join("moved")).unwrap();
+    assert_eq!(output.write(b"14\n").0, 1);
+    let of = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!((&*of("log.1"), &*of("moved"), &*of("log")), ("10\n11\n", "12\n13\n", "14\n"));
+    assert!(!folder.path().join("log.2").exists());
+}
+
+#[test]
 fn what_cannot_be_written_is_told_and_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in/log");
@@ -116,8 +131,10 @@ fn what_cannot_be_written_is_told_and_tried_again() {
     // Where the next file cannot be begun, this one does not grow.
     fs::create_dir(folder.path().join("in/log.1")).unwrap();
     fs::write(folder.path().join("in/log.1/x"), "").unwrap();
-    let (written, failed) = output.write(b"3\n4\n5\n6\n");
-    assert_eq!((written, failed.is_some()), (0, true));
+    for _ in 0..3 {
+        let (written, failed) = output.write(b"3\n4\n5\n6\n");
+        assert_eq!((written, failed.is_some()), (0, true));
+    }
     assert_eq!(fs::read(&path).unwrap(), b"1\n2\n");
     fs::remove_dir_all(folder.path().join("in/log.1")).unwrap();
     assert_eq!(output.write(b"7\n8\n9\n0\n").0, 4);
