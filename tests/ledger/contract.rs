@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use consentd::consent::id::{BusinessId, UserId};
-use consentd::ledger::{MAX_APPEND, Tail, Version};
+use consentd::ledger::{Cursor, MAX_APPEND, Tail, Version};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
@@ -302,12 +302,13 @@ async fn all_that_was_recorded_is_listed_once_each_pairs_in_its_order() {
                 append(ledger, key(pair), inbound(&format!("{round}"))).await;
             }
         }
-        let (mut from, mut all) = (0, Vec::new());
+        let (mut from, mut all) = (Cursor::default(), Vec::new());
         loop {
+            let after = from.after;
             let page = ledger.events_after(from).await.unwrap();
             all.extend(page.entries);
             let Some(next) = page.next else { break };
-            assert!(next > from);
+            assert!(next.after > after);
             from = next;
         }
         assert_eq!(all.len(), usize::try_from(3 * PAIRS).unwrap());
