@@ -5,7 +5,6 @@
 //! recorded later was not known.
 
 #[cfg(test)]
-#[path = "proof_tests.rs"]
 mod tests;
 
 use std::collections::BTreeSet;
@@ -20,7 +19,7 @@ use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{CAP, Form, Policy, Proof, Reason, decide};
 
 /// An event of a pair's history that is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
     /// Its number among all that the history ever had, from 1.
     pub number: u64,
@@ -80,7 +79,7 @@ pub struct Answer<'a> {
 }
 
 /// What would have been answered about one form of message.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Said<'a> {
     /// Why it was allowed or denied.
     pub reason: Reason,

@@ -159,14 +159,17 @@ impl Shown<'_> {
         }
         lines.extend(self.unknown());
         lines.push(String::new());
-        lines.push("what CanSend would have answered:".to_owned());
+        lines.push("what CanSend would have answered, from a sidecar that was current:".to_owned());
         for scope in categories {
             let Some(category) = scope.category() else { continue };
             let answer = self.past.answer(category, self.policy);
             lines.push(format!("  {category}"));
-            for (form, said) in [("template ", &answer.template), ("free-form", &answer.free_form)]
-            {
-                lines.extend(self.said(form, said));
+            let (template, free_form) = (&answer.template, &answer.free_form);
+            if template == free_form {
+                lines.extend(self.said("both     ", template));
+            } else {
+                lines.extend(self.said("template ", template));
+                lines.extend(self.said("free-form", free_form));
             }
         }
         lines.push(String::new());

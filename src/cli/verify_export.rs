@@ -83,6 +83,9 @@ pub(super) async fn verify_export(args: VerifyExportArgs) -> anyhow::Result<Verd
     if sent != tally.checked {
         bail!("{} of {sent} lines were answered: run it again", tally.checked);
     }
+    if sent == 0 {
+        bail!("{} has no event: nothing was checked", input.display());
+    }
     tally.tell(client.json)
 }
 
@@ -167,7 +170,7 @@ impl Tally {
                     self.checked
                 ),
                 wrong => format!(
-                    "{} events checked: {wrong} are NOT as they were exported{gone}",
+                    "{wrong} of {} events are NOT as they were exported{gone}",
                     self.checked
                 ),
             })?;

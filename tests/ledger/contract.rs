@@ -103,8 +103,11 @@ async fn histories_keep_their_order_and_their_words() {
         // Another pair shares a statement, and is between no others' entries.
         append(ledger, key(2), opt_in(&long)).await;
         let history = ledger.history(key(1)).await.unwrap();
-        assert_eq!(history.entries, expected);
         assert!(history.intact);
+        let numbers: Vec<_> = history.entries.iter().map(|(at, _)| at.number).collect();
+        assert_eq!(numbers, (1..=history.record.history_len).collect::<Vec<_>>());
+        let entries = history.entries.into_iter().map(|(at, entry)| (at.revision, entry));
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
         let other = ledger.history(key(2)).await.unwrap();
         assert!(
             other.intact && other.entries.len() == 1 && other.entries[0].1.what == opt_in(&long)
@@ -148,7 +151,7 @@ async fn sixteen_at_once_lose_nothing() {
                 .map(|(_, revision, name)| (*revision, inbound(name)))
                 .collect();
             mine.sort_by_key(|(revision, _)| *revision);
-            let there = history.entries.into_iter().map(|(revision, entry)| (revision, entry.what));
+            let there = history.entries.into_iter().map(|(at, entry)| (at.revision, entry.what));
             assert_eq!(there.collect::<Vec<_>>(), mine);
         }
         open.close().await;

@@ -1,3 +1,5 @@
+//! Histories replayed at moments.
+
 use proptest::prelude::*;
 
 use super::*;
