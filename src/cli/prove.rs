@@ -285,7 +285,7 @@ impl Shown<'_> {
             .collect();
         let chain: Value =
             serde_json::from_slice(&Json::new("ChainCheck")?.with_defaults(&self.today.chain)?)?;
-        let last = self.past.known.last();
+        let newest = self.past.known.last();
         let unknown = &self.past.unknown;
         Ok(json!({
             "userId": user,
@@ -306,8 +306,8 @@ impl Shown<'_> {
             },
             "answers": answers,
             "chainThen": {
-                "number": last.map(|event| event.number),
-                "head": last.map(|event| print::hex(&event.head)),
+                "number": newest.map(|event| event.number),
+                "head": newest.map(|event| print::hex(&event.head)),
             },
             "chain": chain,
         }))

@@ -165,12 +165,15 @@ impl Tally {
                 gone => format!(" ({gone} gone by retention since; their chains hold)"),
             };
             print::line(&match wrong {
+                0 if self.checked == 1 => {
+                    format!("1 event checked: today's history extends what was exported{gone}")
+                }
                 0 => format!(
                     "{} events checked: today's histories extend what was exported{gone}",
                     self.checked
                 ),
                 wrong => format!(
-                    "{wrong} of {} events are NOT as they were exported{gone}",
+                    "{wrong} of {} events checked are NOT as they were exported{gone}",
                     self.checked
                 ),
             })?;

@@ -364,7 +364,7 @@ pub(super) fn chain(history: &History) -> pb::ChainCheck {
 }
 
 /// An opt-in that lapses or waits, and the event that gave it.
-pub(super) fn due(due: Due, by: HistoryEntry) -> pb::ListDueOptInsResponse {
+pub(super) fn due(due: &Due, by: HistoryEntry) -> pb::ListDueOptInsResponse {
     pb::ListDueOptInsResponse {
         user_id: by.user_id,
         business_id: by.business_id,

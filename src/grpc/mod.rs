@@ -35,7 +35,14 @@ pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
 pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
-#[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    rustdoc::all,
+    clippy::pedantic,
+    clippy::large_enum_variant,
+    reason = "generated"
+)]
 pub mod pb {
     tonic::include_proto!("consent.v1");
 }

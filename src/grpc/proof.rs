@@ -184,7 +184,7 @@ impl RecordService {
                 let due = recorder.due(bucket, &wanted).await;
                 let mut due = due.map_err(|refusal| refused(&refusal))?;
                 due.retain(|(_, entry)| business_id.is_empty() || entry.business_id == business_id);
-                Ok(stream::iter(due.into_iter().map(|(due, by)| Ok(convert::due(due, by)))))
+                Ok(stream::iter(due.into_iter().map(|(due, by)| Ok(convert::due(&due, by)))))
             }
         });
         Ok(Box::pin(found.try_flatten()))
