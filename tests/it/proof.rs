@@ -1,6 +1,8 @@
 //! What can be shown of the past: histories and their chains, moments, exports, one user, opt-ins
 //! that lapse. On both ledgers.
 
+mod gathered;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,18 +108,12 @@ impl Home {
 
 type What = pb::consent_event::What;
 
-fn lapsing(category: &str, within: Duration) -> What {
-    let What::OptIn(mut opt_in) = opt_in(category) else { unreachable!() };
-    opt_in.expire_time = Some((std::time::SystemTime::now() + within).into());
-    What::OptIn(opt_in)
-}
-
 fn letter(scope: &str) -> What {
     What::OptOut(pb::OptOut { scope: scope.into(), reference: "letter".into() })
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 fn replaced(bytes: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
@@ -395,102 +391,6 @@ async fn a_proof_of_a_moment_knows_what_was_recorded_by_then() {
             let (code, _, error) = home.run(&[&pair[..], &[flag, value]].concat());
             assert!(code == 2 && error.contains(part), "{flag} {value}: {error}");
         }
-    }
-}
-
-#[tokio::test]
-async fn everything_about_one_user_is_found_over_all_businesses_in_every_notation() {
-    for home in Home::both().await {
-        home.record("5215512345678", "acme", 3 * DAY, opt_in("marketing")).await;
-        home.record("+52 55 1234 5678", "Acme", 2 * DAY, letter("*")).await;
-        home.record("5215512345678", "shop", 2 * DAY, inbound("")).await;
-        home.record("5215512345679", "acme", DAY, opt_in("utility")).await;
-        home.record("5215512345679", "other", DAY, opt_in("utility")).await;
-        let text = home.told(0, &["subject", "525512345678"]);
-        for part in [
-            "acme: opted in to marketing; opted out of nothing; last wrote never\n",
-            "\"Yes to messages from Acme on WhatsApp\"",
-            "Acme: opted in to nothing; opted out of *; last wrote never\n",
-            "shop: opted in to nothing; opted out of nothing; last wrote 2",
-            "3 businesses have something about this user\n",
-        ] {
-            assert!(text.contains(part), "{text}\nhas no {part:?}");
-        }
-        assert!(!text.contains("other") && !text.contains("5679"), "{text}");
-        let json = home.json(0, &["subject", "525512345678"]);
-        let pairs: Vec<_> =
-            json.iter().filter_map(|line| line["pair"]["businessId"].as_str()).collect();
-        assert_eq!(pairs, ["Acme", "acme", "shop"]);
-        let events = json.iter().filter(|line| line["listed"].get("event").is_some()).count();
-        let checked = json.iter().filter(|line| line["listed"].get("chain").is_some()).count();
-        assert_eq!((events, checked), (3, 3));
-        let nobody = home.told(0, &["subject", "US.1"]);
-        assert_eq!(nobody, "no business of this ledger has anything about this user\n");
-        assert!(home.run(&["subject", "+"]).2.contains("user_id: "));
-        assert!(home.run(&["subject", "1", "--business", "a\tb"]).2.contains("business_ids: "));
-    }
-}
-
-#[tokio::test]
-async fn a_user_whose_events_are_all_gone_is_found_by_the_record() {
-    let home = Home::redis().await;
-    home.record("US.1", "acme", DAY, inbound("")).await;
-    for (hash, field, value) in home.entries() {
-        let digest = Sha256::digest(&value[9..]);
-        home.put(&hash, &field, &[&value[..8], &[2], &digest[..]].concat());
-    }
-    let found = |flags: &[&str]| home.told(0, &[&["subject", "US.1"], flags].concat());
-    // Nothing names the business any more, but who asks may.
-    assert!(found(&[]).starts_with("no business"), "{}", found(&[]));
-    let part = "chain checked: intact, 1 event: 0 kept, 1 gone by retention";
-    assert!(found(&["--business", "acme", "--business", "none"]).contains(part));
-    // Somebody else's event names it.
-    home.record("US.2", "acme", DAY, opt_in("marketing")).await;
-    assert!(found(&[]).contains(part), "{}", found(&[]));
-}
-
-#[tokio::test]
-async fn opt_ins_that_lapse_are_listed_while_they_stand() {
-    for home in Home::both().await {
-        home.record("US.soon", "acme", DAY, lapsing("marketing", 10 * DAY)).await;
-        home.record("+1 555 012 3456", "shop, \"the\"", DAY, lapsing("utility.a", 20 * DAY)).await;
-        home.record("US.later", "acme", DAY, lapsing("marketing", 40 * DAY)).await;
-        home.record("US.never", "acme", DAY, opt_in("marketing")).await;
-        home.record("US.out", "acme", 2 * DAY, lapsing("marketing", 10 * DAY)).await;
-        home.record("US.out", "acme", DAY, letter("marketing")).await;
-        home.record("US.renewed", "acme", 2 * DAY, lapsing("marketing.b", 10 * DAY)).await;
-        home.record("US.renewed", "acme", DAY, opt_in("marketing")).await;
-        let What::OptIn(mut pending) = opt_in("utility") else { unreachable!() };
-        pending.pending = true;
-        home.record("US.waits", "acme", DAY, What::OptIn(pending)).await;
-        let mut past = lapsing("service", Duration::ZERO);
-        if let What::OptIn(opt_in) = &mut past {
-            opt_in.expire_time = Some(ago(DAY));
-        }
-        home.record("US.lapsed", "acme", 2 * DAY, past).await;
-
-        let rows = |flags: &[&str]| {
-            let text = home.told(0, &[&["due"], flags].concat());
-            let mut reader = csv::Reader::from_reader(text.as_bytes());
-            let mut rows: Vec<Vec<String>> = reader
-                .records()
-                .map(|row| row.unwrap().iter().map(str::to_owned).collect())
-                .collect();
-            rows.sort();
-            let short = |row: &Vec<String>| format!("{}|{}|{}|{}", row[0], row[1], row[2], row[5]);
-            rows.iter().map(short).collect::<Vec<_>>()
-        };
-        let (soon, shop) =
-            ("US.soon|acme|marketing|opted_in", "+1 555 012 3456|shop, \"the\"|utility.a|opted_in");
-        assert_eq!(rows(&[]), [shop, soon]);
-        assert_eq!(rows(&["--within", "15d"]), [soon]);
-        assert_eq!(rows(&["--within", "60d", "--business", "shop, \"the\""]), [shop]);
-        assert_eq!(rows(&["--within", "1h", "--pending"]), ["US.waits|acme|utility|pending"]);
-        assert_eq!(rows(&["--lapsed"]), ["US.lapsed|acme|service|lapsed"]);
-        assert_eq!(rows(&["--lapsed", "--within", "1h"]), Vec::<String>::new());
-        let json = home.json(0, &["due", "--within", "15d"]);
-        assert_eq!((json.len(), &json[0]["userId"]), (1, &"US.soon".into()));
-        assert_eq!(json[0]["category"], "marketing");
     }
 }
 
