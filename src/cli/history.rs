@@ -23,7 +23,7 @@ pub(super) struct HistoryArgs {
 }
 
 /// What a history whose chain does not match is answered behind all that is there.
-pub(super) fn broken() -> anyhow::Error {
+pub(super) fn is_broken() -> anyhow::Error {
     anyhow!(
         "the chain does NOT match: entries were changed, added or removed outside consentd\n  what \
          is shown above is what the ledger holds now, and proves nothing; `consentd ledger verify` \
@@ -40,13 +40,17 @@ pub(super) async fn history(args: HistoryArgs) -> anyhow::Result<Verdict> {
     let explain = |status: tonic::Status| client.explain(&status);
     let answer = RecordServiceClient::new(channel).list_events(request).await;
     let mut entries = answer.map_err(explain)?.into_inner();
+    let mut broken = false;
     loop {
         let entry = match entries.message().await {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Verdict::Yes),
-            Err(status) if status.code() == tonic::Code::DataLoss => return Err(broken()),
+            Err(status) if status.code() == tonic::Code::DataLoss && broken => {
+                return Err(is_broken());
+            }
             Err(status) => return Err(explain(status)),
         };
+        broken |= entry.chain.as_ref().is_some_and(|chain| !chain.intact);
         if client.json {
             print::json("ListEventsResponse", &entry)?;
         } else {

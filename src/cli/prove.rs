@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
-use super::history::broken;
+use super::history::is_broken;
 use super::print::{self, Json, rfc3339};
 use crate::clock;
 use crate::config::PolicyArgs;
@@ -94,7 +94,7 @@ pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
             print::line(&line)?;
         }
     }
-    if today.chain.intact { Ok(Verdict::Yes) } else { Err(broken()) }
+    if today.chain.intact { Ok(Verdict::Yes) } else { Err(is_broken()) }
 }
 
 async fn read(args: &ProveArgs) -> anyhow::Result<Today> {

@@ -7,7 +7,7 @@ use tonic::Request;
 
 use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
-use super::history::{self, broken};
+use super::history::{self, is_broken};
 use super::print::{self, Json, shown};
 use crate::grpc::pb;
 use crate::grpc::pb::list_user_events_response::What;
@@ -37,15 +37,23 @@ pub(super) async fn subject(args: SubjectArgs) -> anyhow::Result<Verdict> {
     let answers = RecordServiceClient::new(channel).list_user_events(request).await;
     let mut answers = answers.map_err(explain)?.into_inner();
     let json = client.json.then(|| Json::new("ListUserEventsResponse")).transpose()?;
-    let mut pairs = 0_u64;
+    let (mut pairs, mut broken) = (0_u64, false);
     loop {
         let answer = match answers.message().await {
             Ok(Some(answer)) => answer,
             Ok(None) => break,
-            Err(status) if status.code() == tonic::Code::DataLoss => return Err(broken()),
+            Err(status) if status.code() == tonic::Code::DataLoss && broken => {
+                return Err(is_broken());
+            }
             Err(status) => return Err(explain(status)),
         };
-        pairs += u64::from(matches!(answer.what, Some(What::Pair(_))));
+        match &answer.what {
+            Some(What::Listed(pb::ListEventsResponse { chain: Some(chain), .. })) => {
+                broken |= !chain.intact;
+            }
+            Some(What::Pair(_)) => pairs += 1,
+            _ => {}
+        }
         let line = match &json {
             Some(json) => String::from_utf8(json.without_defaults(&answer)?)?,
             None => in_words(&answer, pairs),
