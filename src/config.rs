@@ -22,6 +22,7 @@ use self::decision_log::with_decision_log_args;
 pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
+pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
 use crate::access;
 use crate::consent::event::PlatformNames;

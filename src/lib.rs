@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`consent`] | the nouns, and how events make a pair's record; pure |
 //! | [`decision`] | may it be sent: the rules' nine rows; pure |
+//! | [`proof`] | what was known at a moment, and would have been answered; pure |
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
 //! | [`changes`] | what changes in it, told to whoever watches |
 //! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
@@ -71,6 +72,7 @@ pub mod gate;
 pub mod grpc;
 pub mod ledger;
 pub mod metrics;
+pub mod proof;
 pub mod recorder;
 pub mod synthetic;
 pub mod table;

@@ -75,6 +75,7 @@ fn modules_import_what_the_map_allows() {
         ("clock", &["consent"]),
         ("access", &[]),
         ("decision", &["consent"]),
+        ("proof", &["consent", "decision"]),
         ("metrics", &["decision"]),
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
@@ -230,7 +231,7 @@ fn the_readme_lists_every_reason_and_call() {
             service.methods().map(|method| method.name().to_owned()).collect::<Vec<_>>()
         })
         .collect();
-    assert_eq!(methods.len(), 12);
+    assert_eq!(methods.len(), 15);
     for method in &methods {
         assert!(calls.contains(method.as_str()), "{method}");
     }

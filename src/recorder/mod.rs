@@ -4,17 +4,21 @@
 //! record with the revision of the one that it read. Where another recorder came first, it starts
 //! from that one's record, by the clock that it read the first time.
 
+mod due;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod returned;
+mod subject;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::due::{Found, Wanted};
 use self::plan::Plan;
 use self::returned::Acknowledged;
+pub use self::subject::{MAX_BUSINESSES, UserPair, UserPairs};
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
@@ -23,7 +27,7 @@ use crate::consent::record::{HistoryEntry, Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
+    Appended, Change, Cursor, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
     UnreadableRecord,
 };
 use crate::metrics::Metrics;
@@ -58,6 +62,9 @@ pub enum Refusal {
     /// The pair's record must not be rewritten.
     #[error(transparent)]
     Unreadable(#[from] UnreadableRecord),
+    /// The ledger has more businesses than are looked at.
+    #[error("the ledger has more than {MAX_BUSINESSES} businesses, the most that are looked at")]
+    TooManyBusinesses,
     /// Too many others wrote to the same pair at the same time.
     #[error("too many events of this user at once; try again")]
     Contended,
@@ -143,13 +150,13 @@ impl Recorder {
         Ok(self.ledger.history(key).await?)
     }
 
-    /// What was recorded of all pairs behind a revision: see [`Ledger::events_after`].
+    /// What was recorded of all pairs: see [`Ledger::events_after`].
     ///
     /// # Errors
     ///
     /// [`Refusal`] where the ledger cannot be read.
-    pub async fn events_after(&self, revision: Revision) -> Result<Events, Refusal> {
-        Ok(self.ledger.events_after(revision).await?)
+    pub async fn events_after(&self, cursor: Cursor) -> Result<Events, Refusal> {
+        Ok(self.ledger.events_after(cursor).await?)
     }
 
     /// Which ledger this records in, and where that ends.
@@ -268,6 +275,11 @@ impl Recorder {
             // Only a confirmation needs to know in which words the opt-in was given.
             let history = if self.confirms(&theirs, stored) {
                 match self.ledger.history(pair.key).await {
+                    Ok(History { unreadable: 1.., .. }) => {
+                        let damaged = LedgerError::Damaged("a history entry");
+                        fail(results, &[&pair], &damaged.into());
+                        continue;
+                    }
                     Ok(history) => Some(history),
                     Err(error) => {
                         fail(results, &[&pair], &error.into());

@@ -7,7 +7,7 @@ use crate::consent::record::Outcome;
 use crate::consent::scope::Scope;
 use crate::consent::state::{Said, State};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Stored, Update, Version};
+use crate::ledger::{Change, History, Place, Stored, Update, Version};
 
 const NOW: i64 = 1_750_000_000_000;
 const MINUTE: i64 = 60_000;
@@ -27,7 +27,7 @@ impl Pair {
     fn new() -> Self {
         Self {
             stored: Stored::default(),
-            history: History { entries: Vec::new(), intact: true },
+            history: History::default(),
             keywords: Keywords::new(KeywordLists::default()),
         }
     }
@@ -43,7 +43,8 @@ impl Pair {
         if let Some(Update { record, history, .. }) = update {
             let revision = base.revision + 1;
             self.stored = Stored { version: Version { revision, mark: 0 }, record };
-            self.history.entries.extend(history.into_iter().map(|entry| (revision, entry)));
+            let place = Place { revision, number: 0, head: [0; 32] };
+            self.history.entries.extend(history.into_iter().map(|entry| (place, entry)));
         }
         if outcome.revision == 0 {
             outcome.revision = self.stored.version.revision;

@@ -120,6 +120,8 @@ async fn what_was_recorded_survives_a_restart_with_its_words() {
     };
     assert_eq!(said.evidence.unwrap().statement, "Yes to messages from Acme on WhatsApp");
     assert!(entries.message().await.unwrap().is_some());
+    let checked = entries.message().await.unwrap().unwrap().chain.unwrap();
+    assert!(checked.intact && checked.event_count == 2 && checked.kept_count == 2);
     assert_eq!(entries.message().await.unwrap(), None);
 }
 

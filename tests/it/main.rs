@@ -31,6 +31,7 @@ mod mistakes;
 mod model;
 mod operators;
 mod page;
+mod proof;
 mod rng;
 mod shutdown;
 mod sidecar;
