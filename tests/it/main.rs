@@ -23,6 +23,7 @@ mod fuzz;
 mod histories;
 mod import;
 mod killed;
+mod linked;
 mod listeners;
 mod loadtest;
 mod malformed;
