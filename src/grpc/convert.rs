@@ -6,7 +6,7 @@ use super::pb;
 use crate::consent::Violation;
 use crate::consent::due::Due;
 use crate::consent::event::{Event, Evidence, Method, What};
-use crate::consent::id::{BusinessId, UserId};
+use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::{HistoryEntry, Outcome};
 use crate::consent::scope::{Category, Scope};
 use crate::consent::time::Timestamp;
@@ -255,6 +255,11 @@ const fn method_on_wire(method: Method) -> pb::OptInMethod {
         Method::InPerson => pb::OptInMethod::InPerson,
         Method::WhatsappSignup => pb::OptInMethod::WhatsappSignup,
     }
+}
+
+/// A pair's key as hexadecimal digits, as the decision log has it.
+pub(super) fn key(key: Key) -> String {
+    format!("{:032x}", u128::from_be_bytes(key.to_bytes()))
 }
 
 /// What came of an event, on the wire.
