@@ -42,7 +42,7 @@ pub(super) fn form(form: i32) -> Result<Form, Violation> {
     }
 }
 
-/// A pair's key as people and logs write it.
+/// A pair's key as hexadecimal digits, as the decision log has it.
 pub(super) fn pair_key(key: Key) -> String {
     format!("{:032x}", u128::from_be_bytes(key.to_bytes()))
 }

@@ -108,7 +108,7 @@ impl World {
                 Some(begun) => {
                     let cut = saver.random.index(SHARDS + 1);
                     let hash = saver.random.bytes();
-                    if let Some(file) = self.finish_saving(begun, cut, hash) {
+                    if let Some(file) = self.finish_saving(&begun, cut, hash) {
                         saver.file = Some(file);
                     }
                 }
@@ -136,7 +136,7 @@ impl World {
     }
 
     /// The shards before `cut` are as they were when it was begun, the others as they are now.
-    fn finish_saving(&mut self, begun: Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
+    fn finish_saving(&mut self, begun: &Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
         let moment = self.moment();
         let accepted = self.sidecar.may_save(moment)?;
         let machine = self.sidecar.driver().machine();
