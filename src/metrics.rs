@@ -5,6 +5,7 @@
 mod following;
 mod snapshots;
 mod watching;
+mod webhook;
 
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
 use self::watching::Watching;
+use self::webhook::Webhooks;
+pub use self::webhook::{PASSED, UPDATES};
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
@@ -42,8 +45,8 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 6] =
-    ["accept", "admin", "connections", "handshake", "in_flight", "watchers"];
+pub const LIMITS: [&str; 7] =
+    ["accept", "admin", "connections", "handshake", "in_flight", "watchers", "webhook"];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
@@ -64,6 +67,7 @@ pub struct Metrics {
     following: Following,
     watching: Watching,
     snapshots: Snapshots,
+    webhooks: Webhooks,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -146,6 +150,7 @@ impl Metrics {
             following: Following::new(r)?,
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
+            webhooks: Webhooks::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
