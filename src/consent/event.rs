@@ -6,6 +6,7 @@ use caseless::Caseless;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Violation;
+use super::id::UserId;
 use super::scope::Scope;
 use super::state::{Effect, Pending, Word};
 use super::time::Timestamp;
@@ -28,6 +29,9 @@ pub const CODE_WINDOW_CLOSED: i32 = 131_047;
 pub const CODE_FREQUENCY_CAPPED: i32 = 131_049;
 /// WhatsApp's code for a marketing message refused because the user stopped them.
 pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
+
+/// The field of a link that names the other id.
+pub const OTHER_USER_ID: &str = "link.other_user_id";
 
 /// How an opt-in was obtained.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -108,6 +112,13 @@ pub enum What {
         /// Why.
         reference: String,
     },
+    /// Another id of the same person: what is denied under either is denied under both.
+    Link {
+        /// The other id, as written.
+        other_user_id: String,
+        /// Whether the person left the event's own id for it, as by changing the number.
+        moved: bool,
+    },
 }
 
 /// One thing that happened, as a caller tells it.
@@ -131,7 +142,12 @@ impl What {
             Self::OptOut { .. } | Self::Failure { code: CODE_PLATFORM_STOPPED } => true,
             Self::Platform { stopped } => *stopped,
             Self::Suppression { suppressed, .. } => *suppressed,
-            Self::OptIn { .. } | Self::Inbound { .. } | Self::Failure { .. } => false,
+            // A link withdraws nothing itself; what it makes hold under the other id is events of
+            // their own there.
+            Self::OptIn { .. }
+            | Self::Inbound { .. }
+            | Self::Failure { .. }
+            | Self::Link { .. } => false,
         }
     }
 
@@ -164,6 +180,8 @@ impl What {
             Self::Suppression { suppressed, .. } => {
                 vec![Effect::Suppression { time, suppressed: *suppressed }]
             }
+            // It is in the pair's record beside the state.
+            Self::Link { .. } => Vec::new(),
         }
     }
 
@@ -211,6 +229,11 @@ impl What {
                 put(b"suppression");
                 put(&[u8::from(*suppressed)]);
             }
+            Self::Link { other_user_id, moved } => {
+                put(b"link");
+                put(other_user_id.as_bytes());
+                put(&[u8::from(*moved)]);
+            }
         }
         bytes
     }
@@ -235,6 +258,10 @@ impl What {
                 "delivery_failure.code",
                 "required: WhatsApp's error code, such as 131047",
             )),
+            Self::Link { other_user_id, .. } => {
+                let wrong = UserId::parse(other_user_id).err();
+                found.extend(wrong.map(|why| Violation::new(OTHER_USER_ID, why.description)));
+            }
             Self::Failure { .. } | Self::Platform { .. } => {}
         }
         found
@@ -414,5 +441,8 @@ mod tests {
         assert_eq!(found.len(), 1, "a blank name must not fit everything");
         let zero = What::Failure { code: 0 }.violations(&names);
         assert_eq!(zero[0].field, "delivery_failure.code");
+        let link = |other: &str| What::Link { other_user_id: other.into(), moved: false };
+        assert_eq!(link("").violations(&names)[0].field, OTHER_USER_ID);
+        assert_eq!(link("US.1349").violations(&names), []);
     }
 }

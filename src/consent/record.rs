@@ -7,7 +7,10 @@ use super::state::State;
 use super::time::Timestamp;
 
 /// The newest format of records that this version reads and writes.
-pub const FORMAT: u32 = 1;
+///
+/// 2 has links; a record without any is still written as 1, so that versions before it may rewrite
+/// it, and one with them never loses them to such a version.
+pub const FORMAT: u32 = 2;
 
 /// How many request ids a pair remembers.
 pub const MAX_REQUESTS: usize = 8;
@@ -29,6 +32,19 @@ pub struct Record {
     pub chain: ChainHead,
     /// The last requests, oldest first.
     pub requests: Vec<Request>,
+    /// The person's other ids at this business, oldest first: denials hold under them as well.
+    pub links: Vec<Link>,
+}
+
+/// Another id of a pair's user, at the same business.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// The other id, as written.
+    pub user_id: String,
+    /// When it was said that they are of one person.
+    pub time: Timestamp,
+    /// Whether the person left this pair's own id for it, as by changing the number.
+    pub moved: bool,
 }
 
 /// A request that a pair remembers, so that a retry changes nothing.
@@ -69,6 +85,22 @@ impl Record {
             self.requests.remove(0);
         }
         self.requests.push(request);
+    }
+
+    /// Adds another id of the same person, unless it is known as written here; tells whether that
+    /// changed anything.
+    pub fn link(&mut self, link: Link) -> bool {
+        match self.links.iter_mut().find(|known| known.user_id == link.user_id) {
+            Some(known) => {
+                let changed = link.moved && !known.moved;
+                known.moved |= link.moved;
+                changed
+            }
+            None => {
+                self.links.push(link);
+                true
+            }
+        }
     }
 
     /// Fills in the revision that this record was written at, now that it is known.

@@ -295,6 +295,7 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
         What::Suppression { suppressed, reference } => {
             Pb::Suppression(pb::Suppression { suppressed, reference })
         }
+        What::Link { other_user_id, moved } => Pb::Link(pb::Link { other_user_id, moved }),
     };
     pb::ConsentEvent {
         user_id: entry.user_id,

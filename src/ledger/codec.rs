@@ -10,7 +10,7 @@ use prost::Message as _;
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
 use crate::consent::event::{Evidence, Method, What};
 use crate::consent::id::Key;
-use crate::consent::record::{FORMAT, HistoryEntry, Outcome, Record, Request, sha256};
+use crate::consent::record::{FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
 use crate::consent::scope::Scope;
 use crate::consent::state::{OnScope, Pending, Said, State, Word};
 use crate::consent::time::Timestamp;
@@ -20,6 +20,12 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
 }
 
+/// The format of records without links, which every version reads.
+const WITHOUT_LINKS: u32 = 1;
+
+/// The newest format of log and history entries.
+const ENTRY_FORMAT: u32 = 1;
+
 /// A record as bytes.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let state = &record.state;
@@ -28,7 +34,7 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     };
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
     pb::Record {
-        format: FORMAT,
+        format: if record.links.is_empty() { WITHOUT_LINKS } else { FORMAT },
         scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
         last_inbound: millis(state.last_inbound),
         window_closed: millis(state.window_closed),
@@ -39,6 +45,7 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         requests: record.requests.iter().map(encode_request).collect(),
         history_len: record.history_len,
         chain: record.chain.to_vec(),
+        links: record.links.iter().map(encode_link).collect(),
     }
     .encode_to_vec()
 }
@@ -69,6 +76,10 @@ fn encode_request(request: &Request) -> pb::Request {
         opted_out_scope: request.outcome.opted_out_scope.clone(),
         opted_in_category: request.outcome.opted_in_category.clone(),
     }
+}
+
+fn encode_link(link: &Link) -> pb::LinkedId {
+    pb::LinkedId { user_id: link.user_id.clone(), time: link.time.as_millis(), moved: link.moved }
 }
 
 /// The record that these bytes are.
@@ -115,7 +126,13 @@ fn record_of(record: pb::Record) -> Option<Record> {
     state.suppression = mark(record.suppression)?;
     let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
     let chain = record.chain.try_into().ok()?;
-    Some(Record { state, history_len: record.history_len, chain, requests })
+    let links = record.links.into_iter().map(link_of).collect::<Option<_>>()?;
+    Some(Record { state, history_len: record.history_len, chain, requests, links })
+}
+
+fn link_of(link: pb::LinkedId) -> Option<Link> {
+    let time = Timestamp::from_millis(link.time)?;
+    Some(Link { user_id: link.user_id, time, moved: link.moved })
 }
 
 fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
@@ -147,7 +164,7 @@ fn request_of(request: pb::Request) -> Option<Request> {
 /// A log entry's body as bytes; its record is encoded already.
 pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
     pb::LogEntry {
-        format: FORMAT,
+        format: ENTRY_FORMAT,
         key: body.key.to_bytes().to_vec(),
         user_id: body.user_id.clone(),
         business_id: body.business_id.clone(),
@@ -160,7 +177,7 @@ pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
 /// The log entry's body that these bytes are.
 pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
     let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
-    if entry.format > FORMAT {
+    if entry.format > ENTRY_FORMAT {
         return Err(UnreadableEntry);
     }
     Ok(LogBody {
@@ -175,7 +192,7 @@ pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
 /// Where in such a body its pair's key lies, and where its record: readable without a decoder.
 pub(super) fn places_in_log(body: &LogBody, record: &[u8], bytes: &[u8]) -> Option<(usize, usize)> {
     use prost::encoding::{encoded_len_varint, key_len};
-    let format = key_len(1).checked_add(encoded_len_varint(FORMAT.into()))?;
+    let format = key_len(1).checked_add(encoded_len_varint(ENTRY_FORMAT.into()))?;
     // The key's length takes one byte.
     let key = format.checked_add(key_len(2))?.checked_add(1)?;
     let time = match body.record_time.as_millis() {
@@ -219,9 +236,12 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
             suppressed: *suppressed,
             reference: reference.clone(),
         }),
+        What::Link { other_user_id, moved } => {
+            Pb::Link(pb::Link { other_user_id: other_user_id.clone(), moved: *moved })
+        }
     };
     pb::HistoryEntry {
-        format: FORMAT,
+        format: ENTRY_FORMAT,
         user_id: entry.user_id.clone(),
         business_id: entry.business_id.clone(),
         time: entry.time.as_millis(),
@@ -252,7 +272,7 @@ pub(super) fn decode_history(
 ) -> Option<HistoryEntry> {
     use pb::history_entry::What as Pb;
     let entry = pb::HistoryEntry::decode(bytes).ok()?;
-    if entry.format > FORMAT {
+    if entry.format > ENTRY_FORMAT {
         return None;
     }
     let what = match entry.what? {
@@ -284,6 +304,7 @@ pub(super) fn decode_history(
             suppressed: suppression.suppressed,
             reference: suppression.reference,
         },
+        Pb::Link(link) => What::Link { other_user_id: link.other_user_id, moved: link.moved },
     };
     Some(HistoryEntry {
         user_id: entry.user_id,
@@ -348,8 +369,13 @@ mod tests {
 
     #[test]
     fn records_and_log_entries_survive_their_bytes() {
-        let record = a_record();
+        let plain = a_record();
+        assert_eq!(decode_record(&encode_record(&plain)), Ok(plain.clone()));
+        let link = Link { user_id: "US.1349".into(), time: at(4), moved: true };
+        let record = Record { links: vec![link], ..plain.clone() };
         assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+        let format = |record| pb::Record::decode(&*encode_record(record)).unwrap().format;
+        assert_eq!((format(&plain), format(&record)), (1, 2), "who knows no links loses none");
         assert_eq!(decode_record(&encode_record(&Record::default())), Ok(Record::default()));
         let key = Key::from_bytes([3; 16]);
         let encoded = encode_record(&record);
@@ -389,6 +415,7 @@ mod tests {
             What::Platform { stopped: true },
             What::Failure { code: 131_047 },
             What::Suppression { suppressed: true, reference: "court".into() },
+            What::Link { other_user_id: "US.1349".into(), moved: true },
         ];
         for what in what {
             let entry = HistoryEntry {
@@ -414,7 +441,8 @@ mod tests {
         assert_eq!(unreadable, Err(UnreadableRecord::Newer { format: FORMAT + 1 }));
         assert_eq!(decode_record(&[0xff]), Err(UnreadableRecord::Damaged));
         assert_eq!(decode_record(&[]), Err(UnreadableRecord::Damaged), "a chain is 32 bytes");
-        let entry = pb::LogEntry { format: FORMAT + 1, key: vec![0; 16], ..Default::default() };
+        let entry =
+            pb::LogEntry { format: ENTRY_FORMAT + 1, key: vec![0; 16], ..Default::default() };
         assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
     }
 

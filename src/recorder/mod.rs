@@ -206,6 +206,9 @@ impl Recorder {
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
             let mut found = self.violations(&event.what);
+            if matches!(event.what, What::Link { .. }) {
+                found.push(Violation::new("link", "links are not recorded yet"));
+            }
             let key = secret.read(&event.user_id, &event.business_id);
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));

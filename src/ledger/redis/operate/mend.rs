@@ -9,8 +9,9 @@ use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{self, Answer, Script, ask};
 use super::super::{Redis, Shared};
 use super::whole::entry;
+use crate::consent::event::What;
 use crate::consent::id::Key;
-use crate::consent::record::Record;
+use crate::consent::record::{Link, Record};
 use crate::consent::state::State;
 use crate::ledger::verify::{Damage, Depth, Finding, Progress, Report};
 use crate::ledger::whole::{Entry, chain_of};
@@ -266,7 +267,27 @@ impl Known {
             (len, chain_of(&self.items).unwrap_or_default())
         };
         let requests = told.first().map(|record| record.requests.clone()).unwrap_or_default();
-        Record { state, history_len, chain, requests }
+        let links = self.links(&told);
+        Record { state, history_len, chain, requests, links }
+    }
+
+    /// The person's other ids, by every record and by the history: one that were forgotten would
+    /// not hear of later denials.
+    fn links(&self, told: &[&Record]) -> Vec<Link> {
+        let mut known = Record::default();
+        let records = told.iter().copied().chain(&self.astray);
+        let kept = records.flat_map(|record| record.links.clone());
+        let said = self.items.iter().flatten().filter_map(Entry::decode);
+        let said = said.filter_map(|entry| match entry.what {
+            What::Link { other_user_id: user_id, moved } => {
+                Some(Link { user_id, time: entry.time, moved })
+            }
+            _ => None,
+        });
+        for link in kept.chain(said) {
+            known.link(link);
+        }
+        known.links
     }
 
     /// The user and the business, as they were last written.
