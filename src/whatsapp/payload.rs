@@ -1,17 +1,21 @@
 //! Which updates a payload has.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::fields::{has, id, list, text};
 use super::update::{Context, Meant};
 use super::{Cause, Heard, Kind, Rules, Update};
+use crate::consent::event::What;
+use crate::recorder::Submission;
 
 /// The object whose webhooks are read.
 const OBJECT: &str = "whatsapp_business_account";
 
 /// Reads a payload.
 pub(super) fn read(payload: &Value, rules: &Rules) -> Heard {
-    let mut reader = Reader { rules, heard: Heard::default() };
+    let mut reader = Reader { rules, heard: Heard::default(), linked: HashSet::new() };
     match payload.get("object") {
         Some(Value::String(object)) if object != OBJECT => {
             reader.pass(Kind::Other, Cause::UnknownObject);
@@ -24,6 +28,8 @@ pub(super) fn read(payload: &Value, rules: &Rules) -> Heard {
 struct Reader<'a> {
     rules: &'a Rules,
     heard: Heard,
+    /// The ids that were linked already: a user and a business, and the other id.
+    linked: HashSet<((String, String), String)>,
 }
 
 impl Reader<'_> {
@@ -81,19 +87,32 @@ impl Reader<'_> {
                     }
                     (_, Some(business)) => {
                         let context = Context { rules: self.rules, business, value };
-                        self.take(context.read(*kind, item));
+                        let link = context.link(*kind, item);
+                        self.take(context.read(*kind, item), link);
                     }
                 }
             }
         }
     }
 
-    fn take(&mut self, read: Result<Meant, (Kind, Cause)>) {
+    fn take(&mut self, read: Result<Meant, (Kind, Cause)>, link: Option<Submission>) {
         match read {
+            // Who changed the number has an id too that stays, but whose it is now is not told.
+            Ok(Meant { kind: Kind::NumberChange, submissions }) => {
+                self.heard.updates.push(Update { kind: Kind::NumberChange, submissions });
+                return;
+            }
             Ok(Meant { kind, submissions }) => {
                 self.heard.updates.push(Update { kind, submissions });
             }
             Err((kind, cause)) => self.pass(kind, cause),
+        }
+        // Most payloads have one user, and all of it is said of that user again and again.
+        let Some(link) = link else { return };
+        let ids = (link.event.user_id.clone(), link.event.business_id.clone());
+        let What::Link { other_user_id, .. } = &link.event.what else { return };
+        if self.linked.insert((ids, other_user_id.clone())) {
+            self.heard.updates.push(Update { kind: Kind::Link, submissions: vec![link] });
         }
     }
 }

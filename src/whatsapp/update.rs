@@ -96,11 +96,38 @@ impl Context<'_> {
 
     /// What the platform says of a user in the place of a message.
     fn system(&self, message: &Value) -> Read {
-        let system = message.get("system");
-        match system.and_then(|system| text(system, "type")) {
-            None => Err((Kind::Other, Cause::BadShape)),
-            Some(_) => Err((Kind::Other, Cause::UnknownType)),
+        let system = message.get("system").filter(|system| has(system, "type"));
+        let system = system.ok_or((Kind::Other, Cause::BadShape))?;
+        if text(system, "type") != Some("user_changed_number") {
+            return Err((Kind::Other, Cause::UnknownType));
         }
+        let read = || {
+            // By its own fields alone: the contact may be the old number or the new one.
+            let old = id(message, "from").ok_or(Cause::NoUser)?;
+            let new = id(system, "wa_id").or_else(|| id(system, "new_wa_id"));
+            let other_user_id = new.ok_or(Cause::NoUser)?;
+            let time = seconds(message, "timestamp").ok_or(Cause::NoTime)?;
+            let what = What::Link { other_user_id, moved: true };
+            Ok(vec![self.told(&old, time, what, Counts::All)])
+        };
+        read()
+            .map(|submissions| Meant { kind: Kind::NumberChange, submissions })
+            .map_err(|cause| (Kind::NumberChange, cause))
+    }
+
+    /// That the two ids of an update are one user's, where it has both.
+    pub(super) fn link(&self, kind: Kind, item: &Value) -> Option<Submission> {
+        let who = match kind {
+            Kind::Status => self.who(item, "recipient_id", "recipient_user_id"),
+            Kind::Preference => self.who(item, "wa_id", "user_id"),
+            _ => self.who(item, "from", "from_user_id"),
+        };
+        let (number, other_user_id) = (who.number?, who.scoped?);
+        let time = seconds(item, "timestamp")?;
+        (number != other_user_id).then(|| {
+            let what = What::Link { other_user_id, moved: false };
+            self.told(&number, time, what, Counts::All)
+        })
     }
 
     /// A call.

@@ -37,4 +37,5 @@ mod streams;
 mod traces;
 mod warm;
 mod watching;
+mod webhook;
 mod world;
