@@ -152,7 +152,7 @@ fn opt_in(secret: &KeySecret, number: u64) -> Change {
     }
     let id = secret.digest(&number.to_be_bytes());
     let outcome = Outcome { applied: true, ..Outcome::default() };
-    record.remember(Request { id, what: secret.digest(&id), outcome });
+    record.remember(Request { id, what: secret.digest(&id), outcome, time: None });
     let entry = HistoryEntry {
         user_id: user_id.clone(),
         business_id: business_id.clone(),

@@ -18,6 +18,8 @@ mod contract;
 mod copy;
 #[path = "ledger/file.rs"]
 mod file;
+#[path = "ledger/linked.rs"]
+mod linked;
 #[path = "ledger/redis.rs"]
 mod on_redis;
 #[path = "ledger/pages.rs"]

@@ -154,7 +154,10 @@ pub(super) fn what(event: &pb::ConsentEvent) -> String {
             let did = if suppression.suppressed { "suppressed" } else { "suppression lifted" };
             format!("{did}{}", reference(&suppression.reference))
         }
-        Some(What::Link(_)) => "link".to_owned(),
+        Some(What::Link(link)) => {
+            let how = if link.moved { "moved to" } else { "is also" };
+            format!("{how} {}", shown(&link.other_user_id))
+        }
     }
 }
 

@@ -93,6 +93,17 @@ enum WhatArgs {
         #[arg(long, default_value = "", hide_default_value = true)]
         reference: String,
     },
+    /// The user has another id: what is denied under either is denied under both
+    Link {
+        #[command(flatten)]
+        event: EventArgs,
+        /// The other id: a phone number in any notation, or a business-scoped id
+        #[arg(value_name = "OTHER")]
+        other: String,
+        /// The user left the first id for it, such as by changing the number
+        #[arg(long)]
+        moved: bool,
+    },
 }
 
 /// Above the flags without which an opt-in counts for nothing.
@@ -272,6 +283,9 @@ impl WhatArgs {
             Self::Suppress { event, lift, reference } => {
                 (event, What::Suppression(pb::Suppression { suppressed: !lift, reference }))
             }
+            Self::Link { event, other: other_user_id, moved } => {
+                (event, What::Link(pb::Link { other_user_id, moved }))
+            }
         })
     }
 }
@@ -295,6 +309,7 @@ fn flag_of(field: &str) -> Option<&'static str> {
         }
         "inbound_message.message_id" => "--message-id",
         "delivery_failure.code" => "CODE",
+        "link.other_user_id" => "OTHER",
         _ => return None,
     })
 }

@@ -56,6 +56,9 @@ pub struct Request {
     pub what: [u8; 16],
     /// What came of it.
     pub outcome: Outcome,
+    /// When what it denied counts as having happened, where the pair had links: a retry takes the
+    /// denial to the other ids, as of that time.
+    pub time: Option<Timestamp>,
 }
 
 /// What came of recording one event.

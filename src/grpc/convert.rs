@@ -23,8 +23,6 @@ pub(super) enum NotAnEvent {
         /// What could be read.
         rest: Option<Box<What>>,
     },
-    /// This version does not record it.
-    Unsupported(&'static str),
 }
 
 /// The form asked for. One that this version does not know is decided as none named, and its
@@ -132,11 +130,11 @@ pub(super) fn submission(
     let what = match event.what {
         None => {
             let why = "required: what happened, one of opt_in, opt_out, inbound_message, \
-                       platform_preference, delivery_failure and suppression";
+                       platform_preference, delivery_failure, suppression and link";
             found.push(Violation::new("what", why));
             None
         }
-        Some(what) => what_of(what, &mut found)?,
+        Some(what) => what_of(what, &mut found),
     };
     let what = match what {
         Some(what) if found.is_empty() => what,
@@ -151,12 +149,9 @@ pub(super) fn submission(
     Ok(Submission::new(Event { user_id, business_id, time, what }, request_id))
 }
 
-fn what_of(
-    what: pb::consent_event::What,
-    found: &mut Vec<Violation>,
-) -> Result<Option<What>, NotAnEvent> {
+fn what_of(what: pb::consent_event::What, found: &mut Vec<Violation>) -> Option<What> {
     use pb::consent_event::What as Pb;
-    Ok(match what {
+    match what {
         Pb::OptIn(opt_in) => Some(what_of_opt_in(opt_in, found)),
         Pb::OptOut(opt_out) => match Scope::parse(&opt_out.scope) {
             Ok(scope) => Some(What::OptOut { scope, reference: opt_out.reference }),
@@ -176,10 +171,8 @@ fn what_of(
             suppressed: suppression.suppressed,
             reference: suppression.reference,
         }),
-        Pb::Link(_) => {
-            return Err(NotAnEvent::Unsupported("links are not recorded by this version"));
-        }
-    })
+        Pb::Link(link) => Some(What::Link { other_user_id: link.other_user_id, moved: link.moved }),
+    }
 }
 
 fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> What {

@@ -103,14 +103,6 @@ impl RecordService {
                     let refusal = self.refusal(found, rest.as_deref());
                     Some(Pb::Error(status::item_of_refusal(&refusal)))
                 }
-                Err(NotAnEvent::Unsupported(why)) => {
-                    self.metrics.recorded("refused");
-                    Some(Pb::Error(pb::ItemError {
-                        code: tonic::Code::Unimplemented as i32,
-                        field: "event.link".to_owned(),
-                        message: why.to_owned(),
-                    }))
-                }
             };
             answers.push(pb::RecordEventsResponse { sequence, result });
         }
@@ -145,10 +137,6 @@ impl pb::record_service_server::RecordService for RecordService {
             Ok(submission) => submission,
             Err(NotAnEvent::Invalid { found, rest }) => {
                 return Err(status::of_refusal(&self.refusal(found, rest.as_deref())));
-            }
-            Err(NotAnEvent::Unsupported(why)) => {
-                self.metrics.recorded("refused");
-                return Err(Status::unimplemented(why));
             }
         };
         let submissions = [submission];

@@ -98,9 +98,9 @@ pub(super) fn item_of_not_reached(error: &NotReached) -> pb::ItemError {
 fn code_of(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid(_) => Code::InvalidArgument,
-        Refusal::TooManyScopes(_) | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => {
-            Code::FailedPrecondition
-        }
+        Refusal::TooManyScopes(_)
+        | Refusal::TooManyIds(_)
+        | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => Code::FailedPrecondition,
         Refusal::Unreadable(UnreadableRecord::Damaged)
         | Refusal::Ledger(LedgerError::Damaged(_)) => Code::DataLoss,
         Refusal::Contended => Code::Aborted,
@@ -122,6 +122,12 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::TooManyScopes(error) => {
             let violation =
                 PreconditionViolation::new("SCOPES", "event.opt_in.category", error.to_string());
+            let details = ErrorDetails::with_precondition_failure(vec![violation]);
+            Status::with_error_details(code_of(refusal), error.to_string(), details)
+        }
+        Refusal::TooManyIds(error) => {
+            let subject = "event.link.other_user_id";
+            let violation = PreconditionViolation::new("IDS", subject, error.to_string());
             let details = ErrorDetails::with_precondition_failure(vec![violation]);
             Status::with_error_details(code_of(refusal), error.to_string(), details)
         }

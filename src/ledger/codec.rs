@@ -75,6 +75,7 @@ fn encode_request(request: &Request) -> pb::Request {
         applied: request.outcome.applied,
         opted_out_scope: request.outcome.opted_out_scope.clone(),
         opted_in_category: request.outcome.opted_in_category.clone(),
+        time: request.time.map(Timestamp::as_millis),
     }
 }
 
@@ -158,6 +159,7 @@ fn request_of(request: pb::Request) -> Option<Request> {
             opted_out_scope: request.opted_out_scope,
             opted_in_category: request.opted_in_category,
         },
+        time: optional(request.time)?,
     })
 }
 
@@ -363,7 +365,7 @@ mod tests {
             opted_out_scope: "*".into(),
             opted_in_category: String::new(),
         };
-        record.remember(Request { id: [1; 16], what: [2; 16], outcome });
+        record.remember(Request { id: [1; 16], what: [2; 16], outcome, time: Some(at(6)) });
         record
     }
 

@@ -3,23 +3,30 @@
 //! A recorder reads the pair's record, lets the rules apply the events to it, and appends the new
 //! record with the revision of the one that it read. Where another recorder came first, it starts
 //! from that one's record, by the clock that it read the first time.
+//!
+//! Where a person has several ids, what denies is taken to all of them before it is acknowledged:
+//! see [`linked`].
 
+pub mod linked;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod returned;
+mod spread;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::plan::Plan;
+use self::linked::TooManyIds;
+use self::plan::{Plan, Spread};
 use self::returned::Acknowledged;
+use self::spread::{Beside, Spreading};
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Keywords, Meaning};
-use crate::consent::record::{HistoryEntry, Outcome, Revision};
+use crate::consent::record::{Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
@@ -88,6 +95,9 @@ pub enum Refusal {
     /// The pair has as many scopes as there may be.
     #[error(transparent)]
     TooManyScopes(#[from] TooManyScopes),
+    /// The person has as many ids as there may be.
+    #[error(transparent)]
+    TooManyIds(#[from] TooManyIds),
     /// The pair's record must not be rewritten.
     #[error(transparent)]
     Unreadable(#[from] UnreadableRecord),
@@ -118,6 +128,8 @@ struct Pair {
     events: Vec<usize>,
     /// The pair as last read, from which the next try starts.
     stored: Result<Stored, UnreadableRecord>,
+    /// The ids that its events link it to, as first read; what cannot be read is left out.
+    others: Vec<(Key, Stored)>,
 }
 
 impl Recorder {
@@ -206,9 +218,6 @@ impl Recorder {
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
             let mut found = self.violations(&event.what);
-            if matches!(event.what, What::Link { .. }) {
-                found.push(Violation::new("link", "links are not recorded yet"));
-            }
             let key = secret.read(&event.user_id, &event.business_id);
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
@@ -223,7 +232,8 @@ impl Recorder {
                 }
             };
             let place = *places.entry(key).or_insert_with(|| {
-                pairs.push(Pair { key, events: Vec::new(), stored: Ok(Stored::default()) });
+                let (events, others) = (Vec::new(), Vec::new());
+                pairs.push(Pair { key, events, stored: Ok(Stored::default()), others });
                 pairs.len() - 1
             });
             if let Some(pair) = pairs.get_mut(place) {
@@ -243,41 +253,62 @@ impl Recorder {
         if pairs.is_empty() {
             return;
         }
-        let keys = pairs.iter().map(|pair| pair.key).collect();
-        let read = match self.ledger.read(keys).await {
-            Ok(read) => read,
-            Err(error) => return fail(results, &pairs, &error.into()),
+        let clock = match self.read_pairs(submissions, secret, &mut pairs).await {
+            Ok(clock) => clock,
+            Err(refusal) => return fail(results, &pairs, &refusal),
         };
-        for (pair, stored) in pairs.iter_mut().zip(read.pairs) {
-            pair.stored = stored;
-        }
+        let mut spreading = Vec::new();
         for attempt in 0..MAX_TRIES {
-            let planned = self.plan(submissions, secret, pairs, read.clock, results).await;
-            if planned.is_empty() {
-                return;
-            }
+            let planned = self.plan(submissions, secret, pairs, clock, results).await;
             let (waiting, changes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
-            let denials: Vec<_> = changes.iter().map(denials).collect();
-            match self.ledger.append(changes).await {
-                Ok(appended) => {
-                    for (denials, appended) in denials.into_iter().zip(&appended) {
-                        if matches!(appended, Appended::At(_)) {
-                            self.acknowledged.keep(denials);
-                        }
-                    }
-                    pairs = settle(waiting, appended, results);
-                }
-                Err(error) => {
-                    let waiting: Vec<_> = waiting.into_iter().map(|(pair, _)| pair).collect();
-                    return fail(results, &waiting, &error.into());
+            let (mut changes, beside): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+            changes.extend(beside.into_iter().flatten());
+            match self.append(changes).await {
+                Ok(appended) => pairs = settle(waiting, appended, &mut spreading, results),
+                Err(refusal) => {
+                    pairs = Vec::new();
+                    let waiting: Vec<_> = waiting.into_iter().map(|waiting| waiting.pair).collect();
+                    fail(results, &waiting, &refusal);
                 }
             }
             if pairs.is_empty() {
-                return;
+                break;
             }
             pause(attempt).await;
         }
         fail(results, &pairs, &Refusal::Contended);
+        self.finish(secret, spreading, results).await;
+    }
+
+    /// Reads pairs, and with them the ids that their events link them to; gives the ledger's clock.
+    async fn read_pairs(
+        &self,
+        submissions: &[Submission],
+        secret: &KeySecret,
+        pairs: &mut [Pair],
+    ) -> Result<Timestamp, Refusal> {
+        let mut keys: Vec<Key> = pairs.iter().map(|pair| pair.key).collect();
+        let mut others = Vec::new();
+        for (place, pair) in pairs.iter().enumerate() {
+            let events = pair.events.iter().filter_map(|index| submissions.get(*index));
+            for Submission { event, .. } in events {
+                let other = spread::other_id(&event.what);
+                let other = other.and_then(|id| secret.read(id, &event.business_id).ok());
+                others.extend(other.map(|key| (place, key)));
+            }
+        }
+        keys.extend(others.iter().map(|(_, key)| *key));
+        let read = self.ledger.read(keys).await?;
+        let mut stored = read.pairs.into_iter();
+        for (pair, stored) in pairs.iter_mut().zip(stored.by_ref()) {
+            pair.stored = stored;
+        }
+        for ((place, key), stored) in others.into_iter().zip(stored) {
+            if let (Some(pair), Ok(stored)) = (pairs.get_mut(place), stored) {
+                pair.others.push((key, stored));
+            }
+        }
+        Ok(read.clock)
     }
 
     /// Applies the rules to every pair; gives the changes to append, with what is answered once
@@ -289,36 +320,56 @@ impl Recorder {
         pairs: Vec<Pair>,
         clock: Timestamp,
         results: &mut [Option<Recorded>],
-    ) -> Vec<(Waiting, Change)> {
+    ) -> Vec<(Planned, Changes)> {
         let mut planned = Vec::with_capacity(pairs.len());
+        let mut taken = HashSet::new();
+        if pairs.iter().any(|pair| !pair.others.is_empty()) {
+            taken.extend(pairs.iter().map(|pair| pair.key));
+        }
         for pair in pairs {
-            let stored = match &pair.stored {
-                Ok(stored) => stored,
-                Err(unreadable) => {
-                    fail(results, &[&pair], &(*unreadable).into());
+            let theirs: Vec<&Submission> =
+                pair.events.iter().filter_map(|index| submissions.get(*index)).collect();
+            let plan = match self.plan_one(secret, &pair, &theirs, clock, &mut taken).await {
+                Ok(plan) => plan,
+                Err(refusal) => {
+                    fail(results, &[&pair], &refusal);
                     continue;
                 }
             };
-            let theirs: Vec<&Submission> =
-                pair.events.iter().filter_map(|index| submissions.get(*index)).collect();
-            // Only a confirmation needs to know in which words the opt-in was given.
-            let history = if self.confirms(&theirs, stored) {
-                match self.ledger.history(pair.key).await {
-                    Ok(history) => Some(history),
-                    Err(error) => {
-                        fail(results, &[&pair], &error.into());
-                        continue;
-                    }
-                }
-            } else {
-                None
-            };
-            let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
-            let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
-            let change = plan.into_change(pair.key, &theirs);
-            planned.push(((pair, outcomes), change));
+            let (outcomes, change, Beside { changes, proves }, spread) = plan;
+            let beside = changes.len();
+            let first = theirs.first().filter(|_| spread.waits.contains(&true));
+            let spread = first.map(|first| {
+                let Event { user_id, business_id, .. } = first.event.clone();
+                Spreading { events: Vec::new(), outcomes: Vec::new(), user_id, business_id, spread }
+            });
+            planned.push((Planned { pair, outcomes, beside, proves, spread }, (change, changes)));
         }
         planned
+    }
+
+    async fn plan_one(
+        &self,
+        secret: &KeySecret,
+        pair: &Pair,
+        theirs: &[&Submission],
+        clock: Timestamp,
+        taken: &mut HashSet<Key>,
+    ) -> Result<(Vec<Recorded>, Change, Beside, Spread), Refusal> {
+        let stored = pair.stored.as_ref().map_err(|unreadable| *unreadable)?;
+        // Only a confirmation needs to know in which words the opt-in was given.
+        let history = if self.confirms(theirs, stored) {
+            Some(self.ledger.history(pair.key).await?)
+        } else {
+            None
+        };
+        let group = self.group_of(secret, pair, stored, theirs, clock).await?;
+        let plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
+        let mut plan = plan.linked(spread::linked(group.as_ref()));
+        let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
+        let beside = spread::beside(group, pair, &plan, stored, clock, taken);
+        let spread = plan.spread().1.clone();
+        Ok((outcomes, plan.into_change(pair.key, theirs), beside, spread))
     }
 
     fn confirms(&self, submissions: &[&Submission], stored: &Stored) -> bool {
@@ -332,27 +383,53 @@ impl Recorder {
     }
 }
 
-/// What a change denies.
-fn denials(change: &Change) -> Vec<HistoryEntry> {
-    let history = change.update.iter().flat_map(|update| &update.history);
-    history.filter(|entry| entry.what.is_denial()).cloned().collect()
+/// A pair whose change is to be appended.
+struct Planned {
+    pair: Pair,
+    /// What its events are answered once it is.
+    outcomes: Vec<Recorded>,
+    /// How many changes of other ids are appended beside it.
+    beside: usize,
+    /// Whether those prove that all ids hold what any of them denies.
+    proves: bool,
+    /// What must hold under other ids before some of its events are answered.
+    spread: Option<Spreading>,
 }
 
-/// A pair whose change is being appended, and what its events are answered then.
-type Waiting = (Pair, Vec<Recorded>);
+/// A pair's change, and what is written of other ids beside it.
+type Changes = (Change, Vec<Change>);
 
-/// Answers the pairs that were appended; gives those that another recorder was faster with.
+/// Answers the pairs that were appended, but for what has to hold under other ids first; gives those
+/// that another recorder was faster with.
 fn settle(
-    waiting: Vec<Waiting>,
-    appended: Vec<Appended>,
+    waiting: Vec<Planned>,
+    mut appended: Vec<Appended>,
+    spreading: &mut Vec<Spreading>,
     results: &mut [Option<Recorded>],
 ) -> Vec<Pair> {
+    let mut beside = appended.split_off(appended.len().min(waiting.len())).into_iter();
     let mut again = Vec::new();
-    for ((mut pair, outcomes), appended) in waiting.into_iter().zip(appended) {
+    for (planned, appended) in waiting.into_iter().zip(appended) {
+        let Planned { mut pair, mut outcomes, spread, proves, .. } = planned;
+        let beside: Vec<_> = beside.by_ref().take(planned.beside).collect();
         match appended {
-            Appended::At(revision) => answer(results, &pair.events, outcomes, revision),
+            Appended::At(revision) => {
+                for outcome in outcomes.iter_mut().flatten().filter(|o| o.revision == 0) {
+                    outcome.revision = revision;
+                }
+                let Some(spread) = spread else {
+                    answer(results, pair.events, outcomes);
+                    continue;
+                };
+                let waiting = Spreading { events: pair.events, outcomes, ..spread };
+                match spread::last_of(&beside).filter(|_| proves) {
+                    Some(revision) => waiting.answer(&Ok(revision), results),
+                    None => spreading.push(waiting),
+                }
+            }
             Appended::Conflict(stored) => {
                 pair.stored = stored;
+                pair.others.clear();
                 again.push(pair);
             }
             Appended::Failed(error) => fail(results, &[pair], &error.into()),
@@ -361,20 +438,10 @@ fn settle(
     again
 }
 
-/// Answers a pair's events; an outcome that does not know its revision has this one.
-fn answer(
-    results: &mut [Option<Recorded>],
-    events: &[usize],
-    outcomes: Vec<Recorded>,
-    revision: Revision,
-) {
-    for (index, mut outcome) in events.iter().zip(outcomes) {
-        if let Ok(outcome) = &mut outcome
-            && outcome.revision == 0
-        {
-            outcome.revision = revision;
-        }
-        set(results, *index, outcome);
+/// Answers a pair's events.
+fn answer(results: &mut [Option<Recorded>], events: Vec<usize>, outcomes: Vec<Recorded>) {
+    for (index, outcome) in events.into_iter().zip(outcomes) {
+        set(results, index, outcome);
     }
 }
 

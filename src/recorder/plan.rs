@@ -2,12 +2,13 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::linked::{Denial, TooManyIds, known_link};
 use super::{Counts, Refusal, Submission};
 use crate::consent::Violation;
-use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, What};
+use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Keywords, Meaning};
-use crate::consent::record::{HistoryEntry, Outcome, Record, Request};
+use crate::consent::record::{HistoryEntry, Link, Outcome, Record, Request};
 use crate::consent::scope::Scope;
 use crate::consent::state::Pending;
 use crate::consent::time::Timestamp;
@@ -24,6 +25,27 @@ pub(super) struct Plan<'a> {
     known: Option<&'a History>,
     /// Whether the record was changed at all, be it by a remembered request alone.
     touched: bool,
+    linked: Linked,
+    /// What is to be taken to the person's other ids.
+    spread: Spread,
+}
+
+/// What is known of a person's other ids when a pair is planned.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Linked {
+    /// The latest event under any of them.
+    pub(super) latest: Option<Timestamp>,
+    /// Whether there are as many as there may be, or would be more.
+    pub(super) is_full: bool,
+}
+
+/// What events have said that must hold under all ids of a person before they are acknowledged.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spread {
+    pub(super) links: Vec<Link>,
+    pub(super) denials: Vec<Denial>,
+    /// Which of the pair's events wait for it, in their order.
+    pub(super) waits: Vec<bool>,
 }
 
 /// How much later than its whole second a denial counts.
@@ -45,7 +67,27 @@ impl<'a> Plan<'a> {
     ) -> Self {
         let mut record = stored.record.clone();
         record.written_at(stored.version.revision);
-        Self { stored, record, history: Vec::new(), clock, keywords, known, touched: false }
+        Self {
+            stored,
+            record,
+            history: Vec::new(),
+            clock,
+            keywords,
+            known,
+            touched: false,
+            linked: Linked::default(),
+            spread: Spread::default(),
+        }
+    }
+
+    /// The same, of a pair whose user has other ids, or is to have them.
+    pub(super) fn linked(self, linked: Linked) -> Self {
+        Self { linked, ..self }
+    }
+
+    /// The record as it will be, and what is to be taken to the person's other ids.
+    pub(super) fn spread(&self) -> (&Record, &Spread) {
+        (&self.record, &self.spread)
     }
 
     /// Applies one event. An outcome of revision 0 is of the revision that this plan will have.
@@ -54,22 +96,105 @@ impl<'a> Plan<'a> {
         submission: &Submission,
         secret: &KeySecret,
     ) -> Result<Outcome, Refusal> {
+        let before = (self.spread.links.len(), self.spread.denials.len());
+        let outcome = self.add_to_pair(submission, secret);
+        let after = (self.spread.links.len(), self.spread.denials.len());
+        // What was denied before there were links is found in the record.
+        let denies = match &submission.event.what {
+            What::Inbound { .. } => outcome.as_ref().is_ok_and(|o| !o.opted_out_scope.is_empty()),
+            what => what.is_denial(),
+        };
+        let waits = before != after || (denies && !self.record.links.is_empty());
+        self.spread.waits.push(outcome.is_ok() && waits);
+        outcome
+    }
+
+    fn add_to_pair(
+        &mut self,
+        submission: &Submission,
+        secret: &KeySecret,
+    ) -> Result<Outcome, Refusal> {
         let Submission { event, request_id, .. } = submission;
         let request = Identity::of(event, request_id, secret);
         if let Some(known) = request.as_ref().and_then(|request| self.record.request(&request.id)) {
             let same = request.as_ref().is_some_and(|request| request.what == known.what);
-            return if same { Ok(known.outcome.clone()) } else { Err(reused()) };
+            if !same {
+                return Err(reused());
+            }
+            let known = known.clone();
+            self.spread_again(event, &known, secret);
+            return Ok(known.outcome);
         }
         let settled = self.settle(submission)?;
-        let outcome = self.apply(submission, &settled)?;
+        let denied = self.spread.denials.len();
+        let outcome = match &event.what {
+            What::Link { other_user_id, moved } => {
+                self.link(event, other_user_id, *moved, settled.time, secret)?
+            }
+            _ => self.apply(submission, &settled)?,
+        };
         if let Some(request) = request
             && (settled.clamped || !request_id.is_empty())
         {
             let Identity { id, what } = request;
-            self.record.remember(Request { id, what, outcome: outcome.clone() });
+            let time = self.spread.denials.get(denied).map(|denial| denial.time);
+            self.record.remember(Request { id, what, outcome: outcome.clone(), time });
             self.touched = true;
         }
         Ok(outcome)
+    }
+
+    /// Links the pair's id to another one. That the other one is to name it, too, is left to whoever
+    /// takes the link there.
+    fn link(
+        &mut self,
+        event: &Event,
+        other_user_id: &str,
+        moved: bool,
+        time: Timestamp,
+        secret: &KeySecret,
+    ) -> Result<Outcome, Refusal> {
+        let business_id = &event.business_id;
+        let other = secret.read(other_user_id, business_id).map_err(Refusal::Invalid)?;
+        if secret.read(&event.user_id, business_id).is_ok_and(|own| own == other) {
+            let why = "is the event's own user_id, in this or another notation";
+            return Err(Refusal::Invalid(vec![Violation::new(OTHER_USER_ID, why)]));
+        }
+        let known = known_link(&self.record, secret, business_id, other);
+        if known.is_none() && self.linked.is_full {
+            return Err(TooManyIds.into());
+        }
+        let link = match known {
+            Some(known) => Link { moved: known.moved || moved, ..known },
+            None => Link { user_id: other_user_id.to_owned(), time, moved },
+        };
+        let applied = self.record.link(link.clone());
+        if applied {
+            let what = What::Link { other_user_id: link.user_id.clone(), moved: link.moved };
+            self.note(event, what, time);
+        }
+        self.spread.links.push(link);
+        Ok(Outcome { applied, ..Outcome::default() })
+    }
+
+    /// A repeat changes nothing here, and what it said may not have come to the other ids.
+    fn spread_again(&mut self, event: &Event, known: &Request, secret: &KeySecret) {
+        if let What::Link { other_user_id, .. } = &event.what {
+            let business_id = &event.business_id;
+            let other = secret.read(other_user_id, business_id).ok();
+            let link = other.and_then(|key| known_link(&self.record, secret, business_id, key));
+            self.spread.links.extend(link);
+        }
+        let Some(time) = known.time else { return };
+        let scopes = known.outcome.opted_out_scope.split(", ").filter(|scope| !scope.is_empty());
+        let whats = match &event.what {
+            What::Inbound { message_id, .. } => scopes
+                .filter_map(|scope| Scope::parse(scope).ok())
+                .map(|scope| by_keyword(scope, message_id))
+                .collect(),
+            what => vec![what.clone()],
+        };
+        self.spread.denials.extend(whats.into_iter().map(|what| Denial { time, what }));
     }
 
     /// The change to append; one that writes nothing where the record stays as it is.
@@ -131,9 +256,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Now; for a denial no earlier than the pair's latest event, whatever other clocks said.
+    /// Now; for a denial no earlier than the latest event of the pair, and of those that it is
+    /// linked to, whatever other clocks said.
     fn stamp(&self, denial: bool) -> Timestamp {
-        let latest = self.record.state.latest().filter(|_| denial);
+        let latest = self.record.state.latest().max(self.linked.latest).filter(|_| denial);
         latest.unwrap_or(self.clock).max(self.clock)
     }
 
@@ -161,9 +287,7 @@ impl<'a> Plan<'a> {
                 };
                 outcome.opted_out_scope = list(&scopes);
                 for scope in scopes {
-                    let reference = by_message("keyword in message", message_id);
-                    outcome.applied |=
-                        self.enter(event, What::OptOut { scope, reference }, time)?;
+                    outcome.applied |= self.enter(event, by_keyword(scope, message_id), time)?;
                 }
             }
             Some(_) if told.counts == Counts::OptOut => {}
@@ -239,17 +363,26 @@ impl<'a> Plan<'a> {
         for effect in what.effects(time) {
             changed |= self.record.state.apply(&effect)?;
         }
+        // Whether or not it is news here, it may be under the person's other ids.
+        if what.is_denial() && !self.record.links.is_empty() {
+            self.spread.denials.push(Denial { time, what: what.clone() });
+        }
         if changed {
-            self.touched = true;
-            self.history.push(HistoryEntry {
-                user_id: event.user_id.clone(),
-                business_id: event.business_id.clone(),
-                time,
-                record_time: self.clock,
-                what,
-            });
+            self.note(event, what, time);
         }
         Ok(changed)
+    }
+
+    /// Enters what changed the record into the history.
+    fn note(&mut self, event: &Event, what: What, time: Timestamp) {
+        self.touched = true;
+        self.history.push(HistoryEntry {
+            user_id: event.user_id.clone(),
+            business_id: event.business_id.clone(),
+            time,
+            record_time: self.clock,
+            what,
+        });
     }
 }
 
@@ -286,6 +419,11 @@ fn reused() -> Refusal {
 
 fn list(scopes: &[Scope]) -> String {
     scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The opt-out that a message's text means.
+fn by_keyword(scope: Scope, message_id: &str) -> What {
+    What::OptOut { scope, reference: by_message("keyword in message", message_id) }
 }
 
 /// Names a message, within the bounds of what may be recorded.

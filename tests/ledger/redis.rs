@@ -60,7 +60,7 @@ fn refused(appended: Result<Vec<Appended>, LedgerError>) -> RefusedBy {
 fn remember(key: Key, stored: &Stored) -> Change {
     let mut change = change(key, stored, []);
     let outcome = Outcome { applied: true, ..Outcome::default() };
-    let request = Request { id: [1; 16], what: [2; 16], outcome };
+    let request = Request { id: [1; 16], what: [2; 16], outcome, time: None };
     change.update.as_mut().unwrap().record.remember(request);
     change
 }

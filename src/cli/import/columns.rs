@@ -8,7 +8,7 @@ use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 
 /// The columns that there may be, in any order.
-pub(super) const COLUMNS: [&str; 19] = [
+pub(super) const COLUMNS: [&str; 21] = [
     "user_id",
     "business_id",
     "event_time",
@@ -28,11 +28,13 @@ pub(super) const COLUMNS: [&str; 19] = [
     "marketing_stopped",
     "code",
     "suppressed",
+    "other_user_id",
+    "moved",
 ];
 
 /// The values of the column `event`, as the contract names what happened, and the columns that
 /// each of them uses.
-pub(super) const EVENTS: [(&str, &[&str]); 6] = [
+pub(super) const EVENTS: [(&str, &[&str]); 7] = [
     (
         "opt_in",
         &[
@@ -52,6 +54,7 @@ pub(super) const EVENTS: [(&str, &[&str]); 6] = [
     ("platform_preference", &["marketing_stopped"]),
     ("delivery_failure", &["code"]),
     ("suppression", &["suppressed", "reference"]),
+    ("link", &["other_user_id", "moved"]),
 ];
 
 /// Which column is where.
@@ -182,6 +185,10 @@ impl Cells<'_> {
                 let code = code.map_err(|_| Fault::new("code", why))?;
                 What::DeliveryFailure(pb::DeliveryFailure { code })
             }
+            "link" => What::Link(pb::Link {
+                other_user_id: self.owned("other_user_id"),
+                moved: self.flag("moved", Some(false))?,
+            }),
             _ => What::Suppression(pb::Suppression {
                 suppressed: self.flag("suppressed", None)?,
                 reference: self.owned("reference"),

@@ -1,0 +1,282 @@
+//! Ids of one person: what the recorder promises, on every ledger, wherever it is killed.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use consentd::consent::event::{Event, PlatformNames, What};
+use consentd::consent::keyword::{KeywordLists, Keywords};
+use consentd::consent::record::{HistoryEntry, Record};
+use consentd::consent::scope::Scope;
+use consentd::consent::state::Said;
+use consentd::ledger::Ledger;
+use consentd::metrics::Metrics;
+use consentd::recorder::linked::MAX_IDS;
+use consentd::recorder::{Recorded, Recorder, Refusal, Submission};
+
+use crate::{FOREVER, Open, homes, opt_in, opt_out};
+
+/// A while after 1970, before any ledger's now.
+const LATER: i64 = 1_000_000;
+
+fn recorder(ledger: &Ledger) -> Recorder {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let keywords = Keywords::new(KeywordLists::default());
+    Recorder::new(ledger.clone(), PlatformNames::default(), keywords, metrics)
+}
+
+fn said(user: &str, time: impl Into<Option<i64>>, what: What) -> Submission {
+    let time = time.into().map(crate::at);
+    let event = Event { user_id: user.into(), business_id: "acme".into(), time, what };
+    Submission::new(event, String::new())
+}
+
+fn link(user: &str, other: &str) -> Submission {
+    let what = What::Link { other_user_id: other.into(), moved: false };
+    said(user, LATER, what)
+}
+
+fn consented(user: &str, time: i64) -> Submission {
+    let mut what = opt_in("Yes to WhatsApp from Acme");
+    if let What::OptIn { expire, .. } = &mut what {
+        *expire = None;
+    }
+    said(user, time, what)
+}
+
+async fn record(recorder: &Recorder, submission: Submission) -> Recorded {
+    recorder.record(&[submission]).await.remove(0)
+}
+
+async fn record_of(ledger: &Ledger, user: &str) -> Record {
+    let identity = ledger.identity().await.unwrap();
+    let key = identity.secret.read(user, "acme").unwrap();
+    crate::read(ledger, key).await.record
+}
+
+/// Whether an opt-out stands where it counts for marketing.
+async fn is_out(ledger: &Ledger, user: &str) -> bool {
+    let standing = record_of(ledger, user).await.state;
+    let standing = standing.standing_on(&Scope::parse("marketing").unwrap());
+    standing.word.is_some_and(|word| word.said == Said::OptOut)
+}
+
+async fn history(recorder: &Recorder, user: &str) -> Vec<HistoryEntry> {
+    let history = recorder.history(user, "acme").await.unwrap();
+    assert!(history.intact);
+    history.entries.into_iter().map(|(_, entry)| entry).collect()
+}
+
+async fn end(ledger: &Ledger) -> u64 {
+    ledger.read_after(0).await.unwrap().end.revision
+}
+
+/// A recorder's work, killed when it has waited so often for its ledger; what it came to, if it did.
+async fn killed_after<T>(waits: usize, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut waited = 0;
+    std::future::poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if waited == waits => Poll::Ready(None),
+        Poll::Pending => {
+            waited += 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_denies_holds_under_every_id_and_what_lifts_it_under_its_own() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        let (number, scoped, other) = ("15550123456", "US.1349", "US.77");
+        for user in [number, scoped, other] {
+            record(&recorder, consented(user, 10)).await.unwrap();
+        }
+        // What was denied before the link comes along, in both directions and with its own time.
+        record(&recorder, said(number, 20, What::Platform { stopped: true })).await.unwrap();
+        let why = What::Suppression { suppressed: true, reference: "court".into() };
+        record(&recorder, said(scoped, 30, why)).await.unwrap();
+        assert!(record(&recorder, link(number, scoped)).await.unwrap().applied);
+        for user in [number, scoped] {
+            let state = record_of(&ledger, user).await.state;
+            assert_eq!(state.platform, Some((crate::at(20), true)));
+            assert_eq!(state.suppression, Some((crate::at(30), true)));
+            assert!(!is_out(&ledger, user).await, "opt-ins stay");
+        }
+        // What is denied under one id is denied under those that it is linked to by others.
+        record(&recorder, link(other, scoped)).await.unwrap();
+        let stop = What::Inbound { message_id: "wamid.1".into(), text: "STOP".into() };
+        let stopped = record(&recorder, said(number, LATER + 10, stop)).await.unwrap();
+        for user in [number, scoped, other] {
+            assert!(is_out(&ledger, user).await, "{user}");
+            let last = history(&recorder, user).await.pop().unwrap();
+            assert_eq!((&*last.user_id, last.time), (user, crate::at(LATER + 10)));
+            let What::OptOut { scope: Scope::All, reference } = last.what else { panic!() };
+            assert!(reference.ends_with("keyword in message wamid.1"), "{reference}");
+            assert_eq!(reference.contains("linked at 1970-01-01T00:16:40.000Z"), user != number);
+        }
+        assert_eq!(stopped.revision, end(&ledger).await, "who waits for it sees all of it");
+        // What lifts it does so under the id that it was said under.
+        record(&recorder, consented(scoped, LATER + 20)).await.unwrap();
+        record(&recorder, said(number, LATER + 20, What::Platform { stopped: false }))
+            .await
+            .unwrap();
+        for user in [number, scoped, other] {
+            assert_eq!(is_out(&ledger, user).await, user != scoped, "{user}");
+            let platform = record_of(&ledger, user).await.state.platform;
+            assert_eq!(platform.unwrap().1, user != number, "{user}");
+        }
+        // And an older denial than that, told late, changes it under the others alone.
+        record(&recorder, said(scoped, LATER + 15, opt_out("letter"))).await.unwrap();
+        assert!(!is_out(&ledger, scoped).await && is_out(&ledger, number).await);
+        Open { ledger, writer }.close().await;
+    }
+}
+
+#[tokio::test]
+async fn both_ids_name_each_other_and_a_repeat_changes_nothing() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        record(&recorder, said("US.1", 5, opt_out("letter"))).await.unwrap();
+        let moved = What::Link { other_user_id: "+1 555 012 3456".into(), moved: true };
+        let mut moved = said("US.1", LATER, moved);
+        moved.request_id = "moved".into();
+        let first = record(&recorder, moved.clone()).await.unwrap();
+        assert!(first.applied);
+        let linked = |record: &Record| {
+            record.links.iter().map(|link| (link.user_id.clone(), link.moved)).collect::<Vec<_>>()
+        };
+        let names = linked(&record_of(&ledger, "US.1").await);
+        assert_eq!(names, [("+1 555 012 3456".to_owned(), true)]);
+        let names = linked(&record_of(&ledger, "15550123456").await);
+        assert_eq!(names, [("US.1".to_owned(), false)], "nobody moved to US.1");
+        let (before, told) = (end(&ledger).await, history(&recorder, "15550123456").await);
+        assert_eq!(record(&recorder, moved).await.unwrap(), first);
+        for repeat in [link("US.1", "15550123456"), link("1-555-012-3456", "US.1")] {
+            assert!(!record(&recorder, repeat).await.unwrap().applied);
+        }
+        assert_eq!(end(&ledger).await, before, "not a byte is written");
+        assert_eq!(history(&recorder, "15550123456").await, told);
+        // One id is no other of its own, in whatever notation.
+        let own = record(&recorder, link("15550123456", "+1 555 012 3456")).await;
+        assert!(matches!(own, Err(Refusal::Invalid(found)) if found[0].field.contains("link")));
+        Open { ledger, writer }.close().await;
+    }
+}
+
+#[tokio::test]
+async fn so_many_ids_make_a_person_and_no_more() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        for n in 1..MAX_IDS {
+            record(&recorder, link(&format!("US.{}", n - 1), &format!("US.{n}"))).await.unwrap();
+        }
+        let last = format!("US.{}", MAX_IDS - 1);
+        let one_more = record(&recorder, link(&last, "US.more")).await;
+        assert!(matches!(one_more, Err(Refusal::TooManyIds(_))), "{one_more:?}");
+        let from_outside = record(&recorder, link("US.more", "US.0")).await;
+        assert!(matches!(from_outside, Err(Refusal::TooManyIds(_))), "{from_outside:?}");
+        assert_eq!(record_of(&ledger, "US.more").await, Record::default());
+        record(&recorder, said("US.0", LATER, opt_out("letter"))).await.unwrap();
+        assert!(is_out(&ledger, &last).await, "a denial reaches the last of a chain");
+        Open { ledger, writer }.close().await;
+    }
+}
+
+/// Wherever a recorder is killed, its caller tries again, with another recorder; and until then
+/// what was acknowledged holds.
+#[tokio::test]
+async fn a_recorder_that_is_killed_anywhere_leaves_nothing_allowed() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let (mut killed, mut whole) = (0, 0);
+        for waits in 0.. {
+            let users = ["one", "two", "three"].map(|name| format!("US.{waits}.{name}"));
+            let [one, two, three] = users.each_ref().map(String::as_str);
+            let other = recorder(&ledger);
+            for user in [one, two, three] {
+                record(&other, consented(user, 10)).await.unwrap();
+            }
+            record(&other, said(two, 20, opt_out("letter"))).await.unwrap();
+            record(&other, link(three, two)).await.unwrap();
+            // Killed while it links.
+            let linked = killed_after(waits, record(&recorder(&ledger), link(one, two))).await;
+            match &linked {
+                Some(linked) => assert!(linked.is_ok(), "{linked:?}"),
+                // What one id knows of is enough to finish it: another denial does as well.
+                None if waits % 2 == 0 => drop(record(&other, link(one, two)).await.unwrap()),
+                None => drop(record(&other, link(two, one)).await.unwrap()),
+            }
+            assert!(is_out(&ledger, one).await && is_out(&ledger, three).await, "{waits}");
+            // Killed while it denies: then it is opted in again, and the denial told once more.
+            let mut stop = said(one, LATER + 20, opt_out("again"));
+            if waits % 2 == 0 {
+                stop.event.time = None;
+                stop.request_id = "stop".into();
+            }
+            for user in [one, two, three] {
+                record(&other, consented(user, LATER + 10)).await.unwrap();
+                assert!(!is_out(&ledger, user).await);
+            }
+            let denied = killed_after(waits, record(&recorder(&ledger), stop.clone())).await;
+            if denied.is_none() {
+                killed += 1;
+                if is_out(&ledger, one).await {
+                    let now = ledger.read(Vec::new()).await.unwrap().clock.as_millis();
+                    record(&other, consented(one, now)).await.unwrap();
+                }
+                record(&other, stop).await.unwrap();
+            } else {
+                assert!(is_out(&ledger, one).await);
+            }
+            for user in [two, three] {
+                assert!(is_out(&ledger, user).await, "{waits}: {user}");
+            }
+            whole += usize::from(linked.is_some() && denied.is_some());
+            if whole > 2 {
+                break;
+            }
+        }
+        assert!(killed > 3, "it was killed at {killed} moments");
+        Open { ledger, writer }.close().await;
+    }
+}
+
+/// Whatever meets: links and denials by recorders that know nothing of each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_meets_no_denial_is_missed_under_any_id() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        for round in 0..20 {
+            let user = |n: usize| format!("US.{round}.{n}");
+            let mut at_once = Vec::new();
+            for n in 0..4_usize {
+                let recorder = recorder(&ledger);
+                let topic = Scope::parse(&format!("utility.t{n}")).unwrap();
+                let stop = What::OptOut { scope: topic, reference: String::new() };
+                let stop = said(&user(n), LATER, stop);
+                at_once.push(tokio::spawn({
+                    let recorder = recorder.clone();
+                    async move { record(&recorder, stop).await }
+                }));
+                let joined = link(&user(n), &user((n + 1 + round % 2) % 4));
+                at_once.push(tokio::spawn(async move { record(&recorder, joined).await }));
+            }
+            for done in at_once {
+                done.await.unwrap().unwrap();
+            }
+            for n in 0..4 {
+                let known = record_of(&ledger, &user(n)).await.state.scopes.len();
+                // Every other one, or all four.
+                assert_eq!(known, if round % 2 == 0 { 4 } else { 2 }, "{}", user(n));
+            }
+        }
+        Open { ledger, writer }.close().await;
+    }
+}
