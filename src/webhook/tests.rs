@@ -12,7 +12,7 @@ use sha2::Sha256;
 use tower::ServiceExt as _;
 
 use super::{Secrets, Setup, Webhook, router};
-use crate::consent::event::{PlatformNames, What};
+use crate::consent::event::PlatformNames;
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
 use crate::ledger::{Embedded, Ledger, Retention};
@@ -196,15 +196,13 @@ fn expected(body: &[u8]) -> Result<whatsapp::Heard, u16> {
     heard.map_err(|_| 400)
 }
 
-/// Whether anything of it can be recorded at all: a user's id may be none. Of links the recorder
-/// has rules of its own.
+/// Whether anything of it can be recorded at all: a user's id may be none.
 fn is_recordable(heard: &whatsapp::Heard) -> bool {
     let (secret, names) = (KeySecret::new(&[7; 16]), PlatformNames::default());
     let events = heard.updates.iter().flat_map(|update| &update.submissions);
     let mut events = events.map(|submission| &submission.event);
     events.any(|event| {
-        !matches!(event.what, What::Link { .. })
-            && secret.read(&event.user_id, &event.business_id).is_ok()
+        secret.read(&event.user_id, &event.business_id).is_ok()
             && event.what.violations(&names).is_empty()
     })
 }

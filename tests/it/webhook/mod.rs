@@ -5,3 +5,4 @@ mod limits;
 mod reload;
 mod repeats;
 mod states;
+mod week;

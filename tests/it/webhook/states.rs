@@ -164,3 +164,48 @@ async fn what_is_ahead_of_the_ledgers_clock_is_sent_again_until_it_is_not() {
     assert!((crate::faults::stage::metric(&sidecar, refused).await - 1.0).abs() < f64::EPSILON);
     assert!(sidecar.said().contains("updates of webhooks are against the rules"));
 }
+
+#[tokio::test]
+async fn a_stop_goes_along_to_a_new_number_and_an_opt_in_does_not() {
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&file(files.folder.path()), &[]).await;
+    let new = "16505559999";
+    let changed = fixture("system_user_changed_number", NUMBER);
+    assert_eq!(deliver(&sidecar.webhook, &fixture("user_preferences_signup", NUMBER)).await, 200);
+    answers(&sidecar, USER, "acme", "marketing", Reason::OptedIn).await;
+    assert_eq!(deliver(&sidecar.webhook, &changed).await, 200);
+    assert_eq!(deliver(&sidecar.webhook, &fixture("user_preferences_stop", NUMBER)).await, 200);
+    // The stop is older than the signup, and under the new number there was no signup.
+    answers(&sidecar, new, "acme", "marketing", Reason::PlatformStopped).await;
+    assert_eq!(reason(&sidecar, USER, "acme", "marketing").await, Reason::OptedIn);
+    assert_eq!(deliver(&sidecar.webhook, &fixture("inbound_stop", NUMBER)).await, 200);
+    answers(&sidecar, new, "acme", "utility", Reason::OptedOutAll).await;
+    let before = history(&sidecar, new, "acme").await;
+    assert_eq!(deliver(&sidecar.webhook, &changed).await, 200);
+    assert_eq!(history(&sidecar, new, "acme").await, before, "a repeat changes nothing");
+}
+
+#[tokio::test]
+async fn a_stop_under_one_id_holds_under_the_other() {
+    let (_redis, ledger) = redis(&[]);
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&ledger, &["--record", "127.0.0.1:0"]).await;
+    // WhatsApp's button, from somebody of whom only the business-scoped id is told; who wrote
+    // with both ids either before that or after it.
+    let linked = fixture("inbound_number_and_id", NUMBER);
+    let stop = fixture("inbound_button_username_only", NUMBER);
+    for bodies in [[&linked, &stop], [&stop, &linked]] {
+        for body in bodies {
+            assert_eq!(deliver(&sidecar.webhook, body).await, 200, "{}", sidecar.said());
+        }
+        answers(&sidecar, USER, "acme", "marketing", Reason::OptedOut).await;
+        answers(&sidecar, SCOPED, "acme", "marketing", Reason::OptedOut).await;
+    }
+    let other = String::from_utf8(stop.clone()).unwrap().replace("13491", "13492");
+    let linked = String::from_utf8(linked).unwrap().replace("13491", "13492");
+    let linked = linked.replace(USER, "16505550000");
+    for body in [other, linked] {
+        assert_eq!(deliver(&sidecar.webhook, body.as_bytes()).await, 200);
+    }
+    answers(&sidecar, "16505550000", "acme", "marketing", Reason::OptedOut).await;
+}
