@@ -5,7 +5,7 @@ use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
 use crate::consent::record::Outcome;
 use crate::consent::scope::Scope;
-use crate::consent::state::{Said, State};
+use crate::consent::state::{Said, State, Word};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Change, History, Stored, Update, Version};
 
@@ -303,7 +303,7 @@ fn a_denial_told_in_whole_seconds_is_the_last_millisecond_of_its_second() {
         let opt_in = |time| by_webhook(opt_in("marketing", false), time, Counts::All);
         pair.record(now, &opt_in(SECOND)).unwrap();
         let standing = |pair: &Pair| pair.state().standing_on(&Scope::parse("marketing").unwrap());
-        assert!(standing(&pair).word.is_some_and(|word| word.is_opt_out()));
+        assert!(standing(&pair).word.is_some_and(Word::is_opt_out));
         pair.record(SECOND + 2_000, &opt_in(SECOND + 1_000)).unwrap();
         assert!(standing(&pair).word.is_some_and(|word| !word.is_opt_out()));
     }

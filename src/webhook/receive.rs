@@ -107,11 +107,11 @@ pub(super) async fn receive(State(webhook): State<Webhook>, request: Request) ->
 
 impl Webhook {
     async fn receive(&self, request: Request) -> Result<(), Refused> {
-        let (head, body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let place = room(&self.bodies).await?;
         // Read even where there is no signature, so that whoever sends it gets to read why.
         let body = timeout(BODY, whole(body)).await.map_err(|_| Refused::TooSlow)??;
-        let heard = self.judge(signature(&head.headers), body).await?;
+        let heard = self.judge(signature(&parts.headers), body).await?;
         drop(place);
         for ((kind, cause), count) in &heard.passed {
             self.metrics.webhook_passed(kind.name(), cause.name(), cause.is_malformed(), *count);

@@ -248,7 +248,7 @@ fn preferences_need_what_they_mean_and_a_stop_needs_the_least() {
             format!(r#"{at},{known},"value":"signup","signup_id":7"#),
             "preference 1 5: opt-in marketing 7",
         ),
-        (format!(r#"{at},{known}"#), "preference bad_shape 1"),
+        (format!("{at},{known}"), "preference bad_shape 1"),
         (
             format!(r#""user_id":"a","timestamp":5,{known},"value":"stop""#),
             "preference a 5: stopped true",
@@ -297,7 +297,7 @@ fn what_is_no_json_object_is_no_payload() {
         assert!(read(body.as_bytes(), &rules()).is_err(), "{body}");
     }
     assert!(read(b"{\"a\":\"\xff\"}", &rules()).is_err());
-    assert!(read(&[b'['; 3_000_000], &rules()).is_err());
+    assert!(read("[".repeat(3_000_000).as_bytes(), &rules()).is_err());
     assert!(read(format!("{{\"a\":{}}}", deep(126)).as_bytes(), &rules()).is_ok());
 }
 
