@@ -159,10 +159,11 @@ impl Gate {
         question: &Question<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<Answer, CheckError> {
-        let (pair, category) = read(&self.table.keys(), question).map_err(CheckError::Invalid)?;
+        let read = Lately::default().read(&self.table.keys(), question);
+        let (pair, category) = read.map_err(CheckError::Invalid)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let judge = Judge::new(self, freshness, clock())?;
-        Ok(judge.answer(facts, category.class, question.form))
+        Ok(judge.answer(&facts, category.class, question.form))
     }
 
     /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
@@ -177,10 +178,13 @@ impl Gate {
         each: impl FnMut(Result<Answer, Vec<Violation>>),
     ) -> Result<(), CheckError> {
         let keys = self.table.keys();
-        let wanted = questions.map(|question| {
-            let (pair, category) = read(&keys, &question)?;
-            Ok((pair, category, question.form))
-        });
+        let (mut lately, mut wanted) = (Lately::default(), Wanted::with_capacity(questions.len()));
+        for question in questions {
+            match lately.read(&keys, &question) {
+                Ok((pair, category)) => wanted.ask(pair, category, question.form),
+                Err(found) => wanted.refuse(found),
+            }
+        }
         self.decide_many(wanted, each).map(|_| ())
     }
 
@@ -198,39 +202,34 @@ impl Gate {
     ) -> Result<Duration, CheckError> {
         let keys = self.table.keys();
         let Campaign { business, category, form } = *campaign;
-        let wanted = users.map(|user| {
-            let pair = keys.pair(&UserId::parse(user).map_err(drop)?, business);
-            Ok((pair, category, form))
-        });
+        let mut wanted = Wanted::with_capacity(users.len());
+        for user in users {
+            match UserId::parse(user) {
+                Ok(user) => wanted.ask(keys.pair(&user, business), category, form),
+                Err(_) => wanted.refuse(()),
+            }
+        }
         self.decide_many(wanted, |answer: Result<Answer, ()>| {
             each(answer.ok().map(|answer| answer.decision.reason));
         })
     }
 
     /// Looks all of them up, reads the clocks, and decides.
-    fn decide_many<'q, E>(
+    fn decide_many<E>(
         &self,
-        wanted: impl ExactSizeIterator<Item = Result<(Pair, Category<'q>, Form), E>>,
+        wanted: Wanted<'_, E>,
         mut each: impl FnMut(Result<Answer, E>),
     ) -> Result<Duration, CheckError> {
-        let mut asked = Vec::with_capacity(wanted.len());
-        let mut pairs = Vec::with_capacity(wanted.len());
-        let mut categories = Vec::with_capacity(wanted.len());
-        for wanted in wanted {
-            asked.push(wanted.map(|(pair, category, form)| {
-                pairs.push(pair);
-                categories.push(category);
-                (category.class, form)
-            }));
-        }
+        let Wanted { asked, pairs, categories } = wanted;
         let mut facts = Vec::with_capacity(pairs.len());
         let freshness = self.table.facts_of_many(&pairs, &categories, &mut facts);
         let judge = Judge::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
-        let mut facts = facts.into_iter();
+        let mut facts = facts.iter();
         for asked in asked {
             each(asked.map(|(class, form)| {
-                let answer = judge.answer(facts.next().unwrap_or(Err(UnreadablePair)), class, form);
+                let facts = facts.next().unwrap_or(&Err(UnreadablePair));
+                let answer = judge.answer(facts, class, form);
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
                     *count += 1;
@@ -378,16 +377,74 @@ impl Gate {
     }
 }
 
-/// The pair and the category of a question.
-fn read<'q>(keys: &Keys, question: &Question<'q>) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-    let user = UserId::parse(question.user_id);
-    let business = BusinessId::parse(question.business_id);
-    match (user, business, Category::parse(question.category)) {
-        (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
-        (user, business, category) => {
-            let found = [user.err(), business.err(), category.err()];
-            Err(found.into_iter().flatten().collect())
+/// What the question before was about: most questions of a batch share their business, and many
+/// their category, which are read once then.
+#[derive(Default)]
+struct Lately<'q> {
+    business: Option<(&'q str, BusinessId<'q>)>,
+    category: Option<(&'q str, Category<'q>)>,
+}
+
+impl<'q> Lately<'q> {
+    /// The pair and the category of a question.
+    fn read(
+        &mut self,
+        keys: &Keys,
+        question: &Question<'q>,
+    ) -> Result<(Pair, Category<'q>), Vec<Violation>> {
+        let user = UserId::parse(question.user_id);
+        let business = again(&mut self.business, question.business_id, BusinessId::parse);
+        let category = again(&mut self.category, question.category, Category::parse);
+        match (user, business, category) {
+            (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
+            (user, business, category) => {
+                let found = [user.err(), business.err(), category.err()];
+                Err(found.into_iter().flatten().collect())
+            }
         }
+    }
+}
+
+/// What a text was read as before, or is read as now.
+fn again<'q, T: Copy>(
+    before: &mut Option<(&'q str, T)>,
+    text: &'q str,
+    parse: impl FnOnce(&'q str) -> Result<T, Violation>,
+) -> Result<T, Violation> {
+    if let Some((same, read)) = *before
+        && same == text
+    {
+        return Ok(read);
+    }
+    let read = parse(text)?;
+    *before = Some((text, read));
+    Ok(read)
+}
+
+/// What is to be decided together; what is wrong with a question keeps its place.
+struct Wanted<'q, E> {
+    asked: Vec<Result<(Class, Form), E>>,
+    pairs: Vec<Pair>,
+    categories: Vec<Category<'q>>,
+}
+
+impl<'q, E> Wanted<'q, E> {
+    fn with_capacity(questions: usize) -> Self {
+        Self {
+            asked: Vec::with_capacity(questions),
+            pairs: Vec::with_capacity(questions),
+            categories: Vec::with_capacity(questions),
+        }
+    }
+
+    fn ask(&mut self, pair: Pair, category: Category<'q>, form: Form) {
+        self.asked.push(Ok((category.class, form)));
+        self.pairs.push(pair);
+        self.categories.push(category);
+    }
+
+    fn refuse(&mut self, why: E) {
+        self.asked.push(Err(why));
     }
 }
 
@@ -414,10 +471,12 @@ impl<'a> Judge<'a> {
         Ok(Self { policy, clock, proof, revision, staleness })
     }
 
-    fn answer(&self, facts: Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
-        let proof = if facts.is_ok() { self.proof } else { Proof::Invalid };
-        let facts = facts.unwrap_or(Facts::NOTHING);
-        let decision = decide(&facts, class, form, self.policy, self.clock, proof);
+    fn answer(&self, facts: &Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
+        let (facts, proof) = match facts {
+            Ok(facts) => (facts, self.proof),
+            Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
+        };
+        let decision = decide(facts, class, form, self.policy, self.clock, proof);
         Answer { decision, revision: self.revision, staleness: self.staleness }
     }
 }

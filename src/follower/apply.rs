@@ -7,8 +7,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::machine::Action;
+use super::machine::{Action, Machine};
+use crate::clock::Moment;
 use crate::consent::denied::Denied;
 use crate::consent::facts::Resolved;
 use crate::consent::id::Key;
@@ -16,7 +18,7 @@ use crate::consent::record::Record;
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
 use crate::ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
-use crate::table::{Saved, UnreadablePair, Writer};
+use crate::table::{Saved, UnreadablePair, Validity, Writer};
 
 /// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
 /// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
@@ -104,6 +106,28 @@ impl Applier {
         self.seen
     }
 
+    /// How often an operator had accepted the ledger, where the table may be saved: one that is
+    /// current, and remembers nothing that is not in the ledger.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not, as a metric's label.
+    pub fn may_save(
+        &mut self,
+        machine: &Machine,
+        bound: Duration,
+        now: Moment,
+    ) -> Result<u64, &'static str> {
+        let table = self.writer.table();
+        let freshness = table.freshness();
+        let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= bound;
+        match machine.accepted().filter(|_| live) {
+            None => Err("not_live"),
+            Some(_) if table.remembered() > 0 => Err("remembering"),
+            Some(accepted) => Ok(accepted),
+        }
+    }
+
     /// The table, for what is neither loaded nor applied.
     pub fn writer(&mut self) -> &mut Writer {
         &mut self.writer
@@ -114,7 +138,7 @@ impl Applier {
         match action {
             Action::Begin { identity, clock, forget } => self.begin(identity, *clock, *forget),
             Action::Restore { identity, clock } => self.restore(identity, *clock),
-            Action::Refuse => self.saved = None,
+            Action::Refuse(_) => self.saved = None,
             Action::Replay(body) => self.replay(body),
             Action::Load(bucket) => self.load(bucket),
             Action::Unload(bucket) => self.unload(*bucket),

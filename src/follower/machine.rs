@@ -18,7 +18,7 @@ pub use self::action::Action;
 pub use self::cause::Cause;
 use self::snapshot::Snapshot;
 use self::trail::Trail;
-pub use self::warm::Warm;
+pub use self::warm::{Unused, Warm};
 use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
@@ -236,8 +236,8 @@ impl Machine {
     /// log followed from there, as if the table had been here all the time.
     fn is_warm(&mut self, page: &Page) -> bool {
         let Some(warm) = self.warm.take() else { return false };
-        if !warm.is_of(&page.identity) {
-            self.actions.push(Action::Refuse);
+        if let Err(unused) = warm.check(page) {
+            self.actions.push(Action::Refuse(unused));
             return false;
         }
         self.buckets = page.identity.buckets.max(1);

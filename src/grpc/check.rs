@@ -232,9 +232,10 @@ impl CheckService {
         not_reached: Option<NotReached>,
         answers: &mut Results,
     ) -> Result<(), Status> {
-        let plain = batch.iter().map(question).collect::<Result<Vec<_>, _>>();
-        if let (Ok(questions), None) = (plain, not_reached) {
-            let answered = self.gate.check_many(questions.into_iter(), |answer| match answer {
+        let is_plain = |asked: &Asked<'_>| convert::form(asked.form).is_ok();
+        if not_reached.is_none() && batch.iter().all(is_plain) {
+            let questions = batch.iter().map(|asked| question(asked).unwrap_or_else(|(q, _)| q));
+            let answered = self.gate.check_many(questions, |answer| match answer {
                 Ok(answer) => answers.put_answer(&answer),
                 Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
             });
