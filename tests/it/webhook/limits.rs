@@ -1,5 +1,7 @@
 //! What a receiver refuses, and with which status.
 
+use consentd::grpc::pb::Reason::{NoConsent, OptedOutAll};
+
 use super::client::{
     Answer, Files, SECRET, TOKEN, USER, acme, deliver, file, fixture, post, reason, send, sign,
 };
@@ -43,7 +45,6 @@ async fn only_what_the_app_signed_is_recorded() {
     assert_eq!(send(address, &head, &stop).await.unwrap().status, 403, "unsigned");
     let twice = format!("{head}x-hub-signature-256: {right}\r\nx-hub-signature-256: {right}\r\n");
     assert_eq!(send(address, &twice, &stop).await.unwrap().status, 403, "signed twice");
-    use consentd::grpc::pb::Reason::{NoConsent, OptedOutAll};
     assert_eq!(reason(&sidecar, USER, "acme", "marketing").await, NoConsent);
     let said = sidecar.said();
     assert_eq!(said.matches("refused for their signature").count(), 1, "once a while: {said}");
@@ -156,7 +157,6 @@ async fn more_updates_than_fit_into_one_append_are_recorded_too() {
         messages.join(",")
     );
     assert_eq!(deliver(&sidecar.webhook, body.as_bytes()).await, 200);
-    use consentd::grpc::pb::Reason::OptedOutAll;
     for user in [0, 1_023, 1_024, 2_499] {
         let user = format!("1555{user:07}");
         super::client::answers(&sidecar, &user, "acme", "utility", OptedOutAll).await;

@@ -55,11 +55,8 @@ fn numbers() -> Vec<(String, String)> {
 
 async fn state(sidecar: &Sidecar, user: &str, business: &str) -> String {
     let mut checks = sidecar.checks().await;
-    let request = pb::GetConsentRequest {
-        user_id: user.to_owned(),
-        business_id: business.to_owned(),
-        ..Default::default()
-    };
+    let request =
+        pb::GetConsentRequest { user_id: user.to_owned(), business_id: business.to_owned() };
     let known = checks.get_consent(request).await.unwrap().into_inner();
     let last = known.last_inbound_time.map_or("never".to_owned(), |time| millis(time).to_string());
     let marketing = reason(sidecar, user, business, "marketing").await;

@@ -97,7 +97,7 @@ impl Week {
         };
         let failed =
             |code| ("statuses", status("failed", code), vec![(What::Failure { code }, first)]);
-        let (list, json, happened): (_, _, Vec<(What, i64)>) = match rng.below(100) {
+        let (to, json, happened): (_, _, Vec<(What, i64)>) = match rng.below(100) {
             0..40 => ("messages", text("Where is my order?"), vec![hello()]),
             40..44 => ("messages", text("STOP"), vec![hello(), out("*")]),
             44..47 => ("messages", text("désabonner!"), vec![hello(), out("*")]),
@@ -150,7 +150,7 @@ impl Week {
             };
             self.model.record(&event, self.now).expect("it is against no rule");
         }
-        self.updates.push(Update { number: phone, list, json });
+        self.updates.push(Update { number: phone, list: to, json });
     }
 
     /// The requests of the week: every update once at the least, some more often, and some, after
