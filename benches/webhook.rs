@@ -171,7 +171,7 @@ async fn singles(address: &str, callers: u64, how: &str) {
         let address = address.to_owned();
         tasks.spawn(async move {
             let mut connection = Connection::to(&address).await;
-            let mut took = Histogram::<u64>::new(3).unwrap();
+            let mut took = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).unwrap();
             for number in 0..SINGLES / callers {
                 let user = caller * SINGLES + number;
                 let request = request(&payload([message(user, seconds())].into_iter()));
@@ -182,7 +182,7 @@ async fn singles(address: &str, callers: u64, how: &str) {
             took
         });
     }
-    let mut all = Histogram::<u64>::new(3).unwrap();
+    let mut all = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).unwrap();
     while let Some(took) = tasks.join_next().await {
         all.add(took.unwrap()).unwrap();
     }
@@ -213,7 +213,7 @@ async fn batches(address: &str, updates: u64) {
         let address = address.to_owned();
         tasks.spawn(async move {
             let mut connection = Connection::to(&address).await;
-            let mut took = Histogram::<u64>::new(3).unwrap();
+            let mut took = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).unwrap();
             for request in requests {
                 let begun = Instant::now();
                 connection.send(&request).await;
@@ -222,7 +222,7 @@ async fn batches(address: &str, updates: u64) {
             took
         });
     }
-    let mut all = Histogram::<u64>::new(3).unwrap();
+    let mut all = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).unwrap();
     while let Some(took) = tasks.join_next().await {
         all.add(took.unwrap()).unwrap();
     }
