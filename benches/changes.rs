@@ -32,7 +32,7 @@ use consentd::consent::event::{Event, PlatformNames, What};
 use consentd::consent::keyword::{KeywordLists, Keywords};
 use consentd::ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use consentd::metrics::Metrics;
-use consentd::recorder::{MAX_EVENTS, Recorder, Submission};
+use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_util::sync::CancellationToken;
 
@@ -105,6 +105,7 @@ impl Books {
                 what: What::Inbound { message_id: String::new(), text: String::new() },
             },
             request_id: String::new(),
+            told: Told::default(),
         };
         let submissions: Vec<_> = users.map(submission).collect();
         for some in submissions.chunks(MAX_EVENTS) {

@@ -31,7 +31,7 @@ use consentd::follower::Follower;
 use consentd::follower::driver::period;
 use consentd::ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use consentd::metrics::Metrics;
-use consentd::recorder::{MAX_EVENTS, Recorder, Submission};
+use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
 use consentd::table::{self, Table, Validity};
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +116,7 @@ async fn record(recorder: &Recorder, users: impl Iterator<Item = u32>) {
             what: What::OptOut { scope: Scope::All, reference: String::new() },
         },
         request_id: String::new(),
+        told: Told::default(),
     };
     let submissions: Vec<_> = users.map(submission).collect();
     if submissions.is_empty() {

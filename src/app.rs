@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -18,7 +19,7 @@ use tracing::{error, info, warn};
 use self::ledger::Engine;
 use crate::admin::{self, Shown};
 use crate::clock;
-use crate::config::{LedgerAddress, Settings};
+use crate::config::{LedgerAddress, Settings, WebhookSources};
 use crate::consent::keyword::KeywordBook;
 use crate::decision_log::{DecisionLog, Target, Writer as DecisionLogWriter};
 use crate::follower::{Follower, Saving};
@@ -35,6 +36,7 @@ use crate::recorder::Recorder;
 use crate::synthetic::Synthetic;
 use crate::table;
 use crate::telemetry::{self, Exporter};
+use crate::webhook::{self, Webhook};
 
 /// How long the ledger may take to write out what is waiting, at the end.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -51,6 +53,7 @@ pub struct Sidecar {
     metrics: Arc<Metrics>,
     listeners: Vec<(Listener, Routes)>,
     admin: Option<(TcpListener, Shown)>,
+    webhook: Option<(TcpListener, Webhook, WebhookSources)>,
     limits: Limits,
     drain: Drain,
     drain_timeout: Duration,
@@ -67,6 +70,8 @@ pub struct Bound {
     pub record: Vec<Address>,
     /// For metrics and probes.
     pub admin: Option<SocketAddr>,
+    /// For webhooks.
+    pub webhook: Option<SocketAddr>,
 }
 
 impl Sidecar {
@@ -84,6 +89,10 @@ impl Sidecar {
             Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
         };
         let (log, decisions) = open_decision_log(&settings, &metrics)?;
+        let webhook = match settings.webhook.clone() {
+            None => None,
+            Some(told) => Some((bind_http(&told.address, "--webhook").await?, told.sources)),
+        };
         let (ledger, engine) = ledger::open(&settings).await?;
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
@@ -129,6 +138,12 @@ impl Sidecar {
             Ok((listener, routes))
         });
         let listeners = listeners.collect::<Result<_, ReflectionError>>()?;
+        let webhook = webhook.map(|(listener, sources)| {
+            let setup = sources.read().context("--webhook")?;
+            let webhook = Webhook::new(recorder.clone(), setup, Arc::clone(&metrics));
+            anyhow::Ok((listener, webhook, sources))
+        });
+        let webhook = webhook.transpose()?;
         let admin = admin.map(|listener| {
             let ledger = ledger.describe().to_owned();
             let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
@@ -148,6 +163,7 @@ impl Sidecar {
             metrics,
             listeners,
             admin,
+            webhook,
             limits,
             drain,
             drain_timeout,
@@ -162,7 +178,7 @@ impl Sidecar {
     ///
     /// Where the system does not tell.
     pub fn bound(&self) -> anyhow::Result<Bound> {
-        let mut bound = Bound { grpc: Vec::new(), record: Vec::new(), admin: None };
+        let mut bound = Bound { grpc: Vec::new(), record: Vec::new(), admin: None, webhook: None };
         for (listener, routes) in &self.listeners {
             let address = listener.address()?;
             if routes.serves_records() {
@@ -172,6 +188,8 @@ impl Sidecar {
                 bound.grpc.push(address);
             }
         }
+        let webhook = self.webhook.as_ref();
+        bound.webhook = webhook.map(|(listener, ..)| listener.local_addr()).transpose()?;
         bound.admin = self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
         Ok(bound)
     }
@@ -220,12 +238,26 @@ impl Sidecar {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
             servers.spawn(server::serve(listener, routes, self.limits, metrics, drain));
         }
+        if let Some((listener, webhook, sources)) = self.webhook {
+            let hangup = signal(SignalKind::hangup())?;
+            let reload = webhook::reload(webhook.clone(), move || sources.read(), hangup);
+            let over = self.drain.over.clone();
+            parts.spawn(async move {
+                tokio::select! {
+                    () = reload => {}
+                    () = over.cancelled() => {}
+                }
+                "the webhook's configuration is not read again".to_owned()
+            });
+            let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
+            servers.spawn(webhook::serve(listener, webhook, begun, over));
+        }
         let failed = tokio::select! {
             () = stop => None,
             Some(part) = parts.join_next() => {
                 Some(part.unwrap_or_else(|_| "a part of it panicked".to_owned()))
             }
-            Some(_) = servers.join_next() => Some("a gRPC listener ended unasked".to_owned()),
+            Some(_) = servers.join_next() => Some("a listener ended unasked".to_owned()),
         };
         match &failed {
             None => info!("draining"),
@@ -325,12 +357,7 @@ async fn bind(settings: &Settings) -> anyhow::Result<Vec<Heard>> {
 
 /// Binds the admin listener; one that is to answer checks must be out of other machines' reach.
 async fn bind_admin(address: &str, checks: bool) -> anyhow::Result<TcpListener> {
-    // As for gRPC, so that what is wrong is said in the same words.
-    let listener = Listener::bind(&Address::Tcp(address.to_owned())).await;
-    let Listener::Tcp(listener) = listener.context("--admin, for metrics and probes (or none)")?
-    else {
-        bail!("--admin: must be HOST:PORT")
-    };
+    let listener = bind_http(address, "--admin, for metrics and probes (or none)").await?;
     if checks && !listener.local_addr()?.ip().is_loopback() {
         bail!(
             "--admin-checks on {address} would tell other machines what anybody has consented \
@@ -339,4 +366,13 @@ async fn bind_admin(address: &str, checks: bool) -> anyhow::Result<TcpListener> 
         );
     }
     Ok(listener)
+}
+
+/// Binds a listener for HTTP, which a flag asks for.
+async fn bind_http(address: &str, flag: &'static str) -> anyhow::Result<TcpListener> {
+    // As for gRPC, so that what is wrong is said in the same words.
+    match Listener::bind(&Address::Tcp(address.to_owned())).await.context(flag)? {
+        Listener::Tcp(listener) => Ok(listener),
+        Listener::Unix(..) => bail!("{flag}: must be HOST:PORT"),
+    }
 }

@@ -9,6 +9,7 @@ mod keywords;
 mod ledger;
 mod rules;
 mod snapshot;
+mod webhook;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -24,6 +25,7 @@ use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
 pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
+pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordSettings;
@@ -54,6 +56,9 @@ macro_rules! serve_args {
             /// What the file alone can say of keywords.
             #[arg(skip)]
             pub keywords: Option<KeywordArgs>,
+            /// What the file alone can say of WhatsApp.
+            #[arg(skip)]
+            pub whatsapp: Option<WhatsappArgs>,
         }
 
         impl ServeArgs {
@@ -64,6 +69,7 @@ macro_rules! serve_args {
                     config: self.config,
                     $($field: self.$field.or(weaker.$field),)*
                     keywords: self.keywords.or(weaker.keywords),
+                    whatsapp: self.whatsapp.or(weaker.whatsapp),
                 }
             }
         }
@@ -97,6 +103,19 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// address that is neither loopback nor a Unix socket
     #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
     record_token_file: PathBuf,
+    /// Receive WhatsApp's webhooks here over HTTP and record what they say: HOST:PORT, or none
+    /// [default: none]
+    #[arg(long, env = "CONSENTD_WEBHOOK", value_name = "ADDR")]
+    webhook: String,
+    /// The app's secret, by which webhooks are signed; one a line, and as many files as you like:
+    /// each of them is good, so that the secret can be replaced; read again when it changes
+    #[arg(
+        long, env = "CONSENTD_WEBHOOK_APP_SECRET_FILE", value_name = "FILE", value_delimiter = ','
+    )]
+    webhook_app_secret_file: Vec<PathBuf>,
+    /// The token that the platform gives in its handshake; read again when it changes
+    #[arg(long, env = "CONSENTD_WEBHOOK_VERIFY_TOKEN_FILE", value_name = "FILE")]
+    webhook_verify_token_file: PathBuf,
     /// Deny as STALE once the table's last proof is older than this [default: 5s]
     #[arg(long, env = "CONSENTD_MAX_STALENESS", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
@@ -286,6 +305,8 @@ pub struct Settings {
     pub record: Option<Address>,
     /// The tokens that may record.
     pub record_token_file: Option<PathBuf>,
+    /// Where to receive webhooks, if anywhere.
+    pub webhook: Option<WebhookSettings>,
     /// The longest staleness at which checks are still answered.
     pub max_staleness: Duration,
     /// What an operator may set of the rules.
@@ -343,7 +364,7 @@ impl ServeArgs {
             history: self.history_retention.unwrap_or(retention.history),
         };
         let (listen, admin, record) = (
-            listen(self.listen.as_deref(), self.unix.as_deref())?,
+            listen(self.listen.as_deref(), self.unix.as_deref(), self.webhook.is_some())?,
             optional(self.admin.as_deref().unwrap_or("127.0.0.1:9464")),
             self.record.as_deref().map(|text| address("--record", text)).transpose()?,
         );
@@ -380,6 +401,7 @@ impl ServeArgs {
             admin: admin.map(str::to_owned),
             admin_checks,
             record,
+            webhook: webhook::of(&self)?,
             record_token_file: self.record_token_file,
             max_staleness,
             policy: policy(
@@ -454,7 +476,12 @@ fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
 }
 
-fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigError> {
+/// Where to serve gRPC: nowhere, where webhooks are received and nothing else is wanted.
+fn listen(
+    tcp: Option<&str>,
+    unix: Option<&str>,
+    webhook: bool,
+) -> Result<Vec<Address>, ConfigError> {
     let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
     let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
     if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
@@ -465,7 +492,7 @@ fn listen(tcp: Option<&str>, unix: Option<&str>) -> Result<Vec<Address>, ConfigE
         path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
     });
     let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
-    if listen.is_empty() {
+    if listen.is_empty() && !webhook {
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)

@@ -4,7 +4,7 @@
 //! ```text
 //! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
 //!                    follower ─► changes ─► grpc
-//! writes:  grpc ─► recorder ─► ledger ─► (follower ─► table)
+//! writes:  grpc, webhook (+ whatsapp) ─► recorder ─► ledger ─► (follower ─► table)
 //! ```
 //!
 //! In reading order:
@@ -22,6 +22,8 @@
 //! | [`decision_log`] | what was decided, as lines of JSON that no check waits for |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
+//! | [`whatsapp`] | what WhatsApp's webhooks say, as events; pure |
+//! | [`webhook`] | receives them over HTTP: signatures, limits, answers once all is durable |
 //! | [`synthetic`] | a table for load tests |
 //! | [`admin`] | metrics, probes and a page for people over HTTP |
 //! | [`accept`] | how many connections a listener takes at once |
@@ -77,3 +79,5 @@ pub mod recorder;
 pub mod synthetic;
 pub mod table;
 pub mod telemetry;
+pub mod webhook;
+pub mod whatsapp;

@@ -6,6 +6,7 @@ mod decision_log;
 mod following;
 mod snapshots;
 mod watching;
+mod webhook;
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
 use self::watching::Watching;
+use self::webhook::Webhooks;
+pub use self::webhook::{PASSED, UPDATES};
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
@@ -45,8 +48,8 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 6] =
-    ["accept", "admin", "connections", "handshake", "in_flight", "watchers"];
+pub const LIMITS: [&str; 7] =
+    ["accept", "admin", "connections", "handshake", "in_flight", "watchers", "webhook"];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
@@ -68,6 +71,7 @@ pub struct Metrics {
     watching: Watching,
     snapshots: Snapshots,
     decision_log: DecisionLog,
+    webhooks: Webhooks,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -151,6 +155,7 @@ impl Metrics {
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
             decision_log: DecisionLog::new(r)?,
+            webhooks: Webhooks::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",

@@ -102,6 +102,8 @@ fn modules_import_what_the_map_allows() {
                 "access",
             ],
         ),
+        ("whatsapp", &["consent", "recorder"]),
+        ("webhook", &["accept", "access", "clock", "consent", "metrics", "recorder", "whatsapp"]),
         ("accept", &["metrics"]),
         ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
         (
@@ -115,6 +117,8 @@ fn modules_import_what_the_map_allows() {
                 "ledger",
                 "telemetry",
                 "access",
+                "webhook",
+                "whatsapp",
             ],
         ),
     ];
@@ -137,15 +141,15 @@ fn foreign_types_stay_behind_their_module() {
         ("redb::", "ledger"),
         ("redis::", "ledger"),
         ("dashmap::", "table"),
-        ("axum::", "admin"),
+        ("axum::", "admin webhook"),
         ("tonic::", "grpc"),
         ("opentelemetry", "telemetry"),
         ("std::env::", "config"),
     ] {
-        for path in files("src", "rs") {
+        for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
             let module = module(&path);
             // Commands are clients of the wire, and parse what clap reads from the environment.
-            if module != home && module != "cli" {
+            if !home.split(' ').any(|home| home == module) && module != "cli" {
                 assert!(!code(&path).contains(name), "{} must not know {name}", path.display());
             }
         }

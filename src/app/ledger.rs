@@ -37,7 +37,8 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
                 durability: settings.durability,
                 poll_within: period(settings.max_staleness),
                 // Who records nothing removes nothing: it need not be permitted to.
-                retention: settings.record.is_some().then_some(settings.retention),
+                retention: (settings.record.is_some() || settings.webhook.is_some())
+                    .then_some(settings.retention),
                 ..Options::default()
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::ServeArgs;
+use crate::config::{ServeArgs, WebhookArgs};
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,6 +68,8 @@ struct Cli {
 enum Command {
     /// Run a sidecar
     Serve(Box<ServeArgs>),
+    /// Receive WhatsApp's webhooks in a process of its own, and record what they say
+    Webhook(Box<WebhookArgs>),
     /// Ask whether a message may be sent (exit code 0: yes, 1: no)
     Check(ask::CheckArgs),
     /// Show what is known of a user at a business
@@ -123,6 +125,7 @@ pub fn main() -> ExitCode {
     let cli = given::parse();
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
+        Command::Webhook(args) => serve::receive(*args),
         Command::Check(args) => asking(ask::check(args)),
         Command::Get(args) => asking(ask::get(args)),
         Command::History(args) => asking(history::history(args)),

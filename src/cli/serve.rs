@@ -1,4 +1,4 @@
-//! `consentd serve`.
+//! `consentd serve`, and `consentd webhook`.
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::{Verdict, given};
 use crate::app::{Bound, Sidecar};
-use crate::config::{ConfigError, ServeArgs, Settings};
+use crate::config::{ConfigError, ServeArgs, Settings, WebhookArgs};
 use crate::grpc::listen::Address;
 use crate::telemetry;
 
@@ -14,7 +14,15 @@ use crate::telemetry;
 const MAX_BLOCKING_THREADS: usize = 16;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
-    let settings = args.settings().map_err(naming_variable)?;
+    run_with(args.settings().map_err(naming_variable)?)
+}
+
+/// A sidecar that answers nobody and receives webhooks alone.
+pub(super) fn receive(args: WebhookArgs) -> anyhow::Result<Verdict> {
+    run_with(args.settings().map_err(naming_variable)?)
+}
+
+fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
     telemetry::start_log(&settings.log).context("--log")?;
     // One thread needs no queues between threads.
     let mut runtime = match settings.workers {
@@ -65,5 +73,9 @@ fn say_where(bound: &Bound, ledger: &str) {
     };
     let record = list(&bound.record);
     let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
-    info!(grpc = list(&bound.grpc), record, admin, ledger, "listening");
+    let grpc = list(&bound.grpc);
+    match bound.webhook {
+        None => info!(grpc, record, admin, ledger, "listening"),
+        Some(webhook) => info!(grpc, record, %webhook, admin, ledger, "listening"),
+    }
 }

@@ -85,6 +85,13 @@ macro_rules! ledger_args {
             $($(#[$attribute])* pub $field: Option<$type>,)*
         }
 
+        impl LedgerArgs {
+            /// Settings that say this, and nothing else.
+            pub(super) fn into_serve_args(self) -> super::ServeArgs {
+                super::ServeArgs { $($field: self.$field,)* ..super::ServeArgs::default() }
+            }
+        }
+
         impl super::ServeArgs {
             /// The part of them that says which ledger is meant.
             pub(super) fn ledger_args(&self) -> LedgerArgs {

@@ -153,7 +153,7 @@ pub(super) fn submission(
         }
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
-    Ok(Submission { event: Event { user_id, business_id, time, what }, request_id })
+    Ok(Submission::new(Event { user_id, business_id, time, what }, request_id))
 }
 
 fn what_of(what: pb::consent_event::What, found: &mut Vec<Violation>) -> Option<What> {

@@ -55,6 +55,39 @@ pub struct Submission {
     pub event: Event,
     /// Makes a retry safe; empty where the caller gave none.
     pub request_id: String,
+    /// How it was told.
+    pub told: Told,
+}
+
+/// How an event was told, where that bears on what it means. By default as a caller of our own
+/// tells it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Told {
+    /// Whether its time has whole seconds: a denial then counts as the last millisecond of its
+    /// second, and everything else as the first.
+    pub whole_seconds: bool,
+    /// What of an inbound message counts.
+    pub counts: Counts,
+}
+
+/// What of an inbound message counts.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Counts {
+    /// That it came, and what it says.
+    #[default]
+    All,
+    /// What it says, where that is a keyword: the window stays as it is.
+    Keyword,
+    /// What it says, where that opts out.
+    OptOut,
+}
+
+impl Submission {
+    /// An event as a caller of our own tells it.
+    #[must_use]
+    pub fn new(event: Event, request_id: String) -> Self {
+        Self { event, request_id, told: Told::default() }
+    }
 }
 
 /// Why an event was not recorded.

@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::linked::{Denial, TooManyIds, known_link};
-use super::{Refusal, Submission};
+use super::{Counts, Refusal, Submission};
 use crate::consent::Violation;
 use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
 use crate::consent::id::{Key, KeySecret};
@@ -47,6 +47,9 @@ pub(super) struct Spread {
     /// Which of the pair's events wait for it, in their order.
     pub(super) waits: Vec<bool>,
 }
+
+/// How much later than its whole second a denial counts.
+const REST_OF_SECOND: Duration = Duration::from_millis(999);
 
 /// When an event happened, as far as the rules go.
 struct Settled {
@@ -111,7 +114,7 @@ impl<'a> Plan<'a> {
         submission: &Submission,
         secret: &KeySecret,
     ) -> Result<Outcome, Refusal> {
-        let Submission { event, request_id } = submission;
+        let Submission { event, request_id, .. } = submission;
         let request = Identity::of(event, request_id, secret);
         if let Some(known) = request.as_ref().and_then(|request| self.record.request(&request.id)) {
             let same = request.as_ref().is_some_and(|request| request.what == known.what);
@@ -122,13 +125,13 @@ impl<'a> Plan<'a> {
             self.spread_again(event, &known, secret);
             return Ok(known.outcome);
         }
-        let settled = self.settle(event, request_id)?;
+        let settled = self.settle(submission)?;
         let denied = self.spread.denials.len();
         let outcome = match &event.what {
             What::Link { other_user_id, moved } => {
                 self.link(event, other_user_id, *moved, settled.time, secret)?
             }
-            _ => self.apply(event, request_id, settled.time)?,
+            _ => self.apply(submission, &settled)?,
         };
         if let Some(request) = request
             && (settled.clamped || !request_id.is_empty())
@@ -208,7 +211,8 @@ impl<'a> Plan<'a> {
     }
 
     /// When the event happened: as it says, or now by the ledger's clock.
-    fn settle(&self, event: &Event, request_id: &str) -> Result<Settled, Refusal> {
+    fn settle(&self, submission: &Submission) -> Result<Settled, Refusal> {
+        let Submission { event, request_id, told } = submission;
         let now = self.clock;
         let refuse =
             |field: &str, why: String| Err(Refusal::Invalid(vec![Violation::new(field, why)]));
@@ -237,7 +241,11 @@ impl<'a> Plan<'a> {
             Some(time) if time > now => {
                 Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: true })
             }
-            Some(time) => Ok(Settled { time, clamped: false }),
+            Some(time) => {
+                let late = told.whole_seconds && event.what.is_denial();
+                let time = if late { time.plus(REST_OF_SECOND) } else { time };
+                Ok(Settled { time, clamped: false })
+            }
             None if matches!(event.what, What::OptIn { .. }) && request_id.is_empty() => refuse(
                 "request_id",
                 "required for an opt-in without an event_time: a retry would otherwise be newer \
@@ -255,30 +263,34 @@ impl<'a> Plan<'a> {
         latest.unwrap_or(self.clock).max(self.clock)
     }
 
-    fn apply(
-        &mut self,
-        event: &Event,
-        request_id: &str,
-        time: Timestamp,
-    ) -> Result<Outcome, Refusal> {
+    fn apply(&mut self, submission: &Submission, settled: &Settled) -> Result<Outcome, Refusal> {
+        let Submission { event, request_id, told } = submission;
+        let Settled { time, clamped } = *settled;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
             outcome.applied = self.enter(event, event.what.clone(), time)?;
             return Ok(outcome);
         };
         let heard = self.keywords.meaning(text, &self.record.state);
-        let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
-        outcome.applied = self.enter(event, inbound, time)?;
+        if told.counts == Counts::All {
+            let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
+            outcome.applied = self.enter(event, inbound, time)?;
+        }
         let Some(Heard { meaning, keyword, locale }) = heard else { return Ok(outcome) };
         match meaning {
             Meaning::OptOut(scopes) => {
-                // An untimed denial is stamped as one, though its message is not.
-                let time = if event.time.is_none() { self.stamp(true) } else { time };
+                // A denial is stamped as one, though its message is not.
+                let time = match event.time {
+                    None => self.stamp(true),
+                    Some(_) if told.whole_seconds && !clamped => time.plus(REST_OF_SECOND),
+                    Some(_) => time,
+                };
                 outcome.opted_out_scope = list(&scopes);
                 for scope in scopes {
                     outcome.applied |= self.enter(event, by_keyword(scope, message_id), time)?;
                 }
             }
+            _ if told.counts == Counts::OptOut => {}
             // Without a time or a request id, a retry would be newer than an opt-out between.
             _ if event.time.is_none() && request_id.is_empty() => {}
             Meaning::OptIn(keyword) => {

@@ -1,11 +1,11 @@
 use super::plan::Plan;
-use super::{Refusal, Submission};
+use super::{Counts, Refusal, Submission, Told};
 use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
 use crate::consent::record::Outcome;
 use crate::consent::scope::Scope;
-use crate::consent::state::{Said, State};
+use crate::consent::state::{Said, State, Word};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Change, History, Place, Stored, Update, Version};
 
@@ -64,7 +64,7 @@ impl Pair {
 
 fn event(what: What, time: Option<i64>, request_id: &str) -> Submission {
     let event = Event { user_id: "1".into(), business_id: "acme".into(), time: time.map(at), what };
-    Submission { event, request_id: request_id.into() }
+    Submission::new(event, request_id.into())
 }
 
 fn opt_in(category: &str, pending: bool) -> What {
@@ -278,4 +278,68 @@ fn an_expiry_must_lie_behind_the_opt_in() {
     let What::OptIn { expire, .. } = &mut given.event.what else { unreachable!() };
     *expire = Some(at(NOW));
     assert_eq!(refused_field(pair.record(NOW, &given)), "opt_in.expire_time");
+}
+
+/// As a webhook tells it: its time has whole seconds.
+fn by_webhook(what: What, time: i64, counts: Counts) -> Submission {
+    let mut told = event(what, Some(time), "");
+    told.told = Told { whole_seconds: true, counts };
+    told
+}
+
+#[test]
+fn a_denial_told_in_whole_seconds_is_the_last_millisecond_of_its_second() {
+    const SECOND: i64 = NOW / 1_000 * 1_000;
+    let stop = || by_webhook(inbound("Stop."), SECOND, Counts::All);
+    // Within its own second, at its end, and long after it.
+    for now in [SECOND, SECOND + 300, SECOND + 999, SECOND + 60 * MINUTE] {
+        let mut pair = Pair::new();
+        assert!(pair.record(now, &stop()).unwrap().applied);
+        assert_eq!(pair.state().last_inbound, Some(at(SECOND)));
+        assert_eq!(pair.said_on("*"), Some((at(SECOND + 999), Said::OptOut)));
+        let preference = |stopped| by_webhook(What::Platform { stopped }, SECOND, Counts::All);
+        for stopped in [true, false] {
+            pair.record(now, &preference(stopped)).unwrap();
+            assert_eq!(pair.state().platform, Some((at(SECOND + 999), true)));
+        }
+        // Whatever comes again changes nothing, in any order.
+        let before = pair.stored.clone();
+        for again in [preference(true), stop(), preference(false), stop()] {
+            pair.record(now + 1, &again).unwrap();
+            assert_eq!(pair.stored, before);
+        }
+        // An opt-in of the same second is not newer; one of the next is.
+        let opt_in = |time| by_webhook(opt_in("marketing", false), time, Counts::All);
+        pair.record(now, &opt_in(SECOND)).unwrap();
+        let standing = |pair: &Pair| pair.state().standing_on(&Scope::parse("marketing").unwrap());
+        assert!(standing(&pair).word.is_some_and(Word::is_opt_out));
+        pair.record(SECOND + 2_000, &opt_in(SECOND + 1_000)).unwrap();
+        assert!(standing(&pair).word.is_some_and(|word| !word.is_opt_out()));
+    }
+}
+
+#[test]
+fn a_denial_in_whole_seconds_from_a_clock_that_is_ahead_is_now() {
+    const SECOND: i64 = NOW / 1_000 * 1_000;
+    let mut pair = Pair::new();
+    let stop = by_webhook(inbound("stop"), SECOND + 1_000, Counts::All);
+    pair.record(SECOND + 500, &stop).unwrap();
+    assert_eq!(pair.said_on("*"), Some((at(SECOND + 500), Said::OptOut)));
+    let before = pair.stored.clone();
+    pair.record(SECOND + 5_000, &stop).unwrap();
+    assert_eq!(pair.stored, before);
+}
+
+#[test]
+fn a_message_that_opens_no_window_is_still_read_for_keywords() {
+    let mut pair = Pair::new();
+    pair.record(NOW, &event(opt_in("marketing", true), Some(NOW - MINUTE), "")).unwrap();
+    for (text, counts) in [("hi", Counts::Keyword), ("yes", Counts::OptOut)] {
+        assert!(!pair.record(NOW, &by_webhook(inbound(text), NOW, counts)).unwrap().applied);
+    }
+    let yes = pair.record(NOW, &by_webhook(inbound("yes"), NOW, Counts::Keyword)).unwrap();
+    assert_eq!(yes.opted_in_category, "marketing");
+    let stop = pair.record(NOW, &by_webhook(inbound("stop"), NOW, Counts::OptOut)).unwrap();
+    assert_eq!(stop.opted_out_scope, "*");
+    assert_eq!(pair.state().last_inbound, None);
 }

@@ -95,7 +95,7 @@ fn again(denial: &HistoryEntry) -> Submission {
         time: Some(denial.time),
         what: denial.what.clone(),
     };
-    Submission { event, request_id: String::new() }
+    Submission::new(event, String::new())
 }
 
 /// Whether an event may not be durable, so that it is tried again.

@@ -40,4 +40,5 @@ mod streams;
 mod traces;
 mod warm;
 mod watching;
+mod webhook;
 mod world;

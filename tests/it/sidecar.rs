@@ -38,6 +38,8 @@ pub struct Sidecar {
     pub record: String,
     /// `HOST:PORT` of its admin listener.
     pub admin: String,
+    /// `HOST:PORT` where it receives webhooks.
+    pub webhook: String,
     /// What it wrote to standard error after saying where it listens.
     log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
     reader: Option<std::thread::JoinHandle<()>>,
@@ -66,12 +68,23 @@ impl Sidecar {
 
     /// The same on any ledger, where a command runs the binary.
     pub fn try_start_by(
+        command: Command,
+        ledger: &str,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        Self::try_start_as("serve", command, ledger, flags, variables)
+    }
+
+    /// The same for another of the binary's commands that run until they are told to end.
+    pub fn try_start_as(
+        name: &str,
         mut command: Command,
         ledger: &str,
         flags: &[&str],
         variables: &[(&str, &str)],
     ) -> Result<Self, String> {
-        command.args(["serve", "--ledger", ledger]);
+        command.args([name, "--ledger", ledger]);
         for (flag, value) in [("--listen", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
             if !flags.contains(&flag) {
                 command.args([flag, value]);
@@ -106,6 +119,7 @@ impl Sidecar {
                     grpc: text("grpc").split(',').next().unwrap_or("").to_owned(),
                     record: text("record").split(',').next().unwrap_or("").to_owned(),
                     admin: text("admin"),
+                    webhook: text("webhook"),
                     log,
                     reader: Some(reader),
                 });

@@ -29,7 +29,7 @@ fn recorder(ledger: &Ledger) -> Recorder {
 fn said(user: &str, time: impl Into<Option<i64>>, what: What) -> Submission {
     let time = time.into().map(crate::at);
     let event = Event { user_id: user.into(), business_id: "acme".into(), time, what };
-    Submission { event, request_id: String::new() }
+    Submission::new(event, String::new())
 }
 
 fn link(user: &str, other: &str) -> Submission {

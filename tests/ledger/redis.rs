@@ -322,7 +322,7 @@ async fn record(ledger: &Ledger, request: &str, what: What) {
     let recorder = Recorder::new(ledger.clone(), names, keywords, metrics);
     let (user_id, business_id) = ("15550001".to_owned(), "acme".to_owned());
     let event = Event { user_id, business_id, time: None, what };
-    let submission = Submission { event, request_id: request.to_owned() };
+    let submission = Submission::new(event, request.to_owned());
     recorder.record(&[submission]).await.remove(0).unwrap();
 }
 

@@ -59,7 +59,7 @@ async fn record(ledger: &Embedded, user: &str) -> (Key, Result<(), Refusal>) {
         time: None,
         what: opt_out("letter"),
     };
-    let submission = Submission { event, request_id: String::new() };
+    let submission = Submission::new(event, String::new());
     let result = recorder(ledger).record(&[submission]).await.remove(0);
     (key, result.map(|_| ()))
 }

@@ -1,0 +1,133 @@
+//! What is counted and measured of webhooks.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, IntCounterVec, Registry};
+
+use super::{Metrics, closed, counters, histogram};
+
+/// With what a request may be answered.
+const CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
+
+/// What an update may be about.
+pub const UPDATES: [&str; 7] =
+    ["message", "call", "preference", "status", "number_change", "link", "other"];
+
+/// What may come of an update.
+const CAME: [&str; 6] = ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
+
+/// Why an update may be no event.
+pub const PASSED: [&str; 16] = [
+    "unknown_object",
+    "unknown_field",
+    "unknown_type",
+    "opens_no_window",
+    "not_failed",
+    "not_a_call_by_user",
+    "unknown_preference",
+    "unknown_number",
+    "to_group",
+    "bad_shape",
+    "no_number",
+    "no_user",
+    "no_time",
+    "no_text",
+    "no_code",
+    "no_signup_id",
+];
+
+/// The upper bounds of a request's duration, in seconds: the platform wants a median of 250 ms.
+const BUCKETS: [f64; 12] = [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 10.0];
+
+/// The instruments.
+#[derive(Debug)]
+pub(super) struct Webhooks {
+    requests: IntCounterVec,
+    duration: Histogram,
+    updates: IntCounterVec,
+    passed: IntCounterVec,
+    reloads: IntCounterVec,
+}
+
+impl Webhooks {
+    pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        let codes = CODES.map(|code| code.to_string());
+        let updates = counters(
+            r,
+            "consent_webhook_updates_total",
+            "Updates in webhooks, by what they are about and what came of them: applied, \
+             unchanged (a repeat, or late), refused (against a rule, for good), failed (the \
+             platform is to send it again), skipped (not about consent, or nobody's number) or \
+             malformed.",
+            &["kind", "outcome"],
+        )?;
+        for kind in UPDATES {
+            for came in CAME {
+                let _ = updates.with_label_values(&[kind, came]);
+            }
+        }
+        Ok(Self {
+            requests: closed(
+                r,
+                "consent_webhook_requests_total",
+                "Requests to the webhook listener, by the status that they were answered with.",
+                "code",
+                &codes.each_ref().map(String::as_str),
+            )?,
+            duration: histogram(
+                r,
+                "consent_webhook_request_duration_seconds",
+                "Time from a request's head being read to its answer, which comes once what it \
+                 says is durable.",
+                &BUCKETS,
+            )?,
+            updates,
+            passed: closed(
+                r,
+                "consent_webhook_passed_over_total",
+                "Updates in webhooks that were skipped or malformed, by why.",
+                "cause",
+                &PASSED,
+            )?,
+            reloads: closed(
+                r,
+                "consent_webhook_reloads_total",
+                "Times that the webhook's secrets and numbers were read anew: done, or failed (it \
+                 goes on with those of before).",
+                "outcome",
+                &["done", "failed"],
+            )?,
+        })
+    }
+}
+
+impl Metrics {
+    /// Counts and measures an answer to a request.
+    pub fn webhook_answered(&self, code: u16, took: Duration) {
+        self.webhooks.requests.with_label_values(&[&code.to_string()]).inc();
+        self.webhooks.duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts an update that was to be recorded.
+    pub fn webhook_update(&self, kind: &'static str, outcome: &'static str) {
+        self.webhooks.updates.with_label_values(&[kind, outcome]).inc();
+    }
+
+    /// Counts updates that are no events.
+    pub fn webhook_passed(
+        &self,
+        kind: &'static str,
+        cause: &'static str,
+        malformed: bool,
+        count: u64,
+    ) {
+        let outcome = if malformed { "malformed" } else { "skipped" };
+        self.webhooks.updates.with_label_values(&[kind, outcome]).inc_by(count);
+        self.webhooks.passed.with_label_values(&[cause]).inc_by(count);
+    }
+
+    /// Counts a reading anew of secrets and numbers.
+    pub fn webhook_reloaded(&self, outcome: &'static str) {
+        self.webhooks.reloads.with_label_values(&[outcome]).inc();
+    }
+}

@@ -1,0 +1,173 @@
+//! The webhook receiver: what WhatsApp sends over HTTP is recorded before it is answered.
+//!
+//! In reading order: here (limits, connections, routes), `setup` (secrets and whose numbers; how
+//! they are read anew), `receive` (one request), `complaints` (what is logged, and how often).
+//!
+//! A request is judged by its signature before anything of it is parsed, and answered with 200
+//! only once all of it is durable, or can never be. Anything else makes the platform send it
+//! again, for up to seven days, and a repeat changes nothing.
+
+mod complaints;
+mod receive;
+mod setup;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use self::complaints::Complaints;
+pub use self::setup::{Secret, SecretError, Secrets, Setup, reload};
+use crate::accept::{Door, Place};
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::recorder::Recorder;
+
+/// Where the platform is told to send its webhooks.
+pub const PATH: &str = "/webhook";
+
+/// The most bytes of a request's body: the platform's own limit.
+pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+/// So much of a body that is too large is still read, and thrown away, so that whoever sends it
+/// gets to read why.
+const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
+/// A larger body is checked and read on a thread that may take its time.
+const INLINE_BYTES: usize = 64 * 1024;
+/// Connections at once: an ingress keeps a few open.
+const MAX_CONNECTIONS: usize = 256;
+/// Bodies being read at once, each of [`MAX_BODY_BYTES`] at the most.
+const MAX_BODIES: usize = 64;
+/// Requests being recorded at once.
+const MAX_RECORDING: usize = 16;
+/// How long a request waits for one of these places.
+const ROOM: Duration = Duration::from_secs(2);
+/// How long a request's head may take.
+const HEADERS: Duration = Duration::from_secs(5);
+/// How long its body may take.
+const BODY: Duration = Duration::from_secs(10);
+/// How long recording may take; the platform waits hardly longer.
+const RECORDING: Duration = Duration::from_secs(10);
+/// After so long a connection is told to end.
+const CONNECTION_AGE: Duration = Duration::from_mins(10);
+/// How long what was begun on it may take then: as long as any request may.
+const GRACE: Duration = Duration::from_secs(30);
+/// Bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Receives webhooks; clones share it.
+#[derive(Clone)]
+pub struct Webhook {
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    setup: Arc<ArcSwap<Setup>>,
+    bodies: Arc<Semaphore>,
+    recording: Arc<Semaphore>,
+    complaints: Arc<Complaints>,
+}
+
+impl Webhook {
+    /// A receiver that records there.
+    #[must_use]
+    pub fn new(recorder: Recorder, setup: Setup, metrics: Arc<Metrics>) -> Self {
+        Self {
+            recorder,
+            metrics,
+            setup: Arc::new(ArcSwap::from_pointee(setup)),
+            bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+            recording: Arc::new(Semaphore::new(MAX_RECORDING)),
+            complaints: Arc::default(),
+        }
+    }
+}
+
+/// Serves the listener until `draining` is cancelled, then ends what was begun, at the latest when
+/// `over` is.
+pub async fn serve(
+    listener: TcpListener,
+    webhook: Webhook,
+    draining: CancellationToken,
+    over: CancellationToken,
+) {
+    let mut door = Door::new(MAX_CONNECTIONS, "webhook", Arc::clone(&webhook.metrics));
+    let router = router(webhook);
+    let connections = TaskTracker::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => break,
+            ((stream, _), place) = door.next(|| listener.accept()) => {
+                let ends = (draining.clone(), over.clone());
+                connections.spawn(serve_connection(stream, router.clone(), ends, place));
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+fn router(webhook: Webhook) -> Router {
+    Router::new()
+        .route(PATH, get(receive::handshake).post(receive::receive))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "webhooks are received at /webhook\n") })
+        .method_not_allowed_fallback(|| async {
+            (StatusCode::METHOD_NOT_ALLOWED, "GET for the handshake, POST for webhooks\n")
+        })
+        .layer(from_fn_with_state(webhook.clone(), measured))
+        .with_state(webhook)
+}
+
+/// Counts and measures every request.
+async fn measured(State(webhook): State<Webhook>, request: Request, next: Next) -> Response {
+    let begun = clock::boot();
+    let response = next.run(request).await;
+    let took = clock::boot().saturating_sub(begun);
+    webhook.metrics.webhook_answered(response.status().as_u16(), took);
+    response
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    (draining, over): (CancellationToken, CancellationToken),
+    _place: Place,
+) {
+    // Answers are short, and nobody must wait for a second one before the first is sent.
+    let _ = stream.set_nodelay(true);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _ = timeout(CONNECTION_AGE, draining.cancelled()) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = timeout(GRACE, connection) => ended.unwrap_or(Ok(())),
+                () = over.cancelled() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = served {
+        debug!(%error, "a webhook connection ended");
+    }
+}

@@ -1,0 +1,264 @@
+//! Mutated payloads through the reader and through the listener's own routes, in this process.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Request;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use tower::ServiceExt as _;
+
+use super::{Secrets, Setup, Webhook, router};
+use crate::consent::event::PlatformNames;
+use crate::consent::id::KeySecret;
+use crate::consent::keyword::{KeywordLists, Keywords};
+use crate::ledger::{Embedded, Ledger, Retention};
+use crate::metrics::Metrics;
+use crate::recorder::Recorder;
+use crate::whatsapp::{self, Rules};
+
+/// How many payloads are made up; more where the variable says so.
+const CASES: u64 = 10_000;
+const VARIABLE: &str = "CONSENTD_WEBHOOK_CASES";
+
+/// One in so many goes to a ledger that is there.
+const RECORDED: u64 = 50;
+
+const SECRET: &str = "the app's own secret";
+
+/// Numbers that depend on a seed alone: splitmix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n.max(1) as u64).unwrap()
+    }
+}
+
+fn fixtures() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/whatsapp");
+    let mut paths: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 20);
+    let read = |path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    paths.into_iter().map(read).collect()
+}
+
+/// What no field should be; some of it is right for some.
+fn wrong() -> Vec<Value> {
+    let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+    vec![
+        Value::Null,
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(1e300),
+        json!(""),
+        json!("stop"),
+        json!("-9223372036854775808"),
+        json!("\u{0}\u{202e}\u{1f6d1}e\u{301}"),
+        json!("9".repeat(5_000)),
+        json!([]),
+        json!({}),
+        json!([[], {}, null, "text", 7]),
+        json!({"id": {"id": []}, "type": 7}),
+        deep,
+    ]
+}
+
+/// The places of all values in a payload.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                places(inner, &format!("{at}/{name}"), found);
+            }
+        }
+        Value::Array(items) => {
+            for (place, inner) in items.iter().enumerate() {
+                places(inner, &format!("{at}/{place}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn all_places(value: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    places(value, "", &mut found);
+    found
+}
+
+/// A payload that is wrong in one or several ways.
+fn mutated(rng: &mut Rng, fixtures: &[Value], wrong: &[Value]) -> Vec<u8> {
+    let mut payload = fixtures[rng.below(fixtures.len())].clone();
+    for _ in 0..=rng.below(3) {
+        let places = all_places(&payload);
+        let place = &places[rng.below(places.len())];
+        let other = match rng.below(4) {
+            // A part of another payload, or of its own.
+            0 => {
+                let from = &fixtures[rng.below(fixtures.len())];
+                let places = all_places(from);
+                from.pointer(&places[rng.below(places.len())]).unwrap().clone()
+            }
+            1 => payload.pointer(place).map(|value| json!([value, value, value])).unwrap(),
+            _ => wrong[rng.below(wrong.len())].clone(),
+        };
+        *payload.pointer_mut(place).unwrap() = other;
+    }
+    let mut body = serde_json::to_vec(&payload).unwrap();
+    match rng.below(12) {
+        0 => body.truncate(rng.below(body.len() + 1)),
+        1 => {
+            for _ in 0..=rng.below(8) {
+                let place = rng.below(body.len());
+                if let Some(byte) = body.get_mut(place) {
+                    *byte = rng.next().to_le_bytes()[0];
+                }
+            }
+        }
+        2 => {
+            let place = rng.below(body.len() + 1);
+            let random = rng.next().to_le_bytes();
+            body.splice(place..place, random);
+        }
+        _ => {}
+    }
+    body
+}
+
+/// Says which case it was, where the test ends in it.
+struct Case(u64);
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in case {}", self.0);
+        }
+    }
+}
+
+fn rules() -> Rules {
+    Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))
+}
+
+/// A receiver on a ledger of its own, which is closed already or not.
+async fn receiver(folder: &Path, closed: bool) -> (axum::Router, Ledger) {
+    let (ledger, appender) =
+        Embedded::open(&folder.join("ledger.redb"), Retention::default(), 1 << 20).unwrap();
+    std::thread::spawn(move || appender.run());
+    let ledger = Ledger::Embedded(ledger);
+    if closed {
+        ledger.close().await;
+    }
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let keywords = Keywords::new(KeywordLists::default());
+    let names = PlatformNames::default();
+    let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
+    let path = folder.join("secret");
+    std::fs::write(&path, SECRET).unwrap();
+    let secrets = Secrets::read([path.as_path()]).unwrap();
+    let setup = Setup { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
+    (router(Webhook::new(recorder, setup, metrics)), ledger)
+}
+
+async fn status(router: &axum::Router, body: &[u8]) -> u16 {
+    let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    let signature = hex::encode(mac.chain_update(body).finalize().into_bytes());
+    let request = Request::post("/webhook")
+        .header("x-hub-signature-256", format!("sha256={signature}"))
+        .body(Body::from(body.to_vec()))
+        .unwrap();
+    router.clone().oneshot(request).await.unwrap().status().as_u16()
+}
+
+/// What a body must be answered with: nothing of it is an error but that it is no payload.
+fn expected(body: &[u8]) -> Result<whatsapp::Heard, u16> {
+    let is_object = serde_json::from_slice(body).is_ok_and(|value: Value| value.is_object());
+    let heard = whatsapp::read(body, &rules());
+    assert_eq!(heard.is_ok(), is_object);
+    heard.map_err(|_| 400)
+}
+
+/// Whether anything of it can be recorded at all: a user's id may be none.
+fn is_recordable(heard: &whatsapp::Heard) -> bool {
+    let (secret, names) = (KeySecret::new(&[7; 16]), PlatformNames::default());
+    let events = heard.updates.iter().flat_map(|update| &update.submissions);
+    let mut events = events.map(|submission| &submission.event);
+    events.any(|event| {
+        secret.read(&event.user_id, &event.business_id).is_ok()
+            && event.what.violations(&names).is_empty()
+    })
+}
+
+#[tokio::test]
+async fn no_field_of_any_type_costs_more_than_its_update() {
+    let folder = tempfile::tempdir().unwrap();
+    let (closed, _ledger) = receiver(folder.path(), true).await;
+    let (mut recorded, mut passed) = (0, 0);
+    for fixture in fixtures() {
+        for place in all_places(&fixture) {
+            for wrong in wrong() {
+                let mut payload = fixture.clone();
+                *payload.pointer_mut(&place).unwrap() = wrong;
+                let body = serde_json::to_vec(&payload).unwrap();
+                let heard = expected(&body);
+                let status = status(&closed, &body).await;
+                match heard {
+                    Err(code) => assert_eq!(status, code),
+                    Ok(heard) => {
+                        // Nobody may be told 200 of what a closed ledger does not have.
+                        let to_record = is_recordable(&heard);
+                        assert_eq!(status, if to_record { 503 } else { 200 }, "{place}");
+                        recorded += usize::from(to_record);
+                        passed += usize::from(!heard.passed.is_empty());
+                    }
+                }
+            }
+        }
+    }
+    assert!(recorded > 1_000 && passed > 1_000, "{recorded} {passed}");
+}
+
+#[tokio::test]
+async fn mutated_payloads_are_answered_and_nothing_panics() {
+    let cases = std::env::var(VARIABLE).map_or(CASES, |count| count.parse().unwrap());
+    let (folder, shut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (open, ledger) = receiver(folder.path(), false).await;
+    let (closed, _ledger) = receiver(shut.path(), true).await;
+    let (fixtures, wrong) = (fixtures(), wrong());
+    let mut statuses = HashMap::new();
+    for case in 0..cases {
+        let shown = Case(case);
+        let body = mutated(&mut Rng(case), &fixtures, &wrong);
+        let heard = expected(&body);
+        let is_open = case % RECORDED == 0;
+        let status = status(if is_open { &open } else { &closed }, &body).await;
+        match heard {
+            Err(code) => assert_eq!(status, code),
+            Ok(heard) if is_open || !is_recordable(&heard) => assert_eq!(status, 200),
+            Ok(_) => assert_eq!(status, 503),
+        }
+        *statuses.entry(status).or_insert(0_u64) += 1;
+        drop(shown);
+    }
+    assert!(statuses.len() == 3, "all of them are met: {statuses:?}");
+    eprintln!("{cases} cases: {statuses:?}");
+    ledger.close().await;
+}

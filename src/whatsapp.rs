@@ -1,0 +1,239 @@
+//! What WhatsApp's webhooks say, as events: pure, without clock, network or secret.
+//!
+//! A payload is read leniently: what is unknown, or not as it should be, costs the one update that
+//! it is in and is counted by its cause, and never the whole request, for the platform would send
+//! that again for seven days. In reading order: here (what comes out), `payload` (which updates a
+//! payload has), `update` (what each of them means), `fields` (JSON's fields, as far as they are
+//! what they should be).
+
+mod fields;
+mod payload;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::recorder::Submission;
+
+/// Whose a payload is, and what of it opens the window.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rules {
+    /// The business of each `phone_number_id`.
+    pub numbers: HashMap<String, String>,
+    /// The types of messages that open the window; also [`CALL`], and [`GROUP`] where messages in
+    /// groups do.
+    pub opens_window: BTreeSet<String>,
+}
+
+/// Stands for calls by users among the types of messages.
+pub const CALL: &str = "call";
+
+/// Stands for messages in groups among the types of messages.
+pub const GROUP: &str = "group";
+
+impl Rules {
+    /// What opens the window where nothing is said of it.
+    pub const OPENS_WINDOW: [&'static str; 12] = [
+        "text",
+        "image",
+        "audio",
+        "video",
+        "document",
+        "sticker",
+        "location",
+        "contacts",
+        "order",
+        "interactive",
+        "button",
+        CALL,
+    ];
+
+    /// These numbers; the window is opened by what opens it by default.
+    #[must_use]
+    pub fn new(numbers: HashMap<String, String>) -> Self {
+        Self { numbers, opens_window: Self::OPENS_WINDOW.map(str::to_owned).into() }
+    }
+
+    fn opens(&self, kind: &str) -> bool {
+        self.opens_window.contains(kind)
+    }
+}
+
+/// What an update is about.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// A message from a user.
+    Message,
+    /// A call.
+    Call,
+    /// What a user prefers of marketing.
+    Preference,
+    /// What became of a message to a user.
+    Status,
+    /// A user's new number.
+    NumberChange,
+    /// A number and a business-scoped id of one user.
+    Link,
+    /// Anything else.
+    Other,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Message,
+        Self::Call,
+        Self::Preference,
+        Self::Status,
+        Self::NumberChange,
+        Self::Link,
+        Self::Other,
+    ];
+
+    /// In a word, for metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Call => "call",
+            Self::Preference => "preference",
+            Self::Status => "status",
+            Self::NumberChange => "number_change",
+            Self::Link => "link",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why an update is no event.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Cause {
+    /// Of something else than a WhatsApp account.
+    UnknownObject,
+    /// Of a field that says nothing of consent, such as echoes.
+    UnknownField,
+    /// A message of a type that nobody knows.
+    UnknownType,
+    /// A message of a type that opens no window.
+    OpensNoWindow,
+    /// A status that tells of no failure.
+    NotFailed,
+    /// A call by the business, or what became of one.
+    NotACallByUser,
+    /// A preference that is none of stop, resume and signup.
+    UnknownPreference,
+    /// To a number of which nothing is configured.
+    UnknownNumber,
+    /// Of a message to a group.
+    ToGroup,
+    /// Not of the shape that it should have.
+    BadShape,
+    /// Without the number that it is about.
+    NoNumber,
+    /// Without a user.
+    NoUser,
+    /// Without a moment.
+    NoTime,
+    /// Without the text that such a message has.
+    NoText,
+    /// A failure without its code.
+    NoCode,
+    /// A signup without its id.
+    NoSignupId,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 16] = [
+        Self::UnknownObject,
+        Self::UnknownField,
+        Self::UnknownType,
+        Self::OpensNoWindow,
+        Self::NotFailed,
+        Self::NotACallByUser,
+        Self::UnknownPreference,
+        Self::UnknownNumber,
+        Self::ToGroup,
+        Self::BadShape,
+        Self::NoNumber,
+        Self::NoUser,
+        Self::NoTime,
+        Self::NoText,
+        Self::NoCode,
+        Self::NoSignupId,
+    ];
+
+    /// In a word, for metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnknownObject => "unknown_object",
+            Self::UnknownField => "unknown_field",
+            Self::UnknownType => "unknown_type",
+            Self::OpensNoWindow => "opens_no_window",
+            Self::NotFailed => "not_failed",
+            Self::NotACallByUser => "not_a_call_by_user",
+            Self::UnknownPreference => "unknown_preference",
+            Self::UnknownNumber => "unknown_number",
+            Self::ToGroup => "to_group",
+            Self::BadShape => "bad_shape",
+            Self::NoNumber => "no_number",
+            Self::NoUser => "no_user",
+            Self::NoTime => "no_time",
+            Self::NoText => "no_text",
+            Self::NoCode => "no_code",
+            Self::NoSignupId => "no_signup_id",
+        }
+    }
+
+    /// Whether the update is not as it should be, and not merely none of ours.
+    #[must_use]
+    pub fn is_malformed(self) -> bool {
+        self >= Self::BadShape
+    }
+}
+
+/// An update that is to be recorded.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// What it is about.
+    pub kind: Kind,
+    /// What it comes to: one event, or several, such as where a button has two texts.
+    pub submissions: Vec<Submission>,
+}
+
+/// What a payload says.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// What is to be recorded, in order.
+    pub updates: Vec<Update>,
+    /// How many updates are no events, by what they are about and why.
+    pub passed: BTreeMap<(Kind, Cause), u64>,
+    /// The first `phone_number_id` of which nothing is configured.
+    pub stranger: Option<String>,
+}
+
+/// A body that is no payload at all.
+#[derive(Debug, thiserror::Error)]
+#[error("not a webhook's payload: {0}")]
+pub enum NotAPayload {
+    /// It is no JSON.
+    Json(#[from] serde_json::Error),
+    /// It is JSON, and no object.
+    #[error("not a webhook's payload: JSON, but no object")]
+    NotAnObject,
+}
+
+/// Reads a request's body.
+///
+/// # Errors
+///
+/// [`NotAPayload`] where it is no JSON object, or one that is nested more than 127 deep.
+pub fn read(body: &[u8], rules: &Rules) -> Result<Heard, NotAPayload> {
+    let payload: serde_json::Value = serde_json::from_slice(body)?;
+    if !payload.is_object() {
+        return Err(NotAPayload::NotAnObject);
+    }
+    Ok(payload::read(&payload, rules))
+}

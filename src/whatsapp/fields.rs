@@ -1,0 +1,58 @@
+//! The fields of a JSON object, as far as they are what they should be.
+
+use serde_json::Value;
+
+use crate::consent::time::Timestamp;
+
+/// A text that is not empty.
+pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    object.get(name)?.as_str().filter(|text| !text.is_empty())
+}
+
+/// An id: a text that is not empty, or a whole number, as some write numbers' ids.
+pub(super) fn id(object: &Value, name: &str) -> Option<String> {
+    match object.get(name)? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => number.as_u64().map(|number| number.to_string()),
+        _ => None,
+    }
+}
+
+/// A moment in whole seconds, which the platform gives as a text in some places and as a number in
+/// others.
+pub(super) fn seconds(object: &Value, name: &str) -> Option<Timestamp> {
+    let seconds: i64 = match object.get(name)? {
+        // The parser would take a sign.
+        Value::String(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok()?,
+        Value::Number(number) => number.as_i64()?,
+        _ => return None,
+    };
+    Timestamp::from_millis(seconds.checked_mul(1_000)?)
+}
+
+/// An error's code, of which 0 is none.
+pub(super) fn code(object: &Value, name: &str) -> Option<i32> {
+    let code: i32 = match object.get(name)? {
+        Value::String(text) => text.parse().ok()?,
+        Value::Number(number) => number.as_i64()?.try_into().ok()?,
+        _ => return None,
+    };
+    (code > 0).then_some(code)
+}
+
+/// Whether there is something of this name.
+pub(super) fn has(object: &Value, name: &str) -> bool {
+    object.get(name).is_some_and(|value| !value.is_null())
+}
+
+/// The items of a list. Nothing where there is none; an error where it is no list.
+pub(super) fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value], NotAList> {
+    match object.get(name) {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(items)) => Ok(items),
+        Some(_) => Err(NotAList),
+    }
+}
+
+/// What should be a list is none.
+pub(super) struct NotAList;

@@ -1,0 +1,308 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::consent::event::{Method, What};
+use crate::recorder::Counts;
+
+fn rules() -> Rules {
+    Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))
+}
+
+fn fixture(name: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
+    std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap()
+}
+
+fn hear(body: &str) -> Heard {
+    read(body.as_bytes(), &rules()).unwrap()
+}
+
+/// What a payload says in one line: its events, then what is passed over.
+fn said(heard: &Heard) -> String {
+    let mut said = Vec::new();
+    for Update { kind, submissions } in &heard.updates {
+        for submission in submissions {
+            let event = &submission.event;
+            assert_eq!((&*event.business_id, &*submission.request_id), ("acme", ""));
+            assert!(submission.told.whole_seconds);
+            let seconds = event.time.unwrap().as_millis() / 1_000;
+            assert_eq!(event.time.unwrap().as_millis() % 1_000, 0);
+            let what = match &event.what {
+                What::Inbound { text, .. } => match submission.told.counts {
+                    Counts::All => format!("inbound {text:?}"),
+                    Counts::Keyword => format!("keyword {text:?}"),
+                    Counts::OptOut => format!("opt-out {text:?}"),
+                },
+                What::Platform { stopped } => format!("stopped {stopped}"),
+                What::Failure { code } => format!("failure {code}"),
+                What::OptIn { category, evidence, pending: false, .. } => {
+                    assert_eq!(evidence.method, Method::WhatsappSignup);
+                    format!("opt-in {category} {}", evidence.reference)
+                }
+                What::Link { other_user_id, moved } => format!("link {other_user_id} {moved}"),
+                other => panic!("{other:?}"),
+            };
+            said.push(format!("{} {} {seconds}: {what}", kind.name(), event.user_id));
+        }
+    }
+    for ((kind, cause), count) in &heard.passed {
+        said.push(format!("{} {} {count}", kind.name(), cause.name()));
+    }
+    said.join("; ")
+}
+
+const USER: &str = "16505551234";
+const SCOPED: &str = "US.13491208655302741918";
+
+#[test]
+fn every_fixture_says_what_it_should() {
+    let expected = [
+        ("call_business_initiated", "call not_a_call_by_user 1"),
+        ("call_user_initiated", "call USER 1752583107: inbound \"\""),
+        ("inbound_button_username_only", "message SCOPED 1749416383: inbound \"Stop promotions\""),
+        ("inbound_edit", "message opens_no_window 1"),
+        ("inbound_group_stop", "message USER 1749416383: opt-out \"Stop\""),
+        ("inbound_group_text", "message USER 1749416383: opt-out \"Hello all\""),
+        ("inbound_image", "message USER 1749416383: inbound \"\""),
+        (
+            "inbound_interactive_button_reply",
+            "message USER 1749416383: inbound \"Cancel\"; \
+             message USER 1749416383: keyword \"cancel-button\"",
+        ),
+        (
+            "inbound_interactive_list_reply",
+            "message USER 1749416383: inbound \"No more messages\"; \
+             message USER 1749416383: keyword \"stop\"",
+        ),
+        (
+            "inbound_number_and_id",
+            "message USER 1749416383: inbound \"Hi\"; link USER 1749416383: link SCOPED false",
+        ),
+        ("inbound_reaction", "message opens_no_window 1"),
+        ("inbound_stop", "message USER 1749416400: inbound \"Stop.\""),
+        ("inbound_text", "message USER 1749416383: inbound \"Does it come in another color?\""),
+        ("inbound_unsupported", "message opens_no_window 1"),
+        ("message_echoes", "other unknown_field 1"),
+        (
+            "several",
+            "message USER 1749416383: inbound \"Hi\"; message USER 1749416384: inbound \"STOP\"; \
+             status USER 1749502800: failure 131047; message unknown_type 1; message no_time 1",
+        ),
+        ("status_delivered", "status not_failed 1"),
+        ("status_failed_131026", "status USER 1749502800: failure 131026"),
+        ("status_failed_131047", "status USER 1749502800: failure 131047"),
+        ("status_failed_131050", "status USER 1749502800: failure 131050"),
+        ("system_user_changed_number", "number_change USER 1753851315: link 16505559999 true"),
+        ("user_preferences_resume", "preference USER 1731705800: stopped false"),
+        (
+            "user_preferences_signup",
+            "preference USER 1731705900: opt-in marketing 13176843987434774",
+        ),
+        ("user_preferences_stop", "preference USER 1731705721: stopped true"),
+        ("user_preferences_unknown", "preference unknown_preference 1"),
+    ];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), expected.len());
+    for (name, says) in expected {
+        let says = says.replace("USER", USER).replace("SCOPED", SCOPED);
+        assert_eq!(said(&hear(&fixture(name))), says, "{name}");
+    }
+}
+
+/// A payload of one change.
+fn change(field: &str, lists: &str) -> String {
+    format!(
+        r#"{{"object":"whatsapp_business_account","entry":[{{"id":"1","changes":[{{"field":"{field}",
+        "value":{{"metadata":{{"phone_number_id":"106540352242922"}},{lists}}}}}]}}]}}"#
+    )
+}
+
+fn message(fields: &str) -> String {
+    change("messages", &format!(r#""messages":[{{{fields}}}]"#))
+}
+
+#[test]
+fn a_time_is_a_text_of_digits_or_a_whole_number() {
+    let text = r#""from":"1","type":"image","timestamp":"#;
+    for (time, heard) in [
+        (r#""1749416383""#, Some(1_749_416_383_000)),
+        ("1749416383", Some(1_749_416_383_000)),
+        ("0", Some(0)),
+        (r#""+1749416383""#, None),
+        (r#""-1""#, None),
+        ("-1", None),
+        (r#""""#, None),
+        ("1.5", None),
+        ("null", None),
+        ("[1]", None),
+        ("true", None),
+        (r#""9223372036854775807""#, None),
+        ("18446744073709551615", None),
+        ("1e400", None),
+    ] {
+        let Ok(read) = read(message(&format!("{text}{time}")).as_bytes(), &rules()) else {
+            assert_eq!(time, "1e400", "JSON itself has no such number here");
+            continue;
+        };
+        let got = read.updates.first().map(|u| u.submissions[0].event.time.unwrap().as_millis());
+        assert_eq!(got, heard, "{time}");
+        assert_eq!(read.passed.contains_key(&(Kind::Message, Cause::NoTime)), heard.is_none());
+    }
+}
+
+#[test]
+fn a_user_is_found_by_any_id_that_is_there() {
+    let at = r#""type":"image","timestamp":"5""#;
+    for (lists, says) in [
+        (format!(r#""messages":[{{"from":"1",{at}}}]"#), "message 1 5: inbound \"\""),
+        (format!(r#""messages":[{{"from":7,{at}}}]"#), "message 7 5: inbound \"\""),
+        (format!(r#""messages":[{{"from_user_id":"a",{at}}}]"#), "message a 5: inbound \"\""),
+        (format!(r#""messages":[{{{at}}}]"#), "message no_user 1"),
+        (format!(r#""messages":[{{"from":["1"],{at}}}]"#), "message no_user 1"),
+        (
+            format!(r#""contacts":[{{"user_id":"a"}}],"messages":[{{{at}}}]"#),
+            "message a 5: inbound \"\"",
+        ),
+        // Whose it is, of two, nobody can tell.
+        (
+            format!(r#""contacts":[{{"wa_id":"1"}},{{"wa_id":"2"}}],"messages":[{{{at}}}]"#),
+            "message no_user 1",
+        ),
+        // The contact has what the message leaves out, and links both.
+        (
+            format!(
+                r#""contacts":[{{"wa_id":"2"}},{{"wa_id":"1","user_id":"a"}}],
+                "messages":[{{"from":"1",{at}}},{{"from_user_id":"a",{at}}}]"#
+            ),
+            "message 1 5: inbound \"\"; link 1 5: link a false; message 1 5: inbound \"\"",
+        ),
+        // Another's contact is not the message's.
+        (
+            format!(
+                r#""contacts":[{{"wa_id":"2","user_id":"b"}}],"messages":[{{"from":"1",{at}}}]"#
+            ),
+            "message 1 5: inbound \"\"",
+        ),
+    ] {
+        assert_eq!(said(&hear(&change("messages", &lists))), says, "{lists}");
+    }
+}
+
+#[test]
+fn texts_are_those_that_are_shown_and_those_behind_them() {
+    let at = r#""from":"1","timestamp":"5","type":"#;
+    for (fields, says) in [
+        (r#""text","text":{"body":"a"}"#, "1 5: inbound \"a\""),
+        (r#""text","text":{"body":7}"#, "no_text 1"),
+        (r#""text","text":[]"#, "no_text 1"),
+        (r#""text""#, "no_text 1"),
+        (r#""button","button":{"payload":"a"}"#, "1 5: inbound \"a\""),
+        (r#""button","button":{"text":"a","payload":"a"}"#, "1 5: inbound \"a\""),
+        (r#""button","button":{}"#, "no_text 1"),
+        (r#""interactive","interactive":{"type":"nfm_reply"}"#, "1 5: inbound \"\""),
+        (r#""interactive","interactive":{"type":"list_reply"}"#, "no_text 1"),
+        (r#""interactive","interactive":{}"#, "bad_shape 1"),
+        (r#""image","image":{"caption":"stop"}"#, "1 5: inbound \"\""),
+        (r#""reaction","reaction":{"emoji":"a"}"#, "opens_no_window 1"),
+        (r#""tomorrow""#, "unknown_type 1"),
+        ("7", "bad_shape 1"),
+        (r#""system","system":{"type":"user_changed_number"}"#, "number_change no_user 1"),
+        (r#""system","system":{"type":"else"}"#, "other unknown_type 1"),
+        (r#""system""#, "other bad_shape 1"),
+    ] {
+        let said = said(&hear(&message(&format!("{at}{fields}"))));
+        assert_eq!(said.trim_start_matches("message "), says, "{fields}");
+    }
+}
+
+#[test]
+fn what_opens_the_window_is_configuration() {
+    let mut rules = rules();
+    rules.opens_window = [GROUP, "text", "reaction", "tomorrow"].map(str::to_owned).into();
+    let said = |body: &str| said(&read(body.as_bytes(), &rules).unwrap());
+    assert_eq!(
+        said(&fixture("inbound_group_text")),
+        "message 16505551234 1749416383: inbound \"Hello all\""
+    );
+    assert_eq!(said(&fixture("inbound_reaction")), "message 16505551234 1749416390: inbound \"\"");
+    assert_eq!(said(&fixture("call_user_initiated")), "call opens_no_window 1");
+    assert_eq!(said(&fixture("inbound_image")), "message opens_no_window 1");
+    // A STOP is read whatever opens the window.
+    let button = said(&fixture("inbound_button_username_only"));
+    assert_eq!(button, format!("message {SCOPED} 1749416383: keyword \"Stop promotions\""));
+    let tomorrow = message(r#""from":"1","timestamp":"5","type":"tomorrow""#);
+    assert_eq!(said(&tomorrow), "message 1 5: inbound \"\"");
+}
+
+#[test]
+fn preferences_need_what_they_mean_and_a_stop_needs_the_least() {
+    let at = r#""wa_id":"1","timestamp":5"#;
+    let known = r#""category":"marketing_messages""#;
+    for (fields, says) in [
+        (format!(r#"{at},"value":"stop""#), "preference 1 5: stopped true"),
+        (format!(r#"{at},"value":"stop","category":7"#), "preference 1 5: stopped true"),
+        (format!(r#"{at},"value":"stop","category":"else""#), "preference unknown_preference 1"),
+        (format!(r#"{at},"value":"resume""#), "preference bad_shape 1"),
+        (format!(r#"{at},{known},"value":"signup""#), "preference no_signup_id 1"),
+        (
+            format!(r#"{at},{known},"value":"signup","signup_id":7"#),
+            "preference 1 5: opt-in marketing 7",
+        ),
+        (format!("{at},{known}"), "preference bad_shape 1"),
+        (
+            format!(r#""user_id":"a","timestamp":5,{known},"value":"stop""#),
+            "preference a 5: stopped true",
+        ),
+    ] {
+        let body = change("user_preferences", &format!(r#""user_preferences":[{{{fields}}}]"#));
+        assert_eq!(said(&hear(&body)), says, "{fields}");
+    }
+}
+
+#[test]
+fn what_is_nobodys_or_unknown_costs_itself_alone() {
+    for (body, says) in [
+        ("{}", "other bad_shape 1"),
+        (r#"{"object":"page","entry":[]}"#, "other unknown_object 1"),
+        (r#"{"entry":7}"#, "other bad_shape 1"),
+        (
+            r#"{"entry":[7,{},{"changes":{}},{"changes":[7,{"field":"x","value":{}}]}]}"#,
+            "other unknown_field 1; other bad_shape 4",
+        ),
+    ] {
+        assert_eq!(said(&hear(body)), says, "{body}");
+    }
+    let bodies = [
+        (fixture("inbound_text").replace("106540352242922", "7"), "message unknown_number 1"),
+        (fixture("inbound_text").replace(r#""106540352242922""#, "{}"), "message no_number 1"),
+        (
+            change("messages", r#""messages":{},"statuses":[7]"#),
+            "message bad_shape 1; status bad_shape 1",
+        ),
+        (change("calls", r#""statuses":[{"status":"RINGING"}]"#), "other unknown_field 1"),
+    ];
+    for (body, says) in bodies {
+        assert_eq!(said(&hear(&body)), says, "{body}");
+    }
+    assert_eq!(
+        hear(&fixture("inbound_text").replace("106540352242922", "7")).stranger.unwrap(),
+        "7"
+    );
+}
+
+#[test]
+fn what_is_no_json_object_is_no_payload() {
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for body in ["", "[]", "7", "{", "{\"a\":", "\u{feff}{}", &format!("{{\"a\":{}}}", deep(127))] {
+        assert!(read(body.as_bytes(), &rules()).is_err(), "{body}");
+    }
+    assert!(read(b"{\"a\":\"\xff\"}", &rules()).is_err());
+    assert!(read("[".repeat(3_000_000).as_bytes(), &rules()).is_err());
+    assert!(read(format!("{{\"a\":{}}}", deep(126)).as_bytes(), &rules()).is_ok());
+}
+
+#[test]
+fn the_metrics_know_every_kind_and_cause() {
+    assert_eq!(crate::metrics::UPDATES, Kind::ALL.map(Kind::name));
+    assert_eq!(crate::metrics::PASSED, Cause::ALL.map(Cause::name));
+}

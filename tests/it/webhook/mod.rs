@@ -1,0 +1,8 @@
+//! Webhooks as the platform sends them, to the real binary on a file and on a Redis.
+
+mod client;
+mod limits;
+mod reload;
+mod repeats;
+mod states;
+mod week;

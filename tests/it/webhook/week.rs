@@ -1,0 +1,308 @@
+//! A week of webhooks, made up: duplicates, in no order, some retried to the last day, to two
+//! receivers at once, while Redis is restarted twice. In the end every answer must be the one of
+//! an independent model that was told of each update once and in order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use consentd::grpc::pb;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::client::{Files, deliver, redis};
+use crate::model::{CATEGORIES, Event, Form, Method, Model, Rng, Rules, TableState, What};
+use crate::sidecar::{PATIENCE, Sidecar, eventually, question};
+use crate::world::{user, wall};
+
+/// How many updates there are; more where the variable says so.
+const UPDATES: usize = 20_000;
+const VARIABLE: &str = "CONSENTD_WEEK_UPDATES";
+
+/// How many updates a user has, about.
+const EACH: usize = 20;
+
+/// How many requests are sent at once.
+const SENDERS: usize = 8;
+
+/// The most updates of one request.
+const REQUEST: usize = 300;
+
+const HOUR: i64 = 3_600;
+
+const NUMBERS: [(&str, &str); 2] = [("11", "acme"), ("22", "other")];
+
+/// One update: to which number, in which list, and as it is written.
+#[derive(Clone)]
+struct Update {
+    number: &'static str,
+    list: &'static str,
+    json: Value,
+}
+
+struct Week {
+    users: usize,
+    now: i64,
+    model: Model,
+    updates: Vec<Update>,
+}
+
+/// A moment of the week, in seconds: none that may come to matter or not while the test runs, as
+/// the end of a window would.
+fn moment(rng: &mut Rng, now: i64) -> i64 {
+    let hours = if rng.percent(40) { (1, 21) } else { (26, 7 * 24) };
+    let span = usize::try_from((hours.1 - hours.0) * HOUR).unwrap();
+    let age = hours.0 * HOUR + i64::try_from(rng.below(span)).unwrap();
+    now / 1_000 - age
+}
+
+impl Week {
+    fn new(count: usize) -> Self {
+        let users = (count / EACH).max(2);
+        let mut week =
+            Self { users, now: wall(), model: Model::new(Rules::default()), updates: Vec::new() };
+        let mut rng = Rng::new(7);
+        for number in 0..count {
+            week.happen(&mut rng, number);
+        }
+        week
+    }
+
+    /// Makes up one update, and tells the model what it says.
+    fn happen(&mut self, rng: &mut Rng, number: usize) {
+        let (phone, business) = rng.pick(&NUMBERS);
+        let user = user(rng.below(self.users) as u64);
+        // Some seconds are busy: ties must end alike in every order.
+        let mut seconds = moment(rng, self.now);
+        if rng.percent(20) {
+            seconds -= seconds.rem_euclid(600);
+        }
+        let (first, last) = (seconds * 1_000, seconds * 1_000 + 999);
+        let scoped = user.starts_with("US.");
+        let from = if scoped { "from_user_id" } else { "from" };
+        let id = format!("wamid.{number}");
+        let out = |scope: &str| (What::OptOut { scope: scope.to_owned() }, last);
+        let hello = || (What::Inbound { text: String::new() }, first);
+        let message = |kind: &str, body: Value| json!({from: user, "id": id, "timestamp": seconds.to_string(), "type": kind, kind: body});
+        let text = |said: &str| message("text", json!({"body": said}));
+        let preference = |value: &str| {
+            let whom = if scoped { "user_id" } else { "wa_id" };
+            json!({whom: user, "category": "marketing_messages", "value": value,
+                "signup_id": "13176843987434774", "timestamp": seconds})
+        };
+        let status = |value: &str, code: i32| {
+            let whom = if scoped { "recipient_user_id" } else { "recipient_id" };
+            json!({whom: user, "id": id, "timestamp": seconds.to_string(), "status": value,
+                "errors": [{"code": code}]})
+        };
+        let failed =
+            |code| ("statuses", status("failed", code), vec![(What::Failure { code }, first)]);
+        let (to, json, happened): (_, _, Vec<(What, i64)>) = match rng.below(100) {
+            0..40 => ("messages", text("Where is my order?"), vec![hello()]),
+            40..44 => ("messages", text("STOP"), vec![hello(), out("*")]),
+            44..47 => ("messages", text("désabonner!"), vec![hello(), out("*")]),
+            47..50 => ("messages", text("stop utility"), vec![hello(), out("utility")]),
+            50..54 => (
+                "messages",
+                message("button", json!({"text": "No more", "payload": "Stop promotions"})),
+                vec![hello(), out("marketing")],
+            ),
+            54..60 => ("messages", message("reaction", json!({"emoji": "x"})), Vec::new()),
+            60..64 => (
+                "calls",
+                json!({from: user, "id": id, "timestamp": seconds.to_string(),
+                    "event": "connect", "direction": "USER_INITIATED"}),
+                vec![hello()],
+            ),
+            64..69 => {
+                let what = What::Platform { stopped: true };
+                ("user_preferences", preference("stop"), vec![(what, last)])
+            }
+            69..74 => {
+                let what = What::Platform { stopped: false };
+                ("user_preferences", preference("resume"), vec![(what, first)])
+            }
+            74..80 => {
+                let what = What::OptIn {
+                    category: "marketing".to_owned(),
+                    method: Method::WhatsappSignup,
+                    pending: false,
+                    expire: None,
+                };
+                ("user_preferences", preference("signup"), vec![(what, first)])
+            }
+            80..85 => failed(131_047),
+            85..89 => failed(131_049),
+            89..91 => {
+                let what = What::Failure { code: 131_050 };
+                ("statuses", status("failed", 131_050), vec![(what, last)])
+            }
+            91..94 => failed(131_026),
+            _ => ("statuses", status("delivered", 0), Vec::new()),
+        };
+        for (what, time) in happened {
+            let event = Event {
+                user: user.clone(),
+                business: business.to_owned(),
+                time: Some(time),
+                request_id: String::new(),
+                what,
+            };
+            self.model.record(&event, self.now).expect("it is against no rule");
+        }
+        self.updates.push(Update { number: phone, list: to, json });
+    }
+
+    /// The requests of the week: every update once at the least, some more often, and some, after
+    /// a week of retries, at the very end.
+    fn requests(&self) -> Vec<Vec<u8>> {
+        let mut rng = Rng::new(8);
+        let (mut sent, mut late) = (Vec::new(), Vec::new());
+        for update in &self.updates {
+            let chosen = if rng.percent(5) { &mut late } else { &mut sent };
+            chosen.push(update.clone());
+            while rng.percent(20) {
+                let chosen = if rng.percent(20) { &mut late } else { &mut sent };
+                chosen.push(update.clone());
+            }
+        }
+        for place in (1..sent.len()).rev() {
+            sent.swap(place, rng.below(place + 1));
+        }
+        let (mut all, mut requests) = ([sent, late].concat(), Vec::new());
+        while !all.is_empty() {
+            let rest = all.split_off((1 + rng.below(REQUEST)).min(all.len()));
+            requests.push(payload(&std::mem::replace(&mut all, rest)));
+        }
+        requests
+    }
+
+    fn updates_of(&self, user: &str) -> Vec<String> {
+        let updates = self.updates.iter().map(|update| update.json.to_string());
+        updates.filter(|update| update.contains(user)).collect()
+    }
+
+    /// Asks about every user and category, in both forms, and compares with the model.
+    async fn assert_agrees(&self, sidecar: &Sidecar) {
+        let mut checks = sidecar.checks().await;
+        let mut seen = BTreeMap::new();
+        let forms = [
+            (Form::Template, pb::MessageForm::Template),
+            (Form::FreeForm, pb::MessageForm::FreeForm),
+        ];
+        for number in 0..self.users {
+            let user = user(number as u64);
+            let asked = NUMBERS.iter().flat_map(|(_, business)| {
+                let forms = move |category| forms.map(|form| (*business, category, form));
+                CATEGORIES.iter().flat_map(forms)
+            });
+            let asked: Vec<_> = asked.collect();
+            let requests = asked.iter().map(|(business, category, (_, form))| {
+                let form = (*form).into();
+                pb::CanSendRequest { form, ..question(&user, business, category) }
+            });
+            let request = pb::BatchCanSendRequest { requests: requests.collect() };
+            let results = checks.batch_can_send(request).await.unwrap().into_inner().results;
+            assert_eq!(results.len(), asked.len());
+            for ((business, category, (form, _)), result) in asked.iter().zip(results) {
+                let live = TableState::Live;
+                let expected =
+                    self.model.can_send(&user, business, category, *form, self.now, live).unwrap();
+                let Some(pb::batch_can_send_result::Result::Response(got)) = result.result else {
+                    panic!("{result:?}")
+                };
+                assert_eq!(
+                    (got.allowed, got.reason),
+                    (expected.allowed, expected.reason.number()),
+                    "{category} {form:?} of user {number} at {business}: {:#?}",
+                    self.updates_of(&user)
+                );
+                *seen.entry(got.reason).or_insert(0) += 1;
+            }
+        }
+        assert!(seen.len() >= 8, "the week has a bit of everything: {seen:?}");
+    }
+}
+
+/// A request of these updates: a change for each number and list, as the platform groups them.
+fn payload(updates: &[Update]) -> Vec<u8> {
+    let mut changes: BTreeMap<(&str, &str), Vec<Value>> = BTreeMap::new();
+    for update in updates {
+        changes.entry((update.number, update.list)).or_default().push(update.json.clone());
+    }
+    let changes = changes.into_iter().map(|((number, list), items)| {
+        let field = if list == "statuses" { "messages" } else { list };
+        json!({"field": field, "value": {"messaging_product": "whatsapp",
+            "metadata": {"phone_number_id": number}, list: items}})
+    });
+    let changes: Vec<_> = changes.collect();
+    let payload = json!({"object": "whatsapp_business_account",
+        "entry": [{"id": "1", "changes": changes}]});
+    payload.to_string().into_bytes()
+}
+
+/// Sends what is left, one request after the other, each until it is recorded.
+async fn sender(
+    requests: Arc<Vec<Vec<u8>>>,
+    next: Arc<AtomicUsize>,
+    addresses: [String; 2],
+    mut rng: Rng,
+) {
+    while let Some(body) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+        // Again means to either, and at times although it was recorded.
+        let recorded = async {
+            loop {
+                match deliver(&rng.pick(&addresses), body).await {
+                    200 if rng.percent(95) => return,
+                    200 => {}
+                    503 => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                    status => panic!("{status}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE * 4, recorded).await.expect("it is recorded in the end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_week_ends_as_the_model_says() {
+    let count = std::env::var(VARIABLE).map_or(UPDATES, |count| count.parse().unwrap());
+    let week = Week::new(count);
+    let requests = Arc::new(week.requests());
+    let (mut redis, ledger) = redis(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let numbers = NUMBERS.map(|(number, business)| (number.to_owned(), business.to_owned()));
+    let files = Files::new(&numbers);
+    let sidecar = files.serve(&ledger, &["--record", "127.0.0.1:0"]).await;
+    let receiver = files.receive(&ledger);
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut senders = JoinSet::new();
+    for seed in 0..SENDERS {
+        let addresses = [sidecar.webhook.clone(), receiver.webhook.clone()];
+        let (requests, next) = (Arc::clone(&requests), Arc::clone(&next));
+        senders.spawn(sender(requests, next, addresses, Rng::new(seed as u64)));
+    }
+    for part in 1..=2 {
+        while next.load(Ordering::Relaxed) < requests.len() * part / 3 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        redis.kill();
+        redis.start_again();
+    }
+    while let Some(sent) = senders.join_next().await {
+        sent.unwrap();
+    }
+    // All that was acknowledged is in the ledger; the table has it once it is where that ends.
+    let end = {
+        let mut records = sidecar.records().await;
+        let stream = records.record_events(futures_util::stream::empty()).await.unwrap();
+        let revision = stream.metadata().get("consentd-revision").unwrap();
+        revision.to_str().unwrap().parse::<u64>().unwrap()
+    };
+    let caught_up = "the table holds all of it";
+    eventually(caught_up, || async {
+        let status = crate::faults::stage::status(&sidecar).await;
+        status.phase() == pb::get_status_response::Phase::Live && status.revision >= end
+    })
+    .await;
+    week.assert_agrees(&sidecar).await;
+}
