@@ -97,17 +97,13 @@ impl Record {
     /// Adds another id of the same person, unless it is known as written here; tells whether that
     /// changed anything.
     pub fn link(&mut self, link: Link) -> bool {
-        match self.links.iter_mut().find(|known| known.user_id == link.user_id) {
-            Some(known) => {
-                let changed = link.moved && !known.moved;
-                known.moved |= link.moved;
-                changed
-            }
-            None => {
-                self.links.push(link);
-                true
-            }
+        if let Some(known) = self.links.iter_mut().find(|known| known.user_id == link.user_id) {
+            let changed = link.moved && !known.moved;
+            known.moved |= link.moved;
+            return changed;
         }
+        self.links.push(link);
+        true
     }
 
     /// Fills in the revision that this record was written at, now that it is known.

@@ -176,6 +176,7 @@ pub struct Update {
 
 /// What came of one change.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "each is looked at once, where it was asked for")]
 pub enum Appended {
     /// It is durable, at this revision; where there was nothing to write, at that of the record.
     At(Revision),

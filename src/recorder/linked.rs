@@ -84,7 +84,7 @@ impl Group {
 
     /// Adds what the ledger holds of an id, and the ids that this names.
     pub(super) fn take(&mut self, key: Key, stored: Stored) {
-        let read = |link: &Link| Some(self.secret.read(&link.user_id, &self.business_id).ok()?);
+        let read = |link: &Link| self.secret.read(&link.user_id, &self.business_id).ok();
         let links: Vec<_> = stored
             .record
             .links
@@ -324,7 +324,7 @@ impl Walk {
     }
 
     /// What it needs next.
-    pub fn next(&mut self) -> Step {
+    pub fn step(&mut self) -> Step {
         let unread = self.group.unread();
         if !unread.is_empty() {
             return Step::Read(unread);

@@ -131,7 +131,7 @@ impl Recorder {
         let mut walk = Walk::new(secret, business_id, user_id, links, denials);
         for attempt in 0..MAX_TRIES {
             let changes = loop {
-                match walk.next() {
+                match walk.step() {
                     Step::Read(keys) => walk.read(&keys, self.ledger.read(keys.clone()).await?)?,
                     Step::Append(changes) => break changes,
                 }

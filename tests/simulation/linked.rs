@@ -98,7 +98,7 @@ impl World {
         let recorder = &mut self.recorders[index];
         let operation = recorder.operation;
         let Some(walking) = &mut recorder.walking else { return };
-        match walking.walk.next() {
+        match walking.walk.step() {
             linked::Step::Read(keys) => walking.asked = keys,
             linked::Step::Append(changes) => walking.changes = changes.into(),
         }
@@ -141,13 +141,11 @@ impl World {
         let outcomes = std::mem::take(&mut walking.outcomes);
         let proven = walking.walk.appended(&outcomes).unwrap();
         self.recorders[index].walking = Some(walking);
-        match proven {
-            None => self.walk_goes_on(index),
-            Some(_) => {
-                let wait = self.random.between(1, 15) * MILLI;
-                self.after(wait, Happening::Recorder(index, operation, Step::Walked));
-            }
+        if proven.is_none() {
+            return self.walk_goes_on(index);
         }
+        let wait = self.random.between(1, 15) * MILLI;
+        self.after(wait, Happening::Recorder(index, operation, Step::Walked));
     }
 
     /// Its caller tries again, or never comes back.

@@ -327,7 +327,7 @@ pub struct Ack {
 /// What was acknowledged, and must be enforced.
 #[derive(Default)]
 pub struct Acks {
-    acks: [Vec<Ack>; USERS],
+    denied: [Vec<Ack>; USERS],
     /// The latest of all that was ever written, on whatever branch, that lifts a denial.
     lifts: [Lifts; USERS],
     /// Users of whom it was acknowledged that they are one person.
@@ -375,7 +375,7 @@ impl Acks {
         lifts.platform = lifts.platform.max(lift(state.platform));
         lifts.suppression = lifts.suppression.max(lift(state.suppression));
         // What was lifted once is lifted for good: no fork takes back that it may have been.
-        self.acks[number]
+        self.denied[number]
             .retain(|ack| (0..CATEGORIES.len()).any(|at| lifts.leave(&ack.effect, at)));
     }
 
@@ -394,7 +394,7 @@ impl Acks {
 
     /// What was acknowledged of a user, and was not lifted.
     pub fn of(&self, number: usize) -> Vec<Effect> {
-        self.acks[number].iter().map(|ack| ack.effect.clone()).collect()
+        self.denied[number].iter().map(|ack| ack.effect.clone()).collect()
     }
 
     /// Whether nothing that was said of the user lifts a denial wholly.
@@ -404,7 +404,7 @@ impl Acks {
 
     pub fn acknowledged(&mut self, number: usize, ack: Ack) {
         let lifts = &self.lifts[number];
-        let known = &mut self.acks[number];
+        let known = &mut self.denied[number];
         // The first of two equal ones has been due for longer.
         if (0..CATEGORIES.len()).any(|category| lifts.leave(&ack.effect, category))
             && !known.iter().any(|known| known.effect == ack.effect)
@@ -415,7 +415,8 @@ impl Acks {
 
     /// The ledger's state is another one now: what it lacks is lost.
     pub fn replaced(&mut self, state: impl Fn(usize) -> Option<State>) {
-        for (number, acks) in self.acks.iter_mut().enumerate().filter(|(_, acks)| !acks.is_empty())
+        for (number, acks) in
+            self.denied.iter_mut().enumerate().filter(|(_, acks)| !acks.is_empty())
         {
             let Some(state) = state(number) else {
                 acks.clear();
@@ -438,7 +439,7 @@ impl Acks {
     ) -> Result<(), Violation> {
         // The wall clock is read in whole milliseconds.
         let due = |ack: &&Ack| ack.at + bound + Duration::from_millis(1) <= now;
-        for ack in self.acks[number].iter().filter(due) {
+        for ack in self.denied[number].iter().filter(due) {
             for category in 0..CATEGORIES.len() {
                 if self.lifts[number].leave(&ack.effect, category) && allows(category)? {
                     let ago = now.checked_sub(ack.at).unwrap_or_default();
