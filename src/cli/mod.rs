@@ -6,6 +6,7 @@ mod ask;
 mod bench;
 mod client;
 mod demo;
+mod erase;
 mod explain;
 mod export;
 mod given;
@@ -82,6 +83,9 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Erase what is known of a user; the user stays suppressed
+    #[command(after_help = erase::WHAT_STAYS)]
+    Erase(erase::EraseArgs),
     /// Make a ledger in Redis, or in a file
     #[command(after_help = init::WHEN_CUT)]
     Init(Box<init::InitArgs>),
@@ -117,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Watch(args) => asking(watch::watch(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::Erase(args) => asking(erase::erase(args)),
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),

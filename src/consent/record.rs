@@ -6,8 +6,9 @@ use super::event::What;
 use super::state::State;
 use super::time::Timestamp;
 
-/// The newest format of records that this version reads and writes.
-pub const FORMAT: u32 = 1;
+/// The newest format of records that this version reads and writes. A record is written in the
+/// oldest that holds it: 2 is one of an erased pair, whose mark an older version would drop.
+pub const FORMAT: u32 = 2;
 
 /// How many request ids a pair remembers.
 pub const MAX_REQUESTS: usize = 8;
@@ -29,6 +30,20 @@ pub struct Record {
     pub chain: ChainHead,
     /// The last requests, oldest first.
     pub requests: Vec<Request>,
+    /// That what came before was erased, where it was; the last time, where more than once.
+    pub erased: Option<Erased>,
+}
+
+/// Where a pair was erased. Its history begins anew there: of what came before, the chain's head
+/// alone is left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Erased {
+    /// When. What happened until then is never recorded any more.
+    pub time: Timestamp,
+    /// How many entries the history had.
+    pub history_len: u64,
+    /// The chain's head after the last of them.
+    pub chain: ChainHead,
 }
 
 /// A request that a pair remembers, so that a retry changes nothing.
@@ -69,6 +84,37 @@ impl Record {
             self.requests.remove(0);
         }
         self.requests.push(request);
+    }
+
+    /// How many entries of the history were erased, and the chain's head after the last of them:
+    /// where what is left of it begins.
+    #[must_use]
+    pub fn history_start(&self) -> (u64, ChainHead) {
+        self.erased.map_or((0, ChainHead::default()), |erased| (erased.history_len, erased.chain))
+    }
+
+    /// Whether nothing is left of a history, for all of it was erased.
+    #[must_use]
+    pub fn is_without_history(&self) -> bool {
+        self.erased.is_some_and(|erased| erased.history_len == self.history_len)
+    }
+
+    /// What is left of an erased pair: that it must never be contacted, and the chain's head.
+    /// Stamped by the clock, and no earlier than the pair's latest event, so that it stands
+    /// whatever other clocks said.
+    #[must_use]
+    pub fn tombstone(&self, clock: Timestamp) -> Self {
+        let time = self.state.latest().unwrap_or(clock).max(clock);
+        let (history_len, chain) = (self.history_len, self.chain);
+        let erased = Some(Erased { time, history_len, chain });
+        let state = State { suppression: Some((time, true)), ..State::default() };
+        Self { state, history_len, chain, requests: Vec::new(), erased }
+    }
+
+    /// Whether this is what an erase leaves, and nothing has come since.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.erased.is_some_and(|erased| *self == self.tombstone(erased.time))
     }
 
     /// Fills in the revision that this record was written at, now that it is known.

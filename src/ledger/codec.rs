@@ -10,7 +10,7 @@ use prost::Message as _;
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
 use crate::consent::event::{Evidence, Method, What};
 use crate::consent::id::Key;
-use crate::consent::record::{FORMAT, HistoryEntry, Outcome, Record, Request, sha256};
+use crate::consent::record::{Erased, FORMAT, HistoryEntry, Outcome, Record, Request, sha256};
 use crate::consent::scope::Scope;
 use crate::consent::state::{OnScope, Pending, Said, State, Word};
 use crate::consent::time::Timestamp;
@@ -20,6 +20,12 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
 }
 
+/// The format of records that were never erased: older versions rewrite those as well.
+const PLAIN: u32 = 1;
+
+/// The format of log entries and of history entries.
+const ENTRY_FORMAT: u32 = 1;
+
 /// A record as bytes.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let state = &record.state;
@@ -28,7 +34,7 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     };
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
     pb::Record {
-        format: FORMAT,
+        format: if record.erased.is_some() { FORMAT } else { PLAIN },
         scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
         last_inbound: millis(state.last_inbound),
         window_closed: millis(state.window_closed),
@@ -39,6 +45,11 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         requests: record.requests.iter().map(encode_request).collect(),
         history_len: record.history_len,
         chain: record.chain.to_vec(),
+        erased: record.erased.map(|erased| pb::Erased {
+            time: erased.time.as_millis(),
+            history_len: erased.history_len,
+            chain: erased.chain.to_vec(),
+        }),
     }
     .encode_to_vec()
 }
@@ -115,7 +126,16 @@ fn record_of(record: pb::Record) -> Option<Record> {
     state.suppression = mark(record.suppression)?;
     let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
     let chain = record.chain.try_into().ok()?;
-    Some(Record { state, history_len: record.history_len, chain, requests })
+    let erased = match record.erased.map(erased_of) {
+        None => None,
+        Some(erased) => Some(erased?),
+    };
+    Some(Record { state, history_len: record.history_len, chain, requests, erased })
+}
+
+fn erased_of(erased: pb::Erased) -> Option<Erased> {
+    let time = Timestamp::from_millis(erased.time)?;
+    Some(Erased { time, history_len: erased.history_len, chain: erased.chain.try_into().ok()? })
 }
 
 fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
@@ -147,20 +167,27 @@ fn request_of(request: pb::Request) -> Option<Request> {
 /// A log entry's body as bytes; its record is encoded already.
 pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
     pb::LogEntry {
-        format: FORMAT,
+        format: ENTRY_FORMAT,
         key: body.key.to_bytes().to_vec(),
         user_id: body.user_id.clone(),
         business_id: body.business_id.clone(),
         record: record.to_vec(),
         record_time: body.record_time.as_millis(),
+        padding: Vec::new(),
     }
     .encode_to_vec()
+}
+
+/// What makes a log entry's body longer by so many bytes, when it is put behind it. Whoever reads
+/// such a body leaves it out.
+pub(super) fn padding(length: usize) -> Vec<u8> {
+    pb::LogEntry { padding: vec![0; length], ..Default::default() }.encode_to_vec()
 }
 
 /// The log entry's body that these bytes are.
 pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
     let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
-    if entry.format > FORMAT {
+    if entry.format > ENTRY_FORMAT {
         return Err(UnreadableEntry);
     }
     Ok(LogBody {
@@ -175,7 +202,7 @@ pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
 /// Where in such a body its pair's key lies, and where its record: readable without a decoder.
 pub(super) fn places_in_log(body: &LogBody, record: &[u8], bytes: &[u8]) -> Option<(usize, usize)> {
     use prost::encoding::{encoded_len_varint, key_len};
-    let format = key_len(1).checked_add(encoded_len_varint(FORMAT.into()))?;
+    let format = key_len(1).checked_add(encoded_len_varint(ENTRY_FORMAT.into()))?;
     // The key's length takes one byte.
     let key = format.checked_add(key_len(2))?.checked_add(1)?;
     let time = match body.record_time.as_millis() {
@@ -221,7 +248,7 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         }),
     };
     pb::HistoryEntry {
-        format: FORMAT,
+        format: ENTRY_FORMAT,
         user_id: entry.user_id.clone(),
         business_id: entry.business_id.clone(),
         time: entry.time.as_millis(),
@@ -241,6 +268,17 @@ pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
     }
 }
 
+/// The digest of an encoded entry's statement, where it has one.
+pub(super) fn statement_digest_of(bytes: &[u8]) -> Option<[u8; 32]> {
+    let mut found = None;
+    let note = |digest: &[u8]| {
+        found = digest.try_into().ok();
+        Some(String::new())
+    };
+    let _ = decode_history(bytes, note);
+    found
+}
+
 fn statement_digest(evidence: &Evidence) -> Option<[u8; 32]> {
     (!evidence.statement.is_empty()).then(|| sha256(evidence.statement.as_bytes()))
 }
@@ -252,7 +290,7 @@ pub(super) fn decode_history(
 ) -> Option<HistoryEntry> {
     use pb::history_entry::What as Pb;
     let entry = pb::HistoryEntry::decode(bytes).ok()?;
-    if entry.format > FORMAT {
+    if entry.format > ENTRY_FORMAT {
         return None;
     }
     let what = match entry.what? {
@@ -414,7 +452,8 @@ mod tests {
         assert_eq!(unreadable, Err(UnreadableRecord::Newer { format: FORMAT + 1 }));
         assert_eq!(decode_record(&[0xff]), Err(UnreadableRecord::Damaged));
         assert_eq!(decode_record(&[]), Err(UnreadableRecord::Damaged), "a chain is 32 bytes");
-        let entry = pb::LogEntry { format: FORMAT + 1, key: vec![0; 16], ..Default::default() };
+        let entry =
+            pb::LogEntry { format: ENTRY_FORMAT + 1, key: vec![0; 16], ..Default::default() };
         assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
     }
 

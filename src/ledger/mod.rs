@@ -8,6 +8,7 @@
 mod codec;
 mod copy;
 mod embedded;
+mod erase;
 mod redis;
 mod verify;
 mod whole;
@@ -22,7 +23,7 @@ use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
 pub use copy::{Copied, CopyError, NewLedger, copy};
-pub use embedded::{Appender, Embedded, NewFile, OpenError};
+pub use embedded::{Appender, Compacted, Embedded, NewFile, OpenError};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
     Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,

@@ -4,15 +4,18 @@
 //! record with the revision of the one that it read. Where another recorder came first, it starts
 //! from that one's record, by the clock that it read the first time.
 
+mod erase;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod returned;
+mod subject;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::erase::ErasedUser;
 use self::plan::Plan;
 use self::returned::Acknowledged;
 use crate::consent::Violation;

@@ -6,7 +6,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition};
 use super::recent::Recent;
 use super::store::{PairValue, TEXTS, Tables, damaged, failed, number, pair_value};
 use crate::consent::id::Key;
-use crate::consent::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
+use crate::consent::record::{HistoryEntry, Record, Revision, extend_chain, sha256};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Events, History, LedgerError, MAX_PAGE, codec};
 
@@ -156,6 +156,10 @@ pub(super) fn add(
         if tables.texts.get(digest).map_err(failed)?.is_none() {
             tables.texts.insert(digest, text.as_str()).map_err(failed)?;
         }
+        // It was one's that was erased, and is somebody else's now.
+        if tables.doomed.get(digest).map_err(failed)?.is_some() {
+            tables.doomed.remove(digest).map_err(failed)?;
+        }
     }
     Ok(())
 }
@@ -201,8 +205,7 @@ pub(super) fn history(
         (before, next) = (next, previous);
     }
     let mut history = History { entries: Vec::new(), intact: false };
-    let mut chain = ChainHead::default();
-    let mut len = 0_u64;
+    let (mut len, mut chain) = record.history_start();
     for (revision, value) in additions.iter().rev() {
         let added = Added::decode(value).ok_or(damaged("a history entry"))?;
         for item in added.items {
