@@ -11,15 +11,15 @@ use crate::consent::record::Revision;
 use crate::ledger::{LedgerError, codec};
 
 /// The digest of a statement that an erased history referred to, to the revision that erased it.
-/// It stays where any other history has it: one that comes to refer to it takes it out of here.
+/// The statement stays where any other history refers to it.
 pub(super) const DOOMED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("doomed");
 
 /// The name in the meta table of the last revision that erased: what was erased up to there may
 /// still be in pages of the file that are free. See [`super::compact`].
 pub(super) const ERASED: &str = "erased";
 
-/// How many revisions are looked through at once.
-const MAX_LOOKED_AT: usize = 4_096;
+/// How many revisions are looked through at once. In unit tests few, so that others come between.
+const MAX_LOOKED_AT: usize = if cfg!(test) { 2 } else { 4_096 };
 
 /// How many statements are looked for at once.
 const MAX_DOOMED: usize = 65_536;
@@ -57,8 +57,8 @@ fn statement(item: &Item<'_>) -> Option<[u8; 32]> {
 #[derive(Default)]
 pub(super) struct Reaper(Option<Look>);
 
-/// A look through all histories up to where the ledger ended when it began. One that comes later
-/// and refers to such a statement saves it by itself.
+/// A look through all histories. What comes to refer to such a statement meanwhile lies behind, and
+/// is looked at too: it is the thread that appends which looks.
 struct Look {
     doomed: BTreeMap<[u8; 32], Revision>,
     found: BTreeSet<[u8; 32]>,
@@ -100,7 +100,8 @@ impl Reaper {
 }
 
 impl Look {
-    /// Removes those that were not found, if no erase or reference has come between.
+    /// Removes those that were not found. One that another erase has doomed since it was found is
+    /// left to the next look.
     fn finish(self, database: &Database) -> Result<(), LedgerError> {
         let transaction = database.begin_write().map_err(failed)?;
         {

@@ -156,10 +156,6 @@ pub(super) fn add(
         if tables.texts.get(digest).map_err(failed)?.is_none() {
             tables.texts.insert(digest, text.as_str()).map_err(failed)?;
         }
-        // It was one's that was erased, and is somebody else's now.
-        if tables.doomed.get(digest).map_err(failed)?.is_some() {
-            tables.doomed.remove(digest).map_err(failed)?;
-        }
     }
     Ok(())
 }
