@@ -17,6 +17,7 @@ mod browser;
 mod clients;
 mod comfort;
 mod commands;
+mod erase;
 mod faults;
 mod fuzz;
 mod histories;

@@ -421,7 +421,6 @@ async fn what_comes_later_and_what_is_unknown_is_unimplemented() {
     let link = What::Link(pb::Link { other_user_id: "v".into(), moved: false });
     let link = event("u", "b", link);
     for (method, message, part) in [
-        ("consent.v1.RecordService/EraseUser", vec![], "suppression"),
         (RECORD, link.encode_to_vec(), "links are not recorded"),
         ("consent.v1.ConsentService/CanSendd", vec![], ""),
         ("consent.v1.RecordService/", vec![], ""),

@@ -20,7 +20,7 @@ fn erasure(key: Key, stored: &Stored) -> Change {
 }
 
 /// Erases a pair, however often others come first, and leaves the rest to whoever comes.
-async fn bury(ledger: &Ledger, key: Key) -> Revision {
+pub(super) async fn bury(ledger: &Ledger, key: Key) -> Revision {
     loop {
         let change = erasure(key, &read(ledger, key).await);
         match &ledger.append(vec![change]).await.unwrap()[..] {
@@ -268,6 +268,13 @@ async fn while_words_are_being_removed(meanwhile: impl AsyncFnOnce(&Ledger)) -> 
     let server = Server::start(folder.path(), &[]);
     server.create();
     let direct = open_redis(&server, Options { retention: None, ..Options::default() });
+    let gone = async || on_redis::until(&server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;
+    // Redis knows the scripts by then: what is held back is done once it is let go.
+    append(&direct.ledger, key(9), opt_in("Yes, once")).await;
+    bury(&direct.ledger, key(9)).await;
+    let first = open_redis(&server, sweeping());
+    gone().await;
+    first.close().await;
     append(&direct.ledger, key(1), opt_in("Yes")).await;
     bury(&direct.ledger, key(1)).await;
     let path = folder.path().join("proxy.sock");
@@ -285,6 +292,10 @@ async fn while_words_are_being_removed(meanwhile: impl AsyncFnOnce(&Ledger)) -> 
     let go_on = tokio::time::timeout(PATIENCE, held.recv()).await.unwrap().unwrap();
     meanwhile(&direct.ledger).await;
     go_on.send(()).unwrap();
+    // Once it has seen to another erase, that is done.
+    append(&direct.ledger, key(9), opt_in("Yes, twice")).await;
+    bury(&direct.ledger, key(9)).await;
+    gone().await;
     sweeper.close().await;
     direct.close().await;
     passing.abort();
