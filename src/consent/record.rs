@@ -31,7 +31,7 @@ pub struct Record {
     /// The last requests, oldest first.
     pub requests: Vec<Request>,
     /// That what came before was erased, where it was; the last time, where more than once.
-    pub erased: Option<Erased>,
+    pub erased: Option<Box<Erased>>,
 }
 
 /// Where a pair was erased. Its history begins anew there: of what came before, the chain's head
@@ -90,13 +90,14 @@ impl Record {
     /// where what is left of it begins.
     #[must_use]
     pub fn history_start(&self) -> (u64, ChainHead) {
-        self.erased.map_or((0, ChainHead::default()), |erased| (erased.history_len, erased.chain))
+        let erased = self.erased.as_ref();
+        erased.map_or((0, ChainHead::default()), |erased| (erased.history_len, erased.chain))
     }
 
     /// Whether nothing is left of a history, for all of it was erased.
     #[must_use]
     pub fn is_without_history(&self) -> bool {
-        self.erased.is_some_and(|erased| erased.history_len == self.history_len)
+        self.erased.as_ref().is_some_and(|erased| erased.history_len == self.history_len)
     }
 
     /// What is left of an erased pair: that it must never be contacted, and the chain's head.
@@ -106,7 +107,7 @@ impl Record {
     pub fn tombstone(&self, clock: Timestamp) -> Self {
         let time = self.state.latest().unwrap_or(clock).max(clock);
         let (history_len, chain) = (self.history_len, self.chain);
-        let erased = Some(Erased { time, history_len, chain });
+        let erased = Some(Box::new(Erased { time, history_len, chain }));
         let state = State { suppression: Some((time, true)), ..State::default() };
         Self { state, history_len, chain, requests: Vec::new(), erased }
     }
@@ -114,7 +115,7 @@ impl Record {
     /// Whether this is what an erase leaves, and nothing has come since.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
-        self.erased.is_some_and(|erased| *self == self.tombstone(erased.time))
+        self.erased.as_ref().is_some_and(|erased| *self == self.tombstone(erased.time))
     }
 
     /// Fills in the revision that this record was written at, now that it is known.

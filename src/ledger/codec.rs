@@ -45,7 +45,7 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         requests: record.requests.iter().map(encode_request).collect(),
         history_len: record.history_len,
         chain: record.chain.to_vec(),
-        erased: record.erased.map(|erased| pb::Erased {
+        erased: record.erased.as_ref().map(|erased| pb::Erased {
             time: erased.time.as_millis(),
             history_len: erased.history_len,
             chain: erased.chain.to_vec(),
@@ -128,7 +128,7 @@ fn record_of(record: pb::Record) -> Option<Record> {
     let chain = record.chain.try_into().ok()?;
     let erased = match record.erased.map(erased_of) {
         None => None,
-        Some(erased) => Some(erased?),
+        Some(erased) => Some(Box::new(erased?)),
     };
     Some(Record { state, history_len: record.history_len, chain, requests, erased })
 }

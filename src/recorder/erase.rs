@@ -106,7 +106,7 @@ impl Recorder {
 }
 
 fn time_of(tombstone: &Record) -> Option<Timestamp> {
-    tombstone.erased.map(|erased| erased.time)
+    tombstone.erased.as_ref().map(|erased| erased.time)
 }
 
 /// What is written of an erased pair: its entry in the log names nobody.

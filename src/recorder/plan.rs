@@ -75,7 +75,7 @@ impl<'a> Plan<'a> {
     /// Whether an event says that it happened no later than the pair was erased: then it leaves no
     /// trace. A webhook may be sent again for days, and an import may be years old.
     fn is_erased(&self, event: &Event) -> bool {
-        let erased = self.record.erased.map(|erased| erased.time);
+        let erased = self.record.erased.as_ref().map(|erased| erased.time);
         erased.is_some_and(|erased| event.time.is_some_and(|time| time <= erased))
     }
 

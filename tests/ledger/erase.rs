@@ -89,7 +89,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         let now = read(ledger, key(1)).await;
         let (history_len, chain) = (4, before.record.chain);
         let time = before.record.state.latest().unwrap().max(at(5));
-        assert_eq!(now.record.erased, Some(Erased { time, history_len, chain }));
+        assert_eq!(now.record.erased, Some(Box::new(Erased { time, history_len, chain })));
         assert_eq!((now.record.history_len, now.record.chain), (history_len, chain));
         assert_eq!(now.record.state.suppression, Some((time, true)));
         assert!(now.record.is_tombstone() && now.record.state.scopes.is_empty());
@@ -117,7 +117,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         assert_eq!(happened, [inbound("wamid.2"), opt_in("Yes, again")]);
         assert!(history.intact);
         let later = read(ledger, key(1)).await;
-        assert_eq!((later.record.history_len, later.record.erased), (6, now.record.erased));
+        assert_eq!((later.record.history_len, &later.record.erased), (6, &now.record.erased));
 
         // And it can be erased again.
         bury(ledger, key(1)).await;
@@ -361,4 +361,39 @@ async fn an_erase_that_is_cut_short_is_finished_by_whoever_sweeps() {
         .await
         .unwrap();
     assert_eq!(histories, [b"."], "nothing but its sentinel is left");
+}
+
+/// Appends one thing that happened to a pair that nobody knows yet, recorded now.
+async fn append_now(ledger: &Ledger, number: u64) {
+    let mut change = change(key(number), &nothing(), [inbound("wamid")]);
+    change.update.as_mut().unwrap().record_time = ledger.read(Vec::new()).await.unwrap().clock;
+    ledger.append(vec![change]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_trimmed_from_the_log_before_an_erase_leaves_no_bytes_in_what_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &["--rdbcompression", "no"]);
+    server.create();
+    let open = open_redis(&server, Options { retention: None, ..Options::default() });
+    let ledger = &open.ledger;
+    // Long ago, and from then on somebody every now and then.
+    append(ledger, key(1), opt_out("her letter")).await;
+    bury(ledger, key(1)).await;
+    for number in 2..5 {
+        append_now(ledger, number).await;
+    }
+    let log = async || -> Vec<u8> {
+        let mut command = redis::cmd("DUMP");
+        command.arg("{consent:0}:log").query_async(&mut server.client().await).await.unwrap()
+    };
+    let user = format!("US.{:?}", key(1));
+    let names_her = |bytes: &[u8]| bytes.windows(user.len()).any(|part| part == user.as_bytes());
+    assert!(names_her(&log().await));
+    let retention = Some(Retention { log: Duration::from_hours(1), ..FOREVER });
+    let sweeper = open_redis(&server, Options { retention, ..sweeping() });
+    on_redis::until(&server, &["XLEN", "{consent:0}:log"], "int(3)").await;
+    assert!(!names_her(&log().await), "not even in what Redis has yet to free");
+    sweeper.close().await;
+    open.close().await;
 }

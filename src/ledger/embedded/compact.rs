@@ -137,9 +137,8 @@ fn write_anew(
     // Nobody else can open it before it has its owner.
     own_as(&file, &before).map_err(io)?;
     drop(file);
-    let new = fill(database, &beside, cache_bytes).map_err(|error| {
+    let new = fill(database, &beside, cache_bytes).inspect_err(|_| {
         let _ = fs::remove_file(&beside); // The next time, otherwise.
-        error
     })?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     fs::rename(&beside, path).map_err(io)?;

@@ -248,7 +248,7 @@ impl Known {
         for record in all.filter(|record| record.erased == erased) {
             state = state.join(record.state.clone());
         }
-        let (start, chain_start) = start_of(erased);
+        let (start, chain_start) = start_of(erased.as_deref());
         if told.is_empty() {
             for entry in self.items.iter().flatten().filter_map(Entry::decode) {
                 for effect in entry.what.effects(entry.time) {
@@ -285,13 +285,14 @@ impl Known {
 }
 
 /// The last erase that any of these records tells of.
-fn last_erase<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Erased> {
-    let erased = records.filter_map(|record| record.erased);
-    erased.max_by_key(|erased| (erased.time, erased.history_len))
+fn last_erase<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Box<Erased>> {
+    let erased = records.filter_map(|record| record.erased.as_ref());
+    erased.max_by_key(|erased| (erased.time, erased.history_len)).cloned()
 }
 
 /// Where a history begins that was erased so.
-fn start_of(erased: Option<Erased>) -> (u64, ChainHead) {
+fn start_of(erased: Option<&Erased>) -> (u64, ChainHead) {
+    let erased = erased.map(|erased| Box::new(*erased));
     Record { erased, ..Record::default() }.history_start()
 }
 
@@ -335,7 +336,7 @@ impl Shared {
         let astray = astray.and_then(|(_, record)| record.ok());
         let records = stored.iter().map(|(_, record)| record).chain(&astray);
         let logged = word.as_ref().and_then(|word| word.record.as_ref().ok());
-        let (start, _) = start_of(last_erase(records.chain(logged)));
+        let (start, _) = start_of(last_erase(records.chain(logged)).as_deref());
         let items = self.items_of(number, key, start).await?;
         if stored.is_none() && word.is_none() && items.is_empty() && astray.is_none() {
             return Ok(None);
