@@ -251,7 +251,8 @@ async fn no_key_of_a_redis_names_who_was_erased_once_the_log_forgets() {
         reason(&follower, PERSON, "acme").await == Reason::Suppressed
     })
     .await;
-    assert_eq!(metric(&follower, "consent_resyncs_total{cause=\"trimmed\"}").await, 0.0);
+    let resyncs = metric(&follower, "consent_resyncs_total{cause=\"trimmed\"}").await;
+    assert!(resyncs < 1.0, "whoever follows reads nothing anew for it");
     end(sidecar).await;
     assert_eq!(found(&std::fs::read(&saved).unwrap(), &NEEDLES), [""; 0]);
     let sidecar = serve(&ledger, &flags, &[]);

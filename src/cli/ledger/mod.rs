@@ -53,7 +53,7 @@ pub(super) async fn run(command: LedgerCommand) -> anyhow::Result<Verdict> {
         LedgerCommand::Scrub(args) => mend::scrub(args).await,
         LedgerCommand::Repair(args) => mend::repair(args).await,
         LedgerCommand::Accept(args) => accept::accept(args).await,
-        LedgerCommand::Copy(args) => copy::copy(args).await,
+        LedgerCommand::Copy(args) => Box::pin(copy::copy(args)).await,
         LedgerCommand::Compact(args) => compact::compact(&args),
     }
 }
