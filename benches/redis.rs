@@ -1,5 +1,6 @@
 //! The ledger in Redis, on a redis-server of its own: how many events a second are appended, in
-//! batches and one at a time; how long a snapshot takes; and what a pair takes of its memory.
+//! batches and one at a time; how long a snapshot takes, and a sidecar to start, cold and warm; and
+//! what a pair takes of its memory.
 //!
 //! `cargo bench --bench redis` writes a million pairs; `-- 100000` so many.
 
@@ -15,6 +16,7 @@
 )]
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,7 +106,7 @@ async fn measure(pairs: u64) {
         each(full.saturating_sub(trimmed), log),
     );
     snapshot(&ledger, pairs).await;
-    sidecar(&url, &mut client).await;
+    sidecars(&url, folder.path(), &mut client).await;
     singles(&ledger, &secret, pairs).await;
     stop.cancel();
     driver.await.unwrap();
@@ -222,13 +224,38 @@ async fn singles(ledger: &Ledger, secret: &KeySecret, from: u64) {
 }
 
 /// How long a sidecar takes until it answers, and how long another client of that Redis waits
-/// meanwhile.
-async fn sidecar(url: &str, client: &mut redis::aio::MultiplexedConnection) {
+/// meanwhile: one that reads all of the ledger, and then one that begins with what it saved.
+async fn sidecars(url: &str, folder: &Path, client: &mut redis::aio::MultiplexedConnection) {
     let _: () = redis::cmd("SET").arg("other").arg("value").query_async(client).await.unwrap();
     let quiet = gets(client, || false, Duration::from_secs(2)).await;
+    println!("a GET of another client while nothing loads: {quiet}");
+    let snapshot = folder.join("table");
+    for how in ["cold", "warm"] {
+        let (mut server, loaded) = sidecar(url, &snapshot);
+        let is_loaded = || loaded.load(Ordering::Acquire) > 0;
+        let meanwhile = gets(client, is_loaded, Duration::from_mins(2)).await;
+        println!(
+            "sidecar, {how}: {:.2} s from its start until it answers; a GET meanwhile: {meanwhile}",
+            Duration::from_millis(loaded.load(Ordering::Acquire)).as_secs_f64(),
+        );
+        let begun = Instant::now();
+        let process = server.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
+        assert!(server.0.wait().unwrap().success());
+        println!(
+            "it ends in {:.2} s, {} MB saved",
+            begun.elapsed().as_secs_f64(),
+            std::fs::metadata(&snapshot).unwrap().len() / 1_000_000
+        );
+    }
+}
+
+/// Starts a sidecar; after how many milliseconds it answers, once it does.
+fn sidecar(url: &str, snapshot: &Path) -> (Server, Arc<AtomicU64>) {
     let begun = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_consentd"));
     command.args(["serve", "--ledger", url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.args(["--snapshot-every", "never"]).arg("--snapshot").arg(snapshot);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = std::io::BufReader::new(child.stderr.take().unwrap());
     let loaded = Arc::new(AtomicU64::new(0));
@@ -241,14 +268,7 @@ async fn sidecar(url: &str, client: &mut redis::aio::MultiplexedConnection) {
             }
         }
     });
-    let _child = Server(child);
-    let is_loaded = || loaded.load(Ordering::Acquire) > 0;
-    let meanwhile = gets(client, is_loaded, Duration::from_mins(1)).await;
-    println!(
-        "sidecar: {:.2} s from its start until it answers; a GET of another client meanwhile: \
-         {meanwhile}; before: {quiet}",
-        Duration::from_millis(loaded.load(Ordering::Acquire)).as_secs_f64(),
-    );
+    (Server(child), loaded)
 }
 
 /// GETs, one after the other, until something is so; how long they took.

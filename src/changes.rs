@@ -93,8 +93,8 @@ pub struct Ended;
 
 struct Entry {
     change: Arc<Change>,
-    /// How many watchers have not read it.
-    unread: usize,
+    /// How many watchers read it next.
+    readers: usize,
 }
 
 /// What is kept. Changes are numbered; a number that is skipped stands for what nobody can read.
@@ -102,6 +102,8 @@ struct Kept {
     /// The number of the first entry.
     first: u64,
     entries: VecDeque<Entry>,
+    /// How many watchers have read all of them.
+    at_end: usize,
     bytes: usize,
     /// The last revision that was told.
     revision: Revision,
@@ -138,18 +140,15 @@ impl Kept {
         }
     }
 
-    /// A watcher has no more need of what comes from this number on.
-    fn give_up(&mut self, from: u64) {
-        let skip = usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        for entry in self.entries.iter_mut().skip(skip) {
-            entry.unread -= 1;
-        }
-        self.pop_read();
+    /// How many watchers read that number next.
+    fn readers(&mut self, next: u64) -> &mut usize {
+        let place = usize::try_from(next - self.first).unwrap_or(usize::MAX);
+        self.entries.get_mut(place).map_or(&mut self.at_end, |entry| &mut entry.readers)
     }
 
-    /// Forgets what everybody has read.
+    /// Forgets what everybody has read: what is before the first that somebody reads next.
     fn pop_read(&mut self) {
-        while self.entries.front().is_some_and(|entry| entry.unread == 0) {
+        while self.entries.front().is_some_and(|entry| entry.readers == 0) {
             self.pop();
         }
     }
@@ -158,6 +157,7 @@ impl Kept {
     fn skip(&mut self, cause: Cause) {
         let skipped = self.end();
         self.entries = VecDeque::new();
+        self.at_end = 0;
         self.bytes = 0;
         self.first = skipped + 1;
         self.skipped = Some((skipped, cause));
@@ -186,7 +186,8 @@ pub fn new() -> (Changes, Publisher) {
 
 fn keeping(changes: usize, bytes: usize) -> (Changes, Publisher) {
     let (first, revision) = (0, 0);
-    let kept = Kept { first, entries: VecDeque::new(), bytes: 0, revision, skipped: None };
+    let entries = VecDeque::new();
+    let kept = Kept { first, entries, at_end: 0, bytes: 0, revision, skipped: None };
     let (teller, news) = watch::channel(());
     let shared = Arc::new(Shared {
         kept: Mutex::new(kept),
@@ -207,13 +208,14 @@ impl Changes {
     ///
     /// [`Full`] where that many watch already.
     pub fn subscribe(&self, most: usize) -> Result<Subscription, Full> {
-        let kept = self.0.lock();
+        let mut kept = self.0.lock();
         let watchers = self.0.watchers.load(Ordering::Relaxed);
         if watchers >= most {
             return Err(Full);
         }
         self.0.watchers.store(watchers + 1, Ordering::Relaxed);
         let next = kept.end();
+        kept.at_end += 1;
         drop(kept);
         // Pairs with the publisher's. Either it sees that somebody watches, or the table's revision
         // that is read after this is that of the change which it did not tell.
@@ -263,14 +265,15 @@ impl Publisher {
             return;
         }
         let mut kept = self.shared.lock();
-        let unread = self.shared.watchers.load(Ordering::Relaxed);
-        if unread == 0 {
+        if self.shared.watchers.load(Ordering::Relaxed) == 0 {
             return self.staged.clear();
         }
         for change in self.staged.drain(..) {
             kept.bytes += change.bytes();
             kept.revision = change.revision;
-            kept.entries.push_back(Entry { change: Arc::new(change), unread });
+            // Whoever had read all there was reads this next.
+            let readers = std::mem::take(&mut kept.at_end);
+            kept.entries.push_back(Entry { change: Arc::new(change), readers });
         }
         let (changes, bytes) = self.shared.most;
         while kept.entries.len() > changes || kept.bytes > bytes {
@@ -308,16 +311,18 @@ impl Subscription {
                 Some((skipped, cause)) if skipped >= self.next => cause,
                 _ => Cause::Slow,
             };
-            kept.give_up(self.next);
             self.next = kept.end();
+            kept.at_end += 1;
+            kept.pop_read();
             return Err(Missed { cause, revision: kept.revision });
         }
+        *kept.readers(self.next) -= 1;
         let skip = usize::try_from(self.next - kept.first).unwrap_or(usize::MAX);
-        for entry in kept.entries.iter_mut().skip(skip).take(MAX_READ) {
-            entry.unread -= 1;
+        for entry in kept.entries.iter().skip(skip).take(MAX_READ) {
             into.push_back(Arc::clone(&entry.change));
             self.next += 1;
         }
+        *kept.readers(self.next) += 1;
         kept.pop_read();
         Ok(())
     }
@@ -336,7 +341,10 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut kept = self.shared.lock();
         self.shared.watchers.fetch_sub(1, Ordering::Relaxed);
-        kept.give_up(self.next);
+        if self.next >= kept.first {
+            *kept.readers(self.next) -= 1;
+        }
+        kept.pop_read();
         if kept.entries.is_empty() {
             kept.entries = VecDeque::new();
         }

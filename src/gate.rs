@@ -1,20 +1,24 @@
 //! What every reader calls: the table, the policy and the clocks make a decision.
 
+mod wanted;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use self::wanted::{Lately, Wanted};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::{BusinessId, UserId};
+use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Class};
 use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use crate::decision_log::{Decided, DecisionLog};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity};
+use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 
 pub use crate::table::Summary;
 
@@ -118,13 +122,21 @@ pub struct Gate {
     policy: Policy,
     bound: Duration,
     metrics: Arc<Metrics>,
+    log: Option<DecisionLog>,
 }
 
 impl Gate {
     /// A gate that denies once the table's last proof is older than `bound`.
     #[must_use]
     pub fn new(table: Table, policy: Policy, bound: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { table, policy, bound, metrics }
+        Self { table, policy, bound, metrics, log: None }
+    }
+
+    /// Logs what it decides from now on.
+    #[must_use]
+    pub fn logging(mut self, log: Option<DecisionLog>) -> Self {
+        self.log = log;
+        self
     }
 
     /// Answers a question from memory.
@@ -133,13 +145,18 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
-        let answer = self.look(question)?;
+        let read = Lately::default().read(&self.table.keys(), question);
+        let (pair, category) = read.map_err(CheckError::Invalid)?;
+        let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
         self.metrics.decided(answer.decision.reason);
+        if let Some(log) = &self.log {
+            log.put(&decided(pair, category, question.form, &answer, now));
+        }
         Ok(answer)
     }
 
-    /// The same answer for a person who wants to know: it is not counted as a decision, for no
-    /// message hangs on it.
+    /// The same answer for a person who wants to know: it is neither counted nor logged as a
+    /// decision, for no message hangs on it.
     ///
     /// # Errors
     ///
@@ -159,10 +176,22 @@ impl Gate {
         question: &Question<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<Answer, CheckError> {
-        let (pair, category) = read(&self.table.keys(), question).map_err(CheckError::Invalid)?;
+        let read = Lately::default().read(&self.table.keys(), question);
+        let (pair, category) = read.map_err(CheckError::Invalid)?;
+        Ok(self.decide_one(pair, category, question.form, clock)?.0)
+    }
+
+    /// Looks one pair up, reads the clock, and decides; gives when that was, too.
+    fn decide_one(
+        &self,
+        pair: Pair,
+        category: Category<'_>,
+        form: Form,
+        clock: impl FnOnce() -> Moment,
+    ) -> Result<(Answer, Moment), CheckError> {
         let (facts, freshness) = self.table.facts(pair, category);
         let judge = Judge::new(self, freshness, clock())?;
-        Ok(judge.answer(facts, category.class, question.form))
+        Ok((judge.answer(&facts, category.class, form), judge.now))
     }
 
     /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
@@ -177,10 +206,13 @@ impl Gate {
         each: impl FnMut(Result<Answer, Vec<Violation>>),
     ) -> Result<(), CheckError> {
         let keys = self.table.keys();
-        let wanted = questions.map(|question| {
-            let (pair, category) = read(&keys, &question)?;
-            Ok((pair, category, question.form))
-        });
+        let (mut lately, mut wanted) = (Lately::default(), Wanted::with_capacity(questions.len()));
+        for question in questions {
+            match lately.read(&keys, &question) {
+                Ok((pair, category)) => wanted.ask(pair, category, question.form),
+                Err(found) => wanted.refuse(found),
+            }
+        }
         self.decide_many(wanted, each).map(|_| ())
     }
 
@@ -198,42 +230,43 @@ impl Gate {
     ) -> Result<Duration, CheckError> {
         let keys = self.table.keys();
         let Campaign { business, category, form } = *campaign;
-        let wanted = users.map(|user| {
-            let pair = keys.pair(&UserId::parse(user).map_err(drop)?, business);
-            Ok((pair, category, form))
-        });
+        let mut wanted = Wanted::with_capacity(users.len());
+        for user in users {
+            match UserId::parse(user) {
+                Ok(user) => wanted.ask(keys.pair(&user, business), category, form),
+                Err(_) => wanted.refuse(()),
+            }
+        }
         self.decide_many(wanted, |answer: Result<Answer, ()>| {
             each(answer.ok().map(|answer| answer.decision.reason));
         })
     }
 
     /// Looks all of them up, reads the clocks, and decides.
-    fn decide_many<'q, E>(
+    fn decide_many<E>(
         &self,
-        wanted: impl ExactSizeIterator<Item = Result<(Pair, Category<'q>, Form), E>>,
+        wanted: Wanted<'_, E>,
         mut each: impl FnMut(Result<Answer, E>),
     ) -> Result<Duration, CheckError> {
-        let mut asked = Vec::with_capacity(wanted.len());
-        let mut pairs = Vec::with_capacity(wanted.len());
-        let mut categories = Vec::with_capacity(wanted.len());
-        for wanted in wanted {
-            asked.push(wanted.map(|(pair, category, form)| {
-                pairs.push(pair);
-                categories.push(category);
-                (category.class, form)
-            }));
-        }
+        let Wanted { asked, pairs, categories } = wanted;
         let mut facts = Vec::with_capacity(pairs.len());
         let freshness = self.table.facts_of_many(&pairs, &categories, &mut facts);
         let judge = Judge::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
-        let mut facts = facts.into_iter();
+        let mut facts = facts.iter();
+        let mut looked_up = pairs.iter().zip(&categories);
         for asked in asked {
             each(asked.map(|(class, form)| {
-                let answer = judge.answer(facts.next().unwrap_or(Err(UnreadablePair)), class, form);
+                let facts = facts.next().unwrap_or(&Err(UnreadablePair));
+                let answer = judge.answer(facts, class, form);
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
                     *count += 1;
+                }
+                if let Some(log) = &self.log
+                    && let Some((pair, category)) = looked_up.next()
+                {
+                    log.put(&decided(*pair, *category, form, &answer, judge.now));
                 }
                 answer
             }));
@@ -297,6 +330,16 @@ impl Gate {
         let unreadable = |_| Summary { suppressed: true, ..Summary::default() };
         let summary = summary.unwrap_or_else(unreadable);
         Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
+    }
+
+    /// The key that a pair has in the ledger, by which the decision log names it.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::Invalid`] where the ids are malformed.
+    pub fn key(&self, user_id: &str, business_id: &str) -> Result<Key, CheckError> {
+        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
+        Ok(pair.key())
     }
 
     /// Whether the table was ever loaded. It stays so: an upstream fault must not take every
@@ -378,21 +421,22 @@ impl Gate {
     }
 }
 
-/// The pair and the category of a question.
-fn read<'q>(keys: &Keys, question: &Question<'q>) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-    let user = UserId::parse(question.user_id);
-    let business = BusinessId::parse(question.business_id);
-    match (user, business, Category::parse(question.category)) {
-        (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
-        (user, business, category) => {
-            let found = [user.err(), business.err(), category.err()];
-            Err(found.into_iter().flatten().collect())
-        }
-    }
+/// What is logged of an answer.
+fn decided<'q>(
+    pair: Pair,
+    category: Category<'q>,
+    form: Form,
+    answer: &Answer,
+    now: Moment,
+) -> Decided<'q> {
+    let Answer { decision, revision, staleness } = *answer;
+    let (key, reason) = (pair.key(), decision.reason);
+    Decided { key, category, form, reason, revision, staleness, now }
 }
 
 /// What answers that were looked up together have in common.
 struct Judge<'a> {
+    now: Moment,
     policy: &'a Policy,
     clock: Clock,
     proof: Proof,
@@ -411,13 +455,15 @@ impl<'a> Judge<'a> {
         };
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
         let (policy, revision) = (&gate.policy, freshness.revision);
-        Ok(Self { policy, clock, proof, revision, staleness })
+        Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
-    fn answer(&self, facts: Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
-        let proof = if facts.is_ok() { self.proof } else { Proof::Invalid };
-        let facts = facts.unwrap_or(Facts::NOTHING);
-        let decision = decide(&facts, class, form, self.policy, self.clock, proof);
+    fn answer(&self, facts: &Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
+        let (facts, proof) = match facts {
+            Ok(facts) => (facts, self.proof),
+            Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
+        };
+        let decision = decide(facts, class, form, self.policy, self.clock, proof);
         Answer { decision, revision: self.revision, staleness: self.staleness }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod decision_log;
 mod following;
 mod snapshots;
 mod watching;
@@ -15,6 +16,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::decision_log::DROPS;
+use self::decision_log::DecisionLog;
 use self::following::Following;
 use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
@@ -65,6 +68,7 @@ pub struct Metrics {
     following: Following,
     watching: Watching,
     snapshots: Snapshots,
+    decision_log: DecisionLog,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -152,6 +156,7 @@ impl Metrics {
             following: Following::new(r)?,
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
+            decision_log: DecisionLog::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",

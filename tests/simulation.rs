@@ -60,6 +60,8 @@ mod random;
 mod recorder;
 #[path = "simulation/round.rs"]
 mod round;
+#[path = "simulation/saved.rs"]
+mod saved;
 #[path = "simulation/sidecar.rs"]
 mod sidecar;
 #[path = "simulation/trace.rs"]
@@ -79,6 +81,8 @@ use consentd::metrics::Metrics;
 /// Where the seeds of a run start: the same in every run, so that CI does not fail by chance.
 const FIRST_SEED: u64 = 1;
 const STEPS: u64 = 1_000_000;
+/// And of histories in which tables are saved.
+const SAVED_STEPS: u64 = 500_000;
 const THREADS: usize = 2;
 /// Dropping a long log takes a frame for each of its entries.
 const STACK: usize = 256 << 20;
@@ -122,7 +126,20 @@ fn the_table_is_what_the_ledger_is() {
     let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
     let regressions = include_str!("simulation/regressions.txt").lines();
     let regressions = regressions.filter_map(|line| line.split_whitespace().next()?.parse().ok());
-    let regressions: Vec<u64> = regressions.collect();
+    histories(&regressions.collect::<Vec<u64>>(), first, wanted);
+}
+
+#[test]
+fn so_it_is_where_sidecars_start_from_tables_that_were_saved() {
+    if number("CONSENTD_SEED").is_none() {
+        let wanted = number("CONSENTD_STEPS").unwrap_or(SAVED_STEPS);
+        let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
+        histories(&[], first + saved::SAVING_FROM, wanted);
+    }
+}
+
+/// Runs these histories, then those from a seed on, until they have taken so many steps.
+fn histories(regressions: &[u64], first: u64, wanted: u64) {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed = std::sync::Mutex::new(None::<(u64, u64, String)>);
     let began = Instant::now();

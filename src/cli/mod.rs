@@ -6,19 +6,25 @@ mod ask;
 mod bench;
 mod client;
 mod demo;
+mod due;
 mod erase;
 mod explain;
 mod export;
+mod exported;
 mod given;
+mod history;
 mod import;
 mod init;
 mod ledger;
 mod print;
 mod proto;
+mod prove;
 mod record;
 mod serve;
 mod shell;
 mod stranger;
+mod subject;
+mod verify_export;
 mod watch;
 
 use std::process::ExitCode;
@@ -68,7 +74,13 @@ enum Command {
     /// Show what is known of a user at a business
     Get(ask::PairArgs),
     /// Show what was recorded of a user at a business, with its evidence
-    History(ask::PairArgs),
+    History(history::HistoryArgs),
+    /// Show what was known of a user at a moment, and what a check would have been answered then
+    Prove(Box<prove::ProveArgs>),
+    /// Show everything about one user, over all businesses, for who asks what is held
+    Subject(subject::SubjectArgs),
+    /// List opt-ins that lapse, as CSV, so that users can be asked again in time
+    Due(due::DueArgs),
     /// Show how current a sidecar is
     Status(ask::StatusArgs),
     /// Ask for a sidecar's health (exit code 0: serving, 1: not serving), for probes
@@ -86,6 +98,9 @@ enum Command {
     /// Erase what is known of a user; the user stays suppressed
     #[command(after_help = erase::WHAT_STAYS)]
     Erase(erase::EraseArgs),
+    /// Check that today's histories extend what an export has (exit code 0: yes, 1: no)
+    #[command(after_help = verify_export::HELP)]
+    VerifyExport(verify_export::VerifyExportArgs),
     /// Make a ledger in Redis, or in a file
     #[command(after_help = init::WHEN_CUT)]
     Init(Box<init::InitArgs>),
@@ -114,7 +129,10 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => asking(ask::check(args)),
         Command::Get(args) => asking(ask::get(args)),
-        Command::History(args) => asking(ask::history(args)),
+        Command::History(args) => asking(history::history(args)),
+        Command::Prove(args) => asking(prove::prove(*args)),
+        Command::Subject(args) => asking(subject::subject(args)),
+        Command::Due(args) => asking(due::due(args)),
         Command::Status(args) => asking(ask::status(args)),
         Command::Healthcheck(args) => asking(ask::healthcheck(args)),
         Command::Record(args) => asking(record::record(args)),
@@ -122,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
         Command::Erase(args) => asking(erase::erase(args)),
+        Command::VerifyExport(args) => asking(verify_export::verify_export(args)),
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),

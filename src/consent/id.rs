@@ -232,6 +232,8 @@ impl fmt::Debug for KeySecret {
 
 /// A key's input: a tag, the user, a separator where the user may be of any length, the business.
 const KEY_INPUT_BYTES: usize = 2 * MAX_ID_BYTES + 2;
+/// The same of a phone number or a usual id at a business whose id is as long as most are.
+const SHORT_KEY_INPUT_BYTES: usize = 64;
 
 impl KeySecret {
     /// The hasher with this secret.
@@ -243,17 +245,30 @@ impl KeySecret {
     /// The key of a pair, the same for every notation of one phone line.
     #[must_use]
     pub fn key(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Key {
-        let mut input = [0_u8; KEY_INPUT_BYTES];
         let business = business.0.as_bytes();
-        let len = match user {
+        match user {
             UserId::Phone(digits) => {
                 let Digits { value, count } = digits.folded();
                 let count = u8::try_from(count).unwrap_or(u8::MAX);
-                join(&mut input, &[&[b'p', count], &value.to_be_bytes(), business])
+                self.key_of(&[&[b'p', count], &value.to_be_bytes(), business])
             }
             // Ids hold no control characters, so NUL parts them without doubt.
-            UserId::Opaque(id) => join(&mut input, &[b"o", id.as_bytes(), b"\0", business]),
+            UserId::Opaque(id) => self.key_of(&[b"o", id.as_bytes(), b"\0", business]),
+        }
+    }
+
+    fn key_of(&self, parts: &[&[u8]]) -> Key {
+        let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
+        // Nearly all are short; to clear the room for the longest takes as long as to hash one.
+        let (mut short, mut long);
+        let input: &mut [u8] = if len <= SHORT_KEY_INPUT_BYTES {
+            short = [0_u8; SHORT_KEY_INPUT_BYTES];
+            &mut short
+        } else {
+            long = [0_u8; KEY_INPUT_BYTES];
+            &mut long
         };
+        let len = join(input, parts);
         let hash = self.0.hash(input.get(..len).unwrap_or_default());
         Key { high: hash.h1, low: hash.h2 }
     }

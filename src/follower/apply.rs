@@ -7,8 +7,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::machine::Action;
+use super::machine::{Action, Machine};
+use crate::clock::Moment;
 use crate::consent::denied::Denied;
 use crate::consent::facts::Resolved;
 use crate::consent::id::Key;
@@ -16,7 +18,7 @@ use crate::consent::record::Record;
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
 use crate::ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
-use crate::table::{Saved, UnreadablePair, Writer};
+use crate::table::{Saved, UnreadablePair, Validity, Writer};
 
 /// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
 /// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
@@ -64,6 +66,8 @@ pub struct Applier {
     put_back: HashMap<Key, Arc<Denied>>,
     /// What pairs are denied beyond what their records say.
     sticky: HashMap<Key, Arc<State>>,
+    /// Those of them that the ledger holds nothing of, which no bucket's count has.
+    alone: HashSet<Key>,
     /// Whether that was changed and not judged yet.
     changed: bool,
     /// Whether what another ledger denied could not be kept.
@@ -87,6 +91,7 @@ impl Applier {
             old: HashMap::new(),
             put_back: HashMap::new(),
             sticky: HashMap::new(),
+            alone: HashSet::new(),
             changed: false,
             dropped: false,
             most,
@@ -104,6 +109,28 @@ impl Applier {
         self.seen
     }
 
+    /// How often an operator had accepted the ledger, where the table may be saved: one that is
+    /// current, and remembers nothing that is not in the ledger.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not, as a metric's label.
+    pub fn may_save(
+        &mut self,
+        machine: &Machine,
+        bound: Duration,
+        now: Moment,
+    ) -> Result<u64, &'static str> {
+        let table = self.writer.table();
+        let freshness = table.freshness();
+        let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= bound;
+        match machine.accepted().filter(|_| live) {
+            None => Err("not_live"),
+            Some(_) if table.remembered() > 0 => Err("remembering"),
+            Some(accepted) => Ok(accepted),
+        }
+    }
+
     /// The table, for what is neither loaded nor applied.
     pub fn writer(&mut self) -> &mut Writer {
         &mut self.writer
@@ -114,7 +141,7 @@ impl Applier {
         match action {
             Action::Begin { identity, clock, forget } => self.begin(identity, *clock, *forget),
             Action::Restore { identity, clock } => self.restore(identity, *clock),
-            Action::Refuse => self.saved = None,
+            Action::Refuse(_) => self.saved = None,
             Action::Replay(body) => self.replay(body),
             Action::Load(bucket) => self.load(bucket),
             Action::Unload(bucket) => self.unload(*bucket),
@@ -165,6 +192,7 @@ impl Applier {
         self.old = old;
         self.saved = None;
         self.sticky.clear();
+        self.alone.clear();
         self.loading = true;
         self.buckets = identity.buckets.max(1);
         self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
@@ -203,8 +231,8 @@ impl Applier {
         }
         let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
         self.writer.apply(body.key, state);
-        if !known && let Some(count) = self.count(bucket_of(body.key, self.buckets)) {
-            *count = count.saturating_add(1);
+        if !known {
+            self.count_in(body.key);
         }
     }
 
@@ -319,8 +347,8 @@ impl Applier {
             self.stick(key, kept);
             self.writer.apply(key, Err(UnreadablePair));
         }
-        if !known && let Some(count) = self.count(bucket_of(key, self.buckets)) {
-            *count = count.saturating_add(1);
+        if !known || self.alone.remove(&key) {
+            self.count_in(key);
         }
     }
 
@@ -362,6 +390,7 @@ impl Applier {
                 .or_insert_with(|| denied.beyond(&State::default(), self.begun).map(Arc::new));
             if let Some(state) = shape {
                 self.sticky.insert(*key, Arc::clone(state));
+                self.alone.insert(*key);
                 self.writer.apply(*key, Ok(state));
             }
         }
@@ -393,6 +422,8 @@ impl Applier {
             if !self.writer.is(*key, state.map_err(|_| UnreadablePair)) {
                 mismatches = mismatches.saturating_add(1);
                 self.apply(*key, record.as_ref(), self.seen);
+            } else if self.alone.remove(key) {
+                self.count_in(*key);
             }
         }
         mismatches.saturating_add(self.take_out_strangers(bucket))
@@ -427,6 +458,7 @@ impl Applier {
             let lost = denied.get(key).and_then(|denied| denied.beyond(&known, self.seen));
             self.stick(*key, lost);
             if self.sticky.contains_key(key) {
+                self.alone.insert(*key);
                 self.write(*key, &State::default());
             }
         }
@@ -435,6 +467,13 @@ impl Applier {
             *count = held;
         }
         gone.len()
+    }
+
+    /// The ledger holds this pair, too, from now on.
+    fn count_in(&mut self, key: Key) {
+        if let Some(count) = self.count(bucket_of(key, self.buckets)) {
+            *count = count.saturating_add(1);
+        }
     }
 
     fn count(&mut self, bucket: u32) -> Option<&mut u32> {

@@ -18,7 +18,7 @@ pub use self::action::Action;
 pub use self::cause::Cause;
 use self::snapshot::Snapshot;
 use self::trail::Trail;
-pub use self::warm::Warm;
+pub use self::warm::{Unused, Warm};
 use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
@@ -236,8 +236,8 @@ impl Machine {
     /// log followed from there, as if the table had been here all the time.
     fn is_warm(&mut self, page: &Page) -> bool {
         let Some(warm) = self.warm.take() else { return false };
-        if !warm.is_of(&page.identity) {
-            self.actions.push(Action::Refuse);
+        if let Err(unused) = warm.check(page) {
+            self.actions.push(Action::Refuse(unused));
             return false;
         }
         self.buckets = page.identity.buckets.max(1);
@@ -284,7 +284,9 @@ impl Machine {
         }
         // What was saved is what the ledger had: one that ends before it has lost something.
         let least = if let Phase::Warming(until) = self.phase { until.revision } else { after };
-        if end.revision < after.max(least) {
+        // So has one that ends before it ended, though what came then was not told yet.
+        let told = self.claims.back().map_or(0, |claim| claim.revision);
+        if end.revision < after.max(least).max(told) {
             return Err(Broken(Cause::Fork));
         }
         match self.accepted.map_or(accepted, |(_, known)| known).cmp(&accepted) {

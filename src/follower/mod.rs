@@ -354,7 +354,7 @@ impl Follower {
                 self.applier.writer().explain(cause.to_string());
             }
             Action::GapRepaired => self.metrics.gap_repaired(),
-            Action::Refuse => self.refused("foreign", "it is another ledger's"),
+            Action::Refuse(unused) => self.refused(unused.label(), &unused.to_string()),
             _ => {}
         }
         match done {

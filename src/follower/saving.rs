@@ -17,7 +17,7 @@ use super::machine::{Attempt, Warm};
 use super::saved::{self, Start, Written};
 use super::{Answer, Follower, Questions};
 use crate::clock::{self, Moment};
-use crate::table::{SavedError, Validity};
+use crate::table::SavedError;
 
 /// How long the last saving may take, at the end.
 const AT_THE_END: Duration = Duration::from_secs(15);
@@ -100,14 +100,9 @@ impl Follower {
 
     /// What a table that may be saved now begins with; otherwise why it may not.
     fn start(&mut self, driver: &Driver) -> Result<Start, &'static str> {
-        let machine = driver.machine();
-        let table = self.applier.writer().table();
-        let (freshness, now) = (table.freshness(), Moment::now());
-        let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= self.bound;
-        let Some(accepted) = machine.accepted().filter(|_| live) else { return Err("not_live") };
-        if table.remembered() > 0 {
-            return Err("remembering");
-        }
+        let (machine, now) = (driver.machine(), Moment::now());
+        let accepted = self.applier.may_save(machine, self.bound, now)?;
+        let freshness = self.applier.writer().table().freshness();
         let proven = now.wall.minus(freshness.staleness(now));
         Ok(Start { from: machine.position(), accepted, seen: self.applier.seen(), proven })
     }

@@ -232,9 +232,10 @@ impl CheckService {
         not_reached: Option<NotReached>,
         answers: &mut Results,
     ) -> Result<(), Status> {
-        let plain = batch.iter().map(question).collect::<Result<Vec<_>, _>>();
-        if let (Ok(questions), None) = (plain, not_reached) {
-            let answered = self.gate.check_many(questions.into_iter(), |answer| match answer {
+        let is_plain = |asked: &Asked<'_>| convert::form(asked.form).is_ok();
+        if not_reached.is_none() && batch.iter().all(is_plain) {
+            let questions = batch.iter().map(|asked| question(asked).unwrap_or_else(|(q, _)| q));
+            let answered = self.gate.check_many(questions, |answer| match answer {
                 Ok(answer) => answers.put_answer(&answer),
                 Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
             });
@@ -267,6 +268,7 @@ impl CheckService {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
         let (summary, revision, staleness) =
             self.gate.summary(user_id, business_id).map_err(|error| status::of_check(&error))?;
+        let key = self.gate.key(user_id, business_id).map_err(|error| status::of_check(&error))?;
         let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
         Ok(Response::new(pb::GetConsentResponse {
             last_inbound_time: summary.last_inbound.map(convert::timestamp),
@@ -276,6 +278,7 @@ impl CheckService {
             suppressed: summary.suppressed,
             revision,
             staleness: Some(convert::duration(staleness)),
+            pair_key: format!("{:032x}", u128::from_be_bytes(key.to_bytes())),
         }))
     }
 

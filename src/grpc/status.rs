@@ -98,9 +98,9 @@ pub(super) fn item_of_not_reached(error: &NotReached) -> pb::ItemError {
 fn code_of(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid(_) => Code::InvalidArgument,
-        Refusal::TooManyScopes(_) | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => {
-            Code::FailedPrecondition
-        }
+        Refusal::TooManyScopes(_)
+        | Refusal::TooManyBusinesses
+        | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => Code::FailedPrecondition,
         Refusal::Unreadable(UnreadableRecord::Damaged)
         | Refusal::Ledger(LedgerError::Damaged(_)) => Code::DataLoss,
         Refusal::Contended => Code::Aborted,

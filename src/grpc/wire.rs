@@ -66,6 +66,11 @@ impl<'a> Value<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Unusual)
     }
 
+    /// The same; bytes that are those of a text are one, too.
+    fn text_like(self, text: &'a str) -> Result<&'a str, Unusual> {
+        if self.bytes()? == text.as_bytes() { Ok(text) } else { self.text() }
+    }
+
     /// As an enum's number: the lower half, as prost takes it.
     #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "so it is defined")]
     fn choice(self) -> Result<i32, Unusual> {
@@ -111,11 +116,16 @@ impl<'a> Asked<'a> {
 
     /// Reads more of it: a message that is written in parts is all of them.
     fn merge(&mut self, bytes: &'a [u8]) -> Result<(), Unusual> {
+        self.merge_like(bytes, &Self::default())
+    }
+
+    /// The same, beside a question that is like this one as a rule.
+    fn merge_like(&mut self, bytes: &'a [u8], like: &Self) -> Result<(), Unusual> {
         fields(bytes, |tag, value| {
             match tag {
                 1 => self.user_id = value.text()?,
-                2 => self.business_id = value.text()?,
-                3 => self.category = value.text()?,
+                2 => self.business_id = value.text_like(like.business_id)?,
+                3 => self.category = value.text_like(like.category)?,
                 4 => self.form = value.choice()?,
                 5 => self.min_revision = value.number()?,
                 _ => {}
@@ -127,12 +137,16 @@ impl<'a> Asked<'a> {
     /// Reads the questions of a `BatchCanSendRequest`, `most` and one more at the most.
     pub(super) fn read_batch(bytes: &'a [u8], most: usize) -> Result<Vec<Self>, Unusual> {
         let mut batch = Vec::new();
+        let mut before = Self::default();
         fields(bytes, |tag, value| {
             if tag == 1 {
                 if batch.len() > most {
                     return Err(Unusual);
                 }
-                batch.push(Self::read(value.bytes()?)?);
+                let mut asked = Self::default();
+                asked.merge_like(value.bytes()?, &before)?;
+                batch.push(asked);
+                before = asked;
             }
             Ok(())
         })?;

@@ -9,7 +9,7 @@ use super::{closed, gauge, int_gauge};
 /// What may come of an attempt to save the table.
 pub const SAVINGS: [&str; 4] = ["saved", "not_live", "remembering", "failed"];
 /// Why a saved table may be refused.
-pub const REFUSALS: [&str; 3] = ["unreadable", "damaged", "foreign"];
+pub const REFUSALS: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
 
 /// What is counted and measured of snapshots.
 #[derive(Debug)]

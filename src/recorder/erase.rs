@@ -2,12 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::subject::Found;
 use super::{MAX_TRIES, Recorder, Refusal, pause};
 use crate::consent::id::Key;
 use crate::consent::record::{Record, Revision};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Appended, Change, MAX_APPEND, Stored, Update};
+use crate::ledger::{Appended, Change, MAX_APPEND, Stored, UnreadableRecord, Update};
+
+/// One of the person's pairs, as it was read.
+struct Found {
+    key: Key,
+    stored: Result<Stored, UnreadableRecord>,
+}
 
 /// What came of erasing a person.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -32,7 +37,7 @@ impl Recorder {
     ///
     /// [`Refusal`] where the ids are malformed, a record must not be rewritten, or the ledger fails.
     pub async fn erase(&self, user_id: &str, business_id: &str) -> Result<ErasedUser, Refusal> {
-        let found = self.pairs_of(user_id, business_id).await?;
+        let found = self.pairs_to_erase(user_id, business_id).await?;
         let keys: HashSet<Key> = found.iter().map(|pair| pair.key).collect();
         let mut done = ErasedUser::default();
         let mut last = None;
@@ -50,6 +55,25 @@ impl Recorder {
         done.log_expire = last.zip(after).map(|(last, after)| last.plus(after));
         self.metrics.erased(done.erased);
         Ok(done)
+    }
+
+    /// The person's pairs that there are: with one business, or with all that any kept event names.
+    async fn pairs_to_erase(
+        &self,
+        user_id: &str,
+        business_id: &str,
+    ) -> Result<Vec<Found>, Refusal> {
+        if business_id.is_empty() {
+            let found = self.pairs_of_user(user_id, &[]).await?.pairs.into_iter();
+            return Ok(found.map(|p| Found { key: p.key, stored: Ok(p.stored) }).collect());
+        }
+        let identity = self.ledger.identity().await?;
+        let key = identity.secret.read(user_id, business_id).map_err(Refusal::Invalid)?;
+        let read = self.ledger.read(vec![key]).await?.pairs.into_iter();
+        let is_there = |stored: &Result<Stored, UnreadableRecord>| {
+            stored.as_ref().map_or(true, |stored| stored.version.revision > 0)
+        };
+        Ok(read.filter(is_there).map(|stored| Found { key, stored }).collect())
     }
 
     /// Leaves tombstones of these pairs; gives the time of the latest.

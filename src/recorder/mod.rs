@@ -4,6 +4,7 @@
 //! record with the revision of the one that it read. Where another recorder came first, it starts
 //! from that one's record, by the clock that it read the first time.
 
+mod due;
 mod erase;
 mod plan;
 #[cfg(test)]
@@ -15,18 +16,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::due::{Found, Wanted};
 pub use self::erase::ErasedUser;
 use self::plan::Plan;
 use self::returned::Acknowledged;
+pub use self::subject::{MAX_BUSINESSES, UserPair, UserPairs};
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::keyword::{KeywordBook, Meaning};
 use crate::consent::record::{HistoryEntry, Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
+    Appended, Change, Cursor, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
     UnreadableRecord,
 };
 use crate::metrics::Metrics;
@@ -61,6 +64,9 @@ pub enum Refusal {
     /// The pair's record must not be rewritten.
     #[error(transparent)]
     Unreadable(#[from] UnreadableRecord),
+    /// The ledger has more businesses than are looked at.
+    #[error("the ledger has more than {MAX_BUSINESSES} businesses, the most that are looked at")]
+    TooManyBusinesses,
     /// Too many others wrote to the same pair at the same time.
     #[error("too many events of this user at once; try again")]
     Contended,
@@ -74,7 +80,7 @@ pub enum Refusal {
 pub struct Recorder {
     ledger: Ledger,
     names: Arc<PlatformNames>,
-    keywords: Arc<Keywords>,
+    keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     acknowledged: Acknowledged,
 }
@@ -96,10 +102,10 @@ impl Recorder {
     pub fn new(
         ledger: Ledger,
         names: PlatformNames,
-        keywords: Keywords,
+        keywords: impl Into<KeywordBook>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (names, keywords) = (Arc::new(names), Arc::new(keywords));
+        let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
         Self { ledger, names, keywords, metrics, acknowledged: Acknowledged::default() }
     }
 
@@ -146,13 +152,13 @@ impl Recorder {
         Ok(self.ledger.history(key).await?)
     }
 
-    /// What was recorded of all pairs behind a revision: see [`Ledger::events_after`].
+    /// What was recorded of all pairs: see [`Ledger::events_after`].
     ///
     /// # Errors
     ///
     /// [`Refusal`] where the ledger cannot be read.
-    pub async fn events_after(&self, revision: Revision) -> Result<Events, Refusal> {
-        Ok(self.ledger.events_after(revision).await?)
+    pub async fn events_after(&self, cursor: Cursor) -> Result<Events, Refusal> {
+        Ok(self.ledger.events_after(cursor).await?)
     }
 
     /// Which ledger this records in, and where that ends.
@@ -271,6 +277,11 @@ impl Recorder {
             // Only a confirmation needs to know in which words the opt-in was given.
             let history = if self.confirms(&theirs, stored) {
                 match self.ledger.history(pair.key).await {
+                    Ok(History { unreadable: 1.., .. }) => {
+                        let damaged = LedgerError::Damaged("a history entry");
+                        fail(results, &[&pair], &damaged.into());
+                        continue;
+                    }
                     Ok(history) => Some(history),
                     Err(error) => {
                         fail(results, &[&pair], &error.into());
@@ -280,7 +291,10 @@ impl Recorder {
             } else {
                 None
             };
-            let mut plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
+            // A pair is of one business.
+            let business = theirs.first().map_or("", |first| first.event.business_id.as_str());
+            let keywords = self.keywords.of(business);
+            let mut plan = Plan::new(stored, clock, keywords, history.as_ref());
             let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
             let change = plan.into_change(pair.key, &theirs);
             planned.push(((pair, outcomes), change));
@@ -292,7 +306,9 @@ impl Recorder {
         let state = &stored.record.state;
         submissions.iter().any(|submission| match &submission.event.what {
             What::Inbound { text, .. } => {
-                matches!(self.keywords.meaning(text, state), Some(Meaning::Confirm))
+                let keywords = self.keywords.of(&submission.event.business_id);
+                let heard = keywords.meaning(text, state);
+                heard.is_some_and(|heard| heard.meaning == Meaning::Confirm)
             }
             _ => false,
         })

@@ -1,86 +1,115 @@
-//! Which pairs a person is in.
+//! Finding all pairs of one user.
 //!
-//! No ledger keeps a list of a user's pairs: keys are hashes. So all that is kept is read once for
-//! the businesses that there are, and then each of them is asked for the user.
+//! Keys are hashes, so no ledger has an index from a user to its businesses. But whoever knows a
+//! user and a business knows their key: it is enough to know every business, and every event that
+//! is kept names its own.
 
 use std::collections::BTreeSet;
 
 use super::{Recorder, Refusal};
 use crate::consent::Violation;
-use crate::consent::id::{BusinessId, Key, KeySecret, UserId};
-use crate::ledger::{MAX_APPEND, Stored, UnreadableRecord};
+use crate::consent::id::{BusinessId, Key, UserId};
+use crate::consent::time::Timestamp;
+use crate::ledger::{Cursor, LedgerError, MAX_APPEND, Stored};
 
-/// The most businesses that are looked through; more are refused, and have to be named.
-const MAX_BUSINESSES: usize = 1_000_000;
+/// The most businesses of one ledger that are looked at: their names are kept in memory.
+pub const MAX_BUSINESSES: usize = 1_000_000;
 
-/// One pair of the person's, as it was read.
-pub(super) struct Found {
-    pub(super) key: Key,
-    pub(super) stored: Result<Stored, UnreadableRecord>,
+/// A pair of the user that was asked about.
+#[derive(Debug)]
+pub struct UserPair {
+    /// The business.
+    pub business_id: String,
+    /// The pair's key.
+    pub key: Key,
+    /// What the ledger holds of it.
+    pub stored: Stored,
+}
+
+/// All pairs of one user.
+#[derive(Debug)]
+pub struct UserPairs {
+    /// The pairs, in the order of their businesses' names.
+    pub pairs: Vec<UserPair>,
+    /// The ledger's clock when they were read.
+    pub clock: Timestamp,
 }
 
 impl Recorder {
-    /// The person's pairs that there are: with one business, or with all that any kept event names.
+    /// The businesses that the ledger's events name. Reads all of them once.
     ///
-    /// A pair is found by its business, be it named by other users' events alone; one whose business
-    /// no kept event names at all has to be asked for by name.
-    pub(super) async fn pairs_of(
-        &self,
-        user_id: &str,
-        business_id: &str,
-    ) -> Result<Vec<Found>, Refusal> {
-        let identity = self.ledger.identity().await?;
-        let user = UserId::parse(user_id);
-        let named = Some(business_id).filter(|id| !id.is_empty()).map(BusinessId::parse);
-        let (user, named) = match (user, named.transpose()) {
-            (Ok(user), Ok(named)) => (user, named),
-            (user, named) => {
-                return Err(Refusal::Invalid(user.err().into_iter().chain(named.err()).collect()));
+    /// # Errors
+    ///
+    /// [`Refusal`] where the ledger cannot be read, or has more than [`MAX_BUSINESSES`].
+    pub async fn businesses(&self) -> Result<BTreeSet<String>, Refusal> {
+        let mut found = BTreeSet::new();
+        let mut next = Some(Cursor::default());
+        while let Some(cursor) = next {
+            let page = self.ledger.events_after(cursor).await?;
+            for (_, entry) in page.entries {
+                if !found.contains(&entry.business_id) {
+                    found.insert(entry.business_id);
+                }
             }
-        };
-        let secret = &identity.secret;
-        let keys = match named {
-            Some(business) => BTreeSet::from([secret.key(&user, business)]),
-            None => self.with_every_business(&user, secret).await?,
-        };
-        let keys: Vec<_> = keys.into_iter().collect();
-        let mut found = Vec::new();
-        for some in keys.chunks(MAX_APPEND) {
-            let read = self.ledger.read(some.to_vec()).await?;
-            let there = some.iter().zip(read.pairs).filter(|(_, stored)| {
-                // An unreadable one is there.
-                stored.as_ref().map_or(true, |stored| stored.version.revision > 0)
-            });
-            found.extend(there.map(|(key, stored)| Found { key: *key, stored }));
+            if found.len() > MAX_BUSINESSES {
+                return Err(Refusal::TooManyBusinesses);
+            }
+            next = page.next;
         }
         Ok(found)
     }
 
-    async fn with_every_business(
+    /// Every pair of a user that the ledger has a record of, whether or not any of its events are
+    /// kept: at each business that any event names, and at `more` businesses.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where an id is malformed, the ledger cannot be read, or one of the records
+    /// cannot.
+    pub async fn pairs_of_user(
         &self,
-        user: &UserId<'_>,
-        secret: &KeySecret,
-    ) -> Result<BTreeSet<Key>, Refusal> {
-        let (mut seen, mut keys) = (BTreeSet::new(), BTreeSet::new());
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let page = self.ledger.events_after(from).await?;
-            for (_, entry) in page.entries {
-                if seen.contains(&entry.business_id) {
-                    continue;
-                }
-                // What could not be a business' id was never recorded for one.
-                if let Ok(business) = BusinessId::parse(&entry.business_id) {
-                    keys.insert(secret.key(user, business));
-                }
-                seen.insert(entry.business_id);
-                if seen.len() > MAX_BUSINESSES {
-                    let why = "required: the ledger has too many businesses to look through";
-                    return Err(Refusal::Invalid(vec![Violation::new("business_id", why)]));
+        user_id: &str,
+        more: &[String],
+    ) -> Result<UserPairs, Refusal> {
+        let user = UserId::parse(user_id).err();
+        let invalid = more.iter().filter_map(|id| BusinessId::parse(id).err());
+        let invalid = invalid.map(|found| Violation::new("business_ids", found.description));
+        let found: Vec<_> = user.into_iter().chain(invalid).collect();
+        if !found.is_empty() {
+            return Err(Refusal::Invalid(found));
+        }
+        let identity = self.ledger.identity().await?;
+        let mut businesses = self.businesses().await?;
+        businesses.extend(more.iter().cloned());
+        let mut keyed = Vec::with_capacity(businesses.len());
+        for business_id in businesses {
+            let key = identity.secret.read(user_id, &business_id).map_err(Refusal::Invalid)?;
+            keyed.push((key, business_id));
+        }
+        let mut found = UserPairs { pairs: Vec::new(), clock: Timestamp::MIN };
+        for some in keyed.chunks(MAX_APPEND) {
+            let read = self.ledger.read(some.iter().map(|(key, _)| *key).collect()).await?;
+            found.clock = read.clock;
+            for ((key, business_id), stored) in some.iter().zip(read.pairs) {
+                let stored = stored?;
+                if stored.version.revision > 0 {
+                    let business_id = business_id.clone();
+                    found.pairs.push(UserPair { business_id, key: *key, stored });
                 }
             }
-            next = page.next;
         }
-        Ok(keys)
+        if keyed.is_empty() {
+            found.clock = self.ledger.read(Vec::new()).await?.clock;
+        }
+        Ok(found)
+    }
+
+    /// The history of a pair that was found, with its chain checked.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn history_of(&self, key: Key) -> Result<crate::ledger::History, LedgerError> {
+        self.ledger.history(key).await
     }
 }

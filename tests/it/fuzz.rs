@@ -364,10 +364,9 @@ async fn nonsense_recorded_allows_nobody() {
     let asked = encoded(&pairs());
     fuzz(&sidecar, random, "consent.v1.RecordService/ListEvents", &asked, |_, _| {}).await;
     // Others than those who are asked about in the end: it does what it is told to.
-    let others = pairs().into_iter().map(|pair| pb::GetConsentRequest {
-        user_id: format!("like {}", pair.user_id),
-        ..pair
-    });
+    let others = pairs()
+        .into_iter()
+        .map(|pair| pb::GetConsentRequest { user_id: format!("like {}", pair.user_id), ..pair });
     let others = encoded(&others.collect::<Vec<_>>());
     fuzz(&sidecar, random, "consent.v1.RecordService/EraseUser", &others, |_, answer| {
         assert_eq!(pb::EraseUserResponse::decode(&*answer).unwrap().erased_count, 0);

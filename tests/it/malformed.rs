@@ -458,12 +458,23 @@ async fn nobody_is_named_in_an_error_in_a_metric_or_in_the_log() {
         said.extend(
             watched.err().map(|error| format!("{error:?} {:?}", error.get_error_details())),
         );
+        let exported = pb::ExportEventsResponse {
+            event: event(user, shop, opt_out("*")).event,
+            number: 1,
+            chain_head: vec![0; 32],
+            ..Default::default()
+        };
+        let exported = pb::CheckEventsRequest { sequence: 1, exported: Some(exported) };
         let mut calls = vec![
             (CAN_SEND, question(user, shop, words).encode_to_vec()),
             (CAN_SEND, question(user, shop, "utility").encode_to_vec()),
             ("consent.v1.ConsentService/GetConsent", pair.clone()),
             ("consent.v1.RecordService/ListEvents", pair.clone()),
             ("consent.v1.RecordService/EraseUser", pair.clone()),
+            // Of the same shape: a user, and businesses.
+            ("consent.v1.RecordService/ListUserEvents", pair.clone()),
+            ("consent.v1.RecordService/ListDueOptIns", business.clone()),
+            ("consent.v1.RecordService/CheckEvents", exported.encode_to_vec()),
             (CAN_SEND, [&pair[..], &[0x1a, 1, 0xff]].concat()),
         ];
         for what in [inbound(words), inbound("stop"), opt_out("*"), opt_out(words), opt_in(words)] {

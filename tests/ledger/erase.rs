@@ -95,7 +95,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         assert!(now.record.is_tombstone() && now.record.state.scopes.is_empty());
         let history = ledger.history(key(1)).await.unwrap();
         assert!(history.intact && history.entries.is_empty(), "{history:?}");
-        let all = ledger.events_after(0).await.unwrap();
+        let all = ledger.events_after(consentd::ledger::Cursor::default()).await.unwrap();
         assert_eq!(all.entries.len(), 1, "the other's is all that is left: {all:?}");
         let Tail::Entries(log) = ledger.read_after(5).await.unwrap().tail else { panic!() };
         let body = log[0].body.as_ref().unwrap();

@@ -234,7 +234,7 @@ impl World {
         let number = self.random.index(USERS);
         let mut state = self.said(number);
         self.loose[number] = true;
-        self.sidecar.guards.may_deny(number);
+        self.may_deny(number);
         let version = (0, self.random.bytes());
         if self.random.percent(40) {
             self.primary.stored[number] = None;
@@ -257,7 +257,7 @@ impl World {
         let number = self.random.index(USERS);
         let readable = self.random.percent(50);
         let state = self.said(number);
-        self.sidecar.guards.may_deny(number);
+        self.may_deny(number);
         self.write(number, Rc::new(Said::new(state, readable)), true);
     }
 

@@ -50,7 +50,7 @@ const PLATFORM: usize = CATEGORIES.len();
 const SUPPRESSION: usize = PLATFORM + 1;
 
 /// A denial that the table made, and must go on making until something newer lifts it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Guard {
     on: bool,
     /// What lifts it is later than this.
@@ -58,6 +58,7 @@ struct Guard {
 }
 
 /// What the table denies, pair by pair, and must not forget.
+#[derive(Clone, Debug)]
 pub struct Guards {
     denials: [[Guard; KINDS]; USERS],
     /// Whether the table may deny the pair more than the ledger does.
@@ -88,6 +89,21 @@ impl Default for Guards {
 }
 
 impl Guards {
+    /// What a table denies that was saved when these were its guards, some pairs of it when they
+    /// were `later`; it remembers nothing that the ledger lost.
+    pub fn or(&self, later: &Self, is_later: impl Fn(usize) -> bool) -> Self {
+        let mut saved = Self { may: later.vague, ..later.clone() };
+        for number in (0..USERS).filter(|number| !is_later(*number)) {
+            saved.denials[number] = self.denials[number];
+        }
+        saved
+    }
+
+    /// What a table denies that knows nothing.
+    pub fn forgotten(&self) -> Self {
+        Self { may: self.vague, vague: self.vague, latest: self.latest, ..Self::default() }
+    }
+
     /// A ledger told its clock.
     pub fn on_clock(&mut self, clock: Timestamp) {
         self.latest = self.latest.max(clock);

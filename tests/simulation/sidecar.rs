@@ -17,6 +17,7 @@ use consentd::table::{Table, Validity};
 
 use crate::ledger::{BUSINESS, CATEGORIES};
 use crate::oracle::{Guards, Violation};
+use crate::saved::File;
 
 /// The clocks of a machine, beside the true time.
 #[derive(Clone, Copy, Default)]
@@ -99,13 +100,18 @@ impl Sidecar {
         most: usize,
         metrics: &Arc<Metrics>,
         now: Moment,
+        file: Option<&File>,
     ) -> (Self, Vec<Wanted>) {
         let (table, writer) = consentd::table::new();
         let gate = Gate::new(table.clone(), Policy::default(), bound, Arc::clone(metrics));
-        let (driver, tasks) = Driver::new(now);
+        let (driver, tasks) = Driver::from(file.map(|file| file.warm), now);
+        let mut applier = Applier::new(writer, most);
+        if let Some(file) = file {
+            applier.keep(file.table(), file.seen);
+        }
         let mut sidecar = Self {
             driver,
-            applier: Applier::new(writer, most),
+            applier,
             table,
             gate,
             bound,
@@ -114,9 +120,9 @@ impl Sidecar {
             doubted: now,
             retries: 0,
             proven: Vec::new(),
-            guards: Guards::default(),
+            guards: file.map(|file| file.guards.clone()).unwrap_or_default(),
             checked: None,
-            followed: None,
+            followed: file.map(|file| (Arc::clone(&file.identity), file.warm.accepted)),
             overflowed: false,
             begun: false,
             unloaded: false,
@@ -180,8 +186,13 @@ impl Sidecar {
                     self.begin(page, *forget)?;
                 }
                 Task::Table(Action::Invalidate(_)) => self.doubted = now,
+                // What is not used is as if it had never been.
+                Task::Table(Action::Refuse(_)) => {
+                    self.guards = self.guards.forgotten();
+                    self.followed = None;
+                }
                 Task::Table(Action::Prove(asked, _)) => self.proven.push(*asked),
-                Task::Table(Action::Apply(body) | Action::Meet(body)) => {
+                Task::Table(Action::Apply(body) | Action::Meet(body) | Action::Replay(body)) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
                 }
@@ -262,6 +273,23 @@ impl Sidecar {
             }
         }
         wanted
+    }
+
+    /// How often the ledger had been accepted, where the table may be saved.
+    pub fn may_save(&mut self, now: Moment) -> Option<u64> {
+        self.applier.may_save(self.driver.machine(), self.bound, now).ok()
+    }
+
+    /// What the ledger's clock said at the latest, and the table's bytes.
+    pub fn saved(&mut self) -> (Timestamp, Vec<u8>) {
+        let mut bytes = Vec::new();
+        self.table.save(&mut bytes, || true).unwrap();
+        (self.applier.seen(), bytes)
+    }
+
+    /// The ledger that is followed.
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.followed.as_ref().map(|(identity, _)| Arc::clone(identity))
     }
 
     fn ask(&mut self, now: Moment) -> u64 {

@@ -58,6 +58,7 @@ pub fn told(happening: &Happening) -> String {
         Happening::Fault => "fault due".to_owned(),
         Happening::Struck => "fault due while it loads".to_owned(),
         Happening::Promoted => "the replica is promoted".to_owned(),
+        Happening::Saved => "saved".to_owned(),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::oracle::{Acks, Violation};
 use crate::past::Past;
 use crate::random::Random;
 use crate::recorder::{Recorder, Step};
+use crate::saved::Saver;
 use crate::sidecar::{Brought, Clocks, Sidecar, Wanted};
 use crate::wire::Wire;
 
@@ -47,6 +48,8 @@ pub enum Happening {
     Struck,
     /// A replica that lagged becomes the primary.
     Promoted,
+    /// The table is to be saved, or what was begun of that to be ended.
+    Saved,
 }
 
 /// How a history is made.
@@ -92,6 +95,7 @@ pub struct World {
     pub nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
     past: Past,
     pub acks: Acks,
+    pub saver: Option<Saver>,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
     pub unreadable_entry: bool,
@@ -139,7 +143,8 @@ impl World {
         if faults.are_out_of_band() {
             plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
         }
-        let (sidecar, wanted) = Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment);
+        let (sidecar, wanted) =
+            Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment, None);
         let mut world = Self {
             random,
             now: 0,
@@ -156,6 +161,7 @@ impl World {
             nodes: HashMap::new(),
             past: Past::default(),
             acks: Acks::default(),
+            saver: Saver::new(seed),
             loose: [false; USERS],
             unreadable_entry: false,
             recorders: (0..3).map(|_| Recorder::default()).collect(),
@@ -178,6 +184,9 @@ impl World {
         world.after(0, Happening::Brought(0, Brought::ScrubDue));
         world.after(0, Happening::Synced);
         world.after(0, Happening::Fault);
+        if world.saver.is_some() {
+            world.after(0, Happening::Saved);
+        }
         for index in 0..world.recorders.len() {
             world.recorder_starts(index);
         }
@@ -267,6 +276,7 @@ impl World {
                 self.after(wait, Happening::Synced);
             }
             Happening::Check(number) => self.check(number)?,
+            Happening::Saved => self.save(),
             Happening::Expected(life, position) => self.expected(life, position)?,
             Happening::Fault => {
                 if self.faulty {
@@ -443,8 +453,12 @@ impl World {
         self.life += 1;
         let Plan { bound, most_sticky, .. } = self.plan;
         let moment = self.moment();
+        if let Some(saver) = &mut self.saver {
+            saver.on_restart();
+        }
+        let file = self.saver.as_ref().and_then(|saver| saver.file.as_ref());
         let (sidecar, wanted) =
-            Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment);
+            Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment, file);
         self.sidecar = sidecar;
         self.past.forget_questions();
         self.frozen_until = 0;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Cause;
+use super::{Cause, Unused};
 use crate::clock::Moment;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
@@ -28,8 +28,8 @@ pub enum Action {
         /// Its clock.
         clock: Timestamp,
     },
-    /// The saved table is another ledger's.
-    Refuse,
+    /// The saved table is not used.
+    Refuse(Unused),
     /// Put this pair's record into the table, which may hold it, or a later one, already.
     Replay(Box<LogBody>),
     /// Put this bucket's pairs into the table.

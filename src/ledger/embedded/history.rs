@@ -6,9 +6,10 @@ use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition};
 use super::recent::Recent;
 use super::store::{PairValue, TEXTS, Tables, damaged, failed, number, pair_value};
 use crate::consent::id::Key;
-use crate::consent::record::{HistoryEntry, Record, Revision, extend_chain, sha256};
+use crate::consent::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Events, History, LedgerError, MAX_PAGE, codec};
+use crate::ledger::chain::{Chains, Reading};
+use crate::ledger::{Cursor, Events, History, LedgerError, MAX_PAGE, Place, codec};
 
 /// A revision to the pair's revision before it here (8 bytes, big-endian, 0 for none), the time
 /// that it was recorded (8), and its items: each a tag, its length (4), and its bytes.
@@ -33,6 +34,9 @@ pub(super) enum Item<'a> {
 pub(super) struct Added<'a> {
     pub(super) previous: Revision,
     pub(super) time: i64,
+    /// How many entries were erased before this, and the chain's head after them, where the pair
+    /// was erased and this is the first that it has had since.
+    pub(super) begins: Option<(u64, ChainHead)>,
     pub(super) items: Vec<Item<'a>>,
 }
 
@@ -40,6 +44,8 @@ impl<'a> Item<'a> {
     const KEPT: u8 = 0;
     const PERISHABLE: u8 = 1;
     const GONE: u8 = 2;
+    /// No item: where an erased history begins anew.
+    const BEGINS: u8 = 3;
 
     fn parts(&self) -> (u8, &'a [u8]) {
         match self {
@@ -79,8 +85,9 @@ impl<'a> Added<'a> {
         let mut value = Vec::with_capacity(256);
         value.extend_from_slice(&self.previous.to_be_bytes());
         value.extend_from_slice(&self.time.to_be_bytes());
-        for item in &self.items {
-            let (tag, bytes) = item.parts();
+        let begins = self.begins.map(|(number, head)| [&number.to_be_bytes()[..], &head].concat());
+        let begins = begins.iter().map(|bytes| (Item::BEGINS, bytes.as_slice()));
+        for (tag, bytes) in begins.chain(self.items.iter().map(Item::parts)) {
             value.push(tag);
             // An entry is bounded far below by the bounds of its fields.
             value.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -92,21 +99,27 @@ impl<'a> Added<'a> {
     pub(super) fn decode(value: &'a [u8]) -> Option<Self> {
         let (previous, rest) = value.split_first_chunk()?;
         let (time, mut rest) = rest.split_first_chunk()?;
-        let mut items = Vec::with_capacity(1);
+        let (mut begins, mut items) = (None, Vec::with_capacity(1));
         while let Some((tag, more)) = rest.split_first() {
             let (len, more) = more.split_first_chunk()?;
             let (bytes, more) = more.split_at_checked(u32::from_be_bytes(*len).try_into().ok()?)?;
-            items.push(Item::of(*tag, bytes)?);
+            if *tag == Item::BEGINS {
+                let (number, head) = bytes.split_first_chunk()?;
+                begins = Some((u64::from_be_bytes(*number), head.try_into().ok()?));
+            } else {
+                items.push(Item::of(*tag, bytes)?);
+            }
             rest = more;
         }
         let (previous, time) = (u64::from_be_bytes(*previous), i64::from_be_bytes(*time));
-        Some(Self { previous, time, items })
+        Some(Self { previous, time, begins, items })
     }
 }
 
 /// What a change adds, encoded before it waits for its turn.
 pub(super) struct PreparedHistory {
     time: Timestamp,
+    begins: Option<(u64, ChainHead)>,
     entries: Vec<PreparedEntry>,
 }
 
@@ -125,6 +138,7 @@ impl PreparedEntry {
 impl PreparedHistory {
     /// Encodes the entries, and extends the record's chain by them.
     pub(super) fn of(entries: &[HistoryEntry], time: Timestamp, record: &mut Record) -> Self {
+        let begins = record.is_without_history().then(|| record.history_start());
         let mut prepared = Vec::with_capacity(entries.len());
         for entry in entries {
             let bytes = codec::encode_history(entry);
@@ -134,7 +148,7 @@ impl PreparedHistory {
             let statement = statement.map(|(digest, text)| (digest, text.to_owned()));
             prepared.push(PreparedEntry { bytes, kept: entry.is_kept_for_good(), statement });
         }
-        Self { time, entries: prepared }
+        Self { time, begins, entries: prepared }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -150,7 +164,8 @@ pub(super) fn add(
     prepared: &PreparedHistory,
 ) -> Result<(), LedgerError> {
     let items = prepared.entries.iter().map(PreparedEntry::item).collect();
-    let added = Added { previous, time: prepared.time.as_millis(), items };
+    let (time, begins) = (prepared.time.as_millis(), prepared.begins);
+    let added = Added { previous, time, begins, items };
     tables.history.insert(revision, added.encode().as_slice()).map_err(failed)?;
     for (digest, text) in prepared.entries.iter().filter_map(|entry| entry.statement.as_ref()) {
         if tables.texts.get(digest).map_err(failed)?.is_none() {
@@ -196,46 +211,89 @@ pub(super) fn history(
     while next != 0 && next < before {
         let Some(value) = table.get(next).map_err(failed)? else { break };
         let value = value.value().to_vec();
-        let previous = Added::decode(&value).ok_or(damaged("a history entry"))?.previous;
+        // What is no history ends the walk: what came after it is still told.
+        let Some(Added { previous, .. }) = Added::decode(&value) else { break };
         additions.push((next, value));
         (before, next) = (next, previous);
     }
-    let mut history = History { entries: Vec::new(), intact: false };
-    let (mut len, mut chain) = record.history_start();
+    let items = |value: &[u8]| Added::decode(value).map_or(0, |added| added.items.len());
+    let left: usize = additions.iter().map(|(_, value)| items(value)).sum();
+    let mut reading = Reading::new(record);
+    if next != 0 {
+        reading.behind_missing(u64::try_from(left).unwrap_or(u64::MAX));
+    }
     for (revision, value) in additions.iter().rev() {
-        let added = Added::decode(value).ok_or(damaged("a history entry"))?;
+        let Some(added) = Added::decode(value) else { continue };
         for item in added.items {
-            len += 1;
-            chain = extend_chain(&chain, &item.digest());
-            if let Some(entry) = item.entry() {
-                let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-                history.entries.push((*revision, entry.ok_or(damaged("a history entry"))?));
+            match item.entry() {
+                None => reading.gone(&item.digest()),
+                Some(entry) => {
+                    let entry = codec::decode_history(entry, |digest| text(&texts, digest));
+                    reading.kept(*revision, &item.digest(), entry);
+                }
             }
         }
     }
-    history.intact = next == 0 && chain == record.chain && len == record.history_len;
-    Ok(history)
+    Ok(reading.finish())
 }
 
 /// Every pair's entries, in the order in which they were recorded, behind a revision.
-pub(super) fn events_after(database: &Database, after: Revision) -> Result<Events, LedgerError> {
+pub(super) fn events_after(
+    database: &Database,
+    Cursor { after, mut chains }: Cursor,
+) -> Result<Events, LedgerError> {
     let transaction = database.begin_read().map_err(failed)?;
     let table = transaction.open_table(HISTORY).map_err(failed)?;
     let texts = transaction.open_table(TEXTS).map_err(failed)?;
     let mut events = Events { entries: Vec::new(), next: None, by_revision: true };
     for value in table.range(after.saturating_add(1)..).map_err(failed)? {
         let (revision, value) = value.map_err(failed)?;
+        let revision = revision.value();
         let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
-        for entry in added.items.iter().filter_map(Item::entry) {
+        let (mut number, mut head) = match added.begins {
+            Some(begins) => begins,
+            None => stands(&table, &mut chains, added.previous, revision)?,
+        };
+        for item in &added.items {
+            number = number.saturating_add(1);
+            head = extend_chain(&head, &item.digest());
+            let Some(entry) = item.entry() else { continue };
             let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-            events.entries.push((revision.value(), entry.ok_or(damaged("a history entry"))?));
+            let place = Place { revision, number, head };
+            events.entries.push((place, entry.ok_or(damaged("a history entry"))?));
         }
+        chains.put(revision, (number, head));
         if events.entries.len() >= MAX_PAGE {
-            events.next = Some(revision.value());
+            events.next = Some(Cursor { after: revision, chains });
             break;
         }
     }
     Ok(events)
+}
+
+/// How many entries a pair had, and its chain's head, behind the revision that `revision` names as
+/// the one before it: known, or walked from the beginning.
+fn stands(
+    table: &impl ReadableTable<u64, &'static [u8]>,
+    chains: &mut Chains,
+    previous: Revision,
+    revision: Revision,
+) -> Result<(u64, ChainHead), LedgerError> {
+    let mut digests = Vec::new();
+    let (mut next, mut before) = (previous, revision);
+    let mut known = chains.take(next);
+    // Each must lie before the one that names it: no circle is walked.
+    while known.is_none() && next != 0 && next < before {
+        let Some(value) = table.get(next).map_err(failed)? else { break };
+        let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
+        digests.extend(added.items.iter().rev().map(Item::digest));
+        (before, next) = (next, added.previous);
+        known = added.begins.or_else(|| chains.take(next));
+    }
+    let from = known.unwrap_or_default();
+    Ok(digests.iter().rev().fold(from, |(number, head), digest| {
+        (number.saturating_add(1), extend_chain(&head, digest))
+    }))
 }
 
 /// Replaces entries recorded before `limit` that are kept for a time by their digests, which keep

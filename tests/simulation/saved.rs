@@ -1,0 +1,157 @@
+//! Tables that are saved while changes go on, and what a sidecar starts from.
+
+use std::sync::Arc;
+
+use consentd::consent::id::KeySecret;
+use consentd::consent::time::Timestamp;
+use consentd::follower::machine::{Attempt, Warm};
+use consentd::ledger::{Identity, Position};
+use consentd::table::Saved;
+
+use crate::ledger::{BUSINESS, user};
+use crate::oracle::Guards;
+use crate::random::Random;
+use crate::world::{Happening, MILLI, World};
+
+/// In histories from this seed on tables are saved, and sidecars start from them. Those before are
+/// as they were before there was such a thing.
+pub const SAVING_FROM: u64 = 1 << 40;
+
+/// How many shards a saved table has, each as it was at a moment of its own.
+const SHARDS: usize = 1 << 10;
+
+/// A table of which a part was written.
+struct Begun {
+    from: Position,
+    attempt: Attempt,
+    seen: Timestamp,
+    bytes: Vec<u8>,
+    guards: Guards,
+}
+
+/// A table that was saved.
+pub struct File {
+    pub warm: Warm,
+    pub identity: Arc<Identity>,
+    pub seen: Timestamp,
+    bytes: Vec<u8>,
+    /// What it denies.
+    pub guards: Guards,
+}
+
+impl File {
+    pub fn table(&self) -> Saved {
+        let most = u64::try_from(self.bytes.len()).unwrap();
+        Saved::read(&mut &self.bytes[..], most).expect("a table wrote it")
+    }
+}
+
+/// What saves the tables of a history, with a chance of its own.
+pub struct Saver {
+    random: Random,
+    begun: Option<Begun>,
+    pub file: Option<File>,
+}
+
+impl Saver {
+    /// One where tables are saved in histories of this seed.
+    pub fn new(seed: u64) -> Option<Self> {
+        let random = Random::new(seed ^ 0x5afe);
+        (seed >= SAVING_FROM).then_some(Self { random, begun: None, file: None })
+    }
+
+    /// The sidecar is gone, and what it was writing.
+    pub fn on_restart(&mut self) {
+        self.begun = None;
+    }
+}
+
+/// The shard of a user's pair.
+fn shard(secret: &KeySecret, number: usize) -> usize {
+    let (high, _) = secret.read(user(number), BUSINESS).unwrap().halves();
+    usize::try_from(high >> 54).unwrap()
+}
+
+/// How many bytes a saved table's first shards take.
+fn length(bytes: &[u8], shards: usize) -> usize {
+    (0..shards).fold(0, |at, _| {
+        let length = bytes[at + 4..at + 8].try_into().unwrap();
+        at + 8 + usize::try_from(u32::from_le_bytes(length)).unwrap()
+    })
+}
+
+impl World {
+    /// The pair's record was written behind the log's back, or cannot be read: what a table knows
+    /// of it that was saved may be denied beyond that, too.
+    pub fn may_deny(&mut self, number: usize) {
+        self.sidecar.guards.may_deny(number);
+        if let Some(saver) = &mut self.saver {
+            saver.begun.iter_mut().for_each(|begun| begun.guards.may_deny(number));
+            saver.file.iter_mut().for_each(|file| file.guards.may_deny(number));
+        }
+    }
+
+    /// Begins to save the table, or ends it: where it may be.
+    pub fn save(&mut self) {
+        let Some(mut saver) = self.saver.take() else { return };
+        let wait = saver.random.pick(&[5, 40, 400, 3_000]) * MILLI;
+        self.after(wait, Happening::Saved);
+        if self.frozen_until <= self.now {
+            match saver.begun.take() {
+                None => {
+                    saver.begun = self.begin_saving();
+                    // So that what is told twice may be lost before it is told again.
+                    if self.faulty && saver.begun.is_some() && saver.random.percent(20) {
+                        self.replica_lags = true;
+                    }
+                }
+                Some(begun) => {
+                    let cut = saver.random.index(SHARDS + 1);
+                    let hash = saver.random.bytes();
+                    if let Some(file) = self.finish_saving(begun, cut, hash) {
+                        saver.file = Some(file);
+                    }
+                }
+            }
+        }
+        let restarts = self.faulty && saver.file.is_some() && saver.random.percent(15);
+        let strikes = restarts.then(|| saver.random.pick(&[0, 30, 60, 100, 150, 10_000]));
+        self.saver = Some(saver);
+        if let Some(within) = strikes {
+            self.restart();
+            let fault = if self.replica_lags { Happening::Promoted } else { Happening::Struck };
+            if within < 1_000 {
+                self.after(within * MILLI, fault);
+            }
+        }
+    }
+
+    fn begin_saving(&mut self) -> Option<Begun> {
+        let moment = self.moment();
+        self.sidecar.may_save(moment)?;
+        let (seen, bytes) = self.sidecar.saved();
+        let machine = self.sidecar.driver().machine();
+        let guards = self.sidecar.guards.clone();
+        Some(Begun { from: machine.position(), attempt: machine.attempt(), seen, bytes, guards })
+    }
+
+    /// The shards before `cut` are as they were when it was begun, the others as they are now.
+    fn finish_saving(&mut self, begun: Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
+        let moment = self.moment();
+        let accepted = self.sidecar.may_save(moment)?;
+        let machine = self.sidecar.driver().machine();
+        if machine.attempt() != begun.attempt {
+            return None;
+        }
+        let (from, until) = (begun.from, machine.position());
+        let (_, now) = self.sidecar.saved();
+        let before = &begun.bytes[..length(&begun.bytes, cut)];
+        let bytes = [before, &now[length(&now, cut)..]].concat();
+        let identity = self.sidecar.identity()?;
+        let secret = &identity.secret;
+        let guards = begun.guards.or(&self.sidecar.guards, |number| shard(secret, number) >= cut);
+        let seal = secret.digest(&hash);
+        let warm = Warm { from, until, accepted, hash, seal };
+        Some(File { warm, identity, seen: begun.seen, bytes, guards })
+    }
+}
