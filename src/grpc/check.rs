@@ -278,7 +278,7 @@ impl CheckService {
             suppressed: summary.suppressed,
             revision,
             staleness: Some(convert::duration(staleness)),
-            pair_key: format!("{:032x}", u128::from_be_bytes(key.to_bytes())),
+            pair_key: convert::pair_key(key),
         }))
     }
 

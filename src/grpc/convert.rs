@@ -6,7 +6,7 @@ use super::pb;
 use crate::consent::Violation;
 use crate::consent::due::Due;
 use crate::consent::event::{Event, Evidence, Method, What};
-use crate::consent::id::{BusinessId, UserId};
+use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::{HistoryEntry, Outcome};
 use crate::consent::scope::{Category, Scope};
 use crate::consent::time::Timestamp;
@@ -42,6 +42,11 @@ pub(super) fn form(form: i32) -> Result<Form, Violation> {
              MESSAGE_FORM_TEMPLATE",
         )),
     }
+}
+
+/// A pair's key as people and logs write it.
+pub(super) fn pair_key(key: Key) -> String {
+    format!("{:032x}", u128::from_be_bytes(key.to_bytes()))
 }
 
 /// A reason on the wire.

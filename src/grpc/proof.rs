@@ -233,6 +233,7 @@ fn gathered(
         suppressed: profile.suppressed(),
         revision: pair.stored.version.revision,
         staleness: None,
+        pair_key: convert::pair_key(pair.key),
     };
     let pair = pb::UserPair { business_id: pair.business_id.clone(), consent: Some(consent) };
     let listed = listed(history).map(What::Listed);
