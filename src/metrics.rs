@@ -67,6 +67,7 @@ pub struct Metrics {
     record_duration: Histogram,
     propagation: Histogram,
     records: IntCounterVec,
+    erased: IntCounter,
     following: Following,
     watching: Watching,
     snapshots: Snapshots,
@@ -151,6 +152,11 @@ impl Metrics {
                 "outcome",
                 &OUTCOMES,
             )?,
+            erased: counter(
+                r,
+                "consent_erased_pairs_total",
+                "Pairs that were erased, and are suppressed.",
+            )?,
             following: Following::new(r)?,
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
@@ -234,6 +240,11 @@ impl Metrics {
     /// Counts what came of an event that was to be recorded.
     pub fn recorded(&self, outcome: &'static str) {
         self.records.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts pairs that were erased.
+    pub fn erased(&self, pairs: u32) {
+        self.erased.inc_by(pairs.into());
     }
 
     /// Counts a gap that the log filled.

@@ -16,6 +16,8 @@
 mod contract;
 #[path = "ledger/copy.rs"]
 mod copy;
+#[path = "ledger/erase.rs"]
+mod erase;
 #[path = "ledger/file.rs"]
 mod file;
 #[path = "ledger/linked.rs"]

@@ -1,16 +1,17 @@
 //! Opening the ledger, and running the part of it that writes.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{LedgerAddress, Settings};
 use crate::follower::driver::period;
-use crate::ledger::{Appender, Driver, Embedded, Ledger, Options, Redis, RefusedBy};
+use crate::ledger::{Appender, Compacted, Driver, Embedded, Ledger, Options, Redis, RefusedBy};
 
 /// How long a Redis may take, at the start, to show what is wrong with it. One that does not answer
 /// may come later.
@@ -28,8 +29,7 @@ pub(super) enum Engine {
 pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)> {
     match &settings.ledger {
         LedgerAddress::File(path) => {
-            let (ledger, appender) =
-                Embedded::open(path, settings.retention, settings.ledger_cache)?;
+            let (ledger, appender) = open_file(path, settings)?;
             Ok((Ledger::Embedded(ledger), Engine::File(appender)))
         }
         LedgerAddress::Redis(target) => {
@@ -39,6 +39,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
                 // Who records nothing removes nothing: it need not be permitted to.
                 retention: (settings.record.is_some() || settings.webhook.is_some())
                     .then_some(settings.retention),
+                sweep_every: settings.retention.sweep_every(),
                 ..Options::default()
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);
@@ -46,6 +47,25 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
             Ok((Ledger::Redis(ledger), Engine::Redis(driver)))
         }
     }
+}
+
+fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appender)> {
+    let (ledger, appender, compacted) =
+        Embedded::open_to_serve(path, settings.retention, settings.ledger_cache)?;
+    match compacted {
+        None => {}
+        Some(Ok(Compacted { before, now, .. })) => {
+            info!(before, now, "the ledger's file is written anew, without what was erased");
+        }
+        Some(Err(error)) => {
+            warn!(
+                cause = %error,
+                "the ledger's file could not be written anew, and its free pages may still hold \
+                 what was erased: the next start tries again, and so does consentd ledger compact"
+            );
+        }
+    }
+    Ok((ledger, appender))
 }
 
 /// Refuses what never will be right as it is set up; what may come by itself is waited for.

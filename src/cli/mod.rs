@@ -7,6 +7,7 @@ mod bench;
 mod client;
 mod demo;
 mod due;
+mod erase;
 mod explain;
 mod export;
 mod exported;
@@ -96,6 +97,9 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Erase what is known of a user; the user stays suppressed
+    #[command(after_help = erase::WHAT_STAYS)]
+    Erase(erase::EraseArgs),
     /// Check that today's histories extend what an export has (exit code 0: yes, 1: no)
     #[command(after_help = verify_export::HELP)]
     VerifyExport(verify_export::VerifyExportArgs),
@@ -138,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Watch(args) => asking(watch::watch(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::Erase(args) => asking(erase::erase(args)),
         Command::VerifyExport(args) => asking(verify_export::verify_export(args)),
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),

@@ -8,8 +8,8 @@ use super::time::Timestamp;
 
 /// The newest format of records that this version reads and writes.
 ///
-/// 2 has links; a record without any is still written as 1, so that versions before it may rewrite
-/// it, and one with them never loses them to such a version.
+/// 2 has links, or tells of an erase; a record without either is still written as 1, so that
+/// versions before it may rewrite it, and one with them never loses them to such a version.
 pub const FORMAT: u32 = 2;
 
 /// How many request ids a pair remembers.
@@ -34,6 +34,8 @@ pub struct Record {
     pub requests: Vec<Request>,
     /// The person's other ids at this business, oldest first: denials hold under them as well.
     pub links: Vec<Link>,
+    /// That what came before was erased, where it was; the last time, where more than once.
+    pub erased: Option<Box<Erased>>,
 }
 
 /// Another id of a pair's user, at the same business.
@@ -45,6 +47,18 @@ pub struct Link {
     pub time: Timestamp,
     /// Whether the person left this pair's own id for it, as by changing the number.
     pub moved: bool,
+}
+
+/// Where a pair was erased. Its history begins anew there: of what came before, the chain's head
+/// alone is left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Erased {
+    /// When. What happened until then is never recorded any more.
+    pub time: Timestamp,
+    /// How many entries the history had.
+    pub history_len: u64,
+    /// The chain's head after the last of them.
+    pub chain: ChainHead,
 }
 
 /// A request that a pair remembers, so that a retry changes nothing.
@@ -104,6 +118,38 @@ impl Record {
         }
         self.links.push(link);
         true
+    }
+
+    /// How many entries of the history were erased, and the chain's head after the last of them:
+    /// where what is left of it begins.
+    #[must_use]
+    pub fn history_start(&self) -> (u64, ChainHead) {
+        let erased = self.erased.as_ref();
+        erased.map_or((0, ChainHead::default()), |erased| (erased.history_len, erased.chain))
+    }
+
+    /// Whether nothing is left of a history, for all of it was erased.
+    #[must_use]
+    pub fn is_without_history(&self) -> bool {
+        self.erased.as_ref().is_some_and(|erased| erased.history_len == self.history_len)
+    }
+
+    /// What is left of an erased pair: that it must never be contacted, and the chain's head.
+    /// Stamped by the clock, and no earlier than the pair's latest event, so that it stands
+    /// whatever other clocks said.
+    #[must_use]
+    pub fn tombstone(&self, clock: Timestamp) -> Self {
+        let time = self.state.latest().unwrap_or(clock).max(clock);
+        let (history_len, chain) = (self.history_len, self.chain);
+        let erased = Some(Box::new(Erased { time, history_len, chain }));
+        let state = State { suppression: Some((time, true)), ..State::default() };
+        Self { state, history_len, chain, erased, ..Self::default() }
+    }
+
+    /// Whether this is what an erase leaves, and nothing has come since.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.erased.as_ref().is_some_and(|erased| *self == self.tombstone(erased.time))
     }
 
     /// Fills in the revision that this record was written at, now that it is known.

@@ -289,10 +289,15 @@ fn finding(
     let exported = exported.ok_or_else(|| wrong("event", "required: what was exported"))?;
     let head = <ChainHead>::try_from(&*exported.chain_head)
         .map_err(|_| wrong("chain_head", "must be the 32 bytes that the export has"))?;
-    let place = exported.number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-    let place = place.ok_or_else(|| wrong("number", "required: the event's number, from 1"))?;
-    let Some(today) = history.heads.get(place) else { return Ok(Finding::Missing) };
-    if *today != head {
+    if exported.number == 0 {
+        return Err(wrong("number", "required: the event's number, from 1"));
+    }
+    if exported.number <= history.record.history_start().0 {
+        // The user was erased since: nothing is left that it could be compared with.
+        return Ok(Finding::Expired);
+    }
+    let Some(today) = history.head_after(exported.number) else { return Ok(Finding::Missing) };
+    if today != head {
         return Ok(Finding::Changed);
     }
     let entry = history.entries.iter().find(|(at, _)| at.number == exported.number);

@@ -22,6 +22,9 @@ use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 /// The longest that a recording may take, whatever the caller's deadline.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
+/// The longest that an erase may take: it may have to read all that was ever recorded.
+const MAX_ERASE: Duration = Duration::from_mins(10);
+
 /// The header that names the ledger: see `RecordEvents` in the contract.
 pub const LEDGER_ID: &str = "consentd-ledger-id";
 
@@ -248,9 +251,29 @@ impl pb::record_service_server::RecordService for RecordService {
 
     async fn erase_user(
         &self,
-        _: Request<pb::EraseUserRequest>,
+        request: Request<pb::EraseUserRequest>,
     ) -> Result<Response<pb::EraseUserResponse>, Status> {
-        let why = "EraseUser comes later; a suppression stops all messages to a user today";
-        Err(Status::unimplemented(why))
+        let limit = Instant::now() + MAX_ERASE;
+        let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
+        let pb::EraseUserRequest { user_id, business_id } = request.into_inner();
+        let erased = timeout_at(limit, self.recorder.erase(&user_id, &business_id)).await;
+        let Ok(erased) = erased else {
+            return Err(Status::deadline_exceeded(
+                "some of what is known of the user may be erased, and some not: ask again, with \
+                 more time, to be sure",
+            ));
+        };
+        let erased = erased.map_err(|refusal| match refusal {
+            Refusal::Invalid(found) => status::invalid(&found),
+            refusal => status::of_refusal(&refusal),
+        })?;
+        if erased.revision > 0 {
+            // As with events: the next check here knows of it.
+            let _ = self.gate.reach(erased.revision, None).await;
+        }
+        Ok(Response::new(pb::EraseUserResponse {
+            erased_count: erased.erased,
+            log_expire_time: erased.log_expire.map(convert::timestamp),
+        }))
     }
 }

@@ -26,7 +26,8 @@ pub struct History {
     pub entries: Vec<(Place, HistoryEntry)>,
     /// The pair's record; the empty one where there is none.
     pub record: Record,
-    /// The chain's head after each entry, those included that are no longer kept.
+    /// The chain's head after each entry since the last erase, those included that are no longer
+    /// kept. See [`Record::history_start`] for how many came before.
     pub heads: Vec<ChainHead>,
     /// How many entries have gone by their retention. Their digests are in the chain.
     pub gone: u64,
@@ -35,6 +36,23 @@ pub struct History {
     /// Whether the chain over the whole history is the one in the pair's record, and every entry
     /// that should be readable is.
     pub intact: bool,
+}
+
+impl History {
+    /// The number of the last entry.
+    fn number(&self) -> u64 {
+        let (start, _) = self.record.history_start();
+        start.saturating_add(u64::try_from(self.heads.len()).unwrap_or(u64::MAX))
+    }
+
+    /// The chain's head after the entry of this number; none where there is none, or where it was
+    /// erased.
+    #[must_use]
+    pub fn head_after(&self, number: u64) -> Option<ChainHead> {
+        let (start, _) = self.record.history_start();
+        let index = number.checked_sub(start)?.checked_sub(1)?;
+        self.heads.get(usize::try_from(index).ok()?).copied()
+    }
 }
 
 /// A history while it is being read, oldest entry first.
@@ -48,13 +66,15 @@ pub(super) struct Reading {
 impl Reading {
     /// A history of a pair whose record is this one.
     pub(super) fn new(record: Record) -> Self {
+        let (_, head) = record.history_start();
         let history = History { record, ..History::default() };
-        Self { history, head: ChainHead::default(), whole: true }
+        Self { history, head, whole: true }
     }
 
     /// Begins behind entries that cannot be found: what is left has the last numbers.
     pub(super) fn behind_missing(&mut self, left: u64) {
-        for _ in 0..self.history.record.history_len.saturating_sub(left) {
+        let (start, _) = self.history.record.history_start();
+        for _ in start..self.history.record.history_len.saturating_sub(left) {
             self.missing();
         }
         self.whole = false;
@@ -86,7 +106,7 @@ impl Reading {
         entry: Option<HistoryEntry>,
     ) {
         self.extend(digest);
-        let number = u64::try_from(self.history.heads.len()).unwrap_or(u64::MAX);
+        let number = self.history.number();
         match entry {
             Some(entry) => {
                 let place = Place { revision, number, head: self.head };
@@ -104,8 +124,8 @@ impl Reading {
     /// The history, with its chain checked.
     pub(super) fn finish(self) -> History {
         let Self { mut history, head, whole } = self;
-        let len = u64::try_from(history.heads.len()).unwrap_or(u64::MAX);
-        let as_recorded = head == history.record.chain && len == history.record.history_len;
+        let as_recorded =
+            head == history.record.chain && history.number() == history.record.history_len;
         history.intact = whole && as_recorded && history.unreadable == 0;
         history
     }

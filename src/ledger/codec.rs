@@ -10,7 +10,9 @@ use prost::Message as _;
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
 use crate::consent::event::{Evidence, Method, What};
 use crate::consent::id::Key;
-use crate::consent::record::{FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
+use crate::consent::record::{
+    Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256,
+};
 use crate::consent::scope::Scope;
 use crate::consent::state::{OnScope, Pending, Said, State, Word};
 use crate::consent::time::Timestamp;
@@ -20,8 +22,8 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
 }
 
-/// The format of records without links, which every version reads.
-const WITHOUT_LINKS: u32 = 1;
+/// The format of records that have no links and were never erased, which every version reads.
+const PLAIN: u32 = 1;
 
 /// The newest format of log and history entries.
 const ENTRY_FORMAT: u32 = 1;
@@ -34,7 +36,7 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     };
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
     pb::Record {
-        format: if record.links.is_empty() { WITHOUT_LINKS } else { FORMAT },
+        format: if record.links.is_empty() && record.erased.is_none() { PLAIN } else { FORMAT },
         scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
         last_inbound: millis(state.last_inbound),
         window_closed: millis(state.window_closed),
@@ -46,6 +48,11 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         history_len: record.history_len,
         chain: record.chain.to_vec(),
         links: record.links.iter().map(encode_link).collect(),
+        erased: record.erased.as_ref().map(|erased| pb::Erased {
+            time: erased.time.as_millis(),
+            history_len: erased.history_len,
+            chain: erased.chain.to_vec(),
+        }),
     }
     .encode_to_vec()
 }
@@ -130,12 +137,21 @@ fn record_of(record: pb::Record) -> Option<Record> {
     let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
     let chain = record.chain.try_into().ok()?;
     let links = record.links.into_iter().map(link_of).collect::<Option<_>>()?;
-    Some(Record { state, history_len: record.history_len, chain, requests, links })
+    let erased = match record.erased.map(erased_of) {
+        None => None,
+        Some(erased) => Some(Box::new(erased?)),
+    };
+    Some(Record { state, history_len: record.history_len, chain, requests, links, erased })
 }
 
 fn link_of(link: pb::LinkedId) -> Option<Link> {
     let time = Timestamp::from_millis(link.time)?;
     Some(Link { user_id: link.user_id, time, moved: link.moved })
+}
+
+fn erased_of(erased: pb::Erased) -> Option<Erased> {
+    let time = Timestamp::from_millis(erased.time)?;
+    Some(Erased { time, history_len: erased.history_len, chain: erased.chain.try_into().ok()? })
 }
 
 fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
@@ -176,8 +192,15 @@ pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
         business_id: body.business_id.clone(),
         record: record.to_vec(),
         record_time: body.record_time.as_millis(),
+        padding: Vec::new(),
     }
     .encode_to_vec()
+}
+
+/// What makes a log entry's body longer by so many bytes, when it is put behind it. Whoever reads
+/// such a body leaves it out.
+pub(super) fn padding(length: usize) -> Vec<u8> {
+    pb::LogEntry { padding: vec![0; length], ..Default::default() }.encode_to_vec()
 }
 
 /// The log entry's body that these bytes are.
@@ -265,6 +288,17 @@ pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
         }
         _ => None,
     }
+}
+
+/// The digest of an encoded entry's statement, where it has one.
+pub(super) fn statement_digest_of(bytes: &[u8]) -> Option<[u8; 32]> {
+    let mut found = None;
+    let note = |digest: &[u8]| {
+        found = digest.try_into().ok();
+        Some(String::new())
+    };
+    let _ = decode_history(bytes, note);
+    found
 }
 
 fn statement_digest(evidence: &Evidence) -> Option<[u8; 32]> {

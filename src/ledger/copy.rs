@@ -19,7 +19,7 @@ use super::whole::{Whole, WholeBucket, statements};
 use super::{Epoch, Ledger, LedgerError, Position, Tail, bucket_of};
 use crate::clock;
 use crate::consent::id::Key;
-use crate::consent::record::Revision;
+use crate::consent::record::{Record, Revision};
 
 /// How many buckets are read before they are written.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -48,6 +48,12 @@ pub enum CopyError {
          (--log-entries, --log-retention), and begin anew with --anew"
     )]
     Trimmed,
+    /// Somebody was erased from it.
+    #[error(
+        "somebody was erased from the ledger to copy from, after the copy had taken what is gone \
+         there: begin anew with --anew"
+    )]
+    Erased,
     /// It is being written to.
     #[error(
         "the ledger to copy from is still being written to, so that a copy would lack what comes \
@@ -266,6 +272,10 @@ impl Copying<'_> {
                     .as_ref()
                     .map_err(|_| CopyError::Source(LedgerError::Damaged("an entry of the log")))?;
                 if bucket_of(body.key, self.buckets) < self.done {
+                    let record = body.record.as_ref();
+                    if body.user_id.is_empty() && record.is_ok_and(Record::is_without_history) {
+                        return Err(CopyError::Erased);
+                    }
                     changed.insert(body.key.to_bytes());
                 }
             }

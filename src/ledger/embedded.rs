@@ -4,6 +4,8 @@
 //! appends that wait while one transaction is synced go into the next one together. It writes the
 //! log and the histories, both by revision; the pairs' own tree follows (see `recent`).
 
+mod compact;
+mod erase;
 mod history;
 mod recent;
 mod retention;
@@ -17,11 +19,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use redb::{Database, DatabaseError};
 use tokio::sync::{broadcast, oneshot};
 
+pub use self::compact::Compacted;
+use self::erase::Reaper;
 use self::recent::{Mover, Recent};
 use self::store::Prepared;
 pub use self::transfer::NewFile;
@@ -52,9 +55,6 @@ fn buckets_for(pairs: u64) -> u32 {
     let buckets = u32::try_from(pairs / PAIRS_A_BUCKET).unwrap_or(MAX_BUCKETS);
     buckets.clamp(MIN_BUCKETS, MAX_BUCKETS)
 }
-
-/// How often what has outlived its retention is removed.
-const SWEEP_EVERY: Duration = Duration::from_mins(1);
 
 /// Why a ledger's file could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +140,7 @@ struct Shared {
     recent: Recent,
     identity: Arc<Identity>,
     describe: String,
+    retention: Retention,
     announcements: broadcast::Sender<Heard>,
 }
 
@@ -147,8 +148,8 @@ struct Shared {
 pub struct Appender {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
-    retention: Retention,
     mover: Mover,
+    reaper: Reaper,
 }
 
 enum Job {
@@ -168,17 +169,20 @@ impl Embedded {
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<(Self, Appender), OpenError> {
+        Self::with_database(Self::open_file(path, cache_bytes)?, path, retention)
+    }
+
+    fn open_file(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         if !path.exists() {
             make(path)?;
         }
         // Where the system refuses, in its own words; redb opens it again.
         drop(OpenOptions::new().read(true).write(true).open(path).map_err(io)?);
-        let database = Database::builder()
+        Database::builder()
             .set_cache_size(cache_bytes)
             .create(path)
-            .map_err(|error| open_error(path, error))?;
-        Self::with_database(database, path, retention)
+            .map_err(|error| open_error(path, error))
     }
 
     fn with_database(
@@ -205,9 +209,11 @@ impl Embedded {
                 buckets,
             }),
             describe: format!("file:{}", path.display()),
+            retention,
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
         });
-        let appender = Appender { shared: Arc::clone(&shared), jobs, retention, mover };
+        let reaper = Reaper::default();
+        let appender = Appender { shared: Arc::clone(&shared), jobs, mover, reaper };
         Ok((Self { shared, appends }, appender))
     }
 
@@ -217,6 +223,10 @@ impl Embedded {
 
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
+    }
+
+    pub(super) fn retention(&self) -> Retention {
+        self.shared.retention
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
@@ -285,6 +295,14 @@ impl Shared {
     }
 }
 
+/// What came of some jobs.
+struct Group {
+    /// Who waits for the end.
+    closed: Option<oneshot::Sender<()>>,
+    /// Whether anything was erased.
+    erased: bool,
+}
+
 impl Appender {
     /// Writes until the ledger is closed.
     ///
@@ -304,7 +322,8 @@ impl Appender {
 
     fn write(&mut self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
         let database = self.shared.database()?;
-        let mut next_sweep = SWEEP_EVERY;
+        let sweep_every = self.shared.retention.sweep_every();
+        let mut next_sweep = sweep_every;
         // What was recorded up to here is to be in the pairs' tree by the end of this sweep.
         let mut settle = 0;
         let started = clock::boot();
@@ -314,7 +333,7 @@ impl Appender {
             if up >= next_sweep {
                 // A part at a time: what waits to be appended comes in between.
                 let more = self.sweep(&database, settle)?;
-                next_sweep = if more { up } else { up + SWEEP_EVERY };
+                next_sweep = if more { up } else { up + sweep_every };
                 if !more {
                     settle = self.shared.recent.end().0;
                 }
@@ -324,7 +343,12 @@ impl Appender {
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             };
-            if let Some(done) = self.commit_group(&database, job)? {
+            let Group { closed, erased } = self.commit_group(&database, job)?;
+            if erased {
+                // What was erased is not to wait for its statements' sake.
+                next_sweep = up;
+            }
+            if let Some(done) = closed {
                 while store::move_pairs(&database, &self.shared.recent, &mut self.mover)? {}
                 return Ok(Some(done));
             }
@@ -336,15 +360,12 @@ impl Appender {
     fn sweep(&mut self, database: &Database, settle: Revision) -> Result<bool, LedgerError> {
         let moved = self.mover.settled() < settle
             && store::move_pairs(database, &self.shared.recent, &mut self.mover)?;
-        Ok(retention::sweep(database, self.mover.settled(), self.retention)? || moved)
+        let removed = retention::sweep(database, self.mover.settled(), self.shared.retention)?;
+        Ok(self.reaper.step(database)? || removed || moved)
     }
 
     /// Writes `first` and all that waits behind it in one transaction.
-    fn commit_group(
-        &mut self,
-        database: &Database,
-        first: Job,
-    ) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
+    fn commit_group(&mut self, database: &Database, first: Job) -> Result<Group, LedgerError> {
         let mut groups = Vec::new();
         let mut answers = Vec::new();
         let mut size = 0;
@@ -363,7 +384,8 @@ impl Appender {
             next = if more { self.jobs.try_recv().ok() } else { None };
         }
         let recent = &self.shared.recent;
-        match store::append(database, recent, &mut self.mover, groups, self.retention) {
+        let retention = self.shared.retention;
+        match store::append(database, recent, &mut self.mover, groups, retention) {
             Ok(committed) => {
                 // Announced before it is acknowledged: whoever hears of it finds it applied.
                 if !committed.entries.is_empty() {
@@ -375,7 +397,7 @@ impl Appender {
                 for (answer, outcome) in answers.into_iter().zip(committed.outcomes) {
                     let _ = answer.send(Ok(outcome));
                 }
-                Ok(closed)
+                Ok(Group { closed, erased: committed.erased })
             }
             Err(error) => {
                 for answer in answers {

@@ -9,6 +9,7 @@ mod chain;
 mod codec;
 mod copy;
 mod embedded;
+mod erase;
 mod redis;
 mod verify;
 mod whole;
@@ -25,7 +26,7 @@ use crate::consent::time::Timestamp;
 
 pub use chain::{History, Place};
 pub use copy::{Copied, CopyError, NewLedger, copy};
-pub use embedded::{Appender, Embedded, NewFile, OpenError};
+pub use embedded::{Appender, Compacted, Embedded, NewFile, OpenError};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
     Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,

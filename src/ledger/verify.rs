@@ -396,8 +396,8 @@ async fn verify_file(
                 }
                 Ok(_) if depth == Depth::Records => None,
                 Ok(record) => {
-                    report.history_entries =
-                        report.history_entries.saturating_add(record.history_len);
+                    let entries = u64::try_from(pair.history.len()).unwrap_or(u64::MAX);
+                    report.history_entries = report.history_entries.saturating_add(entries);
                     let missing = |entry: &_| missing(entry, &words);
                     if !pair.is_intact(&record) {
                         Some(Damage::History)

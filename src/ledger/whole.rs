@@ -18,7 +18,8 @@ pub(super) struct Whole {
     pub(super) mark: u64,
     /// The record, encoded.
     pub(super) record: Vec<u8>,
-    /// Its history, oldest first; nothing where an item is not there.
+    /// What is left of its history, oldest first; nothing where an item is not there. What was
+    /// erased came before.
     pub(super) history: Vec<Option<Entry>>,
 }
 
@@ -70,23 +71,15 @@ impl Entry {
 
     /// The digest of its statement, where it has one.
     pub(super) fn statement(&self) -> Option<[u8; 32]> {
-        let mut found = None;
-        if self.kind == Kind::Kept {
-            let note = |digest: &[u8]| {
-                found = digest.try_into().ok();
-                Some(String::new())
-            };
-            let _ = codec::decode_history(&self.bytes, note);
-        }
-        found
+        (self.kind == Kind::Kept).then(|| codec::statement_digest_of(&self.bytes)).flatten()
     }
 }
 
-/// The chain's head after these items; none where one is missing or damaged.
-pub(super) fn chain_of(history: &[Option<Entry>]) -> Option<ChainHead> {
-    history.iter().try_fold(ChainHead::default(), |head, entry| {
-        Some(extend_chain(&head, &entry.as_ref()?.digest()?))
-    })
+/// The chain's head after these items, which come after one; none where one is missing or damaged.
+pub(super) fn chain_of(start: ChainHead, history: &[Option<Entry>]) -> Option<ChainHead> {
+    history
+        .iter()
+        .try_fold(start, |head, entry| Some(extend_chain(&head, &entry.as_ref()?.digest()?)))
 }
 
 impl Whole {
@@ -101,9 +94,11 @@ impl Whole {
     /// Whether the history is all there, readable, and what the record says it is.
     pub(super) fn is_intact(&self, record: &Record) -> bool {
         let readable = |entry: &Entry| entry.kind == Kind::Gone || entry.decode().is_some();
-        u64::try_from(self.history.len()).is_ok_and(|len| len == record.history_len)
+        let (erased, start) = record.history_start();
+        let len = u64::try_from(self.history.len()).unwrap_or(u64::MAX);
+        erased.checked_add(len) == Some(record.history_len)
             && self.history.iter().flatten().all(readable)
-            && chain_of(&self.history) == Some(record.chain)
+            && chain_of(start, &self.history) == Some(record.chain)
     }
 }
 

@@ -136,13 +136,17 @@ impl Group {
                 let (user_id, business_id) = (member.user_id.clone(), self.business_id.clone());
                 history.push(HistoryEntry { user_id, business_id, time, record_time: clock, what });
             };
+            let erased = record.erased.as_ref().map(|erased| erased.time);
             for link in self.missing_links(place, links) {
-                if record.link(link.clone()) {
+                if erased.is_none_or(|erased| link.time > erased) && record.link(link.clone()) {
                     let Link { user_id: other_user_id, time, moved } = link;
                     enter(time, What::Link { other_user_id, moved });
                 }
             }
-            for (from, denial) in &denied {
+            // One that was erased, and not linked since, is here because another one still names it:
+            // it denies everything, and is to name nobody.
+            let is_left = erased.is_some() && record.links.is_empty();
+            for (from, denial) in denied.iter().filter(|_| !is_left) {
                 let own = *from == place;
                 let what =
                     if own { denial.what.clone() } else { self.copy(place, *from, &denial.what) };

@@ -8,6 +8,7 @@
 //! see [`linked`].
 
 mod due;
+mod erase;
 pub mod linked;
 mod plan;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::due::{Found, Wanted};
+pub use self::erase::ErasedUser;
 use self::linked::TooManyIds;
 use self::plan::{Plan, Spread};
 use self::returned::Acknowledged;

@@ -115,6 +115,9 @@ impl<'a> Plan<'a> {
         secret: &KeySecret,
     ) -> Result<Outcome, Refusal> {
         let Submission { event, request_id, .. } = submission;
+        if self.is_erased(event) {
+            return Ok(Outcome::default());
+        }
         let request = Identity::of(event, request_id, secret);
         if let Some(known) = request.as_ref().and_then(|request| self.record.request(&request.id)) {
             let same = request.as_ref().is_some_and(|request| request.what == known.what);
@@ -195,6 +198,13 @@ impl<'a> Plan<'a> {
             what => vec![what.clone()],
         };
         self.spread.denials.extend(whats.into_iter().map(|what| Denial { time, what }));
+    }
+
+    /// Whether an event says that it happened no later than the pair was erased: then it leaves no
+    /// trace. A webhook may be sent again for days, and an import may be years old.
+    fn is_erased(&self, event: &Event) -> bool {
+        let erased = self.record.erased.as_ref().map(|erased| erased.time);
+        erased.is_some_and(|erased| event.time.is_some_and(|time| time <= erased))
     }
 
     /// The change to append; one that writes nothing where the record stays as it is.

@@ -42,6 +42,12 @@ impl Acknowledged {
         }
     }
 
+    /// Forgets what was denied to pairs that were erased.
+    pub(super) fn forget(&self, is_erased: impl Fn(&HistoryEntry) -> bool) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(_, denial)| !is_erased(denial));
+    }
+
     /// All that may still be given back.
     fn all(&self) -> Vec<HistoryEntry> {
         let now = clock::boot();

@@ -18,6 +18,7 @@ mod clients;
 mod comfort;
 mod commands;
 mod decision_log;
+mod erase;
 mod faults;
 mod fuzz;
 mod histories;

@@ -419,7 +419,6 @@ async fn what_comes_later_and_what_is_unknown_is_unimplemented() {
     let sidecar = Sidecar::live(folder.path(), &[]).await;
     let mut wire = Wire::to(&sidecar.grpc).await;
     for (method, message, part) in [
-        ("consent.v1.RecordService/EraseUser", vec![], "suppression"),
         ("consent.v1.ConsentService/CanSendd", vec![], ""),
         ("consent.v1.RecordService/", vec![], ""),
         ("consent.v2.ConsentService/CanSend", vec![], ""),

@@ -38,7 +38,7 @@ async fn say(server: &Server, words: &[&str]) -> redis::RedisResult<redis::Value
 }
 
 /// Waits until a command's answer has these words in it.
-async fn until(server: &Server, words: &[&str], wanted: &str) {
+pub(super) async fn until(server: &Server, words: &[&str], wanted: &str) {
     let begun = std::time::Instant::now();
     loop {
         let answer = format!("{:?}", say(server, words).await.unwrap());

@@ -28,7 +28,7 @@ const READER: [&str; 21] = [
 ];
 
 /// What a recorder needs beyond that.
-const WRITER: [&str; 10] = [
+const WRITER: [&str; 11] = [
     "~{consent:0}:*",
     "+xrevrange",
     "+hset",
@@ -39,6 +39,7 @@ const WRITER: [&str; 10] = [
     "+xtrim",
     "+publish",
     "+hexists",
+    "+hdel",
 ];
 
 #[tokio::test]
@@ -75,13 +76,17 @@ async fn nobody_needs_more_rights_than_these() {
     }
     let announced = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
     assert!(matches!(announced, Ok(Heard::Announcement(_))), "{announced:?}");
+    super::super::erase::bury(&writer.ledger, key(1)).await;
+    writer.ledger.purge(&[key(1)]).await.unwrap();
+    until(&server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;
+    until(&server, &["HLEN", "{consent:0}:text"], "int(1)").await;
     until(&server, &["XLEN", "{consent:0}:log"], "int(0)").await;
     let late = change(key(2), &nothing(), [opt_out("letter")]);
     let why = refused(reader.ledger.append(vec![late]).await);
     assert_eq!(why.label(), "denied", "{why}");
     // Whoever may not announce still records.
     say(&server, &["ACL", "SETUSER", "writer", "-publish"]).await.unwrap();
-    assert_eq!(append(&writer.ledger, key(2), opt_out("letter")).await, 4);
+    assert_eq!(append(&writer.ledger, key(2), opt_out("letter")).await, 5);
     let Ledger::Redis(ledger) = &writer.ledger else { unreachable!() };
     assert_eq!(ledger.unannounced(), 1);
     reader.close().await;

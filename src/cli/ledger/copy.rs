@@ -76,7 +76,7 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
         }
         let place = place(&args, &to, buckets).await?;
         let tell = &mut |progress| shown.show(progress);
-        Ok(Some(copy_ledger(ledger, place, args.still, tell).await?))
+        Ok(Some(Box::pin(copy_ledger(ledger, place, args.still, tell)).await?))
     })
     .await;
     shown.end();

@@ -56,7 +56,9 @@ async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result
     let mut shown = Shown::new();
     let mended = with_ledger(&which.address()?, async |ledger: &Ledger| {
         let redis = only_redis(ledger, instead)?;
-        Ok(redis.mend(mending, dry_run, &mut |progress| shown.show(progress)).await?)
+        let tell = &mut |progress| shown.show(progress);
+        // What it keeps from one wait to the next is much, and is moved about less often so.
+        Ok(Box::pin(redis.mend(mending, dry_run, tell)).await?)
     })
     .await;
     shown.end();

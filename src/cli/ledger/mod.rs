@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
 mod accept;
+mod compact;
 mod copy;
 mod mend;
 mod shown;
@@ -40,6 +41,9 @@ pub(super) enum LedgerCommand {
     /// Copy a ledger into a new one: from a file to Redis and back, or into more buckets
     #[command(after_help = copy::HOW_TO_MOVE)]
     Copy(copy::CopyArgs),
+    /// Write a ledger's file anew, so that it holds no bytes of what was erased
+    #[command(after_help = compact::WHAT_IT_IS_FOR)]
+    Compact(compact::CompactArgs),
 }
 
 pub(super) async fn run(command: LedgerCommand) -> anyhow::Result<Verdict> {
@@ -49,7 +53,8 @@ pub(super) async fn run(command: LedgerCommand) -> anyhow::Result<Verdict> {
         LedgerCommand::Scrub(args) => mend::scrub(args).await,
         LedgerCommand::Repair(args) => mend::repair(args).await,
         LedgerCommand::Accept(args) => accept::accept(args).await,
-        LedgerCommand::Copy(args) => copy::copy(args).await,
+        LedgerCommand::Copy(args) => Box::pin(copy::copy(args)).await,
+        LedgerCommand::Compact(args) => compact::compact(&args),
     }
 }
 

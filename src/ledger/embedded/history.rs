@@ -34,6 +34,9 @@ pub(super) enum Item<'a> {
 pub(super) struct Added<'a> {
     pub(super) previous: Revision,
     pub(super) time: i64,
+    /// How many entries were erased before this, and the chain's head after them, where the pair
+    /// was erased and this is the first that it has had since.
+    pub(super) begins: Option<(u64, ChainHead)>,
     pub(super) items: Vec<Item<'a>>,
 }
 
@@ -41,6 +44,8 @@ impl<'a> Item<'a> {
     const KEPT: u8 = 0;
     const PERISHABLE: u8 = 1;
     const GONE: u8 = 2;
+    /// No item: where an erased history begins anew.
+    const BEGINS: u8 = 3;
 
     fn parts(&self) -> (u8, &'a [u8]) {
         match self {
@@ -80,8 +85,9 @@ impl<'a> Added<'a> {
         let mut value = Vec::with_capacity(256);
         value.extend_from_slice(&self.previous.to_be_bytes());
         value.extend_from_slice(&self.time.to_be_bytes());
-        for item in &self.items {
-            let (tag, bytes) = item.parts();
+        let begins = self.begins.map(|(number, head)| [&number.to_be_bytes()[..], &head].concat());
+        let begins = begins.iter().map(|bytes| (Item::BEGINS, bytes.as_slice()));
+        for (tag, bytes) in begins.chain(self.items.iter().map(Item::parts)) {
             value.push(tag);
             // An entry is bounded far below by the bounds of its fields.
             value.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -93,21 +99,27 @@ impl<'a> Added<'a> {
     pub(super) fn decode(value: &'a [u8]) -> Option<Self> {
         let (previous, rest) = value.split_first_chunk()?;
         let (time, mut rest) = rest.split_first_chunk()?;
-        let mut items = Vec::with_capacity(1);
+        let (mut begins, mut items) = (None, Vec::with_capacity(1));
         while let Some((tag, more)) = rest.split_first() {
             let (len, more) = more.split_first_chunk()?;
             let (bytes, more) = more.split_at_checked(u32::from_be_bytes(*len).try_into().ok()?)?;
-            items.push(Item::of(*tag, bytes)?);
+            if *tag == Item::BEGINS {
+                let (number, head) = bytes.split_first_chunk()?;
+                begins = Some((u64::from_be_bytes(*number), head.try_into().ok()?));
+            } else {
+                items.push(Item::of(*tag, bytes)?);
+            }
             rest = more;
         }
         let (previous, time) = (u64::from_be_bytes(*previous), i64::from_be_bytes(*time));
-        Some(Self { previous, time, items })
+        Some(Self { previous, time, begins, items })
     }
 }
 
 /// What a change adds, encoded before it waits for its turn.
 pub(super) struct PreparedHistory {
     time: Timestamp,
+    begins: Option<(u64, ChainHead)>,
     entries: Vec<PreparedEntry>,
 }
 
@@ -126,6 +138,7 @@ impl PreparedEntry {
 impl PreparedHistory {
     /// Encodes the entries, and extends the record's chain by them.
     pub(super) fn of(entries: &[HistoryEntry], time: Timestamp, record: &mut Record) -> Self {
+        let begins = record.is_without_history().then(|| record.history_start());
         let mut prepared = Vec::with_capacity(entries.len());
         for entry in entries {
             let bytes = codec::encode_history(entry);
@@ -135,7 +148,7 @@ impl PreparedHistory {
             let statement = statement.map(|(digest, text)| (digest, text.to_owned()));
             prepared.push(PreparedEntry { bytes, kept: entry.is_kept_for_good(), statement });
         }
-        Self { time, entries: prepared }
+        Self { time, begins, entries: prepared }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -151,7 +164,8 @@ pub(super) fn add(
     prepared: &PreparedHistory,
 ) -> Result<(), LedgerError> {
     let items = prepared.entries.iter().map(PreparedEntry::item).collect();
-    let added = Added { previous, time: prepared.time.as_millis(), items };
+    let (time, begins) = (prepared.time.as_millis(), prepared.begins);
+    let added = Added { previous, time, begins, items };
     tables.history.insert(revision, added.encode().as_slice()).map_err(failed)?;
     for (digest, text) in prepared.entries.iter().filter_map(|entry| entry.statement.as_ref()) {
         if tables.texts.get(digest).map_err(failed)?.is_none() {
@@ -236,7 +250,10 @@ pub(super) fn events_after(
         let (revision, value) = value.map_err(failed)?;
         let revision = revision.value();
         let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
-        let (mut number, mut head) = stands(&table, &mut chains, added.previous, revision)?;
+        let (mut number, mut head) = match added.begins {
+            Some(begins) => begins,
+            None => stands(&table, &mut chains, added.previous, revision)?,
+        };
         for item in &added.items {
             number = number.saturating_add(1);
             head = extend_chain(&head, &item.digest());
@@ -271,7 +288,7 @@ fn stands(
         let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
         digests.extend(added.items.iter().rev().map(Item::digest));
         (before, next) = (next, added.previous);
-        known = chains.take(next);
+        known = added.begins.or_else(|| chains.take(next));
     }
     let from = known.unwrap_or_default();
     Ok(digests.iter().rev().fold(from, |(number, head), digest| {

@@ -72,8 +72,14 @@ fn oldest_entry(
     log: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<Option<(Revision, i64)>, LedgerError> {
     let Some((oldest, value)) = log.first().map_err(failed)? else { return Ok(None) };
-    let time = value.value().get(40..48).and_then(|bytes| bytes.try_into().ok());
-    Ok(Some((oldest.value(), i64::from_be_bytes(time.ok_or(damaged("a log entry"))?))))
+    Ok(Some((oldest.value(), time_of(value.value())?.as_millis())))
+}
+
+/// When an entry of the log was recorded.
+pub(super) fn time_of(value: &[u8]) -> Result<Timestamp, LedgerError> {
+    let time = value.get(40..48).and_then(|bytes| bytes.try_into().ok());
+    let time = i64::from_be_bytes(time.ok_or(damaged("a log entry"))?);
+    Ok(Timestamp::saturating_from_millis(time))
 }
 
 /// How many entries the log has, and when the first was recorded.

@@ -15,6 +15,7 @@ use super::super::{
     Appended, Bucket, Change, Epoch, Identity, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
     Page, Position, Read, Retention, Stored, Tail, UnreadableRecord, Version, bucket_of, codec,
 };
+use super::erase::{self, DOOMED};
 use super::history::{self, HISTORY, PreparedHistory};
 use super::recent::{MAX_MOVED, Mover, Part, Recent};
 use super::{OpenError, retention};
@@ -25,7 +26,8 @@ use crate::consent::record::{Revision, sha256};
 /// The format of the file: which tables there are, and what is in them. The values have their own.
 pub(super) const FILE_FORMAT: u32 = 2;
 
-/// Names to values: `epoch`, `secret`, `format`, `revision`, `head`, and [`history::SWEPT`].
+/// Names to values: `epoch`, `secret`, `format`, `revision`, `head`, [`history::SWEPT`], and
+/// [`erase::ERASED`].
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// A pair's key to a [`PairValue`].
 pub(super) const PAIRS: TableDefinition<&[u8; 16], &[u8]> = TableDefinition::new("pairs");
@@ -70,6 +72,8 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
         Ordering::Equal => {}
         Ordering::Greater => return Err(OpenError::Newer { path, format, known }),
     }
+    // A file from before there were erases lacks it, and needs nothing else of it.
+    drop(transaction.open_table(DOOMED).map_err(|e| boxed(failed(e)))?);
     transaction.commit().map_err(|e| boxed(failed(e)))?;
     Ok(meta)
 }
@@ -209,12 +213,14 @@ struct PreparedUpdate {
     log: Vec<u8>,
     body: LogBody,
     history: PreparedHistory,
+    erases: bool,
 }
 
 impl Prepared {
     pub(super) fn of(change: Change) -> Self {
         let Change { key, base, update } = change;
         let update = update.map(|update| {
+            let erases = update.erases();
             let mut record = update.record;
             let history = PreparedHistory::of(&update.history, update.record_time, &mut record);
             let encoded = codec::encode_record(&record);
@@ -226,7 +232,7 @@ impl Prepared {
                 record_time: update.record_time,
             };
             let log = codec::encode_log(&body, &encoded);
-            PreparedUpdate { record: encoded, log, body, history }
+            PreparedUpdate { record: encoded, log, body, history, erases }
         });
         Self { key, base, update }
     }
@@ -237,6 +243,8 @@ pub(super) struct Committed {
     pub(super) entries: Vec<LogEntry>,
     /// For each group of changes, in order.
     pub(super) outcomes: Vec<Vec<Appended>>,
+    /// Whether it took anything away.
+    pub(super) erased: bool,
 }
 
 pub(super) struct Tables<'t> {
@@ -244,6 +252,7 @@ pub(super) struct Tables<'t> {
     pub(super) log: Table<'t, u64, &'static [u8]>,
     pub(super) history: Table<'t, u64, &'static [u8]>,
     pub(super) texts: Table<'t, &'static [u8; 32], &'static str>,
+    pub(super) doomed: Table<'t, &'static [u8; 32], u64>,
 }
 
 impl<'t> Tables<'t> {
@@ -253,6 +262,7 @@ impl<'t> Tables<'t> {
             log: transaction.open_table(LOG).map_err(failed)?,
             history: transaction.open_table(HISTORY).map_err(failed)?,
             texts: transaction.open_table(TEXTS).map_err(failed)?,
+            doomed: transaction.open_table(DOOMED).map_err(failed)?,
         })
     }
 }
@@ -273,7 +283,7 @@ pub(super) fn append(
     keep: Retention,
 ) -> Result<Committed, LedgerError> {
     let transaction = database.begin_write().map_err(failed)?;
-    let mut committed = Committed { entries: Vec::new(), outcomes: Vec::new() };
+    let mut committed = Committed { entries: Vec::new(), outcomes: Vec::new(), erased: false };
     let (mut revision, mut head) = recent.end();
     let (pairs, step) = {
         let mut meta = transaction.open_table(META).map_err(failed)?;
@@ -292,6 +302,7 @@ pub(super) fn append(
                     outcomes.push(Appended::At(change.base.revision));
                     continue;
                 };
+                committed.erased |= update.erases;
                 let entry = write(&mut tables, pair, update, revision, head)?;
                 (revision, head) = (entry.revision, entry.head);
                 outcomes.push(Appended::At(revision));
@@ -305,6 +316,9 @@ pub(super) fn append(
         }
         meta.insert("revision", &revision.to_be_bytes()[..]).map_err(failed)?;
         meta.insert("head", &head[..]).map_err(failed)?;
+        if committed.erased {
+            erase::note(&mut meta, revision)?;
+        }
         let step = mover.keep_up(recent, &mut tables, &mut meta, appended, keep.log_entries)?;
         let trim = retention::Trim { revision, settled: mover.settled(), most: appended * 2 };
         retention::trim_log(&mut tables, keep, trim, clock::wall())?;
@@ -380,6 +394,10 @@ fn write(
 
     let before = pair.value.as_deref().and_then(PairValue::of).unwrap_or(PairValue::NONE).history;
     let mut history = before;
+    if change.erases {
+        erase::history(tables, revision, before)?;
+        history = 0;
+    }
     if !change.history.is_empty() {
         history::add(tables, revision, before, &change.history)?;
         history = revision;

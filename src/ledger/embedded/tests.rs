@@ -3,12 +3,14 @@
 mod chains;
 mod damage;
 mod disk;
+mod erase;
 mod moving;
 mod power;
 mod retention;
 
 use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Database, TableDefinition};
 

@@ -283,6 +283,9 @@ impl NewFile {
 
 /// Writes a pair's history by revision; gives the last one that added to it.
 fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, LedgerError> {
+    // A record that cannot be read is no reader's, and has none that was erased.
+    let record = pair.decode().ok().filter(|record| record.erased.is_some());
+    let mut begins = record.map(|record| record.history_start());
     let mut last = 0;
     for some in pair.history.chunk_by(|a, b| revision(a.as_ref()) == revision(b.as_ref())) {
         let Some(number) = some.first().and_then(|first| revision(first.as_ref())) else {
@@ -302,7 +305,7 @@ fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, Ledger
         // Of what has gone, nobody needs the time any more.
         let recorded = some.iter().flatten().filter_map(Entry::decode);
         let time = recorded.map(|entry| entry.record_time.as_millis()).max().unwrap_or(0);
-        let added = Added { previous: last, time, items };
+        let added = Added { previous: last, time, begins: begins.take(), items };
         tables.history.insert(number, added.encode().as_slice()).map_err(failed)?;
         last = number;
     }

@@ -35,6 +35,7 @@ pub(super) struct PreparedUpdate {
     history: Vec<(Vec<u8>, Vec<u8>)>,
     texts: Vec<([u8; 32], String)>,
     is_denial: bool,
+    erases: bool,
 }
 
 impl PreparedUpdate {
@@ -116,7 +117,14 @@ impl Prepared {
     }
 }
 
+/// How long an erase's log entry is at least, so that Redis puts it, and what comes after it, into
+/// other nodes of the stream than what came before (`stream-node-max-bytes`, 4,096 by default). A
+/// node that entries were trimmed from holds their bytes until it goes as a whole: this way it goes
+/// with the last of those that may name who was erased, whatever is recorded later.
+const NODE_BYTES: usize = 4_096;
+
 fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
+    let erases = update.erases();
     let mut record = update.record;
     let mut history = Vec::with_capacity(update.history.len());
     let mut texts = Vec::new();
@@ -138,7 +146,7 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
         record: Ok(record),
         record_time: update.record_time,
     };
-    let bytes = codec::encode_log(&body, &encoded);
+    let mut bytes = codec::encode_log(&body, &encoded);
     // Bodies are bounded far below by the bounds of their fields.
     let (key_at, record_at) = codec::places_in_log(&body, &encoded, &bytes).unwrap_or_default();
     let place = Place {
@@ -147,8 +155,11 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
         record_at: record_at.try_into().unwrap_or(u32::MAX),
         record_len: encoded.len().try_into().unwrap_or(u32::MAX),
     };
-    let is_denial = update.history.iter().any(|entry| entry.what.is_denial());
-    PreparedUpdate { body: bytes, place, history, texts, is_denial }
+    if erases {
+        bytes.extend(codec::padding(NODE_BYTES));
+    }
+    let is_denial = erases || update.history.iter().any(|entry| entry.what.is_denial());
+    PreparedUpdate { body: bytes, place, history, texts, is_denial, erases }
 }
 
 /// The command that appends these changes.
@@ -159,7 +170,7 @@ pub(super) fn command(
     whole: bool,
     log_entries: u64,
 ) -> Cmd {
-    let fixed = [&names.meta, &names.log, &names.text, &names.fence];
+    let fixed = [&names.meta, &names.log, &names.text, &names.fence, &names.erased];
     let mut keys: Vec<String> = fixed.into_iter().cloned().collect();
     let mut slots = HashMap::new();
     let mut texts = HashMap::new();
@@ -189,7 +200,11 @@ pub(super) fn command(
             continue;
         };
         command.arg(update.body.as_slice()).arg(&update.place.encode()[..]);
-        command.arg(update.history.len());
+        if update.erases {
+            command.arg(-1);
+        } else {
+            command.arg(update.history.len());
+        }
         for (field, item) in &update.history {
             command.arg(field.as_slice()).arg(item.as_slice());
         }

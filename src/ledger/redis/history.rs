@@ -11,10 +11,13 @@ use super::{Redis, Shared};
 use crate::consent::id::Key;
 use crate::consent::record::{Record, sha256};
 use crate::ledger::chain::Reading;
-use crate::ledger::{Cursor, Events, History, LedgerError, MAX_PAGE, codec};
+use crate::ledger::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
 
 /// How many fields are read by one command.
 const MAX_FIELDS: usize = 512;
+
+/// How often a history is read anew that is erased meanwhile.
+const MAX_TRIES: usize = 4;
 
 impl<'a> Item<'a> {
     /// By what it stands in the chain.
@@ -37,17 +40,8 @@ impl Redis {
     pub(in crate::ledger) async fn history(&self, key: Key) -> Result<History, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
-        let failed = |failure| shared.failed(identity.epoch, failure);
-        let (_, mut values) = shared.values(&identity, &[key]).await.map_err(failed)?;
-        let record = match values.pop().flatten() {
-            None => Record::default(),
-            Some(value) => split_value(&value)
-                .and_then(|(_, record)| codec::decode_record(record).ok())
-                .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))?,
-        };
-        let bucket = crate::ledger::bucket_of(key, identity.buckets);
-        let mut texts = Texts::default();
-        shared.history(bucket, key, record, &mut texts).await
+        let record = shared.record(&identity, key).await?;
+        shared.history_of(&identity, key, record, &mut Texts::default()).await
     }
 
     /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole
@@ -74,7 +68,7 @@ impl Redis {
                 let record = record.map_err(|_| {
                     LedgerError::Damaged("a pair's record, or this version cannot read it")
                 })?;
-                let history = shared.history(number, key, record, &mut texts).await?;
+                let history = shared.history_of(&identity, key, record, &mut texts).await?;
                 if history.unreadable > 0 {
                     return Err(LedgerError::Damaged("a history entry"));
                 }
@@ -90,6 +84,39 @@ impl Redis {
 struct Texts(HashMap<Vec<u8>, Option<String>>);
 
 impl Shared {
+    /// A pair's record; the empty one where there is none.
+    async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
+        let values = self.values(identity, &[key]).await;
+        let (_, mut values) = values.map_err(|failure| self.failed(identity.epoch, failure))?;
+        let Some(value) = values.pop().flatten() else { return Ok(Record::default()) };
+        split_value(&value)
+            .and_then(|(_, record)| codec::decode_record(record).ok())
+            .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))
+    }
+
+    /// The history of a pair whose record was this one. Where that was erased meanwhile, what it
+    /// told of goes while it is read: then it is read by what the record is now.
+    async fn history_of(
+        &self,
+        identity: &Identity,
+        key: Key,
+        mut record: Record,
+        texts: &mut Texts,
+    ) -> Result<History, LedgerError> {
+        let bucket = crate::ledger::bucket_of(key, identity.buckets);
+        for _ in 1..MAX_TRIES {
+            let read = self.history(bucket, key, record, texts).await?;
+            if read.intact {
+                return Ok(read);
+            }
+            record = self.record(identity, key).await?;
+            if record.history_start() == read.record.history_start() {
+                return Ok(read);
+            }
+        }
+        self.history(bucket, key, record, texts).await
+    }
+
     /// The history of a pair whose record is this one.
     async fn history(
         &self,
@@ -99,8 +126,8 @@ impl Shared {
         texts: &mut Texts,
     ) -> Result<History, LedgerError> {
         let len = record.history_len;
+        let (mut from, _) = record.history_start();
         let mut reading = Reading::new(record);
-        let mut from = 0;
         while from < len {
             let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
             let to = from.saturating_add(some).min(len);

@@ -25,6 +25,8 @@ pub(super) struct Names {
     pub(super) log: String,
     pub(super) text: String,
     pub(super) fence: String,
+    /// What of an erase is still to be done: see `erase`. There is no such key where nothing is.
+    pub(super) erased: String,
     pub(super) channel: String,
 }
 
@@ -42,6 +44,7 @@ impl Names {
             log: format!("{tag}:log"),
             text: format!("{tag}:text"),
             fence: format!("{tag}:fence"),
+            erased: format!("{tag}:erased"),
             channel: format!("{tag}:ch"),
             tag,
         }
@@ -88,6 +91,12 @@ pub(super) fn history_field(key: Key, place: u64) -> Vec<u8> {
     field.extend_from_slice(&key.to_bytes());
     prost::encoding::encode_varint(place, &mut field);
     field
+}
+
+/// The place of the entry in a pair's history that a field is of; none where it is another's.
+pub(super) fn history_place(key: Key, field: &[u8]) -> Option<u64> {
+    let mut place = field.strip_prefix(&key.to_bytes())?;
+    prost::encoding::decode_varint(&mut place).ok()
 }
 
 /// Whether a field of a bucket's histories is one of a pair's entries.

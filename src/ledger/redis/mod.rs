@@ -9,6 +9,7 @@ mod backoff;
 mod create;
 mod dial;
 mod driver;
+mod erase;
 mod fitness;
 mod flight;
 mod history;

@@ -41,6 +41,7 @@ impl Shared {
         self.roll_forward(identity.epoch).await?;
         let now = self.values(&identity, &[]).await?.0;
         self.trim_log(&identity, now.minus(retention.log)).await?;
+        self.finish_erasing(&identity).await?;
         for _ in 0..BUCKETS_A_SWEEP.min(identity.buckets) {
             *bucket = bucket.wrapping_add(1) % identity.buckets.max(1);
             self.expire(&identity, *bucket, now.minus(retention.history)).await?;

@@ -139,6 +139,14 @@ script!(
     TRIM, EVEN_FULL, "trim.lua"
 );
 script!(
+    /// Takes away what an erased pair's history had.
+    PURGE, EVEN_FULL, "purge.lua"
+);
+script!(
+    /// Removes statements that nobody refers to.
+    DROP, EVEN_FULL, "drop.lua"
+);
+script!(
     /// Counts that an operator has accepted the ledger as it is.
     ACCEPT, EVEN_FULL, "accept.lua"
 );

@@ -88,7 +88,9 @@ impl NewRedis {
         for pair in pairs {
             let number = bucket_of(pair.key(), self.buckets);
             let history = self.names.history(number);
-            for (place, entry) in (0_u64..).zip(&pair.history) {
+            // A record that cannot be read is no reader's, and has none that was erased.
+            let start = pair.decode().map_or(0, |record| record.history_start().0);
+            for (place, entry) in (start..).zip(&pair.history) {
                 // What the other ledger has lost is not made up; verify tells of it.
                 let Some(entry) = entry else { continue };
                 let field = history_field(pair.key(), place);

@@ -11,7 +11,7 @@ use super::super::{Redis, Shared};
 use super::whole::entry;
 use crate::consent::event::What;
 use crate::consent::id::Key;
-use crate::consent::record::{Link, Record};
+use crate::consent::record::{ChainHead, Erased, Link, Record};
 use crate::consent::state::State;
 use crate::ledger::verify::{Damage, Depth, Finding, Progress, Report};
 use crate::ledger::whole::{Entry, chain_of};
@@ -238,14 +238,18 @@ impl Known {
         self.word.as_ref()?.record.as_ref().ok()
     }
 
-    /// The record of all of it.
+    /// The record of all of it; what was erased must not come back with a record from before.
     fn record(&self) -> Record {
         let stored = self.stored.as_ref().map(|(_, record)| record);
         let told: Vec<&Record> = [stored, self.logged()].into_iter().flatten().collect();
+        let all = told.iter().copied().chain(&self.astray);
+        let erased = last_erase(all.clone());
+        let told: Vec<&Record> = told.iter().copied().filter(|r| r.erased == erased).collect();
         let mut state = State::default();
-        for record in told.iter().copied().chain(&self.astray) {
+        for record in all.filter(|record| record.erased == erased) {
             state = state.join(record.state.clone());
         }
+        let (start, chain_start) = start_of(erased.as_deref());
         if told.is_empty() {
             for entry in self.items.iter().flatten().filter_map(Entry::decode) {
                 for effect in entry.what.effects(entry.time) {
@@ -255,27 +259,29 @@ impl Known {
             }
         }
         let fits = |record: &&&Record| {
-            let items = usize::try_from(record.history_len).ok();
-            let items = items.and_then(|len| self.items.get(..len));
-            items.is_some_and(|items| chain_of(items) == Some(record.chain))
+            let items = record.history_len.checked_sub(start).and_then(|len| len.try_into().ok());
+            let items = items.and_then(|len: usize| self.items.get(..len));
+            items.is_some_and(|items| chain_of(chain_start, items) == Some(record.chain))
         };
         let whole = told.iter().filter(fits).max_by_key(|record| record.history_len);
         let (history_len, chain) = if let Some(record) = whole {
             (record.history_len, record.chain)
         } else {
             let len = u64::try_from(self.items.len()).unwrap_or(0);
-            (len, chain_of(&self.items).unwrap_or_default())
+            let chain = chain_of(chain_start, &self.items);
+            (start.saturating_add(len), chain.unwrap_or_default())
         };
         let requests = told.first().map(|record| record.requests.clone()).unwrap_or_default();
-        let links = self.links(&told);
-        Record { state, history_len, chain, requests, links }
+        let links = self.links(&told, erased.as_deref());
+        Record { state, history_len, chain, requests, links, erased }
     }
 
     /// The person's other ids, by every record and by the history: one that were forgotten would
     /// not hear of later denials.
-    fn links(&self, told: &[&Record]) -> Vec<Link> {
+    fn links(&self, told: &[&Record], erased: Option<&Erased>) -> Vec<Link> {
         let mut known = Record::default();
-        let records = told.iter().copied().chain(&self.astray);
+        let astray = self.astray.iter().filter(|record| record.erased.as_deref() == erased);
+        let records = told.iter().copied().chain(astray);
         let kept = records.flat_map(|record| record.links.clone());
         let said = self.items.iter().flatten().filter_map(Entry::decode);
         let said = said.filter_map(|entry| match entry.what {
@@ -298,6 +304,18 @@ impl Known {
         let last = self.items.iter().rev().flatten().find_map(Entry::decode);
         last.map(|entry| (entry.user_id, entry.business_id)).unwrap_or_default()
     }
+}
+
+/// The last erase that any of these records tells of.
+fn last_erase<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Box<Erased>> {
+    let erased = records.filter_map(|record| record.erased.as_ref());
+    erased.max_by_key(|erased| (erased.time, erased.history_len)).cloned()
+}
+
+/// Where a history begins that was erased so.
+fn start_of(erased: Option<&Erased>) -> (u64, ChainHead) {
+    let erased = erased.map(|erased| Box::new(*erased));
+    Record { erased, ..Record::default() }.history_start()
 }
 
 impl Shared {
@@ -338,7 +356,10 @@ impl Shared {
         };
         let astray = misplaced.as_ref().and_then(readable);
         let astray = astray.and_then(|(_, record)| record.ok());
-        let items = self.items_of(number, key).await?;
+        let records = stored.iter().map(|(_, record)| record).chain(&astray);
+        let logged = word.as_ref().and_then(|word| word.record.as_ref().ok());
+        let (start, _) = start_of(last_erase(records.chain(logged)).as_deref());
+        let items = self.items_of(number, key, start).await?;
         if stored.is_none() && word.is_none() && items.is_empty() && astray.is_none() {
             return Ok(None);
         }
@@ -433,12 +454,17 @@ impl Shared {
         Ok(codec::decode_log(&fields.bytes()?).ok())
     }
 
-    /// A pair's history from its first item to the last before a gap.
-    async fn items_of(&self, number: u32, key: Key) -> Result<Vec<Option<Entry>>, Failure> {
+    /// A pair's history from the item at a place to the last before a gap.
+    async fn items_of(
+        &self,
+        number: u32,
+        key: Key,
+        start: u64,
+    ) -> Result<Vec<Option<Entry>>, Failure> {
         let hash = self.names.history(number);
         let mut items = Vec::new();
         loop {
-            let from = u64::try_from(items.len()).unwrap_or(u64::MAX);
+            let from = start.saturating_add(u64::try_from(items.len()).unwrap_or(u64::MAX));
             let fields: Vec<_> = (from..from.saturating_add(MAX_ITEMS))
                 .map(|place| history_field(key, place))
                 .collect();

@@ -328,7 +328,7 @@ impl Shared {
         for pair in pairs.iter_mut() {
             // A record that cannot be read is told of as such.
             if let Ok(record) = pair.decode() {
-                sized.push((pair, record.history_len));
+                sized.push((pair, record.history_start().0..record.history_len));
                 records.push(record);
             }
         }
@@ -353,7 +353,8 @@ impl Shared {
             known.extend(there);
         });
         for (pair, record) in whole.into_iter().zip(&records) {
-            report.history_entries = report.history_entries.saturating_add(record.history_len);
+            let entries = u64::try_from(pair.history.len()).unwrap_or(u64::MAX);
+            report.history_entries = report.history_entries.saturating_add(entries);
             let lacks =
                 |entry: &Entry| entry.statement().is_some_and(|digest| missing.contains(&digest));
             let damage = if !pair.is_intact(record) {

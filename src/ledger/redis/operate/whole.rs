@@ -1,6 +1,7 @@
 //! Pairs with their histories, as bytes.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use redis::Value;
 
@@ -65,22 +66,22 @@ impl Shared {
         Ok(values)
     }
 
-    /// Reads the histories of pairs of one bucket, whose records say how long they are.
+    /// Reads the histories of pairs of one bucket, whose records say from where to where they go.
     pub(super) async fn fill_histories(
         &self,
         bucket: u32,
-        pairs: &mut [(&mut Whole, u64)],
+        pairs: &mut [(&mut Whole, Range<u64>)],
     ) -> Result<(), Failure> {
-        for (_, len) in pairs.iter_mut() {
-            *len = (*len).min(MAX_HISTORY);
+        for (_, places) in pairs.iter_mut() {
+            places.end = places.end.min(places.start.saturating_add(MAX_HISTORY));
         }
         let fields: Vec<_> = pairs
             .iter()
-            .flat_map(|(pair, len)| (0..*len).map(|place| history_field(pair.key(), place)))
+            .flat_map(|(pair, places)| places.clone().map(|place| history_field(pair.key(), place)))
             .collect();
         let mut values = self.many(&self.names.history(bucket), &fields).await?.into_iter();
-        for (pair, len) in pairs {
-            let entries = values.by_ref().take(usize::try_from(*len).unwrap_or(usize::MAX));
+        for (pair, places) in pairs {
+            let entries = values.by_ref().take(places.clone().count());
             pair.history = entries.map(|value| value.as_deref().and_then(entry)).collect();
         }
         Ok(())
@@ -111,7 +112,7 @@ impl Shared {
         let mut sized = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let record = pair.decode().map_err(|_| unreadable())?;
-            sized.push((pair, record.history_len));
+            sized.push((pair, record.history_start().0..record.history_len));
         }
         Ok(self.fill_histories(bucket, &mut sized).await?)
     }

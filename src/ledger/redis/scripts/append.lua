@@ -14,15 +14,15 @@
 --   5. What is announced is durable, so the announcement is last; where it is forbidden, that is no
 --      reason to fail: followers find the entries by their polls.
 --
--- KEYS: meta, log, text, fence, then each bucket's pairs and histories that are needed.
+-- KEYS: meta, log, text, fence, erased, then each bucket's pairs and histories that are needed.
 -- ARGV: epoch, channel, most log entries, number of texts, number of changes; digest and text of
 -- each text; then for each change: number of its bucket's key in KEYS, pair's key, the base's
--- version, the log entry's body (empty: compare only), its place, number of history entries, and
--- field and item of each.
+-- version, the log entry's body (empty: compare only), its place, number of history entries (-1:
+-- nothing of its history is to be left, which purge.lua sees to), and field and item of each.
 -- Answers {receivers, outcome, ...}: the new revision; 0 where the pair is unchanged and was only
 -- compared; the pair's value in the bucket where that is another one, false where there is none.
 
-local meta, log, text = KEYS[1], KEYS[2], KEYS[3]
+local meta, log, text, erased = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local pack = struct.pack
 
 local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head')
@@ -51,13 +51,16 @@ for n = 1, count do
     fits = true
     if ARGV[at + 3] ~= '' then writes = true end
   end
-  at = at + 6 + 2 * tonumber(ARGV[at + 5])
+  at = at + 6 + 2 * math.max(0, tonumber(ARGV[at + 5]))
 end
 
 -- 2. to 4. Write.
 if writes then
   for n = 1, texts do
-    redis.call('HSETNX', text, ARGV[4 + 2 * n], ARGV[5 + 2 * n])
+    local digest = ARGV[4 + 2 * n]
+    redis.call('HSETNX', text, digest, ARGV[5 + 2 * n])
+    -- It was one's that was erased, and is somebody else's now.
+    if redis.call('HGET', erased, digest) then redis.call('HDEL', erased, digest) end
   end
 end
 local outcomes, touched, bodies = {0}, {}, {}
@@ -80,6 +83,8 @@ for n = 1, count do
     for h = s + 6, s + 4 + 2 * tonumber(ARGV[s + 5]), 2 do
       redis.call('HSET', history, ARGV[h], number .. ARGV[h + 1])
     end
+    -- As with texts: alone it does no harm.
+    if ARGV[s + 5] == '-1' then redis.call('HSET', erased, key, '') end
     local place = ARGV[s + 4]
     local _, _, from, length = struct.unpack('>I4I1I4I4', place)
     local hash = redis.sha1hex(head .. number .. body)

@@ -1,0 +1,206 @@
+//! A file without what was erased from it.
+//!
+//! What is taken out of a file's tables stays in its free pages until they are written over, and
+//! compacting moves pages rather than clear them. So what the tables hold is written into a file
+//! beside it, which then takes its name: no byte that is not held any more comes along. A process
+//! that dies meanwhile leaves the first file as it was, and one beside it that is removed the next
+//! time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, TableDefinition, WriteTransaction,
+};
+
+use super::erase::{DOOMED, ERASED, Reaper};
+use super::history::HISTORY;
+use super::store::{self, LOG, META, PAIRS, TEXTS, failed, number};
+use super::{Appender, Embedded, OpenError, open_error, retention};
+use crate::consent::time::Timestamp;
+use crate::ledger::{LedgerError, Retention};
+
+/// What came of writing a file anew.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Compacted {
+    /// Its bytes before.
+    pub before: u64,
+    /// Its bytes now.
+    pub now: u64,
+    /// When the last entry of its log was written that may name somebody who was erased since;
+    /// none where it has none of those any more.
+    pub named: Option<Timestamp>,
+}
+
+impl Embedded {
+    /// Opens the ledger as [`open`](Self::open) does, to serve it; where everything that names
+    /// somebody who was erased has outlived its time, the file is written anew before. What came
+    /// of that, if it was tried.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the file. That it could not be written anew is none:
+    /// it stays as it was, to be tried again.
+    #[allow(clippy::type_complexity, reason = "the two of `open`, and one thing more")]
+    pub fn open_to_serve(
+        path: &Path,
+        retention: Retention,
+        cache_bytes: usize,
+    ) -> Result<(Self, Appender, Option<Result<Compacted, OpenError>>), OpenError> {
+        let mut database = Self::open_file(path, cache_bytes)?;
+        store::prepare(&database, path)?;
+        let mut tried = None;
+        if has_erased(&database).map_err(|error| damaged(path, error))? {
+            remove_expired(&database, retention).map_err(|error| damaged(path, error))?;
+            if named(&database).map_err(|error| damaged(path, error))?.is_none() {
+                tried = Some(write_anew(&mut database, path, cache_bytes));
+            }
+        }
+        let (ledger, appender) = Self::with_database(database, path, retention)?;
+        Ok((ledger, appender, tried))
+    }
+
+    /// Writes a ledger's file anew, without what is not in it any more, after it has removed what
+    /// has outlived this retention.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong, with this file or with one beside it.
+    pub fn compact(
+        path: &Path,
+        retention: Retention,
+        cache_bytes: usize,
+    ) -> Result<Compacted, OpenError> {
+        let mut database = Self::open_file(path, cache_bytes)?;
+        store::prepare(&database, path)?;
+        remove_expired(&database, retention).map_err(|error| damaged(path, error))?;
+        write_anew(&mut database, path, cache_bytes)
+    }
+}
+
+fn damaged(path: &Path, error: LedgerError) -> OpenError {
+    OpenError::NotALedger { path: path.to_owned(), source: error.into() }
+}
+
+/// Whether anything was erased since the file was last written anew.
+fn has_erased(database: &Database) -> Result<bool, LedgerError> {
+    let meta = database.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
+    Ok(number(&meta, ERASED)? > 0)
+}
+
+/// When the last entry of the log was written that may name somebody who was erased; of a
+/// statement that is still to be removed, the beginning of time.
+fn named(database: &Database) -> Result<Option<Timestamp>, LedgerError> {
+    let transaction = database.begin_read().map_err(failed)?;
+    let erased = number(&transaction.open_table(META).map_err(failed)?, ERASED)?;
+    let log = transaction.open_table(LOG).map_err(failed)?;
+    // The last erase's own entry names nobody.
+    let last = log.range(..erased).map_err(failed)?.next_back().transpose().map_err(failed)?;
+    if let Some((_, value)) = last {
+        return Ok(Some(retention::time_of(value.value())?));
+    }
+    let doomed = transaction.open_table(DOOMED).map_err(failed)?;
+    Ok((!doomed.is_empty().map_err(failed)?).then_some(Timestamp::MIN))
+}
+
+/// Removes all that has outlived its time, and the statements that nobody refers to.
+fn remove_expired(database: &Database, keep: Retention) -> Result<(), LedgerError> {
+    let (recent, mut mover) = store::load_recent(database)?;
+    while store::move_pairs(database, &recent, &mut mover)? {}
+    while retention::sweep(database, mover.settled(), keep)? {}
+    let mut reaper = Reaper::default();
+    while reaper.step(database)? {}
+    Ok(())
+}
+
+/// Writes what the tables hold into a file beside this one, gives it this one's name, and goes on
+/// with it.
+fn write_anew(
+    database: &mut Database,
+    path: &Path,
+    cache_bytes: usize,
+) -> Result<Compacted, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    // Where the name is a link, it is what that leads to that is written anew.
+    let path = &fs::canonicalize(path).map_err(io)?;
+    let beside = beside(path);
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let before = fs::metadata(path).map_err(io)?;
+    let mut new = OpenOptions::new();
+    let file = new.write(true).create_new(true).mode(0o600).open(&beside).map_err(io)?;
+    // Nobody else can open it before it has its owner.
+    own_as(&file, &before).map_err(io)?;
+    drop(file);
+    let new = fill(database, &beside, cache_bytes).inspect_err(|_| {
+        let _ = fs::remove_file(&beside); // The next time, otherwise.
+    })?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::rename(&beside, path).map_err(io)?;
+    File::open(parent.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.sync_all())
+        .map_err(io)?;
+    let now = fs::metadata(path).map_err(io)?.len();
+    // It was locked before it had the name: nobody came between.
+    *database = new;
+    let named = named(database).map_err(|error| damaged(path, error))?;
+    Ok(Compacted { before: before.len(), now, named })
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".compacting");
+    name.into()
+}
+
+/// Gives a file the owner, the group and the rights of another.
+fn own_as(file: &File, other: &fs::Metadata) -> std::io::Result<()> {
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) != (other.uid(), other.gid()) {
+        std::os::unix::fs::fchown(file, Some(other.uid()), Some(other.gid()))?;
+    }
+    file.set_permissions(other.permissions())
+}
+
+/// A database in this empty file with all that another one holds.
+fn fill(from: &Database, path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
+    let to = Database::builder().set_cache_size(cache_bytes).create(path);
+    let mut to = to.map_err(|error| open_error(path, error))?;
+    let copied = || {
+        let read = from.begin_read().map_err(failed)?;
+        let write = to.begin_write().map_err(failed)?;
+        copy(&read, &write, PAIRS)?;
+        copy(&read, &write, LOG)?;
+        copy(&read, &write, HISTORY)?;
+        copy(&read, &write, TEXTS)?;
+        copy(&read, &write, DOOMED)?;
+        copy(&read, &write, META)?;
+        if named(from)?.is_none() {
+            write.open_table(META).map_err(failed)?.remove(ERASED).map_err(failed)?;
+        }
+        write.commit().map_err(failed)
+    };
+    copied().map_err(|error: LedgerError| damaged(path, error))?;
+    // What was never held is not in it: this makes it smaller, no more.
+    to.compact().map_err(|error| damaged(path, failed(error)))?;
+    Ok(to)
+}
+
+fn copy<K: redb::Key + 'static, V: redb::Value + 'static>(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    table: TableDefinition<'static, K, V>,
+) -> Result<(), LedgerError> {
+    let from = from.open_table(table).map_err(failed)?;
+    let mut to = to.open_table(table).map_err(failed)?;
+    for row in from.iter().map_err(failed)? {
+        let (key, value) = row.map_err(failed)?;
+        to.insert(key.value(), value.value()).map_err(failed)?;
+    }
+    Ok(())
+}
