@@ -1,5 +1,6 @@
 //! Wiring: what is built from the settings, which tasks run, and in which order they end.
 
+mod decision_log;
 mod ledger;
 
 use std::net::SocketAddr;
@@ -19,7 +20,8 @@ use self::ledger::Engine;
 use crate::admin::{self, Shown};
 use crate::clock;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
-use crate::consent::keyword::Keywords;
+use crate::consent::keyword::KeywordBook;
+use crate::decision_log::{DecisionLog, Target, Writer as DecisionLogWriter};
 use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
@@ -56,6 +58,7 @@ pub struct Sidecar {
     drain: Drain,
     drain_timeout: Duration,
     exporter: Option<Exporter>,
+    decisions: Option<DecisionLogWriter>,
 }
 
 /// Where a sidecar listens.
@@ -89,6 +92,7 @@ impl Sidecar {
             None => None,
             Some(told) => Some((bind_http(&told.address, "--webhook").await?, told.sources)),
         };
+        let (log, decisions) = open_decision_log(&settings, &metrics)?;
         let (ledger, engine) = ledger::open(&settings).await?;
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
@@ -99,7 +103,7 @@ impl Sidecar {
             .scrubbing(scrub)
             .saving(settings.snapshot.map(|(path, every)| Saving { path, every }));
         let watches = Watches::new(follower.changes(), settings.max_watchers);
-        let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics));
+        let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
         let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
         let health = HealthService::new(gate.clone(), drain.begun.clone());
@@ -109,7 +113,7 @@ impl Sidecar {
             .unzip();
         let base = Routes::new(health, limit)?.watched_by(Watcher::new(tracer));
         let names = settings.names.clone();
-        let keywords = Keywords::new(settings.keywords.clone());
+        let keywords = KeywordBook::new(settings.keywords.clone());
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
         let listeners = listeners.into_iter().map(|Heard { listener, checks, records, tokens }| {
             let mut routes = base.clone();
@@ -164,6 +168,7 @@ impl Sidecar {
             drain,
             drain_timeout,
             exporter,
+            decisions,
         })
     }
 
@@ -223,6 +228,11 @@ impl Sidecar {
                 "the export of traces ended unasked".to_owned()
             });
         }
+        let stop_log = CancellationToken::new();
+        if let Some(writer) = self.decisions {
+            let metrics = Arc::clone(&self.metrics);
+            decision_log::run(writer, &mut parts, stop_log.clone(), metrics)?;
+        }
         let mut servers = JoinSet::new();
         for (listener, routes) in self.listeners {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
@@ -264,6 +274,7 @@ impl Sidecar {
         while servers.join_next().await.is_some() {}
         let last_traces = Instant::now() + LAST_TRACES;
         let _ = finish_traces.send(limit.map_or(last_traces, |limit| limit.min(last_traces)));
+        stop_log.cancel();
         stop_follower.cancel();
         if timeout(CLOSE, self.ledger.close()).await.is_err() {
             warn!("the ledger did not close in time");
@@ -274,6 +285,20 @@ impl Sidecar {
             Some(failed) => bail!(failed),
         }
     }
+}
+
+/// What takes decisions to be logged, and what writes them, where that is asked for.
+fn open_decision_log(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Option<DecisionLog>, Option<DecisionLogWriter>)> {
+    let Some(log) = &settings.decision_log else { return Ok((None, None)) };
+    let opened = crate::decision_log::open(log.clone(), Arc::clone(metrics));
+    let (log, writer) = opened.with_context(|| match &log.target {
+        Target::File(path) => format!("--decision-log: cannot open {}", path.display()),
+        Target::Stdout => "--decision-log: cannot write to standard output".to_owned(),
+    })?;
+    Ok((Some(log), Some(writer)))
 }
 
 /// The pairs of a load test. Beside real ones they could be taken for them.

@@ -3,9 +3,11 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod decision_log;
 mod file;
 mod keywords;
 mod ledger;
+mod listen;
 mod rules;
 mod snapshot;
 mod webhook;
@@ -18,15 +20,19 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Deserialize;
 
+use self::decision_log::with_decision_log_args;
 pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
+use self::listen::listen;
+pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::access;
 use crate::consent::event::PlatformNames;
-use crate::consent::keyword::KeywordLists;
+use crate::consent::keyword::KeywordSettings;
 use crate::decision::Policy;
+use crate::decision_log::DecisionLogSettings;
 use crate::grpc::listen::Address;
 use crate::ledger::{Durability, NotADurability, Retention};
 use crate::synthetic::MAX_PAIRS;
@@ -72,7 +78,7 @@ macro_rules! serve_args {
     };
 }
 
-with_ledger_args! { serve_args! {
+with_decision_log_args! { with_ledger_args! { serve_args! {
     /// Where to serve gRPC over TCP: HOST:PORT, port 0 for any free one, or none
     /// [default: 127.0.0.1:50051]
     #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
@@ -205,7 +211,7 @@ with_ledger_args! { serve_args! {
     /// their caller's trace is [default: 0.01]
     #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
     otlp_sample: f64,
-} }
+} } }
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
 const MAX_WORKERS: usize = 1_024;
@@ -310,7 +316,7 @@ pub struct Settings {
     /// The names by which a statement may call WhatsApp.
     pub names: PlatformNames,
     /// The keywords.
-    pub keywords: KeywordLists,
+    pub keywords: KeywordSettings,
     /// Threads that serve.
     pub workers: usize,
     /// Connections of each listener.
@@ -331,6 +337,8 @@ pub struct Settings {
     pub log: String,
     /// Where traces go, if anywhere.
     pub traces: Option<TraceSettings>,
+    /// Where decisions are logged, if anywhere.
+    pub decision_log: Option<DecisionLogSettings>,
 }
 
 impl ServeArgs {
@@ -379,6 +387,7 @@ impl ServeArgs {
         }
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
+            decision_log: decision_log::of(&self)?,
             snapshot: snapshot::of(
                 self.snapshot.as_deref(),
                 self.snapshot_every.as_deref(),
@@ -404,7 +413,7 @@ impl ServeArgs {
                 self.stale_allow.as_deref(),
             )?,
             names: names(self.platform_names.as_deref())?,
-            keywords: self.keywords.unwrap_or_default().lists()?,
+            keywords: self.keywords.unwrap_or_default().settings()?,
             workers: at_most(MAX_WORKERS, "--workers", self.workers, cpus.min(2))?,
             max_connections: at_most(
                 MAX_CONNECTIONS,
@@ -467,28 +476,6 @@ fn synthetic(count: u64) -> Result<u64, ConfigError> {
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
-}
-
-/// Where to serve gRPC: nowhere, where webhooks are received and nothing else is wanted.
-fn listen(
-    tcp: Option<&str>,
-    unix: Option<&str>,
-    webhook: bool,
-) -> Result<Vec<Address>, ConfigError> {
-    let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
-    let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
-    if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
-        return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
-    }
-    // As the commands' --addr has it, for those who take one from the other.
-    let path = unix.map(|path| {
-        path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
-    });
-    let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
-    if listen.is_empty() && !webhook {
-        return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
-    }
-    Ok(listen)
 }
 
 /// A filter takes any word for a module's name; one alone is a misspelt level.

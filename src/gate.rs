@@ -1,20 +1,24 @@
 //! What every reader calls: the table, the policy and the clocks make a decision.
 
+mod wanted;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use self::wanted::{Lately, Wanted};
 use crate::clock::{self, Moment};
 use crate::consent::Violation;
 use crate::consent::facts::Facts;
-use crate::consent::id::{BusinessId, UserId};
+use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Class};
 use crate::consent::time::{Clock, Timestamp};
 use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use crate::decision_log::{Decided, DecisionLog};
 use crate::metrics::{Metrics, TableGauges};
-use crate::table::{Freshness, Keys, Pair, Table, UnreadablePair, Validity};
+use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 
 pub use crate::table::Summary;
 
@@ -118,13 +122,21 @@ pub struct Gate {
     policy: Policy,
     bound: Duration,
     metrics: Arc<Metrics>,
+    log: Option<DecisionLog>,
 }
 
 impl Gate {
     /// A gate that denies once the table's last proof is older than `bound`.
     #[must_use]
     pub fn new(table: Table, policy: Policy, bound: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { table, policy, bound, metrics }
+        Self { table, policy, bound, metrics, log: None }
+    }
+
+    /// Logs what it decides from now on.
+    #[must_use]
+    pub fn logging(mut self, log: Option<DecisionLog>) -> Self {
+        self.log = log;
+        self
     }
 
     /// Answers a question from memory.
@@ -133,13 +145,18 @@ impl Gate {
     ///
     /// [`CheckError`] where no decision was made.
     pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
-        let answer = self.look(question)?;
+        let read = Lately::default().read(&self.table.keys(), question);
+        let (pair, category) = read.map_err(CheckError::Invalid)?;
+        let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
         self.metrics.decided(answer.decision.reason);
+        if let Some(log) = &self.log {
+            log.put(&decided(pair, category, question.form, &answer, now));
+        }
         Ok(answer)
     }
 
-    /// The same answer for a person who wants to know: it is not counted as a decision, for no
-    /// message hangs on it.
+    /// The same answer for a person who wants to know: it is neither counted nor logged as a
+    /// decision, for no message hangs on it.
     ///
     /// # Errors
     ///
@@ -161,9 +178,20 @@ impl Gate {
     ) -> Result<Answer, CheckError> {
         let read = Lately::default().read(&self.table.keys(), question);
         let (pair, category) = read.map_err(CheckError::Invalid)?;
+        Ok(self.decide_one(pair, category, question.form, clock)?.0)
+    }
+
+    /// Looks one pair up, reads the clock, and decides; gives when that was, too.
+    fn decide_one(
+        &self,
+        pair: Pair,
+        category: Category<'_>,
+        form: Form,
+        clock: impl FnOnce() -> Moment,
+    ) -> Result<(Answer, Moment), CheckError> {
         let (facts, freshness) = self.table.facts(pair, category);
         let judge = Judge::new(self, freshness, clock())?;
-        Ok(judge.answer(&facts, category.class, question.form))
+        Ok((judge.answer(&facts, category.class, form), judge.now))
     }
 
     /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
@@ -226,6 +254,7 @@ impl Gate {
         let judge = Judge::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
+        let mut looked_up = pairs.iter().zip(&categories);
         for asked in asked {
             each(asked.map(|(class, form)| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
@@ -233,6 +262,11 @@ impl Gate {
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
                     *count += 1;
+                }
+                if let Some(log) = &self.log
+                    && let Some((pair, category)) = looked_up.next()
+                {
+                    log.put(&decided(*pair, *category, form, &answer, judge.now));
                 }
                 answer
             }));
@@ -296,6 +330,16 @@ impl Gate {
         let unreadable = |_| Summary { suppressed: true, ..Summary::default() };
         let summary = summary.unwrap_or_else(unreadable);
         Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
+    }
+
+    /// The key that a pair has in the ledger, by which the decision log names it.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::Invalid`] where the ids are malformed.
+    pub fn key(&self, user_id: &str, business_id: &str) -> Result<Key, CheckError> {
+        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
+        Ok(pair.key())
     }
 
     /// Whether the table was ever loaded. It stays so: an upstream fault must not take every
@@ -377,79 +421,22 @@ impl Gate {
     }
 }
 
-/// What the question before was about: most questions of a batch share their business, and many
-/// their category, which are read once then.
-#[derive(Default)]
-struct Lately<'q> {
-    business: Option<(&'q str, BusinessId<'q>)>,
-    category: Option<(&'q str, Category<'q>)>,
-}
-
-impl<'q> Lately<'q> {
-    /// The pair and the category of a question.
-    fn read(
-        &mut self,
-        keys: &Keys,
-        question: &Question<'q>,
-    ) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-        let user = UserId::parse(question.user_id);
-        let business = again(&mut self.business, question.business_id, BusinessId::parse);
-        let category = again(&mut self.category, question.category, Category::parse);
-        match (user, business, category) {
-            (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
-            (user, business, category) => {
-                let found = [user.err(), business.err(), category.err()];
-                Err(found.into_iter().flatten().collect())
-            }
-        }
-    }
-}
-
-/// What a text was read as before, or is read as now.
-fn again<'q, T: Copy>(
-    before: &mut Option<(&'q str, T)>,
-    text: &'q str,
-    parse: impl FnOnce(&'q str) -> Result<T, Violation>,
-) -> Result<T, Violation> {
-    if let Some((same, read)) = *before
-        && same == text
-    {
-        return Ok(read);
-    }
-    let read = parse(text)?;
-    *before = Some((text, read));
-    Ok(read)
-}
-
-/// What is to be decided together; what is wrong with a question keeps its place.
-struct Wanted<'q, E> {
-    asked: Vec<Result<(Class, Form), E>>,
-    pairs: Vec<Pair>,
-    categories: Vec<Category<'q>>,
-}
-
-impl<'q, E> Wanted<'q, E> {
-    fn with_capacity(questions: usize) -> Self {
-        Self {
-            asked: Vec::with_capacity(questions),
-            pairs: Vec::with_capacity(questions),
-            categories: Vec::with_capacity(questions),
-        }
-    }
-
-    fn ask(&mut self, pair: Pair, category: Category<'q>, form: Form) {
-        self.asked.push(Ok((category.class, form)));
-        self.pairs.push(pair);
-        self.categories.push(category);
-    }
-
-    fn refuse(&mut self, why: E) {
-        self.asked.push(Err(why));
-    }
+/// What is logged of an answer.
+fn decided<'q>(
+    pair: Pair,
+    category: Category<'q>,
+    form: Form,
+    answer: &Answer,
+    now: Moment,
+) -> Decided<'q> {
+    let Answer { decision, revision, staleness } = *answer;
+    let (key, reason) = (pair.key(), decision.reason);
+    Decided { key, category, form, reason, revision, staleness, now }
 }
 
 /// What answers that were looked up together have in common.
 struct Judge<'a> {
+    now: Moment,
     policy: &'a Policy,
     clock: Clock,
     proof: Proof,
@@ -468,7 +455,7 @@ impl<'a> Judge<'a> {
         };
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
         let (policy, revision) = (&gate.policy, freshness.revision);
-        Ok(Self { policy, clock, proof, revision, staleness })
+        Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
     fn answer(&self, facts: &Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {

@@ -13,11 +13,13 @@
 //! |---|---|
 //! | [`consent`] | the nouns, and how events make a pair's record; pure |
 //! | [`decision`] | may it be sent: the rules' nine rows; pure |
+//! | [`proof`] | what was known at a moment, and would have been answered; pure |
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
 //! | [`changes`] | what changes in it, told to whoever watches |
 //! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
+//! | [`decision_log`] | what was decided, as lines of JSON that no check waits for |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`whatsapp`] | what WhatsApp's webhooks say, as events; pure |
@@ -66,11 +68,13 @@ pub mod clock;
 pub mod config;
 pub mod consent;
 pub mod decision;
+pub mod decision_log;
 pub mod follower;
 pub mod gate;
 pub mod grpc;
 pub mod ledger;
 pub mod metrics;
+pub mod proof;
 pub mod recorder;
 pub mod synthetic;
 pub mod table;

@@ -2,6 +2,7 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod decision_log;
 mod following;
 mod snapshots;
 mod watching;
@@ -16,6 +17,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::decision_log::DROPS;
+use self::decision_log::DecisionLog;
 use self::following::Following;
 use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
@@ -68,6 +71,7 @@ pub struct Metrics {
     watching: Watching,
     snapshots: Snapshots,
     webhooks: Webhooks,
+    decision_log: DecisionLog,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
@@ -151,6 +155,7 @@ impl Metrics {
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
             webhooks: Webhooks::new(r)?,
+            decision_log: DecisionLog::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",

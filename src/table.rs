@@ -97,6 +97,14 @@ pub struct Pair {
     before: Option<Key>,
 }
 
+impl Pair {
+    /// Its key in the ledger.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+}
+
 impl From<Key> for Pair {
     fn from(key: Key) -> Self {
         Self { key, before: None }

@@ -19,7 +19,8 @@ use consentd::consent::scope::{Category, Scope};
 use consentd::consent::state::State;
 use consentd::consent::time::{Clock, Timestamp};
 use consentd::decision::{Form, Policy, Proof, decide};
-use consentd::gate::{Campaign, Gate};
+use consentd::decision_log::{self, DecisionLogSettings, Only, Target};
+use consentd::gate::{Campaign, Gate, Question};
 use consentd::metrics::Metrics;
 use consentd::table;
 
@@ -95,4 +96,35 @@ fn screening_allocates_by_the_message_and_not_by_the_recipient() {
     };
     spent(1); // What a thread needs once.
     assert!(spent(1_000) <= spent(1) && spent(1) < 10, "{} and {}", spent(1_000), spent(1));
+}
+
+#[test]
+fn a_logged_check_allocates_nothing() {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let (table, mut writer) = table::new();
+    writer.begin(&KeySecret::new(&[1; 16]));
+    writer.validate();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = DecisionLogSettings {
+        target: Target::File(folder.path().join("log")),
+        sample: 1.0,
+        only: Only::All,
+        max_size: 1 << 20,
+        keep: 1,
+    };
+    let (log, _waiting) = decision_log::open(settings, Arc::clone(&metrics)).unwrap();
+    let bound = Duration::from_secs(5);
+    let gate = Gate::new(table, Policy::default(), bound, Arc::clone(&metrics)).logging(Some(log));
+    let users: Vec<String> = (0..70_000).map(|n| format!("+1 (555) 01{n:05}")).collect();
+    let ask = |user: &String| {
+        let category = "utility.order_updates";
+        let question =
+            Question { user_id: user, business_id: "acme", category, form: Form::Template };
+        black_box(gate.check(&question).unwrap());
+    };
+    ask(&users[0]); // What a thread needs once.
+    let info = allocation_counter::measure(|| users.iter().for_each(ask));
+    assert_eq!(info.count_total, 0, "{info:?}");
+    // Neither does one that finds the queue full.
+    assert_eq!(metrics.decisions_dropped_by_queue(), 70_001 - 65_536);
 }

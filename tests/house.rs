@@ -75,6 +75,7 @@ fn modules_import_what_the_map_allows() {
         ("clock", &["consent"]),
         ("access", &[]),
         ("decision", &["consent"]),
+        ("proof", &["consent", "decision"]),
         ("metrics", &["decision"]),
         ("telemetry", &["metrics"]),
         ("table", &["consent", "clock"]),
@@ -83,7 +84,8 @@ fn modules_import_what_the_map_allows() {
         ("synthetic", &["consent"]),
         ("follower", &["consent", "clock", "changes", "metrics", "table", "ledger", "synthetic"]),
         ("recorder", &["consent", "clock", "metrics", "ledger"]),
-        ("gate", &["consent", "clock", "decision", "table", "metrics"]),
+        ("decision_log", &["consent", "clock", "decision", "metrics"]),
+        ("gate", &["consent", "clock", "decision", "decision_log", "table", "metrics"]),
         (
             "grpc",
             &[
@@ -110,6 +112,7 @@ fn modules_import_what_the_map_allows() {
                 "synthetic",
                 "consent",
                 "decision",
+                "decision_log",
                 "grpc",
                 "ledger",
                 "telemetry",
@@ -232,7 +235,7 @@ fn the_readme_lists_every_reason_and_call() {
             service.methods().map(|method| method.name().to_owned()).collect::<Vec<_>>()
         })
         .collect();
-    assert_eq!(methods.len(), 12);
+    assert_eq!(methods.len(), 15);
     for method in &methods {
         assert!(calls.contains(method.as_str()), "{method}");
     }

@@ -1,4 +1,4 @@
-//! `check`, `get`, `history`, `status` and `healthcheck`: the commands that ask a sidecar.
+//! `check`, `get`, `status` and `healthcheck`: the commands that ask a sidecar.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -8,13 +8,12 @@ use clap::{Args, ValueEnum};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::client::{ClientArgs, TokenArgs};
+use super::client::ClientArgs;
 use super::{Verdict, explain, print};
 use crate::clock;
 use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
-use crate::grpc::pb::record_service_client::RecordServiceClient;
 
 /// How the message is written.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,8 +66,6 @@ pub(super) struct PairArgs {
     business: String,
     #[command(flatten)]
     client: ClientArgs,
-    #[command(flatten)]
-    token: TokenArgs,
 }
 
 #[derive(Args, Debug)]
@@ -167,35 +164,7 @@ pub(super) async fn get(args: PairArgs) -> anyhow::Result<Verdict> {
     print::line(&format!("WhatsApp stop    {}", answer.platform_stopped))?;
     print::line(&format!("suppressed       {}", answer.suppressed))?;
     print::line(&format!("revision         {}", answer.revision))?;
-    Ok(Verdict::Yes)
-}
-
-pub(super) async fn history(args: PairArgs) -> anyhow::Result<Verdict> {
-    let channel = args.client.connect().await?;
-    let request = pb::ListEventsRequest { user_id: args.user, business_id: args.business };
-    let mut request = args.client.request(request);
-    args.token.authorize(&mut request)?;
-    let explain = |status: tonic::Status| args.client.explain(&status);
-    let answer = RecordServiceClient::new(channel).list_events(request).await;
-    let mut entries = answer.map_err(explain)?.into_inner();
-    let mut count = 0_u64;
-    while let Some(entry) = entries.message().await.map_err(explain)? {
-        count += 1;
-        if args.client.json {
-            print::json("ListEventsResponse", &entry)?;
-            continue;
-        }
-        let event = entry.event.unwrap_or_default();
-        print::line(&format!(
-            "{}  r{}  {}",
-            print::time(event.event_time.as_ref()),
-            entry.revision,
-            print::what(&event)
-        ))?;
-    }
-    if count == 0 && !args.client.json {
-        print::line("nothing was recorded")?;
-    }
+    print::line(&format!("pair             {}", print::shown(&answer.pair_key)))?;
     Ok(Verdict::Yes)
 }
 

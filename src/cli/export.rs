@@ -12,7 +12,8 @@ use tonic::Request;
 
 use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
-use super::print::{self, Json};
+use super::exported;
+use super::print;
 use super::record::{moment, on_wire};
 use crate::consent::time::Timestamp;
 use crate::grpc::pb;
@@ -43,14 +44,13 @@ pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
     args.token.authorize(&mut request)?;
     let answers = RecordServiceClient::new(channel).export_events(request).await;
     let mut answers = answers.map_err(|status| args.client.explain(&status))?.into_inner();
-    let json = Json::new("ConsentEvent")?;
+    let lines = exported::Writer::new()?;
     let mut output = Output::new(args.output.as_deref())?;
     let mut count = 0_u64;
     while let Some(answer) =
         answers.message().await.map_err(|status| args.client.explain(&status))?
     {
-        let Some(event) = answer.event else { continue };
-        if !output.line(&json.without_defaults(&event)?)? {
+        if !output.line(&lines.line(answer)?)? {
             return Ok(Verdict::Yes); // Whoever read has gone.
         }
         count += 1;

@@ -6,18 +6,24 @@ mod ask;
 mod bench;
 mod client;
 mod demo;
+mod due;
 mod explain;
 mod export;
+mod exported;
 mod given;
+mod history;
 mod import;
 mod init;
 mod ledger;
 mod print;
 mod proto;
+mod prove;
 mod record;
 mod serve;
 mod shell;
 mod stranger;
+mod subject;
+mod verify_export;
 mod watch;
 
 use std::process::ExitCode;
@@ -69,7 +75,13 @@ enum Command {
     /// Show what is known of a user at a business
     Get(ask::PairArgs),
     /// Show what was recorded of a user at a business, with its evidence
-    History(ask::PairArgs),
+    History(history::HistoryArgs),
+    /// Show what was known of a user at a moment, and what a check would have been answered then
+    Prove(Box<prove::ProveArgs>),
+    /// Show everything about one user, over all businesses, for who asks what is held
+    Subject(subject::SubjectArgs),
+    /// List opt-ins that lapse, as CSV, so that users can be asked again in time
+    Due(due::DueArgs),
     /// Show how current a sidecar is
     Status(ask::StatusArgs),
     /// Ask for a sidecar's health (exit code 0: serving, 1: not serving), for probes
@@ -84,6 +96,9 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all that was recorded as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Check that today's histories extend what an export has (exit code 0: yes, 1: no)
+    #[command(after_help = verify_export::HELP)]
+    VerifyExport(verify_export::VerifyExportArgs),
     /// Make a ledger in Redis, or in a file
     #[command(after_help = init::WHEN_CUT)]
     Init(Box<init::InitArgs>),
@@ -113,13 +128,17 @@ pub fn main() -> ExitCode {
         Command::Webhook(args) => serve::receive(*args),
         Command::Check(args) => asking(ask::check(args)),
         Command::Get(args) => asking(ask::get(args)),
-        Command::History(args) => asking(ask::history(args)),
+        Command::History(args) => asking(history::history(args)),
+        Command::Prove(args) => asking(prove::prove(*args)),
+        Command::Subject(args) => asking(subject::subject(args)),
+        Command::Due(args) => asking(due::due(args)),
         Command::Status(args) => asking(ask::status(args)),
         Command::Healthcheck(args) => asking(ask::healthcheck(args)),
         Command::Record(args) => asking(record::record(args)),
         Command::Watch(args) => asking(watch::watch(args)),
         Command::Import(args) => asking(import::import(args)),
         Command::Export(args) => asking(export::export(args)),
+        Command::VerifyExport(args) => asking(verify_export::verify_export(args)),
         Command::Init(args) => asking(init::init(*args)),
         Command::Ledger(command) => asking(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),

@@ -81,6 +81,11 @@ impl Json {
         self.encode(message, true)
     }
 
+    /// A message, with all that it has.
+    pub(super) fn with_defaults(&self, message: &impl Message) -> anyhow::Result<Vec<u8>> {
+        self.encode(message, false)
+    }
+
     fn encode(&self, message: &impl Message, skip_defaults: bool) -> anyhow::Result<Vec<u8>> {
         let mut dynamic = DynamicMessage::new(self.0.clone());
         dynamic.transcode_from(message)?;
@@ -132,10 +137,19 @@ pub(super) fn what(event: &pb::ConsentEvent) -> String {
             let said = if evidence.statement.is_empty() {
                 String::new()
             } else {
-                format!("\n    {:?} ({})", evidence.statement, shown(&evidence.business_name))
+                let name = shown(&evidence.business_name);
+                let locale = match shown(&evidence.locale) {
+                    locale if locale.is_empty() => locale,
+                    locale => format!(", {locale}"),
+                };
+                format!("\n    {:?} ({name}{locale})", evidence.statement)
+            };
+            let confirmed = match shown(&evidence.confirmation) {
+                by if by.is_empty() => by,
+                by => format!(", confirmed by {by}"),
             };
             format!(
-                "opt-in {}{pending}{expire}, by {}{}{said}",
+                "opt-in {}{pending}{expire}, by {}{}{confirmed}{said}",
                 opt_in.category,
                 evidence.method().as_str_name().trim_start_matches("OPT_IN_METHOD_"),
                 reference(&evidence.reference),

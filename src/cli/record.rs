@@ -2,6 +2,7 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
+use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
@@ -346,10 +347,11 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
         [("opted out of", &answer.opted_out_scope), ("opted in to", &answer.opted_in_category)]
     {
         if !scope.is_empty() {
-            text.push_str("\n  the text is a keyword: ");
-            text.push_str(did);
-            text.push(' ');
-            text.push_str(scope);
+            let (keyword, locale) = (&answer.matched_keyword, &answer.keyword_locale);
+            let language = if locale.is_empty() { String::new() } else { format!(" ({locale})") };
+            let keyword = print::shown(keyword);
+            let _ =
+                write!(text, "\n  the text is the keyword {keyword:?}{language}: {did} {scope}");
         }
     }
     print::line(&text)?;

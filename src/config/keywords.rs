@@ -1,24 +1,42 @@
-//! What the configuration file says of keywords.
+//! What the configuration file says of keywords, for all businesses and for each.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use serde::Deserialize;
 
 use super::{ConfigError, wrong};
 use crate::consent::event::{Evidence, Method, PlatformNames, What};
-use crate::consent::keyword::{KeywordLists, OptInKeyword};
+use crate::consent::id::BusinessId;
+use crate::consent::keyword::{
+    KeywordLists, KeywordSettings, Keywords, MAX_KEYWORD_BYTES, OptInKeyword, OptOutKeyword,
+    are_same, is_built_in, languages,
+};
 use crate::consent::scope::{Category, Scope};
+
+/// The longest tag of a language that is taken, in bytes: BCP 47 needs no more.
+const MAX_LOCALE_BYTES: usize = 35;
 
 /// What the file says of keywords. See [`KeywordLists`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KeywordArgs {
-    /// In place of the built-in lists.
-    opt_out: Option<Vec<OptOutArgs>>,
+    /// Whether the built-in words opt out.
+    built_in: Option<bool>,
+    /// Built-in words that mean something else here.
+    except: Vec<String>,
+    /// The languages that are spoken with users.
+    languages: Option<Vec<String>>,
+    /// Beside the built-in words.
+    opt_out: Vec<OptOutArgs>,
     /// Topics that `stop <topic>` may name.
     topics: Vec<String>,
     /// Words that opt in, and the consent that they stand for.
     opt_in: Vec<OptInArgs>,
-    /// In place of `yes`.
+    /// In place of the built-in words that confirm.
     confirm: Option<Vec<String>>,
+    /// What is otherwise for one business, by its id.
+    business: BTreeMap<String, KeywordArgs>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +44,8 @@ pub struct KeywordArgs {
 struct OptOutArgs {
     scope: String,
     words: Vec<String>,
+    #[serde(default)]
+    locale: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -40,54 +60,143 @@ struct OptInArgs {
 }
 
 impl KeywordArgs {
-    /// The lists that they stand for.
-    pub(super) fn lists(self) -> Result<KeywordLists, ConfigError> {
-        let bad =
-            |what: &str, why: &dyn std::fmt::Display| wrong("keywords", format!("{what}: {why}"));
-        let mut lists = KeywordLists::default();
-        if let Some(opt_out) = self.opt_out {
-            let read = |args: OptOutArgs| match Scope::parse(&args.scope) {
-                Ok(scope) => Ok((scope, args.words)),
-                Err(violation) => Err(bad("opt-out", &violation)),
-            };
-            lists.opt_out = opt_out.into_iter().map(read).collect::<Result<_, _>>()?;
-        }
-        for topic in self.topics {
-            let scope = Scope::parse(&topic).map_err(|violation| bad("topics", &violation))?;
-            if !matches!(scope, Scope::Topic(..)) {
-                return Err(bad(
-                    "topics",
-                    &"must be <class>.<topic>, such as utility.order_updates",
-                ));
+    /// The keywords that they stand for.
+    pub(super) fn settings(mut self) -> Result<KeywordSettings, ConfigError> {
+        let mut business = BTreeMap::new();
+        for (id, own) in std::mem::take(&mut self.business) {
+            let place = format!("business.{id:?}");
+            if let Err(violation) = BusinessId::parse(&id) {
+                return Err(bad(&place, &violation.description));
             }
-            lists.topics.push(scope);
-        }
-        for opt_in in self.opt_in {
-            let category = Category::parse(&opt_in.category).map(Scope::from);
-            let category = category.map_err(|violation| bad("opt-in", &violation))?;
-            let evidence = Evidence {
-                method: Method::Whatsapp,
-                statement: opt_in.statement,
-                business_name: opt_in.business_name,
-                locale: opt_in.locale,
-                reference: String::new(),
-                confirmation: String::new(),
-            };
-            // The same rules as for any other opt-in, checked once and here.
-            let what = What::OptIn {
-                category: category.clone(),
-                evidence: evidence.clone(),
-                expire: None,
-                pending: false,
-            };
-            if let Some(violation) = what.violations(&PlatformNames::default()).first() {
-                return Err(bad("opt-in", violation));
+            if !own.business.is_empty() {
+                return Err(bad(&place, &"a business has no businesses of its own"));
             }
-            lists.opt_in.push(OptInKeyword { words: opt_in.words, category, evidence });
+            let lists = own.over(&self).lists().map_err(|why| bad(&place, &why))?;
+            business.insert(id, lists);
         }
-        if let Some(confirm) = self.confirm {
-            lists.confirm = confirm;
+        let default = self.lists().map_err(|why| wrong("keywords", why))?;
+        Ok(KeywordSettings { default, business })
+    }
+
+    /// These of one business, with what `all` businesses have.
+    ///
+    /// Words that opt in are not taken over: the statement that they stand for names a business.
+    fn over(self, all: &Self) -> Self {
+        let more = |all: &[String], own: Vec<String>| all.iter().cloned().chain(own).collect();
+        Self {
+            built_in: self.built_in.or(all.built_in),
+            except: more(&all.except, self.except),
+            languages: self.languages.or_else(|| all.languages.clone()),
+            opt_out: all.opt_out.iter().cloned().chain(self.opt_out).collect(),
+            topics: more(&all.topics, self.topics),
+            opt_in: self.opt_in,
+            confirm: self.confirm.or_else(|| all.confirm.clone()),
+            business: BTreeMap::new(),
+        }
+    }
+
+    fn lists(self) -> Result<KeywordLists, String> {
+        let languages = self.languages.unwrap_or_default();
+        languages.iter().try_for_each(|tag| is_known_language(tag))?;
+        let lists = KeywordLists {
+            built_in: self.built_in.unwrap_or(true),
+            except: self.except.into_iter().map(built_in_word).collect::<Result<_, _>>()?,
+            languages,
+            opt_out: self.opt_out.into_iter().map(opt_out).collect::<Result<_, _>>()?,
+            topics: self.topics.iter().map(|text| topic(text)).collect::<Result<_, _>>()?,
+            opt_in: self.opt_in.into_iter().map(opt_in).collect::<Result<_, _>>()?,
+            confirm: self.confirm.map(|words| checked("confirm", words)).transpose()?,
+        };
+        if !Keywords::new(lists.clone()).can_opt_out_of_all() {
+            return Err(
+                "no word is left that opts out of everything: leave built-in = false out, \
+                        or list words of scope \"*\" under opt-out"
+                    .to_owned(),
+            );
         }
         Ok(lists)
     }
+}
+
+fn bad(place: &str, why: &dyn Display) -> ConfigError {
+    wrong("keywords", format!("{place}: {why}"))
+}
+
+fn is_known_language(tag: &str) -> Result<(), String> {
+    if languages().any(|known| known == tag) {
+        return Ok(());
+    }
+    let known = languages().collect::<Vec<_>>().join(", ");
+    Err(format!("languages: there are no built-in words of {tag:?}; there are of {known}"))
+}
+
+fn built_in_word(word: String) -> Result<String, String> {
+    if is_built_in(&word) {
+        return Ok(word);
+    }
+    Err(format!("except: {word:?} is no built-in word that opts out"))
+}
+
+fn topic(text: &str) -> Result<Scope, String> {
+    match Scope::parse(text) {
+        Ok(scope @ Scope::Topic(..)) => Ok(scope),
+        Ok(_) => Err("topics: must be <class>.<topic>, such as utility.order_updates".to_owned()),
+        Err(violation) => Err(format!("topics: {violation}")),
+    }
+}
+
+/// Words that can be keywords, and at least one.
+fn checked(list: &str, words: Vec<String>) -> Result<Vec<String>, String> {
+    if words.is_empty() {
+        return Err(format!("{list}: words: none is listed"));
+    }
+    for word in &words {
+        if word.len() > MAX_KEYWORD_BYTES {
+            return Err(format!("{list}: a word is longer than {MAX_KEYWORD_BYTES} bytes"));
+        }
+        if are_same(word, "") {
+            return Err(format!("{list}: {word:?} has neither a letter nor a digit"));
+        }
+    }
+    Ok(words)
+}
+
+fn locale(list: &str, tag: String) -> Result<String, String> {
+    let is_tag = tag.len() <= MAX_LOCALE_BYTES
+        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_tag { Ok(tag) } else { Err(format!("{list}: locale must be like es or pt-BR")) }
+}
+
+fn opt_out(args: OptOutArgs) -> Result<OptOutKeyword, String> {
+    let scope = Scope::parse(&args.scope).map_err(|violation| format!("opt-out: {violation}"))?;
+    let words = checked("opt-out", args.words)?;
+    Ok(OptOutKeyword { words, scope, locale: locale("opt-out", args.locale)? })
+}
+
+fn opt_in(args: OptInArgs) -> Result<OptInKeyword, String> {
+    let category = Category::parse(&args.category).map(Scope::from);
+    let category = category.map_err(|violation| format!("opt-in: {violation}"))?;
+    let words = checked("opt-in", args.words)?;
+    if let Some(word) = words.iter().find(|word| is_built_in(word)) {
+        return Err(format!("opt-in: {word:?} opts out in every language's built-in words"));
+    }
+    let evidence = Evidence {
+        method: Method::Whatsapp,
+        statement: args.statement,
+        business_name: args.business_name,
+        locale: locale("opt-in", args.locale)?,
+        reference: String::new(),
+        confirmation: String::new(),
+    };
+    // The same rules as for any other opt-in, checked once and here.
+    let what = What::OptIn {
+        category: category.clone(),
+        evidence: evidence.clone(),
+        expire: None,
+        pending: false,
+    };
+    if let Some(violation) = what.violations(&PlatformNames::default()).first() {
+        return Err(format!("opt-in: {violation}"));
+    }
+    Ok(OptInKeyword { words, category, evidence })
 }

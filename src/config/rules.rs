@@ -2,10 +2,41 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, optional, wrong};
+use clap::Args;
+
+use super::{ConfigError, optional, span, wrong};
 use crate::consent::event::PlatformNames;
 use crate::consent::scope::{Class, ClassSet};
 use crate::decision::Policy;
+
+/// By which rules answers are given, where that is asked of no sidecar.
+#[derive(Args, Clone, Debug)]
+pub struct PolicyArgs {
+    /// How long after the user's last message anything could be answered
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
+    window: Duration,
+    /// By how much earlier than WhatsApp does the window was closed
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = span)]
+    window_margin: Duration,
+    /// Classes for which an open window stood in for an opt-in, comma-separated, or none
+    #[arg(
+        long,
+        value_name = "CLASSES",
+        default_value = "marketing,utility,authentication,service"
+    )]
+    window_implies: String,
+}
+
+impl PolicyArgs {
+    /// The policy that the flags say.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] where one of them is wrong.
+    pub fn policy(&self) -> Result<Policy, ConfigError> {
+        policy(Some(self.window), Some(self.window_margin), Some(&self.window_implies), None)
+    }
+}
 
 pub(super) fn policy(
     window: Option<Duration>,

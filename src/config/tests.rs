@@ -51,8 +51,67 @@ fn classes_and_keywords_are_read() {
     assert!(settings.policy.window_implies.contains(Class::Utility));
     assert!(!settings.policy.window_implies.contains(Class::Marketing));
     assert_eq!(settings.policy.stale_allow, ClassSet::NONE);
-    assert_eq!(settings.keywords.opt_in.len(), 1);
-    assert_eq!(settings.keywords.confirm, ["sí"]);
+    let keywords = settings.keywords.default;
+    assert_eq!(keywords.opt_in.len(), 1);
+    assert_eq!(keywords.confirm.unwrap(), ["sí"]);
+}
+
+#[test]
+fn a_business_has_keywords_of_its_own_beside_those_of_all() {
+    let settings = file(
+        "[keywords]\ntopics = [\"utility.order_updates\"]\nlanguages = [\"en\"]\n\
+         confirm = [\"yes\"]\n\
+         [[keywords.opt-in]]\nwords = [\"start\"]\ncategory = \"marketing\"\n\
+         statement = \"Reply START for Acme's offers on WhatsApp\"\nbusiness-name = \"Acme\"\n\
+         [[keywords.opt-out]]\nscope = \"*\"\nwords = [\"hush\"]\n\
+         [keywords.business.\"tienda.mx\"]\nlanguages = [\"es\", \"en\"]\nexcept = [\"ALTO\"]\n\
+         topics = [\"marketing.rebajas\"]\n\
+         [[keywords.business.\"tienda.mx\".opt-out]]\nscope = \"marketing.rebajas\"\n\
+         words = [\"sin rebajas\"]\nlocale = \"es-MX\"\n",
+    )
+    .unwrap();
+    let own = &settings.keywords.business["tienda.mx"];
+    assert_eq!(own.languages, ["es", "en"]);
+    assert_eq!(own.except, ["ALTO"]);
+    assert_eq!(own.topics.len(), 2);
+    let words: Vec<_> = own.opt_out.iter().flat_map(|keyword| &keyword.words).collect();
+    assert_eq!(words, ["hush", "sin rebajas"]);
+    assert_eq!(own.confirm.as_deref(), Some(&["yes".to_owned()][..]));
+    assert!(own.opt_in.is_empty(), "the statement names another business");
+    assert!(settings.keywords.default.except.is_empty());
+    assert_eq!(settings.keywords.default.topics.len(), 1);
+}
+
+#[test]
+fn keywords_that_would_be_a_mistake_are_refused() {
+    for (text, parts) in [
+        ("[keywords]\nbuilt-in = false", ["opts out of everything", "built-in"]),
+        ("[keywords]\nexcept = [\"stpo\"]", ["except", "stpo"]),
+        ("[keywords]\nlanguages = [\"xx\"]", ["languages", "es, pt"]),
+        ("[keywords]\nconfirm = []", ["confirm", "none is listed"]),
+        ("[keywords]\nconfirm = [\"👍\"]", ["confirm", "neither a letter"]),
+        ("[[keywords.opt-out]]\nscope = \"*\"\nwords = []", ["opt-out", "none is listed"]),
+        ("[[keywords.opt-out]]\nscope = \"news\"\nwords = [\"a\"]", ["opt-out", "marketing"]),
+        (
+            "[[keywords.opt-out]]\nscope = \"*\"\nwords = [\"a\"]\nlocale = \"en_US\"",
+            ["locale", "pt-BR"],
+        ),
+        ("[keywords]\ntopics = [\"utility\"]", ["topics", "<class>.<topic>"]),
+        (
+            "[[keywords.opt-in]]\nwords = [\"Stop!\"]\ncategory = \"marketing\"\n\
+             statement = \"WhatsApp Acme\"\nbusiness-name = \"Acme\"",
+            ["opt-in", "opts out"],
+        ),
+        ("[keywords.business.\"\"]", ["business", "required"]),
+        ("[keywords.business.a]\ntopic = []", ["unknown field", "topics"]),
+        ("[keywords.business.a]\nbuilt-in = false", ["business.\"a\"", "opts out of everything"]),
+        ("[keywords.business.a.business.b]", ["business.\"a\"", "of its own"]),
+    ] {
+        let said = refused(text);
+        for part in parts {
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
 }
 
 #[test]

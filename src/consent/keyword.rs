@@ -2,14 +2,19 @@
 //!
 //! A text is compared as a whole, after trimming, case folding, and dropping accents and
 //! punctuation: `Stop.` is a keyword, `we must stop this bill` is not. Nothing is guessed.
+//!
+//! What withdraws consent counts in every language, whatever languages a business speaks: people
+//! write to it in their own. What gives consent counts only in the languages, and with the
+//! statements, that the business names.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+mod normal;
+mod words;
 
-use caseless::Caseless;
-use unicode_normalization::UnicodeNormalization;
-use unicode_normalization::char::canonical_combining_class;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
 
+use self::normal::normal;
+use self::words::{LANGUAGES, Language, OPT_OUT_MARKETING};
 use super::event::Evidence;
 use super::scope::{Class, Scope};
 use super::state::State;
@@ -17,121 +22,48 @@ use super::state::State;
 /// A longer text is no keyword, in bytes of UTF-8: four times WhatsApp's longest message.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// Words that opt out of everything: English ones, which US carriers and WhatsApp's own tools
-/// know, and the usual ones of eight other languages.
-const OPT_OUT_ALL: &[&str] = &[
-    // English
-    "stop",
-    "stopall",
-    "stop all",
-    "unsubscribe",
-    "cancel",
-    "end",
-    "quit",
-    "revoke",
-    "optout",
-    "opt out",
-    "remove",
-    // Spanish
-    "parar",
-    "pare",
-    "alto",
-    "detener",
-    "basta",
-    "baja",
-    "darme de baja",
-    "dar de baja",
-    "cancelar",
-    "desuscribir",
-    "desuscribirme",
-    "salir",
-    "no más",
-    // Portuguese
-    "sair",
-    "descadastrar",
-    "cancelar inscrição",
-    "remover",
-    "pare de enviar",
-    // French
-    "arrêt",
-    "arrêter",
-    "arrêtez",
-    "désabonner",
-    "me désabonner",
-    "désabonnement",
-    "désinscrire",
-    "désinscription",
-    "annuler",
-    "fin",
-    // German
-    "stopp",
-    "abmelden",
-    "abbestellen",
-    "austragen",
-    "beenden",
-    "ende",
-    "kündigen",
-    // Italian
-    "ferma",
-    "fermare",
-    "fermati",
-    "cancella",
-    "cancellami",
-    "annulla",
-    "disiscrivi",
-    "disiscrivimi",
-    "annulla iscrizione",
-    "rimuovi",
-    // Hindi, in its own script and as typed in Latin letters
-    "रोकें",
-    "रोको",
-    "रुको",
-    "रुकें",
-    "बंद",
-    "बंद करो",
-    "बंद करें",
-    "रद्द करें",
-    "सदस्यता रद्द करें",
-    "स्टॉप",
-    "band karo",
-    "band kare",
-    "roko",
-    // Indonesian
-    "berhenti",
-    "hentikan",
-    "batal",
-    "batalkan",
-    "keluar",
-    "berhenti langganan",
-    "berhenti berlangganan",
-    // Arabic
-    "توقف",
-    "أوقف",
-    "إيقاف",
-    "إلغاء",
-    "إلغاء الاشتراك",
-    "قف",
-    "كفى",
-    "ستوب",
-];
+/// The longest keyword that may be configured, in bytes of UTF-8.
+pub const MAX_KEYWORD_BYTES: usize = 128;
 
-/// WhatsApp's own button, which stops marketing alone.
-const OPT_OUT_MARKETING: &[&str] = &["stop promotions"];
-
-/// Words that confirm a double opt-in while one is pending.
-const CONFIRM: &[&str] = &["yes"];
-
-/// What an operator may set of the keywords.
+/// What an operator may set of the keywords of one business, or of all.
 #[derive(Clone, Debug)]
 pub struct KeywordLists {
-    /// Words that opt out, and what of.
-    pub opt_out: Vec<(Scope, Vec<String>)>,
+    /// Whether the built-in words opt out.
+    pub built_in: bool,
+    /// Those of the built-in words that mean something else here.
+    pub except: Vec<String>,
+    /// The business's languages, the most likely first: tags of [`languages`]. They say in which
+    /// language an answer is told to be where a word is in several, and in which ones the built-in
+    /// words confirm; opt-outs count in all of them.
+    pub languages: Vec<String>,
+    /// Words that opt out, beside the built-in ones.
+    pub opt_out: Vec<OptOutKeyword>,
     /// Topics that `stop <topic>` may name, besides those of the pair's own scopes.
     pub topics: Vec<Scope>,
     /// Words that opt in, and the consent that they stand for.
     pub opt_in: Vec<OptInKeyword>,
-    /// Words that confirm a pending double opt-in.
-    pub confirm: Vec<String>,
+    /// Words that confirm a pending double opt-in, in place of those of the languages.
+    pub confirm: Option<Vec<String>>,
+}
+
+/// The keywords of every business.
+#[derive(Clone, Debug, Default)]
+pub struct KeywordSettings {
+    /// Those of a business that has none of its own.
+    pub default: KeywordLists,
+    /// Those of the businesses that have, by their ids.
+    pub business: BTreeMap<String, KeywordLists>,
+}
+
+/// Words that opt out.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OptOutKeyword {
+    /// The words.
+    pub words: Vec<String>,
+    /// What they opt out of.
+    pub scope: Scope,
+    /// Their language's BCP 47 tag; empty where they are of several.
+    pub locale: String,
 }
 
 /// The consent that a word such as `start` stands for.
@@ -147,17 +79,34 @@ pub struct OptInKeyword {
 
 impl Default for KeywordLists {
     fn default() -> Self {
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         Self {
-            opt_out: vec![
-                (Scope::All, owned(OPT_OUT_ALL)),
-                (Scope::Class(Class::Marketing), owned(OPT_OUT_MARKETING)),
-            ],
+            built_in: true,
+            except: Vec::new(),
+            languages: Vec::new(),
+            opt_out: Vec::new(),
             topics: Vec::new(),
             opt_in: Vec::new(),
-            confirm: owned(CONFIRM),
+            confirm: None,
         }
     }
+}
+
+/// The languages of the built-in words, by their BCP 47 tags.
+pub fn languages() -> impl Iterator<Item = &'static str> {
+    LANGUAGES.iter().map(|language| language.tag).filter(|tag| !tag.is_empty())
+}
+
+/// Whether a word is one of those built in, and opts out.
+#[must_use]
+pub fn is_built_in(word: &str) -> bool {
+    let word = normal(word);
+    OPT_OUT.contains_key(&word) || OPT_OUT_MARKETING.iter().any(|known| normal(known) == word)
+}
+
+/// Whether two texts are the same keyword, if either is one.
+#[must_use]
+pub fn are_same(one: &str, other: &str) -> bool {
+    normal(one) == normal(other)
 }
 
 /// What a text asks for.
@@ -171,15 +120,35 @@ pub enum Meaning {
     Confirm,
 }
 
-enum Word {
+/// A text that is a keyword.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Heard {
+    /// What it asks for.
+    pub meaning: Meaning,
+    /// The keyword as it is listed: never the user's own letters.
+    pub keyword: String,
+    /// The keyword's language, as a BCP 47 tag; empty where it is of several, or unknown.
+    pub locale: String,
+}
+
+/// A listed word.
+struct Word {
+    does: Does,
+    listed: String,
+    locale: String,
+}
+
+enum Does {
     OptOut(Scope),
     OptIn(Arc<OptInKeyword>),
     Confirm,
 }
 
-/// The keywords, ready to be compared.
+/// The keywords of one business, ready to be compared.
 pub struct Keywords {
     words: HashMap<String, Word>,
+    /// What comes before a topic's name: as it is listed, and its language.
+    before_topic: HashMap<String, (String, String)>,
     topics: Vec<Scope>,
 }
 
@@ -187,48 +156,76 @@ impl Keywords {
     /// Prepares the lists. A word that is on several of them opts out.
     #[must_use]
     pub fn new(lists: KeywordLists) -> Self {
+        let KeywordLists { built_in, except, languages, opt_out, topics, opt_in, confirm } = lists;
         let mut words = HashMap::new();
-        for word in &lists.confirm {
-            words.insert(normal(word), Word::Confirm);
+        let mut put = |word: &str, locale: &str, does: Does| {
+            let word = Word { does, listed: word.to_owned(), locale: locale.to_owned() };
+            words.insert(normal(&word.listed), word);
+        };
+        for (word, locale) in confirming(confirm, &languages) {
+            put(&word, &locale, Does::Confirm);
         }
-        for keyword in lists.opt_in {
+        for keyword in opt_in {
             let keyword = Arc::new(keyword);
             for word in &keyword.words {
-                words.insert(normal(word), Word::OptIn(Arc::clone(&keyword)));
+                put(word, &keyword.evidence.locale, Does::OptIn(Arc::clone(&keyword)));
             }
         }
         // From the narrowest to the broadest, so that the broadest stands.
-        let mut opt_out = lists.opt_out;
-        opt_out.sort_by(|(a, _), (b, _)| b.cmp(a));
-        for (scope, listed) in opt_out {
-            for word in listed {
-                words.insert(normal(&word), Word::OptOut(scope.clone()));
+        let mut opt_out = opt_out;
+        if built_in {
+            opt_out.extend(built_in_words(&except, &languages));
+        }
+        opt_out.sort_by(|a, b| b.scope.cmp(&a.scope));
+        for OptOutKeyword { words, scope, locale } in opt_out {
+            for word in words {
+                put(&word, &locale, Does::OptOut(scope.clone()));
             }
         }
         words.remove("");
-        Self { words, topics: lists.topics }
+        Self { words, before_topic: before_topic(&languages), topics }
     }
 
     /// What `text` asks for, where the whole of it is a keyword.
     #[must_use]
-    pub fn meaning(&self, text: &str, state: &State) -> Option<Meaning> {
+    pub fn meaning(&self, text: &str, state: &State) -> Option<Heard> {
         if text.is_empty() || text.len() > MAX_TEXT_BYTES {
             return None;
         }
         let text = normal(text);
-        match self.words.get(&text) {
-            Some(Word::OptOut(scope)) => Some(Meaning::OptOut(vec![scope.clone()])),
-            Some(Word::OptIn(keyword)) => Some(Meaning::OptIn(Arc::clone(keyword))),
-            Some(Word::Confirm) => Some(Meaning::Confirm),
-            None => self.named_scopes(text.strip_prefix("stop ")?, state).map(Meaning::OptOut),
-        }
+        let Some(word) = self.words.get(&text) else {
+            let (first, name) = text.split_once(' ')?;
+            return self.named_scopes(self.before_topic.get(first)?, name, state);
+        };
+        let meaning = match &word.does {
+            Does::OptOut(scope) => Meaning::OptOut(vec![scope.clone()]),
+            Does::OptIn(keyword) => Meaning::OptIn(Arc::clone(keyword)),
+            Does::Confirm => Meaning::Confirm,
+        };
+        Some(Heard { meaning, keyword: word.listed.clone(), locale: word.locale.clone() })
+    }
+
+    /// Whether any word opts out of everything.
+    #[must_use]
+    pub fn can_opt_out_of_all(&self) -> bool {
+        self.words.values().any(|word| matches!(word.does, Does::OptOut(Scope::All)))
     }
 
     /// The scopes that `stop <name>` means: a class, or a topic that the pair has or that is
     /// configured, in every class that has it.
-    fn named_scopes(&self, name: &str, state: &State) -> Option<Vec<Scope>> {
+    fn named_scopes(
+        &self,
+        (stop, locale): &(String, String),
+        name: &str,
+        state: &State,
+    ) -> Option<Heard> {
+        let heard = |scopes: Vec<Scope>, name: &str| Heard {
+            meaning: Meaning::OptOut(scopes),
+            keyword: format!("{stop} {name}"),
+            locale: locale.clone(),
+        };
         if let Some(class) = Class::from_name(name) {
-            return Some(vec![Scope::Class(class)]);
+            return Some(heard(vec![Scope::Class(class)], class.name()));
         }
         let name = name.replace(' ', "");
         let is_meant = |scope: &&Scope| {
@@ -238,168 +235,114 @@ impl Keywords {
         };
         let known = self.topics.iter().chain(state.scopes.keys());
         let meant: BTreeSet<Scope> = known.filter(is_meant).cloned().collect();
-        (!meant.is_empty()).then(|| meant.into_iter().collect())
+        // The topic as it is written where it is known, and not as the user wrote it.
+        let topic = meant.iter().find_map(|scope| match scope {
+            Scope::Topic(_, topic) => Some(topic.to_string()),
+            _ => None,
+        })?;
+        Some(heard(meant.into_iter().collect(), &topic))
     }
 }
 
-/// A text without case, accents, punctuation, or more than single spaces.
-fn normal(text: &str) -> String {
-    let folded = text.nfkd().default_case_fold().nfkd();
-    let mut normal = String::new();
-    for c in folded {
-        if c.is_whitespace() {
-            if !normal.is_empty() && !normal.ends_with(' ') {
-                normal.push(' ');
-            }
-        } else if c.is_alphanumeric() && canonical_combining_class(c) == 0 {
-            normal.push(c);
+/// The keywords of every business, ready to be compared.
+pub struct KeywordBook {
+    default: Keywords,
+    business: HashMap<String, Keywords>,
+}
+
+impl KeywordBook {
+    /// Prepares them.
+    #[must_use]
+    pub fn new(settings: KeywordSettings) -> Self {
+        let own = settings.business.into_iter().map(|(id, lists)| (id, Keywords::new(lists)));
+        Self { default: Keywords::new(settings.default), business: own.collect() }
+    }
+
+    /// Those of a business.
+    #[must_use]
+    pub fn of(&self, business_id: &str) -> &Keywords {
+        self.business.get(business_id).unwrap_or(&self.default)
+    }
+}
+
+impl From<Keywords> for KeywordBook {
+    /// The same for every business.
+    fn from(keywords: Keywords) -> Self {
+        Self { default: keywords, business: HashMap::new() }
+    }
+}
+
+/// A built-in word: its languages, and how each writes it.
+type Known = Vec<(&'static str, &'static str)>;
+
+/// Built-in words by their normal forms.
+type Index = BTreeMap<String, Known>;
+
+static OPT_OUT: LazyLock<Index> = LazyLock::new(|| index(|language| language.opt_out));
+static CONFIRM: LazyLock<Index> = LazyLock::new(|| index(|language| language.confirm));
+static BEFORE_TOPIC: LazyLock<Index> = LazyLock::new(|| index(|language| language.before_topic));
+
+fn index(list: fn(&'static Language) -> &'static [&'static str]) -> Index {
+    let mut index = Index::new();
+    for language in LANGUAGES {
+        for word in list(language) {
+            index.entry(normal(word)).or_default().push((language.tag, *word));
         }
     }
-    normal.truncate(normal.trim_end().len());
-    normal
+    index
+}
+
+/// Which language's a word is, and how it is written there: the first of the business's own that
+/// has it, else the only one, else none that could be told.
+fn told(known: &Known, preferred: &[String]) -> (&'static str, &'static str) {
+    let own = preferred.iter().find_map(|tag| known.iter().find(|(known, _)| *known == tag));
+    match (own, known.as_slice()) {
+        (Some(own), _) => *own,
+        (None, [only]) => *only,
+        (None, several) => ("", several.first().map_or("", |(_, word)| *word)),
+    }
+}
+
+/// The words that confirm: those listed, else the built-in ones of these languages, or `yes` where
+/// none is named; each with its language.
+fn confirming(listed: Option<Vec<String>>, languages: &[String]) -> Vec<(String, String)> {
+    if let Some(listed) = listed {
+        let with_locale = |word: String| {
+            let known = CONFIRM.get(&normal(&word));
+            let locale = known.map_or("", |known| told(known, languages).0);
+            (word, locale.to_owned())
+        };
+        return listed.into_iter().map(with_locale).collect();
+    }
+    let is_spoken = |tag: &str| match languages {
+        [] => tag == "en",
+        languages => languages.iter().any(|language| language == tag),
+    };
+    let spoken = CONFIRM.values().filter(|known| known.iter().any(|(tag, _)| is_spoken(tag)));
+    let told = spoken.map(|known| told(known, languages));
+    told.map(|(tag, word)| (word.to_owned(), tag.to_owned())).collect()
+}
+
+/// The built-in words that opt out, but for these.
+fn built_in_words(except: &[String], languages: &[String]) -> Vec<OptOutKeyword> {
+    let except: BTreeSet<String> = except.iter().map(|word| normal(word)).collect();
+    let keyword = |(locale, word): (&str, &str), scope: Scope| OptOutKeyword {
+        words: vec![word.to_owned()],
+        scope,
+        locale: locale.to_owned(),
+    };
+    let all = OPT_OUT.iter().filter(|(word, _)| !except.contains(*word));
+    let all = all.map(|(_, known)| keyword(told(known, languages), Scope::All));
+    let marketing = OPT_OUT_MARKETING.iter().filter(|word| !except.contains(&normal(word)));
+    let marketing = marketing.map(|word| keyword(("en", word), Scope::Class(Class::Marketing)));
+    all.chain(marketing).collect()
+}
+
+/// What may come before a topic's name.
+fn before_topic(languages: &[String]) -> HashMap<String, (String, String)> {
+    let told = BEFORE_TOPIC.iter().map(|(word, known)| (word.clone(), told(known, languages)));
+    told.map(|(word, (tag, listed))| (word, (listed.to_owned(), tag.to_owned()))).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::consent::event::Method;
-    use crate::consent::state::{Effect, Word as Said};
-    use crate::consent::time::Timestamp;
-
-    fn keywords() -> Keywords {
-        let start = OptInKeyword {
-            words: vec!["start".into(), "stop".into()],
-            category: Scope::Class(Class::Utility),
-            evidence: Evidence {
-                method: Method::Whatsapp,
-                statement: "Reply START for WhatsApp messages from Acme".into(),
-                business_name: "Acme".into(),
-                locale: "en".into(),
-                reference: String::new(),
-                confirmation: String::new(),
-            },
-        };
-        Keywords::new(KeywordLists {
-            opt_in: vec![start],
-            topics: vec![Scope::parse("marketing.daily_deals").unwrap()],
-            ..KeywordLists::default()
-        })
-    }
-
-    fn state() -> State {
-        let mut state = State::default();
-        for scope in ["utility.order_updates", "marketing.news", "service.news"] {
-            let said = Said::opt_in(Timestamp::MIN, None);
-            state.apply(&Effect::Word(Scope::parse(scope).unwrap(), said)).unwrap();
-        }
-        state
-    }
-
-    fn opts_out(text: &str) -> Option<String> {
-        match keywords().meaning(text, &state())? {
-            Meaning::OptOut(scopes) => {
-                Some(scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", "))
-            }
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn whole_texts_opt_out() {
-        for text in [
-            "STOP",
-            "Stop.",
-            " stop \n",
-            "stop!!!",
-            "S.T.O.P",
-            "ＳＴＯＰ",
-            "stop 🛑",
-            "Stop-All",
-            "stop  all",
-            "opt-out",
-            "OPT OUT",
-            "Opt_out",
-            "unsubscribe",
-            "Arrêt",
-            "ARRET",
-            "arre\u{302}t",
-            "désabonner",
-            "BAJA",
-            "No mas",
-            "Cancelar inscricao",
-            "Stopp",
-            "kundigen",
-            "ferma",
-            "बंद करें",
-            "रोकें।",
-            "berhenti",
-            "توقف",
-            "الغاء الاشتراك",
-            "إيقافْ",
-            "\u{200f}إلغاء",
-            "\"stop\"",
-        ] {
-            assert_eq!(opts_out(text).as_deref(), Some("*"), "{text}");
-        }
-    }
-
-    #[test]
-    fn named_scopes_opt_out_of_those_alone() {
-        for (text, scopes) in [
-            ("Stop promotions", "marketing"),
-            ("stop marketing", "marketing"),
-            ("STOP Utility!", "utility"),
-            ("stop order updates", "utility.order_updates"),
-            ("Stop order_updates.", "utility.order_updates"),
-            ("stop utility.order_updates", "utility.order_updates"),
-            ("stop daily deals", "marketing.daily_deals"),
-            ("stop news", "marketing.news, service.news"),
-        ] {
-            assert_eq!(opts_out(text).as_deref(), Some(scopes), "{text}");
-        }
-    }
-
-    #[test]
-    fn other_texts_do_not() {
-        for text in [
-            "",
-            " ",
-            ".",
-            "we must stop this bill",
-            "don't stop",
-            "stop it",
-            "please stop by",
-            "Does it come in another color?",
-            "stopp ing",
-            "the end",
-            "yes please",
-            "stop weather",
-            "non stop",
-            "cancel my order",
-            "end of may",
-            "weekend",
-            "bandana",
-        ] {
-            assert_eq!(keywords().meaning(text, &state()), None, "{text}");
-        }
-        assert_eq!(keywords().meaning(&"stop ".repeat(9_000), &state()), None);
-    }
-
-    #[test]
-    fn opting_in_is_only_as_configured() {
-        let plain = Keywords::new(KeywordLists::default());
-        for text in ["start", "unstop", "subscribe"] {
-            assert_eq!(plain.meaning(text, &state()), None, "{text}");
-        }
-        assert!(matches!(keywords().meaning("Start!", &state()), Some(Meaning::OptIn(_))));
-        assert_eq!(keywords().meaning("YES.", &state()), Some(Meaning::Confirm));
-    }
-
-    #[test]
-    fn every_default_word_is_its_own_normal_form_once_normalised() {
-        for word in OPT_OUT_ALL {
-            assert_eq!(opts_out(word).as_deref(), Some("*"), "{word}");
-            assert_eq!(normal(&normal(word)), normal(word), "{word}");
-        }
-    }
-}
+mod tests;

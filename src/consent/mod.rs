@@ -3,7 +3,7 @@
 //! In reading order: [`time`], [`id`] (users, businesses, keys), [`scope`] (classes, categories),
 //! [`event`] (what can happen, and what is refused), [`state`] (how events make a state),
 //! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
-//! needs to know of a state), [`keyword`] (what a text means).
+//! needs to know of a state), [`due`] (opt-ins that lapse), [`keyword`] (what a text means).
 
 #![cfg_attr(
     not(test),
@@ -11,6 +11,7 @@
 )]
 
 pub mod denied;
+pub mod due;
 pub mod event;
 pub mod facts;
 pub mod id;

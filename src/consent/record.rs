@@ -73,6 +73,10 @@ pub struct Outcome {
     pub opted_out_scope: String,
     /// The categories that a keyword opted in to, joined likewise.
     pub opted_in_category: String,
+    /// The keyword that did either, as it is listed; empty where none.
+    pub matched_keyword: String,
+    /// That keyword's language, as a BCP 47 tag; empty where it is of several, or unknown.
+    pub keyword_locale: String,
 }
 
 impl Record {

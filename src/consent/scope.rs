@@ -265,6 +265,16 @@ impl Scope {
             Self::Class(class) | Self::Topic(class, _) => Some(*class),
         }
     }
+
+    /// The category that this scope is; none for `*`.
+    #[must_use]
+    pub fn category(&self) -> Option<Category<'_>> {
+        match self {
+            Self::All => None,
+            Self::Class(class) => Some(Category { class: *class, topic: None }),
+            Self::Topic(class, topic) => Some(Category { class: *class, topic: Some(topic) }),
+        }
+    }
 }
 
 impl From<Category<'_>> for Scope {

@@ -66,6 +66,8 @@ pub struct Applier {
     put_back: HashMap<Key, Arc<Denied>>,
     /// What pairs are denied beyond what their records say.
     sticky: HashMap<Key, Arc<State>>,
+    /// Those of them that the ledger holds nothing of, which no bucket's count has.
+    alone: HashSet<Key>,
     /// Whether that was changed and not judged yet.
     changed: bool,
     /// Whether what another ledger denied could not be kept.
@@ -89,6 +91,7 @@ impl Applier {
             old: HashMap::new(),
             put_back: HashMap::new(),
             sticky: HashMap::new(),
+            alone: HashSet::new(),
             changed: false,
             dropped: false,
             most,
@@ -189,6 +192,7 @@ impl Applier {
         self.old = old;
         self.saved = None;
         self.sticky.clear();
+        self.alone.clear();
         self.loading = true;
         self.buckets = identity.buckets.max(1);
         self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
@@ -227,8 +231,8 @@ impl Applier {
         }
         let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
         self.writer.apply(body.key, state);
-        if !known && let Some(count) = self.count(bucket_of(body.key, self.buckets)) {
-            *count = count.saturating_add(1);
+        if !known {
+            self.count_in(body.key);
         }
     }
 
@@ -343,8 +347,8 @@ impl Applier {
             self.stick(key, kept);
             self.writer.apply(key, Err(UnreadablePair));
         }
-        if !known && let Some(count) = self.count(bucket_of(key, self.buckets)) {
-            *count = count.saturating_add(1);
+        if !known || self.alone.remove(&key) {
+            self.count_in(key);
         }
     }
 
@@ -386,6 +390,7 @@ impl Applier {
                 .or_insert_with(|| denied.beyond(&State::default(), self.begun).map(Arc::new));
             if let Some(state) = shape {
                 self.sticky.insert(*key, Arc::clone(state));
+                self.alone.insert(*key);
                 self.writer.apply(*key, Ok(state));
             }
         }
@@ -417,6 +422,8 @@ impl Applier {
             if !self.writer.is(*key, state.map_err(|_| UnreadablePair)) {
                 mismatches = mismatches.saturating_add(1);
                 self.apply(*key, record.as_ref(), self.seen);
+            } else if self.alone.remove(key) {
+                self.count_in(*key);
             }
         }
         mismatches.saturating_add(self.take_out_strangers(bucket))
@@ -451,6 +458,7 @@ impl Applier {
             let lost = denied.get(key).and_then(|denied| denied.beyond(&known, self.seen));
             self.stick(*key, lost);
             if self.sticky.contains_key(key) {
+                self.alone.insert(*key);
                 self.write(*key, &State::default());
             }
         }
@@ -459,6 +467,13 @@ impl Applier {
             *count = held;
         }
         gone.len()
+    }
+
+    /// The ledger holds this pair, too, from now on.
+    fn count_in(&mut self, key: Key) {
+        if let Some(count) = self.count(bucket_of(key, self.buckets)) {
+            *count = count.saturating_add(1);
+        }
     }
 
     fn count(&mut self, bucket: u32) -> Option<&mut u32> {

@@ -4,6 +4,7 @@ use crate::consent::facts::Standing;
 use crate::consent::id::KeySecret;
 use crate::consent::scope::{Category, Scope};
 use crate::consent::state::{Effect, Word};
+use crate::follower::machine::Cause;
 use crate::ledger::Position;
 use crate::table::{self, Table};
 
@@ -58,4 +59,29 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(matches!(facts.standing, Standing::OptedOutAll { .. }), "{facts:?}");
     assert_eq!(table.remembered(), 1);
+}
+
+#[test]
+fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is_gone() {
+    let (table, mut applier, identity) = loaded(100);
+    let key = Key::from_bytes([7; 16]);
+    let denied = record(&[Effect::Word(Scope::All, Word::opt_out(at(110)))]);
+    applier.perform(&Action::Apply(body(key, &denied, 110)));
+    // The ledger is begun anew and holds nothing: the denial sticks to a pair that it does not have.
+    let shared = Arc::new(identity.clone());
+    applier.perform(&Action::Invalidate(Cause::Fork));
+    applier.perform(&Action::Begin { identity: shared, clock: at(120), forget: false });
+    applier.perform(&Action::Validate);
+    assert_eq!(table.remembered(), 1);
+    let marketing = Scope::parse("marketing").unwrap();
+    let opted_in = record(&[Effect::Word(marketing, Word::opt_in(at(130), None))]);
+    applier.perform(&Action::Apply(body(key, &opted_in, 130)));
+    // Somebody deletes that record, past the log.
+    let label = Position { epoch: identity.epoch, revision: 1, head: [0; 20] };
+    let bucket = Bucket { number: 0, label, pairs: Vec::new() };
+    let done = applier.perform(&Action::Compare(bucket));
+    assert_eq!(done, Done::Compared { mismatches: 1 });
+    let category = Category::parse("marketing").unwrap();
+    let facts = table.facts(key.into(), category).0.unwrap();
+    assert!(!matches!(facts.standing, Standing::OptedIn { .. }), "{facts:?}");
 }

@@ -284,7 +284,9 @@ impl Machine {
         }
         // What was saved is what the ledger had: one that ends before it has lost something.
         let least = if let Phase::Warming(until) = self.phase { until.revision } else { after };
-        if end.revision < after.max(least) {
+        // So has one that ends before it ended, though what came then was not told yet.
+        let told = self.claims.back().map_or(0, |claim| claim.revision);
+        if end.revision < after.max(least).max(told) {
             return Err(Broken(Cause::Fork));
         }
         match self.accepted.map_or(accepted, |(_, known)| known).cmp(&accepted) {

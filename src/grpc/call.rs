@@ -24,7 +24,7 @@ use crate::telemetry::{Parent, Span, Tracer};
 
 /// The contract's methods. What else is called is answered `UNIMPLEMENTED`, and is not told: its
 /// name is the caller's text.
-const METHODS: [&str; 12] = [
+const METHODS: [&str; 15] = [
     "consent.v1.ConsentService/CanSend",
     "consent.v1.ConsentService/BatchCanSend",
     "consent.v1.ConsentService/StreamCanSend",
@@ -36,6 +36,9 @@ const METHODS: [&str; 12] = [
     "consent.v1.RecordService/RecordEvents",
     "consent.v1.RecordService/ListEvents",
     "consent.v1.RecordService/ExportEvents",
+    "consent.v1.RecordService/CheckEvents",
+    "consent.v1.RecordService/ListUserEvents",
+    "consent.v1.RecordService/ListDueOptIns",
     "consent.v1.RecordService/EraseUser",
 ];
 

@@ -268,6 +268,7 @@ impl CheckService {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
         let (summary, revision, staleness) =
             self.gate.summary(user_id, business_id).map_err(|error| status::of_check(&error))?;
+        let key = self.gate.key(user_id, business_id).map_err(|error| status::of_check(&error))?;
         let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
         Ok(Response::new(pb::GetConsentResponse {
             last_inbound_time: summary.last_inbound.map(convert::timestamp),
@@ -277,6 +278,7 @@ impl CheckService {
             suppressed: summary.suppressed,
             revision,
             staleness: Some(convert::duration(staleness)),
+            pair_key: convert::pair_key(key),
         }))
     }
 

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use super::pb;
 use crate::consent::Violation;
+use crate::consent::due::Due;
 use crate::consent::event::{Event, Evidence, Method, What};
-use crate::consent::id::{BusinessId, UserId};
-use crate::consent::record::{HistoryEntry, Outcome, Revision};
+use crate::consent::id::{BusinessId, Key, UserId};
+use crate::consent::record::{HistoryEntry, Outcome};
 use crate::consent::scope::{Category, Scope};
 use crate::consent::time::Timestamp;
 use crate::decision::{Form, Reason};
 use crate::gate::{Answer, Phase, Status};
+use crate::ledger::{History, Place};
 use crate::recorder::Submission;
 
 /// Why a message is not an event.
@@ -38,6 +40,11 @@ pub(super) fn form(form: i32) -> Result<Form, Violation> {
              MESSAGE_FORM_TEMPLATE",
         )),
     }
+}
+
+/// A pair's key as hexadecimal digits, as the decision log has it.
+pub(super) fn pair_key(key: Key) -> String {
+    format!("{:032x}", u128::from_be_bytes(key.to_bytes()))
 }
 
 /// A reason on the wire.
@@ -255,6 +262,8 @@ pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
         applied: outcome.applied,
         opted_out_scope: outcome.opted_out_scope,
         opted_in_category: outcome.opted_in_category,
+        matched_keyword: outcome.matched_keyword,
+        keyword_locale: outcome.keyword_locale,
     }
 }
 
@@ -298,14 +307,71 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
     }
 }
 
+/// The history entry that a listed event is, as a client reads it; none where this version does
+/// not know what happened.
+#[must_use]
+pub fn entry(listed: pb::ListEventsResponse) -> Option<(Place, HistoryEntry)> {
+    let pb::ListEventsResponse { event, record_time, revision, number, chain_head, chain: _ } =
+        listed;
+    let mut found = Vec::new();
+    let record_time = moment("record_time", record_time, &mut found)?;
+    let Event { user_id, business_id, time, what } = submission(event, String::new()).ok()?.event;
+    let head = chain_head.try_into().ok()?;
+    let entry = HistoryEntry { user_id, business_id, time: time?, record_time, what };
+    Some((Place { revision, number, head }, entry))
+}
+
 /// A history entry on the wire, among its pair's.
-pub(super) fn listed(revision: Revision, entry: HistoryEntry) -> pb::ListEventsResponse {
+pub(super) fn listed(at: Place, entry: HistoryEntry) -> pb::ListEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
-    pb::ListEventsResponse { event: Some(event(entry)), record_time, revision }
+    pb::ListEventsResponse {
+        event: Some(event(entry)),
+        record_time,
+        revision: at.revision,
+        number: at.number,
+        chain_head: at.head.to_vec(),
+        chain: None,
+    }
 }
 
 /// A history entry on the wire, among all pairs'.
-pub(super) fn exported(revision: Revision, entry: HistoryEntry) -> pb::ExportEventsResponse {
+pub(super) fn exported(at: Place, entry: HistoryEntry) -> pb::ExportEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
-    pb::ExportEventsResponse { event: Some(event(entry)), record_time, revision }
+    pb::ExportEventsResponse {
+        event: Some(event(entry)),
+        record_time,
+        revision: at.revision,
+        number: at.number,
+        chain_head: at.head.to_vec(),
+    }
+}
+
+/// What the check of a history's chain came to.
+pub(super) fn chain(history: &History) -> pb::ChainCheck {
+    let record = &history.record;
+    let state = &record.state;
+    let failure = state.failure.map(|(time, _)| time);
+    let last_failure = [state.window_closed, state.capped, failure].into_iter().flatten().max();
+    pb::ChainCheck {
+        intact: history.intact,
+        head: record.chain.to_vec(),
+        event_count: record.history_len,
+        kept_count: u64::try_from(history.entries.len()).unwrap_or(u64::MAX),
+        expired_count: history.gone,
+        unreadable_count: history.unreadable,
+        last_inbound_time: state.last_inbound.map(timestamp),
+        last_failure_time: last_failure.map(timestamp),
+    }
+}
+
+/// An opt-in that lapses or waits, and the event that gave it.
+pub(super) fn due(due: &Due, by: HistoryEntry) -> pb::ListDueOptInsResponse {
+    pb::ListDueOptInsResponse {
+        user_id: by.user_id,
+        business_id: by.business_id,
+        category: due.scope.to_string(),
+        event_time: Some(timestamp(due.time)),
+        expire_time: due.expire.map(timestamp),
+        pending: due.pending,
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
 //! takes a call), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
-//! (the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
+//! (with `proof`: the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
 //! read in place).
 
 mod call;
@@ -12,6 +12,7 @@ mod convert;
 mod filter;
 mod health;
 pub mod listen;
+mod proof;
 mod record;
 mod route;
 pub mod server;
@@ -27,13 +28,21 @@ use tonic::metadata::MetadataMap;
 
 pub use call::Watcher;
 pub use check::{CheckLimits, CheckService};
+pub use convert::entry;
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
 pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
-#[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    rustdoc::all,
+    clippy::pedantic,
+    clippy::large_enum_variant,
+    reason = "generated"
+)]
 pub mod pb {
     tonic::include_proto!("consent.v1");
 }

@@ -15,8 +15,6 @@ use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::consent::Violation;
 use crate::consent::event::What;
-use crate::consent::id::BusinessId;
-use crate::consent::record::HistoryEntry;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
@@ -33,13 +31,13 @@ pub const REVISION: &str = "consentd-revision";
 /// Records events, and answers once they are durable and this process' table holds them.
 #[derive(Clone)]
 pub struct RecordService {
-    recorder: Recorder,
-    gate: Gate,
-    draining: CancellationToken,
+    pub(super) recorder: Recorder,
+    pub(super) gate: Gate,
+    pub(super) draining: CancellationToken,
     metrics: Arc<Metrics>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl RecordService {
     /// The service. Its streams end when `draining` is cancelled.
@@ -209,22 +207,7 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
-        let pb::ListEventsRequest { user_id, business_id } = request.get_ref();
-        let history = match self.recorder.history(user_id, business_id).await {
-            Ok(history) => history,
-            Err(Refusal::Invalid(found)) => return Err(status::invalid(&found)),
-            Err(refusal) => return Err(status::of_refusal(&refusal)),
-        };
-        // What is there is shown even where it was tampered with; the status then says so.
-        let broken = (!history.intact).then(|| {
-            Err(Status::data_loss(
-                "the history's chain does not match: entries were changed, added or removed \
-                 outside consentd",
-            ))
-        });
-        let entries = history.entries.into_iter();
-        let entries = entries.map(|(revision, entry)| Ok(convert::listed(revision, entry)));
-        Ok(Response::new(Box::pin(stream::iter(entries.chain(broken)))))
+        Ok(Response::new(self.list(request.into_inner()).await?))
     }
 
     type ExportEventsStream = Answers<pb::ExportEventsResponse>;
@@ -233,43 +216,34 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ExportEventsRequest>,
     ) -> Result<Response<Self::ExportEventsStream>, Status> {
-        let pb::ExportEventsRequest { business_id, since_time } = request.into_inner();
-        let mut found = Vec::new();
-        let since = convert::moment("since_time", since_time, &mut found);
-        if !business_id.is_empty() {
-            found.extend(BusinessId::parse(&business_id).err());
-        }
-        if !found.is_empty() {
-            return Err(status::invalid(&found));
-        }
-        let wanted = move |entry: &HistoryEntry| {
-            (business_id.is_empty() || entry.business_id == business_id)
-                && since.is_none_or(|since| entry.record_time >= since)
-        };
-        // What is recorded meanwhile is not waited for: there might be no end to it.
-        let end = self.gate.status().revision;
-        let pages = stream::unfold(Some((self.clone(), 0)), move |state| async move {
-            let (service, after) = state?;
-            if service.draining.is_cancelled() {
-                return Some((Err(Status::unavailable("draining: export again elsewhere")), None));
-            }
-            let page = match service.recorder.events_after(after).await {
-                Ok(page) => page,
-                Err(refusal) => return Some((Err(status::of_refusal(&refusal)), None)),
-            };
-            let next = page.next.filter(|next| !page.by_revision || *next < end);
-            Some((Ok(page.entries), next.map(|next| (service, next))))
-        });
-        let answers = pages.flat_map(move |page| {
-            let (entries, failed) = match page {
-                Ok(entries) => (entries, None),
-                Err(status) => (Vec::new(), Some(Err(status))),
-            };
-            let entries = entries.into_iter().filter(|(at, entry)| *at <= end && wanted(entry));
-            let answers = entries.map(|(at, entry)| Ok(convert::exported(at, entry)));
-            stream::iter(answers.chain(failed).collect::<Vec<_>>())
-        });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(self.export(request.into_inner())?))
+    }
+
+    type CheckEventsStream = Answers<pb::CheckEventsResponse>;
+
+    async fn check_events(
+        &self,
+        request: Request<Streaming<pb::CheckEventsRequest>>,
+    ) -> Result<Response<Self::CheckEventsStream>, Status> {
+        Ok(Response::new(self.check(request.into_inner())))
+    }
+
+    type ListUserEventsStream = Answers<pb::ListUserEventsResponse>;
+
+    async fn list_user_events(
+        &self,
+        request: Request<pb::ListUserEventsRequest>,
+    ) -> Result<Response<Self::ListUserEventsStream>, Status> {
+        Ok(Response::new(self.list_user(request.into_inner())))
+    }
+
+    type ListDueOptInsStream = Answers<pb::ListDueOptInsResponse>;
+
+    async fn list_due_opt_ins(
+        &self,
+        request: Request<pb::ListDueOptInsRequest>,
+    ) -> Result<Response<Self::ListDueOptInsStream>, Status> {
+        Ok(Response::new(self.list_due(request.into_inner()).await?))
     }
 
     async fn erase_user(

@@ -99,6 +99,7 @@ fn code_of(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid(_) => Code::InvalidArgument,
         Refusal::TooManyScopes(_)
+        | Refusal::TooManyBusinesses
         | Refusal::TooManyIds(_)
         | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => Code::FailedPrecondition,
         Refusal::Unreadable(UnreadableRecord::Damaged)

@@ -75,6 +75,8 @@ fn encode_request(request: &Request) -> pb::Request {
         applied: request.outcome.applied,
         opted_out_scope: request.outcome.opted_out_scope.clone(),
         opted_in_category: request.outcome.opted_in_category.clone(),
+        matched_keyword: request.outcome.matched_keyword.clone(),
+        keyword_locale: request.outcome.keyword_locale.clone(),
         time: request.time.map(Timestamp::as_millis),
     }
 }
@@ -158,6 +160,8 @@ fn request_of(request: pb::Request) -> Option<Request> {
             applied: request.applied,
             opted_out_scope: request.opted_out_scope,
             opted_in_category: request.opted_in_category,
+            matched_keyword: request.matched_keyword,
+            keyword_locale: request.keyword_locale,
         },
         time: optional(request.time)?,
     })
@@ -364,6 +368,8 @@ mod tests {
             applied: true,
             opted_out_scope: "*".into(),
             opted_in_category: String::new(),
+            matched_keyword: "arrêt".into(),
+            keyword_locale: "fr".into(),
         };
         record.remember(Request { id: [1; 16], what: [2; 16], outcome, time: Some(at(6)) });
         record

@@ -26,7 +26,7 @@ use self::recent::{Mover, Recent};
 use self::store::Prepared;
 pub use self::transfer::NewFile;
 use super::{
-    Announcement, Appended, Bucket, Change, Events, Heard, History, Identity, LedgerError,
+    Announcement, Appended, Bucket, Change, Cursor, Events, Heard, History, Identity, LedgerError,
     MAX_ANNOUNCEMENTS, Page, Read, Retention,
 };
 use crate::access;
@@ -231,8 +231,8 @@ impl Embedded {
         self.blocking(move |database, recent| history::history(database, recent, key)).await
     }
 
-    pub(super) async fn events_after(&self, after: Revision) -> Result<Events, LedgerError> {
-        self.blocking(move |database, _| history::events_after(database, after)).await
+    pub(super) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
+        self.blocking(move |database, _| history::events_after(database, cursor)).await
     }
 
     pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {

@@ -5,6 +5,7 @@
 //! the ledger answers with that one, and the recorder tries again. The follower reads a snapshot,
 //! then the log, and hears announcements in between, any of which may be lost.
 
+mod chain;
 mod codec;
 mod copy;
 mod embedded;
@@ -17,10 +18,12 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use self::chain::Chains;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 
+pub use chain::{History, Place};
 pub use copy::{Copied, CopyError, NewLedger, copy};
 pub use embedded::{Appender, Embedded, NewFile, OpenError};
 pub use redis::{
@@ -328,26 +331,26 @@ pub struct Bucket {
     pub pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
 }
 
-/// A pair's history.
-#[derive(Debug)]
-pub struct History {
-    /// The entries that are kept, oldest first, with the revision that wrote each.
-    pub entries: Vec<(Revision, HistoryEntry)>,
-    /// Whether the chain over the whole history is the one in the pair's record.
-    pub intact: bool,
-}
-
 /// A page of all that was recorded.
 #[derive(Debug)]
 pub struct Events {
-    /// The entries that are kept, with the revision that wrote each.
-    pub entries: Vec<(Revision, HistoryEntry)>,
-    /// Where to go on; none where this was the last page. What it counts is the ledger's affair.
-    pub next: Option<u64>,
-    /// Whether all pages are in the order of their revisions, and `next` is one: a page behind a
+    /// The entries that are kept, with the place of each.
+    pub entries: Vec<(Place, HistoryEntry)>,
+    /// Where to go on; none where this was the last page.
+    pub next: Option<Cursor>,
+    /// Whether all pages are in the order of their revisions, and `after` is one: a page behind a
     /// revision then has nothing that was recorded before it. A ledger that keeps histories by
     /// pair has no such order.
     pub by_revision: bool,
+}
+
+/// Where a reading of all that was recorded goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Cursor {
+    /// What was read already. What it counts is the ledger's affair.
+    pub after: u64,
+    /// How far the chains had come there, where the ledger does not keep histories by pair.
+    chains: Chains,
 }
 
 /// How well a ledger keeps what it acknowledges, as last seen.
@@ -455,15 +458,15 @@ impl Ledger {
     }
 
     /// Reads what was recorded of all pairs, each pair's in the order in which it was, a page of
-    /// about [`MAX_PAGE`] entries at a time: from 0, then from each page's `next`.
+    /// about [`MAX_PAGE`] entries at a time: from the default, then from each page's `next`.
     ///
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn events_after(&self, after: u64) -> Result<Events, LedgerError> {
+    pub async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         match self {
-            Self::Embedded(ledger) => ledger.events_after(after).await,
-            Self::Redis(ledger) => ledger.events_after(after).await,
+            Self::Embedded(ledger) => ledger.events_after(cursor).await,
+            Self::Redis(ledger) => ledger.events_after(cursor).await,
         }
     }
 

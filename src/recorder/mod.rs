@@ -7,30 +7,34 @@
 //! Where a person has several ids, what denies is taken to all of them before it is acknowledged:
 //! see [`linked`].
 
+mod due;
 pub mod linked;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod returned;
 mod spread;
+mod subject;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::due::{Found, Wanted};
 use self::linked::TooManyIds;
 use self::plan::{Plan, Spread};
 use self::returned::Acknowledged;
 use self::spread::{Beside, Spreading};
+pub use self::subject::{MAX_BUSINESSES, UserPair, UserPairs};
 use crate::consent::Violation;
 use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::keyword::{KeywordBook, Meaning};
 use crate::consent::record::{Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
+    Appended, Change, Cursor, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
     UnreadableRecord,
 };
 use crate::metrics::Metrics;
@@ -101,6 +105,9 @@ pub enum Refusal {
     /// The pair's record must not be rewritten.
     #[error(transparent)]
     Unreadable(#[from] UnreadableRecord),
+    /// The ledger has more businesses than are looked at.
+    #[error("the ledger has more than {MAX_BUSINESSES} businesses, the most that are looked at")]
+    TooManyBusinesses,
     /// Too many others wrote to the same pair at the same time.
     #[error("too many events of this user at once; try again")]
     Contended,
@@ -114,7 +121,7 @@ pub enum Refusal {
 pub struct Recorder {
     ledger: Ledger,
     names: Arc<PlatformNames>,
-    keywords: Arc<Keywords>,
+    keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     acknowledged: Acknowledged,
 }
@@ -138,10 +145,10 @@ impl Recorder {
     pub fn new(
         ledger: Ledger,
         names: PlatformNames,
-        keywords: Keywords,
+        keywords: impl Into<KeywordBook>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (names, keywords) = (Arc::new(names), Arc::new(keywords));
+        let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
         Self { ledger, names, keywords, metrics, acknowledged: Acknowledged::default() }
     }
 
@@ -188,13 +195,13 @@ impl Recorder {
         Ok(self.ledger.history(key).await?)
     }
 
-    /// What was recorded of all pairs behind a revision: see [`Ledger::events_after`].
+    /// What was recorded of all pairs: see [`Ledger::events_after`].
     ///
     /// # Errors
     ///
     /// [`Refusal`] where the ledger cannot be read.
-    pub async fn events_after(&self, revision: Revision) -> Result<Events, Refusal> {
-        Ok(self.ledger.events_after(revision).await?)
+    pub async fn events_after(&self, cursor: Cursor) -> Result<Events, Refusal> {
+        Ok(self.ledger.events_after(cursor).await?)
     }
 
     /// Which ledger this records in, and where that ends.
@@ -359,12 +366,20 @@ impl Recorder {
         let stored = pair.stored.as_ref().map_err(|unreadable| *unreadable)?;
         // Only a confirmation needs to know in which words the opt-in was given.
         let history = if self.confirms(theirs, stored) {
-            Some(self.ledger.history(pair.key).await?)
+            match self.ledger.history(pair.key).await? {
+                History { unreadable: 1.., .. } => {
+                    return Err(LedgerError::Damaged("a history entry").into());
+                }
+                history => Some(history),
+            }
         } else {
             None
         };
         let group = self.group_of(secret, pair, stored, theirs, clock).await?;
-        let plan = Plan::new(stored, clock, &self.keywords, history.as_ref());
+        // A pair is of one business.
+        let business = theirs.first().map_or("", |first| first.event.business_id.as_str());
+        let keywords = self.keywords.of(business);
+        let plan = Plan::new(stored, clock, keywords, history.as_ref());
         let mut plan = plan.linked(spread::linked(group.as_ref()));
         let outcomes: Vec<Recorded> = theirs.iter().map(|s| plan.add(s, secret)).collect();
         let beside = spread::beside(group, pair, &plan, stored, clock, taken);
@@ -376,7 +391,9 @@ impl Recorder {
         let state = &stored.record.state;
         submissions.iter().any(|submission| match &submission.event.what {
             What::Inbound { text, .. } => {
-                matches!(self.keywords.meaning(text, state), Some(Meaning::Confirm))
+                let keywords = self.keywords.of(&submission.event.business_id);
+                let heard = keywords.meaning(text, state);
+                heard.is_some_and(|heard| heard.meaning == Meaning::Confirm)
             }
             _ => false,
         })

@@ -7,7 +7,7 @@ use super::{Counts, Refusal, Submission};
 use crate::consent::Violation;
 use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
 use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{Keywords, Meaning};
+use crate::consent::keyword::{Heard, Keywords, Meaning};
 use crate::consent::record::{HistoryEntry, Link, Outcome, Record, Request};
 use crate::consent::scope::Scope;
 use crate::consent::state::Pending;
@@ -271,14 +271,14 @@ impl<'a> Plan<'a> {
             outcome.applied = self.enter(event, event.what.clone(), time)?;
             return Ok(outcome);
         };
-        let meaning = self.keywords.meaning(text, &self.record.state);
+        let heard = self.keywords.meaning(text, &self.record.state);
         if told.counts == Counts::All {
             let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
             outcome.applied = self.enter(event, inbound, time)?;
         }
+        let Some(Heard { meaning, keyword, locale }) = heard else { return Ok(outcome) };
         match meaning {
-            None => {}
-            Some(Meaning::OptOut(scopes)) => {
+            Meaning::OptOut(scopes) => {
                 // A denial is stamped as one, though its message is not.
                 let time = match event.time {
                     None => self.stamp(true),
@@ -290,10 +290,10 @@ impl<'a> Plan<'a> {
                     outcome.applied |= self.enter(event, by_keyword(scope, message_id), time)?;
                 }
             }
-            Some(_) if told.counts == Counts::OptOut => {}
+            _ if told.counts == Counts::OptOut => {}
             // Without a time or a request id, a retry would be newer than an opt-out between.
-            Some(_) if event.time.is_none() && request_id.is_empty() => {}
-            Some(Meaning::OptIn(keyword)) => {
+            _ if event.time.is_none() && request_id.is_empty() => {}
+            Meaning::OptIn(keyword) => {
                 let mut evidence = keyword.evidence.clone();
                 evidence.reference = by_message("keyword in message", message_id);
                 let category = keyword.category.clone();
@@ -305,11 +305,16 @@ impl<'a> Plan<'a> {
                     Err(_) => outcome.opted_in_category.clear(),
                 }
             }
-            Some(Meaning::Confirm) => {
+            Meaning::Confirm => {
                 let confirmed = self.confirm(event, message_id, time)?;
                 outcome.applied |= !confirmed.is_empty();
                 outcome.opted_in_category = list(&confirmed);
             }
+        }
+        // A word that did nothing, such as a `yes` while nothing is pending, was none.
+        if !(outcome.opted_out_scope.is_empty() && outcome.opted_in_category.is_empty()) {
+            outcome.matched_keyword = keyword;
+            outcome.keyword_locale = locale;
         }
         Ok(outcome)
     }

@@ -7,7 +7,7 @@ use crate::consent::record::Outcome;
 use crate::consent::scope::Scope;
 use crate::consent::state::{Said, State, Word};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Stored, Update, Version};
+use crate::ledger::{Change, History, Place, Stored, Update, Version};
 
 const NOW: i64 = 1_750_000_000_000;
 const MINUTE: i64 = 60_000;
@@ -27,7 +27,7 @@ impl Pair {
     fn new() -> Self {
         Self {
             stored: Stored::default(),
-            history: History { entries: Vec::new(), intact: true },
+            history: History::default(),
             keywords: Keywords::new(KeywordLists::default()),
         }
     }
@@ -43,7 +43,8 @@ impl Pair {
         if let Some(Update { record, history, .. }) = update {
             let revision = base.revision + 1;
             self.stored = Stored { version: Version { revision, mark: 0 }, record };
-            self.history.entries.extend(history.into_iter().map(|entry| (revision, entry)));
+            let place = Place { revision, number: 0, head: [0; 32] };
+            self.history.entries.extend(history.into_iter().map(|entry| (place, entry)));
         }
         if outcome.revision == 0 {
             outcome.revision = self.stored.version.revision;
@@ -154,6 +155,11 @@ fn a_repeat_gets_the_same_answer_and_changes_nothing() {
     let nothing = pair.record(NOW + 3, &late).unwrap();
     assert!(!nothing.applied);
     assert_eq!(pair.record(NOW + 4, &late).unwrap(), nothing);
+    // And so is which keyword it was.
+    let stop = event(inbound("ARRETEZ !"), None, "d");
+    let stopped = pair.record(NOW + 5, &stop).unwrap();
+    assert_eq!((&*stopped.matched_keyword, &*stopped.keyword_locale), ("arrêtez", "fr"));
+    assert_eq!(pair.record(NOW + 6, &stop).unwrap(), stopped);
 }
 
 #[test]
@@ -201,6 +207,7 @@ fn a_keyword_is_an_event_of_its_own_in_the_history() {
     let mut pair = Pair::new();
     let outcome = pair.record(NOW, &event(inbound("Stop."), None, "")).unwrap();
     assert_eq!((outcome.applied, outcome.opted_out_scope.as_str()), (true, "*"));
+    assert_eq!((&*outcome.matched_keyword, &*outcome.keyword_locale), ("stop", ""));
     assert_eq!(pair.said_on("*"), Some((at(NOW), Said::OptOut)));
     let whats: Vec<_> = pair.history.entries.iter().map(|(_, entry)| entry.what.clone()).collect();
     let reference = "keyword in message wamid.1".to_owned();
@@ -222,7 +229,8 @@ fn stopping_a_topic_stops_it_wherever_it_is_known() {
 fn yes_confirms_what_is_pending_in_its_own_words() {
     let mut pair = Pair::new();
     let yes = |time| event(inbound("Yes!"), time, "");
-    assert_eq!(pair.record(NOW, &yes(Some(NOW))).unwrap().opted_in_category, "");
+    let nothing = pair.record(NOW, &yes(Some(NOW))).unwrap();
+    assert_eq!((&*nothing.opted_in_category, &*nothing.matched_keyword), ("", ""));
     pair.record(NOW, &event(opt_in("marketing", true), Some(NOW), "")).unwrap();
     let early = pair.record(NOW + 1, &yes(Some(NOW))).unwrap();
     assert_eq!(early.opted_in_category, "", "it was not pending yet");
@@ -230,6 +238,7 @@ fn yes_confirms_what_is_pending_in_its_own_words() {
     assert_eq!(untimed.opted_in_category, "", "a retry could not be told from a new yes");
     let outcome = pair.record(NOW + 3, &yes(Some(NOW + 3))).unwrap();
     assert_eq!(outcome.opted_in_category, "marketing");
+    assert_eq!((&*outcome.matched_keyword, &*outcome.keyword_locale), ("yes", "en"));
     assert_eq!(pair.said_on("marketing"), Some((at(NOW + 3), Said::OptIn { expire: None })));
     let (_, last) = pair.history.entries.last().unwrap();
     let What::OptIn { evidence, pending: false, .. } = &last.what else { panic!("{last:?}") };

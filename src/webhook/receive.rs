@@ -223,7 +223,7 @@ fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
             let soon = clock::wall().plus(RETRIED_FOR);
             ahead && submission.event.time.is_some_and(|time| time <= soon)
         }
-        Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) => false,
+        Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
         // A record that cannot be read is mended, or read by a newer version.
         Refusal::Unreadable(_) | Refusal::Contended | Refusal::Ledger(_) => true,
     }

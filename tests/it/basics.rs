@@ -34,6 +34,35 @@ async fn an_opt_in_allows_and_a_stop_denies_at_once() {
 }
 
 #[tokio::test]
+async fn what_matched_is_told_by_the_business_and_again_to_a_repeat() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("consentd.toml");
+    let text = "[keywords]\nlanguages = [\"es\"]\n\
+                [keywords.business.tienda]\nexcept = [\"alto\"]\n\
+                [[keywords.business.tienda.opt-out]]\nscope = \"marketing.offers\"\n\
+                words = [\"sin ofertas\"]\nlocale = \"es-MX\"\n";
+    std::fs::write(&config, text).unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--config", config.to_str().unwrap()]).await;
+    let mut records = sidecar.records().await;
+    for (business, text, scope, keyword, locale) in [
+        ("tienda", "¡SIN OFERTAS!", "marketing.offers", "sin ofertas", "es-MX"),
+        ("tienda", "alto", "", "", ""),
+        ("tienda", "Stop.", "*", "stop", ""),
+        ("tienda", "ARRETEZ", "*", "arrêtez", "fr"),
+        ("other", "sin ofertas", "", "", ""),
+        ("other", "Alto", "*", "alto", "es"),
+    ] {
+        let mut said = event("15550123456", business, inbound(text));
+        said.request_id = format!("message {text}");
+        let told = records.record_event(said.clone()).await.unwrap().into_inner();
+        let found = (&*told.opted_out_scope, &*told.matched_keyword, &*told.keyword_locale);
+        assert_eq!(found, (scope, keyword, locale), "{business} {text}");
+        let again = records.record_event(said).await.unwrap().into_inner();
+        assert_eq!(again, told, "a repeat gets the same answer");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_answer_a_stop_and_a_retry_still_deny() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &[]).await;
@@ -91,6 +120,8 @@ async fn what_was_recorded_survives_a_restart_with_its_words() {
     };
     assert_eq!(said.evidence.unwrap().statement, "Yes to messages from Acme on WhatsApp");
     assert!(entries.message().await.unwrap().is_some());
+    let checked = entries.message().await.unwrap().unwrap().chain.unwrap();
+    assert!(checked.intact && checked.event_count == 2 && checked.kept_count == 2);
     assert_eq!(entries.message().await.unwrap(), None);
 }
 

@@ -154,7 +154,10 @@ impl Restarted {
         let mut stream = self.records.list_events(request).await.map_err(refused)?.into_inner();
         let mut listed = Vec::new();
         while let Some(entry) = stream.message().await.map_err(refused)? {
-            listed.push(entry);
+            // Last of all comes what the check of the chain came to: where it does not hold, an error.
+            if entry.event.is_some() {
+                listed.push(entry);
+            }
         }
         Ok(listed)
     }

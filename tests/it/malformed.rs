@@ -418,11 +418,8 @@ async fn what_comes_later_and_what_is_unknown_is_unimplemented() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &[]).await;
     let mut wire = Wire::to(&sidecar.grpc).await;
-    let link = What::Link(pb::Link { other_user_id: "v".into(), moved: false });
-    let link = event("u", "b", link);
     for (method, message, part) in [
         ("consent.v1.RecordService/EraseUser", vec![], "suppression"),
-        (RECORD, link.encode_to_vec(), "links are not recorded"),
         ("consent.v1.ConsentService/CanSendd", vec![], ""),
         ("consent.v1.RecordService/", vec![], ""),
         ("consent.v2.ConsentService/CanSend", vec![], ""),
@@ -432,13 +429,6 @@ async fn what_comes_later_and_what_is_unknown_is_unimplemented() {
         assert_eq!(refused.code(), Code::Unimplemented, "{method}: {refused:?}");
         assert!(refused.message().contains(part), "{method}: {refused:?}");
     }
-    let bulk = pb::RecordEventsRequest { event: link.event, ..Default::default() };
-    let answered = wire.call(RECORDS, &bulk.encode_to_vec()).await.unwrap();
-    let answered = pb::RecordEventsResponse::decode(&*answered).unwrap();
-    let Some(pb::record_events_response::Result::Error(error)) = answered.result else {
-        panic!("{answered:?}")
-    };
-    assert_eq!((error.code, error.field.as_str()), (12, "event.link"));
 }
 
 #[tokio::test]
@@ -459,12 +449,23 @@ async fn nobody_is_named_in_an_error_in_a_metric_or_in_the_log() {
         said.extend(
             watched.err().map(|error| format!("{error:?} {:?}", error.get_error_details())),
         );
+        let exported = pb::ExportEventsResponse {
+            event: event(user, shop, opt_out("*")).event,
+            number: 1,
+            chain_head: vec![0; 32],
+            ..Default::default()
+        };
+        let exported = pb::CheckEventsRequest { sequence: 1, exported: Some(exported) };
         let mut calls = vec![
             (CAN_SEND, question(user, shop, words).encode_to_vec()),
             (CAN_SEND, question(user, shop, "utility").encode_to_vec()),
             ("consent.v1.ConsentService/GetConsent", pair.clone()),
             ("consent.v1.RecordService/ListEvents", pair.clone()),
             ("consent.v1.RecordService/EraseUser", pair.clone()),
+            // Of the same shape: a user, and businesses.
+            ("consent.v1.RecordService/ListUserEvents", pair.clone()),
+            ("consent.v1.RecordService/ListDueOptIns", business.clone()),
+            ("consent.v1.RecordService/CheckEvents", exported.encode_to_vec()),
             (CAN_SEND, [&pair[..], &[0x1a, 1, 0xff]].concat()),
         ];
         for what in [inbound(words), inbound("stop"), opt_out("*"), opt_out(words), opt_in(words)] {

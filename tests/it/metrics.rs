@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use consentd::decision::Reason;
 use consentd::grpc::pb;
 use consentd::metrics::{
-    CAUSES, LIMITS, OUTCOMES, REFUSALS, RESETS, SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS,
+    CAUSES, DROPS, LIMITS, OUTCOMES, REFUSALS, RESETS, SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS,
 };
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};
@@ -108,7 +108,7 @@ impl Scrape {
     /// Nobody's name can be in a label, because each has its few values.
     fn assert_labels_are_known(&self) {
         let reasons = Reason::ALL.map(Reason::name);
-        let causes = [&CAUSES[..], &RESETS, &REFUSALS].concat();
+        let causes = [&CAUSES[..], &RESETS, &REFUSALS, &DROPS].concat();
         let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
             ("allowed", ["true", "false"].as_slice()),
             ("reason", reasons.as_slice()),

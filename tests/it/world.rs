@@ -2,8 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use consentd::grpc::pb::record_service_client::RecordServiceClient;
 use consentd::grpc::{DESCRIPTOR_SET, pb};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+
+use tonic::transport::Channel;
 
 use crate::model::{CATEGORIES, Event, Form, Method, Model, Rng, Rules, TableState, What, history};
 use crate::sidecar::{self, Sidecar, question};
@@ -110,6 +113,24 @@ impl World {
             }
         }
     }
+}
+
+/// Records all that happened, in its order.
+pub async fn record_all(world: &World, records: &mut RecordServiceClient<Channel>) {
+    let descriptor = descriptor();
+    let parse = |row: &String| -> pb::ConsentEvent {
+        let mut json = serde_json::Deserializer::from_str(row);
+        let event = DynamicMessage::deserialize(descriptor.clone(), &mut json).unwrap();
+        event.transcode_to().unwrap()
+    };
+    let requests: Vec<_> = world
+        .rows
+        .iter()
+        .map(|row| pb::RecordEventsRequest { event: Some(parse(row)), ..Default::default() })
+        .collect();
+    let mut answers =
+        records.record_events(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    while answers.message().await.unwrap().is_some() {}
 }
 
 /// A user of every kind: numbers of four countries, three of which have two notations, and ids

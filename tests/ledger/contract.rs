@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use consentd::consent::id::{BusinessId, UserId};
-use consentd::ledger::{MAX_APPEND, Tail, Version};
+use consentd::ledger::{Cursor, MAX_APPEND, Tail, Version};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
@@ -103,8 +103,11 @@ async fn histories_keep_their_order_and_their_words() {
         // Another pair shares a statement, and is between no others' entries.
         append(ledger, key(2), opt_in(&long)).await;
         let history = ledger.history(key(1)).await.unwrap();
-        assert_eq!(history.entries, expected);
         assert!(history.intact);
+        let numbers: Vec<_> = history.entries.iter().map(|(at, _)| at.number).collect();
+        assert_eq!(numbers, (1..=history.record.history_len).collect::<Vec<_>>());
+        let entries = history.entries.into_iter().map(|(at, entry)| (at.revision, entry));
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
         let other = ledger.history(key(2)).await.unwrap();
         assert!(
             other.intact && other.entries.len() == 1 && other.entries[0].1.what == opt_in(&long)
@@ -148,7 +151,7 @@ async fn sixteen_at_once_lose_nothing() {
                 .map(|(_, revision, name)| (*revision, inbound(name)))
                 .collect();
             mine.sort_by_key(|(revision, _)| *revision);
-            let there = history.entries.into_iter().map(|(revision, entry)| (revision, entry.what));
+            let there = history.entries.into_iter().map(|(at, entry)| (at.revision, entry.what));
             assert_eq!(there.collect::<Vec<_>>(), mine);
         }
         open.close().await;
@@ -302,12 +305,13 @@ async fn all_that_was_recorded_is_listed_once_each_pairs_in_its_order() {
                 append(ledger, key(pair), inbound(&format!("{round}"))).await;
             }
         }
-        let (mut from, mut all) = (0, Vec::new());
+        let (mut from, mut all) = (Cursor::default(), Vec::new());
         loop {
+            let after = from.after;
             let page = ledger.events_after(from).await.unwrap();
             all.extend(page.entries);
             let Some(next) = page.next else { break };
-            assert!(next > from);
+            assert!(next.after > after);
             from = next;
         }
         assert_eq!(all.len(), usize::try_from(3 * PAIRS).unwrap());

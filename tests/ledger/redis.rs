@@ -454,7 +454,8 @@ async fn what_has_outlived_its_time_goes_and_the_chain_stays_whole() {
         assert!(begun.elapsed() < PATIENCE, "{} entries stay", history.entries.len());
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let left: Vec<_> = history.entries.iter().map(|(at, entry)| (*at, &entry.what)).collect();
+    let left: Vec<_> =
+        history.entries.iter().map(|(at, entry)| (at.revision, &entry.what)).collect();
     assert_eq!(left, [(1, &opt_in("Yes")), (3, &opt_out("letter"))]);
     assert_eq!(open.ledger.read_after(3).await.unwrap().tail, Tail::Trimmed);
     assert_eq!(append(&open.ledger, key(1), opt_in("Yes again")).await, 5);

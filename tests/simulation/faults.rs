@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use consentd::consent::record::Link;
 use consentd::consent::state::{Effect, State, Word};
 use consentd::ledger::{LogEntry, UnreadableEntry};
 
@@ -45,7 +46,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub fn new(random: &mut Random) -> Self {
+    pub fn new(random: &mut Random, people: bool) -> Self {
         use Fault as F;
         let all = [
             F::Wire,
@@ -83,6 +84,9 @@ impl Faults {
                 kinds.push(kind);
             }
         }
+        // What is written behind the log's back is written past the links, too: it has histories of
+        // its own.
+        kinds.retain(|kind| !people || *kind != F::OutOfBand);
         Self { kinds }
     }
 
@@ -159,7 +163,8 @@ impl World {
                 let mut said = self.said(number);
                 let time = self.primary.clock(true_time(self.time()));
                 let _ = said.apply(&Effect::Word(scope("utility"), Word::opt_out(time)));
-                self.write(number, Rc::new(Said::new(said, true)), false);
+                let said = Said::new(said, true).linked(self.links(number));
+                self.write(number, Rc::new(said), false);
                 self.unreadable_entry = true;
             }
             Fault::Forged => self.forge(),
@@ -172,9 +177,16 @@ impl World {
         stored.map(|stored| stored.said.state.clone()).unwrap_or_default()
     }
 
+    /// The ids that the primary links a user to.
+    fn links(&self, number: usize) -> Vec<Link> {
+        let stored = self.primary.stored[number].as_ref();
+        stored.map(|stored| stored.said.links.clone()).unwrap_or_default()
+    }
+
     /// The primary is another one: what it lacks is lost.
     fn replace(&mut self) {
         self.know();
+        self.lose();
         if self.random.percent(70) {
             self.replica = self.primary.clone();
         }
@@ -211,7 +223,11 @@ impl World {
             };
             if self.primary.stored[number].as_ref().is_none_or(|stored| stored.said.readable) {
                 let state = self.said(number).join(said.state.clone());
-                self.write(number, Rc::new(Said::new(state, true)), true);
+                let mut links = self.links(number);
+                let known = |link: &&Link| !links.iter().any(|it| it.user_id == link.user_id);
+                let lost: Vec<_> = said.links.iter().filter(known).cloned().collect();
+                links.extend(lost);
+                self.write(number, Rc::new(Said::new(state, true).linked(links)), true);
             }
         }
     }
@@ -248,6 +264,7 @@ impl World {
             let said = Rc::new(Said::new(state, true));
             self.primary.stored[number] = Some(Stored { version, said });
         }
+        self.lose();
         let stored = self.primary.stored.clone();
         self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
     }
@@ -258,7 +275,8 @@ impl World {
         let readable = self.random.percent(50);
         let state = self.said(number);
         self.may_deny(number);
-        self.write(number, Rc::new(Said::new(state, readable)), true);
+        let said = Said::new(state, readable).linked(self.links(number));
+        self.write(number, Rc::new(said), true);
     }
 
     /// An announcement that no ledger made.

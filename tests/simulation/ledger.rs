@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use consentd::consent::facts::{Facts, Resolved};
 use consentd::consent::id::{Key, KeySecret};
-use consentd::consent::record::{Record, Revision};
+use consentd::consent::record::{Link, Record, Revision};
 use consentd::consent::scope::{Category, Scope};
 use consentd::consent::state::State;
 use consentd::consent::time::Timestamp;
@@ -65,6 +65,8 @@ pub fn covers(scope: &Scope, category: usize) -> bool {
 pub struct Said {
     pub state: State,
     pub facts: [Facts; CATEGORIES.len()],
+    /// The same person's other ids.
+    pub links: Vec<Link>,
     /// Whether this version can read it.
     pub readable: bool,
 }
@@ -73,14 +75,24 @@ impl Said {
     pub fn new(state: State, readable: bool) -> Self {
         let resolved = Resolved::of(&state);
         let facts = std::array::from_fn(|number| resolved.facts(category(number)));
-        Self { state, facts, readable }
+        Self { state, facts, links: Vec::new(), readable }
     }
 
-    fn record(&self) -> Result<Record, UnreadableRecord> {
+    pub fn linked(self, links: Vec<Link>) -> Self {
+        Self { links, ..self }
+    }
+
+    /// Whether the record names another user as the same person.
+    pub fn names(&self, number: usize) -> bool {
+        self.links.iter().any(|link| link.user_id == user(number))
+    }
+
+    pub fn record(&self) -> Result<Record, UnreadableRecord> {
         if !self.readable {
-            return Err(UnreadableRecord::Newer { format: 2 });
+            return Err(UnreadableRecord::Newer { format: 99 });
         }
-        Ok(Record { state: self.state.clone(), ..Record::default() })
+        let (state, links) = (self.state.clone(), self.links.clone());
+        Ok(Record { state, links, ..Record::default() })
     }
 }
 
@@ -194,6 +206,11 @@ impl Server {
     pub fn has(&self, position: Position) -> bool {
         let way = self.node.way_from(position.revision.saturating_sub(1));
         self.end() == position || way.first().is_some_and(|first| first.position == position)
+    }
+
+    /// The user whose key this is, by this ledger's secret.
+    pub fn number_of(&self, key: Key) -> Option<usize> {
+        self.keys.iter().position(|known| *known == key)
     }
 
     pub fn clock(&self, now: Timestamp) -> Timestamp {

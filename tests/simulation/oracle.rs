@@ -1,6 +1,6 @@
 //! What must hold, by its own reckoning: of states of the ledger and times alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -330,6 +330,8 @@ pub struct Acks {
     acks: [Vec<Ack>; USERS],
     /// The latest of all that was ever written, on whatever branch, that lifts a denial.
     lifts: [Lifts; USERS],
+    /// Users of whom it was acknowledged that they are one person.
+    pub linked: BTreeSet<(usize, usize)>,
 }
 
 #[derive(Default)]
@@ -375,6 +377,29 @@ impl Acks {
         // What was lifted once is lifted for good: no fork takes back that it may have been.
         self.acks[number]
             .retain(|ack| (0..CATEGORIES.len()).any(|at| lifts.leave(&ack.effect, at)));
+    }
+
+    /// All users that are one person with this one, itself among them.
+    pub fn person(&self, number: usize) -> BTreeSet<usize> {
+        let mut person = BTreeSet::from([number]);
+        for _ in 0..USERS {
+            for (one, other) in &self.linked {
+                if person.contains(one) || person.contains(other) {
+                    person.extend([one, other]);
+                }
+            }
+        }
+        person
+    }
+
+    /// What was acknowledged of a user, and was not lifted.
+    pub fn of(&self, number: usize) -> Vec<Effect> {
+        self.acks[number].iter().map(|ack| ack.effect.clone()).collect()
+    }
+
+    /// Whether nothing that was said of the user lifts a denial wholly.
+    pub fn stands(&self, number: usize, effect: &Effect) -> bool {
+        (0..CATEGORIES.len()).any(|category| self.lifts[number].leave(effect, category))
     }
 
     pub fn acknowledged(&mut self, number: usize, ack: Ack) {

@@ -1,11 +1,14 @@
 //! Recorders: they read, apply the real rules for states, and append by compare-and-set.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use consentd::consent::record::Link;
 use consentd::consent::state::{Effect, Pending, State, Word};
 use consentd::consent::time::Timestamp;
 
-use crate::ledger::{Said, Stored, USERS};
+use crate::ledger::{Said, Stored, USERS, user};
+use crate::linked::{PEOPLE, Walking};
 use crate::oracle::{is_denial, scope};
 use crate::random::Random;
 use crate::sidecar::true_time;
@@ -20,6 +23,9 @@ pub enum Step {
     Read,
     Append(Option<Stored>, Rc<Said>),
     Appended,
+    /// It is on its way through the ids of a person: see [`crate::linked`].
+    Walk,
+    Walked,
     TimedOut,
 }
 
@@ -33,18 +39,26 @@ enum Wish {
     Platform(bool),
     Suppression(bool),
     Capped,
+    /// The other one is the same person.
+    Link(usize),
 }
 
 #[derive(Default)]
 pub struct Recorder {
     pub operation: u64,
-    user: usize,
+    pub user: usize,
     wish: Option<Wish>,
     /// How long ago the caller says that it was, where it does.
     ago: Option<u64>,
     /// What it came to be by the first answer of the ledger: a retry says the same.
-    effect: Option<Effect>,
+    pub effect: Option<Effect>,
     tries: u64,
+    /// What it appended last.
+    said: Option<Rc<Said>>,
+    pub walking: Option<Walking>,
+    /// Who was one person with the user, and how often something was lost, when it last tried.
+    pub person: BTreeSet<usize>,
+    pub losses: u64,
 }
 
 const OUT: [&str; 5] = ["*", "marketing", "marketing.news", "utility", "utility.orders"];
@@ -64,13 +78,13 @@ fn wish(random: &mut Random) -> Wish {
 
 impl Wish {
     /// The effect: a denial that has no time of its own is no earlier than what is known.
-    fn effect(&self, state: &State, clock: Timestamp, ago: Option<u64>) -> Effect {
+    fn effect(&self, state: &State, clock: Timestamp, ago: Option<u64>) -> Option<Effect> {
         let said = ago.map(|ago| {
             Timestamp::saturating_from_millis(clock.as_millis() - i64::try_from(ago).unwrap())
         });
         let denied = said.unwrap_or_else(|| state.latest().map_or(clock, |at| at.max(clock)));
         let time = said.unwrap_or(clock);
-        match *self {
+        Some(match *self {
             Self::OptOut(on) => Effect::Word(scope(on), Word::opt_out(denied)),
             Self::OptIn(on) => Effect::Word(scope(on), Word::opt_in(time, None)),
             Self::Pending(on) => Effect::Pending(scope(on), Pending::new(time, None)),
@@ -82,6 +96,17 @@ impl Wish {
                 Effect::Suppression { time: if suppressed { denied } else { time }, suppressed }
             }
             Self::Capped => Effect::Capped(time),
+            Self::Link(_) => return None,
+        })
+    }
+}
+
+impl Recorder {
+    /// The user that it links its own to.
+    fn link(&self) -> Option<usize> {
+        match self.wish {
+            Some(Wish::Link(other)) => Some(other),
+            _ => None,
         }
     }
 }
@@ -105,6 +130,12 @@ impl World {
                 let recorder = &mut self.recorders[index];
                 recorder.user = self.random.index(USERS);
                 recorder.wish = Some(wish(&mut self.random));
+                if self.plan.people && self.random.percent(15) {
+                    let (one, other) = self.random.pick(&PEOPLE);
+                    let (one, other) =
+                        if self.random.percent(50) { (one, other) } else { (other, one) };
+                    (recorder.user, recorder.wish) = (one, Some(Wish::Link(other)));
+                }
                 let timed = self.random.percent(30);
                 recorder.ago = timed.then(|| self.random.below(20_000));
                 recorder.effect = None;
@@ -115,6 +146,12 @@ impl World {
             Step::Append(base, said) => self.recorder_appends(index, base.as_ref(), said),
             Step::Appended => {
                 let recorder = &self.recorders[index];
+                let linked = recorder.said.as_ref().is_some_and(|said| !said.links.is_empty());
+                let denies = recorder.effect.as_ref().is_some_and(is_denial);
+                if linked && (denies || recorder.link().is_some()) {
+                    let link = recorder.link();
+                    return self.walk_begins(index, link);
+                }
                 let (number, effect) = (recorder.user, recorder.effect.clone());
                 // What a failover took on the way here is lost, as if it had been taken later.
                 let state = self.primary.stored[number].as_ref();
@@ -125,6 +162,12 @@ impl World {
                 }
                 self.recorder_starts(index);
             }
+            Step::Walk => self.walk(index),
+            Step::Walked => {
+                let link = self.recorders[index].link();
+                self.walked(index, link);
+                self.recorder_starts(index);
+            }
             Step::TimedOut if self.recorders[index].tries >= MAX_TRIES => {
                 self.recorder_starts(index);
             }
@@ -132,9 +175,12 @@ impl World {
         }
     }
 
-    fn recorder_tries(&mut self, index: usize) {
+    pub fn recorder_tries(&mut self, index: usize) {
         let recorder = &mut self.recorders[index];
         recorder.tries += 1;
+        recorder.walking = None;
+        recorder.person = self.acks.person(recorder.user);
+        recorder.losses = self.losses;
         recorder.operation += 1;
         let operation = recorder.operation;
         self.after(400 * MILLI, Happening::Recorder(index, operation, Step::TimedOut));
@@ -166,12 +212,20 @@ impl World {
         let Some(wish) = &recorder.wish else { return };
         let mut state = base.as_ref().map(|base| base.said.state.clone()).unwrap_or_default();
         let ago = recorder.ago;
-        let effect = recorder.effect.get_or_insert_with(|| wish.effect(&state, clock, ago));
-        if state.apply(effect).is_err() {
+        if recorder.effect.is_none() {
+            recorder.effect = wish.effect(&state, clock, ago);
+        }
+        if recorder.effect.as_ref().is_some_and(|effect| state.apply(effect).is_err()) {
             return;
         }
+        let mut links = base.as_ref().map(|base| base.said.links.clone()).unwrap_or_default();
+        if let Wish::Link(other) = *wish
+            && !links.iter().any(|link| link.user_id == user(other))
+        {
+            links.push(Link { user_id: user(other).to_owned(), time: clock, moved: false });
+        }
         let operation = recorder.operation;
-        let said = Rc::new(Said::new(state, true));
+        let said = Rc::new(Said::new(state, true).linked(links));
         let wait = self.random.between(1, 15) * MILLI;
         self.after(wait, Happening::Recorder(index, operation, Step::Append(base, said)));
     }
@@ -188,7 +242,9 @@ impl World {
             let (known, clock) = (known.cloned(), self.primary.clock(true_time(self.time())));
             return self.recorder_plans(index, known, clock);
         }
-        let same = known.is_some_and(|known| known.said.state == said.state);
+        let same = known
+            .is_some_and(|known| known.said.state == said.state && known.said.links == said.links);
+        self.recorders[index].said = Some(Rc::clone(&said));
         if !same {
             self.write(number, said, true);
         }

@@ -10,6 +10,7 @@ use consentd::metrics::Metrics;
 
 use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
 use crate::oracle::Violation;
+use crate::wire::SLOWEST;
 use crate::world::{MILLI, SECOND, World};
 
 /// How long a bucket may hang that was asked for before the last fault ended; it is asked for
@@ -39,8 +40,13 @@ impl Drop for Counted<'_> {
     }
 }
 
-pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(), Violation> {
-    let mut world = Counted(World::new(seed, metrics), steps);
+pub fn history(
+    seed: u64,
+    people: bool,
+    metrics: &Arc<Metrics>,
+    steps: &AtomicU64,
+) -> Result<(), Violation> {
+    let mut world = Counted(World::new(seed, people, metrics), steps);
     let world = &mut world.0;
     for _ in 0..=world.random.below(3) {
         world.round()?;
@@ -58,6 +64,10 @@ impl World {
         self.writing = self.random.percent(50);
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
+        if self.plan.people {
+            // A dead branch's last announcement must not be taken for a fault after the last one.
+            self.run(self.now + SLOWEST * MILLI, |_| false)?;
+        }
         self.become_live()?;
         (self.writing, self.settled) = (true, true);
         // Writes go on meanwhile: they must not starve what proves it, though something is announced

@@ -98,20 +98,31 @@ impl World {
         self.after(wait, Happening::Saved);
         if self.frozen_until <= self.now {
             match saver.begun.take() {
-                None => saver.begun = self.begin_saving(),
+                None => {
+                    saver.begun = self.begin_saving();
+                    // So that what is told twice may be lost before it is told again.
+                    if self.faulty && saver.begun.is_some() && saver.random.percent(20) {
+                        self.replica_lags = true;
+                    }
+                }
                 Some(begun) => {
                     let cut = saver.random.index(SHARDS + 1);
                     let hash = saver.random.bytes();
-                    if let Some(file) = self.finish_saving(begun, cut, hash) {
+                    if let Some(file) = self.finish_saving(&begun, cut, hash) {
                         saver.file = Some(file);
                     }
                 }
             }
         }
         let restarts = self.faulty && saver.file.is_some() && saver.random.percent(15);
+        let strikes = restarts.then(|| saver.random.pick(&[0, 30, 60, 100, 150, 10_000]));
         self.saver = Some(saver);
-        if restarts {
+        if let Some(within) = strikes {
             self.restart();
+            let fault = if self.replica_lags { Happening::Promoted } else { Happening::Struck };
+            if within < 1_000 {
+                self.after(within * MILLI, fault);
+            }
         }
     }
 
@@ -125,7 +136,7 @@ impl World {
     }
 
     /// The shards before `cut` are as they were when it was begun, the others as they are now.
-    fn finish_saving(&mut self, begun: Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
+    fn finish_saving(&mut self, begun: &Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
         let moment = self.moment();
         let accepted = self.sidecar.may_save(moment)?;
         let machine = self.sidecar.driver().machine();

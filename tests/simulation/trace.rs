@@ -48,6 +48,8 @@ pub fn told(happening: &Happening) -> String {
                 Step::Read => "reads",
                 Step::Append(..) => "appends",
                 Step::Appended => "is answered",
+                Step::Walk => "walks on",
+                Step::Walked => "is answered for all ids",
                 Step::TimedOut => "waits no longer",
             };
             format!("recorder {index} {step}")

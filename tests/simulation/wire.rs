@@ -7,6 +7,9 @@ use crate::random::Random;
 use crate::sidecar::{Brought, true_time};
 use crate::world::{Happening, Isolated, MILLI, World};
 
+/// The longest that an announcement is under way, in milliseconds.
+pub const SLOWEST: u64 = 2_500;
+
 /// How well the wire carries; losses in percent, delays in microseconds.
 #[derive(Clone, Copy)]
 pub struct Wire {
@@ -46,7 +49,7 @@ impl Wire {
             loss_told: random.pick(&[0, 50, 100]),
             twice: random.pick(&[0, 30]),
             reorders: random.percent(30),
-            announce_delay: random.pick(&[3, 100, 2_500]) * MILLI,
+            announce_delay: random.pick(&[3, 100, SLOWEST]) * MILLI,
             page_loss: random.pick(&[0, 0, 20, 60]),
             page_delay: random.pick(&[20, 20, 300, 900]) * MILLI,
             bucket_loss: random.pick(&[0, 0, 20]),

@@ -65,6 +65,8 @@ pub struct Plan {
     pub log: u64,
     /// Whether faults come when a snapshot is being read, too.
     pub strikes: bool,
+    /// Whether some users are one person, which recorders come to hear of.
+    pub people: bool,
 }
 
 /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
@@ -96,6 +98,8 @@ pub struct World {
     past: Past,
     pub acks: Acks,
     pub saver: Option<Saver>,
+    /// How often something was lost.
+    pub losses: u64,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
     pub unreadable_entry: bool,
@@ -119,7 +123,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(seed: u64, people: bool, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
         let mut plan = Plan {
             bound: Duration::from_secs(random.pick(&[1, 5])),
@@ -131,6 +135,7 @@ impl World {
             buckets: random.pick(&[1, 4, 20]),
             log: random.pick(&[300, 1_000_000]),
             strikes: random.percent(50),
+            people,
         };
         if plan.page == 1 {
             plan.write_every = plan.write_every.max(400 * MILLI); // Else no reader keeps up.
@@ -139,7 +144,7 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let faults = Faults::new(&mut random);
+        let faults = Faults::new(&mut random, people);
         if faults.are_out_of_band() {
             plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
         }
@@ -162,6 +167,7 @@ impl World {
             past: Past::default(),
             acks: Acks::default(),
             saver: Saver::new(seed),
+            losses: 0,
             loose: [false; USERS],
             unreadable_entry: false,
             recorders: (0..3).map(|_| Recorder::default()).collect(),

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::columns::Columns;
 use super::hex;
+use crate::cli::exported;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::{DESCRIPTOR_SET, pb};
 
@@ -163,20 +164,25 @@ fn is_denial(what: &What) -> bool {
 
 fn from_json(descriptor: &MessageDescriptor, line: &[u8]) -> Result<pb::ConsentEvent, Fault> {
     let Ok(line) = std::str::from_utf8(line) else { return Err(Fault::new("", "not UTF-8")) };
+    let event = match exported::without_recorded(line) {
+        // How it was recorded in the ledger that it comes from is nothing to this one.
+        Some(event) => message(descriptor, &event.to_string()),
+        None => message(descriptor, line),
+    }?;
+    event.transcode_to().map_err(|_| Fault::new("", "not a ConsentEvent"))
+}
+
+fn message(descriptor: &MessageDescriptor, line: &str) -> Result<DynamicMessage, Fault> {
     let mut json = serde_json::Deserializer::from_str(line);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let event = DynamicMessage::deserialize(descriptor.clone(), tracked);
-    let event = match event.and_then(|event| json.end().map(|()| event)) {
-        Ok(event) => event,
-        Err(error) => {
-            let path = track.path().to_string();
-            // Where the JSON itself is broken, there is no field.
-            let path = path.trim_end_matches(['.', '?']);
-            return Err(Fault::new(path, reason(&error.to_string())));
-        }
-    };
-    event.transcode_to().map_err(|_| Fault::new("", "not a ConsentEvent"))
+    event.and_then(|event| json.end().map(|()| event)).map_err(|error| {
+        let path = track.path().to_string();
+        // Where the JSON itself is broken, there is no field.
+        let path = path.trim_end_matches(['.', '?']);
+        Fault::new(path, reason(&error.to_string()))
+    })
 }
 
 /// What was wrong, and what would be right.

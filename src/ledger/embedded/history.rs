@@ -8,7 +8,8 @@ use super::store::{PairValue, TEXTS, Tables, damaged, failed, number, pair_value
 use crate::consent::id::Key;
 use crate::consent::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Events, History, LedgerError, MAX_PAGE, codec};
+use crate::ledger::chain::{Chains, Reading};
+use crate::ledger::{Cursor, Events, History, LedgerError, MAX_PAGE, Place, codec};
 
 /// A revision to the pair's revision before it here (8 bytes, big-endian, 0 for none), the time
 /// that it was recorded (8), and its items: each a tag, its length (4), and its bytes.
@@ -196,47 +197,86 @@ pub(super) fn history(
     while next != 0 && next < before {
         let Some(value) = table.get(next).map_err(failed)? else { break };
         let value = value.value().to_vec();
-        let previous = Added::decode(&value).ok_or(damaged("a history entry"))?.previous;
+        // What is no history ends the walk: what came after it is still told.
+        let Some(Added { previous, .. }) = Added::decode(&value) else { break };
         additions.push((next, value));
         (before, next) = (next, previous);
     }
-    let mut history = History { entries: Vec::new(), intact: false };
-    let mut chain = ChainHead::default();
-    let mut len = 0_u64;
+    let items = |value: &[u8]| Added::decode(value).map_or(0, |added| added.items.len());
+    let left: usize = additions.iter().map(|(_, value)| items(value)).sum();
+    let mut reading = Reading::new(record);
+    if next != 0 {
+        reading.behind_missing(u64::try_from(left).unwrap_or(u64::MAX));
+    }
     for (revision, value) in additions.iter().rev() {
-        let added = Added::decode(value).ok_or(damaged("a history entry"))?;
+        let Some(added) = Added::decode(value) else { continue };
         for item in added.items {
-            len += 1;
-            chain = extend_chain(&chain, &item.digest());
-            if let Some(entry) = item.entry() {
-                let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-                history.entries.push((*revision, entry.ok_or(damaged("a history entry"))?));
+            match item.entry() {
+                None => reading.gone(&item.digest()),
+                Some(entry) => {
+                    let entry = codec::decode_history(entry, |digest| text(&texts, digest));
+                    reading.kept(*revision, &item.digest(), entry);
+                }
             }
         }
     }
-    history.intact = next == 0 && chain == record.chain && len == record.history_len;
-    Ok(history)
+    Ok(reading.finish())
 }
 
 /// Every pair's entries, in the order in which they were recorded, behind a revision.
-pub(super) fn events_after(database: &Database, after: Revision) -> Result<Events, LedgerError> {
+pub(super) fn events_after(
+    database: &Database,
+    Cursor { after, mut chains }: Cursor,
+) -> Result<Events, LedgerError> {
     let transaction = database.begin_read().map_err(failed)?;
     let table = transaction.open_table(HISTORY).map_err(failed)?;
     let texts = transaction.open_table(TEXTS).map_err(failed)?;
     let mut events = Events { entries: Vec::new(), next: None, by_revision: true };
     for value in table.range(after.saturating_add(1)..).map_err(failed)? {
         let (revision, value) = value.map_err(failed)?;
+        let revision = revision.value();
         let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
-        for entry in added.items.iter().filter_map(Item::entry) {
+        let (mut number, mut head) = stands(&table, &mut chains, added.previous, revision)?;
+        for item in &added.items {
+            number = number.saturating_add(1);
+            head = extend_chain(&head, &item.digest());
+            let Some(entry) = item.entry() else { continue };
             let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-            events.entries.push((revision.value(), entry.ok_or(damaged("a history entry"))?));
+            let place = Place { revision, number, head };
+            events.entries.push((place, entry.ok_or(damaged("a history entry"))?));
         }
+        chains.put(revision, (number, head));
         if events.entries.len() >= MAX_PAGE {
-            events.next = Some(revision.value());
+            events.next = Some(Cursor { after: revision, chains });
             break;
         }
     }
     Ok(events)
+}
+
+/// How many entries a pair had, and its chain's head, behind the revision that `revision` names as
+/// the one before it: known, or walked from the beginning.
+fn stands(
+    table: &impl ReadableTable<u64, &'static [u8]>,
+    chains: &mut Chains,
+    previous: Revision,
+    revision: Revision,
+) -> Result<(u64, ChainHead), LedgerError> {
+    let mut digests = Vec::new();
+    let (mut next, mut before) = (previous, revision);
+    let mut known = chains.take(next);
+    // Each must lie before the one that names it: no circle is walked.
+    while known.is_none() && next != 0 && next < before {
+        let Some(value) = table.get(next).map_err(failed)? else { break };
+        let added = Added::decode(value.value()).ok_or(damaged("a history entry"))?;
+        digests.extend(added.items.iter().rev().map(Item::digest));
+        (before, next) = (next, added.previous);
+        known = chains.take(next);
+    }
+    let from = known.unwrap_or_default();
+    Ok(digests.iter().rev().fold(from, |(number, head), digest| {
+        (number.saturating_add(1), extend_chain(&head, digest))
+    }))
 }
 
 /// Replaces entries recorded before `limit` that are kept for a time by their digests, which keep

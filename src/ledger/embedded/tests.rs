@@ -1,5 +1,6 @@
 //! What the file promises: after a power loss, over time, and where it was tampered with.
 
+mod chains;
 mod damage;
 mod disk;
 mod moving;

@@ -9,8 +9,9 @@ use super::refusal::{Failure, RefusedBy};
 use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
 use crate::consent::id::Key;
-use crate::consent::record::{ChainHead, Record, extend_chain, sha256};
-use crate::ledger::{Events, History, LedgerError, MAX_PAGE, codec};
+use crate::consent::record::{Record, sha256};
+use crate::ledger::chain::Reading;
+use crate::ledger::{Cursor, Events, History, LedgerError, MAX_PAGE, codec};
 
 /// How many fields are read by one command.
 const MAX_FIELDS: usize = 512;
@@ -46,19 +47,22 @@ impl Redis {
         };
         let bucket = crate::ledger::bucket_of(key, identity.buckets);
         let mut texts = Texts::default();
-        shared.history(bucket, key, &record, &mut texts).await
+        shared.history(bucket, key, record, &mut texts).await
     }
 
     /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole
     /// buckets, at a time: each pair's in the order in which it was. A page goes on at a bucket.
-    pub(in crate::ledger) async fn events_after(&self, cursor: u64) -> Result<Events, LedgerError> {
+    pub(in crate::ledger) async fn events_after(
+        &self,
+        cursor: Cursor,
+    ) -> Result<Events, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let mut events = Events { entries: Vec::new(), next: None, by_revision: false };
         let mut texts = Texts::default();
-        for number in u32::try_from(cursor).unwrap_or(u32::MAX)..identity.buckets {
+        for number in u32::try_from(cursor.after).unwrap_or(u32::MAX)..identity.buckets {
             if events.entries.len() >= MAX_PAGE {
-                events.next = Some(number.into());
+                events.next = Some(Cursor { after: number.into(), ..Cursor::default() });
                 break;
             }
             let bucket = shared.bucket(number).await?;
@@ -70,7 +74,10 @@ impl Redis {
                 let record = record.map_err(|_| {
                     LedgerError::Damaged("a pair's record, or this version cannot read it")
                 })?;
-                let history = shared.history(number, key, &record, &mut texts).await?;
+                let history = shared.history(number, key, record, &mut texts).await?;
+                if history.unreadable > 0 {
+                    return Err(LedgerError::Damaged("a history entry"));
+                }
                 events.entries.extend(history.entries);
             }
         }
@@ -88,45 +95,46 @@ impl Shared {
         &self,
         bucket: u32,
         key: Key,
-        record: &Record,
+        record: Record,
         texts: &mut Texts,
     ) -> Result<History, LedgerError> {
-        let mut history = History { entries: Vec::new(), intact: true };
-        let mut chain = ChainHead::default();
+        let len = record.history_len;
+        let mut reading = Reading::new(record);
         let mut from = 0;
-        while from < record.history_len {
+        while from < len {
             let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
-            let to = from.saturating_add(some).min(record.history_len);
+            let to = from.saturating_add(some).min(len);
             let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
             let values = self.fields(&self.names.history(bucket), &fields).await?;
-            let items = values.iter().map(|value| {
-                let value = value.as_deref()?;
-                Some(Item::decode(value).ok_or(LedgerError::Damaged("a history entry")))
-            });
+            let items = values.iter().map(|value| value.as_deref().map(Item::decode));
             let items: Vec<_> = items.collect();
-            let mut read = Vec::with_capacity(items.len());
-            for item in items {
-                // What is not there breaks the chain; the rest is still told.
-                let Some(item) = item else {
-                    history.intact = false;
-                    continue;
+            let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
+            self.read_texts(entries, texts).await?;
+            for item in &items {
+                // What is not there, or no item, breaks the chain; the rest is still told.
+                let (revision, item) = match item {
+                    Some(Some(item)) => item,
+                    Some(None) => {
+                        reading.garbled();
+                        continue;
+                    }
+                    None => {
+                        reading.missing();
+                        continue;
+                    }
                 };
-                let (revision, item) = item?;
-                chain = extend_chain(&chain, &item.digest());
-                read.extend(item.entry().map(|entry| (revision, entry)));
-            }
-            self.read_texts(read.iter().map(|(_, entry)| *entry), texts).await?;
-            for (revision, entry) in read {
-                let text = |digest: &[u8]| texts.0.get(digest)?.clone();
-                let entry = codec::decode_history(entry, text);
-                history
-                    .entries
-                    .push((revision, entry.ok_or(LedgerError::Damaged("a history entry"))?));
+                match item.entry() {
+                    None => reading.gone(&item.digest()),
+                    Some(entry) => {
+                        let text = |digest: &[u8]| texts.0.get(digest)?.clone();
+                        let entry = codec::decode_history(entry, text);
+                        reading.kept(*revision, &item.digest(), entry);
+                    }
+                }
             }
             from = to;
         }
-        history.intact &= chain == record.chain;
-        Ok(history)
+        Ok(reading.finish())
     }
 
     /// Reads the statements that these entries have the digests of.

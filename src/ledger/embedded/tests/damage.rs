@@ -8,7 +8,7 @@ use super::*;
 use crate::consent::event::{Event, PlatformNames};
 use crate::consent::keyword::{KeywordLists, Keywords};
 use crate::consent::record::FORMAT;
-use crate::ledger::{Ledger, UnreadableRecord};
+use crate::ledger::{Cursor, Ledger, UnreadableRecord};
 use crate::metrics::Metrics;
 use crate::recorder::{Recorder, Refusal, Submission};
 
@@ -144,8 +144,12 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
     }
     for value in [&[][..], &[0; 7], &[0; 15], &[0; 17], &[9; 40], &[0; 40]] {
         put_entry(&database, 2, value);
-        let history = ledger.history(key(2)).await;
-        assert!(history.is_err_and(|error| damaged(&error)), "{value:?}");
+        let history = ledger.history(key(2)).await.unwrap();
+        assert!(!history.intact && history.entries.is_empty(), "{value:?}");
+        let all = ledger.events_after(Cursor::default()).await;
+        // Of a value that adds nothing, a listing of all events cannot know that it should.
+        let adds_nothing = value == [0; 16];
+        assert!(adds_nothing || all.is_err_and(|error| damaged(&error)), "{value:?}");
     }
     for value in [&[][..], &[0; 20], &[0; 55]] {
         edit(&database, |transaction| {
@@ -246,8 +250,12 @@ async fn an_edited_statement_is_not_shown_as_what_was_agreed_to() {
     };
     for edited in [Some("Yes to all messages of WhatsApp from Acme and others"), Some(""), None] {
         put(edited);
-        let history = ledger.history(key(1)).await;
-        assert!(matches!(history, Err(LedgerError::Damaged(_))), "{history:?}");
+        // Not shown at all, and told as such; nor is it exported.
+        let history = ledger.history(key(1)).await.unwrap();
+        assert!(!history.intact && history.entries.is_empty(), "{history:?}");
+        assert_eq!(history.unreadable, 1);
+        let all = ledger.events_after(Cursor::default()).await;
+        assert!(matches!(all, Err(LedgerError::Damaged(_))), "{all:?}");
     }
     put(Some(&evidence.statement));
     assert!(ledger.history(key(1)).await.unwrap().intact);
@@ -314,7 +322,7 @@ async fn no_mangled_value_makes_anything_panic() {
             let _ = ledger.bucket(number).await;
         }
         let _ = ledger.history(key(1)).await;
-        let _ = ledger.events_after(0).await;
+        let _ = ledger.events_after(Cursor::default()).await;
         let little = Retention { log_entries: 1, history: Duration::ZERO, ..FOREVER };
         let _ = super::super::retention::sweep(&database, 3, little);
         let again = store::prepare(&database, Path::new("disk"));

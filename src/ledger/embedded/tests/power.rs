@@ -138,7 +138,7 @@ async fn check_ledger(ledger: &Embedded, known: &[Acknowledged]) -> Result<(), S
         let update = change.update.as_ref().unwrap();
         let number = usize::try_from(update.record.history_len).unwrap();
         let entry = history.get(number).ok_or(format!("entry {number} was lost"))?;
-        if (entry.0, &entry.1) != (*revision, &update.history[0]) {
+        if (entry.0.revision, &entry.1) != (*revision, &update.history[0]) {
             return Err(format!("entry {number} at {revision} is {entry:?}"));
         }
     }

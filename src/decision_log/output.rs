@@ -1,0 +1,206 @@
+//! Where lines are written: files that are begun anew when they are full, or standard output.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Target;
+use crate::clock;
+
+/// How often it is looked whether the file's name still means the file, for somebody else may have
+/// moved it or cut it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Who may read a file, before the umask: no line of it names a user.
+const MODE: u32 = 0o640;
+
+/// Writes lines.
+pub(super) struct Output {
+    target: Target,
+    max_size: u64,
+    keep: u32,
+    open: Option<Open>,
+    /// When it was last looked.
+    looked: Duration,
+    /// Whether a part of a line was written last, that could not be taken back.
+    torn: bool,
+}
+
+/// A file that is open.
+struct Open {
+    file: File,
+    /// Its size; none where it is no regular file, and has none.
+    size: Option<u64>,
+}
+
+impl Output {
+    pub(super) fn new(target: Target, max_size: u64, keep: u32) -> io::Result<Self> {
+        let looked = clock::boot();
+        let mut output = Self { target, max_size, keep, open: None, looked, torn: false };
+        let may_block = match &output.target {
+            Target::Stdout => false,
+            Target::File(path) => fs::metadata(path).is_ok_and(|found| !found.is_file()),
+        };
+        if !may_block {
+            output.open = Some(open(&output.target)?);
+        }
+        Ok(output)
+    }
+
+    /// Writes whole lines; gives how many were written, and why not all.
+    pub(super) fn write(&mut self, lines: &[u8]) -> (usize, Option<io::Error>) {
+        match self.try_write(lines) {
+            Ok(()) => (lines_in(lines), None),
+            Err((written, error)) => {
+                // It is opened anew, for what is wrong may be wrong with this one alone.
+                self.open = None;
+                (lines_in(lines.get(..written).unwrap_or_default()), Some(error))
+            }
+        }
+    }
+
+    /// Writes lines; where that fails, gives the bytes of those that were written.
+    fn try_write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        let mut open = self.with_room(lines.len()).map_err(|error| (0, error))?;
+        if std::mem::take(&mut self.torn) && write_all(&mut open.file, b"\n").1.is_some() {
+            self.torn = true;
+        }
+        let (done, failed) = write_all(&mut open.file, lines);
+        if let Some(error) = failed {
+            let whole = lines.get(..done).unwrap_or_default();
+            let whole = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+            self.torn |= done > whole && !take_back(&open.file, done - whole);
+            return Err((whole, error));
+        }
+        open.size = open.size.map(|size| size.saturating_add(bytes(lines.len())));
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// What these bytes can be written to.
+    fn with_room(&mut self, more: usize) -> io::Result<Open> {
+        self.look()?;
+        if self.open.is_none() {
+            // It may be full already.
+            self.open = Some(open(&self.target)?);
+        }
+        self.make_room(more)?;
+        match self.open.take() {
+            Some(open) => Ok(open),
+            None => open(&self.target),
+        }
+    }
+
+    /// Goes on in a new file where somebody has moved the old one, and learns its size where
+    /// somebody has cut it.
+    fn look(&mut self) -> io::Result<()> {
+        let (Target::File(path), Some(open)) = (&self.target, &mut self.open) else {
+            return Ok(());
+        };
+        let now = clock::boot();
+        if open.size.is_none() || now.saturating_sub(self.looked) < LOOK {
+            return Ok(());
+        }
+        self.looked = now;
+        let ours = open.file.metadata()?;
+        open.size = Some(ours.len());
+        if !is_named(path, &ours)? {
+            self.open = None;
+        }
+        Ok(())
+    }
+
+    /// Begins another file where these bytes would make this one too large. What cannot be begun
+    /// is not written: the disk is not ours to fill.
+    fn make_room(&mut self, more: usize) -> io::Result<()> {
+        let (Target::File(path), Some(open)) = (&self.target, &self.open) else { return Ok(()) };
+        let Some(size) = open.size.filter(|size| *size > 0) else { return Ok(()) };
+        if size.saturating_add(bytes(more)) <= self.max_size {
+            return Ok(());
+        }
+        // One that was moved away meanwhile is in nobody's way.
+        let is_ours = is_named(path, &open.file.metadata()?)?;
+        self.open = None;
+        if !is_ours {
+            return Ok(());
+        }
+        if self.keep == 0 {
+            fs::remove_file(path)?;
+        } else {
+            for number in (1..self.keep).rev() {
+                rename(&older(path, number), &older(path, number + 1))?;
+            }
+            rename(path, &older(path, 1))?;
+        }
+        Ok(())
+    }
+}
+
+fn open(target: &Target) -> io::Result<Open> {
+    let file = match target {
+        Target::File(path) => OpenOptions::new().create(true).append(true).mode(MODE).open(path)?,
+        // The same file by another descriptor: not buffered, and in nobody else's hands.
+        Target::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
+    };
+    let found = file.metadata()?;
+    let is_ours = found.is_file() && matches!(target, Target::File(_));
+    Ok(Open { file, size: is_ours.then_some(found.len()) })
+}
+
+/// Writes all bytes; gives how many were written, and why not all.
+fn write_all(file: &mut File, mut rest: &[u8]) -> (usize, Option<io::Error>) {
+    let mut done = 0;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(0) => return (done, Some(io::ErrorKind::WriteZero.into())),
+            Ok(written) => {
+                done += written;
+                rest = rest.get(written..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
+}
+
+/// Takes the last bytes of a regular file back.
+fn take_back(file: &File, last: usize) -> bool {
+    let Ok(found) = file.metadata() else { return false };
+    found.is_file() && file.set_len(found.len().saturating_sub(bytes(last))).is_ok()
+}
+
+/// The file of before by its number: the first is the youngest.
+fn older(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Renames a file, where there is one.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed,
+    }
+}
+
+/// Whether a path still names our file.
+fn is_named(path: &Path, ours: &Metadata) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn lines_in(bytes: &[u8]) -> usize {
+    bytes.split(|byte| *byte == b'\n').skip(1).count()
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}

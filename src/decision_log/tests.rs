@@ -1,0 +1,172 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::output::Output;
+use super::writer::LINE;
+use super::*;
+
+fn decided(key: u64, nanos: u64) -> Decided<'static> {
+    Decided {
+        key: Key::from_halves((key, 7)),
+        category: Category::parse("marketing.offers").unwrap(),
+        form: Form::Template,
+        reason: Reason::NoConsent,
+        revision: 41,
+        staleness: Duration::from_micros(2_000_300),
+        now: Moment {
+            boot: Duration::from_nanos(nanos),
+            wall: Timestamp::from_millis(1_750_000_000_123).unwrap(),
+        },
+    }
+}
+
+fn line(decided: &Decided<'_>) -> String {
+    let mut line = Vec::new();
+    Entry::of(decided).write(&mut line);
+    String::from_utf8(line).unwrap()
+}
+
+#[test]
+fn a_line_says_what_was_decided() {
+    assert_eq!(
+        line(&decided(255, 0)),
+        "{\"time\":\"2025-06-15T15:06:40.123Z\",\"pair\":\"00000000000000ff0000000000000007\",\
+         \"category\":\"marketing.offers\",\"form\":\"TEMPLATE\",\"allowed\":false,\
+         \"reason\":\"NO_CONSENT\",\"revision\":41,\"staleness\":2.000300}\n"
+    );
+    let longest = format!("authentication.{}", "a".repeat(MAX_TOPIC_CHARS));
+    let mut other =
+        Decided { revision: u64::MAX, reason: Reason::ReplyAfterOptOut, ..decided(1, 0) };
+    for category in [longest.as_str(), "service"] {
+        other.category = Category::parse(category).unwrap();
+        let read: serde_json::Value = serde_json::from_str(&line(&other)).unwrap();
+        assert_eq!(read["category"], category);
+        assert!(line(&other).len() <= LINE);
+        assert_eq!(
+            (read["allowed"].as_bool(), read["revision"].as_u64()),
+            (Some(true), Some(u64::MAX))
+        );
+    }
+}
+
+#[test]
+fn a_share_is_drawn_evenly_over_pairs_and_over_time() {
+    for share in [0.01, 0.25, 0.5] {
+        let highest = highest(share);
+        // Many pairs at once, one pair at many times, and both.
+        for (pairs, times) in [(100_000, 1), (1, 100_000), (1_000, 100)] {
+            let all = (0..pairs).flat_map(|pair| (0..times).map(move |time| (pair, time * 977)));
+            let logged =
+                all.filter(|(pair, time)| drawn(&decided(*pair, *time)) <= highest).count();
+            let expected = 100_000.0 * share;
+            let off = (f64::from(u32::try_from(logged).unwrap()) - expected).abs();
+            let deviation = (expected * (1.0 - share)).sqrt();
+            assert!(off < 6.0 * deviation, "{share} of {pairs} pairs, {times} times: {logged}");
+        }
+    }
+    assert_eq!(highest(1.0), u64::MAX);
+}
+
+/// The files of a folder, oldest first, and their content one after the other.
+fn content(folder: &Path) -> (Vec<String>, String) {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: BTreeSet<_> = names.map(|name| name.into_string().unwrap()).collect();
+    let names: Vec<_> = names.into_iter().rev().collect();
+    let content = names.iter().map(|name| fs::read_to_string(folder.join(name)).unwrap()).collect();
+    (names, content)
+}
+
+#[test]
+fn a_full_file_makes_room_for_another() {
+    for (keep, kept) in [(2, &["log.2", "log.1", "log"][..]), (1, &["log.1", "log"]), (0, &["log"])]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::File(folder.path().join("log"));
+        let mut output = Output::new(target.clone(), 10, keep).unwrap();
+        let mut expected = String::new();
+        for number in 10..32 {
+            let line = format!("{number}\n");
+            let (written, failed) = output.write(line.as_bytes());
+            assert_eq!((written, failed.is_none()), (1, true));
+            expected.push_str(&line);
+            if number == 17 {
+                // Begun again, it goes on where it ended.
+                output = Output::new(target.clone(), 10, keep).unwrap();
+            }
+        }
+        let (names, content) = content(folder.path());
+        assert_eq!(names, kept);
+        assert!(expected.ends_with(&content) && !content.is_empty(), "{content}");
+        for name in names {
+            assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 10);
+        }
+    }
+}
+
+#[test]
+fn a_full_file_that_was_moved_away_moves_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut output = Output::new(Target::File(path.clone()), 6, 2).unwrap();
+    for line in ["10\n", "11\n", "12\n", "13\n"] {
+        assert_eq!(output.write(line.as_bytes()).0, 1);
+    }
+    fs::rename(&path, folder.path().join("moved")).unwrap();
+    assert_eq!(output.write(b"14\n").0, 1);
+    let of = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!((&*of("log.1"), &*of("moved"), &*of("log")), ("10\n11\n", "12\n13\n", "14\n"));
+    assert!(!folder.path().join("log.2").exists());
+}
+
+#[test]
+fn what_cannot_be_written_is_told_and_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in/log");
+    let missing = Output::new(Target::File(path.clone()), 10, 1);
+    assert!(missing.is_err(), "at once");
+    fs::create_dir(folder.path().join("in")).unwrap();
+    let mut output = Output::new(Target::File(path.clone()), 10, 1).unwrap();
+    assert_eq!(output.write(b"1\n2\n").0, 2);
+    // Where the next file cannot be begun, this one does not grow.
+    fs::create_dir(folder.path().join("in/log.1")).unwrap();
+    fs::write(folder.path().join("in/log.1/x"), "").unwrap();
+    for _ in 0..3 {
+        let (written, failed) = output.write(b"3\n4\n5\n6\n");
+        assert_eq!((written, failed.is_some()), (0, true));
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"1\n2\n");
+    fs::remove_dir_all(folder.path().join("in/log.1")).unwrap();
+    assert_eq!(output.write(b"7\n8\n9\n0\n").0, 4);
+    let (written, failed) =
+        Output::new(Target::File("/dev/full".into()), 10, 1).unwrap().write(b"1\n");
+    assert_eq!((written, failed.map(|error| error.kind())), (0, Some(io::ErrorKind::StorageFull)));
+}
+
+#[test]
+fn a_decision_finds_the_queue_full_and_is_counted() {
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let settings = DecisionLogSettings {
+        target: Target::File(path.clone()),
+        sample: 1.0,
+        only: Only::Denials,
+        max_size: 1 << 30,
+        keep: 1,
+    };
+    let (log, writer) = open(settings, Arc::clone(&metrics)).unwrap();
+    let queue = u64::try_from(QUEUE).unwrap();
+    for number in 0..queue + 10 {
+        log.put(&decided(number, number));
+        log.put(&Decided { reason: Reason::OptedIn, ..decided(number, number) });
+    }
+    assert_eq!(metrics.decisions_dropped_by_queue(), 10, "what allows takes no room");
+    let stop = tokio_util::sync::CancellationToken::new();
+    stop.cancel();
+    writer.run(&stop);
+    let written = fs::read_to_string(&path).unwrap();
+    assert_eq!(written.lines().count(), QUEUE, "what was decided before is written at the end");
+    let last = written.lines().last().unwrap();
+    assert!(last.contains(&format!("{:016x}", queue - 1)), "{last}");
+}

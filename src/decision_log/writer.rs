@@ -1,0 +1,135 @@
+//! The thread that writes what was decided.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread::sleep;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::output::Output;
+use super::{Entry, QUEUE};
+use crate::clock;
+use crate::metrics::Metrics;
+
+/// How long the thread waits for more decisions: what is decided is written that soon. A check
+/// wakes nobody, which would cost it more than all the rest.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The most bytes of lines that are written together.
+const TOGETHER: usize = 32 * 1024;
+
+/// No line is longer, in bytes: those with the longest topic have some 270.
+pub(super) const LINE: usize = 512;
+
+/// How long a warning keeps others of its kind out of the process' log.
+const QUIET: Duration = Duration::from_mins(1);
+
+/// Writes what is in the queue. It blocks its thread, which must be no other's.
+pub struct Writer {
+    entries: Receiver<Entry>,
+    output: Output,
+    metrics: Arc<Metrics>,
+    lines: Vec<u8>,
+    waiting: usize,
+    /// When it was last said that lines are not written; none where they are.
+    failing: Option<Duration>,
+}
+
+impl Writer {
+    pub(super) fn new(entries: Receiver<Entry>, output: Output, metrics: Arc<Metrics>) -> Self {
+        let lines = Vec::with_capacity(TOGETHER);
+        Self { entries, output, metrics, lines, waiting: 0, failing: None }
+    }
+
+    /// Writes until it is told to `stop`, and then what was decided before.
+    pub fn run(mut self, stop: &CancellationToken) {
+        loop {
+            let last = stop.is_cancelled();
+            let taken = self.take();
+            self.write();
+            if taken < QUEUE {
+                if last {
+                    return;
+                }
+                sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Takes what waits, a queue full at the most, and writes the most of it.
+    fn take(&mut self) -> usize {
+        for taken in 0..QUEUE {
+            let Ok(entry) = self.entries.try_recv() else { return taken };
+            entry.write(&mut self.lines);
+            self.waiting += 1;
+            if self.lines.len() > TOGETHER - LINE {
+                self.write();
+            }
+        }
+        QUEUE
+    }
+
+    /// Writes the lines that were made.
+    fn write(&mut self) {
+        if self.lines.is_empty() {
+            return;
+        }
+        let (written, failed) = self.output.write(&self.lines);
+        let dropped = std::mem::take(&mut self.waiting).saturating_sub(written);
+        self.lines.clear();
+        self.metrics.decisions_written(written);
+        self.metrics.decisions_dropped("file", dropped);
+        let now = clock::boot();
+        match (failed, self.failing) {
+            (None, None) => {}
+            (None, Some(_)) => {
+                self.failing = None;
+                info!("decisions are logged again");
+            }
+            (Some(_), Some(told)) if now.saturating_sub(told) < QUIET => {}
+            (Some(error), _) => {
+                self.failing = Some(now);
+                let cause = error.to_string();
+                let why = "decisions cannot be logged; consent_decision_log_dropped_total counts \
+                           them";
+                warn!(cause, dropped, "{why}");
+            }
+        }
+    }
+}
+
+/// Says that decisions are dropped because more are made than are written. For another task than the
+/// thread, which may be held up.
+pub struct Drops {
+    metrics: Arc<Metrics>,
+    /// When it was last said.
+    told_at: Option<Duration>,
+    /// How many had been dropped then.
+    told: u64,
+}
+
+impl Drops {
+    /// Nothing was said yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, told_at: None, told: 0 }
+    }
+
+    /// Looks whether more were dropped, and says so once a minute at the most.
+    pub fn look(&mut self) {
+        let (so_far, now) = (self.metrics.decisions_dropped_by_queue(), clock::boot());
+        let is_quiet = self.told_at.is_some_and(|told| now.saturating_sub(told) < QUIET);
+        if so_far == self.told || is_quiet {
+            return;
+        }
+        let dropped = so_far.saturating_sub(self.told);
+        (self.told_at, self.told) = (Some(now), so_far);
+        warn!(
+            dropped,
+            "more is decided than is written to the decision log: is what reads it slow, or gone? \
+             Else log a sample, or denials alone"
+        );
+    }
+}

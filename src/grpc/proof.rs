@@ -1,0 +1,307 @@
+//! What was recorded, read back: listed, exported, checked against an export, gathered by user.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use tonic::{Code, Status, Streaming};
+
+use super::record::{Answers, RecordService};
+use super::{convert, pb, status};
+use crate::consent::Violation;
+use crate::consent::facts::Resolved;
+use crate::consent::id::BusinessId;
+use crate::consent::record::{ChainHead, HistoryEntry};
+use crate::consent::time::Timestamp;
+use crate::ledger::{Cursor, History, Place};
+use crate::recorder::{MAX_EVENTS, Recorder, Refusal, UserPair, UserPairs, Wanted};
+
+const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
+                      outside consentd";
+
+const DRAINING: &str = "draining: ask again elsewhere";
+
+/// What is wrong with a request of these calls, whose fields lie in no event.
+fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Invalid(found) => status::invalid(found),
+        refusal => status::of_refusal(refusal),
+    }
+}
+
+/// A history as it is listed: its entries, then what the check of its chain came to.
+fn listed(history: History) -> impl Iterator<Item = pb::ListEventsResponse> {
+    let chain = pb::ListEventsResponse {
+        chain: Some(convert::chain(&history)),
+        ..pb::ListEventsResponse::default()
+    };
+    let entries = history.entries.into_iter();
+    entries.map(|(place, entry)| convert::listed(place, entry)).chain([chain])
+}
+
+impl RecordService {
+    pub(super) async fn list(
+        &self,
+        request: pb::ListEventsRequest,
+    ) -> Result<Answers<pb::ListEventsResponse>, Status> {
+        let history = self.recorder.history(&request.user_id, &request.business_id).await;
+        let history = history.map_err(|refusal| refused(&refusal))?;
+        // What is there is shown even where it was tampered with; the status then says so.
+        let broken = (!history.intact).then(|| Err(Status::data_loss(BROKEN)));
+        Ok(Box::pin(stream::iter(listed(history).map(Ok).chain(broken))))
+    }
+
+    pub(super) fn export(
+        &self,
+        request: pb::ExportEventsRequest,
+    ) -> Result<Answers<pb::ExportEventsResponse>, Status> {
+        let pb::ExportEventsRequest { business_id, since_time } = request;
+        let mut found = Vec::new();
+        let since = convert::moment("since_time", since_time, &mut found);
+        if !business_id.is_empty() {
+            found.extend(BusinessId::parse(&business_id).err());
+        }
+        if !found.is_empty() {
+            return Err(status::invalid(&found));
+        }
+        let wanted = move |entry: &HistoryEntry| {
+            (business_id.is_empty() || entry.business_id == business_id)
+                && since.is_none_or(|since| entry.record_time >= since)
+        };
+        // What is recorded meanwhile is not waited for: there might be no end to it.
+        let end = self.gate.status().revision;
+        let pages =
+            stream::unfold(Some((self.clone(), Cursor::default())), move |state| async move {
+                let (service, after) = state?;
+                if service.draining.is_cancelled() {
+                    return Some((
+                        Err(Status::unavailable("draining: export again elsewhere")),
+                        None,
+                    ));
+                }
+                let page = match service.recorder.events_after(after).await {
+                    Ok(page) => page,
+                    Err(refusal) => return Some((Err(status::of_refusal(&refusal)), None)),
+                };
+                let next = page.next.filter(|next| !page.by_revision || next.after < end);
+                Some((Ok(page.entries), next.map(|next| (service, next))))
+            });
+        let answers = pages.flat_map(move |page| {
+            let (entries, failed) = match page {
+                Ok(entries) => (entries, None),
+                Err(status) => (Vec::new(), Some(Err(status))),
+            };
+            let kept = |(at, entry): &(Place, HistoryEntry)| at.revision <= end && wanted(entry);
+            let entries = entries.into_iter().filter(kept);
+            let answers = entries.map(|(at, entry)| Ok(convert::exported(at, entry)));
+            stream::iter(answers.chain(failed).collect::<Vec<_>>())
+        });
+        Ok(Box::pin(answers))
+    }
+
+    pub(super) fn check(
+        &self,
+        requests: Streaming<pb::CheckEventsRequest>,
+    ) -> Answers<pb::CheckEventsResponse> {
+        let chunks = Box::pin(requests.ready_chunks(MAX_EVENTS));
+        let answers = stream::unfold(Some((self.clone(), chunks)), |state| async move {
+            let (service, mut chunks) = state?;
+            let chunk = tokio::select! {
+                biased;
+                () = service.draining.cancelled() => {
+                    return Some((vec![Err(Status::unavailable(DRAINING))], None));
+                }
+                chunk = chunks.next() => chunk?,
+            };
+            let mut asked = Vec::with_capacity(chunk.len());
+            let mut broken = None;
+            for item in chunk {
+                match item {
+                    Ok(request) => asked.push(request),
+                    Err(status) => {
+                        broken = Some(status);
+                        break;
+                    }
+                }
+            }
+            let mut answers: Vec<_> =
+                check_chunk(&service.recorder, asked).await.into_iter().map(Ok).collect();
+            let next = broken.is_none().then_some((service, chunks));
+            answers.extend(broken.map(Err));
+            Some((answers, next))
+        });
+        Box::pin(answers.flat_map(stream::iter))
+    }
+
+    pub(super) fn list_user(
+        &self,
+        request: pb::ListUserEventsRequest,
+    ) -> Answers<pb::ListUserEventsResponse> {
+        // The stream begins at once: to find the pairs may take longer than a client waits for that.
+        let service = self.clone();
+        let found = stream::once(async move {
+            let pb::ListUserEventsRequest { user_id, business_ids } = request;
+            let found = tokio::select! {
+                () = service.draining.cancelled() => return Err(Status::unavailable(DRAINING)),
+                found = service.recorder.pairs_of_user(&user_id, &business_ids) => found,
+            };
+            let found = found.map_err(|refusal| refused(&refusal))?;
+            Ok(all_of(service.recorder, found))
+        });
+        Box::pin(found.try_flatten())
+    }
+
+    pub(super) async fn list_due(
+        &self,
+        request: pb::ListDueOptInsRequest,
+    ) -> Result<Answers<pb::ListDueOptInsResponse>, Status> {
+        let pb::ListDueOptInsRequest { business_id, since_time, until_time, pending } = request;
+        let mut found = Vec::new();
+        let since = convert::moment("since_time", since_time, &mut found);
+        let until = convert::moment("until_time", until_time, &mut found);
+        if !business_id.is_empty() {
+            found.extend(BusinessId::parse(&business_id).err());
+        }
+        if !found.is_empty() {
+            return Err(status::invalid(&found));
+        }
+        let recorder = self.recorder.clone();
+        let (clock, buckets) = async { Ok((recorder.clock().await?, recorder.buckets().await?)) }
+            .await
+            .map_err(|refusal: Refusal| refused(&refusal))?;
+        // The end of time is no time that anything lapses at.
+        let span = since.unwrap_or(clock)..until.unwrap_or(Timestamp::MAX);
+        let wanted = Wanted { span, waiting: pending.then_some(clock) };
+        let draining = self.draining.clone();
+        let found = stream::iter(0..buckets).then(move |bucket| {
+            let (recorder, wanted) = (recorder.clone(), wanted.clone());
+            let (draining, business_id) = (draining.clone(), business_id.clone());
+            async move {
+                if draining.is_cancelled() {
+                    return Err(Status::unavailable(DRAINING));
+                }
+                let due = recorder.due(bucket, &wanted).await;
+                let mut due = due.map_err(|refusal| refused(&refusal))?;
+                due.retain(|(_, entry)| business_id.is_empty() || entry.business_id == business_id);
+                Ok(stream::iter(due.into_iter().map(|(due, by)| Ok(convert::due(&due, by)))))
+            }
+        });
+        Ok(Box::pin(found.try_flatten()))
+    }
+}
+
+/// Everything about the pairs of one user. As of one pair, all is shown before what is broken.
+fn all_of(
+    recorder: Recorder,
+    found: UserPairs,
+) -> impl Stream<Item = Result<pb::ListUserEventsResponse, Status>> + Send {
+    let UserPairs { pairs, clock } = found;
+    let broken = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&broken);
+    let pairs = stream::iter(pairs).then(move |pair| {
+        let (recorder, seen) = (recorder.clone(), Arc::clone(&seen));
+        async move {
+            let history = recorder.history_of(pair.key).await;
+            let history = history.map_err(|error| status::of_refusal(&Refusal::Ledger(error)))?;
+            seen.fetch_or(!history.intact, Ordering::Relaxed);
+            Ok::<_, Status>(stream::iter(gathered(&pair, history, clock).map(Ok)))
+        }
+    });
+    let end = stream::once(async move { broken.load(Ordering::Relaxed) });
+    let end =
+        end.filter_map(|broken| async move { broken.then(|| Err(Status::data_loss(BROKEN))) });
+    pairs.try_flatten().chain(end)
+}
+
+/// A pair of a user, its state, and its history.
+fn gathered(
+    pair: &UserPair,
+    history: History,
+    clock: Timestamp,
+) -> impl Iterator<Item = pb::ListUserEventsResponse> + use<> {
+    use pb::list_user_events_response::What;
+    let state = &pair.stored.record.state;
+    let Resolved { profile, last_inbound, beside } = Resolved::of(state);
+    let (opted_in, opted_out) = profile.in_force(beside.as_ref().into(), clock);
+    let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
+    let consent = pb::GetConsentResponse {
+        last_inbound_time: last_inbound.map(convert::timestamp),
+        opted_in: names(opted_in),
+        opted_out: names(opted_out),
+        platform_stopped: profile.platform_stopped(),
+        suppressed: profile.suppressed(),
+        revision: pair.stored.version.revision,
+        staleness: None,
+        pair_key: convert::pair_key(pair.key),
+    };
+    let pair = pb::UserPair { business_id: pair.business_id.clone(), consent: Some(consent) };
+    let listed = listed(history).map(What::Listed);
+    let said = std::iter::once(What::Pair(pair)).chain(listed);
+    said.map(|what| pb::ListUserEventsResponse { what: Some(what) })
+}
+
+/// Checks exported events; each pair's history is read once.
+async fn check_chunk(
+    recorder: &Recorder,
+    asked: Vec<pb::CheckEventsRequest>,
+) -> Vec<pb::CheckEventsResponse> {
+    use pb::check_events_response::Result as Pb;
+    let mut pairs: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+    for (index, request) in asked.iter().enumerate() {
+        let event = request.exported.as_ref().and_then(|exported| exported.event.as_ref());
+        let ids = event.map(|event| (event.user_id.clone(), event.business_id.clone()));
+        pairs.entry(ids.unwrap_or_default()).or_default().push(index);
+    }
+    let mut answers: Vec<_> = asked
+        .iter()
+        .map(|request| pb::CheckEventsResponse { sequence: request.sequence, result: None })
+        .collect();
+    for ((user_id, business_id), indices) in pairs {
+        let history = recorder.history(&user_id, &business_id).await;
+        for index in indices {
+            let (Some(request), Some(answer)) = (asked.get(index), answers.get_mut(index)) else {
+                continue;
+            };
+            answer.result = Some(match &history {
+                Ok(history) => match finding(history, request.exported.as_ref()) {
+                    Ok(finding) => Pb::Finding(finding.into()),
+                    Err(violation) => Pb::Error(pb::ItemError {
+                        code: Code::InvalidArgument.into(),
+                        field: violation.field,
+                        message: violation.description,
+                    }),
+                },
+                Err(refusal) => Pb::Error(status::item_of_refusal(refusal)),
+            });
+        }
+    }
+    answers
+}
+
+/// What a history says today of an event that was exported from it.
+fn finding(
+    history: &History,
+    exported: Option<&pb::ExportEventsResponse>,
+) -> Result<pb::check_events_response::Finding, Violation> {
+    use pb::check_events_response::Finding;
+    let wrong = |field: &str, why: &str| Violation::new(format!("exported.{field}"), why);
+    let exported = exported.ok_or_else(|| wrong("event", "required: what was exported"))?;
+    let head = <ChainHead>::try_from(&*exported.chain_head)
+        .map_err(|_| wrong("chain_head", "must be the 32 bytes that the export has"))?;
+    let place = exported.number.checked_sub(1).and_then(|place| usize::try_from(place).ok());
+    let place = place.ok_or_else(|| wrong("number", "required: the event's number, from 1"))?;
+    let Some(today) = history.heads.get(place) else { return Ok(Finding::Missing) };
+    if *today != head {
+        return Ok(Finding::Changed);
+    }
+    let entry = history.entries.iter().find(|(at, _)| at.number == exported.number);
+    let Some((at, entry)) = entry else {
+        return Ok(if history.intact { Finding::Expired } else { Finding::ChainBroken });
+    };
+    let now = convert::exported(*at, entry.clone());
+    if now.event != exported.event || now.record_time != exported.record_time {
+        return Ok(Finding::ExportChanged);
+    }
+    Ok(if history.intact { Finding::Same } else { Finding::ChainBroken })
+}

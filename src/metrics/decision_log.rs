@@ -1,0 +1,62 @@
+//! What is told of the log of decisions.
+
+use prometheus::{IntCounter, IntCounterVec, Registry};
+
+use super::{closed, counter};
+
+/// Why a decision may not be logged.
+pub const DROPS: [&str; 2] = ["queue", "file"];
+
+/// What is counted of logged decisions.
+#[derive(Debug)]
+pub(super) struct DecisionLog {
+    written: IntCounter,
+    dropped: IntCounterVec,
+    /// One of those, for a check: it must not look it up.
+    by_queue: IntCounter,
+}
+
+impl DecisionLog {
+    pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        let dropped = closed(
+            r,
+            "consent_decision_log_dropped_total",
+            "Decisions that were to be logged and were not, by why: the queue was full, or the \
+             file did not take them.",
+            "cause",
+            &DROPS,
+        )?;
+        Ok(Self {
+            written: counter(
+                r,
+                "consent_decision_log_written_total",
+                "Decisions that were written to the log of decisions.",
+            )?,
+            by_queue: dropped.with_label_values(&["queue"]),
+            dropped,
+        })
+    }
+}
+
+impl super::Metrics {
+    /// Counts decisions that were logged.
+    pub fn decisions_written(&self, decisions: usize) {
+        self.decision_log.written.inc_by(u64::try_from(decisions).unwrap_or(u64::MAX));
+    }
+
+    /// Counts decisions that were to be logged and were not: by one of [`DROPS`].
+    pub fn decisions_dropped(&self, cause: &str, decisions: usize) {
+        let decisions = u64::try_from(decisions).unwrap_or(u64::MAX);
+        if cause == "queue" {
+            self.decision_log.by_queue.inc_by(decisions);
+        } else {
+            self.decision_log.dropped.with_label_values(&[cause]).inc_by(decisions);
+        }
+    }
+
+    /// How many decisions found the queue full.
+    #[must_use]
+    pub fn decisions_dropped_by_queue(&self) -> u64 {
+        self.decision_log.by_queue.get()
+    }
+}
