@@ -7,6 +7,7 @@ mod decision_log;
 mod file;
 mod keywords;
 mod ledger;
+mod listen;
 mod rules;
 mod snapshot;
 mod webhook;
@@ -23,6 +24,7 @@ use self::decision_log::with_decision_log_args;
 pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
+use self::listen::listen;
 pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
@@ -474,28 +476,6 @@ fn synthetic(count: u64) -> Result<u64, ConfigError> {
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
-}
-
-/// Where to serve gRPC: nowhere, where webhooks are received and nothing else is wanted.
-fn listen(
-    tcp: Option<&str>,
-    unix: Option<&str>,
-    webhook: bool,
-) -> Result<Vec<Address>, ConfigError> {
-    let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
-    let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
-    if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
-        return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
-    }
-    // As the commands' --addr has it, for those who take one from the other.
-    let path = unix.map(|path| {
-        path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
-    });
-    let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
-    if listen.is_empty() && !webhook {
-        return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
-    }
-    Ok(listen)
 }
 
 /// A filter takes any word for a module's name; one alone is a misspelt level.

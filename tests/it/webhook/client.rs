@@ -194,7 +194,8 @@ pub async fn history(sidecar: &Sidecar, user: &str, business: &str) -> Vec<pb::L
     let mut stream = records.list_events(request).await.expect("a history").into_inner();
     let mut events = Vec::new();
     while let Some(event) = stream.message().await.expect("it is intact") {
-        events.push(event);
+        // The last says what came of the chain's check, and tells of no event.
+        events.extend(Some(event).filter(|event| event.event.is_some()));
     }
     events
 }
