@@ -239,11 +239,12 @@ async fn a_recorder_that_is_killed_anywhere_leaves_nothing_allowed() {
                 assert!(is_out(&ledger, user).await, "{waits}: {user}");
             }
             whole += usize::from(linked.is_some() && denied.is_some());
-            if whole > 2 {
+            if whole > 4 {
                 break;
             }
         }
-        assert!(killed > 3, "it was killed at {killed} moments");
+        // Before its own change, and before the copies, at the least.
+        assert!(killed >= 2, "it was killed at {killed} moments");
         Open { ledger, writer }.close().await;
     }
 }
