@@ -116,6 +116,16 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
             history.entries.iter().map(|(_, entry)| entry.what.clone()).collect();
         assert_eq!(happened, [inbound("wamid.2"), opt_in("Yes, again")]);
         assert!(history.intact);
+        let numbers: Vec<_> = history.entries.iter().map(|(place, _)| place.number).collect();
+        assert_eq!(numbers, [5, 6], "they go on, too");
+        let heads = [4, 5, 6, 7].map(|number| history.head_after(number));
+        let told = history.entries.iter().map(|(place, _)| Some(place.head)).collect::<Vec<_>>();
+        assert_eq!(heads, [None, told[0], told[1], None]);
+        assert_eq!(told[1], Some(history.record.chain));
+        let all = ledger.events_after(consentd::ledger::Cursor::default()).await.unwrap().entries;
+        let user = format!("US.{:?}", key(1));
+        let hers: Vec<_> = all.into_iter().filter(|(_, entry)| entry.user_id == user).collect();
+        assert_eq!(hers, history.entries);
         let later = read(ledger, key(1)).await;
         assert_eq!((later.record.history_len, &later.record.erased), (6, &now.record.erased));
 
