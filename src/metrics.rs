@@ -25,7 +25,7 @@ pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
 use self::watching::Watching;
 use self::webhook::Webhooks;
-pub use self::webhook::{PASSED, UPDATES};
+pub use self::webhook::{CAME, CODES, PASSED, RELOADS, UPDATES};
 use crate::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.

@@ -7,14 +7,14 @@ use prometheus::{Histogram, IntCounterVec, Registry};
 use super::{Metrics, closed, counters, histogram};
 
 /// With what a request may be answered.
-const CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
+pub const CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
 
 /// What an update may be about.
 pub const UPDATES: [&str; 7] =
     ["message", "call", "preference", "status", "number_change", "link", "other"];
 
 /// What may come of an update.
-const CAME: [&str; 6] = ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
+pub const CAME: [&str; 6] = ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
 
 /// Why an update may be no event.
 pub const PASSED: [&str; 16] = [
@@ -35,6 +35,9 @@ pub const PASSED: [&str; 16] = [
     "no_code",
     "no_signup_id",
 ];
+
+/// What may come of reading secrets and numbers anew.
+pub const RELOADS: [&str; 2] = ["done", "failed"];
 
 /// The upper bounds of a request's duration, in seconds: the platform wants a median of 250 ms.
 const BUCKETS: [f64; 12] = [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 10.0];
@@ -95,7 +98,7 @@ impl Webhooks {
                 "Times that the webhook's secrets and numbers were read anew: done, or failed (it \
                  goes on with those of before).",
                 "outcome",
-                &["done", "failed"],
+                &RELOADS,
             )?,
         })
     }

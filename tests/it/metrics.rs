@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use consentd::decision::Reason;
 use consentd::grpc::pb;
 use consentd::metrics::{
-    CAUSES, DROPS, LIMITS, OUTCOMES, REFUSALS, RESETS, SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS,
+    CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS, SAVINGS,
+    SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
 };
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};
@@ -108,7 +109,9 @@ impl Scrape {
     /// Nobody's name can be in a label, because each has its few values.
     fn assert_labels_are_known(&self) {
         let reasons = Reason::ALL.map(Reason::name);
-        let causes = [&CAUSES[..], &RESETS, &REFUSALS, &DROPS].concat();
+        let causes = [&CAUSES[..], &RESETS, &REFUSALS, &DROPS, &PASSED].concat();
+        let codes = CODES.map(|code| code.to_string());
+        let codes = codes.each_ref().map(String::as_str);
         let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
             ("allowed", ["true", "false"].as_slice()),
             ("reason", reasons.as_slice()),
@@ -116,9 +119,11 @@ impl Scrape {
             ("version", [env!("CARGO_PKG_VERSION")].as_slice()),
             ("cause", causes.as_slice()),
             ("limit", LIMITS.as_slice()),
+            ("kind", UPDATES.as_slice()),
+            ("code", codes.as_slice()),
         ]);
         let outcomes = OUTCOMES.iter().chain(&SPAN_OUTCOMES).chain(&SUBSCRIPTIONS).chain(&SAVINGS);
-        let outcomes: BTreeSet<_> = outcomes.collect();
+        let outcomes: BTreeSet<_> = outcomes.chain(&CAME).chain(&RELOADS).collect();
         for sample in self.samples.keys() {
             let Some((_, labels)) = sample.split_once('{') else { continue };
             for label in labels.trim_end_matches('}').split(',') {

@@ -281,3 +281,56 @@ async fn whatever_meets_no_denial_is_missed_under_any_id() {
         Open { ledger, writer }.close().await;
     }
 }
+
+#[tokio::test]
+async fn who_is_erased_is_erased_under_every_id_wherever_that_is_cut_short() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        let mut waits = 0;
+        let mut cuts = 0;
+        loop {
+            let [a, b, c] = ["A", "B", "C"].map(|id| format!("US.{id}{waits}"));
+            for user in [&a, &b, &c] {
+                record(&recorder, consented(user, 10)).await.unwrap();
+            }
+            record(&recorder, link(&a, &b)).await.unwrap();
+            record(&recorder, link(&b, &c)).await.unwrap();
+            let done = killed_after(waits, recorder.erase(&a, "acme")).await;
+            cuts += usize::from(done.is_none());
+            recorder.erase(&a, "acme").await.unwrap();
+            for user in [&a, &b, &c] {
+                assert!(record_of(&ledger, user).await.is_tombstone(), "{waits} waits");
+                assert!(history(&recorder, user).await.is_empty());
+            }
+            if done.is_some() {
+                break;
+            }
+            waits += 1;
+        }
+        assert!(cuts > 1, "it was cut short {cuts} times");
+
+        // What was said before comes again, and leaves no trace under any of the ids.
+        let [a, b, c] = ["A", "B", "C"].map(|id| format!("US.{id}{waits}"));
+        record(&recorder, link(&a, &b)).await.unwrap();
+        record(&recorder, said(&c, LATER, opt_out("*"))).await.unwrap();
+        for user in [&a, &b, &c] {
+            assert!(record_of(&ledger, user).await.is_tombstone());
+        }
+        // Whoever still names an erased id, as after a crash, does not bring its name back.
+        let d = format!("US.D{waits}");
+        record(&recorder, consented(&d, 10)).await.unwrap();
+        record(&recorder, link(&d, &a)).await.unwrap();
+        assert!(record_of(&ledger, &d).await.state.suppression.is_some_and(|(_, set)| set));
+        assert!(record_of(&ledger, &a).await.is_tombstone(), "the link was said before the erase");
+        record(&recorder, said(&d, LATER + 5, opt_out("*"))).await.unwrap();
+        assert!(record_of(&ledger, &a).await.is_tombstone());
+        // A link that is said afterwards is one.
+        let later = said(&a, None, What::Link { other_user_id: b.clone(), moved: false });
+        assert!(record(&recorder, later).await.unwrap().applied);
+        assert_eq!(record_of(&ledger, &a).await.links.len(), 1);
+        assert_eq!(record_of(&ledger, &b).await.links.len(), 1);
+        drop(recorder);
+        Open { ledger, writer }.close().await;
+    }
+}
