@@ -48,7 +48,7 @@ use crate::synthetic::Synthetic;
 use crate::table::Writer;
 
 /// How many announced entries are applied between two looks at what else there is to do.
-const MAX_AT_ONCE: usize = 64;
+const MAX_AT_ONCE: usize = 8;
 
 /// How often a cause that lasts is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(10);

@@ -42,7 +42,7 @@ pub const MAX_APPEND: usize = 1_024;
 pub const MAX_PAGE: usize = 4_096;
 
 /// How many announcements a slow listener may be behind before it loses the oldest.
-pub const MAX_ANNOUNCEMENTS: usize = 1_024;
+pub const MAX_ANNOUNCEMENTS: usize = 8_192;
 
 /// How long a ledger keeps what it need not keep for good.
 #[derive(Clone, Copy, Debug)]

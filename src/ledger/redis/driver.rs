@@ -6,11 +6,12 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::append::{Item, MAX_SCRIPT};
 use super::flight::fly;
-use super::layout::announcement;
+use super::layout::Announced;
 use super::listen::{self, Pushed};
 use super::route::Timeouts;
 use super::{Shared, retention};
@@ -19,6 +20,9 @@ use crate::ledger::Heard;
 /// How many scripts are on their way at once. What waits meanwhile goes into the next ones
 /// together, so that they are the fuller the slower the answers come.
 pub(super) const MAX_FLIGHTS: usize = 4;
+
+/// How many announced entries are read between two looks at what else there is to do.
+const MAX_TOGETHER: usize = 8;
 
 /// The part of the ledger that runs. Nothing is appended or heard where it does not.
 pub struct Driver {
@@ -87,15 +91,24 @@ async fn listen(shared: &Shared) {
         // Nobody may be listening.
         let _ = shared.announcements.send(heard);
     };
-    let sink = |pushed| match pushed {
-        Pushed::Message(message) => tell(match announcement(&message) {
-            Some(announcement) => Heard::Announcement(announcement),
-            // Whatever it was meant to say, the log says it.
-            None => Heard::Missed,
-        }),
-        Pushed::Gap => tell(Heard::Subscribed),
-        Pushed::Refused(why) => tell(Heard::Unsubscribed { refused: true, why }),
-        Pushed::Lost(why) => tell(Heard::Unsubscribed { refused: false, why }),
+    let sink = |pushed| async move {
+        match pushed {
+            Pushed::Message(message) => {
+                let mut announced = Announced::read(&message);
+                // Whoever asks on this thread is not kept waiting by all that one message tells.
+                while let Some(part) = announced.as_mut().and_then(|all| all.part(MAX_TOGETHER)) {
+                    tell(Heard::Announcement(part));
+                    yield_now().await;
+                }
+                if announced.is_none_or(|all| !all.is_over()) {
+                    // Whatever it was meant to say, the log says it.
+                    tell(Heard::Missed);
+                }
+            }
+            Pushed::Gap => tell(Heard::Subscribed),
+            Pushed::Refused(why) => tell(Heard::Unsubscribed { refused: true, why }),
+            Pushed::Lost(why) => tell(Heard::Unsubscribed { refused: false, why }),
+        }
     };
     let (route, channel) = (Arc::clone(&shared.route), shared.names.channel.clone());
     let never = listen::listen(route, channel, Timeouts::default(), sink).await;

@@ -200,26 +200,60 @@ const MAX_ANNOUNCED: usize = super::append::MAX_SCRIPT;
 /// before it (20), and each entry's body behind its length (4). `None` where it is malformed.
 #[must_use]
 pub fn announcement(message: &[u8]) -> Option<Announcement> {
-    let (epoch, rest) = message.split_first_chunk::<16>()?;
-    let (first, rest) = rest.split_first_chunk()?;
-    let (head, mut rest) = rest.split_first_chunk::<20>()?;
-    let (epoch, mut revision, mut head): (Epoch, _, LogHead) =
-        (*epoch, u64::from_be_bytes(*first), *head);
-    let mut entries = Vec::new();
-    while let Some((length, more)) = rest.split_first_chunk() {
-        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-        let (body, more) = more.split_at_checked(length)?;
-        if entries.len() >= MAX_ANNOUNCED {
-            return None;
-        }
-        let previous = head;
-        head = next_head(&previous, revision, body);
-        entries.push(LogEntry { revision, previous, head, body: codec::decode_log(body) });
-        revision = revision.checked_add(1)?;
-        rest = more;
+    let mut announced = Announced::read(message)?;
+    let all = announced.part(MAX_ANNOUNCED)?;
+    announced.is_over().then_some(all)
+}
+
+/// Such a message, to be read in parts.
+pub(super) struct Announced<'a> {
+    epoch: Epoch,
+    /// Of the next entry.
+    revision: Revision,
+    /// The log's hash before it.
+    head: LogHead,
+    rest: &'a [u8],
+    /// How many entries there may still be.
+    left: usize,
+}
+
+impl<'a> Announced<'a> {
+    pub(super) fn read(message: &'a [u8]) -> Option<Self> {
+        let (epoch, rest) = message.split_first_chunk()?;
+        let (first, rest) = rest.split_first_chunk()?;
+        let (head, rest) = rest.split_first_chunk()?;
+        let revision = u64::from_be_bytes(*first);
+        let (epoch, head, left) = (*epoch, *head, MAX_ANNOUNCED);
+        // It announces something.
+        (!rest.is_empty()).then_some(Self { epoch, revision, head, rest, left })
     }
-    (rest.is_empty() && !entries.is_empty())
-        .then(|| Announcement { epoch, entries: entries.into() })
+
+    /// Whether all of it was read.
+    pub(super) fn is_over(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next entries, `most` at the most; none where it is over, or malformed from there on.
+    pub(super) fn part(&mut self, most: usize) -> Option<Announcement> {
+        let mut entries = Vec::with_capacity(most.min(self.left));
+        while entries.len() < most && self.left > 0 {
+            let Some(entry) = self.entry() else { break };
+            entries.push(entry);
+        }
+        (!entries.is_empty()).then(|| Announcement { epoch: self.epoch, entries: entries.into() })
+    }
+
+    fn entry(&mut self) -> Option<LogEntry> {
+        let (length, rest) = self.rest.split_first_chunk()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let (body, rest) = rest.split_at_checked(length)?;
+        let (revision, previous) = (self.revision, self.head);
+        self.revision = revision.checked_add(1)?;
+        self.head = next_head(&previous, revision, body);
+        self.rest = rest;
+        self.left = self.left.saturating_sub(1);
+        Some(LogEntry { revision, previous, head: self.head, body: codec::decode_log(body) })
+    }
 }
 
 #[cfg(test)]

@@ -46,13 +46,13 @@ impl From<LinkError> for End {
     }
 }
 
-/// Subscribes to a channel for ever. `sink` is called in order and must not block: while it does
+/// Subscribes to a channel for ever. `sink` is called in order and must not take long: meanwhile
 /// nothing is read. Costs nothing while nothing is published but a PING every few seconds.
-pub(super) async fn listen(
+pub(super) async fn listen<F: Future<Output = ()>>(
     route: Arc<Route>,
     channel: String,
     timeouts: Timeouts,
-    sink: impl Fn(Pushed),
+    sink: impl Fn(Pushed) -> F,
 ) -> Infallible {
     let mut failures = 0;
     loop {
@@ -61,8 +61,8 @@ pub(super) async fn listen(
         // One that stood for a while owes nothing to those before it.
         failures = if begun.elapsed() > backoff::LONGEST * 2 { 1 } else { failures + 1 };
         match end {
-            End::Refused(error) => sink(Pushed::Refused(Arc::new(error))),
-            End::Lost(error) => sink(Pushed::Lost(Arc::new(error))),
+            End::Refused(error) => sink(Pushed::Refused(Arc::new(error))).await,
+            End::Lost(error) => sink(Pushed::Lost(Arc::new(error))).await,
             End::Moved => {}
         }
         sleep(backoff::wait(failures)).await;
@@ -70,11 +70,11 @@ pub(super) async fn listen(
 }
 
 /// One subscription, to its end.
-async fn subscription(
+async fn subscription<F: Future<Output = ()>>(
     route: &Route,
     channel: &str,
     timeouts: Timeouts,
-    sink: &impl Fn(Pushed),
+    sink: &impl Fn(Pushed) -> F,
 ) -> Result<Infallible, End> {
     let (mut wire, address) = route.open(timeouts.connect).await?;
     let dial = route.dial(&address);
@@ -91,7 +91,7 @@ async fn subscription(
         Reply::Array(parts) if kind(&parts) == "subscribe" => {}
         _ => return Err(LinkError::NotRedis { address: address.clone(), hint: "" }.into()),
     }
-    sink(Pushed::Gap);
+    sink(Pushed::Gap).await;
     let mut reached = route.watch();
     let (mut heard, mut asked) = (Instant::now(), false);
     loop {
@@ -110,7 +110,7 @@ async fn subscription(
                 if let Reply::Array(parts) = reply.map_err(|error| dial.lost(error))? {
                     match (kind(&parts), parts.last()) {
                         ("message", Some(Reply::Bulk(Some(body)))) => {
-                            sink(Pushed::Message(body.clone()));
+                            sink(Pushed::Message(body.clone())).await;
                         }
                         ("pong", _) => {}
                         // The server has ended it, or speaks of what was not asked for.

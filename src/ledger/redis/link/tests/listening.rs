@@ -16,7 +16,10 @@ pub(super) fn listening_on(route: Arc<Route>) -> (Told, AbortOnDropHandle<()>) {
     let told = Told::default();
     let into = Arc::clone(&told);
     let task = tokio::spawn(async move {
-        let sink = move |pushed| into.lock().unwrap().push(pushed);
+        let sink = move |pushed| {
+            into.lock().unwrap().push(pushed);
+            std::future::ready(())
+        };
         listen(route, "{consent:0}:ch".to_owned(), Timeouts::default(), sink).await;
     });
     (told, AbortOnDropHandle::new(task))
@@ -106,12 +109,14 @@ async fn a_listener_that_is_too_slow_is_told_of_a_gap_and_holds_no_queue() {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listening =
-                listen(route, "c".to_owned(), Timeouts::default(), |pushed| match pushed {
+            let listening = listen(route, "c".to_owned(), Timeouts::default(), |pushed| {
+                match pushed {
                     Pushed::Message(_) => drop(gate.recv()),
                     Pushed::Gap => drop(inner_gaps.fetch_add(1, Ordering::Relaxed)),
                     _ => {}
-                });
+                }
+                std::future::ready(())
+            });
             let done = async {
                 in_time("the gaps", async || {
                     (inner_gaps.load(Ordering::Relaxed) >= 2).then_some(())
