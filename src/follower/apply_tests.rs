@@ -85,3 +85,33 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(!matches!(facts.standing, Standing::OptedIn { .. }), "{facts:?}");
 }
+
+#[test]
+fn what_a_saved_table_denied_of_a_pair_that_was_put_back_sticks_as_of_the_clock_it_was_saved_by() {
+    let (table, mut applier, identity) = loaded(100);
+    let key = Key::from_bytes([7; 16]);
+    let marketing = Scope::parse("marketing").unwrap();
+    let opted_in = |time| Effect::Word(marketing.clone(), Word::opt_in(at(time), None));
+    let denied = record(&[opted_in(110), Effect::Word(Scope::All, Word::opt_out(at(120)))]);
+    applier.perform(&Action::Apply(body(key, &denied, 120)));
+    let mut bytes = Vec::new();
+    table.save(&mut bytes, || true).unwrap();
+    let most = u64::try_from(bytes.len()).unwrap();
+
+    let (table, writer) = table::new();
+    let mut applier = Applier::new(writer, 10);
+    applier.keep(Saved::read(&mut &bytes[..], most).unwrap(), at(500));
+    let shared = Arc::new(identity);
+    applier.perform(&Action::Restore { identity: Arc::clone(&shared), clock: at(300) });
+    // The log is followed from before the denial, which the ledger turns out to have lost.
+    applier.perform(&Action::Replay(body(key, &record(&[opted_in(110)]), 110)));
+    applier.perform(&Action::Invalidate(Cause::Fork));
+    applier.perform(&Action::Begin { identity: shared, clock: at(310), forget: false });
+    applier.perform(&Action::Validate);
+    assert_eq!(table.remembered(), 1);
+    // By the clock that the table was saved by this was said before the loss was seen.
+    applier.perform(&Action::Apply(body(key, &record(&[opted_in(400)]), 400)));
+    let category = Category::parse("marketing").unwrap();
+    let facts = table.facts(key.into(), category).0.unwrap();
+    assert!(matches!(facts.standing, Standing::OptedOutAll { .. }), "{facts:?}");
+}
