@@ -1,6 +1,7 @@
 //! What the simulation in `tests/` is too blunt for: single steps, and bounds that take thousands.
 
 mod losses;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
