@@ -334,3 +334,35 @@ async fn who_is_erased_is_erased_under_every_id_wherever_that_is_cut_short() {
         Open { ledger, writer }.close().await;
     }
 }
+
+/// What was lifted under its own id since is still taken to the others, as of its own time.
+#[tokio::test]
+async fn a_denial_that_is_tried_again_after_it_was_lifted_reaches_the_other_ids() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        let mut halves = 0;
+        for waits in 0.. {
+            let [one, two] = ["one", "two"].map(|name| format!("US.{waits}.{name}"));
+            record(&recorder, consented(&two, 10)).await.unwrap();
+            record(&recorder, link(&one, &two)).await.unwrap();
+            let mut stop = said(&one, LATER, opt_out("letter"));
+            stop.request_id = "stop".into();
+            let done = killed_after(waits, record(&recorder, stop.clone())).await;
+            if done.is_some() {
+                break;
+            }
+            // Another recorder, which waits for what the dead one had sent.
+            if is_out(&ledger, &one).await && !is_out(&ledger, &two).await {
+                halves += 1;
+                record(&recorder, consented(&one, LATER + 1)).await.unwrap();
+                assert!(!is_out(&ledger, &one).await);
+                record(&recorder, stop).await.unwrap();
+                assert!(is_out(&ledger, &two).await, "{waits} waits");
+                assert!(!is_out(&ledger, &one).await, "it is as old as it was");
+            }
+        }
+        assert!(halves > 0 || matches!(ledger, Ledger::Embedded(_)), "never cut in the middle");
+        Open { ledger, writer }.close().await;
+    }
+}
