@@ -346,7 +346,9 @@ async fn a_denial_that_is_tried_again_after_it_was_lifted_reaches_the_other_ids(
             let [one, two] = ["one", "two"].map(|name| format!("US.{waits}.{name}"));
             record(&recorder, consented(&two, 10)).await.unwrap();
             record(&recorder, link(&one, &two)).await.unwrap();
-            let mut stop = said(&one, LATER, opt_out("letter"));
+            // On the very scope that is opted in to again: nothing is left of it there.
+            let scope = Scope::parse("marketing").unwrap();
+            let mut stop = said(&one, LATER, What::OptOut { scope, reference: String::new() });
             stop.request_id = "stop".into();
             let done = killed_after(waits, record(&recorder, stop.clone())).await;
             if done.is_some() {
