@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Code, Status, Streaming};
 
-use super::record::{Answers, RecordService};
+use super::record::{Answers, RecordService, up_to_fault};
 use super::{convert, pb, status};
 use crate::consent::Violation;
 use crate::consent::facts::Resolved;
@@ -114,17 +114,7 @@ impl RecordService {
                 }
                 chunk = chunks.next() => chunk?,
             };
-            let mut asked = Vec::with_capacity(chunk.len());
-            let mut broken = None;
-            for item in chunk {
-                match item {
-                    Ok(request) => asked.push(request),
-                    Err(status) => {
-                        broken = Some(status);
-                        break;
-                    }
-                }
-            }
+            let (asked, broken) = up_to_fault(chunk);
             let mut answers: Vec<_> =
                 check_chunk(&service.recorder, asked).await.into_iter().map(Ok).collect();
             let next = broken.is_none().then_some((service, chunks));

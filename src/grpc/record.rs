@@ -125,6 +125,19 @@ impl RecordService {
     }
 }
 
+/// A chunk's requests up to its first fault, and that: what a decoder makes of the bytes behind a
+/// fault is not what was sent.
+pub(super) fn up_to_fault<T>(chunk: Vec<Result<T, Status>>) -> (Vec<T>, Option<Status>) {
+    let mut requests = Vec::with_capacity(chunk.len());
+    for item in chunk {
+        match item {
+            Ok(request) => requests.push(request),
+            Err(status) => return (requests, Some(status)),
+        }
+    }
+    (requests, None)
+}
+
 #[tonic::async_trait]
 impl pb::record_service_server::RecordService for RecordService {
     async fn record_event(
@@ -175,18 +188,7 @@ impl pb::record_service_server::RecordService for RecordService {
                 }
                 chunk = chunks.next() => chunk?,
             };
-            let mut requests = Vec::with_capacity(chunk.len());
-            let mut broken = None;
-            for item in chunk {
-                match item {
-                    Ok(request) => requests.push(request),
-                    // What a decoder makes of the bytes behind a fault is not what was sent.
-                    Err(status) => {
-                        broken = Some(status);
-                        break;
-                    }
-                }
-            }
+            let (requests, broken) = up_to_fault(chunk);
             let answered = service.record_chunk(requests, notes.as_ref()).await;
             let mut answers: Vec<_> = answered.into_iter().map(Ok).collect();
             let next = if let Some(status) = broken {
