@@ -137,8 +137,8 @@ mod tests {
         let what = What::Suppression { suppressed: true, reference: String::new() };
         let (user_id, business_id) = ("US.1".to_owned(), "acme".to_owned());
         let event = Event { user_id, business_id, time: None, what };
-        let recorded = recorder.record(&[Submission::new(event, String::new())]).await;
-        assert!(recorded[0].as_ref().is_ok_and(|outcome| outcome.applied), "{recorded:?}");
+        let results = recorder.record(&[Submission::new(event, String::new())]).await;
+        assert!(results[0].as_ref().is_ok_and(|outcome| outcome.applied), "{results:?}");
         assert_eq!(recorder.acknowledged.all(), []);
     }
 }

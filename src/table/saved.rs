@@ -219,17 +219,14 @@ impl Numbers {
         let Content::Shared(number, last_inbound) = entry.content() else { return None };
         let profile = profile(&view.profiles, number)?;
         let known = self.by_number.get(number).and_then(Option::as_ref);
-        let saved = match known.filter(|(known, _)| Arc::ptr_eq(known, profile)) {
-            Some((_, saved)) => *saved,
-            None => {
-                let saved = self.number_of(profile)?;
-                if self.by_number.len() <= number {
-                    self.by_number.resize(number.checked_add(1)?, None);
-                }
-                *self.by_number.get_mut(number)? = Some((Arc::clone(profile), saved));
-                saved
-            }
-        };
+        if let Some((_, saved)) = known.filter(|(known, _)| Arc::ptr_eq(known, profile)) {
+            return Some(Entry::shared(*saved, last_inbound));
+        }
+        let saved = self.number_of(profile)?;
+        if self.by_number.len() <= number {
+            self.by_number.resize(number.checked_add(1)?, None);
+        }
+        *self.by_number.get_mut(number)? = Some((Arc::clone(profile), saved));
         Some(Entry::shared(saved, last_inbound))
     }
 
@@ -306,8 +303,9 @@ impl Writer {
         }
         for shard in &saved.shards {
             for (_, entry) in shard.slots.pairs() {
-                let number = shard.slots.profile_of(entry);
-                number.into_iter().for_each(|number| self.profiles.count(number));
+                if let Some(number) = shard.slots.profile_of(entry) {
+                    self.profiles.count(number);
+                }
             }
         }
         let shared = &self.shared;

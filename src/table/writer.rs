@@ -71,11 +71,10 @@ impl Writer {
             Place::Missing(at) => (at, None),
         };
         let released = known.and_then(|known| slots.profile_of(known));
-        match &kept {
-            Kept::Alone(entry) | Kept::Lapsing(entry, _) => {
-                entry.profile().into_iter().for_each(|number| self.profiles.count(number));
-            }
-            Kept::Whole(_) => {}
+        if let Kept::Alone(entry) | Kept::Lapsing(entry, _) = &kept
+            && let Some(number) = entry.profile()
+        {
+            self.profiles.count(number);
         }
         if let (Kept::Alone(entry), Some(known)) = (&kept, known)
             && known.is_alone()
