@@ -5,13 +5,14 @@
 //! forget to ask how old it is. Raw ids are not kept: an entry is a pair's key and 8 bytes, the
 //! number of the [`Profile`] that it shares with other pairs and its last inbound. Where something
 //! lapses at one moment, that takes 16 bytes elsewhere; what fits into neither lies in a second map.
+//! What no pair uses any more is freed: the table takes what its pairs take, however often they
+//! have changed.
 
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,8 +21,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::watch;
 
-use self::entry::{Content, Entry, Lapsing};
+use self::entry::{Content, Entry};
 use self::lanes::Lanes;
+use self::profiles::{Chunk, Profiles};
+use self::shard::Shard;
 use self::slots::{SHARDS, Slots, shard_of};
 use crate::clock::Moment;
 use crate::consent::Violation;
@@ -36,7 +39,9 @@ use crate::consent::time::Timestamp;
 mod entry;
 mod lanes;
 mod many;
+mod profiles;
 mod saved;
+mod shard;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -134,17 +139,15 @@ pub struct Summary {
 
 struct Shared {
     lanes: Lanes,
-    /// What lapses at one moment, by the places that entries tell.
-    lapsing: boxcar::Vec<Lapsing>,
     /// What fits nowhere else. Changed only while the pair's shard is.
     whole: DashMap<Key, Box<Resolved>>,
-    /// By number; the first is nobody's.
-    profiles: boxcar::Vec<Arc<Profile>>,
     pairs: AtomicUsize,
     /// The bytes that shards take.
     slot_bytes: AtomicUsize,
-    /// The bytes that profiles, and what is in `whole`, take on the heap.
-    heap_bytes: AtomicUsize,
+    /// The bytes that profiles take.
+    profile_bytes: AtomicUsize,
+    /// The bytes that what is in `whole` takes on the heap.
+    whole_bytes: AtomicUsize,
     /// What the keys are made with.
     secret: ArcSwap<KeySecret>,
     before: ArcSwapOption<Before>,
@@ -172,27 +175,25 @@ pub struct Table(Arc<Shared>);
 /// The write side.
 pub struct Writer {
     shared: Arc<Shared>,
-    numbers: HashMap<Arc<Profile>, u64>,
-    /// The shards that the lanes lead to, and how many pairs each has.
-    shards: Vec<(Arc<Slots>, usize)>,
-    /// Places among those that lapse that nobody has.
-    free: Vec<usize>,
+    /// The profiles that the lanes lead to, and who uses them.
+    profiles: Profiles,
+    /// The shards that the lanes lead to.
+    shards: Vec<Shard>,
+    /// How many pairs the second map has, and had at the most since it was last made smaller.
+    whole: (usize, usize),
 }
 
 /// An empty table that is not loaded yet.
 #[must_use]
 pub fn new() -> (Table, Writer) {
     let shards: Vec<_> = (0..SHARDS).map(|_| Arc::new(Slots::with_room(0))).collect();
-    let profiles = boxcar::Vec::new();
-    profiles.push(Arc::default());
     let shared = Arc::new(Shared {
         lanes: Lanes::to(&shards),
-        lapsing: boxcar::Vec::new(),
         whole: DashMap::new(),
-        profiles,
         pairs: AtomicUsize::new(0),
         slot_bytes: AtomicUsize::new(0),
-        heap_bytes: AtomicUsize::new(0),
+        profile_bytes: AtomicUsize::new(0),
+        whole_bytes: AtomicUsize::new(0),
         // Until a ledger's own is known, nothing is found, and nothing allowed.
         secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
         before: ArcSwapOption::empty(),
@@ -207,9 +208,9 @@ pub fn new() -> (Table, Writer) {
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
         warnings: ArcSwap::from_pointee(Arc::from([])),
     });
-    let shards = shards.into_iter().map(|slots| (slots, 0)).collect();
-    let writer =
-        Writer { shared: Arc::clone(&shared), numbers: HashMap::new(), shards, free: Vec::new() };
+    let shards = shards.into_iter().map(Shard::from).collect();
+    let (profiles, whole) = (Profiles::new(), (0, 0));
+    let writer = Writer { shared: Arc::clone(&shared), profiles, shards, whole };
     (Table(shared), writer)
 }
 
@@ -242,16 +243,18 @@ impl Shared {
         }
     }
 
-    /// Reads an entry.
+    /// Reads an entry of a shard.
     fn resolve<T>(
         &self,
         key: Key,
         entry: Entry,
+        slots: &Slots,
+        profiles: &[Arc<Chunk>],
         read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> Result<T, UnreadablePair> {
         let (entry, times) = match entry.content() {
             Content::Lapsing(place) => {
-                let (entry, times) = self.lapsing.get(place).ok_or(UnreadablePair)?.load();
+                let (entry, times) = slots.lapsing(place).ok_or(UnreadablePair)?.load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
             _ => (entry, Times::None),
@@ -263,7 +266,7 @@ impl Shared {
                 Ok(read(&whole.profile, whole.last_inbound, whole.beside.as_ref().into()))
             }
             Content::Shared(number, last_inbound) => {
-                let profile = self.profiles.get(number).ok_or(UnreadablePair)?;
+                let profile = profiles::profile(profiles, number).ok_or(UnreadablePair)?;
                 Ok(read(profile, last_inbound, times))
             }
         }
@@ -276,10 +279,13 @@ impl Shared {
         read: impl Fn(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
         self.unbroken(|| {
-            self.lanes.read(|shards| {
-                let slots = shards.get(shard_of(key))?;
-                slots.read(key, |entry| Some(self.resolve(key, entry?, &read)))
-            })
+            let found = self.lanes.read(|view| {
+                let slots = view.shards.get(shard_of(key))?;
+                slots.read(key, |entry| {
+                    Some(self.resolve(key, entry?, slots, &view.profiles, &read))
+                })
+            });
+            found.flatten()
         })
     }
 
@@ -407,18 +413,16 @@ impl Table {
     pub fn bytes(&self) -> usize {
         // A slot of the second map is a key, a pointer, and a byte of control.
         let whole = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
-        // Whether there is one lies beside each of those that lapse.
-        let lapsing = size_of::<Lapsing>().saturating_add(size_of::<u64>());
         let slots = self.0.slot_bytes.load(Ordering::Relaxed);
         let parts = [
             slots,
             // Holes that arrays left, too small for those in their place: a tenth, as measured by
             // `benches/memory.rs`.
             slots / 10,
-            self.0.heap_bytes.load(Ordering::Relaxed),
+            self.0.profile_bytes.load(Ordering::Relaxed),
+            self.0.whole_bytes.load(Ordering::Relaxed),
             self.0.lanes.bytes(),
             self.0.whole.capacity().saturating_mul(whole),
-            self.0.lapsing.count().saturating_mul(lapsing),
         ];
         parts.into_iter().fold(0, usize::saturating_add)
     }

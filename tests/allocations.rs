@@ -16,7 +16,7 @@ use consentd::clock::Moment;
 use consentd::consent::event::{Evidence, Method, What};
 use consentd::consent::id::{BusinessId, KeySecret, UserId};
 use consentd::consent::scope::{Category, Scope};
-use consentd::consent::state::State;
+use consentd::consent::state::{Effect, State, Word};
 use consentd::consent::time::{Clock, Timestamp};
 use consentd::decision::{Form, Policy, Proof, decide};
 use consentd::decision_log::{self, DecisionLogSettings, Only, Target};
@@ -127,4 +127,61 @@ fn a_logged_check_allocates_nothing() {
     assert_eq!(info.count_total, 0, "{info:?}");
     // Neither does one that finds the queue full.
     assert_eq!(metrics.decisions_dropped_by_queue(), 70_001 - 65_536);
+}
+
+/// What one user has after a change: topics that no other user and no other change has, and now and
+/// then what makes the table keep a pair elsewhere.
+fn ever_new(user: usize, change: usize) -> State {
+    let mut state = State::default();
+    let at = |seconds: usize| Timestamp::MIN.plus(Duration::from_secs(seconds as u64));
+    let opted_in = |expire| Word::opt_in(at(1), expire);
+    for topic in 0..change % 4 {
+        let scope = Scope::parse(&format!("utility.topic_{user}_{change}_{topic}")).unwrap();
+        let word = match (change / 7 % 4, topic) {
+            (1, _) => opted_in(Some(at(9 + user))),
+            (2, _) => opted_in(Some(at(9 + topic))),
+            (3, 0) => Word::opt_out(at(2)),
+            _ => opted_in(None),
+        };
+        state.apply(&Effect::Word(scope, word)).unwrap();
+    }
+    state.apply(&Effect::Inbound(at(change))).unwrap();
+    state
+}
+
+#[test]
+fn a_table_takes_what_its_state_takes_however_often_that_changed() {
+    const USERS: usize = 2_000;
+    const CHANGES: usize = 150; // Of each user: 300,000 in all.
+    let secret = KeySecret::new(&[1; 16]);
+    let business = BusinessId::parse("acme").unwrap();
+    let key = |user: usize| {
+        let user = user.to_string();
+        secret.key(&UserId::parse(&user).unwrap(), business)
+    };
+    // Users end with the same kinds of state, however many changes they have had.
+    let last = |user: usize| CHANGES + user % 28;
+    let build = |begins: &dyn Fn(usize) -> usize| {
+        let mut made = None;
+        let info = allocation_counter::measure(|| {
+            let (table, mut writer) = table::new();
+            writer.begin(&secret);
+            for back in (0..=CHANGES).rev() {
+                for user in (0..USERS).filter(|user| begins(*user) <= last(*user) - back) {
+                    writer.apply(key(user), Ok(&ever_new(user, last(user) - back)));
+                }
+            }
+            made = Some((table, writer));
+        });
+        let (table, _writer) = made.unwrap();
+        assert_eq!(table.pairs(), USERS);
+        (info.bytes_current, table.bytes())
+    };
+    let (changed, changed_said) = build(&|_| 0);
+    let (fresh, fresh_said) = build(&last);
+    println!(
+        "{changed} bytes on the heap after changes, {fresh} fresh; it says {changed_said} and {fresh_said}"
+    );
+    assert!(changed * 10 <= fresh * 12, "{changed} bytes after changes, {fresh} fresh");
+    assert!(changed_said * 10 <= fresh_said * 12, "it says {changed_said} and {fresh_said}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::machine::{Action, Attempt, Event, Machine, Warm};
 use crate::clock::Moment;
 use crate::consent::record::Revision;
-use crate::ledger::{Announcement, Bucket, Page};
+use crate::ledger::{Announcement, Bucket, LogHead, Page, Position};
 
 /// How long to wait before asking a ledger again that did not answer.
 pub const RETRY: Duration = Duration::from_millis(200);
@@ -50,6 +50,8 @@ pub struct PageQuestion {
     asked: Moment,
     /// The revision.
     pub after: Revision,
+    /// The log's hash at that revision.
+    pub head: LogHead,
 }
 
 /// Why the log could not be read.
@@ -124,7 +126,7 @@ impl Driver {
         let again = std::mem::take(&mut self.again);
         let mut tasks = match page {
             Ok(page) => {
-                let PageQuestion { attempt, asked, after } = question;
+                let PageQuestion { attempt, asked, after, .. } = question;
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
@@ -209,7 +211,8 @@ impl Driver {
             return None;
         }
         self.polling = true;
-        let (attempt, after) = (self.machine.attempt(), self.machine.applied());
-        Some(Task::Page(PageQuestion { attempt, asked: now, after }))
+        let (attempt, applied) = (self.machine.attempt(), self.machine.position());
+        let Position { revision: after, head, .. } = applied;
+        Some(Task::Page(PageQuestion { attempt, asked: now, after, head }))
     }
 }

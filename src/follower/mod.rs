@@ -265,7 +265,8 @@ impl Follower {
     fn page(&self, question: PageQuestion) -> Question {
         let (ledger, within) = (self.ledger.clone(), period(self.bound));
         Box::pin(async move {
-            let page = timeout(within, ledger.read_after(question.after)).await;
+            let PageQuestion { after, head, .. } = question;
+            let page = timeout(within, ledger.read_behind(after, head)).await;
             Answer::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
         })
     }

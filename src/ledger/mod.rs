@@ -404,6 +404,13 @@ impl Ledger {
         }
     }
 
+    /// Whether another server may take over from the one that acknowledged a change, without having
+    /// that change. A file has no other server.
+    #[must_use]
+    pub fn can_fail_over(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
     /// How well it keeps what it acknowledges, as last seen.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -493,6 +500,25 @@ impl Ledger {
         match self {
             Self::Embedded(ledger) => ledger.read_after(revision).await,
             Self::Redis(ledger) => ledger.read_after(revision).await,
+        }
+    }
+
+    /// The same for a reader whose log has this hash at `revision`. The entry at `revision` itself
+    /// may be gone: that the next one continues what the reader has is seen by the hash, so an
+    /// emptied log, to which a single entry was added, is read without a gap.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be read.
+    pub async fn read_behind(
+        &self,
+        revision: Revision,
+        head: LogHead,
+    ) -> Result<Page, LedgerError> {
+        match self {
+            // Its entries tell the hash before them.
+            Self::Embedded(ledger) => ledger.read_after(revision).await,
+            Self::Redis(ledger) => ledger.read_behind(revision, head).await,
         }
     }
 

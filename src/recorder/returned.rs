@@ -108,3 +108,37 @@ fn again(denial: &HistoryEntry) -> Submission {
 fn is_unknown(result: &super::Recorded) -> bool {
     matches!(result, Err(Refusal::Ledger(_) | Refusal::Contended))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::consent::event::{Event, PlatformNames, What};
+    use crate::consent::keyword::{KeywordLists, Keywords};
+    use crate::ledger::{Embedded, Ledger, Retention};
+    use crate::metrics::Metrics;
+    use crate::recorder::{Recorder, Submission};
+
+    fn recorder_in(folder: &Path) -> Recorder {
+        let path = folder.join("ledger.redb");
+        let (ledger, appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();
+        std::thread::spawn(move || appender.run());
+        let names = PlatformNames::default();
+        let keywords = Keywords::new(KeywordLists::default());
+        let metrics = Metrics::new(prometheus::Registry::new()).unwrap();
+        Recorder::new(Ledger::Embedded(ledger), names, keywords, Arc::new(metrics))
+    }
+
+    #[tokio::test]
+    async fn a_file_ledger_keeps_no_denials_to_give_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = recorder_in(folder.path());
+        let what = What::Suppression { suppressed: true, reference: String::new() };
+        let (user_id, business_id) = ("US.1".to_owned(), "acme".to_owned());
+        let event = Event { user_id, business_id, time: None, what };
+        let results = recorder.record(&[Submission::new(event, String::new())]).await;
+        assert!(results[0].as_ref().is_ok_and(|outcome| outcome.applied), "{results:?}");
+        assert_eq!(recorder.acknowledged.all(), []);
+    }
+}

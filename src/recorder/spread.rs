@@ -149,11 +149,13 @@ impl Recorder {
 
     /// Appends, and keeps what must not be lost.
     pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, Refusal> {
+        // What was acknowledged can be lost only to a server that takes over without it.
+        let keeps = self.ledger.can_fail_over();
         let kept: Vec<Vec<_>> = changes
             .iter()
             .map(|change| {
                 let history = change.update.iter().flat_map(|update| &update.history);
-                history.filter(|entry| must_stay(&entry.what)).cloned().collect()
+                history.filter(|entry| keeps && must_stay(&entry.what)).cloned().collect()
             })
             .collect();
         let appended = self.ledger.append(changes).await?;

@@ -15,9 +15,8 @@ pub(super) const WHOLE: u64 = (1 << 22) - 1;
 pub(super) const UNREADABLE: u64 = WHOLE - 1;
 /// The number of an entry that lies among the [`Lapsing`], at the place that its other bits tell.
 const LAPSES: u64 = UNREADABLE - 1;
-/// How many different profiles are shared at most, their numbers beginning at 1; pairs of any
-/// further one lie in the second map. They are never given back: at about 100 bytes each, they take
-/// a few dozen MiB at the most.
+/// How many different profiles are shared at the same time at most, their numbers beginning at 1;
+/// pairs of any further one lie in the second map.
 pub(super) const MAX_PROFILES: usize = 1 << 18;
 
 /// A pair's profile number and last inbound, in 8 bytes; never zero.
@@ -31,7 +30,7 @@ pub(super) enum Content {
     Unreadable,
     /// Everything is in the second map.
     Whole,
-    /// It lapses: the rest is at this place.
+    /// It lapses: the rest is at this place beside its shard.
     Lapsing(usize),
     /// The number of its profile, and its last inbound.
     Shared(usize, Option<Timestamp>),
@@ -42,7 +41,8 @@ impl Entry {
     pub(super) const WHOLE: Self = Self(WHOLE << TIME_BITS);
 
     /// An entry of a profile.
-    pub(super) fn shared(profile: u64, last_inbound: Option<Timestamp>) -> Self {
+    pub(super) fn shared(profile: usize, last_inbound: Option<Timestamp>) -> Self {
+        let profile = u64::try_from(profile).unwrap_or(UNREADABLE);
         // An inbound after 2109 would read as one of 2109: it closes the window, never opens it.
         Self((profile << TIME_BITS) | last_inbound.map_or(0, bits))
     }
@@ -73,6 +73,14 @@ impl Entry {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
                 Content::Shared(number, moment(self.0))
             }
+        }
+    }
+
+    /// The number of the profile that it tells.
+    pub(super) fn profile(self) -> Option<usize> {
+        match self.content() {
+            Content::Shared(number, _) => Some(number),
+            _ => None,
         }
     }
 
@@ -121,11 +129,22 @@ impl Lapsing {
         (first.load(Ordering::Acquire), second.load(Ordering::Acquire))
     }
 
+    /// A copy, for another array.
+    pub(super) fn copied(&self) -> Self {
+        let (first, second) = self.words();
+        Self([first.into(), second.into()])
+    }
+
     /// Puts a pair in.
     pub(super) fn store(&self, entry: Entry, word: u64) {
         let [first, second] = &self.0;
         first.store(entry.word(), Ordering::Release);
         second.store(word, Ordering::Release);
+    }
+
+    /// The entry alone.
+    pub(super) fn entry(&self) -> Option<Entry> {
+        Entry::from_word(self.words().0)
     }
 
     /// The entry, and what lapses.

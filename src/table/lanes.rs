@@ -1,13 +1,15 @@
 //! How readers find the shards while the writer puts longer arrays in their place.
 //!
 //! A thread reads through a lane of its own, where it finds all shards: it locks what nobody but
-//! the writer ever wants, and that for an instant, when a shard has grown. So no reader waits for
-//! another one, nor for the copying, and one lock serves for as many look-ups as it is held for.
+//! the writer ever wants, and that for an instant, when a shard has grown or profiles are freed. So
+//! no reader waits for another one, nor for the copying, and one lock serves for as many look-ups
+//! as it is held for.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::profiles::Chunk;
 use super::slots::Slots;
 
 /// How many lanes there are at most. More threads than that share them.
@@ -20,47 +22,69 @@ thread_local! {
     static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// All shards, for the threads of one lane; on cache lines that it does not share.
+/// What readers find pairs and their profiles in.
+pub(super) struct View {
+    /// The shards.
+    pub(super) shards: Vec<Arc<Slots>>,
+    /// The profiles that entries tell the numbers of.
+    pub(super) profiles: Vec<Arc<Chunk>>,
+}
+
+/// All of it, for the threads of one lane; on cache lines that it does not share.
 #[repr(align(128))]
-struct Lane(RwLock<Vec<Arc<Slots>>>);
+struct Lane(RwLock<View>);
 
 /// The lanes.
 pub(super) struct Lanes(Box<[Lane]>);
 
 impl Lanes {
-    /// Lanes to these shards.
+    /// Lanes to these shards, without a profile.
     pub(super) fn to(shards: &[Arc<Slots>]) -> Self {
         // A thread for each core checks, and a few others read now and then.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.saturating_mul(2).clamp(4, MAX_LANES);
-        Self((0..count).map(|_| Lane(RwLock::new(shards.to_vec()))).collect())
+        let view = || View { shards: shards.to_vec(), profiles: Vec::new() };
+        Self((0..count).map(|_| Lane(RwLock::new(view()))).collect())
     }
 
-    /// Reads the shards. `read` must not come back here.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&[Arc<Slots>]) -> T) -> T {
+    /// Reads the shards and profiles. `read` must not come back here. None where there is no lane,
+    /// which is never so.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&View) -> T) -> Option<T> {
         let number = THREAD.get();
         let number = if number == usize::MAX { enter() } else { number };
-        let lane = number.checked_rem(self.0.len()).and_then(|place| self.0.get(place));
-        match lane {
-            Some(Lane(shards)) => read(&shards.read().unwrap_or_else(PoisonError::into_inner)),
-            None => read(&[]), // There is one at least.
-        }
+        let Lane(view) = self.0.get(number.checked_rem(self.0.len())?)?;
+        Some(read(&view.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Puts a shard in the place of one that holds the same.
     pub(super) fn replace(&self, place: usize, slots: &Arc<Slots>) {
-        for Lane(shards) in &self.0 {
-            let mut shards = shards.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) = shards.get_mut(place) {
+        self.each(|view| {
+            if let Some(known) = view.shards.get_mut(place) {
                 *known = Arc::clone(slots);
             }
-        }
+        });
     }
 
-    /// Puts all shards in the place of others.
-    pub(super) fn replace_all(&self, all: &[Arc<Slots>]) {
-        for Lane(shards) in &self.0 {
-            *shards.write().unwrap_or_else(PoisonError::into_inner) = all.to_vec();
+    /// Puts a chunk of profiles in the place of one, or behind the last. Once this returns, no
+    /// reader holds an entry that it read before, nor reads the chunk that was there.
+    pub(super) fn replace_chunk(&self, place: usize, chunk: &Arc<Chunk>) {
+        self.each(|view| match view.profiles.get_mut(place) {
+            Some(known) => *known = Arc::clone(chunk),
+            None => view.profiles.push(Arc::clone(chunk)),
+        });
+    }
+
+    /// Puts all shards and profiles in the place of others.
+    pub(super) fn replace_all(&self, shards: &[Arc<Slots>], profiles: &[Arc<Chunk>]) {
+        self.each(|view| {
+            *view = View { shards: shards.to_vec(), profiles: profiles.to_vec() };
+        });
+    }
+
+    /// Changes what every lane has, one after the other.
+    fn each(&self, change: impl Fn(&mut View)) {
+        for Lane(view) in &self.0 {
+            change(&mut view.write().unwrap_or_else(PoisonError::into_inner));
         }
     }
 

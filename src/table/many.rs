@@ -8,7 +8,7 @@ use arc_swap::Guard;
 use super::slots::shard_of;
 use super::{Before, Freshness, Pair, Table, UnreadablePair};
 use crate::consent::Violation;
-use crate::consent::facts::Facts;
+use crate::consent::facts::{Facts, Profile, Times};
 use crate::consent::id::{BusinessId, KeySecret, UserId};
 use crate::consent::scope::Category;
 
@@ -82,19 +82,20 @@ impl Table {
             let denied: Vec<_> = pairs.iter().map(|pair| self.0.denied_before(*pair)).collect();
             (into.len(), denied)
         });
-        self.0.lanes.read(|shards| {
+        self.0.lanes.read(|view| {
             // None of these waits for another one; the look-ups below find what they brought.
             let touched = pairs.iter().fold(0, |all: u64, pair| {
-                let slots = shards.get(shard_of(pair.key));
+                let slots = view.shards.get(shard_of(pair.key));
                 all ^ slots.map_or(0, |slots| slots.touch(pair.key))
             });
             std::hint::black_box(touched);
             for (pair, category) in pairs.iter().zip(categories) {
-                let found = shards.get(shard_of(pair.key)).and_then(|slots| {
+                let read = |profile: &Profile, last_inbound, times: Times<'_>| {
+                    profile.facts(*category, last_inbound, times)
+                };
+                let found = view.shards.get(shard_of(pair.key)).and_then(|slots| {
                     slots.read(pair.key, |entry| {
-                        Some(self.0.resolve(pair.key, entry?, |profile, last_inbound, times| {
-                            profile.facts(*category, last_inbound, times)
-                        }))
+                        Some(self.0.resolve(pair.key, entry?, slots, &view.profiles, read))
                     })
                 });
                 into.push(found.unwrap_or(Ok(Facts::NOTHING)));

@@ -2,17 +2,22 @@
 //!
 //! Shard by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
 //! and its entry, 24 bytes; behind one that lapses comes what lapses, behind one that fits nowhere
-//! all of it. The profiles come last, when all that a pair can have are known. Any bytes can be
-//! read: what no table writes is refused, and takes no more memory than the bytes themselves.
+//! all of it. The profiles come last, when all that a pair can have are known, and under numbers of
+//! the file's own: the table may give a number to another profile while it is saved. Any bytes can
+//! be read: what no table writes is refused, and takes no more memory than the bytes themselves.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::entry::{Content, Entry, Lapsing, MAX_PROFILES};
+use super::lanes::View;
+use super::profiles::profile;
+use super::shard::Shard;
 use super::slots::{SHARDS, Slots, shard_of};
 use super::writer::heap_bytes;
-use super::{Table, Writer};
+use super::{Shared, Table, Writer};
 use crate::consent::facts::{Profile, Resolved};
 use crate::consent::id::{Key, KeySecret};
 
@@ -34,9 +39,7 @@ pub enum SavedError {
 
 /// A table that was saved, ready to be put in an empty one's place.
 pub struct Saved {
-    shards: Vec<(Arc<Slots>, usize)>,
-    /// By the places that entries tell.
-    lapsing: Vec<(Entry, u64)>,
+    shards: Vec<Shard>,
     whole: Vec<(Key, Box<Resolved>)>,
     /// The first has number 1.
     profiles: Vec<Profile>,
@@ -46,7 +49,7 @@ impl Saved {
     /// How many pairs it has.
     #[must_use]
     pub fn pairs(&self) -> usize {
-        self.shards.iter().map(|(_, pairs)| pairs).sum()
+        self.shards.iter().map(|shard| shard.pairs).sum()
     }
 
     /// Reads what [`Table::save`] wrote, no more than `most` bytes.
@@ -55,12 +58,7 @@ impl Saved {
     ///
     /// Where it is not that.
     pub fn read(input: &mut impl Read, most: u64) -> Result<Self, SavedError> {
-        let mut saved = Self {
-            shards: Vec::new(),
-            lapsing: Vec::new(),
-            whole: Vec::new(),
-            profiles: Vec::new(),
-        };
+        let mut saved = Self { shards: Vec::new(), whole: Vec::new(), profiles: Vec::new() };
         let mut highest = 0;
         let mut bytes = Vec::new();
         for shard in 0..SHARDS {
@@ -94,9 +92,10 @@ impl Saved {
     fn shard(&mut self, shard: usize, count: u64, mut bytes: &[u8]) -> Result<usize, SavedError> {
         let count = usize::try_from(count).map_err(|_| SavedError::Damaged)?;
         let mut pairs = Vec::with_capacity(count);
+        let mut lapsing = Vec::new();
         let (mut last, mut highest) = (None, 0);
         for _ in 0..count {
-            let read = self.pair(&mut bytes);
+            let read = self.pair(&mut bytes, &mut lapsing);
             let (key, entry, profile) = read.ok_or(SavedError::Damaged)?;
             if shard_of(key) != shard || last.is_some_and(|last| last >= key) {
                 return Err(SavedError::Damaged);
@@ -108,12 +107,18 @@ impl Saved {
         if !bytes.is_empty() {
             return Err(SavedError::Damaged);
         }
-        self.shards.push((Arc::new(Slots::of(count, pairs.into_iter())), count));
+        let lapses = lapsing.len();
+        let slots = Slots::of(count, pairs.into_iter()).beside(lapsing);
+        self.shards.push(Shard::of(Arc::new(slots), count, lapses));
         Ok(highest)
     }
 
     /// Takes a pair off the front: its key, its entry here, and the number of its profile.
-    fn pair(&mut self, bytes: &mut &[u8]) -> Option<(Key, Entry, usize)> {
+    fn pair(
+        &mut self,
+        bytes: &mut &[u8],
+        lapsing: &mut Vec<Lapsing>,
+    ) -> Option<(Key, Entry, usize)> {
         let key = Key::from_halves((long(bytes)?, long(bytes)?));
         let entry = Entry::from_word(long(bytes)?)?;
         match entry.content() {
@@ -122,8 +127,8 @@ impl Saved {
             Content::Lapsing(_) => {
                 let (shared, lapses) = (Entry::from_word(long(bytes)?)?, long(bytes)?);
                 let Content::Shared(number, _) = shared.content() else { return None };
-                let place = Entry::lapsing(self.lapsing.len())?;
-                self.lapsing.push((shared, lapses));
+                let place = Entry::lapsing(lapsing.len())?;
+                lapsing.push(Lapsing::new(shared, lapses));
                 (number > 0 && Lapsing::is_word(lapses)).then_some((key, place, number))
             }
             Content::Whole => {
@@ -165,29 +170,29 @@ impl Table {
     /// What kept it from writing.
     pub fn save(&self, out: &mut impl Write, goes_on: impl Fn() -> bool) -> io::Result<()> {
         let mut bytes = Vec::new();
+        let mut numbers = Numbers::default();
         for shard in 0..SHARDS {
             if !goes_on() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             // In this thread's own lane, which no check goes through.
-            let count = self.0.lanes.read(|shards| {
-                let Some(slots) = shards.get(shard) else { return Some(0) };
+            let count = self.0.lanes.read(|view| {
+                let Some(slots) = view.shards.get(shard) else { return Some(0) };
                 slots.consistently(|| {
                     bytes.clear();
                     slots.pairs().try_fold(0_usize, |count, (key, entry)| {
-                        self.put_pair(key, entry, &mut bytes)?;
+                        self.0.put_pair(key, entry, slots, view, &mut numbers, &mut bytes)?;
                         count.checked_add(1)
                     })
                 })
             });
-            let count = count.ok_or(io::ErrorKind::InvalidData)?;
+            let count = count.flatten().ok_or(io::ErrorKind::InvalidData)?;
             out.write_all(&length(count)?)?;
             out.write_all(&length(bytes.len())?)?;
             out.write_all(&bytes)?;
         }
-        let profiles = self.0.profiles.iter().skip(1); // The first is nobody's.
-        out.write_all(&length(self.0.profiles.count().saturating_sub(1))?)?;
-        for (_, profile) in profiles {
+        out.write_all(&length(numbers.profiles.len())?)?;
+        for profile in numbers.profiles {
             bytes.clear();
             profile.put(&mut bytes);
             out.write_all(&length(bytes.len())?)?;
@@ -195,28 +200,81 @@ impl Table {
         }
         Ok(())
     }
+}
 
+/// The numbers that profiles have in a file.
+#[derive(Default)]
+struct Numbers {
+    /// The first has number 1.
+    profiles: Vec<Arc<Profile>>,
+    by_profile: HashMap<Arc<Profile>, usize>,
+    /// By the table's number: the profile that had it when it was last seen, and its number here.
+    by_number: Vec<Option<(Arc<Profile>, usize)>>,
+}
+
+impl Numbers {
+    /// The entry that a file has for one that the table has; none where the profile is no longer
+    /// known by that number, or where more were seen than a file may have.
+    fn renumbered(&mut self, entry: Entry, view: &View) -> Option<Entry> {
+        let Content::Shared(number, last_inbound) = entry.content() else { return None };
+        let profile = profile(&view.profiles, number)?;
+        let known = self.by_number.get(number).and_then(Option::as_ref);
+        if let Some((_, saved)) = known.filter(|(known, _)| Arc::ptr_eq(known, profile)) {
+            return Some(Entry::shared(*saved, last_inbound));
+        }
+        let saved = self.number_of(profile)?;
+        if self.by_number.len() <= number {
+            self.by_number.resize(number.checked_add(1)?, None);
+        }
+        *self.by_number.get_mut(number)? = Some((Arc::clone(profile), saved));
+        Some(Entry::shared(saved, last_inbound))
+    }
+
+    fn number_of(&mut self, profile: &Arc<Profile>) -> Option<usize> {
+        if let Some(number) = self.by_profile.get(profile) {
+            return Some(*number);
+        }
+        if self.profiles.len() >= MAX_PROFILES {
+            return None;
+        }
+        self.profiles.push(Arc::clone(profile));
+        self.by_profile.insert(Arc::clone(profile), self.profiles.len());
+        Some(self.profiles.len())
+    }
+}
+
+impl Shared {
     /// Adds a pair's bytes; none while the writer moves it.
-    fn put_pair(&self, key: Key, entry: Entry, bytes: &mut Vec<u8>) -> Option<()> {
+    fn put_pair(
+        &self,
+        key: Key,
+        entry: Entry,
+        slots: &Slots,
+        view: &View,
+        numbers: &mut Numbers,
+        bytes: &mut Vec<u8>,
+    ) -> Option<()> {
         let (high, low) = key.halves();
         bytes.extend(high.to_le_bytes());
         bytes.extend(low.to_le_bytes());
         match entry.content() {
             Content::Lapsing(place) => {
-                let (shared, lapses) = self.0.lapsing.get(place)?.words();
+                let (shared, lapses) = slots.lapsing(place)?.words();
+                let shared = numbers.renumbered(Entry::from_word(shared)?, view)?;
                 bytes.extend(Entry::lapsing(0)?.word().to_le_bytes());
-                bytes.extend(shared.to_le_bytes());
+                bytes.extend(shared.word().to_le_bytes());
                 bytes.extend(lapses.to_le_bytes());
             }
             Content::Whole => {
                 let mut all = Vec::new();
-                self.0.whole.get(&key)?.put(&mut all);
+                self.whole.get(&key)?.put(&mut all);
                 bytes.extend(entry.word().to_le_bytes());
                 bytes.extend(u64::try_from(all.len()).ok()?.to_le_bytes());
                 bytes.extend(all);
             }
-            Content::Unreadable | Content::Shared(..) => {
-                bytes.extend(entry.word().to_le_bytes());
+            Content::Unreadable => bytes.extend(entry.word().to_le_bytes()),
+            Content::Shared(..) => {
+                bytes.extend(numbers.renumbered(entry, view)?.word().to_le_bytes());
             }
         }
         Some(())
@@ -230,43 +288,45 @@ impl Writer {
         Table(Arc::clone(&self.shared))
     }
 
-    /// Puts a table that was saved in the place of this one, in which nothing was written yet;
-    /// tells whether it did. Their keys are what this secret makes.
+    /// Puts a table that was saved in the place of this one, in which no pair is yet; tells whether
+    /// it did. Their keys are what this secret makes.
     #[must_use]
     pub fn restore(&mut self, saved: Saved, secret: &KeySecret) -> bool {
-        let shared = &self.shared;
-        if shared.profiles.count() > 1 || shared.lapsing.count() > 0 {
-            return false; // Numbers and places are those of an empty table.
+        if self.pairs().next().is_some() {
+            return false;
         }
         self.begin(secret);
-        for profile in &saved.profiles {
-            if self.number_of(profile).is_none() {
-                return false;
+        for (profile, number) in saved.profiles.iter().zip(1..) {
+            if self.profiles.number_of(profile, &self.shared.lanes) != Some(number) {
+                return false; // One of them came twice: the others have other numbers.
+            }
+        }
+        for shard in &saved.shards {
+            for (_, entry) in shard.slots.pairs() {
+                if let Some(number) = shard.slots.profile_of(entry) {
+                    self.profiles.count(number);
+                }
             }
         }
         let shared = &self.shared;
-        if shared.profiles.count().saturating_sub(1) != saved.profiles.len() {
-            return false; // One of them came twice: the others have other numbers.
-        }
         let pairs = saved.pairs();
-        for (entry, lapses) in saved.lapsing {
-            shared.lapsing.push(Lapsing::new(entry, lapses));
-        }
+        self.whole = (saved.whole.len(), saved.whole.len());
         for (key, whole) in saved.whole {
-            shared.heap_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
+            shared.whole_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
             shared.whole.insert(key, whole);
         }
-        let bytes = saved.shards.iter().map(|(slots, _)| slots.bytes()).sum();
+        let bytes = saved.shards.iter().map(|shard| shard.slots.bytes()).sum();
         shared.slot_bytes.store(bytes, Ordering::Relaxed);
+        shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         shared.pairs.store(pairs, Ordering::Relaxed);
-        let shards: Vec<_> = saved.shards.iter().map(|(slots, _)| Arc::clone(slots)).collect();
-        shared.lanes.replace_all(&shards);
+        let shards: Vec<_> = saved.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
+        shared.lanes.replace_all(&shards, self.profiles.chunks());
         self.shards = saved.shards;
         true
     }
 
     /// Calls `each` for every pair.
     pub fn each_key(&self, each: impl FnMut(Key)) {
-        self.shards.iter().flat_map(|(slots, _)| slots.pairs()).map(|(key, _)| key).for_each(each);
+        self.pairs().map(|(key, ..)| key).for_each(each);
     }
 }

@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::entry::Entry;
+use super::entry::{Content, Entry, Lapsing};
 use crate::consent::id::Key;
 
 /// The bits of a key that tell its shard.
@@ -71,6 +71,9 @@ pub(super) struct Slots {
     /// How many homes there are.
     homes: u64,
     array: Box<[Slot]>,
+    /// What lapses at one moment, by the places that entries tell. It is copied with the array, so
+    /// it never has room for many more than there are.
+    lapsing: Box<[Lapsing]>,
 }
 
 /// Where a key is, or would have to be.
@@ -91,7 +94,8 @@ impl Slots {
     /// A shard of these pairs, which are in order, with room for `pairs` in all.
     pub(super) fn of(pairs: usize, all: impl Iterator<Item = (Key, Entry)>) -> Self {
         if pairs == 0 {
-            return Self { version: AtomicU64::new(0), homes: 0, array: Box::default() };
+            let (version, array) = (AtomicU64::new(0), Box::default());
+            return Self { version, homes: 0, array, lapsing: Box::default() };
         }
         // A quarter more homes than pairs, until there are but a seventh more.
         let homes = pairs.saturating_add(pairs / 4).saturating_add(4);
@@ -108,7 +112,58 @@ impl Slots {
         let length = slots.len().max(homes).saturating_add(margin);
         slots.reserve_exact(length.saturating_sub(slots.len()));
         slots.resize_with(length, Slot::default);
-        Self { version: AtomicU64::new(0), homes: count, array: slots.into() }
+        let (version, array) = (AtomicU64::new(0), slots.into());
+        Self { version, homes: count, array, lapsing: Box::default() }
+    }
+
+    /// The same with what lapses, at the places that entries tell.
+    pub(super) fn beside(self, lapsing: Vec<Lapsing>) -> Self {
+        Self { lapsing: lapsing.into(), ..self }
+    }
+
+    /// A shard of the same pairs, with room for `pairs` in all, and for so many more that lapse.
+    /// Those that do have the first places.
+    pub(super) fn copied(&self, pairs: usize, more_lapsing: usize) -> (Self, usize) {
+        let mut lapsing = Vec::new();
+        let all = self.pairs().map(|(key, entry)| match self.lapsing_of(entry) {
+            Some(known) => {
+                lapsing.push(known.copied());
+                let place = lapsing.len().saturating_sub(1);
+                (key, Entry::lapsing(place).unwrap_or(Entry::UNREADABLE))
+            }
+            None => (key, entry),
+        });
+        let copy = Self::of(pairs, all);
+        let used = lapsing.len();
+        // An eighth more than are needed, so that few of them come with a copy.
+        let needed = used.saturating_add(more_lapsing);
+        let room = needed.saturating_add(needed / 8);
+        lapsing.reserve_exact(room.saturating_sub(used));
+        lapsing.resize_with(room, Lapsing::default);
+        (copy.beside(lapsing), used)
+    }
+
+    /// What lies at a place among those that lapse.
+    pub(super) fn lapsing(&self, place: usize) -> Option<&Lapsing> {
+        self.lapsing.get(place)
+    }
+
+    /// What an entry tells the place of; none where it lapses not.
+    pub(super) fn lapsing_of(&self, entry: Entry) -> Option<&Lapsing> {
+        match entry.content() {
+            Content::Lapsing(place) => self.lapsing(place),
+            _ => None,
+        }
+    }
+
+    /// How many places there are for what lapses.
+    pub(super) fn lapsing_places(&self) -> usize {
+        self.lapsing.len()
+    }
+
+    /// The number of the profile that an entry of this shard uses.
+    pub(super) fn profile_of(&self, entry: Entry) -> Option<usize> {
+        self.lapsing_of(entry).map_or(Some(entry), Lapsing::entry)?.profile()
     }
 
     /// Whether one more pair would be one too many.
@@ -117,14 +172,16 @@ impl Slots {
         pairs >= homes.saturating_sub(homes / 8)
     }
 
-    /// Whether so many pairs are but a few of those that there is room for.
+    /// Whether there is much more room than a copy for so many pairs would have.
     pub(super) fn is_sparse(&self, pairs: usize) -> bool {
-        pairs < self.array.len() / 4
+        let homes = usize::try_from(self.homes).unwrap_or(usize::MAX);
+        homes > pairs.saturating_add(pairs / 2).saturating_add(16)
     }
 
     /// How many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
-        std::mem::size_of_val(&*self.array).saturating_add(size_of::<Self>()).saturating_add(32)
+        let arrays = [size_of_val(&*self.array), size_of_val(&*self.lapsing), size_of::<Self>()];
+        arrays.into_iter().fold(48, usize::saturating_add)
     }
 
     /// Looks at where a key should be, and where it is when others push it on by as much as is

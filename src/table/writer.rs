@@ -6,16 +6,22 @@ use std::sync::{Arc, PoisonError};
 
 use dashmap::DashMap;
 
-use super::entry::{Content, Entry, Lapsing, MAX_PROFILES};
+use super::entry::{Content, Entry, Lapsing};
+use super::profiles::Profiles;
+use super::shard::Shard;
 use super::slots::{Place, SHARDS, Slots, shard_of};
 use super::{Before, UnreadablePair, Validity, Writer, encode};
 use crate::clock::Moment;
 use crate::consent::denied::Denied;
-use crate::consent::facts::{Beside, Profile, Resolved};
+use crate::consent::facts::{Beside, Profile, Resolved, Times};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
 use crate::consent::state::State;
 use crate::consent::time::Timestamp;
+
+/// How many pairs the second map may have had more than twice as many as it has, before it is made
+/// smaller.
+const MIN_WHOLE: usize = 1_024;
 
 /// How a pair is kept.
 enum Kept {
@@ -52,69 +58,98 @@ impl Writer {
         if resolved.beside.is_some() && lapses.is_none() {
             return Kept::Whole(Box::new(resolved));
         }
-        let Some(number) = self.number_of(&resolved.profile) else {
-            return Kept::Whole(Box::new(resolved));
-        };
+        let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
+        let Some(number) = number else { return Kept::Whole(Box::new(resolved)) };
         let entry = Entry::shared(number, resolved.last_inbound);
         lapses.map_or(Kept::Alone(entry), |word| Kept::Lapsing(entry, word))
     }
 
     fn put(&mut self, key: Key, kept: Kept) {
-        let (slots, place) = self.room_for(key);
+        let (slots, place) = self.room_for(key, matches!(kept, Kept::Lapsing(..)));
         let (at, known) = match place {
             Place::Found(at, known) => (at, Some(known)),
             Place::Missing(at) => (at, None),
         };
+        let released = known.and_then(|known| slots.profile_of(known));
+        if let Kept::Alone(entry) | Kept::Lapsing(entry, _) = &kept
+            && let Some(number) = entry.profile()
+        {
+            self.profiles.count(number);
+        }
         if let (Kept::Alone(entry), Some(known)) = (&kept, known)
             && known.is_alone()
         {
-            return slots.replace(at, *entry);
-        }
-        // Of all that changes elsewhere readers learn by the version of the pair's shard.
-        slots.moving(|| {
-            let place = self.leave(key, known);
-            let entry = self.keep(key, kept, place);
-            match known {
-                Some(_) => slots.replace(at, entry),
-                None => slots.insert(at, key, entry),
+            slots.replace(at, *entry);
+        } else {
+            // Of all that changes elsewhere readers learn by the version of the pair's shard.
+            slots.moving(|| {
+                let place = self.leave(key, known);
+                let entry = self.keep(key, kept, place, &slots);
+                match known {
+                    Some(_) => slots.replace(at, entry),
+                    None => slots.insert(at, key, entry),
+                }
+            });
+            if known.is_none() {
+                self.count(shard_of(key), 1);
             }
-        });
-        if known.is_none() {
-            self.count(shard_of(key), 1);
+            self.tidy(shard_of(key));
         }
+        self.release(released);
+    }
+
+    /// An entry that used this profile uses it no more, and no reader that comes now finds it.
+    fn release(&mut self, profile: Option<usize>) {
+        if let Some(number) = profile {
+            self.profiles.release(number);
+        }
+        self.profiles.sweep(&self.shared.lanes);
+        self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
     }
 
     /// Keeps what does not fit into an entry elsewhere, if so at that place.
-    fn keep(&mut self, key: Key, kept: Kept, place: Option<usize>) -> Entry {
-        let whole = match kept {
+    fn keep(&mut self, key: Key, kept: Kept, place: Option<usize>, slots: &Slots) -> Entry {
+        let shard = self.shards.get_mut(shard_of(key));
+        let free = |shard: Option<&mut Shard>| {
+            if let (Some(place), Some(shard)) = (place, shard) {
+                shard.free_place(place);
+            }
+        };
+        match kept {
             Kept::Alone(entry) => {
-                self.free.extend(place);
-                return entry;
+                free(shard);
+                entry
             }
             Kept::Lapsing(entry, word) => {
-                let place = place.or_else(|| self.free.pop());
-                let place = place.unwrap_or_else(|| self.shared.lapsing.push(Lapsing::default()));
-                let known = self.shared.lapsing.get(place);
-                if let (Some(known), Some(lapsing)) = (known, Entry::lapsing(place)) {
+                let place = place.or_else(|| shard?.take_place());
+                let known = place.and_then(|place| Some((slots.lapsing(place)?, place)));
+                if let Some((known, place)) = known
+                    && let Some(lapsing) = Entry::lapsing(place)
+                {
                     known.store(entry, word);
                     return lapsing;
                 }
-                return Entry::UNREADABLE; // There are not so many places.
+                Entry::UNREADABLE // There is room for it: see `room_for`.
             }
-            Kept::Whole(whole) => whole,
-        };
-        self.free.extend(place);
-        self.shared.heap_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
-        self.shared.whole.insert(key, whole);
-        Entry::WHOLE
+            Kept::Whole(whole) => {
+                free(shard);
+                self.shared.whole_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
+                self.shared.whole.insert(key, whole);
+                let (now, most) = self.whole;
+                let now = now.saturating_add(1);
+                self.whole = (now, most.max(now));
+                Entry::WHOLE
+            }
+        }
     }
 
     /// Lets go of what an entry has elsewhere; gives the place that it had among those that lapse.
-    fn leave(&self, key: Key, entry: Option<Entry>) -> Option<usize> {
+    fn leave(&mut self, key: Key, entry: Option<Entry>) -> Option<usize> {
         match entry.map(Entry::content) {
             Some(Content::Whole) => {
                 if let Some((_, whole)) = self.shared.whole.remove(&key) {
-                    self.shared.heap_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
+                    self.shared.whole_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
+                    self.whole.0 = self.whole.0.saturating_sub(1);
                 }
                 None
             }
@@ -123,83 +158,90 @@ impl Writer {
         }
     }
 
-    /// A pair's shard, with room for it, and its place there.
-    fn room_for(&mut self, key: Key) -> (Arc<Slots>, Place) {
+    /// Gives back the room that a shard's pairs, and those of the second map, no longer need.
+    fn tidy(&mut self, shard: usize) {
+        let (now, most) = self.whole;
+        if now.saturating_mul(2).saturating_add(MIN_WHOLE) < most {
+            self.shared.whole.shrink_to_fit();
+            self.whole.1 = now;
+        }
+        let Some(known) = self.shards.get(shard) else { return };
+        let pairs = known.pairs;
+        if known.slots.is_sparse(pairs) || known.has_many_places() {
+            drop(self.resize(shard, pairs, 0));
+        }
+    }
+
+    /// A pair's shard, with room for it, for what lapses of it too, and its place there.
+    fn room_for(&mut self, key: Key, lapses: bool) -> (Arc<Slots>, Place) {
         let shard = shard_of(key);
-        let Some((slots, pairs)) = self.shards.get(shard) else {
+        let Some(known) = self.shards.get(shard) else {
             return (Arc::new(Slots::with_room(0)), Place::Missing(0)); // There is none such.
         };
-        let (slots, pairs) = (Arc::clone(slots), *pairs);
+        let (slots, pairs) = (Arc::clone(&known.slots), known.pairs);
         let place = slots.find(key);
-        match place {
-            Place::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at) => {}
-            _ => return (slots, place),
+        let has_place =
+            matches!(place, Place::Found(_, entry) if slots.lapsing_of(entry).is_some());
+        let no_place = lapses && !has_place && known.has_no_place();
+        let full =
+            matches!(place, Place::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at));
+        if !full && !no_place {
+            return (slots, place);
         }
-        let slots = self.resize(shard, pairs.saturating_add(1));
+        let room = if full { pairs.saturating_add(1) } else { pairs };
+        let slots = self.resize(shard, room, usize::from(no_place));
         let place = slots.find(key);
         (slots, place)
     }
 
-    /// Gives a shard room for so many pairs. Readers go on with the array that it had until the
-    /// other one is whole.
-    fn resize(&mut self, shard: usize, room: usize) -> Arc<Slots> {
-        let Some((slots, _)) = self.shards.get_mut(shard) else {
+    /// Gives a shard room for so many pairs, and for so many more that lapse. Readers go on with the
+    /// array that it had until the other one is whole.
+    fn resize(&mut self, shard: usize, room: usize, more_lapsing: usize) -> Arc<Slots> {
+        let Some(known) = self.shards.get_mut(shard) else {
             return Arc::new(Slots::with_room(0)); // There is none such.
         };
-        let other = Arc::new(Slots::of(room, slots.pairs()));
-        let before = std::mem::replace(slots, Arc::clone(&other));
-        self.shared.slot_bytes.fetch_add(other.bytes(), Ordering::Relaxed);
-        self.shared.lanes.replace(shard, &other);
-        self.shared.slot_bytes.fetch_sub(before.bytes(), Ordering::Relaxed);
-        other
-    }
-
-    /// Gives all shards room for what comes, so that none has to grow where keys spread.
-    pub fn reserve(&mut self, pairs: usize) {
-        // Shards differ by the root of their size: four of these, and hardly any has more.
-        let even = pairs / SHARDS;
-        let room = even.saturating_add(even.isqrt().saturating_mul(4));
-        for shard in 0..SHARDS {
-            let small = self.shards.get(shard).is_some_and(|(slots, _)| slots.is_full(room));
-            if small {
-                drop(self.resize(shard, room));
-            }
-        }
+        let other = known.copied(room, more_lapsing);
+        let slots = Arc::clone(&other.slots);
+        let before = std::mem::replace(known, other);
+        self.shared.slot_bytes.fetch_add(slots.bytes(), Ordering::Relaxed);
+        self.shared.lanes.replace(shard, &slots);
+        self.shared.slot_bytes.fetch_sub(before.slots.bytes(), Ordering::Relaxed);
+        slots
     }
 
     fn count(&mut self, shard: usize, change: isize) {
-        if let Some((_, pairs)) = self.shards.get_mut(shard) {
-            *pairs = pairs.saturating_add_signed(change);
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.pairs = shard.pairs.saturating_add_signed(change);
         }
         let all = &self.shared.pairs;
         let pairs = all.load(Ordering::Relaxed).saturating_add_signed(change);
         all.store(pairs, Ordering::Relaxed); // There is one writer.
     }
 
-    fn entry(&self, key: Key) -> Option<Entry> {
-        let (slots, _) = self.shards.get(shard_of(key))?;
-        match slots.find(key) {
-            Place::Found(_, entry) => Some(entry),
+    fn entry(&self, key: Key) -> Option<(Entry, &Slots)> {
+        let shard = self.shards.get(shard_of(key))?;
+        match shard.slots.find(key) {
+            Place::Found(_, entry) => Some((entry, &shard.slots)),
             Place::Missing(_) => None,
         }
     }
 
-    pub(super) fn number_of(&mut self, profile: &Profile) -> Option<u64> {
-        if let Some(number) = self.numbers.get(profile) {
-            return Some(*number);
-        }
-        if self.numbers.len() >= MAX_PROFILES {
-            return None;
-        }
-        let profile = Arc::new(profile.clone());
-        let bytes = size_of::<Profile>().saturating_add(profile.heap_bytes());
-        // It lies here once, and is pointed to from both sides.
-        let bytes = bytes.saturating_add(64);
-        self.shared.heap_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let number = self.shared.profiles.push(Arc::clone(&profile));
-        let number = u64::try_from(number).ok()?;
-        self.numbers.insert(profile, number);
-        Some(number)
+    /// Reads a pair; none where it is not there.
+    fn read<T>(
+        &self,
+        key: Key,
+        read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
+    ) -> Option<Result<T, UnreadablePair>> {
+        let (entry, slots) = self.entry(key)?;
+        Some(self.shared.resolve(key, entry, slots, self.profiles.chunks(), read))
+    }
+
+    /// Every pair, with its shard.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (Key, Entry, &Slots)> {
+        self.shards.iter().flat_map(|shard| {
+            let slots: &Slots = &shard.slots;
+            slots.pairs().map(move |(key, entry)| (key, entry, slots))
+        })
     }
 
     /// Says that everything up to `revision` is in the table.
@@ -244,17 +286,18 @@ impl Writer {
     /// Empties the table, which must not be valid, for pairs whose keys this secret makes.
     pub fn begin(&mut self, secret: &KeySecret) {
         debug_assert_ne!(self.shared.freshness().validity, Validity::Valid);
-        let empty = || (Arc::new(Slots::with_room(0)), 0);
-        self.shards = (0..SHARDS).map(|_| empty()).collect();
-        let shards: Vec<_> = self.shards.iter().map(|(slots, _)| Arc::clone(slots)).collect();
-        self.shared.lanes.replace_all(&shards);
+        let empty = |_| Shard::from(Arc::new(Slots::with_room(0)));
+        self.shards = (0..SHARDS).map(empty).collect();
+        self.profiles = Profiles::new();
+        let shards: Vec<_> = self.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
+        self.shared.lanes.replace_all(&shards, self.profiles.chunks());
         self.shared.slot_bytes.store(0, Ordering::Relaxed);
         self.shared.pairs.store(0, Ordering::Relaxed);
-        for whole in &self.shared.whole {
-            self.shared.heap_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
-        }
+        self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
+        self.shared.whole_bytes.store(0, Ordering::Relaxed);
         self.shared.whole.clear();
-        self.free = (0..self.shared.lapsing.count()).collect();
+        self.shared.whole.shrink_to_fit();
+        self.whole = (0, 0);
         self.shared.secret.store(Arc::new(secret.clone()));
     }
 
@@ -267,16 +310,17 @@ impl Writer {
     /// What the table denies a pair; none where it denies nothing, or cannot be read.
     #[must_use]
     pub fn denied(&self, key: Key) -> Option<Denied> {
-        let entry = self.entry(key)?;
-        self.shared.resolve(key, entry, |profile, _, _| Denied::of(profile)).ok()?
+        self.read(key, |profile, _, _| Denied::of(profile))?.ok()?
     }
 
     /// Calls `each` for every pair that the table denies something.
     pub fn each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
         let mut known: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
-        for (key, entry) in self.shards.iter().flat_map(|(slots, _)| slots.pairs()) {
+        let profiles = self.profiles.chunks();
+        for (key, entry, slots) in self.pairs() {
             let of = || {
-                let denied = self.shared.resolve(key, entry, |profile, _, _| Denied::of(profile));
+                let of = |profile: &Profile, _, _: Times<'_>| Denied::of(profile);
+                let denied = self.shared.resolve(key, entry, slots, profiles, of);
                 denied.ok().flatten().map(Arc::new)
             };
             let denied = match entry.content() {
@@ -297,8 +341,8 @@ impl Writer {
 
     /// Takes out the pairs of which `leaves` says so; gives them.
     pub fn take_out(&mut self, leaves: impl Fn(Key) -> bool) -> Vec<Key> {
-        let pairs = self.shards.iter().flat_map(|(slots, _)| slots.pairs());
-        let keys: Vec<_> = pairs.map(|(key, _)| key).filter(|key| leaves(*key)).collect();
+        let keys = self.pairs().map(|(key, ..)| key);
+        let keys: Vec<_> = keys.filter(|key| leaves(*key)).collect();
         for key in &keys {
             self.remove(*key);
         }
@@ -307,18 +351,21 @@ impl Writer {
 
     pub(super) fn remove(&mut self, key: Key) {
         let shard = shard_of(key);
-        let Some((slots, pairs)) = self.shards.get(shard) else { return };
-        let (slots, pairs) = (Arc::clone(slots), *pairs);
+        let Some(slots) = self.shards.get(shard).map(|shard| Arc::clone(&shard.slots)) else {
+            return;
+        };
         let Place::Found(at, entry) = slots.find(key) else { return };
+        let released = slots.profile_of(entry);
         let place = slots.moving(|| {
             slots.remove(at);
             self.leave(key, Some(entry))
         });
-        self.free.extend(place);
-        self.count(shard, -1);
-        if slots.is_sparse(pairs) {
-            drop(self.resize(shard, pairs));
+        if let (Some(place), Some(shard)) = (place, self.shards.get_mut(shard)) {
+            shard.free_place(place);
         }
+        self.count(shard, -1);
+        self.tidy(shard);
+        self.release(released);
     }
 
     /// Denies what another ledger denied, whose keys `secret` made, until it is taken back; nothing
@@ -359,15 +406,15 @@ impl Writer {
     /// Whether the table holds this state of a pair.
     #[must_use]
     pub fn is(&self, key: Key, state: Result<&State, UnreadablePair>) -> bool {
-        let Some(entry) = self.entry(key) else { return false };
+        let Some((entry, _)) = self.entry(key) else { return false };
         let Ok(state) = state else { return entry == Entry::UNREADABLE };
         let expected = Resolved::of(state);
-        let same = self.shared.resolve(key, entry, |profile, last_inbound, times| {
+        let same = self.read(key, |profile, last_inbound, times| {
             *profile == expected.profile
                 && last_inbound == expected.last_inbound
                 && times.are(expected.beside.as_ref())
         });
-        same.unwrap_or(false)
+        same.is_some_and(|same| same.unwrap_or(false))
     }
 
     /// Says how many pairs are denied by what was remembered alone.

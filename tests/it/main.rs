@@ -28,6 +28,7 @@ mod linked;
 mod listeners;
 mod loadtest;
 mod malformed;
+mod memory;
 mod metrics;
 mod mistakes;
 mod model;

@@ -7,12 +7,12 @@ use std::task::Poll;
 
 use consentd::consent::event::{Event, PlatformNames, What};
 use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::consent::record::{HistoryEntry, Record};
+use consentd::consent::record::{HistoryEntry, Link, Record};
 use consentd::consent::scope::Scope;
 use consentd::consent::state::Said;
-use consentd::ledger::Ledger;
+use consentd::ledger::{Appended, Change, Ledger, Update, Version};
 use consentd::metrics::Metrics;
-use consentd::recorder::linked::MAX_IDS;
+use consentd::recorder::linked::{MAX_IDS, Step, Walk};
 use consentd::recorder::{Recorded, Recorder, Refusal, Submission};
 
 use crate::{FOREVER, Open, homes, opt_in, opt_out};
@@ -365,6 +365,73 @@ async fn a_denial_that_is_tried_again_after_it_was_lifted_reaches_the_other_ids(
             }
         }
         assert!(halves > 0 || matches!(ledger, Ledger::Embedded(_)), "never cut in the middle");
+        Open { ledger, writer }.close().await;
+    }
+}
+
+/// The second verification of a link. A ledger may write the changes of different pairs in any
+/// order. Here a denial comes under a third id, after that was compared and before the link is
+/// written; the id in the middle is opted in again since, so the denial changes nothing of it and
+/// no comparison fails. Only who reads all of them again finds it.
+#[tokio::test]
+async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        let secret = ledger.identity().await.unwrap().secret.clone();
+        let key = |user: &str| secret.read(user, "acme").unwrap();
+        record(&recorder, link("US.2", "US.3")).await.unwrap();
+        record(&recorder, consented("US.2", LATER + 100)).await.unwrap();
+        // The link's own change, under the id that it was given for.
+        let time = crate::at(LATER);
+        let to_second = Link { user_id: "US.2".into(), time, moved: false };
+        let mut own = Record::default();
+        own.link(to_second.clone());
+        let what = What::Link { other_user_id: "US.2".into(), moved: false };
+        let (user_id, business_id) = ("US.1".to_owned(), "acme".to_owned());
+        let (user, business) = (user_id.clone(), business_id.clone());
+        let entry = HistoryEntry { user_id, business_id, time, record_time: time, what };
+        let update = Update {
+            user_id: user,
+            business_id: business,
+            record: own,
+            history: vec![entry],
+            record_time: time,
+        };
+        let own = Change { key: key("US.1"), base: Version::default(), update: Some(update) };
+        assert!(matches!(ledger.append(vec![own]).await.unwrap()[..], [Appended::At(_)]));
+
+        let mut walk = Walk::new(&secret, "acme", "US.1", vec![to_second], Vec::new());
+        let mut denied = false;
+        loop {
+            match walk.step() {
+                Step::Read(keys) => {
+                    let read = ledger.read(keys.clone()).await.unwrap();
+                    walk.read(&keys, read).unwrap();
+                }
+                Step::Append(changes) => {
+                    assert_eq!(changes.len(), 3);
+                    let mut outcomes = Vec::new();
+                    for change in changes.into_iter().rev() {
+                        let is_third = change.key == key("US.3");
+                        outcomes.extend(ledger.append(vec![change]).await.unwrap());
+                        if is_third && !denied {
+                            denied = true;
+                            let scope = Scope::parse("marketing").unwrap();
+                            let stop = What::OptOut { scope, reference: String::new() };
+                            record(&recorder, said("US.3", LATER + 50, stop)).await.unwrap();
+                            assert!(!is_out(&ledger, "US.2").await, "it is older than the opt-in");
+                        }
+                    }
+                    let written = |outcome: &_| matches!(outcome, Appended::At(_));
+                    assert!(outcomes.iter().all(written) || is_out(&ledger, "US.1").await);
+                    if walk.appended(&outcomes).unwrap().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(denied && is_out(&ledger, "US.1").await, "the link was acknowledged without it");
         Open { ledger, writer }.close().await;
     }
 }

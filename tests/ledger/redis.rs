@@ -463,6 +463,32 @@ async fn what_has_outlived_its_time_goes_and_the_chain_stays_whole() {
 }
 
 #[tokio::test]
+async fn an_entry_behind_an_emptied_log_is_read_by_who_knows_the_hash_before_it() {
+    let (_folder, server) = a_server(&[]);
+    let open = open_redis(&server, options());
+    append(&open.ledger, key(1), opt_in("Yes")).await;
+    append(&open.ledger, key(1), opt_out("letter")).await;
+    let known = open.ledger.read_after(0).await.unwrap().end;
+    say(&server, &["XTRIM", "{consent:0}:log", "MAXLEN", "0"]).await.unwrap();
+    assert_eq!(append(&open.ledger, key(2), opt_out("letter")).await, 3);
+    let page = open.ledger.read_behind(known.revision, known.head).await.unwrap();
+    let Tail::Entries(entries) = page.tail else { panic!("nothing is missing") };
+    assert_eq!(entries.len(), 1);
+    assert_eq!((entries[0].previous, entries[0].head), (known.head, page.end.head));
+    assert_eq!(entries[0].body.as_ref().unwrap().key, key(2));
+    // Of another branch, and of a reader that lacks more than that entry.
+    let forked = open.ledger.read_behind(known.revision, [7; 20]).await.unwrap();
+    assert_eq!(forked.tail, Tail::Trimmed);
+    let behind = open.ledger.read_behind(1, known.head).await.unwrap();
+    assert_eq!(behind.tail, Tail::Trimmed);
+    append(&open.ledger, key(2), opt_in("Yes")).await;
+    say(&server, &["XTRIM", "{consent:0}:log", "MAXLEN", "1"]).await.unwrap();
+    let behind = open.ledger.read_behind(known.revision, known.head).await.unwrap();
+    assert_eq!(behind.tail, Tail::Trimmed, "the entry that comes next is gone");
+    open.close().await;
+}
+
+#[tokio::test]
 async fn an_operators_acceptance_is_told_to_followers() {
     let (_folder, server) = a_server(&[]);
     let open = open_redis(&server, options());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::layout::{SENTINEL, log_entry, split_value, stored};
+use super::layout::{SENTINEL, log_entry, next_head, split_value, stored};
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
@@ -56,7 +56,16 @@ impl Redis {
         revision: Revision,
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
-        Ok(self.shared.poll(revision).await?)
+        Ok(self.shared.poll(revision, None).await?)
+    }
+
+    pub(in crate::ledger) async fn read_behind(
+        &self,
+        revision: Revision,
+        head: LogHead,
+    ) -> Result<Page, LedgerError> {
+        self.shared.check_open()?;
+        Ok(self.shared.poll(revision, Some(head)).await?)
     }
 }
 
@@ -82,7 +91,7 @@ impl Shared {
         self.check_open()?;
         match self.known_identity() {
             Some(known) => Ok(known),
-            None => Ok(self.poll(Revision::MAX).await?.identity),
+            None => Ok(self.poll(Revision::MAX, None).await?.identity),
         }
     }
 
@@ -136,8 +145,12 @@ impl Shared {
         Ok(Bucket { number, label, pairs })
     }
 
-    /// The fenced poll.
-    pub(super) async fn poll(&self, after: Revision) -> Result<Page, Failure> {
+    /// The fenced poll. `head` is the log's hash at `after`, where whoever asks knows it.
+    pub(super) async fn poll(
+        &self,
+        after: Revision,
+        head: Option<LogHead>,
+    ) -> Result<Page, Failure> {
         let numbers = [after, count(MAX_PAGE), count(MAX_PAGE_BYTES)].map(|n| n.to_string());
         let names = [&self.names.meta, &self.names.log];
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
@@ -165,7 +178,7 @@ impl Shared {
         let tail = if after >= end.revision {
             Tail::Entries(Vec::new())
         } else {
-            entries_after(after, &mut answer)?
+            entries_after(after, head, &mut answer)?
         };
         let identity = self.remember(epoch, &secret, buckets);
         Ok(Page { identity, end, accepted, clock, tail })
@@ -183,22 +196,38 @@ fn clock(answer: &mut Answer) -> Result<Timestamp, Failure> {
     Ok(Timestamp::saturating_from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
 }
 
-/// The log's entries behind one that comes first: it tells the hash that they continue. Where it
-/// is no longer there, what comes after it may be missing too.
-fn entries_after(after: Revision, answer: &mut Answer) -> Result<Tail, Failure> {
+/// The log's entries behind one that comes first: it tells the hash that they continue.
+///
+/// Where that one is no longer there, the hash that the reader has stands in for it, but only if the
+/// entry of the very next revision continues it. An entry's hash covers the hash before it, so the
+/// reader's log and the ledger's are then the same up to there, and nothing lies between. Otherwise
+/// what comes next may be missing too.
+fn entries_after(
+    after: Revision,
+    head: Option<LogHead>,
+    answer: &mut Answer,
+) -> Result<Tail, Failure> {
     let mut previous = (after == 0).then(LogHead::default);
     let mut entries = Vec::new();
     let mut expected = after;
     while !answer.is_over() && entries.len() < MAX_PAGE {
-        let (revision, body, head) = (answer.revision()?, answer.bytes()?, answer.exactly()?);
+        let (revision, body) = (answer.revision()?, answer.bytes()?);
+        let head_after: LogHead = answer.exactly()?;
         match previous {
             None if revision == after => {}
+            None => match head.filter(|known| {
+                after.checked_add(1) == Some(revision)
+                    && next_head(known, revision, &body) == head_after
+            }) {
+                Some(known) => entries.push(log_entry(known, revision, &body, head_after)),
+                None => return Ok(Tail::Trimmed),
+            },
             Some(previous) if expected.checked_add(1) == Some(revision) => {
-                entries.push(log_entry(previous, revision, &body, head));
+                entries.push(log_entry(previous, revision, &body, head_after));
             }
             _ => return Ok(Tail::Trimmed),
         }
-        (previous, expected) = (Some(head), revision);
+        (previous, expected) = (Some(head_after), revision);
     }
     // The log ends behind `after`, and there is nothing: it lost its entries.
     Ok(if entries.is_empty() { Tail::Trimmed } else { Tail::Entries(entries) })

@@ -35,7 +35,7 @@ impl Redis {
     pub async fn probe(&self) -> Result<(), LedgerError> {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_fit(&connection).await?;
-        self.shared.poll(u64::MAX).await?;
+        self.shared.poll(u64::MAX, None).await?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::get_status_response::Phase;
 
 use super::history::{Did, wall};
-use super::proxy::{Faults, Flow};
+use super::proxy::{Faults, Flow, Pushes};
 use super::redis::Redis;
 use super::stage::{
     Setup, Stage, ask, init, ledger_at, live_within, metric, serve, status, wait_for_metric,
@@ -182,6 +182,23 @@ async fn a_log_trimmed_past_us_is_read_whole_and_denies_meanwhile() {
     stage.rest().await;
     stage.redis.command(&["XTRIM", "{consent:0}:log", "MAXLEN", "0"]);
     stage.hammer().await;
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missed_announcement_of_an_emptied_log_is_read_from_the_log() {
+    let mut stage = Stage::set(Setup::default()).await;
+    stage.say("US.quiet", Did::OptIn, "marketing").await;
+    stage.is_in(&stage.reader, "US.quiet", "marketing").await;
+    let trimmed = "consent_resyncs_total{cause=\"trimmed\"}";
+    for user in ["US.quiet", "US.next"] {
+        stage.redis.command(&["XTRIM", "{consent:0}:log", "MAXLEN", "0"]);
+        stage.reader_net.pushes(Pushes::DropNext(1));
+        stage.say(user, Did::OptOut, "*").await;
+        stage.is_out(&stage.reader, user, "marketing").await;
+    }
+    assert_eq!(stage.reader_net.counted().dropped, 2, "it was told of neither");
+    assert_eq!(metric(&stage.reader, trimmed).await.to_bits(), 0.0_f64.to_bits());
     stage.end().await;
 }
 
