@@ -184,8 +184,8 @@ script!(
     SWAP, EVEN_FULL, "swap.lua"
 );
 script!(
-    /// Removes entries that nobody was told of.
-    DROP_AHEAD, EVEN_FULL, "drop_ahead.lua"
+    /// Rebuilds the log without entries that nobody was told of.
+    REBUILD_LOG, EVEN_FULL, "rebuild_log.lua"
 );
 
 /// Asks Redis one thing.
