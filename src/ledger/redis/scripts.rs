@@ -151,6 +151,10 @@ script!(
     ACCEPT, EVEN_FULL, "accept.lua"
 );
 script!(
+    /// Writes what nobody reads.
+    TOUCH, EVEN_FULL, "touch.lua"
+);
+script!(
     /// Makes keys of a new ledger.
     PREPARE, "", "prepare.lua"
 );
