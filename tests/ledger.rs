@@ -12,6 +12,8 @@
     reason = "tests are no library"
 )]
 
+#[path = "ledger/aof.rs"]
+mod aof;
 #[path = "ledger/contract.rs"]
 mod contract;
 #[path = "ledger/copy.rs"]

@@ -15,7 +15,7 @@ use crate::ledger::{Appender, Compacted, Driver, Embedded, Ledger, Options, Redi
 
 /// How long a Redis may take, at the start, to show what is wrong with it. One that does not answer
 /// may come later.
-const PROBE: Duration = Duration::from_secs(3);
+const PROBE: Duration = Duration::from_secs(6);
 
 /// The part of a ledger that runs for as long as the sidecar does.
 pub(super) enum Engine {
@@ -35,6 +35,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
         LedgerAddress::Redis(target) => {
             let options = Options {
                 durability: settings.durability,
+                confirm_within: settings.durability.confirm_within(),
                 poll_within: period(settings.max_staleness),
                 // Who records nothing removes nothing: it need not be permitted to.
                 retention: (settings.record.is_some() || settings.webhook.is_some())

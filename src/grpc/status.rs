@@ -111,7 +111,8 @@ fn code_of(refusal: &Refusal) -> Code {
             | LedgerError::Storage(_)
             | LedgerError::Unreachable(_)
             | LedgerError::Refused(_)
-            | LedgerError::Unconfirmed { .. },
+            | LedgerError::Unconfirmed { .. }
+            | LedgerError::Unsynced(_),
         ) => Code::Unavailable,
     }
 }

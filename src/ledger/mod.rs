@@ -218,6 +218,12 @@ pub enum LedgerError {
         /// How many confirmed.
         confirmed: u32,
     },
+    /// It was written, and the append-only file that has it was not synced in time: a crash of its
+    /// machine may lose it.
+    #[error(
+        "written, but Redis' append-only file was not synced within {0:?} (appendfsync): try again"
+    )]
+    Unsynced(Duration),
 }
 
 impl LedgerError {

@@ -43,6 +43,12 @@ pub enum Damage {
     /// Entries behind the ledger's end that do not continue it.
     #[error("the log goes on behind the ledger's end with what does not continue it")]
     StrayEntries,
+    /// Redis takes no more entries.
+    #[error(
+        "nothing can be appended, no opt-out either: the log's last-generated-id is above the \
+         ledger's revision"
+    )]
+    AppendsRefused,
     /// Entries are missing.
     #[error("the log lacks what came after revision {0}")]
     LogGap(Revision),
@@ -95,6 +101,7 @@ impl Damage {
             Self::WrongKind(_) => "wrong_kind",
             Self::CutShort(_) => "cut_short",
             Self::StrayEntries => "stray_entries",
+            Self::AppendsRefused => "appends_refused",
             Self::LogGap(_) => "log_gap",
             Self::LogHead(_) => "log_head",
             Self::LogEntry(_) => "log_entry",

@@ -47,8 +47,15 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
             Ledger::Redis(redis) => redis.status().await?,
             Ledger::Embedded(file) => {
                 let (pairs, log_entries, oldest) = file.extent().await?;
-                let (cut_short, has_fence, memory) = (false, true, None);
-                Status { log_entries, oldest, pairs, cut_short, has_fence, memory }
+                Status {
+                    log_entries,
+                    oldest,
+                    pairs,
+                    cut_short: false,
+                    takes_appends: true,
+                    has_fence: true,
+                    memory: None,
+                }
             }
         };
         Ok((page, status))
@@ -65,7 +72,8 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
 
 impl Told {
     fn is_well(&self) -> bool {
-        !self.status.cut_short && self.status.has_fence
+        let status = &self.status;
+        !status.cut_short && status.takes_appends && status.has_fence
     }
 
     fn as_json(&self) -> serde_json::Value {
@@ -87,7 +95,7 @@ impl Told {
             "logEntries": status.log_entries,
             "oldestLogEntry": status.oldest.map(print::rfc3339),
             "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
-            "cutShort": status.cut_short, "fence": status.has_fence, "server": server,
+            "cutShort": status.cut_short, "takesAppends": status.takes_appends, "fence": status.has_fence, "server": server,
             "warnings": warnings, "well": self.is_well(),
         })
     }
@@ -124,6 +132,11 @@ impl Told {
         if status.cut_short {
             let text = "an append was cut short: the next one completes it, and so does consentd \
                         ledger repair";
+            print::line(text)?;
+        }
+        if !status.takes_appends {
+            let text = "nothing can be appended, no opt-out either: Redis refuses the log's next \
+                        entry; mend it with consentd ledger repair";
             print::line(text)?;
         }
         if !status.has_fence {

@@ -82,6 +82,19 @@ pub enum Unfit {
     /// It has none.
     #[error("it has no append-only file, and --durability aof waits for that: set appendonly yes")]
     NoAppendOnlyFile,
+    /// It never forces that file to the disk.
+    #[error(
+        "its append-only file is never synced (appendfsync no), and --durability aof waits for \
+         that: set appendfsync always, or everysec where it waits for the sync"
+    )]
+    NeverSyncs,
+    /// It says that the file is synced when it is not.
+    #[error(
+        "it confirms that its append-only file is synced before it is (WAITAOF with appendfsync \
+         everysec; measured): set appendfsync always, and permit CONFIG GET (+config|get), so that \
+         it can be seen; or give --durability ledger or replicas:N"
+    )]
+    ConfirmsUnsynced,
     /// Cut off, it would not notice.
     #[error(
         "it would go on proving itself when a failover has passed it by: set \
@@ -245,15 +258,20 @@ fn version(said: &str) -> Option<(u32, u32, u32)> {
 
 fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Persistence {
     match (has_file, save) {
-        (true, _) => Persistence::AppendOnly(match fsync {
-            Some("always") => Fsync::Always,
-            Some("everysec") => Fsync::EverySecond,
-            Some("no") => Fsync::Never,
-            _ => Fsync::Unstated,
-        }),
+        (true, _) => Persistence::AppendOnly(self::fsync(fsync)),
         (false, Some("")) => Persistence::Memory,
         (false, Some(_)) => Persistence::Snapshots,
         (false, None) => Persistence::Unstated,
+    }
+}
+
+/// What a value of `appendfsync` means.
+pub(super) fn fsync(value: Option<&str>) -> Fsync {
+    match value {
+        Some("always") => Fsync::Always,
+        Some("everysec") => Fsync::EverySecond,
+        Some("no") => Fsync::Never,
+        _ => Fsync::Unstated,
     }
 }
 

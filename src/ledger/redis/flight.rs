@@ -10,6 +10,7 @@ use super::append::{Item, Outcome, command, outcomes};
 use super::backoff;
 use super::driver::MAX_FLIGHTS;
 use super::layout::{Place, stored};
+use super::link::Connection;
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
 use super::{Durability, Options, Redis, Shared};
@@ -199,7 +200,9 @@ impl Shared {
         } else {
             1
         };
-        let mut answers = self.pipelined(&pipeline, count).await?.into_iter();
+        let connection = self.writes.connection().await.map_err(Failure::NotSent)?;
+        self.ensure_syncs(&connection).await?;
+        let mut answers = self.pipelined(&connection, &pipeline, count).await?.into_iter();
         let appended = answers.next().ok_or(Failure::Refused(RefusedBy::Strange))?;
         if let Value::ServerError(error) = &appended {
             return Err(Failure::of_server(error));
@@ -211,13 +214,13 @@ impl Shared {
         Ok(Answered { outcomes, confirmed: self.confirmed(answers.next()) })
     }
 
-    /// Sends commands together on the connection for writes.
-    async fn pipelined(
+    /// Sends commands together on a connection for writes.
+    pub(super) async fn pipelined(
         &self,
+        connection: &Connection,
         pipeline: &redis::Pipeline,
         count: usize,
     ) -> Result<Vec<Value>, Failure> {
-        let connection = self.writes.connection().await.map_err(Failure::NotSent)?;
         let mut redis = connection.redis.clone();
         let within = answer_within(&self.options);
         let sent = redis.send_packed_commands(pipeline, 0, count);
@@ -231,7 +234,7 @@ impl Shared {
         };
         let demoted = answered.iter().flatten().any(is_read_only);
         if demoted || is_to_be_given_up(&answered) {
-            self.writes.give_up(&connection).await;
+            self.writes.give_up(connection).await;
         }
         answered
     }
@@ -260,7 +263,13 @@ impl Shared {
             _ => 0,
         };
         let confirmed = u32::try_from(confirmed).unwrap_or(0);
-        if confirmed < asked { Err(LedgerError::Unconfirmed { asked, confirmed }) } else { Ok(()) }
+        if confirmed >= asked {
+            return Ok(());
+        }
+        Err(match self.options.durability {
+            Durability::Aof => LedgerError::Unsynced(self.options.confirm_within),
+            _ => LedgerError::Unconfirmed { asked, confirmed },
+        })
     }
 
     /// Completes an append that was cut short, where one was.

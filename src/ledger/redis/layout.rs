@@ -50,6 +50,11 @@ impl Names {
         }
     }
 
+    /// Where the log is copied to while it is rebuilt. There is no such key otherwise.
+    pub(super) fn log_copy(&self) -> String {
+        format!("{}:copy", self.log)
+    }
+
     /// The hash of a bucket's pairs: key to value.
     pub(super) fn bucket(&self, number: u32) -> String {
         format!("{}:b:{number}", self.tag)

@@ -25,6 +25,7 @@ mod route;
 mod scripts;
 mod sentinel;
 mod standing;
+mod sync;
 mod target;
 mod tls;
 mod wire;
@@ -65,6 +66,18 @@ pub enum Durability {
     Replicas(u32),
     /// That it is in the primary's append-only file, synced.
     Aof,
+}
+
+impl Durability {
+    /// How long an append may wait for it: a file that is synced every second may take that long,
+    /// and the sync itself comes on top.
+    #[must_use]
+    pub fn confirm_within(self) -> Duration {
+        match self {
+            Self::Ledger | Self::Replicas(_) => Duration::from_secs(1),
+            Self::Aof => Duration::from_secs(3),
+        }
+    }
 }
 
 /// No sensible Redis has more replicas.
@@ -113,7 +126,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             durability: Durability::Ledger,
-            confirm_within: Duration::from_secs(1),
+            confirm_within: Durability::Ledger.confirm_within(),
             poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_every: Duration::from_mins(1),
@@ -149,6 +162,8 @@ struct Shared {
     /// How well it keeps what it acknowledges, as last seen.
     standing: RwLock<Standing>,
     looked: Mutex<Option<Looked>>,
+    /// Which server was found to sync before it confirms that it has.
+    syncs: tokio::sync::Mutex<Option<sync::Proven>>,
     announcements: broadcast::Sender<Heard>,
     unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
@@ -178,6 +193,7 @@ impl Redis {
             identity: RwLock::new(None),
             standing: RwLock::default(),
             looked: Mutex::default(),
+            syncs: tokio::sync::Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),

@@ -11,6 +11,9 @@ use crate::ledger::LedgerError;
 /// What Redis adds to the error of a command that a script ran, before the script's name.
 const IN_SCRIPT: &str = "script: ";
 
+/// What Redis says where a stream has had a larger id than the one of a new entry.
+const XADD_REFUSED: &str = "ID specified in XADD";
+
 /// Why Redis refused: it answered, and nothing was done.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RefusedBy {
@@ -63,7 +66,10 @@ pub enum RefusedBy {
     #[error("an append was cut short half-way; the next one, of any recorder, completes it")]
     CutShort,
     /// The log does not continue the ledger's hash.
-    #[error("the log in this Redis does not continue the ledger: it was changed from outside")]
+    #[error(
+        "the log in this Redis does not continue the ledger: it was changed from outside, and takes \
+         no more entries; mend it with consentd ledger repair"
+    )]
     BadLog,
     /// What it should not have answered.
     #[error("Redis gave an answer that is not one of this ledger's scripts")]
@@ -84,6 +90,8 @@ impl RefusedBy {
         let in_other_words = || Self::Other { code: code.into(), detail: detail.into() };
         match code {
             "NOPERM" => Self::Denied { detail: detail.into() },
+            // The log has had a larger id than the ledger's next one: nothing was logged.
+            _ if detail.contains(XADD_REFUSED) => Self::BadLog,
             // A command of a script was refused, when others of it may have been done.
             _ if detail.contains(IN_SCRIPT) => in_other_words(),
             "OOM" => Self::Full,

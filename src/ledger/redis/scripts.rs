@@ -151,6 +151,10 @@ script!(
     ACCEPT, EVEN_FULL, "accept.lua"
 );
 script!(
+    /// Writes what nobody reads.
+    TOUCH, EVEN_FULL, "touch.lua"
+);
+script!(
     /// Makes keys of a new ledger.
     PREPARE, "", "prepare.lua"
 );
@@ -184,8 +188,8 @@ script!(
     SWAP, EVEN_FULL, "swap.lua"
 );
 script!(
-    /// Removes entries that nobody was told of.
-    DROP_AHEAD, EVEN_FULL, "drop_ahead.lua"
+    /// Rebuilds the log without entries that nobody was told of.
+    REBUILD_LOG, EVEN_FULL, "rebuild_log.lua"
 );
 
 /// Asks Redis one thing.

@@ -16,12 +16,11 @@ const BELIEVED: Duration = Duration::from_secs(30);
 /// The oldest Redis that can say that its append-only file is synced.
 const KNOWS_WAITAOF: (u32, u32) = (7, 2);
 
-/// What a connection's Redis was found to be, and when.
+/// Which connection's Redis was found fit, and when.
 #[derive(Debug)]
 pub(super) struct Looked {
     connection: u64,
     at: Duration,
-    verdict: Result<(), Unfit>,
 }
 
 impl Redis {
@@ -36,26 +35,35 @@ impl Redis {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_fit(&connection).await?;
         self.shared.poll(u64::MAX, None).await?;
+        if self.shared.options.retention.is_some() {
+            // Whoever records relies on it; what cannot be measured now is before the first append.
+            let connection = self.shared.writes.connection().await?;
+            self.shared.ensure_syncs(&connection).await?;
+        }
         Ok(())
     }
 }
 
 impl Shared {
-    /// Makes sure that the Redis of a connection is fit, by what it said not long ago.
+    /// Makes sure that the Redis of a connection is fit, by what it said not long ago. That it is
+    /// unfit is never believed for long: a replica that is promoted keeps its connections.
     pub(super) async fn ensure_fit(&self, connection: &Connection) -> Result<(), Failure> {
         let now = clock::boot();
-        let known = {
+        let is_known = {
             let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            looked.as_ref().and_then(|looked| {
+            looked.as_ref().is_some_and(|looked| {
                 let is_young = now.saturating_sub(looked.at) < BELIEVED;
-                let same = looked.connection == connection.number();
-                (same && is_young).then(|| looked.verdict.clone())
+                looked.connection == connection.number() && is_young
             })
         };
-        let verdict = match known {
-            Some(verdict) => verdict,
-            None => self.look(connection, now).await?,
-        };
+        if is_known {
+            return Ok(());
+        }
+        let verdict = self.look(connection, now).await?;
+        if matches!(verdict, Err(Unfit::Replica)) {
+            // Its address may lead to another server by now.
+            self.reads.give_up(connection).await;
+        }
         verdict.map_err(|unfit| Failure::Unfit(Arc::new(unfit)))
     }
 
@@ -74,8 +82,8 @@ impl Shared {
         });
         let verdict = judged.map(|warnings| self.stand(&fitness, warnings));
         let connection = connection.number();
-        let looked = Looked { connection, at: now, verdict: verdict.clone() };
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(looked);
+        let looked = verdict.is_ok().then_some(Looked { connection, at: now });
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = looked;
         Ok(verdict)
     }
 

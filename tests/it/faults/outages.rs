@@ -83,6 +83,27 @@ async fn a_killed_redis_denies_after_the_bound_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_was_a_replica_for_a_while_is_believed_again_at_once() {
+    let stage = Stage::set(Setup::default()).await;
+    for _ in 0..2 {
+        stage.redis.lag();
+        // Its sidecars have seen that it is a replica, on connections that it keeps.
+        for sidecar in stage.sidecars() {
+            stage.denies_all(sidecar).await;
+            eventually("it says why", || async {
+                status(sidecar).await.cause.contains("is a replica")
+            })
+            .await;
+        }
+        stage.redis.promote();
+        let promoted = Instant::now();
+        stage.live_again().await;
+        assert!(promoted.elapsed() < LIVE_AGAIN, "{:?}", promoted.elapsed());
+    }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_down_at_start_is_waited_for() {
     let mut redis = Redis::start(&DURABLE);
     let ledger = ledger_at(&redis.address());

@@ -25,8 +25,6 @@ const MAX_PASSES: u32 = 20;
 const MAX_TRIES: u32 = 10;
 /// How many items of a history are read at once.
 const MAX_ITEMS: u64 = 512;
-/// The most entries behind the ledger's end that one script removes.
-const MAX_STRAY: u64 = 1_024;
 
 /// What is to be mended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -76,7 +74,10 @@ impl Mending {
             _ if self == Self::OutOfBand => return None,
             Damage::Lost => (Turn::Pair, "put back from its history, and followers told"),
             Damage::CutShort(_) => (Turn::Frame, "completed from the log"),
-            Damage::StrayEntries => (Turn::Frame, "removed: nobody was told of them"),
+            Damage::StrayEntries => {
+                (Turn::Frame, "removed by rebuilding the log: nobody was told of them")
+            }
+            Damage::AppendsRefused => (Turn::Frame, "mended by rebuilding the log"),
             Damage::NoFence | Damage::NoSentinel(_) => (Turn::Frame, "put back"),
             Damage::Foreign(_) => (Turn::Frame, "removed"),
             Damage::Misplaced(_) => (Turn::Pair, "joined with the pair's own record"),
@@ -154,7 +155,9 @@ impl Redis {
                 shared.roll_forward(identity.epoch).await?;
                 return Ok(true);
             }
-            Damage::StrayEntries => return shared.drop_stray(&identity).await,
+            Damage::StrayEntries | Damage::AppendsRefused => {
+                return shared.rebuild_log(&identity).await;
+            }
             Damage::NoFence => {
                 let keys = [&names.meta, &names.fence];
                 return shared.changes(&scripts::RESTORE, &keys, &[&identity.epoch, b""]).await;
@@ -406,7 +409,7 @@ impl Shared {
     }
 
     /// Runs a script that tells how much it changed.
-    async fn changes(
+    pub(super) async fn changes(
         &self,
         script: &Script,
         keys: &[&String],
@@ -414,14 +417,6 @@ impl Shared {
     ) -> Result<bool, LedgerError> {
         let answer = script.run(&self.writes, keys, args).await?;
         Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()? > 0)
-    }
-
-    async fn drop_stray(&self, identity: &Identity) -> Result<bool, LedgerError> {
-        let revision = self.end().await?.revision.to_string();
-        let most = MAX_STRAY.to_string();
-        let keys = [&self.names.meta, &self.names.log];
-        let args = [&identity.epoch[..], revision.as_bytes(), most.as_bytes()];
-        self.changes(&scripts::DROP_AHEAD, &keys, &args).await
     }
 
     /// Removes what no pair has from a bucket.

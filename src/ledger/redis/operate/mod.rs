@@ -3,6 +3,7 @@
 mod fill;
 mod mend;
 mod status;
+mod tail;
 mod verify;
 mod whole;
 

@@ -26,6 +26,8 @@ pub struct Status {
     pub pairs: u64,
     /// Whether an append was cut short, and waits for the next one.
     pub cut_short: bool,
+    /// Whether Redis takes the ledger's next entry: not where the log has had a larger id.
+    pub takes_appends: bool,
     /// Whether the fence is there.
     pub has_fence: bool,
     /// How many bytes Redis takes, and how many it may take; 0 for as many as there are.
@@ -58,16 +60,14 @@ impl Redis {
         let length = ask(&shared.reads, command.arg(&shared.names.log)).await?;
         let mut command = redis::cmd("EXISTS");
         let fence = ask(&shared.reads, command.arg(&shared.names.fence)).await?;
-        let mut command = redis::cmd("XREVRANGE");
-        command.arg(&shared.names.log).arg("+").arg("-").arg("COUNT").arg(1);
-        let mut last = Answer::of(ask(&shared.reads, &command).await?)?;
-        let last = if last.is_over() { 0 } else { Answer::of(last.next()?)?.revision()? };
+        // Another recorder may have appended in between: then all is as it should be.
+        let tail = shared.log_tail(&end).await?.unwrap_or_default();
         Ok(Status {
             log_entries: Answer::of(Value::Array(vec![length]))?.number()?,
             oldest: shared.entry_from(0).await?.map(|(_, time)| time),
             pairs: shared.count_pairs(identity.buckets).await?,
-            // Another recorder may have appended in between: then the ledger ends there now.
-            cut_short: last > end.revision && last > shared.end().await?.revision,
+            cut_short: tail.continuing > 0,
+            takes_appends: !tail.has_strays && !tail.refuses_appends,
             has_fence: fence == Value::Int(1),
             memory: shared.memory().await,
         })

@@ -183,7 +183,7 @@ impl Shared {
             }
         };
         logged.end(report, &end);
-        self.verify_ahead(report, &end).await?;
+        self.verify_tail(report, &end).await?;
         Ok(logged)
     }
 
@@ -197,34 +197,20 @@ impl Shared {
         Ok(Position { epoch, revision: answer.number()?, head: answer.exactly()? })
     }
 
-    /// Looks for entries that the ledger does not have yet: an append that was cut short, or what
-    /// continues nothing.
-    async fn verify_ahead(&self, report: &mut Report, end: &Position) -> Result<(), Failure> {
-        let mut command = redis::cmd("XRANGE");
-        command.arg(&self.names.log).arg(end.revision.saturating_add(1).to_string());
-        let page = ask(&self.reads, command.arg("+").arg("COUNT").arg(LOG_PAGE)).await?;
-        // Another recorder's are taken for such only where the ledger still ends there.
-        if self.end().await? != *end {
+    /// Looks behind the ledger's end: for an append that was cut short, for what continues nothing,
+    /// and for what keeps Redis from taking the ledger's next entry.
+    async fn verify_tail(&self, report: &mut Report, end: &Position) -> Result<(), Failure> {
+        // Another recorder's entries are damage only where the ledger still ends there.
+        let Some(tail) = self.log_tail(end).await? else { return Ok(()) };
+        if tail.has_strays {
+            report.of_all(Damage::StrayEntries);
             return Ok(());
         }
-        let mut entries = Answer::of(page)?;
-        let (mut revision, mut head, mut ahead) = (end.revision, end.head, 0_u64);
-        while !entries.is_over() {
-            let mut entry = Answer::of(entries.next()?)?;
-            let next = entry.revision().ok();
-            let mut fields = Answer::of(entry.next()?)?;
-            let (_p, _place, _b) = (fields.next(), fields.next(), fields.next());
-            let (body, _h) = (fields.bytes().unwrap_or_default(), fields.next());
-            let after = fields.exactly().ok();
-            let continued = next_head(&head, revision.saturating_add(1), &body);
-            if next != revision.checked_add(1) || after != Some(continued) {
-                report.of_all(Damage::StrayEntries);
-                return Ok(());
-            }
-            (revision, head, ahead) = (revision.saturating_add(1), continued, ahead + 1);
+        if tail.continuing > 0 {
+            report.of_all(Damage::CutShort(tail.continuing));
         }
-        if ahead > 0 {
-            report.of_all(Damage::CutShort(ahead));
+        if tail.refuses_appends {
+            report.of_all(Damage::AppendsRefused);
         }
         Ok(())
     }
