@@ -16,6 +16,8 @@
 mod contract;
 #[path = "ledger/copy.rs"]
 mod copy;
+#[path = "ledger/damage.rs"]
+mod damage;
 #[path = "ledger/erase.rs"]
 mod erase;
 #[path = "ledger/file.rs"]
