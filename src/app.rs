@@ -86,7 +86,6 @@ impl Sidecar {
     pub async fn new(settings: Settings) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
         ledger::look_for_a_lost_one(&settings)?;
-        warn_of_open_secrets(&settings);
         let listeners = bind(&settings).await?;
         let admin = match &settings.admin {
             None => None,
@@ -100,6 +99,7 @@ impl Sidecar {
         let saving = settings.snapshot.clone().map(|(path, every)| Saving::new(path, every));
         let saving = saving.transpose().context("--snapshot")?;
         let (ledger, engine) = ledger::open(&settings).await?;
+        warn_of_open_secrets(&settings);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
         let synthetic = synthetic(&ledger, settings.synthetic).await?;

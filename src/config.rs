@@ -403,15 +403,13 @@ impl ServeArgs {
         }
         let decision_log = decision_log::of(&self)?;
         let ledger = self.ledger_args().address()?;
+        let (snapshot, every) = (self.snapshot.as_deref(), self.snapshot_every.as_deref());
+        let snapshot = snapshot::of(snapshot, every, &ledger)?;
         let files = files::of(&self, &ledger, decision_log.as_ref(), &listen, record.as_ref())?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
             decision_log,
-            snapshot: snapshot::of(
-                self.snapshot.as_deref(),
-                self.snapshot_every.as_deref(),
-                &ledger,
-            )?,
+            snapshot,
             ledger,
             new: self.new.unwrap_or(false),
             files,

@@ -228,7 +228,7 @@ async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
         edit(&mut transaction.open_table(JUNK).unwrap());
         transaction.commit().unwrap();
     };
-    let piece = [7; 1 << 20];
+    let piece = vec![7; 1 << 20];
     edit(&|junk| (0..40).for_each(|number| drop(junk.insert(number, &piece[..]).unwrap())));
     edit(&|junk| drop(junk.insert(99, &piece[..]).unwrap()));
     edit(&|junk| (0..40).for_each(|number| drop(junk.remove(number).unwrap())));

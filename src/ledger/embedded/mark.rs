@@ -11,6 +11,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::consent::record::Revision;
 use crate::files;
 use crate::ledger::{Epoch, LogHead};
@@ -113,7 +115,15 @@ impl Mark {
         }
         match self.write(&end) {
             Ok(()) => self.last = Some(end),
-            Err(_) => self.failed = true,
+            Err(error) => {
+                self.failed = true;
+                warn!(
+                    mark = %self.path.display(),
+                    cause = %error,
+                    "the mark beside the ledger cannot be written: an older copy put in its place \
+                     would not be noticed; mend what is in the way, and start again"
+                );
+            }
         }
     }
 
