@@ -88,9 +88,11 @@ fn serve_consentd(folder: &std::path::Path) -> Served {
         .stderr(Stdio::piped())
         .spawn()
         .expect("taskset is part of util-linux: apt-get install util-linux");
-    let mut line = String::new();
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    let said: serde_json::Value = serde_json::from_str(&line).expect(&line);
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()));
+    // Behind the warning that the ledger is new.
+    let said = said.find_map(|said| said.ok().filter(|said| said["message"] == "listening"));
+    let said = said.expect("it says where it listens");
     let tcp = said["grpc"].as_str().unwrap().split(',').next().unwrap().to_owned();
     Served { child, tcp: Address::Tcp(tcp), unix: Address::Unix(path) }
 }

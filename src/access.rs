@@ -4,6 +4,8 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::files;
+
 /// What would help where the system refused `path` with this error, as the end of a sentence;
 /// empty where nothing more can be said. It names owners by their numbers, as `ls -n` does.
 #[must_use]
@@ -18,6 +20,9 @@ pub fn hint(path: &Path, error: &Error) -> String {
             None => String::new(),
         },
         ErrorKind::IsADirectory => "; it is a folder: give a file in it".to_owned(),
+        _ if files::is_link_error(error) && files::is_link(path) => {
+            format!("; {}", files::link_hint(path))
+        }
         _ => String::new(),
     }
 }

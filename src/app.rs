@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::ledger::Engine;
+use crate::access;
 use crate::admin::{self, Shown};
 use crate::clock;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
 use crate::consent::keyword::KeywordBook;
 use crate::decision_log::{DecisionLog, Target, Writer as DecisionLogWriter};
+use crate::files;
 use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
@@ -83,6 +85,7 @@ impl Sidecar {
     /// Says what could not be opened or bound.
     pub async fn new(settings: Settings) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
+        ledger::look_for_a_lost_one(&settings)?;
         let listeners = bind(&settings).await?;
         let admin = match &settings.admin {
             None => None,
@@ -93,7 +96,10 @@ impl Sidecar {
             None => None,
             Some(told) => Some((bind_http(&told.address, "--webhook").await?, told.sources)),
         };
+        let saving = settings.snapshot.clone().map(|(path, every)| Saving::new(path, every));
+        let saving = saving.transpose().context("--snapshot")?;
         let (ledger, engine) = ledger::open(&settings).await?;
+        warn_of_open_secrets(&settings);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
         let synthetic = synthetic(&ledger, settings.synthetic).await?;
@@ -101,7 +107,7 @@ impl Sidecar {
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
             .beside(synthetic)
             .scrubbing(scrub)
-            .saving(settings.snapshot.map(|(path, every)| Saving { path, every }));
+            .saving(saving);
         let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
@@ -202,7 +208,7 @@ impl Sidecar {
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let stop_follower = CancellationToken::new();
         let mut parts = JoinSet::new();
-        self.engine.run(&mut parts)?;
+        self.engine.run(&mut parts, Arc::clone(&self.metrics), stop_follower.clone())?;
         let (follower, recorder) = (self.follower, self.recorder);
         let losses = follower.losses();
         let follow = follower.run(stop_follower.clone());
@@ -287,6 +293,19 @@ impl Sidecar {
     }
 }
 
+/// Says which secrets everybody on this machine may read.
+fn warn_of_open_secrets(settings: &Settings) {
+    for (file, mode) in files::readable_by_all(&settings.files) {
+        let (flag, path) = (file.flag, file.path.display());
+        warn!(
+            flag,
+            %path,
+            mode = format!("{mode:04o}"),
+            "everybody on this machine may read this secret: take that away with `chmod o-r`"
+        );
+    }
+}
+
 /// What takes decisions to be logged, and what writes them, where that is asked for.
 fn open_decision_log(
     settings: &Settings,
@@ -294,9 +313,12 @@ fn open_decision_log(
 ) -> anyhow::Result<(Option<DecisionLog>, Option<DecisionLogWriter>)> {
     let Some(log) = &settings.decision_log else { return Ok((None, None)) };
     let opened = crate::decision_log::open(log.clone(), Arc::clone(metrics));
-    let (log, writer) = opened.with_context(|| match &log.target {
-        Target::File(path) => format!("--decision-log: cannot open {}", path.display()),
-        Target::Stdout => "--decision-log: cannot write to standard output".to_owned(),
+    let (log, writer) = opened.map_err(|error| match &log.target {
+        Target::File(path) => {
+            let (shown, hint) = (path.display(), access::hint(path, &error));
+            anyhow!("--decision-log: cannot open {shown}: {error}{hint}")
+        }
+        Target::Stdout => anyhow!("--decision-log: cannot write to standard output: {error}"),
     })?;
     Ok((Some(log), Some(writer)))
 }

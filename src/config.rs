@@ -5,11 +5,13 @@
 
 mod decision_log;
 mod file;
+mod files;
 mod keywords;
 mod ledger;
 mod listen;
 mod rules;
 mod snapshot;
+mod telemetry;
 mod webhook;
 
 use std::path::PathBuf;
@@ -27,16 +29,18 @@ pub use self::ledger::{LedgerAddress, LedgerArgs};
 use self::listen::listen;
 pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
+use self::telemetry::{log, traces};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::access;
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordSettings;
 use crate::decision::Policy;
 use crate::decision_log::DecisionLogSettings;
+use crate::files::UsedFile;
 use crate::grpc::listen::Address;
 use crate::ledger::{Durability, NotADurability, Retention};
 use crate::synthetic::MAX_PAIRS;
-use crate::telemetry::{EndpointError, TraceSettings};
+use crate::telemetry::TraceSettings;
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
 macro_rules! serve_args {
@@ -178,6 +182,14 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
     #[serde(with = "humantime_serde")]
     history_retention: Duration,
+    /// Make a new ledger in a file, in which nobody has opted out, though its folder has what a
+    /// ledger leaves behind [default: false]
+    #[arg(
+        long, env = "CONSENTD_NEW", value_name = "BOOL",
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new(),
+    )]
+    new: bool,
     /// What an append in Redis waits for: ledger (what that Redis is configured for), replicas:N, or
     /// aof (synced; Redis 7.2) [default: ledger]
     #[arg(long, env = "CONSENTD_DURABILITY", value_name = "WHAT")]
@@ -285,6 +297,10 @@ fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
 pub struct Settings {
     /// Where the ledger is.
     pub ledger: LedgerAddress,
+    /// Whether a ledger's file is made where one seems to be missing.
+    pub new: bool,
+    /// The files that flags name, no two of which are one where that would do harm.
+    pub files: Vec<UsedFile>,
     /// How much of its file to keep in memory, in bytes.
     pub ledger_cache: usize,
     /// What an append in Redis waits for.
@@ -385,15 +401,18 @@ impl ServeArgs {
         if max_staleness < Duration::from_millis(10) || max_staleness > Duration::from_hours(24) {
             return Err(wrong("--max-staleness", "must be from 10ms to 24h, such as 5s"));
         }
+        let decision_log = decision_log::of(&self)?;
+        let ledger = self.ledger_args().address()?;
+        let (snapshot, every) = (self.snapshot.as_deref(), self.snapshot_every.as_deref());
+        let snapshot = snapshot::of(snapshot, every, &ledger)?;
+        let files = files::of(&self, &ledger, decision_log.as_ref(), &listen, record.as_ref())?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
-            decision_log: decision_log::of(&self)?,
-            snapshot: snapshot::of(
-                self.snapshot.as_deref(),
-                self.snapshot_every.as_deref(),
-                &self.ledger_args().address()?,
-            )?,
-            ledger: self.ledger_args().address()?,
+            decision_log,
+            snapshot,
+            ledger,
+            new: self.new.unwrap_or(false),
+            files,
             durability: durability(self.durability.as_deref().unwrap_or("ledger"))?,
             scrub_every: snapshot::scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
@@ -476,33 +495,6 @@ fn synthetic(count: u64) -> Result<u64, ConfigError> {
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
-}
-
-/// A filter takes any word for a module's name; one alone is a misspelt level.
-fn log(filter: String) -> Result<String, ConfigError> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_fine = |part: &&str| {
-        part.contains(['=', '[', ':'])
-            || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
-    };
-    match filter.split(',').map(str::trim).find(|part| !is_fine(part)) {
-        None => Ok(filter),
-        Some(part) => {
-            let levels = LEVELS.join(", ");
-            let why = format!("{part:?} is no level: {levels}; or TARGET=LEVEL, as in h2=debug");
-            Err(wrong("--log", why))
-        }
-    }
-}
-
-fn traces(endpoint: Option<&str>, ratio: f64) -> Result<Option<TraceSettings>, ConfigError> {
-    if !(0.0..=1.0).contains(&ratio) {
-        return Err(wrong("--otlp-sample", "must be from 0 to 1, such as 0.01"));
-    }
-    let endpoint = endpoint.and_then(optional).map(str::parse).transpose();
-    let endpoint =
-        endpoint.map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
-    Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
 }
 
 fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {

@@ -31,6 +31,7 @@
 //! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
 //! | [`access`] | why the system did not let us at a file |
+//! | [`files`] | files are told apart, locked, and kept from other writers; links are not followed |
 //! | [`config`] | flags, environment and file become validated settings |
 //! | [`app`] | what is built from them, which tasks run, in which order they end |
 //! | [`cli`] | the commands |
@@ -69,6 +70,7 @@ pub mod config;
 pub mod consent;
 pub mod decision;
 pub mod decision_log;
+pub mod files;
 pub mod follower;
 pub mod gate;
 pub mod grpc;

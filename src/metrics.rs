@@ -4,6 +4,7 @@
 
 mod decision_log;
 mod following;
+mod ledger_file;
 mod snapshots;
 mod watching;
 mod webhook;
@@ -20,6 +21,7 @@ use prometheus::{
 pub use self::decision_log::DROPS;
 use self::decision_log::DecisionLog;
 use self::following::Following;
+use self::ledger_file::LedgerFile;
 use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
@@ -71,6 +73,7 @@ pub struct Metrics {
     following: Following,
     watching: Watching,
     snapshots: Snapshots,
+    ledger_file: LedgerFile,
     decision_log: DecisionLog,
     webhooks: Webhooks,
     staleness: Gauge,
@@ -160,6 +163,7 @@ impl Metrics {
             following: Following::new(r)?,
             watching: Watching::new(r)?,
             snapshots: Snapshots::new(r)?,
+            ledger_file: LedgerFile::new(r)?,
             decision_log: DecisionLog::new(r)?,
             webhooks: Webhooks::new(r)?,
             staleness: gauge(

@@ -18,6 +18,8 @@ mod aof;
 mod contract;
 #[path = "ledger/copy.rs"]
 mod copy;
+#[path = "ledger/damage.rs"]
+mod damage;
 #[path = "ledger/erase.rs"]
 mod erase;
 #[path = "ledger/file.rs"]

@@ -1,7 +1,7 @@
 //! Connecting to a sidecar, and saying why that failed.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -17,6 +17,7 @@ use tower::service_fn;
 
 use super::stranger::{self, Stranger};
 use crate::access;
+use crate::files;
 use crate::grpc::listen::{Address, connect_unix};
 
 /// How long to wait before another try where a socket has no room.
@@ -252,10 +253,15 @@ impl TokenArgs {
         Ok(())
     }
 
+    /// The file, where one was given.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.token_file.as_deref()
+    }
+
     /// The value of the `authorization` header, where a token was given.
     pub(super) fn header(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(path) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = files::read_trusted(path).map_err(|error| {
             let hint = access::hint(path, &error);
             anyhow!("cannot read the token file {}: {error}{hint}", path.display())
         })?;

@@ -5,7 +5,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use tempfile::NamedTempFile;
 use tonic::Request;
@@ -16,8 +16,10 @@ use super::exported;
 use super::print;
 use super::record::{moment, on_wire};
 use crate::consent::time::Timestamp;
+use crate::files::{self, Usage, UsedFile};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use crate::ledger::ledger_begins;
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
@@ -36,7 +38,35 @@ pub(super) struct ExportArgs {
     token: TokenArgs,
 }
 
+/// What every line of an export begins with: the first field of an event.
+const FIRST: &[u8] = br#"{"userId":"#;
+
+/// Sees that what is to be replaced is an export, or empty, and nothing that is used.
+fn check_output(path: &Path, token: Option<&Path>) -> anyhow::Result<()> {
+    let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };
+    let mut used: Vec<_> =
+        token.map(|token| file("--token-file", token, Usage::Secret)).into_iter().collect();
+    used.push(file("--output", path, Usage::Written));
+    files::check(&used)?;
+    let shown = path.display();
+    if ledger_begins(path) {
+        bail!("--output: {shown} is a ledger, and would be replaced: give a path of its own");
+    }
+    let most = u64::try_from(FIRST.len()).unwrap_or(0);
+    let first = files::beginning(path, most).unwrap_or_default();
+    if !first.is_empty() && first != FIRST {
+        bail!(
+            "--output: {shown} is there, and is no export: it would be replaced; move it away, or \
+             give another path"
+        );
+    }
+    Ok(())
+}
+
 pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
+    if let Some(path) = &args.output {
+        check_output(path, args.token.path())?;
+    }
     let channel = args.client.connect().await?;
     let since_time = args.since.map(on_wire);
     let request = pb::ExportEventsRequest { business_id: args.business.clone(), since_time };

@@ -178,6 +178,7 @@ impl WebhookArgs {
         weaker.admin_checks = None;
         weaker.snapshot = None;
         weaker.snapshot_every = None;
+        weaker.new = None;
         weaker.synthetic = None;
         let listen = self.listen.or_else(|| weaker.webhook.take());
         let said = ServeArgs {

@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use super::Target;
 use crate::clock;
+use crate::files;
 
 /// How often it is looked whether the file's name still means the file, for somebody else may have
 /// moved it or cut it.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What every line begins with, and so every file of ours.
+const FIRST: &[u8] = br#"{"time":""#;
 
 /// Who may read a file, before the umask: no line of it names a user.
 const MODE: u32 = 0o640;
@@ -42,7 +46,12 @@ impl Output {
         let mut output = Self { target, max_size, keep, open: None, looked, torn: false };
         let may_block = match &output.target {
             Target::Stdout => false,
-            Target::File(path) => fs::metadata(path).is_ok_and(|found| !found.is_file()),
+            Target::File(path) => {
+                for number in 1..=keep {
+                    see_that_it_is_ours(&older(path, number))?;
+                }
+                fs::metadata(path).is_ok_and(|found| !found.is_file())
+            }
         };
         if !may_block {
             output.open = Some(open(&output.target)?);
@@ -130,6 +139,8 @@ impl Output {
         if self.keep == 0 {
             fs::remove_file(path)?;
         } else {
+            // The oldest one is replaced: it must not be something else that was put there.
+            see_that_it_is_ours(&older(path, self.keep))?;
             for number in (1..self.keep).rev() {
                 rename(&older(path, number), &older(path, number + 1))?;
             }
@@ -141,13 +152,45 @@ impl Output {
 
 fn open(target: &Target) -> io::Result<Open> {
     let file = match target {
-        Target::File(path) => OpenOptions::new().create(true).append(true).mode(MODE).open(path)?,
+        Target::File(path) => {
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).mode(MODE);
+            let file = files::no_follow(&mut options).open(path)?;
+            if file.metadata()?.is_file() {
+                see_that_it_is_ours(path)?;
+            }
+            file
+        }
         // The same file by another descriptor: not buffered, and in nobody else's hands.
         Target::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
     };
     let found = file.metadata()?;
     let is_ours = found.is_file() && matches!(target, Target::File(_));
     Ok(Open { file, size: is_ours.then_some(found.len()) })
+}
+
+/// Refuses a file that is neither empty nor a decision log: nothing is appended to it, and it is not
+/// replaced. One that is not there is none of anybody's.
+fn see_that_it_is_ours(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if found.is_symlink() {
+        return Err(io::Error::other(files::link_hint(path)));
+    }
+    let first = files::beginning(path, 64)?;
+    // Before the first line there may be the end of one that was torn.
+    let line = first.trim_ascii_start();
+    let is_ours = line.starts_with(FIRST) || FIRST.starts_with(line);
+    if found.is_file() && is_ours {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} holds something else than decisions, which stays as it is: move it away, or give a path \
+         of the decision log's own",
+        path.display()
+    )))
 }
 
 /// Writes all bytes; gives how many were written, and why not all.

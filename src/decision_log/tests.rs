@@ -77,29 +77,38 @@ fn content(folder: &Path) -> (Vec<String>, String) {
     (names, content)
 }
 
+/// A line that is taken for a decision.
+fn short_line(number: u32) -> String {
+    format!("{{\"time\":\"{number}\n")
+}
+
+fn short_lines(numbers: impl IntoIterator<Item = u32>) -> String {
+    numbers.into_iter().map(short_line).collect()
+}
+
 #[test]
 fn a_full_file_makes_room_for_another() {
     for (keep, kept) in [(2, &["log.2", "log.1", "log"][..]), (1, &["log.1", "log"]), (0, &["log"])]
     {
         let folder = tempfile::tempdir().unwrap();
         let target = Target::File(folder.path().join("log"));
-        let mut output = Output::new(target.clone(), 10, keep).unwrap();
+        let mut output = Output::new(target.clone(), 40, keep).unwrap();
         let mut expected = String::new();
         for number in 10..32 {
-            let line = format!("{number}\n");
+            let line = short_line(number);
             let (written, failed) = output.write(line.as_bytes());
             assert_eq!((written, failed.is_none()), (1, true));
             expected.push_str(&line);
             if number == 17 {
                 // Begun again, it goes on where it ended.
-                output = Output::new(target.clone(), 10, keep).unwrap();
+                output = Output::new(target.clone(), 40, keep).unwrap();
             }
         }
         let (names, content) = content(folder.path());
         assert_eq!(names, kept);
         assert!(expected.ends_with(&content) && !content.is_empty(), "{content}");
         for name in names {
-            assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 10);
+            assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 40);
         }
     }
 }
@@ -108,14 +117,15 @@ fn a_full_file_makes_room_for_another() {
 fn a_full_file_that_was_moved_away_moves_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let mut output = Output::new(Target::File(path.clone()), 6, 2).unwrap();
-    for line in ["10\n", "11\n", "12\n", "13\n"] {
-        assert_eq!(output.write(line.as_bytes()).0, 1);
+    let mut output = Output::new(Target::File(path.clone()), 24, 2).unwrap();
+    for number in 10..14 {
+        assert_eq!(output.write(short_line(number).as_bytes()).0, 1);
     }
     fs::rename(&path, folder.path().join("moved")).unwrap();
-    assert_eq!(output.write(b"14\n").0, 1);
+    assert_eq!(output.write(short_line(14).as_bytes()).0, 1);
     let of = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
-    assert_eq!((&*of("log.1"), &*of("moved"), &*of("log")), ("10\n11\n", "12\n13\n", "14\n"));
+    let found = [of("log.1"), of("moved"), of("log")];
+    assert_eq!(found, [short_lines([10, 11]), short_lines([12, 13]), short_lines([14])]);
     assert!(!folder.path().join("log.2").exists());
 }
 
@@ -123,24 +133,44 @@ fn a_full_file_that_was_moved_away_moves_no_other() {
 fn what_cannot_be_written_is_told_and_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in/log");
-    let missing = Output::new(Target::File(path.clone()), 10, 1);
+    let missing = Output::new(Target::File(path.clone()), 50, 1);
     assert!(missing.is_err(), "at once");
     fs::create_dir(folder.path().join("in")).unwrap();
-    let mut output = Output::new(Target::File(path.clone()), 10, 1).unwrap();
-    assert_eq!(output.write(b"1\n2\n").0, 2);
+    let mut output = Output::new(Target::File(path.clone()), 50, 1).unwrap();
+    assert_eq!(output.write(short_lines([1, 2]).as_bytes()).0, 2);
     // Where the next file cannot be begun, this one does not grow.
     fs::create_dir(folder.path().join("in/log.1")).unwrap();
     fs::write(folder.path().join("in/log.1/x"), "").unwrap();
     for _ in 0..3 {
-        let (written, failed) = output.write(b"3\n4\n5\n6\n");
+        let (written, failed) = output.write(short_lines(3..7).as_bytes());
         assert_eq!((written, failed.is_some()), (0, true));
     }
-    assert_eq!(fs::read(&path).unwrap(), b"1\n2\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), short_lines([1, 2]));
     fs::remove_dir_all(folder.path().join("in/log.1")).unwrap();
-    assert_eq!(output.write(b"7\n8\n9\n0\n").0, 4);
+    assert_eq!(output.write(short_lines(7..11).as_bytes()).0, 4);
     let (written, failed) =
         Output::new(Target::File("/dev/full".into()), 10, 1).unwrap().write(b"1\n");
     assert_eq!((written, failed.map(|error| error.kind())), (0, Some(io::ErrorKind::StorageFull)));
+}
+
+#[test]
+fn a_torn_file_is_still_its_own_and_others_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let whole = short_line(1);
+    for (content, is_its_own) in [
+        ("", true),
+        (&whole[..3], true),
+        (&format!("\n{whole}")[..], true),
+        (&whole, true),
+        ("{\"user\"", false),
+        ("time\n", false),
+    ] {
+        fs::write(&path, content).unwrap();
+        let opened = Output::new(Target::File(path.clone()), 50, 1);
+        assert_eq!(opened.is_ok(), is_its_own, "{content:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ use self::driver::{
 use self::feed::Feed;
 use self::machine::{Action, Cause, pieces};
 use self::saved::Written;
-pub use self::saving::Saving;
+pub use self::saving::{CannotSave, Saving, saved_tables};
 use self::saving::{NotSaved, Underway};
 use crate::changes::{self, Changes};
 use crate::clock::{self, Moment};

@@ -12,11 +12,14 @@ use tempfile::NamedTempFile;
 use super::machine::Warm;
 use crate::consent::id::KeySecret;
 use crate::consent::time::Timestamp;
+use crate::files::{beginning, folder};
 use crate::ledger::Position;
 use crate::table::{Saved, SavedError, Table};
 
 /// What a file begins with: a name, and the version of what follows.
 const MAGIC: [u8; 12] = *b"consentd\0\0\0\x01";
+/// How many of these bytes a damaged file of ours may have lost, and not be taken for another's.
+const MAX_LOST: usize = 4;
 /// The bytes of a position within an epoch.
 const STEP: usize = 28;
 /// The bytes behind the pairs that are not hashed.
@@ -103,11 +106,6 @@ fn time(input: &mut impl Read) -> Result<Timestamp, SavedError> {
     Timestamp::from_millis(millis).ok_or(SavedError::Damaged)
 }
 
-/// Where a file is written before it has its name.
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// How the names begin of files that are not a table yet.
 fn prefix(path: &Path) -> OsString {
     let mut prefix = OsString::from(".");
@@ -154,6 +152,28 @@ pub(super) fn finish(
     file.persist(path)?;
     File::open(folder(path))?.sync_all()?;
     Ok(count.saturating_add(u64::try_from(SEALS).unwrap_or(0)))
+}
+
+/// Whether a file may be a table that was saved, if a damaged one.
+fn is_ours(path: &Path) -> bool {
+    let most = u64::try_from(MAGIC.len()).unwrap_or(0);
+    beginning(path, most).is_ok_and(|bytes| {
+        let lost = MAGIC.iter().zip(&bytes).filter(|(wanted, found)| wanted != found).count();
+        bytes.len() == MAGIC.len() && lost <= MAX_LOST
+    })
+}
+
+/// Whether saving would destroy something else: there is a file, not empty, that is none of ours.
+pub(super) fn is_anothers(path: &Path) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else { return false };
+    !found.is_file() || (found.len() > 0 && !is_ours(path))
+}
+
+/// The saved tables in a folder, of which so many entries are looked at.
+pub(super) fn all_in(folder: &Path, most: usize) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().take(most);
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| is_ours(path)).collect()
 }
 
 /// Takes away what a process left that ended while it wrote.

@@ -3,7 +3,7 @@
 //! What is saved is what was proven: never a table that is stale or not valid, and none while it
 //! remembers denials that the ledger has lost, for they are not in the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,19 +16,90 @@ use super::driver::Driver;
 use super::machine::{Attempt, Warm};
 use super::saved::{self, Start, Written};
 use super::{Answer, Follower, Questions};
+use crate::access;
 use crate::clock::{self, Moment};
+use crate::files::{Lock, beside};
 use crate::table::SavedError;
 
 /// How long the last saving may take, at the end.
 const AT_THE_END: Duration = Duration::from_secs(15);
 
 /// Where the table is saved, and how often.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Saving {
-    /// The file.
-    pub path: PathBuf,
+    path: PathBuf,
     /// How often, beside the end; unset for never.
-    pub every: Option<Duration>,
+    pub(super) every: Option<Duration>,
+    /// Nobody else saves there while we have it.
+    lock: Option<Lock>,
+    /// Whether it was told that somebody else does.
+    told: bool,
+}
+
+/// Why no table can be saved in a file.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotSave {
+    /// It holds something else.
+    #[error(
+        "{path} is there, and is no saved table: saving would replace it; move it away, or give \
+         another path"
+    )]
+    Anothers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its lock cannot be had.
+    #[error("cannot lock {path}: {source}{}", access::hint(path, source))]
+    Lock {
+        /// The lock.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Saving {
+    /// Saves in this file, this often beside the end. Where another sidecar saves there already,
+    /// this one waits until that one has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotSave`] where the file is something else, or cannot be locked.
+    pub fn new(path: PathBuf, every: Option<Duration>) -> Result<Self, CannotSave> {
+        if saved::is_anothers(&path) {
+            return Err(CannotSave::Anothers { path });
+        }
+        let mut saving = Self { path, every, lock: None, told: false };
+        match saving.lock() {
+            Ok(_) => Ok(saving),
+            Err(source) => Err(CannotSave::Lock { path: beside(&saving.path, "lock"), source }),
+        }
+    }
+
+    /// Sees that this process is the only one that saves there; says so once where it is not.
+    fn lock(&mut self) -> std::io::Result<bool> {
+        if self.lock.is_none() {
+            self.lock = Lock::beside(&self.path)?;
+        }
+        let path = self.path.display();
+        if self.lock.is_some() && self.told {
+            info!(%path, "no other sidecar saves its table in this file any more: this one does");
+        } else if self.lock.is_none() && !self.told {
+            warn!(
+                %path,
+                "another sidecar saves its table in this file: this one does not, until that one \
+                 has ended; give each a --snapshot of its own"
+            );
+        }
+        self.told = self.lock.is_none();
+        Ok(self.lock.is_some())
+    }
+}
+
+/// The saved tables in a folder, of which so many entries are looked at.
+#[must_use]
+pub fn saved_tables(folder: &Path, most: usize) -> Vec<PathBuf> {
+    saved::all_in(folder, most)
 }
 
 /// Why a table was not saved.
@@ -63,10 +134,13 @@ fn told(error: &dyn std::error::Error) -> String {
 impl Follower {
     /// Reads the table that was saved, where one was and it is whole.
     pub(super) async fn read_saved(&mut self) -> Option<Warm> {
-        let path = self.saving.as_ref()?.path.clone();
+        let saving = self.saving.as_ref()?;
+        let (path, is_ours) = (saving.path.clone(), saving.lock.is_some());
         let began = clock::boot();
         let read = spawn_blocking(move || {
-            saved::clear(&path)?;
+            if is_ours {
+                saved::clear(&path)?;
+            }
             saved::read(&path)
         });
         let (cause, why) = match read.await {
@@ -110,7 +184,19 @@ impl Follower {
     /// Sets out to save the table, where it may be: where to, what it begins with, and whether that
     /// is still wanted.
     fn set_out(&mut self, driver: &Driver) -> Option<(PathBuf, Start, Arc<AtomicBool>)> {
-        let path = self.saving.as_ref()?.path.clone();
+        let saving = self.saving.as_mut()?;
+        match saving.lock() {
+            Ok(true) => {}
+            Ok(false) => {
+                self.metrics.snapshot("in_use");
+                return None;
+            }
+            Err(error) => {
+                self.on_saved(Err(error.into()));
+                return None;
+            }
+        }
+        let path = saving.path.clone();
         let start = self.start(driver).map_err(|why| self.metrics.snapshot(why)).ok()?;
         let goes_on = Arc::new(AtomicBool::new(true));
         self.underway = Some(Underway {

@@ -1,16 +1,17 @@
 //! Sockets: TCP, Unix with a path, Unix in the abstract namespace.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::access;
+use crate::files::{Lock, beside, is_link};
 
 /// Who may connect to a Unix socket: its owner and its group.
 const SOCKET_MODE: u32 = 0o660;
@@ -99,7 +100,7 @@ fn hint(address: &Address, source: &io::Error) -> String {
         (Address::Unix(path), _) => {
             // Of another's lock the folder, which may be anybody's, says nothing.
             let lock = beside(path, "lock");
-            access::hint(if lock.exists() { &lock } else { path }, source)
+            access::hint(if lock.exists() || is_link(&lock) { &lock } else { path }, source)
         }
         (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
             "; ports below 1024 are the system's: choose one above".to_owned()
@@ -130,44 +131,6 @@ impl Drop for SocketFile {
             // Gone already, or no longer ours to remove: either way it is not there.
             let _ = std::fs::remove_file(path);
         }
-    }
-}
-
-/// The lock beside a socket's file; it goes with it.
-#[derive(Debug)]
-struct Lock {
-    path: PathBuf,
-    file: File,
-}
-
-impl Lock {
-    /// Locks; none where somebody else has. A lock that was removed while we waited for it is no
-    /// lock any more: whoever removed it held it to the end.
-    fn take(path: PathBuf) -> io::Result<Option<Self>> {
-        loop {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(source)) => return Err(source),
-            }
-            let ours = file.metadata()?;
-            match std::fs::metadata(&path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                    return Ok(Some(Self { path, file }));
-                }
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Before it is unlocked: nobody must find a lock that we are about to remove.
-        let _ = std::fs::remove_file(&self.path);
-        let _ = self.file.unlock();
     }
 }
 
@@ -246,7 +209,7 @@ impl Listener {
 async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError> {
     let io = |source| BindError::Io { address: address.clone(), source };
     let in_use = || BindError::InUse { address: address.clone() };
-    let lock = Lock::take(beside(path, "lock")).map_err(io)?.ok_or_else(in_use)?;
+    let lock = Lock::beside(path).map_err(io)?.ok_or_else(in_use)?;
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io(error)),
@@ -263,21 +226,19 @@ async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError
         },
     }
     let temporary = beside(path, "new");
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
+    match std::fs::symlink_metadata(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io(error)),
+        // What a process left that was killed before it renamed it, and nothing else.
+        Ok(found) if found.file_type().is_socket() => {
+            std::fs::remove_file(&temporary).map_err(io)?;
+        }
+        Ok(_) => return Err(BindError::NotASocket { address: Address::Unix(temporary) }),
     }
     let listener = UnixListener::bind(&temporary).map_err(io)?;
     std::fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE)).map_err(io)?;
     std::fs::rename(&temporary, path).map_err(io)?;
     Ok(Listener::Unix(listener, SocketFile(Some((path.to_owned(), lock)))))
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(target_os = "linux")]

@@ -28,6 +28,7 @@ use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_REQUEST_BYTES, RecordService, status,
 };
 use crate::access;
+use crate::files;
 use crate::metrics::Metrics;
 
 /// Where checks are called.
@@ -81,8 +82,8 @@ impl Tokens {
     /// [`TokensError`] names the file, never a token.
     pub fn read(path: &Path) -> Result<Self, TokensError> {
         let at = || path.to_owned();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TokensError::Io { path: at(), source })?;
+        let text =
+            files::read_trusted(path).map_err(|source| TokensError::Io { path: at(), source })?;
         let mut tokens = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -6,33 +6,42 @@
 
 mod compact;
 mod erase;
+mod guard;
 mod history;
+mod mark;
+mod opening;
+mod place;
 mod recent;
 mod retention;
+mod space;
 mod store;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use redb::{Database, DatabaseError};
+use redb::Database;
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::compact::Compacted;
 use self::erase::Reaper;
+use self::guard::guarded;
+use self::mark::{End, Mark};
+use self::opening::{LedgerFile, open_error, temporary};
+pub use self::opening::{OpenError, Opened, ledger_begins, traces};
+use self::place::Place;
 use self::recent::{Mover, Recent};
-use self::store::Prepared;
+pub use self::space::Space;
+use self::store::{Prepared, failed};
 pub use self::transfer::NewFile;
 use super::{
     Announcement, Appended, Bucket, Change, Cursor, Events, Heard, History, Identity, LedgerError,
     MAX_ANNOUNCEMENTS, Page, Read, Retention,
 };
-use crate::access;
 use crate::clock;
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::Revision;
@@ -42,6 +51,9 @@ const MAX_WAITING: usize = 8_192;
 
 /// The most changes of one transaction.
 const MAX_GROUP: usize = 8_192;
+
+/// How often it is looked whether the file is still where it was, while nothing is recorded.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How many pairs a bucket holds, in about, where they are read from the tree.
 const PAIRS_A_BUCKET: u64 = 1_024;
@@ -54,71 +66,6 @@ const MAX_BUCKETS: u32 = 8_192;
 fn buckets_for(pairs: u64) -> u32 {
     let buckets = u32::try_from(pairs / PAIRS_A_BUCKET).unwrap_or(MAX_BUCKETS);
     buckets.clamp(MIN_BUCKETS, MAX_BUCKETS)
-}
-
-/// Why a ledger's file could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error(
-        "{path} is open in another process: a ledger file belongs to one sidecar at a time; \
-             stop the other one, or give this one a file of its own with --ledger file:PATH"
-    )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The system refused.
-    #[error("cannot open the ledger file {path}: {source}{}", access::hint(path, source))]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It is something else, or damaged.
-    #[error(
-        "{path} is not a ledger, or it is damaged: {source}; it was left as it is: give the right \
-             file with --ledger file:PATH, or a path where there is none yet for a new ledger"
-    )]
-    NotALedger {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// There is something already.
-    #[error("{path} is there already, and was left as it is: give a path where there is nothing")]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It was made before the first release.
-    #[error(
-        "{path} was made before consentd's first release (format {format}; this one knows {known} \
-             alone): begin a new file with --ledger file:PATH"
-    )]
-    Older {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        format: u32,
-        /// Ours.
-        known: u32,
-    },
-    /// A newer version made it.
-    #[error(
-        "{path} was made by a newer consentd (format {format}; this one knows {known}): \
-             upgrade this one, or give it another file with --ledger file:PATH"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        format: u32,
-        /// Ours.
-        known: u32,
-    },
 }
 
 /// A handle on the ledger; clones share it.
@@ -137,6 +84,7 @@ impl std::fmt::Debug for Embedded {
 struct Shared {
     /// None once closed.
     database: RwLock<Option<Arc<Database>>>,
+    place: Option<Place>,
     recent: Recent,
     identity: Arc<Identity>,
     describe: String,
@@ -150,6 +98,8 @@ pub struct Appender {
     jobs: Receiver<Job>,
     mover: Mover,
     reaper: Reaper,
+    /// Says beside the file what was acknowledged; none where it is not opened to serve.
+    mark: Option<Mark>,
 }
 
 enum Job {
@@ -169,39 +119,28 @@ impl Embedded {
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<(Self, Appender), OpenError> {
-        Self::with_database(Self::open_file(path, cache_bytes)?, path, retention)
+        opening::telling_of_damage(path, || {
+            let LedgerFile { database, place, .. } = LedgerFile::open(path, cache_bytes)?;
+            Self::with_database(database, Some(place), path, retention)
+        })
     }
 
-    fn open_file(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
-        let io = |source| OpenError::Io { path: path.to_owned(), source };
-        if !path.exists() {
-            make(path)?;
-        }
-        // Where the system refuses, in its own words; redb opens it again.
-        drop(OpenOptions::new().read(true).write(true).open(path).map_err(io)?);
-        Database::builder()
-            .set_cache_size(cache_bytes)
-            .create(path)
-            .map_err(|error| open_error(path, error))
-    }
-
+    /// The place is none where the ledger is in no file of the system's.
     fn with_database(
         database: Database,
+        place: Option<Place>,
         path: &Path,
         retention: Retention,
     ) -> Result<(Self, Appender), OpenError> {
         let meta = store::prepare(&database, path)?;
-        let (recent, mover) = store::load_recent(&database).map_err(|error| {
-            OpenError::NotALedger { path: path.to_owned(), source: error.into() }
-        })?;
-        let pairs = store::count_pairs(&database).map_err(|error| OpenError::NotALedger {
-            path: path.to_owned(),
-            source: error.into(),
-        })?;
+        let damaged = |error| opening::damaged(path, error);
+        let (recent, mover) = store::load_recent(&database).map_err(damaged)?;
+        let pairs = store::count_pairs(&database).map_err(damaged)?;
         let buckets = buckets_for(pairs);
         let (appends, jobs) = sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
+            place,
             recent,
             identity: Arc::new(Identity {
                 epoch: meta.epoch,
@@ -213,7 +152,7 @@ impl Embedded {
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
         });
         let reaper = Reaper::default();
-        let appender = Appender { shared: Arc::clone(&shared), jobs, mover, reaper };
+        let appender = Appender { shared: Arc::clone(&shared), jobs, mover, reaper, mark: None };
         Ok((Self { shared, appends }, appender))
     }
 
@@ -221,7 +160,9 @@ impl Embedded {
         Arc::clone(&self.shared.identity)
     }
 
-    pub(super) fn describe(&self) -> &str {
+    /// What to call it in the log, such as `file:consentd.redb`.
+    #[must_use]
+    pub fn describe(&self) -> &str {
         &self.shared.describe
     }
 
@@ -264,7 +205,8 @@ impl Embedded {
         let asked = tokio::task::spawn_blocking(move || {
             // Locked to the end: the ledger is closed only once nobody reads it any more.
             let database = shared.database.read().unwrap_or_else(PoisonError::into_inner);
-            ask(database.as_ref().ok_or(LedgerError::Closed)?, &shared.recent)
+            let database = database.as_ref().ok_or(LedgerError::Closed)?;
+            guarded(|| ask(database, &shared.recent)).unwrap_or_else(|panic| Err(failed(panic)))
         });
         asked.await.map_err(|_| LedgerError::Closed)?
     }
@@ -293,6 +235,16 @@ impl Shared {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         database.clone().ok_or(LedgerError::Closed)
     }
+
+    fn check_place(&self) -> Result<(), LedgerError> {
+        self.place.as_ref().map_or(Ok(()), Place::check)
+    }
+
+    /// Where the ledger ends.
+    fn end(&self) -> End {
+        let (revision, head) = self.recent.end();
+        End { epoch: self.identity.epoch, revision, head }
+    }
 }
 
 /// What came of some jobs.
@@ -311,13 +263,31 @@ impl Appender {
     /// [`LedgerError`] where the storage failed: nothing more can be written then, and what was
     /// being written may or may not be durable. The process should end, and be started again.
     pub fn run(mut self) -> Result<(), LedgerError> {
-        let outcome = self.write();
-        *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
-        outcome.map(|closed| {
-            if let Some(done) = closed {
+        let outcome = guarded(|| self.write()).unwrap_or_else(|panic| Err(failed(panic)));
+        // Nobody reads it any more, and redb closes it. What of that fails is mended at the next
+        // start, from what was synced.
+        let _ = guarded(|| {
+            *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        });
+        match (outcome, &self.shared.place) {
+            (Ok(None), _) => Ok(()),
+            (Ok(Some(done)), _) => {
                 let _ = done.send(());
+                Ok(())
             }
-        })
+            (Err(error), None) => Err(error),
+            (Err(error), Some(place)) => Err(place.last_words(error)),
+        }
+    }
+
+    /// Sees that what was committed would be found by a restart, and says beside the file up to
+    /// where that is. Before anything of it is acknowledged.
+    fn confirm(&mut self) -> Result<(), LedgerError> {
+        self.shared.check_place()?;
+        if let Some(mark) = &mut self.mark {
+            mark.set(self.shared.end());
+        }
+        Ok(())
     }
 
     fn write(&mut self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
@@ -327,9 +297,16 @@ impl Appender {
         // What was recorded up to here is to be in the pairs' tree by the end of this sweep.
         let mut settle = 0;
         let started = clock::boot();
+        let mut next_look = LOOK_EVERY;
+        self.confirm()?;
         loop {
             // Due by the clock: a ledger that is never idle is swept too.
             let up = clock::boot().saturating_sub(started);
+            if up >= next_look {
+                // Also where nothing is recorded: checks must not go on from a file that is gone.
+                self.shared.check_place()?;
+                next_look = up + LOOK_EVERY;
+            }
             if up >= next_sweep {
                 // A part at a time: what waits to be appended comes in between.
                 let more = self.sweep(&database, settle)?;
@@ -338,7 +315,7 @@ impl Appender {
                     settle = self.shared.recent.end().0;
                 }
             }
-            let job = match self.jobs.recv_timeout(next_sweep.saturating_sub(up)) {
+            let job = match self.jobs.recv_timeout(next_sweep.min(next_look).saturating_sub(up)) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
@@ -385,7 +362,8 @@ impl Appender {
         }
         let recent = &self.shared.recent;
         let retention = self.shared.retention;
-        match store::append(database, recent, &mut self.mover, groups, retention) {
+        let committed = store::append(database, recent, &mut self.mover, groups, retention);
+        match committed.and_then(|committed| self.confirm().map(|()| committed)) {
             Ok(committed) => {
                 // Announced before it is acknowledged: whoever hears of it finds it applied.
                 if !committed.entries.is_empty() {
@@ -407,49 +385,4 @@ impl Appender {
             }
         }
     }
-}
-
-fn open_error(path: &Path, error: DatabaseError) -> OpenError {
-    let path = path.to_owned();
-    match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },
-        DatabaseError::Storage(redb::StorageError::Io(source))
-            // Where the file is too short for what it should hold, it is not the system's fault.
-            if !matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
-        {
-            OpenError::Io { path, source }
-        }
-        source => OpenError::NotALedger { path, source: source.into() },
-    }
-}
-
-/// A file beside `path`. It holds user ids and the keys' secret: a temporary file is its owner's
-/// alone.
-fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, OpenError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mut made = tempfile::Builder::new();
-    made.prefix(".consentd-")
-        .tempfile_in(parent.unwrap_or(Path::new(".")))
-        .map_err(|source| OpenError::Io { path: path.to_owned(), source })
-}
-
-/// Makes a ledger beside `path`, and gives it that name once it is whole: a process that dies
-/// meanwhile leaves nothing there that could not be opened.
-fn make(path: &Path) -> Result<(), OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let folder = File::open(parent).map_err(io)?;
-    let new = temporary(path)?;
-    let database = Database::create(new.path()).map_err(|error| open_error(path, error))?;
-    store::prepare(&database, path)?;
-    drop(database);
-    match new.persist_noclobber(path) {
-        Ok(_) => {}
-        // Another process was faster, and its file is as good.
-        Err(failed) if failed.error.kind() == ErrorKind::AlreadyExists => {}
-        Err(failed) => return Err(io(failed.error)),
-    }
-    // A new file is durable only once its folder is.
-    folder.sync_all().map_err(io)
 }

@@ -26,7 +26,9 @@ use crate::consent::time::Timestamp;
 
 pub use chain::{History, Place};
 pub use copy::{Copied, CopyError, NewLedger, copy};
-pub use embedded::{Appender, Compacted, Embedded, NewFile, OpenError};
+pub use embedded::{
+    Appender, Compacted, Embedded, NewFile, OpenError, Opened, Space, ledger_begins, traces,
+};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
     Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,

@@ -7,7 +7,7 @@ use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 use super::{closed, gauge, int_gauge};
 
 /// What may come of an attempt to save the table.
-pub const SAVINGS: [&str; 4] = ["saved", "not_live", "remembering", "failed"];
+pub const SAVINGS: [&str; 5] = ["saved", "not_live", "remembering", "in_use", "failed"];
 /// Why a saved table may be refused.
 pub const REFUSALS: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
 

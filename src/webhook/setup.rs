@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::Webhook;
 use crate::access;
+use crate::files;
 use crate::whatsapp::Rules;
 
 /// How often is looked whether anything was changed.
@@ -91,7 +92,7 @@ impl Secrets {
         let mut secrets = Vec::new();
         for path in paths {
             let before = secrets.len();
-            let text = std::fs::read_to_string(path)
+            let text = files::read_trusted(path)
                 .map_err(|source| SecretError::Io { path: path.to_owned(), source })?;
             for (index, line) in text.lines().enumerate() {
                 let line = line.trim();

@@ -136,10 +136,11 @@ async fn a_log_that_nobody_reads_any_more_ends_nothing() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()));
+    let said = said.find_map(|said| said.ok().filter(|said| said["message"] == "listening"));
     // Its standard error is closed from here on, and it has more to say: that it drains.
-    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let said = said.unwrap();
     let address = said["grpc"].as_str().unwrap().to_owned();
     let asking = crate::sidecar::channel(&address).await;
     crate::sidecar::eventually("it answers", || {

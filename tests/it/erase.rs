@@ -179,8 +179,11 @@ async fn no_byte_of_a_file_names_who_was_erased_once_the_log_forgets() {
         }
         assert_eq!(in_file(&path, &NEEDLES), [""; 0]);
         assert_eq!(in_file(&path, &[SHARED]), [SHARED], "somebody else agreed to it");
+        // Beside it is nothing but the mark of what was acknowledged, which names nobody.
+        let mark = folder.path().join("ledger.redb.acknowledged");
+        assert_eq!(in_file(&mark, &NEEDLES), [""; 0]);
         let there = std::fs::read_dir(folder.path()).unwrap();
-        assert_eq!(there.count(), 1, "nothing is left beside it");
+        assert_eq!(there.count(), 2, "nothing is left beside it");
         // It is the same ledger, whose tombstones deny; and only once is it written anew.
         let sidecar = Sidecar::live(folder.path(), LOG).await;
         assert!(!sidecar.said().contains("written anew"), "{}", sidecar.said());

@@ -89,7 +89,7 @@ async fn half_a_ledger_is_refused() {
     for length in [9, 100, 4_096, 5_000, whole.len() / 2] {
         fs::write(&path, &whole[..length]).unwrap();
         let Err(error) = open(&path) else { panic!("{length} bytes of it were opened") };
-        assert!(matches!(error, OpenError::NotALedger { .. }), "{length}: {error:?}");
+        assert!(matches!(error, OpenError::Damaged { .. }), "{length}: {error:?}");
     }
 }
 

@@ -12,7 +12,7 @@ mod rows;
 mod session;
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -28,6 +28,7 @@ use super::client::{ClientArgs, TokenArgs};
 use super::print::hex;
 use super::{Verdict, print};
 use crate::clock;
+use crate::files::{self, Usage, UsedFile};
 
 /// How often the progress is kept and shown.
 const TICK: Duration = Duration::from_millis(500);
@@ -72,6 +73,21 @@ pub(super) fn help() -> String {
 }
 
 impl ImportArgs {
+    /// Sees that no two files are one, and that nothing else is written over.
+    fn check_files(&self, keeper: Option<&Keeper>) -> anyhow::Result<()> {
+        let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };
+        let mut used = vec![file("FILE", Path::new(&self.input), Usage::Input)];
+        used.extend(self.rejects.iter().map(|path| file("--rejects", path, Usage::Written)));
+        used.extend(self.token.path().map(|path| file("--token-file", path, Usage::Secret)));
+        used.extend(keeper.map(|keeper| file("FILE", keeper.path(), Usage::Written)));
+        files::check(&used)?;
+        if let Some(keeper) = keeper.filter(|keeper| keeper.is_in_the_way()) {
+            let path = keeper.path().display();
+            bail!("{path} is to keep the progress, and holds something else: move it away");
+        }
+        Ok(())
+    }
+
     fn delimiter(&self) -> anyhow::Result<u8> {
         let extension = std::path::Path::new(&self.input).extension();
         let tabs = extension.is_some_and(|extension| extension == "tsv");
@@ -83,11 +99,7 @@ impl ImportArgs {
 
 pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let keeper = Keeper::of(&args.input);
-    if let (Some(rejects), Ok(input)) = (&args.rejects, std::fs::canonicalize(&args.input))
-        && std::fs::canonicalize(rejects).is_ok_and(|rejects| rejects == input)
-    {
-        bail!("--rejects: {} is the input itself", rejects.display());
-    }
+    args.check_files(keeper.as_ref())?;
     let delimiter = args.delimiter()?;
     // Told before anything is sent: a wrong header or a missing file.
     let read = |place| rows::read(&args.input, args.format, delimiter, place);
@@ -95,12 +107,19 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let token = args.token.header()?;
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
-    let before = keeper.as_ref().filter(|_| !args.from_start).and_then(Keeper::load);
+    let before = keeper.as_ref().and_then(Keeper::load);
+    // Rows that were rejected before may be rejected again, so that their file is this import's.
+    let rejects_inode = before.as_ref().and_then(|before| before.rejects_inode);
+    let before = before.filter(|_| !args.from_start);
     let (rows, progress) = match before.filter(|before| goes_on(before, session.ledger())) {
-        None => (rows, Progress::of(session.ledger().id.clone())),
+        None => {
+            let mut anew = Progress::of(session.ledger().id.clone());
+            anew.rejects_inode = rejects_inode;
+            (rows, anew)
+        }
         Some(before) => (read(Some(before.place()))?.1, before),
     };
-    let rejects = Rejects::open(args.rejects.as_deref(), progress.rejects, &parser, delimiter)?;
+    let rejects = Rejects::open(args.rejects.as_deref(), &progress, &parser, delimiter)?;
     let size = keeper.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
     let mut import = Import {
         shown: Shown::new(size.map(|size| size.len())),
@@ -109,6 +128,8 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
         progress,
         kept: clock::boot(),
     };
+    // From the first row on, so that the same command can go on wherever this one ends.
+    import.keep()?;
     let started = clock::boot();
     let first = import.progress.tally.rows();
     let ended = session.run(parser, rows, &mut import).await;
@@ -194,6 +215,7 @@ impl Import {
 
     fn keep(&mut self) -> anyhow::Result<()> {
         self.progress.rejects = self.rejects.flush()?;
+        self.progress.rejects_inode = self.rejects.inode()?;
         let Some(keeper) = &self.keeper else { return Ok(()) };
         if let Err(error) = keeper.save(&mut self.progress) {
             // The import is worth more than the comfort of going on from its middle.

@@ -1,7 +1,7 @@
 //! How far an import came, kept beside its input, so that the same command goes on from there.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -31,6 +31,9 @@ pub(super) struct Progress {
     pub(super) tally: Tally,
     /// How long the file of rejected rows was then.
     pub(super) rejects: u64,
+    /// The inode of that file, by which it is known again; none where there is no such file.
+    #[serde(default)]
+    pub(super) rejects_inode: Option<u64>,
 }
 
 /// What came of rows.
@@ -78,6 +81,15 @@ impl Keeper {
         let progress: Progress = serde_json::from_slice(&text).ok()?;
         let tail = self.tail(progress.offset).ok()?;
         (tail == progress.tail && progress.line > 0).then_some(progress)
+    }
+
+    /// Whether there is a file, not empty, that is no import's progress: it is not replaced.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        match std::fs::read(&self.path) {
+            Ok(text) if text.is_empty() => false,
+            Ok(text) => serde_json::from_slice::<Progress>(&text).is_err(),
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
     }
 
     /// Keeps it, whole or not at all.

@@ -2,12 +2,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
+use super::progress::Progress;
 use super::rows::{Fault, Parser, Raw, Row};
 use crate::cli::print;
+use crate::files;
 
 /// Where rejected rows go.
 pub(super) struct Rejects {
@@ -16,20 +19,28 @@ pub(super) struct Rejects {
 }
 
 impl Rejects {
-    /// Nowhere, or into a file: a new one, or one of which `keep` bytes are from before.
+    /// Nowhere, or into a file: a new one, an empty one, or the one of an import that was broken
+    /// off and is gone on with. What else there is stays as it is.
     pub(super) fn open(
         path: Option<&Path>,
-        keep: u64,
+        progress: &Progress,
         parser: &Parser,
         delimiter: u8,
     ) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self { file: None, delimiter }) };
         let cannot = || format!("cannot write the rejected rows to {}", path.display());
         let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(path);
-        let mut file = file.with_context(cannot)?;
-        // It may be another file than before.
-        let keep = keep.min(file.metadata().with_context(cannot)?.len());
+        options.create(true).truncate(false).write(true);
+        let mut file = files::no_follow(&mut options).open(path).with_context(cannot)?;
+        let found = file.metadata().with_context(cannot)?;
+        let is_from_before = progress.rejects_inode == Some(found.ino());
+        if found.len() > 0 && !is_from_before {
+            bail!(
+                "--rejects: {} is not empty, and stays as it is: move it away, or give another file",
+                path.display()
+            );
+        }
+        let keep = progress.rejects.min(found.len());
         file.set_len(keep).with_context(cannot)?;
         file.seek(SeekFrom::Start(keep)).with_context(cannot)?;
         let mut rejects = Self { file: Some(BufWriter::new(file)), delimiter };
@@ -65,6 +76,12 @@ impl Rejects {
             Raw::TooLong => {}
         }
         Ok(())
+    }
+
+    /// The file's inode; none where there is no file.
+    pub(super) fn inode(&self) -> anyhow::Result<Option<u64>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        Ok(Some(file.get_ref().metadata()?.ino()))
     }
 
     /// Writes out what is waiting; tells how long the file is then.

@@ -17,7 +17,9 @@ pub(super) const WHAT_IT_IS_FOR: &str = "\
 What is erased or has outlived its time goes from a file's tables, and stays in its free pages until
 they are written over. This writes the file anew, without them; it takes as much room again
 meanwhile, and leaves the file as it was where it is cut short. A sidecar does the same by itself
-when it is started, once the log names nobody who was erased. The file must not be open in one.";
+when it is started, once the log names nobody who was erased. It also gives the file's free room
+back to the disk: `consentd ledger status` says how much that is. The file must not be open in a
+sidecar.";
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct CompactArgs {

@@ -11,7 +11,7 @@ use super::{WhichArgs, hex, persistence, with_ledger};
 use crate::cli::init::{fit, warn};
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use crate::ledger::{Fitness, Ledger, Page, Status, Warning};
+use crate::ledger::{Fitness, Ledger, Page, Space, Status, Warning};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {
@@ -29,6 +29,8 @@ struct Told {
     warnings: Vec<Warning>,
     page: Page,
     status: Status,
+    /// How a file is filled.
+    space: Option<Space>,
 }
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
@@ -41,13 +43,13 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
             (Some(fitness), warnings)
         }
     };
-    let (page, status) = with_ledger(&address, async |ledger: &Ledger| {
+    let (page, status, space) = with_ledger(&address, async |ledger: &Ledger| {
         let page = ledger.read_after(u64::MAX).await?;
-        let status = match ledger {
-            Ledger::Redis(redis) => redis.status().await?,
+        let (status, space) = match ledger {
+            Ledger::Redis(redis) => (redis.status().await?, None),
             Ledger::Embedded(file) => {
                 let (pairs, log_entries, oldest) = file.extent().await?;
-                Status {
+                let status = Status {
                     log_entries,
                     oldest,
                     pairs,
@@ -55,13 +57,14 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
                     takes_appends: true,
                     has_fence: true,
                     memory: None,
-                }
+                };
+                (status, file.space().await?)
             }
         };
-        Ok((page, status))
+        Ok((page, status, space))
     })
     .await?;
-    let told = Told { address, server, warnings, page, status };
+    let told = Told { address, server, warnings, page, status, space };
     if which.json {
         print::line(&told.as_json().to_string())?;
     } else {
@@ -77,7 +80,7 @@ impl Told {
     }
 
     fn as_json(&self) -> serde_json::Value {
-        let Self { address, warnings, page, status, .. } = self;
+        let Self { address, warnings, page, status, space, .. } = self;
         let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         let server = self.server.as_ref().map(|server| {
             json!({
@@ -95,7 +98,10 @@ impl Told {
             "logEntries": status.log_entries,
             "oldestLogEntry": status.oldest.map(print::rfc3339),
             "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
-            "cutShort": status.cut_short, "takesAppends": status.takes_appends, "fence": status.has_fence, "server": server,
+            "cutShort": status.cut_short, "takesAppends": status.takes_appends,
+            "fence": status.has_fence, "server": server,
+            "fileBytes": space.map(|space| space.file),
+            "fileFreeBytes": space.map(|space| space.free()),
             "warnings": warnings, "well": self.is_well(),
         })
     }
@@ -121,6 +127,14 @@ impl Told {
             line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
             line("durable", persistence(server))?;
             line("eviction", server.eviction.as_deref().unwrap_or("not known"))?;
+        }
+        if let Some(space) = &self.space {
+            let (file, free) = (ByteSize(space.file), ByteSize(space.free()));
+            let compact = match space.is_worth_compacting() {
+                true => ": make it smaller with consentd ledger compact, while no sidecar has it",
+                false => "",
+            };
+            line("file", &format!("{file}, of which {free} are free{compact}"))?;
         }
         if let Some((used, most)) = status.memory {
             let most = match most {

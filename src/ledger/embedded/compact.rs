@@ -9,7 +9,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
@@ -18,10 +18,14 @@ use redb::{
 
 use super::erase::{DOOMED, ERASED, Reaper};
 use super::history::HISTORY;
+use super::mark::{self, End, Mark, Verdict};
+use super::opening::{self, LedgerFile, OpenError, Opened, damaged, ledger_begins};
+use super::place::Place;
 use super::store::{self, LOG, META, PAIRS, TEXTS, failed, number};
-use super::{Appender, Embedded, OpenError, open_error, retention};
+use super::{Embedded, retention};
 use crate::consent::time::Timestamp;
-use crate::ledger::{LedgerError, Retention};
+use crate::files;
+use crate::ledger::{Epoch, LedgerError, Retention};
 
 /// What came of writing a file anew.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,23 +48,28 @@ impl Embedded {
     ///
     /// [`OpenError`] says what is wrong with the file. That it could not be written anew is none:
     /// it stays as it was, to be tried again.
-    #[allow(clippy::type_complexity, reason = "the two of `open`, and one thing more")]
     pub fn open_to_serve(
         path: &Path,
         retention: Retention,
         cache_bytes: usize,
-    ) -> Result<(Self, Appender, Option<Result<Compacted, OpenError>>), OpenError> {
-        let mut database = Self::open_file(path, cache_bytes)?;
-        store::prepare(&database, path)?;
-        let mut tried = None;
-        if has_erased(&database).map_err(|error| damaged(path, error))? {
-            remove_expired(&database, retention).map_err(|error| damaged(path, error))?;
-            if named(&database).map_err(|error| damaged(path, error))?.is_none() {
-                tried = Some(write_anew(&mut database, path, cache_bytes));
+    ) -> Result<Opened, OpenError> {
+        opening::telling_of_damage(path, || {
+            let mut file = LedgerFile::open(path, cache_bytes)?;
+            let meta = store::prepare(&file.database, path)?;
+            see_that_all_is_there(path, &file.database, meta.epoch)?;
+            let mut compacted = None;
+            if has_erased(&file.database).map_err(|error| damaged(path, error))? {
+                remove_expired(&file.database, retention).map_err(|error| damaged(path, error))?;
+                if named(&file.database).map_err(|error| damaged(path, error))?.is_none() {
+                    compacted = Some(write_anew(&mut file, path, cache_bytes));
+                }
             }
-        }
-        let (ledger, appender) = Self::with_database(database, path, retention)?;
-        Ok((ledger, appender, tried))
+            let LedgerFile { database, place, is_new, mode_before } = file;
+            let (ledger, mut appender) =
+                Self::with_database(database, Some(place), path, retention)?;
+            appender.mark = Some(Mark::of(path));
+            Ok(Opened { ledger, appender, is_new, compacted, mode_before })
+        })
     }
 
     /// Writes a ledger's file anew, without what is not in it any more, after it has removed what
@@ -74,15 +83,31 @@ impl Embedded {
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<Compacted, OpenError> {
-        let mut database = Self::open_file(path, cache_bytes)?;
-        store::prepare(&database, path)?;
-        remove_expired(&database, retention).map_err(|error| damaged(path, error))?;
-        write_anew(&mut database, path, cache_bytes)
+        opening::telling_of_damage(path, || {
+            let mut file = LedgerFile::open(path, cache_bytes)?;
+            store::prepare(&file.database, path)?;
+            remove_expired(&file.database, retention).map_err(|error| damaged(path, error))?;
+            write_anew(&mut file, path, cache_bytes)
+        })
     }
 }
 
-fn damaged(path: &Path, error: LedgerError) -> OpenError {
-    OpenError::NotALedger { path: path.to_owned(), source: error.into() }
+/// Refuses a ledger that ends before what was acknowledged, by the mark beside it.
+fn see_that_all_is_there(path: &Path, database: &Database, epoch: Epoch) -> Result<(), OpenError> {
+    let end = || {
+        let meta = database.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
+        let (revision, head) = store::read_end(&meta)?;
+        Ok(End { epoch, revision, head })
+    };
+    let end = end().map_err(|error| damaged(path, error))?;
+    let (path, mark) = (path.to_owned(), mark::path_of(path));
+    match mark::judge(&mark, &end) {
+        Verdict::Fine => Ok(()),
+        Verdict::Missing(acknowledged) => {
+            Err(OpenError::Missing { path, mark, ends: end.revision, acknowledged })
+        }
+        Verdict::Another => Err(OpenError::Another { path, mark }),
+    }
 }
 
 /// Whether anything was erased since the file was last written anew.
@@ -119,43 +144,44 @@ fn remove_expired(database: &Database, keep: Retention) -> Result<(), LedgerErro
 /// Writes what the tables hold into a file beside this one, gives it this one's name, and goes on
 /// with it.
 fn write_anew(
-    database: &mut Database,
+    ledger: &mut LedgerFile,
     path: &Path,
     cache_bytes: usize,
 ) -> Result<Compacted, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
-    // Where the name is a link, it is what that leads to that is written anew.
-    let path = &fs::canonicalize(path).map_err(io)?;
-    let beside = beside(path);
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
+    let beside = files::beside(path, "compacting");
+    remove_unfinished(&beside).map_err(io)?;
     let before = fs::metadata(path).map_err(io)?;
     let mut new = OpenOptions::new();
-    let file = new.write(true).create_new(true).mode(0o600).open(&beside).map_err(io)?;
+    new.read(true).write(true).create_new(true).mode(0o600);
+    let file = new.open(&beside).map_err(io)?;
     // Nobody else can open it before it has its owner.
     own_as(&file, &before).map_err(io)?;
-    drop(file);
-    let new = fill(database, &beside, cache_bytes).inspect_err(|_| {
+    let place = Place::new(path, &file).map_err(io)?;
+    let database = fill(&ledger.database, &beside, file, cache_bytes).inspect_err(|_| {
         let _ = fs::remove_file(&beside); // The next time, otherwise.
     })?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     fs::rename(&beside, path).map_err(io)?;
-    File::open(parent.unwrap_or(Path::new(".")))
-        .and_then(|folder| folder.sync_all())
-        .map_err(io)?;
-    let now = fs::metadata(path).map_err(io)?.len();
+    File::open(files::folder(path)).and_then(|folder| folder.sync_all()).map_err(io)?;
+    let now = place.size().map_err(io)?;
     // It was locked before it had the name: nobody came between.
-    *database = new;
-    let named = named(database).map_err(|error| damaged(path, error))?;
+    (ledger.database, ledger.place) = (database, place);
+    let named = named(&ledger.database).map_err(|error| damaged(path, error))?;
     Ok(Compacted { before: before.len(), now, named })
 }
 
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".compacting");
-    name.into()
+/// Removes what a process left that died while it wrote a file anew, and nothing else.
+fn remove_unfinished(path: &Path) -> std::io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let is_ours = found.is_file() && (found.len() == 0 || ledger_begins(path));
+    if !is_ours {
+        let why = format!("{} is in the way, and is no ledger: move it away", path.display());
+        return Err(std::io::Error::other(why));
+    }
+    fs::remove_file(path)
 }
 
 /// Gives a file the owner, the group and the rights of another.
@@ -168,9 +194,13 @@ fn own_as(file: &File, other: &fs::Metadata) -> std::io::Result<()> {
 }
 
 /// A database in this empty file with all that another one holds.
-fn fill(from: &Database, path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
-    let to = Database::builder().set_cache_size(cache_bytes).create(path);
-    let mut to = to.map_err(|error| open_error(path, error))?;
+fn fill(
+    from: &Database,
+    path: &Path,
+    file: File,
+    cache_bytes: usize,
+) -> Result<Database, OpenError> {
+    let mut to = opening::open_database(path, file, cache_bytes)?;
     let copied = || {
         let read = from.begin_read().map_err(failed)?;
         let write = to.begin_write().map_err(failed)?;

@@ -18,7 +18,7 @@ use super::super::{
 use super::erase::{self, DOOMED};
 use super::history::{self, HISTORY, PreparedHistory};
 use super::recent::{MAX_MOVED, Mover, Part, Recent};
-use super::{OpenError, retention};
+use super::{OpenError, opening, retention};
 use crate::clock;
 use crate::consent::id::Key;
 use crate::consent::record::{Revision, sha256};
@@ -52,8 +52,7 @@ pub(super) fn damaged(what: &'static str) -> LedgerError {
 
 /// Reads the meta table, or makes the tables where there are none.
 pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenError> {
-    let not_a_ledger = |source| OpenError::NotALedger { path: path.to_owned(), source };
-    let boxed = |error: LedgerError| not_a_ledger(error.into());
+    let boxed = |error: LedgerError| opening::damaged(path, error);
     let transaction = database.begin_write().map_err(|e| boxed(failed(e)))?;
     let empty = transaction.list_tables().map_err(|e| boxed(failed(e)))?.next().is_none();
     let existing = {
@@ -63,7 +62,10 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
     let (format, meta) = match existing {
         Some(found) => found,
         // It is another program's, and stays as it is.
-        None if !empty => return Err(boxed(damaged("it has tables, but none of a ledger"))),
+        None if !empty => {
+            let source = damaged("it has tables, but none of a ledger").into();
+            return Err(OpenError::NotALedger { path: path.to_owned(), source });
+        }
         None => (FILE_FORMAT, create(&transaction).map_err(boxed)?),
     };
     let (path, known) = (path.to_owned(), FILE_FORMAT);

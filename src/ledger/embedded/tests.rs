@@ -52,7 +52,8 @@ impl Running {
         let builder_disk = disk.clone();
         let database =
             Database::builder().set_cache_size(CACHE).create_with_backend(builder_disk)?;
-        let (ledger, appender) = Embedded::with_database(database, Path::new("disk"), retention)?;
+        let (ledger, appender) =
+            Embedded::with_database(database, None, Path::new("disk"), retention)?;
         Ok(Self { disk, ledger, writer: std::thread::spawn(move || appender.run()) })
     }
 

@@ -15,10 +15,11 @@ use super::store::{
     self, LOG, META, PAIRS, PairValue, TEXTS, Tables, damaged, failed, first_of, revision_of,
     values,
 };
-use super::{Embedded, OpenError, buckets_for, open_error, retention};
+use super::{Embedded, OpenError, buckets_for, mark, open_error, retention};
 use crate::consent::id::Key;
 use crate::consent::record::{Revision, sha256};
 use crate::consent::time::Timestamp;
+use crate::files;
 use crate::ledger::whole::{Entry, Kind, Whole, WholeBucket};
 use crate::ledger::{CopyError, Epoch, LedgerError, Position};
 
@@ -242,8 +243,9 @@ impl NewFile {
         let Self { path, file, database } = self;
         drop(database);
         let io = |source| CopyError::File(OpenError::Io { path: path.clone(), source });
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let folder = File::open(parent.unwrap_or(Path::new("."))).map_err(io)?;
+        let folder = File::open(files::folder(&path)).map_err(io)?;
+        // That of a ledger that was here before, and was moved away.
+        mark::remove(&path).map_err(io)?;
         match file.persist_noclobber(&path) {
             Ok(_) => {}
             Err(failed) if failed.error.kind() == ErrorKind::AlreadyExists => {

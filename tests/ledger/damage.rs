@@ -1,0 +1,244 @@
+//! A ledger's file that was damaged, cut, or put back from a backup: it is told, and nothing that
+//! was acknowledged is forgotten in silence.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use consentd::ledger::{Depth, OpenError, Opened};
+use tempfile::tempdir;
+
+use super::*;
+
+/// How many pairs the ledger of these tests has, each with one opt-out.
+const PAIRS: u64 = 40;
+
+/// The header of a file of redb's: after it come its pages.
+const HEADER: usize = 320;
+
+/// How far apart the bits are that are flipped behind the header.
+const STRIDE: usize = 331;
+
+fn serve(path: &Path) -> Result<Opened, OpenError> {
+    Embedded::open_to_serve(path, FOREVER, CACHE)
+}
+
+/// What `serve` opened, with what writes it running.
+fn run(opened: Opened) -> Open {
+    let appender = opened.appender;
+    let writer = Writer::Thread(std::thread::spawn(move || appender.run()));
+    Open { ledger: Ledger::Embedded(opened.ledger), writer }
+}
+
+/// Appends opt-outs to the ledger in this file, one after the other.
+async fn append_all(path: &Path, numbers: std::ops::Range<u64>) {
+    let open = run(serve(path).unwrap());
+    for number in numbers {
+        append(&open.ledger, key(number), opt_out("letter")).await;
+    }
+    open.close().await;
+}
+
+fn mark_of(path: &Path) -> PathBuf {
+    path.with_file_name("ledger.redb.acknowledged")
+}
+
+/// Whether an error is one of those that a damaged file may be refused with; each names the file.
+fn tells_of_damage(error: &OpenError, path: &Path) -> bool {
+    let said = error.to_string();
+    said.contains(path.to_str().unwrap())
+        && match error {
+            OpenError::Damaged { .. } => said.contains("is damaged") && said.contains("backup"),
+            OpenError::NotALedger { .. } => said.contains("is not a ledger"),
+            OpenError::Missing { ends, acknowledged, .. } => ends < acknowledged,
+            _ => false,
+        }
+}
+
+#[tokio::test]
+async fn open_any_flipped_bit_is_told_or_harms_nothing() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..PAIRS + 1).await;
+    let whole = fs::read(&path).unwrap();
+    let places = (0..HEADER).chain((HEADER..whole.len()).step_by(STRIDE));
+    let (mut told, mut harmless) = (0, 0);
+    for (number, place) in places.enumerate() {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 1 << (number % 8);
+        fs::write(&path, &bytes).unwrap();
+        match serve(&path) {
+            Err(error) => {
+                assert!(tells_of_damage(&error, &path), "byte {place}: {error:?}");
+                told += 1;
+            }
+            Ok(opened) => {
+                let ledger = Ledger::Embedded(opened.ledger);
+                let report = ledger.verify(Depth::Whole, &mut |_| {}).await.unwrap();
+                assert_eq!((report.pairs, report.found), (PAIRS, 0), "byte {place}");
+                harmless += 1;
+            }
+        }
+    }
+    assert!(told > 50 && harmless > 50, "{told} told, {harmless} harmless");
+}
+
+#[tokio::test]
+async fn open_a_ledger_that_ends_before_its_mark_is_refused() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..3).await;
+    let backup = fs::read(&path).unwrap();
+    append_all(&path, 3..6).await;
+    let newest = fs::read(&path).unwrap();
+    fs::write(&path, &backup).unwrap();
+    for _ in 0..2 {
+        let Err(error) = serve(&path) else { panic!("an older copy was served") };
+        let OpenError::Missing { ends: 2, acknowledged: 5, .. } = &error else {
+            panic!("{error:?}")
+        };
+        let said = error.to_string();
+        for part in ["ledger.redb.acknowledged", "revision 2", "revision 5", "remove"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    fs::write(&path, newest).unwrap();
+    run(serve(&path).unwrap()).close().await;
+    // As it says: without the mark, the older one is taken for what it is.
+    fs::write(&path, backup).unwrap();
+    fs::remove_file(mark_of(&path)).unwrap();
+    append_all(&path, 3..4).await;
+    assert!(mark_of(&path).exists());
+    // Another ledger is not this one, however far it goes.
+    let other = tempdir().unwrap();
+    let elsewhere = other.path().join("ledger.redb");
+    append_all(&elsewhere, 1..9).await;
+    fs::copy(&elsewhere, &path).unwrap();
+    let Err(error) = serve(&path) else { panic!("another ledger was served") };
+    assert!(matches!(error, OpenError::Another { .. }), "{error:?}");
+}
+
+#[test]
+fn open_a_new_ledger_has_no_mark_of_the_one_before() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(append_all(&path, 1..3));
+    assert!(!serve(&path).unwrap().is_new);
+    let mode = fs::metadata(mark_of(&path)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(consentd::ledger::traces(&path).unwrap(), [mark_of(&path)]);
+    assert!(serve(&path).unwrap().is_new);
+    assert!(!mark_of(&path).exists());
+    assert!(consentd::ledger::traces(&path).unwrap().is_empty());
+}
+
+#[test]
+fn open_a_symbolic_link_is_not_followed() {
+    let folder = tempdir().unwrap();
+    let (path, link) = (folder.path().join("ledger.redb"), folder.path().join("link"));
+    drop(serve(&path).unwrap());
+    symlink("ledger.redb", &link).unwrap();
+    let Err(error) = serve(&link) else { panic!("a link was followed") };
+    let said = error.to_string();
+    assert!(said.contains("symbolic link") && said.contains(path.to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn open_a_file_that_others_may_write_is_taken_from_them() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    assert_eq!(serve(&path).unwrap().mode_before, None);
+    for (mode, then) in [(0o666, 0o644), (0o620, 0o600)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(serve(&path).unwrap().mode_before, Some(mode));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, then);
+    }
+}
+
+#[tokio::test]
+async fn append_to_a_file_that_is_gone_fails_and_saves_what_it_held() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let rescued = folder.path().join("ledger.redb.rescued");
+    let open = run(serve(&path).unwrap());
+    append(&open.ledger, key(1), opt_out("letter")).await;
+    fs::remove_file(&path).unwrap();
+    let change = change(key(2), &nothing(), [opt_out("letter")]);
+    let appended = open.ledger.append(vec![change]).await;
+    assert!(matches!(appended, Err(LedgerError::Storage(_))), "{appended:?}");
+    let Writer::Thread(writer) = open.writer else { panic!("it is a file") };
+    let said = writer.join().unwrap().unwrap_err().to_string();
+    for part in [&path, &rescued].map(|path| path.to_str().unwrap()) {
+        assert!(said.contains(part), "{said}");
+    }
+    // As it says.
+    fs::rename(&rescued, &path).unwrap();
+    let open = run(serve(&path).unwrap());
+    let read = open.ledger.read(vec![key(1)]).await.unwrap();
+    assert_eq!(read.pairs[0].as_ref().unwrap().version.revision, 1);
+    open.close().await;
+}
+
+#[tokio::test]
+async fn append_to_a_file_that_another_took_the_place_of_fails() {
+    for moved in [false, true] {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        append_all(&path, 1..2).await;
+        fs::copy(&path, folder.path().join("backup")).unwrap();
+        let open = run(serve(&path).unwrap());
+        append(&open.ledger, key(2), opt_out("letter")).await;
+        if moved {
+            fs::rename(&path, folder.path().join("moved")).unwrap();
+        } else {
+            fs::rename(folder.path().join("backup"), &path).unwrap();
+        }
+        // Nobody asks: it ends by itself.
+        let Writer::Thread(writer) = open.writer else { panic!("it is a file") };
+        let said = writer.join().unwrap().unwrap_err().to_string();
+        let rescued = folder.path().join("ledger.redb.rescued");
+        assert_eq!(rescued.exists(), !moved, "what has a path left is saved already: {said}");
+        let remedy = if moved { "move the file back" } else { "rename that" };
+        assert!(said.contains(remedy), "{said}");
+        let back = if moved { folder.path().join("moved") } else { rescued };
+        fs::rename(back, &path).unwrap();
+        let open = run(serve(&path).unwrap());
+        assert_eq!(open.ledger.read_after(0).await.unwrap().end.revision, 2);
+        open.close().await;
+    }
+}
+
+#[tokio::test]
+async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
+    const JUNK: redb::TableDefinition<u64, &[u8]> = redb::TableDefinition::new("junk");
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..2).await;
+    let open = run(serve(&path).unwrap());
+    let Ledger::Embedded(ledger) = &open.ledger else { panic!("it is a file") };
+    let small = ledger.space().await.unwrap().unwrap();
+    assert!(!small.is_worth_compacting() && small.used > 0, "{small:?}");
+    open.close().await;
+    // Somebody needed much, and needs it no more; what came behind it keeps the file long.
+    let database = redb::Database::create(&path).unwrap();
+    let edit = |edit: &dyn Fn(&mut redb::Table<u64, &[u8]>)| {
+        let transaction = database.begin_write().unwrap();
+        edit(&mut transaction.open_table(JUNK).unwrap());
+        transaction.commit().unwrap();
+    };
+    let piece = vec![7; 1 << 20];
+    edit(&|junk| (0..40).for_each(|number| drop(junk.insert(number, &piece[..]).unwrap())));
+    edit(&|junk| drop(junk.insert(99, &piece[..]).unwrap()));
+    edit(&|junk| (0..40).for_each(|number| drop(junk.remove(number).unwrap())));
+    drop(database);
+    let open = run(serve(&path).unwrap());
+    let Ledger::Embedded(ledger) = &open.ledger else { panic!("it is a file") };
+    let large = ledger.space().await.unwrap().unwrap();
+    assert!(large.is_worth_compacting(), "{large:?}");
+    assert_eq!(large.file, fs::metadata(&path).unwrap().len());
+    open.close().await;
+    let compacted = Embedded::compact(&path, FOREVER, CACHE).unwrap();
+    assert!(compacted.now < small.file * 2, "{compacted:?}");
+}
