@@ -22,6 +22,8 @@
 mod redis_server;
 #[path = "../tests/it/faults/resp.rs"]
 mod resp;
+#[path = "../tests/servers/mod.rs"]
+mod servers;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

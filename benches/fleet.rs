@@ -20,6 +20,8 @@
 mod redis_server;
 #[path = "../tests/it/faults/resp.rs"]
 mod resp;
+#[path = "../tests/servers/mod.rs"]
+mod servers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -25,6 +25,8 @@
 mod redis_server;
 #[path = "../tests/it/faults/resp.rs"]
 mod resp;
+#[path = "../tests/servers/mod.rs"]
+mod servers;
 #[path = "../tests/it/sidecar.rs"]
 mod sidecar;
 

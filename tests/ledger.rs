@@ -28,6 +28,7 @@ mod on_redis;
 mod pages;
 #[path = "ledger/server.rs"]
 mod server;
+mod servers;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;

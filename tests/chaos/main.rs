@@ -31,6 +31,8 @@ mod redis;
 mod resp;
 #[path = "../it/rng.rs"]
 mod rng;
+#[path = "../servers/mod.rs"]
+mod servers;
 #[path = "../it/sidecar.rs"]
 mod sidecar;
 mod world;

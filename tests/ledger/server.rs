@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::PATIENCE;
+use super::servers::{NOT_INSTALLED, ServerKind};
 
 /// Few, so that pairs share them.
 pub(super) const BUCKETS: u32 = 16;
@@ -26,12 +27,17 @@ pub(super) struct Server {
 impl Server {
     /// Starts it there, with settings beyond the usual.
     pub(super) fn start(folder: &Path, settings: &[&str]) -> Self {
+        Self::start_kind(ServerKind::chosen(), folder, settings)
+    }
+
+    /// Starts one of this kind, for a test of what that kind does.
+    pub(super) fn start_kind(kind: ServerKind, folder: &Path, settings: &[&str]) -> Self {
         let socket = folder.join("redis.sock");
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(kind.program());
         command.arg("--port").arg("0").arg("--unixsocket").arg(&socket).arg("--dir").arg(folder);
         command.args(["--save", ""]).args(settings);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let child = child.expect("tests need redis-server: install Redis 7 or later");
+        let child = child.expect(NOT_INSTALLED);
         let server = Self { child, socket };
         let begun = Instant::now();
         while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {

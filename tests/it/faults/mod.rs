@@ -14,4 +14,6 @@ mod proxy_tests;
 pub mod redis;
 mod refusals;
 pub mod resp;
+#[path = "../../servers/mod.rs"]
+pub mod servers;
 pub mod stage;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::resp::{Client, Value};
+use super::servers::{NOT_INSTALLED, ServerKind};
 
 /// How long a server may take to start, and for what is waited for of it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -180,7 +181,7 @@ fn spawn(arguments: &[String], port: u16) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}: run scripts/test, which installs it"))
+        .unwrap_or_else(|error| panic!("{program}: {error}: {NOT_INSTALLED}"))
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -224,6 +225,11 @@ pub const PASSWORD: &str = "PASSWORD";
 impl Redis {
     /// Starts one that saves nothing by itself, with more options, such as `--appendonly yes`.
     pub fn start(options: &[&str]) -> Self {
+        Self::start_kind(ServerKind::chosen(), options)
+    }
+
+    /// Starts one of this kind, for a test of what that kind does.
+    pub fn start_kind(kind: ServerKind, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let inside = |name: &str| folder.path().join(name).display().to_string();
         let (dir, log, socket) = (inside(""), inside("log"), inside("redis.sock"));
@@ -236,7 +242,9 @@ impl Redis {
             ["--logfile", &log],
             ["--unixsocket", &socket],
         ];
-        let words = ["redis-server"].iter().chain(ours.iter().flatten()).chain(options);
+        let program = kind.program().display().to_string();
+        let words = [program.as_str()];
+        let words = words.iter().chain(ours.iter().flatten()).chain(options);
         let mut arguments: Vec<String> = words.map(|word| (*word).to_owned()).collect();
         for rules in users() {
             arguments.push("--user".to_owned());
@@ -348,9 +356,12 @@ impl Sentinels {
                     primary.port(),
                 );
                 std::fs::write(&file, config).unwrap();
-                ["redis-server", &file.display().to_string(), "--sentinel"]
-                    .map(str::to_owned)
-                    .into()
+                let program = ServerKind::chosen().program();
+                vec![
+                    program.display().to_string(),
+                    file.display().to_string(),
+                    "--sentinel".to_owned(),
+                ]
             };
             Server::start(arguments, &log)
         };

@@ -1,5 +1,7 @@
 //! Links to real servers.
 
+#[path = "../../../../tests/servers/mod.rs"]
+mod kinds;
 mod listening;
 mod sentinels;
 mod servers;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::kinds::{NOT_INSTALLED, ServerKind};
+
 /// How long anything may take that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -57,7 +59,12 @@ impl Server {
     pub(super) async fn launch(port: u16, arguments: &[&str], file: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new("redis-server");
+        let mentions_tls = |text: &str| text.contains("tls-port");
+        let speaks_tls =
+            arguments.iter().any(|word| mentions_tls(word)) || file.is_some_and(mentions_tls);
+        // Those from wheels are built without TLS.
+        let kind = if speaks_tls { ServerKind::Redis70 } else { ServerKind::chosen() };
+        let mut command = Command::new(kind.program());
         if let Some(text) = file {
             std::fs::write(folder.path().join("conf"), text).unwrap();
             command.arg(folder.path().join("conf"));
@@ -66,7 +73,7 @@ impl Server {
         }
         command.args(arguments).current_dir(folder.path()).stdin(Stdio::null());
         let process = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        let process = process.expect("redis-server must be installed: apt install redis-server");
+        let process = process.expect(NOT_INSTALLED);
         let mut server = Self { process, folder, port };
         in_time("redis-server", async || {
             if let Some(status) = server.process.try_wait().unwrap() {
