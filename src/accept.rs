@@ -1,11 +1,15 @@
 //! Letting connections in: so many at once, and with patience where the system has no more to give.
+//!
+//! Silent connections keep nobody out: where there are too many, the one that has had nothing in
+//! progress for the longest makes room.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::metrics::Metrics;
@@ -16,37 +20,123 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often a system that stays out of something is complained about.
 const COMPLAINTS: Duration = Duration::from_secs(30);
 
+/// How many connections a listener takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Connections at once.
+    pub most: usize,
+    /// From so many on, for each new one the one that was silent the longest is asked to end.
+    pub crowded: usize,
+    /// For how long a connection must have been silent before it may be ended for another.
+    pub silence: Duration,
+}
+
 /// A listener's door.
 pub struct Door {
-    room: Arc<Semaphore>,
-    limit: &'static str,
+    capacity: Capacity,
+    open: Vec<Guest>,
+    /// The label under which `consent_refused_total` counts those for whom another was ended, or
+    /// who were turned away.
+    limit: Option<&'static str>,
     metrics: Arc<Metrics>,
     complained: Option<Instant>,
 }
 
+/// What the door knows of an open connection.
+struct Guest {
+    ends: Ends,
+    closed: Arc<AtomicBool>,
+    /// Whether it has nothing in progress, and had nothing since it was asked last.
+    is_silent: Box<dyn Fn() -> bool + Send>,
+    silent_since: Option<Instant>,
+}
+
+/// How a connection is told to end for others.
+#[derive(Clone, Debug, Default)]
+pub struct Ends {
+    /// Once what was begun is done.
+    pub gently: CancellationToken,
+    /// At once.
+    pub now: CancellationToken,
+}
+
 /// A connection's place. Another gets it once it is dropped.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held for its drop alone")] OwnedSemaphorePermit);
+pub struct Place {
+    /// Tells when the place is needed for another.
+    pub ends: Ends,
+    closed: Arc<AtomicBool>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Door {
-    /// A door for `most` connections at once; one more is closed, and counted as turned away by
-    /// `limit`.
+    /// A door for so many connections; those who met the limit are counted under `limit`.
     #[must_use]
-    pub fn new(most: usize, limit: &'static str, metrics: Arc<Metrics>) -> Self {
-        Self { room: Arc::new(Semaphore::new(most)), limit, metrics, complained: None }
+    pub fn new(capacity: Capacity, limit: Option<&'static str>, metrics: Arc<Metrics>) -> Self {
+        Self { capacity, open: Vec::new(), limit, metrics, complained: None }
     }
 
-    /// The next connection for which there is room. May be dropped before it returns.
+    /// A place for a new connection, which is silent while `is_silent` says so. Where there is
+    /// none left, the connection that was silent the longest is ended; without one there is none.
+    pub fn admit(&mut self, is_silent: impl Fn() -> bool + Send + 'static) -> Option<Place> {
+        self.admit_at(Instant::now(), is_silent)
+    }
+
+    fn admit_at(
+        &mut self,
+        now: Instant,
+        is_silent: impl Fn() -> bool + Send + 'static,
+    ) -> Option<Place> {
+        self.open.retain(|guest| !guest.closed.load(Ordering::Relaxed));
+        for guest in &mut self.open {
+            guest.silent_since =
+                if (guest.is_silent)() { guest.silent_since.or(Some(now)) } else { None };
+        }
+        if self.open.len() >= self.capacity.most {
+            if let Some(limit) = self.limit {
+                self.metrics.refused(limit);
+            }
+            let place = self.most_silent(now)?;
+            self.open.swap_remove(place).ends.now.cancel();
+        } else if self.open.len() >= self.capacity.crowded
+            && let Some(guest) = self.most_silent(now).and_then(|place| self.open.get(place))
+        {
+            guest.ends.gently.cancel();
+        }
+        let place = Place { ends: Ends::default(), closed: Arc::default() };
+        self.open.push(Guest {
+            ends: place.ends.clone(),
+            closed: Arc::clone(&place.closed),
+            is_silent: Box::new(is_silent),
+            silent_since: None,
+        });
+        Some(place)
+    }
+
+    /// Who was silent the longest, and long enough; of those who were not asked to end, if any.
+    fn most_silent(&self, now: Instant) -> Option<usize> {
+        let long_enough = |guest: &Guest| {
+            guest.silent_since.is_some_and(|since| now - since >= self.capacity.silence)
+        };
+        let silent = self.open.iter().enumerate().filter(|(_, guest)| long_enough(guest));
+        let by_silence =
+            |(_, guest): &(usize, &Guest)| (guest.ends.gently.is_cancelled(), guest.silent_since);
+        silent.min_by_key(by_silence).map(|(place, _)| place)
+    }
+
+    /// The next connection. May be dropped before it returns.
     pub async fn next<T, F: Future<Output = io::Result<T>>>(
         &mut self,
         accept: impl Fn() -> F,
-    ) -> (T, Place) {
+    ) -> T {
         loop {
             match accept().await {
-                Ok(accepted) => match Arc::clone(&self.room).try_acquire_owned() {
-                    Ok(permit) => return (accepted, Place(permit)),
-                    Err(_) => self.metrics.refused(self.limit),
-                },
+                Ok(accepted) => return accepted,
                 Err(error) => {
                     // Out of file descriptors, mostly: it passes, and a busy loop would not help.
                     self.metrics.refused("accept");
@@ -58,5 +148,51 @@ impl Door {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn door(most: usize, crowded: usize, silence: Duration) -> Door {
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        Door::new(Capacity { most, crowded, silence }, Some("connections"), metrics)
+    }
+
+    #[test]
+    fn admit_at_the_cap_ends_whoever_was_silent_the_longest() {
+        let silence = Duration::from_secs(10);
+        let (mut door, now) = (door(3, 2, silence), Instant::now());
+        let busy = door.admit_at(now, || false).unwrap();
+        let first = door.admit_at(now, || true).unwrap();
+        let second = door.admit_at(now, || true).unwrap();
+        assert!(door.admit_at(now, || true).is_none(), "nobody was silent for long enough");
+        let later = now + silence;
+        let third = door.admit_at(later, || true).unwrap();
+        let ended = [&first, &second].map(|place| place.ends.now.is_cancelled());
+        assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
+        assert!(!busy.ends.now.is_cancelled());
+        drop(third);
+        let _fourth = door.admit_at(later, || true).unwrap();
+        for silent in [&first, &second] {
+            let Ends { gently, now } = &silent.ends;
+            assert!(gently.is_cancelled() != now.is_cancelled(), "crowded, and yet with room");
+        }
+        assert!(!busy.ends.gently.is_cancelled());
+    }
+
+    #[test]
+    fn admit_counts_silence_anew_after_a_call() {
+        let silence = Duration::from_secs(10);
+        let (mut door, now) = (door(1, 1, silence), Instant::now());
+        let called = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&called);
+        let _guest = door.admit_at(now, move || !seen.swap(false, Ordering::Relaxed)).unwrap();
+        assert!(door.admit_at(now, || true).is_none());
+        called.store(true, Ordering::Relaxed);
+        assert!(door.admit_at(now + silence / 2, || true).is_none());
+        assert!(door.admit_at(now + silence, || true).is_none(), "it made a call meanwhile");
+        assert!(door.admit_at(now + 3 * silence, || true).is_some());
     }
 }

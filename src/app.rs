@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use self::ledger::Engine;
 use crate::access;
 use crate::admin::{self, Shown};
+use crate::budget::{Budget, Sizes};
 use crate::clock;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
 use crate::consent::keyword::KeywordBook;
@@ -29,8 +30,8 @@ use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
-    CheckLimits, CheckService, HealthService, InFlight, RecordService, ReflectionError, Routes,
-    Tokens, Watcher, Watches,
+    CheckLimits, CheckService, HealthService, RecordService, ReflectionError, Routes, Tokens,
+    Watcher, Watches,
 };
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -57,6 +58,7 @@ pub struct Sidecar {
     admin: Option<(TcpListener, Shown)>,
     webhook: Option<(TcpListener, Webhook, WebhookSources)>,
     limits: Limits,
+    budget: Arc<Budget>,
     drain: Drain,
     drain_timeout: Duration,
     exporter: Option<Exporter>,
@@ -111,13 +113,18 @@ impl Sidecar {
         let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
-        let limit = Arc::new(InFlight::new(settings.max_in_flight, Arc::clone(&metrics)));
+        let sizes = Sizes {
+            bytes: settings.max_request_bytes,
+            connection_bytes: settings.max_connection_bytes,
+            calls: settings.max_in_flight,
+        };
+        let budget = Budget::new(sizes, Arc::clone(&metrics));
         let health = HealthService::new(gate.clone(), drain.begun.clone());
         let (tracer, exporter) = settings
             .traces
             .map(|settings| telemetry::traces(settings, Arc::clone(&metrics)))
             .unzip();
-        let base = Routes::new(health, limit)?.watched_by(Watcher::new(tracer));
+        let base = Routes::new(health)?.watched_by(Watcher::new(tracer));
         let names = settings.names.clone();
         let keywords = KeywordBook::new(settings.keywords.clone());
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
@@ -171,6 +178,7 @@ impl Sidecar {
             admin,
             webhook,
             limits,
+            budget,
             drain,
             drain_timeout,
             exporter,
@@ -221,8 +229,9 @@ impl Sidecar {
         });
         if let Some((listener, shown)) = self.admin {
             let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
+            let budget = Arc::clone(&self.budget);
             parts.spawn(async move {
-                admin::serve(listener, shown, begun, over).await;
+                admin::serve(listener, shown, budget, begun, over).await;
                 "the admin listener ended unasked".to_owned()
             });
         }
@@ -242,7 +251,8 @@ impl Sidecar {
         let mut servers = JoinSet::new();
         for (listener, routes) in self.listeners {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
-            servers.spawn(server::serve(listener, routes, self.limits, metrics, drain));
+            let budget = Arc::clone(&self.budget);
+            servers.spawn(server::serve(listener, routes, self.limits, budget, metrics, drain));
         }
         if let Some((listener, webhook, sources)) = self.webhook {
             let hangup = signal(SignalKind::hangup())?;
@@ -256,7 +266,8 @@ impl Sidecar {
                 "the webhook's configuration is not read again".to_owned()
             });
             let (begun, over) = (self.drain.begun.clone(), self.drain.over.clone());
-            servers.spawn(webhook::serve(listener, webhook, begun, over));
+            let budget = Arc::clone(&self.budget);
+            servers.spawn(webhook::serve(listener, webhook, budget, begun, over));
         }
         let failed = tokio::select! {
             () = stop => None,

@@ -9,6 +9,7 @@ mod files;
 mod keywords;
 mod ledger;
 mod listen;
+mod numbers;
 mod rules;
 mod snapshot;
 mod telemetry;
@@ -27,11 +28,13 @@ pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
 use self::listen::listen;
+use self::numbers::{at_least, at_most, bytes_of};
 pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
 use self::telemetry::{log, traces};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::access;
+use crate::budget::{MIN_BYTES, MIN_CONNECTION_BYTES};
 use crate::consent::event::PlatformNames;
 use crate::consent::keyword::KeywordSettings;
 use crate::decision::Policy;
@@ -151,9 +154,18 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// gRPC connections at once, on each listener [default: 1024]
     #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N", value_parser = number::<usize>)]
     max_connections: usize,
-    /// Calls being answered at once, on all listeners together [default: 4096]
+    /// Checks being answered at once, on all listeners together; recordings have a quarter as many
+    /// places of their own [default: 4096]
     #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N", value_parser = number::<usize>)]
     max_in_flight: usize,
+    /// Bytes of all that is not answered yet, on all listeners together; checks, recordings,
+    /// webhooks and probes have parts of their own [default: 64MiB]
+    #[arg(long, env = "CONSENTD_MAX_REQUEST_BYTES", value_name = "SIZE", value_parser = size)]
+    max_request_bytes: ByteSize,
+    /// The most of them for one connection; where little is free, it gets half of that at the most
+    /// [default: 8MiB]
+    #[arg(long, env = "CONSENTD_MAX_CONNECTION_BYTES", value_name = "SIZE", value_parser = size)]
+    max_connection_bytes: ByteSize,
     /// Requests of one BatchCanSend [default: 1000]
     #[arg(long, env = "CONSENTD_MAX_BATCH", value_name = "N", value_parser = number::<usize>)]
     max_batch: usize,
@@ -227,6 +239,8 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
 
 /// The most threads that serve; each takes a stack, and none is gained beyond the CPUs.
 const MAX_WORKERS: usize = 1_024;
+/// The least of the ledger's file that is kept in memory, in bytes.
+const MIN_LEDGER_CACHE: usize = 1024 * 1024;
 /// The most connections of a listener; the system's own limit is lower.
 const MAX_CONNECTIONS: usize = 1 << 20;
 
@@ -337,8 +351,12 @@ pub struct Settings {
     pub workers: usize,
     /// Connections of each listener.
     pub max_connections: usize,
-    /// Calls at once.
+    /// Checks at once.
     pub max_in_flight: usize,
+    /// Bytes of all that is not answered yet.
+    pub max_request_bytes: usize,
+    /// Bytes of that for one connection.
+    pub max_connection_bytes: usize,
     /// Requests of a batch.
     pub max_batch: usize,
     /// Users of one message of a campaign.
@@ -416,7 +434,11 @@ impl ServeArgs {
             durability: durability(self.durability.as_deref().unwrap_or("ledger"))?,
             scrub_every: snapshot::scrub_every(self.scrub_every.as_deref().unwrap_or("10s"))?,
             synthetic: synthetic(self.synthetic.unwrap_or(0))?,
-            ledger_cache: cache_bytes(self.ledger_cache.unwrap_or(ByteSize::mib(64)))?,
+            ledger_cache: bytes_of(
+                MIN_LEDGER_CACHE,
+                "--ledger-cache",
+                self.ledger_cache.unwrap_or(ByteSize::mib(64)),
+            )?,
             retention,
             listen,
             admin: admin.map(str::to_owned),
@@ -441,6 +463,16 @@ impl ServeArgs {
                 1_024,
             )?,
             max_in_flight: at_least(1, "--max-in-flight", self.max_in_flight, 4_096)?,
+            max_request_bytes: bytes_of(
+                MIN_BYTES,
+                "--max-request-bytes",
+                self.max_request_bytes.unwrap_or(ByteSize::mib(64)),
+            )?,
+            max_connection_bytes: bytes_of(
+                MIN_CONNECTION_BYTES,
+                "--max-connection-bytes",
+                self.max_connection_bytes.unwrap_or(ByteSize::mib(8)),
+            )?,
             max_batch: at_least(1, "--max-batch", self.max_batch, 1_000)?,
             max_recipients: at_least(1, "--max-recipients", self.max_recipients, 10_000)?,
             max_watchers: self.max_watchers.unwrap_or(100),
@@ -457,31 +489,6 @@ fn optional(text: &str) -> Option<&str> {
     (text != "none").then_some(text)
 }
 
-fn at_least<T: PartialOrd + std::fmt::Display + Copy>(
-    least: T,
-    setting: &'static str,
-    value: Option<T>,
-    default: T,
-) -> Result<T, ConfigError> {
-    match value {
-        Some(value) if value < least => Err(wrong(setting, format!("must be {least} or more"))),
-        value => Ok(value.unwrap_or(default)),
-    }
-}
-
-/// From 1 to `most`.
-fn at_most(
-    most: usize,
-    setting: &'static str,
-    value: Option<usize>,
-    default: usize,
-) -> Result<usize, ConfigError> {
-    match at_least(1, setting, value, default)? {
-        value if value > most => Err(wrong(setting, format!("must be {most} or less"))),
-        value => Ok(value),
-    }
-}
-
 fn durability(text: &str) -> Result<Durability, ConfigError> {
     text.parse().map_err(|error: NotADurability| wrong("--durability", error.to_string()))
 }
@@ -495,11 +502,6 @@ fn synthetic(count: u64) -> Result<u64, ConfigError> {
 
 fn address(setting: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|error| wrong(setting, format!("{text:?} {error}")))
-}
-
-fn cache_bytes(size: ByteSize) -> Result<usize, ConfigError> {
-    let fits = usize::try_from(size.as_u64()).ok().filter(|bytes| *bytes >= 1024 * 1024);
-    fits.ok_or_else(|| wrong("--ledger-cache", "must be 1MiB or more"))
 }
 
 #[cfg(test)]

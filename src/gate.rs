@@ -155,6 +155,12 @@ impl Gate {
         Ok(answer)
     }
 
+    /// Whether a question has an answer: nothing is looked up, counted or logged.
+    #[must_use]
+    pub fn is_valid(&self, question: &Question<'_>) -> bool {
+        Lately::default().read(&self.table.keys(), question).is_ok()
+    }
+
     /// The same answer for a person who wants to know: it is neither counted nor logged as a
     /// decision, for no message hangs on it.
     ///

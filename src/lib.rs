@@ -27,6 +27,7 @@
 //! | [`synthetic`] | a table for load tests |
 //! | [`admin`] | metrics, probes and a page for people over HTTP |
 //! | [`accept`] | how many connections a listener takes at once |
+//! | [`budget`] | how much memory clients can make the process hold, and everybody's share of it |
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
 //! | [`clock`] | the one place that reads clocks |
@@ -63,6 +64,7 @@ pub mod accept;
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod budget;
 pub mod changes;
 pub mod cli;
 pub mod clock;

@@ -5,6 +5,7 @@
 mod decision_log;
 mod following;
 mod ledger_file;
+mod requests;
 mod snapshots;
 mod watching;
 mod webhook;
@@ -22,6 +23,8 @@ pub use self::decision_log::DROPS;
 use self::decision_log::DecisionLog;
 use self::following::Following;
 use self::ledger_file::LedgerFile;
+use self::requests::Requests;
+pub use self::requests::{BYTE_POOLS, CALL_POOLS, POOLS};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{REFUSALS, SAVINGS};
 pub use self::watching::RESETS;
@@ -50,8 +53,18 @@ pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
-pub const LIMITS: [&str; 7] =
-    ["accept", "admin", "connections", "handshake", "in_flight", "watchers", "webhook"];
+pub const LIMITS: [&str; 10] = [
+    "accept",
+    "admin",
+    "bytes",
+    "connection_bytes",
+    "connections",
+    "handshake",
+    "in_flight",
+    "recording",
+    "watchers",
+    "webhook",
+];
 /// Why the whole table may be read anew.
 pub const CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
@@ -82,6 +95,7 @@ pub struct Metrics {
     table_bytes: IntGauge,
     clock_offset: Gauge,
     connections: IntGauge,
+    requests: Requests,
     refused: IntCounterVec,
     spans: IntCounterVec,
 }
@@ -189,6 +203,7 @@ impl Metrics {
                 "How far the ledger's clock is ahead of this machine's wall clock, in seconds.",
             )?,
             connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
+            requests: Requests::new(r)?,
             refused: closed(
                 r,
                 "consent_refused_total",
@@ -358,6 +373,7 @@ impl Metrics {
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
         self.following.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
+        self.requests.show();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))

@@ -100,10 +100,12 @@ fn modules_import_what_the_map_allows() {
         ("recorder", &["consent", "clock", "metrics", "ledger"]),
         ("decision_log", &["consent", "clock", "decision", "files", "metrics"]),
         ("gate", &["consent", "clock", "decision", "decision_log", "table", "metrics"]),
+        ("budget", &["metrics"]),
         (
             "grpc",
             &[
                 "accept",
+                "budget",
                 "changes",
                 "consent",
                 "clock",
@@ -120,13 +122,14 @@ fn modules_import_what_the_map_allows() {
         ("whatsapp", &["consent", "recorder"]),
         (
             "webhook",
-            &["accept", "access", "clock", "consent", "files", "metrics", "recorder", "whatsapp"],
+            &["accept", "access", "budget", "clock", "consent", "files", "metrics", "recorder", "whatsapp"],
         ),
         ("accept", &["metrics"]),
-        ("admin", &["accept", "clock", "consent", "decision", "gate", "metrics"]),
+        ("admin", &["accept", "budget", "clock", "consent", "decision", "gate", "metrics"]),
         (
             "config",
             &[
+                "budget",
                 "synthetic",
                 "consent",
                 "decision",

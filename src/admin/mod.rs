@@ -8,26 +8,26 @@ mod page;
 mod rate;
 mod words;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::accept::{Door, Place};
+use crate::accept::{Capacity, Door, Ends, Place};
+use crate::budget::{Budget, Pool};
 use crate::clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -35,8 +35,9 @@ use crate::metrics::Metrics;
 /// Connections at once: a few scrapers, probes and people. They must never cost the process the
 /// file descriptors that senders need.
 const MAX_CONNECTIONS: usize = 64;
-/// From so many on, the one that has been open the longest is told to end for each new one, so
-/// that silent ones do not keep a probe out until their time has passed.
+/// From so many on, the one that has been open the longest is told to end for each new one; where
+/// there are as many as may be, at once. So neither silent ones nor those who do not read their
+/// answers ever keep a probe out.
 const CROWDED: usize = 48;
 /// How long a connection may take to say what it wants, the first time and after each answer.
 const HEADERS: Duration = Duration::from_secs(5);
@@ -69,6 +70,7 @@ struct Admin {
     assets: Arc<page::Assets>,
     samples: Arc<Mutex<rate::Samples>>,
     started: Duration,
+    budget: Arc<Budget>,
 }
 
 impl Admin {
@@ -86,11 +88,13 @@ impl Admin {
 pub async fn serve(
     listener: TcpListener,
     shown: Shown,
+    budget: Arc<Budget>,
     draining: CancellationToken,
     over: CancellationToken,
 ) {
     let Shown { gate, metrics, ledger, checks } = shown;
-    let mut door = Door::new(MAX_CONNECTIONS, "admin", Arc::clone(&metrics));
+    let capacity = Capacity { most: MAX_CONNECTIONS, crowded: CROWDED, silence: Duration::ZERO };
+    let mut door = Door::new(capacity, Some("admin"), Arc::clone(&metrics));
     let admin = Admin {
         gate,
         metrics,
@@ -100,25 +104,23 @@ pub async fn serve(
         assets: Arc::new(page::Assets::new()),
         samples: Arc::default(),
         started: clock::boot(),
+        budget,
     };
     let router = router(admin.clone());
     let mut ticks = interval(rate::EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connections = TaskTracker::new();
-    let mut open: VecDeque<(JoinHandle<()>, CancellationToken)> = VecDeque::new();
     loop {
         tokio::select! {
             biased;
             () = over.cancelled() => break,
             _ = ticks.tick() => admin.sample(),
-            ((stream, _), place) = door.next(|| listener.accept()) => {
-                open.retain(|(connection, _)| !connection.is_finished());
-                if open.len() >= CROWDED && let Some((_, oldest)) = open.pop_front() {
-                    oldest.cancel();
+            (stream, _) = door.next(|| listener.accept()) => {
+                // None of them is worth more than a new one.
+                if let Some(place) = door.admit(|| true) {
+                    let over = over.clone();
+                    connections.spawn(serve_connection(stream, router.clone(), over, place));
                 }
-                let end = over.child_token();
-                let connection = serve_connection(stream, router.clone(), end.clone(), place);
-                open.push_back((connections.spawn(connection), end));
             }
         }
     }
@@ -136,14 +138,29 @@ fn router(admin: Admin) -> Router {
     if admin.checks {
         router = router.route("/check", get(check::form).post(check::ask));
     }
-    router.layer(DefaultBodyLimit::max(check::MAX_BYTES)).with_state(admin)
+    router
+        .layer(DefaultBodyLimit::max(check::MAX_BYTES))
+        .layer(from_fn_with_state(admin.clone(), charged))
+        .with_state(admin)
+}
+
+/// Charges for a request with a body, as long as one may be; the others have none to speak of.
+async fn charged(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let _charge = if request.method().is_safe() {
+        None
+    } else if let Ok(charge) = admin.budget.connection().charge(Pool::Probes, check::MAX_BYTES) {
+        Some(charge)
+    } else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too much at once\n").into_response();
+    };
+    next.run(request).await
 }
 
 async fn serve_connection(
     stream: TcpStream,
     router: Router,
-    end: CancellationToken,
-    _place: Place,
+    over: CancellationToken,
+    place: Place,
 ) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -151,11 +168,22 @@ async fn serve_connection(
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
+    let Ends { gently, now } = &place.ends;
+    let told = async {
+        tokio::select! {
+            () = gently.cancelled() => {}
+            () = over.cancelled() => {}
+        }
+    };
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        _ = timeout(CONNECTION_AGE, end.cancelled()) => {
+        () = now.cancelled() => Ok(()),
+        _ = timeout(CONNECTION_AGE, told) => {
             connection.as_mut().graceful_shutdown();
-            timeout(GRACE, connection).await.unwrap_or(Ok(()))
+            tokio::select! {
+                served = timeout(GRACE, connection) => served.unwrap_or(Ok(())),
+                () = now.cancelled() => Ok(()),
+            }
         }
     };
     if let Err(error) = served {

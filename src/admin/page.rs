@@ -347,6 +347,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
     use crate::clock::Moment;
     use crate::consent::time::Timestamp;
     use crate::decision::Policy;
@@ -361,8 +362,11 @@ mod tests {
         let policy = Policy::default();
         let bound = Duration::from_secs(5);
         let gate = Gate::new(table, policy, bound, Arc::clone(&metrics));
+        let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
+        let budget = Budget::new(sizes, Arc::clone(&metrics));
         let admin = Admin {
             gate,
+            budget,
             metrics,
             ledger: "file:<b>&amp;.redb".into(),
             checks: false,

@@ -98,28 +98,28 @@ impl Watcher {
     }
 
     fn begin_if<B>(&self, request: &mut Request<B>, though_unsampled: bool) -> Option<Call> {
-        let call = self.read(request, though_unsampled)?;
+        let call = self.read(request.uri().path(), request.headers(), though_unsampled)?;
         // For the handler, which alone knows what it decided.
         request.extensions_mut().insert(call.notes.clone());
         Some(call)
     }
 
     /// Tells of a call that met a limit. Under overload they are many, and most are only counted.
-    pub(super) fn turned_away<B>(&self, request: &Request<B>, status: &Status) {
+    pub(super) fn turned_away(&self, path: &str, headers: &HeaderMap, status: &Status) {
         let due = self.failures.is_due(status.code(), self.failures.now());
-        match self.read(request, due || are_logged()) {
+        match self.read(path, headers, due || are_logged()) {
             Some(call) => call.end(status),
             None => self.failures.leave_out(status.code()),
         }
     }
 
-    fn read<B>(&self, request: &Request<B>, though_unsampled: bool) -> Option<Call> {
+    fn read(&self, path: &str, headers: &HeaderMap, though_unsampled: bool) -> Option<Call> {
         if self.tracer.is_none() && !though_unsampled {
             return None;
         }
-        let path = request.uri().path().strip_prefix('/')?;
+        let path = path.strip_prefix('/')?;
         let method = METHODS.into_iter().find(|method| *method == path)?;
-        let text = |name| text_of(request.headers(), name);
+        let text = |name| text_of(headers, name);
         let traceparent = text("traceparent");
         if !though_unsampled && traceparent.is_some_and(Parent::is_unsampled) {
             return None;
@@ -223,7 +223,9 @@ impl Call {
                     self.end(&status);
                     response
                 }
-                None => response.map(|body| Body::new(Watched { body, call: Some(self) })),
+                None => response.map(|answer| {
+                    answer.within(|body| Body::new(Watched { body, call: Some(self) }))
+                }),
             }
         })
     }

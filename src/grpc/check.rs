@@ -7,21 +7,23 @@ use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tonic::server::Grpc;
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 use tower::service_fn;
 
-use super::call::Notes;
+use super::body::Metered;
+use super::call::{Notes, Watcher};
 use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
 use super::pb::batch_can_send_result::Result as Pb;
 use super::watch::{self, Watches};
 use super::wire::{Asked, Results};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
+use crate::budget::{Charge, Pool};
 use crate::clock;
 use crate::consent::Violation;
 use crate::decision::Form;
@@ -31,6 +33,10 @@ use crate::metrics::Metrics;
 /// How many questions are answered before others get their turn: some 0.05 ms, and what is known
 /// of them meanwhile fits into a core's first cache.
 pub(super) const AT_ONCE: usize = 128;
+
+/// The paths of the methods that may have to wait for a place.
+const CAN_SEND: &str = "/consent.v1.ConsentService/CanSend";
+const BATCH: &str = "/consent.v1.ConsentService/BatchCanSend";
 
 /// The methods of the service.
 #[derive(Clone, Copy, Debug)]
@@ -66,13 +72,13 @@ impl Method {
 }
 
 /// Answers checks from a gate.
-#[derive(Clone)]
 pub struct CheckService {
     pub(super) gate: Gate,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: CheckLimits,
     ledger: String,
     watches: Option<Watches>,
+    watcher: Watcher,
 }
 
 /// How many questions may come in one message.
@@ -88,7 +94,7 @@ impl CheckService {
     /// The service. `ledger` is shown in its status.
     #[must_use]
     pub fn new(gate: Gate, ledger: String, limits: CheckLimits, metrics: Arc<Metrics>) -> Self {
-        Self { gate, metrics, limits, ledger, watches: None }
+        Self { gate, metrics, limits, ledger, watches: None, watcher: Watcher::new(None) }
     }
 
     /// Lets clients watch what changes, too.
@@ -98,41 +104,55 @@ impl CheckService {
         self
     }
 
-    /// Answers a call to one of its methods. Its streams end once `ending` is cancelled.
+    /// Has it told by `watcher` where a call meets a limit.
+    pub(super) fn watched_by(mut self, watcher: Watcher) -> Self {
+        self.watcher = watcher;
+        self
+    }
+
+    /// A place among the checks that are being answered, and a charge for a request, which takes
+    /// twice as many bytes once it is read.
+    fn places(
+        &self,
+        path: &str,
+        (metadata, extensions): (&MetadataMap, &Extensions),
+        charge: &Charge,
+        bytes: usize,
+    ) -> Result<(Charge, Charge), Status> {
+        let places = charge.of(Pool::Checking, 1);
+        let places = places.and_then(|place| Ok((place, charge.of(Pool::Checks, 2 * bytes)?)));
+        places.map_err(|full| {
+            let status = status::of_full(full);
+            // A call that is watched is told anyway.
+            if extensions.get::<Notes>().is_none() {
+                self.watcher.turned_away(path, metadata.as_ref(), &status);
+            }
+            status
+        })
+    }
+
+    /// Answers a call of one of its methods that have one request and one answer. What it keeps
+    /// of the request while it waits is charged beside `charge`.
     pub(super) async fn call(
         &self,
         method: Method,
-        request: http::Request<Incoming>,
-        ending: &CancellationToken,
+        request: http::Request<Metered>,
+        charge: &Charge,
     ) -> http::Response<Body> {
         match method {
             Method::CanSend => {
-                let service = service_fn(|request| self.can_send(request));
+                let service = service_fn(|request| self.can_send(request, charge));
                 grpc(Unread::small(), MAX_REQUEST_BYTES).unary(service, request).await
             }
             Method::BatchCanSend => {
-                let service = service_fn(|request| self.batch_can_send(request));
+                let service = service_fn(|request| self.batch_can_send(request, charge));
                 grpc(Written, MAX_BATCH_BYTES).unary(service, request).await
-            }
-            Method::StreamCanSend => {
-                let service =
-                    service_fn(|request| ready(Ok(self.stream_can_send(request, ending))));
-                grpc(Unread::large(), MAX_REQUEST_BYTES).streaming(service, request).await
-            }
-            Method::FilterRecipients => {
-                let service =
-                    service_fn(|request| ready(Ok(self.filter_recipients(request, ending))));
-                grpc(Unread::large(), MAX_BATCH_BYTES).streaming(service, request).await
             }
             Method::GetConsent => {
                 let service = service_fn(|request| ready(self.get_consent(&request)));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
             }
-            Method::WatchConsents => {
-                let service = service_fn(|request| ready(self.watch_consents(request, ending)));
-                grpc(Codec::default(), MAX_REQUEST_BYTES).server_streaming(service, request).await
-            }
-            Method::GetStatus => {
+            _ => {
                 let service =
                     service_fn(|_: Request<pb::GetStatusRequest>| ready(Ok(self.get_status())));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
@@ -140,9 +160,36 @@ impl CheckService {
         }
     }
 
+    /// Answers a call of one of its streams, which end once `ending` is cancelled.
+    pub(super) async fn call_stream(
+        self: &Arc<Self>,
+        method: Method,
+        request: http::Request<Metered>,
+        ending: &CancellationToken,
+        charge: &Charge,
+    ) -> http::Response<Body> {
+        match method {
+            Method::FilterRecipients => {
+                let service =
+                    service_fn(|request| ready(Ok(self.filter_recipients(request, ending))));
+                grpc(Unread::large(), MAX_BATCH_BYTES).streaming(service, request).await
+            }
+            Method::WatchConsents => {
+                let service = service_fn(|request| ready(self.watch_consents(request, ending)));
+                grpc(Codec::default(), MAX_REQUEST_BYTES).server_streaming(service, request).await
+            }
+            _ => {
+                let service =
+                    service_fn(|request| ready(Ok(self.stream_can_send(request, ending, charge))));
+                grpc(Unread::large(), MAX_REQUEST_BYTES).streaming(service, request).await
+            }
+        }
+    }
+
     async fn can_send(
         &self,
         request: Request<Bytes>,
+        charge: &Charge,
     ) -> Result<Response<pb::CanSendResponse>, Status> {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
@@ -153,7 +200,8 @@ impl CheckService {
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
             Asked::from(&decoded)
         };
-        if asked.min_revision > 0 {
+        if asked.min_revision > self.gate.revision() && self.is_valid(&asked) {
+            let _places = self.places(CAN_SEND, (&metadata, &extensions), charge, bytes.len())?;
             let reached = self.gate.reach(asked.min_revision, deadline(&metadata)).await;
             reached.map_err(|error| status::of_not_reached(&error))?;
         }
@@ -166,6 +214,11 @@ impl CheckService {
         self.metrics.checked(clock::boot().saturating_sub(started));
         let answer = answer.map_err(|error| status::of_check(&error))?;
         Ok(Response::new(convert::answer(&answer)))
+    }
+
+    /// Whether a question has an answer: what is wrong with it is told without any waiting.
+    pub(super) fn is_valid(&self, asked: &Asked<'_>) -> bool {
+        question(asked).is_ok_and(|question| self.gate.is_valid(&question))
     }
 
     /// Answers one question.
@@ -183,9 +236,14 @@ impl CheckService {
         }
     }
 
-    async fn batch_can_send(&self, request: Request<Bytes>) -> Result<Response<Vec<u8>>, Status> {
+    async fn batch_can_send(
+        &self,
+        request: Request<Bytes>,
+        charge: &Charge,
+    ) -> Result<Response<Vec<u8>>, Status> {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
+        let _places = self.places(BATCH, (&metadata, &extensions), charge, bytes.len())?;
         let decoded: pb::BatchCanSendRequest;
         let batch = if let Ok(batch) = Asked::read_batch(&bytes, self.limits.batch) {
             batch

@@ -46,6 +46,12 @@ pub(super) const MAX_FIELDS: usize = 16 * 1024;
 /// The buffer of a single question, or of its answer: most are shorter, and others make it grow.
 const SMALL_BUFFER_BYTES: usize = 512;
 
+/// The buffers of a stream, each way; they grow with a message, and every open stream has them.
+const STREAM_BUFFER_BYTES: usize = 4 * 1024;
+
+/// So many bytes of a stream's answers are sent together: a frame of HTTP/2.
+const STREAM_YIELD_BYTES: usize = 16 * 1024;
+
 /// Decodes messages by prost.
 pub struct Prost<U>(PhantomData<U>);
 
@@ -79,7 +85,7 @@ impl<T> Unread<T> {
 
     /// For many messages, or large ones.
     pub(super) fn large() -> Self {
-        Self(BufferSettings::default(), PhantomData)
+        Self(BufferSettings::new(STREAM_BUFFER_BYTES, STREAM_YIELD_BYTES), PhantomData)
     }
 }
 

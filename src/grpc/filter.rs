@@ -1,5 +1,6 @@
 //! `FilterRecipients`: a campaign's recipients, screened message by message.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ const OTHER_FIELDS: usize = 3;
 
 /// One call.
 struct Screening {
-    service: CheckService,
+    service: Arc<CheckService>,
     messages: Streaming<Bytes>,
     ending: CancellationToken,
     notes: Option<Notes>,
@@ -37,12 +38,12 @@ struct Screening {
 
 impl CheckService {
     pub(super) fn filter_recipients(
-        &self,
+        self: &Arc<Self>,
         request: Request<Streaming<Bytes>>,
         ending: &CancellationToken,
     ) -> Response<impl Stream<Item = Result<pb::FilterRecipientsResponse, Status>> + use<>> {
         let screening = Screening {
-            service: self.clone(),
+            service: Arc::clone(self),
             ending: ending.clone(),
             notes: request.extensions().get::<Notes>().cloned(),
             messages: request.into_inner(),

@@ -1,10 +1,11 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
 //! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
+//! takes a call), `body` (what its bytes are charged), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
 //! (with `proof`: the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
 //! read in place).
 
+mod body;
 mod call;
 mod check;
 pub mod codec;
@@ -31,7 +32,7 @@ pub use check::{CheckLimits, CheckService};
 pub use convert::entry;
 pub use health::HealthService;
 pub use record::{LEDGER_ID, REVISION, RecordService};
-pub use route::{InFlight, ReflectionError, Routes, Tokens, TokensError};
+pub use route::{ReflectionError, Routes, Tokens, TokensError};
 pub use watch::Watches;
 
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.

@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Code, Status, Streaming};
 
-use super::record::{Answers, RecordService, up_to_fault};
+use super::record::{Answers, Chunk, RecordService};
 use super::{convert, pb, status};
+use crate::budget::Connection;
 use crate::consent::Violation;
 use crate::consent::facts::Resolved;
 use crate::consent::id::BusinessId;
 use crate::consent::record::{ChainHead, HistoryEntry};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Cursor, History, Place};
-use crate::recorder::{MAX_EVENTS, Recorder, Refusal, UserPair, UserPairs, Wanted};
+use crate::recorder::{Recorder, Refusal, UserPair, UserPairs, Wanted};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";
@@ -103,22 +104,27 @@ impl RecordService {
     pub(super) fn check(
         &self,
         requests: Streaming<pb::CheckEventsRequest>,
+        share: Arc<Connection>,
     ) -> Answers<pb::CheckEventsResponse> {
-        let chunks = Box::pin(requests.ready_chunks(MAX_EVENTS));
-        let answers = stream::unfold(Some((self.clone(), chunks)), |state| async move {
-            let (service, mut chunks) = state?;
+        let start = Some((self.clone(), requests, share));
+        let answers = stream::unfold(start, |state| async move {
+            let (service, mut requests, share) = state?;
             let chunk = tokio::select! {
                 biased;
                 () = service.draining.cancelled() => {
                     return Some((vec![Err(Status::unavailable(DRAINING))], None));
                 }
-                chunk = chunks.next() => chunk?,
+                chunk = Chunk::next(&mut requests, &share) => chunk?,
             };
-            let (asked, broken) = up_to_fault(chunk);
+            let mut chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(status) => return Some((vec![Err(status)], None)),
+            };
+            let asked = std::mem::take(&mut chunk.requests);
             let mut answers: Vec<_> =
                 check_chunk(&service.recorder, asked).await.into_iter().map(Ok).collect();
-            let next = broken.is_none().then_some((service, chunks));
-            answers.extend(broken.map(Err));
+            let next = chunk.broken.is_none().then_some((service, requests, share));
+            answers.extend(chunk.broken.take().map(Err));
             Some((answers, next))
         });
         Box::pin(answers.flat_map(stream::iter))

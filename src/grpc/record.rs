@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use prost::Message;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -13,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::call::Notes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
+use crate::budget::{Charge, Connection, Pool};
 use crate::consent::Violation;
 use crate::consent::event::What;
 use crate::gate::Gate;
@@ -125,17 +127,65 @@ impl RecordService {
     }
 }
 
-/// A chunk's requests up to its first fault, and that: what a decoder makes of the bytes behind a
-/// fault is not what was sent.
-pub(super) fn up_to_fault<T>(chunk: Vec<Result<T, Status>>) -> (Vec<T>, Option<Status>) {
-    let mut requests = Vec::with_capacity(chunk.len());
-    for item in chunk {
-        match item {
-            Ok(request) => requests.push(request),
-            Err(status) => return (requests, Some(status)),
-        }
+/// The most bytes of the messages of a stream that are taken together, but for the last of them.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Messages of a stream that were taken together, and are charged until it is dropped.
+pub(super) struct Chunk<T> {
+    pub(super) requests: Vec<T>,
+    /// What is wrong with what comes next: what a decoder makes of the bytes behind a fault is not
+    /// what was sent.
+    pub(super) broken: Option<Status>,
+    _bytes: Charge,
+    _place: Charge,
+}
+
+impl<T: Message> Chunk<T> {
+    /// Waits for a message, and takes those that have arrived with it; nothing at the end.
+    pub(super) async fn next(
+        messages: &mut Streaming<T>,
+        share: &Arc<Connection>,
+    ) -> Option<Result<Self, Status>> {
+        let mut next = messages.next().await?;
+        let (mut requests, mut bytes) = (Vec::new(), 0_usize);
+        let broken = loop {
+            match next {
+                Ok(request) => {
+                    bytes = bytes.saturating_add(request.encoded_len());
+                    requests.push(request);
+                }
+                Err(status) => break Some(status),
+            }
+            if requests.len() >= MAX_EVENTS || bytes >= CHUNK_BYTES {
+                break None;
+            }
+            match messages.next().now_or_never() {
+                Some(Some(another)) => next = another,
+                _ => break None,
+            }
+        };
+        // Once decoded they take about twice as much.
+        let charged = share.charge(Pool::Records, bytes.saturating_mul(2));
+        let charged = charged.and_then(|bytes| Ok((bytes, share.charge(Pool::Recording, 1)?)));
+        Some(match charged {
+            Ok((bytes, place)) => Ok(Self { requests, broken, _bytes: bytes, _place: place }),
+            Err(full) => Err(status::of_full(full)),
+        })
     }
-    (requests, None)
+}
+
+/// A place for a recording, and a charge for its message, which takes twice as much once decoded.
+fn places<T: Message>(request: &Request<T>) -> Result<(Charge, Charge), Status> {
+    let share = share(request)?;
+    let place = share.charge(Pool::Recording, 1).map_err(status::of_full)?;
+    let bytes = 2 * request.get_ref().encoded_len();
+    Ok((place, share.charge(Pool::Records, bytes).map_err(status::of_full)?))
+}
+
+/// What the connection of a call is charged by.
+pub(super) fn share<T>(request: &Request<T>) -> Result<Arc<Connection>, Status> {
+    let share = request.extensions().get::<Arc<Connection>>();
+    share.cloned().ok_or_else(|| Status::internal("the call has no connection"))
 }
 
 #[tonic::async_trait]
@@ -146,6 +196,7 @@ impl pb::record_service_server::RecordService for RecordService {
     ) -> Result<Response<pb::RecordEventResponse>, Status> {
         let limit = Instant::now() + MAX_WAIT;
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
+        let (_place, _bytes) = places(&request)?;
         let pb::RecordEventRequest { event, request_id } = request.into_inner();
         let submission = match convert::submission(event, request_id) {
             Ok(submission) => submission,
@@ -176,26 +227,30 @@ impl pb::record_service_server::RecordService for RecordService {
         // What has arrived is recorded together, and before what comes next is read: events of one
         // stream are applied in their order, and a client that does not read is not read from.
         let notes = request.extensions().get::<Notes>().cloned();
-        let chunks = request.into_inner().ready_chunks(MAX_EVENTS);
-        let start = Some((self.clone(), Box::pin(chunks), notes));
+        let share = share(&request)?;
+        let start = Some((self.clone(), request.into_inner(), notes, share));
         let answers = stream::unfold(start, |state| async move {
-            let (service, mut chunks, notes) = state?;
+            let (service, mut messages, notes, share) = state?;
             let chunk = tokio::select! {
                 biased;
                 () = service.draining.cancelled() => {
                     let why = "draining: what was answered is recorded, send the rest elsewhere";
                     return Some((vec![Err(Status::unavailable(why))], None));
                 }
-                chunk = chunks.next() => chunk?,
+                chunk = Chunk::next(&mut messages, &share) => chunk?,
             };
-            let (requests, broken) = up_to_fault(chunk);
+            let mut chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(status) => return Some((vec![Err(status)], None)),
+            };
+            let requests = std::mem::take(&mut chunk.requests);
             let answered = service.record_chunk(requests, notes.as_ref()).await;
             let mut answers: Vec<_> = answered.into_iter().map(Ok).collect();
-            let next = if let Some(status) = broken {
+            let next = if let Some(status) = chunk.broken.take() {
                 answers.push(Err(status));
                 None
             } else {
-                Some((service, chunks, notes))
+                Some((service, messages, notes, share))
             };
             Some((answers, next))
         });
@@ -230,7 +285,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<Streaming<pb::CheckEventsRequest>>,
     ) -> Result<Response<Self::CheckEventsStream>, Status> {
-        Ok(Response::new(self.check(request.into_inner())))
+        let share = share(&request)?;
+        Ok(Response::new(self.check(request.into_inner(), share)))
     }
 
     type ListUserEventsStream = Answers<pb::ListUserEventsResponse>;
@@ -257,6 +313,7 @@ impl pb::record_service_server::RecordService for RecordService {
     ) -> Result<Response<pb::EraseUserResponse>, Status> {
         let limit = Instant::now() + MAX_ERASE;
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
+        let (_place, _bytes) = places(&request)?;
         let pb::EraseUserRequest { user_id, business_id } = request.into_inner();
         let erased = timeout_at(limit, self.recorder.erase(&user_id, &business_id)).await;
         let Ok(erased) = erased else {

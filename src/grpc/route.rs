@@ -3,13 +3,9 @@
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -19,6 +15,7 @@ use tonic::body::Body;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
+use super::body::{Answer, Metered};
 use super::call::{self, Call, Watcher};
 use super::check::Method;
 use super::pb::consent_service_server::SERVICE_NAME as CHECKS;
@@ -29,13 +26,19 @@ use super::{
 };
 use crate::access;
 use crate::files;
-use crate::metrics::Metrics;
+use crate::budget::{Charge, Connection, Full, Pool};
 
 /// Where checks are called.
 const CHECKS_PATH: &str = "/consent.v1.ConsentService/";
 
+/// Where events are recorded.
+const RECORDS_PATH: &str = "/consent.v1.RecordService/";
+
+/// Its methods that have one request and one answer.
+const RECORDS_OF_ONE: [&str; 2] = ["RecordEvent", "EraseUser"];
+
 /// What a call becomes.
-pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Answer>> + Send>>;
 
 /// The bearer tokens that may record, as digests, so that comparing takes as long for any.
 #[derive(Clone)]
@@ -119,30 +122,23 @@ impl Tokens {
 /// The services of one listener; clones share them.
 #[derive(Clone)]
 pub struct Routes {
-    check: Option<CheckService>,
+    check: Option<Arc<CheckService>>,
     record: Option<RecordServiceServer<RecordService>>,
     tokens: Option<Tokens>,
     /// Health and reflection of what is served here: seldom called, so routed by tonic.
     others: tonic::service::Routes,
     health: HealthService,
-    limit: Arc<InFlight>,
     watcher: Watcher,
 }
 
-/// Counts the calls that are being answered, of all listeners together.
-pub struct InFlight {
-    calls: AtomicUsize,
-    most: usize,
-    metrics: Arc<Metrics>,
-}
-
-impl InFlight {
-    /// At most `most` calls at once; one more is answered `RESOURCE_EXHAUSTED`.
-    #[must_use]
-    pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
-        Self { calls: AtomicUsize::new(0), most, metrics }
-    }
-}
+/// About the memory of an open call of one message: its task, its headers' table, the state that
+/// HTTP/2 keeps of it, and [`INCLUDED_BYTES`](super::body::INCLUDED_BYTES) of its message.
+const CALL_BYTES: usize = 6 * 1024;
+/// About the memory of an open stream, whose buffers are larger, and stay; with
+/// [`ANSWER_BYTES`](super::body::ANSWER_BYTES) of its answers.
+const STREAM_BYTES: usize = 16 * 1024;
+/// About the memory of a probe, or of who watches over health.
+const PROBE_BYTES: usize = 8 * 1024;
 
 /// Why the services cannot be reflected.
 #[derive(Debug, thiserror::Error)]
@@ -155,11 +151,11 @@ impl Routes {
     /// # Errors
     ///
     /// [`ReflectionError`] where the binary holds a damaged contract.
-    pub fn new(health: HealthService, limit: Arc<InFlight>) -> Result<Self, ReflectionError> {
+    pub fn new(health: HealthService) -> Result<Self, ReflectionError> {
         let others = others(&health)?;
         let (check, record, tokens) = (None, None, None);
         let watcher = Watcher::new(None);
-        Ok(Self { check, record, tokens, others, health, limit, watcher })
+        Ok(Self { check, record, tokens, others, health, watcher })
     }
 
     /// Watched by `watcher`, which may trace.
@@ -169,13 +165,13 @@ impl Routes {
         self
     }
 
-    /// Checks too.
+    /// Checks too, watched as is said by then.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn with_checks(mut self, checks: CheckService) -> Result<Self, ReflectionError> {
-        self.check = Some(checks);
+        self.check = Some(Arc::new(checks.watched_by(self.watcher.clone())));
         self.telling_of(CHECKS)
     }
 
@@ -214,55 +210,85 @@ impl Routes {
         self.record.is_some()
     }
 
-    /// Answers a call; `guard` lives as long as its answer is being sent, and streams that could
-    /// go on end once `ending` is cancelled.
+    /// Answers a call on a connection, which is charged for it; streams that could go on end once
+    /// `ending` is cancelled.
     pub(super) fn call(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         ending: &CancellationToken,
-        guard: impl Send + 'static,
+        connection: &Arc<Connection>,
     ) -> Answering {
-        if request.uri().path().starts_with("/grpc.health.v1.Health/") {
-            // A probe must not have a busy process ended for being busy.
-            let call = self.others.clone().call(request);
-            return Box::pin(async move { held(infallible(call.await), guard) });
-        }
-        let Some(counted) = Counted::new(&self.limit) else {
-            let message = "too many calls at once; do not send, try again shortly";
-            let status = status::busy(message);
-            self.watcher.turned_away(&request, &status);
-            return refuse(&status);
+        let Some(bytes) = grpc_header_bytes(request.headers()) else {
+            return not_grpc(request.headers());
         };
         let path = request.uri().path();
-        if !call::is_known(path) && !path.starts_with("/grpc.reflection.") {
-            return refuse(&status::unknown_method(path, self.health.services()));
-        }
-        let guard = (guard, counted);
-        let patience = patience(&request);
         if let Some(method) = path.strip_prefix(CHECKS_PATH).and_then(Method::named) {
-            let Some(service) = self.check.clone() else {
-                return refuse(&Status::unimplemented(
-                    "checks are not served on this listener, but on those of --listen and --unix",
-                ));
+            let open = if method.is_stream() { STREAM_BYTES } else { CALL_BYTES };
+            return match admit(connection, Pool::Checks, open + bytes) {
+                Ok(charge) => self.call_check(method, request, ending, charge),
+                Err(full) => self.turn_away(&request, full),
             };
-            let watched = self.watcher.check(&mut request);
-            let ending = ending.clone();
-            let answering = Box::pin(async move {
-                let response = within(patience, service.call(method, request, &ending)).await;
-                if method.is_stream() { held(response, guard) } else { response }
-            });
-            return watch(watched, answering);
         }
-        if path.starts_with("/consent.v1.RecordService/") {
-            let watched = self.watcher.begin(&mut request);
-            return watch(watched, self.call_record(request, guard));
+        if let Some(method) = path.strip_prefix(RECORDS_PATH).filter(|_| call::is_known(path)) {
+            let is_stream = !RECORDS_OF_ONE.contains(&method);
+            let open = if is_stream { STREAM_BYTES } else { CALL_BYTES };
+            return match admit(connection, Pool::Records, open + bytes) {
+                Ok(charge) => self.call_record(request, is_stream, connection, charge),
+                Err(full) => self.turn_away(&request, full),
+            };
         }
-        let call = self.others.clone().call(request);
-        let call = async move { infallible(call.await) };
-        Box::pin(async move { held(within(patience, call).await, guard) })
+        let (pool, open) = if path.starts_with("/grpc.health.v1.Health/") {
+            // Probes have room of their own: a busy process must not be ended for being busy.
+            (Pool::Probes, PROBE_BYTES)
+        } else if path.starts_with("/grpc.reflection.") {
+            (Pool::Checks, STREAM_BYTES)
+        } else {
+            return refuse(&status::unknown_method(path, self.health.services()));
+        };
+        match admit(connection, pool, open + bytes) {
+            Ok(charge) => self.call_other(request, charge),
+            Err(full) => self.turn_away(&request, full),
+        }
     }
 
-    fn call_record(&self, request: Request<Incoming>, guard: impl Send + 'static) -> Answering {
+    fn call_check(
+        &self,
+        method: Method,
+        mut request: Request<Incoming>,
+        ending: &CancellationToken,
+        charge: Charge,
+    ) -> Answering {
+        let Some(service) = self.check.clone() else {
+            return refuse(&Status::unimplemented(
+                "checks are not served on this listener, but on those of --listen and --unix",
+            ));
+        };
+        let patience = patience(&request);
+        let watched = self.watcher.check(&mut request);
+        let ending = ending.clone();
+        let answering: Answering = if method.is_stream() {
+            let request = request.map(|body| Metered::stream(body, charge.beside()));
+            Box::pin(async move {
+                let call = service.call_stream(method, request, &ending, &charge);
+                within(patience, call).await.map(|body| Answer::stream(body, charge))
+            })
+        } else {
+            let request = request.map(|body| Metered::unary(body, charge.beside()));
+            Box::pin(async move {
+                let call = service.call(method, request, &charge);
+                within(patience, call).await.map(|body| Answer::unary(body, charge))
+            })
+        };
+        watch(watched, answering)
+    }
+
+    fn call_record(
+        &self,
+        mut request: Request<Incoming>,
+        is_stream: bool,
+        connection: &Arc<Connection>,
+        charge: Charge,
+    ) -> Answering {
         let Some(service) = &self.record else {
             return refuse(&Status::unimplemented(
                 "events are not recorded on this listener; --record says on which they are",
@@ -275,10 +301,83 @@ impl Routes {
             ));
         }
         let patience = patience(&request);
-        let call = service.clone().call(request);
-        let call = async move { infallible(call.await) };
-        Box::pin(async move { held(within(patience, call).await, guard) })
+        let watched = self.watcher.begin(&mut request);
+        // For the handler, which charges for what it keeps of the request.
+        request.extensions_mut().insert(Arc::clone(connection));
+        let mut service = service.clone();
+        let answering: Answering = if is_stream {
+            let call = service.call(request.map(|body| Metered::stream(body, charge.beside())));
+            let call = async move { infallible(call.await) };
+            Box::pin(async move {
+                within(patience, call).await.map(|body| Answer::stream(body, charge))
+            })
+        } else {
+            let call = service.call(request.map(|body| Metered::unary(body, charge.beside())));
+            let call = async move { infallible(call.await) };
+            Box::pin(
+                async move { within(patience, call).await.map(|body| Answer::unary(body, charge)) },
+            )
+        };
+        watch(watched, answering)
     }
+
+    /// Health and reflection.
+    fn call_other(&self, request: Request<Incoming>, charge: Charge) -> Answering {
+        let patience = patience(&request);
+        let request = request.map(|body| Metered::stream(body, charge.beside()));
+        let call = self.others.clone().call(request);
+        let call = async move { infallible(call.await) };
+        Box::pin(
+            async move { within(patience, call).await.map(|body| Answer::stream(body, charge)) },
+        )
+    }
+
+    /// Refuses a call that met a limit.
+    fn turn_away(&self, request: &Request<Incoming>, full: Full) -> Answering {
+        let status = status::of_full(full);
+        self.watcher.turned_away(request.uri().path(), request.headers(), &status);
+        refuse(&status)
+    }
+}
+
+/// Charges for an open call. A connection that came when there was no room for more may make none
+/// but probes.
+fn admit(connection: &Arc<Connection>, pool: Pool, bytes: usize) -> Result<Charge, Full> {
+    if connection.is_for_probes_only() && pool != Pool::Probes {
+        return Err(Full::Connections);
+    }
+    connection.charge(pool, bytes)
+}
+
+/// About how many bytes the headers of a call take, where it is one of gRPC's.
+fn grpc_header_bytes(headers: &HeaderMap) -> Option<usize> {
+    let mut bytes = 0;
+    let mut is_grpc = false;
+    for (name, value) in headers {
+        bytes += name.as_str().len() + value.len();
+        is_grpc |= name == header::CONTENT_TYPE && is_grpc_type(value.as_bytes());
+    }
+    is_grpc.then_some(bytes)
+}
+
+/// Whether a content type is gRPC's own, with messages of protocol buffers. What is no more than
+/// like it (gRPC-Web, or messages of JSON) would be read as something that was not sent.
+fn is_grpc_type(value: &[u8]) -> bool {
+    let Some(rest) = value.strip_prefix(b"application/grpc") else { return false };
+    let rest = rest.strip_prefix(b"+proto").unwrap_or(rest);
+    matches!(rest.first(), None | Some(b';'))
+}
+
+/// What the protocol asks for where a call's content type is not gRPC's: a status of HTTP, so that
+/// other clients do not take the answer for a success.
+fn not_grpc(headers: &HeaderMap) -> Answering {
+    let status = Status::invalid_argument(match headers.get(header::CONTENT_TYPE) {
+        None => "no content-type: it must be application/grpc",
+        Some(_) => "the content-type must be application/grpc, or application/grpc+proto",
+    });
+    let mut response = status.into_http::<Body>().map(Answer::refusal);
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Box::pin(std::future::ready(response))
 }
 
 /// Health, and reflection of it and of the services that it knows.
@@ -326,59 +425,6 @@ fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
 }
 
 fn refuse(status: &Status) -> Answering {
-    let response = status.clone().into_http();
+    let response = status.clone().into_http::<Body>().map(Answer::refusal);
     Box::pin(std::future::ready(response))
-}
-
-/// One call, until it is answered.
-struct Counted(Arc<InFlight>);
-
-impl Counted {
-    fn new(limit: &Arc<InFlight>) -> Option<Self> {
-        let counted = Self(Arc::clone(limit));
-        let before = limit.calls.fetch_add(1, Ordering::Relaxed);
-        if before >= limit.most {
-            limit.metrics.refused("in_flight");
-            return None;
-        }
-        Some(counted)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An answer that may be a stream, and what is held until its end.
-struct Held<G> {
-    body: Body,
-    _guard: G,
-}
-
-fn held(response: Response<Body>, guard: impl Send + 'static) -> Response<Body> {
-    response.map(|body| Body::new(Held { body, _guard: guard }))
-}
-
-impl<G> Unpin for Held<G> {}
-
-impl<G> http_body::Body for Held<G> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,12 +21,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::body::Body;
 use tracing::debug;
 
+use super::body::Answer;
 use super::listen::{Accepted, Listener};
 use super::route::{Answering, Routes};
-use crate::accept::{Door, Place};
+use crate::accept::{Capacity, Door, Place};
+use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
 
 /// Streams of one connection at once.
@@ -37,6 +38,21 @@ const MAX_LOCAL_RESETS: usize = 1_024;
 const MAX_PENDING_RESETS: usize = 20;
 /// Bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 8 * 1024;
+/// Bytes that a client may send on a connection, and on one stream of it, before they were read.
+/// Of what a connection may send HTTP/2 takes up to half in small frames that nobody reads, as it
+/// counts them, before it ends the connection: a stream's window of messages of 50 bytes is less.
+const WINDOWS: (u32, u32) = (1024 * 1024, 64 * 1024);
+/// Bytes of a frame, which is the least that the protocol allows.
+const MAX_FRAME_BYTES: u32 = 16 * 1024;
+/// Bytes of a stream's answers that wait to be written to the socket.
+const MAX_SEND_BYTES: usize = 64 * 1024;
+/// For how long a connection must have been without a call before it may be ended for another.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Connections beyond the most that there may be, for probes alone: a process that is busy must
+/// not be ended for it. The oldest of them makes room for a new one.
+const PROBES: Capacity = Capacity { most: 8, crowded: 8, silence: Duration::ZERO };
+/// After so long such a connection is told to end: on the next one there may be room for all.
+const PROBE_AGE: Duration = Duration::from_secs(5);
 /// How often a quiet connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(5));
 /// How long a new connection may take to say that it speaks HTTP/2.
@@ -73,25 +89,42 @@ pub async fn serve(
     listener: Listener,
     routes: Routes,
     limits: Limits,
+    budget: Arc<Budget>,
     metrics: Arc<Metrics>,
     drain: Drain,
 ) {
     let connections = TaskTracker::new();
-    let mut door = Door::new(limits.connections, "connections", Arc::clone(&metrics));
+    let most = limits.connections;
+    let capacity = Capacity { most, crowded: most - most / 8, silence: SILENCE };
+    let mut door = Door::new(capacity, Some("connections"), Arc::clone(&metrics));
+    let mut probes = Door::new(PROBES, None, Arc::clone(&metrics));
     // Connections are told after the listener has gone: whoever is told connects again at once,
     // and must be refused then, not accepted by the system and reset by us.
     let told = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
     loop {
-        let (accepted, place) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = drain.begun.cancelled() => break,
             accepted = door.next(|| listener.accept()) => accepted,
         };
+        let share = budget.connection();
+        let seen = Arc::clone(&share);
+        let (place, share, limits) = match door.admit(move || seen.is_silent()) {
+            Some(place) => (place, share, limits),
+            // Which is never full for long.
+            None => match probes.admit(|| true) {
+                Some(place) => {
+                    (place, budget.probe(), Limits { connection_age: PROBE_AGE, ..limits })
+                }
+                None => continue,
+            },
+        };
         let connection = Connection {
             routes: routes.clone(),
+            share,
             limits,
             drain: told.clone(),
-            open: Open { _place: place, metrics: Arc::clone(&metrics) },
+            open: Open { place, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
         match accepted {
@@ -107,6 +140,7 @@ pub async fn serve(
 
 struct Connection {
     routes: Routes,
+    share: Arc<budget::Connection>,
     limits: Limits,
     drain: Drain,
     open: Open,
@@ -114,7 +148,7 @@ struct Connection {
 
 /// An open connection.
 struct Open {
-    _place: Place,
+    place: Place,
     metrics: Arc<Metrics>,
 }
 
@@ -129,10 +163,10 @@ impl Connection {
     /// work wakes it, which is what a check is made of.
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let spoken = Arc::new(AtomicBool::new(false));
-        let calls = Arc::new(AtomicUsize::new(0));
         let ending = CancellationToken::new();
+        let share = self.share;
         let service =
-            Calls { routes: self.routes, open: Arc::clone(&calls), ending: ending.clone() };
+            Calls { routes: self.routes, share: Arc::clone(&share), ending: ending.clone() };
         let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
@@ -140,22 +174,27 @@ impl Connection {
 
         let age = sleep(spread(self.limits.connection_age));
         tokio::pin!(age);
+        let ends = &self.open.place.ends;
+        // A grace that no clock can hold is none that ends.
+        let graceful = || Instant::now().checked_add(self.limits.connection_age_grace);
         let grace = tokio::select! {
             _ = &mut task => return,
+            () = ends.now.cancelled() => return end(task).await,
             () = handshake_missed(&spoken) => {
                 self.open.metrics.refused("handshake");
                 return end(task).await;
             }
             () = self.drain.begun.cancelled() => None,
-            // A grace that no clock can hold is none that ends.
-            () = &mut age => Instant::now().checked_add(self.limits.connection_age_grace),
+            () = ends.gently.cancelled() => graceful(),
+            () = &mut age => graceful(),
         };
         let _ = finish.send(());
         ending.cancel();
         tokio::select! {
             _ = &mut task => return,
             () = self.drain.over.cancelled() => {}
-            () = idle(&calls) => {}
+            () = ends.now.cancelled() => {}
+            () = idle(&share) => {}
             () = async {
                 match grace {
                     Some(grace) => sleep_until(grace).await,
@@ -188,12 +227,12 @@ async fn handshake_missed(spoken: &AtomicBool) {
 }
 
 /// Returns once a connection had no calls for a while: its client may never answer our goodbye.
-async fn idle(calls: &AtomicUsize) {
+async fn idle(share: &budget::Connection) {
     const LOOKS: u32 = 10;
     let mut quiet = 0;
     while quiet < LOOKS {
         sleep(IDLE_GRACE / LOOKS).await;
-        quiet = if calls.load(Ordering::Relaxed) == 0 { quiet + 1 } else { 0 };
+        quiet = if share.is_idle() { quiet + 1 } else { 0 };
     }
 }
 
@@ -209,6 +248,10 @@ async fn serve_connection(
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_header_list_size(MAX_HEADER_BYTES)
+        .initial_connection_window_size(WINDOWS.0)
+        .initial_stream_window_size(WINDOWS.1)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_send_buf_size(MAX_SEND_BYTES)
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         // gRPC has no use for it.
@@ -228,30 +271,21 @@ async fn serve_connection(
     }
 }
 
-/// Hands calls to the services, and counts those of this connection.
+/// Hands calls to the services, and has them charged to this connection.
 struct Calls {
     routes: Routes,
-    open: Arc<AtomicUsize>,
+    share: Arc<budget::Connection>,
     /// Cancelled once the connection is to end, for streams that could go on.
     ending: CancellationToken,
 }
 
-struct Call(Arc<AtomicUsize>);
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl hyper::service::Service<Request<Incoming>> for Calls {
-    type Response = Response<Body>;
+    type Response = Response<Answer>;
     type Error = std::convert::Infallible;
     type Future = Infallible;
 
     fn call(&self, request: Request<Incoming>) -> Infallible {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Infallible(self.routes.call(request, &self.ending, Call(Arc::clone(&self.open))))
+        Infallible(self.routes.call(request, &self.ending, &self.share))
     }
 }
 
@@ -259,7 +293,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 struct Infallible(Answering);
 
 impl Future for Infallible {
-    type Output = Result<Response<Body>, std::convert::Infallible>;
+    type Output = Result<Response<Answer>, std::convert::Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(context).map(Ok)

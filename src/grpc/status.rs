@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
 use super::{call, pb};
+use crate::budget::Full;
 use crate::consent::Violation;
 use crate::gate::{CheckError, NotReached};
 use crate::ledger::{LedgerError, UnreadableRecord};
@@ -52,6 +53,32 @@ pub(super) fn unknown_method(path: &str, services: &[&str]) -> Status {
 pub(super) fn busy(message: impl Into<String>) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_BUSY));
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// `RESOURCE_EXHAUSTED` for a limit on what a connection, or all of them, may have in progress.
+pub(super) fn of_full(full: Full) -> Status {
+    busy(match full {
+        Full::Bytes => {
+            "too many bytes wait to be answered, of all connections: do not send, try again \
+             shortly (the server's --max-request-bytes)"
+        }
+        Full::ConnectionBytes => {
+            "too many bytes of this connection wait to be answered, or to be read: do not send, \
+             try again once some were (the server's --max-connection-bytes)"
+        }
+        Full::InFlight => "too many calls at once; do not send, try again shortly",
+        Full::Recording => "too many recordings at once; try again shortly",
+        Full::Connections => {
+            "too many connections: this one may ask for health alone; do not send, try again on \
+             another (the server's --max-connections)"
+        }
+    })
+}
+
+/// What a question of a stream answers for which there was no room to wait.
+pub(super) fn item_of_full(full: Full) -> pb::ItemError {
+    let message = of_full(full).message().to_owned();
+    pb::ItemError { code: Code::ResourceExhausted as i32, field: String::new(), message }
 }
 
 /// What a call answers that made no decision.

@@ -5,6 +5,7 @@
 //! not read its answers is not read from.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,8 +18,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::check::CheckService;
 use super::codec::{self, MAX_FIELDS};
 use super::pb::batch_can_send_result::Result as Pb;
-use super::wire::Sequenced;
+use super::wire::{Asked, Kept, Sequenced};
 use super::{convert, deadline, pb, status};
+use crate::budget::Charge;
 use crate::clock;
 use crate::gate::CheckError;
 
@@ -26,17 +28,22 @@ use crate::gate::CheckError;
 /// more is read.
 const MAX_WAITING: usize = 1_024;
 
+/// About the memory of a question that waits, its ids aside: its timers, and its place in a queue.
+const WAITING_BYTES: usize = 1_536;
+
 /// How many of the questions that have arrived are answered once the connection is to end.
 const MAX_WHILE_ENDING: usize = 1_024;
 
 /// How many questions are answered before others get their turn: some 0.1 ms.
 const AT_ONCE: usize = super::check::AT_ONCE;
 
-type Waiting = Pin<Box<dyn Future<Output = Result<pb::StreamCanSendResponse, Status>> + Send>>;
+type Waiting = Pin<Box<dyn Future<Output = pb::StreamCanSendResponse> + Send>>;
 
 /// The answers of one stream.
 pub(super) struct Answers {
-    service: CheckService,
+    service: Arc<CheckService>,
+    /// What the open call is charged to.
+    charge: Charge,
     questions: Streaming<Bytes>,
     /// When the call's caller has no use for an answer any more.
     deadline: Option<Instant>,
@@ -52,13 +59,15 @@ pub(super) struct Answers {
 
 impl CheckService {
     pub(super) fn stream_can_send(
-        &self,
+        self: &Arc<Self>,
         request: Request<Streaming<Bytes>>,
         ending: &CancellationToken,
+        charge: &Charge,
     ) -> Response<Answers> {
         let deadline = deadline(request.metadata());
         Response::new(Answers {
-            service: self.clone(),
+            service: Arc::clone(self),
+            charge: charge.beside(),
             questions: request.into_inner(),
             deadline,
             waiting: FuturesUnordered::new(),
@@ -70,9 +79,9 @@ impl CheckService {
     }
 
     /// Answers a question of a stream that waits for nothing any more.
-    fn sequenced(&self, read: &Sequenced<'_>) -> pb::StreamCanSendResponse {
+    fn sequenced(&self, sequence: u64, asked: &Asked<'_>) -> pb::StreamCanSendResponse {
         let started = clock::boot();
-        let result = match self.answer(&read.asked.unwrap_or_default()) {
+        let result = match self.answer(asked) {
             Ok(answer) => Pb::Response(convert::answer(&answer)),
             Err(CheckError::Invalid(found)) => Pb::Error(status::item_of_check(&found)),
             // The stream outlives the loading of the table.
@@ -83,7 +92,7 @@ impl CheckService {
             }),
         };
         self.metrics.checked(clock::boot().saturating_sub(started));
-        sequenced(read.sequence, result)
+        sequenced(sequence, result)
     }
 }
 
@@ -102,28 +111,36 @@ fn read<T>(bytes: &Bytes, then: impl FnOnce(&Sequenced<'_>) -> T) -> Result<T, S
 }
 
 impl Answers {
-    /// Answers a question at once, or has it wait; or says why it cannot be read.
-    fn take(&mut self, bytes: Bytes) -> Result<Option<pb::StreamCanSendResponse>, Status> {
+    /// Answers a question at once, or has it wait; or says why it cannot be read. Of one that
+    /// waits nothing but the question is kept, and what is wrong with one needs no waiting.
+    fn take(&mut self, bytes: &Bytes) -> Result<Option<pb::StreamCanSendResponse>, Status> {
         let service = &self.service;
-        let answered = read(&bytes, |read| {
-            let wanted = read.asked.map_or(0, |asked| asked.min_revision);
-            if wanted <= service.gate.revision() {
-                Ok(service.sequenced(read))
+        let answered = read(bytes, |read| {
+            let asked = read.asked.unwrap_or_default();
+            if asked.min_revision <= service.gate.revision() || !service.is_valid(&asked) {
+                Ok(service.sequenced(read.sequence, &asked))
             } else {
-                Err((read.sequence, wanted))
+                Err((read.sequence, Kept::from(&asked)))
             }
         })?;
-        let (sequence, wanted) = match answered {
+        let (sequence, kept) = match answered {
             Ok(answer) => return Ok(Some(answer)),
             Err(waits) => waits,
         };
-        let (service, deadline) = (self.service.clone(), self.deadline);
+        let charge = match self.charge.another(WAITING_BYTES + kept.bytes()) {
+            Ok(charge) => charge,
+            Err(full) => {
+                let full = Pb::Error(status::item_of_full(full));
+                return Ok(Some(sequenced(sequence, full)));
+            }
+        };
+        let (service, deadline) = (Arc::clone(service), self.deadline);
         self.waiting.push(Box::pin(async move {
-            match service.gate.reach(wanted, deadline).await {
-                Ok(()) => read(&bytes, |read| service.sequenced(read)),
-                Err(missed) => {
-                    Ok(sequenced(sequence, Pb::Error(status::item_of_not_reached(&missed))))
-                }
+            let _charge = charge;
+            let asked = kept.asked();
+            match service.gate.reach(asked.min_revision, deadline).await {
+                Ok(()) => service.sequenced(sequence, &asked),
+                Err(missed) => sequenced(sequence, Pb::Error(status::item_of_not_reached(&missed))),
             }
         }));
         Ok(None)
@@ -155,7 +172,7 @@ impl Answers {
                 next => ready!(next),
             };
             let taken = match next {
-                Some(Ok(bytes)) => self.take(bytes),
+                Some(Ok(bytes)) => self.take(&bytes),
                 // What a decoder makes of the bytes behind a fault is not what was sent.
                 Some(Err(status)) => Err(status),
                 None => {
@@ -197,7 +214,7 @@ impl Stream for Answers {
                 && let Poll::Ready(Some(answer)) = this.waiting.poll_next_unpin(context)
             {
                 this.answered += 1;
-                return Poll::Ready(Some(answer));
+                return Poll::Ready(Some(Ok(answer)));
             }
             let before = this.waiting.len();
             if let Poll::Ready(Some(answer)) = this.poll_questions(context) {

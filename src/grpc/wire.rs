@@ -166,6 +166,48 @@ impl<'a> From<&'a pb::CanSendRequest> for Asked<'a> {
     }
 }
 
+/// A question that waits, without the bytes that it came in: they could be many more.
+pub(super) struct Kept {
+    /// Its ids, and what it is about, one behind the other.
+    text: Box<str>,
+    /// Where the user's id ends, and the business'.
+    ends: (usize, usize),
+    form: i32,
+    min_revision: u64,
+}
+
+impl Kept {
+    /// About how many bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The question.
+    pub(super) fn asked(&self) -> Asked<'_> {
+        let (user_end, business_end) = self.ends;
+        let part = |from, to| self.text.get(from..to).unwrap_or_default();
+        Asked {
+            user_id: part(0, user_end),
+            business_id: part(user_end, business_end),
+            category: part(business_end, self.text.len()),
+            form: self.form,
+            min_revision: self.min_revision,
+        }
+    }
+}
+
+impl From<&Asked<'_>> for Kept {
+    fn from(asked: &Asked<'_>) -> Self {
+        let user_end = asked.user_id.len();
+        Self {
+            text: [asked.user_id, asked.business_id, asked.category].concat().into(),
+            ends: (user_end, user_end + asked.business_id.len()),
+            form: asked.form,
+            min_revision: asked.min_revision,
+        }
+    }
+}
+
 impl<'a> Sequenced<'a> {
     /// Reads a `StreamCanSendRequest`.
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Unusual> {

@@ -14,6 +14,7 @@ mod setup;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,7 +24,9 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -35,7 +38,8 @@ use tracing::debug;
 
 use self::complaints::Complaints;
 pub use self::setup::{Secret, SecretError, Secrets, Setup, reload};
-use crate::accept::{Door, Place};
+use crate::accept::{Capacity, Door, Ends, Place};
+use crate::budget::{self, Budget};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
@@ -52,8 +56,12 @@ const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 const INLINE_BYTES: usize = 64 * 1024;
 /// Connections at once: an ingress keeps a few open.
 const MAX_CONNECTIONS: usize = 256;
-/// Bodies being read at once, each of [`MAX_BODY_BYTES`] at the most.
-const MAX_BODIES: usize = 64;
+/// From so many on, the one that has had nothing to record for the longest is told to end for each
+/// new one; where there are as many as may be, at once. So bodies that do not arrive keep out
+/// nobody whose body does.
+const CROWDED: usize = 192;
+/// Bodies being judged at once, each of [`MAX_BODY_BYTES`] at the most.
+const MAX_JUDGED: usize = 64;
 /// Requests being recorded at once.
 const MAX_RECORDING: usize = 16;
 /// How long a request waits for one of these places.
@@ -77,7 +85,7 @@ pub struct Webhook {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     setup: Arc<ArcSwap<Setup>>,
-    bodies: Arc<Semaphore>,
+    judging: Arc<Semaphore>,
     recording: Arc<Semaphore>,
     complaints: Arc<Complaints>,
 }
@@ -90,7 +98,7 @@ impl Webhook {
             recorder,
             metrics,
             setup: Arc::new(ArcSwap::from_pointee(setup)),
-            bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+            judging: Arc::new(Semaphore::new(MAX_JUDGED)),
             recording: Arc::new(Semaphore::new(MAX_RECORDING)),
             complaints: Arc::default(),
         }
@@ -102,25 +110,48 @@ impl Webhook {
 pub async fn serve(
     listener: TcpListener,
     webhook: Webhook,
+    budget: Arc<Budget>,
     draining: CancellationToken,
     over: CancellationToken,
 ) {
-    let mut door = Door::new(MAX_CONNECTIONS, "webhook", Arc::clone(&webhook.metrics));
+    let capacity = Capacity { most: MAX_CONNECTIONS, crowded: CROWDED, silence: Duration::ZERO };
+    let mut door = Door::new(capacity, Some("webhook"), Arc::clone(&webhook.metrics));
     let router = router(webhook);
     let connections = TaskTracker::new();
     loop {
         tokio::select! {
             biased;
             () = draining.cancelled() => break,
-            ((stream, _), place) = door.next(|| listener.accept()) => {
+            (stream, _) = door.next(|| listener.accept()) => {
+                let sender = Sender::new(&budget);
+                let records = Arc::clone(&sender.records);
+                let Some(place) = door.admit(move || !records.load(Ordering::Relaxed)) else {
+                    continue;
+                };
                 let ends = (draining.clone(), over.clone());
-                connections.spawn(serve_connection(stream, router.clone(), ends, place));
+                let router = router.clone();
+                connections.spawn(serve_connection(stream, router, sender, ends, place));
             }
         }
     }
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// Who sends on one connection.
+#[derive(Clone)]
+struct Sender {
+    /// What its bodies are charged to.
+    share: Arc<budget::Connection>,
+    /// Whether a body of its has arrived, and is being judged or recorded.
+    records: Arc<AtomicBool>,
+}
+
+impl Sender {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self { share: budget.connection(), records: Arc::default() }
+    }
 }
 
 fn router(webhook: Webhook) -> Router {
@@ -146,24 +177,39 @@ async fn measured(State(webhook): State<Webhook>, request: Request, next: Next) 
 async fn serve_connection(
     stream: TcpStream,
     router: Router,
+    sender: Sender,
     (draining, over): (CancellationToken, CancellationToken),
-    _place: Place,
+    place: Place,
 ) {
+    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(sender.clone());
+        service.call(request)
+    });
+    let Ends { gently, now } = &place.ends;
+    let told = async {
+        tokio::select! {
+            () = gently.cancelled() => {}
+            () = draining.cancelled() => {}
+        }
+    };
     // Answers are short, and nobody must wait for a second one before the first is sent.
     let _ = stream.set_nodelay(true);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        _ = timeout(CONNECTION_AGE, draining.cancelled()) => {
+        () = now.cancelled() => Ok(()),
+        _ = timeout(CONNECTION_AGE, told) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = timeout(GRACE, connection) => ended.unwrap_or(Ok(())),
                 () = over.cancelled() => Ok(()),
+                () = now.cancelled() => Ok(()),
             }
         }
     };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,7 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::setup::Setup;
-use super::{BODY, INLINE_BYTES, MAX_BODY_BYTES, MAX_DRAINED_BYTES, RECORDING, ROOM, Webhook};
+use super::{
+    BODY, INLINE_BYTES, MAX_BODY_BYTES, MAX_DRAINED_BYTES, RECORDING, ROOM, Sender, Webhook,
+};
+use crate::budget::{Charge, Pool};
 use crate::clock;
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
 use crate::whatsapp::{self, Heard, NotAPayload};
@@ -108,9 +112,15 @@ pub(super) async fn receive(State(webhook): State<Webhook>, request: Request) ->
 impl Webhook {
     async fn receive(&self, request: Request) -> Result<(), Refused> {
         let (parts, body) = request.into_parts();
-        let place = room(&self.bodies).await?;
+        let sender = parts.extensions.get::<Sender>().ok_or(Refused::Busy)?;
+        // Until the body is there it has no place that another could need: it is charged as it
+        // arrives, and its connection may be ended for another.
+        let mut charge = sender.share.charge(Pool::Webhooks, 0).map_err(|_| Refused::Busy)?;
         // Read even where there is no signature, so that whoever sends it gets to read why.
-        let body = timeout(BODY, whole(body)).await.map_err(|_| Refused::TooSlow)??;
+        let body = timeout(BODY, whole(body, &mut charge)).await;
+        let body = body.map_err(|_| Refused::TooSlow)??;
+        let _records = Records::begin(&sender.records);
+        let place = room(&self.judging).await?;
         let heard = self.judge(signature(&parts.headers), body).await?;
         drop(place);
         for ((kind, cause), count) in &heard.passed {
@@ -236,12 +246,28 @@ async fn room(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refused> 
     }
 }
 
-/// All of a body; of one that is too large nothing is kept.
-async fn whole(mut body: Body) -> Result<Bytes, Refused> {
+/// Says that a connection records something, and is not to be ended for another, until dropped.
+struct Records<'a>(&'a AtomicBool);
+
+impl<'a> Records<'a> {
+    fn begin(records: &'a AtomicBool) -> Self {
+        records.store(true, Ordering::Relaxed);
+        Self(records)
+    }
+}
+
+impl Drop for Records<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// All of a body, which is charged as it arrives; of one that is too large nothing is kept.
+async fn whole(mut body: Body, charge: &mut Charge) -> Result<Bytes, Refused> {
     let told = body.size_hint().lower();
     let mut too_large = told > MAX_BODY_BYTES as u64;
     let mut kept = BytesMut::new();
-    let mut length = 0_usize;
+    let (mut length, mut paid) = (0_usize, 0);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refused::Broken)?.into_data() else { continue };
         length = length.saturating_add(data.len());
@@ -253,6 +279,10 @@ async fn whole(mut body: Body) -> Result<Bytes, Refused> {
             kept = BytesMut::new();
         } else {
             kept.extend_from_slice(&data);
+            // As it grows it may take twice as much as has arrived.
+            let more = kept.capacity().saturating_sub(paid);
+            charge.grow(more).map_err(|_| Refused::Busy)?;
+            paid += more;
         }
     }
     if too_large { Err(Refused::TooLarge) } else { Ok(kept.freeze()) }

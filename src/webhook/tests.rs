@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use tower::ServiceExt as _;
 
-use super::{Secrets, Setup, Webhook, router};
+use super::{Secrets, Sender, Setup, Webhook, router};
+use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
 use crate::consent::event::PlatformNames;
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
@@ -175,7 +176,10 @@ async fn receiver(folder: &Path, closed: bool) -> (axum::Router, Ledger) {
     std::fs::write(&path, SECRET).unwrap();
     let secrets = Secrets::read([path.as_path()]).unwrap();
     let setup = Setup { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
-    (router(Webhook::new(recorder, setup, metrics)), ledger)
+    let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
+    let sender = Sender::new(&Budget::new(sizes, Arc::clone(&metrics)));
+    let router = router(Webhook::new(recorder, setup, metrics));
+    (router.layer(axum::Extension(sender)), ledger)
 }
 
 async fn status(router: &axum::Router, body: &[u8]) -> u16 {

@@ -14,14 +14,13 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use consentd::budget::{Budget, Sizes};
 use consentd::consent::id::KeySecret;
 use consentd::decision::Policy;
 use consentd::gate::Gate;
 use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
-use consentd::grpc::{
-    CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, InFlight, Routes, pb,
-};
+use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Routes, pb};
 use consentd::metrics::Metrics;
 use consentd::table::Writer;
 use prost_reflect::{DescriptorPool, DynamicMessage};
@@ -297,15 +296,16 @@ pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let gate = Gate::new(table, Policy::default(), bound, Arc::clone(&metrics));
     let drain = Drain::default();
     let health = HealthService::new(gate.clone(), drain.begun.clone());
-    let limit = Arc::new(InFlight::new(100, Arc::clone(&metrics)));
+    let sizes = Sizes { bytes: 1 << 26, connection_bytes: 1 << 23, calls: 100 };
+    let budget = Budget::new(sizes, Arc::clone(&metrics));
     let most = CheckLimits { batch: 100, recipients: 100 };
     let checks = CheckService::new(gate, "file:none".into(), most, Arc::clone(&metrics));
-    let routes = Routes::new(health, limit).unwrap().with_checks(checks).unwrap();
+    let routes = Routes::new(health).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();
     let limits =
         Limits { connections: 100, connection_age: PATIENCE, connection_age_grace: PATIENCE };
-    tokio::spawn(serve(listener, routes, limits, metrics, drain.clone()));
+    tokio::spawn(serve(listener, routes, limits, budget, metrics, drain.clone()));
     (address, drain)
 }
 

@@ -24,6 +24,7 @@ mod fuzz;
 mod histories;
 mod import;
 mod killed;
+mod limits;
 mod linked;
 mod listeners;
 mod loadtest;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use consentd::decision::Reason;
 use consentd::grpc::pb;
 use consentd::metrics::{
-    CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS, SAVINGS,
+    BYTE_POOLS, CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS, SAVINGS,
     SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
 };
 
@@ -119,6 +119,8 @@ impl Scrape {
             ("version", [env!("CARGO_PKG_VERSION")].as_slice()),
             ("cause", causes.as_slice()),
             ("limit", LIMITS.as_slice()),
+            // Those of calls are two of these.
+            ("pool", BYTE_POOLS.as_slice()),
             ("kind", UPDATES.as_slice()),
             ("code", codes.as_slice()),
         ]);

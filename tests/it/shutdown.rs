@@ -352,8 +352,13 @@ async fn connections_are_bounded() {
     let mut first = Wire::to(&sidecar.grpc).await;
     let second = Wire::to(&sidecar.grpc).await;
     connected(&sidecar, 2).await;
-    let mut third = TcpStream::connect(&sidecar.grpc).await.unwrap();
-    assert_eq!(third.read(&mut [0; 64]).await.unwrap_or(0), 0, "it is closed at once");
+    // One more is for probes alone.
+    let mut third = Wire::to(&sidecar.grpc).await;
+    third.call("grpc.health.v1.Health/Check", &[]).await.unwrap();
+    let question = question("u", "b", "utility").encode_to_vec();
+    let refused = third.call(CAN_SEND, &question).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    drop(third);
     arrived(&mut first).await;
     let (_, metrics) = sidecar.get("/metrics").await;
     assert!(metrics.contains("consent_refused_total{limit=\"connections\"} 1\n"), "{metrics}");
@@ -367,9 +372,17 @@ async fn calls_are_bounded_and_the_one_too_many_is_told_when_to_try_again() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &["--max-in-flight", "1"]).await;
     let mut wire = Wire::to(&sidecar.grpc).await;
-    let waits = wire.begin(CAN_SEND, &[("grpc-timeout", "1H")], waiting()).await.unwrap();
+    let forever = [("grpc-timeout", "1H")];
+    let waits = wire.begin(CAN_SEND, &forever, waiting()).await.unwrap();
+    eventually("it waits", || async {
+        sidecar.get("/metrics").await.1.contains("consent_in_flight{pool=\"checks\"} 1\n")
+    })
+    .await;
+    // What can be answered at once needs no place.
     let question = question("u", "b", "utility").encode_to_vec();
-    let refused = wire.call(CAN_SEND, &question).await.unwrap_err();
+    wire.call(CAN_SEND, &question).await.unwrap();
+    let refused = wire.begin(CAN_SEND, &forever, waiting()).await.unwrap().end().await;
+    let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     let retry = refused.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
     assert!(retry.is_some_and(|delay| delay > Duration::ZERO), "{refused:?}");
@@ -380,8 +393,11 @@ async fn calls_are_bounded_and_the_one_too_many_is_told_when_to_try_again() {
     // Whoever goes away makes room.
     drop(waits);
     eventually("there is room again", || {
-        let (mut wire, question) = (wire.clone(), question.clone());
-        async move { wire.call(CAN_SEND, &question).await.is_ok() }
+        let mut wire = wire.clone();
+        async move {
+            let waits = wire.begin(CAN_SEND, &[("grpc-timeout", "100m")], waiting()).await.unwrap();
+            waits.end().await.unwrap_err().code() == Code::DeadlineExceeded
+        }
     })
     .await;
 }

@@ -273,6 +273,8 @@ impl Wire {
     /// The same, with settings of its own.
     pub async fn with(settings: &h2::client::Builder, address: &str) -> Self {
         let stream = TcpStream::connect(address).await.expect("the sidecar listens");
+        // As all clients of gRPC do.
+        stream.set_nodelay(true).expect("it is a TCP socket");
         let (wire, connection) = settings.handshake(stream).await.expect("it speaks HTTP/2");
         // How a connection ends is seen in the calls on it.
         tokio::spawn(connection);

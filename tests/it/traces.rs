@@ -348,9 +348,16 @@ async fn what_fails_by_our_fault_is_logged_with_its_id_and_not_once_a_call() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &["--max-in-flight", "1"]).await;
     let mut wire = Wire::to(&sidecar.grpc).await;
-    // This one never arrives whole, and takes the only place.
-    let (_waits, _unsent) = wire.begin_headers(CAN_SEND, &[]).await.unwrap();
-    let body = framed(&question(USER, BUSINESS, "marketing").encode_to_vec());
+    // Each waits for a revision that does not come, and the first takes the only place to do so.
+    let question = question(USER, BUSINESS, "marketing");
+    let waits = pb::CanSendRequest { min_revision: u64::MAX, ..question };
+    let body = framed(&waits.encode_to_vec());
+    let forever = [("grpc-timeout", "1H")];
+    let _waits = wire.begin(CAN_SEND, &forever, body.clone()).await.unwrap();
+    eventually("it waits", || async {
+        sidecar.get("/metrics").await.1.contains("consent_in_flight{pool=\"checks\"} 1\n")
+    })
+    .await;
     let started = Instant::now();
     for n in 0..REFUSED {
         let id = format!("order-{n}");

@@ -1,6 +1,11 @@
 //! What a receiver refuses, and with which status.
 
+use std::time::{Duration, Instant};
+
 use consentd::grpc::pb::Reason::{NoConsent, OptedOutAll};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::client::{
     Answer, Files, SECRET, TOKEN, USER, acme, deliver, file, fixture, post, reason, send, sign,
@@ -137,6 +142,43 @@ async fn the_handshake_says_the_challenge_back_to_who_knows_the_token() {
     let answer = send(&sidecar.webhook, "DELETE /webhook HTTP/1.1\r\n", b"").await.unwrap();
     assert_eq!(answer.status, 405);
     assert!(answer.head.contains("\r\nallow: "), "{}", answer.head);
+}
+
+/// Begins a request without a signature whose body is long and does not arrive whole.
+async fn unfinished(address: &str, sent: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        format!("POST /webhook HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", 3 * 1024 * 1024);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // It may be refused before all of this is sent.
+    let _ = timeout(Duration::from_secs(2), stream.write_all(&vec![b' '; sent])).await;
+    stream
+}
+
+#[tokio::test]
+async fn unsigned_bodies_that_do_not_arrive_keep_no_signed_one_out() {
+    let files = Files::new(&acme());
+    let sidecar = receiver(&files).await;
+    let status = format!("/proc/{}/status", sidecar.pid());
+    let peak = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+        line.trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
+    };
+    let before = peak();
+    let stop = fixture("inbound_stop", super::client::NUMBER);
+    for (connections, sent) in [(64, 2_000_000), (100, 10), (300, 10)] {
+        let address = &sidecar.webhook;
+        let slow = (0..connections).map(|_| unfinished(address, sent));
+        let slow = futures_util::future::join_all(slow).await;
+        let started = Instant::now();
+        assert_eq!(deliver(address, &stop).await, 200, "{connections} send {sent}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        drop(slow);
+    }
+    super::client::answers(&sidecar, USER, "acme", "marketing", OptedOutAll).await;
+    let grown = peak() - before;
+    assert!(grown < 48, "{grown} MiB: a third of the default budget, and buffers");
 }
 
 #[tokio::test]
