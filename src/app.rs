@@ -2,6 +2,7 @@
 
 mod decision_log;
 mod ledger;
+mod reload;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::ledger::Engine;
+use self::reload::Reload;
 use crate::access;
 use crate::admin::{self, Shown};
 use crate::budget::{Budget, Sizes};
@@ -63,6 +65,7 @@ pub struct Sidecar {
     drain_timeout: Duration,
     exporter: Option<Exporter>,
     decisions: Option<DecisionLogWriter>,
+    reload: Reload,
 }
 
 /// Where a sidecar listens.
@@ -86,9 +89,14 @@ impl Sidecar {
     ///
     /// Says what could not be opened or bound.
     pub async fn new(settings: Settings) -> anyhow::Result<Self> {
+        // Before anything that may take its time: a SIGHUP that comes meanwhile must end nothing.
+        let hangup = signal(SignalKind::hangup())?;
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
         ledger::look_for_a_lost_one(&settings)?;
-        let listeners = bind(&settings).await?;
+        let tokens = settings.record_token_file.clone();
+        let tokens = tokens.map(|path| Tokens::read(&path).map(|tokens| (path, tokens)));
+        let tokens = tokens.transpose()?;
+        let listeners = bind(&settings, tokens.as_ref().map(|(_, tokens)| tokens)).await?;
         let admin = match &settings.admin {
             None => None,
             Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
@@ -168,6 +176,7 @@ impl Sidecar {
             connection_age_grace: settings.drain_timeout,
         };
         let drain_timeout = settings.drain_timeout;
+        let reload = Reload { hangup, tokens, receives: webhook.is_some() };
         Ok(Self {
             ledger,
             engine,
@@ -183,6 +192,7 @@ impl Sidecar {
             drain_timeout,
             exporter,
             decisions,
+            reload,
         })
     }
 
@@ -254,6 +264,14 @@ impl Sidecar {
             let budget = Arc::clone(&self.budget);
             servers.spawn(server::serve(listener, routes, self.limits, budget, metrics, drain));
         }
+        let (reload, over) = (self.reload, self.drain.over.clone());
+        parts.spawn(async move {
+            tokio::select! {
+                () = reload.run() => {}
+                () = over.cancelled() => {}
+            }
+            "SIGHUP is not listened for any more".to_owned()
+        });
         if let Some((listener, webhook, sources)) = self.webhook {
             let hangup = signal(SignalKind::hangup())?;
             let reload = webhook::reload(webhook.clone(), move || sources.read(), hangup);
@@ -371,11 +389,11 @@ struct Heard {
     tokens: Option<Tokens>,
 }
 
-async fn bind(settings: &Settings) -> anyhow::Result<Vec<Heard>> {
+async fn bind(settings: &Settings, tokens: Option<&Tokens>) -> anyhow::Result<Vec<Heard>> {
     let mut bound = Vec::new();
     for (flag, address, checks, records) in plan(settings) {
         let listener = Listener::bind(&address).await.context(flag)?;
-        let tokens = settings.record_token_file.as_deref().map(Tokens::read).transpose()?;
+        let tokens = tokens.cloned();
         if records && tokens.is_none() && !listener.is_local() {
             bail!(
                 "RecordService on {address} could be reached from other machines: give \

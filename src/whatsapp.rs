@@ -2,11 +2,16 @@
 //!
 //! A payload is read leniently: what is unknown, or not as it should be, costs the one update that
 //! it is in and is counted by its cause, and never the whole request, for the platform would send
-//! that again for seven days. In reading order: here (what comes out), `payload` (which updates a
-//! payload has), `update` (what each of them means), `fields` (JSON's fields, as far as they are
-//! what they should be).
+//! that again for seven days. And of an update that is malformed, what denies is read all the same:
+//! a STOP is never dropped for its form. What allows needs all of it, its time above all.
+//!
+//! In reading order: here (what comes out), `payload` (which updates a payload has), `update` (what
+//! each of them means), `arrival` (denials that count as of their arrival), `fields` (JSON's fields,
+//! as far as they are what they should be), `mend` (JSON of which a part cannot be parsed).
 
+mod arrival;
 mod fields;
+mod mend;
 mod payload;
 #[cfg(test)]
 mod tests;
@@ -14,6 +19,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+pub use self::arrival::as_of_arrival;
 use crate::recorder::Submission;
 
 /// Whose a payload is, and what of it opens the window.
@@ -208,7 +214,8 @@ pub struct Update {
 pub struct Heard {
     /// What is to be recorded, in order.
     pub updates: Vec<Update>,
-    /// How many updates are no events, by what they are about and why.
+    /// How many updates are no events, by what they are about and why; also those that are malformed
+    /// and of which a denial alone is recorded.
     pub passed: BTreeMap<(Kind, Cause), u64>,
     /// The first `phone_number_id` of which nothing is configured.
     pub stranger: Option<String>,
@@ -225,13 +232,19 @@ pub enum NotAPayload {
     NotAnObject,
 }
 
-/// Reads a request's body.
+/// Reads a request's body. A value that cannot be parsed, such as a text with a lone surrogate or an
+/// array that is nested more than 127 deep, costs the update that it is in, and not the others.
 ///
 /// # Errors
 ///
-/// [`NotAPayload`] where it is no JSON object, or one that is nested more than 127 deep.
+/// [`NotAPayload`] where it is no JSON object.
 pub fn read(body: &[u8], rules: &Rules) -> Result<Heard, NotAPayload> {
-    let payload: serde_json::Value = serde_json::from_slice(body)?;
+    let parsed = serde_json::from_slice(body);
+    // Nearly every body is well formed; the first error is the one that tells what is wrong.
+    let payload: serde_json::Value = match parsed {
+        Ok(payload) => payload,
+        Err(error) => serde_json::from_slice(&mend::mended(body)).map_err(|_| error)?,
+    };
     if !payload.is_object() {
         return Err(NotAPayload::NotAnObject);
     }

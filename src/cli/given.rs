@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ContextValue, Error};
 use clap::{Arg, Command, CommandFactory as _, FromArgMatches as _};
 
 use super::Cli;
+use super::warnings::{self, UnknownVariable};
 
 /// Parses; ends the process where that is not possible, or help was asked for.
 pub(super) fn parse() -> Cli {
@@ -76,6 +77,16 @@ fn naming_variables(mut error: Error, arguments: &[OsString]) -> Error {
 /// The variable from which a flag has its value, where it is not on the command line.
 pub(super) fn variable_of(flag: &str) -> Option<String> {
     variable_behind(flag, &std::env::args_os().collect::<Vec<_>>())
+}
+
+/// Environment variables that look like ours and set nothing.
+pub(super) fn unknown_variables() -> Vec<UnknownVariable> {
+    warnings::unknown_variables(&Cli::command(), std::env::vars_os())
+}
+
+/// What to say of a password on the command line, where there is one.
+pub(super) fn password() -> Option<&'static str> {
+    warnings::password_in(std::env::args_os())
 }
 
 fn variable_behind(flag: &str, arguments: &[OsString]) -> Option<String> {

@@ -25,6 +25,7 @@ mod shell;
 mod stranger;
 mod subject;
 mod verify_export;
+mod warnings;
 mod watch;
 
 use std::process::ExitCode;
@@ -127,6 +128,11 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = given::parse();
+    if matches!(cli.command, Command::Init(_) | Command::Ledger(_))
+        && let Some(said) = given::password()
+    {
+        print::note(&format!("consentd: warning: {said}"));
+    }
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Webhook(args) => serve::receive(*args),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Verdict, given};
 use crate::app::{Bound, Sidecar};
@@ -24,6 +24,12 @@ pub(super) fn receive(args: WebhookArgs) -> anyhow::Result<Verdict> {
 
 fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
     telemetry::start_log(&settings.log).context("--log")?;
+    for unknown in given::unknown_variables() {
+        warn!("{unknown}");
+    }
+    if let Some(said) = given::password() {
+        warn!("{said}");
+    }
     // One thread needs no queues between threads.
     let mut runtime = match settings.workers {
         1 => tokio::runtime::Builder::new_current_thread(),

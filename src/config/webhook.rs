@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, file, wrong};
+use crate::consent::hidden;
 use crate::consent::id::BusinessId;
 use crate::grpc::listen::Address;
 use crate::webhook::{Secrets, Setup};
@@ -35,6 +36,9 @@ impl WhatsappArgs {
                 .to_owned());
         }
         for (number, business) in &self.numbers {
+            if let Some(hidden) = hidden::find(number) {
+                return bad(format!("numbers: {number}: the phone_number_id {hidden}"));
+            }
             if let Err(violation) = BusinessId::parse(business) {
                 return bad(format!("numbers: {number}: {violation}"));
             }
@@ -228,6 +232,8 @@ mod tests {
         for (text, part) in [
             ("", "whatsapp.numbers"),
             ("[whatsapp.numbers]\n12 = \"\"", "numbers: 12: "),
+            ("[whatsapp.numbers]\n12 = \"acme \"", "U+0020 SPACE at byte 4"),
+            ("[whatsapp.numbers]\n\"1\u{200b}2\" = \"acme\"", "U+200B ZERO WIDTH SPACE at byte 1"),
             ("[whatsapp]\nopens-window = [\"\"]\n[whatsapp.numbers]\n1 = \"a\"", "opens-window"),
         ] {
             let said = rules(text).unwrap_err().to_string();

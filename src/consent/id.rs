@@ -1,10 +1,15 @@
 //! Who: user ids and their notations, business ids, and the key under which a pair is kept.
+//!
+//! An id is read by one of two rules. `parse` is for whoever asks and records: it refuses an id with
+//! a [hidden](super::hidden) character, so that two ids that look alike are never two people.
+//! `recorded` is for ids that are in a ledger already, and for erasing and showing what was recorded
+//! under them: versions before took such ids, and their records keep their keys.
 
 use std::fmt;
 
 use siphasher::sip128::SipHasher24;
 
-use super::Violation;
+use super::{Violation, hidden};
 
 /// The longest user or business id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 128;
@@ -100,14 +105,32 @@ impl<'a> UserId<'a> {
     /// # Errors
     ///
     /// A [`Violation`] of `user_id` where the id is empty, longer than [`MAX_ID_BYTES`], holds
-    /// control or invisible direction characters, or is a phone number with no digits, with more
-    /// than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
+    /// a [hidden](super::hidden) character, which is named, or is a phone number with no digits, with
+    /// more than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
+        Self::read(id, check_plain)
+    }
+
+    /// Reads a user id as versions before took it: also with hidden characters, which make another
+    /// id of it. For what is in a ledger already.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse), those hidden characters excepted that versions before took.
+    pub fn recorded(id: &'a str) -> Result<Self, Violation> {
+        Self::read(id, check_recorded)
+    }
+
+    fn read(
+        id: &'a str,
+        check: impl FnOnce(&str, &str) -> Result<(), Violation>,
+    ) -> Result<Self, Violation> {
         if let Some(digits) = Digits::of_plain_phone(id) {
             return Ok(Self::Phone(digits));
         }
-        check_id("user_id", id)?;
-        if !id.chars().all(is_phone_char) {
+        let is_phone = id.chars().all(is_phone_char) && !id.chars().any(char::is_control);
+        if id.is_empty() || id.len() > MAX_ID_BYTES || !is_phone {
+            check("user_id", id)?;
             return Ok(Self::Opaque(id));
         }
         let refuse = |why: &str| Err(Violation::new("user_id", why));
@@ -132,32 +155,40 @@ impl<'a> UserId<'a> {
     }
 }
 
+/// What a phone number may be written with. White space of any kind is taken: it is none of its
+/// digits, so it makes no other number of it.
 fn is_phone_char(c: char) -> bool {
     matches!(c, '0'..='9' | '+' | '(' | ')' | '.' | '-') || c.is_whitespace()
 }
 
-/// Invisible characters that a copied number brings along, and that would make another id of it.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-fn check_id(field: &str, id: &str) -> Result<(), Violation> {
-    let why = if id.is_empty() {
-        "required: 1 to 128 bytes of UTF-8"
-    } else if id.len() > MAX_ID_BYTES {
-        "longer than 128 bytes of UTF-8"
-    } else if id.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-        return Ok(());
-    } else if id.chars().any(char::is_control) {
-        "holds a control character, such as a tab or a line break; remove it"
-    } else if id.chars().any(is_invisible) {
-        "holds an invisible character (text direction, zero-width space or byte-order mark), \
-         as copying from a chat or a spreadsheet leaves; remove it"
-    } else {
-        return Ok(());
+fn check_length(field: &str, id: &str) -> Result<(), Violation> {
+    let why = match id.len() {
+        0 => "required: 1 to 128 bytes of UTF-8",
+        1..=MAX_ID_BYTES => return Ok(()),
+        _ => "longer than 128 bytes of UTF-8",
     };
     Err(Violation::new(field, why))
+}
+
+/// Refuses an id that looks like another one.
+fn check_plain(field: &str, id: &str) -> Result<(), Violation> {
+    check_length(field, id)?;
+    match hidden::find(id) {
+        None => Ok(()),
+        Some(hidden) => Err(Violation::new(field, hidden.to_string())),
+    }
+}
+
+/// Refuses what no version took, and what a key could not be made of.
+fn check_recorded(field: &str, id: &str) -> Result<(), Violation> {
+    if id.chars().any(was_never_taken) { check_plain(field, id) } else { check_length(field, id) }
+}
+
+/// Characters that were refused from the first version on.
+fn was_never_taken(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A business's id, by the deployment's own naming; opaque and case-sensitive.
@@ -170,9 +201,19 @@ impl<'a> BusinessId<'a> {
     /// # Errors
     ///
     /// A [`Violation`] of `business_id` where the id is empty, longer than [`MAX_ID_BYTES`], or
-    /// holds control or invisible direction characters.
+    /// holds a [hidden](super::hidden) character, which is named.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
-        check_id("business_id", id)?;
+        check_plain("business_id", id)?;
+        Ok(Self(id))
+    }
+
+    /// Reads a business id as versions before took it: see [`UserId::recorded`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse), those hidden characters excepted that versions before took.
+    pub fn recorded(id: &'a str) -> Result<Self, Violation> {
+        check_recorded("business_id", id)?;
         Ok(Self(id))
     }
 }
@@ -273,13 +314,31 @@ impl KeySecret {
         Key { high: hash.h1, low: hash.h2 }
     }
 
-    /// Reads a user and a business, and gives the key of their pair.
+    /// Reads a user and a business as a caller gives them, and gives the key of their pair.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with either, or both.
+    pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
+        self.key_of_both(UserId::parse(user_id), BusinessId::parse(business_id))
+    }
+
+    /// Reads a user and a business as a ledger has them, and gives the key of their pair: see
+    /// [`UserId::recorded`].
     ///
     /// # Errors
     ///
     /// What is wrong with either, or both.
     pub fn read(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
-        match (UserId::parse(user_id), BusinessId::parse(business_id)) {
+        self.key_of_both(UserId::recorded(user_id), BusinessId::recorded(business_id))
+    }
+
+    fn key_of_both(
+        &self,
+        user: Result<UserId<'_>, Violation>,
+        business: Result<BusinessId<'_>, Violation>,
+    ) -> Result<Key, Vec<Violation>> {
+        match (user, business) {
             (Ok(user), Ok(business)) => Ok(self.key(&user, business)),
             (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
         }
@@ -361,6 +420,8 @@ mod tests {
             ("   ", "at least one digit"),
             ("1234567890123456", "at most 15 digits"),
             ("15550123456.0", "spreadsheet"),
+            ("US.1349 ", "U+0020 SPACE at byte 7"),
+            ("\u{ff11}5550123456", "a compatibility form of \"1\": U+FF11 at byte 0"),
         ] {
             let violation = UserId::parse(id).unwrap_err();
             assert!(violation.description.contains(part), "{part}: {violation}");
@@ -370,6 +431,25 @@ mod tests {
         assert!(UserId::parse("123456789012345").is_ok());
         assert!(UserId::parse("+1.555.555.0000").is_ok());
         assert!(BusinessId::parse("").unwrap_err().field == "business_id");
+    }
+
+    #[test]
+    fn an_id_of_before_keeps_its_key_and_is_no_others() {
+        let secret = KeySecret::new(&[7; 16]);
+        for id in [" US.1349", "US.1349\u{200d}", "\u{ff35}S.1349", "cafe\u{301}"] {
+            assert!(secret.parse(id, "shop").is_err(), "{id:?}");
+            assert!(secret.parse("US.1349", id).is_err(), "{id:?}");
+            let key = secret.read(id, "shop").unwrap();
+            assert_eq!(key, secret.key(&UserId::Opaque(id), BusinessId("shop")));
+            assert_ne!(key, secret.read("US.1349", "shop").unwrap());
+            assert!(secret.read("US.1349", id).is_ok());
+        }
+        // A NUL parts the user from the business.
+        assert!(secret.read("a\0b", "shop").is_err());
+        assert!(secret.read("a\u{200b}b", "shop").is_err(), "no version took it");
+        for id in [" +1 555 012 3456 ", "US.1349", "+55\u{a0}11\u{a0}98765-4321"] {
+            assert_eq!(secret.parse(id, "shop").unwrap(), secret.read(id, "shop").unwrap());
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The nouns of consent, and how events make a pair's record. Pure: no clock, no I/O, no async.
 //!
-//! In reading order: [`time`], [`id`] (users, businesses, keys), [`scope`] (classes, categories),
+//! In reading order: [`time`], [`hidden`] (characters that nobody sees), [`id`] (users, businesses,
+//! keys), [`scope`] (classes, categories),
 //! [`event`] (what can happen, and what is refused), [`state`] (how events make a state),
 //! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
 //! needs to know of a state), [`due`] (opt-ins that lapse), [`keyword`] (what a text means).
@@ -14,6 +15,7 @@ pub mod denied;
 pub mod due;
 pub mod event;
 pub mod facts;
+pub mod hidden;
 pub mod id;
 pub mod keyword;
 pub mod record;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Violation;
+use super::{Violation, hidden};
 
 /// The longest topic, in characters.
 pub const MAX_TOPIC_CHARS: usize = 48;
@@ -118,13 +118,21 @@ fn parse_category(text: &str) -> Result<Category<'_>, String> {
         }
         None => (text, None),
     };
-    let Some(class) = Class::from_name(class) else { return Err(unknown_class(text, class)) };
+    let Some(class) = Class::from_name(class) else {
+        return Err(hidden_in(text).unwrap_or_else(|| unknown_class(text, class)));
+    };
     if let Some(topic) = topic
         && !is_topic(topic)
     {
-        return Err(bad_topic(class, topic));
+        return Err(hidden_in(text).unwrap_or_else(|| bad_topic(class, topic)));
     }
     Ok(Category { class, topic })
+}
+
+/// Names the character that nobody sees in what is no category for it.
+fn hidden_in(text: &str) -> Option<String> {
+    let hidden = hidden::find(text.get(..text.floor_char_boundary(MAX_MEANT_BYTES))?)?;
+    Some(format!("{hidden}; categories are written in a-z, 0-9, _ and one dot"))
 }
 
 /// Words that people use for a class, each with the class that they mean by it.
@@ -173,9 +181,6 @@ fn unknown_class(text: &str, class: &str) -> String {
     // Only what is nearly a class is said back: any other word may be a person's name.
     let lower = class.trim().to_ascii_lowercase();
     match (Class::from_name(&lower), nearest(&lower)) {
-        (Some(meant), _) if lower == class.trim() => {
-            format!("has a space beside its class: {} is written without", meant.name())
-        }
         (Some(meant), _) => {
             format!("classes are written in lower case: {} and not \"{class}\"", meant.name())
         }
@@ -324,7 +329,10 @@ mod tests {
             ("*", "never for everything"),
             ("Marketing", "lower case: marketing"),
             ("Marketing", "and not \"Marketing\""),
-            (" marketing", "a space beside"),
+            (" marketing", "U+0020 SPACE at byte 0"),
+            ("marketing\u{200b}", "U+200B ZERO WIDTH SPACE at byte 9"),
+            ("\u{ff4d}arketing", "a compatibility form of \"m\": U+FF4D at byte 0"),
+            ("utility.\u{ff4f}rder", "a compatibility form of \"o\": U+FF4F at byte 8"),
             ("sales", "\"sales\", did you mean marketing?"),
             ("marketting", "did you mean marketing?"),
             ("utilities.orders", "\"utilities\", did you mean utility?"),

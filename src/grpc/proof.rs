@@ -61,7 +61,7 @@ impl RecordService {
         let mut found = Vec::new();
         let since = convert::moment("since_time", since_time, &mut found);
         if !business_id.is_empty() {
-            found.extend(BusinessId::parse(&business_id).err());
+            found.extend(BusinessId::recorded(&business_id).err());
         }
         if !found.is_empty() {
             return Err(status::invalid(&found));
@@ -157,7 +157,7 @@ impl RecordService {
         let since = convert::moment("since_time", since_time, &mut found);
         let until = convert::moment("until_time", until_time, &mut found);
         if !business_id.is_empty() {
-            found.extend(BusinessId::parse(&business_id).err());
+            found.extend(BusinessId::recorded(&business_id).err());
         }
         if !found.is_empty() {
             return Err(status::invalid(&found));

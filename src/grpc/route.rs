@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use sha2::{Digest as _, Sha256};
@@ -42,7 +43,7 @@ pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Answer>> + Send
 
 /// The bearer tokens that may record, as digests, so that comparing takes as long for any.
 #[derive(Clone)]
-pub struct Tokens(Arc<[[u8; 32]]>);
+pub struct Tokens(Arc<ArcSwap<Vec<[u8; 32]>>>);
 
 /// Why a file of tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,20 @@ impl Tokens {
     ///
     /// [`TokensError`] names the file, never a token.
     pub fn read(path: &Path) -> Result<Self, TokensError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Self::digests(path)?))))
+    }
+
+    /// Reads a file of tokens again, for all clones; one that cannot be used changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TokensError`] names the file, never a token.
+    pub fn read_again(&self, path: &Path) -> Result<(), TokensError> {
+        self.0.store(Arc::new(Self::digests(path)?));
+        Ok(())
+    }
+
+    fn digests(path: &Path) -> Result<Vec<[u8; 32]>, TokensError> {
         let at = || path.to_owned();
         let text =
             files::read_trusted(path).map_err(|source| TokensError::Io { path: at(), source })?;
@@ -98,11 +113,7 @@ impl Tokens {
             }
             tokens.push(Sha256::digest(line.as_bytes()).into());
         }
-        if tokens.is_empty() {
-            Err(TokensError::Empty { path: at() })
-        } else {
-            Ok(Self(tokens.into()))
-        }
+        if tokens.is_empty() { Err(TokensError::Empty { path: at() }) } else { Ok(tokens) }
     }
 
     fn allow(&self, request: &Request<Incoming>) -> bool {
@@ -114,7 +125,8 @@ impl Tokens {
             .map(|(_, token)| token.trim());
         let Some(token) = token else { return false };
         let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let known = self.0.iter().map(|token| given.ct_eq(token));
+        let tokens = self.0.load();
+        let known = tokens.iter().map(|token| given.ct_eq(token));
         known.fold(subtle::Choice::from(0), |any, this| any | this).into()
     }
 }

@@ -70,6 +70,9 @@ pub struct Told {
     pub whole_seconds: bool,
     /// What of an inbound message counts.
     pub counts: Counts,
+    /// Whether it is in a ledger already, as when a denial is given back: then its ids are read as
+    /// versions before took them.
+    pub is_recorded: bool,
 }
 
 /// What of an inbound message counts.
@@ -186,7 +189,7 @@ impl Recorder {
         what.violations(&self.names)
     }
 
-    /// A pair's history, with its chain checked.
+    /// A pair's history, with its chain checked; also of ids that only versions before took.
     ///
     /// # Errors
     ///
@@ -226,8 +229,12 @@ impl Recorder {
         let mut places = HashMap::new();
         for (index, submission) in submissions.iter().enumerate() {
             let event = &submission.event;
-            let mut found = self.violations(&event.what);
-            let key = secret.read(&event.user_id, &event.business_id);
+            let (mut found, key) = if submission.told.is_recorded {
+                (Vec::new(), secret.read(&event.user_id, &event.business_id))
+            } else {
+                let key = secret.parse(&event.user_id, &event.business_id);
+                (self.violations(&event.what), key)
+            };
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {
                 found.push(Violation::new("request_id", "longer than 128 bytes of UTF-8"));
             }

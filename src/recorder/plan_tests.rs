@@ -283,7 +283,7 @@ fn an_expiry_must_lie_behind_the_opt_in() {
 /// As a webhook tells it: its time has whole seconds.
 fn by_webhook(what: What, time: i64, counts: Counts) -> Submission {
     let mut told = event(what, Some(time), "");
-    told.told = Told { whole_seconds: true, counts };
+    told.told = Told { whole_seconds: true, counts, ..Told::default() };
     told
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{MAX_EVENTS, Recorder, Refusal, Submission};
+use super::{MAX_EVENTS, Recorder, Refusal, Submission, Told};
 use crate::clock;
 use crate::consent::event::Event;
 use crate::consent::record::HistoryEntry;
@@ -101,7 +101,8 @@ fn again(denial: &HistoryEntry) -> Submission {
         time: Some(denial.time),
         what: denial.what.clone(),
     };
-    Submission::new(event, String::new())
+    let told = Told { is_recorded: true, ..Told::default() };
+    Submission { event, request_id: String::new(), told }
 }
 
 /// Whether an event may not be durable, so that it is tried again.

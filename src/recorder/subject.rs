@@ -71,8 +71,9 @@ impl Recorder {
         user_id: &str,
         more: &[String],
     ) -> Result<UserPairs, Refusal> {
-        let user = UserId::parse(user_id).err();
-        let invalid = more.iter().filter_map(|id| BusinessId::parse(id).err());
+        // Also ids that only versions before took: what they recorded must be found, to be erased.
+        let user = UserId::recorded(user_id).err();
+        let invalid = more.iter().filter_map(|id| BusinessId::recorded(id).err());
         let invalid = invalid.map(|found| Violation::new("business_ids", found.description));
         let found: Vec<_> = user.into_iter().chain(invalid).collect();
         if !found.is_empty() {

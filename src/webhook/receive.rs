@@ -22,7 +22,7 @@ use super::{
 use crate::budget::{Charge, Pool};
 use crate::clock;
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
-use crate::whatsapp::{self, Heard, NotAPayload};
+use crate::whatsapp::{self, Heard, Kind, NotAPayload};
 
 /// The header that has a request's signature.
 const SIGNATURE: &str = "x-hub-signature-256";
@@ -165,26 +165,48 @@ impl Webhook {
             places.extend(update.submissions.iter().map(|_| place));
             submissions.extend(update.submissions);
         }
-        let mut gone = false;
-        for (places, chunk) in places.chunks(MAX_EVENTS).zip(submissions.chunks(MAX_EVENTS)) {
-            // Where there is no ledger, the rest has none either.
-            let results = if gone { Vec::new() } else { self.recorder.record(chunk).await };
-            gone |= results.iter().any(|result| matches!(result, Err(Refusal::Ledger(_))));
-            let mut results = results.into_iter();
-            for (place, submission) in places.iter().zip(chunk) {
-                let came = match results.next() {
-                    None => Came::Failed,
-                    Some(result) => self.came(submission, &result),
-                };
-                if let Some((_, worst)) = kinds.get_mut(*place) {
-                    *worst = came.max(*worst);
-                }
+        let mut ahead = Vec::new();
+        let mut denials = Vec::new();
+        let results = self.record_all(&submissions).await;
+        for ((place, submission), result) in places.into_iter().zip(&submissions).zip(results) {
+            let denial = result.as_ref().filter(|result| is_ahead(result));
+            let denial = denial.and_then(|_| whatsapp::as_of_arrival(submission));
+            let came = result.map_or(Came::Failed, |result| self.came(submission, &result));
+            if let Some(denial) = denial {
+                ahead.push((place, came));
+                denials.push(denial);
+            } else {
+                raise(&mut kinds, place, came);
             }
+        }
+        // What is too far ahead of the ledger's clock denies as of its arrival. Where it may be
+        // recorded by its own time yet, it is to come again: by that it counts for longer.
+        let results = self.record_all(&denials).await;
+        for (((place, before), denial), result) in ahead.into_iter().zip(&denials).zip(results) {
+            let came = result.map_or(Came::Failed, |result| self.came(denial, &result));
+            let is_recorded = before == Came::Refused && came == Came::Applied;
+            raise(&mut kinds, place, if is_recorded { came } else { came.max(before) });
         }
         for (kind, came) in &kinds {
             self.metrics.webhook_update(kind.name(), came.name());
         }
         kinds.iter().all(|(_, came)| *came != Came::Failed)
+    }
+
+    /// Records any number of events; gives what came of each, nothing where it was not tried.
+    async fn record_all(&self, submissions: &[Submission]) -> Vec<Option<Recorded>> {
+        let mut all: Vec<Option<Recorded>> = Vec::with_capacity(submissions.len());
+        for chunk in submissions.chunks(MAX_EVENTS) {
+            let results = self.recorder.record(chunk).await;
+            let gone = results.iter().any(|result| matches!(result, Err(Refusal::Ledger(_))));
+            all.extend(results.into_iter().map(Some));
+            if gone {
+                // Where there is no ledger, the rest has none either.
+                break;
+            }
+        }
+        all.resize(submissions.len(), None);
+        all
     }
 
     fn came(&self, submission: &Submission, result: &Recorded) -> Came {
@@ -223,15 +245,31 @@ impl Came {
     }
 }
 
+/// Sets what came of an update, where that is worse than what is known of it.
+fn raise(kinds: &mut [(Kind, Came)], place: usize, came: Came) {
+    if let Some((_, worst)) = kinds.get_mut(place) {
+        *worst = came.max(*worst);
+    }
+}
+
+/// Whether an event was refused for a time that is too far ahead of the ledger's clock, and for
+/// nothing else.
+fn is_ahead(result: &Recorded) -> bool {
+    match result {
+        Err(Refusal::Invalid(found)) => found.iter().all(|found| found.field == "event_time"),
+        _ => false,
+    }
+}
+
 /// Whether what was not recorded may be, if it comes again.
 fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
     match refusal {
         // What is ahead of the ledger's clock is not once that has gone on, or was set: a STOP
         // must not be lost for a clock that is late.
-        Refusal::Invalid(found) => {
-            let ahead = found.iter().all(|violation| violation.field == "event_time");
+        Refusal::Invalid(_) => {
             let soon = clock::wall().plus(RETRIED_FOR);
-            ahead && submission.event.time.is_some_and(|time| time <= soon)
+            let is_soon = submission.event.time.is_some_and(|time| time <= soon);
+            is_soon && is_ahead(&Err(refusal.clone()))
         }
         Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
         // A record that cannot be read is mended, or read by a newer version.

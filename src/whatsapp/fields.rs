@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::consent::hidden;
 use crate::consent::time::Timestamp;
 
 /// A text that is not empty.
@@ -9,13 +10,40 @@ pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
+/// A word that says what something is. One of which a part could not be parsed is none: then it is
+/// not known what was said.
+pub(super) fn word<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    text(object, name).map(str::trim).filter(|word| !word.is_empty() && is_whole(word))
+}
+
+/// Whether all of a text could be parsed.
+fn is_whole(text: &str) -> bool {
+    !text.contains(char::REPLACEMENT_CHARACTER)
+}
+
 /// An id: a text that is not empty, or a whole number, as some write numbers' ids.
 pub(super) fn id(object: &Value, name: &str) -> Option<String> {
     match object.get(name)? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(number) => number.as_u64().map(|number| number.to_string()),
+        Value::Number(number) => {
+            number.as_u64().map(|number| number.to_string()).or_else(|| whole(number.as_f64()?))
+        }
         _ => None,
     }
+}
+
+/// A whole number that was written as a decimal one.
+fn whole(number: f64) -> Option<String> {
+    /// Beyond it not every whole number has an `f64` of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    ((0.0..MOST).contains(&number) && number.fract() == 0.0).then(|| format!("{number:.0}"))
+}
+
+/// An id that names somebody, without the characters of it that nobody sees: whoever asks about it
+/// has to leave them out, so with them a STOP would be recorded of somebody else.
+pub(super) fn name(object: &Value, name: &str) -> Option<String> {
+    let id = id(object, name).filter(|id| is_whole(id))?;
+    Some(hidden::cleaned(&id).into_owned()).filter(|id| !id.is_empty())
 }
 
 /// A moment in whole seconds, which the platform gives as a text in some places and as a number in
@@ -45,11 +73,13 @@ pub(super) fn has(object: &Value, name: &str) -> bool {
     object.get(name).is_some_and(|value| !value.is_null())
 }
 
-/// The items of a list. Nothing where there is none; an error where it is no list.
+/// The items of a list, of which an object alone is one. Nothing where there is none; an error where
+/// it is neither.
 pub(super) fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value], NotAList> {
     match object.get(name) {
         None | Some(Value::Null) => Ok(&[]),
         Some(Value::Array(items)) => Ok(items),
+        Some(item @ Value::Object(_)) => Ok(std::slice::from_ref(item)),
         Some(_) => Err(NotAList),
     }
 }

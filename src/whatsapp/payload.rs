@@ -1,25 +1,30 @@
 //! Which updates a payload has.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::fields::{has, id, list, text};
+use super::fields::{has, list, name, word};
 use super::update::{Context, Meant};
 use super::{Cause, Heard, Kind, Rules, Update};
 use crate::consent::event::What;
-use crate::recorder::Submission;
 
 /// The object whose webhooks are read.
 const OBJECT: &str = "whatsapp_business_account";
 
+/// The lists whose items are updates, and what they are about.
+const LISTS: [(&str, Kind); 4] = [
+    ("messages", Kind::Message),
+    ("statuses", Kind::Status),
+    ("calls", Kind::Call),
+    ("user_preferences", Kind::Preference),
+];
+
 /// Reads a payload.
 pub(super) fn read(payload: &Value, rules: &Rules) -> Heard {
     let mut reader = Reader { rules, heard: Heard::default(), linked: HashSet::new() };
-    match payload.get("object") {
-        Some(Value::String(object)) if object != OBJECT => {
-            reader.pass(Kind::Other, Cause::UnknownObject);
-        }
+    match word(payload, "object") {
+        Some(object) if object != OBJECT => reader.pass(Kind::Other, Cause::UnknownObject),
         _ => reader.payload(payload),
     }
     reader.heard
@@ -61,58 +66,73 @@ impl Reader<'_> {
     }
 
     fn change(&mut self, change: &Value) {
-        let value = change.get("value").filter(|value| value.is_object());
-        let (Some(field), Some(value)) = (text(change, "field"), value) else {
+        let Some(value) = change.get("value").filter(|value| value.is_object()) else {
             return self.pass(Kind::Other, Cause::BadShape);
         };
+        let field = word(change, "field");
         let lists: &[(&str, Kind)] = match field {
-            "messages" => &[("messages", Kind::Message), ("statuses", Kind::Status)],
-            "calls" => &[("calls", Kind::Call)],
-            "user_preferences" => &[("user_preferences", Kind::Preference)],
-            _ => return self.pass(Kind::Other, Cause::UnknownField),
+            Some("messages") => &[("messages", Kind::Message), ("statuses", Kind::Status)],
+            Some("calls") => &[("calls", Kind::Call)],
+            Some("user_preferences") => &[("user_preferences", Kind::Preference)],
+            Some(_) => return self.pass(Kind::Other, Cause::UnknownField),
+            // What it is about cannot be read; what its lists are called can.
+            None => &LISTS,
         };
         if !lists.iter().any(|(name, _)| has(value, name)) {
             // Such as a list of errors of the account, or of statuses of calls.
-            return self.pass(Kind::Other, Cause::UnknownField);
+            let cause = if field.is_some() { Cause::UnknownField } else { Cause::BadShape };
+            return self.pass(Kind::Other, cause);
         }
-        let number = value.get("metadata").and_then(|metadata| id(metadata, "phone_number_id"));
-        let business = number.as_ref().and_then(|number| self.rules.numbers.get(number));
+        let number = value.get("metadata").and_then(|metadata| name(metadata, "phone_number_id"));
+        let (businesses, broken): (BTreeSet<&str>, _) = if let Some(number) = &number {
+            let known = self.rules.numbers.get(number).map(String::as_str);
+            (known.into_iter().collect(), field.is_none().then_some(Cause::BadShape))
+        } else {
+            // Whose number it was for cannot be read: what denies is taken to be for all.
+            let all = self.rules.numbers.values().map(String::as_str);
+            (all.collect(), Some(Cause::NoNumber))
+        };
         for (name, kind) in lists {
             for item in self.items(value, name, *kind) {
-                match (&number, business) {
-                    (None, _) => self.pass(*kind, Cause::NoNumber),
-                    (Some(number), None) => {
-                        self.pass(*kind, Cause::UnknownNumber);
-                        self.heard.stranger.get_or_insert_with(|| number.clone());
-                    }
-                    (_, Some(business)) => {
-                        let context = Context { rules: self.rules, business, value };
-                        let link = context.link(*kind, item);
-                        self.take(context.read(*kind, item), link);
-                    }
+                if businesses.is_empty() {
+                    let (cause, stranger) = (Cause::UnknownNumber, number.clone());
+                    self.pass(*kind, cause);
+                    self.heard.stranger = self.heard.stranger.take().or(stranger);
+                }
+                let mut passed = None;
+                for business in &businesses {
+                    let context = Context { rules: self.rules, business, value, broken };
+                    passed = self.take(&context, *kind, item).or(passed);
+                }
+                if let Some((kind, cause)) = passed {
+                    self.pass(kind, cause);
                 }
             }
         }
     }
 
-    fn take(&mut self, read: Result<Meant, (Kind, Cause)>, link: Option<Submission>) {
-        match read {
-            // Who changed the number has an id too that stays, but whose it is now is not told.
-            Ok(Meant { kind: Kind::NumberChange, submissions }) => {
-                self.heard.updates.push(Update { kind: Kind::NumberChange, submissions });
-                return;
-            }
-            Ok(Meant { kind, submissions }) => {
+    /// Takes what an item says at one business; gives why it is passed over, wholly or in part.
+    fn take(&mut self, context: &Context<'_>, kind: Kind, item: &Value) -> Option<(Kind, Cause)> {
+        let passed = match context.read(kind, item) {
+            Ok(Meant { kind, submissions, malformed }) => {
                 self.heard.updates.push(Update { kind, submissions });
+                // Who changed the number has an id too that stays, but whose it is now is not told.
+                if kind == Kind::NumberChange {
+                    return malformed.map(|cause| (kind, cause));
+                }
+                malformed.map(|cause| (kind, cause))
             }
-            Err((kind, cause)) => self.pass(kind, cause),
-        }
+            Err(passed) => Some(passed),
+        };
         // Most payloads have one user, and all of it is said of that user again and again.
-        let Some(link) = link else { return };
-        let ids = (link.event.user_id.clone(), link.event.business_id.clone());
-        let What::Link { other_user_id, .. } = &link.event.what else { return };
-        if self.linked.insert((ids, other_user_id.clone())) {
-            self.heard.updates.push(Update { kind: Kind::Link, submissions: vec![link] });
+        if let Some(link) = context.link(kind, item)
+            && let What::Link { other_user_id, .. } = &link.event.what
+        {
+            let ids = (link.event.user_id.clone(), link.event.business_id.clone());
+            if self.linked.insert((ids, other_user_id.clone())) {
+                self.heard.updates.push(Update { kind: Kind::Link, submissions: vec![link] });
+            }
         }
+        passed
     }
 }

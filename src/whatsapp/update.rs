@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::fields::{code, has, id, list, seconds, text};
+use super::arrival::{as_of_arrival, denies};
+use super::fields::{code, has, id, list, name, seconds, text, word};
 use super::{CALL, Cause, GROUP, Kind, Rules};
 use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
 use crate::consent::scope::{Class, Scope};
@@ -22,12 +23,16 @@ pub(super) struct Context<'a> {
     pub(super) business: &'a str,
     /// What holds its list.
     pub(super) value: &'a Value,
+    /// What is wrong around it, if anything is: then only what it denies is read.
+    pub(super) broken: Option<Cause>,
 }
 
 /// What an update means.
 pub(super) struct Meant {
     pub(super) kind: Kind,
     pub(super) submissions: Vec<Submission>,
+    /// What of it cannot be read, where only what it denies is told.
+    pub(super) malformed: Option<Cause>,
 }
 
 /// One user's ids, as far as an update tells them: one of them at the least.
@@ -45,37 +50,70 @@ impl Who {
 
 type Read = Result<Meant, (Kind, Cause)>;
 
+/// What an update comes to, and what is wrong with it: then only what it denies is to be kept.
+type Found = Result<(Vec<Submission>, Option<Cause>), Cause>;
+
 impl Context<'_> {
     /// What an item means of a list whose items are about this.
     pub(super) fn read(&self, kind: Kind, item: &Value) -> Read {
         match kind {
             Kind::Message => self.message(item),
-            Kind::Status => self.status(item),
+            Kind::Status => self.meant(Kind::Status, self.failure(item)),
             Kind::Call => self.call(item),
-            _ => self.preference(item),
+            _ => self.meant(Kind::Preference, self.preference(item)),
         }
+    }
+
+    /// What was found: all of it, or what it denies where anything is wrong with it.
+    fn meant(&self, kind: Kind, found: Found) -> Read {
+        let (submissions, malformed) = found.map_err(|cause| (kind, cause))?;
+        let untimed = submissions.iter().any(|submission| submission.event.time.is_none());
+        let malformed = malformed.or(self.broken).or(untimed.then_some(Cause::NoTime));
+        let Some(cause) = malformed else {
+            return Ok(Meant { kind, submissions, malformed });
+        };
+        let denials = submissions.iter().filter_map(|submission| {
+            let denial = as_of_arrival(submission)?;
+            if submission.event.time.is_none() {
+                return Some(denial);
+            }
+            // A time that can be read counts, and makes a repeat change nothing.
+            let event = submission.event.clone();
+            Some(Submission { event, request_id: String::new(), ..denial })
+        });
+        let submissions: Vec<_> = denials.collect();
+        if submissions.is_empty() {
+            return Err((kind, cause));
+        }
+        Ok(Meant { kind, submissions, malformed })
     }
 
     /// A message from a user.
     fn message(&self, message: &Value) -> Read {
-        if text(message, "type") == Some("system") {
+        if word(message, "type") == Some("system") {
             return self.system(message);
         }
-        self.inbound(message)
-            .map(|submissions| Meant { kind: Kind::Message, submissions })
-            .map_err(|cause| (Kind::Message, cause))
+        self.meant(Kind::Message, self.inbound(message))
     }
 
-    fn inbound(&self, message: &Value) -> Result<Vec<Submission>, Cause> {
-        let kind = text(message, "type").ok_or(Cause::BadShape)?;
+    fn inbound(&self, message: &Value) -> Found {
+        let kind = word(message, "type");
         let in_group = has(message, "group_id") && !self.rules.opens(GROUP);
-        let opens = self.rules.opens(kind) && !in_group;
-        let texts = texts(kind, message)?;
-        if !opens && texts.is_empty() {
-            let is_known = self.rules.opens(kind)
-                || Rules::OPENS_WINDOW.contains(&kind)
-                || OPEN_NOTHING.contains(&kind);
-            return Err(if is_known { Cause::OpensNoWindow } else { Cause::UnknownType });
+        let opens = kind.is_some_and(|kind| self.rules.opens(kind)) && !in_group;
+        let (texts, malformed) = match kind {
+            Some(kind) => texts(kind, message)?,
+            None => (texts_of_any(message), Some(Cause::BadShape)),
+        };
+        if texts.is_empty() {
+            if let Some(cause) = malformed {
+                return Err(cause);
+            }
+            if let Some(kind) = kind.filter(|_| !opens) {
+                let is_known = self.rules.opens(kind)
+                    || Rules::OPENS_WINDOW.contains(&kind)
+                    || OPEN_NOTHING.contains(&kind);
+                return Err(if is_known { Cause::OpensNoWindow } else { Cause::UnknownType });
+            }
         }
         let (user, time) = self.whose(message, "from", "from_user_id")?;
         let message_id = message_id(message);
@@ -91,31 +129,30 @@ impl Context<'_> {
             if opens { Counts::All } else { rest },
         );
         let others = texts.iter().skip(1).map(|text| inbound(text, rest));
-        Ok(std::iter::once(first).chain(others).collect())
+        Ok((std::iter::once(first).chain(others).collect(), malformed))
     }
 
     /// What the platform says of a user in the place of a message.
     fn system(&self, message: &Value) -> Read {
         let system = message.get("system").filter(|system| has(system, "type"));
         let system = system.ok_or((Kind::Other, Cause::BadShape))?;
-        if text(system, "type") != Some("user_changed_number") {
+        if word(system, "type") != Some("user_changed_number") {
             return Err((Kind::Other, Cause::UnknownType));
         }
         let read = || {
             // By its own fields alone: the contact may be the old number or the new one.
-            let old = id(message, "from").ok_or(Cause::NoUser)?;
-            let new = id(system, "wa_id").or_else(|| id(system, "new_wa_id"));
+            let old = name(message, "from").ok_or(Cause::NoUser)?;
+            let new = name(system, "wa_id").or_else(|| name(system, "new_wa_id"));
             let other_user_id = new.ok_or(Cause::NoUser)?;
-            let time = seconds(message, "timestamp").ok_or(Cause::NoTime)?;
             let what = What::Link { other_user_id, moved: true };
-            Ok(vec![self.told(&old, time, what, Counts::All)])
+            let time = seconds(message, "timestamp");
+            Ok((vec![self.told(&old, time, what, Counts::All)], None))
         };
-        read()
-            .map(|submissions| Meant { kind: Kind::NumberChange, submissions })
-            .map_err(|cause| (Kind::NumberChange, cause))
+        self.meant(Kind::NumberChange, read())
     }
 
-    /// That the two ids of an update are one user's, where it has both.
+    /// That the two ids of an update are one user's, where it has both. Without a time it is so as
+    /// of its arrival: to say it again changes nothing.
     pub(super) fn link(&self, kind: Kind, item: &Value) -> Option<Submission> {
         let who = match kind {
             Kind::Status => self.who(item, "recipient_id", "recipient_user_id"),
@@ -123,7 +160,7 @@ impl Context<'_> {
             _ => self.who(item, "from", "from_user_id"),
         };
         let (number, other_user_id) = (who.number?, who.scoped?);
-        let time = seconds(item, "timestamp")?;
+        let time = seconds(item, "timestamp");
         (number != other_user_id).then(|| {
             let what = What::Link { other_user_id, moved: false };
             self.told(&number, time, what, Counts::All)
@@ -132,9 +169,9 @@ impl Context<'_> {
 
     /// A call.
     fn call(&self, call: &Value) -> Read {
-        let connects = text(call, "event") == Some("connect");
-        if !connects || text(call, "direction") != Some("USER_INITIATED") {
-            let is_read = text(call, "event").is_some() && text(call, "direction").is_some();
+        let connects = word(call, "event") == Some("connect");
+        if !connects || word(call, "direction") != Some("USER_INITIATED") {
+            let is_read = word(call, "event").is_some() && word(call, "direction").is_some();
             let cause = if is_read { Cause::NotACallByUser } else { Cause::BadShape };
             return Err((Kind::Call, cause));
         }
@@ -145,65 +182,57 @@ impl Context<'_> {
             self.whose(call, "from", "from_user_id").map_err(|cause| (Kind::Call, cause))?;
         let what = What::Inbound { message_id: message_id(call), text: String::new() };
         let submissions = vec![self.told(&user, time, what, Counts::All)];
-        Ok(Meant { kind: Kind::Call, submissions })
+        self.meant(Kind::Call, Ok((submissions, None)))
     }
 
     /// What a user prefers of marketing.
-    fn preference(&self, preference: &Value) -> Read {
-        let read = || {
-            let what = preferred(preference)?;
-            let (user, time) = self.whose(preference, "wa_id", "user_id")?;
-            Ok(vec![self.told(&user, time, what, Counts::All)])
-        };
-        read()
-            .map(|submissions| Meant { kind: Kind::Preference, submissions })
-            .map_err(|cause| (Kind::Preference, cause))
+    fn preference(&self, preference: &Value) -> Found {
+        let what = preferred(preference)?;
+        let (user, time) = self.whose(preference, "wa_id", "user_id")?;
+        Ok((vec![self.told(&user, time, what, Counts::All)], None))
     }
 
     /// What became of a message to a user.
-    fn status(&self, status: &Value) -> Read {
-        self.failure(status)
-            .map(|submissions| Meant { kind: Kind::Status, submissions })
-            .map_err(|cause| (Kind::Status, cause))
-    }
-
-    fn failure(&self, status: &Value) -> Result<Vec<Submission>, Cause> {
-        if text(status, "status").ok_or(Cause::BadShape)? != "failed" {
+    fn failure(&self, status: &Value) -> Found {
+        let told = word(status, "status");
+        if told.is_some_and(|told| told != "failed") {
             return Err(Cause::NotFailed);
         }
-        if text(status, "recipient_type") == Some("group") {
+        if word(status, "recipient_type") == Some("group") {
             return Err(Cause::ToGroup);
         }
         let errors = list(status, "errors").map_err(|_| Cause::BadShape)?;
         let mut codes: Vec<i32> = errors.iter().filter_map(|error| code(error, "code")).collect();
         codes.dedup();
-        if codes.is_empty() {
-            return Err(Cause::NoCode);
+        // A code that denies tells of a failure even where the status itself cannot be read.
+        let malformed = told.is_none().then_some(Cause::BadShape);
+        if codes.is_empty() || (malformed.is_some() && !codes.iter().any(|code| denies(*code))) {
+            return Err(malformed.unwrap_or(Cause::NoCode));
         }
         let (user, time) = self.whose(status, "recipient_id", "recipient_user_id")?;
         let failure = |code| self.told(&user, time, What::Failure { code }, Counts::All);
-        Ok(codes.into_iter().map(failure).collect())
+        Ok((codes.into_iter().map(failure).collect(), malformed))
     }
 
-    /// Whose an update is, and when it happened.
+    /// Whose an update is, and when it happened, where that can be read.
     fn whose(
         &self,
         update: &Value,
         number: &str,
         scoped: &str,
-    ) -> Result<(String, Timestamp), Cause> {
+    ) -> Result<(String, Option<Timestamp>), Cause> {
         let who = self.who(update, number, scoped);
         let user = who.id().ok_or(Cause::NoUser)?;
-        let time = seconds(update, "timestamp").ok_or(Cause::NoTime)?;
-        Ok((user.clone(), time))
+        Ok((user.clone(), seconds(update, "timestamp")))
     }
 
     /// A user's ids, of the update itself and of the contact that it is about.
     fn who(&self, update: &Value, number: &str, scoped: &str) -> Who {
-        let mut who = Who { number: id(update, number), scoped: id(update, scoped) };
+        let mut who = Who { number: name(update, number), scoped: name(update, scoped) };
         let contacts = list(self.value, "contacts").unwrap_or_default();
         let is_meant = |contact: &&Value| {
-            let same = |ours: &Option<String>, name| ours.is_some() && *ours == id(contact, name);
+            let same =
+                |ours: &Option<String>, field| ours.is_some() && *ours == name(contact, field);
             same(&who.number, "wa_id") || same(&who.scoped, "user_id")
         };
         let meant = match contacts {
@@ -212,47 +241,68 @@ impl Context<'_> {
             contacts => contacts.iter().find(is_meant),
         };
         if let Some(contact) = meant {
-            who.number = who.number.take().or_else(|| id(contact, "wa_id"));
-            who.scoped = who.scoped.take().or_else(|| id(contact, "user_id"));
+            who.number = who.number.take().or_else(|| name(contact, "wa_id"));
+            who.scoped = who.scoped.take().or_else(|| name(contact, "user_id"));
         }
         who
     }
 
-    fn told(&self, user: &str, time: Timestamp, what: What, counts: Counts) -> Submission {
-        let event = Event {
-            user_id: user.to_owned(),
-            business_id: self.business.to_owned(),
-            time: Some(time),
-            what,
-        };
+    fn told(&self, user: &str, time: Option<Timestamp>, what: What, counts: Counts) -> Submission {
+        let event =
+            Event { user_id: user.to_owned(), business_id: self.business.to_owned(), time, what };
         // Its time makes a repeat change nothing: a request id would be forgotten after eight.
-        let told = Told { whole_seconds: true, counts };
+        let told = Told { whole_seconds: true, counts, ..Told::default() };
         Submission { event, request_id: String::new(), told }
     }
 }
 
 /// The texts of a message, each of which may be a keyword: a button has what it shows, and what the
-/// business wrote behind it.
-fn texts<'a>(kind: &str, message: &'a Value) -> Result<Vec<&'a str>, Cause> {
-    let of = |object: Option<&'a Value>, names: [&str; 2]| {
-        let mut texts: Vec<_> = names.iter().filter_map(|name| text(object?, name)).collect();
-        texts.dedup();
-        if texts.is_empty() { Err(Cause::NoText) } else { Ok(texts) }
+/// business wrote behind it. And what is wrong with it, where that is not all that there is.
+fn texts<'a>(kind: &str, message: &'a Value) -> Result<(Vec<&'a str>, Option<Cause>), Cause> {
+    let found = |texts: Vec<&'a str>| {
+        if texts.is_empty() { Err(Cause::NoText) } else { Ok((texts, None)) }
     };
     let body = message.get(kind);
     match kind {
-        "text" => of(body, ["body", "body"]),
-        "button" => of(body, ["text", "payload"]),
-        "interactive" => match body.and_then(|body| text(body, "type")) {
+        "text" => found(texts_in(body, ["body", "body"])),
+        "button" => found(texts_in(body, ["text", "payload"])),
+        "interactive" => match body.and_then(|body| word(body, "type")) {
             Some(reply @ ("button_reply" | "list_reply")) => {
-                of(body.and_then(|body| body.get(reply)), ["title", "id"])
+                found(texts_in(body.and_then(|body| body.get(reply)), ["title", "id"]))
             }
             // A form that was filled in, and what may come yet.
-            Some(_) => Ok(Vec::new()),
-            None => Err(Cause::BadShape),
+            Some(_) => Ok((Vec::new(), None)),
+            None => Ok((replies(message), Some(Cause::BadShape))),
         },
-        _ => Ok(Vec::new()),
+        _ => Ok((Vec::new(), None)),
     }
+}
+
+/// The texts of these names in an object, or of what is itself a text in its place.
+fn texts_in<'a>(object: Option<&'a Value>, names: [&str; 2]) -> Vec<&'a str> {
+    if let Some(Value::String(text)) = object {
+        return Some(text.as_str()).filter(|text| !text.is_empty()).into_iter().collect();
+    }
+    let mut texts: Vec<_> = names.iter().filter_map(|name| text(object?, name)).collect();
+    texts.dedup();
+    texts
+}
+
+/// The texts of replies to a message with buttons or a list.
+fn replies(message: &Value) -> Vec<&str> {
+    let body = message.get("interactive");
+    let replies = ["button_reply", "list_reply"].into_iter();
+    replies
+        .flat_map(|reply| texts_in(body.and_then(|body| body.get(reply)), ["title", "id"]))
+        .collect()
+}
+
+/// The texts of a message whose type cannot be read.
+fn texts_of_any(message: &Value) -> Vec<&str> {
+    let mut texts = texts_in(message.get("text"), ["body", "body"]);
+    texts.extend(texts_in(message.get("button"), ["text", "payload"]));
+    texts.extend(replies(message));
+    texts
 }
 
 /// A message's id; one that could not be recorded is none, for a STOP must not be lost for it.
@@ -263,11 +313,13 @@ fn message_id(message: &Value) -> String {
 
 /// What a preference says.
 fn preferred(preference: &Value) -> Result<What, Cause> {
-    let is_marketing = text(preference, "category").map(|category| category == MARKETING);
+    let is_marketing = word(preference, "category").map(|category| category == MARKETING);
     match (text(preference, "value").ok_or(Cause::BadShape)?, is_marketing) {
         (_, Some(false)) => Err(Cause::UnknownPreference),
         // One without a category can only be of marketing: there is no other.
-        ("stop", _) => Ok(What::Platform { stopped: true }),
+        (stop, _) if stop.trim().eq_ignore_ascii_case("stop") => {
+            Ok(What::Platform { stopped: true })
+        }
         ("resume" | "signup", None) => Err(Cause::BadShape),
         ("resume", _) => Ok(What::Platform { stopped: false }),
         ("signup", _) => {

@@ -199,6 +199,12 @@ impl Target {
         matches!(self.place, Place::Named { .. })
     }
 
+    /// Whether a text is the address of a Redis and has a password in it.
+    #[must_use]
+    pub fn has_password(text: &str) -> bool {
+        Read::url(text).is_ok_and(|read| read.password.is_some())
+    }
+
     /// Whether a text is meant to be the address of a Redis.
     #[must_use]
     pub fn is_meant_by(text: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Webhooks as the platform sends them, to the real binary on a file and on a Redis.
 
 mod client;
+mod forms;
 mod limits;
 mod reload;
 mod repeats;

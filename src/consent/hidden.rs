@@ -1,0 +1,303 @@
+//! Characters of an id that nobody sees, and those that look like others: two ids that differ by
+//! them are one to whoever reads them, and would be two people to us.
+//!
+//! An id in which nothing is hidden is plain: printable ASCII without spaces at its ends, or Unicode
+//! in normalization form NFKC without white space (but inner ASCII spaces), control, format and
+//! other default-ignorable characters.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory};
+use icu_properties::{CodePointMapData, CodePointSetData};
+use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_quick};
+
+/// A character that makes an id differ from another one in a way that nobody sees. Shown with its
+/// code point, its name where it is a usual one, and what to do about it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Hidden {
+    /// The character.
+    pub character: char,
+    /// Where it is, in bytes of UTF-8 from 0.
+    pub place: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Kind {
+    /// White space at an end.
+    Edge,
+    /// White space that is no ASCII space.
+    Space,
+    /// A control character.
+    Control,
+    /// A character without a shape of its own.
+    Invisible,
+    /// A character that Unicode takes for this one, or these.
+    Compatible(String),
+    /// A character that makes one letter with those before it, which has a code of its own.
+    Uncomposed,
+}
+
+/// Whether a text is printable ASCII without spaces at its ends, as nearly every id is.
+#[must_use]
+#[inline]
+pub fn is_plain_ascii(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let ends = bytes.first() != Some(&b' ') && bytes.last() != Some(&b' ');
+    ends && bytes.iter().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// The first hidden character of a text. Allocates nothing for plain ASCII.
+#[must_use]
+pub fn find(text: &str) -> Option<Hidden> {
+    if is_plain_ascii(text) {
+        return None;
+    }
+    let end = text.len().saturating_sub(text.chars().next_back().map_or(0, char::len_utf8));
+    for (place, character) in text.char_indices() {
+        let kind = match invisible(character) {
+            _ if character.is_whitespace() && !character.is_control() => match character {
+                _ if place == 0 || place == end => Kind::Edge,
+                ' ' => continue,
+                _ => Kind::Space,
+            },
+            Some(kind) => kind,
+            None => continue,
+        };
+        return Some(Hidden { character, place, kind });
+    }
+    not_normal(text)
+}
+
+/// The text without what is hidden in it: trimmed, without invisible characters, in NFKC.
+#[must_use]
+pub fn cleaned(text: &str) -> Cow<'_, str> {
+    if find(text).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let seen = |text: &str| -> String {
+        text.chars().filter(|c| c.is_whitespace() || invisible(*c).is_none()).collect()
+    };
+    // What is invisible may stand between two that compose, and decomposing may bring spaces.
+    let normal: String = seen(text).nfkc().collect();
+    let spaced: String =
+        seen(&normal).chars().map(|c| if c.is_whitespace() { ' ' } else { c }).collect();
+    Cow::Owned(spaced.trim().to_owned())
+}
+
+/// What kind of invisible character this is, if it is one; spaces are none.
+fn invisible(character: char) -> Option<Kind> {
+    if character.is_ascii() {
+        return character.is_control().then_some(Kind::Control);
+    }
+    let category = CodePointMapData::<GeneralCategory>::new().get(character);
+    let ignorable = CodePointSetData::new::<DefaultIgnorableCodePoint>();
+    match category {
+        GeneralCategory::Control => Some(Kind::Control),
+        GeneralCategory::Format
+        | GeneralCategory::LineSeparator
+        | GeneralCategory::ParagraphSeparator => Some(Kind::Invisible),
+        _ if character == BRAILLE_BLANK || ignorable.contains(character) => Some(Kind::Invisible),
+        _ => None,
+    }
+}
+
+/// A pattern of no dots, which fonts show as a space and Unicode calls a symbol.
+const BRAILLE_BLANK: char = '\u{2800}';
+
+/// The first character that NFKC does not leave as it is.
+fn not_normal(text: &str) -> Option<Hidden> {
+    if is_nfkc_quick(text.chars()) == IsNormalized::Yes || text.nfkc().eq(text.chars()) {
+        return None;
+    }
+    text.char_indices().find_map(|(place, character)| {
+        let until = text.get(..place.saturating_add(character.len_utf8()))?;
+        if until.nfkc().eq(until.chars()) {
+            return None;
+        }
+        let alone: String = std::iter::once(character).nfkc().collect();
+        let is_same = alone.chars().eq(std::iter::once(character));
+        let kind = if is_same { Kind::Uncomposed } else { Kind::Compatible(alone) };
+        Some(Hidden { character, place, kind })
+    })
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { character, place, kind } = self;
+        let code = u32::from(*character);
+        let name = name(*character).map(|name| format!(" {name}")).unwrap_or_default();
+        let named = format!("U+{code:04X}{name} at byte {place}");
+        match kind {
+            Kind::Edge => {
+                write!(f, "has white space at an end, which nobody sees: {named}; remove it")
+            }
+            Kind::Space => {
+                write!(
+                    f,
+                    "holds white space that is no ASCII space: {named}; write U+0020 or nothing"
+                )
+            }
+            Kind::Control => write!(f, "holds a control character: {named}; remove it"),
+            Kind::Invisible => write!(
+                f,
+                "holds an invisible character: {named}, as copying from a chat or a spreadsheet \
+                 leaves; remove it"
+            ),
+            Kind::Compatible(plain) => write!(
+                f,
+                "holds a compatibility form of \"{plain}\": {named}; write \"{plain}\" (Unicode's \
+                 NFKC)"
+            ),
+            Kind::Uncomposed => write!(
+                f,
+                "holds a mark that makes one letter with what is before it: {named}; write the \
+                 letter that has it (Unicode's NFC)"
+            ),
+        }
+    }
+}
+
+/// The Unicode names of the hidden characters that are met most.
+fn name(character: char) -> Option<&'static str> {
+    Some(match character {
+        '\0' => "NULL",
+        '\t' => "CHARACTER TABULATION",
+        '\n' => "LINE FEED",
+        '\r' => "CARRIAGE RETURN",
+        ' ' => "SPACE",
+        '\u{7f}' => "DELETE",
+        '\u{a0}' => "NO-BREAK SPACE",
+        '\u{ad}' => "SOFT HYPHEN",
+        '\u{301}' => "COMBINING ACUTE ACCENT",
+        '\u{303}' => "COMBINING TILDE",
+        '\u{308}' => "COMBINING DIAERESIS",
+        '\u{34f}' => "COMBINING GRAPHEME JOINER",
+        '\u{61c}' => "ARABIC LETTER MARK",
+        '\u{115f}' => "HANGUL CHOSEONG FILLER",
+        '\u{1160}' => "HANGUL JUNGSEONG FILLER",
+        '\u{180e}' => "MONGOLIAN VOWEL SEPARATOR",
+        '\u{2002}' => "EN SPACE",
+        '\u{2003}' => "EM SPACE",
+        '\u{2007}' => "FIGURE SPACE",
+        '\u{2009}' => "THIN SPACE",
+        '\u{200b}' => "ZERO WIDTH SPACE",
+        '\u{200c}' => "ZERO WIDTH NON-JOINER",
+        '\u{200d}' => "ZERO WIDTH JOINER",
+        '\u{200e}' => "LEFT-TO-RIGHT MARK",
+        '\u{200f}' => "RIGHT-TO-LEFT MARK",
+        '\u{2028}' => "LINE SEPARATOR",
+        '\u{2029}' => "PARAGRAPH SEPARATOR",
+        '\u{202a}' => "LEFT-TO-RIGHT EMBEDDING",
+        '\u{202b}' => "RIGHT-TO-LEFT EMBEDDING",
+        '\u{202c}' => "POP DIRECTIONAL FORMATTING",
+        '\u{202d}' => "LEFT-TO-RIGHT OVERRIDE",
+        '\u{202e}' => "RIGHT-TO-LEFT OVERRIDE",
+        '\u{202f}' => "NARROW NO-BREAK SPACE",
+        '\u{2060}' => "WORD JOINER",
+        '\u{2066}' => "LEFT-TO-RIGHT ISOLATE",
+        '\u{2067}' => "RIGHT-TO-LEFT ISOLATE",
+        '\u{2068}' => "FIRST STRONG ISOLATE",
+        '\u{2069}' => "POP DIRECTIONAL ISOLATE",
+        '\u{2800}' => "BRAILLE PATTERN BLANK",
+        '\u{3000}' => "IDEOGRAPHIC SPACE",
+        '\u{3164}' => "HANGUL FILLER",
+        '\u{fe0f}' => "VARIATION SELECTOR-16",
+        '\u{feff}' => "ZERO WIDTH NO-BREAK SPACE",
+        '\u{ffa0}' => "HALFWIDTH HANGUL FILLER",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hidden_character_is_named_with_its_place() {
+        for (text, said) in [
+            (" a", "white space at an end, which nobody sees: U+0020 SPACE at byte 0"),
+            ("a ", "U+0020 SPACE at byte 1"),
+            (
+                "a\u{a0}",
+                "white space at an end, which nobody sees: U+00A0 NO-BREAK SPACE at byte 1",
+            ),
+            ("a\u{3000}b", "no ASCII space: U+3000 IDEOGRAPHIC SPACE at byte 1"),
+            ("a\u{1680}b", "no ASCII space: U+1680 at byte 1"),
+            ("a\tb", "a control character: U+0009 CHARACTER TABULATION at byte 1"),
+            ("a\u{85}", "a control character: U+0085 at byte 1"),
+            ("abc\u{200b}", "an invisible character: U+200B ZERO WIDTH SPACE at byte 3"),
+            ("a\u{ad}b", "U+00AD SOFT HYPHEN at byte 1"),
+            ("a\u{202e}b", "U+202E RIGHT-TO-LEFT OVERRIDE at byte 1"),
+            ("a\u{3164}b", "U+3164 HANGUL FILLER at byte 1"),
+            ("a\u{2800}b", "U+2800 BRAILLE PATTERN BLANK at byte 1"),
+            ("a\u{e0041}", "U+E0041 at byte 1"),
+            ("\u{2764}\u{fe0f}", "U+FE0F VARIATION SELECTOR-16 at byte 3"),
+            ("x\u{ff41}", "a compatibility form of \"a\": U+FF41 at byte 1; write \"a\""),
+            ("o\u{fb03}ce", "a compatibility form of \"ffi\": U+FB03 at byte 1"),
+            ("\u{ff11}", "a compatibility form of \"1\": U+FF11 at byte 0"),
+            (
+                "cafe\u{301}",
+                "one letter with what is before it: U+0301 COMBINING ACUTE ACCENT at byte 4",
+            ),
+            ("\u{212b}", "a compatibility form of \"\u{c5}\": U+212B at byte 0"),
+        ] {
+            let found = find(text).map(|hidden| hidden.to_string()).unwrap_or_default();
+            assert!(found.contains(said), "{text:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn what_everybody_sees_is_not_hidden() {
+        for text in [
+            "",
+            "US.13491208655302741918",
+            "the shop",
+            "~!@#",
+            "caf\u{e9}",
+            "магазин",
+            "पुस्तक",
+            "متجر",
+            "店舗",
+            "가게",
+            "\u{1f6d2}",
+            "a\u{303}\u{330}",
+        ] {
+            let normal: String = text.nfkc().collect();
+            assert_eq!(find(&normal), None, "{text:?}");
+            assert_eq!(cleaned(&normal), normal);
+        }
+    }
+
+    #[test]
+    fn a_cleaned_text_has_nothing_hidden_whatever_it_was() {
+        for (text, clean) in [
+            (" a ", "a"),
+            ("\u{200b}US.1\u{feff}", "US.1"),
+            ("e\u{200d}\u{301}", "\u{e9}"),
+            ("ａｃｍｅ\u{3000}１", "acme 1"),
+            ("\u{200b}", ""),
+            ("a\tb", "a b"),
+        ] {
+            assert_eq!(cleaned(text), clean, "{text:?}");
+        }
+        // Every character, alone and between others.
+        for character in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let text = format!("a{character}\u{301}b");
+            let clean = cleaned(&text);
+            assert_eq!(find(&clean), None, "U+{:04X}", u32::from(character));
+        }
+    }
+
+    #[test]
+    fn two_plain_texts_that_differ_are_seen_to_differ_in_nfkc() {
+        // What is plain is its own NFKC, so no two plain texts have the same one.
+        for character in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let text = format!("a{character}b");
+            if find(&text).is_none() {
+                assert!(text.nfkc().eq(text.chars()), "U+{:04X}", u32::from(character));
+            }
+        }
+    }
+}

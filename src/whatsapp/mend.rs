@@ -1,0 +1,197 @@
+//! JSON of which a part cannot be read: that part is blanked, so that the rest can be.
+//!
+//! A parser refuses a whole body for one lone surrogate, for a number that no `f64` holds, and for
+//! one value that is nested too deep. Beside such a value there may be a STOP. So a body that was
+//! refused is gone through once more, byte by byte, and the offending values are overwritten in
+//! place. What is no JSON at all stays none. Nothing of this is done to a body that can be read.
+
+/// How deep values may be nested: as deep as the parser follows them.
+const MAX_DEPTH: usize = 127;
+
+/// The body without what kept it from being parsed, as far as that is a matter of single values:
+///
+/// - bytes that are no UTF-8 become U+FFFD REPLACEMENT CHARACTER,
+/// - the escape of a surrogate without its other half becomes `\ufffd`,
+/// - control characters, which JSON wants escaped, become spaces,
+/// - a number that is too large becomes `null`,
+/// - an array or object that is nested too deep becomes an empty text.
+pub(super) fn mended(body: &[u8]) -> Vec<u8> {
+    let mut mender = Mender { bytes: String::from_utf8_lossy(body).into_owned().into_bytes() };
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(byte) = mender.byte(at) {
+        at = match byte {
+            b'"' => mender.string(at),
+            b'[' | b'{' if depth >= MAX_DEPTH => mender.too_deep(at),
+            b'[' | b'{' => {
+                depth = depth.saturating_add(1);
+                at + 1
+            }
+            b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                at + 1
+            }
+            b'-' | b'0'..=b'9' => mender.number(at),
+            _ => mender.control(at),
+        };
+    }
+    mender.bytes
+}
+
+/// The body, which is overwritten from the front to the back.
+struct Mender {
+    bytes: Vec<u8>,
+}
+
+impl Mender {
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.bytes.get(at).copied()
+    }
+
+    /// Overwrites the bytes from `start` to `end` with a shorter value and spaces.
+    fn overwrite(&mut self, start: usize, end: usize, value: &[u8]) {
+        let value = value.iter().copied().chain(std::iter::repeat(b' '));
+        for (slot, byte) in self.bytes.iter_mut().take(end).skip(start).zip(value) {
+            *slot = byte;
+        }
+    }
+
+    /// Makes a space of a control character; gives the place behind it.
+    fn control(&mut self, at: usize) -> usize {
+        if self.byte(at).is_some_and(|byte| byte < b' ') {
+            self.overwrite(at, at + 1, b"");
+        }
+        at + 1
+    }
+
+    /// Mends the string that begins at `start`; gives the place behind it.
+    fn string(&mut self, start: usize) -> usize {
+        let mut at = start + 1;
+        while let Some(byte) = self.byte(at) {
+            at = match byte {
+                b'"' => return at + 1,
+                b'\\' if self.byte(at + 1) == Some(b'u') => self.escape(at),
+                b'\\' => at + 2,
+                _ => self.control(at),
+            };
+        }
+        at
+    }
+
+    /// Mends the escape `\uXXXX` at `at`; gives the place behind it.
+    fn escape(&mut self, at: usize) -> usize {
+        match self.code_unit(at) {
+            Some(0xd800..=0xdbff) if matches!(self.code_unit(at + 6), Some(0xdc00..=0xdfff)) => {
+                at + 12
+            }
+            Some(0xd800..=0xdfff) => {
+                self.overwrite(at, at + 6, b"\\ufffd");
+                at + 6
+            }
+            Some(_) => at + 6,
+            // No escape: the parser says so.
+            None => at + 2,
+        }
+    }
+
+    /// The UTF-16 code unit that is escaped at `at`, if one is.
+    fn code_unit(&self, at: usize) -> Option<u16> {
+        let digits = self.bytes.get(at..at.checked_add(6)?)?.strip_prefix(b"\\u")?;
+        // The conversion would take a sign.
+        let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    }
+
+    /// Blanks the number that begins at `start` if it is too large; gives the place behind it.
+    fn number(&mut self, start: usize) -> usize {
+        let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+        let number = self.bytes.get(start..).unwrap_or_default();
+        let length = number.iter().take_while(|byte| is_part(byte)).count();
+        let number = number.get(..length).and_then(|number| std::str::from_utf8(number).ok());
+        let value: Option<f64> = number.and_then(|number| number.parse().ok());
+        if value.is_some_and(f64::is_infinite) {
+            self.overwrite(start, start + length, b"null");
+        }
+        start + length
+    }
+
+    /// Blanks the array or object that begins at `start`; gives the place behind it, which is the
+    /// body's end where nothing closes it.
+    fn too_deep(&mut self, start: usize) -> usize {
+        let mut depth = 0_usize;
+        let mut at = start;
+        while let Some(byte) = self.byte(at) {
+            match byte {
+                b'"' => {
+                    at = self.string(at);
+                    continue;
+                }
+                b'[' | b'{' => depth = depth.saturating_add(1),
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            at += 1;
+            if depth == 0 {
+                self.overwrite(start, at, b"\"\"");
+                return at;
+            }
+        }
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parsed(body: &[u8]) -> Option<Value> {
+        assert!(serde_json::from_slice::<Value>(body).is_err(), "nothing is to be mended");
+        let mended = mended(body);
+        serde_json::from_slice(&mended).ok()
+    }
+
+    #[test]
+    fn lone_surrogates_become_replacement_characters() {
+        for (escaped, text) in [
+            (r"\ud83d", "\u{fffd}"),
+            (r"\uDE00", "\u{fffd}"),
+            (r"a\ud83d\ud83d\ude00b", "a\u{fffd}\u{1f600}b"),
+            (r"\ud83d\n", "\u{fffd}\n"),
+            (r"\ud83d\\ude00", "\u{fffd}\\ude00"),
+            (r"\ud83d\u0041", "\u{fffd}A"),
+        ] {
+            let body = format!(r#"{{"{escaped}":["{escaped}","stop"]}}"#);
+            assert_eq!(parsed(body.as_bytes()), Some(json!({text: [text, "stop"]})), "{escaped}");
+        }
+    }
+
+    #[test]
+    fn other_values_that_cannot_be_read_cost_themselves_alone() {
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(200), "]".repeat(200));
+        for (value, reads) in [
+            (b"1e400".to_vec(), Value::Null),
+            (b"-9e999".to_vec(), Value::Null),
+            (b"\"a\xffb\"".to_vec(), json!("a\u{fffd}b")),
+            (b"\"a\nb\x00\"".to_vec(), json!("a b ")),
+        ] {
+            let body = [b"{\"a\":", &value[..], b",\"b\":\"\\\"stop\"}"].concat();
+            assert_eq!(parsed(&body), Some(json!({"a": reads, "b": "\"stop"})));
+        }
+        for inner in ["", "\"]]]\\\"\"", "{\"a\":[1]}"] {
+            let body = format!("{{\"a\":{},\"b\":\"stop\"}}", deep(inner));
+            let read = parsed(body.as_bytes()).unwrap();
+            assert_eq!(read["b"], "stop", "{inner}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_stays_none() {
+        for body in ["", "{", "{\"a\":}", "{\"a\":\"\\ud83d}", "{\"a\":\"\\x\"}", "{\"a\":01}"] {
+            assert_eq!(parsed(body.as_bytes()), None, "{body}");
+        }
+        assert_eq!(parsed("[".repeat(100_000).as_bytes()), None);
+        assert_eq!(parsed("\u{feff}{}".as_bytes()), None);
+    }
+}
