@@ -112,7 +112,8 @@ fn code_of(refusal: &Refusal) -> Code {
             | LedgerError::Unreachable(_)
             | LedgerError::Refused(_)
             | LedgerError::Unconfirmed { .. },
-        ) => Code::Unavailable,
+        )
+        | Refusal::Unknown(_) => Code::Unavailable,
     }
 }
 

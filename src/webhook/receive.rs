@@ -159,7 +159,9 @@ impl Webhook {
         for (places, chunk) in places.chunks(MAX_EVENTS).zip(submissions.chunks(MAX_EVENTS)) {
             // Where there is no ledger, the rest has none either.
             let results = if gone { Vec::new() } else { self.recorder.record(chunk).await };
-            gone |= results.iter().any(|result| matches!(result, Err(Refusal::Ledger(_))));
+            let fails =
+                |result: &Recorded| matches!(result, Err(Refusal::Ledger(_) | Refusal::Unknown(_)));
+            gone |= results.iter().any(fails);
             let mut results = results.into_iter();
             for (place, submission) in places.iter().zip(chunk) {
                 let came = match results.next() {
@@ -225,7 +227,11 @@ fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
         }
         Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
         // A record that cannot be read is mended, or read by a newer version.
-        Refusal::Unreadable(_) | Refusal::Contended | Refusal::Ledger(_) => true,
+        Refusal::Unreadable(_)
+        | Refusal::Contended
+        | Refusal::Ledger(_)
+        // Whether it is recorded is unknown, and recording it again is idempotent.
+        | Refusal::Unknown(_) => true,
     }
 }
 
