@@ -135,7 +135,8 @@ impl Sidecar {
         let base = Routes::new(health)?.watched_by(Watcher::new(tracer));
         let names = settings.names.clone();
         let keywords = KeywordBook::new(settings.keywords.clone());
-        let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
+        let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics))
+            .beside(follower.position());
         let listeners = listeners.into_iter().map(|Heard { listener, checks, records, tokens }| {
             let mut routes = base.clone();
             if checks {

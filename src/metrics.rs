@@ -291,6 +291,11 @@ impl Metrics {
         self.following.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
     }
 
+    /// Counts erases that were done again because the ledger had lost them.
+    pub fn erased_again(&self, pairs: usize) {
+        self.following.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+    }
+
     /// Says whether the ledger keeps what it acknowledges, and whether it lacks a fence.
     pub fn ledger_is(&self, durable: bool, unfenced: bool) {
         self.following.durable.set(durable.into());

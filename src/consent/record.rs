@@ -139,7 +139,13 @@ impl Record {
     /// whatever other clocks said.
     #[must_use]
     pub fn tombstone(&self, clock: Timestamp) -> Self {
-        let time = self.state.latest().unwrap_or(clock).max(clock);
+        self.tombstone_at(self.state.latest().unwrap_or(clock).max(clock))
+    }
+
+    /// The same, stamped with this time: of a pair that was erased then, and is known again because
+    /// the ledger lost the erase.
+    #[must_use]
+    pub fn tombstone_at(&self, time: Timestamp) -> Self {
         let (history_len, chain) = (self.history_len, self.chain);
         let erased = Some(Box::new(Erased { time, history_len, chain }));
         let state = State { suppression: Some((time, true)), ..State::default() };

@@ -157,6 +157,12 @@ impl Machine {
         self.trail.end()
     }
 
+    /// The head that it had at one of the last revisions, where it is kept.
+    #[must_use]
+    pub fn head_at(&self, revision: Revision) -> Option<LogHead> {
+        self.trail.head_at(revision)
+    }
+
     /// How often an operator had accepted the ledger that is followed; none while it is not
     /// followed without a gap.
     #[must_use]

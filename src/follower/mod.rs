@@ -42,7 +42,7 @@ use self::saving::{NotSaved, Underway};
 use crate::changes::{self, Changes};
 use crate::clock::{self, Moment};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Bucket, Heard, Ledger, LedgerError, Page, Standing};
+use crate::ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
@@ -68,14 +68,15 @@ pub struct Follower {
     saving: Option<Saving>,
     underway: Option<Underway>,
     losses: watch::Sender<u64>,
+    position: FollowerPosition,
     changes: Changes,
     feed: Feed,
     /// Why the table could not be proven, as last logged, and when.
     said: Option<(String, Duration)>,
     /// Whether the clocks were too far apart at the last proof.
     clocks_apart: bool,
-    /// Why the table was last read anew.
-    cause: Cause,
+    /// Whether the ledger may lack what was recorded, and recorders were not told yet.
+    may_lack: bool,
     /// Why the table stays invalid though it holds the ledger; empty where it does not.
     overflow: String,
     /// How well the ledger keeps what it acknowledges, as last told.
@@ -118,11 +119,12 @@ impl Follower {
             saving: None,
             underway: None,
             losses: watch::Sender::new(0),
+            position: FollowerPosition::default(),
             changes,
             feed: Feed::new(publisher),
             said: None,
             clocks_apart: false,
-            cause: Cause::Start,
+            may_lack: false,
             overflow: String::new(),
             standing: None,
             unheard: None,
@@ -156,6 +158,12 @@ impl Follower {
         self.losses.subscribe()
     }
 
+    /// Where the follower is, for recorders that wait for what they have appended.
+    #[must_use]
+    pub fn position(&self) -> FollowerPosition {
+        self.position.clone()
+    }
+
     /// Where one can watch what changes in the table.
     #[must_use]
     pub fn changes(&self) -> Changes {
@@ -187,7 +195,9 @@ impl Follower {
             save.reset(); // The first tick is a period from now.
         }
         self.perform(&mut questions, tasks).await;
+        let position = self.position.clone();
         loop {
+            self.at(driver);
             tokio::select! {
                 biased;
                 Some(answer) = questions.next() => {
@@ -196,6 +206,10 @@ impl Follower {
                     tokio::task::yield_now().await;
                 }
                 _ = ticks.tick() => {
+                    let tasks = driver.on_tick(Moment::now());
+                    self.perform(&mut questions, tasks).await;
+                }
+                () = position.wanted() => {
                     let tasks = driver.on_tick(Moment::now());
                     self.perform(&mut questions, tasks).await;
                 }
@@ -209,6 +223,7 @@ impl Follower {
                         for piece in pieces(&announcement, MAX_AT_ONCE) {
                             let tasks = driver.on_announcement(piece, Moment::now());
                             self.perform(&mut questions, tasks).await;
+                            self.at(driver);
                             tokio::task::yield_now().await;
                         }
                     }
@@ -230,6 +245,12 @@ impl Follower {
                 },
             }
         }
+    }
+
+    /// Tells recorders that what was applied so far is in the table.
+    fn at(&self, driver: &Driver) {
+        let machine = driver.machine();
+        self.position.follow(machine.position(), |revision| machine.head_at(revision));
     }
 
     fn on_answer(
@@ -344,7 +365,9 @@ impl Follower {
                 self.applier.writer().explain(self.overflow.clone());
             }
             Action::Invalidate(cause) => {
-                self.cause = *cause;
+                // Where the log was trimmed past us it may be another branch's, too.
+                let losses = [Cause::Fork, Cause::Epoch, Cause::Missing, Cause::Trimmed];
+                self.may_lack |= losses.contains(cause);
                 if *cause != Cause::Start {
                     warn!(cause = cause.label(), "the table is not valid");
                 }
@@ -391,7 +414,7 @@ impl Follower {
 
     /// Tells recorders of a loss, so that they give back what they know.
     fn lost(&mut self) {
-        if matches!(self.cause, Cause::Fork | Cause::Epoch | Cause::Missing) {
+        if std::mem::take(&mut self.may_lack) {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
     }

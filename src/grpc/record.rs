@@ -56,16 +56,11 @@ impl RecordService {
         Self { recorder, gate, draining, metrics }
     }
 
-    /// Records, and waits for this process' own table, so that the next check here knows of it.
+    /// Records. The recorder waits for this process' own table, so that the next check here knows
+    /// of it.
     async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
         let _measured = (!submissions.is_empty()).then(|| self.metrics.recording());
-        let results = self.recorder.record(submissions).await;
-        let last = results.iter().flatten().map(|outcome| outcome.revision).max();
-        if let Some(revision) = last {
-            // A table that does not get there goes stale, and denies by itself.
-            let _ = self.gate.reach(revision, None).await;
-        }
-        results
+        self.recorder.record(submissions).await
     }
 
     /// All that is wrong with an event that could be read in part alone.
@@ -326,10 +321,6 @@ impl pb::record_service_server::RecordService for RecordService {
             Refusal::Invalid(found) => status::invalid(&found),
             refusal => status::of_refusal(&refusal),
         })?;
-        if erased.revision > 0 {
-            // As with events: the next check here knows of it.
-            let _ = self.gate.reach(erased.revision, None).await;
-        }
         Ok(Response::new(pb::EraseUserResponse {
             erased_count: erased.erased,
             log_expire_time: erased.log_expire.map(convert::timestamp),

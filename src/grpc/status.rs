@@ -140,7 +140,8 @@ fn code_of(refusal: &Refusal) -> Code {
             | LedgerError::Refused(_)
             | LedgerError::Unconfirmed { .. }
             | LedgerError::Unsynced(_),
-        ) => Code::Unavailable,
+        )
+        | Refusal::Unknown(_) => Code::Unavailable,
     }
 }
 

@@ -10,9 +10,11 @@ mod codec;
 mod copy;
 mod embedded;
 mod erase;
+mod follower_position;
 mod redis;
 mod verify;
 mod whole;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,7 @@ pub use copy::{Copied, CopyError, NewLedger, copy};
 pub use embedded::{
     Appender, Compacted, Embedded, NewFile, OpenError, Opened, Space, ledger_begins, traces,
 };
+pub use follower_position::{Followed, FollowerPosition, NotFollowed};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
     Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,
@@ -36,6 +39,7 @@ pub use redis::{
     look_at, plan,
 };
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
+pub use written::Written;
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;
@@ -456,10 +460,8 @@ impl Ledger {
     ///
     /// [`LedgerError`]; after [`LedgerError::Storage`] the outcome is unknown.
     pub async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.append(changes).await,
-            Self::Redis(ledger) => ledger.append(changes).await,
-        }
+        let written = self.append_marked(changes).await?;
+        Ok(written.into_iter().map(|written| written.outcome).collect())
     }
 
     /// Reads a pair's history and checks its chain.

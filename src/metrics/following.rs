@@ -12,6 +12,7 @@ pub(super) struct Following {
     pub(super) forks: IntCounter,
     pub(super) scrub_mismatches: IntCounter,
     pub(super) given_back: IntCounter,
+    pub(super) erased_again: IntCounter,
     pub(super) remembered: IntGauge,
     pub(super) durable: IntGauge,
     pub(super) unfenced: IntGauge,
@@ -50,6 +51,11 @@ impl Following {
                 r,
                 "consent_denials_given_back_total",
                 "Denials that the ledger had lost and that were recorded again from here.",
+            )?,
+            erased_again: counter(
+                r,
+                "consent_erases_given_back_total",
+                "Erases that the ledger had lost and that were done again from here.",
             )?,
             remembered: int_gauge(
                 r,

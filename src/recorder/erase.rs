@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::{MAX_TRIES, Recorder, Refusal, UserPair, pause};
+use super::call::Call;
+use super::returned::{Returnable, again};
+use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, Submission, UserPair, pause};
 use crate::consent::id::Key;
 use crate::consent::record::{Record, Revision};
 use crate::consent::time::Timestamp;
@@ -45,6 +47,7 @@ impl Recorder {
     ///
     /// [`Refusal`] where the ids are malformed, a record must not be rewritten, or the ledger fails.
     pub async fn erase(&self, user_id: &str, business_id: &str) -> Result<ErasedUser, Refusal> {
+        let call = Call::new(self, true);
         let found = self.pairs_to_erase(user_id, business_id).await?;
         let found = self.with_linked(found).await?;
         let keys: HashSet<Key> = found.iter().flatten().map(|pair| pair.key).collect();
@@ -54,7 +57,7 @@ impl Recorder {
         for mut waiting in found.into_iter().rev() {
             while !waiting.is_empty() {
                 let rest = waiting.split_off(waiting.len().min(MAX_APPEND));
-                last = last.max(self.erase_pairs(waiting, &mut done).await?);
+                last = last.max(self.erase_pairs(&call, waiting, &mut done).await?);
                 waiting = rest;
             }
         }
@@ -62,6 +65,7 @@ impl Recorder {
         let keys: Vec<Key> = keys.into_iter().collect();
         // Those that were erased before too: whoever did may have died before this.
         self.ledger.purge(&keys).await?;
+        call.finish().await?;
         let after = self.ledger.log_gone_after();
         done.log_expire = last.zip(after).map(|(last, after)| last.plus(after));
         self.metrics.erased(done.erased);
@@ -130,6 +134,7 @@ impl Recorder {
     /// Leaves tombstones of these pairs; gives the time of the latest.
     async fn erase_pairs(
         &self,
+        call: &Call<'_>,
         mut pairs: Vec<Found>,
         done: &mut ErasedUser,
     ) -> Result<Option<Timestamp>, Refusal> {
@@ -150,12 +155,16 @@ impl Recorder {
                 changes.push(Change { key, base: version, update });
             }
             let given: Vec<_> = changes.iter().map(|c| (c.key, c.update.is_some())).collect();
-            let appended = self.ledger.append(changes).await?;
+            let appended = call.append(changes).await?;
             pairs = Vec::new();
             let given = given.into_iter().zip(times).zip(businesses);
             for ((((key, is_new), time), business_id), appended) in given.zip(appended) {
                 match appended {
                     Appended::At(revision) => {
+                        if let Some(time) = time.filter(|_| !is_new) {
+                            // It is acknowledged like one that was erased now.
+                            call.keep(Returnable::Erase { key, time });
+                        }
                         done.erased = done.erased.saturating_add(u32::from(is_new));
                         done.revision = done.revision.max(revision);
                         latest = latest.max(time);
@@ -172,6 +181,46 @@ impl Recorder {
             pause(attempt).await;
         }
         Err(Refusal::Contended)
+    }
+
+    /// Erases a pair again, as of the time at which it was, unless the ledger still knows of that;
+    /// tells whether it did. What was recorded of the pair as having happened later stays.
+    pub(super) async fn erase_again(&self, key: Key, time: Timestamp) -> Result<bool, Refusal> {
+        let call = Call::new(self, false);
+        for attempt in 0..MAX_TRIES {
+            let read = self.ledger.read(vec![key]).await?;
+            let stored = read.pairs.into_iter().next().unwrap_or_else(|| Ok(Stored::default()));
+            let Stored { version, record } = stored?;
+            let is_erased = record.erased.as_ref().is_some_and(|erased| erased.time >= time);
+            let later = if is_erased { Vec::new() } else { self.later_than(key, time).await? };
+            // That it is erased still is made sure of by a write, too: an old primary answers reads.
+            let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));
+            let appended = call.append(vec![Change { key, base: version, update }]).await?;
+            match appended.into_iter().next() {
+                Some(Appended::At(_)) => {
+                    call.finish().await?;
+                    if is_erased {
+                        return Ok(false);
+                    }
+                    for some in later.chunks(MAX_EVENTS) {
+                        let results = self.record_for_good(some, true).await;
+                        let lost = results.into_iter().find_map(Result::err);
+                        lost.map_or(Ok(()), Err)?;
+                    }
+                    self.ledger.purge(&[key]).await?;
+                    return Ok(true);
+                }
+                Some(Appended::Failed(error)) => return Err(error.into()),
+                Some(Appended::Conflict(_)) | None => pause(attempt).await,
+            }
+        }
+        Err(Refusal::Contended)
+    }
+
+    /// What was recorded of a pair as having happened later than that.
+    async fn later_than(&self, key: Key, time: Timestamp) -> Result<Vec<Submission>, Refusal> {
+        let history = self.ledger.history(key).await?.entries.into_iter();
+        Ok(history.filter(|(_, entry)| entry.time > time).map(|(_, e)| again(&e)).collect())
     }
 
     /// Forgets what could be given back of these pairs: it names the person.

@@ -7,13 +7,16 @@
 //! Where a person has several ids, what denies is taken to all of them before it is acknowledged:
 //! see [`linked`].
 
+mod call;
+#[cfg(test)]
+mod call_tests;
 mod due;
 mod erase;
 pub mod linked;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
-mod returned;
+pub mod returned;
 mod spread;
 mod subject;
 
@@ -21,6 +24,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::call::Call;
+pub use self::call::MAX_FOLLOW;
 pub use self::due::{Found, Wanted};
 pub use self::erase::ErasedUser;
 use self::linked::TooManyIds;
@@ -36,8 +41,8 @@ use crate::consent::record::{Outcome, Revision};
 use crate::consent::state::TooManyScopes;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Appended, Change, Cursor, Events, History, Ledger, LedgerError, MAX_APPEND, Position, Stored,
-    UnreadableRecord,
+    Appended, Change, Cursor, Events, FollowerPosition, History, Ledger, LedgerError, MAX_APPEND,
+    NotFollowed, Position, Stored, UnreadableRecord,
 };
 use crate::metrics::Metrics;
 
@@ -119,6 +124,11 @@ pub enum Refusal {
     /// The ledger did not take it. It may or may not be durable.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The ledger took it, perhaps on a branch of its log that a failover has left.
+    #[error(
+        "the event may or may not be recorded: {0}; repeat it with the same event_time or request_id"
+    )]
+    Unknown(NotFollowed),
 }
 
 /// Records events in one ledger; clones share it.
@@ -129,6 +139,8 @@ pub struct Recorder {
     keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     acknowledged: Acknowledged,
+    /// Where this process' own follower is, where it has one.
+    follower: Option<FollowerPosition>,
 }
 
 /// What came of one event.
@@ -154,29 +166,47 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
-        Self { ledger, names, keywords, metrics, acknowledged: Acknowledged::default() }
+        let (acknowledged, follower) = (Acknowledged::default(), None);
+        Self { ledger, names, keywords, metrics, acknowledged, follower }
     }
 
-    /// Records events, [`MAX_EVENTS`] at most; answers in their order, once all are durable.
-    /// Events of one pair are applied in that order.
+    /// The same beside a follower of the same ledger, which has to get to what is recorded before
+    /// that is acknowledged.
+    #[must_use]
+    pub fn beside(self, follower: FollowerPosition) -> Self {
+        Self { follower: Some(follower), ..self }
+    }
+
+    /// Records events, [`MAX_EVENTS`] at most; answers in their order, once all are durable on the
+    /// branch of the log that is followed. Events of one pair are applied in that order.
     pub async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
+        self.record_for_good(submissions, true).await
+    }
+
+    /// The same; what denies is kept to be given back, or is not, for it is kept already.
+    async fn record_for_good(&self, submissions: &[Submission], keeps: bool) -> Vec<Recorded> {
+        let call = Call::new(self, keeps);
         let mut results: Vec<Option<Recorded>> = vec![None; submissions.len()];
         match self.ledger.identity().await {
             Ok(identity) => {
                 let secret = &identity.secret;
                 let pairs = self.sort(submissions, secret, &mut results);
-                self.record_pairs(submissions, secret, pairs, &mut results).await;
+                self.record_pairs(&call, submissions, secret, pairs, &mut results).await;
             }
             Err(error) => results.fill(Some(Err(error.into()))),
         }
         // Every event was answered; one that was not must not pass for recorded.
         let missing = || Err(Refusal::Ledger(LedgerError::Closed));
-        let results: Vec<_> = results.into_iter().map(|r| r.unwrap_or_else(missing)).collect();
+        let mut results: Vec<_> = results.into_iter().map(|r| r.unwrap_or_else(missing)).collect();
+        if let Err(why) = call.finish().await {
+            // What does not stand in the table that is followed may be lost, whatever was answered.
+            results.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(why.into()));
+        }
         for result in &results {
             self.metrics.recorded(match result {
                 Ok(outcome) if outcome.applied => "applied",
                 Ok(_) => "unchanged",
-                Err(Refusal::Contended | Refusal::Ledger(_)) => "failed",
+                Err(Refusal::Contended | Refusal::Ledger(_) | Refusal::Unknown(_)) => "failed",
                 Err(_) => "refused",
             });
         }
@@ -261,6 +291,7 @@ impl Recorder {
 
     async fn record_pairs(
         &self,
+        call: &Call<'_>,
         submissions: &[Submission],
         secret: &KeySecret,
         mut pairs: Vec<Pair>,
@@ -279,7 +310,7 @@ impl Recorder {
             let (waiting, changes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
             let (mut changes, beside): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
             changes.extend(beside.into_iter().flatten());
-            match self.append(changes).await {
+            match call.append(changes).await {
                 Ok(appended) => pairs = settle(waiting, appended, &mut spreading, results),
                 Err(refusal) => {
                     pairs = Vec::new();
@@ -293,7 +324,7 @@ impl Recorder {
             pause(attempt).await;
         }
         fail(results, &pairs, &Refusal::Contended);
-        self.finish(secret, spreading, results).await;
+        self.finish(call, secret, spreading, results).await;
     }
 
     /// Reads pairs, and with them the ids that their events link them to; gives the ledger's clock.

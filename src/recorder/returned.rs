@@ -1,100 +1,252 @@
-//! What a recorder gives back: a failover may lose what was acknowledged, and a denial that the
-//! ledger has lost is one that nobody else may know of.
+//! What a recorder gives back: a failover may lose what was acknowledged, and a denial or an erase
+//! that the ledger has lost is one that nobody else may know of.
+//!
+//! Both are kept in memory for [`KEPT`]. They are recorded again, by a background task, where the
+//! follower saw that the ledger lost changes, and where it is unknown whether they were recorded in
+//! the first place. Recording again is idempotent: what the ledger still has changes nothing.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use super::linked::must_stay;
 use super::{MAX_EVENTS, Recorder, Refusal, Submission, Told};
 use crate::clock;
 use crate::consent::event::Event;
+use crate::consent::id::Key;
 use crate::consent::record::HistoryEntry;
+use crate::consent::time::Timestamp;
+use crate::ledger::Change;
 
-/// For how long a recorder can give back what it acknowledged.
-const KEPT: Duration = Duration::from_mins(10);
+/// For how long a recorder can give back what it recorded.
+pub const KEPT: Duration = Duration::from_mins(10);
 
-/// How many denials are kept to be given back; the oldest go first. At about 300 bytes each.
-const MAX_KEPT: usize = 200_000;
+/// How many denials and erases are kept to be given back; the oldest go first. At about 300 bytes
+/// each.
+pub const MAX_KEPT: usize = 200_000;
 
 /// How long to wait before another try to give back.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The denials that were acknowledged of late, oldest first, and when.
-#[derive(Clone, Default)]
-pub(super) struct Acknowledged(Arc<Mutex<VecDeque<(Duration, HistoryEntry)>>>);
+/// What can be given back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Returnable {
+    /// Something was denied, or ids were linked.
+    Denial(Box<HistoryEntry>),
+    /// A pair was erased. Nothing but its key is kept, for it names nobody.
+    Erase {
+        /// The pair's key.
+        key: Key,
+        /// When it was erased: what happened until then is never recorded any more.
+        time: Timestamp,
+    },
+}
 
-impl Acknowledged {
-    /// Keeps denials that are acknowledged now.
-    pub(super) fn keep(&self, denials: Vec<HistoryEntry>) {
-        if denials.is_empty() {
-            return;
-        }
-        let now = clock::boot();
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend(denials.into_iter().map(|denial| (now, denial)));
-        while kept.front().is_some_and(|(at, _)| now.saturating_sub(*at) > KEPT)
-            || kept.len() > MAX_KEPT
+impl Returnable {
+    /// What of a change must not be lost.
+    pub(super) fn of(change: &Change) -> Vec<Self> {
+        let Some(update) = &change.update else { return Vec::new() };
+        if let Some(erased) = &update.record.erased
+            && update.history.is_empty()
+            && update.record.is_tombstone()
         {
-            kept.pop_front();
+            return vec![Self::Erase { key: change.key, time: erased.time }];
         }
-    }
-
-    /// Forgets what was denied to pairs that were erased.
-    pub(super) fn forget(&self, is_erased: impl Fn(&HistoryEntry) -> bool) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(_, denial)| !is_erased(denial));
-    }
-
-    /// All that may still be given back.
-    fn all(&self) -> Vec<HistoryEntry> {
-        let now = clock::boot();
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let young = kept.iter().filter(|(at, _)| now.saturating_sub(*at) <= KEPT);
-        young.map(|(_, denial)| denial.clone()).collect()
+        let denials = update.history.iter().filter(|entry| must_stay(&entry.what));
+        denials.cloned().map(|denial| Self::Denial(Box::new(denial))).collect()
     }
 }
 
+/// What was recorded of late and can be given back. Pure: time is a parameter.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Oldest first.
+    kept: VecDeque<Kept>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    number: u64,
+    at: Duration,
+    what: Returnable,
+    /// Whether the ledger is known to have it.
+    is_settled: bool,
+}
+
+impl Memory {
+    /// Keeps something, of which is known or not that the ledger has it.
+    pub fn keep(&mut self, now: Duration, what: Returnable, is_settled: bool) {
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        self.kept.push_back(Kept { number, at: now, what, is_settled });
+        self.forget_old(now);
+    }
+
+    /// The ledger was seen to have lost changes: nothing is known to be there any more.
+    pub fn doubt(&mut self) {
+        self.kept.iter_mut().for_each(|kept| kept.is_settled = false);
+    }
+
+    /// The oldest that are to be given back, at most so many, with the number of each.
+    pub fn unsettled(&mut self, now: Duration, most: usize) -> Vec<(u64, Returnable)> {
+        self.forget_old(now);
+        let unsettled = self.kept.iter().filter(|kept| !kept.is_settled).take(most);
+        unsettled.map(|kept| (kept.number, kept.what.clone())).collect()
+    }
+
+    /// These are in the ledger.
+    pub fn settle(&mut self, numbers: &HashSet<u64>) {
+        let settled = self.kept.iter_mut().filter(|kept| numbers.contains(&kept.number));
+        settled.for_each(|kept| kept.is_settled = true);
+    }
+
+    /// Forgets what was denied to pairs that were erased.
+    pub fn forget(&mut self, is_erased: impl Fn(&HistoryEntry) -> bool) {
+        self.kept.retain(|kept| match &kept.what {
+            Returnable::Denial(denial) => !is_erased(denial),
+            Returnable::Erase { .. } => true,
+        });
+    }
+
+    fn forget_old(&mut self, now: Duration) {
+        while self.kept.front().is_some_and(|kept| now.saturating_sub(kept.at) > KEPT)
+            || self.kept.len() > MAX_KEPT
+        {
+            self.kept.pop_front();
+        }
+    }
+}
+
+/// The memory of one recorder; clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Acknowledged(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    memory: Mutex<Memory>,
+    /// Something is kept of which is not known that the ledger has it.
+    unsettled: Notify,
+}
+
+impl Acknowledged {
+    pub(super) fn keep(&self, what: Returnable, is_settled: bool) {
+        self.memory().keep(clock::boot(), what, is_settled);
+        if !is_settled {
+            self.0.unsettled.notify_one();
+        }
+    }
+
+    pub(super) fn forget(&self, is_erased: impl Fn(&HistoryEntry) -> bool) {
+        self.memory().forget(is_erased);
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was given back.
+#[derive(Default)]
+struct GivenBack {
+    denials: usize,
+    erases: usize,
+}
+
 impl Recorder {
-    /// Records the denials of the last ten minutes again whenever the ledger was seen to have lost
-    /// changes. What it still has changes nothing; the rest is as when it was first recorded.
+    /// Records the denials and erases of the last ten minutes again whenever the ledger was seen to
+    /// have lost changes, and those whose recording was answered as unknown until it is known.
     pub async fn give_back(&self, mut losses: watch::Receiver<u64>) {
-        while losses.changed().await.is_ok() {
-            losses.mark_unchanged();
-            let mut waiting = self.acknowledged.all();
-            let all = waiting.len();
-            let mut returned = 0_usize;
-            while !waiting.is_empty() {
-                let rest = waiting.split_off(waiting.len().min(MAX_EVENTS));
-                let submissions: Vec<_> = waiting.iter().map(again).collect();
-                let results = self.record(&submissions).await;
-                let failed = results.iter().any(is_unknown);
-                let changed = results.iter().flatten().filter(|outcome| outcome.applied).count();
-                returned = returned.saturating_add(changed);
-                if failed {
-                    // As a whole: what was recorded the first time changes nothing now.
-                    waiting.extend(rest);
-                    tokio::time::sleep(PAUSE).await;
-                    let young = self.acknowledged.all();
-                    waiting.retain(|denial| young.contains(denial));
-                } else {
-                    waiting = rest;
+        loop {
+            let is_loss = tokio::select! {
+                changed = losses.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    true
                 }
+                () = self.acknowledged.0.unsettled.notified() => false,
+            };
+            if is_loss {
+                self.acknowledged.memory().doubt();
             }
-            self.metrics.gave_back(returned);
-            if returned > 0 {
-                warn!(denials = returned, "the ledger had lost denials: they are recorded again");
-            } else {
-                info!(denials = all, "the ledger has all denials that were recorded here of late");
+            let GivenBack { denials, erases } = self.settle_all(&mut losses).await;
+            if denials > 0 || erases > 0 {
+                warn!(denials, erases, "the ledger lacked denials or erases: recorded again");
+            } else if is_loss {
+                info!("the ledger has all denials and erases that were recorded here of late");
             }
         }
+    }
+
+    /// Tries until the ledger is known to have all of it, or it is too old.
+    async fn settle_all(&self, losses: &mut watch::Receiver<u64>) -> GivenBack {
+        let mut given = GivenBack::default();
+        loop {
+            if losses.has_changed().unwrap_or(false) {
+                losses.mark_unchanged();
+                self.acknowledged.memory().doubt();
+            }
+            let unsettled = self.acknowledged.memory().unsettled(clock::boot(), MAX_EVENTS);
+            if unsettled.is_empty() {
+                return given;
+            }
+            let all = unsettled.len();
+            let settled = self.record_again(unsettled, &mut given).await;
+            self.acknowledged.memory().settle(&settled);
+            if settled.len() < all {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Records these again; gives the numbers of those that the ledger is known to have now.
+    async fn record_again(
+        &self,
+        unsettled: Vec<(u64, Returnable)>,
+        given: &mut GivenBack,
+    ) -> HashSet<u64> {
+        let mut settled = HashSet::new();
+        let (mut numbers, mut submissions) = (Vec::new(), Vec::new());
+        for (number, what) in unsettled {
+            match what {
+                Returnable::Denial(denial) => {
+                    numbers.push(number);
+                    submissions.push(again(&denial));
+                }
+                Returnable::Erase { key, time } => match self.erase_again(key, time).await {
+                    Ok(is_new) => {
+                        given.erases = given.erases.saturating_add(usize::from(is_new));
+                        self.metrics.erased_again(usize::from(is_new));
+                        settled.insert(number);
+                    }
+                    Err(refusal) if is_unknown(&refusal) => {}
+                    // It can be erased by a newer version alone: see the answer to the erase.
+                    Err(_) => drop(settled.insert(number)),
+                },
+            }
+        }
+        let results = self.record_for_good(&submissions, false).await;
+        for (number, result) in numbers.into_iter().zip(results) {
+            match result {
+                Err(refusal) if is_unknown(&refusal) => continue,
+                Ok(outcome) if outcome.applied => {
+                    given.denials = given.denials.saturating_add(1);
+                    self.metrics.gave_back(1);
+                }
+                _ => {}
+            }
+            settled.insert(number);
+        }
+        settled
     }
 }
 
 /// What happened, to be recorded as it was the first time.
-fn again(denial: &HistoryEntry) -> Submission {
+pub(super) fn again(denial: &HistoryEntry) -> Submission {
     let event = Event {
         user_id: denial.user_id.clone(),
         business_id: denial.business_id.clone(),
@@ -105,9 +257,9 @@ fn again(denial: &HistoryEntry) -> Submission {
     Submission { event, request_id: String::new(), told }
 }
 
-/// Whether an event may not be durable, so that it is tried again.
-fn is_unknown(result: &super::Recorded) -> bool {
-    matches!(result, Err(Refusal::Ledger(_) | Refusal::Contended))
+/// Whether something may not be recorded, so that it is tried again.
+fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Ledger(_) | Refusal::Contended | Refusal::Unknown(_))
 }
 
 #[cfg(test)]
@@ -140,6 +292,6 @@ mod tests {
         let event = Event { user_id, business_id, time: None, what };
         let results = recorder.record(&[Submission::new(event, String::new())]).await;
         assert!(results[0].as_ref().is_ok_and(|outcome| outcome.applied), "{results:?}");
-        assert_eq!(recorder.acknowledged.all(), []);
+        assert!(recorder.acknowledged.memory().kept.is_empty());
     }
 }

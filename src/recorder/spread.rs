@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use super::linked::{Group, MAX_IDS, Step, Walk, must_stay};
+use super::call::Call;
+use super::linked::{Group, MAX_IDS, Step, Walk};
 use super::plan::{Linked, Plan, Spread};
 use super::{MAX_TRIES, Pair, Recorded, Recorder, Refusal, Submission, pause, set};
 use crate::consent::event::What;
@@ -109,12 +110,13 @@ impl Recorder {
     /// Takes what pairs' events say to all ids, and then answers them.
     pub(super) async fn finish(
         &self,
+        call: &Call<'_>,
         secret: &KeySecret,
         waiting: Vec<Spreading>,
         results: &mut [Option<Recorded>],
     ) {
         let walks = waiting.into_iter().map(|waiting| async move {
-            let walked = self.walk(secret, &waiting).await;
+            let walked = self.walk(call, secret, &waiting).await;
             (waiting, walked)
         });
         let mut walks = stream::iter(walks).buffer_unordered(MAX_AT_ONCE);
@@ -125,7 +127,12 @@ impl Recorder {
 
     /// Walks from the pair to all ids of its user; gives the last revision of any once what is
     /// denied under one is denied under all.
-    async fn walk(&self, secret: &KeySecret, waiting: &Spreading) -> Result<Revision, Refusal> {
+    async fn walk(
+        &self,
+        call: &Call<'_>,
+        secret: &KeySecret,
+        waiting: &Spreading,
+    ) -> Result<Revision, Refusal> {
         let Spreading { user_id, business_id, spread, .. } = waiting;
         let Spread { links, denials, .. } = spread.clone();
         let mut walk = Walk::new(secret, business_id, user_id, links, denials);
@@ -136,7 +143,7 @@ impl Recorder {
                     Step::Append(changes) => break changes,
                 }
             };
-            let appended = self.append(changes).await?;
+            let appended = call.append(changes).await?;
             if let Some(revision) = walk.appended(&appended)? {
                 return Ok(revision);
             }
@@ -145,26 +152,6 @@ impl Recorder {
             }
         }
         Err(Refusal::Contended)
-    }
-
-    /// Appends, and keeps what must not be lost.
-    pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, Refusal> {
-        // What was acknowledged can be lost only to a server that takes over without it.
-        let keeps = self.ledger.can_fail_over();
-        let kept: Vec<Vec<_>> = changes
-            .iter()
-            .map(|change| {
-                let history = change.update.iter().flat_map(|update| &update.history);
-                history.filter(|entry| keeps && must_stay(&entry.what)).cloned().collect()
-            })
-            .collect();
-        let appended = self.ledger.append(changes).await?;
-        for (kept, appended) in kept.into_iter().zip(&appended) {
-            if matches!(appended, Appended::At(_)) {
-                self.acknowledged.keep(kept);
-            }
-        }
-        Ok(appended)
     }
 }
 

@@ -198,7 +198,9 @@ impl Webhook {
         let mut all: Vec<Option<Recorded>> = Vec::with_capacity(submissions.len());
         for chunk in submissions.chunks(MAX_EVENTS) {
             let results = self.recorder.record(chunk).await;
-            let gone = results.iter().any(|result| matches!(result, Err(Refusal::Ledger(_))));
+            let fails =
+                |result: &Recorded| matches!(result, Err(Refusal::Ledger(_) | Refusal::Unknown(_)));
+            let gone = results.iter().any(fails);
             all.extend(results.into_iter().map(Some));
             if gone {
                 // Where there is no ledger, the rest has none either.
@@ -273,7 +275,11 @@ fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
         }
         Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
         // A record that cannot be read is mended, or read by a newer version.
-        Refusal::Unreadable(_) | Refusal::Contended | Refusal::Ledger(_) => true,
+        Refusal::Unreadable(_)
+        | Refusal::Contended
+        | Refusal::Ledger(_)
+        // Whether it is recorded is unknown, and recording it again is idempotent.
+        | Refusal::Unknown(_) => true,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
 use crate::consent::event::PlatformNames;
 use crate::consent::id::KeySecret;
 use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::ledger::{Embedded, Ledger, Retention};
+use crate::ledger::{Embedded, FollowerPosition, Ledger, Retention};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::whatsapp::{self, Rules};
@@ -161,6 +161,15 @@ fn rules() -> Rules {
 
 /// A receiver on a ledger of its own, which is closed already or not.
 async fn receiver(folder: &Path, closed: bool) -> (axum::Router, Ledger) {
+    receiver_beside(folder, closed, None).await
+}
+
+/// The same beside a follower, where there is one.
+async fn receiver_beside(
+    folder: &Path,
+    closed: bool,
+    follower: Option<FollowerPosition>,
+) -> (axum::Router, Ledger) {
     let (ledger, appender) =
         Embedded::open(&folder.join("ledger.redb"), Retention::default(), 1 << 20).unwrap();
     std::thread::spawn(move || appender.run());
@@ -172,6 +181,10 @@ async fn receiver(folder: &Path, closed: bool) -> (axum::Router, Ledger) {
     let keywords = Keywords::new(KeywordLists::default());
     let names = PlatformNames::default();
     let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
+    let recorder = match follower {
+        Some(follower) => recorder.beside(follower),
+        None => recorder,
+    };
     let path = folder.join("secret");
     std::fs::write(&path, SECRET).unwrap();
     let secrets = Secrets::read([path.as_path()]).unwrap();
@@ -241,6 +254,18 @@ async fn no_field_of_any_type_costs_more_than_its_update() {
         }
     }
     assert!(recorded > 1_000 && passed > 1_000, "{recorded} {passed}");
+}
+
+#[tokio::test]
+async fn receive_update_that_the_table_does_not_get_to_is_503() {
+    let folder = tempfile::tempdir().unwrap();
+    let follower = FollowerPosition::default();
+    let (router, ledger) = receiver_beside(folder.path(), false, Some(follower.clone())).await;
+    let stop = include_bytes!("../../tests/fixtures/whatsapp/inbound_stop.json");
+    assert_eq!(status(&router, stop).await, 503);
+    // It is durable, and the platform sends it again.
+    follower.follow(ledger.read_after(0).await.unwrap().end, |_| None);
+    assert_eq!(status(&router, stop).await, 200);
 }
 
 #[tokio::test]

@@ -10,9 +10,10 @@ use super::refusal::{Failure, RefusedBy};
 use super::scripts::{self, Answer};
 use super::{MAX_WAITING, Redis};
 use crate::consent::id::Key;
-use crate::consent::record::{Revision, extend_chain, sha256};
+use crate::consent::record::{extend_chain, sha256};
 use crate::ledger::{
-    Appended, Change, Epoch, Identity, LedgerError, LogBody, Update, Version, bucket_of, codec,
+    Appended, Change, Epoch, Identity, LedgerError, LogBody, Update, Version, Written, bucket_of,
+    codec,
 };
 
 /// The most changes of one script: Redis does nothing else meanwhile.
@@ -52,7 +53,7 @@ pub(super) struct Item {
     /// The ledger that it is for.
     pub(super) epoch: Epoch,
     pub(super) change: Prepared,
-    pub(super) answer: oneshot::Sender<Result<Appended, LedgerError>>,
+    pub(super) answer: oneshot::Sender<Result<Written, LedgerError>>,
     /// It was sent, and no answer came: it may have been written.
     pub(super) is_unsure: bool,
 }
@@ -61,7 +62,7 @@ impl Redis {
     pub(in crate::ledger) async fn append(
         &self,
         changes: Vec<Change>,
-    ) -> Result<Vec<Appended>, LedgerError> {
+    ) -> Result<Vec<Written>, LedgerError> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
@@ -82,10 +83,11 @@ impl Redis {
         for answered in answers {
             // A driver that was dropped took the change with it.
             let outcome = answered.await.unwrap_or(Err(LedgerError::Closed));
-            appended.push(outcome.unwrap_or_else(Appended::Failed));
+            let failed = |error| Written::unmarked(Appended::Failed(error));
+            appended.push(outcome.unwrap_or_else(failed));
         }
         // Where nothing was done to any of them, there is one answer.
-        let failure = |outcome: &Appended| match outcome {
+        let failure = |written: &Written| match &written.outcome {
             Appended::Failed(error) => Some(error.clone()),
             _ => None,
         };
@@ -215,8 +217,8 @@ pub(super) fn command(
 /// What the script says of one change.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Written, at this revision.
-    At(Revision),
+    /// Written, as this version of the pair.
+    At(Version),
     /// The pair is as it was, and was only compared.
     Same,
     /// This is the pair's value.
@@ -233,9 +235,10 @@ pub(super) fn outcomes(
     let outcome = |_| {
         Ok(match answer.next()? {
             redis::Value::Int(0) => Outcome::Same,
-            redis::Value::Int(revision) => {
-                let strange = |_| Failure::Refused(RefusedBy::Strange);
-                Outcome::At(revision.try_into().map_err(strange)?)
+            written @ redis::Value::Array(_) => {
+                let mut written = Answer::of(written)?;
+                let (revision, mark) = (written.number()?, written.exactly()?);
+                Outcome::At(Version { revision, mark: u64::from_be_bytes(mark) })
             }
             redis::Value::BulkString(value) => Outcome::Conflict(Some(value)),
             redis::Value::Nil | redis::Value::Boolean(false) => Outcome::Conflict(None),

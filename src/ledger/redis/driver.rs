@@ -49,7 +49,7 @@ impl Driver {
             }
         };
         let sweeps = closing.run_until_cancelled(retention::run(&shared));
-        let heard = closing.run_until_cancelled(listen(&shared));
+        let heard = closing.run_until_cancelled(Box::pin(listen(&shared)));
         tokio::join!(self.write(), stopped, sweeps, heard);
     }
 

@@ -1,4 +1,10 @@
 //! One script of changes, sent until what came of it is known, or its time is over.
+//!
+//! With Sentinels an answer counts only once a majority of them, asked after it, names the server
+//! that gave it. Otherwise the changes may be on a branch of the log that a failover has left: the
+//! outcome is unknown, and they are sent again, to whoever is the primary by then. A compare-and-set
+//! makes that safe. At a fixed address the script itself is the proof, as a poll is: it is a write,
+//! which replicas and a primary without its replicas refuse.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +21,7 @@ use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
 use super::{Durability, Options, Redis, Shared};
 use crate::clock;
-use crate::ledger::{Appended, Epoch, LedgerError};
+use crate::ledger::{Appended, Epoch, LedgerError, Version, Written};
 
 /// How long changes are sent again while it is not known what came of them.
 const MAX_TRYING: Duration = Duration::from_secs(10);
@@ -122,10 +128,13 @@ fn is_worth_trying(failure: &Failure) -> bool {
 fn settle(items: Vec<Item>, answered: Answered) -> Vec<Item> {
     let mut again = Vec::new();
     for (mut item, outcome) in items.into_iter().zip(answered.outcomes) {
-        let confirmed = |revision| answered.confirmed.clone().map(|()| Appended::At(revision));
+        let confirmed = |version: Version| {
+            let outcome = Appended::At(version.revision);
+            answered.confirmed.clone().map(|()| Written { outcome, mark: version.mark })
+        };
         let answer = match outcome {
-            Outcome::At(revision) => confirmed(revision),
-            Outcome::Same => confirmed(item.change.base.revision),
+            Outcome::At(version) => confirmed(version),
+            Outcome::Same => confirmed(item.change.base),
             Outcome::Conflict(value) => {
                 let ours = value.as_deref().filter(|_| item.is_unsure);
                 // It was written the first time. That it is still there, and as durable as it
@@ -136,7 +145,7 @@ fn settle(items: Vec<Item>, answered: Answered) -> Vec<Item> {
                     again.push(item);
                     continue;
                 }
-                Ok(Appended::Conflict(stored(value.as_deref())))
+                Ok(Written::unmarked(Appended::Conflict(stored(value.as_deref()))))
             }
         };
         // Whoever does not wait any more does not need to know.
@@ -236,7 +245,28 @@ impl Shared {
         if demoted || is_to_be_given_up(&answered) {
             self.writes.give_up(connection).await;
         }
-        answered
+        match answered {
+            Ok(answers) => self.proven(connection, answers).await,
+            Err(Failure::Lost(why)) => {
+                let moved = self.writes.why_dropped(connection);
+                Err(Failure::Lost(moved.map_or(why, |moved| moved as _)))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Gives answers out only where they are the primary's: a majority of the Sentinels, asked now,
+    /// names the server that gave them. Else nobody knows what became of the changes.
+    async fn proven(
+        &self,
+        connection: &Connection,
+        answers: Vec<Value>,
+    ) -> Result<Vec<Value>, Failure> {
+        match self.writes.primary_confirmed(connection).await {
+            Ok(()) => Ok(answers),
+            Err(LedgerError::Unreachable(why)) => Err(Failure::Lost(why)),
+            Err(error) => Err(Failure::Lost(Arc::new(error))),
+        }
     }
 
     /// Whether what was written is as durable as asked for, by the answer of WAIT or WAITAOF.

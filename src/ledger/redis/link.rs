@@ -90,6 +90,9 @@ impl Link {
         loop {
             let attempt = {
                 let mut state = self.state();
+                if matches!(&state.now, Now::Connected(now) if self.is_elsewhere(now)) {
+                    state.now = Now::Unconnected;
+                }
                 match &state.now {
                     Now::Connected(connection) => return Ok(connection.clone()),
                     Now::Connecting(attempt) => attempt.clone(),
@@ -125,8 +128,29 @@ impl Link {
         }
     }
 
+    /// Whether the Sentinels have named another primary than this connection goes to.
+    fn is_elsewhere(&self, connection: &Connection) -> bool {
+        self.route.moved_from(&connection.address).is_some()
+    }
+
+    /// Why a connection failed, where that is because the primary is elsewhere by now.
+    pub(super) fn why_dropped(&self, connection: &Connection) -> Option<Arc<LinkError>> {
+        let address = connection.address.clone();
+        let now = self.route.moved_from(&address)?;
+        Some(Arc::new(LinkError::Moved { address, now }))
+    }
+
+    /// Gives up the present connection, wherever it goes: the next one follows the name anew.
+    pub(super) fn renew(&self) {
+        let mut state = self.state();
+        if matches!(&state.now, Now::Connected(_)) {
+            state.now = Now::Unconnected;
+        }
+    }
+
     /// Makes sure that this connection still goes to the primary: with Sentinels, a majority of
-    /// them says so now. Else it is given up. Only with this a poll proves anything.
+    /// them says so now. Else it is given up. Only with this a poll proves anything, and only with
+    /// this an append is acknowledged.
     pub(super) async fn primary_confirmed(
         &self,
         connection: &Connection,
@@ -146,7 +170,9 @@ impl Link {
         let connect = async move {
             sleep_until(not_before).await;
             let (wire, address) = route.open(timeouts.connect).await?;
-            let (redis, driver) = multiplexed(wire, &address, timeouts).await?;
+            // What is asked on it fails at once when the Sentinels name another primary.
+            let moved = route.wait_until_moved(address.clone());
+            let (redis, driver) = multiplexed(wire, &address, timeouts, moved).await?;
             let number = number.fetch_add(1, Ordering::Relaxed);
             Ok(Connection { redis, address, number, _driver: Arc::new(driver) })
         };
@@ -181,11 +207,12 @@ impl Link {
     }
 }
 
-/// Hands a greeted connection to redis-rs, with what drives it.
+/// Hands a greeted connection to redis-rs, with what drives it until `end`.
 pub(super) async fn multiplexed(
     wire: Wire,
     address: &Address,
     timeouts: Timeouts,
+    end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(MultiplexedConnection, AbortOnDropHandle<()>), LinkError> {
     let not_redis = || LinkError::NotRedis { address: address.clone(), hint: "" };
     let stream = wire.into_stream().ok_or_else(not_redis)?;
@@ -195,7 +222,12 @@ pub(super) async fn multiplexed(
     let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
     let (redis, driver) = made.map_err(|_| not_redis())?;
     #[allow(clippy::disallowed_methods, reason = "ended with the connection's last handle")]
-    let driver = tokio::spawn(driver);
+    let driver = tokio::spawn(async move {
+        tokio::select! {
+            () = driver => {}
+            () = end => {}
+        }
+    });
     Ok((redis, AbortOnDropHandle::new(driver)))
 }
 

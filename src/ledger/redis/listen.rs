@@ -92,16 +92,14 @@ async fn subscription<F: Future<Output = ()>>(
         _ => return Err(LinkError::NotRedis { address: address.clone(), hint: "" }.into()),
     }
     sink(Pushed::Gap).await;
-    let mut reached = route.watch();
+    let moved = route.wait_until_moved(address.clone());
+    tokio::pin!(moved);
     let (mut heard, mut asked) = (Instant::now(), false);
     loop {
         let until = heard + if asked { QUIET + timeouts.response } else { QUIET };
         let reply = tokio::select! {
             reply = timeout_at(until, wire.reply()) => reply,
-            moved = reached.wait_for(|now| now.as_ref().is_some_and(|now| *now != address)) => {
-                drop(moved);
-                return Err(End::Moved);
-            }
+            () = &mut moved => return Err(End::Moved),
         };
         match reply {
             Ok(reply) => {

@@ -210,6 +210,10 @@ impl Redis {
         self.shared.unannounced.load(Ordering::Relaxed)
     }
 
+    pub(super) fn reconnect_appends(&self) {
+        self.shared.writes.renew();
+    }
+
     pub(super) fn describe(&self) -> &str {
         &self.shared.describe
     }

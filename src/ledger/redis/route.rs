@@ -1,6 +1,11 @@
 //! The way to the primary: straight, or as the Sentinels say at that moment.
+//!
+//! A proof of the primary is an answer that a majority of the Sentinels gave to a question asked
+//! after the event that is to be proven. Polls and appends share these questions: one round at a
+//! time, and its answer serves everybody who asked before the round began.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -31,8 +36,20 @@ impl Default for Timeouts {
 pub(super) struct Route {
     target: Arc<Target>,
     sentinels: Option<Sentinels>,
-    /// Where the last connection to the primary went.
-    reached: watch::Sender<Option<Address>>,
+    rounds: Rounds,
+    /// The primary that a majority of the Sentinels named last; nothing without Sentinels.
+    named: watch::Sender<Option<Address>>,
+}
+
+/// Questions to the Sentinels, one round of them at a time.
+#[derive(Default)]
+struct Rounds {
+    /// How many rounds have begun.
+    begun: AtomicU64,
+    /// Whoever holds it asks.
+    turn: tokio::sync::Mutex<()>,
+    /// The last round that was answered: its number, and the answer.
+    last: Mutex<Option<(u64, Result<Address, LinkError>)>>,
 }
 
 impl Route {
@@ -47,7 +64,7 @@ impl Route {
                 target.tls.clone(),
             )),
         };
-        Self { target, sentinels, reached: watch::Sender::new(None) }
+        Self { target, sentinels, rounds: Rounds::default(), named: watch::Sender::new(None) }
     }
 
     /// A new connection to the primary, and where it went.
@@ -56,7 +73,7 @@ impl Route {
             (Place::At(address), _) => (address.clone(), within),
             (Place::Named { .. }, Some(sentinels)) => {
                 // Half for the Sentinels, half for the primary.
-                (sentinels.primary(within / 2).await?, within / 2)
+                (Box::pin(self.ask(sentinels, within / 2)).await?, within / 2)
             }
             (Place::Named { master, .. }, None) => {
                 return Err(LinkError::UnknownMaster { master: master.clone() });
@@ -66,11 +83,6 @@ impl Route {
         if self.sentinels.is_some() && primary != Some(true) {
             return Err(LinkError::NotPrimary { address });
         }
-        self.reached.send_if_modified(|reached| {
-            let is_new = reached.as_ref() != Some(&address);
-            *reached = Some(address.clone());
-            is_new
-        });
         Ok((wire, address))
     }
 
@@ -86,22 +98,67 @@ impl Route {
         Dial { address, login, tls, kind: Kind::Redis(self.target.database) }
     }
 
-    /// Makes sure that a majority of the Sentinels still names this address, where there are any.
+    /// Proves that this address is the primary's: a majority of the Sentinels names it, where there
+    /// are any, and was asked after this call began. Takes two rounds at most, one of which may have
+    /// begun before.
     pub(super) async fn confirm(
         &self,
         address: &Address,
         within: Duration,
     ) -> Result<(), LinkError> {
         let Some(sentinels) = &self.sentinels else { return Ok(()) };
-        let now = sentinels.primary(within).await?;
+        let now = Box::pin(self.ask(sentinels, within)).await?;
         if now == *address {
             return Ok(());
         }
         Err(LinkError::Moved { address: address.clone(), now })
     }
 
-    /// Sees where connections to the primary go, from now on.
-    pub(super) fn watch(&self) -> watch::Receiver<Option<Address>> {
-        self.reached.subscribe()
+    /// The primary, by a round of questions that begins after this call does.
+    async fn ask(&self, sentinels: &Sentinels, within: Duration) -> Result<Address, LinkError> {
+        let before = self.rounds.begun.load(Ordering::SeqCst);
+        let _turn = self.rounds.turn.lock().await;
+        {
+            let last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((round, answer)) = &*last
+                && *round > before
+            {
+                return answer.clone();
+            }
+        }
+        let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let answer = sentinels.primary(within).await;
+        if let Ok(primary) = &answer {
+            self.named.send_if_modified(|named| {
+                let is_new = named.as_ref() != Some(primary);
+                *named = Some(primary.clone());
+                is_new
+            });
+        }
+        let mut last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((round, answer.clone()));
+        answer
+    }
+
+    /// The primary that a majority of the Sentinels named last, where that is not this address.
+    pub(super) fn moved_from(&self, address: &Address) -> Option<Address> {
+        let named = self.named.borrow();
+        named.as_ref().filter(|named| *named != address).cloned()
+    }
+
+    /// Waits until a majority of the Sentinels names another primary than this; for ever without
+    /// Sentinels.
+    pub(super) fn wait_until_moved(
+        &self,
+        address: Address,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let mut named = self.named.subscribe();
+        async move {
+            let other = |named: &Option<Address>| named.as_ref().is_some_and(|it| *it != address);
+            if named.wait_for(other).await.is_err() {
+                // The route is gone, and nobody is told of another primary any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! all known ones say. They are told apart by their own ids: one may be known by several addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -155,7 +156,7 @@ impl Sentinels {
     async fn connect(&self, dial: &Dial<'_>, within: Duration) -> Result<Line, LinkError> {
         let wire = dial.open(within).await?.wire;
         let timeouts = Timeouts { connect: within, response: within };
-        let (redis, driver) = multiplexed(wire, dial.address, timeouts).await?;
+        let (redis, driver) = multiplexed(wire, dial.address, timeouts, pending()).await?;
         let line = Line { redis, _driver: Arc::new(driver), missed: 0 };
         self.known().lines.insert(dial.address.clone(), line.clone());
         Ok(line)

@@ -4,6 +4,7 @@
 pub mod checker;
 mod checker_tests;
 mod entries;
+mod failovers;
 pub mod history;
 pub mod load;
 mod losses;

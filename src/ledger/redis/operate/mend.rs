@@ -16,7 +16,7 @@ use crate::consent::state::State;
 use crate::ledger::verify::{Damage, Depth, Finding, Progress, Report};
 use crate::ledger::whole::{Entry, chain_of};
 use crate::ledger::{
-    Appended, Change, Identity, LedgerError, LogBody, Update, Version, bucket_of, codec,
+    Appended, Change, Identity, LedgerError, LogBody, Update, Version, Written, bucket_of, codec,
 };
 
 /// How often all is looked at: what is mended may bring to light what it hid.
@@ -206,7 +206,8 @@ impl Redis {
             let history = Vec::new();
             let update = Update { user_id, business_id, record, history, record_time };
             let change = Change { key, base, update: Some(update) };
-            if let [Appended::At(_)] = self.append(vec![change]).await?[..] {
+            let appended = self.append(vec![change]).await?;
+            if matches!(appended[..], [Written { outcome: Appended::At(_), .. }]) {
                 if let (Damage::Misplaced(number), Some(value)) = (&found.damage, &known.misplaced)
                 {
                     shared.swap(identity, *number, key, value, b"").await?;

@@ -19,8 +19,9 @@
 -- each text; then for each change: number of its bucket's key in KEYS, pair's key, the base's
 -- version, the log entry's body (empty: compare only), its place, number of history entries (-1:
 -- nothing of its history is to be left, which purge.lua sees to), and field and item of each.
--- Answers {receivers, outcome, ...}: the new revision; 0 where the pair is unchanged and was only
--- compared; the pair's value in the bucket where that is another one, false where there is none.
+-- Answers {receivers, outcome, ...}: the new revision and the first 8 bytes of the log's hash after
+-- it, which together name the change on this branch of the log alone; 0 where the pair is unchanged
+-- and was only compared; the pair's value in the bucket where that is another one, false where there is none.
 
 local meta, log, text, erased = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local pack = struct.pack
@@ -98,7 +99,7 @@ for n = 1, count do
     bodies[#bodies + 1] = pack('>I4', #body)
     bodies[#bodies + 1] = body
     touched[key] = true
-    outcomes[n + 1] = rev
+    outcomes[n + 1] = {rev, string.sub(head, 1, 8)}
   end
 end
 

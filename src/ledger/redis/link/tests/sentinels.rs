@@ -85,11 +85,21 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     fleet.sentinels[2].signal(Signal::CONT);
     // A primary that hangs is passed by; the connection to it is still open, and proves nothing.
+    let patient = Timeouts { response: Duration::from_mins(1), ..Timeouts::default() };
+    let appends = Link::on(Arc::clone(&link.route), patient);
+    let mut appending = appends.connection().await.unwrap().redis;
     fleet.primary.signal(Signal::STOP);
+    let waiting = tokio::spawn(async move {
+        redis::cmd("SET").arg("a").arg(2).query_async::<()>(&mut appending).await
+    });
     let moved = in_time("the failover", async || link.primary_confirmed(&connection).await.err());
     let said = moved.await.to_string();
     let expected = format!("127.0.0.1:{old} is no longer the primary");
     assert!(said.contains(&expected) && said.contains(&format!(":{new}")), "{said}");
+    // What another link waits for on its own connection fails at once, and the link moves as well.
+    let dropped = tokio::time::timeout(Duration::from_secs(5), waiting).await;
+    dropped.expect("it does not wait for the old primary").unwrap().unwrap_err();
+    assert_eq!(connected(&appends).await.address.to_string(), format!("127.0.0.1:{new}"));
     let connection = connected(&link).await;
     assert_eq!(connection.address.to_string(), format!("127.0.0.1:{new}"));
     link.primary_confirmed(&connection).await.unwrap();

@@ -1,0 +1,71 @@
+//! What becomes of an append in a log that can fork.
+
+use super::{Appended, Change, Ledger, LedgerError, Version};
+
+/// What came of one change, and on which branch of the log.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What came of it.
+    pub outcome: Appended,
+    /// The mark of the [`Version`] that the pair has then, where the outcome is [`Appended::At`]. 0
+    /// where the ledger's log cannot fork.
+    pub mark: u64,
+}
+
+impl Written {
+    /// What came of a change on a log that cannot fork, or where nothing was written.
+    pub(super) fn unmarked(outcome: Appended) -> Self {
+        Self { outcome, mark: 0 }
+    }
+
+    /// The pair's version, where the change is written, or was only compared and found.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        match self.outcome {
+            Appended::At(revision) => Some(Version { revision, mark: self.mark }),
+            Appended::Conflict(_) | Appended::Failed(_) => None,
+        }
+    }
+}
+
+impl Ledger {
+    /// Appends as [`append`](Self::append) does, and tells on which branch of the log each change is, so that a follower that has gone
+    /// past it can tell whether it went past this one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`append`](Self::append).
+    pub async fn append_marked(&self, changes: Vec<Change>) -> Result<Vec<Written>, LedgerError> {
+        match self {
+            Self::Embedded(ledger) => {
+                let appended = ledger.append(changes).await?;
+                Ok(appended.into_iter().map(Written::unmarked).collect())
+            }
+            Self::Redis(ledger) => ledger.append(changes).await,
+        }
+    }
+
+    /// Drops the connection that appends go over, where there is one: the next append connects
+    /// anew, to wherever the ledger's name leads by then.
+    pub fn reconnect_appends(&self) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Redis(ledger) => ledger.reconnect_appends(),
+        }
+    }
+}
+
+impl LedgerError {
+    /// Whether a change that failed so may have been written all the same.
+    #[must_use]
+    pub fn may_be_written(&self) -> bool {
+        match self {
+            Self::Closed
+            | Self::Storage(_)
+            | Self::Unreachable(_)
+            | Self::Unconfirmed { .. }
+            | Self::Unsynced(_) => true,
+            Self::Busy | Self::Damaged(_) | Self::Refused(_) => false,
+        }
+    }
+}

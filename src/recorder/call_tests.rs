@@ -1,0 +1,102 @@
+use std::collections::HashSet;
+
+use super::returned::{KEPT, Memory, Returnable};
+use super::*;
+use crate::consent::event::{Event, PlatformNames, What};
+use crate::consent::keyword::{KeywordLists, Keywords};
+use crate::consent::record::HistoryEntry;
+use crate::consent::scope::Scope;
+use crate::consent::time::Timestamp;
+use crate::ledger::{Embedded, Heard, Ledger, Retention};
+
+fn opt_out() -> What {
+    What::OptOut { scope: Scope::All, reference: String::new() }
+}
+
+fn submission(user: &str) -> Submission {
+    let (user_id, business_id) = (user.to_owned(), "acme".to_owned());
+    let time = Timestamp::from_millis(1);
+    Submission::new(Event { user_id, business_id, time, what: opt_out() }, String::new())
+}
+
+/// A recorder beside a follower that this test moves.
+fn beside(folder: &std::path::Path) -> (Recorder, Ledger, FollowerPosition) {
+    let (ledger, appender) =
+        Embedded::open(&folder.join("ledger.redb"), Retention::default(), 1 << 20).unwrap();
+    std::thread::spawn(move || appender.run());
+    let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+    let (ledger, follower) = (Ledger::Embedded(ledger), FollowerPosition::default());
+    let keywords = Keywords::new(KeywordLists::default());
+    let recorder = Recorder::new(ledger.clone(), PlatformNames::default(), keywords, metrics);
+    (recorder.beside(follower.clone()), ledger, follower)
+}
+
+#[tokio::test]
+async fn record_and_erase_that_the_table_does_not_get_to_are_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recorder, ledger, follower) = beside(folder.path());
+    let submissions = [submission("US.one"), submission("")];
+    let results = recorder.record(&submissions).await;
+    assert!(matches!(results[0], Err(Refusal::Unknown(_))), "{results:?}");
+    assert!(matches!(results[1], Err(Refusal::Invalid(_))), "what is known stays known");
+    let erased = recorder.erase("US.one", "acme").await;
+    assert!(matches!(erased, Err(Refusal::Unknown(_))), "{erased:?}");
+    // Durable they are: once the table gets there, a repeat is answered, and changes nothing.
+    let page = ledger.read_after(0).await.unwrap();
+    assert_eq!(page.end.revision, 2);
+    follower.follow(page.end, |_| None);
+    assert!(recorder.record(&submissions).await[0].is_ok());
+    assert_eq!(recorder.erase("US.one", "acme").await.unwrap().revision, 2);
+}
+
+#[tokio::test]
+async fn record_is_answered_when_the_table_gets_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recorder, ledger, follower) = beside(folder.path());
+    let mut announcements = ledger.listen();
+    let goes_along = async {
+        while let Ok(Heard::Announcement(announced)) = announcements.recv().await {
+            let last = announced.entries.last().unwrap();
+            let (epoch, revision, head) = (announced.epoch, last.revision, last.head);
+            follower.follow(crate::ledger::Position { epoch, revision, head }, |_| Some(head));
+        }
+    };
+    tokio::select! {
+        results = async { recorder.record(&[submission("US.one")]).await } => {
+            assert_eq!(results[0].as_ref().unwrap().revision, 1);
+        }
+        () = goes_along => panic!("the ledger has ended"),
+    }
+}
+
+fn denial(user: &str) -> Returnable {
+    let time = Timestamp::from_millis(1).unwrap();
+    Returnable::Denial(Box::new(HistoryEntry {
+        user_id: user.to_owned(),
+        business_id: "acme".to_owned(),
+        time,
+        record_time: time,
+        what: opt_out(),
+    }))
+}
+
+#[test]
+fn memory_gives_back_what_is_unknown_and_all_after_a_loss() {
+    let mut memory = Memory::default();
+    let erase = Returnable::Erase { key: Key::from_bytes([1; 16]), time: Timestamp::MIN };
+    memory.keep(Duration::ZERO, denial("US.known"), true);
+    memory.keep(Duration::ZERO, denial("US.unknown"), false);
+    memory.keep(Duration::ZERO, erase.clone(), true);
+    let unsettled = memory.unsettled(KEPT, 10);
+    assert_eq!(unsettled, [(1, denial("US.unknown"))]);
+    memory.settle(&HashSet::from([1]));
+    assert_eq!(memory.unsettled(KEPT, 10), []);
+    memory.doubt();
+    let all = [(0, denial("US.known")), (1, denial("US.unknown")), (2, erase.clone())];
+    assert_eq!(memory.unsettled(KEPT, 10), all);
+    assert_eq!(memory.unsettled(KEPT, 1).len(), 1, "no more than asked for");
+    // A person who is erased is not named any more; that a pair was erased is kept.
+    memory.forget(|denial| denial.user_id == "US.known");
+    assert_eq!(memory.unsettled(KEPT, 10), all[1..]);
+    assert_eq!(memory.unsettled(KEPT + Duration::from_millis(1), 10), [], "too old");
+}
