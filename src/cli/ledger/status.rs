@@ -130,9 +130,10 @@ impl Told {
         }
         if let Some(space) = &self.space {
             let (file, free) = (ByteSize(space.file), ByteSize(space.free()));
-            let compact = match space.is_worth_compacting() {
-                true => ": make it smaller with consentd ledger compact, while no sidecar has it",
-                false => "",
+            let compact = if space.is_worth_compacting() {
+                ": make it smaller with consentd ledger compact, while no sidecar has it"
+            } else {
+                ""
             };
             line("file", &format!("{file}, of which {free} are free{compact}"))?;
         }

@@ -19,7 +19,7 @@ use redb::{
 use super::erase::{DOOMED, ERASED, Reaper};
 use super::history::HISTORY;
 use super::mark::{self, End, Mark, Verdict};
-use super::opening::{self, LedgerFile, OpenError, Opened, damaged, ledger_begins};
+use super::opening::{self, LedgerFile, OpenError, Opened, damaged};
 use super::place::Place;
 use super::store::{self, LOG, META, PAIRS, TEXTS, failed, number};
 use super::{Embedded, retention};
@@ -176,9 +176,9 @@ fn remove_unfinished(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    let is_ours = found.is_file() && (found.len() == 0 || ledger_begins(path));
-    if !is_ours {
-        let why = format!("{} is in the way, and is no ledger: move it away", path.display());
+    // However far it was written: redb writes what a file begins with last of all.
+    if !found.is_file() {
+        let why = format!("{} is in the way, and is no file: move it away", path.display());
         return Err(std::io::Error::other(why));
     }
     fs::remove_file(path)
