@@ -233,7 +233,8 @@ pub fn decide(
     clock: Clock,
     proof: Proof,
 ) -> Decision {
-    let question = Question { facts, class, policy, clock };
+    let standing = standing_at(facts.standing, class, clock);
+    let question = Question { facts, standing, class, policy, clock };
     let free_form = question.proven(question.free_form(), proof);
     let template = question.proven(question.template(), proof);
     let reason = match form {
@@ -253,8 +254,26 @@ pub fn decide(
     }
 }
 
+/// What stands once it is known what has lapsed: over an older opt-out, an opt-in to marketing that
+/// has lapsed lets the opt-out stand again.
+fn standing_at(standing: Standing, class: Class, clock: Clock) -> Standing {
+    match standing {
+        Standing::OptedInOverOptOut { expire, all } => {
+            if class != Class::Marketing || clock.latest < expire {
+                Standing::OptedIn { expire: Some(expire) }
+            } else if all {
+                Standing::OptedOutAll { answerable: false }
+            } else {
+                Standing::OptedOut
+            }
+        }
+        standing => standing,
+    }
+}
+
 struct Question<'a> {
     facts: &'a Facts,
+    standing: Standing,
     class: Class,
     policy: &'a Policy,
     clock: Clock,
@@ -302,7 +321,7 @@ impl Question<'_> {
         if self.facts.suppressed {
             return Some(Reason::Suppressed);
         }
-        match self.facts.standing {
+        match self.standing {
             Standing::OptedOutAll { .. } => Some(Reason::OptedOutAll),
             Standing::OptedOut => Some(Reason::OptedOut),
             _ if self.is_marketing() && self.facts.platform_stopped => {
@@ -315,7 +334,7 @@ impl Question<'_> {
     /// Row 3's exception: the user wrote again, strictly after opting out of everything.
     fn may_reply(&self) -> bool {
         let answerable = matches!(
-            self.facts.standing,
+            self.standing,
             Standing::OptedOutAll { answerable: true }
                 | Standing::PendingOverOptOut { answerable: true }
         );
@@ -326,7 +345,7 @@ impl Question<'_> {
     /// for its confirmation.
     fn consent(&self) -> Reason {
         let implied = self.open() && self.policy.window_implies.contains(self.class);
-        match self.facts.standing {
+        match self.standing {
             Standing::OptedIn { expire }
                 if expire.is_none_or(|expire| self.clock.latest < expire) =>
             {

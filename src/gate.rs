@@ -14,7 +14,7 @@ use crate::consent::facts::Facts;
 use crate::consent::id::{BusinessId, Key, UserId};
 use crate::consent::record::Revision;
 use crate::consent::scope::{Category, Class};
-use crate::consent::time::{Clock, Timestamp};
+use crate::consent::time::{Clock, Timestamp, clock_offset_warning};
 use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use crate::decision_log::{Decided, DecisionLog};
 use crate::metrics::{Metrics, TableGauges};
@@ -109,7 +109,7 @@ pub struct Status {
     pub cause: String,
     /// What the ledger's clock says; this machine's, while loading.
     pub now: Timestamp,
-    /// What an operator should mend about the ledger.
+    /// What an operator should mend about the ledger, or about the clocks.
     pub warnings: Arc<[String]>,
     /// How many pairs are denied by what the table remembers alone.
     pub remembered: u64,
@@ -394,12 +394,17 @@ impl Gate {
             },
         };
         let now = Moment::now();
+        let wall = now.wall;
         let now = match freshness.validity {
             Validity::Loading => now.wall,
             Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
         };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
-        let (warnings, remembered) = (self.table.warnings(), self.table.remembered());
+        let (mut warnings, remembered) = (self.table.warnings(), self.table.remembered());
+        let offset = clock_offset_warning(wall, now);
+        if let Some(warning) = offset {
+            warnings = warnings.iter().cloned().chain([warning]).collect();
+        }
         Status { phase, staleness, revision, pairs, cause, now, warnings, remembered }
     }
 

@@ -179,8 +179,9 @@ impl<'a> Past<'a> {
         let state = &self.state;
         let inbound = state.last_inbound.map(Effect::Inbound);
         match reason {
-            Reason::OptedIn | Reason::ConsentExpired | Reason::OptedOut | Reason::OptedOutAll => {
-                self.words(scope)
+            Reason::OptedIn | Reason::ConsentExpired => self.words(scope),
+            Reason::OptedOut | Reason::OptedOutAll => {
+                self.opt_outs(scope).into_iter().chain(self.words(scope)).collect()
             }
             Reason::ConsentPending => self.pending(scope).into_iter().collect(),
             Reason::WindowOpen => inbound.into_iter().collect(),
@@ -212,6 +213,26 @@ impl<'a> Past<'a> {
             (word == standing).then_some(Effect::Word(scope, word))
         };
         covering(scope).into_iter().filter_map(said).collect()
+    }
+
+    /// The opt-outs that deny a scope beside the word that stands on it: a narrower one that is older
+    /// than an opt-out of everything, or the one that an opt-in replaced which has lapsed.
+    fn opt_outs(&self, scope: &Scope) -> Vec<Effect> {
+        let standing = self.state.standing_on(scope);
+        let is_over = standing.word.is_some_and(Word::is_opt_out);
+        let mut scopes = covering(scope);
+        scopes.retain(|scope| !is_over || *scope != Scope::All);
+        let opt_out = |scope: &Scope| self.state.scopes.get(scope)?.opt_out;
+        let latest = scopes.iter().filter_map(opt_out).max();
+        let latest = latest.filter(|latest| {
+            // Beside an opt-out of everything, a narrower one that was lifted denies nothing.
+            let words = scopes.iter().filter_map(|scope| self.state.scopes.get(scope)?.word);
+            !is_over || words.max() == Some(Word::opt_out(*latest))
+        });
+        let denied = scopes.iter().filter(|scope| latest.is_some() && opt_out(scope) == latest);
+        let effect = |scope: &Scope| Some(Effect::Word(scope.clone(), Word::opt_out(latest?)));
+        let words = self.words(scope);
+        denied.filter_map(effect).filter(|effect| !words.contains(effect)).collect()
     }
 
     fn pending(&self, scope: &Scope) -> Option<Effect> {

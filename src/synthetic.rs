@@ -65,7 +65,7 @@ impl Synthetic {
         let at = |hours: i64| {
             Timestamp::saturating_from_millis(self.now.as_millis().saturating_sub(hours * HOUR))
         };
-        let said = |word| OnScope { word: Some(word), pending: None };
+        let said = |word: Word| OnScope::from(word);
         let mut opt_in = |class, topic| {
             let word = Word::opt_in(at(1_000), None);
             state.scopes.insert(Scope::from(Category { class, topic }), said(word));

@@ -61,11 +61,14 @@ impl Rows {
     }
 }
 
-const STANDINGS: [(&str, Standing); 10] = [
+const STANDINGS: [(&str, Standing); 13] = [
     ("none", Standing::None),
     ("in", Standing::OptedIn { expire: None }),
     ("pending", Standing::Pending),
     ("expired", Standing::OptedIn { expire: Some(Timestamp::MIN) }),
+    ("in over out", Standing::OptedInOverOptOut { expire: Timestamp::MAX, all: false }),
+    ("lapsed over out", Standing::OptedInOverOptOut { expire: Timestamp::MIN, all: false }),
+    ("lapsed over all", Standing::OptedInOverOptOut { expire: Timestamp::MIN, all: true }),
     ("out", Standing::OptedOut),
     ("all", Standing::OptedOutAll { answerable: false }),
     ("all, wrote", Standing::OptedOutAll { answerable: true }),
@@ -143,7 +146,7 @@ fn every_combination_is_as_the_page_says() {
             }
         }
     }
-    assert_eq!(combinations, 10 * 5 * 5 * 4 * 2 * 3 * 2 * 3);
+    assert_eq!(combinations, 13 * 5 * 5 * 4 * 2 * 3 * 2 * 3);
     template.assert_all_hit("Template");
     free_form.assert_all_hit("Free-form");
     table.assert_all_hit("Table");
@@ -213,6 +216,13 @@ fn consent_lapses_to_the_millisecond() {
     assert_eq!(reason_at(&facts, Form::Template, NOW - 1), Reason::OptedIn);
     assert_eq!(reason_at(&facts, Form::Template, NOW), Reason::ConsentExpired);
     assert_eq!(reason_at(&facts, Form::Template, NOW + 1), Reason::ConsentExpired);
+    let standing = Standing::OptedInOverOptOut { expire: at(NOW), all: true };
+    let facts = Facts { standing, ..Facts::NOTHING };
+    assert_eq!(reason_at(&facts, Form::Template, NOW - 1), Reason::OptedIn);
+    assert_eq!(reason_at(&facts, Form::Template, NOW), Reason::OptedOutAll, "it stands again");
+    let clocks = Clock::of(at(NOW - 1), at(NOW));
+    let apart = at_clock(&facts, Class::Marketing, Form::Template, clocks);
+    assert_eq!(apart.reason, Reason::OptedOutAll, "by the later clock");
 }
 
 #[test]

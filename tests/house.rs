@@ -122,7 +122,10 @@ fn modules_import_what_the_map_allows() {
         ("whatsapp", &["consent", "recorder"]),
         (
             "webhook",
-            &["accept", "access", "budget", "clock", "consent", "files", "metrics", "recorder", "whatsapp"],
+            &[
+                "accept", "access", "budget", "clock", "consent", "files", "metrics", "recorder",
+                "whatsapp",
+            ],
         ),
         ("accept", &["metrics"]),
         ("admin", &["accept", "budget", "clock", "consent", "decision", "gate", "metrics"]),

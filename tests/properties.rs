@@ -191,8 +191,52 @@ proptest! {
         if let Some(known) = known.max().filter(|_| !signup) {
             let before = decisions(&state_of(&events));
             let mut events = events;
+            // An opt-out stands again once an opt-in that replaced it has lapsed.
+            let lapses = |what: &What| matches!(what, What::OptIn { expire: Some(_), .. });
+            let again = matches!(older, What::OptOut { .. })
+                && events.iter().any(|(_, what)| lapses(what));
             events.push((Timestamp::from_millis(known.as_millis() - by).unwrap(), older));
-            prop_assert_eq!(decisions(&state_of(&events)), before);
+            let after = decisions(&state_of(&events));
+            if again {
+                for (before, after) in before.iter().zip(&after) {
+                    prop_assert!(before.3 || !after.3, "{before:?} {after:?}");
+                    prop_assert!(before.4 || !after.4, "{before:?} {after:?}");
+                }
+            } else {
+                prop_assert_eq!(after, before);
+            }
+        }
+    }
+
+    /// Over an older opt-out, an opt-in to marketing that has lapsed leaves that standing.
+    #[test]
+    fn lapsed_opt_ins_alone_never_allow_marketing_over_an_opt_out(
+        out in prop_oneof![Just("*"), Just("marketing"), Just("marketing.news")],
+        lapsed in proptest::collection::vec((0_i64..9, any::<bool>()), 1..4),
+        wrote in any::<bool>(),
+    ) {
+        let at = |minutes: i64| Timestamp::from_millis(NOW - 5 * HOUR + minutes * 60_000).unwrap();
+        let opt_out = What::OptOut { scope: Scope::parse(out).unwrap(), reference: String::new() };
+        let mut events = vec![(at(0), opt_out)];
+        for (minutes, on_topic) in lapsed {
+            let category = Scope::parse(if on_topic { "marketing.news" } else { "marketing" });
+            events.push((at(minutes), What::OptIn {
+                category: category.unwrap(),
+                evidence: evidence(Method::Website),
+                expire: Some(at(100)),
+                pending: false,
+            }));
+        }
+        if wrote {
+            let what = What::Inbound { message_id: String::new(), text: String::new() };
+            events.push((at(200), what));
+        }
+        let scope = Scope::parse(out).unwrap();
+        for (text, form, reason, free_form, template) in decisions(&state_of(&events)) {
+            let category = Category::parse(text).unwrap();
+            if covers(&scope, category) && category.class == Class::Marketing {
+                prop_assert!(!free_form && !template, "{text} {form:?} {reason:?}");
+            }
         }
     }
 

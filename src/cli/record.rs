@@ -240,6 +240,17 @@ pub(super) fn on_wire(time: Timestamp) -> prost_types::Timestamp {
     (UNIX_EPOCH + time.since(Timestamp::MIN)).into()
 }
 
+impl EventArgs {
+    /// The same with a request id of its own where it has neither that nor a time: what lifts a
+    /// denial needs one of them.
+    fn identified(mut self) -> anyhow::Result<Self> {
+        if self.time.is_none() && self.request_id.is_none() {
+            self.request_id = Some(random_id()?);
+        }
+        Ok(self)
+    }
+}
+
 impl WhatArgs {
     fn split(self) -> anyhow::Result<(EventArgs, What)> {
         Ok(match self {
@@ -247,10 +258,7 @@ impl WhatArgs {
                 if let Some(error) = missing_evidence(&args) {
                     return Err(error);
                 }
-                let mut event = args.event;
-                if event.time.is_none() && event.request_id.is_none() {
-                    event.request_id = Some(random_id()?);
-                }
+                let event = args.event.identified()?;
                 let method = args.method.map(pb::OptInMethod::from);
                 let evidence = pb::Evidence {
                     method: method.unwrap_or_default().into(),
@@ -276,12 +284,14 @@ impl WhatArgs {
             }
             Self::Platform { event, preference } => {
                 let marketing_stopped = matches!(preference, Preference::Stop);
+                let event = if marketing_stopped { event } else { event.identified()? };
                 (event, What::PlatformPreference(pb::PlatformPreference { marketing_stopped }))
             }
             Self::Failure { event, code } => {
                 (event, What::DeliveryFailure(pb::DeliveryFailure { code }))
             }
             Self::Suppress { event, lift, reference } => {
+                let event = if lift { event.identified()? } else { event };
                 (event, What::Suppression(pb::Suppression { suppressed: !lift, reference }))
             }
             Self::Link { event, other: other_user_id, moved } => {

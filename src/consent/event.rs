@@ -11,7 +11,8 @@ use super::scope::Scope;
 use super::state::{Effect, Pending, Word};
 use super::time::Timestamp;
 
-/// How far ahead of the ledger's clock an event's time may be; it is then taken as now.
+/// How far ahead of the ledger's clock an event's time may be. One that allows is then clamped to
+/// the ledger's now, and a denial keeps its time.
 pub const MAX_AHEAD: Duration = Duration::from_mins(5);
 
 /// The longest statement, in bytes of UTF-8.
@@ -151,6 +152,31 @@ impl What {
         }
     }
 
+    /// Whether a time of it that is ahead of the ledger's clock is clamped to the ledger's now:
+    /// whatever may allow is, so that it is never later than a denial that comes after it. A link
+    /// is, since one that is later than an erase opens the record again.
+    #[must_use]
+    pub fn is_clamped(&self) -> bool {
+        match self {
+            Self::OptIn { .. } | Self::Inbound { .. } | Self::Link { .. } => true,
+            Self::Platform { stopped } => !*stopped,
+            Self::Suppression { suppressed, .. } => !*suppressed,
+            Self::OptOut { .. } | Self::Failure { .. } => false,
+        }
+    }
+
+    /// Whether it needs a time or a request id: it lifts a denial, and a retry after a lost answer
+    /// would be newer than a denial that came between.
+    #[must_use]
+    pub fn lifts(&self) -> bool {
+        match self {
+            Self::OptIn { .. } => true,
+            Self::Platform { stopped } => !*stopped,
+            Self::Suppression { suppressed, .. } => !*suppressed,
+            _ => false,
+        }
+    }
+
     /// What it does to a pair's state when it happened at `time`. A text's meaning is not in it:
     /// that is an event of its own (see [`keyword`](super::keyword)).
     #[must_use]
@@ -160,10 +186,12 @@ impl What {
                 vec![Effect::Pending(category.clone(), Pending::new(time, *expire))]
             }
             Self::OptIn { category, evidence, expire, pending: false } => {
-                let word = Word::opt_in(time, *expire);
+                let confirms = !evidence.confirmation.is_empty();
+                let word = if confirms { Word::confirmed } else { Word::opt_in };
+                let word = word(time, *expire);
                 let mut effects = vec![Effect::Word(category.clone(), word)];
                 // What a message confirms is no signup, whatever it confirms.
-                if evidence.method == Method::WhatsappSignup && evidence.confirmation.is_empty() {
+                if evidence.method == Method::WhatsappSignup && !confirms {
                     effects.push(Effect::Platform { time, stopped: false });
                 }
                 effects

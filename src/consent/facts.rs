@@ -7,7 +7,7 @@
 mod bytes;
 
 use super::scope::{Category, Class, Scope};
-use super::state::{Said, State};
+use super::state::{Said, State, Word};
 use super::time::Timestamp;
 
 /// What the latest event that covers a category says of it.
@@ -20,19 +20,26 @@ pub enum Standing {
         /// When it lapses.
         expire: Option<Timestamp>,
     },
+    /// Opted in to marketing after an opt-out, which stands again once the opt-in has lapsed.
+    OptedInOverOptOut {
+        /// When it lapses.
+        expire: Timestamp,
+        /// Whether that was an opt-out of everything.
+        all: bool,
+    },
     /// An opt-in that waits for its double opt-in confirmation.
     Pending,
     /// The same, where what it would replace is an opt-out.
     PendingOverOptOut {
         /// As in [`OptedOutAll`](Self::OptedOutAll), of the opt-out that would be replaced; false
-        /// where that is a narrower one.
+        /// where a narrower one stands.
         answerable: bool,
     },
-    /// Opted out of the category or its class.
+    /// Opted out of the category or its class, whether or not of everything since.
     OptedOut,
-    /// Opted out of everything.
+    /// Opted out of everything, and of nothing narrower that still stands.
     OptedOutAll {
-        /// Whether the user wrote strictly later, and no narrower opt-out is as late.
+        /// Whether the user wrote strictly later.
         answerable: bool,
     },
 }
@@ -77,15 +84,22 @@ pub(super) enum Mark {
     PendingOverOptOutAll,
     OptedOut,
     OptedOutAll,
-    /// Opted out at the very moment of an opt-out of everything: both stand.
-    OptedOutTwice,
+    /// Opted in to marketing, until it lapses: then the older opt-out of everything stands again.
+    OptedInOverAll,
+    /// The same, where the older opt-out is of the class of this topic.
+    OptedInOverClass,
+    /// The same, where the older opt-out is of this very scope.
+    OptedInOverOwn,
+    /// A pending opt-in over one of those three: the window does not stand in for it.
+    PendingOverLapsing,
 }
 
 /// What stands on a class or a topic.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub(super) struct Marked {
     pub(super) mark: Mark,
-    /// Whether a word on this very scope is what stands, and not one on a broader scope.
+    /// Whether a word on this very scope is what stands, and not one on a broader scope. Beside an
+    /// opt-out of everything, the latest opt-out of what is narrower stands as well.
     pub(super) own: bool,
 }
 
@@ -93,13 +107,26 @@ impl Mark {
     /// Whether an opt-out stands. One that a pending opt-in would replace does.
     pub(super) fn is_opt_out(self) -> bool {
         match self {
-            Self::None | Self::OptedIn | Self::Pending => false,
+            Self::None
+            | Self::OptedIn
+            | Self::Pending
+            | Self::OptedInOverAll
+            | Self::OptedInOverClass
+            | Self::OptedInOverOwn
+            | Self::PendingOverLapsing => false,
             Self::PendingOverOptOut
             | Self::PendingOverOptOutAll
             | Self::OptedOut
-            | Self::OptedOutAll
-            | Self::OptedOutTwice => true,
+            | Self::OptedOutAll => true,
         }
+    }
+
+    /// Whether an opt-in stands until it lapses.
+    fn is_opt_in(self) -> bool {
+        matches!(
+            self,
+            Self::OptedIn | Self::OptedInOverAll | Self::OptedInOverClass | Self::OptedInOverOwn
+        )
     }
 }
 
@@ -222,7 +249,11 @@ impl Resolved {
         for (scope, said) in &state.scopes {
             let Scope::Topic(class, topic) = scope else { continue };
             let (marked, expire) = marked(state, scope);
-            if !marked.own && said.pending.is_none() {
+            let on_class = Class::ALL.into_iter().zip(profile.classes);
+            let on_class = on_class.into_iter().find(|(known, _)| known == class);
+            let same = on_class.is_some_and(|(_, on)| on.mark == marked.mark)
+                && marked.mark != Mark::OptedInOverOwn;
+            if !marked.own && said.pending.is_none() && same {
                 continue; // What stands on its class stands on it.
             }
             let place = Class::ALL.len().saturating_add(topics.len());
@@ -253,21 +284,49 @@ fn marked(state: &State, scope: &Scope) -> (Marked, Option<Timestamp>) {
         let mark = if standing.pending.is_some() { Mark::Pending } else { Mark::None };
         return (Marked { mark, own: false }, None);
     };
-    let own = word_on(scope) == Some(word);
+    let class = scope.class().map(Scope::Class);
+    // The latest word but for those about everything.
+    let narrower = class.as_ref().and_then(word_on).max(word_on(scope));
     let all = word_on(&Scope::All) == Some(word);
-    let narrower = scope.class().map(Scope::Class).and_then(|class| word_on(&class));
-    let narrower = own || narrower == Some(word);
+    let both = word.is_opt_out() && narrower.is_some_and(Word::is_opt_out);
+    let own = word_on(scope).is_some_and(|own| own == word || both && Some(own) == narrower);
     let pending = standing.pending.is_some_and(|pending| pending.stands_over(Some(word)));
     let (mark, expire) = match word.said {
-        Said::OptIn { .. } if pending => (Mark::Pending, None),
-        Said::OptIn { expire } => (Mark::OptedIn, expire),
-        Said::OptOut if pending && all && !narrower => (Mark::PendingOverOptOutAll, None),
+        Said::OptIn { expire: None, .. } if pending => (Mark::Pending, None),
+        Said::OptIn { expire: None, .. } => (Mark::OptedIn, None),
+        Said::OptIn { expire, .. } => match over_opt_out(state, scope) {
+            Mark::OptedIn if pending => (Mark::Pending, None),
+            _ if pending => (Mark::PendingOverLapsing, None),
+            mark => (mark, expire),
+        },
+        Said::OptOut if pending && all && !both => (Mark::PendingOverOptOutAll, None),
         Said::OptOut if pending => (Mark::PendingOverOptOut, None),
-        Said::OptOut if all && narrower => (Mark::OptedOutTwice, None),
-        Said::OptOut if all => (Mark::OptedOutAll, None),
+        Said::OptOut if all && !both => (Mark::OptedOutAll, None),
         Said::OptOut => (Mark::OptedOut, None),
     };
     (Marked { mark, own }, expire)
+}
+
+/// How an opt-in is marked that stands on a scope and lapses: for marketing, the latest opt-out that
+/// it replaced stands again then, unless another opt-in that never lapses is later than it.
+fn over_opt_out(state: &State, scope: &Scope) -> Mark {
+    let Some(class) = scope.class().filter(|class| *class == Class::Marketing) else {
+        return Mark::OptedIn;
+    };
+    // Of equally late ones the narrowest is taken: a message from the user lifts none of those.
+    let class = Scope::Class(class);
+    let covering = [
+        (&Scope::All, Mark::OptedInOverAll),
+        (&class, Mark::OptedInOverClass),
+        (scope, Mark::OptedInOverOwn),
+    ];
+    let said = |scope: &Scope| state.scopes.get(scope).copied().unwrap_or_default();
+    let outs = covering.iter().filter_map(|(scope, mark)| Some((said(scope).opt_out?, *mark)));
+    let Some((out, mark)) = outs.max_by_key(|(time, _)| *time) else { return Mark::OptedIn };
+    let lifts =
+        |word: Word| matches!(word.said, Said::OptIn { expire: None, .. }) && word.time > out;
+    let is_lifted = covering.iter().any(|(scope, _)| said(scope).word.is_some_and(lifts));
+    if is_lifted { Mark::OptedIn } else { mark }
 }
 
 impl Profile {
@@ -284,12 +343,18 @@ impl Profile {
         let standing = match mark {
             Mark::None => Standing::None,
             Mark::OptedIn => Standing::OptedIn { expire: times.expiry(place) },
+            Mark::OptedInOverAll | Mark::OptedInOverClass | Mark::OptedInOverOwn => {
+                // Without its expiry it could not be told from one that has lapsed.
+                let expire = times.expiry(place).unwrap_or(Timestamp::MIN);
+                Standing::OptedInOverOptOut { expire, all: mark == Mark::OptedInOverAll }
+            }
             Mark::Pending => Standing::Pending,
-            Mark::PendingOverOptOut => Standing::PendingOverOptOut { answerable: false },
+            Mark::PendingOverOptOut | Mark::PendingOverLapsing => {
+                Standing::PendingOverOptOut { answerable: false }
+            }
             Mark::PendingOverOptOutAll => Standing::PendingOverOptOut { answerable },
             Mark::OptedOut => Standing::OptedOut,
             Mark::OptedOutAll => Standing::OptedOutAll { answerable },
-            Mark::OptedOutTwice => Standing::OptedOutAll { answerable: false },
         };
         Facts {
             standing,
@@ -332,7 +397,8 @@ impl Profile {
     }
 
     /// The scopes in force at `now`: those opted in to, and those opted out of. An opt-in that is
-    /// pending or has lapsed is neither, and does not hide the opt-out that it would replace.
+    /// pending or has lapsed is neither. It does not hide the opt-out that it would replace, nor the
+    /// one of marketing that stands again.
     #[must_use]
     pub fn in_force(&self, times: Times<'_>, now: Timestamp) -> (Vec<Scope>, Vec<Scope>) {
         let (mut opted_in, mut opted_out) = (Vec::new(), Vec::new());
@@ -343,14 +409,11 @@ impl Profile {
         let topics = self.topics.iter();
         let topics = topics.map(|(class, name, on)| (Scope::Topic(*class, name.clone()), *on));
         for (place, (scope, marked)) in classes.chain(topics).enumerate() {
+            let valid = times.expiry(place).is_none_or(|expire| now < expire);
             match marked.mark {
+                Mark::OptedInOverOwn if !valid => opted_out.push(scope),
                 _ if !marked.own => {}
-                Mark::OptedIn => {
-                    let expire = times.expiry(place);
-                    if expire.is_none_or(|expire| now < expire) {
-                        opted_in.push(scope);
-                    }
-                }
+                mark if mark.is_opt_in() && valid => opted_in.push(scope),
                 mark if mark.is_opt_out() => opted_out.push(scope),
                 _ => {}
             }

@@ -148,7 +148,11 @@ impl Record {
     pub fn tombstone_at(&self, time: Timestamp) -> Self {
         let (history_len, chain) = (self.history_len, self.chain);
         let erased = Some(Box::new(Erased { time, history_len, chain }));
-        let state = State { suppression: Some((time, true)), ..State::default() };
+        let state = State {
+            suppression: Some((time, true)),
+            last_suppressed: Some(time),
+            ..State::default()
+        };
         Self { state, history_len, chain, erased, ..Self::default() }
     }
 

@@ -5,8 +5,9 @@
 //! states is the state of all their events.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::event::MAX_AHEAD;
 use super::scope::Scope;
 use super::time::Timestamp;
 
@@ -33,6 +34,9 @@ pub enum Said {
     OptIn {
         /// When it lapses; never, where unset.
         expire: Option<Timestamp>,
+        /// Whether it confirms a pending opt-in. Its time is the one of that pending opt-in, so that
+        /// an opt-out between the request and the confirmation stands, whichever arrives first.
+        confirms: bool,
     },
     /// An opt-out.
     OptOut,
@@ -42,7 +46,15 @@ impl Word {
     /// An opt-in at `time`. An expiry at the end of time is none: neither is ever reached.
     #[must_use]
     pub fn opt_in(time: Timestamp, expire: Option<Timestamp>) -> Self {
-        Self { time, said: Said::OptIn { expire: expire.filter(|end| *end < Timestamp::MAX) } }
+        let expire = expire.filter(|end| *end < Timestamp::MAX);
+        Self { time, said: Said::OptIn { expire, confirms: false } }
+    }
+
+    /// The confirmation of an opt-in that has been pending since `time`.
+    #[must_use]
+    pub fn confirmed(time: Timestamp, expire: Option<Timestamp>) -> Self {
+        let expire = expire.filter(|end| *end < Timestamp::MAX);
+        Self { time, said: Said::OptIn { expire, confirms: true } }
     }
 
     /// An opt-out at `time`.
@@ -57,16 +69,19 @@ impl Word {
         matches!(self.said, Said::OptOut)
     }
 
-    fn strength(self) -> (bool, Reverse<Timestamp>) {
+    fn strength(self) -> (bool, bool, Reverse<Timestamp>) {
         match self.said {
-            Said::OptOut => (true, Reverse(Timestamp::MIN)),
-            Said::OptIn { expire } => (false, Reverse(expire.unwrap_or(Timestamp::MAX))),
+            Said::OptOut => (true, false, Reverse(Timestamp::MIN)),
+            Said::OptIn { expire, confirms } => {
+                (false, confirms, Reverse(expire.unwrap_or(Timestamp::MAX)))
+            }
         }
     }
 }
 
 /// Later words are greater; at equal times what denies more is: the opt-out, then the opt-in that
-/// lapses sooner.
+/// lapses sooner. A confirmation is greater than an opt-in of the same time that confirms nothing,
+/// since it answers the pending opt-in of that time.
 impl Ord for Word {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.time, self.strength()).cmp(&(other.time, other.strength()))
@@ -103,11 +118,12 @@ impl Pending {
     }
 
     /// Whether it stands where `word` is the latest that counts: it is later, or as late and the
-    /// word is no opt-out.
+    /// word is neither an opt-out nor its confirmation.
     #[must_use]
     pub fn stands_over(self, word: Option<Word>) -> bool {
         word.is_none_or(|word| {
-            self.time > word.time || (self.time == word.time && !word.is_opt_out())
+            let yields = matches!(word.said, Said::OptIn { confirms: false, .. });
+            self.time > word.time || (self.time == word.time && yields)
         })
     }
 }
@@ -122,6 +138,16 @@ pub struct OnScope {
     pub word: Option<Word>,
     /// The latest opt-in that waits for its confirmation.
     pub pending: Option<Pending>,
+    /// The latest opt-out, even where a later opt-in is the word that counts: it may count again
+    /// once that opt-in has lapsed.
+    pub opt_out: Option<Timestamp>,
+}
+
+impl From<Word> for OnScope {
+    fn from(word: Word) -> Self {
+        let opt_out = word.is_opt_out().then_some(word.time);
+        Self { word: Some(word), pending: None, opt_out }
+    }
 }
 
 /// One thing that an event does to a state.
@@ -160,6 +186,20 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// The time of a denial that something allowed could lift. A frequency cap is none of them:
+    /// nothing but time ends it.
+    fn denied_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Word(_, word) if word.is_opt_out() => Some(word.time),
+            Self::WindowClosed(time)
+            | Self::Platform { time, stopped: true }
+            | Self::Suppression { time, suppressed: true } => Some(*time),
+            _ => None,
+        }
+    }
+}
+
 /// One scope more than [`MAX_SCOPES`] was asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
@@ -184,6 +224,14 @@ pub struct State {
     pub platform: Option<(Timestamp, bool)>,
     /// The latest suppression: when, and whether it was set.
     pub suppression: Option<(Timestamp, bool)>,
+    /// When marketing was last stopped inside WhatsApp, even where it was resumed since.
+    pub last_stop: Option<Timestamp>,
+    /// When a suppression was last set, even where it was lifted since.
+    pub last_suppressed: Option<Timestamp>,
+    /// The moments to which events that allow were clamped, because their senders' clocks were
+    /// ahead of the ledger's. A denial that is recorded after such an event never counts as
+    /// earlier: see [`State::counts_as_of`].
+    pub clamped: BTreeSet<Timestamp>,
 }
 
 /// Raises `slot` to `value` where that is greater; tells whether it was.
@@ -205,7 +253,9 @@ impl State {
         Ok(match effect {
             Effect::Word(scope, word) => {
                 let scope = self.room_for(scope, word.is_opt_out())?;
-                raise(&mut self.scopes.entry(scope).or_default().word, *word)
+                let said = self.scopes.entry(scope).or_default();
+                let opted_out = word.is_opt_out() && raise(&mut said.opt_out, word.time);
+                raise(&mut said.word, *word) || opted_out
             }
             Effect::Pending(scope, pending) => {
                 let scope = self.room_for(scope, false)?;
@@ -216,11 +266,59 @@ impl State {
             Effect::Capped(time) => raise(&mut self.capped, *time),
             Effect::Failure { time, code } => raise(&mut self.failure, (*time, *code)),
             // `true` is the greater bool: at equal times what denies stands.
-            Effect::Platform { time, stopped } => raise(&mut self.platform, (*time, *stopped)),
+            Effect::Platform { time, stopped } => {
+                let denied = *stopped && raise(&mut self.last_stop, *time);
+                raise(&mut self.platform, (*time, *stopped)) || denied
+            }
             Effect::Suppression { time, suppressed } => {
-                raise(&mut self.suppression, (*time, *suppressed))
+                let denied = *suppressed && raise(&mut self.last_suppressed, *time);
+                raise(&mut self.suppression, (*time, *suppressed)) || denied
             }
         })
+    }
+
+    /// The time that an effect counts as of when it is recorded now: its own, but for a denial.
+    ///
+    /// Clock skew: an event that allows and whose time is ahead of the ledger's clock is clamped to
+    /// the ledger's now. Its sender's clock may be ahead by more than shows, so that the true order
+    /// of that event and of a denial recorded after it is unknown. The denial wins: where its own
+    /// time is before such a clamped moment, by five minutes at most, it counts as of that moment.
+    ///
+    /// A denial that is on record already with its own time is a repeat, and stays where it is.
+    #[must_use]
+    pub fn counts_as_of(&self, effect: &Effect, time: Timestamp) -> Timestamp {
+        let Some(own) = effect.denied_at() else { return time };
+        let known = match effect {
+            Effect::Word(scope, _) => self.scopes.get(scope).and_then(|said| said.opt_out),
+            Effect::WindowClosed(_) => self.window_closed,
+            Effect::Platform { .. } => self.last_stop,
+            Effect::Suppression { .. } => self.last_suppressed,
+            _ => None,
+        };
+        if known == Some(own) {
+            return own;
+        }
+        self.clamped.range(own..=own.plus(MAX_AHEAD)).next_back().copied().unwrap_or(own)
+    }
+
+    /// Forgets the clamped moments at which nothing that allows stands any more, so that there are
+    /// never more than there are things that allow.
+    pub fn forget_clamped(&mut self) {
+        let mut clamped = std::mem::take(&mut self.clamped);
+        clamped.retain(|moment| self.is_allowed_at(*moment));
+        self.clamped = clamped;
+    }
+
+    /// Whether the latest of anything that allows is of this moment.
+    fn is_allowed_at(&self, moment: Timestamp) -> bool {
+        let on_scope = |said: &OnScope| {
+            let word = said.word.filter(|word| !word.is_opt_out()).map(|word| word.time);
+            word == Some(moment) || said.pending.is_some_and(|pending| pending.time == moment)
+        };
+        self.last_inbound == Some(moment)
+            || self.platform == Some((moment, false))
+            || self.suppression == Some((moment, false))
+            || self.scopes.values().any(on_scope)
     }
 
     /// The scope that a word on `scope` is kept under.
@@ -243,7 +341,9 @@ impl State {
             let known = self.scopes.entry(scope).or_default();
             known.word = known.word.max(said.word);
             known.pending = known.pending.max(said.pending);
+            known.opt_out = known.opt_out.max(said.opt_out);
         }
+        self.clamped.extend(other.clamped);
         Self {
             scopes: self.scopes,
             last_inbound: self.last_inbound.max(other.last_inbound),
@@ -252,6 +352,9 @@ impl State {
             failure: self.failure.max(other.failure),
             platform: self.platform.max(other.platform),
             suppression: self.suppression.max(other.suppression),
+            last_stop: self.last_stop.max(other.last_stop),
+            last_suppressed: self.last_suppressed.max(other.last_suppressed),
+            clamped: self.clamped,
         }
     }
 
@@ -280,6 +383,7 @@ impl State {
         for said in covering.into_iter().flatten().filter_map(|scope| self.scopes.get(scope)) {
             standing.word = standing.word.max(said.word);
             standing.pending = standing.pending.max(said.pending);
+            standing.opt_out = standing.opt_out.max(said.opt_out);
         }
         standing
     }

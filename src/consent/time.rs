@@ -57,6 +57,28 @@ impl Timestamp {
     }
 }
 
+/// How far this machine's clock may be from the ledger's before operators are warned.
+pub const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(1);
+
+/// What operators are told where this machine's clock and the ledger's differ by more than
+/// [`MAX_CLOCK_OFFSET`].
+#[must_use]
+pub fn clock_offset_warning(ours: Timestamp, ledgers: Timestamp) -> Option<String> {
+    let (apart, which) = if ledgers > ours {
+        (ledgers.since(ours), "ahead of")
+    } else {
+        (ours.since(ledgers), "behind")
+    };
+    (apart > MAX_CLOCK_OFFSET).then(|| {
+        let apart = humantime::format_duration(Duration::from_secs(apart.as_secs()));
+        format!(
+            "the ledger's clock is {apart} {which} this machine's, which makes windows and consents \
+             end early, and clamps opt-ins and messages: synchronise both clocks by NTP \
+             (`chronyc tracking` and `timedatectl` show which one is wrong)"
+        )
+    })
+}
+
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
@@ -81,5 +103,22 @@ impl Clock {
     #[must_use]
     pub fn of(a: Timestamp, b: Timestamp) -> Self {
         Self { earliest: a.min(b), latest: a.max(b) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_offset_beyond_a_second_is_warned_of_with_its_direction() {
+        let at = |millis: i64| Timestamp::from_millis(1_000_000 + millis).unwrap();
+        for millis in [-1_000, 0, 1_000] {
+            assert_eq!(clock_offset_warning(at(0), at(millis)), None, "{millis}");
+        }
+        let behind = clock_offset_warning(at(30_050), at(0)).unwrap();
+        assert!(behind.starts_with("the ledger's clock is 30s behind this machine's"), "{behind}");
+        let ahead = clock_offset_warning(at(0), at(1_001)).unwrap();
+        assert!(ahead.contains("is 1s ahead of this machine's"), "{ahead}");
     }
 }

@@ -56,7 +56,8 @@ pub struct Applier {
     saved: Option<(Saved, Timestamp)>,
     /// Whether a snapshot is being loaded.
     loading: bool,
-    /// The latest that a ledger's clock said: what is lost now is seen to be so no earlier.
+    /// The latest that a ledger's clock said, or that something recorded is of, for a denial may be
+    /// ahead of that clock: what is lost now is taken to be lost no earlier.
     seen: Timestamp,
     /// The same when the last reload began: when what that lost was seen to be lost.
     begun: Timestamp,
@@ -103,7 +104,7 @@ impl Applier {
         self.saved = Some((saved, seen));
     }
 
-    /// The latest that the ledger's clock said.
+    /// The latest that the ledger's clock said, or that something recorded is of.
     #[must_use]
     pub fn seen(&self) -> Timestamp {
         self.seen
@@ -230,6 +231,7 @@ impl Applier {
             remember(&mut self.put_back, body.key, &Arc::new(denied));
         }
         let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
+        self.seen = self.seen.max(state.ok().and_then(State::latest).unwrap_or(self.seen));
         self.writer.apply(body.key, state);
         if !known {
             self.count_in(body.key);
@@ -309,7 +311,7 @@ impl Applier {
 
     fn apply_body(&mut self, body: &LogBody) {
         let before = self.meet(body);
-        // By then the ledger's clock had said this: no event in the table is later.
+        // By then the ledger's clock had said this.
         self.seen = self.seen.max(body.record_time);
         self.apply(body.key, body.record.as_ref(), self.seen);
         if let Some(key) = before {
@@ -321,6 +323,8 @@ impl Applier {
     fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
         let known = self.writer.holds(key);
         if let Ok(record) = record {
+            // No event in the table is later than this, once the record is in it.
+            self.seen = self.seen.max(record.state.latest().unwrap_or(self.seen));
             let lost = match self.old.get(&key) {
                 Some(old) => {
                     let lost = old.beyond(&record.state, self.begun);

@@ -41,7 +41,7 @@ pub use self::saving::{CannotSave, Saving, saved_tables};
 use self::saving::{NotSaved, Underway};
 use crate::changes::{self, Changes};
 use crate::clock::{self, Moment};
-use crate::consent::time::Timestamp;
+use crate::consent::time::{Timestamp, clock_offset_warning};
 use crate::ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
@@ -53,8 +53,8 @@ const MAX_AT_ONCE: usize = 8;
 /// How often a cause that lasts is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// How far this machine's clock may be from the ledger's before that is told.
-const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
+/// How often a clock offset is logged that lasts.
+const SAY_CLOCKS_AGAIN: Duration = Duration::from_mins(5);
 
 /// Follows one ledger.
 pub struct Follower {
@@ -73,8 +73,8 @@ pub struct Follower {
     feed: Feed,
     /// Why the table could not be proven, as last logged, and when.
     said: Option<(String, Duration)>,
-    /// Whether the clocks were too far apart at the last proof.
-    clocks_apart: bool,
+    /// When an offset between the clocks was last logged, while there is one.
+    clocks_told: Option<Moment>,
     /// Whether the ledger may lack what was recorded, and recorders were not told yet.
     may_lack: bool,
     /// Why the table stays invalid though it holds the ledger; empty where it does not.
@@ -123,7 +123,7 @@ impl Follower {
             changes,
             feed: Feed::new(publisher),
             said: None,
-            clocks_apart: false,
+            clocks_told: None,
             may_lack: false,
             overflow: String::new(),
             standing: None,
@@ -357,7 +357,7 @@ impl Follower {
                 self.metrics.propagated(clock::wall().since(*recorded));
             }
             Action::Prove(asked, ledger_clock) => {
-                self.check_clocks(asked.wall, *ledger_clock);
+                self.check_clocks(*asked, *ledger_clock);
                 self.check_ledger();
                 if self.said.take().is_some() {
                     info!("the table is proven to be current again");
@@ -444,17 +444,22 @@ impl Follower {
         self.standing = Some(standing);
     }
 
-    fn check_clocks(&mut self, ours: Timestamp, ledgers: Timestamp) {
-        let offset = ours.since(ledgers).max(ledgers.since(ours));
-        let apart = offset > MAX_CLOCK_OFFSET;
-        if apart && !self.clocks_apart {
-            let offset = humantime::format_duration(offset).to_string();
-            warn!(
-                offset,
-                "this machine's clock and the ledger's differ: the one that denies counts"
-            );
+    /// Logs a clock offset between this machine and the ledger when it appears, now and then while it
+    /// lasts, and when it is gone. The ledger read its clock between `asked` and now, so that a slow
+    /// answer is no offset.
+    fn check_clocks(&mut self, asked: Moment, ledgers: Timestamp) {
+        let answered = Moment::now();
+        let ours = ledgers.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
+        let Some(warning) = clock_offset_warning(ours, ledgers) else {
+            if self.clocks_told.take().is_some() {
+                info!("this machine's clock and the ledger's agree again");
+            }
+            return;
+        };
+        if self.clocks_told.is_none_or(|told| answered.since(told) >= SAY_CLOCKS_AGAIN) {
+            self.clocks_told = Some(answered);
+            warn!("{warning}");
         }
-        self.clocks_apart = apart;
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ledger::Position;
 use crate::table::{Saved, SavedError, Table};
 
 /// What a file begins with: a name, and the version of what follows.
-const MAGIC: [u8; 12] = *b"consentd\0\0\0\x01";
+const MAGIC: [u8; 12] = *b"consentd\0\0\0\x02";
 /// How many of these bytes a damaged file of ours may have lost, and not be taken for another's.
 const MAX_LOST: usize = 4;
 /// The bytes of a position within an epoch.

@@ -26,8 +26,8 @@ use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_REQUEST_BYTES, RecordService, status,
 };
 use crate::access;
-use crate::files;
 use crate::budget::{Charge, Connection, Full, Pool};
+use crate::files;
 
 /// Where checks are called.
 const CHECKS_PATH: &str = "/consent.v1.ConsentService/";

@@ -31,10 +31,13 @@ const ENTRY_FORMAT: u32 = 1;
 /// A record as bytes.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let state = &record.state;
-    let mark = |mark: Option<(Timestamp, bool)>| {
-        mark.map(|(time, set)| pb::Mark { time: time.as_millis(), set })
-    };
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
+    let mark = |mark: Option<(Timestamp, bool)>, last: Option<Timestamp>| {
+        mark.map(|(time, set)| {
+            let last_set = millis(last.filter(|last| !set || *last != time));
+            pb::Mark { time: time.as_millis(), set, last_set }
+        })
+    };
     pb::Record {
         format: if record.links.is_empty() && record.erased.is_none() { PLAIN } else { FORMAT },
         scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
@@ -42,8 +45,8 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         window_closed: millis(state.window_closed),
         capped: millis(state.capped),
         failure: state.failure.map(|(time, code)| pb::Failure { time: time.as_millis(), code }),
-        platform: mark(state.platform),
-        suppression: mark(state.suppression),
+        platform: mark(state.platform, state.last_stop),
+        suppression: mark(state.suppression, state.last_suppressed),
         requests: record.requests.iter().map(encode_request).collect(),
         history_len: record.history_len,
         chain: record.chain.to_vec(),
@@ -53,24 +56,28 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
             history_len: erased.history_len,
             chain: erased.chain.to_vec(),
         }),
+        clamped: state.clamped.iter().map(|moment| moment.as_millis()).collect(),
     }
     .encode_to_vec()
 }
 
 fn encode_scope(scope: &Scope, said: OnScope) -> pb::ScopeWords {
-    let opt_in = |time: Timestamp, expire: Option<Timestamp>| pb::OptInWord {
+    let opt_in = |time: Timestamp, expire: Option<Timestamp>, confirms| pb::OptInWord {
         time: time.as_millis(),
         expire: expire.map(Timestamp::as_millis),
+        confirms,
     };
     let mut words = pb::ScopeWords { scope: scope.to_string(), ..Default::default() };
     match said.word {
         Some(Word { time, said: Said::OptOut }) => words.opt_out = Some(time.as_millis()),
-        Some(Word { time, said: Said::OptIn { expire } }) => {
-            words.opt_in = Some(opt_in(time, expire));
+        Some(Word { time, said: Said::OptIn { expire, confirms } }) => {
+            words.opt_in = Some(opt_in(time, expire, confirms));
         }
         None => {}
     }
-    words.pending = said.pending.map(|pending| opt_in(pending.time, pending.expire()));
+    words.pending = said.pending.map(|pending| opt_in(pending.time, pending.expire(), false));
+    let replaced = said.opt_out.filter(|_| words.opt_out.is_none());
+    words.replaced_opt_out = replaced.map(Timestamp::as_millis);
     words
 }
 
@@ -105,25 +112,31 @@ fn record_of(record: pb::Record) -> Option<Record> {
     let mut state = State::default();
     for words in record.scopes {
         let scope = Scope::parse(&words.scope).ok()?;
-        let out = optional(words.opt_out)?.map(Word::opt_out);
+        let out = optional(words.opt_out)?;
+        let confirms = words.opt_in.as_ref().is_some_and(|word| word.confirms);
         let opt_in = words.opt_in.map(opt_in_of);
         let word = match (out, opt_in) {
             (None, None) => None,
-            (Some(out), None) => Some(out),
+            (Some(out), None) => Some(Word::opt_out(out)),
             (None, Some(opt_in)) => {
-                opt_in.map(|(time, expire)| Some(Word::opt_in(time, expire)))?
+                let (time, expire) = opt_in?;
+                let make = if confirms { Word::confirmed } else { Word::opt_in };
+                Some(make(time, expire))
             }
             (Some(_), Some(_)) => return None,
         };
+        let opt_out = out.max(optional(words.replaced_opt_out)?);
         let pending = match words.pending.map(opt_in_of) {
             None => None,
             Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
         };
-        state.scopes.insert(scope, OnScope { word, pending });
+        state.scopes.insert(scope, OnScope { word, pending, opt_out });
     }
-    let mark = |mark: Option<pb::Mark>| match mark {
-        None => Some(None),
-        Some(mark) => Timestamp::from_millis(mark.time).map(|time| Some((time, mark.set))),
+    let mark = |mark: Option<pb::Mark>| {
+        let Some(mark) = mark else { return Some((None, None)) };
+        let time = Timestamp::from_millis(mark.time)?;
+        let last = optional(mark.last_set)?.max(mark.set.then_some(time));
+        Some((Some((time, mark.set)), last))
     };
     state.last_inbound = optional(record.last_inbound)?;
     state.window_closed = optional(record.window_closed)?;
@@ -132,8 +145,10 @@ fn record_of(record: pb::Record) -> Option<Record> {
         None => None,
         Some(failure) => Some((Timestamp::from_millis(failure.time)?, failure.code)),
     };
-    state.platform = mark(record.platform)?;
-    state.suppression = mark(record.suppression)?;
+    (state.platform, state.last_stop) = mark(record.platform)?;
+    (state.suppression, state.last_suppressed) = mark(record.suppression)?;
+    state.clamped =
+        record.clamped.into_iter().map(Timestamp::from_millis).collect::<Option<_>>()?;
     let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
     let chain = record.chain.try_into().ok()?;
     let links = record.links.into_iter().map(link_of).collect::<Option<_>>()?;
@@ -386,17 +401,21 @@ mod tests {
     fn a_record() -> Record {
         let mut record = Record { history_len: 3, chain: [9; 32], ..Record::default() };
         let state = &mut record.state;
-        let out = OnScope { word: Some(Word::opt_out(at(0))), pending: None };
-        state.scopes.insert(Scope::All, out);
+        state.scopes.insert(Scope::All, Word::opt_out(at(0)).into());
+        let confirmed = OnScope { opt_out: Some(at(3)), ..Word::confirmed(at(4), None).into() };
+        state.scopes.insert(Scope::parse("marketing").unwrap(), confirmed);
         let topic = Scope::parse("utility.order_updates").unwrap();
         let word = Some(Word::opt_in(at(7), Some(at(8))));
-        state.scopes.insert(topic, OnScope { word, pending: Some(Pending::new(at(8), None)) });
+        let pending = Some(Pending::new(at(8), None));
+        state.scopes.insert(topic, OnScope { word, pending, opt_out: Some(at(6)) });
         state.last_inbound = Some(at(0));
         state.window_closed = Some(at(1));
         state.capped = Some(at(2));
         state.failure = Some((at(3), 131_026));
         state.platform = Some((at(4), true));
         state.suppression = Some((at(5), false));
+        (state.last_stop, state.last_suppressed) = (Some(at(4)), Some(at(2)));
+        state.clamped.extend([at(5), at(8)]);
         let outcome = Outcome {
             revision: 5,
             applied: true,

@@ -114,6 +114,34 @@ fn a_moment_knows_what_was_recorded_by_then_and_names_what_it_rests_on() {
 }
 
 #[test]
+fn opt_outs_that_stand_beneath_the_latest_word_are_named() {
+    use Reason::{ConsentExpired, OptedOut, OptedOutAll, ReplyAfterOptOut};
+    let events: Vec<_> = [opt_out("utility.orders"), opt_out("*"), inbound()]
+        .into_iter()
+        .zip(1..)
+        .map(|(what, n): (_, i64)| listed(n.try_into().unwrap(), n * DAY, n * DAY, what))
+        .collect();
+    let both = || (OptedOut, vec![1, 2]);
+    assert_eq!(told(&events, 3 * DAY, "utility.orders"), [both(), both()]);
+    let rest = [(OptedOutAll, vec![2]), (ReplyAfterOptOut, vec![3, 2])];
+    assert_eq!(told(&events, 3 * DAY, "utility.other"), rest);
+    for (out, again) in [("*", OptedOutAll), ("marketing", OptedOut)] {
+        let lapsed = [
+            listed(1, DAY, DAY, opt_out(out)),
+            listed(2, 2 * DAY, 2 * DAY, opt_in("marketing", Some(3 * DAY), false)),
+            listed(3, 3 * DAY, 3 * DAY, inbound()),
+        ];
+        let again = || (again, vec![1, 2]);
+        assert_eq!(told(&lapsed, 3 * DAY, "marketing.sale"), [again(), again()], "{out}");
+    }
+    let other = [
+        listed(1, DAY, DAY, opt_out("*")),
+        listed(2, 2 * DAY, 2 * DAY, opt_in("utility", Some(3 * DAY), false)),
+    ];
+    assert_eq!(told(&other, 3 * DAY, "utility")[0], (ConsentExpired, vec![2]));
+}
+
+#[test]
 fn what_was_recorded_later_was_not_known() {
     let events = [
         listed(1, DAY, DAY, opt_in("marketing", None, false)),

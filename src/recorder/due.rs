@@ -71,8 +71,9 @@ impl Recorder {
     async fn name(&self, key: Key, due: Vec<Due>, found: &mut Vec<Found>) -> Result<(), Refusal> {
         let history = self.ledger.history(key).await?;
         for due in due {
-            let effect = due.effect();
-            let gave = |entry: &HistoryEntry| entry.what.effects(entry.time).contains(&effect);
+            let gave = |entry: &HistoryEntry| {
+                entry.what.effects(entry.time).iter().any(|effect| due.is_given_by(effect))
+            };
             match history.entries.iter().rev().find(|(_, entry)| gave(entry)) {
                 Some((_, entry)) => found.push((due, entry.clone())),
                 // Opt-ins are kept for good, unless the user was erased since the record was read.

@@ -13,11 +13,12 @@
 //!   link, for both its ends are there, and walks along it before it is acknowledged itself.
 //!
 //! Only what denies is copied: as of its own time, so that what was said later under the other id
-//! stands. What lifts a denial lifts it under its own id alone.
+//! stands; but never as of before what was clamped there, see [`State::counts_as_of`]. What lifts a denial lifts it under its own id alone.
 
 use std::collections::VecDeque;
 use std::time::UNIX_EPOCH;
 
+use super::plan::counts_as_of;
 use crate::consent::event::{MAX_REFERENCE_BYTES, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::record::{HistoryEntry, Link, Record, Revision};
@@ -150,10 +151,12 @@ impl Group {
                 let own = *from == place;
                 let what =
                     if own { denial.what.clone() } else { self.copy(place, *from, &denial.what) };
-                if deny(&mut record.state, &what, denial.time) {
-                    enter(denial.time, what);
+                let time = counts_as_of(&record.state, &what, denial.time);
+                if deny(&mut record.state, &what, time) {
+                    enter(time, what);
                 }
             }
+            record.state.forget_clamped();
             let update = (!history.is_empty()).then(|| Update {
                 user_id: member.user_id.clone(),
                 business_id: self.business_id.clone(),

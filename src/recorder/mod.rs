@@ -10,6 +10,8 @@
 mod call;
 #[cfg(test)]
 mod call_tests;
+#[cfg(test)]
+mod clock_tests;
 mod due;
 mod erase;
 pub mod linked;
@@ -415,7 +417,7 @@ impl Recorder {
         } else {
             None
         };
-        let group = self.group_of(secret, pair, stored, theirs, clock).await?;
+        let group = self.group_of(secret, pair, stored, theirs).await?;
         // A pair is of one business.
         let business = theirs.first().map_or("", |first| first.event.business_id.as_str());
         let keywords = self.keywords.of(business);

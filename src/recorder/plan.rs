@@ -10,7 +10,7 @@ use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Heard, Keywords, Meaning};
 use crate::consent::record::{HistoryEntry, Link, Outcome, Record, Request};
 use crate::consent::scope::Scope;
-use crate::consent::state::Pending;
+use crate::consent::state::{Pending, State};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Change, History, Stored, Update};
 
@@ -54,7 +54,7 @@ const REST_OF_SECOND: Duration = Duration::from_millis(999);
 /// When an event happened, as far as the rules go.
 struct Settled {
     time: Timestamp,
-    /// Whether it was ahead of the ledger's clock, and was taken as now.
+    /// Whether it was ahead of the ledger's clock, and was clamped to now.
     clamped: bool,
 }
 
@@ -129,6 +129,9 @@ impl<'a> Plan<'a> {
             return Ok(known.outcome);
         }
         let settled = self.settle(submission)?;
+        if settled.clamped {
+            self.record.state.clamped.insert(settled.time);
+        }
         let denied = self.spread.denials.len();
         let outcome = match &event.what {
             What::Link { other_user_id, moved } => {
@@ -208,7 +211,8 @@ impl<'a> Plan<'a> {
     }
 
     /// The change to append; one that writes nothing where the record stays as it is.
-    pub(super) fn into_change(self, key: Key, submissions: &[&Submission]) -> Change {
+    pub(super) fn into_change(mut self, key: Key, submissions: &[&Submission]) -> Change {
+        self.record.state.forget_clamped();
         let last = submissions.last().filter(|_| self.touched);
         let update = last.map(|last| Update {
             user_id: last.event.user_id.clone(),
@@ -220,7 +224,9 @@ impl<'a> Plan<'a> {
         Change { key, base: self.stored.version, update }
     }
 
-    /// When the event happened: as it says, or now by the ledger's clock.
+    /// When the event happened: as it says, or now by the ledger's clock. Where the time is ahead of
+    /// that clock, one of the two is wrong: what allows is clamped to now, and a denial keeps its
+    /// time, so that nothing that was said before the denial is ever later than it.
     fn settle(&self, submission: &Submission) -> Result<Settled, Refusal> {
         let Submission { event, request_id, told } = submission;
         let now = self.clock;
@@ -241,25 +247,26 @@ impl<'a> Plan<'a> {
                     "event_time",
                     format!(
                         "{ahead} ahead of the ledger's clock, by which it is {}; at most 5 minutes \
-                         are taken as now: set the clock of the sender, or of the ledger's \
+                         are taken: set the clock of the sender, or of the ledger's \
                          machine, whichever is wrong, or check the time zone and that the unit is \
                          seconds",
                         humantime::format_rfc3339_seconds(UNIX_EPOCH + now.since(Timestamp::MIN))
                     ),
                 )
             }
-            Some(time) if time > now => {
-                Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: true })
+            Some(time) if time > now && event.what.is_clamped() => {
+                Ok(Settled { time: now, clamped: true })
             }
             Some(time) => {
                 let late = told.whole_seconds && event.what.is_denial();
                 let time = if late { time.plus(REST_OF_SECOND) } else { time };
                 Ok(Settled { time, clamped: false })
             }
-            None if matches!(event.what, What::OptIn { .. }) && request_id.is_empty() => refuse(
+            None if event.what.lifts() && request_id.is_empty() => refuse(
                 "request_id",
-                "required for an opt-in without an event_time: a retry would otherwise be newer \
-                 than an opt-out that came between"
+                "required for what lifts a denial (an opt-in, a resume, a lifted suppression) and \
+                 has no event_time: a retry would otherwise be newer than a denial that came \
+                 between"
                     .to_owned(),
             ),
             None => Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: false }),
@@ -275,7 +282,7 @@ impl<'a> Plan<'a> {
 
     fn apply(&mut self, submission: &Submission, settled: &Settled) -> Result<Outcome, Refusal> {
         let Submission { event, request_id, told } = submission;
-        let Settled { time, clamped } = *settled;
+        let time = settled.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
             outcome.applied = self.enter(event, event.what.clone(), time)?;
@@ -289,11 +296,12 @@ impl<'a> Plan<'a> {
         let Some(Heard { meaning, keyword, locale }) = heard else { return Ok(outcome) };
         match meaning {
             Meaning::OptOut(scopes) => {
-                // A denial is stamped as one, though its message is not.
+                // A denial is stamped as one, though its message is not: it keeps its own time where
+                // the message that opens the window is clamped.
                 let time = match event.time {
                     None => self.stamp(true),
-                    Some(_) if told.whole_seconds && !clamped => time.plus(REST_OF_SECOND),
-                    Some(_) => time,
+                    Some(own) if told.whole_seconds => own.plus(REST_OF_SECOND),
+                    Some(own) => own,
                 };
                 outcome.opted_out_scope = list(&scopes);
                 for scope in scopes {
@@ -330,6 +338,9 @@ impl<'a> Plan<'a> {
     }
 
     /// Confirms every opt-in that was pending before the message, and had not lapsed by then.
+    ///
+    /// The confirmed opt-in counts as of the time of the pending one. So an opt-out between the two
+    /// stands, whether it arrives before the confirmation or after it.
     fn confirm(
         &mut self,
         event: &Event,
@@ -348,10 +359,10 @@ impl<'a> Plan<'a> {
         let mut confirmed = Vec::new();
         for (category, pending) in pending {
             let Some(mut evidence) = self.evidence_of(&category, pending) else { continue };
-            evidence.confirmation = by_message("message", message_id);
+            evidence.confirmation = confirmed_by(message_id, time);
             let expire = pending.expire();
             let what = What::OptIn { category: category.clone(), evidence, expire, pending: false };
-            if self.enter(event, what, time)? {
+            if self.enter(event, what, pending.time)? {
                 confirmed.push(category);
             }
         }
@@ -375,6 +386,7 @@ impl<'a> Plan<'a> {
     /// Applies one thing that happened, and enters it into the history if it changed anything.
     fn enter(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
         let mut changed = false;
+        let time = counts_as_of(&self.record.state, &what, time);
         for effect in what.effects(time) {
             changed |= self.record.state.apply(&effect)?;
         }
@@ -399,6 +411,12 @@ impl<'a> Plan<'a> {
             what,
         });
     }
+}
+
+/// The time that what happened at `time` counts as of, where it is recorded over this state.
+pub(super) fn counts_as_of(state: &State, what: &What, time: Timestamp) -> Timestamp {
+    let effects = what.effects(time);
+    effects.iter().map(|effect| state.counts_as_of(effect, time)).max().unwrap_or(time)
 }
 
 /// By what a repeat of a request is known.
@@ -439,6 +457,16 @@ fn list(scopes: &[Scope]) -> String {
 /// The opt-out that a message's text means.
 fn by_keyword(scope: Scope, message_id: &str) -> What {
     What::OptOut { scope, reference: by_message("keyword in message", message_id) }
+}
+
+/// Names the message that confirmed an opt-in, and when that was: the opt-in itself counts as of when
+/// it was asked for.
+fn confirmed_by(message_id: &str, time: Timestamp) -> String {
+    let at = humantime::format_rfc3339_millis(UNIX_EPOCH + time.since(Timestamp::MIN));
+    let mut said = by_message("message", message_id);
+    let at = format!(" at {at}");
+    said.truncate(said.floor_char_boundary(MAX_REFERENCE_BYTES.saturating_sub(at.len())));
+    said + &at
 }
 
 /// Names a message, within the bounds of what may be recorded.

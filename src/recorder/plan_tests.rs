@@ -9,22 +9,22 @@ use crate::consent::state::{Said, State, Word};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Change, History, Place, Stored, Update, Version};
 
-const NOW: i64 = 1_750_000_000_000;
-const MINUTE: i64 = 60_000;
+pub(super) const NOW: i64 = 1_750_000_000_000;
+pub(super) const MINUTE: i64 = 60_000;
 
-fn at(millis: i64) -> Timestamp {
+pub(super) fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
 }
 
 /// A ledger of one pair: what recorders do, without the recorder.
-struct Pair {
+pub(super) struct Pair {
     stored: Stored,
     history: History,
     keywords: Keywords,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             stored: Stored::default(),
             history: History::default(),
@@ -33,7 +33,7 @@ impl Pair {
     }
 
     /// Records one event by the ledger's clock; the ledger assigns the next revision.
-    fn record(&mut self, now: i64, submission: &Submission) -> Result<Outcome, Refusal> {
+    pub(super) fn record(&mut self, now: i64, submission: &Submission) -> Result<Outcome, Refusal> {
         let secret = KeySecret::new(&[3; 16]);
         let mut plan = Plan::new(&self.stored, at(now), &self.keywords, Some(&self.history));
         let mut outcome = plan.add(submission, &secret)?;
@@ -52,22 +52,22 @@ impl Pair {
         Ok(outcome)
     }
 
-    fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &State {
         &self.stored.record.state
     }
 
-    fn said_on(&self, scope: &str) -> Option<(Timestamp, Said)> {
+    pub(super) fn said_on(&self, scope: &str) -> Option<(Timestamp, Said)> {
         let said = self.state().scopes.get(&Scope::parse(scope).unwrap())?;
         said.word.map(|word| (word.time, word.said))
     }
 }
 
-fn event(what: What, time: Option<i64>, request_id: &str) -> Submission {
+pub(super) fn event(what: What, time: Option<i64>, request_id: &str) -> Submission {
     let event = Event { user_id: "1".into(), business_id: "acme".into(), time: time.map(at), what };
     Submission::new(event, request_id.into())
 }
 
-fn opt_in(category: &str, pending: bool) -> What {
+pub(super) fn opt_in(category: &str, pending: bool) -> What {
     let evidence = Evidence {
         method: Method::Website,
         statement: "Yes to WhatsApp from Acme".into(),
@@ -80,15 +80,15 @@ fn opt_in(category: &str, pending: bool) -> What {
     What::OptIn { category, evidence, expire: None, pending }
 }
 
-fn opt_out(scope: &str) -> What {
+pub(super) fn opt_out(scope: &str) -> What {
     What::OptOut { scope: Scope::parse(scope).unwrap(), reference: String::new() }
 }
 
-fn inbound(text: &str) -> What {
+pub(super) fn inbound(text: &str) -> What {
     What::Inbound { message_id: "wamid.1".into(), text: text.into() }
 }
 
-fn refused_field(result: Result<Outcome, Refusal>) -> String {
+pub(super) fn refused_field(result: Result<Outcome, Refusal>) -> String {
     match result {
         Err(Refusal::Invalid(violations)) => violations[0].field.clone(),
         other => panic!("not refused for a field: {other:?}"),
@@ -96,7 +96,7 @@ fn refused_field(result: Result<Outcome, Refusal>) -> String {
 }
 
 #[test]
-fn times_ahead_are_taken_as_now_up_to_five_minutes_and_refused_from_there() {
+fn what_allows_is_clamped_to_now_up_to_five_minutes_ahead_and_refused_from_there() {
     for (ahead, stamped) in [(0, Some(NOW)), (1, Some(NOW)), (5 * MINUTE, Some(NOW))] {
         let mut pair = Pair::new();
         pair.record(NOW, &event(inbound(""), Some(NOW + ahead), "")).unwrap();
@@ -127,16 +127,24 @@ fn a_denial_without_a_time_is_never_older_than_what_is_known() {
     pair.record(behind, &event(denial, None, "")).unwrap();
     assert_eq!(pair.state().suppression, Some((at(NOW), true)));
     let grant = What::Suppression { suppressed: false, reference: String::new() };
-    let lifted = pair.record(behind, &event(grant, None, "")).unwrap();
+    let lifted = pair.record(behind, &event(grant, None, "lift")).unwrap();
     assert!(!lifted.applied, "what allows is stamped by the clock alone");
 }
 
 #[test]
-fn an_opt_in_without_a_time_needs_a_request_id() {
+fn what_lifts_a_denial_without_a_time_needs_a_request_id() {
+    let suppression = |suppressed| What::Suppression { suppressed, reference: String::new() };
     let mut pair = Pair::new();
-    let refused = pair.record(NOW, &event(opt_in("marketing", false), None, ""));
-    assert_eq!(refused_field(refused), "request_id");
-    assert!(pair.record(NOW, &event(opt_in("marketing", false), None, "a")).unwrap().applied);
+    for denial in [What::Platform { stopped: true }, suppression(true)] {
+        assert!(pair.record(NOW, &event(denial, None, "")).unwrap().applied);
+    }
+    let lifting =
+        [opt_in("marketing", false), What::Platform { stopped: false }, suppression(false)];
+    for (what, id) in lifting.into_iter().zip(["a", "b", "c"]) {
+        let refused = pair.record(NOW + 1, &event(what.clone(), None, ""));
+        assert_eq!(refused_field(refused), "request_id", "{what:?}");
+        assert!(pair.record(NOW + 1, &event(what, None, id)).unwrap().applied);
+    }
 }
 
 #[test]
@@ -239,11 +247,13 @@ fn yes_confirms_what_is_pending_in_its_own_words() {
     let outcome = pair.record(NOW + 3, &yes(Some(NOW + 3))).unwrap();
     assert_eq!(outcome.opted_in_category, "marketing");
     assert_eq!((&*outcome.matched_keyword, &*outcome.keyword_locale), ("yes", "en"));
-    assert_eq!(pair.said_on("marketing"), Some((at(NOW + 3), Said::OptIn { expire: None })));
+    let confirmed = Said::OptIn { expire: None, confirms: true };
+    assert_eq!(pair.said_on("marketing"), Some((at(NOW), confirmed)), "as of when it was asked");
     let (_, last) = pair.history.entries.last().unwrap();
     let What::OptIn { evidence, pending: false, .. } = &last.what else { panic!("{last:?}") };
     assert_eq!(evidence.statement, "Yes to WhatsApp from Acme");
-    assert_eq!((&*evidence.reference, &*evidence.confirmation), ("form 7", "message wamid.1"));
+    let by = "message wamid.1 at 2025-06-15T15:06:40.003Z";
+    assert_eq!((&*evidence.reference, &*evidence.confirmation), ("form 7", by));
 }
 
 #[test]
@@ -281,7 +291,7 @@ fn an_expiry_must_lie_behind_the_opt_in() {
 }
 
 /// As a webhook tells it: its time has whole seconds.
-fn by_webhook(what: What, time: i64, counts: Counts) -> Submission {
+pub(super) fn by_webhook(what: What, time: i64, counts: Counts) -> Submission {
     let mut told = event(what, Some(time), "");
     told.told = Told { whole_seconds: true, counts, ..Told::default() };
     told
@@ -319,12 +329,13 @@ fn a_denial_told_in_whole_seconds_is_the_last_millisecond_of_its_second() {
 }
 
 #[test]
-fn a_denial_in_whole_seconds_from_a_clock_that_is_ahead_is_now() {
+fn a_denial_in_whole_seconds_from_a_clock_that_is_ahead_keeps_its_second() {
     const SECOND: i64 = NOW / 1_000 * 1_000;
     let mut pair = Pair::new();
     let stop = by_webhook(inbound("stop"), SECOND + 1_000, Counts::All);
     pair.record(SECOND + 500, &stop).unwrap();
-    assert_eq!(pair.said_on("*"), Some((at(SECOND + 500), Said::OptOut)));
+    assert_eq!(pair.state().last_inbound, Some(at(SECOND + 500)), "the window is clamped");
+    assert_eq!(pair.said_on("*"), Some((at(SECOND + 1_999), Said::OptOut)));
     let before = pair.stored.clone();
     pair.record(SECOND + 5_000, &stop).unwrap();
     assert_eq!(pair.stored, before);

@@ -75,14 +75,13 @@ impl Recorder {
         pair: &Pair,
         stored: &Stored,
         events: &[&Submission],
-        clock: Timestamp,
     ) -> Result<Option<Group>, Refusal> {
         let record = &stored.record;
         let links = events.iter().any(|one| matches!(one.event.what, What::Link { .. }));
         // It might be stamped by the clock: then no earlier than what is known under the other ids.
         let untimed = |one: &&Submission| {
             let text = matches!(&one.event.what, What::Inbound { text, .. } if !text.is_empty());
-            one.event.time.is_none_or(|time| time > clock) && (text || one.event.what.is_denial())
+            one.event.time.is_none() && (text || one.event.what.is_denial())
         };
         let untimed = !record.links.is_empty() && events.iter().any(untimed);
         let Some(first) = events.first().filter(|_| links || untimed) else { return Ok(None) };

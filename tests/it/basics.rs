@@ -69,7 +69,7 @@ async fn a_lost_answer_a_stop_and_a_retry_still_deny() {
     let (mut checks, mut records) = (sidecar.checks().await, sidecar.records().await);
     let minute = std::time::Duration::from_mins(1);
     let ahead: prost_types::Timestamp = (std::time::SystemTime::now() + minute).into();
-    // With a request id, with a time, and with a time that the ledger takes as now.
+    // With a request id, with a time, and with a time that the ledger clamps to now.
     for (user, request_id, time) in [
         ("1", "once", None),
         ("2", "", Some(crate::sidecar::ago(minute))),

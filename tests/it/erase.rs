@@ -268,7 +268,8 @@ async fn no_key_of_a_redis_names_who_was_erased_once_the_log_forgets() {
     // The suppression is lifted by an event of its own, and what is said then counts as ever.
     let mut records = sidecar.records().await;
     let lifted = pb::Suppression { suppressed: false, reference: String::new() };
-    let lifted = event(PERSON, "bolt", pb::consent_event::What::Suppression(lifted));
+    let mut lifted = event(PERSON, "bolt", pb::consent_event::What::Suppression(lifted));
+    lifted.request_id = "lift".to_owned();
     assert!(records.record_event(lifted).await.unwrap().into_inner().applied);
     assert_eq!(reason(&sidecar, PERSON, "bolt").await, Reason::NoConsent);
     records.record_event(event(PERSON, "bolt", opt_out("marketing"))).await.unwrap();

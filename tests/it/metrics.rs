@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use consentd::decision::Reason;
 use consentd::grpc::pb;
 use consentd::metrics::{
-    BYTE_POOLS, CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS, SAVINGS,
-    SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
+    BYTE_POOLS, CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS,
+    SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
 };
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};

@@ -13,11 +13,16 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use self::histories::{CATEGORIES, history, notation};
 pub use crate::rng::Rng;
+
+#[path = "model/histories.rs"]
+mod histories;
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
-/// > An `event_time` up to 5 minutes ahead of the ledger's clock is taken as now
+/// > Times ahead of the ledger's clock: only what allows is clamped to now; a denial keeps its time
+/// > (up to 5 minutes ahead).
 const AHEAD: i64 = 5 * MINUTE;
 /// > `131049` caps marketing templates for 24 hours from the failure
 const CAP: i64 = 24 * HOUR;
@@ -288,12 +293,24 @@ enum Word {
     Code(i32),
     /// Yes, until then.
     Allow(Reverse<i64>),
+    /// The same, by a `yes` to a pending opt-in of that time.
+    Confirmed(Reverse<i64>),
     Deny,
 }
 
+impl Word {
+    /// Until when it allows.
+    fn until(self) -> Option<i64> {
+        match self {
+            Word::Allow(Reverse(until)) | Word::Confirmed(Reverse(until)) => Some(until),
+            Word::Code(_) | Word::Deny => None,
+        }
+    }
+}
+
 /// The confirmed scopes among these words, joined; they come sorted.
-fn names(words: &[(Subject, Word)]) -> String {
-    let name = |(subject, _): &(Subject, Word)| match subject {
+fn names(words: &[(Subject, i64, Word)]) -> String {
+    let name = |(subject, ..): &(Subject, i64, Word)| match subject {
         Subject::Confirmed(scope) => Some(scope.clone()),
         _ => None,
     };
@@ -308,12 +325,22 @@ struct Pair {
     words: Vec<(Subject, i64, Word)>,
     /// What is remembered with its answer: events with a request id, and those taken as now.
     answered: Vec<(Event, Outcome)>,
+    /// When events that allow were taken as now, as long as something that allows is of that time.
+    taken_as_now: BTreeSet<i64>,
+}
+
+/// Whether a word on this subject denies, so that its time is never moved back.
+fn is_denial(subject: &Subject, word: Word) -> bool {
+    let of_whatsapp = [Subject::Closed, Subject::Capped, Subject::OtherFailure];
+    word == Word::Deny || of_whatsapp.contains(subject)
 }
 
 /// decided: a pending opt-in stands if it is later than the latest confirmed word, or as late and
 /// that is an opt-in, or if there is none.
 fn stands(pending: i64, confirmed: Option<(i64, Word)>) -> bool {
-    confirmed.is_none_or(|(time, word)| pending > time || (pending == time && word != Word::Deny))
+    confirmed.is_none_or(|(time, word)| {
+        pending > time || (pending == time && matches!(word, Word::Allow(_)))
+    })
 }
 
 impl Pair {
@@ -394,10 +421,85 @@ impl Pair {
         covering(scope).iter().filter_map(|s| self.latest(&subject((*s).to_owned()))).max()
     }
 
-    /// An event that leaves this as it was changed nothing.
-    fn winners(&self) -> BTreeMap<Subject, Option<(i64, Word)>> {
-        let winner = |subject: &Subject| (subject.clone(), self.latest(subject));
+    /// When the subject was last denied, whatever was said since.
+    fn last_denial(&self, wanted: &Subject) -> Option<i64> {
+        let of_it = self.words.iter().filter(|(subject, ..)| subject == wanted);
+        let denials = of_it.filter(|(subject, _, word)| is_denial(subject, *word));
+        denials.map(|(_, time, _)| *time).max()
+    }
+
+    /// An event that leaves this as it was changed nothing: what was last said, and last denied.
+    #[expect(clippy::type_complexity, reason = "it is compared, and never looked into")]
+    fn winners(&self) -> BTreeMap<Subject, (Option<(i64, Word)>, Option<i64>)> {
+        let winner = |subject: &Subject| {
+            (subject.clone(), (self.latest(subject), self.last_denial(subject)))
+        };
         self.words.iter().map(|(subject, ..)| winner(subject)).collect()
+    }
+
+    /// When a word counts that is given this time, or none, at this time of the ledger's clock.
+    ///
+    /// > only what allows is clamped to now; a denial keeps its time … a fast clock's opt-in never
+    /// > outlives a STOP recorded after it.
+    ///
+    /// decided: a denial that is earlier than what was clamped before it was recorded, by five
+    /// minutes at most, counts as of the moment that was clamped to; one that is on record already,
+    /// as the latest of its subject, is a repeat.
+    fn counts(&self, subject: &Subject, word: Word, given: Option<i64>, now: i64) -> i64 {
+        if !is_denial(subject, word) {
+            return given.map_or(now, |time| time.min(now));
+        }
+        let own = match given {
+            Some(time) => time,
+            // > A denial … without one is stamped no earlier than the pair's latest event
+            None if word == Word::Deny => {
+                self.words.iter().map(|(_, time, _)| *time).fold(now, i64::max)
+            }
+            None => now,
+        };
+        if self.last_denial(subject) == Some(own) || *subject == Subject::Capped {
+            return own;
+        }
+        let after = self.taken_as_now.range(own..=own.saturating_add(AHEAD));
+        if *subject == Subject::OtherFailure { own } else { after.max().copied().unwrap_or(own) }
+    }
+
+    /// What was taken as now matters as long as something that allows is of that time.
+    fn forget(&mut self) {
+        let stands = |time: i64| {
+            self.words.iter().any(|(subject, ..)| {
+                let latest = self.latest(subject);
+                latest.is_some_and(|(at, word)| at == time && !is_denial(subject, word))
+            })
+        };
+        self.taken_as_now = self.taken_as_now.iter().copied().filter(|t| stands(*t)).collect();
+    }
+
+    /// The scope of the latest opt-out that stands again on a scope once the opt-in there lapses.
+    ///
+    /// > Over an older opt-out, an expired opt-in lets the opt-out stand again for marketing.
+    ///
+    /// decided: not where an opt-in that never lapses, on a scope that covers it, is later.
+    /// choice: of equally late ones the narrowest.
+    fn beneath<'a>(&self, scope: &'a str) -> Option<&'a str> {
+        let confirmed = |scope: &str| Subject::Confirmed(scope.to_owned());
+        let covering = covering(scope);
+        let outs = covering.iter().filter_map(|on| {
+            let time = self.last_denial(&confirmed(on))?;
+            Some((time, *on))
+        });
+        let (out, on) = outs.max_by_key(|(time, _)| *time)?;
+        let lifts = |(time, word): (i64, Word)| word.until() == Some(i64::MAX) && time > out;
+        let lifted = covering.iter().any(|on| self.latest(&confirmed(on)).is_some_and(lifts));
+        let standing = self.over(scope, Subject::Confirmed)?.1.until()?;
+        let marketing = class_of(scope) == Some(Class::Marketing);
+        (marketing && !lifted && standing != i64::MAX).then_some(on)
+    }
+
+    /// The latest word on a scope and on its class, but for those on everything.
+    fn narrower(&self, scope: &str) -> Option<(i64, Word)> {
+        let narrower = covering(scope).split_off(1);
+        narrower.iter().filter_map(|s| self.latest(&Subject::Confirmed((*s).to_owned()))).max()
     }
 
     fn scopes(&self) -> BTreeSet<String> {
@@ -415,13 +517,18 @@ impl Pair {
     /// decided: of each scope its own pending opt-in, if it stands and is strictly older.
     /// choice: all of them as they were before the `yes`. One that had lapsed by then is confirmed
     /// no more than an opt-in counts that had lapsed when it was given.
-    fn confirmed_by_yes(&self, yes: i64) -> Vec<(Subject, Word)> {
+    ///
+    /// > A `yes` confirms nothing across an opt-out in between.
+    ///
+    /// decided: what it confirms counts as of the time of the pending opt-in, so that an opt-out
+    /// that arrives late stands as well.
+    fn confirmed_by_yes(&self, yes: i64) -> Vec<(Subject, i64, Word)> {
         let confirmed = |scope: String| {
             let (time, word) = self.latest(&Subject::Pending(scope.clone()))?;
             let Word::Allow(Reverse(expire)) = word else { return None };
             let counts =
                 time < yes && yes < expire && stands(time, self.over(&scope, Subject::Confirmed));
-            counts.then_some((Subject::Confirmed(scope), word))
+            counts.then_some((Subject::Confirmed(scope), time, Word::Confirmed(Reverse(expire))))
         };
         self.scopes().into_iter().filter_map(confirmed).collect()
     }
@@ -491,7 +598,11 @@ fn stopped_by(text: &str, scopes: &BTreeSet<String>) -> Vec<String> {
 
 /// > What is missing or wrong is named field by field
 fn malformed(event: &Event) -> Vec<&'static str> {
-    let (is_opt_in, category, scope) = match &event.what {
+    let (lifts, category, scope) = match &event.what {
+        // > Untimed `resume` and lifted suppressions need a request id.
+        What::Platform { stopped: false } | What::Suppress { suppressed: false } => {
+            (true, false, false)
+        }
         // > An opt-in to `*` is rejected: consent is per category.
         What::OptIn { category, .. } => (true, class_of(category).is_none(), false),
         // > what an opt-in or opt-out covers: a category, or (opt-outs alone) `*`, everything
@@ -504,7 +615,7 @@ fn malformed(event: &Event) -> Vec<&'static str> {
         (category, "event.opt_in.category"),
         (scope, "event.opt_out.scope"),
         // > An opt-in without one needs a `request_id`
-        (is_opt_in && event.time.is_none() && event.request_id.is_empty(), "request_id"),
+        (lifts && event.time.is_none() && event.request_id.is_empty(), "request_id"),
     ])
 }
 
@@ -550,20 +661,20 @@ impl Model {
             return Err(Refused { fields: vec!["event.opt_in.category"] });
         }
 
-        let mut words = pair.says(&event.what);
-        // > A denial (opt-out, suppression, platform stop)
-        // choice: so is a text that opts out; it is an inbound event at that time, too.
-        let denies = words.iter().any(|(_, word)| *word == Word::Deny);
-        let time = match event.time {
-            // > An `event_time` up to 5 minutes ahead of the ledger's clock is taken as now
-            Some(time) => time.min(ledger_now),
-            // > A denial … without one is stamped no earlier than the pair's latest event
-            None if denies => {
-                pair.words.iter().map(|(_, time, _)| *time).fold(ledger_now, i64::max)
-            }
-            // > An event without a time gets the **ledger's** clock
-            None => ledger_now,
-        };
+        let said = pair.says(&event.what);
+        // > only what allows is clamped to now
+        let allows = said.iter().any(|(subject, word)| !is_denial(subject, *word));
+        let taken_as_now = allows && event.time.is_some_and(|time| time > ledger_now);
+        if taken_as_now {
+            pair.taken_as_now.insert(ledger_now);
+        }
+        // choice: a text that opts out is an inbound event, which is clamped, and an opt-out, which
+        // is not.
+        let timed = said.into_iter().map(|(subject, word)| {
+            let time = pair.counts(&subject, word, event.time, ledger_now);
+            (subject, time, word)
+        });
+        let mut words: Vec<_> = timed.collect();
 
         let mut outcome = Outcome::default();
         if let What::Inbound { text } = &event.what {
@@ -571,17 +682,19 @@ impl Model {
             // decided: an untimed message without a request id confirms nothing.
             let identified = event.time.is_some() || !event.request_id.is_empty();
             if identified && plain(text) == "yes" {
-                words.extend(pair.confirmed_by_yes(time));
+                words.extend(
+                    pair.confirmed_by_yes(event.time.unwrap_or(ledger_now).min(ledger_now)),
+                );
                 outcome.opted_in_category = names(&words);
             }
         }
         let before = pair.winners();
-        pair.words.extend(words.into_iter().map(|(subject, word)| (subject, time, word)));
+        pair.words.extend(words);
+        pair.forget();
         outcome.applied = pair.winners() != before;
 
         // An event taken as now is remembered under its content and given time, so that the same
         // event again changes nothing, even when its time has come.
-        let taken_as_now = event.time.is_some_and(|t| t > ledger_now);
         if !event.request_id.is_empty() || taken_as_now {
             pair.answered.push((event.clone(), outcome.clone()));
         }
@@ -649,20 +762,22 @@ impl Model {
         let confirmed = pair.over(category, Subject::Confirmed);
         let out = confirmed.filter(|(_, word)| *word == Word::Deny);
         let out_by = |s: &str| out.is_some() && pair.latest(&Subject::Confirmed(s.into())) == out;
-        let out_of_all = out_by("*");
-        // choice: tied with a narrower opt-out, that of `*` is an opt-out of everything, and no
-        // reply is allowed after it.
-        let tied = covering(category)[1..].iter().any(|scope| out_by(scope));
+        // > A narrower opt-out that still stands denies its topic after `STOP` and a later message too.
+        let narrower = pair.narrower(category).is_some_and(|(_, word)| word == Word::Deny);
+        let out_of_all = out_by("*") && !narrower;
         let wrote_later = pair.time(&Subject::Inbound) > out.map(|(time, _)| time);
-        let reply = !marketing && open && wrote_later && out_of_all && !tied;
+        let reply = !marketing && open && wrote_later && out_of_all;
         // choice: at the very millisecond of its expiry a consent has expired; a pending opt-in
         // past its expiry is still pending.
-        let within = |word| matches!(word, Word::Allow(Reverse(expire)) if now < expire);
+        let within = |word: Word| word.until().is_some_and(|until| now < until);
         let valid = confirmed.is_some_and(|(_, word)| within(word));
         let expired = confirmed.is_some() && out.is_none() && !valid;
         let pending = pair.over(category, Subject::Pending);
         let pending = pending.is_some_and(|(time, _)| stands(time, confirmed));
         let capped = pair.time(&Subject::Capped).is_some_and(|t| now < t.saturating_add(CAP));
+        // > Over an older opt-out, an expired opt-in lets the opt-out stand again for marketing.
+        let again = pair.beneath(category).filter(|_| out.is_none());
+        let stands_again = again.filter(|_| expired && !pending);
         let implied = open && self.rules.window_implies.contains(&class);
         let rows = [
             // > 2: suppressed → `SUPPRESSED`
@@ -675,6 +790,8 @@ impl Model {
             (out_of_all && !pending, Reason::OptedOutAll),
             // > 4: opted out otherwise → `OPTED_OUT`
             (out.is_some() && !pending, Reason::OptedOut),
+            (stands_again == Some("*"), Reason::OptedOutAll),
+            (stands_again.is_some(), Reason::OptedOut),
             // > 5: marketing, platform stop → `PLATFORM_STOPPED`
             (marketing && pair.denied(&Subject::Platform), Reason::PlatformStopped),
             // > 6: template: marketing, capped → `FREQUENCY_CAPPED` + `retry_time`
@@ -686,7 +803,8 @@ impl Model {
             // > 8: open and class in `window_implies` → **allow** `WINDOW_OPEN`; else pending →
             // > `CONSENT_PENDING`, expired → `CONSENT_EXPIRED`, none → `NO_CONSENT`
             // decided: a pending opt-in lifts no opt-out, so the window does not stand in there.
-            (implied && out.is_none(), Reason::WindowOpen),
+            // choice: nor over an opt-in that lapses and lets one stand again, even before it does.
+            (implied && out.is_none() && !(pending && again.is_some()), Reason::WindowOpen),
             (pending, Reason::ConsentPending),
             (expired, Reason::ConsentExpired),
         ];
@@ -719,17 +837,28 @@ impl Model {
         for scope in pair.scopes() {
             let own = pair.latest(&Subject::Confirmed(scope.clone()));
             let standing = pair.over(&scope, Subject::Confirmed);
-            let Some((time, word)) = own else { continue };
+            let Some((_, word)) = own else { continue };
             // A broader word beats it that is later, or as late and denies more: where that is an
             // opt-in that expires sooner, the broader scope is what is in force.
             let beaten = standing > own;
             // decided: a pending opt-in hides no opt-out, but an opt-in that is no later.
-            let pending = pair.over(&scope, Subject::Pending).is_some_and(|(t, _)| t >= time);
+            let pending = pair.over(&scope, Subject::Pending).is_some_and(|(t, _)| stands(t, own));
+            // A narrower opt-out that still stands is in force beside that of everything.
+            let both = standing.is_some_and(|(_, word)| word == Word::Deny)
+                && pair.narrower(&scope) == own;
+            // One that stands again, since the opt-in over it has lapsed, is in force.
+            let waits = pair.over(&scope, Subject::Pending);
+            let waits = waits.is_some_and(|(time, _)| stands(time, standing));
+            let lapsed = standing.is_some_and(|(_, word)| word.until().is_some_and(|t| now >= t));
+            if lapsed && !waits && pair.beneath(&scope) == Some(scope.as_str()) {
+                consent.opted_out.push(scope);
+                continue;
+            }
             match word {
                 // > Scopes that the user opted out of and that are in force.
-                Word::Deny if !beaten => consent.opted_out.push(scope),
+                Word::Deny if !beaten || both => consent.opted_out.push(scope),
                 // > Scopes that the user opted in to and that are in force.
-                Word::Allow(Reverse(expire)) if !beaten && !pending && now < expire => {
+                word if !beaten && !pending && word.until().is_some_and(|until| now < until) => {
                     consent.opted_in.push(scope);
                 }
                 _ => {}
@@ -746,162 +875,6 @@ impl Model {
         }
         let key = (key.unwrap_or_default(), business.to_owned());
         Ok(self.pairs.get(&key).cloned().unwrap_or_default())
-    }
-}
-
-// ---- Histories -----------------------------------------------------------------------------
-
-/// Categories to record and to ask about: one topic is in two classes, and one is a keyword's.
-#[rustfmt::skip]
-pub const CATEGORIES: [&str; 8] = [
-    "marketing", "marketing.deals", "marketing.order_updates", "utility", "utility.promotions",
-    "utility.order_updates", "authentication", "service",
-];
-
-#[rustfmt::skip]
-const TEXTS: [&str; 32] = [
-    "hello", "", "STOP", "Stop.", "  stop ", "Stóp!", "_stop_", "STOP 🛑", "unsubscribe",
-    "Opt-Out",
-    "opt out", "stop promotions", "Stop Promotions. 🙏", "stop marketing", "Stop utility",
-    "stop deals", "stop order updates", "STOP order_updates", "stop utility.order_updates",
-    "stop orderupdates", "stop unheard_of", "yes", "Yes!", "YES 👍", "yes", "yes please", "start",
-    "unstop", "we must stop this bill", "stop it", "please stop", "stop-promotions",
-];
-
-/// 1 to 9 events of one pair that are meant to collide; an opt-out, then a pending opt-in to what
-/// it covers, then a text, is common.
-///
-/// With `boundaries`, times lie on and next to every boundary that depends on `now`: for clocks
-/// that stand still. Without, every time stays 8 minutes or more from them, and events ahead of
-/// the clock 2 minutes or more, so that a minute may pass between generating, recording and
-/// asking. Events that get the ledger's clock still need one that moves between two recordings.
-pub fn history(
-    rng: &mut Rng,
-    user: &str,
-    business: &str,
-    now: i64,
-    boundaries: bool,
-) -> Vec<Event> {
-    let window = 24 * HOUR - MINUTE;
-    let (hour, old) = (now - HOUR, now - 72 * HOUR);
-    let mut times = vec![hour, hour, hour - 1, hour + 1, hour + 2, now - 2 * HOUR, old, old + 1];
-    let mut expiries = vec![hour, now - 3 * HOUR, now + HOUR, now + 72 * HOUR, now + 72 * HOUR];
-    if boundaries {
-        for edge in [now, now - window, now - CAP] {
-            times.extend([edge - 1, edge, edge + 1]);
-        }
-        times.extend([now + AHEAD - 1, now + AHEAD, now + AHEAD + 1]);
-        expiries.extend([now - 1, now, now + 1]);
-    } else {
-        for edge in [now - window, now - CAP] {
-            times.extend([edge - 10 * MINUTE, edge + 10 * MINUTE]);
-        }
-        times.extend([now - 10 * MINUTE, now + 2 * MINUTE, now + 20 * MINUTE]);
-        expiries.extend([now - 10 * MINUTE, now + 10 * MINUTE]);
-    }
-    let length = 1 + rng.below(9);
-    let mut events: Vec<Event> = Vec::new();
-    while events.len() < length {
-        if !events.is_empty() && rng.percent(15) {
-            let mut replay = rng.pick(&events);
-            replay.user = notation(rng, user);
-            if rng.percent(10) {
-                replay.request_id = request_id(rng);
-            }
-            events.push(replay);
-            continue;
-        }
-        let mut next = vec![(rng.pick(&times), what(rng, &expiries))];
-        if events.len() + 3 <= length && rng.percent(30) {
-            let mut ordered = [(); 3].map(|()| rng.pick(&times));
-            ordered.sort_unstable();
-            next = ordered.into_iter().zip(opt_out_then_pending(rng, &expiries)).collect();
-        }
-        for (time, what) in next {
-            let time = (!rng.percent(15)).then_some(time);
-            // An opt-in without a time needs an id; now and then it is left out, to be refused.
-            let needed = time.is_none() && matches!(what, What::OptIn { .. });
-            let mut id = String::new();
-            if rng.percent(if needed { 95 } else { 40 }) {
-                id = request_id(rng);
-            }
-            if !events.is_empty() && rng.percent(5) {
-                id = rng.pick(&events).request_id;
-            }
-            let (user, business) = (notation(rng, user), business.to_owned());
-            events.push(Event { user, business, time, request_id: id, what });
-        }
-    }
-    events
-}
-
-fn request_id(rng: &mut Rng) -> String {
-    format!("r{}", rng.below(40))
-}
-
-/// An opt-out, a pending opt-in to what it covers, and a text.
-fn opt_out_then_pending(rng: &mut Rng, expiries: &[i64]) -> [What; 3] {
-    let category = rng.pick(&CATEGORIES);
-    let scope = rng.pick(&covering(category)).to_owned();
-    let texted = scope == "*" && rng.percent(50);
-    let text = rng.pick(&["yes", "yes", "Yes 👍", "hello", "stop deals"]).to_owned();
-    [
-        if texted { What::Inbound { text: "STOP".to_owned() } } else { What::OptOut { scope } },
-        opt_in(rng, category, 100, expiries),
-        What::Inbound { text },
-    ]
-}
-
-/// An opt-in that is pending this often of a hundred times.
-fn opt_in(rng: &mut Rng, category: &str, pending: usize, expiries: &[i64]) -> What {
-    let method = if rng.percent(15) { Method::WhatsappSignup } else { Method::Ordinary };
-    let expire = rng.percent(40).then(|| rng.pick(expiries));
-    What::OptIn { category: category.to_owned(), method, pending: rng.percent(pending), expire }
-}
-
-fn what(rng: &mut Rng, expiries: &[i64]) -> What {
-    let malformed = rng.percent(3);
-    match rng.below(100) {
-        0..34 if malformed => {
-            let bad = rng.pick(&["*", "sales", "utility.", "utility.Order", "marketing.a.b"]);
-            opt_in(rng, bad, 35, expiries)
-        }
-        0..34 => {
-            let category = rng.pick(&CATEGORIES);
-            opt_in(rng, category, 35, expiries)
-        }
-        34..50 if malformed => What::OptOut { scope: "everything".to_owned() },
-        34..40 => What::OptOut { scope: "*".to_owned() },
-        40..50 => What::OptOut { scope: rng.pick(&CATEGORIES).to_owned() },
-        50..76 => What::Inbound { text: rng.pick(&TEXTS).to_owned() },
-        76..83 => What::Platform { stopped: rng.percent(60) },
-        83..96 => {
-            let codes = [131047, 131047, 131049, 131049, 131050, 131026, 130472, 131056];
-            What::Failure { code: rng.pick(&codes) }
-        }
-        _ => What::Suppress { suppressed: rng.percent(50) },
-    }
-}
-
-/// One of the ways to write a phone number, all of them with the same key; other ids stay.
-pub fn notation(rng: &mut Rng, user: &str) -> String {
-    let Some(key) = user_key(user).filter(|key| key.bytes().all(|b| b.is_ascii_digit())) else {
-        return user.to_owned();
-    };
-    // The notations with a mobile digit are others of the same line, where they have its key.
-    let mut lines = vec![key.clone()];
-    for (at, digit) in [(2, "1"), (2, "9"), (4, "9")] {
-        let (start, end) = key.split_at(key.len().min(at));
-        lines.push([start, digit, end].concat());
-    }
-    lines.retain(|line| user_key(line).as_ref() == Some(&key));
-    let line = rng.pick(&lines);
-    let (start, end) = line.split_at(line.len().min(3));
-    match rng.below(4) {
-        0 => line,
-        1 => format!("+{start}\u{a0}{end}"),
-        2 => format!("({start}) {end}\u{3000}"),
-        _ => format!("+{start}.-{end}"),
     }
 }
 
@@ -986,7 +959,11 @@ mod tests {
             ("0 out *, 0 hi", u, OptedOutAll, OptedOutAll),
             ("0 out *, 1 hi", u, OptedOutAll, ReplyAfterOptOut),
             ("0 out *, 1 hi", m, OptedOutAll, OptedOutAll),
-            ("0 out *, 0 out utility.x, 1 hi", u, OptedOutAll, OptedOutAll),
+            ("0 out *, 0 out utility.x, 1 hi", u, OptedOut, OptedOut),
+            ("0 out utility.x, 1 out *, 2 hi", u, OptedOut, OptedOut),
+            ("0 out utility, 1 out *, 2 hi", u, OptedOut, OptedOut),
+            ("0 out utility, 1 in utility.x, 2 out *, 3 hi", u, OptedOutAll, ReplyAfterOptOut),
+            ("0 out utility.y, 1 out *, 2 hi", u, OptedOutAll, ReplyAfterOptOut),
             ("0 out utility, 1 hi", u, OptedOut, OptedOut),
             ("0 out *, 1 in utility.x", u, OptedIn, WindowClosed),
             ("0 in utility.x, 0 out *", u, OptedOutAll, OptedOutAll),
@@ -1004,6 +981,12 @@ mod tests {
             ("0 in utility.x until 3600001", u, OptedIn, WindowClosed),
             // As the page reads: an opt-in that has expired still takes an opt-out away.
             ("0 stop, 1 in utility.x until 2", u, WindowOpen, WindowOpen),
+            // An opt-in that has lapsed over an older opt-out: that stands again for marketing.
+            ("0 stop, 1 in marketing until 2", m, OptedOutAll, OptedOutAll),
+            ("0 out marketing, 1 in marketing until 2, 3 hi", m, OptedOut, OptedOut),
+            ("0 out *, 1 in marketing, 2 in marketing.x until 3", "marketing.x", ConsentExpired, WindowClosed),
+            ("0 out marketing, 1 in marketing until 3600001", m, OptedIn, WindowClosed),
+            ("0 stop, 1 in marketing until 2, 3 pending marketing", m, ConsentPending, ConsentPending),
             // Pending over no opt-out.
             ("0 pending utility.x", u, ConsentPending, WindowClosed),
             ("0 pending utility.x, 0 hi", u, WindowOpen, WindowOpen),

@@ -202,6 +202,7 @@ impl World {
         let recorder = &self.recorders[index];
         let (number, effect, before) =
             (recorder.user, recorder.effect.clone(), recorder.person.clone());
+        let began = recorder.began;
         let whole = recorder.losses == self.losses;
         let stored = self.primary.stored.clone();
         let state = |number: usize| {
@@ -214,9 +215,9 @@ impl World {
         if let Some(effect) = effect {
             for id in self.acks.person(number) {
                 // Who was linked meanwhile was told what was denied still.
-                let told = before.contains(&id) || self.acks.stands(number, &effect);
+                let told = before.contains(&id) || self.acks.stands(number, &effect, began);
                 if told && holds(id, &effect) {
-                    self.acknowledge(id, effect.clone());
+                    self.acknowledge(id, effect.clone(), began);
                 }
             }
         }
@@ -229,10 +230,13 @@ impl World {
         if both {
             self.acks.linked.insert((number, other));
             let person = self.acks.person(number);
-            let denied: Vec<Effect> = person.iter().flat_map(|id| self.acks.of(*id)).collect();
-            for (id, effect) in person.iter().flat_map(|id| denied.iter().map(|it| (*id, it))) {
+            let denied: Vec<(Effect, u64)> =
+                person.iter().flat_map(|id| self.acks.of(*id)).collect();
+            for (id, (effect, began)) in
+                person.iter().flat_map(|id| denied.iter().map(|it| (*id, it)))
+            {
                 if holds(id, effect) {
-                    self.acknowledge(id, effect.clone());
+                    self.acknowledge(id, effect.clone(), *began);
                 }
             }
         }

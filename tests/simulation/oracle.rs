@@ -70,7 +70,8 @@ pub struct Guards {
     unnamed: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
-    /// The latest clock that a ledger told; ledgers' clocks differ.
+    /// The latest clock that a ledger told, or that the table was told of an event; ledgers' clocks
+    /// differ.
     latest: Timestamp,
 }
 
@@ -107,6 +108,12 @@ impl Guards {
     /// A ledger told its clock.
     pub fn on_clock(&mut self, clock: Timestamp) {
         self.latest = self.latest.max(clock);
+    }
+
+    /// The table is told of a record: a denial in it may be ahead of every ledger's clock, and so
+    /// may be what is remembered of it once it is lost.
+    pub fn on_state(&mut self, state: &State) {
+        self.latest = self.latest.max(state.latest().unwrap_or(self.latest));
     }
 
     /// The table is emptied, at that time by the ledger's clock.
@@ -322,40 +329,76 @@ fn latest_word(state: &State, category: usize) -> Option<Word> {
 pub struct Ack {
     pub effect: Effect,
     pub at: Duration,
+    /// How many records were written when its recorder began.
+    pub began: u64,
 }
 
 /// What was acknowledged, and must be enforced.
 #[derive(Default)]
 pub struct Acks {
     denied: [Vec<Ack>; USERS],
-    /// The latest of all that was ever written, on whatever branch, that lifts a denial.
+    /// All that was ever written, on whatever branch, that lifts a denial.
     lifts: [Lifts; USERS],
+    /// How many records were written.
+    writes: u64,
+    /// To which moments what allows was clamped, by the recorders that did it.
+    clamped: BTreeSet<(usize, Timestamp)>,
     /// Users of whom it was acknowledged that they are one person.
     pub linked: BTreeSet<(usize, usize)>,
 }
 
+/// Something that allows, in the order of all that is written.
+#[derive(Clone, Copy)]
+struct Lift {
+    time: Timestamp,
+    written: u64,
+    /// Whether its writer's clock was ahead, so that it was clamped.
+    clamped: bool,
+}
+
+/// How much earlier than what was clamped a denial may be that is recorded after it, and stands.
+const SKEW: i64 = 5 * 60_000;
+
+impl Lift {
+    /// Whether it lifts a denial that was recorded by a recorder that began then. What was clamped
+    /// lifts none that was recorded after it, but for one that is far older.
+    fn lifts(&self, denied: Timestamp, began: u64) -> bool {
+        let outlived = self.clamped
+            && self.written <= began
+            && denied.as_millis() >= self.time.as_millis() - SKEW;
+        self.time > denied && !outlived
+    }
+}
+
 #[derive(Default)]
 struct Lifts {
-    words: BTreeMap<Scope, Timestamp>,
-    platform: Option<Timestamp>,
-    suppression: Option<Timestamp>,
+    words: BTreeMap<Scope, Vec<Lift>>,
+    platform: Vec<Lift>,
+    suppression: Vec<Lift>,
+}
+
+/// Adds what allows: the first time that it was written counts as long as it was clamped then.
+fn add(known: &mut Vec<Lift>, lift: Lift) {
+    if !known.iter().any(|old| old.time == lift.time) {
+        known.push(lift);
+    }
 }
 
 impl Lifts {
     /// Whether an effect still denies a category.
-    fn leave(&self, effect: &Effect, category: usize) -> bool {
+    fn leave(&self, effect: &Effect, began: u64, category: usize) -> bool {
         match effect {
             Effect::Word(scope, word) => {
                 let words = self.words.iter().filter(|(scope, _)| covers(scope, category));
-                let lifted = words.map(|(_, time)| *time).max();
-                covers(scope, category) && lifted.is_none_or(|time| time <= word.time)
+                let mut lifts = words.flat_map(|(_, lifts)| lifts);
+                covers(scope, category) && !lifts.any(|lift| lift.lifts(word.time, began))
             }
             Effect::Platform { time, .. } => {
                 CATEGORIES[category].starts_with("marketing")
-                    && self.platform.is_none_or(|lifted| lifted <= *time)
+                    && !self.platform.iter().any(|lift| lift.lifts(*time, began))
             }
             Effect::Suppression { time, .. } => {
-                self.suppression.is_none_or(|lifted| lifted <= *time)
+                !self.suppression.iter().any(|lift| lift.lifts(*time, began))
             }
             _ => false,
         }
@@ -364,19 +407,35 @@ impl Lifts {
 
 impl Acks {
     pub fn written(&mut self, number: usize, state: &State) {
+        self.writes += 1;
+        let (written, clamped) = (self.writes, &self.clamped);
+        let lift = |time| Lift { time, written, clamped: clamped.contains(&(number, time)) };
         let lifts = &mut self.lifts[number];
         for (scope, said) in &state.scopes {
             if let Some(word) = said.word.filter(|word| !word.is_opt_out()) {
-                let known = lifts.words.entry(scope.clone()).or_insert(word.time);
-                *known = word.time.max(*known);
+                add(lifts.words.entry(scope.clone()).or_default(), lift(word.time));
             }
         }
-        let lift = |mark: Option<(Timestamp, bool)>| mark.filter(|(_, set)| !set).map(|(at, _)| at);
-        lifts.platform = lifts.platform.max(lift(state.platform));
-        lifts.suppression = lifts.suppression.max(lift(state.suppression));
+        let marks =
+            [(state.platform, &mut lifts.platform), (state.suppression, &mut lifts.suppression)];
+        for (mark, known) in marks {
+            if let Some((time, false)) = mark {
+                add(known, lift(time));
+            }
+        }
         // What was lifted once is lifted for good: no fork takes back that it may have been.
         self.denied[number]
-            .retain(|ack| (0..CATEGORIES.len()).any(|at| lifts.leave(&ack.effect, at)));
+            .retain(|ack| (0..CATEGORIES.len()).any(|at| lifts.leave(&ack.effect, ack.began, at)));
+    }
+
+    /// A recorder clamps what allows to this moment, since its sender's clock is ahead.
+    pub fn clamps(&mut self, number: usize, time: Timestamp) {
+        self.clamped.insert((number, time));
+    }
+
+    /// How many records were written.
+    pub fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// All users that are one person with this one, itself among them.
@@ -393,20 +452,20 @@ impl Acks {
     }
 
     /// What was acknowledged of a user, and was not lifted.
-    pub fn of(&self, number: usize) -> Vec<Effect> {
-        self.denied[number].iter().map(|ack| ack.effect.clone()).collect()
+    pub fn of(&self, number: usize) -> Vec<(Effect, u64)> {
+        self.denied[number].iter().map(|ack| (ack.effect.clone(), ack.began)).collect()
     }
 
     /// Whether nothing that was said of the user lifts a denial wholly.
-    pub fn stands(&self, number: usize, effect: &Effect) -> bool {
-        (0..CATEGORIES.len()).any(|category| self.lifts[number].leave(effect, category))
+    pub fn stands(&self, number: usize, effect: &Effect, began: u64) -> bool {
+        (0..CATEGORIES.len()).any(|category| self.lifts[number].leave(effect, began, category))
     }
 
     pub fn acknowledged(&mut self, number: usize, ack: Ack) {
         let lifts = &self.lifts[number];
         let known = &mut self.denied[number];
         // The first of two equal ones has been due for longer.
-        if (0..CATEGORIES.len()).any(|category| lifts.leave(&ack.effect, category))
+        if (0..CATEGORIES.len()).any(|category| lifts.leave(&ack.effect, ack.began, category))
             && !known.iter().any(|known| known.effect == ack.effect)
         {
             known.push(ack);
@@ -441,7 +500,7 @@ impl Acks {
         let due = |ack: &&Ack| ack.at + bound + Duration::from_millis(1) <= now;
         for ack in self.denied[number].iter().filter(due) {
             for category in 0..CATEGORIES.len() {
-                if self.lifts[number].leave(&ack.effect, category) && allows(category)? {
+                if self.lifts[number].leave(&ack.effect, ack.began, category) && allows(category)? {
                     let ago = now.checked_sub(ack.at).unwrap_or_default();
                     let why = format!(
                         "user {number}, {} allowed; {:?} was acknowledged {ago:?} ago",

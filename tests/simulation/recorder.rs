@@ -48,10 +48,15 @@ pub struct Recorder {
     pub operation: u64,
     pub user: usize,
     wish: Option<Wish>,
-    /// How long ago the caller says that it was, where it does.
-    ago: Option<u64>,
+    /// How long ago the caller says that it was, where it does; less than nothing where its clock
+    /// is ahead.
+    ago: Option<i64>,
     /// What it came to be by the first answer of the ledger: a retry says the same.
     pub effect: Option<Effect>,
+    /// Whether that allows, and was clamped to the ledger's clock.
+    clamped: bool,
+    /// How many records were written when it began: what comes of them it came after.
+    pub began: u64,
     tries: u64,
     /// What it appended last.
     said: Option<Rc<Said>>,
@@ -77,13 +82,12 @@ fn wish(random: &mut Random) -> Wish {
 }
 
 impl Wish {
-    /// The effect: a denial that has no time of its own is no earlier than what is known.
-    fn effect(&self, state: &State, clock: Timestamp, ago: Option<u64>) -> Option<Effect> {
-        let said = ago.map(|ago| {
-            Timestamp::saturating_from_millis(clock.as_millis() - i64::try_from(ago).unwrap())
-        });
+    /// The effect: a denial that has no time of its own is no earlier than what is known, and one
+    /// that has keeps it; what allows is clamped to the ledger's clock.
+    fn effect(&self, state: &State, clock: Timestamp, ago: Option<i64>) -> Option<Effect> {
+        let said = ago.map(|ago| Timestamp::saturating_from_millis(clock.as_millis() - ago));
         let denied = said.unwrap_or_else(|| state.latest().map_or(clock, |at| at.max(clock)));
-        let time = said.unwrap_or(clock);
+        let time = said.unwrap_or(clock).min(clock);
         Some(match *self {
             Self::OptOut(on) => Effect::Word(scope(on), Word::opt_out(denied)),
             Self::OptIn(on) => Effect::Word(scope(on), Word::opt_in(time, None)),
@@ -98,6 +102,35 @@ impl Wish {
             Self::Capped => Effect::Capped(time),
             Self::Link(_) => return None,
         })
+    }
+}
+
+/// The time of what allows.
+fn clamped_at(effect: &Effect) -> Option<Timestamp> {
+    match effect {
+        Effect::Word(_, word) => (!word.is_opt_out()).then_some(word.time),
+        Effect::Pending(_, pending) => Some(pending.time),
+        Effect::Inbound(time)
+        | Effect::Platform { time, stopped: false }
+        | Effect::Suppression { time, suppressed: false } => Some(*time),
+        _ => None,
+    }
+}
+
+/// An effect as of when it counts over this state.
+fn counted(state: &State, effect: &Effect) -> Effect {
+    match effect {
+        Effect::Word(scope, word) if word.is_opt_out() => {
+            let time = state.counts_as_of(effect, word.time);
+            Effect::Word(scope.clone(), Word::opt_out(time))
+        }
+        Effect::Platform { time, stopped: true } => {
+            Effect::Platform { time: state.counts_as_of(effect, *time), stopped: true }
+        }
+        Effect::Suppression { time, suppressed: true } => {
+            Effect::Suppression { time: state.counts_as_of(effect, *time), suppressed: true }
+        }
+        other => other.clone(),
     }
 }
 
@@ -137,9 +170,14 @@ impl World {
                     (recorder.user, recorder.wish) = (one, Some(Wish::Link(other)));
                 }
                 let timed = self.random.percent(30);
-                recorder.ago = timed.then(|| self.random.below(20_000));
+                let ahead = timed && self.random.percent(40);
+                let off = i64::try_from(self.random.below(20_000)).unwrap();
+                let recorder = &mut self.recorders[index];
+                recorder.ago = timed.then_some(if ahead { -off } else { off });
                 recorder.effect = None;
+                recorder.clamped = false;
                 recorder.tries = 0;
+                recorder.began = self.acks.writes();
                 self.recorder_tries(index);
             }
             Step::Read => self.recorder_reads(index),
@@ -158,7 +196,8 @@ impl World {
                 let state = state.map(|stored| stored.said.state.clone()).unwrap_or_default();
                 let is_there = |effect: &Effect| state.clone().apply(effect) == Ok(false);
                 if let Some(effect) = effect.filter(|it| is_denial(it) && is_there(it)) {
-                    self.acknowledge(number, effect);
+                    let began = self.recorders[index].began;
+                    self.acknowledge(number, effect, began);
                 }
                 self.recorder_starts(index);
             }
@@ -214,9 +253,21 @@ impl World {
         let ago = recorder.ago;
         if recorder.effect.is_none() {
             recorder.effect = wish.effect(&state, clock, ago);
+            let allowed = recorder.effect.as_ref().and_then(clamped_at);
+            if let Some(time) = allowed.filter(|_| ago.is_some_and(|ago| ago < 0)) {
+                recorder.clamped = true;
+                self.acks.clamps(recorder.user, time);
+            }
         }
-        if recorder.effect.as_ref().is_some_and(|effect| state.apply(effect).is_err()) {
-            return;
+        if let Some(effect) = &recorder.effect {
+            if recorder.clamped {
+                state.clamped.extend(clamped_at(effect));
+            }
+            let effect = counted(&state, effect);
+            if state.apply(&effect).is_err() {
+                return;
+            }
+            state.forget_clamped();
         }
         let mut links = base.as_ref().map(|base| base.said.links.clone()).unwrap_or_default();
         if let Wish::Link(other) = *wish

@@ -195,6 +195,15 @@ impl Sidecar {
                 Task::Table(Action::Apply(body) | Action::Meet(body) | Action::Replay(body)) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
+                    if let Ok(record) = &body.record {
+                        self.guards.on_state(&record.state);
+                    }
+                }
+                Task::Table(Action::Load(bucket) | Action::Compare(bucket)) => {
+                    for record in bucket.pairs.iter().filter_map(|(_, record)| record.as_ref().ok())
+                    {
+                        self.guards.on_state(&record.state);
+                    }
                 }
                 // Read on a branch that is none: what that denied is remembered, too.
                 Task::Table(Action::Unload(_)) => {

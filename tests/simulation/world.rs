@@ -480,9 +480,9 @@ impl World {
     }
 
     /// A recorder was answered that this denial is durable.
-    pub fn acknowledge(&mut self, number: usize, effect: Effect) {
+    pub fn acknowledge(&mut self, number: usize, effect: Effect, began: u64) {
         let at = self.time();
-        self.acks.acknowledged(number, crate::oracle::Ack { effect, at });
+        self.acks.acknowledged(number, crate::oracle::Ack { effect, at, began });
         let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
         let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
         self.after(bound + 2 * MILLI + jitter, Happening::Check(number));

@@ -71,10 +71,10 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
     let copied = with_ledger(&from, async |ledger: &Ledger| {
         let buckets = args.buckets_for(ledger, &to).await?;
         if args.dry_run {
-            plan(&args, ledger, &to, buckets).await?;
+            Box::pin(plan(&args, ledger, &to, buckets)).await?;
             return Ok(None);
         }
-        let place = place(&args, &to, buckets).await?;
+        let place = Box::pin(place(&args, &to, buckets)).await?;
         let tell = &mut |progress| shown.show(progress);
         Ok(Some(Box::pin(copy_ledger(ledger, place, args.still, tell)).await?))
     })

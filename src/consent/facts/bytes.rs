@@ -8,7 +8,7 @@ use crate::consent::time::Timestamp;
 /// The most topics that are read: more scopes no pair has.
 const MAX_TOPICS: usize = 64;
 
-const MARKS: [Mark; 8] = [
+const MARKS: [Mark; 11] = [
     Mark::None,
     Mark::OptedIn,
     Mark::Pending,
@@ -16,7 +16,10 @@ const MARKS: [Mark; 8] = [
     Mark::PendingOverOptOutAll,
     Mark::OptedOut,
     Mark::OptedOutAll,
-    Mark::OptedOutTwice,
+    Mark::OptedInOverAll,
+    Mark::OptedInOverClass,
+    Mark::OptedInOverOwn,
+    Mark::PendingOverLapsing,
 ];
 
 /// Takes so many bytes off the front.

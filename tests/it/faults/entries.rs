@@ -263,3 +263,28 @@ async fn a_wall_clock_that_steps_is_told_and_the_denying_clock_decides() {
         }
     }
 }
+
+/// The recorder's and the ledger's clock differ by 30 s, as in a Redis that was never synchronised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_ahead_of_a_late_redis_clock_is_not_undone_by_an_older_opt_in() {
+    let stage = Stage::set(Setup::default()).await;
+    stage.nets().into_iter().for_each(|net| net.shift_clock(-30));
+    for sidecar in stage.sidecars() {
+        eventually("the offset is told where people look", || async {
+            let warnings = status(sidecar).await.warnings;
+            let told = |text: &str| text.contains("behind this machine's") && text.contains("NTP");
+            warnings.iter().any(|warning| told(warning)) && told(&sidecar.said())
+        })
+        .await;
+    }
+    let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
+    let (stop, older) = (inbound("STOP"), opt_in("utility"));
+    for (what, since) in [(stop, 0), (older, 1)] {
+        let mut request = event("US.late", "acme", what);
+        request.event.as_mut().unwrap().event_time = Some(ago(Duration::from_secs(since)));
+        records.record_event(request).await.unwrap();
+        for sidecar in stage.sidecars() {
+            stage.is_out(sidecar, "US.late", "utility").await;
+        }
+    }
+}

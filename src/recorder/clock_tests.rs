@@ -1,0 +1,317 @@
+//! Rules of time where clocks differ: what each writer's clock says, and what the ledger's does.
+
+use proptest::prelude::*;
+
+use super::plan_tests::{MINUTE, NOW, Pair, at, by_webhook, event, inbound, opt_in, opt_out};
+use super::{Counts, Submission};
+use crate::consent::event::What;
+use crate::consent::facts::Resolved;
+use crate::consent::scope::{Category, Class, Scope};
+use crate::consent::state::{Said, State};
+use crate::consent::time::Clock;
+use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
+
+fn decided(state: &State, category: &str, form: Form) -> Decision {
+    let category = Category::parse(category).unwrap();
+    let facts = Resolved::of(state).facts(category);
+    let clock = Clock::at(at(NOW + 60 * MINUTE));
+    decide(&facts, category.class, form, &Policy::default(), clock, Proof::Fresh)
+}
+
+fn reason(pair: &Pair, category: &str) -> Reason {
+    decided(pair.state(), category, Form::Template).reason
+}
+
+#[test]
+fn stop_ahead_of_the_ledger_is_not_lifted_by_an_older_opt_in() {
+    let stop = event(opt_out("*"), Some(NOW + MINUTE), "");
+    let older = event(opt_in("utility", false), Some(NOW + MINUTE / 2), "");
+    // The opt-in comes at once, before its own time, after it, and after the time of the STOP.
+    for later in [1, MINUTE / 4, MINUTE / 2, MINUTE, 2 * MINUTE] {
+        let mut pair = Pair::new();
+        pair.record(NOW, &stop).unwrap();
+        pair.record(NOW + later, &older).unwrap();
+        assert_eq!(reason(&pair, "utility"), Reason::OptedOutAll, "{later} ms later");
+        assert_eq!(pair.said_on("*"), Some((at(NOW + MINUTE), Said::OptOut)));
+    }
+}
+
+#[test]
+fn webhook_stop_over_a_late_ledger_is_not_undone_by_an_older_opt_in() {
+    // The ledger's clock is 30 seconds late.
+    let late = |now: i64| now - 30_000;
+    let stop = by_webhook(inbound("STOP"), NOW, Counts::All);
+    let older = event(opt_in("marketing", false), Some(NOW - 1_000), "");
+    let mut pair = Pair::new();
+    pair.record(late(NOW + 200), &stop).unwrap();
+    pair.record(late(NOW + 900), &older).unwrap();
+    assert_eq!(reason(&pair, "marketing"), Reason::OptedOutAll);
+    assert_eq!(pair.state().last_inbound, Some(at(late(NOW + 200))), "the window is clamped");
+    let newer = event(opt_in("marketing", false), Some(NOW + MINUTE), "");
+    pair.record(late(NOW + MINUTE), &newer).unwrap();
+    assert_eq!(reason(&pair, "marketing"), Reason::OptedIn, "and a later one lifts it");
+}
+
+#[test]
+fn denial_recorded_after_a_clamped_allow_counts_as_of_it() {
+    let ahead = |what| event(what, Some(NOW + MINUTE), "");
+    let before = |what, millis| event(what, Some(NOW - millis), "");
+    for millis in [1, MINUTE, 5 * MINUTE] {
+        let mut pair = Pair::new();
+        pair.record(NOW, &ahead(opt_in("utility", false))).unwrap();
+        pair.record(NOW, &ahead(opt_in("marketing", false))).unwrap();
+        pair.record(NOW, &ahead(inbound("hi"))).unwrap();
+        pair.record(NOW, &ahead(What::Platform { stopped: true })).unwrap();
+        assert!(pair.record(NOW + 5, &before(opt_out("*"), millis)).unwrap().applied);
+        assert_eq!(pair.said_on("*"), Some((at(NOW), Said::OptOut)));
+        let utility = decided(pair.state(), "utility", Form::FreeForm);
+        assert_eq!(utility.reason, Reason::OptedOutAll, "no reply to what was said before it");
+        // The same once more changes nothing.
+        let known = pair.state().clone();
+        assert!(!pair.record(NOW + 6, &before(opt_out("*"), millis)).unwrap().applied);
+        assert_eq!(*pair.state(), known);
+    }
+    let mut pair = Pair::new();
+    pair.record(NOW, &ahead(opt_in("utility", false))).unwrap();
+    pair.record(NOW + 5, &before(opt_out("*"), 5 * MINUTE + 1)).unwrap();
+    assert_eq!(reason(&pair, "utility"), Reason::OptedIn, "no clock is as wrong as that");
+}
+
+#[test]
+fn repeat_of_a_denial_before_a_clamped_allow_lifts_and_denies_nothing() {
+    let mut pair = Pair::new();
+    let stop = event(opt_out("*"), Some(NOW - MINUTE), "");
+    let suppress = What::Suppression { suppressed: true, reference: String::new() };
+    let suppress = event(suppress, Some(NOW - MINUTE), "");
+    pair.record(NOW, &stop).unwrap();
+    pair.record(NOW, &suppress).unwrap();
+    let lift = What::Suppression { suppressed: false, reference: String::new() };
+    for what in [opt_in("utility", false), lift] {
+        pair.record(NOW, &event(what, Some(NOW + MINUTE), "")).unwrap();
+    }
+    for again in [&stop, &suppress] {
+        assert!(!pair.record(NOW + 5, again).unwrap().applied);
+    }
+    assert_eq!(reason(&pair, "utility"), Reason::OptedIn);
+}
+
+#[test]
+fn clamped_moment_is_forgotten_once_nothing_that_allows_is_of_it() {
+    let mut pair = Pair::new();
+    for n in 0..50 {
+        pair.record(NOW + n, &event(inbound("hi"), Some(NOW + n + MINUTE), "")).unwrap();
+    }
+    assert_eq!(pair.state().clamped.len(), 1);
+    pair.record(NOW + 2 * MINUTE, &event(inbound("hi"), Some(NOW + 2 * MINUTE), "")).unwrap();
+    assert!(pair.state().clamped.is_empty());
+}
+
+#[test]
+fn yes_confirms_nothing_across_an_opt_out_whichever_arrives_first() {
+    let pending = event(opt_in("marketing", true), Some(NOW), "");
+    let yes = event(inbound("yes"), Some(NOW + 20), "");
+    for (said, denied) in [(NOW, true), (NOW + 10, true), (NOW + 30, true), (NOW - 1, false)] {
+        let stop = event(opt_out("*"), Some(said), "");
+        for order in [[&pending, &stop, &yes], [&pending, &yes, &stop], [&stop, &pending, &yes]] {
+            let mut pair = Pair::new();
+            for one in order {
+                pair.record(NOW + MINUTE, one).unwrap();
+            }
+            let is_denied = reason(&pair, "marketing") == Reason::OptedOutAll;
+            assert_eq!(is_denied, denied, "{order:?}");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    In(&'static str),
+    Out(&'static str),
+    Pending(&'static str),
+    Hi,
+    Yes,
+    StopText,
+    Platform(bool),
+    Suppression(bool),
+    Closed,
+}
+
+use Kind::{Closed, Hi, In, Out, Pending, Platform, StopText, Suppression, Yes};
+
+const CATEGORIES: [&str; 4] = ["marketing", "marketing.news", "utility", "utility.orders"];
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let some = || proptest::sample::select(&CATEGORIES[..]);
+    prop_oneof![
+        6 => some().prop_map(In),
+        3 => prop_oneof![Just("*"), some()].prop_map(Out),
+        2 => Just(StopText),
+        2 => some().prop_map(Pending),
+        2 => Just(Hi),
+        1 => Just(Yes),
+        1 => any::<bool>().prop_map(Platform),
+        1 => any::<bool>().prop_map(Suppression),
+        1 => Just(Closed),
+    ]
+}
+
+impl Kind {
+    fn submission(self, time: i64) -> Submission {
+        let what = match self {
+            In(scope) => opt_in(scope, false),
+            Pending(scope) => opt_in(scope, true),
+            Out(scope) => opt_out(scope),
+            Hi => inbound("hi"),
+            Yes => inbound("yes"),
+            StopText => inbound("STOP"),
+            Platform(stopped) => What::Platform { stopped },
+            Suppression(suppressed) => What::Suppression { suppressed, reference: String::new() },
+            Closed => What::Failure { code: 131_047 },
+        };
+        event(what, Some(time), "")
+    }
+}
+
+/// What was recorded, as its writer claimed it.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    kind: Kind,
+    claimed: i64,
+    arrived: usize,
+    /// The ledger's clock, where that was behind.
+    clamped_to: Option<i64>,
+}
+
+impl Told {
+    /// Whether this, which allows, was said after a denial, as far as anybody can know.
+    fn beats(&self, denial: &Self) -> bool {
+        let outlives = self.clamped_to.is_some_and(|moment| {
+            denial.arrived > self.arrived && denial.claimed >= moment - 5 * MINUTE
+        });
+        self.claimed > denial.claimed && !outlives
+    }
+}
+
+fn covers(scope: &str, category: &str) -> bool {
+    let class = category.split('.').next() == Some(scope);
+    scope == "*" || scope == category || class
+}
+
+/// Whether every one of these denials is beaten by one and the same of what allows.
+fn lifted(told: &[Told], denies: impl Fn(Kind) -> bool, allows: impl Fn(Kind) -> bool) -> bool {
+    let denials: Vec<&Told> = told.iter().filter(|told| denies(told.kind)).collect();
+    denials.is_empty()
+        || told.iter().any(|it| allows(it.kind) && denials.iter().all(|denial| it.beats(denial)))
+}
+
+/// The independent reading: why an answer that allows must not.
+fn objection(told: &[Told], category: &str, form: Form, reason: Reason) -> Option<&'static str> {
+    let out = |kind: Kind| match kind {
+        Out(scope) => covers(scope, category),
+        StopText => true,
+        _ => false,
+    };
+    let all = |kind: Kind| matches!(kind, Out("*") | StopText);
+    let said_yes = told.iter().any(|told| told.kind == Yes);
+    let opts_in = |kind: Kind| match kind {
+        In(scope) => covers(scope, category),
+        Pending(scope) => said_yes && covers(scope, category),
+        _ => false,
+    };
+    let wrote = |kind: Kind| matches!(kind, Hi | Yes | StopText);
+    let set = |kind: Kind| kind == Suppression(true);
+    if !lifted(told, set, |kind| kind == Suppression(false)) {
+        return Some("suppressed");
+    }
+    let is_reply = reason == Reason::ReplyAfterOptOut;
+    if is_reply && !lifted(told, all, wrote) {
+        return Some("no message after the STOP");
+    }
+    let narrower = |kind: Kind| out(kind) && !all(kind);
+    if is_reply && !lifted(told, narrower, opts_in) {
+        return Some("opted out of what is narrower");
+    }
+    if !is_reply && !lifted(told, out, opts_in) {
+        return Some("opted out");
+    }
+    let stop = |kind: Kind| kind == Platform(true);
+    let marketing = covers(Class::Marketing.name(), category);
+    if marketing && !lifted(told, stop, |kind| kind == Platform(false)) {
+        return Some("stopped inside WhatsApp");
+    }
+    let needs_window = form == Form::FreeForm || reason == Reason::WindowOpen;
+    if needs_window && !lifted(told, |kind| kind == Closed, wrote) {
+        return Some("the window was closed");
+    }
+    None
+}
+
+/// Every order of so many.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for order in orders(count - 1) {
+        for place in 0..count {
+            let mut order = order.clone();
+            order.insert(place, count - 1);
+            all.push(order);
+        }
+    }
+    all
+}
+
+/// A moment within five minutes of the true time, which is [`NOW`]: what a clock may say.
+fn reading() -> impl Strategy<Value = i64> {
+    prop_oneof![-5 * MINUTE..=5 * MINUTE, -2_i64..=2, (-5_i64..=5).prop_map(|m| m * MINUTE)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    /// Writers' clocks are up to five minutes off, and so is the ledger's, which moves.
+    #[test]
+    fn no_order_of_arrival_allows_what_the_latest_word_denies(
+        said in proptest::collection::vec((kind(), reading()), 2..=4),
+        ledger in proptest::collection::vec(reading(), 4),
+    ) {
+        // Two of one moment and one kind are one event that is told twice.
+        let mut said = said;
+        let mut seen = Vec::new();
+        said.retain(|one| !seen.contains(one) && { seen.push(*one); true });
+        let mut without_clamps = None;
+        for order in orders(said.len()) {
+            let (mut pair, mut told, mut odd) = (Pair::new(), Vec::new(), false);
+            for (arrived, index) in order.iter().enumerate() {
+                let (kind, off) = said[*index];
+                let (claimed, now) = (NOW + off, NOW + ledger[arrived]);
+                let result = pair.record(now, &kind.submission(claimed));
+                odd |= result.is_err() || claimed > now || matches!(kind, Yes | Pending(_));
+                if result.is_ok() {
+                    let clamped_to = (claimed > now).then_some(now);
+                    told.push(Told { kind, claimed, arrived, clamped_to });
+                }
+            }
+            let mut answers = Vec::new();
+            for category in CATEGORIES {
+                for form in [Form::Template, Form::FreeForm] {
+                    let made = decided(pair.state(), category, form);
+                    let objection = objection(&told, category, form, made.reason);
+                    let why = objection.filter(|_| made.allowed());
+                    prop_assert!(why.is_none(), "{category} {form:?} {made:?}: {why:?} {told:#?}");
+                    answers.push(made);
+                }
+            }
+            if !odd {
+                let first = without_clamps.get_or_insert_with(|| answers.clone());
+                prop_assert_eq!(&*first, &answers, "nothing was clamped: {:#?}", told);
+            }
+        }
+    }
+}
+
+#[test]
+fn scopes_of_the_property_are_scopes() {
+    assert!(CATEGORIES.iter().all(|scope| Scope::parse(scope).is_ok()));
+}
