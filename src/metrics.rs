@@ -296,9 +296,11 @@ impl Metrics {
         self.following.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
-    /// Says whether the ledger keeps what it acknowledges, and whether it lacks a fence.
-    pub fn ledger_is(&self, durable: bool, unfenced: bool) {
+    /// Says whether the ledger keeps what it acknowledges, whether it lacks a fence, and how many
+    /// of its keys are known to be lost.
+    pub fn ledger_is(&self, durable: bool, unfenced: bool, lost_keys: u64) {
         self.following.durable.set(durable.into());
+        self.following.lost_keys.set(i64::try_from(lost_keys).unwrap_or(i64::MAX));
         self.following.unfenced.set(unfenced.into());
     }
 

@@ -39,6 +39,11 @@ pub enum Done {
         /// How many pairs would have to be remembered.
         sticky: usize,
     },
+    /// A bucket is lost: so many pairs are denied until it is back.
+    Doubted {
+        /// How many.
+        pairs: usize,
+    },
     /// A bucket was compared: so many of its pairs were otherwise in the table.
     Compared {
         /// How many.
@@ -127,7 +132,8 @@ impl Applier {
         let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= bound;
         match machine.accepted().filter(|_| live) {
             None => Err("not_live"),
-            Some(_) if table.remembered() > 0 => Err("remembering"),
+            // What is denied for its bucket was lost is not known to a table that is read again.
+            Some(_) if table.remembered() > 0 || machine.is_doubting() => Err("remembering"),
             Some(accepted) => Ok(accepted),
         }
     }
@@ -154,6 +160,12 @@ impl Applier {
                 let judged = if self.changed { self.judge() } else { Done::Done };
                 let overflowed = matches!(judged, Done::Overflowed { .. });
                 return if overflowed { judged } else { Done::Compared { mismatches } };
+            }
+            Action::Doubt(number) => {
+                let pairs = self.doubt(*number);
+                let judged = if self.changed { self.judge() } else { Done::Done };
+                let overflowed = matches!(judged, Done::Overflowed { .. });
+                return if overflowed { judged } else { Done::Doubted { pairs } };
             }
             Action::Applied(revision, _) => self.writer.applied(*revision),
             Action::Prove(asked, clock) => {
@@ -415,6 +427,26 @@ impl Applier {
         }
         self.writer.validate();
         Done::Valid { sticky }
+    }
+
+    /// Denies all pairs of a bucket that the ledger has lost, as if their records could not be read,
+    /// and remembers what they were denied: it may not come back with the bucket.
+    fn doubt(&mut self, bucket: u32) -> usize {
+        let (buckets, mut pairs) = (self.buckets, Vec::new());
+        self.writer.each_key(|key| {
+            if bucket_of(key, buckets) == bucket {
+                pairs.push(key);
+            }
+        });
+        // What only the table knows of is denied by that alone already.
+        pairs.retain(|key| !self.alone.contains(key));
+        for key in &pairs {
+            let denied = self.writer.denied(*key);
+            let kept = denied.and_then(|denied| denied.beyond(&State::default(), self.seen));
+            self.stick(*key, kept);
+            self.writer.apply(*key, Err(UnreadablePair));
+        }
+        pairs.len()
     }
 
     /// Compares a bucket, read at the revision that is applied, with the table, and mends that.

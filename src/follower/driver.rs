@@ -61,6 +61,8 @@ pub enum NotRead {
     Unanswered,
     /// There is no ledger.
     Missing,
+    /// The bucket was deleted or evicted, and what it held with it.
+    Lost,
 }
 
 /// What a bucket holds.
@@ -130,7 +132,7 @@ impl Driver {
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
-            Err(NotRead::Unanswered) => return self.retry().into_iter().collect(),
+            Err(NotRead::Unanswered | NotRead::Lost) => return self.retry().into_iter().collect(),
             Err(NotRead::Missing) => {
                 let actions = self.machine.on(Event::Missing { attempt: question.attempt });
                 // Not at once: a ledger that is gone does not come back that soon.
@@ -151,19 +153,24 @@ impl Driver {
     pub fn on_bucket(
         &mut self,
         question: BucketQuestion,
-        bucket: Option<Bucket>,
+        bucket: Result<Bucket, NotRead>,
         now: Moment,
     ) -> Vec<Task> {
         let attempt = question.attempt;
         match bucket {
-            Some(bucket) => {
+            Ok(bucket) => {
                 let actions = self.machine.on(Event::Bucket { attempt, arrived: now, bucket });
                 self.tasks(actions, now)
             }
-            None if attempt == self.machine.attempt() => {
+            // Whoever reads all of them waits for this one; else it is asked for in its turn.
+            Err(NotRead::Lost) if self.machine.is_live() => {
+                let actions = self.machine.on(Event::Lost { attempt, number: question.number });
+                self.tasks(actions, now)
+            }
+            Err(_) if attempt == self.machine.attempt() => {
                 vec![Task::Bucket { question, wait: RETRY }]
             }
-            None => Vec::new(),
+            Err(_) => Vec::new(),
         }
     }
 

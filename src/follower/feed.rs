@@ -30,10 +30,13 @@ impl Feed {
                 self.publisher.missed(Cause::Rebuilt);
             }
             Done::Overflowed { .. } => self.valid = false,
+            Done::Doubted { pairs } if pairs > 0 && self.valid => {
+                self.publisher.missed(Cause::Mended);
+            }
             Done::Compared { mismatches } if mismatches > 0 && self.valid => {
                 self.publisher.missed(Cause::Mended);
             }
-            Done::Valid { .. } | Done::Compared { .. } | Done::Done => {}
+            Done::Valid { .. } | Done::Doubted { .. } | Done::Compared { .. } | Done::Done => {}
         }
         match action {
             Action::Invalidate(_) => {

@@ -6,6 +6,8 @@
 
 mod action;
 mod cause;
+mod doubts;
+mod event;
 mod snapshot;
 mod trail;
 mod warm;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 
 pub use self::action::Action;
 pub use self::cause::Cause;
+use self::doubts::Doubts;
+pub use self::event::{Attempt, Event};
 use self::snapshot::Snapshot;
 use self::trail::Trail;
 pub use self::warm::{Unused, Warm};
@@ -30,45 +34,6 @@ use crate::ledger::{
 const MAX_HELD: usize = 4_096;
 /// How many unsatisfied claims are kept; the oldest goes first.
 const MAX_CLAIMS: usize = 64;
-
-/// Which attempt to follow a ledger a question belongs to; answers of an earlier one are dropped.
-pub type Attempt = u64;
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The log was read.
-    Page {
-        /// The attempt that it was asked for in.
-        attempt: Attempt,
-        /// When it was asked for: before the question was sent.
-        asked: Moment,
-        /// The revision that was asked from: what was applied then.
-        after: Revision,
-        /// The answer.
-        page: Page,
-    },
-    /// A bucket was read.
-    Bucket {
-        /// The attempt that it was asked for in.
-        attempt: Attempt,
-        /// When it arrived.
-        arrived: Moment,
-        /// What it holds.
-        bucket: Bucket,
-    },
-    /// Somebody appended.
-    Announced(Announcement),
-    /// There is no ledger where it was.
-    Missing {
-        /// The attempt that it was asked for in.
-        attempt: Attempt,
-    },
-    /// Announcements were lost.
-    Missed,
-    /// It is time to compare a further bucket with the table.
-    ScrubDue,
-}
 
 /// A ledger's word that, at a moment, its log ended there.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +72,8 @@ pub struct Machine {
     claims: VecDeque<Claim>,
     /// The bucket to be compared next, and whether it was asked for.
     scrub: (u32, bool),
+    /// Buckets that the ledger has lost, and those of them that were asked for again.
+    doubts: Doubts,
     /// A bucket that was read ahead of what is applied, to be compared once that is reached.
     ahead: Option<Bucket>,
     actions: Vec<Action>,
@@ -137,6 +104,7 @@ impl Machine {
             held: BTreeMap::new(),
             claims: VecDeque::new(),
             scrub: (0, false),
+            doubts: Doubts::default(),
             ahead: None,
             actions: Vec::new(),
         };
@@ -167,8 +135,13 @@ impl Machine {
     /// followed without a gap.
     #[must_use]
     pub fn accepted(&self) -> Option<u64> {
-        let is_live = matches!(self.phase, Phase::Live);
-        self.accepted.map(|(_, accepted)| accepted).filter(|_| is_live)
+        self.accepted.map(|(_, accepted)| accepted).filter(|_| self.is_live())
+    }
+
+    /// Whether it follows a ledger without a gap.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
     }
 
     /// How many announcements, claims and buckets wait for the log to get to them.
@@ -202,8 +175,12 @@ impl Machine {
             {
                 self.resync(Cause::Missing);
             }
+            Event::Lost { attempt, number } if attempt == self.attempt => self.on_lost(number),
             // Asked for before a resync, or known already.
-            Event::Page { .. } | Event::Bucket { .. } | Event::Missing { .. } => {}
+            Event::Page { .. }
+            | Event::Bucket { .. }
+            | Event::Lost { .. }
+            | Event::Missing { .. } => {}
             Event::Announced(announcement) => self.on_announced(&announcement),
             Event::Missed => self.actions.push(Action::Poll),
             Event::ScrubDue => self.scrub(),
@@ -218,6 +195,7 @@ impl Machine {
         self.claims.clear();
         self.ahead = None;
         self.scrub.1 = false;
+        self.doubts = Doubts::default();
         self.attempt = self.attempt.saturating_add(1);
         // A snapshot would skip an entry that cannot be read, and what a newer version meant by it.
         self.phase = if cause == Cause::Unreadable { Phase::Dead } else { Phase::Starting };
@@ -335,6 +313,8 @@ impl Machine {
             let lost = snapshot.on_end(asked, end.revision);
             self.actions.extend(lost.into_iter().map(Action::Unload));
             self.actions.extend(snapshot.again().into_iter().map(Action::ReadBucket));
+        } else if self.is_live() {
+            self.actions.extend(self.doubts.more().into_iter().map(Action::ReadBucket));
         }
         Ok(())
     }
@@ -444,6 +424,15 @@ impl Machine {
                 self.settle();
                 if matches!(&self.phase, Phase::Loading(snapshot) if snapshot.is_whole()) {
                     self.actions.push(Action::Poll);
+                }
+            }
+            Phase::Live if self.doubts.is_asked(bucket.number) => {
+                // Where the log has not come to it, it is asked for again with the next page.
+                if bucket.label == self.trail.end() || self.trail.is_untouched(&bucket) {
+                    self.doubts.remove(bucket.number);
+                    self.actions.push(Action::Compare(bucket));
+                } else {
+                    self.doubts.again(bucket.number);
                 }
             }
             Phase::Live if self.scrub == (bucket.number, true) => {

@@ -18,6 +18,7 @@ mod saving;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,8 @@ pub struct Follower {
     standing: Option<Standing>,
     /// Why announcements are not heard, as last logged.
     unheard: Option<String>,
+    /// Buckets that the ledger has lost, and that are not back.
+    lost_buckets: HashSet<u32>,
 }
 
 /// What is being asked of the ledger.
@@ -128,6 +131,7 @@ impl Follower {
             overflow: String::new(),
             standing: None,
             unheard: None,
+            lost_buckets: HashSet::new(),
         }
     }
 
@@ -276,8 +280,8 @@ impl Follower {
                 driver.on_page(question, page, Moment::now())
             }
             Answer::Bucket(question, bucket) => {
-                let bucket = bucket.inspect_err(|error| self.unproven(&error.to_string()));
-                driver.on_bucket(question, bucket.ok(), Moment::now())
+                let bucket = bucket.map_err(|error| self.unread(driver, question.number, &error));
+                driver.on_bucket(question, bucket, Moment::now())
             }
             Answer::Again => driver.on_again(Moment::now()),
         }
@@ -338,7 +342,26 @@ impl Follower {
         }
     }
 
+    /// Tells that a bucket was not read, and remembers that it was lost.
+    fn unread(&mut self, driver: &Driver, number: u32, error: &LedgerError) -> NotRead {
+        if !error.is_lost_key() {
+            self.unproven(&error.to_string());
+            return NotRead::Unanswered;
+        }
+        if self.lost_buckets.insert(number) {
+            error!(cause = %error, "a part of the ledger is lost: its pairs are denied");
+        }
+        if driver.machine().is_live() {
+            self.check_ledger();
+        } else {
+            // Until it is back, all is denied: nobody knows what it held.
+            self.unproven(&error.to_string());
+        }
+        NotRead::Lost
+    }
+
     fn unproven(&mut self, why: &str) {
+        self.check_ledger();
         let now = clock::boot();
         let known = self.said.as_ref();
         let again =
@@ -381,7 +404,16 @@ impl Follower {
             Action::Refuse(unused) => self.refused(unused.label(), &unused.to_string()),
             _ => {}
         }
+        if let Action::Compare(bucket) = action
+            && self.lost_buckets.remove(&bucket.number)
+        {
+            info!(bucket = bucket.number, "a lost part of the ledger is back, and was read anew");
+            self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
+        }
         match done {
+            Done::Doubted { pairs } => {
+                warn!(pairs, "these pairs are denied until their part of the ledger is back");
+            }
             Done::Compared { mismatches } if mismatches > 0 => {
                 warn!(
                     pairs = mismatches,
@@ -414,7 +446,8 @@ impl Follower {
 
     /// Tells recorders of a loss, so that they give back what they know.
     fn lost(&mut self) {
-        if std::mem::take(&mut self.may_lack) {
+        let is_back = !std::mem::take(&mut self.lost_buckets).is_empty();
+        if std::mem::take(&mut self.may_lack) || is_back {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
     }
@@ -439,7 +472,7 @@ impl Follower {
         for warning in standing.warnings.iter() {
             warn!(warning, "the ledger should be set up otherwise");
         }
-        self.metrics.ledger_is(standing.durable, standing.unfenced);
+        self.metrics.ledger_is(standing.durable, standing.unfenced, standing.lost_keys);
         self.applier.writer().warn(Arc::clone(&standing.warnings));
         self.standing = Some(standing);
     }

@@ -133,7 +133,9 @@ fn code_of(refusal: &Refusal) -> Code {
         | Refusal::Ledger(LedgerError::Damaged(_)) => Code::DataLoss,
         Refusal::Contended => Code::Aborted,
         Refusal::Ledger(LedgerError::Busy) => Code::ResourceExhausted,
-        Refusal::Ledger(
+        // A lost bucket takes events again once it was repaired: worth another try.
+        Refusal::Unreadable(UnreadableRecord::Lost { .. })
+        | Refusal::Ledger(
             LedgerError::Closed
             | LedgerError::Storage(_)
             | LedgerError::Unreachable(_)

@@ -10,6 +10,7 @@ mod codec;
 mod copy;
 mod embedded;
 mod erase;
+mod error;
 mod follower_position;
 mod redis;
 mod verify;
@@ -31,6 +32,7 @@ pub use copy::{Copied, CopyError, NewLedger, copy};
 pub use embedded::{
     Appender, Compacted, Embedded, NewFile, OpenError, Opened, Space, ledger_begins, traces,
 };
+pub use error::{LedgerError, UnreadableRecord};
 pub use follower_position::{Followed, FollowerPosition, NotFollowed};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
@@ -136,24 +138,6 @@ pub struct Read {
     pub pairs: Vec<Result<Stored, UnreadableRecord>>,
 }
 
-/// A pair's record that this version cannot read, or must not rewrite.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum UnreadableRecord {
-    /// Written by a newer version.
-    #[error(
-        "the pair's record has format {format}; this version writes format {} and would lose \
-             what it does not know: upgrade it",
-        crate::consent::record::FORMAT
-    )]
-    Newer {
-        /// The record's format.
-        format: u32,
-    },
-    /// Not a record at all.
-    #[error("the pair's record in the ledger is damaged")]
-    Damaged,
-}
-
 /// One pair's change.
 #[derive(Clone, Debug)]
 pub struct Change {
@@ -191,62 +175,6 @@ pub enum Appended {
     Conflict(Result<Stored, UnreadableRecord>),
     /// It failed, whatever came of the others: a ledger that is full still takes denials.
     Failed(LedgerError),
-}
-
-/// Why a ledger did not do what it was asked to.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// It takes no more for now: too much is waiting to be written.
-    #[error("the ledger has too much to write already; try again")]
-    Busy,
-    /// It is closed, or being closed.
-    #[error("the ledger is closed")]
-    Closed,
-    /// Its storage failed. What was being written may or may not be durable.
-    #[error("the ledger's storage failed: {0}")]
-    Storage(Arc<dyn std::error::Error + Send + Sync>),
-    /// A part of it is damaged.
-    #[error("the ledger is damaged: {0}")]
-    Damaged(&'static str),
-    /// It cannot be reached, or did not answer in time. What was being written may or may not be
-    /// durable.
-    #[error("the ledger cannot be reached: {0}")]
-    Unreachable(Arc<dyn std::error::Error + Send + Sync>),
-    /// It answers, and does not do it: nothing was written.
-    #[error("the ledger refuses: {0}")]
-    Refused(Arc<dyn std::error::Error + Send + Sync>),
-    /// It was written, and fewer replicas than asked for have confirmed it in time: a failover may
-    /// lose it.
-    #[error("written, but confirmed by {confirmed} of {asked} replicas in time: try again")]
-    Unconfirmed {
-        /// How many were asked for.
-        asked: u32,
-        /// How many confirmed.
-        confirmed: u32,
-    },
-    /// It was written, and the append-only file that has it was not synced in time: a crash of its
-    /// machine may lose it.
-    #[error(
-        "written, but Redis' append-only file was not synced within {0:?} (appendfsync): try again"
-    )]
-    Unsynced(Duration),
-}
-
-impl LedgerError {
-    /// Whether there is no ledger where one is looked for.
-    #[must_use]
-    pub fn is_missing(&self) -> bool {
-        matches!(RefusedBy::of(self), Some(RefusedBy::Missing))
-    }
-
-    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
-    #[must_use]
-    pub fn needs_an_operator(&self) -> bool {
-        match self {
-            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
-            _ => false,
-        }
-    }
 }
 
 /// One change as the log tells it.
@@ -374,13 +302,15 @@ pub struct Standing {
     pub durable: bool,
     /// Whether an old primary that is cut off from the others could go on.
     pub unfenced: bool,
+    /// How many of its keys were found to be missing, and are not back yet.
+    pub lost_keys: u64,
     /// What an operator should mend, in words.
     pub warnings: Arc<[String]>,
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { durable: true, unfenced: false, warnings: Arc::from([]) }
+        Self { durable: true, unfenced: false, lost_keys: 0, warnings: Arc::from([]) }
     }
 }
 

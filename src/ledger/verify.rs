@@ -28,11 +28,14 @@ pub enum Damage {
     /// What says which ledger this is.
     #[error("the meta key lacks {0}, or it is damaged")]
     Meta(&'static str),
+    /// What followers read, and appends extend.
+    #[error("the log is missing: it was deleted or evicted, and nothing can be appended")]
+    NoLog,
     /// What proves polls.
     #[error("the fence is missing: no follower can prove that it is current")]
     NoFence,
     /// A hash without the field that keeps it there.
-    #[error("{0} lacks its sentinel field")]
+    #[error("{0} lacks its sentinel field: the key was deleted or evicted, and is not used")]
     NoSentinel(String),
     /// Something else has a key of the ledger's.
     #[error("{0} is not what it should be, but another kind of key")]
@@ -96,6 +99,7 @@ impl Damage {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Meta(_) => "meta",
+            Self::NoLog => "no_log",
             Self::NoFence => "no_fence",
             Self::NoSentinel(_) => "no_sentinel",
             Self::WrongKind(_) => "wrong_kind",
@@ -292,7 +296,9 @@ impl Logged {
             *word
         });
         match pair.decode() {
-            Err(UnreadableRecord::Damaged) => return Some(Damage::Unreadable),
+            Err(UnreadableRecord::Damaged | UnreadableRecord::Lost { .. }) => {
+                return Some(Damage::Unreadable);
+            }
             Err(UnreadableRecord::Newer { format }) => return Some(Damage::Newer(format)),
             Ok(_) => {}
         }
@@ -396,7 +402,9 @@ async fn verify_file(
             debug_assert_eq!(bucket_of(pair.key(), buckets), number);
             report.pairs = report.pairs.saturating_add(1);
             let damage = match pair.decode() {
-                Err(UnreadableRecord::Damaged) => Some(Damage::Unreadable),
+                Err(UnreadableRecord::Damaged | UnreadableRecord::Lost { .. }) => {
+                    Some(Damage::Unreadable)
+                }
                 Err(UnreadableRecord::Newer { format }) => Some(Damage::Newer(format)),
                 Ok(_) if pair.revision > bucket.label.revision => {
                     Some(Damage::Ahead(pair.revision))

@@ -16,6 +16,7 @@ pub(super) struct Following {
     pub(super) remembered: IntGauge,
     pub(super) durable: IntGauge,
     pub(super) unfenced: IntGauge,
+    pub(super) lost_keys: IntGauge,
     pub(super) unannounced: IntCounter,
     pub(super) subscriptions: IntCounterVec,
 }
@@ -73,6 +74,12 @@ impl Following {
                 "consent_ledger_unfenced",
                 "1 where an isolated old primary could go on: it has replicas, and needs none to \
                  write.",
+            )?,
+            lost_keys: int_gauge(
+                r,
+                "consent_ledger_lost_keys",
+                "Keys of the ledger that this process found to be deleted or evicted, and that are \
+                 not back: see consentd ledger repair.",
             )?,
             unannounced: counter(
                 r,

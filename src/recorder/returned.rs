@@ -19,7 +19,7 @@ use crate::consent::event::Event;
 use crate::consent::id::Key;
 use crate::consent::record::HistoryEntry;
 use crate::consent::time::Timestamp;
-use crate::ledger::Change;
+use crate::ledger::{Change, UnreadableRecord};
 
 /// For how long a recorder can give back what it recorded.
 pub const KEPT: Duration = Duration::from_mins(10);
@@ -259,7 +259,13 @@ pub(super) fn again(denial: &HistoryEntry) -> Submission {
 
 /// Whether something may not be recorded, so that it is tried again.
 fn is_unknown(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::Ledger(_) | Refusal::Contended | Refusal::Unknown(_))
+    matches!(
+        refusal,
+        Refusal::Ledger(_)
+            | Refusal::Contended
+            | Refusal::Unknown(_)
+            | Refusal::Unreadable(UnreadableRecord::Lost { .. })
+    )
 }
 
 #[cfg(test)]

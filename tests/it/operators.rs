@@ -271,6 +271,10 @@ async fn accept_counts_and_asks_first_and_status_tells() {
     }
     assert_eq!(said["ledger"].as_str().map(str::len), Some(32));
     redis.command(&["DEL", "{consent:0}:fence"]);
+    redis.command(&["DEL", "{consent:0}:log", "{consent:0}:h:2"]);
     let said = told(1, &["ledger", "status", "--ledger", &ledger]);
-    assert!(said.contains("the fence is missing"), "{said}");
+    let lost = ["{consent:0}:log", "{consent:0}:h:2", "2 keys are lost"];
+    for part in ["the fence is missing"].into_iter().chain(lost) {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }

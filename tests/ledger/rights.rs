@@ -3,7 +3,7 @@
 use super::*;
 
 /// What a sidecar needs: to read, to prove by the fence that it reads the primary, and to hear.
-const READER: [&str; 21] = [
+const READER: [&str; 22] = [
     "on",
     ">p",
     "resetkeys",
@@ -21,6 +21,7 @@ const READER: [&str; 21] = [
     "+eval_ro",
     "+evalsha_ro",
     "+time",
+    "+exists",
     "+hget",
     "+hmget",
     "+hgetall",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consentd::consent::record::Link;
 use consentd::consent::state::{Effect, State, Word};
-use consentd::ledger::{LogEntry, UnreadableEntry};
+use consentd::ledger::{Epoch, LogEntry, UnreadableEntry};
 
 use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
 use crate::oracle::scope;
@@ -38,6 +38,7 @@ enum Fault {
     UnreadableRecord,
     UnreadableEntry,
     Forged,
+    LostBucket,
 }
 
 /// The faults of a history: few kinds, so that each is met in depth.
@@ -88,6 +89,13 @@ impl Faults {
         // its own.
         kinds.retain(|kind| !people || *kind != F::OutOfBand);
         Self { kinds }
+    }
+
+    /// Lets some histories lose buckets; by a chance of its own, so that all others stay as they were.
+    pub fn lose_buckets(&mut self, seed: u64, people: bool) {
+        if !people && Random::new(seed ^ 0x6c6f_7374).percent(25) {
+            self.kinds.push(Fault::LostBucket);
+        }
     }
 
     /// Whether keys are written behind the log's back.
@@ -168,6 +176,7 @@ impl World {
                 self.unreadable_entry = true;
             }
             Fault::Forged => self.forge(),
+            Fault::LostBucket => self.lose_bucket(),
         }
     }
 
@@ -248,6 +257,9 @@ impl World {
     /// A key is written, or deleted, that the log does not tell of.
     pub fn write_out_of_band(&mut self) {
         let number = self.random.index(USERS);
+        if self.primary.has_lost(number) {
+            return;
+        }
         let mut state = self.said(number);
         self.loose[number] = true;
         self.may_deny(number);
@@ -272,11 +284,45 @@ impl World {
     /// A newer version writes a record, and sometimes it is read again later.
     fn write_unreadable(&mut self) {
         let number = self.random.index(USERS);
+        if self.primary.has_lost(number) {
+            return;
+        }
         let readable = self.random.percent(50);
         let state = self.said(number);
         self.may_deny(number);
         let said = Said::new(state, readable).linked(self.links(number));
         self.write(number, Rc::new(said), true);
+    }
+
+    /// A bucket is deleted, and repaired some time later.
+    fn lose_bucket(&mut self) {
+        let buckets = u64::from(self.primary.identity.buckets);
+        let number = u32::try_from(self.random.below(buckets)).unwrap();
+        self.primary.lost.insert(number);
+        for user in 0..USERS {
+            if self.primary.bucket_of(user) == number {
+                self.may_deny(user);
+                self.doubted[user] = true;
+            }
+        }
+        let wait = self.random.between(100, 8_000) * MILLI;
+        self.after(wait, Happening::Repaired(self.primary.end().epoch, number));
+    }
+
+    /// It is rebuilt as it was, or but for what nothing tells of any more.
+    pub fn repair(&mut self, epoch: Epoch, number: u32) {
+        if self.primary.end().epoch != epoch || !self.primary.lost.remove(&number) {
+            return;
+        }
+        let inside = |user: &usize| self.primary.bucket_of(*user) == number;
+        let gone = (0..USERS).find(inside).filter(|_| self.faults.are_out_of_band());
+        if let Some(user) = gone.filter(|_| self.random.percent(50)) {
+            self.loose[user] = true;
+            self.primary.stored[user] = None;
+            self.lose();
+            let stored = self.primary.stored.clone();
+            self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+        }
     }
 
     /// An announcement that no ledger made.
@@ -307,6 +353,8 @@ impl World {
         self.replica_lags = false;
         self.isolated = None;
         self.down_until = 0;
+        self.primary.lost.clear();
+        self.replica.lost.clear();
         // One that is gone for good is known to a sidecar that met it, and to no other.
         if self.unreadable_entry || self.primary.has_unreadable_entry() {
             self.flush();

@@ -1,6 +1,7 @@
 //! A ledger that can be forked, trimmed, flushed and written to behind its back. It shares no code
 //! with the real ones: a log is a tree of nodes, each of which knows the whole state that it made.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
@@ -163,6 +164,8 @@ pub struct Server {
     pub trimmed: Revision,
     /// What buckets hold: what the log says, and what somebody wrote beside it.
     pub stored: [Option<Stored>; USERS],
+    /// Buckets that were deleted: they are neither read nor written.
+    pub lost: BTreeSet<u32>,
     /// Its clock less the true time, in milliseconds.
     pub clock: i64,
     keys: [Key; USERS],
@@ -193,6 +196,7 @@ impl Server {
             node: Rc::new(Node { position, pairs, parent: None, entry: None }),
             trimmed: revision,
             stored,
+            lost: BTreeSet::new(),
             clock: 0,
             keys,
         }
@@ -282,6 +286,16 @@ impl Server {
             clock: self.clock(now),
             tail,
         }
+    }
+
+    /// The bucket that a user's pair lies in.
+    pub fn bucket_of(&self, number: usize) -> u32 {
+        bucket_of(self.keys[number], self.identity.buckets)
+    }
+
+    /// Whether the bucket of a user's pair was deleted.
+    pub fn has_lost(&self, number: usize) -> bool {
+        self.lost.contains(&self.bucket_of(number))
     }
 
     pub fn bucket(&self, number: u32) -> Bucket {

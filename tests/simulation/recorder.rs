@@ -238,6 +238,9 @@ impl World {
             Some(isolated) if stray => &isolated.server,
             _ => &self.primary,
         };
+        if server.has_lost(number) {
+            return; // It says so, and the caller tries again.
+        }
         let clock = server.clock(true_time(self.time()));
         let base = server.stored[number].clone();
         self.recorder_plans(index, base, clock);
@@ -286,6 +289,9 @@ impl World {
             return;
         }
         let number = self.recorders[index].user;
+        if self.primary.has_lost(number) {
+            return;
+        }
         let known = self.primary.stored[number].as_ref();
         let version = |stored: Option<&Stored>| stored.map(|stored| stored.version);
         if version(known) != version(base) {

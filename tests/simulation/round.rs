@@ -104,7 +104,11 @@ impl World {
         let every_bucket = u64::from(self.primary.identity.buckets) * each;
         // One that was asked for before all was well may hang.
         let hangs = micros(BUCKET_TIMEOUT + RETRY);
-        let scrubs = if self.loose.contains(&true) { hangs + every_bucket } else { 0 };
+        let scrubs = match (self.loose.contains(&true), self.doubted.contains(&true)) {
+            (true, _) => hangs + every_bucket,
+            (false, true) => hangs,
+            (false, false) => 0,
+        };
         let until = self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)) + scrubs;
         self.run(until, |_| false)?;
         self.converged()
@@ -173,7 +177,7 @@ impl World {
         let Self { sidecar, .. } = self;
         sidecar
             .guards
-            .check(&sidecar.table, &pairs, nothing)
+            .check(&sidecar.table, &pairs, nothing, nothing)
             .map_err(|Violation { why, .. }| Violation::new(1, why))?;
         // Where nothing was lost, nothing is denied beside what the ledger says.
         for number in 0..USERS {

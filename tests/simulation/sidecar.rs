@@ -46,7 +46,7 @@ pub fn true_time(now: Duration) -> Timestamp {
 /// What the wire brings.
 pub enum Brought {
     Page(u64, PageQuestion, Option<Page>),
-    Bucket(u64, BucketQuestion, Option<Bucket>),
+    Bucket(u64, BucketQuestion, Result<Bucket, NotRead>),
     Again,
     Tick,
     ScrubDue,
@@ -276,7 +276,7 @@ impl Sidecar {
                     match done {
                         Done::Valid { .. } => self.overflowed = false,
                         Done::Overflowed { .. } => self.overflowed = true,
-                        Done::Done | Done::Compared { .. } => {}
+                        Done::Done | Done::Doubted { .. } | Done::Compared { .. } => {}
                     }
                 }
             }

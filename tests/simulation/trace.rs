@@ -24,14 +24,14 @@ pub fn told(happening: &Happening) -> String {
                 format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
             }
             Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
-            Brought::Bucket(id, question, Some(bucket)) => format!(
+            Brought::Bucket(id, question, Ok(bucket)) => format!(
                 "[{life}] bucket {id}: {} of {} at {} {:02x?}",
                 bucket.pairs.len(),
                 question.number,
                 bucket.label.revision,
                 &bucket.label.head[..2]
             ),
-            Brought::Bucket(id, ..) => format!("[{life}] no bucket {id}"),
+            Brought::Bucket(id, _, Err(why)) => format!("[{life}] no bucket {id}: {why:?}"),
             Brought::Again => format!("[{life}] again"),
             Brought::Tick => format!("[{life}] tick"),
             Brought::ScrubDue => format!("[{life}] scrub"),
@@ -57,6 +57,7 @@ pub fn told(happening: &Happening) -> String {
         Happening::Synced => "synced".to_owned(),
         Happening::Check(number) => format!("check {number}"),
         Happening::Expected(_, position) => format!("expected {}", position.revision),
+        Happening::Repaired(_, number) => format!("bucket {number} is repaired"),
         Happening::Fault => "fault due".to_owned(),
         Happening::Struck => "fault due while it loads".to_owned(),
         Happening::Promoted => "the replica is promoted".to_owned(),

@@ -1,6 +1,6 @@
 //! What lies between the sidecar and the ledger.
 
-use consentd::follower::driver::{BucketQuestion, PageQuestion};
+use consentd::follower::driver::{BucketQuestion, NotRead, PageQuestion};
 use consentd::ledger::{Announcement, Epoch, LogEntry};
 
 use crate::random::Random;
@@ -103,7 +103,13 @@ impl World {
             None => &self.primary,
         };
         // A ledger of fewer buckets has nothing in one of that number.
-        let bucket = (!self.is_down()).then(|| server.bucket(question.number));
+        let bucket = if self.is_down() {
+            Err(NotRead::Unanswered)
+        } else if server.lost.contains(&question.number) {
+            Err(NotRead::Lost)
+        } else {
+            Ok(server.bucket(question.number))
+        };
         if self.random.percent(self.wire.bucket_loss) {
             return;
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use consentd::clock::Moment;
 use consentd::consent::state::Effect;
-use consentd::follower::driver::{BUCKET_TIMEOUT, BucketQuestion, PageQuestion, RETRY, period};
+use consentd::follower::driver::{
+    BUCKET_TIMEOUT, BucketQuestion, NotRead, PageQuestion, RETRY, period,
+};
 use consentd::ledger::{Announcement, Epoch, Position};
 use consentd::metrics::Metrics;
 
@@ -39,6 +41,8 @@ pub enum Happening {
     Recorder(usize, u64, Step),
     /// The replica catches up.
     Synced,
+    /// An operator repairs a bucket of that ledger.
+    Repaired(Epoch, u32),
     /// Somebody asks about a user.
     Check(usize),
     /// What was announced past a gap, or behind what is applied, is applied by now.
@@ -102,6 +106,8 @@ pub struct World {
     pub losses: u64,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
+    /// Pairs whose bucket was lost once: the table may deny them for that.
+    pub doubted: [bool; USERS],
     pub unreadable_entry: bool,
     pub recorders: Vec<Recorder>,
     pub sidecar: Sidecar,
@@ -144,7 +150,8 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let faults = Faults::new(&mut random, people);
+        let mut faults = Faults::new(&mut random, people);
+        faults.lose_buckets(seed, people);
         if faults.are_out_of_band() {
             plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
         }
@@ -169,6 +176,7 @@ impl World {
             saver: Saver::new(seed),
             losses: 0,
             loose: [false; USERS],
+            doubted: [false; USERS],
             unreadable_entry: false,
             recorders: (0..3).map(|_| Recorder::default()).collect(),
             sidecar,
@@ -254,7 +262,7 @@ impl World {
     fn is_over(&self, happening: &Happening) -> bool {
         match happening {
             Happening::Brought(life, _) if *life != self.life => true,
-            Happening::Brought(_, Brought::Page(id, _, None) | Brought::Bucket(id, _, None)) => {
+            Happening::Brought(_, Brought::Page(id, _, None) | Brought::Bucket(id, _, Err(_))) => {
                 !self.sidecar.is_open(*id)
             }
             Happening::Recorder(index, operation, _) => {
@@ -281,6 +289,7 @@ impl World {
                 let wait = self.random.between(20, 400) * MILLI;
                 self.after(wait, Happening::Synced);
             }
+            Happening::Repaired(epoch, number) => self.repair(epoch, number),
             Happening::Check(number) => self.check(number)?,
             Happening::Saved => self.save(),
             Happening::Expected(life, position) => self.expected(life, position)?,
@@ -417,7 +426,7 @@ impl World {
             node.way_from(from.revision).iter().for_each(|node| guards.pass(&node.pairs));
         }
         guards.check_remembered(table)?;
-        guards.check(table, &node.pairs, self.loose)
+        guards.check(table, &node.pairs, self.loose, self.doubted)
     }
 
     fn want(&mut self, wanted: Vec<Wanted>) {
@@ -437,7 +446,7 @@ impl World {
                 Wanted::Bucket(id, question, wait) => {
                     let wait = u64::try_from(wait.as_micros()).unwrap();
                     let within = u64::try_from(BUCKET_TIMEOUT.as_micros()).unwrap();
-                    let none = Brought::Bucket(id, question, None);
+                    let none = Brought::Bucket(id, question, Err(NotRead::Unanswered));
                     self.after(wait + within, Happening::Brought(life, none));
                     if !self.random.percent(self.wire.bucket_loss) {
                         let wait = wait + self.wire.bucket_delay(&mut self.random);

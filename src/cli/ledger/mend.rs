@@ -19,7 +19,10 @@ reload what they find; this finds all of it at once, and writes down what holds.
 
 /// For the help.
 pub(super) const WHAT_REPAIR_DOES: &str = "\
-An append that was cut short is completed from the log. The fence and sentinel fields are put back.
+An append that was cut short is completed from the log. The log, the fence and sentinel fields are
+put back where they were deleted or evicted. A lost bucket is used again once every pair that its
+histories tell of is rebuilt; where its histories were lost too, a backup brings it back, or
+--accept-loss uses it as it is: then opt-outs of which nothing is left are forgotten.
 Records that are damaged or missing are rebuilt from what the log last said of their pair, or else
 from their history, by the rules by which they were made; the ids of requests that a rebuilt record
 remembered are lost: a retry of one that has an event_time changes nothing, one without is as new. A
@@ -38,17 +41,29 @@ pub(in crate::cli) struct MendArgs {
     which: WhichArgs,
 }
 
+#[derive(Args, Debug)]
+pub(in crate::cli) struct RepairArgs {
+    /// Use lost buckets again even where nothing tells any more what they held: opt-outs are
+    /// forgotten
+    #[arg(long)]
+    accept_loss: bool,
+    #[command(flatten)]
+    mend: MendArgs,
+}
+
 pub(super) async fn scrub(args: MendArgs) -> anyhow::Result<Verdict> {
     let instead = "nobody else writes to it, so that nothing can come past its log; to look at all \
                    of it: consentd ledger verify";
     mend(args, Mending::OutOfBand, instead).await
 }
 
-pub(super) async fn repair(args: MendArgs) -> anyhow::Result<Verdict> {
+pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
     let instead = "what is cut short in a file is completed when it is opened, and what is damaged \
                    in it is mended by restoring a backup; to look at all of it: consentd ledger \
                    verify";
-    mend(args, Mending::All, instead).await
+    let RepairArgs { accept_loss, mend: args } = args;
+    let mending = if accept_loss { Mending::AcceptingLoss } else { Mending::All };
+    mend(args, mending, instead).await
 }
 
 async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result<Verdict> {
@@ -98,7 +113,7 @@ async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result
     if left.found > 0 {
         print::line(match mending {
             Mending::OutOfBand => "what scrub does not mend (see consentd ledger repair):",
-            Mending::All => "what cannot be mended, or not yet:",
+            Mending::All | Mending::AcceptingLoss => "what cannot be mended, or not yet:",
         })?;
         verify::list(&left, lines)?;
     }

@@ -34,7 +34,7 @@ pub(super) enum LedgerCommand {
     Scrub(mend::MendArgs),
     /// Mend what can be mended, while recorders go on
     #[command(after_help = mend::WHAT_REPAIR_DOES)]
-    Repair(mend::MendArgs),
+    Repair(mend::RepairArgs),
     /// Say that a ledger is right as it is, so that followers forget what only they remember
     #[command(after_help = accept::WHAT_IT_MEANS)]
     Accept(accept::AcceptArgs),

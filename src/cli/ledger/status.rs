@@ -44,7 +44,10 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         }
     };
     let (page, status, space) = with_ledger(&address, async |ledger: &Ledger| {
-        let page = ledger.read_after(u64::MAX).await?;
+        let page = match ledger {
+            Ledger::Redis(redis) => redis.ends().await?,
+            Ledger::Embedded(_) => ledger.read_after(u64::MAX).await?,
+        };
         let (status, space) = match ledger {
             Ledger::Redis(redis) => (redis.status().await?, None),
             Ledger::Embedded(file) => {
@@ -55,6 +58,8 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
                     pairs,
                     cut_short: false,
                     takes_appends: true,
+                    lost: Vec::new(),
+                    lost_keys: 0,
                     has_fence: true,
                     memory: None,
                 };
@@ -76,7 +81,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
 impl Told {
     fn is_well(&self) -> bool {
         let status = &self.status;
-        !status.cut_short && status.takes_appends && status.has_fence
+        !status.cut_short && status.takes_appends && status.has_fence && status.lost_keys == 0
     }
 
     fn as_json(&self) -> serde_json::Value {
@@ -99,7 +104,8 @@ impl Told {
             "oldestLogEntry": status.oldest.map(print::rfc3339),
             "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
             "cutShort": status.cut_short, "takesAppends": status.takes_appends,
-            "fence": status.has_fence, "server": server,
+            "fence": status.has_fence,
+            "lostKeys": status.lost_keys, "lost": status.lost, "server": server,
             "fileBytes": space.map(|space| space.file),
             "fileFreeBytes": space.map(|space| space.free()),
             "warnings": warnings, "well": self.is_well(),
@@ -148,6 +154,13 @@ impl Told {
             let text = "an append was cut short: the next one completes it, and so does consentd \
                         ledger repair";
             print::line(text)?;
+        }
+        for key in &status.lost {
+            print::line(&format!("the key {key} was deleted or evicted: it is not used"))?;
+        }
+        if status.lost_keys > 0 {
+            let count = HumanCount(status.lost_keys);
+            print::line(&format!("{count} keys are lost: run consentd ledger repair"))?;
         }
         if !status.takes_appends {
             let text = "nothing can be appended, no opt-out either: Redis refuses the log's next \

@@ -42,6 +42,8 @@ pub enum Action {
     Meet(Box<LogBody>),
     /// Compare the table with this bucket, and mend it.
     Compare(Bucket),
+    /// Deny the pairs of this bucket: the ledger has lost it.
+    Doubt(u32),
     /// Everything up to this revision, recorded at that time, is in the table.
     Applied(Revision, Timestamp),
     /// The table had everything at this moment; the ledger's clock said this.

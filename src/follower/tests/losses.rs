@@ -214,3 +214,61 @@ fn an_unreadable_entry_that_a_backup_took_back_is_none_any_more() {
         assert!(follower.is_valid());
     }
 }
+
+/// Tells it that a bucket was lost.
+fn lose(follower: &mut Follower, number: u32) {
+    let attempt = follower.machine.attempt();
+    follower.on(Event::Lost { attempt, number });
+}
+
+#[test]
+fn lost_bucket_is_denied_and_read_again_until_it_is_back() {
+    let mut model = Model::new(8);
+    let bucket_of_user = |model: &Model, n| bucket_of(model.key(n), BUCKETS);
+    let out = (0..8).find(|n| bucket_of_user(&model, *n) == 0).unwrap();
+    let inside = (out + 1..8).find(|n| bucket_of_user(&model, *n) == 0).unwrap();
+    let other = (0..8).find(|n| bucket_of_user(&model, *n) == 1).unwrap();
+    model.append(out, true, 20);
+    let mut follower = Follower::live(&model);
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    lose(&mut follower, 0);
+    let unreadable = |follower: &Follower, n: usize| {
+        let pair = follower.table.pair(&user(n), "shop").unwrap();
+        follower.table.facts(pair, Category::parse("marketing").unwrap()).0.is_err()
+    };
+    assert!(follower.is_valid() && unreadable(&follower, out) && unreadable(&follower, inside));
+    assert!(follower.stands(other, "marketing"), "it lies elsewhere");
+    // Others are compared meanwhile, and with every page it is asked for again.
+    follower.on(Event::ScrubDue);
+    assert_eq!(follower.buckets.pop(), Some(1));
+    follower.bucket(model.bucket(1), 21);
+    follower.poll(&model, 22);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    lose(&mut follower, 0);
+    follower.poll(&model, 23);
+    assert_eq!(follower.buckets.pop(), Some(0));
+    // It comes back without the opt-out, which stays.
+    let mut bucket = model.bucket(0);
+    bucket.pairs.retain(|(key, _)| *key != model.key(out));
+    follower.bucket(bucket, 24);
+    assert!(follower.denies(out) && follower.stands(inside, "marketing"));
+    assert_eq!(follower.table.remembered(), 1);
+    follower.poll(&model, 25);
+    assert!(follower.buckets.is_empty(), "it is back");
+}
+
+#[test]
+fn table_that_lacks_a_lost_bucket_is_not_valid_before_it_is_back() {
+    let model = Model::new(8);
+    let mut follower = Follower::new(100);
+    follower.poll(&model, 11);
+    lose(&mut follower, 0);
+    follower.bucket(model.bucket(1), 12);
+    follower.poll(&model, 13);
+    assert!(!follower.is_valid());
+    follower.bucket(model.bucket(0), 14);
+    follower.buckets.clear();
+    follower.serve(&model);
+    assert!(follower.is_valid());
+}

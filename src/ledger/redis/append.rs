@@ -52,6 +52,8 @@ impl PreparedUpdate {
 pub(super) struct Item {
     /// The ledger that it is for.
     pub(super) epoch: Epoch,
+    /// Whether it may write to a bucket that was lost, which it rebuilds.
+    pub(super) repairs: bool,
     pub(super) change: Prepared,
     pub(super) answer: oneshot::Sender<Result<Written, LedgerError>>,
     /// It was sent, and no answer came: it may have been written.
@@ -61,6 +63,15 @@ pub(super) struct Item {
 impl Redis {
     pub(in crate::ledger) async fn append(
         &self,
+        changes: Vec<Change>,
+    ) -> Result<Vec<Written>, LedgerError> {
+        self.append_as(false, changes).await
+    }
+
+    /// Appends; a repair also where a bucket was lost.
+    pub(super) async fn append_as(
+        &self,
+        repairs: bool,
         changes: Vec<Change>,
     ) -> Result<Vec<Written>, LedgerError> {
         if changes.is_empty() {
@@ -76,7 +87,8 @@ impl Redis {
         for (place, change) in room.zip(changes) {
             let change = Prepared::of(change, &identity);
             let (answer, answered) = oneshot::channel();
-            place.send(Item { epoch: identity.epoch, change, answer, is_unsure: false });
+            let epoch = identity.epoch;
+            place.send(Item { epoch, repairs, change, answer, is_unsure: false });
             answers.push(answered);
         }
         let mut appended = Vec::with_capacity(answers.len());
@@ -109,6 +121,16 @@ impl Prepared {
     /// compared takes no room.
     pub(super) fn even_where_full(&self) -> bool {
         self.update.as_ref().is_none_or(|update| update.is_denial)
+    }
+
+    /// The bucket of its pair.
+    pub(super) fn bucket(&self) -> u32 {
+        self.bucket
+    }
+
+    /// Whether it brings statements.
+    pub(super) fn has_texts(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| !update.texts.is_empty())
     }
 
     /// Whether a pair's value is what this change writes, after what it started from.
@@ -191,6 +213,7 @@ pub(super) fn command(
     let epoch = items.first().map_or([0; 16], |item| item.epoch);
     command.arg(&epoch[..]).arg(&names.channel).arg(log_entries.to_string());
     command.arg(texts.len()).arg(items.len());
+    command.arg(u8::from(items.iter().any(|item| item.repairs)));
     for (digest, text) in texts {
         command.arg(&digest[..]).arg(text);
     }
@@ -223,6 +246,10 @@ pub(super) enum Outcome {
     Same,
     /// This is the pair's value.
     Conflict(Option<Vec<u8>>),
+    /// The pair's bucket was deleted or evicted.
+    NoBucket,
+    /// So were its bucket's histories.
+    NoHistories,
 }
 
 /// What the script says of so many changes, and whether they could be announced.
@@ -235,6 +262,8 @@ pub(super) fn outcomes(
     let outcome = |_| {
         Ok(match answer.next()? {
             redis::Value::Int(0) => Outcome::Same,
+            redis::Value::Int(-1) => Outcome::NoBucket,
+            redis::Value::Int(-2) => Outcome::NoHistories,
             written @ redis::Value::Array(_) => {
                 let mut written = Answer::of(written)?;
                 let (revision, mark) = (written.number()?, written.exactly()?);

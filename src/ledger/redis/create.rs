@@ -115,6 +115,9 @@ pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
 ///
 /// [`CreateError`] where anything of a ledger is there, or Redis does not do it.
 pub async fn create(target: Target, buckets: u32) -> Result<Created, CreateError> {
+    // Before anything is made: of a ledger that has lost its meta key, the hashes that were lost,
+    // too, would look like whole ones from then on.
+    plan(target.clone(), buckets).await?;
     let (link, names) = (Link::new(target.into()), Names::of(PARTITION));
     let hashes = hashes(&names, buckets)?;
     let (mut epoch, mut secret): (Epoch, _) = ([0; 16], [0; 16]);

@@ -71,10 +71,11 @@ impl Driver {
                     if count == 0 {
                         break;
                     }
-                    // Those for a ledger that has been replaced are refused on their own.
-                    while let Some(epoch) = some.first().map(|item| item.epoch) {
+                    // Those for a ledger that has been replaced are refused on their own; a
+                    // repair's may do what others must not.
+                    while let Some(first) = some.first().map(|item| (item.epoch, item.repairs)) {
                         let (now, later) =
-                            some.drain(..).partition(|item| item.epoch == epoch);
+                            some.drain(..).partition(|item| (item.epoch, item.repairs) == first);
                         some = later;
                         flights.push(fly(Arc::clone(&self.shared), now));
                     }

@@ -15,7 +15,7 @@ use super::scripts::{self, Answer};
 use super::{Redis, Shared};
 use crate::consent::id::Key;
 use crate::consent::record::Record;
-use crate::ledger::{Identity, LedgerError, Retention, UnreadableRecord, bucket_of, codec};
+use crate::ledger::{Identity, LedgerError, Retention, bucket_of, codec};
 
 /// How often a pair's history is begun anew to be taken away, for others write to the pair.
 const MAX_TRIES: usize = 32;
@@ -57,9 +57,15 @@ impl Redis {
 impl Shared {
     /// Goes on with what was erased.
     pub(super) async fn finish_erasing(&self, identity: &Identity) -> Result<(), Failure> {
+        let mut lost = Ok(());
         for key in self.marks().await?.pairs {
-            self.purge(identity, Key::from_bytes(key)).await?;
+            match self.purge(identity, Key::from_bytes(key)).await {
+                // Others' are taken away all the same; this one's once its keys are back.
+                Err(failure @ Failure::Refused(RefusedBy::Lost { .. })) => lost = Err(failure),
+                purged => purged?,
+            }
         }
+        lost?;
         let doomed = self.marks().await?.doomed;
         if doomed.is_empty() {
             return Ok(());
@@ -107,6 +113,8 @@ impl Shared {
         let mut found = BTreeSet::new();
         for number in 0..identity.buckets {
             let hash = self.names.history(number);
+            // What it has not may be rebuilt, and then refers to them.
+            self.check_hash(&hash).await?;
             let mut cursor = 0;
             loop {
                 let (next, fields) = self.scan(&hash, cursor).await?;
@@ -130,16 +138,15 @@ impl Shared {
         let number = bucket_of(key, identity.buckets);
         for _ in 0..MAX_TRIES {
             let (_, mut values) = self.values(identity, &[key]).await?;
-            let value = values.pop().flatten().unwrap_or_default();
+            let value = values.pop().unwrap_or(Ok(None));
+            let value = value.map_err(|_| Failure::lost(&self.names.bucket(number)))?;
+            let value = value.unwrap_or_default();
             let record = match split_value(&value).map(|(_, record)| codec::decode_record(record)) {
                 None => Ok(Record::default()),
                 Some(record) => record,
             };
-            let record = match record {
-                Ok(record) => record,
-                // Whoever can read it does this.
-                Err(UnreadableRecord::Newer { .. } | UnreadableRecord::Damaged) => return Ok(()),
-            };
+            // One that this version cannot read is for whoever can.
+            let Ok(record) = record else { return Ok(()) };
             let fields = match record.erased {
                 Some(_) => self.erased_fields(number, key, &record).await?,
                 // Another came first, and the erase that left this mark was never written.
@@ -149,7 +156,7 @@ impl Shared {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(Failure::Refused(RefusedBy::CutShort)) => {
-                    self.roll_forward(identity.epoch).await?;
+                    self.roll_forward(identity.epoch, false).await?;
                 }
                 Err(failure) => return Err(failure),
             }

@@ -104,6 +104,14 @@ pub enum Unfit {
     Unfenced,
 }
 
+impl Unfit {
+    /// What an eviction policy makes of a Redis. The keys of a ledger never expire, so that the
+    /// policies `volatile-*`, which delete only keys that do, leave them alone.
+    pub(super) fn by_policy(policy: &str) -> Option<Self> {
+        policy.starts_with("allkeys").then(|| Self::Evicting(policy.to_owned()))
+    }
+}
+
 /// What an operator should know of a Redis that holds a ledger.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Warning {
@@ -227,8 +235,8 @@ impl Fitness {
         if !self.is_primary {
             return Err(Unfit::Replica);
         }
-        if let Some(policy) = self.eviction.as_ref().filter(|name| name.starts_with("allkeys")) {
-            return Err(Unfit::Evicting(policy.clone()));
+        if let Some(unfit) = self.eviction.as_deref().and_then(Unfit::by_policy) {
+            return Err(unfit);
         }
         let is_unfenced = !self.is_fenced && (behind_sentinels || self.replicas > 0);
         if is_unfenced && behind_sentinels && !accept_unfenced {

@@ -60,7 +60,7 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
         let failure = match shared.send(&items, how).await {
             Ok(answered) => {
                 // What is left has to be confirmed anew, at once.
-                items = settle(items, answered);
+                items = settle(&shared, items, answered);
                 continue;
             }
             Err(failure) => failure,
@@ -83,6 +83,14 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
                 items = denials;
                 continue;
             }
+            // Without the key of the statements, what brings none is recorded all the same.
+            Failure::Refused(RefusedBy::Lost { key }) if **key == shared.names.text => {
+                let (texts, others): (Vec<_>, Vec<_>) =
+                    items.into_iter().partition(|item| item.change.has_texts());
+                refuse(&shared, texts, &failure);
+                items = others;
+                continue;
+            }
             _ => {}
         }
         let most = if shared.closing.is_cancelled() { MAX_TRYING_CLOSING } else { MAX_TRYING };
@@ -91,7 +99,7 @@ pub(super) async fn fly(shared: Arc<Shared>, mut items: Vec<Item>) {
             return refuse(&shared, items, &failure);
         }
         if let (Failure::Refused(RefusedBy::CutShort), Some(item)) = (&failure, items.first())
-            && let Err(failure) = shared.roll_forward(item.epoch).await
+            && let Err(failure) = shared.roll_forward(item.epoch, item.repairs).await
             && !is_worth_trying(&failure)
         {
             return refuse(&shared, items, &failure);
@@ -125,7 +133,12 @@ fn is_worth_trying(failure: &Failure) -> bool {
 }
 
 /// Answers those whose outcome is known; gives those that are still to be confirmed.
-fn settle(items: Vec<Item>, answered: Answered) -> Vec<Item> {
+fn settle(shared: &Shared, items: Vec<Item>, answered: Answered) -> Vec<Item> {
+    let lost = |key: String, item: &Item| {
+        let error = shared.failed(item.epoch, Failure::lost(&key));
+        // Where it was sent before, it may have been written before the key was lost.
+        Err(if item.is_unsure { error.unsure() } else { error })
+    };
     let mut again = Vec::new();
     for (mut item, outcome) in items.into_iter().zip(answered.outcomes) {
         let confirmed = |version: Version| {
@@ -135,6 +148,8 @@ fn settle(items: Vec<Item>, answered: Answered) -> Vec<Item> {
         let answer = match outcome {
             Outcome::At(version) => confirmed(version),
             Outcome::Same => confirmed(item.change.base),
+            Outcome::NoBucket => lost(shared.names.bucket(item.change.bucket()), &item),
+            Outcome::NoHistories => lost(shared.names.history(item.change.bucket()), &item),
             Outcome::Conflict(value) => {
                 let ours = value.as_deref().filter(|_| item.is_unsure);
                 // It was written the first time. That it is still there, and as durable as it
@@ -157,11 +172,9 @@ fn settle(items: Vec<Item>, answered: Answered) -> Vec<Item> {
 /// Answers changes that are not sent again.
 fn refuse(shared: &Shared, items: Vec<Item>, failure: &Failure) {
     for item in items {
-        let error = match shared.failed(item.epoch, failure.clone()) {
-            // What was asked first may have been done, whatever came of asking again.
-            LedgerError::Refused(why) if item.is_unsure => LedgerError::Unreachable(why),
-            error => error,
-        };
+        let error = shared.failed(item.epoch, failure.clone());
+        // What was asked first may have been done, whatever came of asking again.
+        let error = if item.is_unsure { error.unsure() } else { error };
         let _ = item.answer.send(Err(error));
     }
 }
@@ -181,7 +194,7 @@ impl Redis {
     pub async fn complete(&self) -> Result<(), LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
-        let completed = shared.roll_forward(identity.epoch).await;
+        let completed = shared.roll_forward(identity.epoch, false).await;
         completed.map_err(|failure| shared.failed(identity.epoch, failure))
     }
 }
@@ -189,6 +202,7 @@ impl Redis {
 impl Shared {
     /// Sends changes once, with what makes sure that they are as durable as they should be.
     async fn send(&self, items: &[Item], how: How) -> Result<Answered, Failure> {
+        self.check_keeps_keys()?;
         let keep = self.options.retention.map_or(u64::MAX, |retention| retention.log_entries);
         let append = command(&self.names, items, how.even_full, how.whole, keep);
         let within = self.options.confirm_within;
@@ -217,6 +231,8 @@ impl Shared {
             return Err(Failure::of_server(error));
         }
         let (told, outcomes) = outcomes(appended, items.len())?;
+        // It was found to delete keys while this was on its way: then it may have deleted this.
+        self.check_keeps_keys().map_err(Failure::unsure)?;
         if !told {
             self.unannounced.fetch_add(1, Ordering::Relaxed);
         }
@@ -302,8 +318,9 @@ impl Shared {
         })
     }
 
-    /// Completes an append that was cut short, where one was.
-    pub(super) async fn roll_forward(&self, epoch: Epoch) -> Result<(), Failure> {
+    /// Completes an append that was cut short, where one was; a repair also where a bucket was
+    /// lost.
+    pub(super) async fn roll_forward(&self, epoch: Epoch, repairs: bool) -> Result<(), Failure> {
         let names = &self.names;
         let mut command = redis::cmd("HGET");
         command.arg(&names.meta).arg("rev");
@@ -329,7 +346,8 @@ impl Shared {
         keys.extend(buckets.iter().map(|number| names.bucket(*number)));
         let most = MAX_BEHIND.to_string();
         let numbers: Vec<_> = buckets.iter().map(u32::to_string).collect();
-        let mut args = vec![&epoch[..], names.channel.as_bytes(), most.as_bytes()];
+        let repairs: &[u8] = if repairs { b"1" } else { b"0" };
+        let mut args = vec![&epoch[..], names.channel.as_bytes(), most.as_bytes(), repairs];
         args.extend(numbers.iter().map(String::as_bytes));
         scripts::ROLL.run(&self.writes, &keys, &args).await.map(|_| ())
     }

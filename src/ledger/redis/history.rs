@@ -59,7 +59,7 @@ impl Redis {
                 events.next = Some(Cursor { after: number.into(), ..Cursor::default() });
                 break;
             }
-            let bucket = shared.bucket(number).await?;
+            let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
             if bucket.label.epoch != identity.epoch {
                 shared.forget(identity.epoch);
                 return Err(RefusedBy::Replaced.into());
@@ -88,7 +88,14 @@ impl Shared {
     async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
         let values = self.values(identity, &[key]).await;
         let (_, mut values) = values.map_err(|failure| self.failed(identity.epoch, failure))?;
-        let Some(value) = values.pop().flatten() else { return Ok(Record::default()) };
+        let value = match values.pop() {
+            Some(Ok(Some(value))) => value,
+            Some(Err(_)) => {
+                let number = crate::ledger::bucket_of(key, identity.buckets);
+                return Err(self.noted(Failure::lost(&self.names.bucket(number))));
+            }
+            Some(Ok(None)) | None => return Ok(Record::default()),
+        };
         split_value(&value)
             .and_then(|(_, record)| codec::decode_record(record).ok())
             .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))
@@ -132,11 +139,12 @@ impl Shared {
             let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
             let to = from.saturating_add(some).min(len);
             let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
-            let values = self.fields(&self.names.history(bucket), &fields).await?;
+            let values = self.fields(&self.names.history(bucket), &fields).await;
+            let values = values.map_err(|failure| self.noted(failure))?;
             let items = values.iter().map(|value| value.as_deref().map(Item::decode));
             let items: Vec<_> = items.collect();
             let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
-            self.read_texts(entries, texts).await?;
+            self.read_texts(entries, texts).await.map_err(|failure| self.noted(failure))?;
             for item in &items {
                 // What is not there, or no item, breaks the chain; the rest is still told.
                 let (revision, item) = match item {
@@ -194,19 +202,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Fields of a hash.
+    /// Fields of a hash, which has its sentinel.
     async fn fields(
         &self,
         hash: &str,
         fields: &[Vec<u8>],
     ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
         let mut command = redis::cmd("HMGET");
-        command.arg(hash);
+        command.arg(hash).arg(SENTINEL);
         for field in fields {
             command.arg(field.as_slice());
         }
         let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
+        if answer.optional()?.is_none() {
+            return Err(Failure::lost(hash));
+        }
         fields.iter().map(|_| answer.optional()).collect()
+    }
+
+    /// Makes sure that a hash has its sentinel: one that was deleted or evicted has none.
+    pub(super) async fn check_hash(&self, hash: &str) -> Result<(), Failure> {
+        self.fields(hash, &[]).await.map(|_| ())
     }
 
     /// Some of a hash's fields and their values, and where to go on; 0 where that was all.

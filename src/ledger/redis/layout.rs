@@ -15,8 +15,14 @@ pub(super) const LAYOUT_FORMAT: u32 = 1;
 /// The one partition so far.
 pub(super) const PARTITION: u32 = 0;
 
-/// A field that every hash of a ledger has, so that each key exists. Pairs' fields are longer.
+/// The sentinel field that every hash of a ledger has from the start, so that each key exists: a
+/// hash without it was deleted or evicted, and is not what it was, whatever is in it by now. Pairs'
+/// fields are longer. Scripts name it by itself.
 pub(super) const SENTINEL: &[u8] = b".";
+
+/// The sentinel's value in a bucket's histories that were lost once: what is in them since is all
+/// that there is, and their pairs' records cannot be rebuilt from it. Elsewhere the value is empty.
+pub(super) const INCOMPLETE: &[u8] = b"incomplete";
 
 /// The keys of a partition; they share a hash tag, so that Redis Cluster keeps them together.
 pub(super) struct Names {
@@ -60,7 +66,14 @@ impl Names {
         format!("{}:b:{number}", self.tag)
     }
 
-    /// The hash of a bucket's histories: [`history_field`] to item.
+    /// The number of the bucket whose pairs, or else whose histories, have this key.
+    pub(super) fn bucket_number(&self, key: &str) -> Option<u32> {
+        let rest = key.strip_prefix(&self.tag)?;
+        rest.strip_prefix(":b:").or_else(|| rest.strip_prefix(":h:"))?.parse().ok()
+    }
+
+    /// The hash of a bucket's histories: [`history_field`] to item. Beside them, under its key, lies
+    /// the tombstone of each pair that was erased, as in its bucket.
     pub(super) fn history(&self, number: u32) -> String {
         format!("{}:h:{number}", self.tag)
     }

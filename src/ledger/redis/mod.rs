@@ -17,6 +17,7 @@ mod layout;
 mod link;
 mod listen;
 mod login;
+mod losses;
 mod operate;
 mod read;
 mod refusal;
@@ -45,6 +46,7 @@ pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warnin
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
+use self::losses::Losses;
 pub use self::operate::{Mended, Mending, NewRedis, Status, look_at};
 use self::refusal::Failure;
 pub use self::refusal::RefusedBy;
@@ -162,6 +164,8 @@ struct Shared {
     /// How well it keeps what it acknowledges, as last seen.
     standing: RwLock<Standing>,
     looked: Mutex<Option<Looked>>,
+    /// What is known of keys that this Redis loses.
+    losses: Mutex<Losses>,
     /// Which server was found to sync before it confirms that it has.
     syncs: tokio::sync::Mutex<Option<sync::Proven>>,
     announcements: broadcast::Sender<Heard>,
@@ -193,6 +197,7 @@ impl Redis {
             identity: RwLock::new(None),
             standing: RwLock::default(),
             looked: Mutex::default(),
+            losses: Mutex::default(),
             syncs: tokio::sync::Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             unannounced: AtomicU64::new(0),
@@ -219,7 +224,8 @@ impl Redis {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let standing = self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.shared.standing_with_losses(standing)
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
@@ -264,7 +270,7 @@ impl Shared {
         if matches!(failure, Failure::Refused(RefusedBy::Replaced | RefusedBy::Missing)) {
             self.forget(epoch);
         }
-        failure.into()
+        self.noted(failure)
     }
 }
 

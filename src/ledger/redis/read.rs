@@ -11,7 +11,8 @@ use crate::consent::id::Key;
 use crate::consent::record::Revision;
 use crate::consent::time::Timestamp;
 use crate::ledger::{
-    Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, bucket_of, codec,
+    Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
+    bucket_of, codec,
 };
 
 /// The most that a page of the log holds, in about, so that no reply delays other clients long.
@@ -19,6 +20,9 @@ const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// How many pairs are read by one script.
 const MAX_READ: usize = 256;
+
+/// A pair's value in its bucket, where it has one; or that the bucket was lost.
+pub(super) type Value = Result<Option<Vec<u8>>, UnreadableRecord>;
 
 impl Redis {
     pub(in crate::ledger) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
@@ -36,7 +40,12 @@ impl Redis {
             let values = shared.values(&identity, some).await;
             let (clock, values) = values.map_err(|f| shared.failed(identity.epoch, f))?;
             read.clock = clock;
-            read.pairs.extend(values.iter().map(|value| stored(value.as_deref())));
+            for value in values {
+                if let Err(UnreadableRecord::Lost { bucket }) = value {
+                    shared.note_lost(&shared.names.bucket(bucket));
+                }
+                read.pairs.push(value.and_then(|value| stored(value.as_deref())));
+            }
         }
         Ok(read)
     }
@@ -44,7 +53,7 @@ impl Redis {
     pub(in crate::ledger) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
         let shared = &*self.shared;
         shared.check_open()?;
-        let bucket = shared.bucket(number).await?;
+        let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
         if shared.known_identity().is_some_and(|known| known.epoch != bucket.label.epoch) {
             *shared.identity.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         }
@@ -56,7 +65,9 @@ impl Redis {
         revision: Revision,
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
-        Ok(self.shared.poll(revision, None).await?)
+        let shared = &*self.shared;
+        let page = shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))?;
+        Ok(page)
     }
 
     pub(in crate::ledger) async fn read_behind(
@@ -65,7 +76,9 @@ impl Redis {
         head: LogHead,
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
-        Ok(self.shared.poll(revision, Some(head)).await?)
+        let shared = &*self.shared;
+        let page = shared.poll(revision, Some(head)).await;
+        Ok(page.map_err(|failure| shared.noted(failure))?)
     }
 }
 
@@ -91,16 +104,17 @@ impl Shared {
         self.check_open()?;
         match self.known_identity() {
             Some(known) => Ok(known),
-            None => Ok(self.poll(Revision::MAX, None).await?.identity),
+            // Of a ledger whose log or fence was lost, too: those who mend it ask.
+            None => Ok(self.fenced_poll(Revision::MAX, None).await?.0.identity),
         }
     }
 
-    /// The ledger's clock, and these pairs' values.
+    /// The ledger's clock, and these pairs' values, where their buckets were not lost.
     pub(super) async fn values(
         &self,
         identity: &Identity,
         pairs: &[Key],
-    ) -> Result<(Timestamp, Vec<Option<Vec<u8>>>), Failure> {
+    ) -> Result<(Timestamp, Vec<Value>), Failure> {
         let mut keys = vec![self.names.meta.clone()];
         let mut slots = HashMap::new();
         let mut args = vec![identity.epoch.to_vec()];
@@ -116,7 +130,17 @@ impl Shared {
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let mut answer = Answer::of(scripts::READ.run(&self.reads, &keys, &args).await?)?;
         let clock = clock(&mut answer)?;
-        let values = pairs.iter().map(|_| answer.optional()).collect::<Result<_, _>>()?;
+        let mut values = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            values.push(match answer.next()? {
+                redis::Value::BulkString(bytes) => Ok(Some(bytes)),
+                redis::Value::Nil | redis::Value::Boolean(false) => Ok(None),
+                redis::Value::Int(-1) => {
+                    Err(UnreadableRecord::Lost { bucket: bucket_of(*pair, identity.buckets) })
+                }
+                _ => return Err(Failure::Refused(RefusedBy::Strange)),
+            });
+        }
         Ok((clock, values))
     }
 
@@ -126,12 +150,17 @@ impl Shared {
         let epoch = answer.exactly()?;
         let label = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let mut fields = Answer::of(answer.next()?)?;
-        let mut pairs = Vec::new();
+        let mut all = Vec::new();
         while !fields.is_over() {
-            let (field, value) = (fields.bytes()?, fields.bytes()?);
-            if field == SENTINEL {
-                continue;
-            }
+            all.push((fields.bytes()?, fields.bytes()?));
+        }
+        let count = all.len();
+        all.retain(|(field, _)| field != SENTINEL);
+        if all.len() == count {
+            return Err(Failure::lost(&self.names.bucket(number)));
+        }
+        let mut pairs = Vec::with_capacity(all.len());
+        for (field, value) in all {
             let key = field.try_into().map(Key::from_bytes);
             let key = key.map_err(|_| Failure::Refused(RefusedBy::Strange))?;
             // Of an append that was cut short: what it wrote is told once it is completed, or its
@@ -151,6 +180,21 @@ impl Shared {
         after: Revision,
         head: Option<LogHead>,
     ) -> Result<Page, Failure> {
+        match self.fenced_poll(after, head).await? {
+            (page, lost) if lost.is_empty() => {
+                self.note_found();
+                Ok(page)
+            }
+            (_, lost) => Err(Failure::lost(&String::from_utf8_lossy(&lost))),
+        }
+    }
+
+    /// The fenced poll, and which key that it rests on was lost; empty where none was.
+    pub(super) async fn fenced_poll(
+        &self,
+        after: Revision,
+        head: Option<LogHead>,
+    ) -> Result<(Page, Vec<u8>), Failure> {
         let numbers = [after, count(MAX_PAGE), count(MAX_PAGE_BYTES)].map(|n| n.to_string());
         let names = [&self.names.meta, &self.names.log];
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
@@ -159,6 +203,7 @@ impl Shared {
         let within = self.options.poll_within;
         let proof = async {
             self.ensure_fit(&connection).await?;
+            self.look_for_losses(&connection).await?;
             let answer = scripts::POLL.run_on(link, &connection, &fence, &args).await?;
             // An isolated primary of a Sentinel's answers too, and proves nothing.
             link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
@@ -175,13 +220,14 @@ impl Shared {
         let buckets = u32::try_from(buckets).map_err(|_| Failure::Refused(RefusedBy::Strange))?;
         let accepted = answer.number()?;
         let clock = clock(&mut answer)?;
+        let lost = answer.bytes()?;
         let tail = if after >= end.revision {
             Tail::Entries(Vec::new())
         } else {
             entries_after(after, head, &mut answer)?
         };
         let identity = self.remember(epoch, &secret, buckets);
-        Ok(Page { identity, end, accepted, clock, tail })
+        Ok((Page { identity, end, accepted, clock, tail }, lost))
     }
 }
 

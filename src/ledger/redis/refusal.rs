@@ -54,8 +54,22 @@ pub enum RefusedBy {
         code: Box<str>,
     },
     /// There is no ledger.
-    #[error("there is no ledger in this Redis: make one with consentd init")]
+    #[error(
+        "there is no ledger in this Redis, for its meta key is missing: if there was a ledger, that \
+         key was deleted or evicted, and only a backup brings it back; else make one with \
+         consentd init"
+    )]
     Missing,
+    /// A key of the ledger was deleted or evicted, and with it what it held.
+    #[error(
+        "the key {key} of the ledger is missing or incomplete in Redis: it was deleted or evicted. \
+         What it holds is neither read nor written until `consentd ledger repair` has rebuilt it \
+         or a backup was restored; maxmemory-policy must be noeviction"
+    )]
+    Lost {
+        /// Which key.
+        key: Box<str>,
+    },
     /// There is another ledger than the one that is known.
     #[error("another ledger is in this Redis than a moment ago")]
     Replaced,
@@ -107,6 +121,7 @@ impl RefusedBy {
             "EXISTS" => Self::Exists,
             "BEHIND" => Self::CutShort,
             "BADLOG" => Self::BadLog,
+            "LOST" => Self::Lost { key: detail.into() },
             _ => in_other_words(),
         }
     }
@@ -132,6 +147,7 @@ impl RefusedBy {
             Self::Denied { .. } => "denied",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::Missing => "missing",
+            Self::Lost { .. } => "lost_key",
             Self::Replaced => "replaced",
             Self::Exists => "exists",
             Self::CutShort => "cut_short",
@@ -185,6 +201,19 @@ impl Failure {
                 Self::Refused(RefusedBy::of_reply(code, error.detail().unwrap_or_default()))
             }
             None => Self::Lost(Arc::new(error)),
+        }
+    }
+
+    /// A key of the ledger is missing.
+    pub(super) fn lost(key: &str) -> Self {
+        Self::Refused(RefusedBy::Lost { key: key.into() })
+    }
+
+    /// The same, where it may have been done.
+    pub(super) fn unsure(self) -> Self {
+        match self {
+            Self::Unfit(why) => Self::Lost(why),
+            failure => failure,
         }
     }
 

@@ -30,23 +30,33 @@ pub(super) async fn run(shared: &Shared) {
     loop {
         tokio::time::sleep(shared.options.sweep_every).await;
         // What cannot be removed now is removed later; that nothing can be is told by the polls.
-        let _ = shared.sweep(retention, &mut bucket).await;
+        if let Err(error) = shared.sweep(retention, &mut bucket).await
+            && let Some(RefusedBy::Lost { key }) = RefusedBy::of(&error)
+        {
+            shared.note_lost(key);
+        }
     }
 }
 
 impl Shared {
     async fn sweep(&self, retention: Retention, bucket: &mut u32) -> Result<(), LedgerError> {
-        let identity = self.identity().await?;
+        // Where the log or the fence was lost, this says so.
+        let identity = self.poll(Revision::MAX, None).await?.identity;
         // Where nobody appends, nobody would complete what was cut short.
-        self.roll_forward(identity.epoch).await?;
+        self.roll_forward(identity.epoch, false).await?;
         let now = self.values(&identity, &[]).await?.0;
         self.trim_log(&identity, now.minus(retention.log)).await?;
-        self.finish_erasing(&identity).await?;
+        let erased = self.finish_erasing(&identity).await;
+        let mut expired = Ok(());
         for _ in 0..BUCKETS_A_SWEEP.min(identity.buckets) {
             *bucket = bucket.wrapping_add(1) % identity.buckets.max(1);
-            self.expire(&identity, *bucket, now.minus(retention.history)).await?;
+            match self.expire(&identity, *bucket, now.minus(retention.history)).await {
+                // Others' time is over all the same.
+                Err(failure @ Failure::Refused(RefusedBy::Lost { .. })) => expired = Err(failure),
+                done => done?,
+            }
         }
-        Ok(())
+        Ok(erased.and(expired)?)
     }
 
     /// Removes the log's entries that were recorded before `limit`.
@@ -106,6 +116,7 @@ impl Shared {
         limit: Timestamp,
     ) -> Result<(), Failure> {
         let hash = self.names.history(bucket);
+        self.check_hash(&hash).await?;
         let mut cursor = 0;
         loop {
             let (next, found) = self.scan(&hash, cursor).await?;

@@ -218,7 +218,12 @@ pub(super) async fn ask_all(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Value
     answered
 }
 
-async fn ask_on(link: &Link, connection: &Connection, command: &Cmd) -> Result<Value, Failure> {
+/// Asks Redis one thing on one connection of a link.
+pub(super) async fn ask_on(
+    link: &Link,
+    connection: &Connection,
+    command: &Cmd,
+) -> Result<Value, Failure> {
     let mut redis = connection.redis.clone();
     let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;
     let answered = match asked {

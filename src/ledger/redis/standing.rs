@@ -81,6 +81,7 @@ impl Shared {
             Ok(warnings)
         });
         let verdict = judged.map(|warnings| self.stand(&fitness, warnings));
+        self.note_verdict(&verdict);
         let connection = connection.number();
         let looked = verdict.is_ok().then_some(Looked { connection, at: now });
         *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = looked;
@@ -110,6 +111,7 @@ impl Shared {
             durable: fitness.durability != Persistence::Memory
                 || matches!(self.options.durability, Durability::Replicas(_)),
             unfenced: warnings.contains(&Warning::Unfenced),
+            lost_keys: 0,
             warnings: warnings.iter().map(ToString::to_string).collect(),
         };
         *self.standing.write().unwrap_or_else(PoisonError::into_inner) = standing;

@@ -1,5 +1,7 @@
 //! Ledgers that lose what they had: flushed, restarted, forked, trimmed, failed over.
 
+use std::time::Duration;
+
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::get_status_response::Phase;
 
@@ -9,7 +11,7 @@ use super::redis::Redis;
 use super::stage::{
     Setup, Stage, ask, init, ledger_at, live_within, metric, serve, status, wait_for_metric,
 };
-use crate::sidecar::{PATIENCE, eventually};
+use crate::sidecar::{PATIENCE, Sidecar, ago, event, eventually, opt_in, opt_out, run};
 
 const FORKS: &str = "consent_resyncs_total{cause=\"fork\"}";
 
@@ -270,4 +272,92 @@ async fn a_failover_to_a_replica_that_was_waited_for_loses_nothing() {
     let verdict = stage.end().await;
     assert!(verdict.opt_outs > 0 && verdict.allowed > 0, "{verdict:#?}");
     drop(next);
+}
+
+/// Users enough that every bucket has some.
+const USERS: usize = 12;
+
+fn name(user: usize) -> String {
+    format!("US.{user}")
+}
+
+/// Every third user opted out.
+fn is_out(user: usize) -> bool {
+    user.is_multiple_of(3)
+}
+
+async fn all_as_said(sidecar: &Sidecar) -> bool {
+    for user in 0..USERS {
+        if ask(sidecar, &name(user), "marketing").await.allowed == is_out(user) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Keys that are deleted while all runs: nobody takes the ledger for one in which nothing was said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buckets_that_are_deleted_are_denied_and_not_written_until_they_are_repaired() {
+    let redis = Redis::start(&[]);
+    let ledger = ledger_at(&redis.address());
+    init(&ledger, &["--buckets", "4"]);
+    let recorder = serve(&ledger, &["--record", "127.0.0.1:0", "--scrub-every", "off"], &[]);
+    let reader = serve(&ledger, &["--scrub-every", "20ms"], &[]);
+    live_within(&recorder, PATIENCE).await;
+    live_within(&reader, PATIENCE).await;
+    let mut records = recorder.records().await;
+    for user in 0..USERS {
+        let mut said = event(&name(user), "acme", opt_in("marketing"));
+        said.event.as_mut().unwrap().event_time = Some(ago(Duration::from_hours(2)));
+        records.record_event(said).await.unwrap();
+        if is_out(user) {
+            records.record_event(event(&name(user), "acme", opt_out("*"))).await.unwrap();
+        }
+    }
+    eventually("it is applied", || all_as_said(&reader)).await;
+    for number in 0..4 {
+        redis.command(&["DEL", &format!("{{consent:0}}:b:{number}")]);
+    }
+
+    // What an opt-in of before the opt-out would find is an empty bucket.
+    let older = |user: usize| {
+        let mut said = event(&name(user), "acme", opt_in("marketing"));
+        said.event.as_mut().unwrap().event_time = Some(ago(Duration::from_hours(1)));
+        said
+    };
+    let refused = records.record_event(older(0)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("consentd ledger repair"), "{refused}");
+    assert_eq!(redis.command(&["EXISTS", "{consent:0}:b:0", "{consent:0}:b:1"]).text(), "0");
+    // One that starts denies; one that comes upon it denies those pairs.
+    let newcomer = serve(&ledger, &[], &[]);
+    eventually("it says why", || async {
+        status(&newcomer).await.cause.contains("consentd ledger repair")
+    })
+    .await;
+    assert_eq!(status(&newcomer).await.phase(), Phase::Invalid);
+    wait_for_metric(&reader, "consent_ledger_lost_keys", 4.0).await;
+    for sidecar in [&newcomer, &reader] {
+        for user in 0..USERS {
+            assert!(!ask(sidecar, &name(user), "marketing").await.allowed, "{user}");
+        }
+    }
+    assert_eq!(status(&reader).await.phase(), Phase::Live);
+
+    let (code, printed, error) = run(&["ledger", "repair", "--ledger", &ledger]);
+    assert_eq!(code, 0, "{printed}{error}");
+    live_within(&newcomer, PATIENCE).await;
+    for sidecar in [&newcomer, &reader, &recorder] {
+        eventually("it is as before", || all_as_said(sidecar)).await;
+    }
+    eventually("nothing is missing", || async {
+        metric(&reader, "consent_ledger_lost_keys").await == 0.0
+    })
+    .await;
+    records.record_event(older(0)).await.unwrap();
+    let revision = status(&recorder).await.revision;
+    eventually("it is applied", || async { status(&newcomer).await.revision >= revision }).await;
+    for sidecar in [&newcomer, &reader, &recorder] {
+        assert!(!ask(sidecar, &name(0), "marketing").await.allowed, "the opt-out stands");
+    }
 }

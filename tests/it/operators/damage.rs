@@ -77,13 +77,19 @@ fn rewrite_last(redis: &Redis, change: impl Fn(&mut Vec<Vec<u8>>)) {
     }
 }
 
+fn delete_buckets(redis: &Redis) {
+    for number in 0..BUCKETS {
+        redis.command(&["DEL", &format!("{{consent:0}}:b:{number}")]);
+    }
+}
+
 const LOG: &str = "{consent:0}:log";
 const META: &str = "{consent:0}:meta";
 
 /// What befalls a ledger, how `verify` calls it, and by which command it is mended.
 struct Case(&'static str, Option<&'static str>, fn(&Redis));
 
-const CASES: [Case; 25] = [
+const CASES: [Case; 29] = [
     Case("no_fence", Some("repair"), |redis| {
         redis.command(&["DEL", "{consent:0}:fence"]);
     }),
@@ -91,6 +97,18 @@ const CASES: [Case; 25] = [
         redis.command(&["HDEL", "{consent:0}:b:0", "."]);
         redis.command(&["HDEL", "{consent:0}:h:5", "."]);
         redis.command(&["HDEL", "{consent:0}:text", "."]);
+    }),
+    Case("no_sentinel", Some("repair"), delete_buckets),
+    Case("no_sentinel", Some("repair"), |redis| {
+        forget_log(redis);
+        delete_buckets(redis);
+    }),
+    Case("no_log", Some("repair"), |redis| {
+        redis.command(&["DEL", LOG]);
+    }),
+    Case("no_log", Some("repair"), |redis| {
+        redis.command(&["DEL", LOG, "{consent:0}:fence"]);
+        delete_buckets(redis);
     }),
     Case("cut_short", Some("repair"), |redis| {
         let before = log(redis).len() - 2;

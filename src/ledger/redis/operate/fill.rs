@@ -41,7 +41,7 @@ impl NewRedis {
     /// [`CopyError`]; where a ledger is there, or anything else that has a ledger's keys, nothing
     /// is changed.
     pub async fn begin(target: Target, buckets: u32, anew: bool) -> Result<Self, CopyError> {
-        let link = Link::new(Arc::new(target));
+        let link = Link::new(Arc::new(target.clone()));
         let names = Names::of(PARTITION);
         let hashes = hashes(&names, buckets).map_err(CopyError::Target)?;
         if let Some((token, buckets)) = unfinished(&link, &names).await? {
@@ -50,6 +50,7 @@ impl NewRedis {
             }
             wipe(&link, &names, token, buckets).await?;
         }
+        super::super::create::plan(target, buckets).await.map_err(of_create)?;
         for some in hashes.chunks(MAX_KEYS) {
             let keys: Vec<_> = std::iter::once(&names.meta).chain(some).collect();
             run(&scripts::PREPARE, &link, &keys, &[SENTINEL]).await?;
@@ -98,6 +99,9 @@ impl NewRedis {
             }
             let version = Version { revision: pair.revision, mark: pair.mark };
             let value = [&version_bytes(version)[..], &pair.record].concat();
+            if pair.decode().is_ok_and(|record| record.erased.is_some()) {
+                fields.push((history, pair.key.to_vec(), value.clone()));
+            }
             fields.push((self.names.bucket(number), pair.key.to_vec(), value));
         }
         let (mut from, mut bytes) = (0, 0_usize);

@@ -33,6 +33,8 @@ pub enum Mending {
     OutOfBand,
     /// All that can be.
     All,
+    /// The same; and what was lost for good counts as never recorded.
+    AcceptingLoss,
 }
 
 /// What was mended, and what is left.
@@ -50,6 +52,8 @@ enum Turn {
     Frame,
     Pair,
     Log,
+    /// What makes a rebuilt bucket one that is read and written again.
+    Sentinel,
 }
 
 impl Mending {
@@ -58,7 +62,7 @@ impl Mending {
     fn depth(self) -> Depth {
         match self {
             Self::OutOfBand => Depth::Records,
-            Self::All => Depth::Whole,
+            Self::All | Self::AcceptingLoss => Depth::Whole,
         }
     }
 
@@ -78,6 +82,17 @@ impl Mending {
                 (Turn::Frame, "removed by rebuilding the log: nobody was told of them")
             }
             Damage::AppendsRefused => (Turn::Frame, "mended by rebuilding the log"),
+            Damage::NoLog => {
+                (Turn::Frame, "made anew, without entries: followers that lack any read all anew")
+            }
+            Damage::NoSentinel(hash) if hash.contains(":b:") && self == Self::AcceptingLoss => (
+                Turn::Sentinel,
+                "in use again as it is: what could not be rebuilt counts as never recorded",
+            ),
+            Damage::NoSentinel(hash) if hash.contains(":b:") => (
+                Turn::Sentinel,
+                "in use again, once every pair that its histories tell of is rebuilt",
+            ),
             Damage::NoFence | Damage::NoSentinel(_) => (Turn::Frame, "put back"),
             Damage::Foreign(_) => (Turn::Frame, "removed"),
             Damage::Misplaced(_) => (Turn::Pair, "joined with the pair's own record"),
@@ -126,17 +141,19 @@ impl Redis {
                 mended.left = report;
                 return Ok(mended);
             }
-            let Some(now) = plans.first().map(|(_, (turn, _))| *turn) else {
-                break;
-            };
-            let mut any = false;
-            for (found, (_, how)) in plans.into_iter().filter(|(_, (turn, _))| *turn == now) {
-                if self.mend_one(&found).await? {
-                    any = true;
+            // Once something was mended, what comes in later turns is looked at anew.
+            let mut last = None;
+            for (found, (turn, how)) in plans {
+                if last.is_some_and(|last| last != turn) {
+                    break;
+                }
+                let is_ready = turn != Turn::Sentinel || self.is_rebuilt(mending, &found, &report);
+                if is_ready && self.mend_one(mending, &found).await? {
+                    last = Some(turn);
                     mended.done.push((found, how));
                 }
             }
-            if !any {
+            if last.is_none() {
                 break;
             }
         }
@@ -145,28 +162,26 @@ impl Redis {
     }
 
     /// Mends one thing; tells whether it did.
-    async fn mend_one(&self, found: &Finding) -> Result<bool, LedgerError> {
+    async fn mend_one(&self, mending: Mending, found: &Finding) -> Result<bool, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let names = &shared.names;
         let trim_to = |revision: u64| Some(revision.saturating_add(1));
         let cut = match &found.damage {
             Damage::CutShort(_) => {
-                shared.roll_forward(identity.epoch).await?;
+                shared.roll_forward(identity.epoch, true).await?;
                 return Ok(true);
             }
             Damage::StrayEntries | Damage::AppendsRefused => {
                 return shared.rebuild_log(&identity).await;
             }
-            Damage::NoFence => {
-                let keys = [&names.meta, &names.fence];
-                return shared.changes(&scripts::RESTORE, &keys, &[&identity.epoch, b""]).await;
-            }
-            Damage::NoSentinel(hash) => {
-                let keys = [&names.meta, &names.fence, hash];
-                let args = [&identity.epoch[..], SENTINEL];
+            Damage::NoFence | Damage::NoLog => {
+                let keys = [&names.meta, &names.fence, &names.log];
+                let revision = shared.end().await?.revision.to_string();
+                let args = [&identity.epoch[..], revision.as_bytes(), SENTINEL, b""];
                 return shared.changes(&scripts::RESTORE, &keys, &args).await;
             }
+            Damage::NoSentinel(hash) => return shared.put_back(&identity, mending, hash).await,
             Damage::Foreign(hash) => return shared.drop_foreign(&identity, hash).await,
             Damage::LogGap(revision) | Damage::LogHead(revision) | Damage::LogEntry(revision) => {
                 trim_to(*revision)
@@ -206,7 +221,7 @@ impl Redis {
             let history = Vec::new();
             let update = Update { user_id, business_id, record, history, record_time };
             let change = Change { key, base, update: Some(update) };
-            let appended = self.append(vec![change]).await?;
+            let appended = self.append_as(true, vec![change]).await?;
             if matches!(appended[..], [Written { outcome: Appended::At(_), .. }]) {
                 if let (Damage::Misplaced(number), Some(value)) = (&found.damage, &known.misplaced)
                 {
@@ -231,7 +246,7 @@ struct Known {
     items: Vec<Option<Entry>>,
     /// What lies in another bucket.
     misplaced: Option<Vec<u8>>,
-    /// The record of that.
+    /// The record of that, or the tombstone beside its history.
     astray: Option<Record>,
     /// A revision at which it may have been written.
     revision: u64,
@@ -359,7 +374,11 @@ impl Shared {
             _ => None,
         };
         let astray = misplaced.as_ref().and_then(readable);
-        let astray = astray.and_then(|(_, record)| record.ok());
+        let mut astray = astray.and_then(|(_, record)| record.ok());
+        if stored.is_none() && astray.is_none() {
+            let beside = self.many(&self.names.history(number), &field).await?.pop().flatten();
+            astray = beside.as_ref().and_then(readable).and_then(|(_, record)| record.ok());
+        }
         let records = stored.iter().map(|(_, record)| record).chain(&astray);
         let logged = word.as_ref().and_then(|word| word.record.as_ref().ok());
         let (start, _) = start_of(last_erase(records.chain(logged)).as_deref());

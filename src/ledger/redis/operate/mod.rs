@@ -2,6 +2,7 @@
 
 mod fill;
 mod mend;
+mod sentinel;
 mod status;
 mod tail;
 mod verify;

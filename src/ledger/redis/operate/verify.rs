@@ -104,6 +104,8 @@ impl Shared {
                 can_go_on = false;
             } else if found == "none" && kind == "hash" {
                 report.of_all(Damage::NoSentinel(key.clone()));
+            } else if found == "none" {
+                report.of_all(Damage::NoLog);
             }
         }
         match ask(&self.reads, command.arg(&self.names.fence)).await? {
@@ -269,6 +271,23 @@ impl Shared {
             self.verify_histories(number, &mut pairs, &mut report, known).await?;
         }
         Ok(Read { label: raw.label, pairs, report })
+    }
+
+    /// Whether a bucket's histories have all that its pairs' records tell of, though their
+    /// sentinel is missing.
+    pub(super) async fn is_complete(
+        &self,
+        identity: &Identity,
+        number: u32,
+    ) -> Result<bool, LedgerError> {
+        let known = std::sync::Mutex::default();
+        let read = self.verify_bucket(identity, number, Depth::Whole, &known).await?;
+        let is_missing = |found: &Finding| match &found.damage {
+            Damage::NoSentinel(hash) => *hash == self.names.bucket(number),
+            Damage::Statement => false,
+            _ => true,
+        };
+        Ok(!read.report.findings.iter().any(is_missing))
     }
 
     /// The pairs that a bucket's histories are of.

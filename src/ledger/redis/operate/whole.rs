@@ -96,6 +96,8 @@ impl Shared {
             .map_err(|failure| self.failed(identity.epoch, failure))?;
         let mut by_bucket: HashMap<u32, Vec<Whole>> = HashMap::new();
         for (key, value) in keys.iter().zip(values) {
+            let number = bucket_of(*key, identity.buckets);
+            let value = value.map_err(|_| self.noted(Failure::lost(&self.names.bucket(number))))?;
             let Some(value) = value else { continue };
             let pair = pair(key.to_bytes(), &value)?;
             by_bucket.entry(bucket_of(*key, identity.buckets)).or_default().push(pair);
@@ -114,6 +116,7 @@ impl Shared {
             let record = pair.decode().map_err(|_| unreadable())?;
             sized.push((pair, record.history_start().0..record.history_len));
         }
+        self.check_hash(&self.names.history(bucket)).await?;
         Ok(self.fill_histories(bucket, &mut sized).await?)
     }
 }
@@ -151,6 +154,9 @@ impl Redis {
         let shared = &*self.shared;
         shared.check_open()?;
         let raw = shared.raw_bucket(number).await?;
+        if !raw.has_sentinel {
+            return Err(Failure::lost(&shared.names.bucket(number)).into());
+        }
         let mut pairs = Vec::with_capacity(raw.fields.len());
         for (field, value) in raw.fields {
             let key = field.try_into().map_err(|_| LedgerError::Damaged("a bucket"))?;
@@ -175,6 +181,7 @@ impl Redis {
         digests: &[[u8; 32]],
     ) -> Result<Vec<Option<Vec<u8>>>, LedgerError> {
         let fields: Vec<_> = digests.iter().map(|digest| digest.to_vec()).collect();
+        self.shared.check_hash(&self.shared.names.text).await?;
         let texts = self.shared.many(&self.shared.names.text, &fields).await?;
         let own = |digest: &[u8; 32], text: Option<Vec<u8>>| {
             text.filter(|text| crate::consent::record::sha256(text) == *digest)

@@ -14,14 +14,20 @@
 --   5. What is announced is durable, so the announcement is last; where it is forbidden, that is no
 --      reason to fail: followers find the entries by their polls.
 --
+-- A key that was deleted or evicted is never made anew here. A bucket, its histories and the texts
+-- are whole only while their sentinel field `.` is there: a change that needs one without it is
+-- answered, and not made. The log is whole while there is such a key, however empty it is.
+--
 -- KEYS: meta, log, text, fence, erased, then each bucket's pairs and histories that are needed.
--- ARGV: epoch, channel, most log entries, number of texts, number of changes; digest and text of
--- each text; then for each change: number of its bucket's key in KEYS, pair's key, the base's
--- version, the log entry's body (empty: compare only), its place, number of history entries (-1:
--- nothing of its history is to be left, which purge.lua sees to), and field and item of each.
+-- ARGV: epoch, channel, most log entries, number of texts, number of changes, whether this is a
+-- repair, which writes to buckets that were lost (1); digest and text of each text; then for each
+-- change: number of its bucket's key in KEYS, pair's key, the base's version, the log entry's body
+-- (empty: compare only), its place, number of history entries (-1: nothing of its history is to be
+-- left, which purge.lua sees to), and field and item of each.
 -- Answers {receivers, outcome, ...}: the new revision and the first 8 bytes of the log's hash after
 -- it, which together name the change on this branch of the log alone; 0 where the pair is unchanged
--- and was only compared; the pair's value in the bucket where that is another one, false where there is none.
+-- and was only compared; the pair's value in the bucket where that is another one, false where there
+-- is none; -1 where its bucket was lost, -2 where its bucket's histories were.
 
 local meta, log, text, erased = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local pack = struct.pack
@@ -34,6 +40,8 @@ local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 if last and tonumber(string.match(last[1], '^%d+')) > rev then
   return redis.error_reply('BEHIND an append was cut short')
 end
+-- Whose ACL does not allow to ask this is told by XADD below.
+if not last and redis.pcall('EXISTS', log) == 0 then return redis.error_reply('LOST ' .. log) end
 
 local function version(value)
   if value then return string.sub(value, 1, 16) end
@@ -42,13 +50,22 @@ end
 
 -- 1. Compare.
 local texts, count = tonumber(ARGV[4]), tonumber(ARGV[5])
-local at = 6 + 2 * texts
-local starts, values = {}, {}
+local repairs = ARGV[6] == '1'
+local at = 7 + 2 * texts
+local starts, values, lost, histories = {}, {}, {}, {}
 local fits, writes = false, false
 for n = 1, count do
   starts[n] = at
-  values[n] = redis.call('HGET', KEYS[tonumber(ARGV[at])], ARGV[at + 1])
-  if version(values[n]) == ARGV[at + 2] then
+  local slot = tonumber(ARGV[at])
+  local found = redis.call('HMGET', KEYS[slot], '.', ARGV[at + 1])
+  values[n] = found[2]
+  if not found[1] and not repairs then
+    lost[n] = -1
+  elseif ARGV[at + 5] ~= '0' then
+    if histories[slot] == nil then histories[slot] = redis.call('HEXISTS', KEYS[slot + 1], '.') end
+    if histories[slot] == 0 then lost[n] = -2 end
+  end
+  if not lost[n] and version(values[n]) == ARGV[at + 2] then
     fits = true
     if ARGV[at + 3] ~= '' then writes = true end
   end
@@ -56,10 +73,13 @@ for n = 1, count do
 end
 
 -- 2. to 4. Write.
+if writes and texts > 0 and redis.call('HEXISTS', text, '.') == 0 then
+  return redis.error_reply('LOST ' .. text)
+end
 if writes then
   for n = 1, texts do
-    local digest = ARGV[4 + 2 * n]
-    redis.call('HSETNX', text, digest, ARGV[5 + 2 * n])
+    local digest = ARGV[5 + 2 * n]
+    redis.call('HSETNX', text, digest, ARGV[6 + 2 * n])
     -- It was one's that was erased, and is somebody else's now.
     if redis.call('HGET', erased, digest) then redis.call('HDEL', erased, digest) end
   end
@@ -73,7 +93,9 @@ for n = 1, count do
   local value = values[n]
   -- Two callers may change one pair in one script: the second sees what the first has made.
   if touched[key] then value = redis.call('HGET', bucket_key, key) end
-  if version(value) ~= base then
+  if lost[n] then
+    outcomes[n + 1] = lost[n]
+  elseif version(value) ~= base then
     outcomes[n + 1] = value
   elseif body == '' then
     outcomes[n + 1] = 0
@@ -85,15 +107,24 @@ for n = 1, count do
       redis.call('HSET', history, ARGV[h], number .. ARGV[h + 1])
     end
     -- As with texts: alone it does no harm.
-    if ARGV[s + 5] == '-1' then redis.call('HSET', erased, key, '') end
     local place = ARGV[s + 4]
     local _, _, from, length = struct.unpack('>I4I1I4I4', place)
+    if ARGV[s + 5] == '-1' then
+      redis.call('HSET', erased, key, '')
+      -- The tombstone lies beside the histories too, for it has none: were its bucket lost, nobody
+      -- could rebuild it.
+      redis.call('HSET', history, key,
+        number .. string.rep('\0', 8) .. string.sub(body, from + 1, from + length))
+    end
     local hash = redis.sha1hex(head .. number .. body)
     head = pack('>I4I4I4I4I4',
       tonumber(string.sub(hash, 1, 8), 16), tonumber(string.sub(hash, 9, 16), 16),
       tonumber(string.sub(hash, 17, 24), 16), tonumber(string.sub(hash, 25, 32), 16),
       tonumber(string.sub(hash, 33, 40), 16))
-    redis.call('XADD', log, string.format('%.0f-0', rev), 'p', place, 'b', body, 'h', head)
+    local id = string.format('%.0f-0', rev)
+    if not redis.call('XADD', log, 'NOMKSTREAM', id, 'p', place, 'b', body, 'h', head) then
+      return redis.error_reply('LOST ' .. log)
+    end
     redis.call('HSET', bucket_key, key,
       number .. string.sub(head, 1, 8) .. string.sub(body, from + 1, from + length))
     bodies[#bodies + 1] = pack('>I4', #body)

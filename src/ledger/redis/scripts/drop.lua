@@ -8,6 +8,7 @@
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end
 if epoch ~= ARGV[1] then return redis.error_reply('BADEPOCH another ledger is there') end
+if redis.call('HEXISTS', KEYS[2], '.') == 0 then return redis.error_reply('LOST ' .. KEYS[2]) end
 local removed = 0
 for n = 2, #ARGV, 3 do
   if redis.call('HGET', KEYS[3], ARGV[n]) == ARGV[n + 1] then

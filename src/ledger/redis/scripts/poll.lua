@@ -4,14 +4,21 @@
 -- may write no other.
 --
 -- KEYS: fence. ARGV: meta, log, revision, most entries, most bytes.
--- Answers {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, id, body, head, ...};
+-- Answers {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, id, body, head,
+-- ...}, where `lost` is the key of the fence or the log if that is not there, else empty;
 -- the first entry is the one at the revision asked for, where the log still has it.
 
 local meta, log = ARGV[1], ARGV[2]
 local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 local time = redis.call('TIME')
-local answer = {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2]}
+-- Whose ACL does not allow to ask this is not told.
+local lost, there = '', redis.pcall('EXISTS', KEYS[1], log)
+if type(there) == 'number' and there < 2 then
+  lost = redis.call('EXISTS', log) == 0 and log or KEYS[1]
+end
+local answer =
+  {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2], lost}
 local rev, from = tonumber(known[2]), tonumber(ARGV[3])
 if from >= rev then return answer end
 -- The entry at `from` comes beside those asked for.

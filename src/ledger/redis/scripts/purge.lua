@@ -13,6 +13,10 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last and tonumber(string.match(last[1], '^%d+')) > tonumber(known[2]) then
   return redis.error_reply('BEHIND an append was cut short')
 end
+-- What a key that was deleted or evicted has not, is not yet taken away: a repair may bring it back.
+for n = 3, 4 do
+  if redis.call('HEXISTS', KEYS[n], '.') == 0 then return redis.error_reply('LOST ' .. KEYS[n]) end
+end
 if (redis.call('HGET', KEYS[3], ARGV[2]) or '') ~= ARGV[3] then return 0 end
 local fields = 7 + tonumber(ARGV[6])
 for n = 7, fields - 1 do redis.call('HSET', KEYS[5], ARGV[n], ARGV[4]) end

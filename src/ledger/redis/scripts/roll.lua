@@ -3,7 +3,11 @@
 -- it is told to read again. Cut short itself, it begins anew: all that it writes is what the log
 -- says, and `rev` comes last.
 --
--- KEYS: meta, log, then the buckets. ARGV: epoch, channel, most entries, then the buckets' numbers.
+-- A bucket that was deleted or evicted, and so has no sentinel field, is not made anew, but by a
+-- repair, which puts that field back in the end.
+--
+-- KEYS: meta, log, then the buckets. ARGV: epoch, channel, most entries, whether this is a repair
+-- (1), then the buckets' numbers.
 
 local meta, log = KEYS[1], KEYS[2]
 local pack = struct.pack
@@ -12,7 +16,12 @@ if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 if known[1] ~= ARGV[1] then return redis.error_reply('BADEPOCH another ledger is there') end
 local rev, head = tonumber(known[2]), known[3]
 local keys = {}
-for n = 4, #ARGV do keys[ARGV[n]] = KEYS[n - 1] end
+for n = 5, #ARGV do
+  keys[ARGV[n]] = KEYS[n - 2]
+  if ARGV[4] ~= '1' and redis.call('HEXISTS', KEYS[n - 2], '.') == 0 then
+    return redis.error_reply('LOST ' .. KEYS[n - 2])
+  end
+end
 
 local entries = redis.call('XRANGE', log, string.format('%.0f', rev + 1), '+', 'COUNT', ARGV[3])
 local first, before, bodies = rev + 1, head, {}
