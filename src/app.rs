@@ -5,6 +5,7 @@ mod ledger;
 mod reload;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,9 +94,7 @@ impl Sidecar {
         let hangup = signal(SignalKind::hangup())?;
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
         ledger::look_for_a_lost_one(&settings)?;
-        let tokens = settings.record_token_file.clone();
-        let tokens = tokens.map(|path| Tokens::read(&path).map(|tokens| (path, tokens)));
-        let tokens = tokens.transpose()?;
+        let tokens = record_tokens(&settings)?;
         let listeners = bind(&settings, tokens.as_ref().map(|(_, tokens)| tokens)).await?;
         let admin = match &settings.admin {
             None => None,
@@ -121,12 +120,8 @@ impl Sidecar {
         let watches = Watches::new(follower.changes(), settings.max_watchers);
         let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
-        let sizes = Sizes {
-            bytes: settings.max_request_bytes,
-            connection_bytes: settings.max_connection_bytes,
-            calls: settings.max_in_flight,
-        };
-        let budget = Budget::new(sizes, Arc::clone(&metrics));
+        let budget = Budget::new(sizes(&settings), Arc::clone(&metrics));
+        let limits = limits(&settings);
         let health = HealthService::new(gate.clone(), drain.begun.clone());
         let (tracer, exporter) = settings
             .traces
@@ -171,11 +166,6 @@ impl Sidecar {
             let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
             (listener, Shown { gate, metrics, ledger, checks })
         });
-        let limits = Limits {
-            connections: settings.max_connections,
-            connection_age: settings.max_connection_age,
-            connection_age_grace: settings.drain_timeout,
-        };
         let drain_timeout = settings.drain_timeout;
         let reload = Reload { hangup, tokens, receives: webhook.is_some() };
         Ok(Self {
@@ -320,6 +310,31 @@ impl Sidecar {
             None => Ok(()),
             Some(failed) => bail!(failed),
         }
+    }
+}
+
+/// The bearer tokens that may record, and the file that they are in.
+fn record_tokens(settings: &Settings) -> anyhow::Result<Option<(PathBuf, Tokens)>> {
+    let tokens = settings.record_token_file.clone();
+    let tokens = tokens.map(|path| Tokens::read(&path).map(|tokens| (path, tokens)));
+    Ok(tokens.transpose()?)
+}
+
+/// How much may be under way at once, in bytes and in calls.
+fn sizes(settings: &Settings) -> Sizes {
+    Sizes {
+        bytes: settings.max_request_bytes,
+        connection_bytes: settings.max_connection_bytes,
+        calls: settings.max_in_flight,
+    }
+}
+
+/// How many connections a gRPC listener takes, and how long one lives.
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        connections: settings.max_connections,
+        connection_age: settings.max_connection_age,
+        connection_age_grace: settings.drain_timeout,
     }
 }
 

@@ -52,7 +52,6 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
                 retention: (settings.record.is_some() || settings.webhook.is_some())
                     .then_some(settings.retention),
                 sweep_every: settings.retention.sweep_every(),
-                ..Options::default()
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;

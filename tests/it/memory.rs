@@ -43,8 +43,8 @@ async fn a_sidecar_after_60_000_changes_takes_what_one_takes_that_starts_then() 
         let mut answers = answers.unwrap().into_inner();
         while let Some(answer) = answers.message().await.unwrap() {
             let result = answer.result.unwrap();
-            let recorded = matches!(result, pb::record_events_response::Result::Response(_));
-            assert!(recorded, "{result:?}");
+            let is_recorded = matches!(result, pb::record_events_response::Result::Response(_));
+            assert!(is_recorded, "{result:?}");
         }
     }
     let end = status(&recorder).await.revision;

@@ -10,6 +10,9 @@ use tempfile::tempdir;
 
 use super::*;
 
+/// One table of a ledger's file, as redb hands it out.
+type HistoryTable<'a> = redb::Table<'a, u64, &'static [u8]>;
+
 /// How many pairs the ledger of these tests has, each with one opt-out.
 const PAIRS: u64 = 40;
 
@@ -223,7 +226,7 @@ async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
     open.close().await;
     // Somebody needed much, and needs it no more; what came behind it keeps the file long.
     let database = redb::Database::create(&path).unwrap();
-    let edit = |edit: &dyn Fn(&mut redb::Table<u64, &[u8]>)| {
+    let edit = |edit: &dyn Fn(&mut HistoryTable)| {
         let transaction = database.begin_write().unwrap();
         edit(&mut transaction.open_table(JUNK).unwrap());
         transaction.commit().unwrap();

@@ -66,8 +66,7 @@ impl Redis {
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        let page = shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))?;
-        Ok(page)
+        shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))
     }
 
     pub(in crate::ledger) async fn read_behind(
@@ -77,8 +76,7 @@ impl Redis {
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        let page = shared.poll(revision, Some(head)).await;
-        Ok(page.map_err(|failure| shared.noted(failure))?)
+        shared.poll(revision, Some(head)).await.map_err(|failure| shared.noted(failure))
     }
 }
 
