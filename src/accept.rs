@@ -20,6 +20,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often a system that stays out of something is complained about.
 const COMPLAINTS: Duration = Duration::from_secs(30);
 
+/// How many connections that were ended for others may still be closing before no more are
+/// accepted: a burst would otherwise open many more sockets than the listener has places.
+const MAX_CLOSING: usize = 8;
+
+/// How often, and for how long at the most, the sockets that are closing are waited for.
+const CLOSING_CHECK: Duration = Duration::from_millis(1);
+const MAX_CLOSING_CHECKS: usize = 100;
+
 /// How many connections a listener takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
@@ -35,6 +43,8 @@ pub struct Capacity {
 pub struct Door {
     capacity: Capacity,
     open: Vec<Guest>,
+    /// Those that were ended for others; each is set once its socket is closed.
+    closing: Vec<Arc<AtomicBool>>,
     /// The label under which `consent_refused_total` counts those for whom another was ended, or
     /// who were turned away.
     limit: Option<&'static str>,
@@ -78,7 +88,8 @@ impl Door {
     /// A door for so many connections; those who met the limit are counted under `limit`.
     #[must_use]
     pub fn new(capacity: Capacity, limit: Option<&'static str>, metrics: Arc<Metrics>) -> Self {
-        Self { capacity, open: Vec::new(), limit, metrics, complained: None }
+        let (open, closing) = (Vec::new(), Vec::new());
+        Self { capacity, open, closing, limit, metrics, complained: None }
     }
 
     /// A place for a new connection, which is silent while `is_silent` says so. Where there is
@@ -102,7 +113,9 @@ impl Door {
                 self.metrics.refused(limit);
             }
             let place = self.most_silent(now)?;
-            self.open.swap_remove(place).ends.now.cancel();
+            let guest = self.open.swap_remove(place);
+            guest.ends.now.cancel();
+            self.closing.push(guest.closed);
         } else if self.open.len() >= self.capacity.crowded
             && let Some(guest) = self.most_silent(now).and_then(|place| self.open.get(place))
         {
@@ -129,11 +142,25 @@ impl Door {
         silent.min_by_key(by_silence).map(|(place, _)| place)
     }
 
+    /// Waits until few of the connections that were ended for others are still open.
+    async fn let_close(&mut self) {
+        for _ in 0..MAX_CLOSING_CHECKS {
+            self.closing.retain(|closed| !closed.load(Ordering::Relaxed));
+            if self.closing.len() < MAX_CLOSING {
+                return;
+            }
+            sleep(CLOSING_CHECK).await;
+        }
+        // Whoever does not close in time must not keep others out.
+        self.closing.clear();
+    }
+
     /// The next connection. May be dropped before it returns.
     pub async fn next<T, F: Future<Output = io::Result<T>>>(
         &mut self,
         accept: impl Fn() -> F,
     ) -> T {
+        self.let_close().await;
         loop {
             match accept().await {
                 Ok(accepted) => return accepted,

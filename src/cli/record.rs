@@ -325,7 +325,8 @@ fn flag_of(field: &str) -> Option<&'static str> {
     })
 }
 
-fn random_id() -> anyhow::Result<String> {
+/// A request id that no other event has.
+pub(super) fn random_id() -> anyhow::Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
     Ok(format!("cli-{:016x}", u64::from_be_bytes(random)))

@@ -52,12 +52,15 @@ impl<'a> Call<'a> {
 
     /// Appends changes, and remembers what has to be found in the end.
     pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, Refusal> {
+        let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
         let first = self.send(&changes);
         let written = match self.recorder.ledger.append_marked(changes).await {
             Ok(written) => written,
             Err(error) => {
                 if !error.may_be_written() {
-                    self.sent().kept.retain(|kept| kept.change < first);
+                    // Others may be under way beside these, for other ids of the same person.
+                    let own = first..first.saturating_add(count);
+                    self.sent().kept.retain(|kept| !own.contains(&kept.change));
                 }
                 return Err(error.into());
             }

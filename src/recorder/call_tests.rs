@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::returned::{KEPT, Memory, Returnable};
 use super::*;

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use super::call::Call;
+use super::linked::must_stay;
 use super::returned::{Returnable, again};
-use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, Submission, UserPair, pause};
+use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, UserPair, pause};
 use crate::consent::id::Key;
-use crate::consent::record::{Record, Revision};
+use crate::consent::record::{HistoryEntry, Record, Revision};
 use crate::consent::time::Timestamp;
 use crate::ledger::{Appended, Change, MAX_APPEND, Stored, UnreadableRecord, Update};
 
@@ -193,6 +194,10 @@ impl Recorder {
             let Stored { version, record } = stored?;
             let is_erased = record.erased.as_ref().is_some_and(|erased| erased.time >= time);
             let later = if is_erased { Vec::new() } else { self.later_than(key, time).await? };
+            // The tombstone takes the place of these: they must not be lost where what follows fails.
+            for denial in later.iter().filter(|entry| must_stay(&entry.what)) {
+                self.acknowledged.keep(Returnable::Denial(Box::new(denial.clone())), false);
+            }
             // That it is erased still is made sure of by a write, too: an old primary answers reads.
             let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));
             let appended = call.append(vec![Change { key, base: version, update }]).await?;
@@ -202,11 +207,13 @@ impl Recorder {
                     if is_erased {
                         return Ok(false);
                     }
+                    let later: Vec<_> = later.iter().map(again).collect();
+                    let mut lost = None;
                     for some in later.chunks(MAX_EVENTS) {
                         let results = self.record_for_good(some, true).await;
-                        let lost = results.into_iter().find_map(Result::err);
-                        lost.map_or(Ok(()), Err)?;
+                        lost = lost.or(results.into_iter().find_map(Result::err));
                     }
+                    lost.map_or(Ok(()), Err)?;
                     self.ledger.purge(&[key]).await?;
                     return Ok(true);
                 }
@@ -218,9 +225,9 @@ impl Recorder {
     }
 
     /// What was recorded of a pair as having happened later than that.
-    async fn later_than(&self, key: Key, time: Timestamp) -> Result<Vec<Submission>, Refusal> {
+    async fn later_than(&self, key: Key, time: Timestamp) -> Result<Vec<HistoryEntry>, Refusal> {
         let history = self.ledger.history(key).await?.entries.into_iter();
-        Ok(history.filter(|(_, entry)| entry.time > time).map(|(_, e)| again(&e)).collect())
+        Ok(history.map(|(_, entry)| entry).filter(|entry| entry.time > time).collect())
     }
 
     /// Forgets what could be given back of these pairs: it names the person.

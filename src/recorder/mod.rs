@@ -7,6 +7,7 @@
 //! Where a person has several ids, what denies is taken to all of them before it is acknowledged:
 //! see [`linked`].
 
+mod backoff;
 mod call;
 #[cfg(test)]
 mod call_tests;
@@ -24,8 +25,8 @@ mod subject;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
+use self::backoff::pause;
 use self::call::Call;
 pub use self::call::MAX_FOLLOW;
 pub use self::due::{Found, Wanted};
@@ -50,9 +51,6 @@ use crate::metrics::Metrics;
 
 /// How often a change is tried again where other recorders keep coming first.
 const MAX_TRIES: usize = 32;
-
-/// The longest pause before another try.
-const MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// The most events of one call.
 pub const MAX_EVENTS: usize = MAX_APPEND;
@@ -519,13 +517,4 @@ fn set(results: &mut [Option<Recorded>], index: usize, result: Recorded) {
     if let Some(slot) = results.get_mut(index) {
         *slot = Some(result);
     }
-}
-
-/// Waits a random while, longer with every attempt.
-async fn pause(attempt: usize) {
-    let mut random = [0; 1];
-    // Without randomness recorders meet again sooner, no more.
-    let _ = getrandom::fill(&mut random);
-    let most = Duration::from_micros(100 << attempt.min(8)).min(MAX_PAUSE);
-    tokio::time::sleep(most.mul_f64(f64::from(random[0]) / 255.0)).await;
 }

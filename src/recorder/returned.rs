@@ -66,6 +66,11 @@ pub struct Memory {
     /// Oldest first.
     kept: VecDeque<Kept>,
     next: u64,
+    /// Where the next question for what is unsettled begins, so that some which cannot be settled
+    /// yet do not keep the others from being tried.
+    asked: u64,
+    /// How many were too old before the ledger was known to have them, and were not told of yet.
+    given_up: usize,
 }
 
 #[derive(Debug)]
@@ -94,8 +99,22 @@ impl Memory {
     /// The oldest that are to be given back, at most so many, with the number of each.
     pub fn unsettled(&mut self, now: Duration, most: usize) -> Vec<(u64, Returnable)> {
         self.forget_old(now);
-        let unsettled = self.kept.iter().filter(|kept| !kept.is_settled).take(most);
-        unsettled.map(|kept| (kept.number, kept.what.clone())).collect()
+        let from = |first: u64| -> Vec<(u64, Returnable)> {
+            let unsettled = self.kept.iter().filter(|kept| !kept.is_settled);
+            let unsettled = unsettled.filter(|kept| kept.number >= first).take(most);
+            unsettled.map(|kept| (kept.number, kept.what.clone())).collect()
+        };
+        let mut unsettled = from(self.asked);
+        if unsettled.is_empty() {
+            unsettled = from(0);
+        }
+        self.asked = unsettled.last().map_or(0, |(number, _)| number.saturating_add(1));
+        unsettled
+    }
+
+    /// How many were too old before the ledger was known to have them, since this was asked last.
+    pub fn given_up(&mut self) -> usize {
+        std::mem::take(&mut self.given_up)
     }
 
     /// These are in the ledger.
@@ -116,7 +135,9 @@ impl Memory {
         while self.kept.front().is_some_and(|kept| now.saturating_sub(kept.at) > KEPT)
             || self.kept.len() > MAX_KEPT
         {
-            self.kept.pop_front();
+            let oldest = self.kept.pop_front();
+            let is_given_up = oldest.is_some_and(|kept| !kept.is_settled);
+            self.given_up = self.given_up.saturating_add(usize::from(is_given_up));
         }
     }
 }
@@ -190,7 +211,16 @@ impl Recorder {
                 losses.mark_unchanged();
                 self.acknowledged.memory().doubt();
             }
-            let unsettled = self.acknowledged.memory().unsettled(clock::boot(), MAX_EVENTS);
+            let (unsettled, given_up) = {
+                let mut memory = self.acknowledged.memory();
+                (memory.unsettled(clock::boot(), MAX_EVENTS), memory.given_up())
+            };
+            if given_up > 0 {
+                warn!(
+                    given_up,
+                    "the ledger did not take lost denials or erases for ten minutes: given up"
+                );
+            }
             if unsettled.is_empty() {
                 return given;
             }
@@ -237,7 +267,10 @@ impl Recorder {
                     given.denials = given.denials.saturating_add(1);
                     self.metrics.gave_back(1);
                 }
-                _ => {}
+                Ok(_) => {}
+                Err(refusal) => {
+                    warn!(cause = %refusal, "the ledger refuses to record a lost denial again");
+                }
             }
             settled.insert(number);
         }

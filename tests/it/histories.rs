@@ -62,7 +62,7 @@ const CAP: i64 = 24 * 60 * 60_000;
 const SHOWN: usize = 3;
 
 /// Names alike, so that one mistaken for another would show.
-const BUSINESSES: [&str; 5] = ["acme", "Acme", "acme ", "15550000001", "bäcker"];
+const BUSINESSES: [&str; 5] = ["acme", "Acme", "acme 2", "15550000001", "bäcker"];
 
 const FORMS: [pb::MessageForm; 3] =
     [pb::MessageForm::Template, pb::MessageForm::FreeForm, pb::MessageForm::Unspecified];

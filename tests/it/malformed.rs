@@ -66,7 +66,7 @@ fn bad_questions() -> Vec<(pb::CanSendRequest, Vec<Fault>)> {
         (question("u", "b", "utility."), vec![("category", "1 to 48 of a-z")]),
         (question("u", "b", "utility.Orders"), vec![("category", "1 to 48 of a-z")]),
         (question("u", "b", "utility.a.b"), vec![("category", "1 to 48 of a-z")]),
-        (question("u", "b", " utility"), vec![("category", "utility")]),
+        (question("u", "b", " utility"), vec![("category", "U+0020 SPACE at byte 0")]),
         (question("u", "b", &topic), vec![("category", "1 to 48 of a-z")]),
         (question(&long, "b", "utility"), vec![("user_id", "longer than 128 bytes")]),
         (question("u", &long, "utility"), vec![("business_id", "longer than 128 bytes")]),
@@ -253,7 +253,7 @@ fn bad_events() -> Vec<(pb::RecordEventRequest, Vec<Fault>)> {
         (failure(0), vec![("event.delivery_failure.code", "131047")]),
         (failure(-5), vec![("event.delivery_failure.code", "131047")]),
         (named(&"r".repeat(129), timed(None)), vec![("request_id", "longer than 128")]),
-        (event("u", "b", opt_in("utility")), vec![("request_id", "without an event_time")]),
+        (event("u", "b", opt_in("utility")), vec![("request_id", "has no event_time")]),
     ]
 }
 

@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use super::latencies::{self, Latencies};
 use super::shown::{Goal, Shown};
 use crate::cli::client::{ClientArgs, TokenArgs};
+use crate::cli::record::random_id;
 use crate::cli::{Verdict, print};
 use crate::clock;
 use crate::grpc::listen::Address;
@@ -207,7 +208,8 @@ impl Recorder {
                 event_time: None,
                 what: Some(What::Suppression(suppression)),
             }),
-            request_id: String::new(),
+            // A lifted suppression without a time needs one; nothing is sent twice here.
+            request_id: random_id()?,
         });
         if let Some(token) = &self.token {
             request.metadata_mut().insert("authorization", token.clone());

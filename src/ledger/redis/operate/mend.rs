@@ -275,7 +275,12 @@ impl Known {
                     // A scope too many was refused the first time, too.
                     let _ = state.apply(&effect);
                 }
+                // Clock skew: of an allow that counts as of its recording the real time is unknown.
+                if entry.what.is_clamped() && entry.time == entry.record_time {
+                    state.clamped.insert(entry.time);
+                }
             }
+            state.forget_clamped();
         }
         let fits = |record: &&&Record| {
             let items = record.history_len.checked_sub(start).and_then(|len| len.try_into().ok());

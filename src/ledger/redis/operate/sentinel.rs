@@ -33,6 +33,8 @@ impl Shared {
         mending: Mending,
         hash: &String,
     ) -> Result<bool, LedgerError> {
+        // A Redis that evicts keys may have emptied the bucket again since it was rebuilt.
+        self.check_keeps_keys()?;
         let names = &self.names;
         let number = names.bucket_number(hash);
         let mut value: &[u8] = b"";
