@@ -71,6 +71,8 @@ mod saved;
 mod sidecar;
 #[path = "simulation/trace.rs"]
 mod trace;
+#[path = "simulation/violation.rs"]
+mod violation;
 #[path = "simulation/wire.rs"]
 mod wire;
 #[path = "simulation/world.rs"]

@@ -267,7 +267,10 @@ impl Writer {
 
     /// Says that the table holds a state that the ledger had.
     pub fn validate(&mut self) {
-        self.set_validity(Validity::Valid);
+        // Idempotent: a look-up across a change of validity counts as stale, and this is none.
+        if self.shared.freshness().validity != Validity::Valid {
+            self.set_validity(Validity::Valid);
+        }
     }
 
     /// Says that the table is wrong, and why. Before the first load it stays as it is.

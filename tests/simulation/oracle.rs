@@ -1,7 +1,6 @@
 //! What must hold, by its own reckoning: of states of the ledger and times alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
 use consentd::consent::facts::{Facts, Standing};
@@ -11,26 +10,7 @@ use consentd::consent::time::Timestamp;
 use consentd::table::Table;
 
 use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
-
-/// What a property forbids.
-#[derive(Debug)]
-pub struct Violation {
-    /// The property, by its number in `tests/simulation.rs`.
-    pub property: u32,
-    pub why: String,
-}
-
-impl Violation {
-    pub fn new(property: u32, why: impl Into<String>) -> Self {
-        Self { property, why: why.into() }
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "property {}: {}", self.property, self.why)
-    }
-}
+pub use crate::violation::Violation;
 
 fn is_word_denied(facts: &Facts) -> bool {
     matches!(
