@@ -182,14 +182,16 @@ impl Writer {
         let place = slots.find(key);
         let has_place =
             matches!(place, Place::Found(_, entry) if slots.lapsing_of(entry).is_some());
-        let no_place = lapses && !has_place && known.has_no_place();
+        let wants_place = lapses && !has_place;
+        let no_place = wants_place && known.has_no_place();
         let full =
             matches!(place, Place::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at));
         if !full && !no_place {
             return (slots, place);
         }
         let room = if full { pairs.saturating_add(1) } else { pairs };
-        let slots = self.resize(shard, room, usize::from(no_place));
+        // A copy has only the places that are used and those that are asked for.
+        let slots = self.resize(shard, room, usize::from(wants_place));
         let place = slots.find(key);
         (slots, place)
     }

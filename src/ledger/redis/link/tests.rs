@@ -41,7 +41,7 @@ async fn connected(link: &Link) -> Connection {
 async fn a_socket_and_a_port_lead_to_the_same_redis() {
     let server = Server::start(&["--databases", "4"]).await;
     let by_socket = link(&server.socket_url(), TargetOptions::default());
-    let connection = by_socket.connection().await.unwrap();
+    let connection = connected(&by_socket).await;
     assert_eq!(connection.address.to_string(), server.socket().display().to_string());
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SELECT").arg(3).query_async(&mut redis).await.unwrap();
