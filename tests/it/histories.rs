@@ -277,11 +277,17 @@ impl Case {
     /// The page does not say what becomes of an opt-in that had lapsed when it was given. The
     /// sidecar refuses it, so the model must not hear of it.
     fn expected(&mut self, event: usize, stamp: i64) -> Result<Outcome, Refused> {
-        let event = &self.events[event];
+        let (before, event) = (&self.events[..event], &self.events[event]);
         let What::OptIn { expire: Some(expire), .. } = &event.what else {
             return self.model.record(event, stamp);
         };
-        if *expire > event.time.unwrap_or(stamp) {
+        // A repeat by request id is told its answer before the rules of time are looked at.
+        let is_repeated = |earlier: &Event| {
+            let is_same = earlier.request_id == event.request_id && earlier.what == event.what;
+            is_same && earlier.time.is_some_and(|time| *expire > time)
+        };
+        let is_repeat = !event.request_id.is_empty() && before.iter().any(is_repeated);
+        if *expire > event.time.unwrap_or(stamp) || is_repeat {
             return self.model.record(event, stamp);
         }
         let otherwise = self.model.clone().record(event, stamp).err();
