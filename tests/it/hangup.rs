@@ -88,8 +88,9 @@ async fn an_unknown_variable_is_warned_of_with_the_nearest() {
 
 #[tokio::test]
 async fn a_password_on_the_command_line_is_warned_of() {
-    let redis = Redis::start(&["--requirepass", "hunter2-hunter2"]);
-    let ledger = format!("redis://:hunter2-hunter2@{}", redis.address());
+    let redis = Redis::start(&[]);
+    redis.command(&["ACL", "SETUSER", "sidecar", "on", ">hunter2-hunter2", "~*", "&*", "+@all"]);
+    let ledger = format!("redis://sidecar:hunter2-hunter2@{}", redis.address());
     let (code, printed, said) = run(&["init", "--ledger", &ledger, "--buckets", "16"]);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("--ledger-password-file"), "{said}");

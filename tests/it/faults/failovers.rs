@@ -83,6 +83,7 @@ async fn the_next_primary_alone_acknowledges(flags: &[&str]) {
     }
     stage.hammer().await;
     fleet.fail_over(&stage).await;
+    let promoted = revision(&fleet.next);
     // The sidecars have not asked since, and their connections are as good as before.
     for user in &users {
         stage.say(user, Did::OptOut, "*").await;
@@ -92,14 +93,20 @@ async fn the_next_primary_alone_acknowledges(flags: &[&str]) {
     }
     stage.goes_on().await;
     stage.rest().await;
-    let (old, next) = (revision(&stage.redis), revision(&fleet.next));
-    assert!(next > old, "{old} on the old primary, {next} on the next one");
-    // Nobody is left who listens to the old one.
+    let next = revision(&fleet.next);
+    assert!(next > promoted, "{promoted} when it was promoted, {next} now");
+    // Nobody is left who listens to the old one, or writes to it.
     let subscribers = || async {
         let answer = stage.redis.command(&["PUBSUB", "NUMSUB", "{consent:0}:ch"]);
         answer.parts().get(1).is_some_and(|count| count.text() == "0")
     };
     eventually("nobody listens to the old primary", subscribers).await;
+    let old = revision(&stage.redis);
+    for user in &users {
+        stage.say(user, Did::OptOut, "utility").await;
+    }
+    assert_eq!(revision(&stage.redis), old, "what is acknowledged is on the next primary alone");
+    assert!(revision(&fleet.next) > next);
     let verdict = stage.end_with_losses().await;
     assert!(verdict.opt_outs > 0 && verdict.allowed > 0, "{verdict:#?}");
     drop(fleet.others);
