@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`time`], [`hidden`] (characters that nobody sees), [`id`] (users, businesses,
 //! keys), [`scope`] (classes, categories),
-//! [`event`] (what can happen, and what is refused), [`state`] (how events make a state),
+//! [`event`] (what can happen, and what is refused), [`state`] (how events make a state), [`claims`] (what fast clocks claimed),
 //! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
 //! needs to know of a state), [`due`] (opt-ins that lapse), [`keyword`] (what a text means).
 
@@ -11,6 +11,7 @@
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
+pub mod claims;
 pub mod denied;
 pub mod due;
 pub mod event;

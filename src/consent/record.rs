@@ -135,11 +135,12 @@ impl Record {
     }
 
     /// What is left of an erased pair: that it must never be contacted, and the chain's head.
-    /// Stamped by the clock, and no earlier than the pair's latest event, so that it stands
-    /// whatever other clocks said.
+    /// Stamped by the clock, and no earlier than the pair's latest event or what that claimed, so
+    /// that it stands whatever other clocks said, and a repeat of any event leaves no trace.
     #[must_use]
     pub fn tombstone(&self, clock: Timestamp) -> Self {
-        self.tombstone_at(self.state.latest().unwrap_or(clock).max(clock))
+        let latest = self.state.latest().max(self.state.claims.latest());
+        self.tombstone_at(latest.unwrap_or(clock).max(clock))
     }
 
     /// The same, stamped with this time: of a pair that was erased then, and is known again because

@@ -7,6 +7,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::claims::Claims;
 use super::event::MAX_AHEAD;
 use super::scope::Scope;
 use super::time::Timestamp;
@@ -232,6 +233,8 @@ pub struct State {
     /// ahead of the ledger's. A denial that is recorded after such an event never counts as
     /// earlier: see [`State::counts_as_of`].
     pub clamped: BTreeSet<Timestamp>,
+    /// What times those events claimed, and others whose moment matters no more.
+    pub claims: Claims,
 }
 
 /// Raises `slot` to `value` where that is greater; tells whether it was.
@@ -355,6 +358,7 @@ impl State {
             last_stop: self.last_stop.max(other.last_stop),
             last_suppressed: self.last_suppressed.max(other.last_suppressed),
             clamped: self.clamped,
+            claims: self.claims.join(&other.claims),
         }
     }
 

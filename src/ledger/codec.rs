@@ -8,6 +8,7 @@
 use prost::Message as _;
 
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
+use crate::consent::claims::Claim;
 use crate::consent::event::{Evidence, Method, What};
 use crate::consent::id::Key;
 use crate::consent::record::{
@@ -57,8 +58,25 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
             chain: erased.chain.to_vec(),
         }),
         clamped: state.clamped.iter().map(|moment| moment.as_millis()).collect(),
+        claims: state.claims.iter().map(encode_claim).collect(),
     }
     .encode_to_vec()
+}
+
+fn encode_claim(claim: Claim) -> pb::Claim {
+    pb::Claim {
+        from: claim.from.as_millis(),
+        until: claim.until.as_millis(),
+        moment: claim.moment.as_millis(),
+    }
+}
+
+fn claim_of(claim: pb::Claim) -> Option<Claim> {
+    Some(Claim {
+        from: Timestamp::from_millis(claim.from)?,
+        until: Timestamp::from_millis(claim.until)?,
+        moment: Timestamp::from_millis(claim.moment)?,
+    })
 }
 
 fn encode_scope(scope: &Scope, said: OnScope) -> pb::ScopeWords {
@@ -149,6 +167,9 @@ fn record_of(record: pb::Record) -> Option<Record> {
     (state.suppression, state.last_suppressed) = mark(record.suppression)?;
     state.clamped =
         record.clamped.into_iter().map(Timestamp::from_millis).collect::<Option<_>>()?;
+    for claim in record.claims {
+        state.claims.add(claim_of(claim)?);
+    }
     let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
     let chain = record.chain.try_into().ok()?;
     let links = record.links.into_iter().map(link_of).collect::<Option<_>>()?;
@@ -416,6 +437,8 @@ mod tests {
         state.suppression = Some((at(5), false));
         (state.last_stop, state.last_suppressed) = (Some(at(4)), Some(at(2)));
         state.clamped.extend([at(5), at(8)]);
+        state.claims.add(Claim { from: at(9), until: at(11), moment: at(5) });
+        state.claims.add(Claim { from: at(12), until: at(12), moment: at(8) });
         let outcome = Outcome {
             revision: 5,
             applied: true,

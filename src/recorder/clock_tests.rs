@@ -107,6 +107,34 @@ fn clamped_moment_is_forgotten_once_nothing_that_allows_is_of_it() {
 }
 
 #[test]
+fn clamped_allow_delivered_again_after_many_others_lifts_nothing() {
+    let ahead = event(opt_in("utility", false), Some(NOW + MINUTE), "");
+    let message = event(inbound("hi"), Some(NOW + MINUTE), "");
+    let stop = event(opt_out("*"), Some(NOW + 1_000), "");
+    let mut pair = Pair::new();
+    pair.record(NOW, &ahead).unwrap();
+    pair.record(NOW, &message).unwrap();
+    pair.record(NOW + 1_000, &stop).unwrap();
+    for n in 0..100 {
+        let other = event(opt_in("marketing", false), Some(NOW - n), &format!("request {n}"));
+        pair.record(NOW + 2_000, &other).unwrap();
+        let other = event(What::Failure { code: 1 }, Some(NOW + 4 * MINUTE + n), "");
+        pair.record(NOW + 2_000, &other).unwrap();
+    }
+    let known = pair.state().clone();
+    for again in [&ahead, &message] {
+        assert!(!pair.record(NOW + 2 * MINUTE, again).unwrap().applied);
+    }
+    assert_eq!(*pair.state(), known);
+    for (category, form, made) in answers(&pair) {
+        assert_eq!(made.reason, Reason::OptedOutAll, "{category} {form:?}");
+    }
+    // A newer one that names another time does.
+    pair.record(NOW + 2 * MINUTE, &event(opt_in("utility", false), Some(NOW + 2_000), "")).unwrap();
+    assert_eq!(reason(&pair, "utility"), Reason::OptedIn);
+}
+
+#[test]
 fn yes_confirms_nothing_across_an_opt_out_whichever_arrives_first() {
     let pending = event(opt_in("marketing", true), Some(NOW), "");
     let yes = event(inbound("yes"), Some(NOW + 20), "");
@@ -246,6 +274,13 @@ fn objection(told: &[Told], category: &str, form: Form, reason: Reason) -> Optio
     None
 }
 
+/// What is decided for every category and form.
+fn answers(pair: &Pair) -> Vec<(&'static str, Form, Decision)> {
+    let forms = [Form::Template, Form::FreeForm];
+    let all = CATEGORIES.iter().flat_map(|category| forms.map(|form| (*category, form)));
+    all.map(|(category, form)| (category, form, decided(pair.state(), category, form))).collect()
+}
+
 /// Every order of so many.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
@@ -293,14 +328,20 @@ proptest! {
                     told.push(Told { kind, claimed, arrived, clamped_to });
                 }
             }
-            let mut answers = Vec::new();
-            for category in CATEGORIES {
-                for form in [Form::Template, Form::FreeForm] {
-                    let made = decided(pair.state(), category, form);
-                    let objection = objection(&told, category, form, made.reason);
+            let answers = answers(&pair);
+            for (category, form, made) in &answers {
+                let objection = objection(&told, category, *form, made.reason);
+                let why = objection.filter(|_| made.allowed());
+                prop_assert!(why.is_none(), "{category} {form:?} {made:?}: {why:?} {told:#?}");
+            }
+            // Delivered once more, when nothing is ahead of any clock, it allows no more than before.
+            for Told { kind, claimed, .. } in &told {
+                pair.record(NOW + 30 * MINUTE, &kind.submission(*claimed)).unwrap();
+                for (category, form, made) in &self::answers(&pair) {
+                    let objection = objection(&told, category, *form, made.reason);
                     let why = objection.filter(|_| made.allowed());
-                    prop_assert!(why.is_none(), "{category} {form:?} {made:?}: {why:?} {told:#?}");
-                    answers.push(made);
+                    let so = format!("{category} {form:?} {made:?}");
+                    prop_assert!(why.is_none(), "again {so}: {why:?} {told:#?}");
                 }
             }
             if !odd {

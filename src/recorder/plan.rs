@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::linked::{Denial, TooManyIds, known_link};
 use super::{Counts, Refusal, Submission};
 use crate::consent::Violation;
+use crate::consent::claims::Claim;
 use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
 use crate::consent::id::{Key, KeySecret};
 use crate::consent::keyword::{Heard, Keywords, Meaning};
@@ -54,8 +55,9 @@ const REST_OF_SECOND: Duration = Duration::from_millis(999);
 /// When an event happened, as far as the rules go.
 struct Settled {
     time: Timestamp,
-    /// Whether it was ahead of the ledger's clock, and was clamped to now.
-    clamped: bool,
+    /// The time that it claimed, where that was ahead of the ledger's clock when it was first
+    /// recorded, and was clamped.
+    claimed: Option<Timestamp>,
 }
 
 impl<'a> Plan<'a> {
@@ -129,8 +131,10 @@ impl<'a> Plan<'a> {
             return Ok(known.outcome);
         }
         let settled = self.settle(submission)?;
-        if settled.clamped {
+        if let Some(claimed) = settled.claimed {
+            let claim = Claim { from: claimed, until: claimed, moment: settled.time };
             self.record.state.clamped.insert(settled.time);
+            self.touched |= self.record.state.claims.add(claim);
         }
         let denied = self.spread.denials.len();
         let outcome = match &event.what {
@@ -139,10 +143,7 @@ impl<'a> Plan<'a> {
             }
             _ => self.apply(submission, &settled)?,
         };
-        if let Some(request) = request
-            && (settled.clamped || !request_id.is_empty())
-        {
-            let Identity { id, what } = request;
+        if let Some(Identity { id, what }) = request {
             let time = self.spread.denials.get(denied).map(|denial| denial.time);
             self.record.remember(Request { id, what, outcome: outcome.clone(), time });
             self.touched = true;
@@ -256,13 +257,16 @@ impl<'a> Plan<'a> {
                     ),
                 )
             }
-            Some(time) if time > now && event.what.is_clamped() => {
-                Ok(Settled { time: now, clamped: true })
+            Some(own) if event.what.is_clamped() => {
+                // A repeat counts as of when it was first recorded, also once its time has passed.
+                let known = self.record.state.claims.moment_of(own);
+                let time = known.unwrap_or(own).min(now);
+                Ok(Settled { time, claimed: (time < own).then_some(own) })
             }
             Some(time) => {
                 let late = told.whole_seconds && event.what.is_denial();
                 let time = if late { time.plus(REST_OF_SECOND) } else { time };
-                Ok(Settled { time, clamped: false })
+                Ok(Settled { time, claimed: None })
             }
             None if event.what.lifts() && request_id.is_empty() => refuse(
                 "request_id",
@@ -271,7 +275,7 @@ impl<'a> Plan<'a> {
                  between"
                     .to_owned(),
             ),
-            None => Ok(Settled { time: self.stamp(event.what.is_denial()), clamped: false }),
+            None => Ok(Settled { time: self.stamp(event.what.is_denial()), claimed: None }),
         }
     }
 
@@ -428,22 +432,15 @@ struct Identity {
 }
 
 impl Identity {
-    /// By its id; without one, a timed event is known by its content and its time. It is
-    /// remembered only where it was taken as now, since a repeat would then be newer.
+    /// None where the caller gave no id: then an event is known by its time alone.
     fn of(event: &Event, request_id: &str, secret: &KeySecret) -> Option<Self> {
-        let fingerprint = event.what.fingerprint();
-        let what = secret.digest(&fingerprint);
-        let id = if request_id.is_empty() {
-            let mut content = b"event\0".to_vec();
-            content.extend_from_slice(&event.time?.as_millis().to_be_bytes());
-            content.extend_from_slice(&fingerprint);
-            secret.digest(&content)
-        } else {
-            let mut named = b"request\0".to_vec();
-            named.extend_from_slice(request_id.as_bytes());
-            secret.digest(&named)
-        };
-        Some(Self { id, what })
+        if request_id.is_empty() {
+            return None;
+        }
+        let mut named = b"request\0".to_vec();
+        named.extend_from_slice(request_id.as_bytes());
+        let what = secret.digest(&event.what.fingerprint());
+        Some(Self { id: secret.digest(&named), what })
     }
 }
 

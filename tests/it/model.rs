@@ -323,10 +323,12 @@ const ALLOW: Word = Word::Allow(Reverse(i64::MAX));
 #[derive(Clone, Debug, Default)]
 struct Pair {
     words: Vec<(Subject, i64, Word)>,
-    /// What is remembered with its answer: events with a request id, and those taken as now.
+    /// What is remembered with its answer: events with a request id.
     answered: Vec<(Event, Outcome)>,
     /// When events that allow were taken as now, as long as something that allows is of that time.
     taken_as_now: BTreeSet<i64>,
+    /// From when until when the given times of such events were, and as of when they count.
+    claimed: Vec<(i64, i64, i64)>,
 }
 
 /// Whether a word on this subject denies, so that its time is never moved back.
@@ -347,16 +349,11 @@ impl Pair {
     /// > A pair remembers its last 8 request ids and what came of each; a repeat gets the same
     /// > answer and changes nothing.
     ///
-    /// choice: the time of a repeat may differ; another `what` is refused. Without an id, a
-    /// repeat is an event with the same content and the same given time.
+    /// choice: the time of a repeat may differ; another `what` is refused.
     fn repeated(&self, event: &Event) -> Option<Result<Outcome, Refused>> {
         let same_id = |(earlier, _): &&(Event, Outcome)| earlier.request_id == event.request_id;
         let mut remembered = self.answered.iter().rev().take(8).filter(same_id);
-        if event.request_id.is_empty() {
-            let same = |e: &Event| e.what == event.what && e.time == event.time;
-            return remembered.find(|(e, _)| same(e)).map(|(_, outcome)| Ok(outcome.clone()));
-        }
-        let (earlier, outcome) = remembered.next()?;
+        let (earlier, outcome) = remembered.next().filter(|_| !event.request_id.is_empty())?;
         let same = earlier.what == event.what;
         Some(if same { Ok(outcome.clone()) } else { Err(Refused { fields: vec!["request_id"] }) })
     }
@@ -447,7 +444,7 @@ impl Pair {
     /// as the latest of its subject, is a repeat.
     fn counts(&self, subject: &Subject, word: Word, given: Option<i64>, now: i64) -> i64 {
         if !is_denial(subject, word) {
-            return given.map_or(now, |time| time.min(now));
+            return given.map_or(now, |time| self.first_taken(time).min(now));
         }
         let own = match given {
             Some(time) => time,
@@ -462,6 +459,28 @@ impl Pair {
         }
         let after = self.taken_as_now.range(own..=own.saturating_add(AHEAD));
         if *subject == Subject::OtherFailure { own } else { after.max().copied().unwrap_or(own) }
+    }
+
+    /// As of when an event that allows counts by its given time, whatever the ledger's clock.
+    ///
+    /// > An event of a time that was clamped before counts as of the same moment.
+    fn first_taken(&self, given: i64) -> i64 {
+        let told = self.claimed.iter().filter(|(from, until, _)| *from <= given && given <= *until);
+        told.map(|(.., moment)| *moment).min().unwrap_or(given)
+    }
+
+    /// > The last eight of these times are remembered exactly; the ones before as a range.
+    fn claim(&mut self, given: i64, moment: i64) {
+        if self.first_taken(given) <= moment {
+            return;
+        }
+        self.claimed.push((given, given, moment));
+        self.claimed.sort_unstable();
+        if self.claimed.len() == 9 {
+            let (from, one, first) = self.claimed.remove(0);
+            let (_, other, second) = self.claimed[0];
+            self.claimed[0] = (from, one.max(other), first.min(second));
+        }
     }
 
     /// What was taken as now matters as long as something that allows is of that time.
@@ -664,9 +683,11 @@ impl Model {
         let said = pair.says(&event.what);
         // > only what allows is clamped to now
         let allows = said.iter().any(|(subject, word)| !is_denial(subject, *word));
-        let taken_as_now = allows && event.time.is_some_and(|time| time > ledger_now);
-        if taken_as_now {
-            pair.taken_as_now.insert(ledger_now);
+        let given = event.time.unwrap_or(ledger_now);
+        let counts = pair.first_taken(given).min(ledger_now);
+        if allows && counts < given {
+            pair.taken_as_now.insert(counts);
+            pair.claim(given, counts);
         }
         // choice: a text that opts out is an inbound event, which is clamped, and an opt-out, which
         // is not.
@@ -682,9 +703,7 @@ impl Model {
             // decided: an untimed message without a request id confirms nothing.
             let identified = event.time.is_some() || !event.request_id.is_empty();
             if identified && plain(text) == "yes" {
-                words.extend(
-                    pair.confirmed_by_yes(event.time.unwrap_or(ledger_now).min(ledger_now)),
-                );
+                words.extend(pair.confirmed_by_yes(counts));
                 outcome.opted_in_category = names(&words);
             }
         }
@@ -693,9 +712,7 @@ impl Model {
         pair.forget();
         outcome.applied = pair.winners() != before;
 
-        // An event taken as now is remembered under its content and given time, so that the same
-        // event again changes nothing, even when its time has come.
-        if !event.request_id.is_empty() || taken_as_now {
+        if !event.request_id.is_empty() {
             pair.answered.push((event.clone(), outcome.clone()));
         }
         Ok(outcome)

@@ -9,7 +9,8 @@ use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{self, Answer, Script, ask};
 use super::super::{Redis, Shared};
 use super::whole::entry;
-use crate::consent::event::What;
+use crate::consent::claims::Claim;
+use crate::consent::event::{MAX_AHEAD, What};
 use crate::consent::id::Key;
 use crate::consent::record::{ChainHead, Erased, Link, Record};
 use crate::consent::state::State;
@@ -278,6 +279,7 @@ impl Known {
                 // Clock skew: of an allow that counts as of its recording the real time is unknown.
                 if entry.what.is_clamped() && entry.time == entry.record_time {
                     state.clamped.insert(entry.time);
+                    state.claims.add(Claim::up_to(entry.time, MAX_AHEAD));
                 }
             }
             state.forget_clamped();
