@@ -30,11 +30,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use consentd::consent::event::{Event, PlatformNames, What};
-use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use consentd::metrics::Metrics;
 use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
+use consentd_core::event::{Event, PlatformNames, What};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_util::sync::CancellationToken;
 

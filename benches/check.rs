@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use consentd::clock::Moment;
-use consentd::consent::facts::{Facts, Standing};
-use consentd::consent::id::{BusinessId, Key, KeySecret, UserId};
-use consentd::consent::scope::{Class, Scope};
-use consentd::consent::state::{Effect, State, Word};
-use consentd::consent::time::{Clock, Timestamp};
-use consentd::decision::{Form, Policy, Proof, decide};
 use consentd::gate::{Gate, Question};
 use consentd::metrics::Metrics;
 use consentd::table::{self, Table, Writer};
+use consentd_core::decision::{Form, Policy, Proof, decide};
+use consentd_core::facts::{Facts, Standing};
+use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
+use consentd_core::scope::{Class, Scope};
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::{Clock, Timestamp};
+use consentd_os::clock::Moment;
 use criterion::{BenchmarkId, Criterion};
 
 const BOUND: Duration = Duration::from_hours(1);

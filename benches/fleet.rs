@@ -26,15 +26,15 @@ mod servers;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use consentd::consent::event::{Event, PlatformNames, What};
-use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::consent::scope::Scope;
 use consentd::follower::Follower;
 use consentd::follower::driver::period;
-use consentd::ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use consentd::metrics::Metrics;
 use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
 use consentd::table::{self, Table, Validity};
+use consentd_core::event::{Event, PlatformNames, What};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::scope::Scope;
+use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use tokio_util::sync::CancellationToken;
 
 /// A bucket of each has as many pairs as one of 8,192 has of a million.

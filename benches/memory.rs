@@ -21,12 +21,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use consentd::clock::Moment;
-use consentd::consent::id::{BusinessId, Key, KeySecret, UserId};
-use consentd::consent::scope::{Category, Scope};
-use consentd::consent::state::{Effect, State, Word};
-use consentd::consent::time::Timestamp;
 use consentd::table::{self, Pair, Table, Writer};
+use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
+use consentd_core::scope::{Category, Scope};
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::Timestamp;
+use consentd_os::clock::Moment;
 
 /// How many runs a median is of.
 const RUNS: usize = 7;

@@ -37,9 +37,9 @@ use std::time::{Duration, Instant};
 
 use consentd::follower::Follower;
 use consentd::grpc::pb;
-use consentd::ledger::{Ledger, Options, Target, TargetOptions};
 use consentd::metrics::Metrics;
 use consentd::table::{self, Table, Validity};
+use consentd_ledger::{Ledger, Options, Target, TargetOptions};
 use futures_util::StreamExt as _;
 use redis_server::Redis;
 use sidecar::{BINARY, Sidecar, opt_out, run};
@@ -145,7 +145,7 @@ async fn publish(server: &Redis, rate: u64, seconds: u64) -> Vec<f64> {
 fn follow(ledger: &str, stop: &CancellationToken) -> Table {
     let target = Target::new(ledger, TargetOptions::default()).unwrap();
     let options = Options { retention: None, ..Options::default() };
-    let (ledger, driver) = consentd::ledger::Redis::new(target, options);
+    let (ledger, driver) = consentd_ledger::Redis::new(target, options);
     tokio::spawn(driver.run(stop.clone()));
     let (table, writer) = table::new();
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());

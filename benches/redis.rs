@@ -22,12 +22,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use consentd::consent::event::{Evidence, Method, What};
-use consentd::consent::id::{BusinessId, KeySecret, UserId};
-use consentd::consent::record::{HistoryEntry, Outcome, Record, Request};
-use consentd::consent::scope::Scope;
-use consentd::consent::time::Timestamp;
-use consentd::ledger::{
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::record::{HistoryEntry, Outcome, Record, Request};
+use consentd_core::scope::Scope;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Appended, Change, Ledger, Options, Redis, Stored, Target, TargetOptions, Update, create,
 };
 use tokio::task::JoinSet;

@@ -20,14 +20,10 @@ use tracing::{error, info, warn};
 
 use self::ledger::Engine;
 use self::reload::Reload;
-use crate::access;
 use crate::admin::{self, Shown};
 use crate::budget::{Budget, Sizes};
-use crate::clock;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
-use crate::consent::keyword::KeywordBook;
 use crate::decision_log::{DecisionLog, Target, Writer as DecisionLogWriter};
-use crate::files;
 use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
@@ -36,13 +32,17 @@ use crate::grpc::{
     CheckLimits, CheckService, HealthService, RecordService, ReflectionError, Routes, Tokens,
     Watcher, Watches,
 };
-use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::synthetic::Synthetic;
 use crate::table;
 use crate::telemetry::{self, Exporter};
 use crate::webhook::{self, Webhook};
+use consentd_core::keyword::KeywordBook;
+use consentd_ledger::Ledger;
+use consentd_os::access;
+use consentd_os::clock;
+use consentd_os::files;
 
 /// How long the ledger may take to write out what is waiting, at the end.
 const CLOSE: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::consent::record::Revision;
+use consentd_core::record::Revision;
 
 /// How many changes are kept for the slowest watcher.
 pub const MAX_KEPT: usize = 65_536;

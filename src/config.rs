@@ -33,17 +33,17 @@ pub use self::rules::PolicyArgs;
 use self::rules::{names, policy};
 use self::telemetry::{log, traces};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
-use crate::access;
 use crate::budget::{MIN_BYTES, MIN_CONNECTION_BYTES};
-use crate::consent::event::PlatformNames;
-use crate::consent::keyword::KeywordSettings;
-use crate::decision::Policy;
 use crate::decision_log::DecisionLogSettings;
-use crate::files::UsedFile;
 use crate::grpc::listen::Address;
-use crate::ledger::{Durability, NotADurability, Retention};
 use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::TraceSettings;
+use consentd_core::decision::Policy;
+use consentd_core::event::PlatformNames;
+use consentd_core::keyword::KeywordSettings;
+use consentd_ledger::{Durability, NotADurability, Retention};
+use consentd_os::access;
+use consentd_os::files::UsedFile;
 
 /// Declares the settings that flags, environment and file share, and how one overrides another.
 macro_rules! serve_args {

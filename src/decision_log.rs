@@ -18,13 +18,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use self::output::Output;
 pub use self::writer::{Drops, Writer};
-use crate::clock::Moment;
-use crate::consent::id::Key;
-use crate::consent::record::Revision;
-use crate::consent::scope::{Category, Class, MAX_TOPIC_CHARS};
-use crate::consent::time::Timestamp;
-use crate::decision::{Form, Reason};
 use crate::metrics::Metrics;
+use consentd_core::decision::{Form, Reason};
+use consentd_core::id::Key;
+use consentd_core::record::Revision;
+use consentd_core::scope::{Category, Class, MAX_TOPIC_CHARS};
+use consentd_core::time::Timestamp;
+use consentd_os::clock::Moment;
 
 /// Decisions that wait to be written; one more is dropped, and counted. Some 8 MiB.
 const QUEUE: usize = 65_536;

@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use self::wanted::{Lately, Wanted};
-use crate::clock::{self, Moment};
-use crate::consent::Violation;
-use crate::consent::facts::Facts;
-use crate::consent::id::{BusinessId, Key, UserId};
-use crate::consent::record::Revision;
-use crate::consent::scope::{Category, Class};
-use crate::consent::time::{Clock, Timestamp, clock_offset_warning};
-use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use crate::decision_log::{Decided, DecisionLog};
 use crate::metrics::{Metrics, TableGauges};
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
+use consentd_core::Violation;
+use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::facts::Facts;
+use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::record::Revision;
+use consentd_core::scope::{Category, Class};
+use consentd_core::time::{Clock, Timestamp, clock_offset_warning};
+use consentd_os::clock::{self, Moment};
 
 pub use crate::table::Summary;
 

@@ -61,24 +61,17 @@
 )]
 
 pub mod accept;
-pub mod access;
 pub mod admin;
 pub mod app;
 pub mod budget;
 pub mod changes;
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod consent;
-pub mod decision;
 pub mod decision_log;
-pub mod files;
 pub mod follower;
 pub mod gate;
 pub mod grpc;
-pub mod ledger;
 pub mod metrics;
-pub mod proof;
 pub mod recorder;
 pub mod synthetic;
 pub mod table;

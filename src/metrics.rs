@@ -31,7 +31,7 @@ pub use self::watching::RESETS;
 use self::watching::Watching;
 use self::webhook::Webhooks;
 pub use self::webhook::{CAME, CODES, PASSED, RELOADS, UPDATES};
-use crate::decision::Reason;
+use consentd_core::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
 const CHECK_BUCKETS: [f64; 12] =

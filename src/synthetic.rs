@@ -2,10 +2,10 @@
 //!
 //! `serve --synthetic` holds them beside an empty ledger; `bench requests` asks about them.
 
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::scope::{Category, Class, Scope};
-use crate::consent::state::{OnScope, State, Word};
-use crate::consent::time::Timestamp;
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::scope::{Category, Class, Scope};
+use consentd_core::state::{OnScope, State, Word};
+use consentd_core::time::Timestamp;
 
 /// The business of all synthetic pairs.
 pub const BUSINESS: &str = "synthetic";

@@ -12,17 +12,17 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::clock::Moment;
-use consentd::consent::event::{Evidence, Method, What};
-use consentd::consent::id::{BusinessId, KeySecret, UserId};
-use consentd::consent::scope::{Category, Scope};
-use consentd::consent::state::{Effect, State, Word};
-use consentd::consent::time::{Clock, Timestamp};
-use consentd::decision::{Form, Policy, Proof, decide};
 use consentd::decision_log::{self, DecisionLogSettings, Only, Target};
 use consentd::gate::{Campaign, Gate, Question};
 use consentd::metrics::Metrics;
 use consentd::table;
+use consentd_core::decision::{Form, Policy, Proof, decide};
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::scope::{Category, Scope};
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::{Clock, Timestamp};
+use consentd_os::clock::Moment;
 
 #[test]
 fn a_check_allocates_nothing() {

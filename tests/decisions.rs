@@ -12,10 +12,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consentd::consent::facts::{Facts, Standing};
-use consentd::consent::scope::{Class, ClassSet};
-use consentd::consent::time::{Clock, Timestamp};
-use consentd::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::facts::{Facts, Standing};
+use consentd_core::scope::{Class, ClassSet};
+use consentd_core::time::{Clock, Timestamp};
 
 const NOW: i64 = 1_750_000_000_000;
 const HOUR: i64 = 3_600_000;

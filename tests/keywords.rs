@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use consentd::config::ServeArgs;
-use consentd::consent::keyword::{KeywordBook, Meaning, languages};
-use consentd::consent::scope::Scope;
-use consentd::consent::state::{Effect, State, Word};
-use consentd::consent::time::Timestamp;
+use consentd_core::keyword::{KeywordBook, Meaning, languages};
+use consentd_core::scope::Scope;
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::Timestamp;
 
 const MESSAGES: &str = include_str!("data/keywords.tsv");
 

@@ -38,12 +38,12 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use consentd::consent::event::{Evidence, Method, What};
-use consentd::consent::id::Key;
-use consentd::consent::record::{HistoryEntry, Record, Revision};
-use consentd::consent::scope::Scope;
-use consentd::consent::time::Timestamp;
-use consentd::ledger::{
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::id::Key;
+use consentd_core::record::{HistoryEntry, Record, Revision};
+use consentd_core::scope::Scope;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, Stored, Update,
 };
 use server::Server;
@@ -127,7 +127,7 @@ impl Home {
 
 /// The ledger in a Redis, with what runs for it.
 fn open_redis(server: &Server, options: Options) -> Open {
-    let (ledger, driver) = consentd::ledger::Redis::new(server.target(), options);
+    let (ledger, driver) = consentd_ledger::Redis::new(server.target(), options);
     let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
     Open { ledger: Ledger::Redis(ledger), writer }
 }

@@ -8,12 +8,12 @@
     reason = "tests are no library"
 )]
 
-use consentd::consent::event::{Evidence, Method, What};
-use consentd::consent::facts::Resolved;
-use consentd::consent::scope::{Category, Class, Scope};
-use consentd::consent::state::State;
-use consentd::consent::time::{Clock, Timestamp};
-use consentd::decision::{Form, Policy, Proof, Reason, decide};
+use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::facts::Resolved;
+use consentd_core::scope::{Category, Class, Scope};
+use consentd_core::state::State;
+use consentd_core::time::{Clock, Timestamp};
 use proptest::prelude::*;
 
 /// Few scopes and few moments, so that events meet.

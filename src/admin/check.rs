@@ -15,12 +15,12 @@ use serde::Deserialize;
 use super::Admin;
 use super::page::{self, NO, YES};
 use super::words::{grouped, moment, short};
-use crate::clock;
-use crate::consent::Violation;
-use crate::consent::record::Revision;
-use crate::consent::scope::{Class, Scope};
-use crate::decision::Form;
 use crate::gate::{self, CheckError, Gate, Question};
+use consentd_core::Violation;
+use consentd_core::decision::Form;
+use consentd_core::record::Revision;
+use consentd_core::scope::{Class, Scope};
+use consentd_os::clock;
 
 /// The most bytes of a posted form.
 pub(super) const MAX_BYTES: usize = 8 * 1024;

@@ -28,9 +28,9 @@ use tracing::debug;
 
 use crate::accept::{Capacity, Door, Ends, Place};
 use crate::budget::{Budget, Pool};
-use crate::clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
+use consentd_os::clock;
 
 /// Connections at once: a few scrapers, probes and people. They must never cost the process the
 /// file descriptors that senders need.

@@ -16,9 +16,9 @@ use super::Admin;
 use super::check::{Check, Said};
 use super::rate;
 use super::words::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
-use crate::clock;
 use crate::gate::Phase;
 use crate::metrics::Figures;
+use consentd_os::clock;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -348,12 +348,12 @@ mod tests {
 
     use super::*;
     use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
-    use crate::clock::Moment;
-    use crate::consent::time::Timestamp;
-    use crate::decision::Policy;
     use crate::gate::Gate;
     use crate::metrics::Metrics;
     use crate::table;
+    use consentd_core::decision::Policy;
+    use consentd_core::time::Timestamp;
+    use consentd_os::clock::Moment;
 
     #[test]
     fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::consent::time::Timestamp;
+use consentd_core::time::Timestamp;
 
 /// A number with separators.
 pub(super) fn grouped(number: u64) -> String {

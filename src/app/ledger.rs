@@ -12,11 +12,13 @@ use tracing::{info, warn};
 
 use crate::config::{LedgerAddress, Settings};
 use crate::follower::driver::period;
-use crate::ledger::{
+use crate::metrics::Metrics;
+use consentd_ledger::{
     Appender, Compacted, Driver, Embedded, Ledger, Opened, Options, Redis, RefusedBy,
 };
-use crate::metrics::Metrics;
-use crate::{files, follower, ledger};
+use consentd_os::files;
+
+use crate::follower;
 
 /// How often a ledger's file is measured. That reads all of it once.
 const MEASURE_EVERY: Duration = Duration::from_hours(1);
@@ -67,7 +69,8 @@ pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
     if settings.new {
         return Ok(());
     }
-    let mut left = ledger::traces(path).with_context(|| format!("--ledger: {}", path.display()))?;
+    let mut left =
+        consentd_ledger::traces(path).with_context(|| format!("--ledger: {}", path.display()))?;
     if !path.exists() {
         left.extend(follower::saved_tables(files::folder(path), MAX_LOOKED_AT));
     }

@@ -10,10 +10,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::client::ClientArgs;
 use super::{Verdict, explain, print};
-use crate::clock;
-use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use consentd_core::time::Timestamp;
+use consentd_os::clock;
 
 /// How the message is written.
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -16,9 +16,9 @@ use tonic_types::StatusExt as _;
 use tower::service_fn;
 
 use super::stranger::{self, Stranger};
-use crate::access;
-use crate::files;
 use crate::grpc::listen::{Address, connect_unix};
+use consentd_os::access;
+use consentd_os::files;
 
 /// How long to wait before another try where a socket has no room.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

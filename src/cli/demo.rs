@@ -10,7 +10,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{Verdict, explain, print};
 use crate::app::Sidecar;
-use crate::clock;
 use crate::config::ServeArgs;
 use crate::grpc::listen::Address;
 use crate::grpc::pb;
@@ -18,6 +17,7 @@ use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::get_status_response::Phase;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use consentd_os::clock;
 
 #[derive(Args, Debug)]
 pub(super) struct DemoArgs {
@@ -186,7 +186,7 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
             user_id: number(moment.who).into(),
             business_id: BUSINESS.into(),
             event_time: Some(
-                (std::time::UNIX_EPOCH + time.since(crate::consent::time::Timestamp::MIN)).into(),
+                (std::time::UNIX_EPOCH + time.since(consentd_core::time::Timestamp::MIN)).into(),
             ),
             what: Some(moment.what),
         };

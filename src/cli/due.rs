@@ -13,10 +13,10 @@ use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
 use super::print::{self, Json};
 use super::record::on_wire;
-use crate::clock;
-use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use consentd_core::time::Timestamp;
+use consentd_os::clock;
 
 #[derive(Args, Debug)]
 pub(super) struct DueArgs {

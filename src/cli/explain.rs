@@ -1,7 +1,7 @@
 //! What the reasons on the wire mean, in the words of the rules.
 
-use crate::decision;
 use crate::grpc::pb::Reason;
+use consentd_core::decision;
 
 /// Why a message may be sent, or what would make it so.
 pub(super) fn reason(reason: Reason) -> &'static str {

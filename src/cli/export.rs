@@ -15,11 +15,11 @@ use super::client::{ClientArgs, TokenArgs};
 use super::exported;
 use super::print;
 use super::record::{moment, on_wire};
-use crate::consent::time::Timestamp;
-use crate::files::{self, Usage, UsedFile};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
-use crate::ledger::ledger_begins;
+use consentd_core::time::Timestamp;
+use consentd_ledger::ledger_begins;
+use consentd_os::files::{self, Usage, UsedFile};
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {

@@ -9,7 +9,7 @@ use indicatif::HumanCount;
 use super::ledger::{hex, of_address, persistence};
 use super::{Verdict, print};
 use crate::config::{LedgerAddress, LedgerArgs};
-use crate::ledger::{
+use consentd_ledger::{
     Embedded, Fitness, MAX_BUCKETS, NewFile, Retention, Target, Warning, create, look_at, plan,
 };
 
@@ -54,7 +54,7 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
                 return Ok(Verdict::Yes);
             }
             let (ledger, _appender) = Embedded::open(path, Retention::default(), 1 << 20)?;
-            let identity = crate::ledger::Ledger::Embedded(ledger).identity().await?;
+            let identity = consentd_ledger::Ledger::Embedded(ledger).identity().await?;
             say(&args, &address, &identity.epoch, identity.buckets, None)?;
         }
         LedgerAddress::Redis(target) => {

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
-use crate::consent::time::Timestamp;
 use crate::grpc::{DESCRIPTOR_SET, pb};
+use consentd_core::time::Timestamp;
 
 /// Prints a line. A reader that has gone, such as `head`, is no error.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {

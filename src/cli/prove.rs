@@ -10,14 +10,14 @@ use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
 use super::history::is_broken;
 use super::print::{self, Json, rfc3339};
-use crate::clock;
 use crate::config::PolicyArgs;
-use crate::consent::scope::{Category, Class, Scope};
-use crate::consent::time::Timestamp;
-use crate::decision::Policy;
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
-use crate::proof::{Gone, Listed, Past, Said, Unknown};
+use consentd_core::decision::Policy;
+use consentd_core::replay::{Gone, Listed, Past, Said, Unknown};
+use consentd_core::scope::{Category, Class, Scope};
+use consentd_core::time::Timestamp;
+use consentd_os::clock;
 
 /// The most events of a history that are replayed: all of them are kept in memory.
 const MAX_LISTED: usize = 1_000_000;

@@ -10,11 +10,11 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::client::{ClientArgs, TokenArgs};
 use super::{Verdict, print};
-use crate::clock;
-use crate::consent::time::Timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use consentd_core::time::Timestamp;
+use consentd_os::clock;
 
 #[derive(Args, Debug)]
 pub(super) struct RecordArgs {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use clap::Command;
 
-use crate::ledger::Target;
+use consentd_ledger::Target;
 
 /// What the names of all our environment variables begin with.
 const PREFIX: &str = "CONSENTD_";

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{ConfigError, LedgerAddress, ServeArgs, wrong};
 use crate::decision_log::{DecisionLogSettings, Target};
-use crate::files::{Unusable, Usage, UsedFile, beside, check};
 use crate::grpc::listen::Address;
+use consentd_os::files::{Unusable, Usage, UsedFile, beside, check};
 
 /// What lies beside a ledger's file, by its suffix: the mark of what was acknowledged, and the
 /// file that is written when it is compacted.

@@ -6,13 +6,13 @@ use std::fmt::Display;
 use serde::Deserialize;
 
 use super::{ConfigError, wrong};
-use crate::consent::event::{Evidence, Method, PlatformNames, What};
-use crate::consent::id::BusinessId;
-use crate::consent::keyword::{
+use consentd_core::event::{Evidence, Method, PlatformNames, What};
+use consentd_core::id::BusinessId;
+use consentd_core::keyword::{
     KeywordLists, KeywordSettings, Keywords, MAX_KEYWORD_BYTES, OptInKeyword, OptOutKeyword,
     are_same, is_built_in, languages,
 };
-use crate::consent::scope::{Category, Scope};
+use consentd_core::scope::{Category, Scope};
 
 /// The longest tag of a language that is taken, in bytes: BCP 47 needs no more.
 const MAX_LOCALE_BYTES: usize = 35;

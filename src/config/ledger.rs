@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{ConfigError, wrong};
-use crate::ledger::{Target, TargetOptions};
+use consentd_ledger::{Target, TargetOptions};
 
 /// The ledger, where none is named.
 const DEFAULT: &str = "file:consentd.redb";

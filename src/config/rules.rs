@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ConfigError, optional, span, wrong};
-use crate::consent::event::PlatformNames;
-use crate::consent::scope::{Class, ClassSet};
-use crate::decision::Policy;
+use consentd_core::decision::Policy;
+use consentd_core::event::PlatformNames;
+use consentd_core::scope::{Class, ClassSet};
 
 /// By which rules answers are given, where that is asked of no sidecar.
 #[derive(Args, Clone, Debug)]

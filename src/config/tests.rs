@@ -1,5 +1,5 @@
 use super::*;
-use crate::consent::scope::{Class, ClassSet};
+use consentd_core::scope::{Class, ClassSet};
 
 fn file(text: &str) -> Result<Settings, ConfigError> {
     toml::from_str::<ServeArgs>(text).unwrap().validate()

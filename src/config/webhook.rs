@@ -8,11 +8,11 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, file, wrong};
-use crate::consent::hidden;
-use crate::consent::id::BusinessId;
 use crate::grpc::listen::Address;
 use crate::webhook::{Secrets, Setup};
 use crate::whatsapp::Rules;
+use consentd_core::hidden;
+use consentd_core::id::BusinessId;
 
 /// Where `consentd webhook` listens, where nothing is said of it.
 const LISTEN: &str = "127.0.0.1:8080";

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Target;
-use crate::clock;
-use crate::files;
+use consentd_os::clock;
+use consentd_os::files;
 
 /// How often it is looked whether the file's name still means the file, for somebody else may have
 /// moved it or cut it.

@@ -10,8 +10,8 @@ use tracing::{info, warn};
 
 use super::output::Output;
 use super::{Entry, QUEUE};
-use crate::clock;
 use crate::metrics::Metrics;
+use consentd_os::clock;
 
 /// How long the thread waits for more decisions: what is decided is written that soon. A check
 /// wakes nobody, which would cost it more than all the rest.

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::machine::{Action, Machine};
-use crate::clock::Moment;
-use crate::consent::denied::Denied;
-use crate::consent::facts::Resolved;
-use crate::consent::id::Key;
-use crate::consent::record::Record;
-use crate::consent::state::State;
-use crate::consent::time::Timestamp;
-use crate::ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
 use crate::table::{Saved, UnreadablePair, Validity, Writer};
+use consentd_core::denied::Denied;
+use consentd_core::facts::Resolved;
+use consentd_core::id::Key;
+use consentd_core::record::Record;
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
+use consentd_os::clock::Moment;
 
 /// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
 /// much that the table stays invalid until an operator has looked: `consentd ledger accept`.

@@ -1,12 +1,12 @@
 use super::*;
-use crate::clock::Moment;
-use crate::consent::facts::Standing;
-use crate::consent::id::KeySecret;
-use crate::consent::scope::{Category, Scope};
-use crate::consent::state::{Effect, Word};
 use crate::follower::machine::Cause;
-use crate::ledger::Position;
 use crate::table::{self, Table};
+use consentd_core::facts::Standing;
+use consentd_core::id::KeySecret;
+use consentd_core::scope::{Category, Scope};
+use consentd_core::state::{Effect, Word};
+use consentd_ledger::Position;
+use consentd_os::clock::Moment;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use super::machine::{Action, Attempt, Event, Machine, Warm};
-use crate::clock::Moment;
-use crate::consent::record::Revision;
-use crate::ledger::{Announcement, Bucket, LogHead, Page, Position};
+use consentd_core::record::Revision;
+use consentd_ledger::{Announcement, Bucket, LogHead, Page, Position};
+use consentd_os::clock::Moment;
 
 /// How long to wait before asking a ledger again that did not answer.
 pub const RETRY: Duration = Duration::from_millis(200);

@@ -3,7 +3,7 @@
 use super::apply::Done;
 use super::machine::Action;
 use crate::changes::{Cause, Publisher};
-use crate::ledger::LogBody;
+use consentd_ledger::LogBody;
 
 /// Tells changes once they are in the table, under the ids that came with them.
 ///
@@ -67,10 +67,10 @@ mod tests {
 
     use super::*;
     use crate::changes::{self, Missed, Subscription};
-    use crate::consent::id::Key;
-    use crate::consent::record::{Record, Revision};
-    use crate::consent::time::Timestamp;
     use crate::follower::machine::Cause as Why;
+    use consentd_core::id::Key;
+    use consentd_core::record::{Record, Revision};
+    use consentd_core::time::Timestamp;
 
     /// Tells the change of a revision, as the machine has it done.
     fn apply(feed: &mut Feed, revision: Revision, done: Done) {

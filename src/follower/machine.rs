@@ -23,12 +23,12 @@ pub use self::event::{Attempt, Event};
 use self::snapshot::Snapshot;
 use self::trail::Trail;
 pub use self::warm::{Unused, Warm};
-use crate::clock::Moment;
-use crate::consent::record::Revision;
-use crate::consent::time::Timestamp;
-use crate::ledger::{
+use consentd_core::record::Revision;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail, bucket_of,
 };
+use consentd_os::clock::Moment;
 
 /// How many announced entries past a gap wait for the log to close it; the oldest goes first.
 const MAX_HELD: usize = 4_096;

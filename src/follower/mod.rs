@@ -41,12 +41,12 @@ use self::saved::Written;
 pub use self::saving::{CannotSave, Saving, saved_tables};
 use self::saving::{NotSaved, Underway};
 use crate::changes::{self, Changes};
-use crate::clock::{self, Moment};
-use crate::consent::time::{Timestamp, clock_offset_warning};
-use crate::ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
+use consentd_core::time::{Timestamp, clock_offset_warning};
+use consentd_ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
+use consentd_os::clock::{self, Moment};
 
 /// How many announced entries are applied between two looks at what else there is to do.
 const MAX_AT_ONCE: usize = 8;

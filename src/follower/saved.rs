@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use super::machine::Warm;
-use crate::consent::id::KeySecret;
-use crate::consent::time::Timestamp;
-use crate::files::{beginning, folder};
-use crate::ledger::Position;
 use crate::table::{Saved, SavedError, Table};
+use consentd_core::id::KeySecret;
+use consentd_core::time::Timestamp;
+use consentd_ledger::Position;
+use consentd_os::files::{beginning, folder};
 
 /// What a file begins with: a name, and the version of what follows.
 const MAGIC: [u8; 12] = *b"consentd\0\0\0\x02";

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::consent::id::Key;
-use crate::consent::scope::Scope;
-use crate::consent::state::{Effect, State, Word};
 use crate::table::{self, UnreadablePair};
+use consentd_core::id::Key;
+use consentd_core::scope::Scope;
+use consentd_core::state::{Effect, State, Word};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()

@@ -16,10 +16,10 @@ use super::driver::Driver;
 use super::machine::{Attempt, Warm};
 use super::saved::{self, Start, Written};
 use super::{Answer, Follower, Questions};
-use crate::access;
-use crate::clock::{self, Moment};
-use crate::files::{Lock, beside};
 use crate::table::SavedError;
+use consentd_os::access;
+use consentd_os::clock::{self, Moment};
+use consentd_os::files::{Lock, beside};
 
 /// How long the last saving may take, at the end.
 const AT_THE_END: Duration = Duration::from_secs(15);
@@ -258,7 +258,7 @@ impl Follower {
         match (saved, underway) {
             (Ok(bytes), Some(underway)) => {
                 let took = clock::boot().saturating_sub(underway.began);
-                let now = clock::wall().since(crate::consent::time::Timestamp::MIN);
+                let now = clock::wall().since(consentd_core::time::Timestamp::MIN);
                 self.metrics.snapshot_saved(now, bytes, took);
                 info!(bytes, took_ms = took.as_millis(), "the table was saved");
             }

@@ -9,18 +9,18 @@ use std::time::Duration;
 use super::apply::{Applier, Done};
 use super::driver::{Driver, NotRead, PageQuestion, Task};
 use super::machine::{Action, Cause, Event, Machine, pieces};
-use crate::clock::Moment;
-use crate::consent::facts::Standing;
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::record::{Record, Revision};
-use crate::consent::scope::{Category, Scope};
-use crate::consent::state::{Effect, State, Word};
-use crate::consent::time::Timestamp;
-use crate::ledger::{
+use crate::table::{Table, Validity};
+use consentd_core::facts::Standing;
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{Record, Revision};
+use consentd_core::scope::{Category, Scope};
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Announcement, Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry,
     bucket_of,
 };
-use crate::table::{Table, Validity};
+use consentd_os::clock::Moment;
 
 const BUCKETS: u32 = 2;
 
@@ -479,7 +479,7 @@ fn a_large_announcement_comes_in_pieces() {
 
 #[test]
 fn every_cause_is_counted_and_a_fork_as_one() {
-    use crate::ledger::{Embedded, Ledger, Retention};
+    use consentd_ledger::{Embedded, Ledger, Retention};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let (ledger, _appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();

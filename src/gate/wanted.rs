@@ -1,11 +1,11 @@
 //! What is asked: read one by one, and kept for many to be decided together.
 
 use super::Question;
-use crate::consent::Violation;
-use crate::consent::id::{BusinessId, UserId};
-use crate::consent::scope::{Category, Class};
-use crate::decision::Form;
 use crate::table::{Keys, Pair};
+use consentd_core::Violation;
+use consentd_core::decision::Form;
+use consentd_core::id::{BusinessId, UserId};
+use consentd_core::scope::{Category, Class};
 
 /// What the question before was about: most questions of a batch share their business, and many
 /// their category, which are read once then.

@@ -24,11 +24,11 @@ use super::watch::{self, Watches};
 use super::wire::{Asked, Results};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
-use crate::clock;
-use crate::consent::Violation;
-use crate::decision::Form;
 use crate::gate::{Answer, CheckError, Gate, NotReached, Question};
 use crate::metrics::Metrics;
+use consentd_core::Violation;
+use consentd_core::decision::Form;
+use consentd_os::clock;
 
 /// How many questions are answered before others get their turn: some 0.05 ms, and what is known
 /// of them meanwhile fits into a core's first cache.

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::consent::Violation;
-use crate::consent::due::Due;
-use crate::consent::event::{Event, Evidence, Method, What};
-use crate::consent::id::{BusinessId, Key, UserId};
-use crate::consent::record::{HistoryEntry, Outcome};
-use crate::consent::scope::{Category, Scope};
-use crate::consent::time::Timestamp;
-use crate::decision::{Form, Reason};
 use crate::gate::{Answer, Phase, Status};
-use crate::ledger::{History, Place};
 use crate::recorder::Submission;
+use consentd_core::Violation;
+use consentd_core::decision::{Form, Reason};
+use consentd_core::due::Due;
+use consentd_core::event::{Event, Evidence, Method, What};
+use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::record::{HistoryEntry, Outcome};
+use consentd_core::scope::{Category, Scope};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{History, Place};
 
 /// Why a message is not an event.
 pub(super) enum NotAnEvent {

@@ -14,12 +14,12 @@ use super::check::{AT_ONCE, CheckService};
 use super::codec::{self, MAX_FIELDS};
 use super::wire::Campaign;
 use super::{convert, pb, status};
-use crate::clock;
-use crate::consent::Violation;
-use crate::consent::id::BusinessId;
-use crate::consent::scope::Category;
-use crate::decision::Reason;
 use crate::gate;
+use consentd_core::Violation;
+use consentd_core::decision::Reason;
+use consentd_core::id::BusinessId;
+use consentd_core::scope::Category;
+use consentd_os::clock;
 
 /// The fields of a message beside its users.
 const OTHER_FIELDS: usize = 3;

@@ -10,8 +10,8 @@ use std::str::FromStr;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::access;
-use crate::files::{Lock, beside, is_link};
+use consentd_os::access;
+use consentd_os::files::{Lock, beside, is_link};
 
 /// Who may connect to a Unix socket: its owner and its group.
 const SOCKET_MODE: u32 = 0o660;

@@ -45,12 +45,12 @@ pub use watch::Watches;
     reason = "generated"
 )]
 pub mod pb {
+    pub use consentd_proto::v1::*;
+
     tonic::include_proto!("consent.v1");
 }
 
-/// The contract as a `google.protobuf.FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/consent_descriptor.bin"));
+pub use consentd_proto::DESCRIPTOR_SET;
 
 /// The most bytes of a request, but for those of batches.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;

@@ -10,13 +10,13 @@ use tonic::{Code, Status, Streaming};
 use super::record::{Answers, Chunk, RecordService};
 use super::{convert, pb, status};
 use crate::budget::Connection;
-use crate::consent::Violation;
-use crate::consent::facts::Resolved;
-use crate::consent::id::BusinessId;
-use crate::consent::record::{ChainHead, HistoryEntry};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Cursor, History, Place};
 use crate::recorder::{Recorder, Refusal, UserPair, UserPairs, Wanted};
+use consentd_core::Violation;
+use consentd_core::facts::Resolved;
+use consentd_core::id::BusinessId;
+use consentd_core::record::{ChainHead, HistoryEntry};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Cursor, History, Place};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";

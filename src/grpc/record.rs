@@ -15,11 +15,11 @@ use super::call::Notes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, Connection, Pool};
-use crate::consent::Violation;
-use crate::consent::event::What;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
+use consentd_core::Violation;
+use consentd_core::event::What;
 
 /// The longest that a recording may take, whatever the caller's deadline.
 const MAX_WAIT: Duration = Duration::from_secs(30);

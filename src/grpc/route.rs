@@ -25,9 +25,9 @@ use super::timeout_of;
 use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_REQUEST_BYTES, RecordService, status,
 };
-use crate::access;
 use crate::budget::{Charge, Connection, Full, Pool};
-use crate::files;
+use consentd_os::access;
+use consentd_os::files;
 
 /// Where checks are called.
 const CHECKS_PATH: &str = "/consent.v1.ConsentService/";

@@ -8,10 +8,10 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 
 use super::{call, pb};
 use crate::budget::Full;
-use crate::consent::Violation;
 use crate::gate::{CheckError, NotReached};
-use crate::ledger::{LedgerError, UnreadableRecord};
 use crate::recorder::Refusal;
+use consentd_core::Violation;
+use consentd_ledger::{LedgerError, UnreadableRecord};
 
 /// When a client may ask again that came before the table was loaded.
 const RETRY_NOT_READY: Duration = Duration::from_millis(500);

@@ -21,8 +21,8 @@ use super::pb::batch_can_send_result::Result as Pb;
 use super::wire::{Asked, Kept, Sequenced};
 use super::{convert, deadline, pb, status};
 use crate::budget::Charge;
-use crate::clock;
 use crate::gate::CheckError;
+use consentd_os::clock;
 
 /// How many questions of one stream may wait for a revision; while they are as many, nothing
 /// more is read.

@@ -18,10 +18,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::pb::watch_consents_response::{Changed, Checkpoint, Reset, What};
 use super::{pb, status};
 use crate::changes::{Change, Changes, Missed, Subscription};
-use crate::consent::id::BusinessId;
-use crate::consent::record::Revision;
 use crate::gate::{CheckError, Gate};
 use crate::metrics::Metrics;
+use consentd_core::id::BusinessId;
+use consentd_core::record::Revision;
 
 /// How long nothing may be said to a watcher while the table is proven to be current.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);

@@ -11,9 +11,9 @@ use prost::Message as _;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_varint, message};
 
 use super::{convert, pb};
-use crate::consent::record::Revision;
-use crate::decision::Reason;
 use crate::gate::Answer;
+use consentd_core::decision::Reason;
+use consentd_core::record::Revision;
 
 /// Not what usual encoders write: prost knows what it is, and whether it is anything.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

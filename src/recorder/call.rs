@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::returned::Returnable;
 use super::{Recorder, Refusal};
-use crate::ledger::{Appended, Change, Followed, FollowerPosition, NotFollowed, Version, Written};
+use consentd_ledger::{
+    Appended, Change, Followed, FollowerPosition, NotFollowed, Version, Written,
+};
 
 /// How long this process' own follower may take to get to what was appended.
 pub const MAX_FOLLOW: Duration = Duration::from_secs(5);

@@ -3,12 +3,12 @@ use std::time::Duration;
 
 use super::returned::{KEPT, Memory, Returnable};
 use super::*;
-use crate::consent::event::{Event, PlatformNames, What};
-use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::consent::record::HistoryEntry;
-use crate::consent::scope::Scope;
-use crate::consent::time::Timestamp;
-use crate::ledger::{Embedded, Heard, Ledger, Retention};
+use consentd_core::event::{Event, PlatformNames, What};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::record::HistoryEntry;
+use consentd_core::scope::Scope;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Embedded, Heard, Ledger, Retention};
 
 fn opt_out() -> What {
     What::OptOut { scope: Scope::All, reference: String::new() }
@@ -59,7 +59,7 @@ async fn record_is_answered_when_the_table_gets_there() {
         while let Ok(Heard::Announcement(announced)) = announcements.recv().await {
             let last = announced.entries.last().unwrap();
             let (epoch, revision, head) = (announced.epoch, last.revision, last.head);
-            follower.follow(crate::ledger::Position { epoch, revision, head }, |_| Some(head));
+            follower.follow(consentd_ledger::Position { epoch, revision, head }, |_| Some(head));
         }
     };
     tokio::select! {

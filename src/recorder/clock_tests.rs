@@ -4,12 +4,12 @@ use proptest::prelude::*;
 
 use super::plan_tests::{MINUTE, NOW, Pair, at, by_webhook, event, inbound, opt_in, opt_out};
 use super::{Counts, Submission};
-use crate::consent::event::What;
-use crate::consent::facts::Resolved;
-use crate::consent::scope::{Category, Class, Scope};
-use crate::consent::state::{Said, State};
-use crate::consent::time::Clock;
-use crate::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::event::What;
+use consentd_core::facts::Resolved;
+use consentd_core::scope::{Category, Class, Scope};
+use consentd_core::state::{Said, State};
+use consentd_core::time::Clock;
 
 fn decided(state: &State, category: &str, form: Form) -> Decision {
     let category = Category::parse(category).unwrap();

@@ -6,12 +6,12 @@
 use std::ops::Range;
 
 use super::{Recorder, Refusal};
-use crate::consent::due::{Due, lapsing, waiting};
-use crate::consent::id::Key;
-use crate::consent::record::HistoryEntry;
-use crate::consent::state::State;
-use crate::consent::time::Timestamp;
-use crate::ledger::LedgerError;
+use consentd_core::due::{Due, lapsing, waiting};
+use consentd_core::id::Key;
+use consentd_core::record::HistoryEntry;
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_ledger::LedgerError;
 
 /// Which opt-ins are looked for.
 #[derive(Clone, Debug)]

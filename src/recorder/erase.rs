@@ -6,10 +6,10 @@ use super::call::Call;
 use super::linked::must_stay;
 use super::returned::{Returnable, again};
 use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, UserPair, pause};
-use crate::consent::id::Key;
-use crate::consent::record::{HistoryEntry, Record, Revision};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Appended, Change, MAX_APPEND, Stored, UnreadableRecord, Update};
+use consentd_core::id::Key;
+use consentd_core::record::{HistoryEntry, Record, Revision};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Appended, Change, MAX_APPEND, Stored, UnreadableRecord, Update};
 
 /// One of the person's pairs, as it was read.
 struct Found {

@@ -19,12 +19,12 @@ use std::collections::VecDeque;
 use std::time::UNIX_EPOCH;
 
 use super::plan::counts_as_of;
-use crate::consent::event::{MAX_REFERENCE_BYTES, What};
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::record::{HistoryEntry, Link, Record, Revision};
-use crate::consent::state::{Said, State};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Appended, Change, LedgerError, Read, Stored, UnreadableRecord, Update};
+use consentd_core::event::{MAX_REFERENCE_BYTES, What};
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{HistoryEntry, Link, Record, Revision};
+use consentd_core::state::{Said, State};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Appended, Change, LedgerError, Read, Stored, UnreadableRecord, Update};
 
 /// How many ids one person may have at a business; a link that would make them more is refused.
 ///

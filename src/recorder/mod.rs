@@ -36,18 +36,18 @@ use self::plan::{Plan, Spread};
 use self::returned::Acknowledged;
 use self::spread::{Beside, Spreading};
 pub use self::subject::{MAX_BUSINESSES, UserPair, UserPairs};
-use crate::consent::Violation;
-use crate::consent::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{KeywordBook, Meaning};
-use crate::consent::record::{Outcome, Revision};
-use crate::consent::state::TooManyScopes;
-use crate::consent::time::Timestamp;
-use crate::ledger::{
+use crate::metrics::Metrics;
+use consentd_core::Violation;
+use consentd_core::event::{Event, MAX_REQUEST_ID_BYTES, PlatformNames, What};
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::keyword::{KeywordBook, Meaning};
+use consentd_core::record::{Outcome, Revision};
+use consentd_core::state::TooManyScopes;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Appended, Change, Cursor, Events, FollowerPosition, History, Ledger, LedgerError, MAX_APPEND,
     NotFollowed, Position, Stored, UnreadableRecord,
 };
-use crate::metrics::Metrics;
 
 /// How often a change is tried again where other recorders keep coming first.
 const MAX_TRIES: usize = 32;

@@ -4,16 +4,16 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::linked::{Denial, TooManyIds, known_link};
 use super::{Counts, Refusal, Submission};
-use crate::consent::Violation;
-use crate::consent::claims::Claim;
-use crate::consent::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::keyword::{Heard, Keywords, Meaning};
-use crate::consent::record::{HistoryEntry, Link, Outcome, Record, Request};
-use crate::consent::scope::Scope;
-use crate::consent::state::{Pending, State};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Stored, Update};
+use consentd_core::Violation;
+use consentd_core::claims::Claim;
+use consentd_core::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::keyword::{Heard, Keywords, Meaning};
+use consentd_core::record::{HistoryEntry, Link, Outcome, Record, Request};
+use consentd_core::scope::Scope;
+use consentd_core::state::{Pending, State};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Change, History, Stored, Update};
 
 /// A pair's record, with events applied to it one by one.
 pub(super) struct Plan<'a> {

@@ -1,13 +1,13 @@
 use super::plan::Plan;
 use super::{Counts, Refusal, Submission, Told};
-use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
-use crate::consent::id::KeySecret;
-use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::consent::record::Outcome;
-use crate::consent::scope::Scope;
-use crate::consent::state::{Said, State, Word};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Change, History, Place, Stored, Update, Version};
+use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
+use consentd_core::id::KeySecret;
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::record::Outcome;
+use consentd_core::scope::Scope;
+use consentd_core::state::{Said, State, Word};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Change, History, Place, Stored, Update, Version};
 
 pub(super) const NOW: i64 = 1_750_000_000_000;
 pub(super) const MINUTE: i64 = 60_000;
@@ -37,7 +37,7 @@ impl Pair {
         let secret = KeySecret::new(&[3; 16]);
         let mut plan = Plan::new(&self.stored, at(now), &self.keywords, Some(&self.history));
         let mut outcome = plan.add(submission, &secret)?;
-        let key = crate::consent::id::Key::from_bytes([0; 16]);
+        let key = consentd_core::id::Key::from_bytes([0; 16]);
         let Change { base, update, .. } = plan.into_change(key, &[submission]);
         assert_eq!(base, self.stored.version);
         if let Some(Update { record, history, .. }) = update {

@@ -14,12 +14,12 @@ use tracing::{info, warn};
 
 use super::linked::must_stay;
 use super::{MAX_EVENTS, Recorder, Refusal, Submission, Told};
-use crate::clock;
-use crate::consent::event::Event;
-use crate::consent::id::Key;
-use crate::consent::record::HistoryEntry;
-use crate::consent::time::Timestamp;
-use crate::ledger::{Change, UnreadableRecord};
+use consentd_core::event::Event;
+use consentd_core::id::Key;
+use consentd_core::record::HistoryEntry;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Change, UnreadableRecord};
+use consentd_os::clock;
 
 /// For how long a recorder can give back what it recorded.
 pub const KEPT: Duration = Duration::from_mins(10);
@@ -306,11 +306,11 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use crate::consent::event::{Event, PlatformNames, What};
-    use crate::consent::keyword::{KeywordLists, Keywords};
-    use crate::ledger::{Embedded, Ledger, Retention};
     use crate::metrics::Metrics;
     use crate::recorder::{Recorder, Submission};
+    use consentd_core::event::{Event, PlatformNames, What};
+    use consentd_core::keyword::{KeywordLists, Keywords};
+    use consentd_ledger::{Embedded, Ledger, Retention};
 
     fn recorder_in(folder: &Path) -> Recorder {
         let path = folder.join("ledger.redb");

@@ -9,11 +9,11 @@ use super::call::Call;
 use super::linked::{Group, MAX_IDS, Step, Walk};
 use super::plan::{Linked, Plan, Spread};
 use super::{MAX_TRIES, Pair, Recorded, Recorder, Refusal, Submission, pause, set};
-use crate::consent::event::What;
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::record::{Link, Revision};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Appended, Change, MAX_APPEND, Stored};
+use consentd_core::event::What;
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{Link, Revision};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Appended, Change, MAX_APPEND, Stored};
 
 /// How many pairs' denials are taken to other ids at once.
 const MAX_AT_ONCE: usize = 64;

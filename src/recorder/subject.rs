@@ -7,10 +7,10 @@
 use std::collections::BTreeSet;
 
 use super::{Recorder, Refusal};
-use crate::consent::Violation;
-use crate::consent::id::{BusinessId, Key, UserId};
-use crate::consent::time::Timestamp;
-use crate::ledger::{Cursor, LedgerError, MAX_APPEND, Stored};
+use consentd_core::Violation;
+use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Cursor, LedgerError, MAX_APPEND, Stored};
 
 /// The most businesses of one ledger that are looked at: their names are kept in memory.
 pub const MAX_BUSINESSES: usize = 1_000_000;
@@ -110,7 +110,7 @@ impl Recorder {
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn history_of(&self, key: Key) -> Result<crate::ledger::History, LedgerError> {
+    pub async fn history_of(&self, key: Key) -> Result<consentd_ledger::History, LedgerError> {
         self.ledger.history(key).await
     }
 }

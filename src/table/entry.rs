@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::consent::facts::{Resolved, Times};
-use crate::consent::time::Timestamp;
+use consentd_core::facts::{Resolved, Times};
+use consentd_core::time::Timestamp;
 
 /// The bits of a word that hold a moment, in milliseconds since 1970 and 1: until 2109.
 const TIME_BITS: u32 = 42;

@@ -7,10 +7,10 @@ use arc_swap::Guard;
 
 use super::slots::shard_of;
 use super::{Before, Freshness, Pair, Table, UnreadablePair};
-use crate::consent::Violation;
-use crate::consent::facts::{Facts, Profile, Times};
-use crate::consent::id::{BusinessId, KeySecret, UserId};
-use crate::consent::scope::Category;
+use consentd_core::Violation;
+use consentd_core::facts::{Facts, Profile, Times};
+use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::scope::Category;
 
 /// How many look-ups are on their way at once: more than a core has misses open, and little enough
 /// that what the first of them brought is still there when the last one was asked for.

@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::entry::MAX_PROFILES;
 use super::lanes::Lanes;
-use crate::consent::facts::Profile;
+use consentd_core::facts::Profile;
 
 /// How many profiles a chunk has: few enough that its replacement takes microseconds.
 const CHUNK: usize = 256;

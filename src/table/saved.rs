@@ -18,8 +18,8 @@ use super::shard::Shard;
 use super::slots::{SHARDS, Slots, shard_of};
 use super::writer::heap_bytes;
 use super::{Shared, Table, Writer};
-use crate::consent::facts::{Profile, Resolved};
-use crate::consent::id::{Key, KeySecret};
+use consentd_core::facts::{Profile, Resolved};
+use consentd_core::id::{Key, KeySecret};
 
 /// The most bytes of one pair that fits nowhere, and of one profile.
 const MAX_ALONE: usize = 1 << 16;

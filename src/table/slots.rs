@@ -13,7 +13,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::{Content, Entry, Lapsing};
-use crate::consent::id::Key;
+use consentd_core::id::Key;
 
 /// The bits of a key that tell its shard.
 pub(super) const SHARD_BITS: u32 = 10;

@@ -2,10 +2,10 @@ use proptest::prelude::*;
 
 use super::entry::{Lapsing, MAX_PROFILES};
 use super::*;
-use crate::consent::event::{Evidence, Method, What};
-use crate::consent::facts::Standing;
-use crate::consent::id::{BusinessId, KeySecret, UserId};
-use crate::consent::scope::Class;
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::facts::Standing;
+use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::scope::Class;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()

@@ -11,13 +11,13 @@ use super::profiles::Profiles;
 use super::shard::Shard;
 use super::slots::{Place, SHARDS, Slots, shard_of};
 use super::{Before, UnreadablePair, Validity, Writer, encode};
-use crate::clock::Moment;
-use crate::consent::denied::Denied;
-use crate::consent::facts::{Beside, Profile, Resolved, Times};
-use crate::consent::id::{Key, KeySecret};
-use crate::consent::record::Revision;
-use crate::consent::state::State;
-use crate::consent::time::Timestamp;
+use consentd_core::denied::Denied;
+use consentd_core::facts::{Beside, Profile, Resolved, Times};
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::Revision;
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_os::clock::Moment;
 
 /// How many pairs the second map may have had more than twice as many as it has, before it is made
 /// smaller.

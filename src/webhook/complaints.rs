@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::clock;
 use crate::recorder::Refusal;
 use crate::whatsapp::{Cause, Heard};
+use consentd_os::clock;
 
 /// How often the same is complained about; what was not told is counted.
 const EVERY: Duration = Duration::from_secs(30);

@@ -40,9 +40,9 @@ use self::complaints::Complaints;
 pub use self::setup::{Secret, SecretError, Secrets, Setup, reload};
 use crate::accept::{Capacity, Door, Ends, Place};
 use crate::budget::{self, Budget};
-use crate::clock;
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
+use consentd_os::clock;
 
 /// Where the platform is told to send its webhooks.
 pub const PATH: &str = "/webhook";

@@ -20,9 +20,9 @@ use super::{
     BODY, INLINE_BYTES, MAX_BODY_BYTES, MAX_DRAINED_BYTES, RECORDING, ROOM, Sender, Webhook,
 };
 use crate::budget::{Charge, Pool};
-use crate::clock;
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
 use crate::whatsapp::{self, Heard, Kind, NotAPayload};
+use consentd_os::clock;
 
 /// The header that has a request's signature.
 const SIGNATURE: &str = "x-hub-signature-256";

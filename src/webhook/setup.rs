@@ -14,9 +14,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::Webhook;
-use crate::access;
-use crate::files;
 use crate::whatsapp::Rules;
+use consentd_os::access;
+use consentd_os::files;
 
 /// How often is looked whether anything was changed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

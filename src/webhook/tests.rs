@@ -13,13 +13,13 @@ use tower::ServiceExt as _;
 
 use super::{Secrets, Sender, Setup, Webhook, router};
 use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
-use crate::consent::event::PlatformNames;
-use crate::consent::id::KeySecret;
-use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::ledger::{Embedded, FollowerPosition, Ledger, Retention};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::whatsapp::{self, Rules};
+use consentd_core::event::PlatformNames;
+use consentd_core::id::KeySecret;
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_ledger::{Embedded, FollowerPosition, Ledger, Retention};
 
 /// How many payloads are made up; more where the variable says so.
 const CASES: u64 = 10_000;
@@ -356,7 +356,7 @@ fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong
 
 /// Which of these users a payload denies something.
 fn denied<'u>(heard: &whatsapp::Heard, users: &'u [String; 3]) -> Vec<&'u String> {
-    use crate::consent::event::What;
+    use consentd_core::event::What;
     let events = heard.updates.iter().flat_map(|update| &update.submissions);
     let events: Vec<_> = events.filter(|one| one.event.business_id == "acme").collect();
     let is_denied = |user: &&String| {

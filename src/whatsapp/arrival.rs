@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::consent::event::{
+use crate::recorder::{Counts, Submission};
+use consentd_core::event::{
     CODE_FREQUENCY_CAPPED, CODE_PLATFORM_STOPPED, CODE_WINDOW_CLOSED, What,
 };
-use crate::recorder::{Counts, Submission};
 
 /// Whether a failure's code only ever denies.
 pub(super) fn denies(code: i32) -> bool {
@@ -54,8 +54,8 @@ fn request_id(message_id: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consent::event::Event;
-    use crate::consent::time::Timestamp;
+    use consentd_core::event::Event;
+    use consentd_core::time::Timestamp;
 
     fn arrived(what: What) -> Option<Submission> {
         let (user_id, business_id) = ("1".to_owned(), "acme".to_owned());
@@ -97,6 +97,6 @@ mod tests {
         assert_ne!(id("wamid.1", "STOP"), id("wamid.2", "STOP"));
         assert_ne!(id("wamid.1", "STOP"), id("wamid.1", "stop-button"));
         assert_eq!(id("", "STOP"), "");
-        assert!(id("wamid.1", "STOP").len() <= crate::consent::event::MAX_REQUEST_ID_BYTES);
+        assert!(id("wamid.1", "STOP").len() <= consentd_core::event::MAX_REQUEST_ID_BYTES);
     }
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::consent::hidden;
-use crate::consent::time::Timestamp;
+use consentd_core::hidden;
+use consentd_core::time::Timestamp;
 
 /// A text that is not empty.
 pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {

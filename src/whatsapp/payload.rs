@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::fields::{has, list, name, word};
 use super::update::{Context, Meant};
 use super::{Cause, Heard, Kind, Rules, Update};
-use crate::consent::event::What;
+use consentd_core::event::What;
 
 /// The object whose webhooks are read.
 const OBJECT: &str = "whatsapp_business_account";

@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::consent::event::{Method, What};
 use crate::recorder::Counts;
+use consentd_core::event::{Method, What};
 
 fn rules() -> Rules {
     Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))

@@ -5,10 +5,10 @@ use serde_json::Value;
 use super::arrival::{as_of_arrival, denies};
 use super::fields::{code, has, id, list, name, seconds, text, word};
 use super::{CALL, Cause, GROUP, Kind, Rules};
-use crate::consent::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
-use crate::consent::scope::{Class, Scope};
-use crate::consent::time::Timestamp;
 use crate::recorder::{Counts, Submission, Told};
+use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
+use consentd_core::scope::{Class, Scope};
+use consentd_core::time::Timestamp;
 
 /// The category of the preferences that we know.
 const MARKETING: &str = "marketing_messages";

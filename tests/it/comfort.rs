@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use consentd::clock::{self, Moment};
-use consentd::decision::Reason;
+use consentd_core::decision::Reason;
+use consentd_os::clock::{self, Moment};
 use tonic::Code;
 
 use crate::commands::{commands, served};

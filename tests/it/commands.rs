@@ -15,14 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consentd::budget::{Budget, Sizes};
-use consentd::consent::id::KeySecret;
-use consentd::decision::Policy;
 use consentd::gate::Gate;
 use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
 use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Routes, pb};
 use consentd::metrics::Metrics;
 use consentd::table::Writer;
+use consentd_core::decision::Policy;
+use consentd_core::id::KeySecret;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 use tonic_types::StatusExt as _;

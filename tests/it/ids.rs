@@ -5,15 +5,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use consentd::consent::event::{Event, PlatformNames, What};
-use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::consent::scope::Scope;
-use consentd::consent::time::Timestamp;
 use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
-use consentd::ledger::{Embedded, Ledger, Retention};
 use consentd::metrics::Metrics;
 use consentd::recorder::{Recorder, Submission, Told};
+use consentd_core::event::{Event, PlatformNames, What};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::scope::Scope;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Embedded, Ledger, Retention};
 use tonic_types::StatusExt as _;
 
 use crate::sidecar::{

@@ -333,8 +333,7 @@ async fn another_ledger_gets_all_rows_though_an_import_was_broken_off() {
     // As it would have been kept by an import into that ledger, half-way.
     let half: String = world.rows[..world.rows.len() / 2].join("\n") + "\n";
     let kept = folder.path().join("events.ndjson.import-progress");
-    let tail =
-        consentd::consent::record::sha256(&half.as_bytes()[half.len().saturating_sub(65_536)..]);
+    let tail = consentd_core::record::sha256(&half.as_bytes()[half.len().saturating_sub(65_536)..]);
     let tail = tail.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let progress = serde_json::json!({
         "ledger": "00000000000000000000000000000000", "revision": 1, "offset": half.len(),

@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use consentd::decision::Reason;
 use consentd::grpc::pb;
 use consentd::metrics::{
     BYTE_POOLS, CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS,
     SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
 };
+use consentd_core::decision::Reason;
 
 use crate::sidecar::{Sidecar, event, eventually, inbound, opt_in, opt_out, question};
 

@@ -128,7 +128,7 @@ async fn differences(browser: &Browser, sidecar: &Sidecar) -> Vec<String> {
         *if yes == "true" { &mut allowed } else { &mut denied } += value;
         expected.insert(reason.trim_end_matches("\"}").to_owned(), *value);
     }
-    assert_eq!(expected.len(), consentd::decision::Reason::ALL.len());
+    assert_eq!(expected.len(), consentd_core::decision::Reason::ALL.len());
     expected.extend([("Allowed".to_owned(), allowed), ("Denied".to_owned(), denied)]);
     let latency = rows(browser, "#latency").await;
     told.insert("checks".into(), latency.values().map(|cells| number(&cells[1])).sum());

@@ -1,6 +1,6 @@
 //! `--durability aof`: on which servers and settings it is what it says, and how that is found.
 
-use consentd::ledger::{Durability, Redis, RefusedBy, Unfit};
+use consentd_ledger::{Durability, Redis, RefusedBy, Unfit};
 use servers::ServerKind;
 
 use super::*;

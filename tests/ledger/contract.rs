@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use consentd::consent::id::{BusinessId, UserId};
-use consentd::ledger::{Cursor, MAX_APPEND, Tail, Version};
+use consentd_core::id::{BusinessId, UserId};
+use consentd_ledger::{Cursor, MAX_APPEND, Tail, Version};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 

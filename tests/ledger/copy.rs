@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consentd::ledger::{Depth, NewFile, NewLedger, NewRedis, Tail, bucket_of, copy};
+use consentd_ledger::{Depth, NewFile, NewLedger, NewRedis, Tail, bucket_of, copy};
 
 use super::*;
 

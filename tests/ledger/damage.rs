@@ -5,7 +5,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use consentd::ledger::{Depth, OpenError, Opened};
+use consentd::recorder::{Refusal, Submission};
+use consentd_core::event::Event;
+use consentd_ledger::{Depth, OpenError, Opened, UnreadableRecord};
+use redb::ReadableTable as _;
 use tempfile::tempdir;
 
 use super::*;
@@ -131,10 +134,10 @@ fn open_a_new_ledger_has_no_mark_of_the_one_before() {
     let mode = fs::metadata(mark_of(&path)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     fs::remove_file(&path).unwrap();
-    assert_eq!(consentd::ledger::traces(&path).unwrap(), [mark_of(&path)]);
+    assert_eq!(consentd_ledger::traces(&path).unwrap(), [mark_of(&path)]);
     assert!(serve(&path).unwrap().is_new);
     assert!(!mark_of(&path).exists());
-    assert!(consentd::ledger::traces(&path).unwrap().is_empty());
+    assert!(consentd_ledger::traces(&path).unwrap().is_empty());
 }
 
 #[test]
@@ -244,4 +247,52 @@ async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
     open.close().await;
     let compacted = Embedded::compact(&path, FOREVER, CACHE).unwrap();
     assert!(compacted.now < small.file * 2, "{compacted:?}");
+}
+
+#[tokio::test]
+async fn recorder_refuses_what_it_cannot_read_and_records_other_pairs() {
+    const RECORDS: redb::TableDefinition<&[u8; 16], &[u8]> = redb::TableDefinition::new("pairs");
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let event = |user: &str| {
+        let (user_id, business_id) = (user.to_owned(), "acme".to_owned());
+        let event = Event { user_id, business_id, time: None, what: opt_out("letter") };
+        Submission::new(event, String::new())
+    };
+    let record = async |submission| {
+        let open = run(serve(&path).unwrap());
+        let result = super::linked::recorder(&open.ledger).record(&[submission]).await.remove(0);
+        open.close().await;
+        result
+    };
+    record(event("15550123456")).await.unwrap();
+    let edit = |bytes: &[u8]| {
+        let database = redb::Database::open(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut records = transaction.open_table(RECORDS).unwrap();
+            let known = records
+                .first()
+                .unwrap()
+                .map(|(key, value)| (*key.value(), value.value()[..16].to_vec()));
+            let (key, version) = known.unwrap();
+            records.insert(&key, [&version, bytes].concat().as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+    };
+    let newer = consentd_core::record::FORMAT + 1;
+    // Field 1 is the format, and nobody knows field 31 yet.
+    let later = [0x08, u8::try_from(newer).unwrap(), 0xfa, 0x01, 0x01, b'n'];
+    for (bytes, why) in [
+        (&[0xff; 8][..], UnreadableRecord::Damaged),
+        (&later, UnreadableRecord::Newer { format: newer }),
+    ] {
+        edit(bytes);
+        let refused = record(event("15550123456")).await;
+        assert!(
+            matches!(&refused, Err(Refusal::Unreadable(found)) if *found == why),
+            "{refused:?}"
+        );
+    }
+    record(event("15550123457")).await.unwrap();
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use consentd::consent::record::Erased;
-use consentd::ledger::{Depth, NewFile, NewLedger, NewRedis, Tail, copy};
+use consentd_core::record::Erased;
+use consentd_ledger::{Depth, NewFile, NewLedger, NewRedis, Tail, copy};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::task::JoinSet;
 
@@ -95,7 +95,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         assert!(now.record.is_tombstone() && now.record.state.scopes.is_empty());
         let history = ledger.history(key(1)).await.unwrap();
         assert!(history.intact && history.entries.is_empty(), "{history:?}");
-        let all = ledger.events_after(consentd::ledger::Cursor::default()).await.unwrap();
+        let all = ledger.events_after(consentd_ledger::Cursor::default()).await.unwrap();
         assert_eq!(all.entries.len(), 1, "the other's is all that is left: {all:?}");
         let Tail::Entries(log) = ledger.read_after(5).await.unwrap().tail else { panic!() };
         let body = log[0].body.as_ref().unwrap();
@@ -122,7 +122,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         let told = history.entries.iter().map(|(place, _)| Some(place.head)).collect::<Vec<_>>();
         assert_eq!(heads, [None, told[0], told[1], None]);
         assert_eq!(told[1], Some(history.record.chain));
-        let all = ledger.events_after(consentd::ledger::Cursor::default()).await.unwrap().entries;
+        let all = ledger.events_after(consentd_ledger::Cursor::default()).await.unwrap().entries;
         let user = format!("US.{:?}", key(1));
         let hers: Vec<_> = all.into_iter().filter(|(_, entry)| entry.user_id == user).collect();
         assert_eq!(hers, history.entries);
@@ -259,7 +259,7 @@ async fn a_copy_has_what_was_left() {
                     read(&second.ledger, key(number)).await,
                 );
                 assert_eq!(old.record, new.record);
-                let entries = |history: consentd::ledger::History| history.entries;
+                let entries = |history: consentd_ledger::History| history.entries;
                 assert_eq!(
                     entries(first.ledger.history(key(number)).await.unwrap()),
                     entries(second.ledger.history(key(number)).await.unwrap())
@@ -292,11 +292,11 @@ async fn while_words_are_being_removed(meanwhile: impl AsyncFnOnce(&Ledger)) -> 
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let passing = tokio::spawn(server::holding(listener, server.socket.clone(), holding));
     // It appends nothing: the first that it says of statements is to remove them.
-    let target = consentd::ledger::Target::new(
+    let target = consentd_ledger::Target::new(
         &format!("redis+unix://{}", path.display()),
-        consentd::ledger::TargetOptions::default(),
+        consentd_ledger::TargetOptions::default(),
     );
-    let (ledger, driver) = consentd::ledger::Redis::new(target.unwrap(), sweeping());
+    let (ledger, driver) = consentd_ledger::Redis::new(target.unwrap(), sweeping());
     let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
     let sweeper = Open { ledger: Ledger::Redis(ledger), writer };
     let go_on = tokio::time::timeout(PATIENCE, held.recv()).await.unwrap().unwrap();
@@ -345,7 +345,7 @@ async fn an_erase_that_is_cut_short_is_finished_by_whoever_sweeps() {
     bury(ledger, key(1)).await;
     open.close().await;
     // As it is where the script ends behind the log's entry, and its recorder with it.
-    let number = consentd::ledger::bucket_of(key(1), server::BUCKETS);
+    let number = consentd_ledger::bucket_of(key(1), server::BUCKETS);
     let bucket = format!("{{consent:0}}:b:{number}");
     let mut client = server.client().await;
     let value: Vec<u8> = redis::cmd("HGET")

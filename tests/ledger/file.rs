@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use consentd::ledger::{Appender, OpenError};
+use consentd_ledger::{Appender, OpenError};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 use tempfile::tempdir;
 use tokio::task::JoinSet;

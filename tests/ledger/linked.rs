@@ -5,22 +5,22 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use consentd::consent::event::{Event, PlatformNames, What};
-use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::consent::record::{HistoryEntry, Link, Record};
-use consentd::consent::scope::Scope;
-use consentd::consent::state::Said;
-use consentd::ledger::{Appended, Change, Ledger, Update, Version};
 use consentd::metrics::Metrics;
 use consentd::recorder::linked::{MAX_IDS, Step, Walk};
 use consentd::recorder::{Recorded, Recorder, Refusal, Submission};
+use consentd_core::event::{Event, PlatformNames, What};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::record::{HistoryEntry, Link, Record};
+use consentd_core::scope::Scope;
+use consentd_core::state::Said;
+use consentd_ledger::{Appended, Change, Ledger, Update, Version};
 
 use crate::{FOREVER, Open, homes, opt_in, opt_out};
 
 /// A while after 1970, before any ledger's now.
 const LATER: i64 = 1_000_000;
 
-fn recorder(ledger: &Ledger) -> Recorder {
+pub(super) fn recorder(ledger: &Ledger) -> Recorder {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let keywords = Keywords::new(KeywordLists::default());
     Recorder::new(ledger.clone(), PlatformNames::default(), keywords, metrics)

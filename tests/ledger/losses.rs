@@ -1,11 +1,11 @@
 //! A ledger that has lost keys, by `DEL` or by eviction, is never taken for an empty one.
 
-use consentd::ledger::{Cursor, Mending, UnreadableRecord};
+use consentd_ledger::{Cursor, Mending, UnreadableRecord};
 
 use super::*;
 
 fn bucket_of(number: u64) -> u32 {
-    consentd::ledger::bucket_of(key(number), BUCKETS)
+    consentd_ledger::bucket_of(key(number), BUCKETS)
 }
 
 fn bucket_key(number: u64) -> String {
@@ -42,7 +42,7 @@ async fn exists(server: &Server, key: &str) -> bool {
     say(server, &["EXISTS", key]).await.unwrap() == redis::Value::Int(1)
 }
 
-async fn repair(open: &Open, mending: Mending) -> consentd::ledger::Mended {
+async fn repair(open: &Open, mending: Mending) -> consentd_ledger::Mended {
     as_redis(&open.ledger).mend(mending, false, &mut |_| {}).await.unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use consentd::ledger::{Heard, LogHead, MAX_APPEND, MAX_PAGE, Position, Tail, bucket_of};
+use consentd_ledger::{Heard, LogHead, MAX_APPEND, MAX_PAGE, Position, Tail, bucket_of};
 
 use super::*;
 
@@ -17,7 +17,7 @@ async fn append_pairs(ledger: &Ledger, numbers: std::ops::Range<u64>) {
     }
 }
 
-fn entries(tail: Tail) -> Vec<consentd::ledger::LogEntry> {
+fn entries(tail: Tail) -> Vec<consentd_ledger::LogEntry> {
     match tail {
         Tail::Entries(entries) => entries,
         Tail::Trimmed => panic!("nothing was trimmed"),

@@ -8,14 +8,14 @@ mod rights;
 use std::path::Path;
 use std::sync::Arc;
 
-use consentd::consent::event::{Event, PlatformNames};
-use consentd::consent::keyword::{KeywordLists, Keywords};
-use consentd::consent::record::{Outcome, Request};
-use consentd::ledger::{
-    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
-};
 use consentd::metrics::Metrics;
 use consentd::recorder::{Recorder, Submission};
+use consentd_core::event::{Event, PlatformNames};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::record::{Outcome, Request};
+use consentd_ledger::{
+    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
+};
 use server::BUCKETS;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -114,7 +114,7 @@ async fn what_was_half_written_is_not_shown_and_is_rolled_forward_where_nobody_a
     let mut command = redis::cmd("HSET");
     command.arg("{consent:0}:meta").arg("rev").arg(1).arg("head").arg(&entries[0].head[..]);
     command.query_async::<i64>(&mut server.client().await).await.unwrap();
-    let number = consentd::ledger::bucket_of(key(1), BUCKETS);
+    let number = consentd_ledger::bucket_of(key(1), BUCKETS);
     let error = open.ledger.bucket(number).await.unwrap_err();
     assert_eq!(RefusedBy::of(&error), Some(&RefusedBy::CutShort));
     open.close().await;
@@ -137,7 +137,7 @@ async fn keys_of_the_wrong_type_and_forbidden_ones_change_nothing() {
     append(&open.ledger, key(1), opt_in("Yes")).await;
     let end = open.ledger.read_after(0).await.unwrap().end;
     let known = read(&open.ledger, key(1)).await;
-    let number = consentd::ledger::bucket_of(key(1), BUCKETS);
+    let number = consentd_ledger::bucket_of(key(1), BUCKETS);
     for name in [format!("{{consent:0}}:b:{number}"), format!("{{consent:0}}:h:{number}")] {
         say(&server, &["RENAME", &name, "{consent:0}:aside"]).await.unwrap();
         say(&server, &["SET", &name, "not a hash"]).await.unwrap();
@@ -271,7 +271,7 @@ fn lossy_ledger(folder: &TempDir, server: &Server) -> (Open, mpsc::Receiver<ones
 
 fn open_at(path: &Path) -> Open {
     let url = format!("redis+unix://{}", path.display());
-    let target = consentd::ledger::Target::new(&url, TargetOptions::default()).unwrap();
+    let target = consentd_ledger::Target::new(&url, TargetOptions::default()).unwrap();
     let (ledger, driver) = Redis::new(target, options());
     let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
     Open { ledger: Ledger::Redis(ledger), writer }

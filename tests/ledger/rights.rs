@@ -68,7 +68,7 @@ async fn nobody_needs_more_rights_than_these() {
     for what in [opt_in("Yes"), inbound("wamid"), opt_out("letter")] {
         append(&writer.ledger, key(1), what).await;
     }
-    let number = consentd::ledger::bucket_of(key(1), BUCKETS);
+    let number = consentd_ledger::bucket_of(key(1), BUCKETS);
     for ledger in [&reader.ledger, &writer.ledger] {
         assert_eq!(ledger.read_after(3).await.unwrap().end.revision, 3);
         assert_eq!(ledger.bucket(number).await.unwrap().pairs.len(), 1);

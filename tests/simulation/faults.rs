@@ -3,9 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use consentd::consent::record::Link;
-use consentd::consent::state::{Effect, State, Word};
-use consentd::ledger::{Epoch, LogEntry, UnreadableEntry};
+use consentd_core::record::Link;
+use consentd_core::state::{Effect, State, Word};
+use consentd_ledger::{Epoch, LogEntry, UnreadableEntry};
 
 use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
 use crate::oracle::scope;

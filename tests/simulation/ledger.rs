@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
-use consentd::consent::facts::{Facts, Resolved};
-use consentd::consent::id::{Key, KeySecret};
-use consentd::consent::record::{Link, Record, Revision};
-use consentd::consent::scope::{Category, Scope};
-use consentd::consent::state::State;
-use consentd::consent::time::Timestamp;
-use consentd::ledger::{
+use consentd_core::facts::{Facts, Resolved};
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{Link, Record, Revision};
+use consentd_core::scope::{Category, Scope};
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
     Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry, UnreadableRecord,
     bucket_of,
 };

@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use consentd::consent::event::What;
-use consentd::consent::id::Key;
-use consentd::consent::record::Link;
-use consentd::consent::state::{Effect, State};
-use consentd::consent::time::Timestamp;
-use consentd::ledger::{self, Appended, Change, Epoch, Read, Version};
 use consentd::recorder::linked::{self, Denial, Walk};
+use consentd_core::event::What;
+use consentd_core::id::Key;
+use consentd_core::record::Link;
+use consentd_core::state::{Effect, State};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Appended, Change, Epoch, Read, Version};
 
 use crate::ledger::{BUSINESS, Said, Stored, secret, user};
 use crate::recorder::Step;
@@ -170,8 +170,10 @@ impl World {
         for key in keys {
             let stored = server.stored[server.number_of(*key)?].as_ref();
             let record = stored.map(|stored| stored.said.record());
-            let record = record.unwrap_or_else(|| Ok(consentd::consent::record::Record::default()));
-            pairs.push(record.map(|record| ledger::Stored { version: version(stored), record }));
+            let record = record.unwrap_or_else(|| Ok(consentd_core::record::Record::default()));
+            pairs.push(
+                record.map(|record| consentd_ledger::Stored { version: version(stored), record }),
+            );
         }
         Some(Read { clock, pairs })
     }
@@ -181,7 +183,7 @@ impl World {
         let number = self.primary.number_of(change.key)?;
         let known = self.primary.stored[number].as_ref();
         if version(known) != change.base {
-            return Some(Appended::Conflict(Ok(ledger::Stored::default())));
+            return Some(Appended::Conflict(Ok(consentd_ledger::Stored::default())));
         }
         if let Some(update) = change.update {
             let said = Said::new(update.record.state, true).linked(update.record.links);

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use consentd::consent::facts::{Facts, Standing};
-use consentd::consent::scope::Scope;
-use consentd::consent::state::{Effect, State, Word};
-use consentd::consent::time::Timestamp;
 use consentd::table::Table;
+use consentd_core::facts::{Facts, Standing};
+use consentd_core::scope::Scope;
+use consentd_core::state::{Effect, State, Word};
+use consentd_core::time::Timestamp;
 
 use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
 pub use crate::violation::Violation;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use consentd::consent::record::Link;
-use consentd::consent::state::{Effect, Pending, State, Word};
-use consentd::consent::time::Timestamp;
+use consentd_core::record::Link;
+use consentd_core::state::{Effect, Pending, State, Word};
+use consentd_core::time::Timestamp;
 
 use crate::ledger::{Said, Stored, USERS, user};
 use crate::linked::{PEOPLE, Walking};

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use consentd::consent::facts::Facts;
 use consentd::follower::driver::{BUCKET_TIMEOUT, RETRY, period};
 use consentd::metrics::Metrics;
+use consentd_core::facts::Facts;
 
 use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
 use crate::oracle::Violation;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use consentd::consent::id::KeySecret;
-use consentd::consent::time::Timestamp;
 use consentd::follower::machine::{Attempt, Warm};
-use consentd::ledger::{Identity, Position};
 use consentd::table::Saved;
+use consentd_core::id::KeySecret;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Identity, Position};
 
 use crate::ledger::{BUSINESS, user};
 use crate::oracle::Guards;

@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::clock::Moment;
-use consentd::consent::time::Timestamp;
-use consentd::decision::{Form, Policy};
 use consentd::follower::apply::{Applier, Done};
 use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
 use consentd::follower::machine::Action;
 use consentd::gate::{Gate, Question};
-use consentd::ledger::{Announcement, Bucket, Epoch, Identity, Page, Position};
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
+use consentd_core::decision::{Form, Policy};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Announcement, Bucket, Epoch, Identity, Page, Position};
+use consentd_os::clock::Moment;
 
 use crate::ledger::{BUSINESS, CATEGORIES};
 use crate::oracle::{Guards, Violation};

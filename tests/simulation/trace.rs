@@ -1,9 +1,9 @@
 //! What happens, in words, for `CONSENTD_TRACE`.
 
-use consentd::consent::state::State;
-use consentd::consent::time::Timestamp;
 use consentd::follower::machine::Action;
-use consentd::ledger::{Bucket, LogBody, Tail, UnreadableRecord};
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Bucket, LogBody, Tail, UnreadableRecord};
 
 use crate::recorder::Step;
 use crate::sidecar::Brought;

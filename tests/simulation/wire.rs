@@ -1,7 +1,7 @@
 //! What lies between the sidecar and the ledger.
 
 use consentd::follower::driver::{BucketQuestion, NotRead, PageQuestion};
-use consentd::ledger::{Announcement, Epoch, LogEntry};
+use consentd_ledger::{Announcement, Epoch, LogEntry};
 
 use crate::random::Random;
 use crate::sidecar::{Brought, true_time};

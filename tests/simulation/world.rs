@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::clock::Moment;
-use consentd::consent::state::Effect;
 use consentd::follower::driver::{
     BUCKET_TIMEOUT, BucketQuestion, NotRead, PageQuestion, RETRY, period,
 };
-use consentd::ledger::{Announcement, Epoch, Position};
 use consentd::metrics::Metrics;
+use consentd_core::state::Effect;
+use consentd_ledger::{Announcement, Epoch, Position};
+use consentd_os::clock::Moment;
 
 use crate::faults::Faults;
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};

@@ -27,8 +27,8 @@ use self::session::{Ended, LedgerName, Session};
 use super::client::{ClientArgs, TokenArgs};
 use super::print::hex;
 use super::{Verdict, print};
-use crate::clock;
-use crate::files::{self, Usage, UsedFile};
+use consentd_os::clock;
+use consentd_os::files::{self, Usage, UsedFile};
 
 /// How often the progress is kept and shown.
 const TICK: Duration = Duration::from_millis(500);

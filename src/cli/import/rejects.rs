@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use super::progress::Progress;
 use super::rows::{Fault, Parser, Raw, Row};
 use crate::cli::print;
-use crate::files;
+use consentd_os::files;
 
 /// Where rejected rows go.
 pub(super) struct Rejects {

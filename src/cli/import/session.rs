@@ -17,11 +17,11 @@ use super::progress::Tally;
 use super::rows::{Fault, Parser, Row, Rows};
 use super::{Import, TICK};
 use crate::cli::client::ClientArgs;
-use crate::clock;
-use crate::consent::id::KeySecret;
 use crate::grpc::pb::record_events_response::Result as Answer;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use crate::grpc::{LEDGER_ID, REVISION, pb};
+use consentd_core::id::KeySecret;
+use consentd_os::clock;
 
 /// How many rows are under way at most: what is kept in memory, and what a break sends again.
 const MAX_WINDOW: usize = 16 * 1024;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{WhichArgs, hex, only_redis, with_ledger};
 use crate::cli::{Verdict, print};
-use crate::ledger::Ledger;
+use consentd_ledger::Ledger;
 
 /// For the help.
 pub(super) const WHAT_IT_MEANS: &str = "\

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{CACHE_BYTES, WhichArgs};
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use crate::ledger::{Compacted, Embedded, Retention};
+use consentd_ledger::{Compacted, Embedded, Retention};
 
 /// For the help.
 pub(super) const WHAT_IT_IS_FOR: &str = "\

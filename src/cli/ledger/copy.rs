@@ -11,12 +11,12 @@ use super::shown::Shown;
 use super::{hex, of_address, verify, with_ledger};
 use crate::cli::init::{self, BUCKETS, fit};
 use crate::cli::{Verdict, print};
-use crate::clock;
 use crate::config::{LedgerAddress, LedgerArgs};
-use crate::ledger::{
+use consentd_ledger::{
     Copied, CopyError, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
     copy as copy_ledger,
 };
+use consentd_os::clock;
 
 /// For the help.
 pub(super) const HOW_TO_MOVE: &str = "\

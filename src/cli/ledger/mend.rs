@@ -7,7 +7,7 @@ use serde_json::json;
 use super::shown::Shown;
 use super::{WhichArgs, only_redis, verify, with_ledger};
 use crate::cli::{Verdict, print};
-use crate::ledger::{Ledger, Mended, Mending};
+use consentd_ledger::{Ledger, Mended, Mending};
 
 /// For the help.
 pub(super) const WHAT_SCRUB_DOES: &str = "\

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use super::print::hex;
 use super::{Verdict, given};
 use crate::config::{ConfigError, LedgerAddress, LedgerArgs};
-use crate::ledger::{Embedded, Fitness, Fsync, Ledger, Options, Persistence, Redis, Retention};
+use consentd_ledger::{Embedded, Fitness, Fsync, Ledger, Options, Persistence, Redis, Retention};
 
 /// How much of a file is kept in memory.
 const CACHE_BYTES: usize = 64 << 20;

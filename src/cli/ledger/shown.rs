@@ -6,8 +6,8 @@ use std::time::Duration;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::print;
-use crate::clock;
-use crate::ledger::Progress;
+use consentd_ledger::Progress;
+use consentd_os::clock;
 
 /// How often somebody who reads a log is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use super::{WhichArgs, hex, persistence, with_ledger};
 use crate::cli::init::{fit, warn};
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use crate::ledger::{Fitness, Ledger, Page, Space, Status, Warning};
+use consentd_ledger::{Fitness, Ledger, Page, Space, Status, Warning};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::shown::Shown;
 use super::{WhichArgs, hex, with_ledger};
 use crate::cli::{Verdict, print};
-use crate::ledger::{Depth, Finding, Ledger, Report};
+use consentd_ledger::{Depth, Finding, Ledger, Report};
 
 /// For the help.
 pub(super) const WHAT_IS_LOOKED_AT: &str = "\

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{Cause, Unused};
-use crate::clock::Moment;
-use crate::consent::record::Revision;
-use crate::consent::time::Timestamp;
-use crate::ledger::{Bucket, Identity, LogBody};
+use consentd_core::record::Revision;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Bucket, Identity, LogBody};
+use consentd_os::clock::Moment;
 
 /// What is to be done, in order.
 #[derive(Debug)]

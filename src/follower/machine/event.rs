@@ -1,8 +1,8 @@
 //! What the machine is told.
 
-use crate::clock::Moment;
-use crate::consent::record::Revision;
-use crate::ledger::{Announcement, Bucket, Page};
+use consentd_core::record::Revision;
+use consentd_ledger::{Announcement, Bucket, Page};
+use consentd_os::clock::Moment;
 
 /// Which attempt to follow a ledger a question belongs to; answers of an earlier one are dropped.
 pub type Attempt = u64;

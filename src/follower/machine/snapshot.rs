@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::trail::Trail;
-use crate::clock::Moment;
-use crate::consent::record::Revision;
-use crate::ledger::{Bucket, LogHead};
+use consentd_core::record::Revision;
+use consentd_ledger::{Bucket, LogHead};
+use consentd_os::clock::Moment;
 
 /// How many buckets are asked for at once.
 const MAX_READING: usize = 16;

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::consent::record::Revision;
-use crate::ledger::{Bucket, LogHead, Position};
+use consentd_core::record::Revision;
+use consentd_ledger::{Bucket, LogHead, Position};
 
 /// How many of the last revisions are kept, to compare an older claim or label with.
 const MAX_STEPS: usize = 4_096;

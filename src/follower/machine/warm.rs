@@ -1,6 +1,6 @@
 //! A table that was saved before: from where the log is followed, where nothing else was.
 
-use crate::ledger::{Page, Position, Tail};
+use consentd_ledger::{Page, Position, Tail};
 
 /// Why a saved table is not used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::consent::time::Timestamp;
-use crate::decision::Decision;
+use consentd_core::decision::Decision;
+use consentd_core::time::Timestamp;
 
 fn id() -> impl Strategy<Value = String> {
     prop_oneof![Just(String::new()), "[+0-9a-zA-Zé🙂. ]{0,20}", "[a-z]{120,140}"]

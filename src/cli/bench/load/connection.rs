@@ -22,7 +22,7 @@ use super::stream::Stream;
 use super::tally::{Live, Tally};
 use super::wire::{Failure, Incoming};
 use crate::cli::client::ClientArgs;
-use crate::clock;
+use consentd_os::clock;
 
 /// How often it is looked whether an answer is overdue.
 const LOOK: Duration = Duration::from_millis(50);

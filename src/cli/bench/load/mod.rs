@@ -39,9 +39,9 @@ use super::questions::{self, QuestionArgs};
 use super::shown::{Goal, Shown};
 use crate::cli::client::ClientArgs;
 use crate::cli::{Verdict, print};
-use crate::clock;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use consentd_os::clock;
 
 /// For the help.
 pub(super) const EXAMPLES: &str = "\

@@ -16,7 +16,7 @@ pub(in crate::cli::bench) enum Arrivals {
     Poisson,
 }
 
-/// What all connections of a load do together. Times are those of [`crate::clock::boot`].
+/// What all connections of a load do together. Times are those of [`consentd_os::clock::boot`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     /// When the first requests are due.
@@ -188,7 +188,7 @@ pub(super) struct Alarm(tokio::io::unix::AsyncFd<rustix::fd::OwnedFd>);
 impl Alarm {
     pub(super) fn new() -> io::Result<Self> {
         use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-        // The same clock as `crate::clock::boot`.
+        // The same clock as `consentd_os::clock::boot`.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
         #[allow(deprecated, reason = "what it wants instead is unsafe; this owns its descriptor")]
@@ -229,7 +229,7 @@ impl Alarm {
     }
 
     pub(super) async fn at(&self, at: Duration) -> io::Result<()> {
-        tokio::time::sleep(at.saturating_sub(crate::clock::boot())).await;
+        tokio::time::sleep(at.saturating_sub(consentd_os::clock::boot())).await;
         Ok(())
     }
 }
@@ -327,15 +327,18 @@ mod tests {
     #[tokio::test]
     async fn an_alarm_wakes_after_its_time_and_not_for_an_earlier_one() {
         let alarm = Alarm::new().unwrap();
-        let soon = crate::clock::boot() + MILLI;
+        let soon = consentd_os::clock::boot() + MILLI;
         let given_up = tokio::time::timeout(MILLI * 20, async {
             alarm.at(soon).await.unwrap();
             std::future::pending::<()>().await;
         });
         given_up.await.unwrap_err();
-        drop(tokio::time::timeout(Duration::ZERO, alarm.at(crate::clock::boot() + MILLI)).await);
-        let later = crate::clock::boot() + MILLI * 30;
+        drop(
+            tokio::time::timeout(Duration::ZERO, alarm.at(consentd_os::clock::boot() + MILLI))
+                .await,
+        );
+        let later = consentd_os::clock::boot() + MILLI * 30;
         alarm.at(later).await.unwrap();
-        assert!(crate::clock::boot() >= later);
+        assert!(consentd_os::clock::boot() >= later);
     }
 }

@@ -13,7 +13,7 @@ use super::connection::{Line, request};
 use super::pace::{Next, Pace};
 use super::requests::{Call, PREFIX, sequenced};
 use super::wire::{Failure, Incoming};
-use crate::clock;
+use consentd_os::clock;
 
 /// An open stream. Recipients are answered in order; questions by their sequence, which is the
 /// number of their slot.

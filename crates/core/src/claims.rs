@@ -1,0 +1,144 @@
+//! Clock skew: what senders with fast clocks claimed, so that a repeat of it is known as one.
+
+use std::time::Duration;
+
+use super::time::Timestamp;
+
+/// How many claims are known each by itself; older ones are known as one range.
+const MAX_CLAIMS: usize = 8;
+
+/// That events of these times, which allow, were clamped to this moment.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Claim {
+    /// The earliest time that was claimed; where one event was clamped, also the latest.
+    pub from: Timestamp,
+    /// The latest time that was claimed.
+    pub until: Timestamp,
+    /// The ledger's clock when the first of them was recorded.
+    pub moment: Timestamp,
+}
+
+/// The claims that a pair remembers.
+///
+/// An event that allows and that is ahead of the ledger's clock counts as of the moment at which it
+/// is recorded. Once its own time has passed, the same event again would count as of that time, and
+/// would lift a denial that came in between; so the pair keeps both times, and an event of the
+/// claimed time counts as of the first moment. This makes the events idempotent. Their number is
+/// bounded: the two oldest become a range, whose events count as of the earlier moment, which can
+/// only deny too much.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Claims(Vec<Claim>);
+
+impl Claims {
+    /// Remembers that events of the claimed times count as of an earlier moment; tells whether that
+    /// was news.
+    pub fn add(&mut self, claim: Claim) -> bool {
+        let known = [claim.from, claim.until].map(|time| self.moment_of(time));
+        if known.iter().all(|known| known.is_some_and(|known| known <= claim.moment)) {
+            return false;
+        }
+        let place = self.0.partition_point(|known| *known < claim);
+        self.0.insert(place, claim);
+        if let [first, second, ..] = self.0[..]
+            && self.0.len() > MAX_CLAIMS
+        {
+            let until = first.until.max(second.until);
+            let moment = first.moment.min(second.moment);
+            self.0.splice(..2, [Claim { until, moment, ..first }]);
+        }
+        true
+    }
+
+    /// The moment that an event counts as of which allows and claims this time, where one of that
+    /// time was clamped before.
+    #[must_use]
+    pub fn moment_of(&self, time: Timestamp) -> Option<Timestamp> {
+        let known = self.0.iter().filter(|known| (known.from..=known.until).contains(&time));
+        known.map(|known| known.moment).min()
+    }
+
+    /// The latest time that was claimed.
+    #[must_use]
+    pub fn latest(&self) -> Option<Timestamp> {
+        self.iter().map(|claim| claim.until).max()
+    }
+
+    /// All of them, by the times that were claimed.
+    pub fn iter(&self) -> impl Iterator<Item = Claim> {
+        self.0.iter().copied()
+    }
+
+    /// What both remember.
+    #[must_use]
+    pub fn join(mut self, other: &Self) -> Self {
+        for claim in other.iter() {
+            self.add(claim);
+        }
+        self
+    }
+}
+
+impl Claim {
+    /// What is to be believed where only the moment is known: that the clock was ahead by anything
+    /// that is taken.
+    #[must_use]
+    pub fn up_to(moment: Timestamp, ahead: Duration) -> Self {
+        Self { from: moment, until: moment.plus(ahead), moment }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis).unwrap()
+    }
+
+    fn claim(own: i64, moment: i64) -> Claim {
+        Claim { from: at(own), until: at(own), moment: at(moment) }
+    }
+
+    #[test]
+    fn claimed_time_counts_as_of_its_first_moment() {
+        let mut claims = Claims::default();
+        assert_eq!(claims.moment_of(at(50)), None);
+        assert!(claims.add(claim(50, 10)));
+        assert!(!claims.add(claim(50, 20)), "a repeat is no news");
+        assert_eq!(claims.moment_of(at(50)), Some(at(10)));
+        assert!(claims.add(claim(50, 5)), "the earliest moment counts");
+        assert_eq!(claims.moment_of(at(50)), Some(at(5)));
+        assert_eq!(claims.moment_of(at(51)), None);
+        assert_eq!(claims.latest(), Some(at(50)));
+    }
+
+    #[test]
+    fn older_claims_become_a_range_of_the_earliest_moment() {
+        let mut claims = Claims::default();
+        let count = i64::try_from(MAX_CLAIMS).unwrap() + 2;
+        for n in 0..count {
+            claims.add(claim(100 + 10 * n, n));
+        }
+        assert_eq!(claims.iter().count(), MAX_CLAIMS);
+        let oldest = Claim { from: at(100), until: at(120), moment: at(0) };
+        assert_eq!(claims.iter().next(), Some(oldest));
+        for n in 0..count {
+            let moment = claims.moment_of(at(100 + 10 * n)).unwrap();
+            assert!(moment <= at(n), "{n} counts as of {moment:?}");
+        }
+        assert_eq!(claims.moment_of(at(110 + 10 * count)), None);
+    }
+
+    #[test]
+    fn joined_claims_hold_both() {
+        let mut one = Claims::default();
+        one.add(claim(50, 10));
+        let mut other = Claims::default();
+        other.add(Claim::up_to(at(20), Duration::from_millis(5)));
+        let both = one.join(&other);
+        assert_eq!(
+            [25, 26, 50].map(|time| both.moment_of(at(time))),
+            [Some(at(20)), None, Some(at(10))]
+        );
+    }
+}

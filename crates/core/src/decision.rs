@@ -1,0 +1,382 @@
+//! May it be sent: the rules' nine rows. Pure; no clock, no await, no allocation.
+
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
+)]
+
+use std::time::Duration;
+
+use crate::event::MAX_AHEAD;
+use crate::facts::{Facts, Standing};
+use crate::scope::{Class, ClassSet};
+use crate::time::{Clock, Timestamp};
+
+/// How long a frequency cap (131049) holds from the failure.
+pub const CAP: Duration = Duration::from_hours(24);
+
+/// How a message is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// Not decided yet: either will do.
+    Any,
+    /// Text, media or an interactive message: only inside the window.
+    FreeForm,
+    /// An approved template.
+    Template,
+}
+
+/// Why a decision came out as it did. The first four allow, the others deny.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reason {
+    /// The user opted in to the category, or to its class.
+    OptedIn,
+    /// The user wrote within the window and has not opted out.
+    WindowOpen,
+    /// The user opted out of everything, then wrote again: a free-form reply is allowed.
+    ReplyAfterOptOut,
+    /// Would deny as stale, but the operator allows this class while the proof is late.
+    AllowedWhileStale,
+    /// No opt-in covers the category, and no open window stands in for it.
+    NoConsent,
+    /// Free-form only: the window is closed.
+    WindowClosed,
+    /// The latest word on the category, or its class, is an opt-out.
+    OptedOut,
+    /// The latest word is an opt-out of everything.
+    OptedOutAll,
+    /// The user stopped the business's marketing inside WhatsApp.
+    PlatformStopped,
+    /// The covering opt-in has lapsed.
+    ConsentExpired,
+    /// The covering opt-in waits for its confirmation.
+    ConsentPending,
+    /// WhatsApp refused a marketing message to the user lately.
+    FrequencyCapped,
+    /// The user must not be contacted.
+    Suppressed,
+    /// The table is not proven to be current.
+    Stale,
+}
+
+impl Reason {
+    /// Every reason, in the order of their numbers on the wire.
+    pub const ALL: [Self; 14] = [
+        Self::OptedIn,
+        Self::WindowOpen,
+        Self::ReplyAfterOptOut,
+        Self::AllowedWhileStale,
+        Self::NoConsent,
+        Self::WindowClosed,
+        Self::OptedOut,
+        Self::OptedOutAll,
+        Self::PlatformStopped,
+        Self::ConsentExpired,
+        Self::ConsentPending,
+        Self::FrequencyCapped,
+        Self::Suppressed,
+        Self::Stale,
+    ];
+
+    /// Whether the message may be sent.
+    #[must_use]
+    pub const fn allows(self) -> bool {
+        matches!(
+            self,
+            Self::OptedIn | Self::WindowOpen | Self::ReplyAfterOptOut | Self::AllowedWhileStale
+        )
+    }
+
+    /// The reason's name, as on the wire without its prefix.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OptedIn => "OPTED_IN",
+            Self::WindowOpen => "WINDOW_OPEN",
+            Self::ReplyAfterOptOut => "REPLY_AFTER_OPT_OUT",
+            Self::AllowedWhileStale => "ALLOWED_WHILE_STALE",
+            Self::NoConsent => "NO_CONSENT",
+            Self::WindowClosed => "WINDOW_CLOSED",
+            Self::OptedOut => "OPTED_OUT",
+            Self::OptedOutAll => "OPTED_OUT_ALL",
+            Self::PlatformStopped => "PLATFORM_STOPPED",
+            Self::ConsentExpired => "CONSENT_EXPIRED",
+            Self::ConsentPending => "CONSENT_PENDING",
+            Self::FrequencyCapped => "FREQUENCY_CAPPED",
+            Self::Suppressed => "SUPPRESSED",
+            Self::Stale => "STALE",
+        }
+    }
+
+    /// Why the message may be sent, or what would make it so.
+    #[must_use]
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::OptedIn => "the user opted in to this category, or to its class",
+            Self::WindowOpen => "the user wrote within the last 24 hours, and has not opted out",
+            Self::ReplyAfterOptOut => {
+                "the user opted out of everything, then wrote again: a free-form reply is allowed"
+            }
+            Self::AllowedWhileStale => {
+                "the table's proof is late, but --stale-allow names this class"
+            }
+            Self::NoConsent => {
+                "nobody opted in: an opt-in to this category or its class would allow it, or a \
+                 message from the user"
+            }
+            Self::WindowClosed => {
+                "the user has not written within the last 24 hours: send a template, or wait for a \
+                 message"
+            }
+            Self::OptedOut => {
+                "the user opted out of this category or its class: only a later opt-in by the user \
+                 allows it"
+            }
+            Self::OptedOutAll => {
+                "the user opted out of everything: only a later opt-in by the user allows it, or, \
+                 for a free-form reply that is no marketing, a message from the user"
+            }
+            Self::PlatformStopped => {
+                "the user stopped this business's marketing inside WhatsApp: only the user can \
+                 resume it there"
+            }
+            Self::ConsentExpired => "the opt-in has lapsed: the user must opt in again",
+            Self::ConsentPending => {
+                "a double opt-in waits for its confirmation: the user's yes allows it"
+            }
+            Self::FrequencyCapped => {
+                "WhatsApp refused marketing to this user lately: ask again at the retry time"
+            }
+            Self::Suppressed => {
+                "the user must not be contacted: allowed only once the suppression is lifted"
+            }
+            Self::Stale => {
+                "the table cannot prove that it is current, and denies until it can: see \
+                 `consentd status` for the cause"
+            }
+        }
+    }
+}
+
+/// What the table can prove of itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Proof {
+    /// It had everything within the bound.
+    Fresh,
+    /// Its last proof is older than the bound.
+    Late,
+    /// It is known to be wrong.
+    Invalid,
+}
+
+/// What an operator may set of the rules.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Policy {
+    /// How long after the user's last message free-form messages are allowed.
+    pub window: Duration,
+    /// By how much earlier we close it than WhatsApp would.
+    pub margin: Duration,
+    /// The classes for which an open window stands in for an opt-in.
+    pub window_implies: ClassSet,
+    /// The classes that a late proof alone does not stop.
+    pub stale_allow: ClassSet,
+}
+
+impl Policy {
+    /// WhatsApp's window: 24 hours from the user's last message.
+    pub const WINDOW: Duration = Duration::from_hours(24);
+    /// The default margin.
+    pub const MARGIN: Duration = Duration::from_mins(1);
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            window: Self::WINDOW,
+            margin: Self::MARGIN,
+            window_implies: ClassSet::ALL,
+            stale_allow: ClassSet::NONE,
+        }
+    }
+}
+
+/// The answer to one question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Decision {
+    /// Why, for the form asked for.
+    pub reason: Reason,
+    /// Whether a free-form message may be sent.
+    pub free_form_allowed: bool,
+    /// Whether a template may be sent.
+    pub template_allowed: bool,
+    /// When the window, less the margin, closes or closed; unset where the user never wrote.
+    pub window_expire: Option<Timestamp>,
+    /// When to ask again, where time alone will change the answer.
+    pub retry: Option<Timestamp>,
+}
+
+impl Decision {
+    /// Whether the message may be sent in the form asked for.
+    #[must_use]
+    pub const fn allowed(&self) -> bool {
+        self.reason.allows()
+    }
+}
+
+/// Decides one message of `class`.
+#[must_use]
+pub fn decide(
+    facts: &Facts,
+    class: Class,
+    form: Form,
+    policy: &Policy,
+    clock: Clock,
+    proof: Proof,
+) -> Decision {
+    let standing = standing_at(facts.standing, class, clock);
+    let question = Question { facts, standing, class, policy, clock };
+    let free_form = question.proven(question.free_form(), proof);
+    let template = question.proven(question.template(), proof);
+    let reason = match form {
+        Form::FreeForm => free_form,
+        Form::Any if free_form.allows() && !template.allows() => free_form,
+        Form::Template | Form::Any => template,
+    };
+    Decision {
+        reason,
+        free_form_allowed: free_form.allows(),
+        template_allowed: template.allows(),
+        window_expire: question.window_expire(),
+        retry: match reason {
+            Reason::FrequencyCapped => question.cap_end(),
+            _ => None,
+        },
+    }
+}
+
+/// What stands once it is known what has lapsed: over an older opt-out, an opt-in to marketing that
+/// has lapsed lets the opt-out stand again.
+fn standing_at(standing: Standing, class: Class, clock: Clock) -> Standing {
+    match standing {
+        Standing::OptedInOverOptOut { expire, all } => {
+            if class != Class::Marketing || clock.latest < expire {
+                Standing::OptedIn { expire: Some(expire) }
+            } else if all {
+                Standing::OptedOutAll { answerable: false }
+            } else {
+                Standing::OptedOut
+            }
+        }
+        standing => standing,
+    }
+}
+
+struct Question<'a> {
+    facts: &'a Facts,
+    standing: Standing,
+    class: Class,
+    policy: &'a Policy,
+    clock: Clock,
+}
+
+impl Question<'_> {
+    /// Rows 1 and 9: what a table that is not proven within the bound makes of rows 2 to 8.
+    fn proven(&self, reason: Reason, proof: Proof) -> Reason {
+        match proof {
+            Proof::Fresh => reason,
+            Proof::Late if reason.allows() && self.policy.stale_allow.contains(self.class) => {
+                Reason::AllowedWhileStale
+            }
+            Proof::Late | Proof::Invalid => Reason::Stale,
+        }
+    }
+
+    /// Rows 2 to 8 for a template.
+    fn template(&self) -> Reason {
+        if let Some(denied) = self.denied() {
+            return denied;
+        }
+        if self.is_marketing() && self.cap_end().is_some_and(|end| self.clock.earliest < end) {
+            return Reason::FrequencyCapped; // row 6
+        }
+        self.consent()
+    }
+
+    /// Rows 2 to 8 for a free-form message.
+    fn free_form(&self) -> Reason {
+        if !self.facts.suppressed && self.may_reply() {
+            return Reason::ReplyAfterOptOut; // row 3
+        }
+        if let Some(denied) = self.denied() {
+            return denied;
+        }
+        if !self.open() {
+            return Reason::WindowClosed; // row 6
+        }
+        self.consent()
+    }
+
+    /// Rows 2 to 5, the same for both forms but for the exception of row 3.
+    fn denied(&self) -> Option<Reason> {
+        if self.facts.suppressed {
+            return Some(Reason::Suppressed);
+        }
+        match self.standing {
+            Standing::OptedOutAll { .. } => Some(Reason::OptedOutAll),
+            Standing::OptedOut => Some(Reason::OptedOut),
+            _ if self.is_marketing() && self.facts.platform_stopped => {
+                Some(Reason::PlatformStopped)
+            }
+            _ => None,
+        }
+    }
+
+    /// Row 3's exception: the user wrote again, strictly after opting out of everything.
+    fn may_reply(&self) -> bool {
+        let answerable = matches!(
+            self.standing,
+            Standing::OptedOutAll { answerable: true }
+                | Standing::PendingOverOptOut { answerable: true }
+        );
+        answerable && !self.is_marketing() && self.open()
+    }
+
+    /// Rows 7 and 8. Where a pending opt-in would replace an opt-out, the window does not stand in
+    /// for its confirmation.
+    fn consent(&self) -> Reason {
+        let implied = self.open() && self.policy.window_implies.contains(self.class);
+        match self.standing {
+            Standing::OptedIn { expire }
+                if expire.is_none_or(|expire| self.clock.latest < expire) =>
+            {
+                Reason::OptedIn
+            }
+            Standing::PendingOverOptOut { .. } => Reason::ConsentPending,
+            _ if implied => Reason::WindowOpen,
+            Standing::Pending => Reason::ConsentPending,
+            Standing::OptedIn { .. } => Reason::ConsentExpired,
+            _ => Reason::NoConsent,
+        }
+    }
+
+    /// Whether the window is open on every clock.
+    fn open(&self) -> bool {
+        let ahead = self.clock.earliest.plus(MAX_AHEAD);
+        let believable = self.facts.last_inbound.is_some_and(|inbound| inbound <= ahead);
+        let running = self.window_expire().is_some_and(|end| self.clock.latest < end);
+        believable && running && !self.facts.window_closed
+    }
+
+    fn window_expire(&self) -> Option<Timestamp> {
+        let inbound = self.facts.last_inbound?;
+        Some(inbound.plus(self.policy.window).minus(self.policy.margin))
+    }
+
+    fn cap_end(&self) -> Option<Timestamp> {
+        Some(self.facts.capped?.plus(CAP))
+    }
+
+    fn is_marketing(&self) -> bool {
+        self.class == Class::Marketing
+    }
+}

@@ -1,0 +1,476 @@
+//! What can happen between a user and a business, and what of it is refused.
+
+use std::time::Duration;
+
+use caseless::Caseless;
+use unicode_normalization::UnicodeNormalization;
+
+use super::Violation;
+use super::id::UserId;
+use super::scope::Scope;
+use super::state::{Effect, Pending, Word};
+use super::time::Timestamp;
+
+/// How far ahead of the ledger's clock an event's time may be. One that allows is then clamped to
+/// the ledger's now, and a denial keeps its time.
+pub const MAX_AHEAD: Duration = Duration::from_mins(5);
+
+/// The longest statement, in bytes of UTF-8.
+pub const MAX_STATEMENT_BYTES: usize = 16 * 1024;
+/// The longest business name, in bytes of UTF-8.
+pub const MAX_BUSINESS_NAME_BYTES: usize = 512;
+/// The longest reference or message id, in bytes of UTF-8.
+pub const MAX_REFERENCE_BYTES: usize = 2 * 1024;
+/// The longest request id, in bytes of UTF-8.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// WhatsApp's code for a message refused because the 24-hour window is closed.
+pub const CODE_WINDOW_CLOSED: i32 = 131_047;
+/// WhatsApp's code for a marketing message refused because this user has had many lately.
+pub const CODE_FREQUENCY_CAPPED: i32 = 131_049;
+/// WhatsApp's code for a marketing message refused because the user stopped them.
+pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
+
+/// The field of a link that names the other id.
+pub const OTHER_USER_ID: &str = "link.other_user_id";
+
+/// How an opt-in was obtained.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Method {
+    /// By text message.
+    Sms,
+    /// On a web page or in an app.
+    Website,
+    /// In a WhatsApp conversation.
+    Whatsapp,
+    /// By phone, through interactive voice response.
+    Phone,
+    /// In person, or in writing.
+    InPerson,
+    /// Through WhatsApp's own in-app signup link.
+    WhatsappSignup,
+}
+
+/// What proves an opt-in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Evidence {
+    /// How it was obtained.
+    pub method: Method,
+    /// The words that the user agreed to.
+    pub statement: String,
+    /// The business's name as the user saw it.
+    pub business_name: String,
+    /// BCP 47 tag of the statement's language; empty where unknown.
+    pub locale: String,
+    /// Where the proof is kept; empty where nowhere.
+    pub reference: String,
+    /// What confirmed a double opt-in whose evidence this is; empty where nothing had to.
+    pub confirmation: String,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum What {
+    /// Consent given.
+    OptIn {
+        /// What for: a class or a topic, never everything.
+        category: Scope,
+        /// What proves it.
+        evidence: Evidence,
+        /// When it lapses; never, where unset.
+        expire: Option<Timestamp>,
+        /// Whether it waits for its double opt-in confirmation.
+        pending: bool,
+    },
+    /// Consent withdrawn.
+    OptOut {
+        /// What from.
+        scope: Scope,
+        /// What the user said or did.
+        reference: String,
+    },
+    /// A message or call from the user.
+    Inbound {
+        /// The platform's message id.
+        message_id: String,
+        /// The text, read for keywords and never kept.
+        text: String,
+    },
+    /// Marketing stopped or resumed inside WhatsApp.
+    Platform {
+        /// Whether it was stopped.
+        stopped: bool,
+    },
+    /// A message that WhatsApp refused.
+    Failure {
+        /// WhatsApp's error code.
+        code: i32,
+    },
+    /// A do-not-contact mark set or lifted.
+    Suppression {
+        /// Whether it was set.
+        suppressed: bool,
+        /// Why.
+        reference: String,
+    },
+    /// Another id of the same person: what is denied under either is denied under both.
+    Link {
+        /// The other id, as written.
+        other_user_id: String,
+        /// Whether the person left the event's own id for it, as by changing the number.
+        moved: bool,
+    },
+}
+
+/// One thing that happened, as a caller tells it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Event {
+    /// The user, as written.
+    pub user_id: String,
+    /// The business, as written.
+    pub business_id: String,
+    /// When; the ledger's now, where unset.
+    pub time: Option<Timestamp>,
+    /// What.
+    pub what: What,
+}
+
+impl What {
+    /// Whether this withdraws: such an event is never stamped before what is known already.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        match self {
+            Self::OptOut { .. } | Self::Failure { code: CODE_PLATFORM_STOPPED } => true,
+            Self::Platform { stopped } => *stopped,
+            Self::Suppression { suppressed, .. } => *suppressed,
+            // A link withdraws nothing itself; what it makes hold under the other id is events of
+            // their own there.
+            Self::OptIn { .. }
+            | Self::Inbound { .. }
+            | Self::Failure { .. }
+            | Self::Link { .. } => false,
+        }
+    }
+
+    /// Whether a time of it that is ahead of the ledger's clock is clamped to the ledger's now:
+    /// whatever may allow is, so that it is never later than a denial that comes after it. A link
+    /// is, since one that is later than an erase opens the record again.
+    #[must_use]
+    pub fn is_clamped(&self) -> bool {
+        match self {
+            Self::OptIn { .. } | Self::Inbound { .. } | Self::Link { .. } => true,
+            Self::Platform { stopped } => !*stopped,
+            Self::Suppression { suppressed, .. } => !*suppressed,
+            Self::OptOut { .. } | Self::Failure { .. } => false,
+        }
+    }
+
+    /// Whether it needs a time or a request id: it lifts a denial, and a retry after a lost answer
+    /// would be newer than a denial that came between.
+    #[must_use]
+    pub fn lifts(&self) -> bool {
+        match self {
+            Self::OptIn { .. } => true,
+            Self::Platform { stopped } => !*stopped,
+            Self::Suppression { suppressed, .. } => !*suppressed,
+            _ => false,
+        }
+    }
+
+    /// What it does to a pair's state when it happened at `time`. A text's meaning is not in it:
+    /// that is an event of its own (see [`keyword`](super::keyword)).
+    #[must_use]
+    pub fn effects(&self, time: Timestamp) -> Vec<Effect> {
+        match self {
+            Self::OptIn { category, expire, pending: true, .. } => {
+                vec![Effect::Pending(category.clone(), Pending::new(time, *expire))]
+            }
+            Self::OptIn { category, evidence, expire, pending: false } => {
+                let confirms = !evidence.confirmation.is_empty();
+                let word = if confirms { Word::confirmed } else { Word::opt_in };
+                let word = word(time, *expire);
+                let mut effects = vec![Effect::Word(category.clone(), word)];
+                // What a message confirms is no signup, whatever it confirms.
+                if evidence.method == Method::WhatsappSignup && !confirms {
+                    effects.push(Effect::Platform { time, stopped: false });
+                }
+                effects
+            }
+            Self::OptOut { scope, .. } => vec![Effect::Word(scope.clone(), Word::opt_out(time))],
+            Self::Inbound { .. } => vec![Effect::Inbound(time)],
+            Self::Platform { stopped } => vec![Effect::Platform { time, stopped: *stopped }],
+            Self::Failure { code } => vec![match *code {
+                CODE_WINDOW_CLOSED => Effect::WindowClosed(time),
+                CODE_FREQUENCY_CAPPED => Effect::Capped(time),
+                CODE_PLATFORM_STOPPED => Effect::Platform { time, stopped: true },
+                code => Effect::Failure { time, code },
+            }],
+            Self::Suppression { suppressed, .. } => {
+                vec![Effect::Suppression { time, suppressed: *suppressed }]
+            }
+            // It is in the pair's record beside the state.
+            Self::Link { .. } => Vec::new(),
+        }
+    }
+
+    /// Bytes that are the same for the same thing asked for, and only then. Ledgers keep digests
+    /// of them: they must not change.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut put = |part: &[u8]| {
+            let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            bytes.extend_from_slice(&len.to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        match self {
+            Self::OptIn { category, evidence, expire, pending } => {
+                put(b"opt_in");
+                put(category.to_string().as_bytes());
+                put(evidence.statement.as_bytes());
+                put(evidence.business_name.as_bytes());
+                put(evidence.reference.as_bytes());
+                put(&expire.map_or(-1, Timestamp::as_millis).to_be_bytes());
+                put(&[u8::from(*pending)]);
+                if !evidence.confirmation.is_empty() {
+                    put(evidence.confirmation.as_bytes());
+                }
+            }
+            Self::OptOut { scope, .. } => {
+                put(b"opt_out");
+                put(scope.to_string().as_bytes());
+            }
+            Self::Inbound { message_id, text } => {
+                put(b"inbound");
+                put(message_id.as_bytes());
+                put(text.as_bytes());
+            }
+            Self::Platform { stopped } => {
+                put(b"platform");
+                put(&[u8::from(*stopped)]);
+            }
+            Self::Failure { code } => {
+                put(b"failure");
+                put(&code.to_be_bytes());
+            }
+            Self::Suppression { suppressed, .. } => {
+                put(b"suppression");
+                put(&[u8::from(*suppressed)]);
+            }
+            Self::Link { other_user_id, moved } => {
+                put(b"link");
+                put(other_user_id.as_bytes());
+                put(&[u8::from(*moved)]);
+            }
+        }
+        bytes
+    }
+
+    /// Checks what does not depend on a pair's state; every fault is named.
+    #[must_use]
+    pub fn violations(&self, names: &PlatformNames) -> Vec<Violation> {
+        let mut found = Vec::new();
+        match self {
+            Self::OptIn { evidence, .. } => evidence.check(names, &mut found),
+            Self::OptOut { reference, .. } => {
+                at_most(MAX_REFERENCE_BYTES, "opt_out.reference", reference, &mut found);
+            }
+            Self::Inbound { message_id, .. } => {
+                let field = "inbound_message.message_id";
+                at_most(MAX_REFERENCE_BYTES, field, message_id, &mut found);
+            }
+            Self::Suppression { reference, .. } => {
+                at_most(MAX_REFERENCE_BYTES, "suppression.reference", reference, &mut found);
+            }
+            Self::Failure { code } if *code <= 0 => found.push(Violation::new(
+                "delivery_failure.code",
+                "required: WhatsApp's error code, such as 131047",
+            )),
+            Self::Link { other_user_id, .. } => {
+                let wrong = UserId::parse(other_user_id).err();
+                found.extend(wrong.map(|why| Violation::new(OTHER_USER_ID, why.description)));
+            }
+            Self::Failure { .. } | Self::Platform { .. } => {}
+        }
+        found
+    }
+}
+
+impl Evidence {
+    fn check(&self, names: &PlatformNames, found: &mut Vec<Violation>) {
+        let field = |name: &str| format!("opt_in.evidence.{name}");
+        let mut refuse = |name: &str, why: &str| found.push(Violation::new(field(name), why));
+        if self.method == Method::WhatsappSignup {
+            if self.reference.is_empty() {
+                refuse("reference", "required for WHATSAPP_SIGNUP: the signup_id");
+            }
+        } else {
+            let statement = fold(&self.statement);
+            if self.statement.is_empty() {
+                refuse(
+                    "statement",
+                    "required: the words that the user agreed to, as shown, such as \"Yes, send me \
+                     offers from Acme on WhatsApp\"",
+                );
+            } else if !names.0.iter().any(|name| statement.contains(name)) {
+                refuse(
+                    "statement",
+                    "must say that the messages come through WhatsApp, by that name",
+                );
+            }
+            if self.business_name.trim().is_empty() {
+                refuse(
+                    "business_name",
+                    "required: the business's name as the user saw it, such as Acme",
+                );
+            } else if !self.statement.is_empty()
+                && !statement.contains(fold(&self.business_name).trim())
+            {
+                refuse("statement", "must contain the business_name given beside it");
+            }
+        }
+        if !is_locale(&self.locale) {
+            refuse("locale", "must be a BCP 47 language tag, such as en or pt-BR, or empty");
+        }
+        at_most(MAX_STATEMENT_BYTES, &field("statement"), &self.statement, found);
+        at_most(MAX_BUSINESS_NAME_BYTES, &field("business_name"), &self.business_name, found);
+        at_most(MAX_REFERENCE_BYTES, &field("reference"), &self.reference, found);
+        at_most(MAX_REFERENCE_BYTES, &field("confirmation"), &self.confirmation, found);
+    }
+}
+
+fn at_most(limit: usize, field: &str, text: &str, found: &mut Vec<Violation>) {
+    if text.len() > limit {
+        found.push(Violation::new(field, format!("longer than {limit} bytes of UTF-8")));
+    }
+}
+
+/// The shape of a BCP 47 tag (RFC 5646, section 2.1): subtags of 1 to 8 letters or digits.
+fn is_locale(tag: &str) -> bool {
+    tag.is_empty()
+        || (tag.len() <= 64
+            && tag.starts_with(|c: char| c.is_ascii_alphabetic())
+            && tag.split('-').all(|part| {
+                (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+            }))
+}
+
+/// Folds a text so that case, and compatibility forms of one letter, do not matter.
+fn fold(text: &str) -> String {
+    if text.is_ascii() {
+        return text.to_ascii_lowercase();
+    }
+    text.nfkc().default_case_fold().nfkc().collect()
+}
+
+/// The names by which a statement may call WhatsApp.
+#[derive(Clone, Debug)]
+pub struct PlatformNames(Vec<String>);
+
+impl PlatformNames {
+    /// The name, and how it is written in other scripts.
+    pub const DEFAULT: [&'static str; 17] = [
+        "WhatsApp",
+        "व्हाट्सएप",
+        "व्हाट्सऐप",
+        "व्हॉट्सऐप",
+        "व्हाट्सप्प",
+        "वॉट्सऐप",
+        "واتساب",
+        "واتس اب",
+        "واتس آب",
+        "واٹس ایپ",
+        "হোয়াটসঅ্যাপ",
+        "வாட்ஸ்அப்",
+        "Ватсап",
+        "Вотсап",
+        "וואטסאפ",
+        "왓츠앱",
+        "ワッツアップ",
+    ];
+
+    /// These names, whatever their case. Blank ones are left out: they would fit any statement.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(names.into_iter().map(fold).filter(|name| !name.trim().is_empty()).collect())
+    }
+}
+
+impl Default for PlatformNames {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scope::{Category, Class};
+
+    fn opt_in(evidence: Evidence) -> What {
+        let category = Category { class: Class::Marketing, topic: None }.into();
+        What::OptIn { category, evidence, expire: None, pending: false }
+    }
+
+    fn evidence(statement: &str, business_name: &str) -> Evidence {
+        Evidence {
+            method: Method::Website,
+            statement: statement.into(),
+            business_name: business_name.into(),
+            locale: String::new(),
+            reference: String::new(),
+            confirmation: String::new(),
+        }
+    }
+
+    fn fields(evidence: Evidence) -> Vec<String> {
+        let found = opt_in(evidence).violations(&PlatformNames::default());
+        found.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn statements_must_name_whatsapp_and_the_business() {
+        let good = [
+            ("Send me offers on WhatsApp from ACME Ltd", "Acme"),
+            ("I agree to hear from acme on WHATSAPP.", "ACME"),
+            ("Acme से व्हाट्सएप पर संदेश", "Acme"),
+            ("رسائل Acme عبر واتساب", "acme"),
+            ("Ｗｈａｔｓａｐｐ messages from Straße", "STRASSE"),
+        ];
+        for (statement, name) in good {
+            assert_eq!(fields(evidence(statement, name)), Vec::<String>::new(), "{statement}");
+        }
+        let s = "opt_in.evidence.statement";
+        let b = "opt_in.evidence.business_name";
+        assert_eq!(fields(evidence("", "")), [s, b]);
+        assert_eq!(fields(evidence("Messages from Acme", "Acme")), [s]);
+        assert_eq!(fields(evidence("Messages on WhatsApp", "Acme")), [s]);
+        assert_eq!(fields(evidence("Messages", "Acme")), [s, s]);
+        assert_eq!(fields(evidence("Messages on WhatsApp", " ")), [b]);
+    }
+
+    #[test]
+    fn a_signup_needs_its_reference_and_no_statement() {
+        let mut signup = evidence("", "");
+        signup.method = Method::WhatsappSignup;
+        assert_eq!(fields(signup.clone()), ["opt_in.evidence.reference"]);
+        signup.reference = "13176843987434774".into();
+        assert!(fields(signup).is_empty());
+    }
+
+    #[test]
+    fn bounds_and_locales_are_checked() {
+        let mut long = evidence("WhatsApp Acme", "Acme");
+        long.reference = "x".repeat(MAX_REFERENCE_BYTES + 1);
+        long.locale = "pt_BR".into();
+        assert_eq!(fields(long), ["opt_in.evidence.locale", "opt_in.evidence.reference"]);
+        assert!(is_locale("zh-Hant-TW") && is_locale("en") && !is_locale("en--GB"));
+        let names = PlatformNames::new(["", " "]);
+        let found = opt_in(evidence("Acme", "Acme")).violations(&names);
+        assert_eq!(found.len(), 1, "a blank name must not fit everything");
+        let zero = What::Failure { code: 0 }.violations(&names);
+        assert_eq!(zero[0].field, "delivery_failure.code");
+        let link = |other: &str| What::Link { other_user_id: other.into(), moved: false };
+        assert_eq!(link("").violations(&names)[0].field, OTHER_USER_ID);
+        assert_eq!(link("US.1349").violations(&names), []);
+    }
+}

@@ -1,0 +1,251 @@
+use super::*;
+use crate::event::Method;
+use crate::state::{Effect, Word as Said};
+use crate::time::Timestamp;
+
+fn keywords() -> Keywords {
+    let start = OptInKeyword {
+        words: vec!["start".into(), "stop".into()],
+        category: Scope::Class(Class::Utility),
+        evidence: Evidence {
+            method: Method::Whatsapp,
+            statement: "Reply START for WhatsApp messages from Acme".into(),
+            business_name: "Acme".into(),
+            locale: "en".into(),
+            reference: String::new(),
+            confirmation: String::new(),
+        },
+    };
+    Keywords::new(KeywordLists {
+        opt_in: vec![start],
+        topics: vec![Scope::parse("marketing.daily_deals").unwrap()],
+        ..KeywordLists::default()
+    })
+}
+
+fn state() -> State {
+    let mut state = State::default();
+    for scope in ["utility.order_updates", "marketing.news", "service.news"] {
+        let said = Said::opt_in(Timestamp::MIN, None);
+        state.apply(&Effect::Word(Scope::parse(scope).unwrap(), said)).unwrap();
+    }
+    state
+}
+
+fn opts_out(text: &str) -> Option<String> {
+    match keywords().meaning(text, &state())?.meaning {
+        Meaning::OptOut(scopes) => {
+            Some(scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", "))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn whole_texts_opt_out() {
+    for text in [
+        "STOP",
+        "Stop.",
+        " stop \n",
+        "stop!!!",
+        "S.T.O.P",
+        "ＳＴＯＰ",
+        "stop 🛑",
+        "Stop-All",
+        "stop  all",
+        "opt-out",
+        "OPT OUT",
+        "Opt_out",
+        "unsubscribe",
+        "Arrêt",
+        "ARRET",
+        "arre\u{302}t",
+        "désabonner",
+        "BAJA",
+        "No mas",
+        "Cancelar inscricao",
+        "Stopp",
+        "kundigen",
+        "ferma",
+        "बंद करें",
+        "रोकें।",
+        "berhenti",
+        "توقف",
+        "الغاء الاشتراك",
+        "إيقافْ",
+        "\u{200f}إلغاء",
+        "\"stop\"",
+    ] {
+        assert_eq!(opts_out(text).as_deref(), Some("*"), "{text}");
+    }
+}
+
+#[test]
+fn named_scopes_opt_out_of_those_alone() {
+    for (text, scopes) in [
+        ("Stop promotions", "marketing"),
+        ("stop marketing", "marketing"),
+        ("STOP Utility!", "utility"),
+        ("stop order updates", "utility.order_updates"),
+        ("Stop order_updates.", "utility.order_updates"),
+        ("stop utility.order_updates", "utility.order_updates"),
+        ("stop daily deals", "marketing.daily_deals"),
+        ("stop news", "marketing.news, service.news"),
+    ] {
+        assert_eq!(opts_out(text).as_deref(), Some(scopes), "{text}");
+    }
+}
+
+#[test]
+fn other_texts_do_not() {
+    for text in [
+        "",
+        " ",
+        ".",
+        "we must stop this bill",
+        "don't stop",
+        "stop it",
+        "please stop by",
+        "Does it come in another color?",
+        "stopp ing",
+        "the end",
+        "yes please",
+        "stop weather",
+        "non stop",
+        "cancel my order",
+        "end of may",
+        "weekend",
+        "bandana",
+    ] {
+        assert_eq!(keywords().meaning(text, &state()), None, "{text}");
+    }
+    assert_eq!(keywords().meaning(&"stop ".repeat(9_000), &state()), None);
+}
+
+#[test]
+fn opting_in_is_only_as_configured() {
+    let plain = Keywords::new(KeywordLists::default());
+    for text in ["start", "unstop", "subscribe"] {
+        assert_eq!(plain.meaning(text, &state()), None, "{text}");
+    }
+    let heard = keywords().meaning("Start!", &state()).unwrap();
+    assert!(matches!(heard.meaning, Meaning::OptIn(_)));
+    assert_eq!((&*heard.keyword, &*heard.locale), ("start", "en"));
+    let heard = keywords().meaning("YES.", &state()).unwrap();
+    assert_eq!((heard.meaning, &*heard.locale), (Meaning::Confirm, "en"));
+}
+
+#[test]
+fn every_default_word_is_its_own_normal_form_once_normalised() {
+    for language in LANGUAGES {
+        for word in language.opt_out {
+            assert_eq!(opts_out(word).as_deref(), Some("*"), "{word}");
+        }
+        for word in language.opt_out.iter().chain(language.confirm).chain(language.before_topic) {
+            assert_eq!(normal(&normal(word)), normal(word), "{word}");
+            assert!(word.len() <= MAX_KEYWORD_BYTES && !normal(word).is_empty(), "{word}");
+        }
+    }
+}
+
+#[test]
+fn no_word_that_confirms_or_is_an_ordinary_answer_opts_out() {
+    for language in LANGUAGES {
+        for word in language.confirm {
+            assert_eq!(opts_out(word), None, "{word}");
+        }
+    }
+    for word in ["no", "non", "não", "nein", "нет", "ok", "acha", "đúng", "Huy", "dur", "td", "ya"]
+    {
+        assert_eq!(opts_out(word), None, "{word}");
+    }
+}
+
+fn told_of(lists: KeywordLists, text: &str) -> (String, String) {
+    let heard = Keywords::new(lists).meaning(text, &state()).unwrap();
+    (heard.keyword, heard.locale)
+}
+
+#[test]
+fn what_matched_is_told_as_it_is_listed_and_in_which_language() {
+    let of = |languages: &[&str], text: &str| {
+        let languages = languages.iter().map(|tag| (*tag).to_owned()).collect();
+        told_of(KeywordLists { languages, ..KeywordLists::default() }, text)
+    };
+    let pair = |keyword: &str, locale: &str| (keyword.to_owned(), locale.to_owned());
+    assert_eq!(of(&[], "ARRET !!"), pair("arrêt", "fr"));
+    assert_eq!(of(&[], "STOP"), pair("stop", ""), "which is said everywhere");
+    assert_eq!(of(&["de"], "STOP"), pair("stop", ""));
+    assert_eq!(of(&[], "Cancelar"), pair("cancelar", ""), "Spanish or Portuguese");
+    assert_eq!(of(&["en", "pt"], "Cancelar"), pair("cancelar", "pt"));
+    assert_eq!(of(&["pt", "es"], "Cancelar"), pair("cancelar", "pt"));
+    assert_eq!(
+        of(&["en"], "disiscrivimi"),
+        pair("disiscrivimi", "it"),
+        "opting out needs no leave"
+    );
+    assert_eq!(of(&["it"], "Sí"), pair("sì", "it"));
+    assert_eq!(of(&[], "Stop Order-Updates!"), pair("stop order_updates", ""));
+    assert_eq!(of(&["es"], "PARAR order_updates"), pair("parar order_updates", "es"));
+    assert_eq!(of(&[], "stop utility.order updates"), pair("stop order_updates", ""));
+    assert_eq!(of(&[], "Arrêtez marketing"), pair("arrêtez marketing", "fr"));
+}
+
+#[test]
+fn words_confirm_in_the_languages_of_the_business_alone() {
+    let of = |languages: &[&str], confirm: Option<&[&str]>, text: &str| {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let (languages, confirm) = (owned(languages), confirm.map(owned));
+        let lists = KeywordLists { languages, confirm, ..KeywordLists::default() };
+        Keywords::new(lists).meaning(text, &state()).map(|heard| heard.meaning)
+    };
+    for (languages, confirm, text, confirms) in [
+        (&[][..], None, "yes", true),
+        (&[], None, "sí", false),
+        (&["es", "en"], None, "si", true),
+        (&["es", "en"], None, "Yes", true),
+        (&["es"], None, "yes", false),
+        (&["es"], Some(&["acepto"][..]), "sí", false),
+        (&["es"], Some(&["acepto"][..]), "¡ACEPTO!", true),
+        (&["de", "nl"], None, "ja", true),
+        (&["hi"], None, "हाँ", true),
+        // A word that opts out does, whoever lists it.
+        (&["es"], Some(&["baja"][..]), "baja", false),
+    ] {
+        let meant = of(languages, confirm, text) == Some(Meaning::Confirm);
+        assert_eq!(meant, confirms, "{languages:?} {confirm:?} {text}");
+    }
+}
+
+#[test]
+fn a_business_may_add_words_and_leave_out_built_in_ones() {
+    let offers = Scope::parse("marketing.offers").unwrap();
+    let own = KeywordLists {
+        except: vec!["ALTO".into(), "Stop Promotions".into()],
+        opt_out: vec![OptOutKeyword {
+            words: vec!["parar ofertas".into(), "alto".into(), "stop".into()],
+            scope: offers.clone(),
+            locale: "es".into(),
+        }],
+        ..KeywordLists::default()
+    };
+    let business = [("tienda".to_owned(), own)].into();
+    let book = KeywordBook::new(KeywordSettings { business, ..KeywordSettings::default() });
+    let meant = |business: &str, text: &str| {
+        let heard = book.of(business).meaning(text, &State::default());
+        heard.map(|heard| match heard.meaning {
+            Meaning::OptOut(scopes) => scopes,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(meant("tienda", "Parar, ofertas!"), Some(vec![offers.clone()]));
+    assert_eq!(meant("tienda", "alto"), Some(vec![offers]));
+    assert_eq!(meant("tienda", "stop"), Some(vec![Scope::All]), "the broadest stands");
+    assert_eq!(meant("tienda", "unsubscribe"), Some(vec![Scope::All]));
+    assert_eq!(meant("tienda", "stop promotions"), None);
+    assert_eq!(meant("other", "alto"), Some(vec![Scope::All]));
+    assert_eq!(meant("Tienda", "parar ofertas"), None, "ids are told apart by their case");
+    assert!(book.of("tienda").can_opt_out_of_all());
+    let none = KeywordLists { built_in: false, ..KeywordLists::default() };
+    assert!(!Keywords::new(none).can_opt_out_of_all());
+}

@@ -1,0 +1,539 @@
+//! Records, log entries and history entries as bytes. The same bytes in every ledger.
+
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
+)]
+
+use prost::Message as _;
+
+use super::{LogBody, UnreadableEntry, UnreadableRecord};
+use consentd_core::claims::Claim;
+use consentd_core::event::{Evidence, Method, What};
+use consentd_core::id::Key;
+use consentd_core::record::{Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
+use consentd_core::scope::Scope;
+use consentd_core::state::{OnScope, Pending, Said, State, Word};
+use consentd_core::time::Timestamp;
+
+#[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
+mod pb {
+    include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
+}
+
+/// The format of records that have no links and were never erased, which every version reads.
+const PLAIN: u32 = 1;
+
+/// The newest format of log and history entries.
+const ENTRY_FORMAT: u32 = 1;
+
+/// A record as bytes.
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
+    let state = &record.state;
+    let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
+    let mark = |mark: Option<(Timestamp, bool)>, last: Option<Timestamp>| {
+        mark.map(|(time, set)| {
+            let last_set = millis(last.filter(|last| !set || *last != time));
+            pb::Mark { time: time.as_millis(), set, last_set }
+        })
+    };
+    pb::Record {
+        format: if record.links.is_empty() && record.erased.is_none() { PLAIN } else { FORMAT },
+        scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
+        last_inbound: millis(state.last_inbound),
+        window_closed: millis(state.window_closed),
+        capped: millis(state.capped),
+        failure: state.failure.map(|(time, code)| pb::Failure { time: time.as_millis(), code }),
+        platform: mark(state.platform, state.last_stop),
+        suppression: mark(state.suppression, state.last_suppressed),
+        requests: record.requests.iter().map(encode_request).collect(),
+        history_len: record.history_len,
+        chain: record.chain.to_vec(),
+        links: record.links.iter().map(encode_link).collect(),
+        erased: record.erased.as_ref().map(|erased| pb::Erased {
+            time: erased.time.as_millis(),
+            history_len: erased.history_len,
+            chain: erased.chain.to_vec(),
+        }),
+        clamped: state.clamped.iter().map(|moment| moment.as_millis()).collect(),
+        claims: state.claims.iter().map(encode_claim).collect(),
+    }
+    .encode_to_vec()
+}
+
+fn encode_claim(claim: Claim) -> pb::Claim {
+    pb::Claim {
+        from: claim.from.as_millis(),
+        until: claim.until.as_millis(),
+        moment: claim.moment.as_millis(),
+    }
+}
+
+fn claim_of(claim: pb::Claim) -> Option<Claim> {
+    Some(Claim {
+        from: Timestamp::from_millis(claim.from)?,
+        until: Timestamp::from_millis(claim.until)?,
+        moment: Timestamp::from_millis(claim.moment)?,
+    })
+}
+
+fn encode_scope(scope: &Scope, said: OnScope) -> pb::ScopeWords {
+    let opt_in = |time: Timestamp, expire: Option<Timestamp>, confirms| pb::OptInWord {
+        time: time.as_millis(),
+        expire: expire.map(Timestamp::as_millis),
+        confirms,
+    };
+    let mut words = pb::ScopeWords { scope: scope.to_string(), ..Default::default() };
+    match said.word {
+        Some(Word { time, said: Said::OptOut }) => words.opt_out = Some(time.as_millis()),
+        Some(Word { time, said: Said::OptIn { expire, confirms } }) => {
+            words.opt_in = Some(opt_in(time, expire, confirms));
+        }
+        None => {}
+    }
+    words.pending = said.pending.map(|pending| opt_in(pending.time, pending.expire(), false));
+    let replaced = said.opt_out.filter(|_| words.opt_out.is_none());
+    words.replaced_opt_out = replaced.map(Timestamp::as_millis);
+    words
+}
+
+fn encode_request(request: &Request) -> pb::Request {
+    pb::Request {
+        id: request.id.to_vec(),
+        what: request.what.to_vec(),
+        revision: request.outcome.revision,
+        applied: request.outcome.applied,
+        opted_out_scope: request.outcome.opted_out_scope.clone(),
+        opted_in_category: request.outcome.opted_in_category.clone(),
+        matched_keyword: request.outcome.matched_keyword.clone(),
+        keyword_locale: request.outcome.keyword_locale.clone(),
+        time: request.time.map(Timestamp::as_millis),
+    }
+}
+
+fn encode_link(link: &Link) -> pb::LinkedId {
+    pb::LinkedId { user_id: link.user_id.clone(), time: link.time.as_millis(), moved: link.moved }
+}
+
+/// The record that these bytes are.
+pub(super) fn decode_record(bytes: &[u8]) -> Result<Record, UnreadableRecord> {
+    let record = pb::Record::decode(bytes).map_err(|_| UnreadableRecord::Damaged)?;
+    if record.format > FORMAT {
+        return Err(UnreadableRecord::Newer { format: record.format });
+    }
+    record_of(record).ok_or(UnreadableRecord::Damaged)
+}
+
+fn record_of(record: pb::Record) -> Option<Record> {
+    let mut state = State::default();
+    for words in record.scopes {
+        let scope = Scope::parse(&words.scope).ok()?;
+        let out = optional(words.opt_out)?;
+        let confirms = words.opt_in.as_ref().is_some_and(|word| word.confirms);
+        let opt_in = words.opt_in.map(opt_in_of);
+        let word = match (out, opt_in) {
+            (None, None) => None,
+            (Some(out), None) => Some(Word::opt_out(out)),
+            (None, Some(opt_in)) => {
+                let (time, expire) = opt_in?;
+                let make = if confirms { Word::confirmed } else { Word::opt_in };
+                Some(make(time, expire))
+            }
+            (Some(_), Some(_)) => return None,
+        };
+        let opt_out = out.max(optional(words.replaced_opt_out)?);
+        let pending = match words.pending.map(opt_in_of) {
+            None => None,
+            Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
+        };
+        state.scopes.insert(scope, OnScope { word, pending, opt_out });
+    }
+    let mark = |mark: Option<pb::Mark>| {
+        let Some(mark) = mark else { return Some((None, None)) };
+        let time = Timestamp::from_millis(mark.time)?;
+        let last = optional(mark.last_set)?.max(mark.set.then_some(time));
+        Some((Some((time, mark.set)), last))
+    };
+    state.last_inbound = optional(record.last_inbound)?;
+    state.window_closed = optional(record.window_closed)?;
+    state.capped = optional(record.capped)?;
+    state.failure = match record.failure {
+        None => None,
+        Some(failure) => Some((Timestamp::from_millis(failure.time)?, failure.code)),
+    };
+    (state.platform, state.last_stop) = mark(record.platform)?;
+    (state.suppression, state.last_suppressed) = mark(record.suppression)?;
+    state.clamped =
+        record.clamped.into_iter().map(Timestamp::from_millis).collect::<Option<_>>()?;
+    for claim in record.claims {
+        state.claims.add(claim_of(claim)?);
+    }
+    let requests = record.requests.into_iter().map(request_of).collect::<Option<_>>()?;
+    let chain = record.chain.try_into().ok()?;
+    let links = record.links.into_iter().map(link_of).collect::<Option<_>>()?;
+    let erased = match record.erased.map(erased_of) {
+        None => None,
+        Some(erased) => Some(Box::new(erased?)),
+    };
+    Some(Record { state, history_len: record.history_len, chain, requests, links, erased })
+}
+
+fn link_of(link: pb::LinkedId) -> Option<Link> {
+    let time = Timestamp::from_millis(link.time)?;
+    Some(Link { user_id: link.user_id, time, moved: link.moved })
+}
+
+fn erased_of(erased: pb::Erased) -> Option<Erased> {
+    let time = Timestamp::from_millis(erased.time)?;
+    Some(Erased { time, history_len: erased.history_len, chain: erased.chain.try_into().ok()? })
+}
+
+fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
+    Some((Timestamp::from_millis(word.time)?, optional(word.expire)?))
+}
+
+/// A moment that may be unset; `None` where it is set and out of bounds.
+#[allow(clippy::option_option, reason = "unset, out of bounds and set are three things")]
+fn optional(millis: Option<i64>) -> Option<Option<Timestamp>> {
+    match millis {
+        None => Some(None),
+        Some(millis) => Timestamp::from_millis(millis).map(Some),
+    }
+}
+
+fn request_of(request: pb::Request) -> Option<Request> {
+    Some(Request {
+        id: request.id.try_into().ok()?,
+        what: request.what.try_into().ok()?,
+        outcome: Outcome {
+            revision: request.revision,
+            applied: request.applied,
+            opted_out_scope: request.opted_out_scope,
+            opted_in_category: request.opted_in_category,
+            matched_keyword: request.matched_keyword,
+            keyword_locale: request.keyword_locale,
+        },
+        time: optional(request.time)?,
+    })
+}
+
+/// A log entry's body as bytes; its record is encoded already.
+pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
+    pb::LogEntry {
+        format: ENTRY_FORMAT,
+        key: body.key.to_bytes().to_vec(),
+        user_id: body.user_id.clone(),
+        business_id: body.business_id.clone(),
+        record: record.to_vec(),
+        record_time: body.record_time.as_millis(),
+        padding: Vec::new(),
+    }
+    .encode_to_vec()
+}
+
+/// What makes a log entry's body longer by so many bytes, when it is put behind it. Whoever reads
+/// such a body leaves it out.
+pub(super) fn padding(length: usize) -> Vec<u8> {
+    pb::LogEntry { padding: vec![0; length], ..Default::default() }.encode_to_vec()
+}
+
+/// The log entry's body that these bytes are.
+pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
+    let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
+    if entry.format > ENTRY_FORMAT {
+        return Err(UnreadableEntry);
+    }
+    Ok(LogBody {
+        key: Key::from_bytes(entry.key.try_into().map_err(|_| UnreadableEntry)?),
+        user_id: entry.user_id,
+        business_id: entry.business_id,
+        record: decode_record(&entry.record),
+        record_time: Timestamp::from_millis(entry.record_time).ok_or(UnreadableEntry)?,
+    })
+}
+
+/// Where in such a body its pair's key lies, and where its record: readable without a decoder.
+pub(super) fn places_in_log(body: &LogBody, record: &[u8], bytes: &[u8]) -> Option<(usize, usize)> {
+    use prost::encoding::{encoded_len_varint, key_len};
+    let format = key_len(1).checked_add(encoded_len_varint(ENTRY_FORMAT.into()))?;
+    // The key's length takes one byte.
+    let key = format.checked_add(key_len(2))?.checked_add(1)?;
+    let time = match body.record_time.as_millis() {
+        0 => 0, // As proto3 has it, a zero is left out.
+        time => key_len(6).checked_add(encoded_len_varint(time.cast_unsigned()))?,
+    };
+    let record = bytes.len().checked_sub(time)?.checked_sub(record.len())?;
+    Some((key, record))
+}
+
+/// The pair that a log entry's body is of, and its record, encoded: readable whatever their format.
+pub(super) fn decode_pair(bytes: &[u8]) -> Option<(Key, Vec<u8>)> {
+    let entry = pb::LogEntry::decode(bytes).ok()?;
+    Some((Key::from_bytes(entry.key.try_into().ok()?), entry.record))
+}
+
+/// A history entry as bytes. Its statement is not in them, only that statement's digest.
+pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
+    use pb::history_entry::What as Pb;
+    let what = match &entry.what {
+        What::OptIn { category, evidence, expire, pending } => Pb::OptIn(pb::OptIn {
+            category: category.to_string(),
+            method: encode_method(evidence.method),
+            statement: statement_digest(evidence).map(|digest| digest.to_vec()).unwrap_or_default(),
+            business_name: evidence.business_name.clone(),
+            locale: evidence.locale.clone(),
+            reference: evidence.reference.clone(),
+            expire: expire.map(Timestamp::as_millis),
+            pending: *pending,
+            confirmation: evidence.confirmation.clone(),
+        }),
+        What::OptOut { scope, reference } => {
+            Pb::OptOut(pb::OptOut { scope: scope.to_string(), reference: reference.clone() })
+        }
+        What::Inbound { message_id, text: _ } => {
+            Pb::Inbound(pb::Inbound { message_id: message_id.clone() })
+        }
+        What::Platform { stopped } => Pb::Platform(pb::Platform { stopped: *stopped }),
+        What::Failure { code } => Pb::Failure(pb::FailureCode { code: *code }),
+        What::Suppression { suppressed, reference } => Pb::Suppression(pb::Suppression {
+            suppressed: *suppressed,
+            reference: reference.clone(),
+        }),
+        What::Link { other_user_id, moved } => {
+            Pb::Link(pb::Link { other_user_id: other_user_id.clone(), moved: *moved })
+        }
+    };
+    pb::HistoryEntry {
+        format: ENTRY_FORMAT,
+        user_id: entry.user_id.clone(),
+        business_id: entry.business_id.clone(),
+        time: entry.time.as_millis(),
+        record_time: entry.record_time.as_millis(),
+        what: Some(what),
+    }
+    .encode_to_vec()
+}
+
+/// The statement of an entry that has one, and the digest that it is kept under.
+pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
+    match &entry.what {
+        What::OptIn { evidence, .. } => {
+            Some((statement_digest(evidence)?, evidence.statement.as_str()))
+        }
+        _ => None,
+    }
+}
+
+/// The digest of an encoded entry's statement, where it has one.
+pub(super) fn statement_digest_of(bytes: &[u8]) -> Option<[u8; 32]> {
+    let mut found = None;
+    let note = |digest: &[u8]| {
+        found = digest.try_into().ok();
+        Some(String::new())
+    };
+    let _ = decode_history(bytes, note);
+    found
+}
+
+fn statement_digest(evidence: &Evidence) -> Option<[u8; 32]> {
+    (!evidence.statement.is_empty()).then(|| sha256(evidence.statement.as_bytes()))
+}
+
+/// The history entry that these bytes are; `text` finds a statement by its digest.
+pub(super) fn decode_history(
+    bytes: &[u8],
+    text: impl FnOnce(&[u8]) -> Option<String>,
+) -> Option<HistoryEntry> {
+    use pb::history_entry::What as Pb;
+    let entry = pb::HistoryEntry::decode(bytes).ok()?;
+    if entry.format > ENTRY_FORMAT {
+        return None;
+    }
+    let what = match entry.what? {
+        Pb::OptIn(opt_in) => What::OptIn {
+            category: Scope::parse(&opt_in.category).ok()?,
+            evidence: Evidence {
+                method: decode_method(opt_in.method)?,
+                statement: match &*opt_in.statement {
+                    [] => String::new(),
+                    digest => text(digest)?,
+                },
+                business_name: opt_in.business_name,
+                locale: opt_in.locale,
+                reference: opt_in.reference,
+                confirmation: opt_in.confirmation,
+            },
+            expire: optional(opt_in.expire)?,
+            pending: opt_in.pending,
+        },
+        Pb::OptOut(opt_out) => {
+            What::OptOut { scope: Scope::parse(&opt_out.scope).ok()?, reference: opt_out.reference }
+        }
+        Pb::Inbound(inbound) => {
+            What::Inbound { message_id: inbound.message_id, text: String::new() }
+        }
+        Pb::Platform(platform) => What::Platform { stopped: platform.stopped },
+        Pb::Failure(failure) => What::Failure { code: failure.code },
+        Pb::Suppression(suppression) => What::Suppression {
+            suppressed: suppression.suppressed,
+            reference: suppression.reference,
+        },
+        Pb::Link(link) => What::Link { other_user_id: link.other_user_id, moved: link.moved },
+    };
+    Some(HistoryEntry {
+        user_id: entry.user_id,
+        business_id: entry.business_id,
+        time: Timestamp::from_millis(entry.time)?,
+        record_time: Timestamp::from_millis(entry.record_time)?,
+        what,
+    })
+}
+
+/// Methods by their number, the same as in the public contract.
+const METHODS: [(u32, Method); 6] = [
+    (1, Method::Sms),
+    (2, Method::Website),
+    (3, Method::Whatsapp),
+    (4, Method::Phone),
+    (5, Method::InPerson),
+    (6, Method::WhatsappSignup),
+];
+
+fn encode_method(method: Method) -> u32 {
+    METHODS.iter().find(|(_, known)| *known == method).map_or(0, |(number, _)| *number)
+}
+
+fn decode_method(number: u32) -> Option<Method> {
+    METHODS.iter().find(|(known, _)| *known == number).map(|(_, method)| *method)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis).unwrap()
+    }
+
+    fn a_record() -> Record {
+        let mut record = Record { history_len: 3, chain: [9; 32], ..Record::default() };
+        let state = &mut record.state;
+        state.scopes.insert(Scope::All, Word::opt_out(at(0)).into());
+        let confirmed = OnScope { opt_out: Some(at(3)), ..Word::confirmed(at(4), None).into() };
+        state.scopes.insert(Scope::parse("marketing").unwrap(), confirmed);
+        let topic = Scope::parse("utility.order_updates").unwrap();
+        let word = Some(Word::opt_in(at(7), Some(at(8))));
+        let pending = Some(Pending::new(at(8), None));
+        state.scopes.insert(topic, OnScope { word, pending, opt_out: Some(at(6)) });
+        state.last_inbound = Some(at(0));
+        state.window_closed = Some(at(1));
+        state.capped = Some(at(2));
+        state.failure = Some((at(3), 131_026));
+        state.platform = Some((at(4), true));
+        state.suppression = Some((at(5), false));
+        (state.last_stop, state.last_suppressed) = (Some(at(4)), Some(at(2)));
+        state.clamped.extend([at(5), at(8)]);
+        state.claims.add(Claim { from: at(9), until: at(11), moment: at(5) });
+        state.claims.add(Claim { from: at(12), until: at(12), moment: at(8) });
+        let outcome = Outcome {
+            revision: 5,
+            applied: true,
+            opted_out_scope: "*".into(),
+            opted_in_category: String::new(),
+            matched_keyword: "arrêt".into(),
+            keyword_locale: "fr".into(),
+        };
+        record.remember(Request { id: [1; 16], what: [2; 16], outcome, time: Some(at(6)) });
+        record
+    }
+
+    #[test]
+    fn records_and_log_entries_survive_their_bytes() {
+        let plain = a_record();
+        assert_eq!(decode_record(&encode_record(&plain)), Ok(plain.clone()));
+        let link = Link { user_id: "US.1349".into(), time: at(4), moved: true };
+        let record = Record { links: vec![link], ..plain.clone() };
+        assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+        let format = |record| pb::Record::decode(&*encode_record(record)).unwrap().format;
+        assert_eq!((format(&plain), format(&record)), (1, 2), "who knows no links loses none");
+        assert_eq!(decode_record(&encode_record(&Record::default())), Ok(Record::default()));
+        let key = Key::from_bytes([3; 16]);
+        let encoded = encode_record(&record);
+        let body = LogBody {
+            key,
+            user_id: "u".into(),
+            business_id: "b".into(),
+            record: Ok(record),
+            record_time: at(9),
+        };
+        let bytes = encode_log(&body, &encoded);
+        assert_eq!(decode_log(&bytes), Ok(body.clone()));
+        for millis in [0, 1, 127, 128, 1_700_000_000_000] {
+            let body = LogBody { record_time: at(millis), ..body.clone() };
+            let bytes = encode_log(&body, &encoded);
+            let (key_at, record_at) = places_in_log(&body, &encoded, &bytes).unwrap();
+            assert_eq!(bytes[key_at..key_at + 16], key.to_bytes());
+            assert_eq!(bytes[record_at..record_at + encoded.len()], encoded);
+        }
+    }
+
+    #[test]
+    fn history_entries_survive_their_bytes_and_keep_statements_apart() {
+        let evidence = Evidence {
+            method: Method::Website,
+            statement: "Yes to WhatsApp from Acme".into(),
+            business_name: "Acme".into(),
+            locale: "en".into(),
+            reference: "https://acme.example/1".into(),
+            confirmation: "message wamid.2".into(),
+        };
+        let category = Scope::parse("marketing").unwrap();
+        let what = [
+            What::OptIn { category, evidence, expire: Some(at(99)), pending: true },
+            What::OptOut { scope: Scope::All, reference: "letter".into() },
+            What::Inbound { message_id: "wamid.1".into(), text: String::new() },
+            What::Platform { stopped: true },
+            What::Failure { code: 131_047 },
+            What::Suppression { suppressed: true, reference: "court".into() },
+            What::Link { other_user_id: "US.1349".into(), moved: true },
+        ];
+        for what in what {
+            let entry = HistoryEntry {
+                user_id: "+1 555".into(),
+                business_id: "acme".into(),
+                time: at(1),
+                record_time: at(2),
+                what,
+            };
+            let bytes = encode_history(&entry);
+            let text = statement_of(&entry).map(|(_, text)| text.to_owned());
+            let whole = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(!whole.contains("Yes to WhatsApp"));
+            assert_eq!(decode_history(&bytes, |_| text), Some(entry));
+        }
+    }
+
+    #[test]
+    fn newer_formats_are_told_apart_from_damage() {
+        let mut newer = pb::Record { format: FORMAT + 1, ..Default::default() };
+        newer.chain = vec![0; 32];
+        let unreadable = decode_record(&newer.encode_to_vec());
+        assert_eq!(unreadable, Err(UnreadableRecord::Newer { format: FORMAT + 1 }));
+        assert_eq!(decode_record(&[0xff]), Err(UnreadableRecord::Damaged));
+        assert_eq!(decode_record(&[]), Err(UnreadableRecord::Damaged), "a chain is 32 bytes");
+        let entry =
+            pb::LogEntry { format: ENTRY_FORMAT + 1, key: vec![0; 16], ..Default::default() };
+        assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_record(&bytes);
+            let _ = decode_log(&bytes);
+            let _ = decode_history(&bytes, |_| None);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Chains as they are told entry by entry, whether histories are read by pair or by revision.
+
+use super::*;
+use crate::{Cursor, MAX_PAGE, Place};
+
+/// Pairs, of which each has a history over several pages.
+const USERS: u8 = 7;
+
+/// What one append adds to each pair.
+const EACH: usize = 40;
+
+async fn append_rounds(ledger: &Embedded, rounds: usize) {
+    for round in 0..rounds {
+        for n in 1..=USERS {
+            let stored = read(ledger, key(n)).await;
+            let record = Record { state: stored.record.state, ..stored.record };
+            let entry = |number: usize| HistoryEntry {
+                user_id: format!("US.{n}"),
+                business_id: "acme".into(),
+                time: at(1),
+                record_time: at(i64::try_from(round).unwrap()),
+                what: inbound(&format!("{round}-{number}")),
+            };
+            let update = Update {
+                user_id: format!("US.{n}"),
+                business_id: "acme".into(),
+                record,
+                history: (0..EACH).map(entry).collect(),
+                record_time: at(i64::try_from(round).unwrap()),
+            };
+            let change = Change { key: key(n), base: stored.version, update: Some(update) };
+            let appended = ledger.append(vec![change]).await.unwrap();
+            assert!(matches!(appended[..], [Appended::At(_)]));
+        }
+    }
+}
+
+/// All places, read by revision from `cursor`; `forgetful` readings know no chain on a new page.
+async fn places(ledger: &Embedded, mut cursor: Cursor, forgetful: bool) -> Vec<(String, Place)> {
+    let mut found = Vec::new();
+    loop {
+        let page = ledger.events_after(cursor).await.unwrap();
+        found.extend(page.entries.into_iter().map(|(place, entry)| (entry.user_id, place)));
+        let Some(next) = page.next else { return found };
+        cursor = if forgetful { Cursor { after: next.after, ..Cursor::default() } } else { next };
+    }
+}
+
+#[tokio::test]
+async fn every_entry_is_told_with_the_same_place_however_it_is_read() {
+    let running = Running::on(Disk::new(Vec::new())).unwrap();
+    let ledger = &running.ledger;
+    append_rounds(ledger, 40).await;
+    let all = places(ledger, Cursor::default(), false).await;
+    assert!(all.len() > 2 * MAX_PAGE, "{} entries lie on more than two pages", all.len());
+    assert_eq!(places(ledger, Cursor::default(), true).await, all, "a chain that was forgotten");
+    for n in 1..=USERS {
+        let history = ledger.history(key(n)).await.unwrap();
+        assert!(history.intact);
+        let theirs: Vec<_> = history.entries.iter().map(|(place, _)| *place).collect();
+        let user = format!("US.{n}");
+        let told: Vec<_> = all.iter().filter(|(name, _)| *name == user).map(|(_, p)| *p).collect();
+        assert_eq!(told, theirs);
+        assert_eq!(theirs.last().unwrap().head, history.record.chain);
+        let numbers: Vec<_> = theirs.iter().map(|place| place.number).collect();
+        assert_eq!(numbers, (1..=history.record.history_len).collect::<Vec<_>>());
+    }
+
+    // What is gone keeps its number, and the heads behind it stay.
+    let keep = Retention { history: Duration::ZERO, ..FOREVER };
+    let database = running.database();
+    while super::super::retention::sweep(&database, 1, keep).unwrap() {}
+    append_rounds(ledger, 1).await;
+    let left = places(ledger, Cursor::default(), false).await;
+    assert_eq!(left.len(), usize::from(USERS) * EACH);
+    for n in 1..=USERS {
+        let history = ledger.history(key(n)).await.unwrap();
+        assert!(history.intact && history.gone > 0);
+        let told: Vec<_> = left.iter().filter(|(name, _)| *name == format!("US.{n}")).collect();
+        let theirs: Vec<_> = history.entries.iter().map(|(place, _)| *place).collect();
+        assert_eq!(told.iter().map(|(_, place)| *place).collect::<Vec<_>>(), theirs);
+        assert_eq!(theirs.last().unwrap().number, history.record.history_len);
+        // The heads that were told before are still those of today.
+        for (_, place) in all.iter().filter(|(name, _)| *name == format!("US.{n}")) {
+            let index = usize::try_from(place.number).unwrap() - 1;
+            assert_eq!(history.heads[index], place.head);
+        }
+    }
+    drop(database);
+    running.close().await;
+}

@@ -1,0 +1,262 @@
+//! How far this process' own follower has come, for those who wait to find a change of their own in
+//! the table.
+//!
+//! A revision alone does not name a change: after a failover both branches of the log give the same
+//! revisions to different changes. So the marks of the last revisions that the follower went through
+//! are kept, and a change has arrived where the follower has its revision *with its mark*.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{Epoch, LogHead, Position, Version};
+use consentd_core::record::Revision;
+
+/// How many of the last revisions' marks are kept, at 8 bytes each. More than any follower applies
+/// before a task that waits for one of them gets its turn.
+const MAX_MARKS: usize = 65_536;
+
+/// How long a change may take to arrive as an announcement before the follower is asked to read the
+/// log, and how long until it is asked again.
+const ASK_AFTER: Duration = Duration::from_millis(30);
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Where a follower is; clones share it.
+#[derive(Clone)]
+pub struct FollowerPosition(Arc<Shared>);
+
+struct Shared {
+    steps: Mutex<Steps>,
+    /// Counts the moves.
+    moved: watch::Sender<u64>,
+    /// Somebody waits for a change that was not announced.
+    wanted: Notify,
+}
+
+/// The last revisions that the follower went through without a gap.
+struct Steps {
+    epoch: Epoch,
+    /// How often it began anew, from a position that it did not get to step by step.
+    begun: u64,
+    end: Revision,
+    /// The marks of the last revisions, up to the end.
+    marks: VecDeque<u64>,
+}
+
+/// Where the follower was at some moment, for a later comparison.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Followed {
+    begun: u64,
+    end: Revision,
+}
+
+/// A change is not known to be in this process' own table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "this process' own table did not get to the change within {}: the ledger may have lost it",
+    humantime::format_duration(*.0)
+)]
+pub struct NotFollowed(pub Duration);
+
+/// Whether the follower has a change.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Has {
+    Yes,
+    /// Not yet, or another one in its place, or nobody knows; what comes next may tell.
+    NotKnown,
+}
+
+/// The mark of a change, as pairs' versions have it.
+fn mark_of(head: &LogHead) -> u64 {
+    head.first_chunk().map_or(0, |mark| u64::from_be_bytes(*mark))
+}
+
+impl Default for FollowerPosition {
+    fn default() -> Self {
+        let steps = Steps { epoch: [0; 16], begun: 0, end: 0, marks: VecDeque::from([0]) };
+        let (steps, moved) = (Mutex::new(steps), watch::Sender::new(0));
+        Self(Arc::new(Shared { steps, moved, wanted: Notify::new() }))
+    }
+}
+
+impl FollowerPosition {
+    /// The follower is here now, and had these heads at the last revisions, as far as it knows them.
+    pub fn follow(&self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) {
+        if self.steps().follow(to, head_at) {
+            self.0.moved.send_modify(|moves| *moves = moves.wrapping_add(1));
+        }
+    }
+
+    /// Where the follower is now.
+    #[must_use]
+    pub fn now(&self) -> Followed {
+        let steps = self.steps();
+        Followed { begun: steps.begun, end: steps.end }
+    }
+
+    /// Whether the follower has a change, which was appended after it was at `before`.
+    #[must_use]
+    pub fn has(&self, version: Version, before: Followed) -> bool {
+        self.steps().has(version, before) == Has::Yes
+    }
+
+    /// Waits until the follower has a change, which was appended after it was at `before`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFollowed`] where it does not within that time.
+    pub async fn reach(
+        &self,
+        version: Version,
+        before: Followed,
+        within: Duration,
+    ) -> Result<(), NotFollowed> {
+        let mut moved = self.0.moved.subscribe();
+        let begun = Instant::now();
+        let (deadline, mut ask) = (begun + within, begun + ASK_AFTER);
+        loop {
+            moved.mark_unchanged();
+            if self.has(version, before) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                changed = timeout_at(deadline, moved.changed()) => {
+                    if !matches!(changed, Ok(Ok(()))) {
+                        return Err(NotFollowed(within));
+                    }
+                }
+                () = sleep_until(ask) => {
+                    self.0.wanted.notify_one();
+                    ask = Instant::now() + ASK_AGAIN;
+                }
+            }
+        }
+    }
+
+    /// Waits until somebody wants the log to be read, for a change that was not announced.
+    pub async fn wanted(&self) {
+        self.0.wanted.notified().await;
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.0.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Steps {
+    /// Goes to a position; tells whether that is another one.
+    fn follow(&mut self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) -> bool {
+        let mark = mark_of(&to.head);
+        let here = self.marks.back().copied();
+        if self.epoch == to.epoch && self.end == to.revision && here == Some(mark) {
+            return false;
+        }
+        let is_behind = self.epoch == to.epoch && self.end < to.revision;
+        let continues = is_behind && head_at(self.end).map(|head| mark_of(&head)) == here;
+        if !continues {
+            self.begun = self.begun.wrapping_add(1);
+            self.epoch = to.epoch;
+            self.end = to.revision;
+            self.marks = VecDeque::from([mark]);
+            return true;
+        }
+        for revision in self.end.saturating_add(1)..=to.revision {
+            let head = if revision == to.revision { Some(to.head) } else { head_at(revision) };
+            self.marks.extend(head.iter().map(mark_of));
+        }
+        self.end = to.revision;
+        while self.marks.len() > MAX_MARKS {
+            self.marks.pop_front();
+        }
+        true
+    }
+
+    fn has(&self, version: Version, before: Followed) -> Has {
+        let Some(back) = self.end.checked_sub(version.revision) else { return Has::NotKnown };
+        let place = usize::try_from(back).ok().and_then(|back| back.checked_add(1));
+        let place = place.and_then(|back| self.marks.len().checked_sub(back));
+        let yes = match place.and_then(|place| self.marks.get(place)) {
+            // A log that cannot fork has no marks.
+            Some(mark) => version.mark == 0 || *mark == version.mark,
+            // It went past that revision long before the append, which found it still there, and
+            // has not begun anew since: had it been elsewhere, the log's hashes would have told.
+            None => before.begun == self.begun && before.end >= version.revision,
+        };
+        if yes { Has::Yes } else { Has::NotKnown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(branch: u8, revision: Revision) -> LogHead {
+        let mut head = [branch; 20];
+        head[1..9].copy_from_slice(&revision.to_be_bytes());
+        head
+    }
+
+    fn at(branch: u8, revision: Revision) -> Position {
+        Position { epoch: [7; 16], revision, head: head(branch, revision) }
+    }
+
+    fn version(branch: u8, revision: Revision) -> Version {
+        Version { revision, mark: mark_of(&head(branch, revision)) }
+    }
+
+    #[test]
+    fn reach_a_revision_of_another_branch_is_not_the_change() {
+        let position = FollowerPosition::default();
+        position.follow(at(1, 90), |_| None);
+        let before = position.now();
+        assert!(!position.has(version(1, 91), before), "not there yet");
+        // A failover: others wrote revision 91 and more on the branch that is followed now.
+        position
+            .follow(at(2, 95), |revision| Some(head(if revision > 90 { 2 } else { 1 }, revision)));
+        assert_eq!(position.now(), Followed { begun: before.begun, end: 95 });
+        assert!(!position.has(version(1, 91), before), "another change has its revision");
+        assert!(position.has(version(2, 91), before) && position.has(version(1, 90), before));
+    }
+
+    #[test]
+    fn reach_a_change_before_a_new_beginning_is_not_known() {
+        let position = FollowerPosition::default();
+        position.follow(at(1, 90), |_| None);
+        let before = position.now();
+        position.follow(at(2, 100), |_| None);
+        assert!(!position.has(version(1, 80), before) && !position.has(version(1, 95), before));
+        // What was found in the ledger, and the follower had gone past before, is there.
+        let before = position.now();
+        assert!(position.has(version(2, 80), before) && !position.has(version(2, 101), before));
+    }
+
+    #[test]
+    fn reach_keeps_so_many_marks_and_no_more() {
+        let position = FollowerPosition::default();
+        position.follow(at(1, 1), |_| None);
+        let before = position.now();
+        let last = u64::try_from(MAX_MARKS).unwrap() + 10;
+        for revision in 2..=last {
+            position.follow(at(1, revision), |revision| Some(head(1, revision)));
+        }
+        assert_eq!(position.steps().marks.len(), MAX_MARKS);
+        assert!(position.has(version(1, 11), before) && !position.has(version(1, 10), before));
+    }
+
+    #[tokio::test]
+    async fn reach_ends_in_time_and_asks_for_the_log_meanwhile() {
+        let position = FollowerPosition::default();
+        position.follow(at(1, 1), |_| None);
+        let (before, within) = (position.now(), Duration::from_millis(200));
+        let (waited, ()) =
+            tokio::join!(position.reach(version(1, 2), before, within), position.wanted());
+        assert_eq!(waited, Err(NotFollowed(within)));
+        let arrives = async { position.follow(at(1, 2), |revision| Some(head(1, revision))) };
+        let (waited, ()) = tokio::join!(position.reach(version(1, 2), before, within), arrives);
+        assert_eq!(waited, Ok(()));
+    }
+}

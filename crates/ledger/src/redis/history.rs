@@ -1,0 +1,248 @@
+//! Histories: a field for each entry, in a hash beside the bucket of its pair.
+
+use std::collections::HashMap;
+
+use redis::Value;
+
+use super::layout::{Item, SENTINEL, history_field, split_value};
+use super::refusal::{Failure, RefusedBy};
+use super::scripts::{Answer, ask};
+use super::{Redis, Shared};
+use crate::chain::Reading;
+use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
+use consentd_core::id::Key;
+use consentd_core::record::{Record, sha256};
+
+/// How many fields are read by one command.
+const MAX_FIELDS: usize = 512;
+
+/// How often a history is read anew that is erased meanwhile.
+const MAX_TRIES: usize = 4;
+
+impl<'a> Item<'a> {
+    /// By what it stands in the chain.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Kept(entry) | Self::Perishable(entry) => sha256(entry),
+            Self::Gone(digest) => **digest,
+        }
+    }
+
+    pub(super) fn entry(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Kept(entry) | Self::Perishable(entry) => Some(entry),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
+impl Redis {
+    pub(crate) async fn history(&self, key: Key) -> Result<History, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let record = shared.record(&identity, key).await?;
+        shared.history_of(&identity, key, record, &mut Texts::default()).await
+    }
+
+    /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole
+    /// buckets, at a time: each pair's in the order in which it was. A page goes on at a bucket.
+    pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let mut events = Events { entries: Vec::new(), next: None, by_revision: false };
+        let mut texts = Texts::default();
+        for number in u32::try_from(cursor.after).unwrap_or(u32::MAX)..identity.buckets {
+            if events.entries.len() >= MAX_PAGE {
+                events.next = Some(Cursor { after: number.into(), ..Cursor::default() });
+                break;
+            }
+            let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
+            if bucket.label.epoch != identity.epoch {
+                shared.forget(identity.epoch);
+                return Err(RefusedBy::Replaced.into());
+            }
+            for (key, record) in bucket.pairs {
+                let record = record.map_err(|_| {
+                    LedgerError::Damaged("a pair's record, or this version cannot read it")
+                })?;
+                let history = shared.history_of(&identity, key, record, &mut texts).await?;
+                if history.unreadable > 0 {
+                    return Err(LedgerError::Damaged("a history entry"));
+                }
+                events.entries.extend(history.entries);
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// Statements that were read already, by their digests.
+#[derive(Default)]
+struct Texts(HashMap<Vec<u8>, Option<String>>);
+
+impl Shared {
+    /// A pair's record; the empty one where there is none.
+    async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
+        let values = self.values(identity, &[key]).await;
+        let (_, mut values) = values.map_err(|failure| self.failed(identity.epoch, failure))?;
+        let value = match values.pop() {
+            Some(Ok(Some(value))) => value,
+            Some(Err(_)) => {
+                let number = crate::bucket_of(key, identity.buckets);
+                return Err(self.noted(Failure::lost(&self.names.bucket(number))));
+            }
+            Some(Ok(None)) | None => return Ok(Record::default()),
+        };
+        split_value(&value)
+            .and_then(|(_, record)| codec::decode_record(record).ok())
+            .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))
+    }
+
+    /// The history of a pair whose record was this one. Where that was erased meanwhile, what it
+    /// told of goes while it is read: then it is read by what the record is now.
+    async fn history_of(
+        &self,
+        identity: &Identity,
+        key: Key,
+        mut record: Record,
+        texts: &mut Texts,
+    ) -> Result<History, LedgerError> {
+        let bucket = crate::bucket_of(key, identity.buckets);
+        for _ in 1..MAX_TRIES {
+            let read = self.history(bucket, key, record, texts).await?;
+            if read.intact {
+                return Ok(read);
+            }
+            record = self.record(identity, key).await?;
+            if record.history_start() == read.record.history_start() {
+                return Ok(read);
+            }
+        }
+        self.history(bucket, key, record, texts).await
+    }
+
+    /// The history of a pair whose record is this one.
+    async fn history(
+        &self,
+        bucket: u32,
+        key: Key,
+        record: Record,
+        texts: &mut Texts,
+    ) -> Result<History, LedgerError> {
+        let len = record.history_len;
+        let (mut from, _) = record.history_start();
+        let mut reading = Reading::new(record);
+        while from < len {
+            let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
+            let to = from.saturating_add(some).min(len);
+            let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
+            let values = self.fields(&self.names.history(bucket), &fields).await;
+            let values = values.map_err(|failure| self.noted(failure))?;
+            let items = values.iter().map(|value| value.as_deref().map(Item::decode));
+            let items: Vec<_> = items.collect();
+            let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
+            self.read_texts(entries, texts).await.map_err(|failure| self.noted(failure))?;
+            for item in &items {
+                // What is not there, or no item, breaks the chain; the rest is still told.
+                let (revision, item) = match item {
+                    Some(Some(item)) => item,
+                    Some(None) => {
+                        reading.garbled();
+                        continue;
+                    }
+                    None => {
+                        reading.missing();
+                        continue;
+                    }
+                };
+                match item.entry() {
+                    None => reading.gone(&item.digest()),
+                    Some(entry) => {
+                        let text = |digest: &[u8]| texts.0.get(digest)?.clone();
+                        let entry = codec::decode_history(entry, text);
+                        reading.kept(*revision, &item.digest(), entry);
+                    }
+                }
+            }
+            from = to;
+        }
+        Ok(reading.finish())
+    }
+
+    /// Reads the statements that these entries have the digests of.
+    async fn read_texts(
+        &self,
+        entries: impl Iterator<Item = &[u8]>,
+        texts: &mut Texts,
+    ) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for entry in entries {
+            let note = |digest: &[u8]| {
+                if !texts.0.contains_key(digest) {
+                    texts.0.insert(digest.to_vec(), None);
+                    missing.push(digest.to_vec());
+                }
+                Some(String::new())
+            };
+            let _ = codec::decode_history(entry, note);
+        }
+        for some in missing.chunks(MAX_FIELDS) {
+            let values = self.fields(&self.names.text, some).await?;
+            for (digest, value) in some.iter().zip(values) {
+                // An edited one no longer has its digest, and is not shown as the words agreed to.
+                let value = value.filter(|value| sha256(value)[..] == digest[..]);
+                texts
+                    .0
+                    .insert(digest.clone(), value.and_then(|value| String::from_utf8(value).ok()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fields of a hash, which has its sentinel.
+    async fn fields(
+        &self,
+        hash: &str,
+        fields: &[Vec<u8>],
+    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(hash).arg(SENTINEL);
+        for field in fields {
+            command.arg(field.as_slice());
+        }
+        let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
+        if answer.optional()?.is_none() {
+            return Err(Failure::lost(hash));
+        }
+        fields.iter().map(|_| answer.optional()).collect()
+    }
+
+    /// Makes sure that a hash has its sentinel: one that was deleted or evicted has none.
+    pub(super) async fn check_hash(&self, hash: &str) -> Result<(), Failure> {
+        self.fields(hash, &[]).await.map(|_| ())
+    }
+
+    /// Some of a hash's fields and their values, and where to go on; 0 where that was all.
+    pub(super) async fn scan(
+        &self,
+        hash: &str,
+        cursor: u64,
+    ) -> Result<(u64, Vec<(Vec<u8>, Vec<u8>)>), Failure> {
+        let mut command = redis::cmd("HSCAN");
+        command.arg(hash).arg(cursor).arg("COUNT").arg(MAX_FIELDS);
+        let Value::Array(answer) = ask(&self.writes, &command).await? else {
+            return Err(Failure::Refused(RefusedBy::Strange));
+        };
+        let mut answer = Answer::of(Value::Array(answer))?;
+        let next = answer.number()?;
+        let mut fields = Answer::of(answer.next()?)?;
+        let mut found = Vec::new();
+        while !fields.is_over() {
+            let (field, value) = (fields.bytes()?, fields.bytes()?);
+            if field != SENTINEL {
+                found.push((field, value));
+            }
+        }
+        Ok((next, found))
+    }
+}

@@ -1,0 +1,280 @@
+//! Reading: pairs, buckets, and the log with the proof of where it ends.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::layout::{SENTINEL, log_entry, next_head, split_value, stored};
+use super::refusal::{Failure, NoAnswer, RefusedBy};
+use super::scripts::{self, Answer};
+use super::{Redis, Shared};
+use crate::{
+    Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
+    bucket_of, codec,
+};
+use consentd_core::id::Key;
+use consentd_core::record::Revision;
+use consentd_core::time::Timestamp;
+
+/// The most that a page of the log holds, in about, so that no reply delays other clients long.
+const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// How many pairs are read by one script.
+const MAX_READ: usize = 256;
+
+/// A pair's value in its bucket, where it has one; or that the bucket was lost.
+pub(super) type Value = Result<Option<Vec<u8>>, UnreadableRecord>;
+
+impl Redis {
+    pub(crate) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
+        self.shared.identity().await
+    }
+
+    pub(crate) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let mut read = Read { clock: Timestamp::saturating_from_millis(0), pairs: Vec::new() };
+        // The clock is asked for even where no pair is.
+        let none: &[Key] = &[];
+        let parts = keys.chunks(MAX_READ);
+        for some in parts.chain(keys.is_empty().then_some(none)) {
+            let values = shared.values(&identity, some).await;
+            let (clock, values) = values.map_err(|f| shared.failed(identity.epoch, f))?;
+            read.clock = clock;
+            for value in values {
+                if let Err(UnreadableRecord::Lost { bucket }) = value {
+                    shared.note_lost(&shared.names.bucket(bucket));
+                }
+                read.pairs.push(value.and_then(|value| stored(value.as_deref())));
+            }
+        }
+        Ok(read)
+    }
+
+    pub(crate) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
+        let shared = &*self.shared;
+        shared.check_open()?;
+        let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
+        if shared.known_identity().is_some_and(|known| known.epoch != bucket.label.epoch) {
+            *shared.identity.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        }
+        Ok(bucket)
+    }
+
+    pub(crate) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
+        self.shared.check_open()?;
+        let shared = &*self.shared;
+        shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))
+    }
+
+    pub(crate) async fn read_behind(
+        &self,
+        revision: Revision,
+        head: LogHead,
+    ) -> Result<Page, LedgerError> {
+        self.shared.check_open()?;
+        let shared = &*self.shared;
+        shared.poll(revision, Some(head)).await.map_err(|failure| shared.noted(failure))
+    }
+}
+
+impl Redis {
+    /// Has followers take the ledger as it is, whatever they remember of it; tells how often an
+    /// operator has by now.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] where it cannot be asked, or refuses.
+    pub async fn accept(&self) -> Result<u64, LedgerError> {
+        let shared = &*self.shared;
+        let identity = shared.identity().await?;
+        let failed = |failure| shared.failed(identity.epoch, failure);
+        let (keys, args) = ([&shared.names.meta], [&identity.epoch[..]]);
+        let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
+        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
+    }
+}
+
+impl Shared {
+    pub(super) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
+        self.check_open()?;
+        match self.known_identity() {
+            Some(known) => Ok(known),
+            // Of a ledger whose log or fence was lost, too: those who mend it ask.
+            None => Ok(self.fenced_poll(Revision::MAX, None).await?.0.identity),
+        }
+    }
+
+    /// The ledger's clock, and these pairs' values, where their buckets were not lost.
+    pub(super) async fn values(
+        &self,
+        identity: &Identity,
+        pairs: &[Key],
+    ) -> Result<(Timestamp, Vec<Value>), Failure> {
+        let mut keys = vec![self.names.meta.clone()];
+        let mut slots = HashMap::new();
+        let mut args = vec![identity.epoch.to_vec()];
+        for pair in pairs {
+            let number = bucket_of(*pair, identity.buckets);
+            let slot = *slots.entry(number).or_insert_with(|| {
+                keys.push(self.names.bucket(number));
+                keys.len()
+            });
+            args.push(slot.to_string().into_bytes());
+            args.push(pair.to_bytes().to_vec());
+        }
+        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        let mut answer = Answer::of(scripts::READ.run(&self.reads, &keys, &args).await?)?;
+        let clock = clock(&mut answer)?;
+        let mut values = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            values.push(match answer.next()? {
+                redis::Value::BulkString(bytes) => Ok(Some(bytes)),
+                redis::Value::Nil | redis::Value::Boolean(false) => Ok(None),
+                redis::Value::Int(-1) => {
+                    Err(UnreadableRecord::Lost { bucket: bucket_of(*pair, identity.buckets) })
+                }
+                _ => return Err(Failure::Refused(RefusedBy::Strange)),
+            });
+        }
+        Ok((clock, values))
+    }
+
+    pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, Failure> {
+        let keys = [self.names.meta.clone(), self.names.bucket(number)];
+        let mut answer = Answer::of(scripts::BUCKET.run(&self.reads, &keys, &[]).await?)?;
+        let epoch = answer.exactly()?;
+        let label = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
+        let mut fields = Answer::of(answer.next()?)?;
+        let mut all = Vec::new();
+        while !fields.is_over() {
+            all.push((fields.bytes()?, fields.bytes()?));
+        }
+        let count = all.len();
+        all.retain(|(field, _)| field != SENTINEL);
+        if all.len() == count {
+            return Err(Failure::lost(&self.names.bucket(number)));
+        }
+        let mut pairs = Vec::with_capacity(all.len());
+        for (field, value) in all {
+            let key = field.try_into().map(Key::from_bytes);
+            let key = key.map_err(|_| Failure::Refused(RefusedBy::Strange))?;
+            // Of an append that was cut short: what it wrote is told once it is completed, or its
+            // branch may be lost, and nobody would notice that this pair was on it.
+            let is_ahead = |revision| revision > label.revision;
+            if split_value(&value).is_some_and(|(version, _)| is_ahead(version.revision)) {
+                return Err(Failure::Refused(RefusedBy::CutShort));
+            }
+            pairs.push((key, stored(Some(&value)).map(|stored| stored.record)));
+        }
+        Ok(Bucket { number, label, pairs })
+    }
+
+    /// The fenced poll. `head` is the log's hash at `after`, where whoever asks knows it.
+    pub(super) async fn poll(
+        &self,
+        after: Revision,
+        head: Option<LogHead>,
+    ) -> Result<Page, Failure> {
+        match self.fenced_poll(after, head).await? {
+            (page, lost) if lost.is_empty() => {
+                self.note_found();
+                Ok(page)
+            }
+            (_, lost) => Err(Failure::lost(&String::from_utf8_lossy(&lost))),
+        }
+    }
+
+    /// The fenced poll, and which key that it rests on was lost; empty where none was.
+    pub(super) async fn fenced_poll(
+        &self,
+        after: Revision,
+        head: Option<LogHead>,
+    ) -> Result<(Page, Vec<u8>), Failure> {
+        let numbers = [after, count(MAX_PAGE), count(MAX_PAGE_BYTES)].map(|n| n.to_string());
+        let names = [&self.names.meta, &self.names.log];
+        let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
+        let (link, fence) = (&self.reads, [&self.names.fence]);
+        let connection = link.connection().await.map_err(Failure::NotSent)?;
+        let within = self.options.poll_within;
+        let proof = async {
+            self.ensure_fit(&connection).await?;
+            self.look_for_losses(&connection).await?;
+            let answer = scripts::POLL.run_on(link, &connection, &fence, &args).await?;
+            // An isolated primary of a Sentinel's answers too, and proves nothing.
+            link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
+            Ok(answer)
+        };
+        let Ok(proven) = tokio::time::timeout(within, proof).await else {
+            link.give_up(&connection).await;
+            return Err(Failure::Lost(Arc::new(NoAnswer(within))));
+        };
+        let mut answer = Answer::of(proven?)?;
+        let epoch = answer.exactly()?;
+        let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
+        let (secret, buckets) = (answer.exactly()?, answer.number()?);
+        let buckets = u32::try_from(buckets).map_err(|_| Failure::Refused(RefusedBy::Strange))?;
+        let accepted = answer.number()?;
+        let clock = clock(&mut answer)?;
+        let lost = answer.bytes()?;
+        let tail = if after >= end.revision {
+            Tail::Entries(Vec::new())
+        } else {
+            entries_after(after, head, &mut answer)?
+        };
+        let identity = self.remember(epoch, &secret, buckets);
+        Ok((Page { identity, end, accepted, clock, tail }, lost))
+    }
+}
+
+fn count(number: usize) -> u64 {
+    number.try_into().unwrap_or(u64::MAX)
+}
+
+/// The ledger's clock: seconds and microseconds.
+fn clock(answer: &mut Answer) -> Result<Timestamp, Failure> {
+    let (seconds, micros) = (answer.number()?, answer.number()?);
+    let millis = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
+    Ok(Timestamp::saturating_from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
+}
+
+/// The log's entries behind one that comes first: it tells the hash that they continue.
+///
+/// Where that one is no longer there, the hash that the reader has stands in for it, but only if the
+/// entry of the very next revision continues it. An entry's hash covers the hash before it, so the
+/// reader's log and the ledger's are then the same up to there, and nothing lies between. Otherwise
+/// what comes next may be missing too.
+fn entries_after(
+    after: Revision,
+    head: Option<LogHead>,
+    answer: &mut Answer,
+) -> Result<Tail, Failure> {
+    let mut previous = (after == 0).then(LogHead::default);
+    let mut entries = Vec::new();
+    let mut expected = after;
+    while !answer.is_over() && entries.len() < MAX_PAGE {
+        let (revision, body) = (answer.revision()?, answer.bytes()?);
+        let head_after: LogHead = answer.exactly()?;
+        match previous {
+            None if revision == after => {}
+            None => match head.filter(|known| {
+                after.checked_add(1) == Some(revision)
+                    && next_head(known, revision, &body) == head_after
+            }) {
+                Some(known) => entries.push(log_entry(known, revision, &body, head_after)),
+                None => return Ok(Tail::Trimmed),
+            },
+            Some(previous) if expected.checked_add(1) == Some(revision) => {
+                entries.push(log_entry(previous, revision, &body, head_after));
+            }
+            _ => return Ok(Tail::Trimmed),
+        }
+        (previous, expected) = (Some(head_after), revision);
+    }
+    // The log ends behind `after`, and there is nothing: it lost its entries.
+    Ok(if entries.is_empty() { Tail::Trimmed } else { Tail::Entries(entries) })
+}
+
+/// When a log entry was recorded.
+pub(super) fn time_of(body: &[u8]) -> Option<Timestamp> {
+    codec::decode_log(body).ok().map(|body| body.record_time)
+}
