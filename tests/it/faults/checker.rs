@@ -172,6 +172,16 @@ pub fn check(lines: &[Line], bound: Duration) -> Verdict {
 /// events that it lists twice, though the pair should have known them. `listed` has the events'
 /// names in the ledger, by user.
 pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    compare_repaired(lines, listed, &[])
+}
+
+/// The same of a ledger that was repaired between these moments: a record that is rebuilt has lost
+/// the ids of its requests, so that a retry of what has no time of its own is as new.
+pub fn compare_repaired(
+    lines: &[Line],
+    listed: &BTreeMap<String, Vec<String>>,
+    repairs: &[(u64, u64)],
+) -> Vec<String> {
     let sent = lines.iter().filter_map(|line| match line {
         Line::Sent(sent) => Some((sent.name.as_str(), sent)),
         _ => None,
@@ -194,7 +204,10 @@ pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<St
                 let meanwhile = other.at < until(name) && until(&other.name) > event.at;
                 other.user == *user && other.name != *name && meanwhile
             });
-            if others.count() < REMEMBERED {
+            let mut repairs = repairs.iter();
+            let is_forgotten = event.event_time.is_none()
+                && repairs.any(|(from, to)| event.at < *to && until(name) > *from);
+            if others.count() < REMEMBERED && !is_forgotten {
                 wrong.push(format!("the ledger has {name} of {user} twice"));
             }
         }
