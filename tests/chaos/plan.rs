@@ -297,13 +297,13 @@ fn process(fault: Fault) -> Option<usize> {
 /// no longer what they were. Until sidecars know that a Redis evicts keys, which they ask for every
 /// two seconds, it may lose what it acknowledged: all of them must be able to hear of it.
 fn exclude(one: Fault, other: Fault) -> bool {
-    let alone = |fault: Fault| matches!(fault, Fault::Evicted(_));
-    let along = |fault: Fault| matches!(fault, Fault::Greedy(..));
+    let is_evicted = |fault: Fault| matches!(fault, Fault::Evicted(_));
+    let goes_along = |fault: Fault| matches!(fault, Fault::Greedy(..));
     let both_of_servers = is_of_servers(one) && is_of_servers(other);
     both_of_servers
         || process(one).is_some_and(|sidecar| process(other) == Some(sidecar))
-        || (alone(one) && !along(other))
-        || (alone(other) && !along(one))
+        || (is_evicted(one) && !goes_along(other))
+        || (is_evicted(other) && !goes_along(one))
 }
 
 /// The faults of one round, in the order of their beginnings; only such as have this in their
