@@ -9,7 +9,7 @@ use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::get_status_response::Phase;
 use tokio::time::sleep;
 
-use crate::judge::Known;
+use crate::judge::Silence;
 use crate::load::channel;
 use crate::neighbours::Neighbours;
 use crate::plan::Fault;
@@ -37,8 +37,8 @@ pub struct Fleet {
     down: BTreeSet<usize>,
     /// What greedy clients hold, and of which sidecar.
     neighbours: Vec<(usize, Neighbours)>,
-    /// What is known of the ledger meanwhile.
-    pub known: Known,
+    /// When nothing may have been acknowledged or allowed.
+    pub silences: Vec<Silence>,
 }
 
 impl Fleet {
@@ -55,7 +55,7 @@ impl Fleet {
             flags,
             down: BTreeSet::new(),
             neighbours: Vec::new(),
-            known: Known::default(),
+            silences: Vec::new(),
         };
         for place in 0..fleet.ledgers.len() {
             let sidecar = fleet.begin_sidecar(place, "127.0.0.1:0", "127.0.0.1:0");

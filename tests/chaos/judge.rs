@@ -7,7 +7,7 @@ use std::time::Duration;
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
 
-use crate::checker::{check, compare_repaired};
+use crate::checker::{check, compare_where};
 use crate::history::{self, Line};
 use crate::load::{channel, listed};
 
@@ -29,15 +29,6 @@ pub struct Silence {
     /// What is acknowledged must have this revision at most; nothing is known of it where none is
     /// given.
     pub revision: Option<u64>,
-}
-
-/// What is known of a setting beside what its writers and checkers saw.
-#[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// When nothing may have been acknowledged or allowed.
-    pub silences: Vec<Silence>,
-    /// From when to when the ledger was repaired.
-    pub repairs: Vec<(u64, u64)>,
 }
 
 impl Silence {
@@ -64,10 +55,9 @@ pub async fn judge(
     files: &[PathBuf],
     records: &str,
     bound: Duration,
-    known: &Known,
+    silences: &[Silence],
     wrong: &mut Vec<String>,
 ) -> String {
-    let silences = &known.silences;
     let lines: Vec<Line> = files.iter().flat_map(|file| history::read(file)).collect();
     let verdict = check(&lines, bound);
     wrong.extend(verdict.violations.iter().cloned());
@@ -77,7 +67,11 @@ pub async fn judge(
         .filter_map(|line| if let Line::Sent(sent) = line { Some(sent.user.clone()) } else { None })
         .collect();
     match listed(&RecordServiceClient::new(channel(records)), users).await {
-        Ok(listed) => wrong.extend(compare_repaired(&lines, &listed, &known.repairs)),
+        // A record that was rebuilt, and a denial that was given back, know no request ids: what is
+        // retried then without a time of its own is as new.
+        Ok(listed) => {
+            wrong.extend(compare_where(&lines, &listed, |event| event.event_time.is_none()));
+        }
         Err(status) => wrong.push(format!("the ledger cannot be listed: {status}")),
     }
     if verdict.allowed == 0 || verdict.opt_outs == 0 {

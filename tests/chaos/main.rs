@@ -143,8 +143,8 @@ async fn play<W: World>(setting: Setting, mut world: W, wanted: &Wanted) -> bool
     // Whoever writes and checks ends when it is dropped.
     drop(people);
     let records = world.fleet().records().pop().expect("there is a sidecar");
-    let known = world.fleet().known.clone();
-    println!("{}", judge(&files, &records, W::BOUND, &known, &mut wrong).await);
+    let silences = world.fleet().silences.clone();
+    println!("{}", judge(&files, &records, W::BOUND, &silences, &mut wrong).await);
     println!("faults: {counts:?}");
     for what in &wrong {
         println!("WRONG: {what}");

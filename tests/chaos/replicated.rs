@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::fleet::Fleet;
-use crate::history::now;
 use crate::lost_keys::Lost;
 use crate::plan::{BUCKETS, Fault, Setting, Which};
 use crate::proxy::{Faults, Proxy, Pushes};
@@ -184,14 +183,12 @@ impl World for Replicated {
             Fault::Refused(sidecar) => self.nets[sidecar].refuse(false),
             Fault::SidecarStopped(_) | Fault::SidecarKilled(_) => self.fleet.end(fault),
             Fault::KeysDeleted(_) | Fault::Evicted(_) => {
-                let begun = now();
                 let lost = self.lost.take().expect("they were deleted");
                 let silence = match fault {
                     Fault::Evicted(_) => Some(lost.keep(self.primary(), Self::BOUND)?),
                     _ => lost.mend(self.primary(), Self::BOUND)?,
                 };
-                self.fleet.known.silences.extend(silence);
-                self.fleet.known.repairs.push((begun, now()));
+                self.fleet.silences.extend(silence);
             }
             _ => self.end_at_servers(fault),
         }

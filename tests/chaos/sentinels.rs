@@ -136,7 +136,7 @@ impl World for Guarded {
                 let why = "most Sentinels are gone".to_owned();
                 let revision = Some(revision);
                 let silence = Silence { why, from, until, denies_from, revision };
-                self.fleet.known.silences.push(silence);
+                self.fleet.silences.push(silence);
             }
             other => self.fleet.end(other),
         }

@@ -172,15 +172,14 @@ pub fn check(lines: &[Line], bound: Duration) -> Verdict {
 /// events that it lists twice, though the pair should have known them. `listed` has the events'
 /// names in the ledger, by user.
 pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<String> {
-    compare_repaired(lines, listed, &[])
+    compare_where(lines, listed, |_| false)
 }
 
-/// The same of a ledger that was repaired between these moments: a record that is rebuilt has lost
-/// the ids of its requests, so that a retry of what has no time of its own is as new.
-pub fn compare_repaired(
+/// The same, but for events that may be there twice, since their pair may have forgotten them.
+pub fn compare_where(
     lines: &[Line],
     listed: &BTreeMap<String, Vec<String>>,
-    repairs: &[(u64, u64)],
+    is_forgotten: impl Fn(&Sent) -> bool,
 ) -> Vec<String> {
     let sent = lines.iter().filter_map(|line| match line {
         Line::Sent(sent) => Some((sent.name.as_str(), sent)),
@@ -204,10 +203,7 @@ pub fn compare_repaired(
                 let meanwhile = other.at < until(name) && until(&other.name) > event.at;
                 other.user == *user && other.name != *name && meanwhile
             });
-            let mut repairs = repairs.iter();
-            let is_forgotten = event.event_time.is_none()
-                && repairs.any(|(from, to)| event.at < *to && until(name) > *from);
-            if others.count() < REMEMBERED && !is_forgotten {
+            if others.count() < REMEMBERED && !is_forgotten(event) {
                 wrong.push(format!("the ledger has {name} of {user} twice"));
             }
         }
