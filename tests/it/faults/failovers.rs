@@ -10,7 +10,7 @@ use super::history::Did;
 use super::load::{BUSINESS, channel};
 use super::redis::{MASTER, Redis, Sentinels};
 use super::stage::{
-    Setup, Stage, ask, init, ledger_at, live_within, metric, serve, status, wait_for_metric,
+    Setup, Stage, ask, init, ledger_at, live_within, metric, serve, wait_for_metric,
 };
 use crate::sidecar::{PATIENCE, Sidecar, event, eventually, opt_out};
 
