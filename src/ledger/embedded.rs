@@ -4,6 +4,7 @@
 //! appends that wait while one transaction is synced go into the next one together. It writes the
 //! log and the histories, both by revision; the pairs' own tree follows (see `recent`).
 
+mod backend;
 mod compact;
 mod erase;
 mod guard;
