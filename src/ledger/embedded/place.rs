@@ -1,9 +1,9 @@
 //! Whether the ledger's path still leads to the file that is open.
 //!
 //! A file that is deleted, or over which another one is renamed, can be written as before by whoever
-//! has it open, and is gone once that process ends. So its path is looked at after each commit and
-//! before anything of it is acknowledged. So is its length, by which a file shows that something
-//! else cut it or copied another one over it.
+//! has it open, and is gone once that process ends. So its path is looked at before each commit, and
+//! after it before anything of it is acknowledged. So is its length, by which a file shows that
+//! something else cut it or copied another one over it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek as _};
