@@ -7,6 +7,16 @@
 //! needs to know of a state), [`due`] (opt-ins that lapse), [`keyword`] (what a text means).
 
 #![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods,
+        reason = "a test ends where something is not as it should be"
+    )
+)]
+#![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]

@@ -5,6 +5,17 @@
 //! the ledger answers with that one, and the recorder tries again. The follower reads a snapshot,
 //! then the log, and hears announcements in between, any of which may be lost.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods,
+        reason = "a test ends where something is not as it should be"
+    )
+)]
+
 mod chain;
 mod codec;
 mod copy;
