@@ -136,10 +136,9 @@ mod tests {
         let mut other = Claims::default();
         other.add(Claim::up_to(at(20), Duration::from_millis(5)));
         let both = one.join(&other);
-        assert_eq!([25, 26, 50].map(|time| both.moment_of(at(time))), [
-            Some(at(20)),
-            None,
-            Some(at(10))
-        ]);
+        assert_eq!(
+            [25, 26, 50].map(|time| both.moment_of(at(time))),
+            [Some(at(20)), None, Some(at(10))]
+        );
     }
 }
