@@ -1,9 +1,8 @@
 //! The lists in the documents, against the code: flags, reasons, calls and metrics.
 
-use std::collections::BTreeSet;
 use std::fs;
 
-use super::root;
+use super::{root, tables};
 
 /// The text of a page, by its path from the root of the repository.
 fn page(path: &str) -> String {
@@ -19,31 +18,48 @@ fn first_cells(path: &str, header: &str) -> String {
 }
 
 #[test]
-fn configuration_page_lists_every_flag_with_its_default() {
-    let command = consentd::cli::command();
-    let serve = command.find_subcommand("serve").unwrap();
-    let page = page("docs/configuration.md");
-    let mut flags = 0;
-    for argument in serve.get_arguments() {
-        let Some(long) = argument.get_long().filter(|long| *long != "help") else { continue };
-        flags += 1;
-        // A flag with a value, or one without.
-        let starts = [format!("| `--{long} "), format!("| `--{long}` ")];
-        let row = page.lines().find(|line| starts.iter().any(|start| line.starts_with(start)));
-        let row =
-            row.unwrap_or_else(|| panic!("--{long} is not in the table of docs/configuration.md"));
-        let variable = argument.get_env().and_then(|name| name.to_str()).unwrap();
-        assert_eq!(variable, format!("CONSENTD_{}", long.to_uppercase().replace('-', "_")));
-        let help = argument.get_help().unwrap().to_string();
-        let default = help.split_once("[default: ").map(|(_, rest)| rest.trim_end_matches(']'));
-        if let Some(default) = default.filter(|default| !default.contains(", ")) {
-            let told = row.split('|').nth(2).unwrap().trim().trim_matches('`');
-            let all = "marketing,utility,authentication,service";
-            assert!(told == default || (told == "all four" && default == all), "{row} / {default}");
-        }
+fn generated_tables_are_current() {
+    for table in tables::tables() {
+        let page = page(table.page);
+        let current = table.put_into(&page).unwrap();
+        let stale = current.lines().find(|line| !page.lines().any(|there| there == *line));
+        let how = "run `cargo run --example docs-tables`";
+        assert!(
+            page == current,
+            "{} is not current: {how}. Its first new line: {stale:?}",
+            table.page
+        );
     }
-    let rows = page.lines().filter(|line| line.starts_with("| `--")).count();
-    assert_eq!(rows, flags, "docs/configuration.md has an unknown flag");
+}
+
+#[test]
+fn page_without_the_marks_of_a_table_is_refused() {
+    assert!(tables::tables().iter().all(|table| table.put_into("# A page\n").is_err()));
+}
+
+#[test]
+fn every_flag_has_its_variable_and_its_row() {
+    let command = consentd::cli::command();
+    let page = page("docs/configuration.md");
+    for (name, least) in [("serve", 40), ("webhook", 10)] {
+        let command = command.find_subcommand(name).unwrap();
+        let mut flags = 0;
+        for argument in command.get_arguments() {
+            let Some(long) = argument.get_long().filter(|long| *long != "help") else { continue };
+            flags += 1;
+            // A flag with a value, or one without.
+            let starts = [format!("| `--{long} "), format!("| `--{long}` ")];
+            let row = page.lines().find(|line| starts.iter().any(|start| line.starts_with(start)));
+            let row = row.unwrap_or_else(|| panic!("--{long} is not in docs/configuration.md"));
+            let meaning = row.split(" | ").nth(2).unwrap_or_default();
+            assert!(meaning.len() > 20, "--{long} is not explained: {row}");
+            let variable = argument.get_env().and_then(|name| name.to_str()).unwrap();
+            let named = format!("CONSENTD_{}", long.to_uppercase().replace('-', "_"));
+            let differs = (name, long) == ("webhook", "listen");
+            assert!(variable == named || differs, "{variable} sets --{long}");
+        }
+        assert!(flags >= least, "{name} has {flags} flags");
+    }
 }
 
 #[test]
@@ -78,39 +94,21 @@ fn consent_and_api_pages_list_every_reason_and_call() {
 }
 
 #[test]
-fn metrics_page_lists_every_metric() {
-    let registry = prometheus::Registry::new();
-    let metrics = consentd::metrics::Metrics::new(registry.clone()).unwrap();
-    let gauges = consentd::metrics::TableGauges {
-        staleness: std::time::Duration::ZERO,
-        revision: 0,
-        pairs: 0,
-        bytes: 0,
-        clock_offset: 0.0,
-        remembered: 0,
-    };
-    metrics.render(gauges).unwrap();
-    let told = first_cells("docs/metrics.md", "metric");
-    let families = registry.gather();
+fn every_metric_is_listed_with_its_labels() {
+    let listed = first_cells("docs/metrics.md", "metric");
+    let families = tables::families();
     assert!(families.len() >= 20, "some are not registered before they are used");
     for family in &families {
-        let labels: BTreeSet<_> = family
-            .get_metric()
-            .iter()
-            .flat_map(|metric| {
-                metric.get_label().iter().map(|label| label.name().to_owned()).collect::<Vec<_>>()
-            })
-            .collect();
-        let labels = labels.into_iter().collect::<Vec<_>>().join(",");
+        let labels = tables::labels(family).into_keys().collect::<Vec<_>>().join(",");
         let name = match labels.as_str() {
             "" => format!("`{}`", family.name()),
             labels => format!("`{}{{{labels}}}`", family.name()),
         };
-        assert!(told.contains(&name), "{name} is not in docs/metrics.md");
+        assert!(listed.contains(&name), "{name} is not in docs/metrics.md");
     }
     assert_eq!(
-        told.matches('`').count(),
+        listed.matches('`').count(),
         2 * families.len(),
-        "docs/metrics.md has an unknown metric"
+        "docs/metrics.md has an unknown one"
     );
 }

@@ -12,6 +12,7 @@
 
 mod documents;
 mod links;
+mod tables;
 
 use std::collections::BTreeSet;
 use std::fs;
