@@ -1,0 +1,128 @@
+//! What is stored is read back as it was.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis).unwrap()
+}
+
+fn a_record() -> Record {
+    let mut record = Record { history_len: 3, chain: [9; 32], ..Record::default() };
+    let state = &mut record.state;
+    state.scopes.insert(Scope::All, Word::opt_out(at(0)).into());
+    let confirmed = OnScope { opt_out: Some(at(3)), ..Word::confirmed(at(4), None).into() };
+    state.scopes.insert(Scope::parse("marketing").unwrap(), confirmed);
+    let topic = Scope::parse("utility.order_updates").unwrap();
+    let word = Some(Word::opt_in(at(7), Some(at(8))));
+    let pending = Some(Pending::new(at(8), None));
+    state.scopes.insert(topic, OnScope { word, pending, opt_out: Some(at(6)) });
+    state.last_inbound = Some(at(0));
+    state.window_closed = Some(at(1));
+    state.capped = Some(at(2));
+    state.failure = Some((at(3), 131_026));
+    state.platform = Some((at(4), true));
+    state.suppression = Some((at(5), false));
+    (state.last_stop, state.last_suppressed) = (Some(at(4)), Some(at(2)));
+    state.clamped.extend([at(5), at(8)]);
+    state.claims.add(Claim { from: at(9), until: at(11), moment: at(5) });
+    state.claims.add(Claim { from: at(12), until: at(12), moment: at(8) });
+    let outcome = Outcome {
+        revision: 5,
+        applied: true,
+        opted_out_scope: "*".into(),
+        opted_in_category: String::new(),
+        matched_keyword: "arrêt".into(),
+        keyword_locale: "fr".into(),
+    };
+    record.remember(Request { id: [1; 16], what: [2; 16], outcome, time: Some(at(6)) });
+    record
+}
+
+#[test]
+fn records_and_log_entries_survive_their_bytes() {
+    let plain = a_record();
+    assert_eq!(decode_record(&encode_record(&plain)), Ok(plain.clone()));
+    let link = Link { user_id: "US.1349".into(), time: at(4), moved: true };
+    let record = Record { links: vec![link], ..plain.clone() };
+    assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+    let format = |record| pb::Record::decode(&*encode_record(record)).unwrap().format;
+    assert_eq!((format(&plain), format(&record)), (1, 2), "who knows no links loses none");
+    assert_eq!(decode_record(&encode_record(&Record::default())), Ok(Record::default()));
+    let key = Key::from_bytes([3; 16]);
+    let encoded = encode_record(&record);
+    let body = LogBody {
+        key,
+        user_id: "u".into(),
+        business_id: "b".into(),
+        record: Ok(record),
+        record_time: at(9),
+    };
+    let bytes = encode_log(&body, &encoded);
+    assert_eq!(decode_log(&bytes), Ok(body.clone()));
+    for millis in [0, 1, 127, 128, 1_700_000_000_000] {
+        let body = LogBody { record_time: at(millis), ..body.clone() };
+        let bytes = encode_log(&body, &encoded);
+        let (key_at, record_at) = places_in_log(&body, &encoded, &bytes).unwrap();
+        assert_eq!(bytes[key_at..key_at + 16], key.to_bytes());
+        assert_eq!(bytes[record_at..record_at + encoded.len()], encoded);
+    }
+}
+
+#[test]
+fn history_entries_survive_their_bytes_and_keep_statements_apart() {
+    let evidence = Evidence {
+        method: Method::Website,
+        statement: "Yes to WhatsApp from Acme".into(),
+        business_name: "Acme".into(),
+        locale: "en".into(),
+        reference: "https://acme.example/1".into(),
+        confirmation: "message wamid.2".into(),
+    };
+    let category = Scope::parse("marketing").unwrap();
+    let what = [
+        What::OptIn { category, evidence, expire: Some(at(99)), pending: true },
+        What::OptOut { scope: Scope::All, reference: "letter".into() },
+        What::Inbound { message_id: "wamid.1".into(), text: String::new() },
+        What::Platform { stopped: true },
+        What::Failure { code: 131_047 },
+        What::Suppression { suppressed: true, reference: "court".into() },
+        What::Link { other_user_id: "US.1349".into(), moved: true },
+    ];
+    for what in what {
+        let entry = HistoryEntry {
+            user_id: "+1 555".into(),
+            business_id: "acme".into(),
+            time: at(1),
+            record_time: at(2),
+            what,
+        };
+        let bytes = encode_history(&entry);
+        let text = statement_of(&entry).map(|(_, text)| text.to_owned());
+        let whole = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(!whole.contains("Yes to WhatsApp"));
+        assert_eq!(decode_history(&bytes, |_| text), Some(entry));
+    }
+}
+
+#[test]
+fn newer_formats_are_told_apart_from_damage() {
+    let mut newer = pb::Record { format: FORMAT + 1, ..Default::default() };
+    newer.chain = vec![0; 32];
+    let unreadable = decode_record(&newer.encode_to_vec());
+    assert_eq!(unreadable, Err(UnreadableRecord::Newer { format: FORMAT + 1 }));
+    assert_eq!(decode_record(&[0xff]), Err(UnreadableRecord::Damaged));
+    assert_eq!(decode_record(&[]), Err(UnreadableRecord::Damaged), "a chain is 32 bytes");
+    let entry = pb::LogEntry { format: ENTRY_FORMAT + 1, key: vec![0; 16], ..Default::default() };
+    assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode_record(&bytes);
+        let _ = decode_log(&bytes);
+        let _ = decode_history(&bytes, |_| None);
+    }
+}
