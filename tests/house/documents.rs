@@ -51,7 +51,7 @@ fn every_flag_has_its_variable_and_its_row() {
             let starts = [format!("| `--{long} "), format!("| `--{long}` ")];
             let row = page.lines().find(|line| starts.iter().any(|start| line.starts_with(start)));
             let row = row.unwrap_or_else(|| panic!("--{long} is not in docs/configuration.md"));
-            let meaning = row.split(" | ").nth(2).unwrap_or_default();
+            let meaning = row.split('|').nth(3).unwrap_or_default();
             assert!(meaning.len() > 20, "--{long} is not explained: {row}");
             let variable = argument.get_env().and_then(|name| name.to_str()).unwrap();
             let named = format!("CONSENTD_{}", long.to_uppercase().replace('-', "_"));
