@@ -1,5 +1,5 @@
 //! consentd answers, from memory and in microseconds, whether a business may message a WhatsApp
-//! user. This is the map of the code; the README is the one for its users.
+//! user. This is the map of the code; ARCHITECTURE.md has it with the walks, docs/ is for users.
 //!
 //! ```text
 //! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
@@ -7,19 +7,24 @@
 //! writes:  grpc, webhook (+ whatsapp) ─► recorder ─► ledger ─► (follower ─► table)
 //! ```
 //!
-//! In reading order:
+//! Crates below this one, each of which knows only those before it:
+//!
+//! | crate | purpose |
+//! |---|---|
+//! | [`consentd_core`] | the nouns, the rules and the decision; pure: no clock, no I/O, no async |
+//! | [`consentd_os`] | the one place that reads clocks; files are told apart, locked and protected |
+//! | [`consentd_ledger`] | the durable truth: its operations and formats, in a file or in Redis |
+//! | [`consentd_proto`] | the contract's messages and clients |
+//!
+//! The modules of the sidecar, in reading order:
 //!
 //! | module | purpose |
 //! |---|---|
-//! | [`consent`] | the nouns, and how events make a pair's record; pure |
-//! | [`decision`] | may it be sent: the rules' nine rows; pure |
-//! | [`proof`] | what was known at a moment, and would have been answered; pure |
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
-//! | [`changes`] | what changes in it, told to whoever watches |
-//! | [`ledger`] | the durable truth: its verbs, its bytes, and the embedded file |
+//! | [`changes`] | the change feed that watchers read |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
-//! | [`decision_log`] | what was decided, as lines of JSON that no check waits for |
+//! | [`decision_log`] | decisions as lines of JSON that no check waits for |
 //! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`whatsapp`] | what WhatsApp's webhooks say, as events; pure |
@@ -30,14 +35,11 @@
 //! | [`budget`] | how much memory clients can make the process hold, and everybody's share of it |
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
-//! | [`clock`] | the one place that reads clocks |
-//! | [`access`] | why the system did not let us at a file |
-//! | [`files`] | files are told apart, locked, and kept from other writers; links are not followed |
 //! | [`config`] | flags, environment and file become validated settings |
 //! | [`app`] | what is built from them, which tasks run, in which order they end |
 //! | [`cli`] | the commands |
 //!
-//! What is never so, and is checked by `tests/house.rs` where a test can:
+//! What is never so, and is enforced by the crates, or checked by `tests/house` where a test can:
 //!
 //! - Nobody but the follower holds the table's [`Writer`](table::Writer), and there is one.
 //! - The table and the ledger do not know each other; the write path never touches the table.
