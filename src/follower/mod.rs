@@ -13,6 +13,7 @@ pub mod apply;
 pub mod driver;
 mod feed;
 pub mod machine;
+mod report;
 mod saved;
 mod saving;
 #[cfg(test)]
@@ -44,7 +45,7 @@ use crate::changes::{self, Changes};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
-use consentd_core::time::{Timestamp, clock_offset_warning};
+use consentd_core::time::Timestamp;
 use consentd_ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
 use consentd_os::clock::{self, Moment};
 
@@ -53,9 +54,6 @@ const MAX_AT_ONCE: usize = 8;
 
 /// How often a cause that lasts is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
-
-/// How often a clock offset is logged that lasts.
-const SAY_CLOCKS_AGAIN: Duration = Duration::from_mins(5);
 
 /// Follows one ledger.
 pub struct Follower {
@@ -460,55 +458,6 @@ impl Follower {
         let is_back = !std::mem::take(&mut self.lost_buckets).is_empty();
         if std::mem::take(&mut self.may_lack) || is_back {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
-        }
-    }
-
-    /// Logs that the Pub/Sub subscription is lost or refused: polls carry changes meanwhile, later.
-    fn unheard(&mut self, refused: bool, why: &(dyn std::error::Error + Send + Sync)) {
-        self.metrics.subscribed(if refused { "refused" } else { "failed" });
-        let why = why.to_string();
-        if self.unheard.as_ref() != Some(&why) {
-            warn!(
-                cause = why,
-                "not subscribed to the ledger's announcements (Redis Pub/Sub): opt-outs are enforced \
-                 a poll later than usual, within --max-staleness; it is tried again by itself; if it \
-                 lasts, see that the ACL permits +subscribe and the channel, and that the network \
-                 lets the connection through"
-            );
-            self.unheard = Some(why);
-        }
-    }
-
-    /// Tells what is to be mended about the ledger, whenever that is something else.
-    fn check_ledger(&mut self) {
-        self.metrics.unannounced(self.ledger.unannounced());
-        let standing = self.ledger.standing();
-        if self.standing.as_ref() == Some(&standing) {
-            return;
-        }
-        for warning in standing.warnings.iter() {
-            warn!("the ledger needs attention: {warning}");
-        }
-        self.metrics.ledger_is(standing.durable, standing.unfenced, standing.lost_keys);
-        self.applier.writer().warn(Arc::clone(&standing.warnings));
-        self.standing = Some(standing);
-    }
-
-    /// Logs a clock offset between this machine and the ledger when it appears, now and then while it
-    /// lasts, and when it is gone. The ledger read its clock between `asked` and now, so that a slow
-    /// answer is no offset.
-    fn check_clocks(&mut self, asked: Moment, ledgers: Timestamp) {
-        let answered = Moment::now();
-        let ours = ledgers.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
-        let Some(warning) = clock_offset_warning(ours, ledgers) else {
-            if self.clocks_told.take().is_some() {
-                info!("this machine's clock and the ledger's agree again");
-            }
-            return;
-        };
-        if self.clocks_told.is_none_or(|told| answered.since(told) >= SAY_CLOCKS_AGAIN) {
-            self.clocks_told = Some(answered);
-            warn!("{warning}");
         }
     }
 }
