@@ -32,7 +32,9 @@ fn denied(path: &Path) -> String {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let us = format!("this process runs as uid {uid}, gid {gid}");
     // What is in the way is the file, or else the nearest folder above it that can be seen.
-    let found = path.ancestors().map(or_here).find_map(|at| Some((at, at.metadata().ok()?)));
+    let folders = path.ancestors().filter(|at| at.parent().is_some()).map(files::folder);
+    let mut found = std::iter::once(path).chain(folders);
+    let found = found.find_map(|at| Some((at, at.metadata().ok()?)));
     let Some((at, found)) = found else { return us };
     let (owner, group, mode) = (found.uid(), found.gid(), found.mode() & 0o7777);
     let folder = if at == path { "" } else { "the folder " };
@@ -43,12 +45,8 @@ fn denied(path: &Path) -> String {
     )
 }
 
-fn or_here(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() { Path::new(".") } else { path }
-}
-
 /// The folder that the file would be in, where there is none.
 fn missing_folder(path: &Path) -> Option<PathBuf> {
-    let folder = or_here(path.parent()?);
+    let folder = files::folder(path);
     (!folder.exists()).then(|| folder.to_owned())
 }

@@ -61,9 +61,13 @@ struct Level {
 /// The part of a pool that is kept for connections that hold little: a quarter.
 const KEPT_PART: usize = 4;
 
-/// The part of a pool that counts as little for one connection: a 256th, which is more than
-/// any single call without a body is charged.
+/// The part of a pool that counts as little for one connection.
 const MODEST_PART: usize = 256;
+
+/// The most that one call without a body is charged: a stream, and headers of the length that is
+/// taken at the most. A connection that holds nothing else finds room for it in the kept part, of
+/// which a 256th is less where the budget is small.
+const MAX_CALL_BYTES: usize = 24 * 1024;
 
 /// All pools.
 #[derive(Debug)]
@@ -159,7 +163,8 @@ impl Budget {
         let free = level.most.saturating_sub(before);
         // The last part is kept for connections that hold little. Each greedy connection leaves two
         // thirds of what it found, so many of them would leave nothing.
-        let is_modest = own <= (level.most / MODEST_PART).max(1);
+        let is_first_call = own == amount && amount <= MAX_CALL_BYTES;
+        let is_modest = is_first_call || own <= (level.most / MODEST_PART).max(1);
         let leaves_enough = free >= amount.saturating_add(level.most / KEPT_PART);
         let is_fair = own <= level.share && own <= free.div_ceil(2);
         if is_fair && amount <= free && (leaves_enough || is_modest) {
@@ -308,6 +313,21 @@ mod tests {
                 drop(held);
             }
             assert!(budget.held.iter().all(|held| held.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn charge_of_a_first_call_finds_room_beside_greedy_connections_in_the_least_budget() {
+        let budget = budget(4_096);
+        let greedy: Vec<_> = (0..8).map(|_| budget.connection()).collect();
+        for pool in [Pool::Checks, Pool::Records, Pool::Webhooks, Pool::Answers, Pool::Probes] {
+            let held: Vec<_> = greedy.iter().map(|one| hog(one, pool, 8 * 1024)).collect();
+            let next = budget.connection();
+            let call = next.charge(pool, MAX_CALL_BYTES).unwrap();
+            let more = next.charge(pool, MAX_CALL_BYTES);
+            let most = budget.levels[pool as usize].most;
+            assert!(more.is_err() || 2 * MAX_CALL_BYTES <= most / MODEST_PART, "{pool:?}");
+            drop((held, call, more));
         }
     }
 

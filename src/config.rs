@@ -57,7 +57,8 @@ macro_rules! serve_args {
         #[derive(Args, Clone, Debug, Default, Deserialize)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub struct ServeArgs {
-            /// Read further settings from this TOML file; flags and environment override it.
+            /// Read further settings, keywords and WhatsApp's numbers from this TOML file; flags and
+            /// environment override it
             #[arg(long, env = "CONSENTD_CONFIG", value_name = "FILE")]
             #[serde(skip)]
             pub config: Option<PathBuf>,
@@ -90,7 +91,7 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// [default: 127.0.0.1:50051]
     #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
     listen: String,
-    /// Serve gRPC on this Unix socket too: a path, or @NAME for an abstract one
+    /// Serve gRPC on this Unix socket too: a path (mode 0660), or @NAME for an abstract one
     #[arg(long, env = "CONSENTD_UNIX", value_name = "PATH")]
     unix: String,
     /// Where to serve a page for people, /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
@@ -112,12 +113,13 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// address that is neither loopback nor a Unix socket
     #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
     record_token_file: PathBuf,
-    /// Receive WhatsApp's webhooks here over HTTP and record what they say: HOST:PORT, or none
-    /// [default: none]
+    /// Receive WhatsApp's webhooks here over HTTP and record what they say: HOST:PORT, or none;
+    /// needs the two flags below, and [whatsapp.numbers] in --config [default: none]
     #[arg(long, env = "CONSENTD_WEBHOOK", value_name = "ADDR")]
     webhook: String,
-    /// The app's secret, by which webhooks are signed; one a line, and as many files as you like:
-    /// each of them is good, so that the secret can be replaced; read again when it changes
+    /// The app's secret, by which webhooks are signed; one a line, and as many files as you like
+    /// (in the variable with commas between): each is accepted, so that the secret can be replaced;
+    /// read again when it changes
     #[arg(
         long, env = "CONSENTD_WEBHOOK_APP_SECRET_FILE", value_name = "FILE", value_delimiter = ','
     )]
@@ -151,19 +153,20 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
     #[arg(long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>)]
     workers: usize,
-    /// gRPC connections at once, on each listener [default: 1024]
+    /// gRPC connections at once, on each listener; beyond them only probes are answered
+    /// [default: 1024]
     #[arg(long, env = "CONSENTD_MAX_CONNECTIONS", value_name = "N", value_parser = number::<usize>)]
     max_connections: usize,
-    /// Checks being answered at once, on all listeners together; recordings have a quarter as many
-    /// places of their own [default: 4096]
+    /// Checks being answered at once, or waiting for a revision, on all listeners together;
+    /// recordings have a quarter as many places of their own [default: 4096]
     #[arg(long, env = "CONSENTD_MAX_IN_FLIGHT", value_name = "N", value_parser = number::<usize>)]
     max_in_flight: usize,
     /// Bytes of all that is not answered yet, on all listeners together; checks, recordings,
-    /// webhooks and probes have parts of their own [default: 64MiB]
+    /// webhooks and probes have parts of their own; 32MiB or more [default: 64MiB]
     #[arg(long, env = "CONSENTD_MAX_REQUEST_BYTES", value_name = "SIZE", value_parser = size)]
     max_request_bytes: ByteSize,
-    /// The most of them for one connection; where little is free, it gets half of that at the most
-    /// [default: 8MiB]
+    /// The most of them for one connection; where little is free, it gets half of that at the most;
+    /// 5MiB or more [default: 8MiB]
     #[arg(long, env = "CONSENTD_MAX_CONNECTION_BYTES", value_name = "SIZE", value_parser = size)]
     max_connection_bytes: ByteSize,
     /// Requests of one BatchCanSend [default: 1000]
@@ -224,7 +227,8 @@ with_decision_log_args! { with_ledger_args! { serve_args! {
     /// requests` asks about them [default: 0]
     #[arg(long, env = "CONSENTD_SYNTHETIC", value_name = "N")]
     synthetic: u64,
-    /// What to log: a level, or directives such as info,consentd=debug [default: info]
+    /// What to log to standard error, for people on a terminal and in JSON elsewhere: a level, or
+    /// directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: String,
     /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT,

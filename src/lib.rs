@@ -1,5 +1,5 @@
 //! consentd answers, from memory and in microseconds, whether a business may message a WhatsApp
-//! user. This is the map of the code; the README is the one for its users.
+//! user. This is the map of the code; ARCHITECTURE.md has it with the walks, docs/ is for users.
 //!
 //! ```text
 //! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc

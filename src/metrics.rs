@@ -200,14 +200,18 @@ impl Metrics {
             clock_offset: gauge(
                 r,
                 "consent_clock_offset_seconds",
-                "How far the ledger's clock is ahead of this machine's wall clock, in seconds.",
+                "How far the ledger's clock is ahead of this machine's wall clock, in seconds. \
+                 Beyond one second, either way, the log, consentd status and the page warn of it: \
+                 synchronise both clocks.",
             )?,
             connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
             requests: Requests::new(r)?,
             refused: closed(
                 r,
                 "consent_refused_total",
-                "Connections and calls turned away, by the limit that they met.",
+                "Connections and calls turned away, or ended for others, by the limit that they \
+                 met: bytes (the budget for all), connection_bytes (the share of one), accept (the \
+                 system), or the one named.",
                 "limit",
                 &LIMITS,
             )?,

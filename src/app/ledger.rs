@@ -94,7 +94,13 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     }
     if let Some(mode) = mode_before {
         let mode = format!("{mode:04o}");
-        warn!(ledger = %full, mode, "others could write the ledger's file: that is taken from them");
+        warn!(
+            ledger = %full,
+            mode,
+            "the ledger's file was writable by its group or by everybody, who could have changed it: \
+             write permission was removed from them (chmod go-w); see that nobody but the sidecar's \
+             user may write in its folder"
+        );
     }
     match compacted {
         None => {}

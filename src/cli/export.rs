@@ -102,8 +102,7 @@ enum Output {
 impl Output {
     fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::Stdout(BufWriter::new(io::stdout()))) };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))
+        let file = NamedTempFile::new_in(files::folder(path))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self::File(BufWriter::new(file)))
     }

@@ -11,6 +11,7 @@ use prost_types::FileDescriptorSet;
 
 use super::Verdict;
 use super::print;
+use crate::files;
 use crate::grpc::DESCRIPTOR_SET;
 
 /// The contract's sources, by their import paths.
@@ -55,7 +56,7 @@ pub(super) fn proto(args: &ProtoArgs) -> anyhow::Result<Verdict> {
     }
     for (name, source) in SOURCES.iter().filter(|_| args.sources.is_some()) {
         let path = args.sources.as_deref().unwrap_or(Path::new("")).join(name);
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = files::folder(&path);
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         print::file(&path, source.as_bytes())?;

@@ -7,9 +7,9 @@ use crate::decision_log::{DecisionLogSettings, Target};
 use crate::files::{Unusable, Usage, UsedFile, beside, check};
 use crate::grpc::listen::Address;
 
-/// What lies beside a ledger's file, by its suffix: the mark of what was acknowledged, and the
-/// file that is written when it is compacted.
-const BESIDE_A_LEDGER: [&str; 2] = ["acknowledged", "compacting"];
+/// What lies beside a ledger's file, by its suffix: the mark of what was acknowledged, the file
+/// that is written when it is compacted, and the one that a deleted ledger's content is saved in.
+const BESIDE_A_LEDGER: [&str; 3] = ["acknowledged", "compacting", "rescued"];
 
 /// What lies beside a socket: its lock, and the socket before it has its name.
 const BESIDE_A_SOCKET: [&str; 2] = ["lock", "new"];

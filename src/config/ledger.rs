@@ -40,8 +40,8 @@ macro_rules! with_ledger_args {
                 value_parser = number::<u32>,
             )]
             ledger_database: u32,
-            /// The CA certificates to trust the ledger's Redis by, in place of the system's; read
-            /// at every connection
+            /// The CA certificates to trust the ledger's Redis by, in place of the system's; its name
+            /// is always verified; read at every connection
             #[arg(long, env = "CONSENTD_LEDGER_CA_FILE", value_name = "FILE")]
             ledger_ca_file: PathBuf,
             /// Our certificate for the ledger's Redis; read at every connection

@@ -349,7 +349,11 @@ impl Follower {
             return NotRead::Unanswered;
         }
         if self.lost_buckets.insert(number) {
-            error!(cause = %error, "a part of the ledger is lost: its pairs are denied");
+            error!(
+                cause = %error,
+                "a bucket of the ledger was deleted or evicted in Redis: messages to its users are \
+                 denied until it is back; run `consentd ledger repair`, or restore a backup of Redis"
+            );
         }
         if driver.machine().is_live() {
             self.check_ledger();
@@ -407,12 +411,19 @@ impl Follower {
         if let Action::Compare(bucket) = action
             && self.lost_buckets.remove(&bucket.number)
         {
-            info!(bucket = bucket.number, "a lost part of the ledger is back, and was read anew");
+            info!(
+                bucket = bucket.number,
+                "a lost bucket of the ledger is back, and was read again"
+            );
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
         match done {
             Done::Doubted { pairs } => {
-                warn!(pairs, "these pairs are denied until their part of the ledger is back");
+                warn!(
+                    pairs,
+                    "this many pairs are denied because their bucket of the ledger was lost: run \
+                     `consentd ledger repair`, or restore a backup of Redis"
+                );
             }
             Done::Compared { mismatches } if mismatches > 0 => {
                 warn!(
@@ -452,12 +463,18 @@ impl Follower {
         }
     }
 
-    /// Tells that announcements are not heard: the polls carry changes meanwhile, more slowly.
+    /// Logs that the Pub/Sub subscription is lost or refused: polls carry changes meanwhile, later.
     fn unheard(&mut self, refused: bool, why: &(dyn std::error::Error + Send + Sync)) {
         self.metrics.subscribed(if refused { "refused" } else { "failed" });
         let why = why.to_string();
         if self.unheard.as_ref() != Some(&why) {
-            warn!(cause = why, "announcements are not heard: changes come by the next poll");
+            warn!(
+                cause = why,
+                "not subscribed to the ledger's announcements (Redis Pub/Sub): opt-outs are enforced \
+                 a poll later than usual, within --max-staleness; it is tried again by itself; if it \
+                 lasts, see that the ACL permits +subscribe and the channel, and that the network \
+                 lets the connection through"
+            );
             self.unheard = Some(why);
         }
     }
@@ -470,7 +487,7 @@ impl Follower {
             return;
         }
         for warning in standing.warnings.iter() {
-            warn!(warning, "the ledger should be set up otherwise");
+            warn!("the ledger needs attention: {warning}");
         }
         self.metrics.ledger_is(standing.durable, standing.unfenced, standing.lost_keys);
         self.applier.writer().warn(Arc::clone(&standing.warnings));

@@ -4,6 +4,7 @@
 //! appends that wait while one transaction is synced go into the next one together. It writes the
 //! log and the histories, both by revision; the pairs' own tree follows (see `recent`).
 
+mod backend;
 mod compact;
 mod erase;
 mod guard;
@@ -335,6 +336,7 @@ impl Appender {
     /// Moves some of what was recorded up to `settle` to where it stays, and removes some of what
     /// has outlived its retention; tells whether there may be more.
     fn sweep(&mut self, database: &Database, settle: Revision) -> Result<bool, LedgerError> {
+        self.shared.check_place()?;
         let moved = self.mover.settled() < settle
             && store::move_pairs(database, &self.shared.recent, &mut self.mover)?;
         let removed = retention::sweep(database, self.mover.settled(), self.shared.retention)?;
@@ -362,7 +364,10 @@ impl Appender {
         }
         let recent = &self.shared.recent;
         let retention = self.shared.retention;
-        let committed = store::append(database, recent, &mut self.mover, groups, retention);
+        // Also before: redb's own writes make a file that was cut as long as it was.
+        let is_whole = self.shared.check_place();
+        let committed = is_whole
+            .and_then(|()| store::append(database, recent, &mut self.mover, groups, retention));
         match committed.and_then(|committed| self.confirm().map(|()| committed)) {
             Ok(committed) => {
                 // Announced before it is acknowledged: whoever hears of it finds it applied.

@@ -95,6 +95,13 @@ impl LedgerError {
         matches!(RefusedBy::of(self), Some(RefusedBy::Lost { .. }))
     }
 
+    /// Whether the key that statements are kept in was deleted or evicted, so that what brings no
+    /// statement is recorded all the same.
+    #[must_use]
+    pub fn lacks_statements(&self) -> bool {
+        matches!(RefusedBy::of(self), Some(RefusedBy::Lost { key }) if redis::holds_statements(key))
+    }
+
     /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
     #[must_use]
     pub fn needs_an_operator(&self) -> bool {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Epoch, LogHead, Position, Version};
 use crate::consent::record::Revision;
@@ -56,7 +56,9 @@ pub struct Followed {
 /// A change is not known to be in this process' own table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "this process' own table did not get to the change within {}: the ledger may have lost it",
+    "the ledger took the change, but this sidecar did not read it back from the ledger's log within \
+     {}: a failover may have lost it; if this goes on, `consentd status` says why the sidecar does \
+     not keep up with the ledger",
     humantime::format_duration(*.0)
 )]
 pub struct NotFollowed(pub Duration);
@@ -123,16 +125,16 @@ impl FollowerPosition {
                 return Ok(());
             }
             tokio::select! {
+                // The timers are polled first. A follower that moves all the time makes `changed`
+                // ready at every poll, and would otherwise starve them.
                 biased;
-                changed = timeout_at(deadline, moved.changed()) => {
-                    if !matches!(changed, Ok(Ok(()))) {
-                        return Err(NotFollowed(within));
-                    }
-                }
+                () = sleep_until(deadline) => return Err(NotFollowed(within)),
                 () = sleep_until(ask) => {
                     self.0.wanted.notify_one();
                     ask = Instant::now() + ASK_AGAIN;
                 }
+                // It fails only without a sender, which is there for as long as `self` is.
+                _ = moved.changed() => {}
             }
         }
     }
@@ -258,5 +260,27 @@ mod tests {
         let arrives = async { position.follow(at(1, 2), |revision| Some(head(1, revision))) };
         let (waited, ()) = tokio::join!(position.reach(version(1, 2), before, within), arrives);
         assert_eq!(waited, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn reach_under_a_follower_that_never_rests_ends_in_time() {
+        let position = FollowerPosition::default();
+        position.follow(at(1, 1), |_| None);
+        let (before, within) = (position.now(), Duration::from_millis(50));
+        let never_rests = async {
+            for branch in (2..=250).cycle() {
+                position.follow(at(branch, 1), |_| None);
+                tokio::task::yield_now().await;
+            }
+        };
+        let begun = Instant::now();
+        tokio::select! {
+            biased;
+            () = sleep_until(begun + Duration::from_secs(10)) => panic!("it has overrun its time"),
+            waited = position.reach(version(1, 2), before, within) => {
+                assert_eq!(waited, Err(NotFollowed(within)));
+            }
+            () = never_rests => unreachable!("it goes on for ever"),
+        }
     }
 }

@@ -10,12 +10,15 @@ pub struct Written {
     /// The mark of the [`Version`] that the pair has then, where the outcome is [`Appended::At`]. 0
     /// where the ledger's log cannot fork.
     pub mark: u64,
+    /// Whether an earlier attempt to send this change was not answered and may have written it, on a
+    /// branch of the log that a failover has left. The outcome is about the last attempt alone.
+    pub maybe_written: bool,
 }
 
 impl Written {
     /// What came of a change on a log that cannot fork, or where nothing was written.
     pub(super) fn unmarked(outcome: Appended) -> Self {
-        Self { outcome, mark: 0 }
+        Self { outcome, mark: 0, maybe_written: false }
     }
 
     /// The pair's version, where the change is written, or was only compared and found.

@@ -27,12 +27,12 @@ impl Following {
             gap_repairs: counter(
                 r,
                 "consent_gap_repairs_total",
-                "Gaps between announcements that were filled from the log.",
+                "Announcements that were lost, and whose changes were repaired from the log.",
             )?,
             resyncs: closed(
                 r,
                 "consent_resyncs_total",
-                "Times that the whole table was read anew, by cause.",
+                "Times that the whole table was reloaded from the ledger, by cause.",
                 "cause",
                 &CAUSES,
             )?,
@@ -45,23 +45,25 @@ impl Following {
             scrub_mismatches: counter(
                 r,
                 "consent_scrub_mismatches_total",
-                "Pairs that were otherwise in the table than in the ledger at the same revision, \
-                 and were mended.",
+                "Pairs that differed between the table and the ledger at the same revision, and \
+                 were mended.",
             )?,
             given_back: counter(
                 r,
                 "consent_denials_given_back_total",
-                "Denials that the ledger had lost and that were recorded again from here.",
+                "Denials that the ledger lacked, after a failover or because their recording was \
+                 unknown, and that this process recorded again.",
             )?,
             erased_again: counter(
                 r,
                 "consent_erases_given_back_total",
-                "Erases that the ledger had lost and that were done again from here.",
+                "Erases that a failover lost and that this process did again.",
             )?,
             remembered: int_gauge(
                 r,
                 "consent_remembered_pairs",
-                "Pairs that are denied because the table remembers what the ledger has lost.",
+                "Pairs that are denied because the table retains denials that the ledger has lost; \
+                 consentd ledger accept ends it.",
             )?,
             durable: int_gauge(
                 r,
@@ -84,13 +86,15 @@ impl Following {
             unannounced: counter(
                 r,
                 "consent_unannounced_appends_total",
-                "Appends from here that Redis does not permit to announce: others find them by \
-                 their next poll.",
+                "Appends of this process that Redis does not permit to announce, because the user's \
+                 ACL lacks the channel: other processes enforce them at their next poll, up to a \
+                 third of --max-staleness later.",
             )?,
             subscriptions: closed(
                 r,
                 "consent_subscriptions_total",
-                "Attempts to subscribe to the ledger's announcements, by what came of them.",
+                "Attempts to subscribe to the ledger's announcements, by outcome; an ACL refuses \
+                 them where the user lacks the channel.",
                 "outcome",
                 &SUBSCRIPTIONS,
             )?,

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::returned::Returnable;
 use super::{Recorder, Refusal};
-use crate::ledger::{Appended, Change, Followed, FollowerPosition, NotFollowed, Version, Written};
+use crate::ledger::{
+    Appended, Change, Followed, FollowerPosition, LedgerError, NotFollowed, Version, Written,
+};
 
 /// How long this process' own follower may take to get to what was appended.
 pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
@@ -22,8 +24,11 @@ pub(super) struct Call<'a> {
     recorder: &'a Recorder,
     /// Where the follower was before anything was appended.
     before: Option<Followed>,
+    /// How many losses had been noticed before anything was appended. A loss that is noticed later
+    /// may be of what this call appended, however far it had got by then.
+    losses: u64,
     /// Whether what it sends is to be given back should the ledger lose it.
-    keeps: bool,
+    pub(super) keeps: bool,
     sent: Mutex<Sent>,
 }
 
@@ -47,11 +52,12 @@ impl<'a> Call<'a> {
         let before = recorder.follower.as_ref().map(FollowerPosition::now);
         // What is in a log that cannot fork is not lost.
         let keeps = keeps && recorder.ledger.can_fail_over();
-        Self { recorder, before, keeps, sent: Mutex::default() }
+        let losses = recorder.acknowledged.losses();
+        Self { recorder, before, losses, keeps, sent: Mutex::default() }
     }
 
     /// Appends changes, and remembers what has to be found in the end.
-    pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, Refusal> {
+    pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
         let first = self.send(&changes);
         let written = match self.recorder.ledger.append_marked(changes).await {
@@ -62,18 +68,23 @@ impl<'a> Call<'a> {
                     let own = first..first.saturating_add(count);
                     self.sent().kept.retain(|kept| !own.contains(&kept.change));
                 }
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let mut sent = self.sent();
-        for (change, written) in (first..).zip(&written) {
-            sent.answered(change, written);
-        }
+        self.answered(first, &written);
         Ok(written.into_iter().map(|written| written.outcome).collect())
     }
 
+    /// Takes what came of changes, from the one with this number on.
+    pub(super) fn answered(&self, first: u64, written: &[Written]) {
+        let mut sent = self.sent();
+        for (change, written) in (first..).zip(written) {
+            sent.answered(change, written);
+        }
+    }
+
     /// Takes down what these changes say that must not be lost; gives the number of the first.
-    fn send(&self, changes: &[Change]) -> u64 {
+    pub(super) fn send(&self, changes: &[Change]) -> u64 {
         let mut sent = self.sent();
         let first = sent.changes;
         for change in changes {
@@ -104,7 +115,8 @@ impl<'a> Call<'a> {
         }
         let kept = std::mem::take(&mut self.sent().kept);
         for Kept { what, is_written, .. } in kept {
-            self.recorder.acknowledged.keep(what, is_written && followed.is_ok());
+            let is_settled = is_written && followed.is_ok();
+            self.recorder.acknowledged.keep(what, is_settled.then_some(self.losses));
         }
         followed
     }
@@ -139,6 +151,9 @@ impl Sent {
                 kept.for_each(|kept| kept.is_written = true);
             }
             Appended::Failed(error) if error.may_be_written() => {}
+            // Another change came first on the branch that answered; an earlier attempt may have
+            // written this one to another branch, and nobody else knows of it.
+            Appended::Conflict(_) if written.maybe_written => {}
             Appended::Conflict(_) | Appended::Failed(_) => {
                 self.kept.retain(|kept| kept.change != change);
             }
@@ -150,7 +165,7 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         let kept = std::mem::take(&mut self.sent().kept);
         for Kept { what, .. } in kept {
-            self.recorder.acknowledged.keep(what, false);
+            self.recorder.acknowledged.keep(what, None);
         }
     }
 }

@@ -5,10 +5,11 @@ use super::returned::{KEPT, Memory, Returnable};
 use super::*;
 use crate::consent::event::{Event, PlatformNames, What};
 use crate::consent::keyword::{KeywordLists, Keywords};
-use crate::consent::record::HistoryEntry;
+use crate::consent::record::{HistoryEntry, Record};
 use crate::consent::scope::Scope;
+use crate::consent::state::{Effect, Word};
 use crate::consent::time::Timestamp;
-use crate::ledger::{Embedded, Heard, Ledger, Retention};
+use crate::ledger::{Embedded, Heard, Ledger, Retention, Update, Version, Written};
 
 fn opt_out() -> What {
     What::OptOut { scope: Scope::All, reference: String::new() }
@@ -67,6 +68,63 @@ async fn record_is_answered_when_the_table_gets_there() {
             assert_eq!(results[0].as_ref().unwrap().revision, 1);
         }
         () = goes_along => panic!("the ledger has ended"),
+    }
+}
+
+/// A change that denies somebody everything.
+fn denying(user: &str) -> Change {
+    let time = Timestamp::from_millis(1).unwrap();
+    let mut record = Record::default();
+    record.state.apply(&Effect::Word(Scope::All, Word::opt_out(time))).unwrap();
+    let Returnable::Denial(entry) = denial(user) else { unreachable!() };
+    let update = Update {
+        user_id: user.to_owned(),
+        business_id: "acme".to_owned(),
+        record,
+        history: vec![*entry],
+        record_time: time,
+    };
+    Change { key: Key::from_bytes([1; 16]), base: Version::default(), update: Some(update) }
+}
+
+/// What a recorder is going to give back.
+fn unsettled(recorder: &Recorder) -> Vec<Returnable> {
+    let unsettled = recorder.acknowledged.memory().unsettled(crate::clock::boot(), 10);
+    unsettled.into_iter().map(|(_, what)| what).collect()
+}
+
+#[tokio::test]
+async fn conflict_after_an_unanswered_attempt_keeps_the_denial_to_give_back() {
+    for (maybe_written, kept) in [(true, vec![denial("US.one")]), (false, vec![])] {
+        let folder = tempfile::tempdir().unwrap();
+        let (recorder, _, _) = beside(folder.path());
+        let mut call = Call::new(&recorder, true);
+        // As in a ledger that can fail over.
+        call.keeps = true;
+        let first = call.send(&[denying("US.one")]);
+        let outcome = Appended::Conflict(Ok(Stored::default()));
+        call.answered(first, &[Written { outcome, mark: 0, maybe_written }]);
+        call.finish().await.unwrap();
+        assert_eq!(unsettled(&recorder), kept);
+    }
+}
+
+#[tokio::test]
+async fn loss_noticed_before_the_answer_gives_back_what_was_just_recorded() {
+    for (is_lost, kept) in [(true, vec![denial("US.one")]), (false, vec![])] {
+        let folder = tempfile::tempdir().unwrap();
+        let (recorder, ledger, follower) = beside(folder.path());
+        let mut call = Call::new(&recorder, true);
+        call.keeps = true;
+        let appended = call.append(vec![denying("US.one")]).await.unwrap();
+        assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
+        follower.follow(ledger.read_after(0).await.unwrap().end, |_| None);
+        // The task that gives back hears of the loss before this call keeps its denial.
+        if is_lost {
+            recorder.acknowledged.memory().doubt();
+        }
+        call.finish().await.unwrap();
+        assert_eq!(unsettled(&recorder), kept);
     }
 }
 

@@ -96,6 +96,45 @@ fn repeat_of_a_denial_before_a_clamped_allow_lifts_and_denies_nothing() {
 }
 
 #[test]
+fn denial_given_back_again_and_again_is_recorded_once() {
+    let given_back = |what: What, millis| {
+        let mut denial = event(what, Some(millis), "");
+        denial.told.is_recorded = true;
+        denial
+    };
+    let suppress = |suppressed| What::Suppression { suppressed, reference: String::new() };
+    for (denies, allows) in [
+        (opt_out("*"), opt_in("utility", false)),
+        (suppress(true), suppress(false)),
+        (What::Platform { stopped: true }, What::Platform { stopped: false }),
+    ] {
+        // The ledger has lost the denial; then somebody's fast clock allows again and again.
+        let lost = given_back(denies.clone(), NOW - 1_000);
+        let mut pair = Pair::new();
+        pair.record(NOW, &event(allows.clone(), Some(NOW + MINUTE), "")).unwrap();
+        let mut written = 0;
+        for n in 1..=5 {
+            written += u32::from(pair.record(NOW + n, &lost).unwrap().applied);
+            let later = event(allows.clone(), Some(NOW + MINUTE + n), "");
+            pair.record(NOW + n, &later).unwrap();
+        }
+        assert_eq!(written, 1, "{denies:?}");
+        // One that the ledger still has stays as it is, also where it has a later one.
+        let mut pair = Pair::new();
+        for millis in [2_000, 1_000] {
+            pair.record(NOW, &event(denies.clone(), Some(NOW - millis), "")).unwrap();
+        }
+        pair.record(NOW, &event(allows.clone(), Some(NOW + MINUTE), "")).unwrap();
+        let known = pair.state().clone();
+        for millis in [2_000, 1_000] {
+            let again = given_back(denies.clone(), NOW - millis);
+            assert!(!pair.record(NOW + 5, &again).unwrap().applied, "{denies:?}");
+        }
+        assert_eq!(*pair.state(), known);
+    }
+}
+
+#[test]
 fn clamped_moment_is_forgotten_once_nothing_that_allows_is_of_it() {
     let mut pair = Pair::new();
     for n in 0..50 {

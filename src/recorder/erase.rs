@@ -196,7 +196,7 @@ impl Recorder {
             let later = if is_erased { Vec::new() } else { self.later_than(key, time).await? };
             // The tombstone takes the place of these: they must not be lost where what follows fails.
             for denial in later.iter().filter(|entry| must_stay(&entry.what)) {
-                self.acknowledged.keep(Returnable::Denial(Box::new(denial.clone())), false);
+                self.acknowledged.keep(Returnable::Denial(Box::new(denial.clone())), None);
             }
             // That it is erased still is made sure of by a write, too: an old primary answers reads.
             let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));

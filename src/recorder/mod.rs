@@ -20,6 +20,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 pub mod returned;
+mod settle;
 mod spread;
 mod subject;
 
@@ -34,6 +35,7 @@ pub use self::erase::ErasedUser;
 use self::linked::TooManyIds;
 use self::plan::{Plan, Spread};
 use self::returned::Acknowledged;
+use self::settle::{fail, set, settle};
 use self::spread::{Beside, Spreading};
 pub use self::subject::{MAX_BUSINESSES, UserPair, UserPairs};
 use crate::consent::Violation;
@@ -310,14 +312,11 @@ impl Recorder {
             let (waiting, changes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
             let (mut changes, beside): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
             changes.extend(beside.into_iter().flatten());
-            match call.append(changes).await {
-                Ok(appended) => pairs = settle(waiting, appended, &mut spreading, results),
-                Err(refusal) => {
-                    pairs = Vec::new();
-                    let waiting: Vec<_> = waiting.into_iter().map(|waiting| waiting.pair).collect();
-                    fail(results, &waiting, &refusal);
-                }
-            }
+            let count = changes.len();
+            let appended = call.append(changes).await;
+            // There may be one error for all of them.
+            let appended = appended.unwrap_or_else(|error| vec![Appended::Failed(error); count]);
+            pairs = settle(submissions, waiting, appended, &mut spreading, results);
             if pairs.is_empty() {
                 break;
             }
@@ -404,7 +403,8 @@ impl Recorder {
         taken: &mut HashSet<Key>,
     ) -> Result<(Vec<Recorded>, Change, Beside, Spread), Refusal> {
         let stored = pair.stored.as_ref().map_err(|unreadable| *unreadable)?;
-        // Only a confirmation needs to know in which words the opt-in was given.
+        // A confirmation needs to know in which words the opt-in was given, and a denial that is
+        // given back whether the ledger lacks it; where that cannot be read, it counts as lacking.
         let history = if self.confirms(theirs, stored) {
             match self.ledger.history(pair.key).await? {
                 History { unreadable: 1.., .. } => {
@@ -412,6 +412,8 @@ impl Recorder {
                 }
                 history => Some(history),
             }
+        } else if may_be_moved(theirs, stored) {
+            self.ledger.history(pair.key).await.ok()
         } else {
             None
         };
@@ -456,65 +458,8 @@ struct Planned {
 /// A pair's change, and what is written of other ids beside it.
 type Changes = (Change, Vec<Change>);
 
-/// Answers the pairs that were appended, but for what has to hold under other ids first; gives those
-/// that another recorder was faster with.
-fn settle(
-    waiting: Vec<Planned>,
-    mut appended: Vec<Appended>,
-    spreading: &mut Vec<Spreading>,
-    results: &mut [Option<Recorded>],
-) -> Vec<Pair> {
-    let mut beside = appended.split_off(appended.len().min(waiting.len())).into_iter();
-    let mut again = Vec::new();
-    for (planned, appended) in waiting.into_iter().zip(appended) {
-        let Planned { mut pair, mut outcomes, spread, proves, .. } = planned;
-        let beside: Vec<_> = beside.by_ref().take(planned.beside).collect();
-        match appended {
-            Appended::At(revision) => {
-                for outcome in outcomes.iter_mut().flatten().filter(|o| o.revision == 0) {
-                    outcome.revision = revision;
-                }
-                let Some(spread) = spread else {
-                    answer(results, pair.events, outcomes);
-                    continue;
-                };
-                let waiting = Spreading { events: pair.events, outcomes, ..spread };
-                match spread::last_of(&beside).filter(|_| proves) {
-                    Some(revision) => waiting.answer(&Ok(revision), results),
-                    None => spreading.push(waiting),
-                }
-            }
-            Appended::Conflict(stored) => {
-                pair.stored = stored;
-                pair.others.clear();
-                again.push(pair);
-            }
-            Appended::Failed(error) => fail(results, &[pair], &error.into()),
-        }
-    }
-    again
-}
-
-/// Answers a pair's events.
-fn answer(results: &mut [Option<Recorded>], events: Vec<usize>, outcomes: Vec<Recorded>) {
-    for (index, outcome) in events.into_iter().zip(outcomes) {
-        set(results, index, outcome);
-    }
-}
-
-/// Answers all events of these pairs with why they were not recorded.
-fn fail(
-    results: &mut [Option<Recorded>],
-    pairs: &[impl std::borrow::Borrow<Pair>],
-    refusal: &Refusal,
-) {
-    for index in pairs.iter().flat_map(|pair| &pair.borrow().events) {
-        set(results, *index, Err(refusal.clone()));
-    }
-}
-
-fn set(results: &mut [Option<Recorded>], index: usize, result: Recorded) {
-    if let Some(slot) = results.get_mut(index) {
-        *slot = Some(result);
-    }
+/// Whether a denial that is given back may count as of later than its own time.
+fn may_be_moved(submissions: &[&Submission], stored: &Stored) -> bool {
+    let mut given_back = submissions.iter().filter(|submission| submission.told.is_recorded);
+    !stored.record.state.clamped.is_empty() && given_back.any(|one| one.event.what.is_denial())
 }

@@ -291,7 +291,10 @@ impl<'a> Plan<'a> {
         let time = settled.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
-            outcome.applied = self.enter(event, event.what.clone(), time)?;
+            let what = event.what.clone();
+            let is_repeat = told.is_recorded && self.has_entry(&what, time);
+            let time = if is_repeat { time } else { self.counts_as_of(&what, time) };
+            outcome.applied = self.enter_at(event, what, time)?;
             return Ok(outcome);
         };
         let heard = self.keywords.meaning(text, &self.record.state);
@@ -389,10 +392,30 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// Whether the pair's history has this already, be it as of a later moment that it counts as of.
+    /// A denial that is given back is idempotent by that: it is moved behind a clamped event that
+    /// allows at most once, and never behind one that came after the denial was recorded.
+    fn has_entry(&self, what: &What, time: Timestamp) -> bool {
+        let known = self.known.map(|known| known.entries.as_slice()).unwrap_or_default();
+        let entries = known.iter().map(|(_, entry)| entry).chain(&self.history);
+        let latest = time.plus(MAX_AHEAD);
+        let mut entries = entries.filter(|entry| (time..=latest).contains(&entry.time));
+        entries.any(|entry| entry.what == *what)
+    }
+
+    fn counts_as_of(&self, what: &What, time: Timestamp) -> Timestamp {
+        counts_as_of(&self.record.state, what, time)
+    }
+
     /// Applies one thing that happened, and enters it into the history if it changed anything.
     fn enter(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
+        let time = self.counts_as_of(&what, time);
+        self.enter_at(event, what, time)
+    }
+
+    /// The same, as of exactly this time.
+    fn enter_at(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
         let mut changed = false;
-        let time = counts_as_of(&self.record.state, &what, time);
         for effect in what.effects(time) {
             changed |= self.record.state.apply(&effect)?;
         }

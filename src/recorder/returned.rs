@@ -71,6 +71,8 @@ pub struct Memory {
     asked: u64,
     /// How many were too old before the ledger was known to have them, and were not told of yet.
     given_up: usize,
+    /// How many losses were noticed.
+    losses: u64,
 }
 
 #[derive(Debug)]
@@ -93,7 +95,14 @@ impl Memory {
 
     /// The ledger was seen to have lost changes: nothing is known to be there any more.
     pub fn doubt(&mut self) {
+        self.losses = self.losses.wrapping_add(1);
         self.kept.iter_mut().for_each(|kept| kept.is_settled = false);
+    }
+
+    /// How many losses were noticed.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// The oldest that are to be given back, at most so many, with the number of each.
@@ -154,18 +163,29 @@ struct Shared {
 }
 
 impl Acknowledged {
-    pub(super) fn keep(&self, what: Returnable, is_settled: bool) {
-        self.memory().keep(clock::boot(), what, is_settled);
+    /// Keeps something. It is settled where the ledger was found to have it, by a caller that began
+    /// when so many losses had been noticed, and none was noticed since: this and
+    /// [`Memory::doubt`] exclude each other, so that no loss is noticed unseen in between.
+    pub(super) fn keep(&self, what: Returnable, settled_since: Option<u64>) {
+        let mut memory = self.memory();
+        let is_settled = settled_since == Some(memory.losses());
+        memory.keep(clock::boot(), what, is_settled);
+        drop(memory);
         if !is_settled {
             self.0.unsettled.notify_one();
         }
+    }
+
+    /// How many losses were noticed.
+    pub(super) fn losses(&self) -> u64 {
+        self.memory().losses()
     }
 
     pub(super) fn forget(&self, is_erased: impl Fn(&HistoryEntry) -> bool) {
         self.memory().forget(is_erased);
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -196,9 +216,18 @@ impl Recorder {
             }
             let GivenBack { denials, erases } = self.settle_all(&mut losses).await;
             if denials > 0 || erases > 0 {
-                warn!(denials, erases, "the ledger lacked denials or erases: recorded again");
+                warn!(
+                    denials,
+                    erases,
+                    "a failover or an outage lost denials or erases that were acknowledged here: they \
+                     were recorded again, and nothing is left to do for these; see that replicas \
+                     keep up (--durability replicas:N)"
+                );
             } else if is_loss {
-                info!("the ledger has all denials and erases that were recorded here of late");
+                info!(
+                    "after a loss the ledger still has all denials and erases that were recorded here \
+                     in the last ten minutes: nothing is to be done"
+                );
             }
         }
     }
@@ -218,7 +247,8 @@ impl Recorder {
             if given_up > 0 {
                 warn!(
                     given_up,
-                    "the ledger did not take lost denials or erases for ten minutes: given up"
+                    "gave up recording lost denials or erases again: for ten minutes the ledger could \
+                     not be written to; have the senders repeat the opt-outs of that time"
                 );
             }
             if unsettled.is_empty() {

@@ -1,4 +1,6 @@
-//! Hours of random faults: `scripts/chaos --seconds N --seed S`.
+//! Hours of random faults: `scripts/chaos --seconds N --seed S [--only FAULT] [--keep]`.
+//!
+//! They befall, one after the other, a Redis with replicas, one that Sentinels watch, and a file.
 //!
 //! A test target without a harness, and no example: cargo tells tests alone where the binary that
 //! was built with them is. Run as a test, it plays for a few seconds.
@@ -17,124 +19,119 @@
 
 #[path = "../it/faults/checker.rs"]
 mod checker;
+mod file;
+mod fleet;
+#[path = "../it/greedy.rs"]
+mod greedy;
 #[path = "../it/faults/history.rs"]
 mod history;
+mod judge;
 #[path = "../it/faults/load.rs"]
 mod load;
+#[path = "../long_runs/mod.rs"]
+mod long_runs;
+mod lost_keys;
+mod neighbours;
 mod people;
 mod plan;
 #[path = "../it/faults/proxy.rs"]
 mod proxy;
-#[path = "../it/faults/redis.rs"]
-mod redis;
-#[path = "../it/faults/resp.rs"]
-mod resp;
-#[path = "../it/rng.rs"]
-mod rng;
-#[path = "../servers/mod.rs"]
-mod servers;
-#[path = "../it/sidecar.rs"]
-mod sidecar;
+mod replicated;
+mod sentinels;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use consentd::grpc::pb::record_service_client::RecordServiceClient;
-
-use self::checker::{check, compare};
-use self::history::Line;
-use self::load::{channel, listed};
+use self::file::File;
+use self::judge::judge;
+use self::long_runs::{redis, resp, rng, sidecar};
 use self::people::{Person, Role};
-use self::plan::SIDECARS;
+use self::plan::Setting;
+use self::replicated::Replicated;
+use self::sentinels::Guarded;
 use self::world::World;
 
-/// The sidecars' bound.
-const BOUND: Duration = Duration::from_millis(1_500);
-
 /// How long it plays where it is run as a test.
-const AS_A_TEST: u64 = 12;
+const AS_A_TEST: u64 = 18;
 
 /// How long calm lasts between two rounds: what was held up is acknowledged, and allowed again.
 const CALM: Duration = Duration::from_secs(1);
 
+/// How many processes write.
+const WRITERS: usize = 2;
+
+/// How many processes ask.
+const CHECKERS: usize = 2;
+
 /// What was asked for.
 struct Wanted {
-    seconds: u64,
+    /// How long it plays in each setting.
+    span: Duration,
     seed: u64,
+    /// A part of the names of the faults that are played.
+    only: String,
     keep: bool,
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    match arguments.first().map(String::as_str) {
-        Some("write") => runtime.block_on(people::be(Role::Write, &arguments[1..])),
-        Some("check") => runtime.block_on(people::be(Role::Check, &arguments[1..])),
-        _ => match wanted(&arguments) {
-            Some(wanted) => return runtime.block_on(play(&wanted)),
-            None => println!("chaos: other tests were asked for"),
-        },
-    }
+    let role = match arguments.first().map(String::as_str) {
+        Some("write") => Role::Write,
+        Some("check") => Role::Check,
+        _ => {
+            return long_runs::play("chaos", &["seconds", "seed", "only"], |options| async move {
+                let only = options.text("only").unwrap_or_default().to_owned();
+                let settings = Setting::ALL.into_iter().filter(|one| plan::has(*one, &only));
+                let settings: Vec<Setting> = settings.collect();
+                assert!(!settings.is_empty(), "--only is {only:?}, which is in no fault's name");
+                let seconds = options.number("seconds", AS_A_TEST);
+                let span = Duration::from_secs(seconds.div_ceil(settings.len() as u64));
+                let (seed, keep) = (options.number("seed", 1), options.has("keep"));
+                play_in_all(&settings, &Wanted { span, seed, only, keep }).await
+            });
+        }
+    };
+    long_runs::block_on(people::be(role, &arguments[1..]));
     ExitCode::SUCCESS
 }
 
-/// What the arguments ask for; nothing, where cargo passes on a filter for other tests.
-fn wanted(arguments: &[String]) -> Option<Wanted> {
-    let mut wanted = Wanted { seconds: AS_A_TEST, seed: 1, keep: false };
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        let mut number = || {
-            let value = arguments.next().and_then(|value| value.parse().ok());
-            value.unwrap_or_else(|| panic!("{argument} needs a number"))
+/// Plays in all these settings, whatever is wrong in one of them.
+async fn play_in_all(settings: &[Setting], wanted: &Wanted) -> ExitCode {
+    let mut all_well = true;
+    for setting in settings {
+        all_well &= match setting {
+            Setting::Replicated => play(*setting, Replicated::start().await, wanted).await,
+            Setting::Sentinels => play(*setting, Guarded::start().await, wanted).await,
+            Setting::File => play(*setting, File::start().await, wanted).await,
         };
-        match argument.as_str() {
-            "--seconds" => wanted.seconds = number(),
-            "--seed" => wanted.seed = number(),
-            "--keep" => wanted.keep = true,
-            flag if flag.starts_with("--") => {}
-            filter if "chaos".contains(filter) => {}
-            _ => return None,
-        }
     }
-    Some(wanted)
+    if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Plays, judges, and says what came of it.
-async fn play(wanted: &Wanted) -> ExitCode {
-    let Wanted { seconds, seed, keep } = *wanted;
-    let folder =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{}", std::process::id()));
+/// Plays, judges, and says what came of it; whether all is well.
+async fn play<W: World>(setting: Setting, mut world: W, wanted: &Wanted) -> bool {
+    let Wanted { span, seed, only, keep } = wanted;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("chaos-{setting:?}-{seed}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    println!("chaos: seed {seed}, {seconds} s, bound {BOUND:?}; histories in {}", folder.display());
-    let mut world = World::start(BOUND).await;
-    let mut people = Vec::new();
-    let mut files = Vec::new();
-    // Writers record at two of the sidecars, checkers ask all; each is a process of its own.
-    for (place, address) in world.records().into_iter().take(2).enumerate() {
-        let name = format!("writer-{place}");
-        let file = folder.join(&name);
-        people.push(Person::start(&Role::Write, &name, &file, seed + place as u64, &[address]));
-        files.push(file);
-    }
-    for place in 0..2 {
-        let name = format!("checker-{place}");
-        let file = folder.join(&name);
-        people.push(Person::start(&Role::Check, &name, &file, seed, &world.checks()));
-        files.push(file);
-    }
+    println!("chaos: {setting:?}, seed {seed}, {span:?}; histories in {}", folder.display());
+    let (mut people, files) = people(&mut world, &folder, *seed);
     let (started, mut wrong) = (Instant::now(), Vec::new());
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for number in 0.. {
-        if started.elapsed().as_secs() >= seconds || !wrong.is_empty() {
+        if (number > 0 && started.elapsed() >= *span) || !wrong.is_empty() {
             break;
         }
-        let steps = plan::round(seed, number);
+        let steps = plan::round(setting, *seed, number, only);
         let told: Vec<String> = steps.iter().map(ToString::to_string).collect();
         println!("{:>6.1} s, round {number}: {}", started.elapsed().as_secs_f64(), told.join("; "));
-        match world.play(&steps).await {
+        for step in &steps {
+            *counts.entry(step.fault.name()).or_default() += 1;
+        }
+        match world::play(&mut world, &steps).await {
             Ok(took) => println!("{:>6.1} s, live after {took:?}", started.elapsed().as_secs_f64()),
             Err(said) => wrong.push(format!("round {number}: {said}")),
         }
@@ -145,51 +142,40 @@ async fn play(wanted: &Wanted) -> ExitCode {
     }
     // Whoever writes and checks ends when it is dropped.
     drop(people);
-    let judged = judge(&files, &world, &mut wrong).await;
-    println!("{judged}");
+    let records = world.fleet().records().pop().expect("there is a sidecar");
+    let silences = world.fleet().silences.clone();
+    println!("{}", judge(&files, &records, W::BOUND, &silences, &mut wrong).await);
+    println!("faults: {counts:?}");
     for what in &wrong {
         println!("WRONG: {what}");
     }
     if wrong.is_empty() && !keep {
         std::fs::remove_dir_all(&folder).unwrap();
     } else {
-        for (name, text) in world.logs() {
+        let logs = world.fleet().logs().into_iter().chain(world.server_logs());
+        for (name, text) in logs {
             std::fs::write(folder.join(name), text).unwrap();
         }
         println!("kept: {}", folder.display());
     }
-    if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    wrong.is_empty()
 }
 
-/// Judges what all processes wrote down; adds what is wrong, and says the figures.
-async fn judge(files: &[PathBuf], world: &World, wrong: &mut Vec<String>) -> String {
-    let lines: Vec<Line> = files.iter().flat_map(|file| history::read(file)).collect();
-    let verdict = check(&lines, BOUND);
-    wrong.extend(verdict.violations.iter().cloned());
-    let users: BTreeSet<String> = lines
-        .iter()
-        .filter_map(|line| if let Line::Sent(sent) = line { Some(sent.user.clone()) } else { None })
-        .collect();
-    let records = RecordServiceClient::new(channel(&world.records()[SIDECARS - 1]));
-    match listed(&records, users).await {
-        Ok(listed) => wrong.extend(compare(&lines, &listed)),
-        Err(status) => wrong.push(format!("the ledger cannot be listed: {status}")),
+/// Starts writers at the first sidecars and checkers at all of them, each a process of its own;
+/// gives the files of what they see.
+fn people(world: &mut impl World, folder: &Path, seed: u64) -> (Vec<Person>, Vec<PathBuf>) {
+    let (records, checks) = (world.fleet().records(), world.fleet().checks());
+    let (mut people, mut files) = (Vec::new(), Vec::new());
+    let mut start = |role: &Role, name: String, seed: u64, addresses: &[String]| {
+        let file = folder.join(&name);
+        people.push(Person::start(role, &name, &file, seed, addresses));
+        files.push(file);
+    };
+    for (place, address) in records.into_iter().cycle().take(WRITERS).enumerate() {
+        start(&Role::Write, format!("writer-{place}"), seed + place as u64, &[address]);
     }
-    if verdict.allowed == 0 || verdict.opt_outs == 0 {
-        wrong.push("nothing was allowed, or nobody opted out: it shows nothing".to_owned());
+    for place in 0..CHECKERS {
+        start(&Role::Check, format!("checker-{place}"), seed, &checks);
     }
-    let denied: u64 = verdict.denied.values().sum();
-    let stale = verdict.denied_for(consentd::grpc::pb::Reason::Stale as i32);
-    format!(
-        "{} violations; the longest that an opt-out took to be enforced: {:?} (at {}; the bound is \
-         {BOUND:?})\n{} events, {} acknowledged, {} of them opt-outs; {} checks allowed, {denied} \
-         denied, {stale} of them as stale",
-        verdict.violated,
-        verdict.longest,
-        verdict.longest_at,
-        verdict.sent,
-        verdict.acknowledged,
-        verdict.opt_outs,
-        verdict.allowed,
-    )
+    (people, files)
 }

@@ -6,9 +6,6 @@ use std::time::Duration;
 use crate::proxy::{Faults, Flow, Pushes};
 use crate::rng::Rng;
 
-/// How many sidecars there are.
-pub const SIDECARS: usize = 3;
-
 /// How long faults of a round may last, each from its beginning.
 const LONGEST: usize = 4_000;
 
@@ -17,6 +14,15 @@ const BEGIN: usize = 2_500;
 
 /// At most so many faults begin in one round.
 const MOST: usize = 4;
+
+/// How many faults are drawn to find one of the names that are wanted.
+const MAX_DRAWN: usize = 10_000;
+
+/// How many buckets a ledger in Redis has.
+pub const BUCKETS: usize = 64;
+
+/// At most so many kibibytes are too many where Redis is to evict keys.
+const MOST_EVICTED: usize = 400;
 
 /// Which connections a network disturbs.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +33,65 @@ pub enum Which {
     Subscriptions,
     /// All.
     All,
+}
+
+/// What a ledger is kept in, and how its sidecars find it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Setting {
+    /// A Redis with replicas, and a network of its own before each sidecar.
+    Replicated,
+    /// A Redis with replicas whose primary is named by Sentinels.
+    Sentinels,
+    /// A file, which one sidecar has open.
+    File,
+}
+
+impl Setting {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Replicated, Self::Sentinels, Self::File];
+
+    /// How many sidecars there are.
+    pub fn sidecars(self) -> usize {
+        match self {
+            Self::Replicated => 3,
+            Self::Sentinels => 2,
+            Self::File => 1,
+        }
+    }
+}
+
+/// Which keys of a ledger are deleted.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys {
+    /// A bucket of pairs.
+    Bucket(usize),
+    /// The histories of a bucket's pairs.
+    Histories(usize),
+    /// A bucket and its histories.
+    Both(usize),
+    /// The statements.
+    Text,
+    /// The log.
+    Log,
+    /// The fence.
+    Fence,
+    /// What says which ledger it is, and how far it goes.
+    Meta,
+}
+
+/// What a neighbour takes more of than its share.
+#[derive(Clone, Copy, Debug)]
+pub enum Greed {
+    /// Calls that are begun and say nothing.
+    SilentCalls,
+    /// Questions and messages with user ids of a megabyte, whose answers nobody reads.
+    LongIds,
+    /// Questions that wait for a revision that never comes.
+    Waits,
+    /// Messages that never arrive whole.
+    UnfinishedBodies,
+    /// Connections, as many as there may be, that say nothing.
+    IdleConnections,
 }
 
 /// Something that goes wrong.
@@ -56,6 +121,31 @@ pub enum Fault {
     Isolated(usize),
     /// The log is trimmed to nothing.
     Trimmed,
+    /// Keys of the ledger are deleted.
+    KeysDeleted(Keys),
+    /// Redis is told to delete keys where it is full, and is full of this many kibibytes too many.
+    Evicted(u64),
+    /// Clients take more of a sidecar than their share.
+    Greedy(usize, Greed),
+    /// The Sentinels name another primary, and the old one goes on answering.
+    FailedOverAnswering,
+    /// Most of the Sentinels are killed: nobody knows which primary is the one.
+    SentinelsKilled,
+    /// The ledger's file is deleted.
+    FileDeleted,
+    /// The ledger's file is renamed.
+    FileRenamed,
+    /// A backup is renamed over the ledger's file.
+    FileReplaced,
+}
+
+impl Fault {
+    /// Its name, without what it is about.
+    pub fn name(self) -> String {
+        let told = format!("{self:?}");
+        let end = told.find('(').unwrap_or(told.len());
+        told[..end].to_owned()
+    }
 }
 
 /// A fault with its time.
@@ -97,9 +187,53 @@ fn network(rng: &mut Rng) -> Faults {
     }
 }
 
-fn fault(rng: &mut Rng) -> Fault {
-    let sidecar = rng.below(SIDECARS);
-    match rng.below(100) {
+fn keys(rng: &mut Rng) -> Keys {
+    let bucket = rng.below(BUCKETS);
+    let bucket_or_histories = [Keys::Bucket(bucket), Keys::Histories(bucket), Keys::Both(bucket)];
+    match rng.below(7) {
+        0..3 => rng.pick(&bucket_or_histories),
+        3 => Keys::Text,
+        4 => Keys::Log,
+        5 => Keys::Fence,
+        _ => Keys::Meta,
+    }
+}
+
+fn greedy(sidecar: usize, rng: &mut Rng) -> Fault {
+    let kinds = [
+        Greed::SilentCalls,
+        Greed::LongIds,
+        Greed::Waits,
+        Greed::UnfinishedBodies,
+        Greed::IdleConnections,
+    ];
+    Fault::Greedy(sidecar, rng.pick(&kinds))
+}
+
+fn fault(setting: Setting, rng: &mut Rng) -> Fault {
+    let sidecar = rng.below(setting.sidecars());
+    match setting {
+        Setting::Replicated => replicated(sidecar, rng),
+        Setting::Sentinels => match rng.below(100) {
+            0..45 => Fault::FailedOverAnswering,
+            45..60 => Fault::SentinelsKilled,
+            60..75 => greedy(sidecar, rng),
+            75..85 => Fault::SidecarStopped(sidecar),
+            _ => Fault::SidecarKilled(sidecar),
+        },
+        Setting::File => match rng.below(100) {
+            0..18 => Fault::FileDeleted,
+            18..36 => Fault::FileRenamed,
+            36..54 => Fault::FileReplaced,
+            54..80 => greedy(sidecar, rng),
+            80..90 => Fault::SidecarStopped(sidecar),
+            _ => Fault::SidecarKilled(sidecar),
+        },
+    }
+}
+
+fn replicated(sidecar: usize, rng: &mut Rng) -> Fault {
+    match rng.below(130) {
         0..34 => {
             let which = rng.pick(&[Which::Commands, Which::Subscriptions, Which::All]);
             Fault::Network(sidecar, which, network(rng))
@@ -120,44 +254,80 @@ fn fault(rng: &mut Rng) -> Fault {
         82..87 => Fault::PrimaryKilled,
         87..92 => Fault::FailedOver,
         92..96 => Fault::Isolated(sidecar),
-        _ => Fault::Trimmed,
+        96..100 => Fault::Trimmed,
+        100..113 => Fault::KeysDeleted(keys(rng)),
+        113..120 => Fault::Evicted(1 + rng.below(MOST_EVICTED) as u64),
+        _ => greedy(sidecar, rng),
     }
 }
 
-/// Whether a fault says who is the primary from then on.
+/// Whether a fault says who is the primary from then on, or what it has.
 fn is_of_servers(fault: Fault) -> bool {
-    use Fault::{FailedOver, Isolated, PrimaryKilled, PrimaryStopped, ReplicasStopped, Trimmed};
+    use Fault::{
+        Evicted, FailedOver, FailedOverAnswering, Isolated, KeysDeleted, PrimaryKilled,
+        PrimaryStopped, ReplicasStopped, SentinelsKilled, Trimmed,
+    };
     matches!(
         fault,
-        FailedOver | Isolated(_) | PrimaryKilled | PrimaryStopped | ReplicasStopped | Trimmed
+        FailedOver
+            | FailedOverAnswering
+            | Isolated(_)
+            | PrimaryKilled
+            | PrimaryStopped
+            | ReplicasStopped
+            | SentinelsKilled
+            | Trimmed
+            | KeysDeleted(_)
+            | Evicted(_)
     )
 }
 
 /// The sidecar whose process a fault is about.
 fn process(fault: Fault) -> Option<usize> {
     match fault {
-        Fault::SidecarStopped(sidecar) | Fault::SidecarKilled(sidecar) => Some(sidecar),
+        Fault::SidecarStopped(sidecar)
+        | Fault::SidecarKilled(sidecar)
+        | Fault::Greedy(sidecar, _) => Some(sidecar),
+        Fault::FileDeleted | Fault::FileRenamed | Fault::FileReplaced => Some(0),
         _ => None,
     }
 }
 
-/// The faults of one round, in the order of their beginnings.
-pub fn round(seed: u64, number: u64) -> Vec<Step> {
-    let mut rng = Rng::new(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+/// Whether two faults cannot come in one round: they would be about servers and processes that are
+/// no longer what they were. Until sidecars know that a Redis evicts keys, which they ask for every
+/// two seconds, it may lose what it acknowledged: all of them must be able to hear of it.
+fn exclude(one: Fault, other: Fault) -> bool {
+    let is_evicted = |fault: Fault| matches!(fault, Fault::Evicted(_));
+    let goes_along = |fault: Fault| matches!(fault, Fault::Greedy(..));
+    let both_of_servers = is_of_servers(one) && is_of_servers(other);
+    both_of_servers
+        || process(one).is_some_and(|sidecar| process(other) == Some(sidecar))
+        || (is_evicted(one) && !goes_along(other))
+        || (is_evicted(other) && !goes_along(one))
+}
+
+/// The faults of one round, in the order of their beginnings; only such as have this in their
+/// name, where there is any.
+pub fn round(setting: Setting, seed: u64, number: u64, only: &str) -> Vec<Step> {
+    // Mixed once: the generator's own states are a fixed step apart, and would come again shifted.
+    let mut rng = Rng::new(Rng::new(seed ^ (number << 32)).next_u64());
     let count = 1 + rng.below(MOST);
     let mut steps: Vec<Step> = Vec::new();
     for _ in 0..count {
         let (begin, last) = (millis(rng.below(BEGIN)), millis(200 + rng.below(LONGEST - 200)));
-        let fault = fault(&mut rng);
-        // Two at once would be about servers and processes that are no longer what they were.
-        let excludes = |other: Fault| {
-            let both_of_servers = is_of_servers(other) && is_of_servers(fault);
-            both_of_servers || process(other).is_some_and(|one| process(fault) == Some(one))
-        };
-        if !steps.iter().any(|step| excludes(step.fault)) {
+        let wanted = |fault: &Fault| format!("{fault:?}").contains(only);
+        let drawn = (0..MAX_DRAWN).map(|_| fault(setting, &mut rng)).find(wanted);
+        let fault = drawn.unwrap_or_else(|| panic!("{setting:?} has no fault {only:?}"));
+        if !steps.iter().any(|step| exclude(step.fault, fault)) {
             steps.push(Step { begin, last, fault });
         }
     }
     steps.sort_by_key(|step| step.begin);
     steps
+}
+
+/// Whether a setting has a fault with this in its name.
+pub fn has(setting: Setting, only: &str) -> bool {
+    let mut rng = Rng::new(1);
+    (0..MAX_DRAWN).any(|_| format!("{:?}", fault(setting, &mut rng)).contains(only))
 }

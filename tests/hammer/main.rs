@@ -17,17 +17,9 @@
     reason = "it prints, reads clocks, and shares the tests' parts, of which it needs some"
 )]
 
+#[path = "../long_runs/mod.rs"]
+mod long_runs;
 mod oracle;
-#[path = "../it/faults/redis.rs"]
-mod redis;
-#[path = "../it/faults/resp.rs"]
-mod resp;
-#[path = "../it/rng.rs"]
-mod rng;
-#[path = "../servers/mod.rs"]
-mod servers;
-#[path = "../it/sidecar.rs"]
-mod sidecar;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -38,10 +30,12 @@ use consentd::grpc::pb;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::long_runs::redis::Redis;
+use self::long_runs::rng::{self, Rng};
+use self::long_runs::sidecar::{
+    BINARY, Sidecar, event, inbound, ledger_in, opt_in, opt_out, question, run,
+};
 use self::oracle::{Kind, Users};
-use self::redis::Redis;
-use self::rng::Rng;
-use self::sidecar::{BINARY, Sidecar, event, inbound, ledger_in, opt_in, opt_out, question, run};
 
 const WRITERS: u64 = 64;
 const CHECKERS: u64 = 64;
@@ -64,33 +58,14 @@ struct Wanted {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some(wanted) = wanted(&arguments) else {
-        println!("hammer: other tests were asked for");
-        return ExitCode::SUCCESS;
-    };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(play(&wanted))
-}
-
-/// What the arguments ask for; nothing, where cargo passes on a filter for other tests.
-fn wanted(arguments: &[String]) -> Option<Wanted> {
-    let mut wanted = Wanted { seconds: 2 * AS_A_TEST, seed: 1, binary: BINARY.to_owned() };
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        let mut value =
-            || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value")).clone();
-        match argument.as_str() {
-            "--seconds" => wanted.seconds = value().parse().expect("--seconds needs a number"),
-            "--seed" => wanted.seed = value().parse().expect("--seed needs a number"),
-            "--binary" => wanted.binary = value(),
-            flag if flag.starts_with("--") => {}
-            filter if "hammer".contains(filter) => {}
-            _ => return None,
-        }
-    }
-    Some(wanted)
+    long_runs::play("hammer", &["seconds", "seed", "binary"], |options| async move {
+        let wanted = Wanted {
+            seconds: options.number("seconds", 2 * AS_A_TEST),
+            seed: options.number("seed", 1),
+            binary: options.text("binary").unwrap_or(BINARY).to_owned(),
+        };
+        play(&wanted).await
+    })
 }
 
 /// Plays on both ledgers, and says what came of it.

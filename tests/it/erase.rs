@@ -165,8 +165,8 @@ async fn no_byte_of_a_file_names_who_was_erased_once_the_log_forgets() {
         erase_and_forget(&sidecar, &events).await;
         end(sidecar).await;
         if by_command {
-            // Another's, whom it would be too late for.
-            std::fs::write(folder.path().join("ledger.redb.compacting"), "cut short").unwrap();
+            // Left by a process that died before it had written what a ledger begins with.
+            std::fs::write(folder.path().join("ledger.redb.compacting"), [0; 9_000]).unwrap();
             let ledger = format!("file:{}", path.display());
             let compact = ["ledger", "compact", "--log-retention", "2s", "--ledger", &ledger];
             let (code, printed, error) = run(&compact);

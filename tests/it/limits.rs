@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use consentd::grpc::pb;
 use consentd::grpc::pb::batch_can_send_result::Result as Answered;
-use h2::SendStream;
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tokio::net::TcpStream;
@@ -19,14 +18,10 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::sidecar::{Call, PATIENCE, Sidecar, Wire, event, eventually, framed, opt_out, question};
-
-const CAN_SEND: &str = "consent.v1.ConsentService/CanSend";
-const BATCH: &str = "consent.v1.ConsentService/BatchCanSend";
-const STREAM: &str = "consent.v1.ConsentService/StreamCanSend";
-const RECORD: &str = "consent.v1.RecordService/RecordEvent";
-const RECORD_MANY: &str = "consent.v1.RecordService/RecordEvents";
-const HEALTH: &str = "grpc.health.v1.Health/Check";
+use crate::greedy::{
+    BATCH, CAN_SEND, HEALTH, RECORD, RECORD_MANY, STREAM, push, silent, unfinished, waiting,
+};
+use crate::sidecar::{PATIENCE, Sidecar, Wire, event, eventually, framed, opt_out, question};
 
 const MIB: usize = 1024 * 1024;
 
@@ -59,33 +54,11 @@ async fn assert_serves_others(sidecar: &Sidecar) {
     asked.unwrap();
 }
 
-/// Sends the whole of a body, as far as it is taken; says how much was.
-async fn push(sending: &mut SendStream<Bytes>, mut body: Bytes) -> usize {
-    let mut sent = 0;
-    while !body.is_empty() {
-        sending.reserve_capacity(body.len());
-        let capacity = std::future::poll_fn(|context| sending.poll_capacity(context));
-        let Ok(Some(Ok(capacity))) = timeout(Duration::from_secs(3), capacity).await else { break };
-        let part = body.split_to(capacity.min(body.len()));
-        sent += part.len();
-        if sending.send_data(part, false).is_err() {
-            break;
-        }
-    }
-    sent
-}
-
 #[track_caller]
 fn assert_exhausted(status: &Status) {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
     assert!(retry.is_some_and(|delay| delay > Duration::ZERO), "{status:?}");
-}
-
-fn waiting(sequence: u64, user: &str) -> Vec<u8> {
-    let request =
-        pb::CanSendRequest { min_revision: u64::MAX, ..question(user, "acme", "utility") };
-    framed(&pb::StreamCanSendRequest { sequence, request: Some(request) }.encode_to_vec())
 }
 
 /// Takes the whole answers of a stream out of its bytes; what is cut off stays.
@@ -157,13 +130,15 @@ async fn stream_questions_that_wait_are_charged_and_the_others_are_answered() {
     .await;
     let held = metric(&sidecar, "consent_request_bytes{pool=\"checks\"}").await - before;
     assert!(held > 2e6 && held <= 5.0 * 1024.0 * 1024.0, "{held}");
-    let (mut last, sending) = streams.pop().unwrap();
-    let mut bytes = last.next().await.unwrap().unwrap().to_vec();
+    // Which of the streams meets it is the scheduler's choice; its answer comes before all others.
+    let firsts = streams.iter_mut().map(|(call, _)| Box::pin(call.next()));
+    let (answer, ..) = futures_util::future::select_all(firsts).await;
+    let mut bytes = answer.unwrap().unwrap().to_vec();
     let first = answers(&mut bytes).swap_remove(0).result.unwrap().result;
     let Some(Answered::Error(error)) = first else { panic!("{first:?}") };
     assert_eq!(error.code, i32::from(Code::ResourceExhausted), "{error:?}");
     assert_serves_others(&sidecar).await;
-    drop((last, streams, wire, sending));
+    drop((streams, wire));
     eventually("all is given back", || async {
         metric(&sidecar, "consent_request_bytes{pool=\"checks\"}").await <= before
     })
@@ -178,9 +153,7 @@ async fn bodies_that_never_arrive_whole_are_held_up_to_the_budget_and_no_more() 
     let sidecar = Sidecar::live(folder.path(), &["--max-request-bytes", "32MiB"]).await;
     let before = peak(&sidecar);
     // A batch of nearly two MiB, without its end.
-    let mut body = framed(&vec![0; 2 * MIB - 64]);
-    body.truncate(body.len() - 64);
-    let body = Bytes::from(body);
+    let body = unfinished(2 * MIB - 64);
     let mut wires = Vec::new();
     for _ in 0..8 {
         wires.push(Wire::to(&sidecar.grpc).await);
@@ -219,26 +192,6 @@ async fn bodies_that_never_arrive_whole_are_held_up_to_the_budget_and_no_more() 
     drop(held);
 }
 
-/// Opens as many calls as are taken, over some connections, and leaves them silent.
-async fn silent(
-    address: &str,
-    connections: usize,
-    methods: &[&str],
-) -> Vec<(Wire, Vec<(Call, SendStream<Bytes>)>)> {
-    let mut all = Vec::new();
-    for _ in 0..connections {
-        let mut wire = Wire::to(address).await;
-        let mut calls = Vec::new();
-        for n in 0..1_000 {
-            let begun = wire.begin_headers(methods[n % methods.len()], &[]);
-            let Ok(Ok(call)) = timeout(PATIENCE, begun).await else { break };
-            calls.push(call);
-        }
-        all.push((wire, calls));
-    }
-    all
-}
-
 #[tokio::test]
 async fn silent_calls_keep_nobody_out() {
     let folder = tempfile::tempdir().unwrap();
@@ -252,7 +205,7 @@ async fn silent_calls_keep_nobody_out() {
         &[HEALTH],
         &[STREAM, CAN_SEND, BATCH, RECORD, RECORD_MANY, HEALTH],
     ] {
-        let open = silent(&sidecar.grpc, 6, methods).await;
+        let open = silent(&sidecar.grpc, 6, 1_000, methods).await;
         assert_serves_others(&sidecar).await;
         drop(open);
     }
@@ -292,12 +245,12 @@ async fn answers_that_are_not_read_are_held_up_to_a_share_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &["--max-request-bytes", "32MiB"]).await;
     let before = peak(&sidecar);
-    // It takes answers without end, and reads nothing of them from the socket.
+    // It takes the heads of answers, and none of their bytes.
     let mut settings = h2::client::Builder::new();
-    settings.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+    settings.initial_window_size(0);
     let stream = TcpStream::connect(&sidecar.grpc).await.unwrap();
     let (wire, connection) = settings.handshake::<_, Bytes>(stream).await.unwrap();
-    let reading = tokio::spawn(connection);
+    tokio::spawn(connection);
     let requests = vec![question("1", "acme", "utility"); 1_000];
     let body = Bytes::from(framed(&pb::BatchCanSendRequest { requests }.encode_to_vec()));
     let mut calls = Vec::new();
@@ -311,8 +264,18 @@ async fn answers_that_are_not_read_are_held_up_to_a_share_and_no_more() {
         sending.send_data(body.clone(), true).unwrap();
         calls.push(call);
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    reading.abort();
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for call in calls {
+        let answer = timeout(PATIENCE, call).await.expect("each is answered or refused").unwrap();
+        match Status::from_header_map(answer.headers()) {
+            Some(status) => {
+                assert_exhausted(&status);
+                refused += 1;
+            }
+            None => held.push(answer),
+        }
+    }
+    assert!(refused > 0 && !held.is_empty(), "{refused} are refused, {} are held", held.len());
     let grown = peak(&sidecar) - before;
     assert!(grown < 32 * MIB, "{} MiB", grown / MIB);
     assert_serves_others(&sidecar).await;

@@ -21,6 +21,7 @@ mod decision_log;
 mod erase;
 mod faults;
 mod fuzz;
+mod greedy;
 mod hangup;
 mod histories;
 mod ids;

@@ -123,9 +123,11 @@ async fn missing_ledger_in_a_folder_with_traces_wants_new() {
     drop(again);
 
     let saved_table: Vec<u8> = [&b"consentd\0\0\0\x01"[..], &[0; 40]].concat();
+    let (epoch, head) = ("0".repeat(32), "0".repeat(40));
+    let mark = format!("ledger {epoch} acknowledged revision {:020} head {head}\n", 7);
     for (name, content) in [
         ("ledger.redb.lock", &b""[..]),
-        ("ledger.redb.acknowledged", b"ledger"),
+        ("ledger.redb.acknowledged", mark.as_bytes()),
         ("ledger.redb.2026-11-01", b"a backup"),
         ("ledger.redb~", b"a backup"),
         ("crm.csv.import-progress", b"{}"),

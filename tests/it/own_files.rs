@@ -170,7 +170,7 @@ async fn what_others_may_write_is_refused_or_taken_from_them() {
     set_mode(&at("s.lock"), 0o666);
     let sidecar = Sidecar::live(folder.path(), &[&flags[..], &["--unix", &socket]].concat()).await;
     assert_eq!((mode_of(&ledger), mode_of(&at("s.lock"))), (0o644, 0o644));
-    assert_says(&sidecar.said(), &["others could write the ledger's file", "0666"]);
+    assert_says(&sidecar.said(), &["file was writable by its group or by everybody", "0666"]);
     assert!(!sidecar.said().contains("everybody on this machine"), "{}", sidecar.said());
 }
 

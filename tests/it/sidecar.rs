@@ -272,13 +272,19 @@ impl Wire {
 
     /// The same, with settings of its own.
     pub async fn with(settings: &h2::client::Builder, address: &str) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the sidecar listens");
+        Self::try_with(settings, address).await.expect("the sidecar listens, and speaks HTTP/2")
+    }
+
+    /// The same, where the sidecar may be gone or refuse the connection.
+    pub async fn try_with(settings: &h2::client::Builder, address: &str) -> Result<Self, Status> {
+        let unavailable = |error: std::io::Error| Status::unavailable(error.to_string());
+        let stream = TcpStream::connect(address).await.map_err(unavailable)?;
         // As all clients of gRPC do.
-        stream.set_nodelay(true).expect("it is a TCP socket");
-        let (wire, connection) = settings.handshake(stream).await.expect("it speaks HTTP/2");
+        stream.set_nodelay(true).map_err(unavailable)?;
+        let (wire, connection) = settings.handshake(stream).await.map_err(broken)?;
         // How a connection ends is seen in the calls on it.
         tokio::spawn(connection);
-        Self(wire)
+        Ok(Self(wire))
     }
 
     /// Begins a call of a method, such as `consent.v1.ConsentService/CanSend`; these are the bytes

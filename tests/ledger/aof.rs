@@ -100,6 +100,22 @@ async fn a_confirmation_that_does_not_come_names_the_file_and_not_replicas() {
 }
 
 #[tokio::test]
+async fn confirmation_that_times_out_proves_nothing_about_the_server() {
+    let (_folder, server) = a_server(ServerKind::Redis82, "everysec");
+    // Far less than the second that this server takes to sync.
+    let confirm_within = Duration::from_millis(1);
+    let options = Options { durability: Durability::Aof, confirm_within, ..Options::default() };
+    let (ledger, driver) = Redis::new(server.target(), options);
+    let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
+    let open = Open { ledger: Ledger::Redis(ledger.clone()), writer };
+    let error = ledger.probe().await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("did not confirm within 1ms") && said.contains("WAITAOF"), "{said}");
+    assert!(!error.needs_an_operator(), "its disk may only have been busy: {said}");
+    open.close().await;
+}
+
+#[tokio::test]
 async fn redis_7_0_cannot_confirm_and_is_refused() {
     let (_folder, server) = a_server(ServerKind::Redis70, "always");
     let (open, ledger) = open(&server);

@@ -185,6 +185,92 @@ async fn append_to_a_file_that_is_gone_fails_and_saves_what_it_held() {
 }
 
 #[tokio::test]
+async fn file_that_is_cut_or_overwritten_in_place_ends_the_ledger() {
+    // How long it is made; the last is as after a longer file was copied over it.
+    let lengths: [fn(u64) -> u64; 3] = [|_| 0, |length| length / 2, |length| length + 4_096];
+    for length_of in lengths {
+        for asks in [false, true] {
+            let folder = tempdir().unwrap();
+            let path = folder.path().join("ledger.redb");
+            let open = run(serve(&path).unwrap());
+            append(&open.ledger, key(1), opt_out("letter")).await;
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(length_of(file.metadata().unwrap().len())).unwrap();
+            if asks {
+                let change = change(key(2), &nothing(), [opt_out("letter")]);
+                let appended = open.ledger.append(vec![change]).await;
+                assert!(appended.is_err(), "it would not survive a restart: {appended:?}");
+            }
+            // Where nobody asks, it ends by itself.
+            let Writer::Thread(writer) = open.writer else { panic!("it is a file") };
+            let said = writer.join().unwrap().unwrap_err().to_string();
+            for part in [path.to_str().unwrap(), "truncated or overwrote", "newest backup"] {
+                assert!(said.contains(part), "{said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn compact_removes_what_it_left_and_no_file_of_others() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..PAIRS).await;
+    let beside = folder.path().join("ledger.redb.compacting");
+    let compact = || Embedded::compact(&path, FOREVER, CACHE);
+    for left in [vec![], vec![0; 9_000], fs::read(&path).unwrap()] {
+        fs::write(&beside, left).unwrap();
+        compact().unwrap();
+        assert!(!beside.exists());
+    }
+    fs::write(&beside, "notes of somebody").unwrap();
+    let said = compact().unwrap_err().to_string();
+    assert!(said.contains("ledger.redb.compacting") && said.contains("move it away"), "{said}");
+    assert_eq!(fs::read(&beside).unwrap(), b"notes of somebody");
+    // A ledger that another process has open.
+    fs::remove_file(&beside).unwrap();
+    let other = run(serve(&beside).unwrap());
+    let said = compact().unwrap_err().to_string();
+    assert!(said.contains("open in another process"), "{said}");
+    assert!(beside.exists());
+    other.close().await;
+}
+
+#[test]
+fn traces_are_found_in_a_folder_of_many_files() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    for name in ["ledger.redb.2026-11-01", "ledger.redb.rescued"] {
+        fs::write(folder.path().join(name), "x").unwrap();
+    }
+    for number in 0..30_000 {
+        fs::File::create(folder.path().join(format!("other-{number}"))).unwrap();
+    }
+    let found = consentd::ledger::traces(&path).unwrap();
+    let found: Vec<_> = found.iter().map(|found| found.file_name().unwrap()).collect();
+    assert_eq!(found, ["ledger.redb.2026-11-01", "ledger.redb.rescued"]);
+}
+
+#[tokio::test]
+async fn start_beside_a_mark_that_is_none_is_refused() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..3).await;
+    let mark = mark_of(&path);
+    for other in ["notes of somebody", "ledger"] {
+        fs::write(&mark, other).unwrap();
+        let Err(error) = serve(&path) else { panic!("it cannot tell whether all is there") };
+        let said = error.to_string();
+        assert!(matches!(error, OpenError::NotAMark { .. }), "{said}");
+        assert!(said.contains(mark.to_str().unwrap()) && said.contains("move it away"), "{said}");
+        assert_eq!(fs::read_to_string(&mark).unwrap(), other);
+    }
+    fs::remove_file(&mark).unwrap();
+    append_all(&path, 3..4).await;
+    assert!(fs::read_to_string(&mark).unwrap().starts_with("ledger "), "it is made anew");
+}
+
+#[tokio::test]
 async fn append_to_a_file_that_another_took_the_place_of_fails() {
     for moved in [false, true] {
         let folder = tempdir().unwrap();

@@ -12,7 +12,8 @@ use consentd::consent::event::{Event, PlatformNames};
 use consentd::consent::keyword::{KeywordLists, Keywords};
 use consentd::consent::record::{Outcome, Request};
 use consentd::ledger::{
-    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, create, plan,
+    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, Written, create,
+    plan,
 };
 use consentd::metrics::Metrics;
 use consentd::recorder::{Recorder, Submission};
@@ -303,7 +304,7 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     append(&direct.ledger, key(1), opt_in("Yes")).await;
     let (open, mut lost) = lossy_ledger(&folder, &server);
     let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
-    let appending = open.ledger.append(vec![opting_in]);
+    let appending = open.ledger.append_marked(vec![opting_in]);
     let meanwhile = async {
         let go_on = lost.recv().await.unwrap();
         assert_eq!(append(&direct.ledger, key(2), opt_out("letter")).await, 3);
@@ -311,17 +312,26 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     };
     let (appended, ()) = tokio::join!(appending, meanwhile);
     let now = read(&direct.ledger, key(2)).await;
-    assert!(matches!(&appended.unwrap()[..], [Appended::Conflict(Ok(there))] if *there == now));
+    let [Written { outcome: Appended::Conflict(Ok(there)), maybe_written: true, .. }] =
+        &appended.unwrap()[..]
+    else {
+        panic!("the attempt that was not answered has written it")
+    };
+    assert_eq!(*there, now);
     assert_eq!((now.version.revision, now.record.history_len), (3, 2));
     open.close().await;
     direct.close().await;
 }
 
-/// Records of a user that this happened, now.
-async fn record(ledger: &Ledger, request: &str, what: What) {
+fn recorder_in(ledger: &Ledger) -> Recorder {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (names, keywords) = (PlatformNames::default(), Keywords::new(KeywordLists::default()));
-    let recorder = Recorder::new(ledger.clone(), names, keywords, metrics);
+    Recorder::new(ledger.clone(), names, keywords, metrics)
+}
+
+/// Records of a user that this happened, now.
+async fn record(ledger: &Ledger, request: &str, what: What) {
+    let recorder = recorder_in(ledger);
     let (user_id, business_id) = ("15550001".to_owned(), "acme".to_owned());
     let event = Event { user_id, business_id, time: None, what };
     let submission = Submission::new(event, request.to_owned());

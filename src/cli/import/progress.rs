@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 use super::rows::Place;
+use crate::files;
 
 /// How much of the input before a place tells that it is the same input.
 const TAIL: u64 = 64 * 1024;
@@ -95,8 +96,7 @@ impl Keeper {
     /// Keeps it, whole or not at all.
     pub(super) fn save(&self, progress: &mut Progress) -> anyhow::Result<()> {
         progress.tail = self.tail(progress.offset)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        let mut file = tempfile::NamedTempFile::new_in(files::folder(&self.path))?;
         file.write_all(&serde_json::to_vec(progress)?)?;
         file.persist(&self.path)
             .with_context(|| format!("cannot keep the progress in {}", self.path.display()))?;

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
 use super::{WhichArgs, hex, persistence, with_ledger};
-use crate::cli::init::{fit, warn};
+use crate::cli::init::warn;
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use crate::ledger::{Fitness, Ledger, Page, Space, Status, Warning};
+use crate::ledger::{Fitness, Ledger, Page, Space, Status, Unfit, Warning, look_at};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {
@@ -39,8 +40,16 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let (server, warnings) = match &address {
         LedgerAddress::File(_) => (None, Vec::new()),
         LedgerAddress::Redis(target) => {
-            let (fitness, warnings) = fit(target, &address).await?;
-            (Some(fitness), warnings)
+            let server = look_at((**target).clone()).await?;
+            match server.verdict(target.has_sentinels(), target.accepts_unfenced()) {
+                Ok(warnings) => (Some(server), warnings),
+                // Asked it could be, and this is the answer: no sidecar records or proves anything
+                // there, whatever the ledger in it is like.
+                Err(unfit @ (Unfit::Evicting(_) | Unfit::Unfenced)) => {
+                    return unfit_server(&which, &address, &server, &unfit);
+                }
+                Err(unfit) => bail!("{address} cannot hold a ledger: {unfit}"),
+            }
         }
     };
     let (page, status, space) = with_ledger(&address, async |ledger: &Ledger| {
@@ -78,6 +87,57 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     Ok(if told.is_well() { Verdict::Yes } else { Verdict::No })
 }
 
+/// Tells of a server that is set up so that no ledger may be kept in it.
+fn unfit_server(
+    which: &WhichArgs,
+    address: &LedgerAddress,
+    server: &Fitness,
+    unfit: &Unfit,
+) -> anyhow::Result<Verdict> {
+    if which.json {
+        let told = json!({
+            "address": address.to_string(), "server": server_as_json(server, None),
+            "unfit": unfit.to_string(), "warnings": [], "well": false,
+        });
+        print::line(&told.to_string())?;
+    } else {
+        line("at", &address.to_string())?;
+        print_server(server)?;
+        print::line(&format!(
+            "this server cannot hold a ledger: {unfit}. Until then nothing is recorded here, and \
+             every check is denied as STALE"
+        ))?;
+    }
+    Ok(Verdict::No)
+}
+
+/// How a server is set up, and how many bytes of memory it takes and may take, where that is known.
+fn server_as_json(server: &Fitness, memory: Option<(u64, u64)>) -> serde_json::Value {
+    json!({
+        "version": server.called, "primary": server.is_primary,
+        "replicas": server.replicas, "fenced": server.is_fenced,
+        "durable": persistence(server), "canSave": server.can_save,
+        "eviction": server.eviction,
+        "memoryBytes": memory.map(|(used, _)| used),
+        "maxMemoryBytes": memory.map(|(_, most)| most),
+    })
+}
+
+fn print_server(server: &Fitness) -> anyhow::Result<()> {
+    let replicas = match server.replicas {
+        1 => "1 replica".to_owned(),
+        count => format!("{count} replicas"),
+    };
+    let fenced = if server.is_fenced { "fenced" } else { "unfenced" };
+    line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
+    line("durable", persistence(server))?;
+    line("eviction", server.eviction.as_deref().unwrap_or("not known"))
+}
+
+fn line(name: &str, value: &str) -> anyhow::Result<()> {
+    print::line(&format!("{name:<10} {value}"))
+}
+
 impl Told {
     fn is_well(&self) -> bool {
         let status = &self.status;
@@ -87,16 +147,7 @@ impl Told {
     fn as_json(&self) -> serde_json::Value {
         let Self { address, warnings, page, status, space, .. } = self;
         let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-        let server = self.server.as_ref().map(|server| {
-            json!({
-                "version": server.called, "primary": server.is_primary,
-                "replicas": server.replicas, "fenced": server.is_fenced,
-                "durable": persistence(server), "canSave": server.can_save,
-                "eviction": server.eviction,
-                "memoryBytes": status.memory.map(|(used, _)| used),
-                "maxMemoryBytes": status.memory.map(|(_, most)| most),
-            })
-        });
+        let server = self.server.as_ref().map(|server| server_as_json(server, status.memory));
         json!({
             "ledger": hex(&page.end.epoch), "address": address.to_string(),
             "revision": page.end.revision, "head": hex(&page.end.head),
@@ -114,7 +165,6 @@ impl Told {
 
     fn print(&self) -> anyhow::Result<()> {
         let Self { page, status, .. } = self;
-        let line = |name: &str, value: &str| print::line(&format!("{name:<10} {value}"));
         let age = status.oldest.map(|oldest| page.clock.since(oldest));
         line("ledger", &hex(&page.end.epoch))?;
         line("at", &self.address.to_string())?;
@@ -125,14 +175,7 @@ impl Told {
         line("pairs", &HumanCount(status.pairs).to_string())?;
         line("accepted", &format!("{} times", page.accepted))?;
         if let Some(server) = &self.server {
-            let replicas = match server.replicas {
-                1 => "1 replica".to_owned(),
-                count => format!("{count} replicas"),
-            };
-            let fenced = if server.is_fenced { "fenced" } else { "unfenced" };
-            line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
-            line("durable", persistence(server))?;
-            line("eviction", server.eviction.as_deref().unwrap_or("not known"))?;
+            print_server(server)?;
         }
         if let Some(space) = &self.space {
             let (file, free) = (ByteSize(space.file), ByteSize(space.free()));

@@ -27,6 +27,9 @@ use crate::consent::time::Timestamp;
 use crate::files;
 use crate::ledger::{Epoch, LedgerError, Retention};
 
+/// The suffix of the file that a ledger is written anew in.
+pub(super) const SUFFIX: &str = "compacting";
+
 /// What came of writing a file anew.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Compacted {
@@ -101,7 +104,11 @@ fn see_that_all_is_there(path: &Path, database: &Database, epoch: Epoch) -> Resu
     };
     let end = end().map_err(|error| damaged(path, error))?;
     let (path, mark) = (path.to_owned(), mark::path_of(path));
-    match mark::judge(&mark, &end) {
+    let verdict = match mark::judge(&mark, &end) {
+        Ok(verdict) => verdict,
+        Err(why) => return Err(OpenError::NotAMark { path, mark, why: why.to_string() }),
+    };
+    match verdict {
         Verdict::Fine => Ok(()),
         Verdict::Missing(acknowledged) => {
             Err(OpenError::Missing { path, mark, ends: end.revision, acknowledged })
@@ -149,7 +156,7 @@ fn write_anew(
     cache_bytes: usize,
 ) -> Result<Compacted, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let beside = files::beside(path, "compacting");
+    let beside = files::beside(path, SUFFIX);
     remove_unfinished(&beside).map_err(io)?;
     let before = fs::metadata(path).map_err(io)?;
     let mut new = OpenOptions::new();
@@ -158,9 +165,10 @@ fn write_anew(
     // Nobody else can open it before it has its owner.
     own_as(&file, &before).map_err(io)?;
     let place = Place::new(path, &file).map_err(io)?;
-    let database = fill(&ledger.database, &beside, file, cache_bytes).inspect_err(|_| {
-        let _ = fs::remove_file(&beside); // The next time, otherwise.
-    })?;
+    let database =
+        fill(&ledger.database, &beside, file, &place, cache_bytes).inspect_err(|_| {
+            let _ = fs::remove_file(&beside); // The next time, otherwise.
+        })?;
     fs::rename(&beside, path).map_err(io)?;
     File::open(files::folder(path)).and_then(|folder| folder.sync_all()).map_err(io)?;
     let now = place.size().map_err(io)?;
@@ -170,16 +178,26 @@ fn write_anew(
     Ok(Compacted { before: before.len(), now, named })
 }
 
-/// Removes what a process left that died while it wrote a file anew, and nothing else.
+/// Removes what a process left that died while it wrote a file anew, and nothing else: no file of
+/// other content, and no ledger that another process has open.
 fn remove_unfinished(path: &Path) -> std::io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    // However far it was written: redb writes what a file begins with last of all.
+    let in_the_way = |what: &str| {
+        let why = format!("{} is in the way, and is {what}: move it away", path.display());
+        Err(std::io::Error::other(why))
+    };
     if !found.is_file() {
-        let why = format!("{} is in the way, and is no file: move it away", path.display());
-        return Err(std::io::Error::other(why));
+        return in_the_way("no file");
+    }
+    // redb writes what a file begins with last of all: until then there are zeros.
+    if !opening::ledger_begins(path) && !opening::is_unwritten(path)? {
+        return in_the_way("something else than a ledger that was being compacted");
+    }
+    if File::open(path)?.try_lock().is_err() {
+        return in_the_way("open in another process");
     }
     fs::remove_file(path)
 }
@@ -198,9 +216,10 @@ fn fill(
     from: &Database,
     path: &Path,
     file: File,
+    place: &Place,
     cache_bytes: usize,
 ) -> Result<Database, OpenError> {
-    let mut to = opening::open_database(path, file, cache_bytes)?;
+    let mut to = opening::open_database(path, file, place, cache_bytes)?;
     let copied = || {
         let read = from.begin_read().map_err(failed)?;
         let write = to.begin_write().map_err(failed)?;

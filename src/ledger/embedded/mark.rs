@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
+use super::opening::OpenError;
 use crate::consent::record::Revision;
 use crate::files;
 use crate::ledger::{Epoch, LogHead};
@@ -62,21 +63,37 @@ pub(super) enum Verdict {
 }
 
 /// What the mark at `path` says of a ledger that ends here.
-pub(super) fn judge(path: &Path, end: &End) -> Verdict {
-    match read(path) {
+///
+/// # Errors
+///
+/// Where something else is there, or it cannot be read: nobody knows then whether all is there.
+pub(super) fn judge(path: &Path, end: &End) -> io::Result<Verdict> {
+    Ok(match read(path)? {
         Some(mark) if mark.epoch != end.epoch => Verdict::Another,
         Some(mark) if mark.revision > end.revision => Verdict::Missing(mark.revision),
         Some(mark) if mark.revision == end.revision && mark.head != end.head => {
             Verdict::Missing(mark.revision)
         }
         Some(_) | None => Verdict::Fine,
-    }
+    })
 }
 
-/// None where there is no mark, or none that can be read.
-fn read(path: &Path) -> Option<End> {
-    let line = String::from_utf8(files::beginning(path, MAX_BYTES).ok()?).ok()?;
-    End::parse(&line)
+/// None where there is no mark, or one that a loss of power left without its line: it was made, and
+/// nothing that is in it was synced yet.
+fn read(path: &Path) -> io::Result<Option<End>> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io::Error::other(format!("cannot be looked at ({error})"))),
+        Ok(found) if !found.is_file() => return Err(io::Error::other("is not a regular file")),
+        Ok(_) => {}
+    }
+    let bytes = files::beginning(path, MAX_BYTES)
+        .map_err(|error| io::Error::other(format!("cannot be read ({error})")))?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let end = str::from_utf8(&bytes).ok().and_then(End::parse);
+    end.map(Some).ok_or_else(|| io::Error::other("holds something else than a ledger's mark"))
 }
 
 /// The mark's path, of a ledger at `path`.
@@ -85,9 +102,17 @@ pub(super) fn path_of(path: &Path) -> PathBuf {
 }
 
 /// Removes the mark of a ledger that is no longer at this path, for a new one is made there.
-pub(super) fn remove(ledger: &Path) -> io::Result<()> {
-    match fs::remove_file(path_of(ledger)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+///
+/// # Errors
+///
+/// [`OpenError::NotAMark`] where something else is in its place, which stays as it is.
+pub(super) fn remove(ledger: &Path) -> Result<(), OpenError> {
+    let (path, mark) = (ledger.to_owned(), path_of(ledger));
+    if let Err(why) = read(&mark) {
+        return Err(OpenError::NotAMark { path, mark, why: why.to_string() });
+    }
+    match fs::remove_file(&mark) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(OpenError::Io { path, source }),
         _ => Ok(()),
     }
 }
@@ -132,6 +157,9 @@ impl Mark {
         if let Some(file) = &self.file {
             return file.write_all_at(line.as_bytes(), 0);
         }
+        // It may have been put there since the start.
+        read(&self.path)
+            .map_err(|why| io::Error::other(format!("{} {why}", self.path.display())))?;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let file = files::no_follow(&mut options).open(&self.path)?;
@@ -159,6 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ledger = folder.path().join("ledger.redb");
         let path = path_of(&ledger);
+        let judge = |path: &Path, end: &End| super::judge(path, end).unwrap();
         assert_eq!(judge(&path, &end(0)), Verdict::Fine);
         let mut mark = Mark::of(&ledger);
         mark.set(end(0));
@@ -170,13 +199,38 @@ mod tests {
         assert_eq!(judge(&path, &end(1_000)), Verdict::Missing(1_001));
         assert_eq!(judge(&path, &End { head: [0; 20], ..end(1_001) }), Verdict::Missing(1_001));
         assert_eq!(judge(&path, &End { epoch: [0; 16], ..end(9_999) }), Verdict::Another);
-        // What is no mark says nothing, and is written over.
-        fs::write(&path, "x".repeat(500)).unwrap();
-        assert_eq!(judge(&path, &end(1)), Verdict::Fine);
-        Mark::of(&ledger).set(end(2));
-        assert_eq!(judge(&path, &end(1)), Verdict::Missing(2));
+        // One that a loss of power left without its line is written again.
+        for unwritten in [&[][..], &[0; 100]] {
+            fs::write(&path, unwritten).unwrap();
+            assert_eq!(judge(&path, &end(1)), Verdict::Fine);
+            Mark::of(&ledger).set(end(2));
+            assert_eq!(judge(&path, &end(1)), Verdict::Missing(2));
+        }
         remove(&ledger).unwrap();
         remove(&ledger).unwrap();
         assert_eq!(judge(&path, &end(1)), Verdict::Fine);
+    }
+
+    #[test]
+    fn mark_of_other_content_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = folder.path().join("ledger.redb");
+        let path = path_of(&ledger);
+        let line = end(7).line();
+        for foreign in ["notes of somebody", &line[..line.len() - 1], &format!("{line}{line}")] {
+            fs::write(&path, foreign).unwrap();
+            assert!(judge(&path, &end(9)).is_err(), "{foreign:?}");
+            Mark::of(&ledger).set(end(9));
+            assert!(matches!(remove(&ledger), Err(OpenError::NotAMark { .. })));
+            assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+        }
+        fs::remove_file(&path).unwrap();
+        let elsewhere = folder.path().join("elsewhere");
+        fs::write(&elsewhere, &line).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert!(judge(&path, &end(9)).is_err(), "a link is not followed");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(judge(&path, &end(9)).is_err(), "nor is a folder taken for none");
     }
 }

@@ -4,13 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use redb::backends::FileBackend;
 use redb::{Database, DatabaseError};
 
+use super::backend::Backend;
 use super::guard::guarded;
-use super::mark;
-use super::place::Place;
-use super::{Appender, Compacted, Embedded, store};
+use super::place::{self, Place};
+use super::{Appender, Compacted, Embedded, compact, mark, store};
 use crate::access;
 use crate::consent::record::Revision;
 use crate::files;
@@ -19,8 +18,12 @@ use crate::ledger::LedgerError;
 /// What a file of redb's begins with.
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 
-/// The most entries of a folder that are looked at for what a ledger has left there.
-const MAX_ENTRIES: usize = 10_000;
+/// What a ledger leaves beside itself, by its suffix: these are looked for by name.
+const LEFT_BEHIND: [&str; 4] = ["lock", mark::SUFFIX, place::RESCUED, compact::SUFFIX];
+
+/// The most entries of a folder that are looked at for what else a ledger has left there. About a
+/// second's worth.
+const MAX_ENTRIES: usize = 1_000_000;
 
 /// Why a ledger's file could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,19 @@ pub enum OpenError {
         ends: Revision,
         /// The last revision that was acknowledged.
         acknowledged: Revision,
+    },
+    /// What is beside it and should be its mark is none.
+    #[error(
+        "cannot tell whether {path} has all that was acknowledged: {mark} {why}; it was left as it \
+             is: if it is not consentd's, move it away, and start again"
+    )]
+    NotAMark {
+        /// The ledger.
+        path: PathBuf,
+        /// What is in its mark's place.
+        mark: PathBuf,
+        /// What was found.
+        why: String,
     },
     /// Another ledger was served from this path before.
     #[error(
@@ -165,7 +181,7 @@ impl LedgerFile {
         let is_new = missing || file.metadata().map_err(io)?.len() == 0;
         let mode_before = files::take_from_others(&file).map_err(io)?;
         let place = Place::new(path, &file).map_err(io)?;
-        let database = open_database(path, file, cache_bytes)?;
+        let database = open_database(path, file, &place, cache_bytes)?;
         Ok(Self { database, place, is_new, mode_before })
     }
 }
@@ -176,9 +192,11 @@ impl LedgerFile {
 pub(super) fn open_database(
     path: &Path,
     file: File,
+    place: &Place,
     cache_bytes: usize,
 ) -> Result<Database, OpenError> {
-    let backend = FileBackend::new(file).map_err(|error| open_error(path, error))?;
+    let backend = Backend::new(file, place.length());
+    let backend = backend.map_err(|error| open_error(path, error))?;
     let mut builder = Database::builder();
     let builder = builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
     let opened = builder.create_with_backend(backend);
@@ -206,12 +224,19 @@ pub fn ledger_begins(path: &Path) -> bool {
     files::beginning(path, most).is_ok_and(|bytes| bytes == MAGIC)
 }
 
+/// Whether a file is empty, or begins with zeros where a ledger's first bytes would be.
+pub(super) fn is_unwritten(path: &Path) -> std::io::Result<bool> {
+    let most = u64::try_from(MAGIC.len()).unwrap_or(0);
+    Ok(files::beginning(path, most)?.iter().all(|byte| *byte == 0))
+}
+
 /// What a ledger that should be at `path` and is not, or is empty, has left in its folder: files
 /// that begin with its name, and progress files of imports. Nothing where there is a ledger.
 ///
 /// # Errors
 ///
-/// Where the folder cannot be read, for another reason than that it is not there.
+/// Where the folder cannot be read, for another reason than that it is not there, or has more
+/// entries than are looked at.
 pub fn traces(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if fs::metadata(path).is_ok_and(|found| found.len() > 0) {
         return Ok(Vec::new());
@@ -223,8 +248,18 @@ pub fn traces(path: &Path) -> std::io::Result<Vec<PathBuf>> {
         entries => entries?,
     };
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let mut found = Vec::new();
-    for entry in entries.take(MAX_ENTRIES) {
+    let left_behind = LEFT_BEHIND.map(|suffix| files::beside(path, suffix));
+    let mut found: Vec<_> = left_behind.into_iter().filter(|left| left.is_file()).collect();
+    for (number, entry) in entries.enumerate() {
+        if number == MAX_ENTRIES && !found.is_empty() {
+            break;
+        }
+        if number == MAX_ENTRIES {
+            return Err(std::io::Error::other(format!(
+                "its folder has more than {MAX_ENTRIES} entries, too many to see whether a ledger \
+                 was here: give the ledger a folder of its own"
+            )));
+        }
         let entry = entry?;
         let other = entry.file_name();
         let other = other.as_encoded_bytes();
@@ -237,6 +272,7 @@ pub fn traces(path: &Path) -> std::io::Result<Vec<PathBuf>> {
         }
     }
     found.sort();
+    found.dedup();
     Ok(found)
 }
 
@@ -274,7 +310,7 @@ fn make(path: &Path) -> Result<(), OpenError> {
     store::prepare(&database, path)?;
     drop(database);
     // That of a ledger which is gone, and which somebody has said is not wanted any more.
-    mark::remove(path).map_err(io)?;
+    mark::remove(path)?;
     match new.persist_noclobber(path) {
         Ok(_) => {}
         // Another process was faster, and its file is as good.

@@ -1,15 +1,18 @@
 //! Whether the ledger's path still leads to the file that is open.
 //!
 //! A file that is deleted, or over which another one is renamed, can be written as before by whoever
-//! has it open, and is gone once that process ends. So its path is looked at after each commit and
-//! before anything of it is acknowledged.
+//! has it open, and is gone once that process ends. So its path is looked at before each commit, and
+//! after it before anything of it is acknowledged. So is its length, by which a file shows that
+//! something else cut it or copied another one over it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::backend::Length;
 use crate::files;
 use crate::ledger::LedgerError;
 
@@ -27,6 +30,10 @@ pub(super) struct Place {
     file: File,
     device: u64,
     inode: u64,
+    /// How long redb has made it.
+    length: Length,
+    /// Whether it was found to be of another length.
+    is_overwritten: AtomicBool,
 }
 
 /// The path leads somewhere else.
@@ -50,7 +57,19 @@ impl Place {
     pub(super) fn new(path: &Path, file: &File) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let found = file.metadata()?;
-        Ok(Self { path, file: file.try_clone()?, device: found.dev(), inode: found.ino() })
+        Ok(Self {
+            path,
+            file: file.try_clone()?,
+            device: found.dev(),
+            inode: found.ino(),
+            length: Length::of(found.len()),
+            is_overwritten: AtomicBool::new(false),
+        })
+    }
+
+    /// How long the file is, to be kept by whoever writes it.
+    pub(super) fn length(&self) -> Length {
+        self.length.clone()
     }
 
     /// The file's bytes on the disk.
@@ -58,7 +77,8 @@ impl Place {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Sees that the path still leads to the file. It is one system call, of about a microsecond.
+    /// Sees that the path still leads to the file, and that nobody else has changed its length. It
+    /// is one system call, of about a microsecond. To be called where redb writes nothing meanwhile.
     ///
     /// # Errors
     ///
@@ -66,7 +86,17 @@ impl Place {
     pub(super) fn check(&self) -> Result<(), LedgerError> {
         let found = match fs::metadata(&self.path) {
             // As long as the file is open, no other one has its inode.
-            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => return Ok(()),
+            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => {
+                let (is, should_be) = (found.len(), self.length.get());
+                if is == should_be {
+                    return Ok(());
+                }
+                self.is_overwritten.store(true, Ordering::Relaxed);
+                format!(
+                    "has {is} bytes, and should have {should_be}: another program truncated or \
+                     overwrote it while it was open"
+                )
+            }
             Ok(_) => "is another file than the one that is open".to_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 "is no longer there, though it is open".to_owned()
@@ -80,10 +110,20 @@ impl Place {
     /// leads to any more is saved beside it first, for it ends with this process. redb must have
     /// closed it.
     pub(super) fn last_words(&self, error: LedgerError) -> LedgerError {
-        let Err(moved) = self.check() else { return error };
+        let moved = match self.check() {
+            Err(moved) => moved,
+            // redb may have written to it once more when it closed it.
+            Ok(()) if self.is_overwritten.load(Ordering::Relaxed) => error,
+            Ok(()) => return error,
+        };
         let is_gone = self.file.metadata().is_ok_and(|found| found.nlink() == 0);
         let path = self.path.display();
-        let remedy = if is_gone {
+        let remedy = if self.is_overwritten.load(Ordering::Relaxed) {
+            format!(
+                "put the newest backup in the place of {path}, and import what was recorded since; \
+                 keep the damaged file for those who may read more of it"
+            )
+        } else if is_gone {
             match self.rescue() {
                 Ok(saved) => {
                     let saved = saved.display();

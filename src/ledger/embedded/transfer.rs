@@ -245,7 +245,7 @@ impl NewFile {
         let io = |source| CopyError::File(OpenError::Io { path: path.clone(), source });
         let folder = File::open(files::folder(&path)).map_err(io)?;
         // That of a ledger that was here before, and was moved away.
-        mark::remove(&path).map_err(io)?;
+        mark::remove(&path).map_err(CopyError::File)?;
         match file.persist_noclobber(&path) {
             Ok(_) => {}
             Err(failed) if failed.error.kind() == ErrorKind::AlreadyExists => {

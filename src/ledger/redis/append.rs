@@ -98,15 +98,17 @@ impl Redis {
             let failed = |error| Written::unmarked(Appended::Failed(error));
             appended.push(outcome.unwrap_or_else(failed));
         }
-        // Where nothing was done to any of them, there is one answer.
+        // Where nothing was done to any of them, there is one answer; but what may have been written
+        // is never answered with the error of what was not.
         let failure = |written: &Written| match &written.outcome {
             Appended::Failed(error) => Some(error.clone()),
             _ => None,
         };
-        match appended.first().and_then(failure) {
-            Some(error) if appended.iter().all(|outcome| failure(outcome).is_some()) => Err(error),
-            _ => Ok(appended),
-        }
+        let Some(first) = appended.first().and_then(failure) else { return Ok(appended) };
+        let is_alike = |written: &Written| {
+            failure(written).is_some_and(|error| error.may_be_written() == first.may_be_written())
+        };
+        if appended.iter().all(is_alike) { Err(first) } else { Ok(appended) }
     }
 }
 

@@ -19,6 +19,7 @@ use super::layout::{Place, stored};
 use super::link::Connection;
 use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
+use super::sync::synced;
 use super::{Durability, Options, Redis, Shared};
 use crate::clock;
 use crate::ledger::{Appended, Epoch, LedgerError, Version, Written};
@@ -141,9 +142,10 @@ fn settle(shared: &Shared, items: Vec<Item>, answered: Answered) -> Vec<Item> {
     };
     let mut again = Vec::new();
     for (mut item, outcome) in items.into_iter().zip(answered.outcomes) {
+        let maybe_written = item.is_unsure;
         let confirmed = |version: Version| {
-            let outcome = Appended::At(version.revision);
-            answered.confirmed.clone().map(|()| Written { outcome, mark: version.mark })
+            let (outcome, mark) = (Appended::At(version.revision), version.mark);
+            answered.confirmed.clone().map(|()| Written { outcome, mark, maybe_written })
         };
         let answer = match outcome {
             Outcome::At(version) => confirmed(version),
@@ -160,7 +162,8 @@ fn settle(shared: &Shared, items: Vec<Item>, answered: Answered) -> Vec<Item> {
                     again.push(item);
                     continue;
                 }
-                Ok(Written::unmarked(Appended::Conflict(stored(value.as_deref()))))
+                let outcome = Appended::Conflict(stored(value.as_deref()));
+                Ok(Written { outcome, mark: 0, maybe_written })
             }
         };
         // Whoever does not wait any more does not need to know.
@@ -294,11 +297,7 @@ impl Shared {
         };
         let confirmed = match answer {
             Some(Value::Int(confirmed)) => confirmed,
-            // WAITAOF tells of itself first, then of replicas.
-            Some(Value::Array(counts)) => match counts.first() {
-                Some(Value::Int(confirmed)) => *confirmed,
-                _ => 0,
-            },
+            Some(answer @ Value::Array(_)) => synced(&answer),
             // It was written, and cannot be confirmed.
             Some(Value::ServerError(error)) => {
                 return Err(match Failure::of_server(&error) {

@@ -190,9 +190,9 @@ impl Losses {
                 more => format!(" and {more} more at least"),
             };
             warnings.push(format!(
-                "the ledger has lost the key {first}{more}: deleted or evicted; what it held is \
-                 denied, and not written to, until `consentd ledger repair` has rebuilt it or a \
-                 backup was restored"
+                "keys of the ledger were deleted or evicted in Redis: {first}{more}; what they held is \
+                 denied and takes no events: run `consentd ledger repair`, or restore a backup of \
+                 Redis; see that maxmemory-policy is noeviction"
             ));
         }
         if let Some((first, now)) = self.evicted.filter(|(first, now)| now > first)
@@ -200,9 +200,9 @@ impl Losses {
         {
             let count = now.saturating_sub(first);
             warnings.push(format!(
-                "Redis has evicted {count} keys since this process looked first: its \
-                 maxmemory-policy was not noeviction for a while; `consentd ledger verify` tells \
-                 whether they were the ledger's"
+                "Redis has evicted {count} keys since this process started, so its maxmemory-policy was \
+                 not noeviction for a while: keep it at noeviction, and run `consentd ledger verify`, \
+                 which says whether keys of the ledger are missing, and then `consentd ledger repair`"
             ));
         }
         warnings

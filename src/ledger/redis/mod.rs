@@ -274,6 +274,11 @@ impl Shared {
     }
 }
 
+/// Whether this key of a ledger holds the statements that opt-ins refer to.
+pub(super) fn holds_statements(key: &str) -> bool {
+    key.ends_with(":text")
+}
+
 /// Whether it takes an operator to mend what failed.
 pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     let denied = matches!(why.downcast_ref(), Some(RefusedBy::Denied { .. }));

@@ -16,6 +16,7 @@ use super::refusal::{Failure, RefusedBy};
 use super::scripts;
 use super::{Durability, Shared};
 use crate::clock;
+use crate::ledger::LedgerError;
 
 /// For how long it is believed that the server and its `appendfsync` are what they were.
 const BELIEVED: Duration = Duration::from_secs(30);
@@ -35,6 +36,15 @@ pub(super) struct Proven {
     fsync: Fsync,
     at: Duration,
 }
+
+/// The measurement ended without a result: the server did not confirm a sync in time.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Redis did not confirm within {0:?} that its append-only file is synced (WAITAOF answered 0), so \
+     that nothing was written: see whether its disk is slow or full (INFO persistence, \
+     aof_delayed_fsync, aof_last_write_status), or give --durability ledger or replicas:N"
+)]
+struct NotSynced(Duration);
 
 impl Shared {
     /// Makes sure that what this connection's server confirms as synced is, where that is asked
@@ -91,10 +101,18 @@ impl Shared {
             let none: [&[u8]; 0] = [];
             pipeline.add_command(scripts::TOUCH.command(true, &[&self.names.meta], none));
             pipeline.cmd("WAITAOF").arg(1).arg(0).arg(&millis);
-            for answer in self.pipelined(connection, &pipeline, 2).await? {
-                if let Value::ServerError(error) = &answer {
-                    return Err(Failure::of_server(error));
-                }
+            let answers = self.pipelined(connection, &pipeline, 2).await?;
+            let refused = answers.iter().find_map(|answer| match answer {
+                Value::ServerError(error) => Some(Failure::of_server(error)),
+                _ => None,
+            });
+            if let Some(failure) = refused {
+                return Err(failure);
+            }
+            // A confirmation that timed out says nothing of how honest the others are.
+            if answers.get(1).is_none_or(|answer| synced(answer) == 0) {
+                let not_synced = Arc::new(NotSynced(self.options.confirm_within));
+                return Err(Failure::NotSent(LedgerError::Refused(not_synced)));
             }
             first.get_or_insert_with(clock::boot);
         }
@@ -103,6 +121,18 @@ impl Shared {
             return Err(Failure::Unfit(Arc::new(Unfit::ConfirmsUnsynced)));
         }
         Ok(())
+    }
+}
+
+/// How many append-only files WAITAOF says are synced at the server itself: 1 or 0. Its answer tells
+/// of the server first, then of its replicas.
+pub(super) fn synced(answer: &Value) -> i64 {
+    match answer {
+        Value::Array(counts) => match counts.first() {
+            Some(Value::Int(count)) => *count,
+            _ => 0,
+        },
+        _ => 0,
     }
 }
 

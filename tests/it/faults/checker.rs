@@ -172,6 +172,15 @@ pub fn check(lines: &[Line], bound: Duration) -> Verdict {
 /// events that it lists twice, though the pair should have known them. `listed` has the events'
 /// names in the ledger, by user.
 pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    compare_where(lines, listed, |_| false)
+}
+
+/// The same, but for events that may be there twice, since their pair may have forgotten them.
+pub fn compare_where(
+    lines: &[Line],
+    listed: &BTreeMap<String, Vec<String>>,
+    is_forgotten: impl Fn(&Sent) -> bool,
+) -> Vec<String> {
     let sent = lines.iter().filter_map(|line| match line {
         Line::Sent(sent) => Some((sent.name.as_str(), sent)),
         _ => None,
@@ -194,7 +203,7 @@ pub fn compare(lines: &[Line], listed: &BTreeMap<String, Vec<String>>) -> Vec<St
                 let meanwhile = other.at < until(name) && until(&other.name) > event.at;
                 other.user == *user && other.name != *name && meanwhile
             });
-            if others.count() < REMEMBERED {
+            if others.count() < REMEMBERED && !is_forgotten(event) {
                 wrong.push(format!("the ledger has {name} of {user} twice"));
             }
         }

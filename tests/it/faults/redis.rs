@@ -212,11 +212,11 @@ impl std::ops::DerefMut for Redis {
     }
 }
 
-/// The users that the README tells operators to make, as `users.acl` has them: every server has
+/// The users that docs/redis.md tells operators to make, as `users.acl` has them: every server has
 /// them, and the sidecars of the tests are these.
 fn users() -> impl Iterator<Item = &'static str> {
-    let readme = include_str!("../../../README.md");
-    readme.lines().filter(|line| line.starts_with("user ") && line.contains(" on >"))
+    let page = include_str!("../../../docs/redis.md");
+    page.lines().filter(|line| line.starts_with("user ") && line.contains(" on >"))
 }
 
 /// The password of both.

@@ -105,6 +105,31 @@ async fn a_redis_that_would_evict_is_refused_at_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ledger_status_of_a_redis_that_evicts_is_not_well() {
+    let redis = Redis::start(&[]);
+    let ledger = ledger_at(&redis.address());
+    init(&ledger, &["--buckets", "16"]);
+    let status = ["ledger", "status", "--ledger", &ledger];
+    assert_eq!(crate::sidecar::run(&status).0, 0);
+    for policy in ["allkeys-lru", "allkeys-random"] {
+        redis.set("maxmemory-policy", policy);
+        let (code, printed, error) = crate::sidecar::run(&status);
+        assert_eq!(code, 1, "{printed}{error}");
+        let parts = [policy, "cannot hold a ledger", "set maxmemory-policy noeviction"];
+        assert!(parts.iter().all(|part| printed.contains(part)), "{printed}");
+        let (code, printed, error) = crate::sidecar::run(&[&status[..], &["--json"]].concat());
+        assert_eq!(code, 1, "{printed}{error}");
+        let told: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!((&told["well"], &told["server"]["eviction"]), (&false.into(), &policy.into()));
+    }
+    redis.set("maxmemory-policy", "noeviction");
+    assert_eq!(crate::sidecar::run(&status).0, 0);
+    // What cannot be asked is something else.
+    drop(redis);
+    assert_eq!(crate::sidecar::run(&status).0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_cannot_save_denies_after_the_bound_and_the_cause_is_named_everywhere() {
     let options = ["--save", "3600 1", "--enable-protected-configs", "yes"];
     let mut stage = Stage::set(Setup { redis: &options, ..Setup::default() }).await;

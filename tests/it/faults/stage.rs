@@ -156,7 +156,7 @@ impl Stage {
         let reader_net = Proxy::before(&redis.address()).await;
         let bound = humantime::format_duration(setup.bound).to_string().replace(' ', "");
         let flags = [&["--max-staleness", &bound], setup.flags].concat();
-        // With no more rights than the README gives them.
+        // With no more rights than docs/redis.md gives them.
         let theirs = setup.flags.contains(&"--ledger-user");
         let user = |name| if theirs { Vec::new() } else { vec!["--ledger-user", name] };
         let recording = [&["--record", "127.0.0.1:0"], &flags[..], &user("recorder")].concat();

@@ -16,7 +16,8 @@
 --
 -- A key that was deleted or evicted is never made anew here. A bucket, its histories and the texts
 -- are whole only while their sentinel field `.` is there: a change that needs one without it is
--- answered, and not made. The log is whole while there is such a key, however empty it is.
+-- answered, and not made. The log is whole while there is such a key, however empty it is, and so is
+-- the fence: without it no follower can prove to be current, so that nothing is acknowledged.
 --
 -- KEYS: meta, log, text, fence, erased, then each bucket's pairs and histories that are needed.
 -- ARGV: epoch, channel, most log entries, number of texts, number of changes, whether this is a
@@ -42,6 +43,7 @@ if last and tonumber(string.match(last[1], '^%d+')) > rev then
 end
 -- Whose ACL does not allow to ask this is told by XADD below.
 if not last and redis.pcall('EXISTS', log) == 0 then return redis.error_reply('LOST ' .. log) end
+if redis.pcall('EXISTS', KEYS[4]) == 0 then return redis.error_reply('LOST ' .. KEYS[4]) end
 
 local function version(value)
   if value then return string.sub(value, 1, 16) end
