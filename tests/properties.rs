@@ -8,6 +8,15 @@
     reason = "tests are no library"
 )]
 
+#[path = "../benches/hot_table/dashmap_table/mod.rs"]
+mod dashmap_table;
+#[path = "properties/hot_table.rs"]
+mod hot_table;
+#[path = "../benches/hot_table/tables.rs"]
+mod tables;
+
+// `dashmap_table` compiles two files of `src/table`, which import this module from their crate.
+use consentd_core;
 use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::facts::Resolved;

@@ -1,0 +1,214 @@
+//! The write side of the alternative table.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use consentd::table::UnreadablePair;
+use consentd_core::facts::Resolved;
+use consentd_core::id::Key;
+use consentd_core::state::State;
+use consentd_core::time::Timestamp;
+use consentd_os::clock::Moment;
+
+use super::Shared;
+use super::entry::{Entry, Lapsing};
+use super::profiles::Profiles;
+use super::run::{Location, Place, Run, Slot, spliced, width};
+
+/// The write side.
+pub(crate) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) profiles: Profiles,
+}
+
+/// How a pair is kept, as in `src/table/writer.rs`.
+enum Kept {
+    Alone(Entry),
+    Lapsing(Entry, u64),
+    Whole(Box<Resolved>),
+}
+
+/// What happens to a pair's run. A copy is made before the write lock is taken.
+enum Change {
+    Overwrite(usize),
+    Replace(Run),
+    Add,
+}
+
+/// What a run held of a pair before a change.
+#[derive(Default)]
+struct Known {
+    profile: Option<usize>,
+    whole: bool,
+}
+
+impl Known {
+    fn of(slots: &[Slot]) -> Self {
+        let Some(entry) = slots.first().and_then(|[.., word]| Entry::from_word(*word)) else {
+            return Self::default();
+        };
+        let shared = match slots {
+            [[.., word], [_, shared, _], ..] if width(*word) == 2 => Entry::from_word(*shared),
+            _ => Some(entry),
+        };
+        Self { profile: shared.and_then(Entry::profile), whole: entry == Entry::WHOLE }
+    }
+}
+
+impl Writer {
+    /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
+    pub(crate) fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
+        let kept = match state {
+            Err(UnreadablePair) => Kept::Alone(Entry::UNREADABLE),
+            Ok(state) => self.kept(Resolved::of(state)),
+        };
+        self.put(key, kept);
+    }
+
+    fn kept(&mut self, resolved: Resolved) -> Kept {
+        let lapses = Lapsing::word(&resolved);
+        if resolved.beside.is_some() && lapses.is_none() {
+            return Kept::Whole(Box::new(resolved));
+        }
+        let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
+        let Some(number) = number else { return Kept::Whole(Box::new(resolved)) };
+        let entry = Entry::shared(number, resolved.last_inbound);
+        lapses.map_or(Kept::Alone(entry), |word| Kept::Lapsing(entry, word))
+    }
+
+    fn put(&mut self, key: Key, kept: Kept) {
+        if let Kept::Alone(entry) | Kept::Lapsing(entry, _) = &kept
+            && let Some(number) = entry.profile()
+        {
+            self.profiles.count(number);
+        }
+        let (high, low) = key.halves();
+        let (first, second, whole) = match kept {
+            Kept::Alone(entry) => (entry, None, None),
+            Kept::Lapsing(entry, word) => {
+                let marker = Entry::lapsing(0).expect("zero is a place");
+                (marker, Some([high, entry.word(), word]), None)
+            }
+            Kept::Whole(whole) => (Entry::WHOLE, None, Some(whole)),
+        };
+        let slots = [[high, low, first.word()], second.unwrap_or_default()];
+        let slots = &slots[..width(first.word())];
+        let location = Location::of(key);
+        let (change, known) = self.planned(&location, slots);
+        let is_new = known.is_none();
+        let known = known.unwrap_or_default();
+        let move_whole = |shared: &Shared| {
+            if let Some(whole) = whole {
+                shared.whole.insert(key, whole);
+            } else if known.whole {
+                shared.whole.remove(&key);
+            }
+        };
+        self.commit(&location, slots, change, move_whole);
+        if is_new {
+            self.shared.pairs.fetch_add(1, Ordering::Relaxed);
+        }
+        self.release(known.profile);
+    }
+
+    /// What has to happen to a pair's run, and what that holds of the pair. Nothing changes after
+    /// the read lock is released: there is one writer.
+    fn planned(&self, location: &Location, slots: &[Slot]) -> (Change, Option<Known>) {
+        let Some(run) = self.shared.runs.get(&location.prefix()) else {
+            return (Change::Add, None);
+        };
+        match location.find(&run) {
+            Place::Missing(at) => (Change::Replace(spliced(&run, at, 0, slots)), None),
+            Place::Found(at) => {
+                let (known, taken) = (&run[at..], width(run[at][2]));
+                let change = if taken == slots.len() {
+                    Change::Overwrite(at)
+                } else {
+                    Change::Replace(spliced(&run, at, taken, slots))
+                };
+                (change, Some(Known::of(known)))
+            }
+        }
+    }
+
+    fn commit(
+        &self,
+        location: &Location,
+        slots: &[Slot],
+        change: Change,
+        move_whole: impl FnOnce(&Shared),
+    ) {
+        let shared = &self.shared;
+        let locked = || shared.runs.get_mut(&location.prefix()).expect("the run was just read");
+        match change {
+            Change::Add => {
+                // No reader finds the pair before its run is there.
+                move_whole(shared);
+                shared.runs.insert(location.prefix(), slots.into());
+            }
+            Change::Overwrite(at) => {
+                let mut run = locked();
+                move_whole(shared);
+                run[at..at + slots.len()].copy_from_slice(slots);
+            }
+            Change::Replace(new) => {
+                let mut run = locked();
+                move_whole(shared);
+                let old = std::mem::replace(&mut *run, new);
+                // The lock is released before the memory is.
+                drop(run);
+                drop(old);
+            }
+        }
+    }
+
+    /// Takes a pair out, if it is there.
+    pub(crate) fn remove(&mut self, key: Key) {
+        let location = Location::of(key);
+        let Some(run) = self.shared.runs.get(&location.prefix()) else { return };
+        let Place::Found(at) = location.find(&run) else { return };
+        let known = Known::of(&run[at..]);
+        let rest = spliced(&run, at, width(run[at][2]), &[]);
+        drop(run);
+        let remove_whole = |shared: &Shared| {
+            if known.whole {
+                shared.whole.remove(&key);
+            }
+        };
+        if rest.is_empty() {
+            self.shared.runs.remove(&location.prefix());
+            remove_whole(&self.shared);
+        } else {
+            self.commit(&location, &[], Change::Replace(rest), remove_whole);
+        }
+        self.shared.pairs.fetch_sub(1, Ordering::Relaxed);
+        self.release(known.profile);
+    }
+
+    /// An entry that used this profile uses it no more, and no reader that comes now finds it.
+    fn release(&mut self, profile: Option<usize>) {
+        if let Some(number) = profile {
+            self.profiles.release(number);
+        }
+        self.profiles.sweep(&self.shared.lanes);
+    }
+
+    /// Empties the table, which must not be valid.
+    pub(crate) fn begin(&mut self) {
+        self.profiles = Profiles::new();
+        self.shared.lanes.clear();
+        self.shared.runs.clear();
+        self.shared.whole.clear();
+        self.shared.pairs.store(0, Ordering::Relaxed);
+    }
+
+    /// Says that the table holds a state that the ledger had.
+    pub(crate) fn validate(&mut self) {
+        self.shared.freshness.validate();
+    }
+
+    /// Says that the table had, at `asked`, all that the ledger had.
+    pub(crate) fn proven(&mut self, asked: Moment, ledger_clock: Timestamp) {
+        self.shared.freshness.proven(asked, ledger_clock);
+    }
+}
