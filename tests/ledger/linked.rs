@@ -375,8 +375,9 @@ async fn a_denial_that_is_tried_again_after_it_was_lifted_reaches_the_other_ids(
 
 /// The second verification of a link. A ledger may write the changes of different pairs in any
 /// order. Here a denial comes under a third id, after that was compared and before the link is
-/// written; under the id in the middle a later event has lifted it already, so the denial changes
-/// nothing of it and no comparison fails. Only who reads all of them again finds it.
+/// written; the id in the middle had a later denial and a lift of it before it was linked, so the
+/// denial changes nothing of its record and no comparison fails. Only who reads all of them again
+/// finds it.
 #[tokio::test]
 async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
     for home in homes() {
@@ -384,9 +385,12 @@ async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
         let recorder = recorder(&ledger);
         let secret = ledger.identity().await.unwrap().secret.clone();
         let key = |user: &str| secret.read(user, "acme").unwrap();
-        record(&recorder, link("US.2", "US.3")).await.unwrap();
         let suppression = |suppressed| What::Suppression { suppressed, reference: String::new() };
+        // The later one of them is remembered after it was lifted, so that an earlier one is no news.
+        record(&recorder, said("US.2", LATER + 80, suppression(true))).await.unwrap();
         record(&recorder, said("US.2", LATER + 100, suppression(false))).await.unwrap();
+        record(&recorder, link("US.2", "US.3")).await.unwrap();
+        assert!(!is_suppressed(&ledger, "US.3").await, "what was lifted is not copied");
         // The link's own change, under the id that it was given for.
         let time = crate::at(LATER);
         let to_second = Link { user_id: "US.2".into(), time, moved: false };
@@ -422,8 +426,10 @@ async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
                         outcomes.extend(ledger.append(vec![change]).await.unwrap());
                         if is_third && !denied {
                             denied = true;
+                            let before = record_of(&ledger, "US.2").await;
                             let stop = said("US.3", LATER + 50, suppression(true));
                             record(&recorder, stop).await.unwrap();
+                            assert_eq!(record_of(&ledger, "US.2").await, before, "it is no news");
                             assert!(!is_suppressed(&ledger, "US.2").await, "it is older");
                         }
                     }
