@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::returned::{KEPT, Memory, Returnable};
+use super::returned::{KEPT, MAX_KEPT, Memory, Returnable};
 use super::*;
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
@@ -158,4 +158,48 @@ fn memory_gives_back_what_is_unknown_and_all_after_a_loss() {
     memory.forget(|denial| denial.user_id == "US.known");
     assert_eq!(memory.unsettled(KEPT, 10), all[1..]);
     assert_eq!(memory.unsettled(KEPT + Duration::from_millis(1), 10), [], "too old");
+}
+
+#[test]
+fn memory_of_what_was_too_old_before_it_was_settled_counts_it_as_given_up() {
+    let mut memory = Memory::default();
+    memory.keep(Duration::ZERO, denial("US.settled"), true);
+    memory.keep(Duration::ZERO, denial("US.unsettled"), false);
+    memory.keep(Duration::from_secs(1), denial("US.later"), false);
+    assert_eq!((memory.unsettled(KEPT, 10).len(), memory.given_up()), (2, 0), "not too old yet");
+    let late = KEPT + Duration::from_millis(1);
+    assert_eq!(memory.unsettled(late, 10), [(2, denial("US.later"))]);
+    assert_eq!(memory.given_up(), 1, "what is known to be in the ledger is not given up");
+    assert_eq!(memory.given_up(), 0, "it is told once");
+}
+
+#[test]
+fn memory_over_its_bound_forgets_the_oldest_and_counts_it_as_given_up() {
+    let mut memory = Memory::default();
+    for _ in 0..MAX_KEPT {
+        memory.keep(Duration::ZERO, denial("US.one"), false);
+    }
+    assert_eq!(memory.given_up(), 0);
+    memory.keep(Duration::ZERO, denial("US.one"), false);
+    memory.keep(Duration::ZERO, denial("US.one"), false);
+    assert_eq!(memory.given_up(), 2);
+    let first = memory.unsettled(Duration::ZERO, 1);
+    assert_eq!(first[0].0, 2, "the oldest that is left");
+}
+
+#[test]
+fn memory_that_cannot_settle_some_asks_for_the_others_in_turn() {
+    let mut memory = Memory::default();
+    for user in ["US.0", "US.1", "US.2", "US.3", "US.4"] {
+        memory.keep(Duration::ZERO, denial(user), false);
+    }
+    let mut asked = || -> Vec<u64> {
+        let some = memory.unsettled(Duration::ZERO, 2);
+        let numbers: Vec<u64> = some.iter().map(|(number, _)| *number).collect();
+        // The first two are never settled: their record is unreadable, say.
+        memory.settle(&numbers.iter().copied().filter(|number| *number > 1).collect());
+        numbers
+    };
+    assert_eq!([asked(), asked(), asked()], [vec![0, 1], vec![2, 3], vec![4]]);
+    assert_eq!([asked(), asked()], [vec![0, 1], vec![0, 1]], "from the first again, every time");
 }

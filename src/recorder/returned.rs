@@ -335,12 +335,19 @@ fn is_unknown(refusal: &Refusal) -> bool {
 mod tests {
     use std::path::Path;
     use std::sync::Arc;
+    use std::time::Duration;
 
+    use tokio::sync::watch;
+
+    use super::Returnable;
     use crate::metrics::Metrics;
     use crate::recorder::{Recorder, Submission};
     use consentd_core::event::{Event, PlatformNames, What};
     use consentd_core::keyword::{KeywordLists, Keywords};
+    use consentd_core::record::HistoryEntry;
+    use consentd_core::time::Timestamp;
     use consentd_ledger::{Embedded, Ledger, Retention};
+    use consentd_os::clock;
 
     fn recorder_in(folder: &Path) -> Recorder {
         let path = folder.join("ledger.redb");
@@ -362,5 +369,33 @@ mod tests {
         let results = recorder.record(&[Submission::new(event, String::new())]).await;
         assert!(results[0].as_ref().is_ok_and(|outcome| outcome.applied), "{results:?}");
         assert!(recorder.acknowledged.memory().kept.is_empty());
+    }
+
+    fn suppression(user: &str, business: &str) -> Returnable {
+        let time = Timestamp::from_millis(1).unwrap();
+        Returnable::Denial(Box::new(HistoryEntry {
+            user_id: user.to_owned(),
+            business_id: business.to_owned(),
+            time,
+            record_time: time,
+            what: What::Suppression { suppressed: true, reference: String::new() },
+        }))
+    }
+
+    /// What the ledger will never take must not be tried for ever, nor keep the rest from being
+    /// given back.
+    #[tokio::test]
+    async fn denial_that_is_refused_as_invalid_is_settled_and_the_next_is_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = recorder_in(folder.path());
+        recorder.acknowledged.keep(suppression("", "acme"), false);
+        recorder.acknowledged.keep(suppression("US.1", "acme"), false);
+        let (_losses, mut heard) = watch::channel(0);
+        let all = recorder.settle_all(&mut heard);
+        let given = tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+        assert_eq!((given.denials, given.erases), (1, 0));
+        assert!(recorder.acknowledged.memory().unsettled(clock::boot(), 10).is_empty());
+        let history = recorder.history("US.1", "acme").await.unwrap();
+        assert_eq!(history.entries.len(), 1);
     }
 }
