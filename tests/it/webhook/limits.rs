@@ -53,7 +53,11 @@ async fn only_what_the_app_signed_is_recorded() {
     assert_eq!(send(address, &twice, &stop).await.unwrap().status, 403, "signed twice");
     assert_eq!(reason(&sidecar, USER, "acme", "marketing").await, NoConsent);
     let said = sidecar.said();
-    assert_eq!(said.matches("refused for their signature").count(), 1, "once a while: {said}");
+    assert_eq!(
+        said.matches("refused webhook requests with 403").count(),
+        1,
+        "once a while: {said}"
+    );
     assert!(!said.contains(SECRET) && !said.contains(&right));
     assert_eq!(post(address, &upper, &stop).await.status, 200, "hexadecimal has no case");
     super::client::answers(&sidecar, USER, "acme", "marketing", OptedOutAll).await;
