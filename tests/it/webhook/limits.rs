@@ -229,6 +229,6 @@ async fn a_number_that_is_nobodys_is_told_of_once_and_costs_nothing_else() {
     let cause = "consent_webhook_passed_over_total{cause=\"unknown_number\"} 40\n";
     assert!(metrics.contains(cause), "{metrics}");
     let said = sidecar.said();
-    assert_eq!(said.matches("is nobody's").count(), 1, "{said}");
+    assert_eq!(said.matches("a phone_number_id that is not configured").count(), 1, "{said}");
     assert!(said.contains("\"phone_number_id\":\"77\"") && !said.contains("someone"), "{said}");
 }
