@@ -103,11 +103,7 @@ impl Door {
         now: Instant,
         is_silent: impl Fn() -> bool + Send + 'static,
     ) -> Option<Place> {
-        self.open.retain(|guest| !guest.closed.load(Ordering::Relaxed));
-        for guest in &mut self.open {
-            guest.silent_since =
-                if (guest.is_silent)() { guest.silent_since.or(Some(now)) } else { None };
-        }
+        self.look(now);
         if self.open.len() >= self.capacity.most {
             if let Some(limit) = self.limit {
                 self.metrics.refused(limit);
@@ -131,6 +127,22 @@ impl Door {
         Some(place)
     }
 
+    /// Whether the next connection may cost another its place. Then [`look`](Self::look) from time to
+    /// time, so that it is known since when each is silent.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.open.len() >= self.capacity.crowded
+    }
+
+    /// Looks which connections are silent.
+    pub fn look(&mut self, now: Instant) {
+        self.open.retain(|guest| !guest.closed.load(Ordering::Relaxed));
+        for guest in &mut self.open {
+            guest.silent_since =
+                if (guest.is_silent)() { guest.silent_since.or(Some(now)) } else { None };
+        }
+    }
+
     /// Who was silent the longest, and long enough; of those who were not asked to end, if any.
     fn most_silent(&self, now: Instant) -> Option<usize> {
         let long_enough = |guest: &Guest| {
@@ -142,8 +154,9 @@ impl Door {
         silent.min_by_key(by_silence).map(|(place, _)| place)
     }
 
-    /// Waits until few of the connections that were ended for others are still open.
-    async fn let_close(&mut self) {
+    /// Waits until few of the connections that were ended for others are still open. To be called
+    /// before a connection is admitted, as [`next`](Self::next) does.
+    pub async fn let_close(&mut self) {
         for _ in 0..MAX_CLOSING_CHECKS {
             self.closing.retain(|closed| !closed.load(Ordering::Relaxed));
             if self.closing.len() < MAX_CLOSING {
@@ -169,7 +182,12 @@ impl Door {
                     self.metrics.refused("accept");
                     if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINTS) {
                         self.complained = Some(Instant::now());
-                        warn!(%error, "cannot accept connections; trying again until it passes");
+                        warn!(
+                            %error,
+                            "cannot accept connections: retrying every 100 ms; if it is \"too many \
+                             open files\", raise the limit of file descriptors (ulimit -n) or lower \
+                             --max-connections"
+                        );
                     }
                     sleep(PAUSE).await;
                 }
@@ -207,6 +225,28 @@ mod tests {
             assert!(gently.is_cancelled() != now.is_cancelled(), "crowded, and yet with room");
         }
         assert!(!busy.ends.gently.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn let_close_keeps_no_trace_of_connections_that_have_closed() {
+        let mut door = door(8, 8, Duration::ZERO);
+        let mut places = std::collections::VecDeque::new();
+        for _ in 0..1_000 {
+            door.let_close().await;
+            places.push_back(door.admit(|| true).unwrap());
+            places.retain(|place| !place.ends.now.is_cancelled());
+            assert!(door.open.len() <= 8 && door.closing.len() <= MAX_CLOSING);
+        }
+    }
+
+    #[test]
+    fn look_between_admissions_tells_since_when_a_connection_is_silent() {
+        let silence = Duration::from_secs(10);
+        let (mut door, now) = (door(1, 1, silence), Instant::now());
+        let _guest = door.admit_at(now, || true).unwrap();
+        assert!(door.is_crowded());
+        door.look(now);
+        assert!(door.admit_at(now + silence, || true).is_some(), "the first attempt succeeds");
     }
 
     #[test]

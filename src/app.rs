@@ -286,15 +286,18 @@ impl Sidecar {
             Some(_) = servers.join_next() => Some("a listener ended unasked".to_owned()),
         };
         match &failed {
-            None => info!("draining"),
-            Some(failed) => error!(cause = failed, "draining because of a failure"),
+            None => info!("draining: finishing open calls, accepting no new connections"),
+            Some(failed) => error!(
+                cause = failed,
+                "a part of this sidecar failed: draining, then exiting with an error"
+            ),
         }
         self.drain.begun.cancel();
         let limit = Instant::now().checked_add(self.drain_timeout);
         let drained =
             timeout(self.drain_timeout, async { while servers.join_next().await.is_some() {} });
         if drained.await.is_err() {
-            warn!("the drain timeout has passed: ending what is left");
+            warn!("the drain timeout has passed: closing the connections that are still open");
         }
         self.drain.over.cancel();
         while servers.join_next().await.is_some() {}
@@ -303,7 +306,7 @@ impl Sidecar {
         stop_log.cancel();
         stop_follower.cancel();
         if timeout(CLOSE, self.ledger.close()).await.is_err() {
-            warn!("the ledger did not close in time");
+            warn!("the ledger did not close in time: exiting all the same");
         }
         while parts.join_next().await.is_some() {}
         match failed {
@@ -346,7 +349,7 @@ fn warn_of_open_secrets(settings: &Settings) {
             flag,
             %path,
             mode = format!("{mode:04o}"),
-            "everybody on this machine may read this secret: take that away with `chmod o-r`"
+            "every user of this machine may read this secret file: run `chmod o-r` on it"
         );
     }
 }

@@ -82,7 +82,9 @@ pub struct Budget {
 pub struct Connection {
     budget: Arc<Budget>,
     held: [AtomicUsize; POOLS],
-    /// Set with each charge; cleared by whoever asks whether it is silent.
+    /// Questions of streams that wait for a revision.
+    waiting: AtomicUsize,
+    /// Set whenever something moves; cleared by whoever asks whether it is silent.
     was_used: AtomicBool,
     /// It came when there was no room for more connections: it is for probes alone.
     probes_only: bool,
@@ -150,8 +152,8 @@ impl Budget {
     }
 
     fn share(self: &Arc<Self>, probes_only: bool) -> Arc<Connection> {
-        let (held, was_used) = Default::default();
-        Arc::new(Connection { budget: Arc::clone(self), held, was_used, probes_only })
+        let (held, waiting, was_used) = Default::default();
+        Arc::new(Connection { budget: Arc::clone(self), held, waiting, was_used, probes_only })
     }
 
     /// Takes so much, and says whether it may; it is taken in either case.
@@ -193,15 +195,23 @@ impl Connection {
     /// [`Full`] names the limit that was met, which is counted.
     pub fn charge(self: &Arc<Self>, pool: Pool, amount: usize) -> Result<Charge, Full> {
         self.was_used.store(true, Ordering::Relaxed);
-        let mut charge = Charge { connection: Arc::clone(self), pool, amount: 0 };
+        let mut charge =
+            Charge { connection: Arc::clone(self), pool, amount: 0, is_waiting: false };
         charge.grow(amount)?;
         Ok(charge)
     }
 
-    /// Whether nothing of it is being answered, or was since this was asked last.
+    /// Whether nothing moved on it since this was asked last, and the server works on nothing for
+    /// it. Calls that are open do not count: a stream on which nobody says anything, a body that
+    /// does not arrive, and answers that nobody reads are silent.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        !self.was_used.swap(false, Ordering::Relaxed) && self.is_idle()
+        let nothing = |held: &AtomicUsize| held.load(Ordering::Relaxed) == 0;
+        let is_at_work = !nothing(&self.waiting)
+            || [Pool::Checking, Pool::Recording]
+                .iter()
+                .any(|pool| !nothing(&self.held[*pool as usize]));
+        !self.was_used.swap(false, Ordering::Relaxed) && !is_at_work
     }
 
     /// Whether nothing of it is being answered.
@@ -223,9 +233,24 @@ pub struct Charge {
     connection: Arc<Connection>,
     pool: Pool,
     amount: usize,
+    is_waiting: bool,
 }
 
 impl Charge {
+    /// Says that something moved on the connection: bytes of a request, or of a stream's answers.
+    pub fn touch(&self) {
+        self.connection.was_used.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts as a question that waits for a revision, until it is dropped: its connection is not
+    /// silent meanwhile.
+    #[must_use]
+    pub fn of_a_waiting_question(mut self) -> Self {
+        self.connection.waiting.fetch_add(1, Ordering::Relaxed);
+        self.is_waiting = true;
+        self
+    }
+
     /// Charges more.
     ///
     /// # Errors
@@ -262,7 +287,8 @@ impl Charge {
     /// A charge of nothing yet to the same connection, and for the same use.
     #[must_use]
     pub fn beside(&self) -> Self {
-        Self { connection: Arc::clone(&self.connection), pool: self.pool, amount: 0 }
+        let connection = Arc::clone(&self.connection);
+        Self { connection, pool: self.pool, amount: 0, is_waiting: false }
     }
 
     /// Charges the same connection for another use.
@@ -277,6 +303,9 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
+        if self.is_waiting {
+            self.connection.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         if self.amount > 0 {
             self.connection.budget.give_back(&self.connection, self.pool, self.amount);
         }
@@ -345,6 +374,26 @@ mod tests {
         let _records = connection.charge(Pool::Records, 1024).expect("they have room of their own");
         drop(charges);
         assert!(!connection.is_idle());
+    }
+
+    #[test]
+    fn is_silent_counts_what_moves_and_what_is_worked_on_and_not_what_is_open() {
+        let connection = budget(9).connection();
+        let open = connection.charge(Pool::Checks, 1024).unwrap();
+        assert!(!connection.is_silent(), "the call began");
+        assert!(connection.is_silent() && !connection.is_idle(), "an open call is no work");
+        open.touch();
+        assert!(!connection.is_silent() && connection.is_silent());
+        for pool in [Pool::Checking, Pool::Recording] {
+            let place = open.of(pool, 1).unwrap();
+            assert!(!connection.is_silent() && !connection.is_silent(), "{pool:?}");
+            drop(place);
+            assert!(connection.is_silent());
+        }
+        let waits = open.another(1).unwrap().of_a_waiting_question();
+        assert!(!connection.is_silent() && !connection.is_silent());
+        drop(waits);
+        assert!(connection.is_silent());
     }
 
     #[test]

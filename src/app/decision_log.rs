@@ -45,7 +45,9 @@ pub(super) fn run(
             }
         };
         if asked && timeout(LAST, end).await.is_err() {
-            warn!("the last decisions could not be logged in time");
+            warn!(
+                "the last decisions could not be written to the decision log in time: they are lost"
+            );
         }
         "the thread that logs decisions ended unasked".to_owned()
     });

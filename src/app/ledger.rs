@@ -91,7 +91,7 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     if is_new {
         warn!(
             ledger = %full,
-            "made a new ledger, in which nobody has opted out: is that what was wanted? Else stop \
+            "made a new ledger, in which nobody has opted out: if there should be one already, stop \
              this sidecar, and give the right file with --ledger"
         );
     }
@@ -108,13 +108,17 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     match compacted {
         None => {}
         Some(Ok(Compacted { before, now, .. })) => {
-            info!(before, now, "the ledger's file is written anew, without what was erased");
+            info!(
+                bytes_before = before,
+                bytes_now = now,
+                "compacted the ledger's file: bytes of erased people are no longer in it"
+            );
         }
         Some(Err(error)) => {
             warn!(
                 cause = %error,
-                "the ledger's file could not be written anew, and its free pages may still hold \
-                 what was erased: the next start tries again, and so does consentd ledger compact"
+                "could not compact the ledger's file, so its free pages may still hold what was \
+                 erased: stop this sidecar and run `consentd ledger compact`, or restart to retry"
             );
         }
     }
@@ -153,10 +157,14 @@ async fn probe(ledger: &Redis) -> anyhow::Result<()> {
     }
     if matches!(RefusedBy::of(&error), Some(RefusedBy::Missing)) {
         warn!(
-            "there is no ledger yet: make one with `consentd init --ledger ...`; denying until then"
+            "the ledger does not exist: every check is denied until `consentd init --ledger ...` has \
+             made it"
         );
     } else {
-        warn!(cause = %error, "the ledger is not there yet: denying until it is");
+        warn!(
+            cause = %error,
+            "cannot reach the ledger: every check is denied, and reconnecting goes on until it can"
+        );
     }
     Ok(())
 }

@@ -34,7 +34,8 @@ impl Reload {
                 Ok(()) => info!("SIGHUP: the bearer tokens that may record were read again"),
                 Err(cause) => warn!(
                     cause,
-                    "SIGHUP: the file of bearer tokens cannot be used: the tokens of before stay"
+                    "SIGHUP: keeping the previous bearer tokens: the token file cannot be used; mend \
+                     it and send SIGHUP again"
                 ),
             }
         }

@@ -48,7 +48,8 @@ impl WhatsappArgs {
             if types.iter().any(|kind| kind.trim() != kind || kind.is_empty()) {
                 return bad("opens-window: must be types of messages, such as text".to_owned());
             }
-            rules.opens_window = types.into_iter().collect();
+            // The types of webhooks are read in lower case, too.
+            rules.opens_window = types.iter().map(|kind| kind.to_ascii_lowercase()).collect();
         }
         Ok(rules)
     }

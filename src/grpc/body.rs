@@ -77,10 +77,11 @@ impl http_body::Body for Metered {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
         };
-        if let Some(data) = frame.data_ref()
-            && let Err(full) = self.pay(data)
-        {
-            return Poll::Ready(Some(Err(full.into())));
+        if let Some(data) = frame.data_ref() {
+            self.charge.touch();
+            if let Err(full) = self.pay(data) {
+                return Poll::Ready(Some(Err(full.into())));
+            }
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -172,6 +173,8 @@ impl Answer {
     fn pay(&mut self, bytes: Bytes) -> Result<Unsent, Status> {
         let paid = match (&mut self.charge, &self.included) {
             (Some(charge), Some(included)) => {
+                // HTTP/2 asks for them once the client has room for them.
+                charge.touch();
                 if bytes.len() > ANSWER_BYTES || included.swap(true, Ordering::Relaxed) {
                     let charge = charge.of(Pool::Answers, bytes.len()).map_err(status::of_full)?;
                     Paid::By(charge)

@@ -198,7 +198,7 @@ impl Notes {
         if is_our_fault(code)
             && let Some(untold) = self.failures.tell(code, self.failures.now())
         {
-            warn!(target: CALLS, code = name(code), cause, untold, "an item of a call failed");
+            warn!(target: CALLS, code = name(code), cause, untold, "a request in a gRPC stream failed");
         }
     }
 }

@@ -34,6 +34,9 @@ use consentd_os::clock;
 /// of them meanwhile fits into a core's first cache.
 pub(super) const AT_ONCE: usize = 128;
 
+/// About the memory of an item of a batch beside the request's bytes: the question, and its answer.
+const ITEM_BYTES: usize = size_of::<Asked<'_>>() + 64;
+
 /// The paths of the methods that may have to wait for a place.
 const CAN_SEND: &str = "/consent.v1.ConsentService/CanSend";
 const BATCH: &str = "/consent.v1.ConsentService/BatchCanSend";
@@ -170,8 +173,9 @@ impl CheckService {
     ) -> http::Response<Body> {
         match method {
             Method::FilterRecipients => {
-                let service =
-                    service_fn(|request| ready(Ok(self.filter_recipients(request, ending))));
+                let service = service_fn(|request| {
+                    ready(Ok(self.filter_recipients(request, ending, charge)))
+                });
                 grpc(Unread::large(), MAX_BATCH_BYTES).streaming(service, request).await
             }
             Method::WatchConsents => {
@@ -243,11 +247,14 @@ impl CheckService {
     ) -> Result<Response<Vec<u8>>, Status> {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
-        let _places = self.places(BATCH, (&metadata, &extensions), charge, bytes.len())?;
+        let (_place, mut held) =
+            self.places(BATCH, (&metadata, &extensions), charge, bytes.len())?;
         let decoded: pb::BatchCanSendRequest;
+        let mut item_bytes = ITEM_BYTES;
         let batch = if let Ok(batch) = Asked::read_batch(&bytes, self.limits.batch) {
             batch
         } else {
+            item_bytes += size_of::<pb::CanSendRequest>();
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
             decoded.requests.iter().map(Asked::from).collect()
         };
@@ -255,6 +262,8 @@ impl CheckService {
             let why = format!("{} requests; at most {}", batch.len(), self.limits.batch);
             return Err(status::invalid(&[Violation::new("requests", why)]));
         }
+        // An item may have two bytes in the request: what it takes while it waits is charged, too.
+        held.grow(batch.len() * item_bytes).map_err(status::of_full)?;
         if let Some(notes) = extensions.get::<Notes>() {
             notes.batch(batch.len());
         }

@@ -149,22 +149,25 @@ impl Encoder for AsBytes {
     }
 }
 
-fn has_more_fields(mut rest: &[u8], most: usize) -> bool {
+fn has_more_fields(bytes: &[u8], most: usize) -> bool {
     // A field takes two bytes at the least, so that few messages are looked at.
-    if rest.len() / 2 <= most {
-        return false;
-    }
+    bytes.len() / 2 > most && count_fields(bytes, most) > most
+}
+
+/// How many fields a message has, those within others aside: as far as it can be read, and not more
+/// than one beyond `most`.
+pub(super) fn count_fields(mut rest: &[u8], most: usize) -> usize {
     let mut fields = 0;
     while fields <= most && !rest.is_empty() {
         let skipped = decode_key(&mut rest).and_then(|(tag, wire_type)| {
             skip_field(wire_type, tag, &mut rest, DecodeContext::default())
         });
         if skipped.is_err() {
-            return false; // Decoding says what is wrong, and where.
+            break; // Decoding says what is wrong, and where.
         }
         fields += 1;
     }
-    fields > most
+    fields
 }
 
 fn malformed(error: &prost::DecodeError) -> Status {

@@ -14,6 +14,7 @@ use super::check::{AT_ONCE, CheckService};
 use super::codec::{self, MAX_FIELDS};
 use super::wire::Campaign;
 use super::{convert, pb, status};
+use crate::budget::Charge;
 use crate::gate;
 use consentd_core::Violation;
 use consentd_core::decision::Reason;
@@ -24,12 +25,22 @@ use consentd_os::clock;
 /// The fields of a message beside its users.
 const OTHER_FIELDS: usize = 3;
 
+/// About the memory of a user of a message while it is screened: places in the list of users and in
+/// that of reasons, which may have twice as many as they need.
+const USER_BYTES: usize = 2 * (size_of::<&str>() + size_of::<i32>());
+
+/// About the memory of a field of a message that prost has decoded, its text aside: a `String`, of
+/// which a list may have twice as many places as it needs, and what the allocator adds to its text.
+const DECODED_BYTES: usize = 2 * size_of::<String>() + 24;
+
 /// One call.
 struct Screening {
     service: Arc<CheckService>,
     messages: Streaming<Bytes>,
     ending: CancellationToken,
     notes: Option<Notes>,
+    /// What the open call is charged to.
+    charge: Charge,
     /// What was set last.
     business_id: String,
     category: String,
@@ -41,10 +52,12 @@ impl CheckService {
         self: &Arc<Self>,
         request: Request<Streaming<Bytes>>,
         ending: &CancellationToken,
+        charge: &Charge,
     ) -> Response<impl Stream<Item = Result<pb::FilterRecipientsResponse, Status>> + use<>> {
         let screening = Screening {
             service: Arc::clone(self),
             ending: ending.clone(),
+            charge: charge.beside(),
             notes: request.extensions().get::<Notes>().cloned(),
             messages: request.into_inner(),
             business_id: String::new(),
@@ -83,10 +96,14 @@ impl Screening {
         let most = self.service.limits.recipients;
         let mut users = Vec::new();
         let decoded: pb::FilterRecipientsRequest;
+        // Until the message is answered: others take their turns meanwhile, and are as many.
+        let mut held = self.charge.beside();
         let campaign = if let Ok(campaign) = Campaign::read(&bytes, most, &mut users) {
             campaign
         } else {
             let fields = most.saturating_add(OTHER_FIELDS).max(MAX_FIELDS);
+            let decoded_fields = codec::count_fields(&bytes, fields).saturating_mul(DECODED_BYTES);
+            held.grow(bytes.len().saturating_add(decoded_fields)).map_err(status::of_full)?;
             decoded = codec::decode(bytes.clone(), fields)?;
             users = decoded.user_ids.iter().map(String::as_str).collect();
             Campaign::from(&decoded)
@@ -94,6 +111,9 @@ impl Screening {
         if users.len() > most {
             let why = format!("{} users; at most {most} a message", users.len());
             return Err(status::invalid(&[Violation::new("user_ids", why)]));
+        }
+        if users.len() > AT_ONCE {
+            held.grow(users.len() * USER_BYTES).map_err(status::of_full)?;
         }
         if let Some(notes) = &self.notes {
             notes.batch(users.len());

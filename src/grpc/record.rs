@@ -159,8 +159,9 @@ impl<T: Message> Chunk<T> {
                 _ => break None,
             }
         };
-        // Once decoded they take about twice as much.
-        let charged = share.charge(Pool::Records, bytes.saturating_mul(2));
+        // Once decoded their texts take about twice as much, and a message may be of few bytes.
+        let decoded = requests.len().saturating_mul(2 * size_of::<T>());
+        let charged = share.charge(Pool::Records, bytes.saturating_mul(2).saturating_add(decoded));
         let charged = charged.and_then(|bytes| Ok((bytes, share.charge(Pool::Recording, 1)?)));
         Some(match charged {
             Ok((bytes, place)) => Ok(Self { requests, broken, _bytes: bytes, _place: place }),

@@ -373,11 +373,13 @@ fn grpc_header_bytes(headers: &HeaderMap) -> Option<usize> {
 }
 
 /// Whether a content type is gRPC's own, with messages of protocol buffers. What is no more than
-/// like it (gRPC-Web, or messages of JSON) would be read as something that was not sent.
+/// like it (gRPC-Web, or messages of JSON) would be read as something that was not sent. Media types
+/// are the same in capitals, and parameters may follow (RFC 9110, section 8.3.1).
 fn is_grpc_type(value: &[u8]) -> bool {
-    let Some(rest) = value.strip_prefix(b"application/grpc") else { return false };
-    let rest = rest.strip_prefix(b"+proto").unwrap_or(rest);
-    matches!(rest.first(), None | Some(b';'))
+    let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    let media_type = media_type.trim_ascii();
+    let known: [&[u8]; 2] = [b"application/grpc", b"application/grpc+proto"];
+    known.iter().any(|known| media_type.eq_ignore_ascii_case(known))
 }
 
 /// What the protocol asks for where a call's content type is not gRPC's: a status of HTTP, so that

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -46,8 +46,14 @@ const WINDOWS: (u32, u32) = (1024 * 1024, 64 * 1024);
 const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// Bytes of a stream's answers that wait to be written to the socket.
 const MAX_SEND_BYTES: usize = 64 * 1024;
-/// For how long a connection must have been without a call before it may be ended for another.
+/// For how long a connection must have been silent before it may be ended for another: nothing came
+/// from its client, no stream's answer was taken, and nothing was being worked on for it.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How often a crowded listener looks which connections are silent.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection that is ended for another has to say goodbye (GOAWAY, and a status for each
+/// open stream), so that its client knows what to send again.
+const GOODBYE: Duration = Duration::from_millis(50);
 /// Connections beyond the most that there may be, for probes alone: a process that is busy must
 /// not be ended for it. The oldest of them makes room for a new one.
 const PROBES: Capacity = Capacity { most: 8, crowded: 8, silence: Duration::ZERO };
@@ -101,23 +107,28 @@ pub async fn serve(
     // Connections are told after the listener has gone: whoever is told connects again at once,
     // and must be refused then, not accepted by the system and reset by us.
     let told = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let is_crowded = door.is_crowded();
         let accepted = tokio::select! {
             biased;
             () = drain.begun.cancelled() => break,
+            now = looks.tick(), if is_crowded => {
+                door.look(now);
+                continue;
+            }
             accepted = door.next(|| listener.accept()) => accepted,
         };
         let share = budget.connection();
         let seen = Arc::clone(&share);
-        let (place, share, limits) = match door.admit(move || seen.is_silent()) {
-            Some(place) => (place, share, limits),
-            // Which is never full for long.
-            None => match probes.admit(|| true) {
-                Some(place) => {
-                    (place, budget.probe(), Limits { connection_age: PROBE_AGE, ..limits })
-                }
-                None => continue,
-            },
+        let (place, share, limits) = if let Some(place) = door.admit(move || seen.is_silent()) {
+            (place, share, limits)
+        } else {
+            // There is room for a probe soon: each makes room for the next.
+            probes.let_close().await;
+            let Some(place) = probes.admit(|| true) else { continue };
+            (place, budget.probe(), Limits { connection_age: PROBE_AGE, ..limits })
         };
         let connection = Connection {
             routes: routes.clone(),
@@ -179,7 +190,7 @@ impl Connection {
         let graceful = || Instant::now().checked_add(self.limits.connection_age_grace);
         let grace = tokio::select! {
             _ = &mut task => return,
-            () = ends.now.cancelled() => return end(task).await,
+            () = ends.now.cancelled() => None,
             () = handshake_missed(&spoken) => {
                 self.open.metrics.refused("handshake");
                 return end(task).await;
@@ -193,7 +204,10 @@ impl Connection {
         tokio::select! {
             _ = &mut task => return,
             () = self.drain.over.cancelled() => {}
-            () = ends.now.cancelled() => {}
+            () = async {
+                ends.now.cancelled().await;
+                sleep(GOODBYE).await;
+            } => {}
             () = idle(&share) => {}
             () = async {
                 match grace {

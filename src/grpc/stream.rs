@@ -128,7 +128,7 @@ impl Answers {
             Err(waits) => waits,
         };
         let charge = match self.charge.another(WAITING_BYTES + kept.bytes()) {
-            Ok(charge) => charge,
+            Ok(charge) => charge.of_a_waiting_question(),
             Err(full) => {
                 let full = Pb::Error(status::item_of_full(full));
                 return Ok(Some(sequenced(sequence, full)));

@@ -388,8 +388,8 @@ mod tests {
     async fn denial_that_is_refused_as_invalid_is_settled_and_the_next_is_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let recorder = recorder_in(folder.path());
-        recorder.acknowledged.keep(suppression("", "acme"), false);
-        recorder.acknowledged.keep(suppression("US.1", "acme"), false);
+        recorder.acknowledged.keep(suppression("", "acme"), None);
+        recorder.acknowledged.keep(suppression("US.1", "acme"), None);
         let (_losses, mut heard) = watch::channel(0);
         let all = recorder.settle_all(&mut heard);
         let given = tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();

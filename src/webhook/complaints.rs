@@ -51,7 +51,8 @@ impl Complaints {
             warn!(
                 requests,
                 cause = what,
-                "webhooks were refused for their signature: is the app's secret the one of today?"
+                "refused webhook requests with 403: X-Hub-Signature-256 is missing or wrong; compare \
+                 --webhook-app-secret-file with the app's secret in the App Dashboard"
             );
         }
     }
@@ -66,7 +67,11 @@ impl Complaints {
             let causes = heard.passed.keys().filter(|(_, cause)| cause.is_malformed());
             let causes: Vec<_> =
                 causes.map(|(kind, cause)| [kind.name(), cause.name()].join(": ")).collect();
-            warn!(updates, causes = causes.join(", "), "updates of webhooks were malformed");
+            warn!(
+                updates,
+                causes = causes.join(", "),
+                "webhook updates are malformed: of each only an opt-out or another denial is recorded"
+            );
         }
         let strange = of(|cause| cause == Cause::UnknownNumber);
         if let Some(number) = &heard.stranger
@@ -78,8 +83,8 @@ impl Complaints {
             warn!(
                 updates,
                 phone_number_id = if is_id { number } else { "not a number" },
-                "updates of webhooks are for a number that is nobody's: name its business in \
-                 [whatsapp.numbers]"
+                "dropped webhook updates for a phone_number_id that is not configured: name its \
+                 business in [whatsapp.numbers]"
             );
         }
     }
@@ -91,7 +96,12 @@ impl Complaints {
                 Refusal::Invalid(found) => found.first().map_or("", |found| found.field.as_str()),
                 _ => "",
             };
-            warn!(updates, field, cause = %refusal, "updates of webhooks are against the rules");
+            warn!(
+                updates,
+                field,
+                cause = %refusal,
+                "dropped webhook updates that the consent rules reject"
+            );
         }
     }
 
@@ -101,7 +111,8 @@ impl Complaints {
             warn!(
                 updates,
                 cause = %refusal,
-                "updates of webhooks are not recorded yet: the platform is to send them again"
+                "could not record webhook updates: answered 503, so that WhatsApp sends them again; \
+                 check the ledger"
             );
         }
     }

@@ -169,7 +169,11 @@ pub async fn reload<E>(
                 let is_new = **webhook.setup.load() != setup;
                 if is_new || asked || wrong.is_some() {
                     let numbers = setup.rules.numbers.len();
-                    info!(numbers, changed = is_new, "read the webhook's configuration anew");
+                    info!(
+                        numbers,
+                        changed = is_new,
+                        "reloaded the webhook's secrets and [whatsapp]"
+                    );
                     webhook.metrics.webhook_reloaded("done");
                 }
                 if is_new {
@@ -181,7 +185,8 @@ pub async fn reload<E>(
                 if asked || wrong.as_ref() != Some(&said) {
                     warn!(
                         cause = said,
-                        "the webhook's configuration cannot be used: going on with that of before"
+                        "keeping the webhook's previous secrets and numbers: the changed \
+                         configuration cannot be used; mend it, it is read again within five seconds"
                     );
                     webhook.metrics.webhook_reloaded("failed");
                 }

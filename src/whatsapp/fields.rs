@@ -1,5 +1,7 @@
 //! The fields of a JSON object, as far as they are what they should be.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use consentd_core::hidden;
@@ -10,10 +12,28 @@ pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
-/// A word that says what something is. One of which a part could not be parsed is none: then it is
-/// not known what was said.
-pub(super) fn word<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
-    text(object, name).map(str::trim).filter(|word| !word.is_empty() && is_whole(word))
+/// WhatsApp Inc. was founded on 24 February 2009, in seconds of Unix time. An earlier time, 0 above
+/// all, is a default or a mistake. Taken at its word it would make a STOP older than every opt-in,
+/// so it is read as no time at all.
+const WHATSAPP_FOUNDED: i64 = 1_235_433_600;
+
+/// A word that says what something is, in lower case: `TEXT` is the same type as `text`. One of
+/// which a part could not be parsed is none: then it is not known what was said.
+pub(super) fn word<'a>(object: &'a Value, name: &str) -> Option<Cow<'a, str>> {
+    let word = text(object, name)?.trim();
+    if word.is_empty() || !is_whole(word) {
+        return None;
+    }
+    let is_lower = !word.bytes().any(|byte| byte.is_ascii_uppercase());
+    Some(if is_lower { Cow::Borrowed(word) } else { Cow::Owned(word.to_ascii_lowercase()) })
+}
+
+/// The member of this name, whatever the case of its letters.
+pub(super) fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    object.get(name).or_else(|| {
+        let mut members = object.as_object()?.iter();
+        members.find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    })
 }
 
 /// Whether all of a text could be parsed.
@@ -47,7 +67,7 @@ pub(super) fn name(object: &Value, name: &str) -> Option<String> {
 }
 
 /// A moment in whole seconds, which the platform gives as a text in some places and as a number in
-/// others.
+/// others. Milliseconds in their place are beyond every time that can be kept, so they are none.
 pub(super) fn seconds(object: &Value, name: &str) -> Option<Timestamp> {
     let seconds: i64 = match object.get(name)? {
         // The parser would take a sign.
@@ -55,17 +75,15 @@ pub(super) fn seconds(object: &Value, name: &str) -> Option<Timestamp> {
         Value::Number(number) => number.as_i64()?,
         _ => return None,
     };
+    if seconds < WHATSAPP_FOUNDED {
+        return None;
+    }
     Timestamp::from_millis(seconds.checked_mul(1_000)?)
 }
 
-/// An error's code, of which 0 is none.
+/// An error's code, as a text or as a whole number. 0 is none.
 pub(super) fn code(object: &Value, name: &str) -> Option<i32> {
-    let code: i32 = match object.get(name)? {
-        Value::String(text) => text.parse().ok()?,
-        Value::Number(number) => number.as_i64()?.try_into().ok()?,
-        _ => return None,
-    };
-    (code > 0).then_some(code)
+    id(object, name)?.trim().parse().ok().filter(|code| *code > 0)
 }
 
 /// Whether there is something of this name.

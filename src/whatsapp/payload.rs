@@ -23,7 +23,7 @@ const LISTS: [(&str, Kind); 4] = [
 /// Reads a payload.
 pub(super) fn read(payload: &Value, rules: &Rules) -> Heard {
     let mut reader = Reader { rules, heard: Heard::default(), linked: HashSet::new() };
-    match word(payload, "object") {
+    match word(payload, "object").as_deref() {
         Some(object) if object != OBJECT => reader.pass(Kind::Other, Cause::UnknownObject),
         _ => reader.payload(payload),
     }
@@ -70,7 +70,7 @@ impl Reader<'_> {
             return self.pass(Kind::Other, Cause::BadShape);
         };
         let field = word(change, "field");
-        let lists: &[(&str, Kind)] = match field {
+        let lists: &[(&str, Kind)] = match field.as_deref() {
             Some("messages") => &[("messages", Kind::Message), ("statuses", Kind::Status)],
             Some("calls") => &[("calls", Kind::Call)],
             Some("user_preferences") => &[("user_preferences", Kind::Preference)],

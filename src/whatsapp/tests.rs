@@ -134,7 +134,17 @@ fn a_time_is_a_text_of_digits_or_a_whole_number() {
     for (time, heard) in [
         (r#""1749416383""#, Some(1_749_416_383_000)),
         ("1749416383", Some(1_749_416_383_000)),
-        ("0", Some(0)),
+        (r#""1235433600""#, Some(1_235_433_600_000)),
+        // Nobody wrote by WhatsApp before it was founded.
+        ("1235433599", None),
+        ("0", None),
+        (r#""0""#, None),
+        (r#""1970""#, None),
+        // Milliseconds.
+        (r#""1749416383000""#, None),
+        ("1749416383000", None),
+        ("1749416383.0", None),
+        (r#""1749416383.5""#, None),
         (r#""+1749416383""#, None),
         (r#""-1""#, None),
         ("-1", None),
@@ -156,16 +166,19 @@ fn a_time_is_a_text_of_digits_or_a_whole_number() {
 
 #[test]
 fn a_user_is_found_by_any_id_that_is_there() {
-    let at = r#""type":"image","timestamp":"5""#;
+    let at = r#""type":"image","timestamp":"1749416383""#;
     for (lists, says) in [
-        (format!(r#""messages":[{{"from":"1",{at}}}]"#), "message 1 5: inbound \"\""),
-        (format!(r#""messages":[{{"from":7,{at}}}]"#), "message 7 5: inbound \"\""),
-        (format!(r#""messages":[{{"from_user_id":"a",{at}}}]"#), "message a 5: inbound \"\""),
+        (format!(r#""messages":[{{"from":"1",{at}}}]"#), "message 1 1749416383: inbound \"\""),
+        (format!(r#""messages":[{{"from":7,{at}}}]"#), "message 7 1749416383: inbound \"\""),
+        (
+            format!(r#""messages":[{{"from_user_id":"a",{at}}}]"#),
+            "message a 1749416383: inbound \"\"",
+        ),
         (format!(r#""messages":[{{{at}}}]"#), "message no_user 1"),
         (format!(r#""messages":[{{"from":["1"],{at}}}]"#), "message no_user 1"),
         (
             format!(r#""contacts":[{{"user_id":"a"}}],"messages":[{{{at}}}]"#),
-            "message a 5: inbound \"\"",
+            "message a 1749416383: inbound \"\"",
         ),
         // Whose it is, of two, nobody can tell.
         (
@@ -178,14 +191,14 @@ fn a_user_is_found_by_any_id_that_is_there() {
                 r#""contacts":[{{"wa_id":"2"}},{{"wa_id":"1","user_id":"a"}}],
                 "messages":[{{"from":"1",{at}}},{{"from_user_id":"a",{at}}}]"#
             ),
-            "message 1 5: inbound \"\"; link 1 5: link a false; message 1 5: inbound \"\"",
+            "message 1 1749416383: inbound \"\"; link 1 1749416383: link a false; message 1 1749416383: inbound \"\"",
         ),
         // Another's contact is not the message's.
         (
             format!(
                 r#""contacts":[{{"wa_id":"2","user_id":"b"}}],"messages":[{{"from":"1",{at}}}]"#
             ),
-            "message 1 5: inbound \"\"",
+            "message 1 1749416383: inbound \"\"",
         ),
     ] {
         assert_eq!(said(&hear(&change("messages", &lists))), says, "{lists}");
@@ -194,35 +207,114 @@ fn a_user_is_found_by_any_id_that_is_there() {
 
 #[test]
 fn texts_are_those_that_are_shown_and_those_behind_them() {
-    let at = r#""from":"1","timestamp":"5","type":"#;
+    let at = r#""from":"1","timestamp":"1749416383","type":"#;
     for (fields, says) in [
-        (r#""text","text":{"body":"a"}"#, "1 5: inbound \"a\""),
+        (r#""text","text":{"body":"a"}"#, "1 1749416383: inbound \"a\""),
         (r#""text","text":{"body":7}"#, "no_text 1"),
         (r#""text","text":[]"#, "no_text 1"),
         (r#""text""#, "no_text 1"),
-        (r#""button","button":{"payload":"a"}"#, "1 5: inbound \"a\""),
-        (r#""button","button":{"text":"a","payload":"a"}"#, "1 5: inbound \"a\""),
+        (r#""button","button":{"payload":"a"}"#, "1 1749416383: inbound \"a\""),
+        (r#""button","button":{"text":"a","payload":"a"}"#, "1 1749416383: inbound \"a\""),
         (r#""button","button":{}"#, "no_text 1"),
-        (r#""interactive","interactive":{"type":"nfm_reply"}"#, "1 5: inbound \"\""),
+        (r#""interactive","interactive":{"type":"nfm_reply"}"#, "1 1749416383: inbound \"\""),
         (r#""interactive","interactive":{"type":"list_reply"}"#, "no_text 1"),
-        (r#""text","text":"a""#, "1 5: inbound \"a\""),
+        (r#""text","text":"a""#, "1 1749416383: inbound \"a\""),
         (r#""interactive","interactive":{}"#, "bad_shape 1"),
         (
             r#""interactive","interactive":{"list_reply":{"title":"a"}}"#,
-            "1 5: opt-out \"a\"; message bad_shape 1",
+            "1 1749416383: opt-out \"a\"; message bad_shape 1",
         ),
-        (r#""image","image":{"caption":"stop"}"#, "1 5: inbound \"\""),
+        (r#""image","image":{"caption":"stop"}"#, "1 1749416383: inbound \"\""),
         (r#""reaction","reaction":{"emoji":"a"}"#, "opens_no_window 1"),
         (r#""tomorrow""#, "unknown_type 1"),
         ("7", "bad_shape 1"),
-        (r#"7,"text":{"body":"a"}"#, "1 5: opt-out \"a\"; message bad_shape 1"),
-        (r#"null,"button":{"text":"a"}"#, "1 5: opt-out \"a\"; message bad_shape 1"),
+        (r#"7,"text":{"body":"a"}"#, "1 1749416383: opt-out \"a\"; message bad_shape 1"),
+        (r#"null,"button":{"text":"a"}"#, "1 1749416383: opt-out \"a\"; message bad_shape 1"),
+        (r#""TEXT","text":{"body":"a"}"#, "1 1749416383: inbound \"a\""),
+        (r#""Text","Text":{"body":"a"}"#, "1 1749416383: inbound \"a\""),
+        (
+            r#""Interactive","interactive":{"type":"LIST_REPLY","list_reply":{"title":"a"}}"#,
+            "1 1749416383: inbound \"a\"",
+        ),
+        // A text where its type has none.
+        (r#""text","button":{"text":"a"}"#, "1 1749416383: opt-out \"a\"; message bad_shape 1"),
+        (
+            r#""unsupported","text":{"body":"a"}"#,
+            "1 1749416383: opt-out \"a\"; message bad_shape 1",
+        ),
+        (
+            r#""unsupported","unsupported":{"body":"a"}"#,
+            "1 1749416383: opt-out \"a\"; message bad_shape 1",
+        ),
+        (r#""tomorrow","tomorrow":"a""#, "1 1749416383: opt-out \"a\"; message bad_shape 1"),
+        (
+            r#""image","image":{},"text":{"body":"a"}"#,
+            "1 1749416383: opt-out \"a\"; message bad_shape 1",
+        ),
+        (r#""order","order":{"text":"a"}"#, "1 1749416383: inbound \"\""),
+        (
+            r#""SYSTEM","system":{"type":"USER_CHANGED_NUMBER","wa_id":"2"}"#,
+            "number_change 1 1749416383: link 2 true",
+        ),
         (r#""system","system":{"type":"user_changed_number"}"#, "number_change no_user 1"),
         (r#""system","system":{"type":"else"}"#, "other unknown_type 1"),
         (r#""system""#, "other bad_shape 1"),
     ] {
         let said = said(&hear(&message(&format!("{at}{fields}"))));
         assert_eq!(said.trim_start_matches("message "), says, "{fields}");
+    }
+}
+
+#[test]
+fn a_message_without_a_type_is_read_for_opt_outs() {
+    let heard = hear(&message(r#""from":"1","timestamp":"1749416383","text":{"body":"a"}"#));
+    assert_eq!(said(&heard), "message 1 1749416383: opt-out \"a\"; message bad_shape 1");
+}
+
+#[test]
+fn a_failure_that_denies_is_read_whatever_its_form() {
+    let at = r#""recipient_id":"1","timestamp":"1749416383""#;
+    for (fields, says) in [
+        (r#""status":"FAILED","errors":[{"code":131050}]"#, "status 1 T: failure 131050"),
+        (r#""status":"failed","errors":[{"code":"131050 "}]"#, "status 1 T: failure 131050"),
+        (r#""status":"failed","errors":[{"code":131050.0}]"#, "status 1 T: failure 131050"),
+        (
+            r#""status":"rejected","errors":[{"code":131026},{"code":131050}]"#,
+            "status 1 T: failure 131050; status bad_shape 1",
+        ),
+        (r#""status":"rejected","errors":[{"code":131026}]"#, "status not_failed 1"),
+        (r#""status":"sent","errors":7"#, "status not_failed 1"),
+        (r#""status":"failed","errors":7"#, "status bad_shape 1"),
+        (r#""status":"failed","errors":[]"#, "status no_code 1"),
+        (
+            r#""status":"failed","recipient_type":"group","errors":[{"code":131050}]"#,
+            "status to_group 1",
+        ),
+    ] {
+        let body = change("messages", &format!(r#""statuses":[{{{at},{fields}}}]"#));
+        assert_eq!(said(&hear(&body)), says.replace('T', "1749416383"), "{fields}");
+    }
+}
+
+#[test]
+fn words_are_read_whatever_their_case() {
+    for (name, word) in [
+        ("inbound_stop", "whatsapp_business_account"),
+        ("inbound_stop", "\"messages\""),
+        ("user_preferences_stop", "\"user_preferences\""),
+        ("user_preferences_stop", "marketing_messages"),
+        ("call_user_initiated", "USER_INITIATED"),
+    ] {
+        let body = fixture(name);
+        // What the list is called stays: it is a key, and not a word.
+        let place = body.find(word).unwrap();
+        let place = if word.starts_with('"') { body.rfind(word).unwrap() } else { place };
+        let (before, rest) = body.split_at(place);
+        let other = word.chars().map(|c| {
+            if c.is_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
+        });
+        let other = rest.replacen(word, &other.collect::<String>(), 1);
+        assert_eq!(said(&hear(&format!("{before}{other}"))), said(&hear(&body)), "{word}");
     }
 }
 
@@ -241,29 +333,29 @@ fn what_opens_the_window_is_configuration() {
     // A STOP is read whatever opens the window.
     let button = said(&fixture("inbound_button_username_only"));
     assert_eq!(button, format!("message {SCOPED} 1749416383: keyword \"Stop promotions\""));
-    let tomorrow = message(r#""from":"1","timestamp":"5","type":"tomorrow""#);
-    assert_eq!(said(&tomorrow), "message 1 5: inbound \"\"");
+    let tomorrow = message(r#""from":"1","timestamp":"1749416383","type":"tomorrow""#);
+    assert_eq!(said(&tomorrow), "message 1 1749416383: inbound \"\"");
 }
 
 #[test]
 fn preferences_need_what_they_mean_and_a_stop_needs_the_least() {
-    let at = r#""wa_id":"1","timestamp":5"#;
+    let at = r#""wa_id":"1","timestamp":1749416383"#;
     let known = r#""category":"marketing_messages""#;
     for (fields, says) in [
-        (format!(r#"{at},"value":"stop""#), "preference 1 5: stopped true"),
-        (format!(r#"{at},"value":"stop","category":7"#), "preference 1 5: stopped true"),
-        (format!(r#"{at},"value":"Stop ""#), "preference 1 5: stopped true"),
+        (format!(r#"{at},"value":"stop""#), "preference 1 1749416383: stopped true"),
+        (format!(r#"{at},"value":"stop","category":7"#), "preference 1 1749416383: stopped true"),
+        (format!(r#"{at},"value":"Stop ""#), "preference 1 1749416383: stopped true"),
         (format!(r#"{at},"value":"stop","category":"else""#), "preference unknown_preference 1"),
         (format!(r#"{at},"value":"resume""#), "preference bad_shape 1"),
         (format!(r#"{at},{known},"value":"signup""#), "preference no_signup_id 1"),
         (
             format!(r#"{at},{known},"value":"signup","signup_id":7"#),
-            "preference 1 5: opt-in marketing 7",
+            "preference 1 1749416383: opt-in marketing 7",
         ),
         (format!("{at},{known}"), "preference bad_shape 1"),
         (
-            format!(r#""user_id":"a","timestamp":5,{known},"value":"stop""#),
-            "preference a 5: stopped true",
+            format!(r#""user_id":"a","timestamp":1749416383,{known},"value":"stop""#),
+            "preference a 1749416383: stopped true",
         ),
     ] {
         let body = change("user_preferences", &format!(r#""user_preferences":[{{{fields}}}]"#));
@@ -318,8 +410,8 @@ fn denials_without_a_readable_time_count_as_of_their_arrival() {
         ),
         (
             "messages",
-            r#""statuses":[{"recipient_id":"1","timestamp":"5","errors":{"code":131050}}]"#,
-            "status 1 5: failure 131050; status bad_shape 1",
+            r#""statuses":[{"recipient_id":"1","timestamp":"1749416383","errors":{"code":131050}}]"#,
+            "status 1 1749416383: failure 131050; status bad_shape 1",
         ),
         (
             "messages",

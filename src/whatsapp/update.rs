@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::arrival::{as_of_arrival, denies};
-use super::fields::{code, has, id, list, name, seconds, text, word};
+use super::fields::{code, has, id, list, member, name, seconds, text, word};
 use super::{CALL, Cause, GROUP, Kind, Rules};
 use crate::recorder::{Counts, Submission, Told};
 use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
@@ -90,7 +90,7 @@ impl Context<'_> {
 
     /// A message from a user.
     fn message(&self, message: &Value) -> Read {
-        if word(message, "type") == Some("system") {
+        if word(message, "type").as_deref() == Some("system") {
             return self.system(message);
         }
         self.meant(Kind::Message, self.inbound(message))
@@ -98,10 +98,11 @@ impl Context<'_> {
 
     fn inbound(&self, message: &Value) -> Found {
         let kind = word(message, "type");
+        let kind = kind.as_deref();
         let in_group = has(message, "group_id") && !self.rules.opens(GROUP);
         let opens = kind.is_some_and(|kind| self.rules.opens(kind)) && !in_group;
         let (texts, malformed) = match kind {
-            Some(kind) => texts(kind, message)?,
+            Some(kind) => texts(kind, message),
             None => (texts_of_any(message), Some(Cause::BadShape)),
         };
         if texts.is_empty() {
@@ -136,7 +137,7 @@ impl Context<'_> {
     fn system(&self, message: &Value) -> Read {
         let system = message.get("system").filter(|system| has(system, "type"));
         let system = system.ok_or((Kind::Other, Cause::BadShape))?;
-        if word(system, "type") != Some("user_changed_number") {
+        if word(system, "type").as_deref() != Some("user_changed_number") {
             return Err((Kind::Other, Cause::UnknownType));
         }
         let read = || {
@@ -169,11 +170,10 @@ impl Context<'_> {
 
     /// A call.
     fn call(&self, call: &Value) -> Read {
-        let connects = word(call, "event") == Some("connect");
-        if !connects || word(call, "direction") != Some("USER_INITIATED") {
-            let is_read = word(call, "event").is_some() && word(call, "direction").is_some();
-            let cause = if is_read { Cause::NotACallByUser } else { Cause::BadShape };
-            return Err((Kind::Call, cause));
+        match (word(call, "event").as_deref(), word(call, "direction").as_deref()) {
+            (Some("connect"), Some("user_initiated")) => {}
+            (Some(_), Some(_)) => return Err((Kind::Call, Cause::NotACallByUser)),
+            _ => return Err((Kind::Call, Cause::BadShape)),
         }
         if !self.rules.opens(CALL) {
             return Err((Kind::Call, Cause::OpensNoWindow));
@@ -195,20 +195,22 @@ impl Context<'_> {
     /// What became of a message to a user.
     fn failure(&self, status: &Value) -> Found {
         let told = word(status, "status");
-        if told.is_some_and(|told| told != "failed") {
-            return Err(Cause::NotFailed);
+        let failed = told.as_deref() == Some("failed");
+        let errors = list(status, "errors");
+        let codes = errors.as_ref().map_or(&[][..], |errors| *errors).iter();
+        let mut codes: Vec<i32> = codes.filter_map(|error| code(error, "code")).collect();
+        codes.dedup();
+        // A code that denies tells of a failure whatever the status is called.
+        if !failed && !codes.iter().any(|code| denies(*code)) {
+            return Err(if told.is_some() { Cause::NotFailed } else { Cause::BadShape });
         }
-        if word(status, "recipient_type") == Some("group") {
+        if word(status, "recipient_type").as_deref() == Some("group") {
             return Err(Cause::ToGroup);
         }
-        let errors = list(status, "errors").map_err(|_| Cause::BadShape)?;
-        let mut codes: Vec<i32> = errors.iter().filter_map(|error| code(error, "code")).collect();
-        codes.dedup();
-        // A code that denies tells of a failure even where the status itself cannot be read.
-        let malformed = told.is_none().then_some(Cause::BadShape);
-        if codes.is_empty() || (malformed.is_some() && !codes.iter().any(|code| denies(*code))) {
-            return Err(malformed.unwrap_or(Cause::NoCode));
+        if codes.is_empty() {
+            return Err(if errors.is_err() { Cause::BadShape } else { Cause::NoCode });
         }
+        let malformed = (!failed).then_some(Cause::BadShape);
         let (user, time) = self.whose(status, "recipient_id", "recipient_user_id")?;
         let failure = |code| self.told(&user, time, What::Failure { code }, Counts::All);
         Ok((codes.into_iter().map(failure).collect(), malformed))
@@ -257,25 +259,34 @@ impl Context<'_> {
 }
 
 /// The texts of a message, each of which may be a keyword: a button has what it shows, and what the
-/// business wrote behind it. And what is wrong with it, where that is not all that there is.
-fn texts<'a>(kind: &str, message: &'a Value) -> Result<(Vec<&'a str>, Option<Cause>), Cause> {
-    let found = |texts: Vec<&'a str>| {
-        if texts.is_empty() { Err(Cause::NoText) } else { Ok((texts, None)) }
-    };
-    let body = message.get(kind);
-    match kind {
-        "text" => found(texts_in(body, ["body", "body"])),
-        "button" => found(texts_in(body, ["text", "payload"])),
-        "interactive" => match body.and_then(|body| word(body, "type")) {
+/// business wrote behind it. And what is wrong with it: a text that is not where the message's type
+/// has one is read all the same, for it may be a STOP.
+fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<Cause>) {
+    let body = member(message, kind);
+    let (texts, missing) = match kind {
+        "text" => (texts_in(body, ["body", "body"]), Some(Cause::NoText)),
+        "button" => (texts_in(body, ["text", "payload"]), Some(Cause::NoText)),
+        "interactive" => match body.and_then(|body| word(body, "type")).as_deref() {
             Some(reply @ ("button_reply" | "list_reply")) => {
-                found(texts_in(body.and_then(|body| body.get(reply)), ["title", "id"]))
+                let reply = body.and_then(|body| body.get(reply));
+                (texts_in(reply, ["title", "id"]), Some(Cause::NoText))
             }
             // A form that was filled in, and what may come yet.
-            Some(_) => Ok((Vec::new(), None)),
-            None => Ok((replies(message), Some(Cause::BadShape))),
+            Some(_) => (Vec::new(), None),
+            None => (Vec::new(), Some(Cause::BadShape)),
         },
-        _ => Ok((Vec::new(), None)),
+        _ => (Vec::new(), None),
+    };
+    if !texts.is_empty() {
+        return (texts, None);
     }
+    let mut texts = texts_of_any(message);
+    // Of a type that opens no window, or that nobody knows.
+    if !Rules::OPENS_WINDOW.contains(&kind) {
+        texts.extend(texts_in(body, ["body", "text"]));
+    }
+    let malformed = if texts.is_empty() { missing } else { Some(Cause::BadShape) };
+    (texts, malformed)
 }
 
 /// The texts of these names in an object, or of what is itself a text in its place.
@@ -297,7 +308,7 @@ fn replies(message: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The texts of a message whose type cannot be read.
+/// The texts of a message, wherever a message of any type has them.
 fn texts_of_any(message: &Value) -> Vec<&str> {
     let mut texts = texts_in(message.get("text"), ["body", "body"]);
     texts.extend(texts_in(message.get("button"), ["text", "payload"]));

@@ -71,7 +71,7 @@ async fn sighup_reads_the_tokens_again() {
         hang_up(&sidecar).await;
         assert_eq!(code("second-secret-token").await, Code::Ok);
     }
-    assert_eq!(sidecar.said().matches("the tokens of before stay").count(), 2);
+    assert_eq!(sidecar.said().matches("keeping the previous bearer tokens").count(), 2);
     assert!(!sidecar.said().contains("secret-token"), "{}", sidecar.said());
 }
 

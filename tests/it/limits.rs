@@ -1,12 +1,5 @@
 //! What clients can make a sidecar hold, and that greedy or silent ones keep nobody out.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::time::Duration;
 
 use consentd::grpc::pb;
@@ -26,21 +19,21 @@ use crate::sidecar::{PATIENCE, Sidecar, Wire, event, eventually, framed, opt_out
 const MIB: usize = 1024 * 1024;
 
 /// The most that a sidecar held in memory so far.
-fn peak(sidecar: &Sidecar) -> usize {
+pub fn peak(sidecar: &Sidecar) -> usize {
     let path = format!("/proc/{}/status", sidecar.pid());
     let status = std::fs::read_to_string(path).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-async fn metric(sidecar: &Sidecar, sample: &str) -> f64 {
+pub async fn metric(sidecar: &Sidecar, sample: &str) -> f64 {
     let (_, text) = sidecar.get("/metrics").await;
     let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {sample}: {text}")).parse().unwrap()
 }
 
 /// Asks, and records a STOP, over connections of its own, as the business' other processes would.
-async fn assert_serves_others(sidecar: &Sidecar) {
+pub async fn assert_serves_others(sidecar: &Sidecar) {
     let soon = Duration::from_secs(5);
     let mut wire = Wire::to(&sidecar.grpc).await;
     let asked = question("other", "acme", "utility").encode_to_vec();
@@ -55,14 +48,14 @@ async fn assert_serves_others(sidecar: &Sidecar) {
 }
 
 #[track_caller]
-fn assert_exhausted(status: &Status) {
+pub fn assert_exhausted(status: &Status) {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
     assert!(retry.is_some_and(|delay| delay > Duration::ZERO), "{status:?}");
 }
 
 /// Takes the whole answers of a stream out of its bytes; what is cut off stays.
-fn answers(bytes: &mut Vec<u8>) -> Vec<pb::StreamCanSendResponse> {
+pub fn answers(bytes: &mut Vec<u8>) -> Vec<pb::StreamCanSendResponse> {
     let mut found = Vec::new();
     while let Some(prefix) = bytes.get(1..5) {
         let length = usize::try_from(u32::from_be_bytes(prefix.try_into().unwrap())).unwrap();
@@ -289,12 +282,13 @@ async fn probes_are_answered_at_the_connection_cap() {
         metric(&sidecar, "consent_connections").await < 0.5
     })
     .await;
-    // Busy ones: each waits.
+    // Busy ones: each waits for a revision.
     let mut held = Vec::new();
     for _ in 0..16 {
         let mut wire = Wire::to(&sidecar.grpc).await;
-        let call = wire.begin_headers(STREAM, &[]).await.unwrap();
-        held.push((wire, call));
+        let (call, mut sending) = wire.begin_headers(STREAM, &[]).await.unwrap();
+        push(&mut sending, waiting(1, "1").into()).await;
+        held.push((wire, call, sending));
     }
     let mut silent = Vec::new();
     for _ in 0..40 {
@@ -367,6 +361,10 @@ async fn a_content_type_other_than_grpcs_is_refused_as_http_says() {
         (Some("application/grpc"), 200),
         (Some("application/grpc+proto"), 200),
         (Some("application/grpc;charset=utf-8"), 200),
+        (Some("Application/GRPC"), 200),
+        (Some("application/GRPC+Proto ; charset=utf-8"), 200),
+        (Some("APPLICATION/JSON"), 415),
+        (Some("Application/GRPC-Web"), 415),
     ] {
         for method in [CAN_SEND, HEALTH, RECORD] {
             let mut request = http::Request::post(format!("http://sidecar/{method}"));

@@ -42,6 +42,7 @@ mod own_files;
 mod page;
 mod proof;
 mod rng;
+mod shares;
 mod shutdown;
 mod sidecar;
 mod streams;

@@ -1,12 +1,5 @@
 //! What is malformed is refused with its field and a text that helps, and nobody is named.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::time::{Duration, SystemTime};
 
 use consentd::grpc::pb;

@@ -153,7 +153,7 @@ async fn what_others_may_write_is_refused_or_taken_from_them() {
     // What everybody may read is used, and told of.
     set_mode(&at("tokens"), 0o644);
     let open = Sidecar::live(folder.path(), &flags).await;
-    assert_says(&open.said(), &["everybody on this machine may read", &tokens, "0644"]);
+    assert_says(&open.said(), &["every user of this machine may read", &tokens, "0644"]);
     let inbound = ["record", "inbound", "1", "acme", "--addr", &open.grpc, "--token-file"];
     let inbound = [&inbound[..], &[&tokens]].concat();
     assert_eq!(run(&inbound).0, 0);
@@ -171,7 +171,7 @@ async fn what_others_may_write_is_refused_or_taken_from_them() {
     let sidecar = Sidecar::live(folder.path(), &[&flags[..], &["--unix", &socket]].concat()).await;
     assert_eq!((mode_of(&ledger), mode_of(&at("s.lock"))), (0o644, 0o644));
     assert_says(&sidecar.said(), &["file was writable by its group or by everybody", "0666"]);
-    assert!(!sidecar.said().contains("everybody on this machine"), "{}", sidecar.said());
+    assert!(!sidecar.said().contains("every user of this machine"), "{}", sidecar.said());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,8 +20,28 @@ async fn a_stop_whose_time_cannot_be_read_counts_as_of_its_arrival_once() {
     let sidecar = files.serve(&file(files.folder.path()), &[]).await;
     let mut records = sidecar.records().await;
     let ahead = format!("\"{}\"", wall() / 1_000 + 315_360_000);
-    let times =
-        ["null", "\"soon\"", "-5", "\"-5\"", "1.5", "{}", "1e999", "\"1749416400000\"", &ahead];
+    let times = [
+        "null",
+        "\"soon\"",
+        "-5",
+        "\"-5\"",
+        "1.5",
+        "{}",
+        "1e999",
+        // Before WhatsApp was founded.
+        "0",
+        "\"0\"",
+        "\"1970\"",
+        "1235433599",
+        // Milliseconds, and decimals.
+        "1749416400000",
+        "\"1749416400000\"",
+        "1749416400.0",
+        "\"1749416400.5\"",
+        &ahead,
+        "253402300800",
+        "\"99999999999999999999\"",
+    ];
     for (place, time) in times.into_iter().enumerate() {
         let id = format!("n{place}.");
         assert_eq!(deliver(&sidecar.webhook, &stop(time, &id)).await, 200, "{time}");
@@ -40,6 +60,31 @@ async fn a_stop_whose_time_cannot_be_read_counts_as_of_its_arrival_once() {
     let stop = String::from_utf8(stop("null", "x.")).unwrap().replace("\"id\"", "\"no_id\"");
     assert_eq!(deliver(&sidecar.webhook, stop.as_bytes()).await, 200);
     answers(&sidecar, USER, "acme", "marketing", Reason::OptedOutAll).await;
+}
+
+#[tokio::test]
+async fn a_stop_in_a_message_of_another_type_is_recorded() {
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&file(files.folder.path()), &[]).await;
+    let stop = String::from_utf8(fixture("inbound_stop", NUMBER)).unwrap();
+    let stop = stop.replace("\"type\": ", "\"type\":");
+    for (place, kind) in
+        ["\"type\":\"TEXT\"", "\"type\":\"unsupported\"", "\"type\":\"image\"", "\"kind\":\"text\""]
+            .into_iter()
+            .enumerate()
+    {
+        let user = format!("4930123456{place}");
+        let body = stop.replace("\"type\":\"text\"", kind).replace(USER, &user);
+        assert!(body.contains(kind) && body.contains(&user));
+        assert_eq!(deliver(&sidecar.webhook, body.as_bytes()).await, 200);
+        answers(&sidecar, &user, "acme", "utility", Reason::OptedOutAll).await;
+    }
+    // A failure that denies, whatever its status is called.
+    let failed = String::from_utf8(fixture("status_failed_131050", NUMBER)).unwrap();
+    let body = failed.replace("failed", "FAILED").replace("131050,", "\"131050\",");
+    assert_ne!(body, failed);
+    assert_eq!(deliver(&sidecar.webhook, body.as_bytes()).await, 200);
+    answers(&sidecar, USER, "acme", "marketing", Reason::PlatformStopped).await;
 }
 
 #[tokio::test]

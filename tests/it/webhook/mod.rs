@@ -1,6 +1,6 @@
 //! Webhooks as the platform sends them, to the real binary on a file and on a Redis.
 
-mod client;
+pub mod client;
 mod forms;
 mod limits;
 mod reload;

@@ -69,7 +69,7 @@ async fn without_a_ledger_the_platform_is_told_to_come_again() {
     answers(&sidecar, USER, "acme", "utility", Reason::OptedOutAll).await;
     let failed = "consent_webhook_updates_total{kind=\"message\",outcome=\"failed\"}";
     assert!(crate::faults::stage::metric(&receiver, failed).await >= 1.0);
-    assert!(receiver.said().contains("the platform is to send them again"), "{}", receiver.said());
+    assert!(receiver.said().contains("so that WhatsApp sends them again"), "{}", receiver.said());
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ async fn what_is_ahead_of_the_ledgers_clock_is_sent_again_until_it_is_not() {
     assert_eq!(deliver(&sidecar.webhook, &text("Hello", now + 315_360_000)).await, 200);
     let refused = "consent_webhook_updates_total{kind=\"message\",outcome=\"refused\"}";
     assert!((crate::faults::stage::metric(&sidecar, refused).await - 1.0).abs() < f64::EPSILON);
-    assert!(sidecar.said().contains("updates of webhooks are against the rules"));
+    assert!(sidecar.said().contains("webhook updates that the consent rules reject"));
 }
 
 #[tokio::test]
