@@ -13,10 +13,9 @@ mod dashmap_table;
 #[path = "properties/hot_table.rs"]
 mod hot_table;
 #[path = "../benches/hot_table/tables.rs"]
+#[allow(dead_code, reason = "the benchmark calls what the test does not")]
 mod tables;
 
-// `dashmap_table` compiles two files of `src/table`, which import this module from their crate.
-use consentd_core;
 use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::facts::Resolved;

@@ -26,9 +26,7 @@ mod tables;
 use std::process::Command;
 use std::time::Duration;
 
-// `dashmap_table` compiles two files of `src/table`, which import this module from their crate.
 use consentd::table::Table;
-use consentd_core;
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::Scope;
 use consentd_core::state::{Effect, State, Word};
@@ -107,8 +105,8 @@ fn scattered(n: usize, pairs: usize) -> usize {
 fn state(n: usize, now: Timestamp, expiry: bool) -> State {
     let mut state = State::default();
     let at = |back: usize| now.minus(Duration::from_millis(u64::try_from(back).unwrap()));
-    let expire = now.plus(Duration::from_millis(1_000_000 + u64::try_from(n).unwrap()));
-    let topic = Word::opt_in(at(90_000_000), expiry.then_some(expire));
+    let end = now.plus(Duration::from_millis(1_000_000 + u64::try_from(n).unwrap()));
+    let topic = Word::opt_in(at(90_000_000), expiry.then_some(end));
     let class = Word::opt_in(at(90_000_000), None);
     for (scope, word) in [("utility.order_updates", topic), ("marketing", class)] {
         state.apply(&Effect::Word(Scope::parse(scope).unwrap(), word)).unwrap();

@@ -141,6 +141,19 @@ fn what_is_moved_about_is_found() {
 }
 
 #[test]
+fn writer_with_an_emptied_shard_keeps_a_pair_that_expires() {
+    let (table, mut writer) = new();
+    let [gone, kept] = [1, 2].map(|n| Key::from_halves((n, n)));
+    assert_eq!(shard_of(gone), shard_of(kept));
+    writer.apply(gone, Ok(&state(&[(1, inbound())])));
+    writer.remove(gone);
+    let state = state(&[(1, opt_in("marketing", Some(80)))]);
+    writer.apply(kept, Ok(&state));
+    assert_same(&table, kept, &state);
+    assert!(writer.is(kept, Ok(&state)));
+}
+
+#[test]
 fn many_look_ups_find_what_single_ones_do() {
     let (table, mut writer) = new();
     for user in 0..500 {
