@@ -189,7 +189,9 @@ impl Writer {
         if !full && !no_place {
             return (slots, place);
         }
-        let room = if full { pairs.saturating_add(1) } else { pairs };
+        // A new pair is counted even if the array is not full: one for no pairs has no slots at all.
+        let is_new = matches!(place, Place::Missing(_));
+        let room = pairs.saturating_add(usize::from(is_new));
         // A copy has only the places that are used and those that are asked for.
         let slots = self.resize(shard, room, usize::from(wants_place));
         let place = slots.find(key);
