@@ -178,7 +178,12 @@ impl LedgerFile {
         // Where the system refuses, in its own words.
         let mut options = OpenOptions::new();
         let file = files::no_follow(options.read(true).write(true)).open(path).map_err(io)?;
-        let is_new = missing || file.metadata().map_err(io)?.len() == 0;
+        let is_empty = file.metadata().map_err(io)?.len() == 0;
+        if is_empty {
+            // A ledger is made in it, as where there is no file.
+            mark::remove(path)?;
+        }
+        let is_new = missing || is_empty;
         let mode_before = files::take_from_others(&file).map_err(io)?;
         let place = Place::new(path, &file).map_err(io)?;
         let database = open_database(path, file, &place, cache_bytes)?;
