@@ -1,7 +1,7 @@
 //! Who: user ids and their notations, business ids, and the key under which a pair is kept.
 //!
 //! An id is read by one of two rules. `parse` is for whoever asks and records: it refuses an id with
-//! a [hidden](super::hidden) character, so that two ids that look alike are never two people.
+//! a [`hidden`] character, so that two ids that look alike are never two people.
 //! `recorded` is for ids that are in a ledger already, and for erasing and showing what was recorded
 //! under them: versions before took such ids, and their records keep their keys.
 
@@ -105,7 +105,7 @@ impl<'a> UserId<'a> {
     /// # Errors
     ///
     /// A [`Violation`] of `user_id` where the id is empty, longer than [`MAX_ID_BYTES`], holds
-    /// a [hidden](super::hidden) character, which is named, or is a phone number with no digits, with
+    /// a [`hidden`] character, which is named, or is a phone number with no digits, with
     /// more than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         Self::read(id, check_plain)
@@ -201,7 +201,7 @@ impl<'a> BusinessId<'a> {
     /// # Errors
     ///
     /// A [`Violation`] of `business_id` where the id is empty, longer than [`MAX_ID_BYTES`], or
-    /// holds a [hidden](super::hidden) character, which is named.
+    /// holds a [`hidden`] character, which is named.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         check_plain("business_id", id)?;
         Ok(Self(id))

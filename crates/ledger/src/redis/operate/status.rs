@@ -30,7 +30,7 @@ pub struct Status {
     pub pairs: u64,
     /// Whether an append was cut short, and waits for the next one.
     pub cut_short: bool,
-    /// The keys that were deleted or evicted, [`MAX_LOST`] at most.
+    /// The keys that were deleted or evicted, 20 at most.
     pub lost: Vec<String>,
     /// How many they are in all.
     pub lost_keys: u64,
