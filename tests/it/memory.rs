@@ -16,6 +16,11 @@ const CHANGES: usize = 120;
 /// How many changes are on their way at once.
 const AT_ONCE: usize = 2_000;
 
+/// What announcements that waited for a follower without a CPU may leave of the allocator's memory. A
+/// table that keeps what nobody needs any more takes ten times as much after these changes; that
+/// it takes at most 1.2 times a fresh one's is shown to the byte by `tests/allocations.rs`.
+const BUFFERS: f64 = 8.0 * 1024.0 * 1024.0;
+
 fn change(number: usize) -> pb::RecordEventsRequest {
     let (user, round) = (number % USERS, number / USERS);
     let scope = format!("utility.topic_{}", (user * 7 + round * (1 + user % 3)) % TOPICS);
@@ -56,5 +61,8 @@ async fn a_sidecar_after_60_000_changes_takes_what_one_takes_that_starts_then() 
     let resident = "process_resident_memory_bytes";
     let (changed, fresh) = (metric(&follower, resident).await, metric(&fresh, resident).await);
     println!("{changed} bytes after {end} changes, {fresh} after a start");
-    assert!(changed <= fresh * 1.2, "{changed} bytes after {end} changes, {fresh} after a start");
+    assert!(
+        changed <= fresh * 1.2 + BUFFERS,
+        "{changed} bytes after {end} changes, {fresh} after a start"
+    );
 }
