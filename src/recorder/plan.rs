@@ -275,6 +275,9 @@ impl<'a> Plan<'a> {
                  between"
                     .to_owned(),
             ),
+            None if matches!(event.what, What::Link { .. }) => {
+                Ok(Settled { time: self.stamp_of_link(), claimed: None })
+            }
             None => Ok(Settled { time: self.stamp(event.what.is_denial()), claimed: None }),
         }
     }
@@ -284,6 +287,13 @@ impl<'a> Plan<'a> {
     fn stamp(&self, denial: bool) -> Timestamp {
         let latest = self.record.state.latest().max(self.linked.latest).filter(|_| denial);
         latest.unwrap_or(self.clock).max(self.clock)
+    }
+
+    /// Now, and later than anything that is known under either id: an id that was erased takes only
+    /// links from after that, and a fast clock may have put its tombstone ahead.
+    fn stamp_of_link(&self) -> Timestamp {
+        let latest = self.record.state.latest().max(self.linked.latest);
+        latest.map_or(self.clock, |latest| latest.plus(Duration::from_millis(1)).max(self.clock))
     }
 
     fn apply(&mut self, submission: &Submission, settled: &Settled) -> Result<Outcome, Refusal> {

@@ -339,6 +339,29 @@ async fn who_is_erased_is_erased_under_every_id_wherever_that_is_cut_short() {
     }
 }
 
+#[tokio::test]
+async fn link_to_an_id_whose_tombstone_is_ahead_of_the_clock_holds_at_both_ends() {
+    for home in homes() {
+        let Open { ledger, writer } = home.open(FOREVER);
+        let recorder = recorder(&ledger);
+        let ahead = consentd_os::clock::wall().as_millis() + 240_000;
+        record(&recorder, said("US.A", ahead, opt_out("utility"))).await.unwrap();
+        recorder.erase("US.A", "acme").await.unwrap();
+        let erased = record_of(&ledger, "US.A").await.erased.unwrap();
+        assert!(erased.time >= crate::at(ahead), "it is stamped no earlier than the opt-out");
+        record(&recorder, consented("US.B", LATER)).await.unwrap();
+        let what = What::Link { other_user_id: "US.A".into(), moved: false };
+        assert!(record(&recorder, said("US.B", None, what)).await.unwrap().applied);
+        for user in ["US.A", "US.B"] {
+            assert_eq!(record_of(&ledger, user).await.links.len(), 1, "{user}");
+        }
+        record(&recorder, said("US.A", ahead + 10_000, opt_out("marketing"))).await.unwrap();
+        assert!(is_out(&ledger, "US.B").await);
+        drop(recorder);
+        Open { ledger, writer }.close().await;
+    }
+}
+
 /// What was lifted under its own id since is still taken to the others, as of its own time.
 #[tokio::test]
 async fn a_denial_that_is_tried_again_after_it_was_lifted_reaches_the_other_ids() {
