@@ -33,8 +33,10 @@ impl Claims {
     /// Remembers that events of the claimed times count as of an earlier moment; tells whether that
     /// was news.
     pub fn add(&mut self, claim: Claim) -> bool {
-        let known = [claim.from, claim.until].map(|time| self.moment_of(time));
-        if known.iter().all(|known| known.is_some_and(|known| known <= claim.moment)) {
+        let says_as_much = |known: &Claim| {
+            known.from <= claim.from && known.until >= claim.until && known.moment <= claim.moment
+        };
+        if self.0.iter().any(says_as_much) {
             return false;
         }
         let place = self.0.partition_point(|known| *known < claim);
@@ -127,6 +129,19 @@ mod tests {
             assert!(moment <= at(n), "{n} counts as of {moment:?}");
         }
         assert_eq!(claims.moment_of(at(110 + 10 * count)), None);
+    }
+
+    #[test]
+    fn range_between_known_times_is_news() {
+        let mut claims = Claims::default();
+        claims.add(claim(10, 1));
+        claims.add(claim(30, 2));
+        let range = Claim { from: at(10), until: at(30), moment: at(2) };
+        assert!(claims.add(range));
+        assert_eq!(claims.moment_of(at(20)), Some(at(2)), "what lies between the two is claimed");
+        assert_eq!(claims.moment_of(at(10)), Some(at(1)), "and the earlier moment still counts");
+        assert!(!claims.add(range));
+        assert!(!claims.add(claim(20, 5)), "a time within a range is known");
     }
 
     #[test]
