@@ -111,6 +111,28 @@ async fn replaced_ledger_after_kill_an_older_copy_is_refused() {
 }
 
 #[tokio::test]
+async fn emptied_ledger_is_none_for_commands_which_leave_its_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &[]).await;
+    assert!(stop(&sidecar, "1").await);
+    drain(sidecar).await;
+    let path = ledger_in(folder.path());
+    let beside = folder.path().join("ledger.redb.acknowledged");
+    let mark = fs::read(&beside).unwrap();
+    fs::write(&path, "").unwrap();
+    let address = format!("file:{}", path.display());
+    for command in ["status", "verify", "compact"] {
+        let (code, _, said) = run(&["ledger", command, "--ledger", &address]);
+        assert_eq!(code, 2, "{said}");
+        assert_says(&said, &["there is no ledger at", path.to_str().unwrap()]);
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"", "none was made");
+    assert_eq!(fs::read(&beside).unwrap(), mark);
+    let said = Sidecar::try_start(&path, &[]).err().expect("it must not start");
+    assert_says(&said, &["ledger.redb.acknowledged", "--new"]);
+}
+
+#[tokio::test]
 async fn missing_ledger_in_a_folder_with_traces_wants_new() {
     let empty = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(empty.path(), &[]).await;

@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{CACHE_BYTES, WhichArgs};
+use super::{CACHE_BYTES, WhichArgs, check_exists};
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
 use consentd_ledger::{Compacted, Embedded, Retention};
@@ -36,9 +36,7 @@ pub(super) fn compact(args: &CompactArgs) -> anyhow::Result<Verdict> {
     let LedgerAddress::File(path) = &address else {
         bail!("{address} is no file: Redis frees what is erased by itself");
     };
-    if !path.exists() {
-        bail!("there is no ledger at {address}: make one with consentd init");
-    }
+    check_exists(path, &address)?;
     // Histories are left to the sidecar, which knows how long they are kept.
     let keep = Retention { log: args.log_retention, log_entries: u64::MAX, history: Duration::MAX };
     let Compacted { before, now, named } = Embedded::compact(path, keep, CACHE_BYTES)?;

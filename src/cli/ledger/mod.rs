@@ -10,6 +10,8 @@ mod shown;
 mod status;
 mod verify;
 
+use std::path::Path;
+
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +92,15 @@ pub(super) fn of_address(
     })
 }
 
+/// Refuses a path where there is no ledger. An empty file is none: to open it would make a ledger
+/// there, and forget what shows that there was another.
+fn check_exists(path: &Path, address: &LedgerAddress) -> anyhow::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|found| found.len() == 0) || !path.exists() {
+        bail!("there is no ledger at {address}: make one with consentd init");
+    }
+    Ok(())
+}
+
 /// Opens the ledger at an address, runs what it needs, and asks `work` of it.
 async fn with_ledger<T>(
     address: &LedgerAddress,
@@ -97,9 +108,7 @@ async fn with_ledger<T>(
 ) -> anyhow::Result<T> {
     match address {
         LedgerAddress::File(path) => {
-            if !path.exists() {
-                bail!("there is no ledger at {address}: make one with consentd init");
-            }
+            check_exists(path, address)?;
             // What writes is not run: nothing is appended, and nothing removed.
             let (ledger, _appender) = Embedded::open(path, Retention::default(), CACHE_BYTES)?;
             work(&Ledger::Embedded(ledger)).await
