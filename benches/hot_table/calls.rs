@@ -14,7 +14,7 @@ use consentd_core::scope::Category;
 use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
-use crate::tables::{Currency, HotTable, HotWriter};
+use crate::tables::{HotTable, HotWriter, ProofOfFreshness};
 use crate::{dashmap_table, digits, key, pin, scattered, secret, spread, state};
 
 /// How many rounds a median is of.
@@ -252,7 +252,7 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(freshness: &impl Currency) -> Self {
+    fn new(freshness: &impl ProofOfFreshness) -> Self {
         let now = Moment::about_now();
         let proof = match freshness.validity() {
             Validity::Valid if freshness.staleness(now) <= BOUND => Proof::Fresh,

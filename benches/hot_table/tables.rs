@@ -14,7 +14,7 @@ use consentd_os::clock::Moment;
 use crate::dashmap_table;
 
 /// How current a table was at a look-up.
-pub(crate) trait Currency {
+pub(crate) trait ProofOfFreshness {
     fn validity(&self) -> Validity;
     fn staleness(&self, now: Moment) -> Duration;
     fn ledger_clock(&self, now: Moment) -> Timestamp;
@@ -24,7 +24,7 @@ pub(crate) trait Currency {
 pub(crate) trait HotTable: Send + Sync + Sized {
     const NAME: &'static str;
     type Writer: HotWriter;
-    type Freshness: Currency;
+    type Freshness: ProofOfFreshness;
 
     /// An empty table for pairs whose keys this secret makes.
     fn create(secret: &KeySecret) -> (Self, Self::Writer);
@@ -55,7 +55,7 @@ pub(crate) trait HotWriter: Send {
     fn prove(&mut self, now: Moment);
 }
 
-impl Currency for table::Freshness {
+impl ProofOfFreshness for table::Freshness {
     fn validity(&self) -> Validity {
         self.validity
     }
@@ -117,7 +117,7 @@ impl HotWriter for Writer {
     }
 }
 
-impl Currency for dashmap_table::Freshness {
+impl ProofOfFreshness for dashmap_table::Freshness {
     fn validity(&self) -> Validity {
         self.validity
     }

@@ -35,6 +35,8 @@ pub use record::{LEDGER_ID, REVISION, RecordService};
 pub use route::{ReflectionError, Routes, Tokens, TokensError};
 pub use watch::Watches;
 
+pub use consentd_proto::DESCRIPTOR_SET;
+
 /// The contract's messages, clients and servers, generated from `proto/consent/v1`.
 #[allow(
     missing_docs,
@@ -49,8 +51,6 @@ pub mod pb {
 
     tonic::include_proto!("consent.v1");
 }
-
-pub use consentd_proto::DESCRIPTOR_SET;
 
 /// The most bytes of a request, but for those of batches.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;

@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::linked::{Denial, TooManyIds, known_link};
-use super::{Counts, Refusal, Submission};
+use super::{Counts, Refusal, Submission, Told};
 use consentd_core::Violation;
 use consentd_core::claims::Claim;
 use consentd_core::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
@@ -58,6 +58,13 @@ struct Settled {
     /// The time that it claimed, where that was ahead of the ledger's clock when it was first
     /// recorded, and was clamped.
     claimed: Option<Timestamp>,
+}
+
+impl Settled {
+    /// An event that was not clamped.
+    fn at(time: Timestamp) -> Self {
+        Self { time, claimed: None }
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -121,12 +128,12 @@ impl<'a> Plan<'a> {
             return Ok(Outcome::default());
         }
         let request = Identity::of(event, request_id, secret);
-        if let Some(known) = request.as_ref().and_then(|request| self.record.request(&request.id)) {
-            let same = request.as_ref().is_some_and(|request| request.what == known.what);
-            if !same {
+        if let Some(request) = &request
+            && let Some(known) = self.record.request(&request.id).cloned()
+        {
+            if request.what != known.what {
                 return Err(reused());
             }
-            let known = known.clone();
             self.spread_again(event, &known, secret);
             return Ok(known.outcome);
         }
@@ -263,11 +270,8 @@ impl<'a> Plan<'a> {
                 let time = known.unwrap_or(own).min(now);
                 Ok(Settled { time, claimed: (time < own).then_some(own) })
             }
-            Some(time) => {
-                let late = told.whole_seconds && event.what.is_denial();
-                let time = if late { time.plus(REST_OF_SECOND) } else { time };
-                Ok(Settled { time, claimed: None })
-            }
+            Some(own) if event.what.is_denial() => Ok(Settled::at(denied_at(own, *told))),
+            Some(own) => Ok(Settled::at(own)),
             None if event.what.lifts() && request_id.is_empty() => refuse(
                 "request_id",
                 "required for what lifts a denial (an opt-in, a resume, a lifted suppression) and \
@@ -276,24 +280,28 @@ impl<'a> Plan<'a> {
                     .to_owned(),
             ),
             None if matches!(event.what, What::Link { .. }) => {
-                Ok(Settled { time: self.stamp_of_link(), claimed: None })
+                Ok(Settled::at(self.stamp_of_link()))
             }
-            None => Ok(Settled { time: self.stamp(event.what.is_denial()), claimed: None }),
+            None if event.what.is_denial() => Ok(Settled::at(self.stamp_of_denial())),
+            None => Ok(Settled::at(self.clock)),
         }
     }
 
-    /// Now; for a denial no earlier than the latest event of the pair, and of those that it is
-    /// linked to, whatever other clocks said.
-    fn stamp(&self, denial: bool) -> Timestamp {
-        let latest = self.record.state.latest().max(self.linked.latest).filter(|_| denial);
-        latest.unwrap_or(self.clock).max(self.clock)
+    /// The time of the latest event of the pair, and of those that it is linked to.
+    fn latest(&self) -> Option<Timestamp> {
+        self.record.state.latest().max(self.linked.latest)
     }
 
-    /// Now, and later than anything that is known under either id: an id that was erased takes only
-    /// links from after that, and a fast clock may have put its tombstone ahead.
+    /// Now, and no earlier than the latest event, whatever other clocks said.
+    fn stamp_of_denial(&self) -> Timestamp {
+        self.latest().map_or(self.clock, |latest| latest.max(self.clock))
+    }
+
+    /// Now, and later than the latest event under either id: an id that was erased takes only links
+    /// from after that, and a fast clock may have put its tombstone ahead.
     fn stamp_of_link(&self) -> Timestamp {
-        let latest = self.record.state.latest().max(self.linked.latest);
-        latest.map_or(self.clock, |latest| latest.plus(Duration::from_millis(1)).max(self.clock))
+        let next = self.latest().map(|latest| latest.plus(Duration::from_millis(1)));
+        next.map_or(self.clock, |next| next.max(self.clock))
     }
 
     fn apply(&mut self, submission: &Submission, settled: &Settled) -> Result<Outcome, Refusal> {
@@ -317,11 +325,8 @@ impl<'a> Plan<'a> {
             Meaning::OptOut(scopes) => {
                 // A denial is stamped as one, though its message is not: it keeps its own time where
                 // the message that opens the window is clamped.
-                let time = match event.time {
-                    None => self.stamp(true),
-                    Some(own) if told.whole_seconds => own.plus(REST_OF_SECOND),
-                    Some(own) => own,
-                };
+                let own = event.time.map(|own| denied_at(own, *told));
+                let time = own.unwrap_or_else(|| self.stamp_of_denial());
                 outcome.opted_out_scope = list(&scopes);
                 for scope in scopes {
                     outcome.applied |= self.enter(event, by_keyword(scope, message_id), time)?;
@@ -450,6 +455,11 @@ impl<'a> Plan<'a> {
             what,
         });
     }
+}
+
+/// When a denial counts as having happened: at the end of its second, where its time has no more.
+fn denied_at(own: Timestamp, told: Told) -> Timestamp {
+    if told.whole_seconds { own.plus(REST_OF_SECOND) } else { own }
 }
 
 /// The time that what happened at `time` counts as of, where it is recorded over this state.

@@ -1,21 +1,12 @@
 //! The nouns of consent, and how events make a pair's record. Pure: no clock, no I/O, no async.
 //!
-//! In reading order: [`time`], [`hidden`] (characters that nobody sees), [`id`] (users, businesses,
-//! keys), [`scope`] (classes, categories),
-//! [`event`] (what can happen, and what is refused), [`state`] (how events make a state), [`claims`] (what fast clocks claimed),
-//! [`record`] (a state with its history's head and its request ids), [`facts`] (what a decision
-//! needs to know of a state), [`due`] (opt-ins that lapse), [`keyword`] (what a text means).
+//! In reading order: [`time`], [`hidden`] (characters that are invisible), [`id`] (users, businesses,
+//! keys), [`scope`] (classes, categories), [`event`] (what can happen, and what is refused),
+//! [`state`] (how events make a state), [`claims`] (the times that fast clocks claimed), [`record`]
+//! (a state with its history's head and its request ids), [`facts`] (what a decision needs to know of
+//! a state), [`decision`] (may it be sent), [`denied`] (retained denials), [`due`] (opt-ins that
+//! expire), [`keyword`] (what a text means), [`replay`] (what would have been decided at a moment).
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::disallowed_methods,
-        reason = "a test ends where something is not as it should be"
-    )
-)]
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)

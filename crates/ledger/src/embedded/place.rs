@@ -110,15 +110,16 @@ impl Place {
     /// leads to any more is saved beside it first, for it ends with this process. redb must have
     /// closed it.
     pub(super) fn last_words(&self, error: LedgerError) -> LedgerError {
-        let moved = match self.check() {
-            Err(moved) => moved,
-            // redb may have written to it once more when it closed it.
-            Ok(()) if self.is_overwritten.load(Ordering::Relaxed) => error,
-            Ok(()) => return error,
-        };
+        let checked = self.check();
+        // It stays overwritten where redb made it as long again when it closed it.
+        let is_overwritten = self.is_overwritten.load(Ordering::Relaxed);
+        if checked.is_ok() && !is_overwritten {
+            return error;
+        }
+        let moved = checked.err().unwrap_or(error);
         let is_gone = self.file.metadata().is_ok_and(|found| found.nlink() == 0);
         let path = self.path.display();
-        let remedy = if self.is_overwritten.load(Ordering::Relaxed) {
+        let remedy = if is_overwritten {
             format!(
                 "put the newest backup in the place of {path}, and import what was recorded since; \
                  keep the damaged file for those who may read more of it"

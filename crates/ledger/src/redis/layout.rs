@@ -36,6 +36,14 @@ pub(super) struct Names {
     pub(super) channel: String,
 }
 
+/// How the key ends that holds the statements that opt-ins refer to.
+const TEXT: &str = ":text";
+
+/// Whether a key of a ledger holds the statements that opt-ins refer to.
+pub(crate) fn holds_statements(key: &str) -> bool {
+    key.ends_with(TEXT)
+}
+
 /// The channel that a partition's announcements are published on.
 #[must_use]
 pub fn channel(partition: u32) -> String {
@@ -48,7 +56,7 @@ impl Names {
         Self {
             meta: format!("{tag}:meta"),
             log: format!("{tag}:log"),
-            text: format!("{tag}:text"),
+            text: format!("{tag}{TEXT}"),
             fence: format!("{tag}:fence"),
             erased: format!("{tag}:erased"),
             channel: format!("{tag}:ch"),

@@ -43,6 +43,7 @@ pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
 use self::dial::LinkError;
 pub use self::driver::Driver;
 pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
+pub(crate) use self::layout::holds_statements;
 use self::layout::{Names, PARTITION};
 pub use self::layout::{announcement, channel};
 use self::link::Link;
@@ -272,11 +273,6 @@ impl Shared {
         }
         self.noted(failure)
     }
-}
-
-/// Whether this key of a ledger holds the statements that opt-ins refer to.
-pub(super) fn holds_statements(key: &str) -> bool {
-    key.ends_with(":text")
 }
 
 /// Whether it takes an operator to mend what failed.
