@@ -236,7 +236,7 @@ impl Follower {
                     Ok(Heard::Subscribed) => {
                         self.metrics.subscribed("subscribed");
                         if self.unheard.take().is_some() {
-                            info!("announcements are heard again");
+                            info!("subscribed to the ledger's announcements again");
                         }
                         let tasks = driver.on_missed(Moment::now());
                         self.perform(&mut questions, tasks).await;
@@ -369,7 +369,11 @@ impl Follower {
         let again =
             |(said, at): &(String, Duration)| said != why || now.saturating_sub(*at) >= SAY_AGAIN;
         if known.is_none_or(again) {
-            warn!(cause = why, "the table could not be proven to be current");
+            warn!(
+                cause = why,
+                "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
+                 older than --max-staleness, every check is denied as STALE; retrying by itself"
+            );
             self.said = Some((why.to_owned(), now));
         }
         self.applier.writer().explain(why);
@@ -385,7 +389,9 @@ impl Follower {
                 self.check_clocks(*asked, *ledger_clock);
                 self.check_ledger();
                 if self.said.take().is_some() {
-                    info!("the table is proven to be current again");
+                    info!(
+                        "this sidecar has all of the ledger's changes again, and answers by them"
+                    );
                 }
                 self.applier.writer().explain(self.overflow.clone());
             }
