@@ -23,7 +23,7 @@ use self::reload::Reload;
 use crate::admin::{self, Shown};
 use crate::budget::{Budget, Sizes};
 use crate::config::{LedgerAddress, Settings, WebhookSources};
-use crate::decision_log::{DecisionLog, Target, Writer as DecisionLogWriter};
+use crate::decision_log::{DecisionLog, DecisionLogWriter, LogTarget};
 use crate::follower::{Follower, Saving};
 use crate::gate::Gate;
 use crate::grpc::listen::{Address, Listener};
@@ -362,11 +362,11 @@ fn open_decision_log(
     let Some(log) = &settings.decision_log else { return Ok((None, None)) };
     let opened = crate::decision_log::open(log.clone(), Arc::clone(metrics));
     let (log, writer) = opened.map_err(|error| match &log.target {
-        Target::File(path) => {
+        LogTarget::File(path) => {
             let (shown, hint) = (path.display(), access::hint(path, &error));
             anyhow!("--decision-log: cannot open {shown}: {error}{hint}")
         }
-        Target::Stdout => anyhow!("--decision-log: cannot write to standard output: {error}"),
+        LogTarget::Stdout => anyhow!("--decision-log: cannot write to standard output: {error}"),
     })?;
     Ok((Some(log), Some(writer)))
 }

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::metrics::{Metrics, POOLS};
+use crate::metrics::{Metrics, POOL_COUNT};
 
 /// A pool, by what it is for; in the order of the metric's labels, which are those of bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,8 +72,8 @@ const MAX_CALL_BYTES: usize = 24 * 1024;
 /// All pools.
 #[derive(Debug)]
 pub struct Budget {
-    levels: [Level; POOLS],
-    held: Arc<[AtomicUsize; POOLS]>,
+    levels: [Level; POOL_COUNT],
+    held: Arc<[AtomicUsize; POOL_COUNT]>,
     metrics: Arc<Metrics>,
 }
 
@@ -81,7 +81,7 @@ pub struct Budget {
 #[derive(Debug)]
 pub struct Connection {
     budget: Arc<Budget>,
-    held: [AtomicUsize; POOLS],
+    held: [AtomicUsize; POOL_COUNT],
     /// Questions of streams that wait for a revision.
     waiting: AtomicUsize,
     /// Set whenever something moves; cleared by whoever asks whether it is silent.

@@ -3,16 +3,16 @@
 //! A setting is taken from its flag, else from its `CONSENTD_` variable, else from the file, else
 //! it has its default. [`ServeArgs`] is what was said, [`Settings`] is what it means.
 
+mod bounds;
+mod config_file;
 mod decision_log;
-mod file;
-mod files;
 mod keywords;
 mod ledger;
-mod listen;
-mod numbers;
-mod rules;
+mod listeners;
+mod policy;
 mod snapshot;
 mod telemetry;
+mod used_files;
 mod webhook;
 
 use std::path::PathBuf;
@@ -23,14 +23,14 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Deserialize;
 
+use self::bounds::{at_least, at_most, bytes_of};
 use self::decision_log::with_decision_log_args;
 pub use self::keywords::KeywordArgs;
 use self::ledger::with_ledger_args;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
-use self::listen::listen;
-use self::numbers::{at_least, at_most, bytes_of};
-pub use self::rules::PolicyArgs;
-use self::rules::{names, policy};
+use self::listeners::listen;
+pub use self::policy::PolicyArgs;
+use self::policy::{names, policy};
 use self::telemetry::{log, traces};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::budget::{MIN_BYTES, MIN_CONNECTION_BYTES};
@@ -389,7 +389,7 @@ impl ServeArgs {
         let args = match &self.config {
             None => self,
             Some(path) => {
-                let file = file::read(path)?;
+                let file = config_file::read(path)?;
                 self.or(file)
             }
         };
@@ -427,7 +427,8 @@ impl ServeArgs {
         let ledger = self.ledger_args().address()?;
         let (snapshot, every) = (self.snapshot.as_deref(), self.snapshot_every.as_deref());
         let snapshot = snapshot::of(snapshot, every, &ledger)?;
-        let files = files::of(&self, &ledger, decision_log.as_ref(), &listen, record.as_ref())?;
+        let files =
+            used_files::of(&self, &ledger, decision_log.as_ref(), &listen, record.as_ref())?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
             decision_log,

@@ -2,7 +2,7 @@
 //!
 //! A check leaves a copy of what it decided in a bounded queue, and waits for nothing: where the
 //! queue is full the copy is dropped, and counted. One thread empties the queue, makes lines of it,
-//! and writes them (see [`Writer`]); whatever holds it up holds up no check.
+//! and writes them (see [`DecisionLogWriter`]); whatever holds it up holds up no check.
 //!
 //! A line names the pair by its key, the keyed hash that the ledger knows it by. No user id and no
 //! business id is in it.
@@ -17,7 +17,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, UNIX_EPOCH};
 
 use self::output::Output;
-pub use self::writer::{Drops, Writer};
+pub use self::writer::{DecisionLogWriter, DropReporter};
 use crate::metrics::Metrics;
 use consentd_core::decision::{Form, Reason};
 use consentd_core::id::Key;
@@ -27,11 +27,11 @@ use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 /// Decisions that wait to be written; one more is dropped, and counted. Some 8 MiB.
-const QUEUE: usize = 65_536;
+const QUEUE_ENTRIES: usize = 65_536;
 
 /// Where lines go.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Target {
+pub enum LogTarget {
     /// To this file.
     File(PathBuf),
     /// To standard output, where nothing else goes: the process' own log is on standard error.
@@ -40,7 +40,7 @@ pub enum Target {
 
 /// Which decisions are logged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Only {
+pub enum DecisionFilter {
     /// All of them.
     All,
     /// Those that deny.
@@ -51,11 +51,11 @@ pub enum Only {
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecisionLogSettings {
     /// Where lines go.
-    pub target: Target,
-    /// The share of decisions that is logged, of those that `only` leaves.
+    pub target: LogTarget,
+    /// The share of decisions that is logged, of those that `filter` leaves.
     pub sample: f64,
     /// Which are.
-    pub only: Only,
+    pub filter: DecisionFilter,
     /// The size in bytes that a file does not exceed: then another one is begun.
     pub max_size: u64,
     /// How many files of before are kept beside the one that is written.
@@ -64,7 +64,7 @@ pub struct DecisionLogSettings {
 
 /// What was decided.
 #[derive(Clone, Copy, Debug)]
-pub struct Decided<'a> {
+pub struct DecisionRecord<'a> {
     /// The pair's key.
     pub key: Key,
     /// What the message is about.
@@ -84,10 +84,10 @@ pub struct Decided<'a> {
 /// Takes decisions; clones share the queue.
 #[derive(Clone)]
 pub struct DecisionLog {
-    entries: SyncSender<Entry>,
-    only: Only,
-    /// Of the numbers that decisions are drawn by, the highest that is logged.
-    highest: u64,
+    entries: SyncSender<QueuedDecision>,
+    filter: DecisionFilter,
+    /// The highest [`sample_hash`] that is logged.
+    sample_threshold: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -100,12 +100,15 @@ pub struct DecisionLog {
 pub fn open(
     settings: DecisionLogSettings,
     metrics: Arc<Metrics>,
-) -> io::Result<(DecisionLog, Writer)> {
-    let DecisionLogSettings { target, sample, only, max_size, keep } = settings;
+) -> io::Result<(DecisionLog, DecisionLogWriter)> {
+    let DecisionLogSettings { target, sample, filter, max_size, keep } = settings;
     let output = Output::new(target, max_size, keep)?;
-    let (entries, waiting) = sync_channel(QUEUE);
-    let writer = Writer::new(waiting, output, Arc::clone(&metrics));
-    Ok((DecisionLog { entries, only, highest: highest(sample), metrics }, writer))
+    let (entries, waiting) = sync_channel(QUEUE_ENTRIES);
+    let writer = DecisionLogWriter::new(waiting, output, Arc::clone(&metrics));
+    Ok((
+        DecisionLog { entries, filter, sample_threshold: sample_threshold(sample), metrics },
+        writer,
+    ))
 }
 
 /// The highest number that is logged, of all that there are, so that this share is.
@@ -115,7 +118,7 @@ pub fn open(
     clippy::cast_sign_loss,
     reason = "a share is exact enough, and a cast of a float saturates"
 )]
-fn highest(share: f64) -> u64 {
+fn sample_threshold(share: f64) -> u64 {
     (share * u64::MAX as f64) as u64
 }
 
@@ -123,14 +126,14 @@ impl DecisionLog {
     /// Logs a decision, where it is one of those to be logged. Waits for nothing, and allocates
     /// nothing.
     #[inline(never)] // Where nothing is logged, a check has a branch of this and no more.
-    pub fn put(&self, decided: &Decided<'_>) {
-        if self.only == Only::Denials && decided.reason.allows() {
+    pub fn log(&self, decided: &DecisionRecord<'_>) {
+        if self.filter == DecisionFilter::Denials && decided.reason.allows() {
             return;
         }
-        if drawn(decided) > self.highest {
+        if sample_hash(decided) > self.sample_threshold {
             return;
         }
-        if self.entries.try_send(Entry::of(decided)).is_err() {
+        if self.entries.try_send(QueuedDecision::of(decided)).is_err() {
             self.metrics.decisions_dropped("queue", 1);
         }
     }
@@ -138,7 +141,7 @@ impl DecisionLog {
 
 /// A number for a decision, evenly spread: of the pair and of the nanosecond, so that neither the
 /// same pairs are always left out, nor all of a batch.
-fn drawn(decided: &Decided<'_>) -> u64 {
+fn sample_hash(decided: &DecisionRecord<'_>) -> u64 {
     // The finaliser of SplitMix64.
     let nanos = u64::try_from(decided.now.boot.as_nanos()).unwrap_or(u64::MAX);
     let mut mixed = decided.key.bits() ^ nanos.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -149,7 +152,7 @@ fn drawn(decided: &Decided<'_>) -> u64 {
 
 /// A decision in the queue: a copy of all that its line says.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct QueuedDecision {
     key: Key,
     revision: Revision,
     time: Timestamp,
@@ -161,8 +164,8 @@ struct Entry {
     reason: Reason,
 }
 
-impl Entry {
-    fn of(decided: &Decided<'_>) -> Self {
+impl QueuedDecision {
+    fn of(decided: &DecisionRecord<'_>) -> Self {
         let mut topic = [0; MAX_TOPIC_CHARS];
         let named = decided.category.topic.unwrap_or_default().as_bytes();
         // A topic is of ASCII characters, and no longer.

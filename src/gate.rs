@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use self::wanted::{Lately, Wanted};
-use crate::decision_log::{Decided, DecisionLog};
+use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::{Metrics, TableGauges};
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 use consentd_core::Violation;
@@ -150,7 +150,7 @@ impl Gate {
         let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
         self.metrics.decided(answer.decision.reason);
         if let Some(log) = &self.log {
-            log.put(&decided(pair, category, question.form, &answer, now));
+            log.log(&decided(pair, category, question.form, &answer, now));
         }
         Ok(answer)
     }
@@ -272,7 +272,7 @@ impl Gate {
                 if let Some(log) = &self.log
                     && let Some((pair, category)) = looked_up.next()
                 {
-                    log.put(&decided(*pair, *category, form, &answer, judge.now));
+                    log.log(&decided(*pair, *category, form, &answer, judge.now));
                 }
                 answer
             }));
@@ -439,10 +439,10 @@ fn decided<'q>(
     form: Form,
     answer: &Answer,
     now: Moment,
-) -> Decided<'q> {
+) -> DecisionRecord<'q> {
     let Answer { decision, revision, staleness } = *answer;
     let (key, reason) = (pair.key(), decision.reason);
-    Decided { key, category, form, reason, revision, staleness, now }
+    DecisionRecord { key, category, form, reason, revision, staleness, now }
 }
 
 /// What answers that were looked up together have in common.

@@ -2,12 +2,12 @@
 //!
 //! Names follow Prometheus' conventions: base units, and no user or business in a label.
 
+mod budget;
+mod change_feed;
 mod decision_log;
-mod following;
 mod ledger_file;
-mod requests;
+mod replication;
 mod snapshots;
-mod watching;
 mod webhook;
 
 use std::time::Duration;
@@ -19,37 +19,39 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use self::decision_log::DROPS;
-use self::decision_log::DecisionLog;
-use self::following::Following;
-use self::ledger_file::LedgerFile;
-use self::requests::Requests;
-pub use self::requests::{BYTE_POOLS, CALL_POOLS, POOLS};
-use self::snapshots::Snapshots;
-pub use self::snapshots::{REFUSALS, SAVINGS};
-pub use self::watching::RESETS;
-use self::watching::Watching;
-use self::webhook::Webhooks;
-pub use self::webhook::{CAME, CODES, PASSED, RELOADS, UPDATES};
+use self::budget::BudgetMetrics;
+pub use self::budget::{BYTE_POOLS, CALL_POOLS, POOL_COUNT};
+use self::change_feed::ChangeFeedMetrics;
+pub use self::change_feed::WATCH_RESET_CAUSES;
+pub use self::decision_log::DECISION_DROP_CAUSES;
+use self::decision_log::DecisionLogMetrics;
+use self::ledger_file::LedgerFileMetrics;
+use self::replication::ReplicationMetrics;
+use self::snapshots::SnapshotMetrics;
+pub use self::snapshots::{SNAPSHOT_OUTCOMES, SNAPSHOT_REFUSAL_CAUSES};
+use self::webhook::WebhookMetrics;
+pub use self::webhook::{
+    RELOAD_OUTCOMES, SKIP_CAUSES, UPDATE_KINDS, UPDATE_OUTCOMES, WEBHOOK_CODES,
+};
 use consentd_core::decision::Reason;
 
 /// The upper bounds of a check's duration, in seconds.
-const CHECK_BUCKETS: [f64; 12] =
+const CHECK_BUCKETS_SECONDS: [f64; 12] =
     [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0];
 
 /// The upper bounds of a batch's duration, in seconds.
-const BATCH_BUCKETS: [f64; 10] = [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1, 1.0];
+const BATCH_BUCKETS_SECONDS: [f64; 10] = [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1, 1.0];
 
 /// The upper bounds of a recording's duration, in seconds: one sync of a disk, or several.
-const RECORD_BUCKETS: [f64; 12] =
+const RECORD_BUCKETS_SECONDS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
 
 /// The upper bounds of the time from an append to its being applied, in seconds.
-const PROPAGATION_BUCKETS: [f64; 12] =
+const PROPAGATION_BUCKETS_SECONDS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
 
 /// What may come of an event that was to be recorded.
-pub const OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
+pub const RECORD_OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
 /// What may come of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits that a connection or a call may meet.
@@ -66,11 +68,11 @@ pub const LIMITS: [&str; 10] = [
     "webhook",
 ];
 /// Why the whole table may be read anew.
-pub const CAUSES: [&str; 7] =
+pub const RESYNC_CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
 
 /// What may come of an attempt to subscribe to the ledger's announcements.
-pub const SUBSCRIPTIONS: [&str; 3] = ["subscribed", "refused", "failed"];
+pub const SUBSCRIPTION_OUTCOMES: [&str; 3] = ["subscribed", "refused", "failed"];
 
 /// What the process counts and measures.
 #[derive(Debug)]
@@ -83,19 +85,19 @@ pub struct Metrics {
     propagation: Histogram,
     records: IntCounterVec,
     erased: IntCounter,
-    following: Following,
-    watching: Watching,
-    snapshots: Snapshots,
-    ledger_file: LedgerFile,
-    decision_log: DecisionLog,
-    webhooks: Webhooks,
+    replication: ReplicationMetrics,
+    change_feed: ChangeFeedMetrics,
+    snapshots: SnapshotMetrics,
+    ledger_file: LedgerFileMetrics,
+    decision_log: DecisionLogMetrics,
+    webhooks: WebhookMetrics,
     staleness: Gauge,
     applied_revision: IntGaugeVec,
     pairs: IntGauge,
     table_bytes: IntGauge,
     clock_offset: Gauge,
     connections: IntGauge,
-    requests: Requests,
+    budget: BudgetMetrics,
     refused: IntCounterVec,
     spans: IntCounterVec,
 }
@@ -161,25 +163,25 @@ impl Metrics {
             batch_duration: batch_duration(r)?,
             record_duration: record_duration(r)?,
             propagation: propagation(r)?,
-            records: closed(
+            records: labelled_counters(
                 r,
                 "consent_records_total",
                 "Events asked to be recorded, by what came of them: applied, unchanged, refused \
                  (malformed or against a rule), or failed (not durable for all that is known).",
                 "outcome",
-                &OUTCOMES,
+                &RECORD_OUTCOMES,
             )?,
             erased: counter(
                 r,
                 "consent_erased_pairs_total",
                 "Pairs that were erased, and are suppressed.",
             )?,
-            following: Following::new(r)?,
-            watching: Watching::new(r)?,
-            snapshots: Snapshots::new(r)?,
-            ledger_file: LedgerFile::new(r)?,
-            decision_log: DecisionLog::new(r)?,
-            webhooks: Webhooks::new(r)?,
+            replication: ReplicationMetrics::new(r)?,
+            change_feed: ChangeFeedMetrics::new(r)?,
+            snapshots: SnapshotMetrics::new(r)?,
+            ledger_file: LedgerFileMetrics::new(r)?,
+            decision_log: DecisionLogMetrics::new(r)?,
+            webhooks: WebhookMetrics::new(r)?,
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
@@ -205,8 +207,8 @@ impl Metrics {
                  synchronise both clocks.",
             )?,
             connections: int_gauge(r, "consent_connections", "Open gRPC connections.")?,
-            requests: Requests::new(r)?,
-            refused: closed(
+            budget: BudgetMetrics::new(r)?,
+            refused: labelled_counters(
                 r,
                 "consent_refused_total",
                 "Connections and calls turned away, or ended for others, by the limit that they \
@@ -215,7 +217,7 @@ impl Metrics {
                 "limit",
                 &LIMITS,
             )?,
-            spans: closed(
+            spans: labelled_counters(
                 r,
                 "consent_spans_total",
                 "Spans of sampled calls, by what came of them: exported, dropped (the queue was \
@@ -272,51 +274,51 @@ impl Metrics {
 
     /// Counts a gap that the log filled.
     pub fn gap_repaired(&self) {
-        self.following.gap_repairs.inc();
+        self.replication.gap_repairs.inc();
     }
 
     /// Counts a reading anew of the whole table.
     pub fn resynced(&self, cause: &'static str) {
-        self.following.resyncs.with_label_values(&[cause]).inc();
+        self.replication.resyncs.with_label_values(&[cause]).inc();
     }
 
     /// Counts a fork of the ledger.
     pub fn forked(&self) {
-        self.following.forks.inc();
+        self.replication.forks.inc();
     }
 
     /// Counts pairs that a scrub found to be otherwise in the table than in the ledger.
     pub fn scrub_mismatched(&self, pairs: usize) {
-        self.following.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+        self.replication.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
     /// Counts denials that were recorded again because the ledger had lost them.
     pub fn gave_back(&self, denials: usize) {
-        self.following.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
+        self.replication.given_back.inc_by(u64::try_from(denials).unwrap_or(u64::MAX));
     }
 
     /// Counts erases that were done again because the ledger had lost them.
     pub fn erased_again(&self, pairs: usize) {
-        self.following.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
+        self.replication.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
     /// Says whether the ledger keeps what it acknowledges, whether it lacks a fence, and how many
     /// of its keys are known to be lost.
     pub fn ledger_is(&self, durable: bool, unfenced: bool, lost_keys: u64) {
-        self.following.durable.set(durable.into());
-        self.following.lost_keys.set(i64::try_from(lost_keys).unwrap_or(i64::MAX));
-        self.following.unfenced.set(unfenced.into());
+        self.replication.durable.set(durable.into());
+        self.replication.lost_keys.set(i64::try_from(lost_keys).unwrap_or(i64::MAX));
+        self.replication.unfenced.set(unfenced.into());
     }
 
     /// Says how many appends of this process Redis has not permitted to announce so far.
     pub fn unannounced(&self, so_far: u64) {
-        let counted = &self.following.unannounced;
+        let counted = &self.replication.unannounced;
         counted.inc_by(so_far.saturating_sub(counted.get()));
     }
 
     /// Counts an attempt to subscribe to announcements.
     pub fn subscribed(&self, outcome: &'static str) {
-        self.following.subscriptions.with_label_values(&[outcome]).inc();
+        self.replication.subscriptions.with_label_values(&[outcome]).inc();
     }
 
     /// Measures how long an event took to be applied.
@@ -383,8 +385,8 @@ impl Metrics {
         self.pairs.set(whole(table.pairs));
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
-        self.following.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
-        self.requests.show();
+        self.replication.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
+        self.budget.show();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -397,7 +399,7 @@ fn check_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
         "consent_check_duration_seconds",
         "Time that one CanSend took inside the process, from the decoded request to its \
          answer, a wait for min_revision included.",
-        &CHECK_BUCKETS,
+        &CHECK_BUCKETS_SECONDS,
     )
 }
 
@@ -407,7 +409,7 @@ fn batch_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {
         "consent_batch_duration_seconds",
         "Time that one BatchCanSend took inside the process, from the decoded request to \
          its answers, a wait for min_revision included.",
-        &BATCH_BUCKETS,
+        &BATCH_BUCKETS_SECONDS,
     )
 }
 
@@ -417,7 +419,7 @@ fn record_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> 
         "consent_record_duration_seconds",
         "Time from events being read to their being durable and enforced here: of one \
          RecordEvent, or of those of a RecordEvents stream that were recorded together.",
-        &RECORD_BUCKETS,
+        &RECORD_BUCKETS_SECONDS,
     )
 }
 
@@ -426,7 +428,7 @@ fn propagation(registry: &Registry) -> Result<Histogram, prometheus::Error> {
         registry,
         "consent_propagation_seconds",
         "Time from an event being recorded, by the ledger's clock, to its being applied.",
-        &PROPAGATION_BUCKETS,
+        &PROPAGATION_BUCKETS_SECONDS,
     )
 }
 
@@ -456,7 +458,7 @@ fn counters(
 }
 
 /// Counters by a label whose values are known: all are told from the beginning, as zero.
-fn closed(
+fn labelled_counters(
     registry: &Registry,
     name: &str,
     help: &str,

@@ -6,12 +6,12 @@
 //! a STOP is never dropped for its form. What allows needs all of it, its time above all.
 //!
 //! In reading order: here (what comes out), `payload` (which updates a payload has), `update` (what
-//! each of them means), `arrival` (denials that count as of their arrival), `fields` (JSON's fields,
-//! as far as they are what they should be), `mend` (JSON of which a part cannot be parsed).
+//! each of them means), `denial_at_arrival` (denials that count as of their arrival), `fields` (JSON's fields,
+//! as far as they are what they should be), `json_repair` (JSON of which a part cannot be parsed).
 
-mod arrival;
+mod denial_at_arrival;
 mod fields;
-mod mend;
+mod json_repair;
 mod payload;
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-pub use self::arrival::as_of_arrival;
+pub use self::denial_at_arrival::denial_at_arrival;
 use crate::recorder::Submission;
 
 /// Whose a payload is, and what of it opens the window.
@@ -68,7 +68,7 @@ impl Rules {
 
 /// What an update is about.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
+pub enum UpdateKind {
     /// A message from a user.
     Message,
     /// A call.
@@ -85,7 +85,7 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
+impl UpdateKind {
     /// Every kind.
     pub const ALL: [Self; 7] = [
         Self::Message,
@@ -114,7 +114,7 @@ impl Kind {
 
 /// Why an update is no event.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Cause {
+pub enum SkipCause {
     /// Of something else than a WhatsApp account.
     UnknownObject,
     /// Of a field that says nothing of consent, such as echoes.
@@ -149,7 +149,7 @@ pub enum Cause {
     NoSignupId,
 }
 
-impl Cause {
+impl SkipCause {
     /// Every cause.
     pub const ALL: [Self; 16] = [
         Self::UnknownObject,
@@ -202,29 +202,29 @@ impl Cause {
 
 /// An update that is to be recorded.
 #[derive(Clone, Debug)]
-pub struct Update {
+pub struct WebhookUpdate {
     /// What it is about.
-    pub kind: Kind,
+    pub kind: UpdateKind,
     /// What it comes to: one event, or several, such as where a button has two texts.
     pub submissions: Vec<Submission>,
 }
 
 /// What a payload says.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct ParsedPayload {
     /// What is to be recorded, in order.
-    pub updates: Vec<Update>,
+    pub updates: Vec<WebhookUpdate>,
     /// How many updates are no events, by what they are about and why; also those that are malformed
     /// and of which a denial alone is recorded.
-    pub passed: BTreeMap<(Kind, Cause), u64>,
+    pub skipped: BTreeMap<(UpdateKind, SkipCause), u64>,
     /// The first `phone_number_id` of which nothing is configured.
-    pub stranger: Option<String>,
+    pub unknown_number: Option<String>,
 }
 
 /// A body that is no payload at all.
 #[derive(Debug, thiserror::Error)]
 #[error("not a webhook's payload: {0}")]
-pub enum NotAPayload {
+pub enum PayloadError {
     /// It is no JSON.
     Json(#[from] serde_json::Error),
     /// It is JSON, and no object.
@@ -237,16 +237,16 @@ pub enum NotAPayload {
 ///
 /// # Errors
 ///
-/// [`NotAPayload`] where it is no JSON object.
-pub fn read(body: &[u8], rules: &Rules) -> Result<Heard, NotAPayload> {
+/// [`PayloadError`] where it is no JSON object.
+pub fn read(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
     let parsed = serde_json::from_slice(body);
     // Nearly every body is well formed; the first error is the one that tells what is wrong.
     let payload: serde_json::Value = match parsed {
         Ok(payload) => payload,
-        Err(error) => serde_json::from_slice(&mend::mended(body)).map_err(|_| error)?,
+        Err(error) => serde_json::from_slice(&json_repair::repair_json(body)).map_err(|_| error)?,
     };
     if !payload.is_object() {
-        return Err(NotAPayload::NotAnObject);
+        return Err(PayloadError::NotAnObject);
     }
     Ok(payload::read(&payload, rules))
 }

@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::decision_log::{self, DecisionLogSettings, Only, Target};
+use consentd::decision_log::{self, DecisionFilter, DecisionLogSettings, LogTarget};
 use consentd::gate::{Campaign, Gate, Question};
 use consentd::metrics::Metrics;
 use consentd::table;
@@ -106,9 +106,9 @@ fn a_logged_check_allocates_nothing() {
     writer.validate();
     let folder = tempfile::tempdir().unwrap();
     let settings = DecisionLogSettings {
-        target: Target::File(folder.path().join("log")),
+        target: LogTarget::File(folder.path().join("log")),
         sample: 1.0,
-        only: Only::All,
+        filter: DecisionFilter::All,
         max_size: 1 << 20,
         keep: 1,
     };

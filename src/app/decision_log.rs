@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::decision_log::{Drops, Writer};
+use crate::decision_log::{DecisionLogWriter, DropReporter};
 use crate::metrics::Metrics;
 
 /// How long the last decisions may take to be written, at the end: a pipe that nobody reads would
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs it as one of `parts`, until it is told to `stop`.
 pub(super) fn run(
-    writer: Writer,
+    writer: DecisionLogWriter,
     parts: &mut JoinSet<String>,
     stop: CancellationToken,
     metrics: Arc<Metrics>,
@@ -35,13 +35,13 @@ pub(super) fn run(
     })?;
     parts.spawn(async move {
         tokio::pin!(end);
-        let mut drops = Drops::new(metrics);
+        let mut drops = DropReporter::new(metrics);
         let asked = loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break true,
                 _ = &mut end => break false,
-                () = sleep(LOOK) => drops.look(),
+                () = sleep(LOOK) => drops.report(),
             }
         };
         if asked && timeout(LAST, end).await.is_err() {

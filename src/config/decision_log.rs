@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{ConfigError, ServeArgs, optional, wrong};
-use crate::decision_log::{DecisionLogSettings, Only, Target};
+use crate::decision_log::{DecisionFilter, DecisionLogSettings, LogTarget};
 
 /// The least size at which another file is begun, in bytes: two writes.
 const MIN_SIZE: u64 = 64 * 1024;
@@ -53,9 +53,9 @@ pub(super) fn of(args: &ServeArgs) -> Result<Option<DecisionLogSettings>, Config
         let why = "must be more than 0 and at most 1, such as 0.01";
         return Err(wrong("--decision-log-sample", why));
     }
-    let only = match args.decision_log_only.as_deref() {
-        None | Some("all") => Only::All,
-        Some("denials") => Only::Denials,
+    let filter = match args.decision_log_only.as_deref() {
+        None | Some("all") => DecisionFilter::All,
+        Some("denials") => DecisionFilter::Denials,
         Some(_) => return Err(wrong("--decision-log-only", "must be all or denials")),
     };
     let max_size = args.decision_log_max_size.unwrap_or(ByteSize::mib(64)).as_u64();
@@ -68,8 +68,8 @@ pub(super) fn of(args: &ServeArgs) -> Result<Option<DecisionLogSettings>, Config
     }
     let place = args.decision_log.as_deref().filter(|place| !place.is_empty());
     let target = match place.and_then(optional) {
-        Some("stdout") => Target::Stdout,
-        Some(path) => Target::File(path.into()),
+        Some("stdout") => LogTarget::Stdout,
+        Some(path) => LogTarget::File(path.into()),
         None => {
             let without = "needs --decision-log, where to write it";
             let given = [
@@ -83,5 +83,5 @@ pub(super) fn of(args: &ServeArgs) -> Result<Option<DecisionLogSettings>, Config
             };
         }
     };
-    Ok(Some(DecisionLogSettings { target, sample, only, max_size, keep }))
+    Ok(Some(DecisionLogSettings { target, sample, filter, max_size, keep }))
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Deserialize;
 
-use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, file, wrong};
+use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, config_file, wrong};
 use crate::grpc::listen::Address;
 use crate::webhook::{Secrets, Setup};
 use crate::whatsapp::Rules;
@@ -89,7 +89,7 @@ impl WebhookSources {
                 "--webhook-verify-token-file",
                 std::slice::from_ref(&self.verify_token),
             )?,
-            rules: file::read(&self.config)?.whatsapp.unwrap_or_default().rules()?,
+            rules: config_file::read(&self.config)?.whatsapp.unwrap_or_default().rules()?,
         })
     }
 }
@@ -175,7 +175,7 @@ impl WebhookArgs {
     ///
     /// [`ConfigError`] names the setting or the file.
     pub fn settings(self) -> Result<Settings, ConfigError> {
-        let mut weaker = file::read(&self.config)?;
+        let mut weaker = config_file::read(&self.config)?;
         // What of a sidecar's file is not for this command.
         weaker.unix = None;
         weaker.record = None;

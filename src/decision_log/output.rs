@@ -7,23 +7,23 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Target;
+use super::LogTarget;
 use consentd_os::clock;
 use consentd_os::files;
 
 /// How often it is looked whether the file's name still means the file, for somebody else may have
 /// moved it or cut it.
-const LOOK: Duration = Duration::from_secs(1);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What every line begins with, and so every file of ours.
-const FIRST: &[u8] = br#"{"time":""#;
+const LINE_PREFIX: &[u8] = br#"{"time":""#;
 
 /// Who may read a file, before the umask: no line of it names a user.
-const MODE: u32 = 0o640;
+const FILE_MODE: u32 = 0o640;
 
 /// Writes lines.
 pub(super) struct Output {
-    target: Target,
+    target: LogTarget,
     max_size: u64,
     keep: u32,
     open: Option<Open>,
@@ -41,14 +41,14 @@ struct Open {
 }
 
 impl Output {
-    pub(super) fn new(target: Target, max_size: u64, keep: u32) -> io::Result<Self> {
+    pub(super) fn new(target: LogTarget, max_size: u64, keep: u32) -> io::Result<Self> {
         let looked = clock::boot();
         let mut output = Self { target, max_size, keep, open: None, looked, torn: false };
         let may_block = match &output.target {
-            Target::Stdout => false,
-            Target::File(path) => {
+            LogTarget::Stdout => false,
+            LogTarget::File(path) => {
                 for number in 1..=keep {
-                    see_that_it_is_ours(&older(path, number))?;
+                    ensure_is_decision_log(&rotated_path(path, number))?;
                 }
                 fs::metadata(path).is_ok_and(|found| !found.is_file())
             }
@@ -73,7 +73,7 @@ impl Output {
 
     /// Writes lines; where that fails, gives the bytes of those that were written.
     fn try_write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        let mut open = self.with_room(lines.len()).map_err(|error| (0, error))?;
+        let mut open = self.file_with_room(lines.len()).map_err(|error| (0, error))?;
         if std::mem::take(&mut self.torn) && write_all(&mut open.file, b"\n").1.is_some() {
             self.torn = true;
         }
@@ -81,7 +81,7 @@ impl Output {
         if let Some(error) = failed {
             let whole = lines.get(..done).unwrap_or_default();
             let whole = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-            self.torn |= done > whole && !take_back(&open.file, done - whole);
+            self.torn |= done > whole && !truncate_tail(&open.file, done - whole);
             return Err((whole, error));
         }
         open.size = open.size.map(|size| size.saturating_add(bytes(lines.len())));
@@ -90,13 +90,13 @@ impl Output {
     }
 
     /// What these bytes can be written to.
-    fn with_room(&mut self, more: usize) -> io::Result<Open> {
+    fn file_with_room(&mut self, more: usize) -> io::Result<Open> {
         self.look()?;
         if self.open.is_none() {
             // It may be full already.
             self.open = Some(open(&self.target)?);
         }
-        self.make_room(more)?;
+        self.rotate_if_full(more)?;
         match self.open.take() {
             Some(open) => Ok(open),
             None => open(&self.target),
@@ -106,11 +106,11 @@ impl Output {
     /// Goes on in a new file where somebody has moved the old one, and learns its size where
     /// somebody has cut it.
     fn look(&mut self) -> io::Result<()> {
-        let (Target::File(path), Some(open)) = (&self.target, &mut self.open) else {
+        let (LogTarget::File(path), Some(open)) = (&self.target, &mut self.open) else {
             return Ok(());
         };
         let now = clock::boot();
-        if open.size.is_none() || now.saturating_sub(self.looked) < LOOK {
+        if open.size.is_none() || now.saturating_sub(self.looked) < FILE_CHECK_INTERVAL {
             return Ok(());
         }
         self.looked = now;
@@ -124,8 +124,8 @@ impl Output {
 
     /// Begins another file where these bytes would make this one too large. What cannot be begun
     /// is not written: the disk is not ours to fill.
-    fn make_room(&mut self, more: usize) -> io::Result<()> {
-        let (Target::File(path), Some(open)) = (&self.target, &self.open) else { return Ok(()) };
+    fn rotate_if_full(&mut self, more: usize) -> io::Result<()> {
+        let (LogTarget::File(path), Some(open)) = (&self.target, &self.open) else { return Ok(()) };
         let Some(size) = open.size.filter(|size| *size > 0) else { return Ok(()) };
         if size.saturating_add(bytes(more)) <= self.max_size {
             return Ok(());
@@ -140,38 +140,38 @@ impl Output {
             fs::remove_file(path)?;
         } else {
             // The oldest one is replaced: it must not be something else that was put there.
-            see_that_it_is_ours(&older(path, self.keep))?;
+            ensure_is_decision_log(&rotated_path(path, self.keep))?;
             for number in (1..self.keep).rev() {
-                rename(&older(path, number), &older(path, number + 1))?;
+                rename(&rotated_path(path, number), &rotated_path(path, number + 1))?;
             }
-            rename(path, &older(path, 1))?;
+            rename(path, &rotated_path(path, 1))?;
         }
         Ok(())
     }
 }
 
-fn open(target: &Target) -> io::Result<Open> {
+fn open(target: &LogTarget) -> io::Result<Open> {
     let file = match target {
-        Target::File(path) => {
+        LogTarget::File(path) => {
             let mut options = OpenOptions::new();
-            options.create(true).append(true).mode(MODE);
+            options.create(true).append(true).mode(FILE_MODE);
             let file = files::no_follow(&mut options).open(path)?;
             if file.metadata()?.is_file() {
-                see_that_it_is_ours(path)?;
+                ensure_is_decision_log(path)?;
             }
             file
         }
         // The same file by another descriptor: not buffered, and in nobody else's hands.
-        Target::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
+        LogTarget::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
     };
     let found = file.metadata()?;
-    let is_ours = found.is_file() && matches!(target, Target::File(_));
+    let is_ours = found.is_file() && matches!(target, LogTarget::File(_));
     Ok(Open { file, size: is_ours.then_some(found.len()) })
 }
 
 /// Refuses a file that is neither empty nor a decision log: nothing is appended to it, and it is not
 /// replaced. One that is not there is none of anybody's.
-fn see_that_it_is_ours(path: &Path) -> io::Result<()> {
+fn ensure_is_decision_log(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?,
@@ -182,7 +182,7 @@ fn see_that_it_is_ours(path: &Path) -> io::Result<()> {
     let first = files::beginning(path, 64)?;
     // Before the first line there may be the end of one that was torn.
     let line = first.trim_ascii_start();
-    let is_ours = line.starts_with(FIRST) || FIRST.starts_with(line);
+    let is_ours = line.starts_with(LINE_PREFIX) || LINE_PREFIX.starts_with(line);
     if found.is_file() && is_ours {
         return Ok(());
     }
@@ -211,13 +211,13 @@ fn write_all(file: &mut File, mut rest: &[u8]) -> (usize, Option<io::Error>) {
 }
 
 /// Takes the last bytes of a regular file back.
-fn take_back(file: &File, last: usize) -> bool {
+fn truncate_tail(file: &File, last: usize) -> bool {
     let Ok(found) = file.metadata() else { return false };
     found.is_file() && file.set_len(found.len().saturating_sub(bytes(last))).is_ok()
 }
 
 /// The file of before by its number: the first is the youngest.
-fn older(path: &Path, number: u32) -> PathBuf {
+fn rotated_path(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()

@@ -3,11 +3,11 @@ use std::fs;
 use std::path::Path;
 
 use super::output::Output;
-use super::writer::LINE;
+use super::writer::MAX_LINE_BYTES;
 use super::*;
 
-fn decided(key: u64, nanos: u64) -> Decided<'static> {
-    Decided {
+fn decided(key: u64, nanos: u64) -> DecisionRecord<'static> {
+    DecisionRecord {
         key: Key::from_halves((key, 7)),
         category: Category::parse("marketing.offers").unwrap(),
         form: Form::Template,
@@ -21,9 +21,9 @@ fn decided(key: u64, nanos: u64) -> Decided<'static> {
     }
 }
 
-fn line(decided: &Decided<'_>) -> String {
+fn line(decided: &DecisionRecord<'_>) -> String {
     let mut line = Vec::new();
-    Entry::of(decided).write(&mut line);
+    QueuedDecision::of(decided).write(&mut line);
     String::from_utf8(line).unwrap()
 }
 
@@ -37,12 +37,12 @@ fn a_line_says_what_was_decided() {
     );
     let longest = format!("authentication.{}", "a".repeat(MAX_TOPIC_CHARS));
     let mut other =
-        Decided { revision: u64::MAX, reason: Reason::ReplyAfterOptOut, ..decided(1, 0) };
+        DecisionRecord { revision: u64::MAX, reason: Reason::ReplyAfterOptOut, ..decided(1, 0) };
     for category in [longest.as_str(), "service"] {
         other.category = Category::parse(category).unwrap();
         let read: serde_json::Value = serde_json::from_str(&line(&other)).unwrap();
         assert_eq!(read["category"], category);
-        assert!(line(&other).len() <= LINE);
+        assert!(line(&other).len() <= MAX_LINE_BYTES);
         assert_eq!(
             (read["allowed"].as_bool(), read["revision"].as_u64()),
             (Some(true), Some(u64::MAX))
@@ -53,19 +53,19 @@ fn a_line_says_what_was_decided() {
 #[test]
 fn a_share_is_drawn_evenly_over_pairs_and_over_time() {
     for share in [0.01, 0.25, 0.5] {
-        let highest = highest(share);
+        let highest = sample_threshold(share);
         // Many pairs at once, one pair at many times, and both.
         for (pairs, times) in [(100_000, 1), (1, 100_000), (1_000, 100)] {
             let all = (0..pairs).flat_map(|pair| (0..times).map(move |time| (pair, time * 977)));
             let logged =
-                all.filter(|(pair, time)| drawn(&decided(*pair, *time)) <= highest).count();
+                all.filter(|(pair, time)| sample_hash(&decided(*pair, *time)) <= highest).count();
             let expected = 100_000.0 * share;
             let off = (f64::from(u32::try_from(logged).unwrap()) - expected).abs();
             let deviation = (expected * (1.0 - share)).sqrt();
             assert!(off < 6.0 * deviation, "{share} of {pairs} pairs, {times} times: {logged}");
         }
     }
-    assert_eq!(highest(1.0), u64::MAX);
+    assert_eq!(sample_threshold(1.0), u64::MAX);
 }
 
 /// The files of a folder, oldest first, and their content one after the other.
@@ -91,7 +91,7 @@ fn a_full_file_makes_room_for_another() {
     for (keep, kept) in [(2, &["log.2", "log.1", "log"][..]), (1, &["log.1", "log"]), (0, &["log"])]
     {
         let folder = tempfile::tempdir().unwrap();
-        let target = Target::File(folder.path().join("log"));
+        let target = LogTarget::File(folder.path().join("log"));
         let mut output = Output::new(target.clone(), 40, keep).unwrap();
         let mut expected = String::new();
         for number in 10..32 {
@@ -117,7 +117,7 @@ fn a_full_file_makes_room_for_another() {
 fn a_full_file_that_was_moved_away_moves_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let mut output = Output::new(Target::File(path.clone()), 24, 2).unwrap();
+    let mut output = Output::new(LogTarget::File(path.clone()), 24, 2).unwrap();
     for number in 10..14 {
         assert_eq!(output.write(short_line(number).as_bytes()).0, 1);
     }
@@ -133,10 +133,10 @@ fn a_full_file_that_was_moved_away_moves_no_other() {
 fn what_cannot_be_written_is_told_and_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in/log");
-    let missing = Output::new(Target::File(path.clone()), 50, 1);
+    let missing = Output::new(LogTarget::File(path.clone()), 50, 1);
     assert!(missing.is_err(), "at once");
     fs::create_dir(folder.path().join("in")).unwrap();
-    let mut output = Output::new(Target::File(path.clone()), 50, 1).unwrap();
+    let mut output = Output::new(LogTarget::File(path.clone()), 50, 1).unwrap();
     assert_eq!(output.write(short_lines([1, 2]).as_bytes()).0, 2);
     // Where the next file cannot be begun, this one does not grow.
     fs::create_dir(folder.path().join("in/log.1")).unwrap();
@@ -149,7 +149,7 @@ fn what_cannot_be_written_is_told_and_tried_again() {
     fs::remove_dir_all(folder.path().join("in/log.1")).unwrap();
     assert_eq!(output.write(short_lines(7..11).as_bytes()).0, 4);
     let (written, failed) =
-        Output::new(Target::File("/dev/full".into()), 10, 1).unwrap().write(b"1\n");
+        Output::new(LogTarget::File("/dev/full".into()), 10, 1).unwrap().write(b"1\n");
     assert_eq!((written, failed.map(|error| error.kind())), (0, Some(io::ErrorKind::StorageFull)));
 }
 
@@ -167,7 +167,7 @@ fn a_torn_file_is_still_its_own_and_others_are_not() {
         ("time\n", false),
     ] {
         fs::write(&path, content).unwrap();
-        let opened = Output::new(Target::File(path.clone()), 50, 1);
+        let opened = Output::new(LogTarget::File(path.clone()), 50, 1);
         assert_eq!(opened.is_ok(), is_its_own, "{content:?}");
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
     }
@@ -179,24 +179,28 @@ fn a_decision_finds_the_queue_full_and_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let settings = DecisionLogSettings {
-        target: Target::File(path.clone()),
+        target: LogTarget::File(path.clone()),
         sample: 1.0,
-        only: Only::Denials,
+        filter: DecisionFilter::Denials,
         max_size: 1 << 30,
         keep: 1,
     };
     let (log, writer) = open(settings, Arc::clone(&metrics)).unwrap();
-    let queue = u64::try_from(QUEUE).unwrap();
+    let queue = u64::try_from(QUEUE_ENTRIES).unwrap();
     for number in 0..queue + 10 {
-        log.put(&decided(number, number));
-        log.put(&Decided { reason: Reason::OptedIn, ..decided(number, number) });
+        log.log(&decided(number, number));
+        log.log(&DecisionRecord { reason: Reason::OptedIn, ..decided(number, number) });
     }
     assert_eq!(metrics.decisions_dropped_by_queue(), 10, "what allows takes no room");
     let stop = tokio_util::sync::CancellationToken::new();
     stop.cancel();
     writer.run(&stop);
     let written = fs::read_to_string(&path).unwrap();
-    assert_eq!(written.lines().count(), QUEUE, "what was decided before is written at the end");
+    assert_eq!(
+        written.lines().count(),
+        QUEUE_ENTRIES,
+        "what was decided before is written at the end"
+    );
     let last = written.lines().last().unwrap();
     assert!(last.contains(&format!("{:016x}", queue - 1)), "{last}");
 }

@@ -9,26 +9,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::output::Output;
-use super::{Entry, QUEUE};
+use super::{QUEUE_ENTRIES, QueuedDecision};
 use crate::metrics::Metrics;
 use consentd_os::clock;
 
 /// How long the thread waits for more decisions: what is decided is written that soon. A check
 /// wakes nobody, which would cost it more than all the rest.
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The most bytes of lines that are written together.
-const TOGETHER: usize = 32 * 1024;
+const WRITE_BATCH_BYTES: usize = 32 * 1024;
 
 /// No line is longer, in bytes: those with the longest topic have some 270.
-pub(super) const LINE: usize = 512;
+pub(super) const MAX_LINE_BYTES: usize = 512;
 
 /// How long a warning keeps others of its kind out of the process' log.
-const QUIET: Duration = Duration::from_mins(1);
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Writes what is in the queue. It blocks its thread, which must be no other's.
-pub struct Writer {
-    entries: Receiver<Entry>,
+pub struct DecisionLogWriter {
+    entries: Receiver<QueuedDecision>,
     output: Output,
     metrics: Arc<Metrics>,
     lines: Vec<u8>,
@@ -37,9 +37,13 @@ pub struct Writer {
     failing: Option<Duration>,
 }
 
-impl Writer {
-    pub(super) fn new(entries: Receiver<Entry>, output: Output, metrics: Arc<Metrics>) -> Self {
-        let lines = Vec::with_capacity(TOGETHER);
+impl DecisionLogWriter {
+    pub(super) fn new(
+        entries: Receiver<QueuedDecision>,
+        output: Output,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let lines = Vec::with_capacity(WRITE_BATCH_BYTES);
         Self { entries, output, metrics, lines, waiting: 0, failing: None }
     }
 
@@ -49,26 +53,26 @@ impl Writer {
             let last = stop.is_cancelled();
             let taken = self.take();
             self.write();
-            if taken < QUEUE {
+            if taken < QUEUE_ENTRIES {
                 if last {
                     return;
                 }
-                sleep(PAUSE);
+                sleep(POLL_INTERVAL);
             }
         }
     }
 
     /// Takes what waits, a queue full at the most, and writes the most of it.
     fn take(&mut self) -> usize {
-        for taken in 0..QUEUE {
+        for taken in 0..QUEUE_ENTRIES {
             let Ok(entry) = self.entries.try_recv() else { return taken };
             entry.write(&mut self.lines);
             self.waiting += 1;
-            if self.lines.len() > TOGETHER - LINE {
+            if self.lines.len() > WRITE_BATCH_BYTES - MAX_LINE_BYTES {
                 self.write();
             }
         }
-        QUEUE
+        QUEUE_ENTRIES
     }
 
     /// Writes the lines that were made.
@@ -88,7 +92,7 @@ impl Writer {
                 self.failing = None;
                 info!("decisions are logged again");
             }
-            (Some(_), Some(told)) if now.saturating_sub(told) < QUIET => {}
+            (Some(_), Some(told)) if now.saturating_sub(told) < LOG_INTERVAL => {}
             (Some(error), _) => {
                 self.failing = Some(now);
                 let cause = error.to_string();
@@ -102,7 +106,7 @@ impl Writer {
 
 /// Says that decisions are dropped because more are made than are written. For another task than the
 /// thread, which may be held up.
-pub struct Drops {
+pub struct DropReporter {
     metrics: Arc<Metrics>,
     /// When it was last said.
     told_at: Option<Duration>,
@@ -110,7 +114,7 @@ pub struct Drops {
     told: u64,
 }
 
-impl Drops {
+impl DropReporter {
     /// Nothing was said yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
@@ -118,9 +122,9 @@ impl Drops {
     }
 
     /// Looks whether more were dropped, and says so once a minute at the most.
-    pub fn look(&mut self) {
+    pub fn report(&mut self) {
         let (so_far, now) = (self.metrics.decisions_dropped_by_queue(), clock::boot());
-        let is_quiet = self.told_at.is_some_and(|told| now.saturating_sub(told) < QUIET);
+        let is_quiet = self.told_at.is_some_and(|told| now.saturating_sub(told) < LOG_INTERVAL);
         if so_far == self.told || is_quiet {
             return;
         }

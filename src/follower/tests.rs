@@ -498,7 +498,7 @@ fn every_cause_is_counted_and_a_fork_as_one() {
         Cause::Accepted,
     ];
     for cause in causes {
-        assert!(crate::metrics::CAUSES.contains(&cause.label()), "{cause}");
+        assert!(crate::metrics::RESYNC_CAUSES.contains(&cause.label()), "{cause}");
         follower.tell(&Action::Invalidate(cause), Done::Done);
     }
     let count = |name: &str| {

@@ -2,29 +2,29 @@
 
 use prometheus::{IntCounter, IntCounterVec, Registry};
 
-use super::{closed, counter};
+use super::{counter, labelled_counters};
 
 /// Why a decision may not be logged.
-pub const DROPS: [&str; 2] = ["queue", "file"];
+pub const DECISION_DROP_CAUSES: [&str; 2] = ["queue", "file"];
 
 /// What is counted of logged decisions.
 #[derive(Debug)]
-pub(super) struct DecisionLog {
+pub(super) struct DecisionLogMetrics {
     written: IntCounter,
     dropped: IntCounterVec,
     /// One of those, for a check: it must not look it up.
     by_queue: IntCounter,
 }
 
-impl DecisionLog {
+impl DecisionLogMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
-        let dropped = closed(
+        let dropped = labelled_counters(
             r,
             "consent_decision_log_dropped_total",
             "Decisions that were to be logged and were not, by why: the queue was full, or the \
              file did not take them.",
             "cause",
-            &DROPS,
+            &DECISION_DROP_CAUSES,
         )?;
         Ok(Self {
             written: counter(
@@ -44,7 +44,7 @@ impl super::Metrics {
         self.decision_log.written.inc_by(u64::try_from(decisions).unwrap_or(u64::MAX));
     }
 
-    /// Counts decisions that were to be logged and were not: by one of [`DROPS`].
+    /// Counts decisions that were to be logged and were not: by one of [`DECISION_DROP_CAUSES`].
     pub fn decisions_dropped(&self, cause: &str, decisions: usize) {
         let decisions = u64::try_from(decisions).unwrap_or(u64::MAX);
         if cause == "queue" {

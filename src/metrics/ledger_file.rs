@@ -6,12 +6,12 @@ use super::int_gauge;
 
 /// How the ledger's file is filled; 0 where the ledger is in Redis.
 #[derive(Debug)]
-pub(super) struct LedgerFile {
+pub(super) struct LedgerFileMetrics {
     bytes: IntGauge,
     free: IntGauge,
 }
 
-impl LedgerFile {
+impl LedgerFileMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         Ok(Self {
             bytes: int_gauge(

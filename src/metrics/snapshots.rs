@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 
-use super::{closed, gauge, int_gauge};
+use super::{gauge, int_gauge, labelled_counters};
 
 /// What may come of an attempt to save the table.
-pub const SAVINGS: [&str; 5] = ["saved", "not_live", "remembering", "in_use", "failed"];
+pub const SNAPSHOT_OUTCOMES: [&str; 5] = ["saved", "not_live", "remembering", "in_use", "failed"];
 /// Why a saved table may be refused.
-pub const REFUSALS: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
+pub const SNAPSHOT_REFUSAL_CAUSES: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
 
 /// What is counted and measured of snapshots.
 #[derive(Debug)]
-pub(super) struct Snapshots {
+pub(super) struct SnapshotMetrics {
     savings: IntCounterVec,
     refused: IntCounterVec,
     timestamp: Gauge,
@@ -21,22 +21,22 @@ pub(super) struct Snapshots {
     seconds: Gauge,
 }
 
-impl Snapshots {
+impl SnapshotMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            savings: closed(
+            savings: labelled_counters(
                 r,
                 "consent_snapshots_total",
                 "Attempts to save the table, by what came of them.",
                 "outcome",
-                &SAVINGS,
+                &SNAPSHOT_OUTCOMES,
             )?,
-            refused: closed(
+            refused: labelled_counters(
                 r,
                 "consent_snapshots_refused_total",
                 "Saved tables that were not used at the start, by why.",
                 "cause",
-                &REFUSALS,
+                &SNAPSHOT_REFUSAL_CAUSES,
             )?,
             timestamp: gauge(
                 r,
@@ -62,12 +62,12 @@ impl super::Metrics {
         self.snapshot("saved");
     }
 
-    /// Counts an attempt to save the table: one of [`SAVINGS`].
+    /// Counts an attempt to save the table: one of [`SNAPSHOT_OUTCOMES`].
     pub fn snapshot(&self, outcome: &str) {
         self.snapshots.savings.with_label_values(&[outcome]).inc();
     }
 
-    /// Counts a saved table that is not used: one of [`REFUSALS`].
+    /// Counts a saved table that is not used: one of [`SNAPSHOT_REFUSAL_CAUSES`].
     pub fn snapshot_refused(&self, cause: &str) {
         self.snapshots.refused.with_label_values(&[cause]).inc();
     }

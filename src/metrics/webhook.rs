@@ -4,20 +4,21 @@ use std::time::Duration;
 
 use prometheus::{Histogram, IntCounterVec, Registry};
 
-use super::{Metrics, closed, counters, histogram};
+use super::{Metrics, counters, histogram, labelled_counters};
 
 /// With what a request may be answered.
-pub const CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
+pub const WEBHOOK_CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
 
 /// What an update may be about.
-pub const UPDATES: [&str; 7] =
+pub const UPDATE_KINDS: [&str; 7] =
     ["message", "call", "preference", "status", "number_change", "link", "other"];
 
 /// What may come of an update.
-pub const CAME: [&str; 6] = ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
+pub const UPDATE_OUTCOMES: [&str; 6] =
+    ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
 
 /// Why an update may be no event.
-pub const PASSED: [&str; 16] = [
+pub const SKIP_CAUSES: [&str; 16] = [
     "unknown_object",
     "unknown_field",
     "unknown_type",
@@ -37,14 +38,15 @@ pub const PASSED: [&str; 16] = [
 ];
 
 /// What may come of reading secrets and numbers anew.
-pub const RELOADS: [&str; 2] = ["done", "failed"];
+pub const RELOAD_OUTCOMES: [&str; 2] = ["done", "failed"];
 
 /// The upper bounds of a request's duration, in seconds: the platform wants a median of 250 ms.
-const BUCKETS: [f64; 12] = [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 10.0];
+const REQUEST_BUCKETS_SECONDS: [f64; 12] =
+    [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 10.0];
 
 /// The instruments.
 #[derive(Debug)]
-pub(super) struct Webhooks {
+pub(super) struct WebhookMetrics {
     requests: IntCounterVec,
     duration: Histogram,
     updates: IntCounterVec,
@@ -52,9 +54,9 @@ pub(super) struct Webhooks {
     reloads: IntCounterVec,
 }
 
-impl Webhooks {
+impl WebhookMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
-        let codes = CODES.map(|code| code.to_string());
+        let codes = WEBHOOK_CODES.map(|code| code.to_string());
         let updates = counters(
             r,
             "consent_webhook_updates_total",
@@ -64,16 +66,16 @@ impl Webhooks {
              malformed.",
             &["kind", "outcome"],
         )?;
-        for kind in UPDATES {
-            for came in CAME {
+        for kind in UPDATE_KINDS {
+            for came in UPDATE_OUTCOMES {
                 let _ = updates.with_label_values(&[kind, came]);
             }
         }
         Ok(Self {
-            requests: closed(
+            requests: labelled_counters(
                 r,
                 "consent_webhook_requests_total",
-                "Requests to the webhook listener, by the status that they were answered with.",
+                "BudgetMetrics to the webhook listener, by the status that they were answered with.",
                 "code",
                 &codes.each_ref().map(String::as_str),
             )?,
@@ -82,23 +84,23 @@ impl Webhooks {
                 "consent_webhook_request_duration_seconds",
                 "Time from a request's head being read to its answer, which comes once what it \
                  says is durable.",
-                &BUCKETS,
+                &REQUEST_BUCKETS_SECONDS,
             )?,
             updates,
-            passed: closed(
+            passed: labelled_counters(
                 r,
                 "consent_webhook_passed_over_total",
                 "Updates in webhooks that were skipped or malformed, by why.",
                 "cause",
-                &PASSED,
+                &SKIP_CAUSES,
             )?,
-            reloads: closed(
+            reloads: labelled_counters(
                 r,
                 "consent_webhook_reloads_total",
                 "Times that the webhook's secrets and numbers were read anew: done, or failed (it \
                  goes on with those of before).",
                 "outcome",
-                &RELOADS,
+                &RELOAD_OUTCOMES,
             )?,
         })
     }
@@ -117,7 +119,7 @@ impl Metrics {
     }
 
     /// Counts updates that are no events.
-    pub fn webhook_passed(
+    pub fn webhook_skipped(
         &self,
         kind: &'static str,
         cause: &'static str,

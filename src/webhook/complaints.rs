@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::recorder::Refusal;
-use crate::whatsapp::{Cause, Heard};
+use crate::whatsapp::{ParsedPayload, SkipCause};
 use consentd_os::clock;
 
 /// How often the same is complained about; what was not told is counted.
@@ -58,13 +58,13 @@ impl Complaints {
     }
 
     /// What of a payload was passed over although it should not have to be.
-    pub(super) fn heard(&self, heard: &Heard) {
-        let of = |wanted: fn(Cause) -> bool| {
-            let counts = heard.passed.iter().filter(|((_, cause), _)| wanted(*cause));
+    pub(super) fn heard(&self, heard: &ParsedPayload) {
+        let of = |wanted: fn(SkipCause) -> bool| {
+            let counts = heard.skipped.iter().filter(|((_, cause), _)| wanted(*cause));
             counts.map(|(_, count)| count).sum()
         };
-        if let Some(updates) = self.malformed.add(of(Cause::is_malformed)) {
-            let causes = heard.passed.keys().filter(|(_, cause)| cause.is_malformed());
+        if let Some(updates) = self.malformed.add(of(SkipCause::is_malformed)) {
+            let causes = heard.skipped.keys().filter(|(_, cause)| cause.is_malformed());
             let causes: Vec<_> =
                 causes.map(|(kind, cause)| [kind.name(), cause.name()].join(": ")).collect();
             warn!(
@@ -73,8 +73,8 @@ impl Complaints {
                 "webhook updates are malformed: of each only an opt-out or another denial is recorded"
             );
         }
-        let strange = of(|cause| cause == Cause::UnknownNumber);
-        if let Some(number) = &heard.stranger
+        let strange = of(|cause| cause == SkipCause::UnknownNumber);
+        if let Some(number) = &heard.unknown_number
             && let Some(updates) = self.stranger.add(strange)
         {
             // What a stranger wrote is said back where it can only be such an id.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::budget::{Charge, Pool};
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
-use crate::whatsapp::{self, Heard, Kind, NotAPayload};
+use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind};
 use consentd_os::clock;
 
 /// The header that has a request's signature.
@@ -50,7 +50,7 @@ enum Refused {
     #[error("the body did not arrive")]
     Broken,
     #[error(transparent)]
-    NotAPayload(#[from] NotAPayload),
+    BadPayload(#[from] PayloadError),
     #[error("too many requests at once; send it again")]
     Busy,
     #[error("not recorded yet; send it again")]
@@ -64,7 +64,7 @@ impl Refused {
             Self::Unsigned | Self::WrongSignature => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::Broken | Self::NotAPayload(_) => StatusCode::BAD_REQUEST,
+            Self::Broken | Self::BadPayload(_) => StatusCode::BAD_REQUEST,
             Self::Busy | Self::NotDurable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -123,8 +123,8 @@ impl Webhook {
         let place = room(&self.judging).await?;
         let heard = self.judge(signature(&parts.headers), body).await?;
         drop(place);
-        for ((kind, cause), count) in &heard.passed {
-            self.metrics.webhook_passed(kind.name(), cause.name(), cause.is_malformed(), *count);
+        for ((kind, cause), count) in &heard.skipped {
+            self.metrics.webhook_skipped(kind.name(), cause.name(), cause.is_malformed(), *count);
         }
         self.complaints.heard(&heard);
         if heard.updates.is_empty() {
@@ -138,7 +138,11 @@ impl Webhook {
     }
 
     /// Checks a body's signature, and only then reads it.
-    async fn judge(&self, signature: Option<[u8; 32]>, body: Bytes) -> Result<Heard, Refused> {
+    async fn judge(
+        &self,
+        signature: Option<[u8; 32]>,
+        body: Bytes,
+    ) -> Result<ParsedPayload, Refused> {
         let setup = self.setup.load_full();
         let judged = if body.len() <= INLINE_BYTES {
             judge(&setup, signature, &body)
@@ -156,12 +160,12 @@ impl Webhook {
     }
 
     /// Records all updates; whether every one is durable, or can never be.
-    async fn record(&self, heard: Heard) -> bool {
+    async fn record(&self, heard: ParsedPayload) -> bool {
         let mut kinds = Vec::with_capacity(heard.updates.len());
         let mut submissions = Vec::with_capacity(heard.updates.len());
         let mut places = Vec::with_capacity(heard.updates.len());
         for (place, update) in heard.updates.into_iter().enumerate() {
-            kinds.push((update.kind, Came::Unchanged));
+            kinds.push((update.kind, UpdateOutcome::Unchanged));
             places.extend(update.submissions.iter().map(|_| place));
             submissions.extend(update.submissions);
         }
@@ -170,30 +174,32 @@ impl Webhook {
         let results = self.record_all(&submissions).await;
         for ((place, submission), result) in places.into_iter().zip(&submissions).zip(results) {
             let denial = result.as_ref().filter(|result| is_ahead(result));
-            let denial = denial.and_then(|_| whatsapp::as_of_arrival(submission));
-            let came = result.map_or(Came::Failed, |result| self.came(submission, &result));
+            let denial = denial.and_then(|_| whatsapp::denial_at_arrival(submission));
+            let outcome =
+                result.map_or(UpdateOutcome::Failed, |result| self.classify(submission, &result));
             if let Some(denial) = denial {
-                ahead.push((place, came));
+                ahead.push((place, outcome));
                 denials.push(denial);
             } else {
-                raise(&mut kinds, place, came);
+                raise(&mut kinds, place, outcome);
             }
         }
         // What is too far ahead of the ledger's clock denies as of its arrival. Where it may be
         // recorded by its own time yet, it is to come again: by that it counts for longer.
         let results = self.record_all(&denials).await;
         for (((place, before), denial), result) in ahead.into_iter().zip(&denials).zip(results) {
-            let came = result.map_or(Came::Failed, |result| self.came(denial, &result));
-            let is_recorded = before == Came::Refused && came == Came::Applied;
-            raise(&mut kinds, place, if is_recorded { came } else { came.max(before) });
+            let outcome =
+                result.map_or(UpdateOutcome::Failed, |result| self.classify(denial, &result));
+            let is_recorded = before == UpdateOutcome::Refused && outcome == UpdateOutcome::Applied;
+            raise(&mut kinds, place, if is_recorded { outcome } else { outcome.max(before) });
         }
-        for (kind, came) in &kinds {
-            self.metrics.webhook_update(kind.name(), came.name());
+        for (kind, outcome) in &kinds {
+            self.metrics.webhook_update(kind.name(), outcome.name());
         }
-        kinds.iter().all(|(_, came)| *came != Came::Failed)
+        kinds.iter().all(|(_, outcome)| *outcome != UpdateOutcome::Failed)
     }
 
-    /// Records any number of events; gives what came of each, nothing where it was not tried.
+    /// Records any number of events; gives the outcome of each, nothing where it was not tried.
     async fn record_all(&self, submissions: &[Submission]) -> Vec<Option<Recorded>> {
         let mut all: Vec<Option<Recorded>> = Vec::with_capacity(submissions.len());
         for chunk in submissions.chunks(MAX_EVENTS) {
@@ -211,32 +217,32 @@ impl Webhook {
         all
     }
 
-    fn came(&self, submission: &Submission, result: &Recorded) -> Came {
+    fn classify(&self, submission: &Submission, result: &Recorded) -> UpdateOutcome {
         match result {
-            Ok(outcome) if outcome.applied => Came::Applied,
-            Ok(_) => Came::Unchanged,
+            Ok(outcome) if outcome.applied => UpdateOutcome::Applied,
+            Ok(_) => UpdateOutcome::Unchanged,
             Err(refusal) if may_come_yet(submission, refusal) => {
                 self.complaints.failed(refusal);
-                Came::Failed
+                UpdateOutcome::Failed
             }
             Err(refusal) => {
                 self.complaints.refused(refusal);
-                Came::Refused
+                UpdateOutcome::Refused
             }
         }
     }
 }
 
-/// What came of an update, from the best to the worst.
+/// The outcome of an update, from the best to the worst.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Came {
+enum UpdateOutcome {
     Unchanged,
     Applied,
     Refused,
     Failed,
 }
 
-impl Came {
+impl UpdateOutcome {
     fn name(self) -> &'static str {
         match self {
             Self::Unchanged => "unchanged",
@@ -247,10 +253,10 @@ impl Came {
     }
 }
 
-/// Sets what came of an update, where that is worse than what is known of it.
-fn raise(kinds: &mut [(Kind, Came)], place: usize, came: Came) {
+/// Replaces the outcome of the update at `place` if `outcome` is worse.
+fn raise(kinds: &mut [(UpdateKind, UpdateOutcome)], place: usize, outcome: UpdateOutcome) {
     if let Some((_, worst)) = kinds.get_mut(place) {
-        *worst = came.max(*worst);
+        *worst = outcome.max(*worst);
     }
 }
 
@@ -342,7 +348,11 @@ fn signature(headers: &HeaderMap) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn judge(setup: &Setup, signature: Option<[u8; 32]>, body: &[u8]) -> Result<Heard, Refused> {
+fn judge(
+    setup: &Setup,
+    signature: Option<[u8; 32]>,
+    body: &[u8],
+) -> Result<ParsedPayload, Refused> {
     let signature = signature.ok_or(Refused::Unsigned)?;
     if !setup.app_secrets.signed(body, &signature) {
         return Err(Refused::WrongSignature);

@@ -13,14 +13,14 @@ fn fixture(name: &str) -> String {
     std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap()
 }
 
-fn hear(body: &str) -> Heard {
+fn hear(body: &str) -> ParsedPayload {
     read(body.as_bytes(), &rules()).unwrap()
 }
 
 /// What a payload says in one line: its events, then what is passed over.
-fn said(heard: &Heard) -> String {
+fn said(heard: &ParsedPayload) -> String {
     let mut said = Vec::new();
-    for Update { kind, submissions } in &heard.updates {
+    for WebhookUpdate { kind, submissions } in &heard.updates {
         for submission in submissions {
             let event = &submission.event;
             assert!(submission.told.whole_seconds);
@@ -51,7 +51,7 @@ fn said(heard: &Heard) -> String {
             said.push(format!("{} {} {seconds}: {what}", kind.name(), event.user_id));
         }
     }
-    for ((kind, cause), count) in &heard.passed {
+    for ((kind, cause), count) in &heard.skipped {
         said.push(format!("{} {} {count}", kind.name(), cause.name()));
     }
     said.join("; ")
@@ -160,7 +160,10 @@ fn a_time_is_a_text_of_digits_or_a_whole_number() {
         let read = hear(&message(&format!("{text}{time}")));
         let got = read.updates.first().map(|u| u.submissions[0].event.time.unwrap().as_millis());
         assert_eq!(got, heard, "{time}");
-        assert_eq!(read.passed.contains_key(&(Kind::Message, Cause::NoTime)), heard.is_none());
+        assert_eq!(
+            read.skipped.contains_key(&(UpdateKind::Message, SkipCause::NoTime)),
+            heard.is_none()
+        );
     }
 }
 
@@ -389,7 +392,7 @@ fn what_is_nobodys_or_unknown_costs_itself_alone() {
         assert_eq!(said(&hear(&body)), says, "{body}");
     }
     assert_eq!(
-        hear(&fixture("inbound_text").replace("106540352242922", "7")).stranger.unwrap(),
+        hear(&fixture("inbound_text").replace("106540352242922", "7")).unknown_number.unwrap(),
         "7"
     );
 }
@@ -514,6 +517,6 @@ fn a_value_that_cannot_be_parsed_costs_itself_alone() {
 
 #[test]
 fn the_metrics_know_every_kind_and_cause() {
-    assert_eq!(crate::metrics::UPDATES, Kind::ALL.map(Kind::name));
-    assert_eq!(crate::metrics::PASSED, Cause::ALL.map(Cause::name));
+    assert_eq!(crate::metrics::UPDATE_KINDS, UpdateKind::ALL.map(UpdateKind::name));
+    assert_eq!(crate::metrics::SKIP_CAUSES, SkipCause::ALL.map(SkipCause::name));
 }

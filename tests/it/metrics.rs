@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use consentd::grpc::pb;
 use consentd::metrics::{
-    BYTE_POOLS, CAME, CAUSES, CODES, DROPS, LIMITS, OUTCOMES, PASSED, REFUSALS, RELOADS, RESETS,
-    SAVINGS, SPAN_OUTCOMES, SUBSCRIPTIONS, UPDATES,
+    BYTE_POOLS, DECISION_DROP_CAUSES, LIMITS, RECORD_OUTCOMES, RELOAD_OUTCOMES, RESYNC_CAUSES,
+    SKIP_CAUSES, SNAPSHOT_OUTCOMES, SNAPSHOT_REFUSAL_CAUSES, SPAN_OUTCOMES, SUBSCRIPTION_OUTCOMES,
+    UPDATE_KINDS, UPDATE_OUTCOMES, WATCH_RESET_CAUSES, WEBHOOK_CODES,
 };
 use consentd_core::decision::Reason;
 
@@ -109,8 +110,15 @@ impl Scrape {
     /// Nobody's name can be in a label, because each has its few values.
     fn assert_labels_are_known(&self) {
         let reasons = Reason::ALL.map(Reason::name);
-        let causes = [&CAUSES[..], &RESETS, &REFUSALS, &DROPS, &PASSED].concat();
-        let codes = CODES.map(|code| code.to_string());
+        let causes = [
+            &RESYNC_CAUSES[..],
+            &WATCH_RESET_CAUSES,
+            &SNAPSHOT_REFUSAL_CAUSES,
+            &DECISION_DROP_CAUSES,
+            &SKIP_CAUSES,
+        ]
+        .concat();
+        let codes = WEBHOOK_CODES.map(|code| code.to_string());
         let codes = codes.each_ref().map(String::as_str);
         let known: BTreeMap<&str, &[&str]> = BTreeMap::from([
             ("allowed", ["true", "false"].as_slice()),
@@ -121,11 +129,16 @@ impl Scrape {
             ("limit", LIMITS.as_slice()),
             // Those of calls are two of these.
             ("pool", BYTE_POOLS.as_slice()),
-            ("kind", UPDATES.as_slice()),
+            ("kind", UPDATE_KINDS.as_slice()),
             ("code", codes.as_slice()),
         ]);
-        let outcomes = OUTCOMES.iter().chain(&SPAN_OUTCOMES).chain(&SUBSCRIPTIONS).chain(&SAVINGS);
-        let outcomes: BTreeSet<_> = outcomes.chain(&CAME).chain(&RELOADS).collect();
+        let outcomes = RECORD_OUTCOMES
+            .iter()
+            .chain(&SPAN_OUTCOMES)
+            .chain(&SUBSCRIPTION_OUTCOMES)
+            .chain(&SNAPSHOT_OUTCOMES);
+        let outcomes: BTreeSet<_> =
+            outcomes.chain(&UPDATE_OUTCOMES).chain(&RELOAD_OUTCOMES).collect();
         for sample in self.samples.keys() {
             let Some((_, labels)) = sample.split_once('{') else { continue };
             for label in labels.trim_end_matches('}').split(',') {

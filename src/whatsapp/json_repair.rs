@@ -15,14 +15,14 @@ const MAX_DEPTH: usize = 127;
 /// - control characters, which JSON wants escaped, become spaces,
 /// - a number that is too large becomes `null`,
 /// - an array or object that is nested too deep becomes an empty text.
-pub(super) fn mended(body: &[u8]) -> Vec<u8> {
-    let mut mender = Mender { bytes: String::from_utf8_lossy(body).into_owned().into_bytes() };
+pub(super) fn repair_json(body: &[u8]) -> Vec<u8> {
+    let mut repair = JsonRepair { bytes: String::from_utf8_lossy(body).into_owned().into_bytes() };
     let mut depth = 0_usize;
     let mut at = 0;
-    while let Some(byte) = mender.byte(at) {
+    while let Some(byte) = repair.byte(at) {
         at = match byte {
-            b'"' => mender.string(at),
-            b'[' | b'{' if depth >= MAX_DEPTH => mender.too_deep(at),
+            b'"' => repair.string(at),
+            b'[' | b'{' if depth >= MAX_DEPTH => repair.too_deep(at),
             b'[' | b'{' => {
                 depth = depth.saturating_add(1);
                 at + 1
@@ -31,19 +31,19 @@ pub(super) fn mended(body: &[u8]) -> Vec<u8> {
                 depth = depth.saturating_sub(1);
                 at + 1
             }
-            b'-' | b'0'..=b'9' => mender.number(at),
-            _ => mender.control(at),
+            b'-' | b'0'..=b'9' => repair.number(at),
+            _ => repair.control(at),
         };
     }
-    mender.bytes
+    repair.bytes
 }
 
 /// The body, which is overwritten from the front to the back.
-struct Mender {
+struct JsonRepair {
     bytes: Vec<u8>,
 }
 
-impl Mender {
+impl JsonRepair {
     fn byte(&self, at: usize) -> Option<u8> {
         self.bytes.get(at).copied()
     }
@@ -147,9 +147,8 @@ mod tests {
     use super::*;
 
     fn parsed(body: &[u8]) -> Option<Value> {
-        assert!(serde_json::from_slice::<Value>(body).is_err(), "nothing is to be mended");
-        let mended = mended(body);
-        serde_json::from_slice(&mended).ok()
+        assert!(serde_json::from_slice::<Value>(body).is_err(), "the body is valid already");
+        serde_json::from_slice(&repair_json(body)).ok()
     }
 
     #[test]

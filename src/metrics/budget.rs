@@ -8,7 +8,7 @@ use prometheus::{IntGaugeVec, Registry};
 use super::{Metrics, gauges};
 
 /// The pools of a budget: those that count bytes come first, then two that count calls.
-pub const POOLS: usize = 7;
+pub const POOL_COUNT: usize = 7;
 
 /// The names of the pools that count bytes.
 pub const BYTE_POOLS: [&str; 5] = ["checks", "records", "webhooks", "answers", "probes"];
@@ -18,13 +18,13 @@ pub const CALL_POOLS: [&str; 2] = ["checks", "records"];
 
 /// The instruments.
 #[derive(Debug)]
-pub(super) struct Requests {
-    held: Arc<[AtomicUsize; POOLS]>,
+pub(super) struct BudgetMetrics {
+    held: Arc<[AtomicUsize; POOL_COUNT]>,
     bytes: IntGaugeVec,
     calls: IntGaugeVec,
 }
 
-impl Requests {
+impl BudgetMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         let bytes = gauges(
             r,
@@ -57,7 +57,7 @@ impl Requests {
 impl Metrics {
     /// What the pools of the process' budget hold: the budget itself counts here.
     #[must_use]
-    pub fn held(&self) -> Arc<[AtomicUsize; POOLS]> {
-        Arc::clone(&self.requests.held)
+    pub fn held(&self) -> Arc<[AtomicUsize; POOL_COUNT]> {
+        Arc::clone(&self.budget.held)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, LedgerAddress, ServeArgs, wrong};
-use crate::decision_log::{DecisionLogSettings, Target};
+use crate::decision_log::{DecisionLogSettings, LogTarget};
 use crate::grpc::listen::Address;
 use consentd_os::files::{Unusable, Usage, UsedFile, beside, check};
 
@@ -56,7 +56,7 @@ pub(super) fn of(
         add("--snapshot", path, Usage::Written);
         add("--snapshot", &beside(path, "lock"), Usage::Written);
     }
-    if let Some(DecisionLogSettings { target: Target::File(path), keep, .. }) = decision_log {
+    if let Some(DecisionLogSettings { target: LogTarget::File(path), keep, .. }) = decision_log {
         add("--decision-log", path, Usage::Written);
         for number in 1..=*keep {
             add("--decision-log", &beside(path, &number.to_string()), Usage::Written);

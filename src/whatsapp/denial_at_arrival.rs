@@ -22,7 +22,7 @@ pub(super) fn denies(code: i32) -> bool {
 /// repeats it for seven days, and who opted in again meanwhile must not be denied anew. What has no
 /// id is recorded as of its latest arrival, which denies too much and never too little.
 #[must_use]
-pub fn as_of_arrival(submission: &Submission) -> Option<Submission> {
+pub fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     let mut denial = submission.clone();
     denial.event.time = None;
     match &submission.event.what {
@@ -60,7 +60,7 @@ mod tests {
     fn arrived(what: What) -> Option<Submission> {
         let (user_id, business_id) = ("1".to_owned(), "acme".to_owned());
         let event = Event { user_id, business_id, time: Some(Timestamp::MAX), what };
-        as_of_arrival(&Submission::new(event, String::new()))
+        denial_at_arrival(&Submission::new(event, String::new()))
     }
 
     fn said(message_id: &str, text: &str) -> What {

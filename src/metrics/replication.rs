@@ -1,12 +1,12 @@
-//! What is counted of following a ledger.
+//! What is counted of replication a ledger.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
-use super::{CAUSES, SUBSCRIPTIONS, closed, counter, int_gauge};
+use super::{RESYNC_CAUSES, SUBSCRIPTION_OUTCOMES, counter, int_gauge, labelled_counters};
 
-/// What is counted of following a ledger.
+/// What is counted of replication a ledger.
 #[derive(Debug)]
-pub(super) struct Following {
+pub(super) struct ReplicationMetrics {
     pub(super) gap_repairs: IntCounter,
     pub(super) resyncs: IntCounterVec,
     pub(super) forks: IntCounter,
@@ -21,7 +21,7 @@ pub(super) struct Following {
     pub(super) subscriptions: IntCounterVec,
 }
 
-impl Following {
+impl ReplicationMetrics {
     pub(super) fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         Ok(Self {
             gap_repairs: counter(
@@ -29,12 +29,12 @@ impl Following {
                 "consent_gap_repairs_total",
                 "Announcements that were lost, and whose changes were repaired from the log.",
             )?,
-            resyncs: closed(
+            resyncs: labelled_counters(
                 r,
                 "consent_resyncs_total",
                 "Times that the whole table was reloaded from the ledger, by cause.",
                 "cause",
-                &CAUSES,
+                &RESYNC_CAUSES,
             )?,
             forks: counter(
                 r,
@@ -90,13 +90,13 @@ impl Following {
                  ACL lacks the channel: other processes enforce them at their next poll, up to a \
                  third of --max-staleness later.",
             )?,
-            subscriptions: closed(
+            subscriptions: labelled_counters(
                 r,
                 "consent_subscriptions_total",
                 "Attempts to subscribe to the ledger's announcements, by outcome; an ACL refuses \
                  them where the user lacks the channel.",
                 "outcome",
-                &SUBSCRIPTIONS,
+                &SUBSCRIPTION_OUTCOMES,
             )?,
         })
     }
