@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use consentd::gate::{Gate, Question};
+use consentd::checker::{CheckRequest, Checker};
 use consentd::metrics::Metrics;
 use consentd::table::{self, Table, Writer};
 use consentd_core::decision::{Form, Policy, Proof, decide};
@@ -64,13 +64,13 @@ fn state(n: usize, now: Timestamp) -> State {
 
 fn table_of(pairs: usize, secret: &KeySecret) -> (Table, Writer) {
     let (table, mut writer) = table::new();
-    writer.begin(secret);
+    writer.reset(secret);
     let now = Moment::now();
     for n in 0..pairs {
         writer.apply(key(secret, &user(n)), Ok(&state(n, now.wall)));
     }
     writer.validate();
-    writer.proven(now, now.wall);
+    writer.set_proof(now, now.wall);
     (table, writer)
 }
 
@@ -92,7 +92,7 @@ fn bench(criterion: &mut Criterion) {
         }
         let (table, mut writer) = table_of(pairs, &secret);
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-        let gate = Gate::new(table, Policy::default(), BOUND, metrics);
+        let checker = Checker::new(table, Policy::default(), BOUND, metrics);
         let check = |bencher: &mut criterion::Bencher<'_>| {
             let mut n = 0_usize;
             // Writing the digits into place takes a few of the nanoseconds that are measured.
@@ -100,13 +100,13 @@ fn bench(criterion: &mut Criterion) {
             bencher.iter(|| {
                 n += 1;
                 write_number(&mut digits, scattered(n, pairs));
-                let question = Question {
+                let question = CheckRequest {
                     user_id: std::str::from_utf8(&digits).unwrap(),
                     business_id: "acme",
                     category: "utility.order_updates",
                     form: Form::Template,
                 };
-                gate.check(black_box(&question)).unwrap()
+                checker.check(black_box(&question)).unwrap()
             });
         };
         group.bench_function(BenchmarkId::new("quiet", pairs), check);

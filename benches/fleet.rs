@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consentd::follower::Follower;
-use consentd::follower::driver::period;
+use consentd::follower::scheduler::period;
 use consentd::metrics::Metrics;
 use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
 use consentd::table::{self, Table, Validity};

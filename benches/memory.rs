@@ -101,7 +101,7 @@ fn fill(pairs: usize, what: &str) {
     let secret = KeySecret::new(&[7; 16]);
     let empty = resident();
     let (table, mut writer) = table::new();
-    writer.begin(&secret);
+    writer.reset(&secret);
     let (done, held) = (AtomicBool::new(false), AtomicUsize::new(1));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| read_until(&done, &held, &table, &secret));
@@ -179,7 +179,7 @@ fn look_up(pairs: usize) {
     const ASKED: usize = 1_000_000;
     let secret = KeySecret::new(&[7; 16]);
     let (table, mut writer) = table::new();
-    writer.begin(&secret);
+    writer.reset(&secret);
     write(&mut writer, &secret, 0, pairs, false);
     writer.validate();
     let scattered = |n: usize| n.wrapping_mul(2_654_435_761) % pairs;
@@ -196,7 +196,7 @@ fn look_up(pairs: usize) {
     for size in [16, 64, 250, 1_000, 10_000] {
         let took = median(|| {
             for some in asked.chunks(size) {
-                black_box(table.facts_of_many(some, &categories[..some.len()], &mut facts));
+                black_box(table.facts_batch(some, &categories[..some.len()], &mut facts));
             }
         });
         println!("{pairs} pairs: {size} at once: {:.1} ns a look-up", took / ASKED as f64);

@@ -225,7 +225,7 @@ async fn enforce(server: &Redis, rate: u64, seconds: u64) -> (Vec<f64>, Vec<f64>
         } else {
             let (table, late) = (table.clone(), Arc::clone(&late));
             checks.push(tokio::spawn(async move {
-                table.applied(response.revision).await;
+                table.wait_for_revision(response.revision).await;
                 late.lock().unwrap().push(at.elapsed().as_secs_f64() * 1e6);
             }));
         }

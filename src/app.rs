@@ -22,10 +22,10 @@ use self::ledger::Engine;
 use self::reload::Reload;
 use crate::admin::{self, Shown};
 use crate::budget::{Budget, Sizes};
+use crate::checker::Checker;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
 use crate::decision_log::{DecisionLog, DecisionLogWriter, LogTarget};
-use crate::follower::{Follower, Saving};
-use crate::gate::Gate;
+use crate::follower::{Follower, SnapshotTarget};
 use crate::grpc::listen::{Address, Listener};
 use crate::grpc::server::{self, Drain, Limits};
 use crate::grpc::{
@@ -105,7 +105,8 @@ impl Sidecar {
             None => None,
             Some(told) => Some((bind_http(&told.address, "--webhook").await?, told.sources)),
         };
-        let saving = settings.snapshot.clone().map(|(path, every)| Saving::new(path, every));
+        let saving =
+            settings.snapshot.clone().map(|(path, every)| SnapshotTarget::new(path, every));
         let saving = saving.transpose().context("--snapshot")?;
         let (ledger, engine) = ledger::open(&settings).await?;
         warn_of_open_secrets(&settings);
@@ -118,11 +119,12 @@ impl Sidecar {
             .scrubbing(scrub)
             .saving(saving);
         let watches = Watches::new(follower.changes(), settings.max_watchers);
-        let gate = Gate::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
+        let checker =
+            Checker::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
         let budget = Budget::new(sizes(&settings), Arc::clone(&metrics));
         let limits = limits(&settings);
-        let health = HealthService::new(gate.clone(), drain.begun.clone());
+        let health = HealthService::new(checker.clone(), drain.begun.clone());
         let (tracer, exporter) = settings
             .traces
             .map(|settings| telemetry::traces(settings, Arc::clone(&metrics)))
@@ -136,17 +138,17 @@ impl Sidecar {
             let mut routes = base.clone();
             if checks {
                 let describe = ledger.describe().to_owned();
-                let (gate, metrics) = (gate.clone(), Arc::clone(&metrics));
+                let (checker, metrics) = (checker.clone(), Arc::clone(&metrics));
                 let limits =
                     CheckLimits { batch: settings.max_batch, recipients: settings.max_recipients };
-                let checks = CheckService::new(gate, describe, limits, metrics);
+                let checks = CheckService::new(checker, describe, limits, metrics);
                 routes = routes.with_checks(checks.watched(watches.clone()))?;
             }
             if records {
                 let draining = drain.begun.clone();
                 let service = RecordService::new(
                     recorder.clone(),
-                    gate.clone(),
+                    checker.clone(),
                     draining,
                     Arc::clone(&metrics),
                 );
@@ -164,7 +166,7 @@ impl Sidecar {
         let admin = admin.map(|listener| {
             let ledger = ledger.describe().to_owned();
             let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
-            (listener, Shown { gate, metrics, ledger, checks })
+            (listener, Shown { checker, metrics, ledger, checks })
         });
         let drain_timeout = settings.drain_timeout;
         let reload = Reload { hangup, tokens, receives: webhook.is_some() };

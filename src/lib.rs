@@ -2,8 +2,8 @@
 //! user. This is the map of the code; ARCHITECTURE.md has it with the walks, docs/ is for users.
 //!
 //! ```text
-//! reads:   ledger ─► follower ─► table ─► gate (+ decision) ─► grpc
-//!                    follower ─► changes ─► grpc
+//! reads:   ledger ─► follower ─► table ─► checker (+ decision) ─► grpc
+//!                    follower ─► change_feed ─► grpc
 //! writes:  grpc, webhook (+ whatsapp) ─► recorder ─► ledger ─► (follower ─► table)
 //! ```
 //!
@@ -21,11 +21,11 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`table`] | the sharded map from which checks are answered, and how current it is |
-//! | [`changes`] | the change feed that watchers read |
+//! | [`change_feed`] | the change feed that watchers read |
 //! | [`follower`] | keeps the table equal to the ledger: a pure machine and the task that feeds it |
 //! | [`recorder`] | validate, read, apply, append: the only way in |
 //! | [`decision_log`] | decisions as lines of JSON that no check waits for |
-//! | [`gate`] | table, policy and clocks make a decision: what every reader calls |
+//! | [`checker`] | table, policy and clocks make a decision: what every reader calls |
 //! | [`grpc`] | between the wire and the domain; sockets, limits, draining |
 //! | [`whatsapp`] | what WhatsApp's webhooks say, as events; pure |
 //! | [`webhook`] | receives them over HTTP: signatures, limits, answers once all is durable |
@@ -66,12 +66,12 @@ pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod budget;
-pub mod changes;
+pub mod change_feed;
+pub mod checker;
 pub mod cli;
 pub mod config;
 pub mod decision_log;
 pub mod follower;
-pub mod gate;
 pub mod grpc;
 pub mod metrics;
 pub mod recorder;

@@ -12,8 +12,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use consentd::checker::{Campaign, CheckRequest, Checker};
 use consentd::decision_log::{self, DecisionFilter, DecisionLogSettings, LogTarget};
-use consentd::gate::{Campaign, Gate, Question};
 use consentd::metrics::Metrics;
 use consentd::table;
 use consentd_core::decision::{Form, Policy, Proof, decide};
@@ -28,7 +28,7 @@ use consentd_os::clock::Moment;
 fn a_check_allocates_nothing() {
     let secret = KeySecret::new(&[1; 16]);
     let (table, mut writer) = table::new();
-    writer.begin(&secret);
+    writer.reset(&secret);
     let business = BusinessId::parse("acme").unwrap();
     let users: Vec<String> = (0..100).map(|n| format!("+1 (555) 010-{n:04}")).collect();
     for (n, user) in users.iter().enumerate() {
@@ -76,9 +76,9 @@ fn a_check_allocates_nothing() {
 fn screening_allocates_by_the_message_and_not_by_the_recipient() {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (table, mut writer) = table::new();
-    writer.begin(&KeySecret::new(&[1; 16]));
+    writer.reset(&KeySecret::new(&[1; 16]));
     writer.validate();
-    let gate = Gate::new(table, Policy::default(), Duration::from_secs(5), metrics);
+    let checker = Checker::new(table, Policy::default(), Duration::from_secs(5), metrics);
     let campaign = Campaign {
         business: BusinessId::parse("acme").unwrap(),
         category: Category::parse("marketing").unwrap(),
@@ -89,7 +89,9 @@ fn screening_allocates_by_the_message_and_not_by_the_recipient() {
         let mut denied = 0;
         let info = allocation_counter::measure(|| {
             let some = users[..many].iter().map(String::as_str);
-            gate.screen(&campaign, some, |reason| denied += u32::from(reason.is_some())).unwrap();
+            checker
+                .filter(&campaign, some, |reason| denied += u32::from(reason.is_some()))
+                .unwrap();
         });
         assert_eq!(denied, u32::try_from(many).unwrap());
         info.count_total
@@ -102,7 +104,7 @@ fn screening_allocates_by_the_message_and_not_by_the_recipient() {
 fn a_logged_check_allocates_nothing() {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (table, mut writer) = table::new();
-    writer.begin(&KeySecret::new(&[1; 16]));
+    writer.reset(&KeySecret::new(&[1; 16]));
     writer.validate();
     let folder = tempfile::tempdir().unwrap();
     let settings = DecisionLogSettings {
@@ -114,13 +116,14 @@ fn a_logged_check_allocates_nothing() {
     };
     let (log, _waiting) = decision_log::open(settings, Arc::clone(&metrics)).unwrap();
     let bound = Duration::from_secs(5);
-    let gate = Gate::new(table, Policy::default(), bound, Arc::clone(&metrics)).logging(Some(log));
+    let checker =
+        Checker::new(table, Policy::default(), bound, Arc::clone(&metrics)).logging(Some(log));
     let users: Vec<String> = (0..70_000).map(|n| format!("+1 (555) 01{n:05}")).collect();
     let ask = |user: &String| {
         let category = "utility.order_updates";
         let question =
-            Question { user_id: user, business_id: "acme", category, form: Form::Template };
-        black_box(gate.check(&question).unwrap());
+            CheckRequest { user_id: user, business_id: "acme", category, form: Form::Template };
+        black_box(checker.check(&question).unwrap());
     };
     ask(&users[0]); // What a thread needs once.
     let info = allocation_counter::measure(|| users.iter().for_each(ask));
@@ -165,7 +168,7 @@ fn a_table_takes_what_its_state_takes_however_often_that_changed() {
         let mut made = None;
         let info = allocation_counter::measure(|| {
             let (table, mut writer) = table::new();
-            writer.begin(&secret);
+            writer.reset(&secret);
             for back in (0..=CHANGES).rev() {
                 for user in (0..USERS).filter(|user| begins(*user) <= last(*user) - back) {
                     writer.apply(key(user), Ok(&ever_new(user, last(user) - back)));

@@ -23,9 +23,9 @@ const ROUNDS: usize = 41;
 const PER_ROUND: usize = 60_000;
 /// How many different pairs are looked up: more than a cache holds, where there are so many.
 const ASKED: usize = 1_200_000;
-/// How many questions the service gives to the table at a time (`AT_ONCE` in `src/grpc/check.rs`),
+/// How many questions the service gives to the table at a time (`LOOKUPS_PER_PREFETCH` in `src/grpc/check.rs`),
 /// of a batch or filter of [`REQUEST`].
-const AT_ONCE: usize = 128;
+const LOOKUPS_PER_PREFETCH: usize = 128;
 const REQUEST: usize = 1_000;
 /// The staleness up to which checks are answered.
 const BOUND: Duration = Duration::from_hours(1);
@@ -229,16 +229,16 @@ fn look_up_each<T: HotTable>(table: &T, pairs: &[Pair]) {
 }
 
 fn look_up_many<T: HotTable>(table: &T, pairs: &[Pair], one_category: bool) {
-    let categories = [0; AT_ONCE].map(|_| category(0));
+    let categories = [0; LOOKUPS_PER_PREFETCH].map(|_| category(0));
     let mut mixed = categories;
     if !one_category {
         mixed.iter_mut().enumerate().for_each(|(place, one)| *one = category(place));
     }
     for request in pairs.chunks(REQUEST) {
-        for some in request.chunks(AT_ONCE) {
+        for some in request.chunks(LOOKUPS_PER_PREFETCH) {
             // As the gate does, which allocates for each of these.
             let mut facts = Vec::with_capacity(some.len());
-            black_box(table.facts_of_many(some, &mixed[..some.len()], &mut facts));
+            black_box(table.facts_batch(some, &mixed[..some.len()], &mut facts));
             black_box(&facts);
         }
     }
@@ -282,7 +282,7 @@ fn check_each<T: HotTable>(table: &T, secret: &KeySecret, users: &[[u8; 12]]) {
 fn check_many<T: HotTable>(table: &T, secret: &KeySecret, users: &[[u8; 12]], one_category: bool) {
     let business = BusinessId::parse("acme").unwrap();
     for request in users.chunks(REQUEST) {
-        for some in request.chunks(AT_ONCE) {
+        for some in request.chunks(LOOKUPS_PER_PREFETCH) {
             let mut pairs = Vec::<Pair>::with_capacity(some.len());
             let mut categories = Vec::with_capacity(some.len());
             for (place, user) in some.iter().enumerate() {
@@ -291,7 +291,7 @@ fn check_many<T: HotTable>(table: &T, secret: &KeySecret, users: &[[u8; 12]], on
                 categories.push(if one_category { category(0) } else { category(place) });
             }
             let mut facts = Vec::with_capacity(some.len());
-            let freshness = table.facts_of_many(&pairs, &categories, &mut facts);
+            let freshness = table.facts_batch(&pairs, &categories, &mut facts);
             let judge = Judge::new(&freshness);
             for (facts, category) in facts.iter().zip(categories) {
                 black_box(judge.decide(facts, category));

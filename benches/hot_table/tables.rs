@@ -35,7 +35,7 @@ pub(crate) trait HotTable: Send + Sync + Sized {
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Self::Freshness);
 
-    fn facts_of_many(
+    fn facts_batch(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
@@ -76,7 +76,7 @@ impl HotTable for Table {
 
     fn create(secret: &KeySecret) -> (Self, Writer) {
         let (table, mut writer) = table::new();
-        writer.begin(secret);
+        writer.reset(secret);
         (table, writer)
     }
 
@@ -88,13 +88,13 @@ impl HotTable for Table {
         self.facts(pair, category)
     }
 
-    fn facts_of_many(
+    fn facts_batch(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) -> Self::Freshness {
-        self.facts_of_many(pairs, categories, into)
+        self.facts_batch(pairs, categories, into)
     }
 
     fn pairs(&self) -> usize {
@@ -108,12 +108,12 @@ impl HotWriter for Writer {
     }
 
     fn remove(&mut self, key: Key) {
-        self.take_out(|held| held == key);
+        self.remove_where(|held| held == key);
     }
 
     fn prove(&mut self, now: Moment) {
         self.validate();
-        self.proven(now, now.wall);
+        self.set_proof(now, now.wall);
     }
 }
 
@@ -138,7 +138,7 @@ impl HotTable for dashmap_table::Table {
 
     fn create(_: &KeySecret) -> (Self, dashmap_table::Writer) {
         let (table, mut writer) = dashmap_table::new();
-        writer.begin();
+        writer.reset();
         (table, writer)
     }
 
@@ -150,13 +150,13 @@ impl HotTable for dashmap_table::Table {
         self.facts(pair, category)
     }
 
-    fn facts_of_many(
+    fn facts_batch(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) -> Self::Freshness {
-        self.facts_of_many(pairs, categories, into)
+        self.facts_batch(pairs, categories, into)
     }
 
     fn pairs(&self) -> usize {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::Admin;
 use super::page::{self, NO, YES};
 use super::words::{grouped, moment, short};
-use crate::gate::{self, CheckError, Gate, Question};
+use crate::checker::{self, CheckError, CheckRequest, Checker};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::record::Revision;
@@ -105,16 +105,16 @@ impl Check {
     }
 
     /// Answers what was typed.
-    fn of(gate: &Gate, asked: Asked) -> Self {
+    fn of(checker: &Checker, asked: Asked) -> Self {
         let form = FORMS.iter().find(|(value, ..)| *value == asked.chosen());
-        let question = Question {
+        let question = CheckRequest {
             user_id: &asked.user_id,
             business_id: &asked.business_id,
             category: &asked.category,
             form: form.map_or(Form::Any, |(.., form)| *form),
         };
-        let looked = gate.look(&question).and_then(|answer| {
-            let (standing, revision, _) = gate.summary(&asked.user_id, &asked.business_id)?;
+        let looked = checker.check_unrecorded(&question).and_then(|answer| {
+            let (standing, revision, _) = checker.summary(&asked.user_id, &asked.business_id)?;
             Ok(Answer::of(&answer, &standing, revision))
         });
         let mut check = Self::default();
@@ -126,7 +126,7 @@ impl Check {
             Ok(_) => None,
             Err(CheckError::NotReady) => Some(Said::Wrong(format!(
                 "No answer yet: {}. A sender is told UNAVAILABLE, and must not send.",
-                gate.status().cause
+                checker.status().cause
             ))),
             Err(CheckError::Invalid(found)) => {
                 for violation in found {
@@ -151,7 +151,11 @@ impl Check {
 
 impl Answer {
     /// `standing` was read right after the answer, at `revision`.
-    fn of(answer: &gate::Answer, standing: &gate::Summary, revision: Revision) -> Self {
+    fn of(
+        answer: &checker::CheckResult,
+        standing: &checker::PairSummary,
+        revision: Revision,
+    ) -> Self {
         let decision = &answer.decision;
         let scopes = |scopes: &[Scope]| match scopes {
             [] => "nothing".to_owned(),
@@ -220,7 +224,7 @@ pub(super) async fn ask(
     }
     match asked {
         Ok(axum::Form(asked)) => {
-            let check = Check::of(&admin.gate, asked);
+            let check = Check::of(&admin.checker, asked);
             let status = match &check.said {
                 Some(Said::Answer(_)) => StatusCode::OK,
                 Some(Said::Wrong(_)) => StatusCode::SERVICE_UNAVAILABLE,

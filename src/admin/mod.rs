@@ -28,7 +28,7 @@ use tracing::debug;
 
 use crate::accept::{Capacity, Door, Ends, Place};
 use crate::budget::{Budget, Pool};
-use crate::gate::Gate;
+use crate::checker::Checker;
 use crate::metrics::Metrics;
 use consentd_os::clock;
 
@@ -51,7 +51,7 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// What the listener shows.
 pub struct Shown {
     /// Where checks are answered.
-    pub gate: Gate,
+    pub checker: Checker,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
     /// Which ledger it is, without credentials.
@@ -62,7 +62,7 @@ pub struct Shown {
 
 #[derive(Clone)]
 struct Admin {
-    gate: Gate,
+    checker: Checker,
     metrics: Arc<Metrics>,
     ledger: Arc<str>,
     checks: bool,
@@ -92,11 +92,11 @@ pub async fn serve(
     draining: CancellationToken,
     over: CancellationToken,
 ) {
-    let Shown { gate, metrics, ledger, checks } = shown;
+    let Shown { checker, metrics, ledger, checks } = shown;
     let capacity = Capacity { most: MAX_CONNECTIONS, crowded: CROWDED, silence: Duration::ZERO };
     let mut door = Door::new(capacity, Some("admin"), Arc::clone(&metrics));
     let admin = Admin {
-        gate,
+        checker,
         metrics,
         ledger: ledger.into(),
         checks,
@@ -197,7 +197,7 @@ async fn front(State(admin): State<Admin>) -> Response {
 }
 
 async fn exposition(State(admin): State<Admin>) -> Response {
-    match admin.metrics.render(admin.gate.gauges()) {
+    match admin.metrics.render(admin.checker.gauges()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -209,9 +209,9 @@ async fn ready(State(admin): State<Admin>) -> Response {
     if admin.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    if admin.gate.is_ready() {
+    if admin.checker.is_ready() {
         return "ready\n".into_response();
     }
-    let cause = admin.gate.status().cause;
+    let cause = admin.checker.status().cause;
     (StatusCode::SERVICE_UNAVAILABLE, format!("loading: {cause}\n")).into_response()
 }

@@ -16,7 +16,7 @@ use super::Admin;
 use super::check::{Check, Said};
 use super::rate;
 use super::words::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
-use crate::gate::Phase;
+use crate::checker::Phase;
 use crate::metrics::Figures;
 use consentd_os::clock;
 
@@ -193,9 +193,9 @@ pub(super) fn answer(
 }
 
 fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
-    let (status, gauges) = (admin.gate.status(), admin.gate.gauges());
+    let (status, gauges) = (admin.checker.status(), admin.checker.gauges());
     let (figures, rate) = (admin.metrics.figures(), admin.rate());
-    let bound = admin.gate.bound();
+    let bound = admin.checker.max_staleness();
     let now = rfc3339(clock::wall());
     Page {
         assets: &admin.assets,
@@ -348,7 +348,7 @@ mod tests {
 
     use super::*;
     use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
-    use crate::gate::Gate;
+    use crate::checker::Checker;
     use crate::metrics::Metrics;
     use crate::table;
     use consentd_core::decision::Policy;
@@ -361,11 +361,11 @@ mod tests {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
         let policy = Policy::default();
         let bound = Duration::from_secs(5);
-        let gate = Gate::new(table, policy, bound, Arc::clone(&metrics));
+        let checker = Checker::new(table, policy, bound, Arc::clone(&metrics));
         let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
         let budget = Budget::new(sizes, Arc::clone(&metrics));
         let admin = Admin {
-            gate,
+            checker,
             budget,
             metrics,
             ledger: "file:<b>&amp;.redb".into(),
@@ -385,14 +385,14 @@ mod tests {
         let cause = "Cause: reading the ledger for the first time";
         shows(&["<title>◌ loading –", "<strong>LOADING</strong>", cause]);
         let long_ago = Moment { boot: Duration::ZERO, wall: Timestamp::MIN };
-        writer.proven(long_ago, clock::wall());
+        writer.set_proof(long_ago, clock::wall());
         writer.validate();
-        writer.explain("");
+        writer.set_cause("");
         shows(&["<title>▲ stale –", "<strong>STALE</strong>", "Cause: no proof from the ledger"]);
-        writer.proven(Moment::now(), clock::wall());
+        writer.set_proof(Moment::now(), clock::wall());
         shows(&["<title>● live –", "<strong>LIVE</strong>", "proven to be current.</p>"]);
         writer.invalidate();
-        writer.explain("<script>");
+        writer.set_cause("<script>");
         let cause = "Cause: &#60;script&#62;";
         shows(&["<title>✕ invalid –", "<strong>INVALID</strong>", cause]);
         admin.draining.cancel();

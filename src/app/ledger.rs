@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{LedgerAddress, Settings};
-use crate::follower::driver::period;
+use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
 use consentd_ledger::{
     Appender, Compacted, Driver, Embedded, Ledger, Opened, Options, Redis, RefusedBy,
@@ -72,7 +72,7 @@ pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
     let mut left =
         consentd_ledger::traces(path).with_context(|| format!("--ledger: {}", path.display()))?;
     if !path.exists() {
-        left.extend(follower::saved_tables(files::folder(path), MAX_LOOKED_AT));
+        left.extend(follower::snapshot_files_in(files::folder(path), MAX_LOOKED_AT));
     }
     let Some(first) = left.first() else { return Ok(()) };
     let (shown, first) = (path.display(), first.display());

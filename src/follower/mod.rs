@@ -1,7 +1,7 @@
 //! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
 //!
-//! [`machine`] decides, [`apply`] does it to the table, [`driver`] says what is asked of the ledger
-//! and when, `feed` what those who watch are told; the one task here asks, waits, and tells what
+//! [`state_machine`] decides, [`applier`] does it to the table, [`scheduler`] says what is asked of the ledger
+//! and when, `change_publisher` what those who watch are told; the one task here asks, waits, and tells what
 //! happened.
 
 #![cfg_attr(
@@ -9,13 +9,13 @@
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
-pub mod apply;
-pub mod driver;
-mod feed;
-pub mod machine;
+pub mod applier;
+mod change_publisher;
 mod report;
-mod saved;
-mod saving;
+pub mod scheduler;
+mod snapshot_file;
+mod snapshot_task;
+pub mod state_machine;
 #[cfg(test)]
 mod tests;
 
@@ -32,16 +32,17 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::apply::{Applier, Done, MAX_STICKY};
-use self::driver::{
-    BUCKET_TIMEOUT, BucketQuestion, Driver, NotRead, PageQuestion, RETRY, Task, period,
+use self::applier::{ActionOutcome, Applier, MAX_RETAINED_PAIRS};
+use self::change_publisher::ChangePublisher;
+use self::scheduler::{
+    BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,
+    period,
 };
-use self::feed::Feed;
-use self::machine::{Action, Cause, pieces};
-use self::saved::Written;
-pub use self::saving::{CannotSave, Saving, saved_tables};
-use self::saving::{NotSaved, Underway};
-use crate::changes::{self, Changes};
+use self::snapshot_file::WrittenPairs;
+use self::snapshot_task::{SnapshotError, SnapshotJob};
+pub use self::snapshot_task::{SnapshotTarget, SnapshotTargetError, snapshot_files_in};
+use self::state_machine::{Action, ResyncCause, pieces};
+use crate::change_feed::{self, ChangeFeed};
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
@@ -64,12 +65,12 @@ pub struct Follower {
     bound: Duration,
     scrub_every: Option<Duration>,
     synthetic: Option<Synthetic>,
-    saving: Option<Saving>,
-    underway: Option<Underway>,
+    saving: Option<SnapshotTarget>,
+    snapshot_job: Option<SnapshotJob>,
     losses: watch::Sender<u64>,
     position: FollowerPosition,
-    changes: Changes,
-    feed: Feed,
+    changes: ChangeFeed,
+    change_publisher: ChangePublisher,
     /// Why the table could not be proven, as last logged, and when.
     said: Option<(String, Duration)>,
     /// When an offset between the clocks was last logged, while there is one.
@@ -87,20 +88,20 @@ pub struct Follower {
 }
 
 /// What is being asked of the ledger.
-type Question = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type PendingOperation = Pin<Box<dyn Future<Output = Completion> + Send>>;
 
 /// What is asked and not answered yet.
-type Questions = FuturesUnordered<Question>;
+type PendingOperations = FuturesUnordered<PendingOperation>;
 
-enum Answer {
-    Page(PageQuestion, Result<Page, LedgerError>),
-    Bucket(BucketQuestion, Result<Bucket, LedgerError>),
+enum Completion {
+    Page(PageRequest, Result<Page, LedgerError>),
+    Bucket(BucketRequest, Result<Bucket, LedgerError>),
     /// It is time to ask again where the log ends.
-    Again,
+    RetryDue,
     /// The pairs were written to a file.
-    Written(Result<Written, NotSaved>),
+    PairsWritten(Result<WrittenPairs, SnapshotError>),
     /// The table was saved.
-    Saved(Result<u64, NotSaved>),
+    SnapshotSaved(Result<u64, SnapshotError>),
 }
 
 impl Follower {
@@ -108,21 +109,21 @@ impl Follower {
     /// checks are still answered.
     #[must_use]
     pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
-        let (changes, publisher) = changes::new();
+        let (changes, publisher) = change_feed::new();
         Self {
             announcements: Some(ledger.listen()),
             ledger,
-            applier: Applier::new(writer, MAX_STICKY),
+            applier: Applier::new(writer, MAX_RETAINED_PAIRS),
             metrics,
             bound,
             scrub_every: None,
             synthetic: None,
             saving: None,
-            underway: None,
+            snapshot_job: None,
             losses: watch::Sender::new(0),
             position: FollowerPosition::default(),
             changes,
-            feed: Feed::new(publisher),
+            change_publisher: ChangePublisher::new(publisher),
             said: None,
             clocks_told: None,
             may_lack: false,
@@ -149,7 +150,7 @@ impl Follower {
 
     /// Begins with the table that was saved there, and saves it.
     #[must_use]
-    pub fn saving(mut self, saving: Option<Saving>) -> Self {
+    pub fn saving(mut self, saving: Option<SnapshotTarget>) -> Self {
         self.saving = saving;
         self
     }
@@ -168,7 +169,7 @@ impl Follower {
 
     /// Where one can watch what changes in the table.
     #[must_use]
-    pub fn changes(&self) -> Changes {
+    pub fn changes(&self) -> ChangeFeed {
         self.changes.clone()
     }
 
@@ -176,62 +177,62 @@ impl Follower {
     pub async fn run(mut self, stop: CancellationToken) {
         // Heard since the follower was made: the first subscription is one of those counted.
         let Some(announcements) = self.announcements.take() else { return };
-        let Some(warm) = stop.run_until_cancelled(self.read_saved()).await else { return };
-        let (mut driver, tasks) = Driver::from(warm, Moment::now());
+        let Some(warm) = stop.run_until_cancelled(self.read_snapshot()).await else { return };
+        let (mut driver, tasks) = Scheduler::from(warm, Moment::now());
         let follow = self.follow(&mut driver, tasks, announcements);
         let _ = stop.run_until_cancelled(follow).await;
-        self.save_at_the_end(&driver).await;
+        self.save_final_snapshot(&driver).await;
     }
 
     async fn follow(
         &mut self,
-        driver: &mut Driver,
+        driver: &mut Scheduler,
         tasks: Vec<Task>,
         mut announcements: Receiver<Heard>,
     ) {
-        let mut questions = Questions::new();
+        let mut pending = PendingOperations::new();
         let mut ticks = every(period(self.bound));
         let mut scrub = self.scrub_every.map(every);
         let mut save = self.saving.as_ref().and_then(|saving| saving.every).map(every);
         if let Some(save) = &mut save {
             save.reset(); // The first tick is a period from now.
         }
-        self.perform(&mut questions, tasks).await;
+        self.perform(&mut pending, tasks).await;
         let position = self.position.clone();
         loop {
             self.at(driver);
             tokio::select! {
                 biased;
-                Some(answer) = questions.next() => {
-                    let tasks = self.on_answer(driver, &questions, answer);
-                    self.perform(&mut questions, tasks).await;
+                Some(answer) = pending.next() => {
+                    let tasks = self.on_answer(driver, &pending, answer);
+                    self.perform(&mut pending, tasks).await;
                     tokio::task::yield_now().await;
                 }
                 _ = ticks.tick() => {
                     let tasks = driver.on_tick(Moment::now());
-                    self.perform(&mut questions, tasks).await;
+                    self.perform(&mut pending, tasks).await;
                 }
                 () = position.wanted() => {
                     let tasks = driver.on_tick(Moment::now());
-                    self.perform(&mut questions, tasks).await;
+                    self.perform(&mut pending, tasks).await;
                 }
                 () = next(&mut scrub) => {
                     let tasks = driver.on_scrub_due(Moment::now());
-                    self.perform(&mut questions, tasks).await;
+                    self.perform(&mut pending, tasks).await;
                 }
-                () = next(&mut save) => self.begin_saving(driver, &questions),
+                () = next(&mut save) => self.start_snapshot(driver, &pending),
                 heard = announcements.recv() => match heard {
                     Ok(Heard::Announcement(announcement)) => {
                         for piece in pieces(&announcement, MAX_AT_ONCE) {
                             let tasks = driver.on_announcement(piece, Moment::now());
-                            self.perform(&mut questions, tasks).await;
+                            self.perform(&mut pending, tasks).await;
                             self.at(driver);
                             tokio::task::yield_now().await;
                         }
                     }
                     Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
                         let tasks = driver.on_missed(Moment::now());
-                        self.perform(&mut questions, tasks).await;
+                        self.perform(&mut pending, tasks).await;
                     }
                     Ok(Heard::Subscribed) => {
                         self.metrics.subscribed("subscribed");
@@ -239,7 +240,7 @@ impl Follower {
                             info!("subscribed to the ledger's announcements again");
                         }
                         let tasks = driver.on_missed(Moment::now());
-                        self.perform(&mut questions, tasks).await;
+                        self.perform(&mut pending, tasks).await;
                     }
                     Ok(Heard::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
                     // The ledger is gone; without proofs the table denies by itself.
@@ -250,81 +251,81 @@ impl Follower {
     }
 
     /// Tells recorders that what was applied so far is in the table.
-    fn at(&self, driver: &Driver) {
-        let machine = driver.machine();
+    fn at(&self, driver: &Scheduler) {
+        let machine = driver.state_machine();
         self.position.follow(machine.position(), |revision| machine.head_at(revision));
     }
 
     fn on_answer(
         &mut self,
-        driver: &mut Driver,
-        questions: &Questions,
-        answer: Answer,
+        driver: &mut Scheduler,
+        pending: &PendingOperations,
+        answer: Completion,
     ) -> Vec<Task> {
         match answer {
-            Answer::Written(written) => {
-                self.finish_saving(driver, questions, written);
+            Completion::PairsWritten(written) => {
+                self.finish_snapshot(driver, pending, written);
                 Vec::new()
             }
-            Answer::Saved(saved) => {
-                self.on_saved(saved);
+            Completion::SnapshotSaved(saved) => {
+                self.on_snapshot_result(saved);
                 Vec::new()
             }
-            Answer::Page(question, page) => {
+            Completion::Page(question, page) => {
                 let page = page.map_err(|error| {
                     self.unproven(&error.to_string());
-                    if error.is_missing() { NotRead::Missing } else { NotRead::Unanswered }
+                    if error.is_missing() { ReadFailure::Missing } else { ReadFailure::Unanswered }
                 });
                 driver.on_page(question, page, Moment::now())
             }
-            Answer::Bucket(question, bucket) => {
+            Completion::Bucket(question, bucket) => {
                 let bucket = bucket.map_err(|error| self.unread(driver, question.number, &error));
                 driver.on_bucket(question, bucket, Moment::now())
             }
-            Answer::Again => driver.on_again(Moment::now()),
+            Completion::RetryDue => driver.on_retry_due(Moment::now()),
         }
     }
 
-    fn page(&self, question: PageQuestion) -> Question {
+    fn page(&self, question: PageRequest) -> PendingOperation {
         let (ledger, within) = (self.ledger.clone(), period(self.bound));
         Box::pin(async move {
-            let PageQuestion { after, head, .. } = question;
+            let PageRequest { after, head, .. } = question;
             let page = timeout(within, ledger.read_behind(after, head)).await;
-            Answer::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
+            Completion::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
         })
     }
 
-    fn bucket(&self, question: BucketQuestion, wait: Duration) -> Question {
+    fn bucket(&self, question: BucketRequest, wait: Duration) -> PendingOperation {
         let ledger = self.ledger.clone();
         Box::pin(async move {
             sleep(wait).await;
             let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(question.number)).await;
-            Answer::Bucket(question, bucket.unwrap_or_else(|_| Err(no_answer())))
+            Completion::Bucket(question, bucket.unwrap_or_else(|_| Err(no_answer())))
         })
     }
 
     /// Does what is to be done.
-    async fn perform(&mut self, questions: &mut Questions, tasks: Vec<Task>) {
+    async fn perform(&mut self, pending: &mut PendingOperations, tasks: Vec<Task>) {
         for task in tasks {
             match task {
-                Task::Page(question) => questions.push(self.page(question)),
-                Task::Bucket { question, wait } => questions.push(self.bucket(question, wait)),
-                Task::Again => questions.push(Box::pin(async {
-                    sleep(RETRY).await;
-                    Answer::Again
+                Task::Page(question) => pending.push(self.page(question)),
+                Task::Bucket { question, wait } => pending.push(self.bucket(question, wait)),
+                Task::RetryPoll => pending.push(Box::pin(async {
+                    sleep(RETRY_INTERVAL).await;
+                    Completion::RetryDue
                 })),
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
                     self.tell(&action, done);
-                    let begun = matches!(action, Action::Begin { .. });
-                    self.feed.on(action, done);
+                    let begun = matches!(action, Action::ResetTable { .. });
+                    self.change_publisher.on(action, done);
                     if begun {
                         self.fill_in().await;
                     }
                 }
             }
         }
-        self.feed.tell();
+        self.change_publisher.flush();
     }
 
     /// Puts in what is in no ledger.
@@ -341,10 +342,10 @@ impl Follower {
     }
 
     /// Tells that a bucket was not read, and remembers that it was lost.
-    fn unread(&mut self, driver: &Driver, number: u32, error: &LedgerError) -> NotRead {
+    fn unread(&mut self, driver: &Scheduler, number: u32, error: &LedgerError) -> ReadFailure {
         if !error.is_lost_key() {
             self.unproven(&error.to_string());
-            return NotRead::Unanswered;
+            return ReadFailure::Unanswered;
         }
         if self.lost_buckets.insert(number) {
             error!(
@@ -353,13 +354,13 @@ impl Follower {
                  denied until it is back; run `consentd ledger repair`, or restore a backup of Redis"
             );
         }
-        if driver.machine().is_live() {
+        if driver.state_machine().is_live() {
             self.check_ledger();
         } else {
             // Until it is back, all is denied: nobody knows what it held.
             self.unproven(&error.to_string());
         }
-        NotRead::Lost
+        ReadFailure::Lost
     }
 
     fn unproven(&mut self, why: &str) {
@@ -376,16 +377,16 @@ impl Follower {
             );
             self.said = Some((why.to_owned(), now));
         }
-        self.applier.writer().explain(why);
+        self.applier.writer().set_cause(why);
     }
 
     /// Tells metrics, the log and the table's readers of what was done.
-    fn tell(&mut self, action: &Action, done: Done) {
+    fn tell(&mut self, action: &Action, done: ActionOutcome) {
         match action {
-            Action::Applied(_, recorded) if *recorded > Timestamp::MIN => {
+            Action::AdvanceRevision(_, recorded) if *recorded > Timestamp::MIN => {
                 self.metrics.propagated(clock::wall().since(*recorded));
             }
-            Action::Prove(asked, ledger_clock) => {
+            Action::SetProof(asked, ledger_clock) => {
                 self.check_clocks(*asked, *ledger_clock);
                 self.check_ledger();
                 if self.said.take().is_some() {
@@ -393,26 +394,31 @@ impl Follower {
                         "this sidecar has all of the ledger's changes again, and answers by them"
                     );
                 }
-                self.applier.writer().explain(self.overflow.clone());
+                self.applier.writer().set_cause(self.overflow.clone());
             }
             Action::Invalidate(cause) => {
                 // Where the log was trimmed past us it may be another branch's, too.
-                let losses = [Cause::Fork, Cause::Epoch, Cause::Missing, Cause::Trimmed];
+                let losses = [
+                    ResyncCause::Fork,
+                    ResyncCause::Epoch,
+                    ResyncCause::Missing,
+                    ResyncCause::Trimmed,
+                ];
                 self.may_lack |= losses.contains(cause);
-                if *cause != Cause::Start {
+                if *cause != ResyncCause::Start {
                     warn!(cause = cause.label(), "the table is not valid");
                 }
                 self.metrics.resynced(cause.label());
-                if *cause == Cause::Fork {
+                if *cause == ResyncCause::Fork {
                     self.metrics.forked();
                 }
-                self.applier.writer().explain(cause.to_string());
+                self.applier.writer().set_cause(cause.to_string());
             }
             Action::GapRepaired => self.metrics.gap_repaired(),
-            Action::Refuse(unused) => self.refused(unused.label(), &unused.to_string()),
+            Action::RejectWarmStart(unused) => self.refused(unused.label(), &unused.to_string()),
             _ => {}
         }
-        if let Action::Compare(bucket) = action
+        if let Action::CompareBucket(bucket) = action
             && self.lost_buckets.remove(&bucket.number)
         {
             info!(
@@ -422,37 +428,37 @@ impl Follower {
             self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
         }
         match done {
-            Done::Doubted { pairs } => {
+            ActionOutcome::BucketDenied { pairs } => {
                 warn!(
                     pairs,
                     "this many pairs are denied because their bucket of the ledger was lost: run \
                      `consentd ledger repair`, or restore a backup of Redis"
                 );
             }
-            Done::Compared { mismatches } if mismatches > 0 => {
+            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 => {
                 warn!(
                     pairs = mismatches,
                     "the table was not what the ledger holds, and was mended"
                 );
                 self.metrics.scrub_mismatched(mismatches);
             }
-            Done::Valid { sticky } => {
+            ActionOutcome::Valid { retained } => {
                 if matches!(action, Action::Validate) {
-                    info!(remembered = sticky, "the table holds the ledger");
+                    info!(remembered = retained, "the table holds the ledger");
                     self.lost();
                 }
                 if !std::mem::take(&mut self.overflow).is_empty() {
-                    self.applier.writer().explain("");
+                    self.applier.writer().set_cause("");
                 }
             }
-            Done::Overflowed { sticky } => {
+            ActionOutcome::Overflowed { retained } => {
                 self.overflow = format!(
-                    "the ledger has lost denials of {sticky} users, more than are remembered \
+                    "the ledger has lost denials of {retained} users, more than are remembered \
                      beside it: bring it back from a backup, or say that it is right as it is \
                      with `consentd ledger accept`"
                 );
-                error!(pairs = sticky, "the ledger has lost too much: the table stays invalid");
-                self.applier.writer().explain(self.overflow.clone());
+                error!(pairs = retained, "the ledger has lost too much: the table stays invalid");
+                self.applier.writer().set_cause(self.overflow.clone());
                 self.lost();
             }
             _ => {}

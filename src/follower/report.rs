@@ -41,7 +41,7 @@ impl Follower {
             warn!("the ledger needs attention: {warning}");
         }
         self.metrics.ledger_is(standing.durable, standing.unfenced, standing.lost_keys);
-        self.applier.writer().warn(Arc::clone(&standing.warnings));
+        self.applier.writer().set_warnings(Arc::clone(&standing.warnings));
         self.standing = Some(standing);
     }
 

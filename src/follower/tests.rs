@@ -1,14 +1,14 @@
 //! What the simulation in `tests/` is too blunt for: single steps, and bounds that take thousands.
 
 mod losses;
-mod warm;
+mod warm_start;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apply::{Applier, Done};
-use super::driver::{Driver, NotRead, PageQuestion, Task};
-use super::machine::{Action, Cause, Event, Machine, pieces};
+use super::applier::{ActionOutcome, Applier};
+use super::scheduler::{PageRequest, ReadFailure, Scheduler, Task};
+use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
 use consentd_core::facts::Standing;
 use consentd_core::id::{Key, KeySecret};
@@ -133,11 +133,11 @@ impl Model {
 
 /// A machine and the table that it makes.
 struct Follower {
-    machine: Machine,
+    machine: StateMachine,
     applier: Applier,
     table: Table,
-    causes: Vec<Cause>,
-    done: Vec<Done>,
+    causes: Vec<ResyncCause>,
+    done: Vec<ActionOutcome>,
     repairs: usize,
     polls: usize,
     buckets: Vec<u32>,
@@ -146,7 +146,7 @@ struct Follower {
 impl Follower {
     fn new(most: usize) -> Self {
         let (table, writer) = crate::table::new();
-        let (machine, actions) = Machine::new();
+        let (machine, actions) = StateMachine::new();
         let mut follower = Self {
             machine,
             applier: Applier::new(writer, most),
@@ -245,7 +245,7 @@ impl Follower {
 
     fn mismatches(&self) -> Vec<usize> {
         let found = self.done.iter().filter_map(|done| match done {
-            Done::Compared { mismatches } => Some(*mismatches),
+            ActionOutcome::BucketCompared { mismatches } => Some(*mismatches),
             _ => None,
         });
         found.collect()
@@ -260,7 +260,7 @@ fn it_loads_and_then_follows_announcements() {
     follower.on(model.announce(std::slice::from_ref(&entry)));
     assert!(follower.denies(3) && !follower.denies(2));
     follower.on(model.announce(&[entry]));
-    assert_eq!((follower.polls, follower.causes.as_slice()), (0, [Cause::Start].as_slice()));
+    assert_eq!((follower.polls, follower.causes.as_slice()), (0, [ResyncCause::Start].as_slice()));
     let empty = Follower::live(&Model::new(0));
     assert_eq!(empty.table.pairs(), 0);
 }
@@ -300,14 +300,14 @@ fn a_part_of_a_page_proves_nothing_until_the_rest_is_there() {
 #[test]
 fn every_loss_has_its_cause_and_is_read_anew() {
     type Change = fn(&mut Model);
-    let changes: [(Cause, Change); 4] = [
-        (Cause::Epoch, |model| model.epoch = 2),
-        (Cause::Fork, |model| {
+    let changes: [(ResyncCause, Change); 4] = [
+        (ResyncCause::Epoch, |model| model.epoch = 2),
+        (ResyncCause::Fork, |model| {
             model.log.truncate(3);
             (40..44).for_each(|seconds| drop(model.append(1, false, seconds)));
         }),
-        (Cause::Fork, |model| model.log.truncate(3)),
-        (Cause::Accepted, |model| model.accepted = 1),
+        (ResyncCause::Fork, |model| model.log.truncate(3)),
+        (ResyncCause::Accepted, |model| model.accepted = 1),
     ];
     for (cause, change) in changes {
         let mut model = Model::new(5);
@@ -315,7 +315,7 @@ fn every_loss_has_its_cause_and_is_read_anew() {
         change(&mut model);
         follower.poll(&model, 50);
         assert!(!follower.is_valid(), "{cause:?}");
-        assert_eq!(follower.causes, [Cause::Start, cause]);
+        assert_eq!(follower.causes, [ResyncCause::Start, cause]);
         follower.serve(&model);
         assert!(follower.is_valid(), "{cause:?}");
         assert_eq!(follower.machine.position(), model.end());
@@ -323,7 +323,7 @@ fn every_loss_has_its_cause_and_is_read_anew() {
     let model = Model::new(5);
     let mut follower = Follower::live(&model);
     follower.page(Page { tail: Tail::Trimmed, ..model.page(5) }, 5, 50);
-    assert_eq!(follower.causes, [Cause::Start, Cause::Trimmed]);
+    assert_eq!(follower.causes, [ResyncCause::Start, ResyncCause::Trimmed]);
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn an_unreadable_entry_is_never_skipped() {
         follower.poll(&model, seconds);
         assert!(!follower.is_valid());
     }
-    assert_eq!(follower.causes, [Cause::Start, Cause::Unreadable]);
+    assert_eq!(follower.causes, [ResyncCause::Start, ResyncCause::Unreadable]);
     let other = Model { epoch: 2, ..Model::new(1) };
     follower.poll(&other, 40);
     follower.serve(&other);
@@ -391,7 +391,7 @@ fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
     let page = model.page(after);
     model.epoch = 2;
     follower.poll(&model, 12);
-    assert_eq!(follower.causes.last(), Some(&Cause::Epoch));
+    assert_eq!(follower.causes.last(), Some(&ResyncCause::Epoch));
     // It knows nothing of what was lost: no snapshot begins with it.
     let actions = follower.machine.on(Event::Page { attempt, asked: moment(11), after, page });
     assert!(actions.is_empty(), "{actions:?}");
@@ -400,14 +400,14 @@ fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
 #[test]
 fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     let now = moment(1);
-    let (mut driver, tasks) = Driver::new(now);
+    let (mut driver, tasks) = Scheduler::new(now);
     let mut pages: Vec<_> = tasks.iter().filter_map(page_of).collect();
     let mut retries = 0;
     // Every tick asks; all that fail wait for one and the same retry.
     for _ in 0..100 {
         for question in std::mem::take(&mut pages) {
-            let tasks = driver.on_page(question, Err(NotRead::Unanswered), now);
-            retries += tasks.iter().filter(|task| matches!(task, Task::Again)).count();
+            let tasks = driver.on_page(question, Err(ReadFailure::Unanswered), now);
+            retries += tasks.iter().filter(|task| matches!(task, Task::RetryPoll)).count();
             pages.extend(tasks.iter().filter_map(page_of));
         }
         assert!(pages.is_empty(), "refused at once, and asked again at once");
@@ -417,12 +417,15 @@ fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
         assert_eq!(pages.len(), 1);
     }
     assert_eq!(retries, 1);
-    assert!(driver.on_again(now).is_empty(), "it is being asked");
+    assert!(driver.on_retry_due(now).is_empty(), "it is being asked");
     let question = pages.pop().unwrap();
-    assert!(matches!(driver.on_page(question, Err(NotRead::Missing), now)[..], [Task::Again]));
+    assert!(matches!(
+        driver.on_page(question, Err(ReadFailure::Missing), now)[..],
+        [Task::RetryPoll]
+    ));
 }
 
-fn page_of(task: &Task) -> Option<PageQuestion> {
+fn page_of(task: &Task) -> Option<PageRequest> {
     match task {
         Task::Page(question) => Some(*question),
         _ => None,
@@ -458,7 +461,7 @@ fn entries_change_only_buckets_that_were_read_and_only_past_where_they_were() {
     let said = |actions: Vec<Action>| -> Vec<&'static str> {
         let said = actions.into_iter().filter_map(|action| match action {
             Action::Apply(_) => Some("apply"),
-            Action::Meet(_) => Some("meet"),
+            Action::NoteIds(_) => Some("meet"),
             _ => None,
         });
         said.collect()
@@ -490,16 +493,16 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     let mut follower =
         super::Follower::new(Ledger::Embedded(ledger), writer, metrics.into(), bound);
     let causes = [
-        Cause::Start,
-        Cause::Epoch,
-        Cause::Fork,
-        Cause::Trimmed,
-        Cause::Unreadable,
-        Cause::Accepted,
+        ResyncCause::Start,
+        ResyncCause::Epoch,
+        ResyncCause::Fork,
+        ResyncCause::Trimmed,
+        ResyncCause::Unreadable,
+        ResyncCause::Accepted,
     ];
     for cause in causes {
         assert!(crate::metrics::RESYNC_CAUSES.contains(&cause.label()), "{cause}");
-        follower.tell(&Action::Invalidate(cause), Done::Done);
+        follower.tell(&Action::Invalidate(cause), ActionOutcome::Performed);
     }
     let count = |name: &str| {
         let families = registry.gather();

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
 
 use super::route::Answering;
-use crate::gate::Answer;
+use crate::checker::CheckResult;
 use crate::telemetry::{Parent, Span, Tracer};
 
 /// The contract's methods. What else is called is answered `UNIMPLEMENTED`, and is not told: its
@@ -182,7 +182,7 @@ enum Said {
 
 impl Notes {
     /// One decision was made.
-    pub(super) fn decided(&self, answer: &Answer) {
+    pub(super) fn decided(&self, answer: &CheckResult) {
         let reason = answer.decision.reason;
         let (allowed, reason) = (reason.allows(), reason.name());
         let _ = self.said.set(Said::Decided { allowed, reason });

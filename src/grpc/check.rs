@@ -24,7 +24,7 @@ use super::watch::{self, Watches};
 use super::wire::{Asked, Results};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
-use crate::gate::{Answer, CheckError, Gate, NotReached, Question};
+use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, RevisionTimeout};
 use crate::metrics::Metrics;
 use consentd_core::Violation;
 use consentd_core::decision::Form;
@@ -74,9 +74,9 @@ impl Method {
     }
 }
 
-/// Answers checks from a gate.
+/// Answers checks from a checker.
 pub struct CheckService {
-    pub(super) gate: Gate,
+    pub(super) checker: Checker,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: CheckLimits,
     ledger: String,
@@ -96,8 +96,13 @@ pub struct CheckLimits {
 impl CheckService {
     /// The service. `ledger` is shown in its status.
     #[must_use]
-    pub fn new(gate: Gate, ledger: String, limits: CheckLimits, metrics: Arc<Metrics>) -> Self {
-        Self { gate, metrics, limits, ledger, watches: None, watcher: Watcher::new(None) }
+    pub fn new(
+        checker: Checker,
+        ledger: String,
+        limits: CheckLimits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { checker, metrics, limits, ledger, watches: None, watcher: Watcher::new(None) }
     }
 
     /// Lets clients watch what changes, too.
@@ -204,10 +209,11 @@ impl CheckService {
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
             Asked::from(&decoded)
         };
-        if asked.min_revision > self.gate.revision() && self.is_valid(&asked) {
+        if asked.min_revision > self.checker.revision() && self.is_valid(&asked) {
             let _places = self.places(CAN_SEND, (&metadata, &extensions), charge, bytes.len())?;
-            let reached = self.gate.reach(asked.min_revision, deadline(&metadata)).await;
-            reached.map_err(|error| status::of_not_reached(&error))?;
+            let reached =
+                self.checker.wait_for_revision(asked.min_revision, deadline(&metadata)).await;
+            reached.map_err(|error| status::of_revision_timeout(&error))?;
         }
         let answer = self.answer(&asked);
         if let Some(notes) = extensions.get::<Notes>()
@@ -222,14 +228,14 @@ impl CheckService {
 
     /// Whether a question has an answer: what is wrong with it is told without any waiting.
     pub(super) fn is_valid(&self, asked: &Asked<'_>) -> bool {
-        question(asked).is_ok_and(|question| self.gate.is_valid(&question))
+        question(asked).is_ok_and(|question| self.checker.is_valid(&question))
     }
 
     /// Answers one question.
-    pub(super) fn answer(&self, asked: &Asked<'_>) -> Result<Answer, CheckError> {
+    pub(super) fn answer(&self, asked: &Asked<'_>) -> Result<CheckResult, CheckError> {
         match question(asked) {
-            Ok(question) => self.gate.check(&question),
-            Err((question, of_form)) => match self.gate.look(&question) {
+            Ok(question) => self.checker.check(&question),
+            Err((question, of_form)) => match self.checker.check_unrecorded(&question) {
                 Err(CheckError::Invalid(mut found)) => {
                     found.push(of_form);
                     Err(CheckError::Invalid(found))
@@ -267,10 +273,10 @@ impl CheckService {
         if let Some(notes) = extensions.get::<Notes>() {
             notes.batch(batch.len());
         }
-        let not_reached = self.reach_highest(&batch, deadline(&metadata)).await;
+        let revision_timeout = self.reach_highest(&batch, deadline(&metadata)).await;
         let mut answers = Results::with_capacity(batch.len());
         for some in batch.chunks(AT_ONCE) {
-            self.answer_some(some, not_reached, &mut answers)?;
+            self.answer_some(some, revision_timeout, &mut answers)?;
             if batch.len() > AT_ONCE {
                 // Whoever asks about one message is not kept waiting by those who ask about many.
                 yield_now().await;
@@ -285,42 +291,46 @@ impl CheckService {
         &self,
         batch: &[Asked<'_>],
         deadline: Option<Instant>,
-    ) -> Option<NotReached> {
+    ) -> Option<RevisionTimeout> {
         let highest = batch.iter().map(|asked| asked.min_revision).max()?;
         if highest == 0 {
             return None;
         }
-        self.gate.reach(highest, deadline).await.err()
+        self.checker.wait_for_revision(highest, deadline).await.err()
     }
 
     /// Answers some questions of a batch: each answer's bytes go to the end of `answers`.
     fn answer_some(
         &self,
         batch: &[Asked<'_>],
-        not_reached: Option<NotReached>,
+        revision_timeout: Option<RevisionTimeout>,
         answers: &mut Results,
     ) -> Result<(), Status> {
         let is_plain = |asked: &Asked<'_>| convert::form(asked.form).is_ok();
-        if not_reached.is_none() && batch.iter().all(is_plain) {
+        if revision_timeout.is_none() && batch.iter().all(is_plain) {
             let questions = batch.iter().map(|asked| question(asked).unwrap_or_else(|(q, _)| q));
-            let answered = self.gate.check_many(questions, |answer| match answer {
+            let answered = self.checker.check_many(questions, |answer| match answer {
                 Ok(answer) => answers.put_answer(&answer),
                 Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
             });
             return answered.map_err(|error| status::of_check(&error));
         }
         for asked in batch {
-            answers.put(self.result(asked, not_reached)?);
+            answers.put(self.result(asked, revision_timeout)?);
         }
         Ok(())
     }
 
-    fn result(&self, asked: &Asked<'_>, not_reached: Option<NotReached>) -> Result<Pb, Status> {
-        if let Some(missed) = not_reached
-            && asked.min_revision > self.gate.revision()
+    fn result(
+        &self,
+        asked: &Asked<'_>,
+        revision_timeout: Option<RevisionTimeout>,
+    ) -> Result<Pb, Status> {
+        if let Some(missed) = revision_timeout
+            && asked.min_revision > self.checker.revision()
         {
-            let missed = NotReached { wanted: asked.min_revision, ..missed };
-            return Ok(Pb::Error(status::item_of_not_reached(&missed)));
+            let missed = RevisionTimeout { wanted: asked.min_revision, ..missed };
+            return Ok(Pb::Error(status::item_of_revision_timeout(&missed)));
         }
         match self.answer(asked) {
             Ok(answer) => Ok(Pb::Response(convert::answer(&answer))),
@@ -335,8 +345,9 @@ impl CheckService {
     ) -> Result<Response<pb::GetConsentResponse>, Status> {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
         let (summary, revision, staleness) =
-            self.gate.summary(user_id, business_id).map_err(|error| status::of_check(&error))?;
-        let key = self.gate.key(user_id, business_id).map_err(|error| status::of_check(&error))?;
+            self.checker.summary(user_id, business_id).map_err(|error| status::of_check(&error))?;
+        let key =
+            self.checker.key(user_id, business_id).map_err(|error| status::of_check(&error))?;
         let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
         Ok(Response::new(pb::GetConsentResponse {
             last_inbound_time: summary.last_inbound.map(convert::timestamp),
@@ -357,11 +368,11 @@ impl CheckService {
     ) -> Result<Response<watch::Answers>, Status> {
         let watches = self.watches.as_ref().ok_or_else(watch::nobody_watches)?;
         let request = request.into_inner();
-        Ok(Response::new(watches.watch(request, ending, &self.gate, &self.metrics)?))
+        Ok(Response::new(watches.watch(request, ending, &self.checker, &self.metrics)?))
     }
 
     fn get_status(&self) -> Response<pb::GetStatusResponse> {
-        Response::new(convert::status(self.gate.status(), self.ledger.clone()))
+        Response::new(convert::status(self.checker.status(), self.ledger.clone()))
     }
 }
 
@@ -371,11 +382,11 @@ fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
 }
 
 /// What is asked; with what is wrong with the form, where it is none.
-fn question<'a>(asked: &Asked<'a>) -> Result<Question<'a>, (Question<'a>, Violation)> {
+fn question<'a>(asked: &Asked<'a>) -> Result<CheckRequest<'a>, (CheckRequest<'a>, Violation)> {
     let Asked { user_id, business_id, category, .. } = *asked;
-    let question = Question { user_id, business_id, category, form: Form::Any };
+    let question = CheckRequest { user_id, business_id, category, form: Form::Any };
     match convert::form(asked.form) {
-        Ok(form) => Ok(Question { form, ..question }),
+        Ok(form) => Ok(CheckRequest { form, ..question }),
         Err(violation) => Err((question, violation)),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::gate::{Answer, Phase, Status};
+use crate::checker::{CheckResult, Phase, Status};
 use crate::recorder::Submission;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
@@ -84,7 +84,7 @@ pub(super) fn duration(span: Duration) -> prost_types::Duration {
 }
 
 /// An answer on the wire.
-pub(super) fn answer(answer: &Answer) -> pb::CanSendResponse {
+pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
     let decision = &answer.decision;
     pb::CanSendResponse {
         allowed: decision.allowed(),

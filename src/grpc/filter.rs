@@ -15,7 +15,7 @@ use super::codec::{self, MAX_FIELDS};
 use super::wire::Campaign;
 use super::{convert, pb, status};
 use crate::budget::Charge;
-use crate::gate;
+use crate::checker;
 use consentd_core::Violation;
 use consentd_core::decision::Reason;
 use consentd_core::id::BusinessId;
@@ -123,7 +123,7 @@ impl Screening {
         let mut reasons = Vec::with_capacity(users.len());
         let (mut allowed, mut staleness) = (0, Duration::ZERO);
         for some in users.chunks(AT_ONCE) {
-            let screened = self.service.gate.screen(&campaign, some.iter().copied(), |reason| {
+            let screened = self.service.checker.filter(&campaign, some.iter().copied(), |reason| {
                 allowed += u32::from(reason.is_some_and(Reason::allows));
                 reasons.push(reason.map_or(pb::Reason::Unspecified, convert::reason).into());
             });
@@ -154,12 +154,12 @@ impl Screening {
         }
     }
 
-    fn campaign(&self) -> Result<gate::Campaign<'_>, Status> {
+    fn campaign(&self) -> Result<checker::Campaign<'_>, Status> {
         let business = BusinessId::parse(&self.business_id);
         let category = Category::parse(&self.category);
         match (business, category, convert::form(self.form)) {
             (Ok(business), Ok(category), Ok(form)) => {
-                Ok(gate::Campaign { business, category, form })
+                Ok(checker::Campaign { business, category, form })
             }
             (business, category, form) => {
                 let found = [business.err(), category.err(), form.err()];

@@ -10,7 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::gate::Gate;
+use crate::checker::Checker;
 
 /// How often a watcher's answer is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -18,7 +18,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Tells whether checks and recordings are served.
 #[derive(Clone)]
 pub struct HealthService {
-    gate: Gate,
+    checker: Checker,
     draining: CancellationToken,
     services: Vec<&'static str>,
 }
@@ -30,8 +30,8 @@ impl HealthService {
 
     /// The service. Everything but `liveness` stops serving when `draining` is cancelled.
     #[must_use]
-    pub fn new(gate: Gate, draining: CancellationToken) -> Self {
-        Self { gate, draining, services: Vec::new() }
+    pub fn new(checker: Checker, draining: CancellationToken) -> Self {
+        Self { checker, draining, services: Vec::new() }
     }
 
     /// Knows this service too, which is served on the same listener.
@@ -47,7 +47,7 @@ impl HealthService {
     fn status(&self, service: &str) -> Option<ServingStatus> {
         (Self::ALWAYS.contains(&service) || self.services.contains(&service)).then(|| {
             let serving =
-                service == "liveness" || (self.gate.is_ready() && !self.draining.is_cancelled());
+                service == "liveness" || (self.checker.is_ready() && !self.draining.is_cancelled());
             if serving { ServingStatus::Serving } else { ServingStatus::NotServing }
         })
     }

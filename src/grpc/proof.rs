@@ -71,7 +71,7 @@ impl RecordService {
                 && since.is_none_or(|since| entry.record_time >= since)
         };
         // What is recorded meanwhile is not waited for: there might be no end to it.
-        let end = self.gate.status().revision;
+        let end = self.checker.status().revision;
         let pages =
             stream::unfold(Some((self.clone(), Cursor::default())), move |state| async move {
                 let (service, after) = state?;

@@ -15,7 +15,7 @@ use super::call::Notes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, Connection, Pool};
-use crate::gate::Gate;
+use crate::checker::Checker;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 use consentd_core::Violation;
@@ -37,7 +37,7 @@ pub const REVISION: &str = "consentd-revision";
 #[derive(Clone)]
 pub struct RecordService {
     pub(super) recorder: Recorder,
-    pub(super) gate: Gate,
+    pub(super) checker: Checker,
     pub(super) draining: CancellationToken,
     metrics: Arc<Metrics>,
 }
@@ -49,11 +49,11 @@ impl RecordService {
     #[must_use]
     pub fn new(
         recorder: Recorder,
-        gate: Gate,
+        checker: Checker,
         draining: CancellationToken,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { recorder, gate, draining, metrics }
+        Self { recorder, checker, draining, metrics }
     }
 
     /// Records. The recorder waits for this process' own table, so that the next check here knows

@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 
 use super::{call, pb};
 use crate::budget::Full;
-use crate::gate::{CheckError, NotReached};
+use crate::checker::{CheckError, RevisionTimeout};
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_ledger::{LedgerError, UnreadableRecord};
@@ -109,12 +109,12 @@ fn item(code: Code, violations: &[Violation]) -> pb::ItemError {
 }
 
 /// What a call answers whose `min_revision` did not arrive.
-pub(super) fn of_not_reached(error: &NotReached) -> Status {
+pub(super) fn of_revision_timeout(error: &RevisionTimeout) -> Status {
     Status::deadline_exceeded(format!("min_revision: {error}"))
 }
 
 /// What an item answers whose `min_revision` did not arrive.
-pub(super) fn item_of_not_reached(error: &NotReached) -> pb::ItemError {
+pub(super) fn item_of_revision_timeout(error: &RevisionTimeout) -> pb::ItemError {
     pb::ItemError {
         code: Code::DeadlineExceeded as i32,
         field: "min_revision".to_owned(),

@@ -21,7 +21,7 @@ use super::pb::batch_can_send_result::Result as Pb;
 use super::wire::{Asked, Kept, Sequenced};
 use super::{convert, deadline, pb, status};
 use crate::budget::Charge;
-use crate::gate::CheckError;
+use crate::checker::CheckError;
 use consentd_os::clock;
 
 /// How many questions of one stream may wait for a revision; while they are as many, nothing
@@ -117,7 +117,7 @@ impl Answers {
         let service = &self.service;
         let answered = read(bytes, |read| {
             let asked = read.asked.unwrap_or_default();
-            if asked.min_revision <= service.gate.revision() || !service.is_valid(&asked) {
+            if asked.min_revision <= service.checker.revision() || !service.is_valid(&asked) {
                 Ok(service.sequenced(read.sequence, &asked))
             } else {
                 Err((read.sequence, Kept::from(&asked)))
@@ -138,9 +138,11 @@ impl Answers {
         self.waiting.push(Box::pin(async move {
             let _charge = charge;
             let asked = kept.asked();
-            match service.gate.reach(asked.min_revision, deadline).await {
+            match service.checker.wait_for_revision(asked.min_revision, deadline).await {
                 Ok(()) => service.sequenced(sequence, &asked),
-                Err(missed) => sequenced(sequence, Pb::Error(status::item_of_not_reached(&missed))),
+                Err(missed) => {
+                    sequenced(sequence, Pb::Error(status::item_of_revision_timeout(&missed)))
+                }
             }
         }));
         Ok(None)

@@ -2,7 +2,7 @@
 //! missed.
 //!
 //! A watcher is asked for its next message only once its client has room for it. What it is too
-//! slow for lies with all others' in [`changes`](crate::changes), which is bounded.
+//! slow for lies with all others' in [`changes`](crate::change_feed), which is bounded.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,8 +17,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::pb::watch_consents_response::{Changed, Checkpoint, Reset, What};
 use super::{pb, status};
-use crate::changes::{Change, Changes, Missed, Subscription};
-use crate::gate::{CheckError, Gate};
+use crate::change_feed::{ChangeFeed, MissedChanges, PairChange, Subscription};
+use crate::checker::{CheckError, Checker};
 use crate::metrics::Metrics;
 use consentd_core::id::BusinessId;
 use consentd_core::record::Revision;
@@ -40,14 +40,14 @@ pub(super) type Answers =
 /// Lets so many at once watch what changes.
 #[derive(Clone)]
 pub struct Watches {
-    changes: Changes,
+    changes: ChangeFeed,
     most: usize,
 }
 
 impl Watches {
     /// Lets at most `most` watch these changes at once; nobody, where that is 0.
     #[must_use]
-    pub fn new(changes: Changes, most: usize) -> Self {
+    pub fn new(changes: ChangeFeed, most: usize) -> Self {
         Self { changes, most }
     }
 
@@ -56,7 +56,7 @@ impl Watches {
         &self,
         request: pb::WatchConsentsRequest,
         ending: &CancellationToken,
-        gate: &Gate,
+        checker: &Checker,
         metrics: &Arc<Metrics>,
     ) -> Result<Answers, Status> {
         let business_id = request.business_id;
@@ -68,7 +68,7 @@ impl Watches {
         if self.most == 0 {
             return Err(nobody_watches());
         }
-        if !gate.is_ready() {
+        if !checker.is_ready() {
             return Err(status::of_check(&CheckError::NotReady));
         }
         let Ok(subscription) = self.changes.subscribe(self.most) else {
@@ -77,11 +77,11 @@ impl Watches {
         };
         metrics.watcher_came();
         // After the subscription: what is applied from here on is told.
-        let position = gate.revision();
+        let position = checker.revision();
         let watch = Watch {
             subscription,
             business_id,
-            gate: gate.clone(),
+            checker: checker.clone(),
             metrics: Arc::clone(metrics),
             ending: ending.clone(),
             read: VecDeque::new(),
@@ -121,7 +121,7 @@ fn checkpoint(revision: Revision) -> What {
 #[derive(Clone, Copy)]
 enum Owed {
     /// Behind changes that it was sent.
-    Changes,
+    ChangeFeed,
     /// Behind changes that are not its business.
     Others,
 }
@@ -131,11 +131,11 @@ struct Watch {
     subscription: Subscription,
     /// Whose changes alone; everybody's, where it is empty.
     business_id: String,
-    gate: Gate,
+    checker: Checker,
     metrics: Arc<Metrics>,
     ending: CancellationToken,
     /// What was read and not sent yet.
-    read: VecDeque<Arc<Change>>,
+    read: VecDeque<Arc<PairChange>>,
     /// Everything up to here was sent, or is not to be.
     position: Revision,
     /// What is to be sent before anything else.
@@ -172,7 +172,7 @@ impl Watch {
                     let due = self.due();
                     if due <= Instant::now() {
                         // Without a proof nobody is told that all is well.
-                        if self.owed.is_some() || self.gate.is_live() {
+                        if self.owed.is_some() || self.checker.is_live() {
                             return Ok(self.checkpoint());
                         }
                         self.said = Instant::now();
@@ -193,7 +193,7 @@ impl Watch {
             }
             self.position = change.revision;
             if self.business_id.is_empty() || *self.business_id == *change.business_id {
-                self.owed = Some(Owed::Changes);
+                self.owed = Some(Owed::ChangeFeed);
                 return Some(What::Changed(Changed {
                     user_id: change.user_id.to_string(),
                     business_id: change.business_id.to_string(),
@@ -211,7 +211,7 @@ impl Watch {
         checkpoint(self.position)
     }
 
-    fn reset(&mut self, missed: Missed) -> What {
+    fn reset(&mut self, missed: MissedChanges) -> What {
         self.metrics.watch_reset(missed.cause.label());
         self.position = missed.revision;
         self.next = Some(self.checkpoint());
@@ -221,7 +221,7 @@ impl Watch {
     /// When the next checkpoint is to be sent, where nothing else is.
     fn due(&self) -> Instant {
         match self.owed {
-            Some(Owed::Changes) => self.said,
+            Some(Owed::ChangeFeed) => self.said,
             Some(Owed::Others) => self.said + OTHERS,
             None => self.said + HEARTBEAT,
         }
@@ -231,7 +231,7 @@ impl Watch {
         tokio::select! {
             biased;
             () = self.ending.cancelled() => Ok(()),
-            news = self.subscription.news() => {
+            news = self.subscription.wait_for_changes() => {
                 news.map_err(|_| Status::unavailable("the server ends: watch again elsewhere"))
             }
             () = sleep_until(due) => Ok(()),

@@ -11,7 +11,7 @@ use prost::Message as _;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_varint, message};
 
 use super::{convert, pb};
-use crate::gate::Answer;
+use crate::checker::CheckResult;
 use consentd_core::decision::Reason;
 use consentd_core::record::Revision;
 
@@ -291,8 +291,8 @@ impl Results {
     }
 
     /// Writes an answer.
-    pub(super) fn put_answer(&mut self, answer: &Answer) {
-        let Answer { decision, revision, staleness } = answer;
+    pub(super) fn put_answer(&mut self, answer: &CheckResult) {
+        let CheckResult { decision, revision, staleness } = answer;
         if self.common.2.is_empty() || (self.common.0, self.common.1) != (*revision, *staleness) {
             let staleness_on_wire = Some(convert::duration(*staleness));
             let common = pb::CanSendResponse {

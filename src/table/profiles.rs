@@ -15,8 +15,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use super::entry::MAX_PROFILES;
-use super::lanes::Lanes;
+use super::packed_entry::MAX_PROFILES;
+use super::shard_directory::ShardDirectory;
 use consentd_core::facts::Profile;
 
 /// How many profiles a chunk has: few enough that its replacement takes microseconds.
@@ -91,7 +91,7 @@ impl Profiles {
     }
 
     /// The number of a profile, which no entry may use yet; none where there are too many.
-    pub(super) fn number_of(&mut self, profile: &Profile, lanes: &Lanes) -> Option<usize> {
+    pub(super) fn number_of(&mut self, profile: &Profile, lanes: &ShardDirectory) -> Option<usize> {
         if let Some(number) = self.numbers.get(profile) {
             return Some(*number);
         }
@@ -145,7 +145,7 @@ impl Profiles {
 
     /// Frees some unused profiles where they take too much: those of one chunk, so that no change
     /// takes long. Entries that use none of them must have been changed before.
-    pub(super) fn sweep(&mut self, lanes: &Lanes) {
+    pub(super) fn sweep(&mut self, lanes: &ShardDirectory) {
         let used = self.bytes.saturating_sub(self.unused_bytes);
         let most = MIN_UNUSED_BYTES.saturating_add(used / UNUSED_PART);
         if self.unused_bytes > most {
@@ -154,7 +154,7 @@ impl Profiles {
     }
 
     /// Replaces the next chunk that has unused profiles.
-    fn replace_next(&mut self, lanes: &Lanes) {
+    fn replace_next(&mut self, lanes: &ShardDirectory) {
         for _ in 0..self.chunks.len() {
             let next = self.last_swept.saturating_add(1);
             self.last_swept = if next < self.chunks.len() { next } else { 0 };
@@ -169,7 +169,7 @@ impl Profiles {
     }
 
     /// Replaces a chunk by one without its unused profiles; tells whether it had any.
-    fn replace(&mut self, place: usize, lanes: &Lanes) -> bool {
+    fn replace(&mut self, place: usize, lanes: &ShardDirectory) -> bool {
         let first = place.saturating_mul(CHUNK);
         let Some(old) = self.chunks.get(place).map(Arc::clone) else { return false };
         let uses = self.uses.get(first..).unwrap_or_default();

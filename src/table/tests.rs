@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::entry::{Lapsing, MAX_PROFILES};
+use super::packed_entry::{ExpiringEntry, MAX_PROFILES};
 use super::*;
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::facts::Standing;
@@ -49,7 +49,7 @@ fn inbound() -> What {
 
 /// How many pairs have a place among those that lapse.
 fn lapsing(writer: &Writer) -> usize {
-    let lapses = |(_, entry, slots): (_, _, &Slots)| slots.lapsing_of(entry).is_some();
+    let lapses = |(_, entry, slots): (_, _, &Shard)| slots.expiring_entry(entry).is_some();
     writer.pairs().map(lapses).filter(|lapses| *lapses).count()
 }
 
@@ -72,24 +72,25 @@ fn assert_same(table: &Table, key: Key, state: &State) {
 
 #[test]
 fn an_entry_is_eight_bytes_beside_its_key() {
-    assert_eq!(size_of::<(Key, Entry)>(), 24);
+    assert_eq!(size_of::<(Key, PackedEntry)>(), 24);
     for last_inbound in [None, Some(at(0)), Some(at(1_750_000_000_000))] {
-        let entry = Entry::shared(MAX_PROFILES, last_inbound);
-        assert_eq!(entry.content(), Content::Shared(MAX_PROFILES, last_inbound));
-        assert!(entry.is_alone());
+        let entry = PackedEntry::inline(MAX_PROFILES, last_inbound);
+        assert_eq!(entry.encoding(), Encoding::Inline(MAX_PROFILES, last_inbound));
+        assert!(entry.is_self_contained());
     }
-    let Content::Shared(7, Some(far)) = Entry::shared(7, Some(Timestamp::MAX)).content() else {
+    let Encoding::Inline(7, Some(far)) = PackedEntry::inline(7, Some(Timestamp::MAX)).encoding()
+    else {
         panic!("a moment that does not fit must not change the profile")
     };
     assert!(far < Timestamp::MAX);
-    assert!(Entry::from_word(0).is_none());
-    assert!(Entry::UNREADABLE.is_alone() && !Entry::WHOLE.is_alone());
-    assert!(!Entry::lapsing(3).unwrap().is_alone());
+    assert!(PackedEntry::from_word(0).is_none());
+    assert!(PackedEntry::UNREADABLE.is_self_contained() && !PackedEntry::BOXED.is_self_contained());
+    assert!(!PackedEntry::expiring(3).unwrap().is_self_contained());
 }
 
 #[test]
 fn what_lapses_at_one_moment_takes_sixteen_bytes() {
-    assert_eq!(size_of::<Lapsing>(), 16);
+    assert_eq!(size_of::<ExpiringEntry>(), 16);
     let (table, mut writer) = new();
     let both = [(1, opt_in("marketing", Some(80))), (2, opt_in("utility.news", Some(80)))];
     let far = [(1, opt_in("marketing", Some(Timestamp::MAX.as_millis() - 1)))];
@@ -97,15 +98,15 @@ fn what_lapses_at_one_moment_takes_sixteen_bytes() {
     for (user, whats, lapses) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
     {
         let state = state(whats);
-        assert_eq!(Lapsing::word(&Resolved::of(&state)).is_some(), lapses, "{user}");
+        assert_eq!(ExpiringEntry::word(&Resolved::of(&state)).is_some(), lapses, "{user}");
         writer.apply(key(user), Ok(&state));
         assert_same(&table, key(user), &state);
-        assert!(writer.is(key(user), Ok(&state)));
+        assert!(writer.holds_state(key(user), Ok(&state)));
     }
-    assert_eq!((lapsing(&writer), table.0.whole.len()), (2, 1));
+    assert_eq!((lapsing(&writer), table.0.boxed.len()), (2, 1));
     writer.apply(key("1"), Ok(&state(&[])));
     writer.apply(key("2"), Ok(&state(&both)));
-    assert_eq!((lapsing(&writer), table.0.whole.len()), (2, 0));
+    assert_eq!((lapsing(&writer), table.0.boxed.len()), (2, 0));
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn what_is_moved_about_is_found() {
     for (number, key) in keys.iter().chain(&keys).enumerate() {
         if number % 3 == 2 {
             let gone = keys[number / 2 % keys.len()];
-            let held = writer.take_out(|key| key == gone);
+            let held = writer.remove_where(|key| key == gone);
             assert_eq!(held.len(), usize::from(model.remove(&gone).is_some()));
         }
         let time = i64::try_from(number).unwrap();
@@ -131,12 +132,12 @@ fn what_is_moved_about_is_found() {
         assert_eq!(table.pairs(), model.len());
     }
     for key in &keys {
-        assert_eq!(writer.holds(*key), model.contains_key(key));
+        assert_eq!(writer.contains(*key), model.contains_key(key));
         if let Some(state) = model.get(key) {
             assert_same(&table, *key, state);
         }
     }
-    assert_eq!(writer.take_out(|_| true).len(), model.len());
+    assert_eq!(writer.remove_where(|_| true).len(), model.len());
     assert_eq!(table.pairs(), 0);
 }
 
@@ -150,7 +151,7 @@ fn writer_with_an_emptied_shard_keeps_a_pair_that_expires() {
     let state = state(&[(1, opt_in("marketing", Some(80)))]);
     writer.apply(kept, Ok(&state));
     assert_same(&table, kept, &state);
-    assert!(writer.is(kept, Ok(&state)));
+    assert!(writer.holds_state(kept, Ok(&state)));
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn many_look_ups_find_what_single_ones_do() {
     let categories = (0..500).map(|place| CATEGORIES[place % CATEGORIES.len()]);
     let categories: Vec<_> = categories.map(|text| Category::parse(text).unwrap()).collect();
     let mut found = vec![Err(UnreadablePair)];
-    let freshness = table.facts_of_many(&pairs, &categories, &mut found);
+    let freshness = table.facts_batch(&pairs, &categories, &mut found);
     assert_eq!(freshness.validity, Validity::Valid);
     let each = pairs.iter().zip(categories);
     let single = each.map(|(pair, category)| table.facts(*pair, category).0);
@@ -196,8 +197,8 @@ fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
         writer.apply(pair, Ok(&state));
         assert_same(&table, pair, &state);
         let resolved = Resolved::of(&state);
-        let whole = resolved.beside.is_some() && Lapsing::word(&resolved).is_none();
-        assert_eq!(table.0.whole.len(), usize::from(whole));
+        let boxed = resolved.beside.is_some() && ExpiringEntry::word(&resolved).is_none();
+        assert_eq!(table.0.boxed.len(), usize::from(boxed));
         assert_eq!(table.pairs(), 1);
     }
 }
@@ -211,7 +212,7 @@ fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
     writer.apply(key("1"), Err(UnreadablePair));
     assert_eq!(table.facts(key("1").into(), category).0, Err(UnreadablePair));
     assert!(table.summary(key("1").into(), at(1)).0.is_err());
-    assert_eq!(table.0.whole.len(), 0);
+    assert_eq!(table.0.boxed.len(), 0);
 }
 
 #[test]
@@ -236,10 +237,10 @@ fn freshness_never_moves_back_and_validity_is_told() {
     assert_eq!(table.freshness().validity, Validity::Loading);
     writer.invalidate();
     assert_eq!(table.freshness().validity, Validity::Loading, "nothing was loaded yet");
-    writer.applied(7);
+    writer.set_revision(7);
     writer.validate();
-    writer.proven(moment(10), at(2_000_000));
-    writer.proven(moment(9), at(3_000_000));
+    writer.set_proof(moment(10), at(2_000_000));
+    writer.set_proof(moment(9), at(3_000_000));
     let freshness = table.freshness();
     assert_eq!((freshness.validity, freshness.revision), (Validity::Valid, 7));
     assert_eq!(freshness.staleness(moment(12)), Duration::from_secs(2));
@@ -257,13 +258,13 @@ fn freshness_never_moves_back_and_validity_is_told() {
 async fn a_revision_can_be_waited_for() {
     let (table, mut writer) = new();
     let waiting = table.clone();
-    let task = tokio::task::spawn(async move { waiting.applied(5).await });
-    writer.applied(4);
+    let task = tokio::task::spawn(async move { waiting.wait_for_revision(5).await });
+    writer.set_revision(4);
     tokio::task::yield_now().await;
     assert!(!task.is_finished());
-    writer.applied(6);
+    writer.set_revision(6);
     task.await.unwrap();
-    table.applied(6).await;
+    table.wait_for_revision(6).await;
 }
 
 #[test]
@@ -313,7 +314,7 @@ fn readers_find_their_pairs_while_others_come_and_go() {
             scope.spawn(|| {
                 let mut found = Vec::new();
                 for _ in 0..300 {
-                    table.facts_of_many(&pairs, &categories, &mut found);
+                    table.facts_batch(&pairs, &categories, &mut found);
                     assert_eq!(found, expected);
                 }
             })
@@ -355,7 +356,7 @@ fn profiles_of_ever_new_topics_are_freed_and_their_numbers_given_out_again() {
         assert_eq!(found, Ok(resolved.facts(category)));
     }
     assert!(writer.profiles.len() < 300, "{} profiles", writer.profiles.len());
-    let rest = writer.take_out(|_| true);
+    let rest = writer.remove_where(|_| true);
     assert_eq!((rest.len(), writer.profiles.used()), (USERS, 0), "every use is counted back");
 }
 
@@ -378,7 +379,7 @@ fn readers_find_the_profile_that_an_entry_meant_while_profiles_are_freed() {
             scope.spawn(move || {
                 let mut found = Vec::new();
                 for _ in 0..400 * round {
-                    table.facts_of_many(pairs, categories, &mut found);
+                    table.facts_batch(pairs, categories, &mut found);
                     assert!(found.iter().all(is_own), "another user's profile was found");
                     for (pair, category) in pairs.iter().zip(categories) {
                         assert!(is_own(&table.facts(*pair, *category).0));
@@ -409,7 +410,7 @@ fn a_table_saved_while_profiles_are_freed_holds_every_pairs_own() {
             for _ in 0..40 {
                 let mut bytes = Vec::new();
                 table.save(&mut bytes, || true).unwrap();
-                let saved = Saved::read(&mut &bytes[..], bytes.len() as u64).unwrap();
+                let saved = TableImage::read(&mut &bytes[..], bytes.len() as u64).unwrap();
                 let (restored, mut other) = new();
                 assert!(other.restore(saved, &secret));
                 for user in 0..USERS {
@@ -418,7 +419,7 @@ fn a_table_saved_while_profiles_are_freed_holds_every_pairs_own() {
                     let facts = restored.facts(key(&user.to_string()).into(), category).0.unwrap();
                     assert!(matches!(facts.standing, Standing::OptedIn { .. }));
                 }
-                assert_eq!(other.take_out(|_| true).len(), USERS);
+                assert_eq!(other.remove_where(|_| true).len(), USERS);
                 assert_eq!(other.profiles.used(), 0);
             }
         });
@@ -473,7 +474,7 @@ fn what_is_proven_is_in_what_is_read() {
     let pair = key("15550001");
     let write = |writer: &mut Writer, number: i64| {
         writer.apply(pair, Ok(&state(&[(number, inbound())])));
-        writer.applied(u64::try_from(number).unwrap());
+        writer.set_revision(u64::try_from(number).unwrap());
     };
     write(&mut writer, 1);
     let done = std::sync::atomic::AtomicBool::new(false);

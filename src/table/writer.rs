@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError};
 
 use dashmap::DashMap;
 
-use super::entry::{Content, Entry, Lapsing};
+use super::packed_entry::{Encoding, ExpiringEntry, PackedEntry};
 use super::profiles::Profiles;
-use super::shard::Shard;
-use super::slots::{Place, SHARDS, Slots, shard_of};
-use super::{Before, UnreadablePair, Validity, Writer, encode};
+use super::shard::{Location, SHARDS, Shard, shard_of};
+use super::shard_writer::ShardWriter;
+use super::{PreviousLedgerDenials, UnreadablePair, Validity, Writer, encode};
 use consentd_core::denied::Denied;
 use consentd_core::facts::{Beside, Profile, Resolved, Times};
 use consentd_core::id::{Key, KeySecret};
@@ -21,29 +21,29 @@ use consentd_os::clock::Moment;
 
 /// How many pairs the second map may have had more than twice as many as it has, before it is made
 /// smaller.
-const MIN_WHOLE: usize = 1_024;
+const MIN_BOXED_PEAK: usize = 1_024;
 
 /// How a pair is kept.
-enum Kept {
+enum EncodedPair {
     /// In its slot.
-    Alone(Entry),
+    Inline(PackedEntry),
     /// With what lapses at one moment.
-    Lapsing(Entry, u64),
+    Expiring(PackedEntry, u64),
     /// In the second map.
-    Whole(Box<Resolved>),
+    Boxed(Box<Resolved>),
 }
 
 /// The bytes that a pair takes on the heap beside its place in the second map.
-pub(super) fn heap_bytes(whole: &Resolved) -> usize {
-    let beside = whole.beside.as_ref().map_or(0, Beside::heap_bytes);
-    size_of::<Resolved>().saturating_add(whole.profile.heap_bytes()).saturating_add(beside)
+pub(super) fn heap_bytes(boxed: &Resolved) -> usize {
+    let beside = boxed.beside.as_ref().map_or(0, Beside::heap_bytes);
+    size_of::<Resolved>().saturating_add(boxed.profile.heap_bytes()).saturating_add(beside)
 }
 
 impl Writer {
     /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
     pub fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
         match state {
-            Err(UnreadablePair) => self.put(key, Kept::Alone(Entry::UNREADABLE)),
+            Err(UnreadablePair) => self.put(key, EncodedPair::Inline(PackedEntry::UNREADABLE)),
             Ok(state) => {
                 let resolved = Resolved::of(state);
                 let kept = self.kept(resolved);
@@ -53,36 +53,36 @@ impl Writer {
     }
 
     /// How a state is kept: in as little as it fits into.
-    fn kept(&mut self, resolved: Resolved) -> Kept {
-        let lapses = Lapsing::word(&resolved);
+    fn kept(&mut self, resolved: Resolved) -> EncodedPair {
+        let lapses = ExpiringEntry::word(&resolved);
         if resolved.beside.is_some() && lapses.is_none() {
-            return Kept::Whole(Box::new(resolved));
+            return EncodedPair::Boxed(Box::new(resolved));
         }
         let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
-        let Some(number) = number else { return Kept::Whole(Box::new(resolved)) };
-        let entry = Entry::shared(number, resolved.last_inbound);
-        lapses.map_or(Kept::Alone(entry), |word| Kept::Lapsing(entry, word))
+        let Some(number) = number else { return EncodedPair::Boxed(Box::new(resolved)) };
+        let entry = PackedEntry::inline(number, resolved.last_inbound);
+        lapses.map_or(EncodedPair::Inline(entry), |word| EncodedPair::Expiring(entry, word))
     }
 
-    fn put(&mut self, key: Key, kept: Kept) {
-        let (slots, place) = self.room_for(key, matches!(kept, Kept::Lapsing(..)));
+    fn put(&mut self, key: Key, kept: EncodedPair) {
+        let (slots, place) = self.room_for(key, matches!(kept, EncodedPair::Expiring(..)));
         let (at, known) = match place {
-            Place::Found(at, known) => (at, Some(known)),
-            Place::Missing(at) => (at, None),
+            Location::Found(at, known) => (at, Some(known)),
+            Location::Missing(at) => (at, None),
         };
         let released = known.and_then(|known| slots.profile_of(known));
-        if let Kept::Alone(entry) | Kept::Lapsing(entry, _) = &kept
+        if let EncodedPair::Inline(entry) | EncodedPair::Expiring(entry, _) = &kept
             && let Some(number) = entry.profile()
         {
             self.profiles.count(number);
         }
-        if let (Kept::Alone(entry), Some(known)) = (&kept, known)
-            && known.is_alone()
+        if let (EncodedPair::Inline(entry), Some(known)) = (&kept, known)
+            && known.is_self_contained()
         {
             slots.replace(at, *entry);
         } else {
             // Of all that changes elsewhere readers learn by the version of the pair's shard.
-            slots.moving(|| {
+            slots.seqlock_write(|| {
                 let place = self.leave(key, known);
                 let entry = self.keep(key, kept, place, &slots);
                 match known {
@@ -108,62 +108,68 @@ impl Writer {
     }
 
     /// Keeps what does not fit into an entry elsewhere, if so at that place.
-    fn keep(&mut self, key: Key, kept: Kept, place: Option<usize>, slots: &Slots) -> Entry {
+    fn keep(
+        &mut self,
+        key: Key,
+        kept: EncodedPair,
+        place: Option<usize>,
+        slots: &Shard,
+    ) -> PackedEntry {
         let shard = self.shards.get_mut(shard_of(key));
-        let free = |shard: Option<&mut Shard>| {
+        let free = |shard: Option<&mut ShardWriter>| {
             if let (Some(place), Some(shard)) = (place, shard) {
                 shard.free_place(place);
             }
         };
         match kept {
-            Kept::Alone(entry) => {
+            EncodedPair::Inline(entry) => {
                 free(shard);
                 entry
             }
-            Kept::Lapsing(entry, word) => {
+            EncodedPair::Expiring(entry, word) => {
                 let place = place.or_else(|| shard?.take_place());
-                let known = place.and_then(|place| Some((slots.lapsing(place)?, place)));
+                let known = place.and_then(|place| Some((slots.expiring(place)?, place)));
                 if let Some((known, place)) = known
-                    && let Some(lapsing) = Entry::lapsing(place)
+                    && let Some(lapsing) = PackedEntry::expiring(place)
                 {
                     known.store(entry, word);
                     return lapsing;
                 }
-                Entry::UNREADABLE // There is room for it: see `room_for`.
+                PackedEntry::UNREADABLE // There is room for it: see `room_for`.
             }
-            Kept::Whole(whole) => {
+            EncodedPair::Boxed(boxed) => {
                 free(shard);
-                self.shared.whole_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
-                self.shared.whole.insert(key, whole);
-                let (now, most) = self.whole;
+                self.shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
+                self.shared.boxed.insert(key, boxed);
+                let (now, most) = self.boxed;
                 let now = now.saturating_add(1);
-                self.whole = (now, most.max(now));
-                Entry::WHOLE
+                self.boxed = (now, most.max(now));
+                PackedEntry::BOXED
             }
         }
     }
 
     /// Lets go of what an entry has elsewhere; gives the place that it had among those that lapse.
-    fn leave(&mut self, key: Key, entry: Option<Entry>) -> Option<usize> {
-        match entry.map(Entry::content) {
-            Some(Content::Whole) => {
-                if let Some((_, whole)) = self.shared.whole.remove(&key) {
-                    self.shared.whole_bytes.fetch_sub(heap_bytes(&whole), Ordering::Relaxed);
-                    self.whole.0 = self.whole.0.saturating_sub(1);
+    fn leave(&mut self, key: Key, entry: Option<PackedEntry>) -> Option<usize> {
+        match entry.map(PackedEntry::encoding) {
+            Some(Encoding::Boxed) => {
+                if let Some((_, boxed)) = self.shared.boxed.remove(&key) {
+                    self.shared.boxed_bytes.fetch_sub(heap_bytes(&boxed), Ordering::Relaxed);
+                    self.boxed.0 = self.boxed.0.saturating_sub(1);
                 }
                 None
             }
-            Some(Content::Lapsing(place)) => Some(place),
+            Some(Encoding::Expiring(place)) => Some(place),
             _ => None,
         }
     }
 
     /// Gives back the room that a shard's pairs, and those of the second map, no longer need.
     fn tidy(&mut self, shard: usize) {
-        let (now, most) = self.whole;
-        if now.saturating_mul(2).saturating_add(MIN_WHOLE) < most {
-            self.shared.whole.shrink_to_fit();
-            self.whole.1 = now;
+        let (now, most) = self.boxed;
+        if now.saturating_mul(2).saturating_add(MIN_BOXED_PEAK) < most {
+            self.shared.boxed.shrink_to_fit();
+            self.boxed.1 = now;
         }
         let Some(known) = self.shards.get(shard) else { return };
         let pairs = known.pairs;
@@ -173,24 +179,24 @@ impl Writer {
     }
 
     /// A pair's shard, with room for it, for what lapses of it too, and its place there.
-    fn room_for(&mut self, key: Key, lapses: bool) -> (Arc<Slots>, Place) {
+    fn room_for(&mut self, key: Key, lapses: bool) -> (Arc<Shard>, Location) {
         let shard = shard_of(key);
         let Some(known) = self.shards.get(shard) else {
-            return (Arc::new(Slots::with_room(0)), Place::Missing(0)); // There is none such.
+            return (Arc::new(Shard::with_room(0)), Location::Missing(0)); // There is none such.
         };
         let (slots, pairs) = (Arc::clone(&known.slots), known.pairs);
         let place = slots.find(key);
         let has_place =
-            matches!(place, Place::Found(_, entry) if slots.lapsing_of(entry).is_some());
+            matches!(place, Location::Found(_, entry) if slots.expiring_entry(entry).is_some());
         let wants_place = lapses && !has_place;
         let no_place = wants_place && known.has_no_place();
         let full =
-            matches!(place, Place::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at));
+            matches!(place, Location::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at));
         if !full && !no_place {
             return (slots, place);
         }
         // A new pair is counted even if the array is not full: one for no pairs has no slots at all.
-        let is_new = matches!(place, Place::Missing(_));
+        let is_new = matches!(place, Location::Missing(_));
         let room = pairs.saturating_add(usize::from(is_new));
         // A copy has only the places that are used and those that are asked for.
         let slots = self.resize(shard, room, usize::from(wants_place));
@@ -200,9 +206,9 @@ impl Writer {
 
     /// Gives a shard room for so many pairs, and for so many more that lapse. Readers go on with the
     /// array that it had until the other one is whole.
-    fn resize(&mut self, shard: usize, room: usize, more_lapsing: usize) -> Arc<Slots> {
+    fn resize(&mut self, shard: usize, room: usize, more_lapsing: usize) -> Arc<Shard> {
         let Some(known) = self.shards.get_mut(shard) else {
-            return Arc::new(Slots::with_room(0)); // There is none such.
+            return Arc::new(Shard::with_room(0)); // There is none such.
         };
         let other = known.copied(room, more_lapsing);
         let slots = Arc::clone(&other.slots);
@@ -222,11 +228,11 @@ impl Writer {
         all.store(pairs, Ordering::Relaxed); // There is one writer.
     }
 
-    fn entry(&self, key: Key) -> Option<(Entry, &Slots)> {
+    fn entry(&self, key: Key) -> Option<(PackedEntry, &Shard)> {
         let shard = self.shards.get(shard_of(key))?;
         match shard.slots.find(key) {
-            Place::Found(_, entry) => Some((entry, &shard.slots)),
-            Place::Missing(_) => None,
+            Location::Found(_, entry) => Some((entry, &shard.slots)),
+            Location::Missing(_) => None,
         }
     }
 
@@ -241,22 +247,22 @@ impl Writer {
     }
 
     /// Every pair, with its shard.
-    pub(super) fn pairs(&self) -> impl Iterator<Item = (Key, Entry, &Slots)> {
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (Key, PackedEntry, &Shard)> {
         self.shards.iter().flat_map(|shard| {
-            let slots: &Slots = &shard.slots;
+            let slots: &Shard = &shard.slots;
             slots.pairs().map(move |(key, entry)| (key, entry, slots))
         })
     }
 
     /// Says that everything up to `revision` is in the table.
-    pub fn applied(&mut self, revision: Revision) {
+    pub fn set_revision(&mut self, revision: Revision) {
         self.shared.revision.store(revision, Ordering::Release);
         self.shared.applied.send_replace(revision);
     }
 
     /// Says that the table had, at `asked`, all that the ledger had; the ledger's clock then said
     /// `ledger_clock`. Never moves back.
-    pub fn proven(&mut self, asked: Moment, ledger_clock: Timestamp) {
+    pub fn set_proof(&mut self, asked: Moment, ledger_clock: Timestamp) {
         let boot = u64::try_from(asked.boot.as_nanos()).unwrap_or(u64::MAX);
         let shared = &self.shared;
         if boot < shared.proven_boot.load(Ordering::Acquire) {
@@ -291,9 +297,9 @@ impl Writer {
     }
 
     /// Empties the table, which must not be valid, for pairs whose keys this secret makes.
-    pub fn begin(&mut self, secret: &KeySecret) {
+    pub fn reset(&mut self, secret: &KeySecret) {
         debug_assert_ne!(self.shared.freshness().validity, Validity::Valid);
-        let empty = |_| Shard::from(Arc::new(Slots::with_room(0)));
+        let empty = |_| ShardWriter::from(Arc::new(Shard::with_room(0)));
         self.shards = (0..SHARDS).map(empty).collect();
         self.profiles = Profiles::new();
         let shards: Vec<_> = self.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
@@ -301,10 +307,10 @@ impl Writer {
         self.shared.slot_bytes.store(0, Ordering::Relaxed);
         self.shared.pairs.store(0, Ordering::Relaxed);
         self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
-        self.shared.whole_bytes.store(0, Ordering::Relaxed);
-        self.shared.whole.clear();
-        self.shared.whole.shrink_to_fit();
-        self.whole = (0, 0);
+        self.shared.boxed_bytes.store(0, Ordering::Relaxed);
+        self.shared.boxed.clear();
+        self.shared.boxed.shrink_to_fit();
+        self.boxed = (0, 0);
         self.shared.secret.store(Arc::new(secret.clone()));
     }
 
@@ -316,12 +322,12 @@ impl Writer {
 
     /// What the table denies a pair; none where it denies nothing, or cannot be read.
     #[must_use]
-    pub fn denied(&self, key: Key) -> Option<Denied> {
+    pub fn denials(&self, key: Key) -> Option<Denied> {
         self.read(key, |profile, _, _| Denied::of(profile))?.ok()?
     }
 
     /// Calls `each` for every pair that the table denies something.
-    pub fn each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
+    pub fn for_each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
         let mut known: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
         let profiles = self.profiles.chunks();
         for (key, entry, slots) in self.pairs() {
@@ -330,8 +336,8 @@ impl Writer {
                 let denied = self.shared.resolve(key, entry, slots, profiles, of);
                 denied.ok().flatten().map(Arc::new)
             };
-            let denied = match entry.content() {
-                Content::Shared(number, _) => known.entry(number).or_insert_with(of).clone(),
+            let denied = match entry.encoding() {
+                Encoding::Inline(number, _) => known.entry(number).or_insert_with(of).clone(),
                 _ => of(),
             };
             if let Some(denied) = denied {
@@ -342,12 +348,12 @@ impl Writer {
 
     /// Whether the table holds a pair.
     #[must_use]
-    pub fn holds(&self, key: Key) -> bool {
+    pub fn contains(&self, key: Key) -> bool {
         self.entry(key).is_some()
     }
 
     /// Takes out the pairs of which `leaves` says so; gives them.
-    pub fn take_out(&mut self, leaves: impl Fn(Key) -> bool) -> Vec<Key> {
+    pub fn remove_where(&mut self, leaves: impl Fn(Key) -> bool) -> Vec<Key> {
         let keys = self.pairs().map(|(key, ..)| key);
         let keys: Vec<_> = keys.filter(|key| leaves(*key)).collect();
         for key in &keys {
@@ -361,9 +367,9 @@ impl Writer {
         let Some(slots) = self.shards.get(shard).map(|shard| Arc::clone(&shard.slots)) else {
             return;
         };
-        let Place::Found(at, entry) = slots.find(key) else { return };
+        let Location::Found(at, entry) = slots.find(key) else { return };
         let released = slots.profile_of(entry);
-        let place = slots.moving(|| {
+        let place = slots.seqlock_write(|| {
             slots.remove(at);
             self.leave(key, Some(entry))
         });
@@ -377,18 +383,28 @@ impl Writer {
 
     /// Denies what another ledger denied, whose keys `secret` made, until it is taken back; nothing
     /// more, where there is no such pair.
-    pub fn deny_before(&mut self, secret: KeySecret, pairs: Vec<(Key, Arc<Denied>)>) {
+    pub fn set_previous_ledger_denials(
+        &mut self,
+        secret: KeySecret,
+        pairs: Vec<(Key, Arc<Denied>)>,
+    ) {
         let map = DashMap::new();
         let any = !pairs.is_empty();
         for (key, denied) in pairs {
             map.insert(key, denied);
         }
-        self.shared.before.store(any.then(|| Arc::new(Before { secret, pairs: map })));
+        self.shared
+            .before
+            .store(any.then(|| Arc::new(PreviousLedgerDenials { secret, pairs: map })));
     }
 
     /// What the ledger before this one denied the pair of these ids, and its key there.
     #[must_use]
-    pub fn denied_before(&self, user_id: &str, business_id: &str) -> Option<(Key, Arc<Denied>)> {
+    pub fn previous_ledger_denials(
+        &self,
+        user_id: &str,
+        business_id: &str,
+    ) -> Option<(Key, Arc<Denied>)> {
         let before = self.shared.before.load();
         let before = before.as_ref()?;
         let key = before.secret.read(user_id, business_id).ok()?;
@@ -398,7 +414,7 @@ impl Writer {
 
     /// Takes back what the ledger before this one denied the pair of this key there: only once it
     /// is in the pair's entry, or a check in between would find it nowhere.
-    pub fn take_before(&mut self, key: Key) {
+    pub fn remove_previous_ledger_denials(&mut self, key: Key) {
         if let Some(before) = self.shared.before.load().as_ref() {
             before.pairs.remove(&key);
         }
@@ -406,15 +422,15 @@ impl Writer {
 
     /// How many pairs the ledger before this one denies something.
     #[must_use]
-    pub fn before(&self) -> usize {
+    pub fn previous_ledger_denied_pairs(&self) -> usize {
         self.shared.before.load().as_ref().map_or(0, |before| before.pairs.len())
     }
 
     /// Whether the table holds this state of a pair.
     #[must_use]
-    pub fn is(&self, key: Key, state: Result<&State, UnreadablePair>) -> bool {
+    pub fn holds_state(&self, key: Key, state: Result<&State, UnreadablePair>) -> bool {
         let Some((entry, _)) = self.entry(key) else { return false };
-        let Ok(state) = state else { return entry == Entry::UNREADABLE };
+        let Ok(state) = state else { return entry == PackedEntry::UNREADABLE };
         let expected = Resolved::of(state);
         let same = self.read(key, |profile, last_inbound, times| {
             *profile == expected.profile
@@ -425,18 +441,18 @@ impl Writer {
     }
 
     /// Says how many pairs are denied by what was remembered alone.
-    pub fn remembers(&mut self, pairs: usize) {
+    pub fn set_retained_pairs(&mut self, pairs: usize) {
         let pairs = u64::try_from(pairs).unwrap_or(u64::MAX);
         self.shared.remembered.store(pairs, Ordering::Relaxed);
     }
 
     /// Says in words what holds the table where it is; empty where it is live.
-    pub fn explain(&mut self, cause: impl Into<String>) {
+    pub fn set_cause(&mut self, cause: impl Into<String>) {
         *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
     }
 
     /// Says what an operator should mend about the ledger.
-    pub fn warn(&mut self, warnings: Arc<[String]>) {
+    pub fn set_warnings(&mut self, warnings: Arc<[String]>) {
         self.shared.warnings.store(Arc::new(warnings));
     }
 }

@@ -79,18 +79,21 @@ fn modules_import_what_the_map_allows() {
         ("metrics", &[]),
         ("telemetry", &["metrics"]),
         ("table", &[]),
-        ("changes", &[]),
+        ("change_feed", &[]),
         ("synthetic", &[]),
-        ("follower", &["changes", "metrics", "table", "synthetic"]),
+        ("follower", &["change_feed", "metrics", "table", "synthetic"]),
         ("recorder", &["metrics"]),
         ("decision_log", &["metrics"]),
-        ("gate", &["decision_log", "table", "metrics"]),
+        ("checker", &["decision_log", "table", "metrics"]),
         ("budget", &["metrics"]),
-        ("grpc", &["accept", "budget", "changes", "gate", "recorder", "metrics", "telemetry"]),
+        (
+            "grpc",
+            &["accept", "budget", "change_feed", "checker", "recorder", "metrics", "telemetry"],
+        ),
         ("whatsapp", &["recorder"]),
         ("webhook", &["accept", "budget", "metrics", "recorder", "whatsapp"]),
         ("accept", &["metrics"]),
-        ("admin", &["accept", "budget", "gate", "metrics"]),
+        ("admin", &["accept", "budget", "checker", "metrics"]),
         (
             "config",
             &["budget", "synthetic", "decision_log", "grpc", "telemetry", "webhook", "whatsapp"],
@@ -135,7 +138,7 @@ fn foreign_types_stay_behind_their_module() {
             "only the follower holds the table's writer"
         );
     }
-    let table = code(&root().join("src/table.rs"));
+    let table = code(&root().join("src/table/mod.rs"));
     let (before, _) = table.split_once("pub struct Writer").unwrap();
     let attributes = before.rsplit("\n\n").next().unwrap_or_default();
     assert!(!attributes.contains("Clone"), "two writers could contradict each other");

@@ -105,7 +105,7 @@ async fn every_denial_says_what_would_allow_the_message() {
         denied.insert(reason.name());
     }
     let (address, drain) = served(|writer| {
-        writer.proven(Moment::now(), clock::wall());
+        writer.set_proof(Moment::now(), clock::wall());
         writer.validate();
         writer.invalidate();
     })

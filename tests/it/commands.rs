@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consentd::budget::{Budget, Sizes};
-use consentd::gate::Gate;
+use consentd::checker::Checker;
 use consentd::grpc::listen::{Address, Listener};
 use consentd::grpc::server::{Drain, Limits, serve};
 use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Routes, pb};
@@ -290,16 +290,16 @@ pub async fn unloaded() -> (String, Drain) {
 pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (table, mut writer) = consentd::table::new();
-    writer.begin(&KeySecret::new(&[7; 16]));
+    writer.reset(&KeySecret::new(&[7; 16]));
     prepare(&mut writer);
     let bound = Duration::from_secs(5);
-    let gate = Gate::new(table, Policy::default(), bound, Arc::clone(&metrics));
+    let checker = Checker::new(table, Policy::default(), bound, Arc::clone(&metrics));
     let drain = Drain::default();
-    let health = HealthService::new(gate.clone(), drain.begun.clone());
+    let health = HealthService::new(checker.clone(), drain.begun.clone());
     let sizes = Sizes { bytes: 1 << 26, connection_bytes: 1 << 23, calls: 100 };
     let budget = Budget::new(sizes, Arc::clone(&metrics));
     let most = CheckLimits { batch: 100, recipients: 100 };
-    let checks = CheckService::new(gate, "file:none".into(), most, Arc::clone(&metrics));
+    let checks = CheckService::new(checker, "file:none".into(), most, Arc::clone(&metrics));
     let routes = Routes::new(health).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();

@@ -73,8 +73,8 @@ proptest! {
         for text in CATEGORIES {
             let category = Category::parse(text).unwrap();
             let categories = vec![category; pairs.len()];
-            own.facts_of_many(&pairs, &categories, &mut facts.0);
-            other.facts_of_many(&pairs, &categories, &mut facts.1);
+            own.facts_batch(&pairs, &categories, &mut facts.0);
+            other.facts_batch(&pairs, &categories, &mut facts.1);
             prop_assert_eq!(&facts.0, &facts.1, "{}", text);
             for (pair, expected) in pairs.iter().zip(&facts.0) {
                 prop_assert_eq!(&own.facts(*pair, category).0, expected);
@@ -123,7 +123,7 @@ fn alternative_table_while_profiles_are_freed_shows_every_pair_its_own() {
         let reader = scope.spawn(|| {
             let mut found = Vec::new();
             for _ in 0..400 {
-                table.facts_of_many(&pairs, &categories, &mut found);
+                table.facts_batch(&pairs, &categories, &mut found);
                 let single = pairs.iter().zip(&categories);
                 found.extend(single.map(|(pair, category)| table.facts(*pair, *category).0));
                 for facts in &found {

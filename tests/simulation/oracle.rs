@@ -153,7 +153,7 @@ impl Guards {
 
     /// Properties 1 and 2: where nothing can have been lost, nothing is remembered.
     pub fn check_remembered(&self, table: &Table) -> Result<(), Violation> {
-        let remembered = table.remembered();
+        let remembered = table.retained_pairs();
         if remembered > 0 && self.may == [false; USERS] {
             return Err(Violation::new(
                 2,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use consentd::follower::driver::{BUCKET_TIMEOUT, RETRY, period};
+use consentd::follower::scheduler::{BUCKET_TIMEOUT, RETRY_INTERVAL, period};
 use consentd::metrics::Metrics;
 use consentd_core::facts::Facts;
 
@@ -15,8 +15,11 @@ use crate::world::{MILLI, SECOND, World};
 
 /// How long a bucket may hang that was asked for before the last fault ended; it is asked for
 /// again; and what else it takes: some polls that time out, and some pages.
-pub const LIVE_WITHIN: Duration =
-    BUCKET_TIMEOUT.checked_add(RETRY).unwrap().checked_add(Duration::from_secs(8)).unwrap();
+pub const LIVE_WITHIN: Duration = BUCKET_TIMEOUT
+    .checked_add(RETRY_INTERVAL)
+    .unwrap()
+    .checked_add(Duration::from_secs(8))
+    .unwrap();
 
 /// How soon a recorder starts again, on average, where they are busy, and the bound of histories in
 /// which they are: what is short is missed soonest; and how much a page must bring for that.
@@ -103,7 +106,7 @@ impl World {
         let each = 2 * self.plan.scrub_every + SCRUBBED_WITHIN;
         let every_bucket = u64::from(self.primary.identity.buckets) * each;
         // One that was asked for before all was well may hang.
-        let hangs = micros(BUCKET_TIMEOUT + RETRY);
+        let hangs = micros(BUCKET_TIMEOUT + RETRY_INTERVAL);
         let scrubs = match (self.loose.contains(&true), self.doubted.contains(&true)) {
             (true, _) => hangs + every_bucket,
             (false, true) => hangs,
@@ -166,7 +169,7 @@ impl World {
     /// Property 1.
     fn converged(&mut self) -> Result<(), Violation> {
         let moment = self.moment();
-        let at = self.sidecar.driver().machine().position();
+        let at = self.sidecar.driver().state_machine().position();
         if !self.sidecar.is_live(moment) || at != self.primary.end() {
             let why = format!("at {at:?}, the ledger at {:?}", self.primary.end());
             return Err(Violation::new(1, why));
@@ -187,7 +190,7 @@ impl World {
                 let (facts, freshness) = sidecar.table.facts(pair, asked);
                 let theirs = pairs[number].as_ref().map_or(Facts::NOTHING, |s| s.facts[category]);
                 let same = facts.is_ok_and(|facts| facts == theirs);
-                if sidecar.table.remembered() == 0 && facts.is_ok() && !same {
+                if sidecar.table.retained_pairs() == 0 && facts.is_ok() && !same {
                     let why = format!("user {number}, {}: {freshness:?}", CATEGORIES[category]);
                     return Err(Violation::new(1, why));
                 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use consentd::follower::machine::{Attempt, Warm};
-use consentd::table::Saved;
+use consentd::follower::state_machine::{Attempt, WarmStart};
+use consentd::table::TableImage;
 use consentd_core::id::KeySecret;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Identity, Position};
@@ -31,7 +31,7 @@ struct Begun {
 
 /// A table that was saved.
 pub struct File {
-    pub warm: Warm,
+    pub warm: WarmStart,
     pub identity: Arc<Identity>,
     pub seen: Timestamp,
     bytes: Vec<u8>,
@@ -40,9 +40,9 @@ pub struct File {
 }
 
 impl File {
-    pub fn table(&self) -> Saved {
+    pub fn table(&self) -> TableImage {
         let most = u64::try_from(self.bytes.len()).unwrap();
-        Saved::read(&mut &self.bytes[..], most).expect("a table wrote it")
+        TableImage::read(&mut &self.bytes[..], most).expect("a table wrote it")
     }
 }
 
@@ -130,7 +130,7 @@ impl World {
         let moment = self.moment();
         self.sidecar.may_save(moment)?;
         let (seen, bytes) = self.sidecar.saved();
-        let machine = self.sidecar.driver().machine();
+        let machine = self.sidecar.driver().state_machine();
         let guards = self.sidecar.guards.clone();
         Some(Begun { from: machine.position(), attempt: machine.attempt(), seen, bytes, guards })
     }
@@ -139,7 +139,7 @@ impl World {
     fn finish_saving(&mut self, begun: &Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
         let moment = self.moment();
         let accepted = self.sidecar.may_save(moment)?;
-        let machine = self.sidecar.driver().machine();
+        let machine = self.sidecar.driver().state_machine();
         if machine.attempt() != begun.attempt {
             return None;
         }
@@ -151,7 +151,7 @@ impl World {
         let secret = &identity.secret;
         let guards = begun.guards.or(&self.sidecar.guards, |number| shard(secret, number) >= cut);
         let seal = secret.digest(&hash);
-        let warm = Warm { from, until, accepted, hash, seal };
+        let warm = WarmStart { from, until, accepted, hash, seal };
         Some(File { warm, identity, seen: begun.seen, bytes, guards })
     }
 }

@@ -1,13 +1,13 @@
-//! A sidecar: the real driver, machine, applier, table and gate, on clocks of its own.
+//! A sidecar: the real driver, machine, applier, table and checker, on clocks of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::follower::apply::{Applier, Done};
-use consentd::follower::driver::{BucketQuestion, Driver, NotRead, PageQuestion, Task};
-use consentd::follower::machine::Action;
-use consentd::gate::{Gate, Question};
+use consentd::checker::{CheckRequest, Checker};
+use consentd::follower::applier::{ActionOutcome, Applier};
+use consentd::follower::scheduler::{BucketRequest, PageRequest, ReadFailure, Scheduler, Task};
+use consentd::follower::state_machine::Action;
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
 use consentd_core::decision::{Form, Policy};
@@ -45,8 +45,8 @@ pub fn true_time(now: Duration) -> Timestamp {
 
 /// What the wire brings.
 pub enum Brought {
-    Page(u64, PageQuestion, Option<Page>),
-    Bucket(u64, BucketQuestion, Result<Bucket, NotRead>),
+    Page(u64, PageRequest, Option<Page>),
+    Bucket(u64, BucketRequest, Result<Bucket, ReadFailure>),
     Again,
     Tick,
     ScrubDue,
@@ -56,16 +56,16 @@ pub enum Brought {
 
 /// What is to be asked.
 pub enum Wanted {
-    Page(u64, PageQuestion),
-    Bucket(u64, BucketQuestion, Duration),
+    Page(u64, PageRequest),
+    Bucket(u64, BucketRequest, Duration),
     Again,
 }
 
 pub struct Sidecar {
-    driver: Driver,
+    driver: Scheduler,
     applier: Applier,
     pub table: Table,
-    gate: Gate,
+    checker: Checker,
     pub bound: Duration,
     /// Questions that are neither answered nor timed out, and when they were asked.
     open: HashMap<u64, Moment>,
@@ -103,8 +103,8 @@ impl Sidecar {
         file: Option<&File>,
     ) -> (Self, Vec<Wanted>) {
         let (table, writer) = consentd::table::new();
-        let gate = Gate::new(table.clone(), Policy::default(), bound, Arc::clone(metrics));
-        let (driver, tasks) = Driver::from(file.map(|file| file.warm), now);
+        let checker = Checker::new(table.clone(), Policy::default(), bound, Arc::clone(metrics));
+        let (driver, tasks) = Scheduler::from(file.map(|file| file.warm), now);
         let mut applier = Applier::new(writer, most);
         if let Some(file) = file {
             applier.keep(file.table(), file.seen);
@@ -113,7 +113,7 @@ impl Sidecar {
             driver,
             applier,
             table,
-            gate,
+            checker,
             bound,
             open: HashMap::new(),
             asked,
@@ -137,7 +137,7 @@ impl Sidecar {
         self.open.contains_key(&id)
     }
 
-    pub fn driver(&self) -> &Driver {
+    pub fn driver(&self) -> &Scheduler {
         &self.driver
     }
 
@@ -161,12 +161,12 @@ impl Sidecar {
                 if let Some((clock, ..)) = page_said {
                     self.guards.on_clock(clock);
                 }
-                self.driver.on_page(question, page.ok_or(NotRead::Unanswered), now)
+                self.driver.on_page(question, page.ok_or(ReadFailure::Unanswered), now)
             }
             Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
             Brought::Again => {
                 self.retries -= 1;
-                self.driver.on_again(now)
+                self.driver.on_retry_due(now)
             }
             Brought::Tick => self.driver.on_tick(now),
             Brought::ScrubDue => self.driver.on_scrub_due(now),
@@ -176,7 +176,7 @@ impl Sidecar {
         let touched = tasks.iter().any(|task| matches!(task, Task::Table(_)));
         for task in &tasks {
             match task {
-                Task::Table(Action::Begin { forget, .. }) => {
+                Task::Table(Action::ResetTable { forget, .. }) => {
                     let page = page_said.take();
                     let page = page.ok_or_else(|| Violation::new(2, "begun by no page"))?;
                     if asked.boot < self.doubted.boot {
@@ -187,26 +187,26 @@ impl Sidecar {
                 }
                 Task::Table(Action::Invalidate(_)) => self.doubted = now,
                 // What is not used is as if it had never been.
-                Task::Table(Action::Refuse(_)) => {
+                Task::Table(Action::RejectWarmStart(_)) => {
                     self.guards = self.guards.forgotten();
                     self.followed = None;
                 }
-                Task::Table(Action::Prove(asked, _)) => self.proven.push(*asked),
-                Task::Table(Action::Apply(body) | Action::Meet(body) | Action::Replay(body)) => {
+                Task::Table(Action::SetProof(asked, _)) => self.proven.push(*asked),
+                Task::Table(Action::Apply(body) | Action::NoteIds(body) | Action::Replay(body)) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
                     if let Ok(record) = &body.record {
                         self.guards.on_state(&record.state);
                     }
                 }
-                Task::Table(Action::Load(bucket) | Action::Compare(bucket)) => {
+                Task::Table(Action::LoadBucket(bucket) | Action::CompareBucket(bucket)) => {
                     for record in bucket.pairs.iter().filter_map(|(_, record)| record.as_ref().ok())
                     {
                         self.guards.on_state(&record.state);
                     }
                 }
                 // Read on a branch that is none: what that denied is remembered, too.
-                Task::Table(Action::Unload(_)) => {
+                Task::Table(Action::UnloadBucket(_)) => {
                     self.unloaded = true;
                     self.guards.on_unload();
                 }
@@ -214,7 +214,7 @@ impl Sidecar {
             }
         }
         let wanted = self.perform(tasks, now);
-        let [held, claims, labels] = self.driver.machine().waiting();
+        let [held, claims, labels] = self.driver.state_machine().waiting();
         let buckets =
             self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
         let retries = self.retries;
@@ -264,19 +264,21 @@ impl Sidecar {
                 Task::Bucket { question, wait } => {
                     wanted.push(Wanted::Bucket(self.ask(now), question, wait));
                 }
-                Task::Again => {
+                Task::RetryPoll => {
                     self.retries += 1;
                     wanted.push(Wanted::Again);
                 }
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
-                    if self.traced && done != Done::Done {
+                    if self.traced && done != ActionOutcome::Performed {
                         println!("          {done:?}");
                     }
                     match done {
-                        Done::Valid { .. } => self.overflowed = false,
-                        Done::Overflowed { .. } => self.overflowed = true,
-                        Done::Done | Done::Doubted { .. } | Done::Compared { .. } => {}
+                        ActionOutcome::Valid { .. } => self.overflowed = false,
+                        ActionOutcome::Overflowed { .. } => self.overflowed = true,
+                        ActionOutcome::Performed
+                        | ActionOutcome::BucketDenied { .. }
+                        | ActionOutcome::BucketCompared { .. } => {}
                     }
                 }
             }
@@ -286,7 +288,7 @@ impl Sidecar {
 
     /// How often the ledger had been accepted, where the table may be saved.
     pub fn may_save(&mut self, now: Moment) -> Option<u64> {
-        self.applier.may_save(self.driver.machine(), self.bound, now).ok()
+        self.applier.may_save(self.driver.state_machine(), self.bound, now).ok()
     }
 
     /// What the ledger's clock said at the latest, and the table's bytes.
@@ -307,13 +309,13 @@ impl Sidecar {
         self.asked
     }
 
-    /// Whether a template may be sent, as the gate says.
+    /// Whether a template may be sent, as the checker says.
     pub fn allows(&self, user_id: &str, category: usize, now: Moment) -> Result<bool, Violation> {
         let category = CATEGORIES[category];
         let form = Form::Template;
-        let question = Question { user_id, business_id: BUSINESS, category, form };
+        let question = CheckRequest { user_id, business_id: BUSINESS, category, form };
         let allowed =
-            self.gate.look_by(&question, || now).is_ok_and(|answer| answer.decision.allowed());
+            self.checker.check_at(&question, || now).is_ok_and(|answer| answer.decision.allowed());
         if allowed && !self.is_live(now) {
             let freshness = self.table.freshness();
             let why = format!("allowed while {:?}", freshness.validity);

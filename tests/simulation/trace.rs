@@ -1,6 +1,6 @@
 //! What happens, in words, for `CONSENTD_TRACE`.
 
-use consentd::follower::machine::Action;
+use consentd::follower::state_machine::Action;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Bucket, LogBody, Tail, UnreadableRecord};
@@ -93,9 +93,9 @@ pub fn brief(action: &Action) -> String {
     };
     match action {
         Action::Apply(it) => format!("apply {}", body(it)),
-        Action::Meet(it) => format!("meet {}", body(it)),
-        Action::Load(it) => format!("load {}", bucket(it)),
-        Action::Compare(it) => format!("compare {}", bucket(it)),
+        Action::NoteIds(it) => format!("meet {}", body(it)),
+        Action::LoadBucket(it) => format!("load {}", bucket(it)),
+        Action::CompareBucket(it) => format!("compare {}", bucket(it)),
         other => format!("{other:?}"),
     }
 }

@@ -1,6 +1,6 @@
 //! What lies between the sidecar and the ledger.
 
-use consentd::follower::driver::{BucketQuestion, NotRead, PageQuestion};
+use consentd::follower::scheduler::{BucketRequest, PageRequest, ReadFailure};
 use consentd_ledger::{Announcement, Epoch, LogEntry};
 
 use crate::random::Random;
@@ -81,7 +81,7 @@ impl World {
         self.isolated.as_ref().filter(|isolated| self.now < isolated.until)
     }
 
-    pub fn answer_page(&mut self, id: u64, question: PageQuestion) {
+    pub fn answer_page(&mut self, id: u64, question: PageRequest) {
         // A fenced question is refused by a primary that cannot reach its replicas.
         let refused = self.is_down() || self.isolated().is_some_and(|isolated| isolated.wholly);
         let now = true_time(self.time());
@@ -94,7 +94,7 @@ impl World {
         self.after(wait, Happening::Brought(self.life, brought));
     }
 
-    pub fn answer_bucket(&mut self, id: u64, question: BucketQuestion) {
+    pub fn answer_bucket(&mut self, id: u64, question: BucketRequest) {
         // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
         let stray = self.random.percent(self.wire.stray);
         let server = match self.isolated() {
@@ -104,9 +104,9 @@ impl World {
         };
         // A ledger of fewer buckets has nothing in one of that number.
         let bucket = if self.is_down() {
-            Err(NotRead::Unanswered)
+            Err(ReadFailure::Unanswered)
         } else if server.lost.contains(&question.number) {
-            Err(NotRead::Lost)
+            Err(ReadFailure::Lost)
         } else {
             Ok(server.bucket(question.number))
         };

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::follower::driver::{
-    BUCKET_TIMEOUT, BucketQuestion, NotRead, PageQuestion, RETRY, period,
+use consentd::follower::scheduler::{
+    BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, period,
 };
 use consentd::metrics::Metrics;
 use consentd_core::state::Effect;
@@ -34,8 +34,8 @@ const APPLIED_WITHIN: u64 = 300 * MILLI;
 /// What happens at some time.
 pub enum Happening {
     /// A question reaches the ledger.
-    AskedPage(u64, PageQuestion),
-    AskedBucket(u64, BucketQuestion),
+    AskedPage(u64, PageRequest),
+    AskedBucket(u64, BucketRequest),
     /// Something reaches the sidecar, in that one of its lives.
     Brought(u64, Brought),
     Recorder(usize, u64, Step),
@@ -352,7 +352,7 @@ impl World {
                 self.after(wait, Happening::Brought(life, Brought::ScrubDue));
             }
             Brought::Announced(Announcement { epoch, entries }) if self.settled => {
-                let applied = self.sidecar.driver().machine().applied();
+                let applied = self.sidecar.driver().state_machine().applied();
                 for entry in entries.iter() {
                     let missing = entry.revision.saturating_sub(applied);
                     let pages = missing.div_ceil(u64::try_from(self.plan.page).unwrap());
@@ -385,7 +385,7 @@ impl World {
 
     /// Property 5: an announcement that is lost costs what comes behind it a poll, not a period.
     fn expected(&self, life: u64, position: Position) -> Result<(), Violation> {
-        let at = self.sidecar.driver().machine().position();
+        let at = self.sidecar.driver().state_machine().position();
         let gone = !self.settled || life != self.life || at.epoch != position.epoch;
         if gone || at.revision >= position.revision {
             return Ok(());
@@ -396,7 +396,7 @@ impl World {
 
     /// Property 3, of what the table was just proven to be.
     fn check_proofs(&mut self) -> Result<(), Violation> {
-        let Position { epoch, head, .. } = self.sidecar.driver().machine().position();
+        let Position { epoch, head, .. } = self.sidecar.driver().state_machine().position();
         for asked in std::mem::take(&mut self.sidecar.proven) {
             let node = self.nodes.get(&(epoch, head));
             let node =
@@ -408,7 +408,7 @@ impl World {
 
     /// Properties 2 and 6.
     fn check_table(&mut self) -> Result<(), Violation> {
-        let position = self.sidecar.driver().machine().position();
+        let position = self.sidecar.driver().state_machine().position();
         let node = self.nodes.get(&(position.epoch, position.head));
         if !self.sidecar.is_valid() {
             if let Some(node) = node {
@@ -446,7 +446,7 @@ impl World {
                 Wanted::Bucket(id, question, wait) => {
                     let wait = u64::try_from(wait.as_micros()).unwrap();
                     let within = u64::try_from(BUCKET_TIMEOUT.as_micros()).unwrap();
-                    let none = Brought::Bucket(id, question, Err(NotRead::Unanswered));
+                    let none = Brought::Bucket(id, question, Err(ReadFailure::Unanswered));
                     self.after(wait + within, Happening::Brought(life, none));
                     if !self.random.percent(self.wire.bucket_loss) {
                         let wait = wait + self.wire.bucket_delay(&mut self.random);
@@ -454,7 +454,7 @@ impl World {
                     }
                 }
                 Wanted::Again => {
-                    let wait = u64::try_from(RETRY.as_micros()).unwrap();
+                    let wait = u64::try_from(RETRY_INTERVAL.as_micros()).unwrap();
                     self.after(wait, Happening::Brought(life, Brought::Again));
                 }
             }

@@ -1,4 +1,4 @@
-//! How current the table is: the same loads around a look-up as in `src/table.rs`.
+//! How current the table is: the same loads around a look-up as in `src/table/mod.rs`.
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl State {
 
     /// Reads freshness first and the pair then, so that what was proven is in what is read; a table
     /// that became valid or invalid in between was not valid.
-    pub(super) fn unbroken<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
+    pub(super) fn with_generation_check<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
         let generation = self.generation.load(Ordering::Acquire);
         let mut freshness = self.load();
         let found = read();

@@ -16,12 +16,12 @@
 )]
 
 mod freshness;
-mod lanes;
 mod run;
+mod shard_directory;
 mod writer;
 
-#[path = "../../../src/table/entry.rs"]
-mod entry;
+#[path = "../../../src/table/packed_entry.rs"]
+mod packed_entry;
 #[path = "../../../src/table/profiles.rs"]
 mod profiles;
 
@@ -36,17 +36,17 @@ use consentd_core::scope::Category;
 use consentd_core::time::Timestamp;
 use dashmap::DashMap;
 
-use self::entry::{Content, Entry, Lapsing};
 use self::freshness::State;
-use self::lanes::Lanes;
+use self::packed_entry::{Encoding, ExpiringEntry, PackedEntry};
 use self::profiles::{Chunk, Profiles};
 use self::run::{Location, MAP_SHARDS, Place, PrefixHash, Run, Slot};
+use self::shard_directory::ShardDirectory;
 
 pub(crate) use self::freshness::Freshness;
 pub(crate) use self::writer::Writer;
 
-/// How many look-ups of a batch are under way at once, as in `src/table/many.rs`.
-const AT_ONCE: usize = 64;
+/// How many look-ups of a batch are under way at once, as in `src/table/batch.rs`.
+const LOOKUPS_PER_PREFETCH: usize = 64;
 
 type Look = Result<Facts, UnreadablePair>;
 
@@ -55,7 +55,7 @@ struct Shared {
     /// Pairs that fit into no slot. Changed only under the lock of the pair's run.
     whole: DashMap<Key, Box<Resolved>>,
     /// The profiles that entries refer to by number.
-    lanes: Lanes,
+    lanes: ShardDirectory,
     pairs: AtomicUsize,
     freshness: State,
 }
@@ -69,7 +69,7 @@ pub(crate) fn new() -> (Table, Writer) {
     let shared = Arc::new(Shared {
         runs: DashMap::with_hasher_and_shard_amount(PrefixHash, MAP_SHARDS),
         whole: DashMap::new(),
-        lanes: Lanes::default(),
+        lanes: ShardDirectory::default(),
         pairs: AtomicUsize::new(0),
         freshness: State::default(),
     });
@@ -87,23 +87,23 @@ impl Shared {
         read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> Result<T, UnreadablePair> {
         let [_, _, word] = *slots.first().ok_or(UnreadablePair)?;
-        let entry = Entry::from_word(word).ok_or(UnreadablePair)?;
-        let (entry, times) = match entry.content() {
-            Content::Lapsing(_) => {
+        let entry = PackedEntry::from_word(word).ok_or(UnreadablePair)?;
+        let (entry, times) = match entry.encoding() {
+            Encoding::Expiring(_) => {
                 let [_, shared, lapses] = *slots.get(1).ok_or(UnreadablePair)?;
-                let shared = Entry::from_word(shared).ok_or(UnreadablePair)?;
-                let (entry, times) = Lapsing::new(shared, lapses).load();
+                let shared = PackedEntry::from_word(shared).ok_or(UnreadablePair)?;
+                let (entry, times) = ExpiringEntry::new(shared, lapses).load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
             _ => (entry, Times::None),
         };
-        match entry.content() {
-            Content::Unreadable | Content::Lapsing(_) => Err(UnreadablePair),
-            Content::Whole => {
+        match entry.encoding() {
+            Encoding::Unreadable | Encoding::Expiring(_) => Err(UnreadablePair),
+            Encoding::Boxed => {
                 let whole = self.whole.get(&key).ok_or(UnreadablePair)?;
                 Ok(read(&whole.profile, whole.last_inbound, whole.beside.as_ref().into()))
             }
-            Content::Shared(number, last_inbound) => {
+            Encoding::Inline(number, last_inbound) => {
                 let profile = profiles::profile(profiles, number).ok_or(UnreadablePair)?;
                 Ok(read(profile, last_inbound, times))
             }
@@ -133,7 +133,7 @@ impl Shared {
 impl Table {
     /// What a decision about `category` needs to know of a pair, and how current that is.
     pub(crate) fn facts(&self, pair: Pair, category: Category<'_>) -> (Look, Freshness) {
-        self.0.freshness.unbroken(|| {
+        self.0.freshness.with_generation_check(|| {
             let location = Location::of(pair.key());
             let Some(run) = self.0.runs.get(&location.prefix()) else {
                 return Ok(Facts::NOTHING);
@@ -145,32 +145,34 @@ impl Table {
     }
 
     /// The same of many pairs. `into` is emptied, and gets as many facts as there are pairs.
-    pub(crate) fn facts_of_many(
+    pub(crate) fn facts_batch(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
         into: &mut Vec<Look>,
     ) -> Freshness {
         into.clear();
-        let ((), freshness) = self.0.freshness.unbroken(|| {
-            for (pairs, categories) in pairs.chunks(AT_ONCE).zip(categories.chunks(AT_ONCE)) {
+        let ((), freshness) = self.0.freshness.with_generation_check(|| {
+            for (pairs, categories) in
+                pairs.chunks(LOOKUPS_PER_PREFETCH).zip(categories.chunks(LOOKUPS_PER_PREFETCH))
+            {
                 self.add_facts(pairs, categories, into);
             }
         });
         freshness
     }
 
-    /// Takes the locks of up to [`AT_ONCE`] runs first and reads then, because a locked
+    /// Takes the locks of up to [`LOOKUPS_PER_PREFETCH`] runs first and reads then, because a locked
     /// instruction waits for all loads before it: cache misses overlap only between the locks.
     fn add_facts(&self, pairs: &[Pair], categories: &[Category<'_>], into: &mut Vec<Look>) {
         let location = |pair: &Pair| Location::of(pair.key());
         // A thread may take one shard's lock twice: dashmap's lock prefers readers.
-        let runs: [_; AT_ONCE] = array::from_fn(|index| {
+        let runs: [_; LOOKUPS_PER_PREFETCH] = array::from_fn(|index| {
             let location = location(pairs.get(index)?);
             self.0.runs.get(&location.prefix())
         });
         let touched = pairs.iter().zip(&runs).fold(0, |all: u64, (pair, run)| {
-            all ^ run.as_ref().map_or(0, |run| location(pair).touch(run))
+            all ^ run.as_ref().map_or(0, |run| location(pair).prefetch(run))
         });
         std::hint::black_box(touched);
         // All locks are held, so no number is reused until this returns.

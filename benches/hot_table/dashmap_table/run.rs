@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use consentd_core::id::Key;
 
-use super::entry::{Content, Entry};
+use super::packed_entry::{Encoding, PackedEntry};
 
 /// The bits of a key that choose the shard of the `DashMap`.
 const SHARD_BITS: u32 = 10;
@@ -19,9 +19,9 @@ const INDEX_BITS: u32 = 6;
 /// rounding; with a quarter of them a batch beside a writer is slower.
 const RUNS: u64 = 56;
 
-/// A pair's key, in two words, and its entry: the 24 bytes of a `(Key, Entry)`. A pair that expires
+/// A pair's key, in two words, and its entry: the 24 bytes of a `(Key, PackedEntry)`. A pair that expires
 /// takes a second slot after it: the first half of its key again, which keeps the order, and the
-/// two words of a `Lapsing`.
+/// two words of a `ExpiringEntry`.
 pub(super) type Slot = [u64; 3];
 
 /// The slots of a prefix.
@@ -65,7 +65,7 @@ impl Location {
     }
 
     /// Loads the cache lines in which the pair most likely is.
-    pub(super) fn touch(&self, run: &[Slot]) -> u64 {
+    pub(super) fn prefetch(&self, run: &[Slot]) -> u64 {
         let estimate = self.estimate(run.len());
         let look = |at: usize| run.get(at).map_or(0, |slot| slot[0]);
         look(estimate.saturating_sub(2)) ^ look(estimate.saturating_add(1))
@@ -97,8 +97,8 @@ impl Location {
 
 /// How many slots a pair takes whose first slot has this entry.
 pub(super) fn width(word: u64) -> usize {
-    match Entry::from_word(word).map(Entry::content) {
-        Some(Content::Lapsing(_)) => 2,
+    match PackedEntry::from_word(word).map(PackedEntry::encoding) {
+        Some(Encoding::Expiring(_)) => 2,
         _ => 1,
     }
 }

@@ -11,7 +11,7 @@ use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 use super::Shared;
-use super::entry::{Entry, Lapsing};
+use super::packed_entry::{ExpiringEntry, PackedEntry};
 use super::profiles::Profiles;
 use super::run::{Location, Place, Run, Slot, spliced, width};
 
@@ -22,10 +22,10 @@ pub(crate) struct Writer {
 }
 
 /// How a pair is kept, as in `src/table/writer.rs`.
-enum Kept {
-    Alone(Entry),
-    Lapsing(Entry, u64),
-    Whole(Box<Resolved>),
+enum Encoded {
+    Inline(PackedEntry),
+    Expiring(PackedEntry, u64),
+    Boxed(Box<Resolved>),
 }
 
 /// What happens to a pair's run. A copy is made before the write lock is taken.
@@ -44,14 +44,16 @@ struct Known {
 
 impl Known {
     fn of(slots: &[Slot]) -> Self {
-        let Some(entry) = slots.first().and_then(|[.., word]| Entry::from_word(*word)) else {
+        let Some(entry) = slots.first().and_then(|[.., word]| PackedEntry::from_word(*word)) else {
             return Self::default();
         };
         let shared = match slots {
-            [[.., word], [_, shared, _], ..] if width(*word) == 2 => Entry::from_word(*shared),
+            [[.., word], [_, shared, _], ..] if width(*word) == 2 => {
+                PackedEntry::from_word(*shared)
+            }
             _ => Some(entry),
         };
-        Self { profile: shared.and_then(Entry::profile), whole: entry == Entry::WHOLE }
+        Self { profile: shared.and_then(PackedEntry::profile), whole: entry == PackedEntry::BOXED }
     }
 }
 
@@ -59,37 +61,37 @@ impl Writer {
     /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
     pub(crate) fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
         let kept = match state {
-            Err(UnreadablePair) => Kept::Alone(Entry::UNREADABLE),
+            Err(UnreadablePair) => Encoded::Inline(PackedEntry::UNREADABLE),
             Ok(state) => self.kept(Resolved::of(state)),
         };
         self.put(key, kept);
     }
 
-    fn kept(&mut self, resolved: Resolved) -> Kept {
-        let lapses = Lapsing::word(&resolved);
+    fn kept(&mut self, resolved: Resolved) -> Encoded {
+        let lapses = ExpiringEntry::word(&resolved);
         if resolved.beside.is_some() && lapses.is_none() {
-            return Kept::Whole(Box::new(resolved));
+            return Encoded::Boxed(Box::new(resolved));
         }
         let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
-        let Some(number) = number else { return Kept::Whole(Box::new(resolved)) };
-        let entry = Entry::shared(number, resolved.last_inbound);
-        lapses.map_or(Kept::Alone(entry), |word| Kept::Lapsing(entry, word))
+        let Some(number) = number else { return Encoded::Boxed(Box::new(resolved)) };
+        let entry = PackedEntry::inline(number, resolved.last_inbound);
+        lapses.map_or(Encoded::Inline(entry), |word| Encoded::Expiring(entry, word))
     }
 
-    fn put(&mut self, key: Key, kept: Kept) {
-        if let Kept::Alone(entry) | Kept::Lapsing(entry, _) = &kept
+    fn put(&mut self, key: Key, kept: Encoded) {
+        if let Encoded::Inline(entry) | Encoded::Expiring(entry, _) = &kept
             && let Some(number) = entry.profile()
         {
             self.profiles.count(number);
         }
         let (high, low) = key.halves();
         let (first, second, whole) = match kept {
-            Kept::Alone(entry) => (entry, None, None),
-            Kept::Lapsing(entry, word) => {
-                let marker = Entry::lapsing(0).expect("zero is a place");
+            Encoded::Inline(entry) => (entry, None, None),
+            Encoded::Expiring(entry, word) => {
+                let marker = PackedEntry::expiring(0).expect("zero is a place");
                 (marker, Some([high, entry.word(), word]), None)
             }
-            Kept::Whole(whole) => (Entry::WHOLE, None, Some(whole)),
+            Encoded::Boxed(whole) => (PackedEntry::BOXED, None, Some(whole)),
         };
         let slots = [[high, low, first.word()], second.unwrap_or_default()];
         let slots = &slots[..width(first.word())];
@@ -194,7 +196,7 @@ impl Writer {
     }
 
     /// Empties the table, which must not be valid.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.profiles = Profiles::new();
         self.shared.lanes.clear();
         self.shared.runs.clear();

@@ -82,7 +82,7 @@ fn scrubs_mend_what_the_log_did_not_tell() {
     assert_eq!(follower.buckets.pop(), Some(0));
     follower.bucket(bucket, 32);
     assert_eq!(follower.mismatches().last(), Some(&1));
-    assert!(follower.denies(n) && follower.table.remembered() == 1);
+    assert!(follower.denies(n) && follower.table.retained_pairs() == 1);
 }
 
 /// What a record allowed is not left standing by what sticks to its pair.
@@ -96,7 +96,7 @@ fn a_scrub_takes_out_the_record_of_a_pair_that_stays_denied_otherwise() {
     let model = Model::new(8);
     follower.poll(&model, 21);
     follower.serve(&model);
-    assert!(follower.is_valid() && follower.table.remembered() == 1);
+    assert!(follower.is_valid() && follower.table.retained_pairs() == 1);
     assert!(follower.denies_of(n, "utility") && follower.stands(n, "marketing"));
     let mut bucket = model.bucket(0);
     bucket.pairs.retain(|(key, _)| *key != model.key(n));
@@ -105,7 +105,7 @@ fn a_scrub_takes_out_the_record_of_a_pair_that_stays_denied_otherwise() {
     follower.bucket(bucket, 22);
     assert_eq!(follower.mismatches(), [1]);
     assert!(follower.denies_of(n, "utility") && !follower.stands(n, "marketing"));
-    assert_eq!(follower.table.remembered(), 1);
+    assert_eq!(follower.table.retained_pairs(), 1);
 }
 
 #[test]
@@ -118,13 +118,15 @@ fn too_much_that_is_lost_keeps_the_table_invalid_until_that_is_accepted() {
     model.log.truncate(4);
     follower.poll(&model, 30);
     follower.serve(&model);
-    assert!(!follower.is_valid() && follower.done.contains(&Done::Overflowed { sticky: 3 }));
+    assert!(
+        !follower.is_valid() && follower.done.contains(&ActionOutcome::Overflowed { retained: 3 })
+    );
     // It is lost once more, and accepted before that was seen: that counts as well.
     let backup = model.clone();
     model.log.truncate(3);
     model.accepted = 1;
     follower.poll(&model, 40);
-    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
+    assert_eq!(follower.causes.last(), Some(&ResyncCause::Fork));
     follower.serve(&model);
     assert!(follower.is_valid() && !follower.denies(0));
     // A backup from before the acceptance is a fork, and accepted by nobody.
@@ -135,7 +137,7 @@ fn too_much_that_is_lost_keeps_the_table_invalid_until_that_is_accepted() {
     let mut backup = backup;
     (60..64).for_each(|seconds| drop(backup.append(0, false, seconds)));
     follower.poll(&backup, 64);
-    assert_eq!(follower.causes.last(), Some(&Cause::Fork));
+    assert_eq!(follower.causes.last(), Some(&ResyncCause::Fork));
     follower.serve(&backup);
     assert!(follower.is_valid() && follower.denies(3), "what was lost stays denied");
 }
@@ -151,7 +153,7 @@ fn what_a_ledger_of_other_keys_denied_stays_denied_until_something_newer_is_said
     follower.poll(&new, 20);
     follower.serve(&new);
     assert!(follower.is_valid() && follower.denies(1) && follower.denies(2));
-    assert_eq!(follower.table.remembered(), 2);
+    assert_eq!(follower.table.retained_pairs(), 2);
     let entries = [new.append(1, false, 19), new.append(2, false, 21)];
     follower.poll(&new, 30);
     assert!(follower.denies(1), "older than the loss");
@@ -187,7 +189,7 @@ fn what_a_ledger_of_other_keys_denied_is_not_forgotten_where_a_bucket_was_read_a
     follower.serve(&new);
     follower.poll(&new, 20);
     assert!(follower.is_valid() && follower.denies(1), "what allows it is older than the loss");
-    assert_eq!(follower.table.remembered(), 1);
+    assert_eq!(follower.table.retained_pairs(), 1);
     new.append(1, false, 21);
     follower.poll(&new, 21);
     assert!(!follower.denies(1));
@@ -202,14 +204,14 @@ fn an_unreadable_entry_that_a_backup_took_back_is_none_any_more() {
     model.log[2].body = Err(UnreadableEntry);
     follower.poll(&model, 30);
     follower.page(Page { tail: Tail::Trimmed, ..model.page(2) }, 2, 31);
-    assert_eq!(follower.causes.last(), Some(&Cause::Unreadable), "trimmed is not taken back");
+    assert_eq!(follower.causes.last(), Some(&ResyncCause::Unreadable), "trimmed is not taken back");
     let mut branch = backup.clone();
     branch.append(1, true, 32);
     for ledger in [backup, branch] {
         follower.poll(&model, 33);
         assert!(!follower.is_valid());
         follower.poll(&ledger, 34);
-        assert_eq!(follower.causes.last(), Some(&Cause::Fork));
+        assert_eq!(follower.causes.last(), Some(&ResyncCause::Fork));
         follower.serve(&ledger);
         assert!(follower.is_valid());
     }
@@ -253,7 +255,7 @@ fn lost_bucket_is_denied_and_read_again_until_it_is_back() {
     bucket.pairs.retain(|(key, _)| *key != model.key(out));
     follower.bucket(bucket, 24);
     assert!(follower.denies(out) && follower.stands(inside, "marketing"));
-    assert_eq!(follower.table.remembered(), 1);
+    assert_eq!(follower.table.retained_pairs(), 1);
     follower.poll(&model, 25);
     assert!(follower.buckets.is_empty(), "it is back");
 }

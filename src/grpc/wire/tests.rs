@@ -172,13 +172,13 @@ prop_compose! {
         window in prop::option::of(1_700_000_000_000..1_900_000_000_000_i64),
         revision in prop::sample::select(&[0, 1, 300, u64::MAX][..]),
         staleness in prop::sample::select(&[0, 1, 999_999_999, 7_000_000_001, u64::MAX][..]),
-    ) -> Answer {
+    ) -> CheckResult {
         let time = |millis: i64| Timestamp::saturating_from_millis(millis);
         let window_expire = window.or(window_expire).map(time);
         let retry = retry.map(time);
         let decision =
             Decision { reason, free_form_allowed, template_allowed, window_expire, retry };
-        Answer { decision, revision, staleness: Duration::from_nanos(staleness) }
+        CheckResult { decision, revision, staleness: Duration::from_nanos(staleness) }
     }
 }
 

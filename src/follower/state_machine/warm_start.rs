@@ -4,7 +4,7 @@ use consentd_ledger::{Page, Position, Tail};
 
 /// Why a saved table is not used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Unused {
+pub enum WarmStartRefusal {
     /// It is another ledger's, or was written by one who does not know its secret.
     #[error("it is another ledger's")]
     Foreign,
@@ -14,7 +14,7 @@ pub enum Unused {
     Trimmed,
 }
 
-impl Unused {
+impl WarmStartRefusal {
     /// As a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -28,7 +28,7 @@ impl Unused {
 /// Where a saved table stands. Its pairs were read one after the other while changes went on, so
 /// that it holds all up to a first position, and of what came then up to a second one some.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Warm {
+pub struct WarmStart {
     /// What it holds for certain.
     pub from: Position,
     /// What it holds at the most: once the log was followed to here, it is a state that the ledger
@@ -42,20 +42,20 @@ pub struct Warm {
     pub seal: [u8; 16],
 }
 
-impl Warm {
+impl WarmStart {
     /// Whether it is of the ledger that this page is of, was written by one who knows that one's
     /// secret, and can be caught up from there, or is ahead of it.
     ///
     /// # Errors
     ///
     /// Why it is of no use.
-    pub(super) fn check(&self, page: &Page) -> Result<(), Unused> {
+    pub(super) fn check(&self, page: &Page) -> Result<(), WarmStartRefusal> {
         let identity = &page.identity;
         let same = self.from.epoch == identity.epoch && self.until.epoch == identity.epoch;
         if !same || identity.secret.digest(&self.hash) != self.seal {
-            return Err(Unused::Foreign);
+            return Err(WarmStartRefusal::Foreign);
         }
         let ahead = page.end.revision < self.until.revision;
-        if page.tail == Tail::Trimmed && !ahead { Err(Unused::Trimmed) } else { Ok(()) }
+        if page.tail == Tail::Trimmed && !ahead { Err(WarmStartRefusal::Trimmed) } else { Ok(()) }
     }
 }

@@ -11,9 +11,9 @@ use super::profiles::Chunk;
 /// they hold the lock of the run whose entries they resolve, and the writer frees a profile's
 /// number only after every entry that held it was changed under that lock.
 #[derive(Default)]
-pub(super) struct Lanes(ArcSwap<Vec<Arc<Chunk>>>);
+pub(super) struct ShardDirectory(ArcSwap<Vec<Arc<Chunk>>>);
 
-impl Lanes {
+impl ShardDirectory {
     /// The chunks now.
     pub(super) fn load(&self) -> Guard<Arc<Vec<Arc<Chunk>>>> {
         self.0.load()

@@ -9,15 +9,15 @@ use consentd_ledger::{Bucket, LogHead, Position};
 const MAX_STEPS: usize = 4_096;
 
 /// What is applied, and the last steps that led there.
-pub(super) struct Trail {
+pub(super) struct HeadWindow {
     end: Position,
     /// The head after each of the last revisions, up to and with the end, and the bucket that it
-    /// changed; none for the position that the trail begins at.
+    /// changed; none for the position that the window begins at.
     steps: VecDeque<(LogHead, Option<u32>)>,
 }
 
-impl Trail {
-    /// A trail that begins here.
+impl HeadWindow {
+    /// A window that begins here.
     pub(super) fn from(start: Position) -> Self {
         Self { end: start, steps: VecDeque::from([(start.head, None)]) }
     }
@@ -48,7 +48,7 @@ impl Trail {
         self.steps.len().checked_sub(back.checked_add(1)?)
     }
 
-    /// Whether the bucket, read at a revision on this trail, is still the same at its end.
+    /// Whether the bucket, read at a revision on this window, is still the same at its end.
     pub(super) fn is_untouched(&self, bucket: &Bucket) -> bool {
         let label = bucket.label;
         let Some(place) = self.place(label.revision) else { return false };

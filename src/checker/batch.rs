@@ -1,7 +1,7 @@
 //! What is asked: read one by one, and kept for many to be decided together.
 
-use super::Question;
-use crate::table::{Keys, Pair};
+use super::CheckRequest;
+use crate::table::{KeyDeriver, Pair};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
@@ -10,17 +10,17 @@ use consentd_core::scope::{Category, Class};
 /// What the question before was about: most questions of a batch share their business, and many
 /// their category, which are read once then.
 #[derive(Default)]
-pub(super) struct Lately<'q> {
+pub(super) struct ParseCache<'q> {
     business: Option<(&'q str, BusinessId<'q>)>,
     category: Option<(&'q str, Category<'q>)>,
 }
 
-impl<'q> Lately<'q> {
+impl<'q> ParseCache<'q> {
     /// The pair and the category of a question.
     pub(super) fn read(
         &mut self,
-        keys: &Keys,
-        question: &Question<'q>,
+        keys: &KeyDeriver,
+        question: &CheckRequest<'q>,
     ) -> Result<(Pair, Category<'q>), Vec<Violation>> {
         let user = UserId::parse(question.user_id);
         let business = again(&mut self.business, question.business_id, BusinessId::parse);
@@ -52,13 +52,13 @@ fn again<'q, T: Copy>(
 }
 
 /// What is to be decided together; what is wrong with a question keeps its place.
-pub(super) struct Wanted<'q, E> {
+pub(super) struct Batch<'q, E> {
     pub(super) asked: Vec<Result<(Class, Form), E>>,
     pub(super) pairs: Vec<Pair>,
     pub(super) categories: Vec<Category<'q>>,
 }
 
-impl<'q, E> Wanted<'q, E> {
+impl<'q, E> Batch<'q, E> {
     pub(super) fn with_capacity(questions: usize) -> Self {
         Self {
             asked: Vec::with_capacity(questions),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Cause, Unused};
+use super::{ResyncCause, WarmStartRefusal};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Bucket, Identity, LogBody};
@@ -13,7 +13,7 @@ use consentd_os::clock::Moment;
 pub enum Action {
     /// Empty the table, for this ledger, and remember what it denied as of this time by the
     /// ledger's clock; or, where an operator accepted the ledger as it is, forget that.
-    Begin {
+    ResetTable {
         /// The ledger.
         identity: Arc<Identity>,
         /// Its clock.
@@ -22,36 +22,36 @@ pub enum Action {
         forget: bool,
     },
     /// Put the pairs of the saved table, which are this ledger's, into the table.
-    Restore {
+    RestoreSnapshot {
         /// The ledger.
         identity: Arc<Identity>,
         /// Its clock.
         clock: Timestamp,
     },
     /// The saved table is not used.
-    Refuse(Unused),
+    RejectWarmStart(WarmStartRefusal),
     /// Put this pair's record into the table, which may hold it, or a later one, already.
     Replay(Box<LogBody>),
     /// Put this bucket's pairs into the table.
-    Load(Bucket),
+    LoadBucket(Bucket),
     /// Take this bucket's pairs out again: they are read anew.
-    Unload(u32),
+    UnloadBucket(u32),
     /// Put this pair's record into the table.
     Apply(Box<LogBody>),
     /// This pair's record comes with its bucket, which is not read yet; here are its ids.
-    Meet(Box<LogBody>),
+    NoteIds(Box<LogBody>),
     /// Compare the table with this bucket, and mend it.
-    Compare(Bucket),
+    CompareBucket(Bucket),
     /// Deny the pairs of this bucket: the ledger has lost it.
-    Doubt(u32),
+    DenyBucket(u32),
     /// Everything up to this revision, recorded at that time, is in the table.
-    Applied(Revision, Timestamp),
+    AdvanceRevision(Revision, Timestamp),
     /// The table had everything at this moment; the ledger's clock said this.
-    Prove(Moment, Timestamp),
+    SetProof(Moment, Timestamp),
     /// The table holds a state that the ledger had.
     Validate,
     /// The table is wrong.
-    Invalidate(Cause),
+    Invalidate(ResyncCause),
     /// Read the log behind what is applied, now.
     Poll,
     /// Read this bucket.

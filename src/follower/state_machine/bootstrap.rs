@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::trail::Trail;
+use super::head_window::HeadWindow;
 use consentd_core::record::Revision;
 use consentd_ledger::{Bucket, LogHead};
 use consentd_os::clock::Moment;
@@ -17,14 +17,14 @@ use consentd_os::clock::Moment;
 const MAX_READING: usize = 16;
 
 /// Where a bucket was read that the log has not reached yet.
-struct Label {
+struct Watermark {
     head: LogHead,
     bucket: u32,
     arrived: Moment,
 }
 
-/// What has been read of a snapshot.
-pub(super) struct Snapshot {
+/// What has been read of a bootstrap.
+pub(super) struct Bootstrap {
     /// The revision that each bucket was read at.
     read: Vec<Option<Revision>>,
     /// How many of them have none.
@@ -36,10 +36,10 @@ pub(super) struct Snapshot {
     /// How many are being asked for.
     reading: usize,
     /// Labels ahead of the log as it is followed, by revision.
-    labels: BTreeMap<Revision, Vec<Label>>,
+    labels: BTreeMap<Revision, Vec<Watermark>>,
 }
 
-impl Snapshot {
+impl Bootstrap {
     /// A snapshot of which nothing was read.
     pub(super) fn new(buckets: u32) -> Self {
         let count = usize::try_from(buckets).unwrap_or(usize::MAX);
@@ -81,19 +81,24 @@ impl Snapshot {
     }
 
     /// Takes a bucket that was read, where it can be; tells whether it was.
-    pub(super) fn on_bucket(&mut self, bucket: &Bucket, arrived: Moment, trail: &Trail) -> bool {
+    pub(super) fn on_bucket(
+        &mut self,
+        bucket: &Bucket,
+        arrived: Moment,
+        window: &HeadWindow,
+    ) -> bool {
         self.reading = self.reading.saturating_sub(1);
-        let (label, end) = (bucket.label, trail.end());
+        let (label, end) = (bucket.label, window.end());
         let ahead = label.epoch == end.epoch && label.revision > end.revision;
         // One that was read before the log got here is good where nothing changed it since.
-        if !ahead && !trail.is_untouched(bucket) {
+        if !ahead && !window.is_untouched(bucket) {
             self.again.push_back(bucket.number);
             return false;
         }
         if ahead {
             let Bucket { number: bucket, .. } = *bucket;
             let labels = self.labels.entry(label.revision).or_default();
-            labels.push(Label { head: label.head, bucket, arrived });
+            labels.push(Watermark { head: label.head, bucket, arrived });
         }
         // From here on the log alone changes it.
         let at = label.revision.max(end.revision);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::slots::shard_of;
-use super::{Before, Freshness, Pair, Table, UnreadablePair};
+use super::shard::shard_of;
+use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
 use consentd_core::facts::{Facts, Profile, Times};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
@@ -14,20 +14,20 @@ use consentd_core::scope::Category;
 
 /// How many look-ups are on their way at once: more than a core has misses open, and little enough
 /// that what the first of them brought is still there when the last one was asked for.
-const AT_ONCE: usize = 64;
+const LOOKUPS_PER_PREFETCH: usize = 64;
 
 /// What makes the keys of pairs, for as many of them as are asked about together.
-pub struct Keys {
+pub struct KeyDeriver {
     secret: Guard<Arc<KeySecret>>,
-    before: Guard<Option<Arc<Before>>>,
+    before: Guard<Option<Arc<PreviousLedgerDenials>>>,
 }
 
-impl Keys {
+impl KeyDeriver {
     /// The pair of a user and a business.
     #[must_use]
     pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
-        let before = self.before.as_ref().map(|before| before.secret.key(user, business));
-        Pair { key: self.secret.key(user, business), before }
+        let previous_key = self.before.as_ref().map(|previous| previous.secret.key(user, business));
+        Pair { key: self.secret.key(user, business), previous_key }
     }
 
     /// The same of ids as they came.
@@ -35,7 +35,7 @@ impl Keys {
     /// # Errors
     ///
     /// What is wrong with either id, or both.
-    pub fn read(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+    pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
         match (UserId::parse(user_id), BusinessId::parse(business_id)) {
             (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
             (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
@@ -46,8 +46,8 @@ impl Keys {
 impl Table {
     /// What makes the keys now. Not to be kept: a ledger that comes in this one's place has others.
     #[must_use]
-    pub fn keys(&self) -> Keys {
-        Keys { secret: self.0.secret.load(), before: self.0.before.load() }
+    pub fn key_deriver(&self) -> KeyDeriver {
+        KeyDeriver { secret: self.0.secret.load(), before: self.0.before.load() }
     }
 
     /// What decisions need to know of many pairs, each about the category in its place; and how
@@ -56,15 +56,17 @@ impl Table {
     ///
     /// Each is as a look-up of its own would have found it after the freshness was read. Read the
     /// clock after this, not before. Allocates nothing where `into` has room.
-    pub fn facts_of_many(
+    pub fn facts_batch(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) -> Freshness {
         into.clear();
-        let ((), freshness) = self.0.unbroken(|| {
-            for (pairs, categories) in pairs.chunks(AT_ONCE).zip(categories.chunks(AT_ONCE)) {
+        let ((), freshness) = self.0.with_generation_check(|| {
+            for (pairs, categories) in
+                pairs.chunks(LOOKUPS_PER_PREFETCH).zip(categories.chunks(LOOKUPS_PER_PREFETCH))
+            {
                 self.add_facts(pairs, categories, into);
             }
         });
@@ -78,15 +80,16 @@ impl Table {
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) {
         // First, as in `facts`: whoever is taken out of there is in an entry by then.
-        let before = pairs.iter().any(|pair| pair.before.is_some()).then(|| {
-            let denied: Vec<_> = pairs.iter().map(|pair| self.0.denied_before(*pair)).collect();
+        let before = pairs.iter().any(|pair| pair.previous_key.is_some()).then(|| {
+            let denied: Vec<_> =
+                pairs.iter().map(|pair| self.0.previous_ledger_denials(*pair)).collect();
             (into.len(), denied)
         });
         self.0.lanes.read(|view| {
             // None of these waits for another one; the look-ups below find what they brought.
             let touched = pairs.iter().fold(0, |all: u64, pair| {
                 let slots = view.shards.get(shard_of(pair.key));
-                all ^ slots.map_or(0, |slots| slots.touch(pair.key))
+                all ^ slots.map_or(0, |slots| slots.prefetch(pair.key))
             });
             std::hint::black_box(touched);
             for (pair, category) in pairs.iter().zip(categories) {

@@ -1,6 +1,6 @@
 //! The table as bytes, and back: what lies in a snapshot's file between its position and its hash.
 //!
-//! Shard by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
+//! ShardWriter by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
 //! and its entry, 24 bytes; behind one that lapses comes what lapses, behind one that fits nowhere
 //! all of it. The profiles come last, when all that a pair can have are known, and under numbers of
 //! the file's own: the table may give a number to another profile while it is saved. Any bytes can
@@ -11,11 +11,11 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::entry::{Content, Entry, Lapsing, MAX_PROFILES};
-use super::lanes::View;
+use super::packed_entry::{Encoding, ExpiringEntry, MAX_PROFILES, PackedEntry};
 use super::profiles::profile;
-use super::shard::Shard;
-use super::slots::{SHARDS, Slots, shard_of};
+use super::shard::{SHARDS, Shard, shard_of};
+use super::shard_directory::View;
+use super::shard_writer::ShardWriter;
 use super::writer::heap_bytes;
 use super::{Shared, Table, Writer};
 use consentd_core::facts::{Profile, Resolved};
@@ -28,7 +28,7 @@ const PAIR: u64 = 24;
 
 /// Why bytes are no table.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub enum TableImageError {
     /// They could not be read.
     #[error("it cannot be read")]
     Io(#[from] io::Error),
@@ -38,14 +38,14 @@ pub enum SavedError {
 }
 
 /// A table that was saved, ready to be put in an empty one's place.
-pub struct Saved {
-    shards: Vec<Shard>,
-    whole: Vec<(Key, Box<Resolved>)>,
+pub struct TableImage {
+    shards: Vec<ShardWriter>,
+    boxed: Vec<(Key, Box<Resolved>)>,
     /// The first has number 1.
     profiles: Vec<Profile>,
 }
 
-impl Saved {
+impl TableImage {
     /// How many pairs it has.
     #[must_use]
     pub fn pairs(&self) -> usize {
@@ -57,59 +57,64 @@ impl Saved {
     /// # Errors
     ///
     /// Where it is not that.
-    pub fn read(input: &mut impl Read, most: u64) -> Result<Self, SavedError> {
-        let mut saved = Self { shards: Vec::new(), whole: Vec::new(), profiles: Vec::new() };
+    pub fn read(input: &mut impl Read, most: u64) -> Result<Self, TableImageError> {
+        let mut image = Self { shards: Vec::new(), boxed: Vec::new(), profiles: Vec::new() };
         let mut highest = 0;
         let mut bytes = Vec::new();
         for shard in 0..SHARDS {
             let (count, length) = (u64::from(word(input)?), u64::from(word(input)?));
             if length > most || count.saturating_mul(PAIR) > length {
-                return Err(SavedError::Damaged);
+                return Err(TableImageError::Damaged);
             }
             bytes.clear();
             input.take(length).read_to_end(&mut bytes)?;
-            highest = highest.max(saved.shard(shard, count, &bytes)?);
+            highest = highest.max(image.shard(shard, count, &bytes)?);
         }
-        let count = usize::try_from(word(input)?).map_err(|_| SavedError::Damaged)?;
+        let count = usize::try_from(word(input)?).map_err(|_| TableImageError::Damaged)?;
         if count > MAX_PROFILES || highest > count {
-            return Err(SavedError::Damaged);
+            return Err(TableImageError::Damaged);
         }
         for _ in 0..count {
-            let length = usize::try_from(word(input)?).map_err(|_| SavedError::Damaged)?;
+            let length = usize::try_from(word(input)?).map_err(|_| TableImageError::Damaged)?;
             if length > MAX_ALONE {
-                return Err(SavedError::Damaged);
+                return Err(TableImageError::Damaged);
             }
             let mut profile = vec![0; length];
             input.read_exact(&mut profile)?;
             let mut rest = &profile[..];
             let profile = Profile::take(&mut rest).filter(|_| rest.is_empty());
-            saved.profiles.push(profile.ok_or(SavedError::Damaged)?);
+            image.profiles.push(profile.ok_or(TableImageError::Damaged)?);
         }
-        Ok(saved)
+        Ok(image)
     }
 
     /// Takes a shard; gives the highest number of a profile there.
-    fn shard(&mut self, shard: usize, count: u64, mut bytes: &[u8]) -> Result<usize, SavedError> {
-        let count = usize::try_from(count).map_err(|_| SavedError::Damaged)?;
+    fn shard(
+        &mut self,
+        shard: usize,
+        count: u64,
+        mut bytes: &[u8],
+    ) -> Result<usize, TableImageError> {
+        let count = usize::try_from(count).map_err(|_| TableImageError::Damaged)?;
         let mut pairs = Vec::with_capacity(count);
         let mut lapsing = Vec::new();
         let (mut last, mut highest) = (None, 0);
         for _ in 0..count {
             let read = self.pair(&mut bytes, &mut lapsing);
-            let (key, entry, profile) = read.ok_or(SavedError::Damaged)?;
+            let (key, entry, profile) = read.ok_or(TableImageError::Damaged)?;
             if shard_of(key) != shard || last.is_some_and(|last| last >= key) {
-                return Err(SavedError::Damaged);
+                return Err(TableImageError::Damaged);
             }
             last = Some(key);
             highest = highest.max(profile);
             pairs.push((key, entry));
         }
         if !bytes.is_empty() {
-            return Err(SavedError::Damaged);
+            return Err(TableImageError::Damaged);
         }
         let lapses = lapsing.len();
-        let slots = Slots::of(count, pairs.into_iter()).beside(lapsing);
-        self.shards.push(Shard::of(Arc::new(slots), count, lapses));
+        let slots = Shard::of(count, pairs.into_iter()).beside(lapsing);
+        self.shards.push(ShardWriter::of(Arc::new(slots), count, lapses));
         Ok(highest)
     }
 
@@ -117,32 +122,32 @@ impl Saved {
     fn pair(
         &mut self,
         bytes: &mut &[u8],
-        lapsing: &mut Vec<Lapsing>,
-    ) -> Option<(Key, Entry, usize)> {
+        lapsing: &mut Vec<ExpiringEntry>,
+    ) -> Option<(Key, PackedEntry, usize)> {
         let key = Key::from_halves((long(bytes)?, long(bytes)?));
-        let entry = Entry::from_word(long(bytes)?)?;
-        match entry.content() {
-            Content::Unreadable => Some((key, Entry::UNREADABLE, 0)),
-            Content::Shared(number, _) => (number > 0).then_some((key, entry, number)),
-            Content::Lapsing(_) => {
-                let (shared, lapses) = (Entry::from_word(long(bytes)?)?, long(bytes)?);
-                let Content::Shared(number, _) = shared.content() else { return None };
-                let place = Entry::lapsing(lapsing.len())?;
-                lapsing.push(Lapsing::new(shared, lapses));
-                (number > 0 && Lapsing::is_word(lapses)).then_some((key, place, number))
+        let entry = PackedEntry::from_word(long(bytes)?)?;
+        match entry.encoding() {
+            Encoding::Unreadable => Some((key, PackedEntry::UNREADABLE, 0)),
+            Encoding::Inline(number, _) => (number > 0).then_some((key, entry, number)),
+            Encoding::Expiring(_) => {
+                let (shared, lapses) = (PackedEntry::from_word(long(bytes)?)?, long(bytes)?);
+                let Encoding::Inline(number, _) = shared.encoding() else { return None };
+                let place = PackedEntry::expiring(lapsing.len())?;
+                lapsing.push(ExpiringEntry::new(shared, lapses));
+                (number > 0 && ExpiringEntry::is_word(lapses)).then_some((key, place, number))
             }
-            Content::Whole => {
+            Encoding::Boxed => {
                 let length = usize::try_from(long(bytes)?).ok()?;
                 let (all, rest) = bytes.split_at_checked(length)?;
                 *bytes = rest;
-                self.whole.push((key, Box::new(Resolved::of_bytes(all)?)));
-                Some((key, Entry::WHOLE, 0))
+                self.boxed.push((key, Box::new(Resolved::of_bytes(all)?)));
+                Some((key, PackedEntry::BOXED, 0))
             }
         }
     }
 }
 
-fn word(input: &mut impl Read) -> Result<u32, SavedError> {
+fn word(input: &mut impl Read) -> Result<u32, TableImageError> {
     let mut bytes = [0; 4];
     input.read_exact(&mut bytes)?;
     Ok(u32::from_le_bytes(bytes))
@@ -178,7 +183,7 @@ impl Table {
             // In this thread's own lane, which no check goes through.
             let count = self.0.lanes.read(|view| {
                 let Some(slots) = view.shards.get(shard) else { return Some(0) };
-                slots.consistently(|| {
+                slots.seqlock_read(|| {
                     bytes.clear();
                     slots.pairs().try_fold(0_usize, |count, (key, entry)| {
                         self.0.put_pair(key, entry, slots, view, &mut numbers, &mut bytes)?;
@@ -215,19 +220,19 @@ struct Numbers {
 impl Numbers {
     /// The entry that a file has for one that the table has; none where the profile is no longer
     /// known by that number, or where more were seen than a file may have.
-    fn renumbered(&mut self, entry: Entry, view: &View) -> Option<Entry> {
-        let Content::Shared(number, last_inbound) = entry.content() else { return None };
+    fn renumbered(&mut self, entry: PackedEntry, view: &View) -> Option<PackedEntry> {
+        let Encoding::Inline(number, last_inbound) = entry.encoding() else { return None };
         let profile = profile(&view.profiles, number)?;
         let known = self.by_number.get(number).and_then(Option::as_ref);
         if let Some((_, saved)) = known.filter(|(known, _)| Arc::ptr_eq(known, profile)) {
-            return Some(Entry::shared(*saved, last_inbound));
+            return Some(PackedEntry::inline(*saved, last_inbound));
         }
         let saved = self.number_of(profile)?;
         if self.by_number.len() <= number {
             self.by_number.resize(number.checked_add(1)?, None);
         }
         *self.by_number.get_mut(number)? = Some((Arc::clone(profile), saved));
-        Some(Entry::shared(saved, last_inbound))
+        Some(PackedEntry::inline(saved, last_inbound))
     }
 
     fn number_of(&mut self, profile: &Arc<Profile>) -> Option<usize> {
@@ -248,8 +253,8 @@ impl Shared {
     fn put_pair(
         &self,
         key: Key,
-        entry: Entry,
-        slots: &Slots,
+        entry: PackedEntry,
+        slots: &Shard,
         view: &View,
         numbers: &mut Numbers,
         bytes: &mut Vec<u8>,
@@ -257,23 +262,23 @@ impl Shared {
         let (high, low) = key.halves();
         bytes.extend(high.to_le_bytes());
         bytes.extend(low.to_le_bytes());
-        match entry.content() {
-            Content::Lapsing(place) => {
-                let (shared, lapses) = slots.lapsing(place)?.words();
-                let shared = numbers.renumbered(Entry::from_word(shared)?, view)?;
-                bytes.extend(Entry::lapsing(0)?.word().to_le_bytes());
+        match entry.encoding() {
+            Encoding::Expiring(place) => {
+                let (shared, lapses) = slots.expiring(place)?.words();
+                let shared = numbers.renumbered(PackedEntry::from_word(shared)?, view)?;
+                bytes.extend(PackedEntry::expiring(0)?.word().to_le_bytes());
                 bytes.extend(shared.word().to_le_bytes());
                 bytes.extend(lapses.to_le_bytes());
             }
-            Content::Whole => {
+            Encoding::Boxed => {
                 let mut all = Vec::new();
-                self.whole.get(&key)?.put(&mut all);
+                self.boxed.get(&key)?.put(&mut all);
                 bytes.extend(entry.word().to_le_bytes());
                 bytes.extend(u64::try_from(all.len()).ok()?.to_le_bytes());
                 bytes.extend(all);
             }
-            Content::Unreadable => bytes.extend(entry.word().to_le_bytes()),
-            Content::Shared(..) => {
+            Encoding::Unreadable => bytes.extend(entry.word().to_le_bytes()),
+            Encoding::Inline(..) => {
                 bytes.extend(numbers.renumbered(entry, view)?.word().to_le_bytes());
             }
         }
@@ -291,17 +296,17 @@ impl Writer {
     /// Puts a table that was saved in the place of this one, in which no pair is yet; tells whether
     /// it did. Their keys are what this secret makes.
     #[must_use]
-    pub fn restore(&mut self, saved: Saved, secret: &KeySecret) -> bool {
+    pub fn restore(&mut self, image: TableImage, secret: &KeySecret) -> bool {
         if self.pairs().next().is_some() {
             return false;
         }
-        self.begin(secret);
-        for (profile, number) in saved.profiles.iter().zip(1..) {
+        self.reset(secret);
+        for (profile, number) in image.profiles.iter().zip(1..) {
             if self.profiles.number_of(profile, &self.shared.lanes) != Some(number) {
                 return false; // One of them came twice: the others have other numbers.
             }
         }
-        for shard in &saved.shards {
+        for shard in &image.shards {
             for (_, entry) in shard.slots.pairs() {
                 if let Some(number) = shard.slots.profile_of(entry) {
                     self.profiles.count(number);
@@ -309,24 +314,24 @@ impl Writer {
             }
         }
         let shared = &self.shared;
-        let pairs = saved.pairs();
-        self.whole = (saved.whole.len(), saved.whole.len());
-        for (key, whole) in saved.whole {
-            shared.whole_bytes.fetch_add(heap_bytes(&whole), Ordering::Relaxed);
-            shared.whole.insert(key, whole);
+        let pairs = image.pairs();
+        self.boxed = (image.boxed.len(), image.boxed.len());
+        for (key, boxed) in image.boxed {
+            shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
+            shared.boxed.insert(key, boxed);
         }
-        let bytes = saved.shards.iter().map(|shard| shard.slots.bytes()).sum();
+        let bytes = image.shards.iter().map(|shard| shard.slots.bytes()).sum();
         shared.slot_bytes.store(bytes, Ordering::Relaxed);
         shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         shared.pairs.store(pairs, Ordering::Relaxed);
-        let shards: Vec<_> = saved.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
+        let shards: Vec<_> = image.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
         shared.lanes.replace_all(&shards, self.profiles.chunks());
-        self.shards = saved.shards;
+        self.shards = image.shards;
         true
     }
 
     /// Calls `each` for every pair.
-    pub fn each_key(&self, each: impl FnMut(Key)) {
+    pub fn for_each_key(&self, each: impl FnMut(Key)) {
         self.pairs().map(|(key, ..)| key).for_each(each);
     }
 }

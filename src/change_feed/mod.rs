@@ -26,7 +26,7 @@ const MAX_READ: usize = 64;
 
 /// A pair whose state changed.
 #[derive(Debug, Eq, PartialEq)]
-pub struct Change {
+pub struct PairChange {
     /// The user, as written to the ledger.
     pub user_id: Box<str>,
     /// The business.
@@ -35,7 +35,7 @@ pub struct Change {
     pub revision: Revision,
 }
 
-impl Change {
+impl PairChange {
     /// What it takes where it is kept.
     fn bytes(&self) -> usize {
         /// The two counts of an `Arc`.
@@ -50,7 +50,7 @@ impl Change {
 
 /// Why a watcher missed changes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Cause {
+pub enum GapCause {
     /// It read too slowly.
     Slow,
     /// The whole table was read anew.
@@ -59,7 +59,7 @@ pub enum Cause {
     Mended,
 }
 
-impl Cause {
+impl GapCause {
     /// The cause as a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -71,12 +71,12 @@ impl Cause {
     }
 }
 
-/// Changes were missed: any pair may be otherwise than it was.
+/// ChangeFeed were missed: any pair may be otherwise than it was.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("changes up to revision {revision} were missed")]
-pub struct Missed {
+pub struct MissedChanges {
     /// Why.
-    pub cause: Cause,
+    pub cause: GapCause,
     /// What comes next is later than this.
     pub revision: Revision,
 }
@@ -84,21 +84,21 @@ pub struct Missed {
 /// There are as many watchers as there may be.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("as many watch already as may")]
-pub struct Full;
+pub struct TooManySubscribers;
 
 /// Nothing more will be published.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("nobody publishes any more")]
-pub struct Ended;
+pub struct FeedClosed;
 
 struct Entry {
-    change: Arc<Change>,
+    change: Arc<PairChange>,
     /// How many watchers read it next.
     readers: usize,
 }
 
-/// What is kept. Changes are numbered; a number that is skipped stands for what nobody can read.
-struct Kept {
+/// What is kept. ChangeFeed are numbered; a number that is skipped stands for what nobody can read.
+struct Backlog {
     /// The number of the first entry.
     first: u64,
     entries: VecDeque<Entry>,
@@ -108,11 +108,11 @@ struct Kept {
     /// The last revision that was told.
     revision: Revision,
     /// The last number that was skipped on purpose, and why.
-    skipped: Option<(u64, Cause)>,
+    skipped: Option<(u64, GapCause)>,
 }
 
 struct Shared {
-    kept: Mutex<Kept>,
+    kept: Mutex<Backlog>,
     /// How many watch; written while `kept` is locked.
     watchers: AtomicUsize,
     /// To be cloned: it is the publisher who holds the other end.
@@ -121,13 +121,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Backlog> {
         // Nothing that is done to it can be left half done by a panic.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl Backlog {
     /// The number of the next change.
     fn end(&self) -> u64 {
         self.first + u64::try_from(self.entries.len()).unwrap_or(u64::MAX)
@@ -154,7 +154,7 @@ impl Kept {
     }
 
     /// Skips a number; forgets what was before.
-    fn skip(&mut self, cause: Cause) {
+    fn skip(&mut self, cause: GapCause) {
         let skipped = self.end();
         self.entries = VecDeque::new();
         self.at_end = 0;
@@ -166,28 +166,28 @@ impl Kept {
 
 /// Where one can subscribe; clones share it.
 #[derive(Clone)]
-pub struct Changes(Arc<Shared>);
+pub struct ChangeFeed(Arc<Shared>);
 
 /// Tells what was put into the table.
 pub struct Publisher {
     shared: Arc<Shared>,
     news: watch::Sender<()>,
     /// What was not told yet.
-    staged: Vec<Change>,
+    staged: Vec<PairChange>,
     /// The last revision that the table holds.
     revision: Revision,
 }
 
-/// Changes of which none was told, and who tells them.
+/// ChangeFeed of which none was told, and who tells them.
 #[must_use]
-pub fn new() -> (Changes, Publisher) {
-    keeping(MAX_KEPT, MAX_KEPT_BYTES)
+pub fn new() -> (ChangeFeed, Publisher) {
+    with_limits(MAX_KEPT, MAX_KEPT_BYTES)
 }
 
-fn keeping(changes: usize, bytes: usize) -> (Changes, Publisher) {
+fn with_limits(changes: usize, bytes: usize) -> (ChangeFeed, Publisher) {
     let (first, revision) = (0, 0);
     let entries = VecDeque::new();
-    let kept = Kept { first, entries, at_end: 0, bytes: 0, revision, skipped: None };
+    let kept = Backlog { first, entries, at_end: 0, bytes: 0, revision, skipped: None };
     let (teller, news) = watch::channel(());
     let shared = Arc::new(Shared {
         kept: Mutex::new(kept),
@@ -195,23 +195,23 @@ fn keeping(changes: usize, bytes: usize) -> (Changes, Publisher) {
         news,
         most: (changes, bytes),
     });
-    let changes = Changes(Arc::clone(&shared));
+    let changes = ChangeFeed(Arc::clone(&shared));
     (changes, Publisher { shared, news: teller, staged: Vec::new(), revision })
 }
 
-impl Changes {
+impl ChangeFeed {
     /// Watches from here on, as one of at most `most` who do.
     ///
     /// Whatever revision the table holds when it is read after this: all later ones are told.
     ///
     /// # Errors
     ///
-    /// [`Full`] where that many watch already.
-    pub fn subscribe(&self, most: usize) -> Result<Subscription, Full> {
+    /// [`TooManySubscribers`] where that many watch already.
+    pub fn subscribe(&self, most: usize) -> Result<Subscription, TooManySubscribers> {
         let mut kept = self.0.lock();
         let watchers = self.0.watchers.load(Ordering::Relaxed);
         if watchers >= most {
-            return Err(Full);
+            return Err(TooManySubscribers);
         }
         self.0.watchers.store(watchers + 1, Ordering::Relaxed);
         let next = kept.end();
@@ -226,29 +226,29 @@ impl Changes {
 
 impl Publisher {
     /// The table holds everything up to this revision, which changed the pair of these ids.
-    pub fn changed(&mut self, revision: Revision, user_id: String, business_id: String) {
+    pub fn publish(&mut self, revision: Revision, user_id: String, business_id: String) {
         self.revision = revision;
         if !self.is_watched() {
             return;
         }
         if user_id.is_empty() || business_id.is_empty() {
             // Appended by an operator's repair, from a history that no longer says whose it is.
-            return self.missed(Cause::Mended);
+            return self.publish_gap(GapCause::Mended);
         }
         let (user_id, business_id) = (user_id.into_boxed_str(), business_id.into_boxed_str());
-        self.staged.push(Change { user_id, business_id, revision });
+        self.staged.push(PairChange { user_id, business_id, revision });
         if self.staged.len() >= MAX_TOGETHER {
-            self.tell();
+            self.flush();
         }
     }
 
     /// The table holds everything up to this revision.
-    pub fn applied(&mut self, revision: Revision) {
+    pub fn set_revision(&mut self, revision: Revision) {
         self.revision = revision;
     }
 
     /// The table changed in ways that cannot be told.
-    pub fn missed(&mut self, cause: Cause) {
+    pub fn publish_gap(&mut self, cause: GapCause) {
         self.staged.clear();
         if self.is_watched() {
             let mut kept = self.shared.lock();
@@ -260,7 +260,7 @@ impl Publisher {
     }
 
     /// Tells what was not told yet.
-    pub fn tell(&mut self) {
+    pub fn flush(&mut self) {
         if self.staged.is_empty() {
             return;
         }
@@ -303,18 +303,18 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// [`Missed`] where something came that can no longer be read. What comes then is newer.
-    pub fn read(&mut self, into: &mut VecDeque<Arc<Change>>) -> Result<(), Missed> {
+    /// [`MissedChanges`] where something came that can no longer be read. What comes then is newer.
+    pub fn read(&mut self, into: &mut VecDeque<Arc<PairChange>>) -> Result<(), MissedChanges> {
         let mut kept = self.shared.lock();
         if self.next < kept.first {
             let cause = match kept.skipped {
                 Some((skipped, cause)) if skipped >= self.next => cause,
-                _ => Cause::Slow,
+                _ => GapCause::Slow,
             };
             self.next = kept.end();
             kept.at_end += 1;
             kept.pop_read();
-            return Err(Missed { cause, revision: kept.revision });
+            return Err(MissedChanges { cause, revision: kept.revision });
         }
         *kept.readers(self.next) -= 1;
         let skip = usize::try_from(self.next - kept.first).unwrap_or(usize::MAX);
@@ -331,9 +331,9 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// [`Ended`] where there never will be.
-    pub async fn news(&mut self) -> Result<(), Ended> {
-        self.news.changed().await.map_err(|_| Ended)
+    /// [`FeedClosed`] where there never will be.
+    pub async fn wait_for_changes(&mut self) -> Result<(), FeedClosed> {
+        self.news.changed().await.map_err(|_| FeedClosed)
     }
 }
 

@@ -12,21 +12,21 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::driver::Driver;
-use super::machine::{Attempt, Warm};
-use super::saved::{self, Start, Written};
-use super::{Answer, Follower, Questions};
-use crate::table::SavedError;
+use super::scheduler::Scheduler;
+use super::snapshot_file::{self, SnapshotHeader, WrittenPairs};
+use super::state_machine::{Attempt, WarmStart};
+use super::{Completion, Follower, PendingOperations};
+use crate::table::TableImageError;
 use consentd_os::access;
 use consentd_os::clock::{self, Moment};
 use consentd_os::files::{Lock, beside};
 
 /// How long the last saving may take, at the end.
-const AT_THE_END: Duration = Duration::from_secs(15);
+const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where the table is saved, and how often.
 #[derive(Debug)]
-pub struct Saving {
+pub struct SnapshotTarget {
     path: PathBuf,
     /// How often, beside the end; unset for never.
     pub(super) every: Option<Duration>,
@@ -38,13 +38,13 @@ pub struct Saving {
 
 /// Why no table can be saved in a file.
 #[derive(Debug, thiserror::Error)]
-pub enum CannotSave {
+pub enum SnapshotTargetError {
     /// It holds something else.
     #[error(
         "{path} is there, and is no saved table: saving would replace it; move it away, or give \
          another path"
     )]
-    Anothers {
+    ForeignFile {
         /// The file.
         path: PathBuf,
     },
@@ -58,21 +58,23 @@ pub enum CannotSave {
     },
 }
 
-impl Saving {
+impl SnapshotTarget {
     /// Saves in this file, this often beside the end. Where another sidecar saves there already,
     /// this one waits until that one has ended.
     ///
     /// # Errors
     ///
-    /// [`CannotSave`] where the file is something else, or cannot be locked.
-    pub fn new(path: PathBuf, every: Option<Duration>) -> Result<Self, CannotSave> {
-        if saved::is_anothers(&path) {
-            return Err(CannotSave::Anothers { path });
+    /// [`SnapshotTargetError`] where the file is something else, or cannot be locked.
+    pub fn new(path: PathBuf, every: Option<Duration>) -> Result<Self, SnapshotTargetError> {
+        if snapshot_file::is_foreign_file(&path) {
+            return Err(SnapshotTargetError::ForeignFile { path });
         }
         let mut saving = Self { path, every, lock: None, told: false };
         match saving.lock() {
             Ok(_) => Ok(saving),
-            Err(source) => Err(CannotSave::Lock { path: beside(&saving.path, "lock"), source }),
+            Err(source) => {
+                Err(SnapshotTargetError::Lock { path: beside(&saving.path, "lock"), source })
+            }
         }
     }
 
@@ -98,13 +100,13 @@ impl Saving {
 
 /// The saved tables in a folder, of which so many entries are looked at.
 #[must_use]
-pub fn saved_tables(folder: &Path, most: usize) -> Vec<PathBuf> {
-    saved::all_in(folder, most)
+pub fn snapshot_files_in(folder: &Path, most: usize) -> Vec<PathBuf> {
+    snapshot_file::snapshot_files_in(folder, most)
 }
 
 /// Why a table was not saved.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotSaved {
+pub(super) enum SnapshotError {
     #[error("the file cannot be written")]
     Io(#[from] std::io::Error),
     #[error("the writing of it failed")]
@@ -112,36 +114,36 @@ pub(super) enum NotSaved {
 }
 
 /// A saving that is under way.
-pub(super) struct Underway {
+pub(super) struct SnapshotJob {
     attempt: Attempt,
     began: Duration,
     /// Told to end where it is dropped.
-    goes_on: Arc<AtomicBool>,
+    resumable: Arc<AtomicBool>,
 }
 
-impl Drop for Underway {
+impl Drop for SnapshotJob {
     fn drop(&mut self) {
-        self.goes_on.store(false, Ordering::Relaxed);
+        self.resumable.store(false, Ordering::Relaxed);
     }
 }
 
 /// The causes of an error, one behind the other.
-fn told(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }
 
 impl Follower {
     /// Reads the table that was saved, where one was and it is whole.
-    pub(super) async fn read_saved(&mut self) -> Option<Warm> {
+    pub(super) async fn read_snapshot(&mut self) -> Option<WarmStart> {
         let saving = self.saving.as_ref()?;
         let (path, is_ours) = (saving.path.clone(), saving.lock.is_some());
         let began = clock::boot();
         let read = spawn_blocking(move || {
             if is_ours {
-                saved::clear(&path)?;
+                snapshot_file::clear(&path)?;
             }
-            saved::read(&path)
+            snapshot_file::read(&path)
         });
         let (cause, why) = match read.await {
             Ok(Ok(None)) => return None,
@@ -158,9 +160,9 @@ impl Follower {
                 self.applier.keep(saved, start.seen);
                 return Some(warm);
             }
-            Ok(Err(error @ SavedError::Damaged)) => ("damaged", told(&error)),
-            Ok(Err(error)) => ("unreadable", told(&error)),
-            Err(error) => ("unreadable", told(&error)),
+            Ok(Err(error @ TableImageError::Damaged)) => ("damaged", error_chain(&error)),
+            Ok(Err(error)) => ("unreadable", error_chain(&error)),
+            Err(error) => ("unreadable", error_chain(&error)),
         };
         self.refused(cause, &why);
         None
@@ -173,17 +175,20 @@ impl Follower {
     }
 
     /// What a table that may be saved now begins with; otherwise why it may not.
-    fn start(&mut self, driver: &Driver) -> Result<Start, &'static str> {
-        let (machine, now) = (driver.machine(), Moment::now());
+    fn start(&mut self, driver: &Scheduler) -> Result<SnapshotHeader, &'static str> {
+        let (machine, now) = (driver.state_machine(), Moment::now());
         let accepted = self.applier.may_save(machine, self.bound, now)?;
         let freshness = self.applier.writer().table().freshness();
         let proven = now.wall.minus(freshness.staleness(now));
-        Ok(Start { from: machine.position(), accepted, seen: self.applier.seen(), proven })
+        Ok(SnapshotHeader { from: machine.position(), accepted, seen: self.applier.seen(), proven })
     }
 
     /// Sets out to save the table, where it may be: where to, what it begins with, and whether that
     /// is still wanted.
-    fn set_out(&mut self, driver: &Driver) -> Option<(PathBuf, Start, Arc<AtomicBool>)> {
+    fn start_job(
+        &mut self,
+        driver: &Scheduler,
+    ) -> Option<(PathBuf, SnapshotHeader, Arc<AtomicBool>)> {
         let saving = self.saving.as_mut()?;
         match saving.lock() {
             Ok(true) => {}
@@ -192,96 +197,96 @@ impl Follower {
                 return None;
             }
             Err(error) => {
-                self.on_saved(Err(error.into()));
+                self.on_snapshot_result(Err(error.into()));
                 return None;
             }
         }
         let path = saving.path.clone();
         let start = self.start(driver).map_err(|why| self.metrics.snapshot(why)).ok()?;
-        let goes_on = Arc::new(AtomicBool::new(true));
-        self.underway = Some(Underway {
-            attempt: driver.machine().attempt(),
+        let resumable = Arc::new(AtomicBool::new(true));
+        self.snapshot_job = Some(SnapshotJob {
+            attempt: driver.state_machine().attempt(),
             began: clock::boot(),
-            goes_on: Arc::clone(&goes_on),
+            resumable: Arc::clone(&resumable),
         });
-        Some((path, start, goes_on))
+        Some((path, start, resumable))
     }
 
     /// Begins to save the table, where it may be and is not being saved already.
-    pub(super) fn begin_saving(&mut self, driver: &Driver, questions: &Questions) {
-        if self.underway.is_some() {
+    pub(super) fn start_snapshot(&mut self, driver: &Scheduler, pending: &PendingOperations) {
+        if self.snapshot_job.is_some() {
             return;
         }
-        let Some((path, start, goes_on)) = self.set_out(driver) else { return };
+        let Some((path, start, resumable)) = self.start_job(driver) else { return };
         let table = self.applier.writer().table();
         let written = spawn_blocking(move || {
-            saved::write(&path, &start, &table, || goes_on.load(Ordering::Relaxed))
+            snapshot_file::write(&path, &start, &table, || resumable.load(Ordering::Relaxed))
         });
-        questions.push(Box::pin(async move {
-            let written = written.await.map_err(NotSaved::from);
-            Answer::Written(written.and_then(|written| Ok(written?)))
+        pending.push(Box::pin(async move {
+            let written = written.await.map_err(SnapshotError::from);
+            Completion::PairsWritten(written.and_then(|written| Ok(written?)))
         }));
     }
 
     /// The pairs were written: they are a table if that was followed without a break meanwhile.
-    pub(super) fn finish_saving(
+    pub(super) fn finish_snapshot(
         &mut self,
-        driver: &Driver,
-        questions: &Questions,
-        written: Result<Written, NotSaved>,
+        driver: &Scheduler,
+        pending: &PendingOperations,
+        written: Result<WrittenPairs, SnapshotError>,
     ) {
         let written = match written {
             Ok(written) => written,
-            Err(error) => return self.on_saved(Err(error)),
+            Err(error) => return self.on_snapshot_result(Err(error)),
         };
-        let attempt = self.underway.as_ref().map(|underway| underway.attempt);
-        if attempt != Some(driver.machine().attempt()) {
-            self.underway = None;
+        let attempt = self.snapshot_job.as_ref().map(|snapshot_job| snapshot_job.attempt);
+        if attempt != Some(driver.state_machine().attempt()) {
+            self.snapshot_job = None;
             return self.metrics.snapshot("not_live");
         }
         if let Err(why) = self.start(driver) {
-            self.underway = None;
+            self.snapshot_job = None;
             return self.metrics.snapshot(why);
         }
         let Some(path) = self.saving.as_ref().map(|saving| saving.path.clone()) else { return };
-        let (until, secret) = (driver.machine().position(), self.applier.writer().secret());
-        let saved = spawn_blocking(move || saved::finish(&path, written, &until, &secret));
-        questions.push(Box::pin(async move {
-            let saved = saved.await.map_err(NotSaved::from);
-            Answer::Saved(saved.and_then(|saved| Ok(saved?)))
+        let (until, secret) = (driver.state_machine().position(), self.applier.writer().secret());
+        let saved = spawn_blocking(move || snapshot_file::finish(&path, written, &until, &secret));
+        pending.push(Box::pin(async move {
+            let saved = saved.await.map_err(SnapshotError::from);
+            Completion::SnapshotSaved(saved.and_then(|saved| Ok(saved?)))
         }));
     }
 
     /// Tells what came of it.
-    pub(super) fn on_saved(&mut self, saved: Result<u64, NotSaved>) {
-        let underway = self.underway.take();
-        match (saved, underway) {
-            (Ok(bytes), Some(underway)) => {
-                let took = clock::boot().saturating_sub(underway.began);
+    pub(super) fn on_snapshot_result(&mut self, saved: Result<u64, SnapshotError>) {
+        let snapshot_job = self.snapshot_job.take();
+        match (saved, snapshot_job) {
+            (Ok(bytes), Some(snapshot_job)) => {
+                let took = clock::boot().saturating_sub(snapshot_job.began);
                 let now = clock::wall().since(consentd_core::time::Timestamp::MIN);
                 self.metrics.snapshot_saved(now, bytes, took);
                 info!(bytes, took_ms = took.as_millis(), "the table was saved");
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
-                warn!(cause = told(&error), "the table could not be saved");
+                warn!(cause = error_chain(&error), "the table could not be saved");
                 self.metrics.snapshot("failed");
             }
         }
     }
 
     /// Saves the table once more, now that nothing changes it.
-    pub(super) async fn save_at_the_end(&mut self, driver: &Driver) {
-        let Some((path, start, goes_on)) = self.set_out(driver) else { return };
+    pub(super) async fn save_final_snapshot(&mut self, driver: &Scheduler) {
+        let Some((path, start, resumable)) = self.start_job(driver) else { return };
         let (table, secret) = (self.applier.writer().table(), self.applier.writer().secret());
         let saved = spawn_blocking(move || {
-            let goes_on = || goes_on.load(Ordering::Relaxed);
-            let written = saved::write(&path, &start, &table, goes_on)?;
-            saved::finish(&path, written, &start.from, &secret)
+            let resumable = || resumable.load(Ordering::Relaxed);
+            let written = snapshot_file::write(&path, &start, &table, resumable)?;
+            snapshot_file::finish(&path, written, &start.from, &secret)
         });
-        let saved = timeout(AT_THE_END, saved).await;
+        let saved = timeout(FINAL_SAVE_TIMEOUT, saved).await;
         let saved = saved.unwrap_or_else(|_| Ok(Err(std::io::ErrorKind::TimedOut.into())));
-        let saved = saved.map_err(NotSaved::from).and_then(|saved| Ok(saved?));
-        self.on_saved(saved);
+        let saved = saved.map_err(SnapshotError::from).and_then(|saved| Ok(saved?));
+        self.on_snapshot_result(saved);
     }
 }

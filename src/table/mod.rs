@@ -21,11 +21,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::watch;
 
-use self::entry::{Content, Entry};
-use self::lanes::Lanes;
+use self::packed_entry::{Encoding, PackedEntry};
 use self::profiles::{Chunk, Profiles};
-use self::shard::Shard;
-use self::slots::{SHARDS, Slots, shard_of};
+use self::shard::{SHARDS, Shard, shard_of};
+use self::shard_directory::ShardDirectory;
+use self::shard_writer::ShardWriter;
 use consentd_core::Violation;
 use consentd_core::denied::Denied;
 use consentd_core::facts::{Facts, Profile, Resolved, Times};
@@ -36,19 +36,19 @@ use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
-mod entry;
-mod lanes;
-mod many;
+mod batch;
+mod packed_entry;
 mod profiles;
-mod saved;
+mod serialize;
 mod shard;
-mod slots;
+mod shard_directory;
+mod shard_writer;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use self::many::Keys;
-pub use self::saved::{Saved, SavedError};
+pub use self::batch::KeyDeriver;
+pub use self::serialize::{TableImage, TableImageError};
 
 /// What the table is, whatever its age.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,7 +99,7 @@ pub struct UnreadablePair;
 pub struct Pair {
     key: Key,
     /// Its key in the ledger before this one, where that had another secret.
-    before: Option<Key>,
+    previous_key: Option<Key>,
 }
 
 impl Pair {
@@ -112,19 +112,19 @@ impl Pair {
 
 impl From<Key> for Pair {
     fn from(key: Key) -> Self {
-        Self { key, before: None }
+        Self { key, previous_key: None }
     }
 }
 
 /// What a ledger denied whose keys were others than those of the ledger in its place.
-struct Before {
+struct PreviousLedgerDenials {
     secret: KeySecret,
     pairs: DashMap<Key, Arc<Denied>>,
 }
 
 /// All that the table holds of a pair.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Summary {
+pub struct PairSummary {
     /// When the user last wrote or called.
     pub last_inbound: Option<Timestamp>,
     /// Scopes opted in to and in force.
@@ -138,19 +138,19 @@ pub struct Summary {
 }
 
 struct Shared {
-    lanes: Lanes,
+    lanes: ShardDirectory,
     /// What fits nowhere else. Changed only while the pair's shard is.
-    whole: DashMap<Key, Box<Resolved>>,
+    boxed: DashMap<Key, Box<Resolved>>,
     pairs: AtomicUsize,
     /// The bytes that shards take.
     slot_bytes: AtomicUsize,
     /// The bytes that profiles take.
     profile_bytes: AtomicUsize,
     /// The bytes that what is in `whole` takes on the heap.
-    whole_bytes: AtomicUsize,
+    boxed_bytes: AtomicUsize,
     /// What the keys are made with.
     secret: ArcSwap<KeySecret>,
-    before: ArcSwapOption<Before>,
+    before: ArcSwapOption<PreviousLedgerDenials>,
     /// How many pairs are denied by what was remembered alone.
     remembered: AtomicU64,
 
@@ -178,22 +178,22 @@ pub struct Writer {
     /// The profiles that the lanes lead to, and who uses them.
     profiles: Profiles,
     /// The shards that the lanes lead to.
-    shards: Vec<Shard>,
+    shards: Vec<ShardWriter>,
     /// How many pairs the second map has, and had at the most since it was last made smaller.
-    whole: (usize, usize),
+    boxed: (usize, usize),
 }
 
 /// An empty table that is not loaded yet.
 #[must_use]
 pub fn new() -> (Table, Writer) {
-    let shards: Vec<_> = (0..SHARDS).map(|_| Arc::new(Slots::with_room(0))).collect();
+    let shards: Vec<_> = (0..SHARDS).map(|_| Arc::new(Shard::with_room(0))).collect();
     let shared = Arc::new(Shared {
-        lanes: Lanes::to(&shards),
-        whole: DashMap::new(),
+        lanes: ShardDirectory::to(&shards),
+        boxed: DashMap::new(),
         pairs: AtomicUsize::new(0),
         slot_bytes: AtomicUsize::new(0),
         profile_bytes: AtomicUsize::new(0),
-        whole_bytes: AtomicUsize::new(0),
+        boxed_bytes: AtomicUsize::new(0),
         // Until a ledger's own is known, nothing is found, and nothing allowed.
         secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
         before: ArcSwapOption::empty(),
@@ -208,9 +208,9 @@ pub fn new() -> (Table, Writer) {
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
         warnings: ArcSwap::from_pointee(Arc::from([])),
     });
-    let shards = shards.into_iter().map(Shard::from).collect();
-    let (profiles, whole) = (Profiles::new(), (0, 0));
-    let writer = Writer { shared: Arc::clone(&shared), profiles, shards, whole };
+    let shards = shards.into_iter().map(ShardWriter::from).collect();
+    let (profiles, boxed) = (Profiles::new(), (0, 0));
+    let writer = Writer { shared: Arc::clone(&shared), profiles, shards, boxed };
     (Table(shared), writer)
 }
 
@@ -247,25 +247,25 @@ impl Shared {
     fn resolve<T>(
         &self,
         key: Key,
-        entry: Entry,
-        slots: &Slots,
+        entry: PackedEntry,
+        slots: &Shard,
         profiles: &[Arc<Chunk>],
         read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> Result<T, UnreadablePair> {
-        let (entry, times) = match entry.content() {
-            Content::Lapsing(place) => {
-                let (entry, times) = slots.lapsing(place).ok_or(UnreadablePair)?.load();
+        let (entry, times) = match entry.encoding() {
+            Encoding::Expiring(place) => {
+                let (entry, times) = slots.expiring(place).ok_or(UnreadablePair)?.load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
             _ => (entry, Times::None),
         };
-        match entry.content() {
-            Content::Unreadable | Content::Lapsing(_) => Err(UnreadablePair),
-            Content::Whole => {
-                let whole = self.whole.get(&key).ok_or(UnreadablePair)?;
-                Ok(read(&whole.profile, whole.last_inbound, whole.beside.as_ref().into()))
+        match entry.encoding() {
+            Encoding::Unreadable | Encoding::Expiring(_) => Err(UnreadablePair),
+            Encoding::Boxed => {
+                let boxed = self.boxed.get(&key).ok_or(UnreadablePair)?;
+                Ok(read(&boxed.profile, boxed.last_inbound, boxed.beside.as_ref().into()))
             }
-            Content::Shared(number, last_inbound) => {
+            Encoding::Inline(number, last_inbound) => {
                 let profile = profiles::profile(profiles, number).ok_or(UnreadablePair)?;
                 Ok(read(profile, last_inbound, times))
             }
@@ -278,7 +278,7 @@ impl Shared {
         key: Key,
         read: impl Fn(&Profile, Option<Timestamp>, Times<'_>) -> T,
     ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
-        self.unbroken(|| {
+        self.with_generation_check(|| {
             let found = self.lanes.read(|view| {
                 let slots = view.shards.get(shard_of(key))?;
                 slots.read(key, |entry| {
@@ -291,7 +291,7 @@ impl Shared {
 
     /// What was read, and how current the table was before that; a table that became valid or
     /// invalid meanwhile was not.
-    fn unbroken<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
+    fn with_generation_check<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
         let generation = self.generation.load(Ordering::Acquire);
         let mut freshness = self.freshness();
         let found = read();
@@ -304,8 +304,8 @@ impl Shared {
     }
 
     /// What the ledger before this one denied the pair.
-    fn denied_before(&self, pair: Pair) -> Option<Arc<Denied>> {
-        let key = pair.before?;
+    fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<Denied>> {
+        let key = pair.previous_key?;
         self.before.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
     }
 }
@@ -317,7 +317,7 @@ impl Table {
     ///
     /// What is wrong with either id, or both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
-        self.keys().read(user_id, business_id)
+        self.key_deriver().parse(user_id, business_id)
     }
 
     /// What a decision about `category` needs to know of a pair, and how current that is.
@@ -330,7 +330,7 @@ impl Table {
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
         // First: what is taken out of there is in the pair's entry by then, and is found in one of
         // them at least.
-        let before = self.0.denied_before(pair);
+        let before = self.0.previous_ledger_denials(pair);
         let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
             profile.facts(category, last_inbound, times)
         });
@@ -347,11 +347,11 @@ impl Table {
         &self,
         pair: Pair,
         now: Timestamp,
-    ) -> (Result<Summary, UnreadablePair>, Freshness) {
-        let before = self.0.denied_before(pair);
+    ) -> (Result<PairSummary, UnreadablePair>, Freshness) {
+        let before = self.0.previous_ledger_denials(pair);
         let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
             let (opted_in, opted_out) = profile.in_force(times, now);
-            Summary {
+            PairSummary {
                 last_inbound,
                 opted_in,
                 opted_out,
@@ -359,7 +359,7 @@ impl Table {
                 suppressed: profile.suppressed(),
             }
         });
-        let mut summary = found.unwrap_or_else(|| Ok(Summary::default()));
+        let mut summary = found.unwrap_or_else(|| Ok(PairSummary::default()));
         if let (Ok(summary), Some(denied)) = (&mut summary, before) {
             let remembered = denied.beyond(&State::default(), now).unwrap_or_default();
             summary.opted_out.extend(remembered.scopes.into_keys());
@@ -372,7 +372,7 @@ impl Table {
     /// How many pairs are denied because the table remembers that they were, though the ledger no
     /// longer says so.
     #[must_use]
-    pub fn remembered(&self) -> u64 {
+    pub fn retained_pairs(&self) -> u64 {
         self.0.remembered.load(Ordering::Relaxed)
     }
 
@@ -383,7 +383,7 @@ impl Table {
     }
 
     /// Waits until the table holds `revision`, or for ever.
-    pub async fn applied(&self, revision: Revision) {
+    pub async fn wait_for_revision(&self, revision: Revision) {
         let mut applied = self.0.applied.subscribe();
         if applied.wait_for(|applied| *applied >= revision).await.is_err() {
             std::future::pending::<()>().await;
@@ -412,7 +412,7 @@ impl Table {
     #[must_use]
     pub fn bytes(&self) -> usize {
         // A slot of the second map is a key, a pointer, and a byte of control.
-        let whole = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
+        let boxed = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
         let slots = self.0.slot_bytes.load(Ordering::Relaxed);
         let parts = [
             slots,
@@ -420,9 +420,9 @@ impl Table {
             // `benches/memory.rs`.
             slots / 10,
             self.0.profile_bytes.load(Ordering::Relaxed),
-            self.0.whole_bytes.load(Ordering::Relaxed),
+            self.0.boxed_bytes.load(Ordering::Relaxed),
             self.0.lanes.bytes(),
-            self.0.whole.capacity().saturating_mul(whole),
+            self.0.boxed.capacity().saturating_mul(boxed),
         ];
         parts.into_iter().fold(0, usize::saturating_add)
     }

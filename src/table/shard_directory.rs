@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::profiles::Chunk;
-use super::slots::Slots;
+use super::shard::Shard;
 
 /// How many lanes there are at most. More threads than that share them.
 const MAX_LANES: usize = 32;
@@ -25,26 +25,26 @@ thread_local! {
 /// What readers find pairs and their profiles in.
 pub(super) struct View {
     /// The shards.
-    pub(super) shards: Vec<Arc<Slots>>,
+    pub(super) shards: Vec<Arc<Shard>>,
     /// The profiles that entries tell the numbers of.
     pub(super) profiles: Vec<Arc<Chunk>>,
 }
 
 /// All of it, for the threads of one lane; on cache lines that it does not share.
 #[repr(align(128))]
-struct Lane(RwLock<View>);
+struct Replica(RwLock<View>);
 
 /// The lanes.
-pub(super) struct Lanes(Box<[Lane]>);
+pub(super) struct ShardDirectory(Box<[Replica]>);
 
-impl Lanes {
-    /// Lanes to these shards, without a profile.
-    pub(super) fn to(shards: &[Arc<Slots>]) -> Self {
+impl ShardDirectory {
+    /// ShardDirectory to these shards, without a profile.
+    pub(super) fn to(shards: &[Arc<Shard>]) -> Self {
         // A thread for each core checks, and a few others read now and then.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.saturating_mul(2).clamp(4, MAX_LANES);
         let view = || View { shards: shards.to_vec(), profiles: Vec::new() };
-        Self((0..count).map(|_| Lane(RwLock::new(view()))).collect())
+        Self((0..count).map(|_| Replica(RwLock::new(view()))).collect())
     }
 
     /// Reads the shards and profiles. `read` must not come back here. None where there is no lane,
@@ -52,12 +52,12 @@ impl Lanes {
     pub(super) fn read<T>(&self, read: impl FnOnce(&View) -> T) -> Option<T> {
         let number = THREAD.get();
         let number = if number == usize::MAX { enter() } else { number };
-        let Lane(view) = self.0.get(number.checked_rem(self.0.len())?)?;
+        let Replica(view) = self.0.get(number.checked_rem(self.0.len())?)?;
         Some(read(&view.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Puts a shard in the place of one that holds the same.
-    pub(super) fn replace(&self, place: usize, slots: &Arc<Slots>) {
+    pub(super) fn replace(&self, place: usize, slots: &Arc<Shard>) {
         self.each(|view| {
             if let Some(known) = view.shards.get_mut(place) {
                 *known = Arc::clone(slots);
@@ -75,7 +75,7 @@ impl Lanes {
     }
 
     /// Puts all shards and profiles in the place of others.
-    pub(super) fn replace_all(&self, shards: &[Arc<Slots>], profiles: &[Arc<Chunk>]) {
+    pub(super) fn replace_all(&self, shards: &[Arc<Shard>], profiles: &[Arc<Chunk>]) {
         self.each(|view| {
             *view = View { shards: shards.to_vec(), profiles: profiles.to_vec() };
         });
@@ -83,15 +83,15 @@ impl Lanes {
 
     /// Changes what every lane has, one after the other.
     fn each(&self, change: impl Fn(&mut View)) {
-        for Lane(view) in &self.0 {
+        for Replica(view) in &self.0 {
             change(&mut view.write().unwrap_or_else(PoisonError::into_inner));
         }
     }
 
     /// How many bytes they take.
     pub(super) fn bytes(&self) -> usize {
-        let lane = size_of::<Lane>()
-            .saturating_add(super::slots::SHARDS.saturating_mul(size_of::<Arc<Slots>>()));
+        let lane = size_of::<Replica>()
+            .saturating_add(super::shard::SHARDS.saturating_mul(size_of::<Arc<Shard>>()));
         self.0.len().saturating_mul(lane)
     }
 }

@@ -1,7 +1,7 @@
 //! Where a saved table and its ledger part: single pages, which histories seldom bring about.
 
 use super::*;
-use crate::follower::machine::Warm;
+use crate::follower::state_machine::WarmStart;
 
 /// What becomes of a table that was saved while a ledger went from one of these to the other, once
 /// this page of its ledger comes.
@@ -9,15 +9,16 @@ fn begun_with(from: &Model, until: &Model, page: Page) -> Vec<Action> {
     let (from, until) = (from.end(), until.end());
     let hash = [7; 32];
     let seal = page.identity.secret.digest(&hash);
-    let (mut machine, _) = Machine::from(Some(Warm { from, until, accepted: 0, hash, seal }));
+    let (mut machine, _) =
+        StateMachine::from(Some(WarmStart { from, until, accepted: 0, hash, seal }));
     let attempt = machine.attempt();
     machine.on(Event::Page { attempt, asked: moment(11), after: from.revision, page })
 }
 
 /// Whether the ledger is found to have lost something, and nothing is proven of it.
 fn is_fork(actions: &[Action]) -> bool {
-    let forks = |action: &Action| matches!(action, Action::Invalidate(Cause::Fork));
-    let lives = |action: &Action| matches!(action, Action::Validate | Action::Prove(..));
+    let forks = |action: &Action| matches!(action, Action::Invalidate(ResyncCause::Fork));
+    let lives = |action: &Action| matches!(action, Action::Validate | Action::SetProof(..));
     actions.iter().any(forks) && !actions.iter().any(lives)
 }
 

@@ -2,21 +2,21 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::{Action, Machine};
+use super::{Action, StateMachine};
 
 /// How many of them are asked for at once.
 const MAX_ASKED: usize = 16;
 
 /// The buckets of a ledger that were found to be lost: at most as many as it has.
 #[derive(Default)]
-pub(super) struct Doubts {
+pub(super) struct LostBuckets {
     /// Those that wait to be asked for again.
     waiting: VecDeque<u32>,
     /// Those that were asked for.
     asked: BTreeSet<u32>,
 }
 
-impl Doubts {
+impl LostBuckets {
     /// Adds one, or one that is still lost; tells whether it is new.
     pub(super) fn add(&mut self, number: u32) -> bool {
         let known = self.asked.remove(&number) || self.waiting.contains(&number);
@@ -56,11 +56,11 @@ impl Doubts {
     }
 }
 
-impl Machine {
+impl StateMachine {
     /// Whether a bucket was lost, and is not back.
     #[must_use]
-    pub fn is_doubting(&self) -> bool {
-        !self.doubts.is_empty()
+    pub fn has_lost_buckets(&self) -> bool {
+        !self.lost_buckets.is_empty()
     }
 
     /// A bucket is lost: what the table has of it may be all that is left of it. Its pairs are
@@ -69,8 +69,8 @@ impl Machine {
         if self.scrub == (number, true) {
             self.scrub = (number.saturating_add(1), false);
         }
-        if self.is_live() && self.doubts.add(number) {
-            self.actions.push(Action::Doubt(number));
+        if self.is_live() && self.lost_buckets.add(number) {
+            self.actions.push(Action::DenyBucket(number));
         }
     }
 }

@@ -3,11 +3,11 @@
 use super::*;
 
 fn change(publisher: &mut Publisher, revision: Revision) {
-    publisher.changed(revision, format!("u{revision}"), "b".to_owned());
+    publisher.publish(revision, format!("u{revision}"), "b".to_owned());
 }
 
 /// The revisions that can be read now, or why some cannot.
-fn read(subscription: &mut Subscription) -> Result<Vec<Revision>, Missed> {
+fn read(subscription: &mut Subscription) -> Result<Vec<Revision>, MissedChanges> {
     let mut all = VecDeque::new();
     loop {
         let before = all.len();
@@ -18,7 +18,7 @@ fn read(subscription: &mut Subscription) -> Result<Vec<Revision>, Missed> {
     }
 }
 
-fn kept(changes: &Changes) -> (usize, usize) {
+fn kept(changes: &ChangeFeed) -> (usize, usize) {
     let kept = changes.0.lock();
     let bytes: usize = kept.entries.iter().map(|entry| entry.change.bytes()).sum();
     assert_eq!(kept.bytes, bytes, "the count is that of what is there");
@@ -32,7 +32,7 @@ fn each_reads_all_since_it_subscribed_once_and_in_order() {
     (1..=200).for_each(|revision| change(&mut publisher, revision));
     let mut late = changes.subscribe(2).unwrap();
     (201..=300).for_each(|revision| change(&mut publisher, revision));
-    publisher.tell();
+    publisher.flush();
     assert_eq!(read(&mut early), Ok((1..=300).collect()));
     // What was staged when it came is told to it too: it may be in the table or not.
     let late = read(&mut late).unwrap();
@@ -48,15 +48,15 @@ fn nobody_is_named_where_nobody_watches() {
     assert!(publisher.staged.is_empty());
     let mut watching = changes.subscribe(1).unwrap();
     change(&mut publisher, 2);
-    publisher.tell();
+    publisher.flush();
     assert_eq!(read(&mut watching), Ok(vec![2]));
     change(&mut publisher, 3);
-    publisher.tell();
+    publisher.flush();
     assert_eq!(kept(&changes).0, 1, "not read yet");
     change(&mut publisher, 4);
     drop(watching);
     assert_eq!(kept(&changes).0, 0, "and nobody is left who would");
-    publisher.tell();
+    publisher.flush();
     assert_eq!((kept(&changes).0, publisher.staged.len()), (0, 0));
     let allocated = changes.0.lock().entries.capacity();
     assert_eq!(allocated, 0);
@@ -64,54 +64,54 @@ fn nobody_is_named_where_nobody_watches() {
 
 #[test]
 fn whoever_is_too_slow_is_told_and_goes_on_from_the_end() {
-    let (changes, mut publisher) = keeping(100, usize::MAX);
+    let (changes, mut publisher) = with_limits(100, usize::MAX);
     let [mut fast, mut slow] = [(); 2].map(|()| changes.subscribe(2).unwrap());
     for revision in 1..=150 {
         change(&mut publisher, revision);
-        publisher.tell();
+        publisher.flush();
         assert_eq!(read(&mut fast), Ok(vec![revision]), "it is not held up by the other");
         assert!(kept(&changes).0 <= 100);
     }
-    assert_eq!(read(&mut slow), Err(Missed { cause: Cause::Slow, revision: 150 }));
+    assert_eq!(read(&mut slow), Err(MissedChanges { cause: GapCause::Slow, revision: 150 }));
     assert_eq!(kept(&changes).0, 0);
     change(&mut publisher, 151);
-    publisher.tell();
+    publisher.flush();
     assert_eq!((read(&mut slow), read(&mut fast)), (Ok(vec![151]), Ok(vec![151])));
 }
 
 #[test]
 fn what_is_kept_is_bounded_in_bytes_too() {
-    let (changes, mut publisher) = keeping(usize::MAX, 10_000);
+    let (changes, mut publisher) = with_limits(usize::MAX, 10_000);
     let mut slow = changes.subscribe(1).unwrap();
     for revision in 1..=100 {
-        publisher.changed(revision, "u".repeat(128), "b".repeat(128));
-        publisher.tell();
+        publisher.publish(revision, "u".repeat(128), "b".repeat(128));
+        publisher.flush();
         assert!(kept(&changes).1 <= 10_000);
     }
     assert!(kept(&changes).0 > 20, "and by no more than that");
-    assert_eq!(read(&mut slow), Err(Missed { cause: Cause::Slow, revision: 100 }));
+    assert_eq!(read(&mut slow), Err(MissedChanges { cause: GapCause::Slow, revision: 100 }));
 }
 
 #[test]
 fn a_table_that_was_rebuilt_or_mended_is_missed_by_all_who_watched() {
     let (changes, mut publisher) = new();
-    publisher.applied(1);
-    publisher.missed(Cause::Rebuilt);
+    publisher.set_revision(1);
+    publisher.publish_gap(GapCause::Rebuilt);
     let mut watching = changes.subscribe(2).unwrap();
     assert_eq!(read(&mut watching), Ok(vec![]), "that was before");
     change(&mut publisher, 2);
-    publisher.tell();
+    publisher.flush();
     // Of another ledger, whose revisions are others.
-    publisher.applied(1);
-    publisher.missed(Cause::Rebuilt);
+    publisher.set_revision(1);
+    publisher.publish_gap(GapCause::Rebuilt);
     let mut newcomer = changes.subscribe(2).unwrap();
     change(&mut publisher, 2);
-    publisher.tell();
+    publisher.flush();
     assert_eq!(read(&mut newcomer), Ok(vec![2]));
-    assert_eq!(read(&mut watching), Err(Missed { cause: Cause::Rebuilt, revision: 2 }));
+    assert_eq!(read(&mut watching), Err(MissedChanges { cause: GapCause::Rebuilt, revision: 2 }));
     change(&mut publisher, 3);
-    publisher.missed(Cause::Mended);
-    let mended = Missed { cause: Cause::Mended, revision: 3 };
+    publisher.publish_gap(GapCause::Mended);
+    let mended = MissedChanges { cause: GapCause::Mended, revision: 3 };
     assert_eq!((read(&mut watching), read(&mut newcomer)), (Err(mended), Err(mended)));
     assert_eq!((read(&mut watching), read(&mut newcomer)), (Ok(vec![]), Ok(vec![])));
 }
@@ -121,11 +121,11 @@ fn a_change_of_nobody_knows_whom_is_missed() {
     let (changes, mut publisher) = new();
     let mut watching = changes.subscribe(1).unwrap();
     change(&mut publisher, 1);
-    publisher.changed(2, String::new(), String::new());
+    publisher.publish(2, String::new(), String::new());
     change(&mut publisher, 3);
-    publisher.tell();
+    publisher.flush();
     let missed = read(&mut watching).unwrap_err();
-    assert_eq!(missed, Missed { cause: Cause::Mended, revision: 3 });
+    assert_eq!(missed, MissedChanges { cause: GapCause::Mended, revision: 3 });
 }
 
 #[test]
@@ -144,18 +144,18 @@ async fn news_come_once_and_end_with_the_publisher() {
     let (changes, mut publisher) = new();
     let mut watching = changes.subscribe(1).unwrap();
     change(&mut publisher, 1);
-    publisher.tell();
-    watching.news().await.unwrap();
+    publisher.flush();
+    watching.wait_for_changes().await.unwrap();
     assert_eq!(read(&mut watching), Ok(vec![1]));
     let waiting = tokio::spawn(async move {
-        watching.news().await.unwrap();
+        watching.wait_for_changes().await.unwrap();
         let missed = read(&mut watching).unwrap_err();
-        (missed.cause, watching.news().await.is_err())
+        (missed.cause, watching.wait_for_changes().await.is_err())
     });
-    publisher.missed(Cause::Mended);
+    publisher.publish_gap(GapCause::Mended);
     drop(publisher);
     let within = tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await;
-    assert_eq!(within.unwrap().unwrap(), (Cause::Mended, true));
+    assert_eq!(within.unwrap().unwrap(), (GapCause::Mended, true));
 }
 
 /// A publisher and watchers that come and go, at once: whoever reads the applied revision after
@@ -172,10 +172,10 @@ fn nothing_falls_between_a_subscription_and_a_look_at_the_table() {
                 table.store(revision, Ordering::Release);
                 change(&mut publisher, revision);
                 if revision % 3 == 0 {
-                    publisher.tell();
+                    publisher.flush();
                 }
             }
-            publisher.tell();
+            publisher.flush();
             over.store(true, Ordering::Release);
         });
         for _ in 0..2 {

@@ -42,7 +42,7 @@ const PAIRS: u64 = 300;
 fn file() -> (Vec<u8>, Position, KeySecret) {
     let secret = KeySecret::new(&[3; 16]);
     let (table, mut writer) = table::new();
-    writer.begin(&secret);
+    writer.reset(&secret);
     for number in 0..PAIRS {
         writer.apply(key(number), Ok(&state(number)));
     }
@@ -50,7 +50,7 @@ fn file() -> (Vec<u8>, Position, KeySecret) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table");
     let from = Position { epoch: [1; 16], revision: 7, head: [2; 20] };
-    let start = Start { from, accepted: 4, seen: at(5), proven: at(6) };
+    let start = SnapshotHeader { from, accepted: 4, seen: at(5), proven: at(6) };
     let written = write(&path, &start, &table, || true).unwrap();
     let until = Position { revision: 9, head: [3; 20], ..from };
     let size = finish(&path, written, &until, &secret).unwrap();
@@ -62,7 +62,7 @@ fn file() -> (Vec<u8>, Position, KeySecret) {
     (bytes, until, secret)
 }
 
-fn decoded(bytes: &[u8]) -> Result<(Warm, Saved, Start), SavedError> {
+fn decoded(bytes: &[u8]) -> Result<(WarmStart, TableImage, SnapshotHeader), TableImageError> {
     decode(bytes, u64::try_from(bytes.len()).unwrap())
 }
 
@@ -76,13 +76,13 @@ fn what_was_saved_is_read_back() {
     assert!(writer.restore(saved, &secret));
     assert_eq!(table.pairs(), usize::try_from(PAIRS).unwrap() + 1);
     for number in 0..PAIRS {
-        assert!(writer.is(key(number), Ok(&state(number))), "{number}");
+        assert!(writer.holds_state(key(number), Ok(&state(number))), "{number}");
     }
-    assert!(writer.is(key(PAIRS), Err(UnreadablePair)));
+    assert!(writer.holds_state(key(PAIRS), Err(UnreadablePair)));
     // It goes on as a table does.
     for number in 0..2 * PAIRS {
         writer.apply(key(number), Ok(&state(number + 1)));
-        assert!(writer.is(key(number), Ok(&state(number + 1))), "{number}");
+        assert!(writer.holds_state(key(number), Ok(&state(number + 1))), "{number}");
     }
 }
 

@@ -1,13 +1,13 @@
 //! What every reader calls: the table, the policy and the clocks make a decision.
 
-mod wanted;
+mod batch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use self::wanted::{Lately, Wanted};
+use self::batch::{Batch, ParseCache};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::{Metrics, TableGauges};
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
@@ -20,14 +20,14 @@ use consentd_core::scope::{Category, Class};
 use consentd_core::time::{Clock, Timestamp, clock_offset_warning};
 use consentd_os::clock::{self, Moment};
 
-pub use crate::table::Summary;
+pub use crate::table::PairSummary;
 
 /// The longest that a check waits for a revision, whatever its deadline.
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// A question.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub struct CheckRequest<'a> {
     /// The user to be messaged.
     pub user_id: &'a str,
     /// The business that would send.
@@ -51,7 +51,7 @@ pub struct Campaign<'a> {
 
 /// A decision, and what it rests on.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer {
+pub struct CheckResult {
     /// The decision.
     pub decision: Decision,
     /// The revision that it rests on.
@@ -74,7 +74,7 @@ pub enum CheckError {
 /// A revision that did not arrive in time.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("revision {wanted} did not arrive in time; the table holds {applied}")]
-pub struct NotReached {
+pub struct RevisionTimeout {
     /// The revision that was waited for.
     pub wanted: Revision,
     /// What the table held.
@@ -86,9 +86,9 @@ pub struct NotReached {
 pub enum Phase {
     /// Reading the first snapshot.
     Loading,
-    /// Current within the bound.
+    /// Current within the max_staleness.
     Live,
-    /// Not proven within the bound.
+    /// Not proven within the max_staleness.
     Stale,
     /// Known to be wrong.
     Invalid,
@@ -117,19 +117,24 @@ pub struct Status {
 
 /// Answers checks; clones share the table.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Checker {
     table: Table,
     policy: Policy,
-    bound: Duration,
+    max_staleness: Duration,
     metrics: Arc<Metrics>,
     log: Option<DecisionLog>,
 }
 
-impl Gate {
-    /// A gate that denies once the table's last proof is older than `bound`.
+impl Checker {
+    /// A checker that denies once the table's last proof is older than `max_staleness`.
     #[must_use]
-    pub fn new(table: Table, policy: Policy, bound: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { table, policy, bound, metrics, log: None }
+    pub fn new(
+        table: Table,
+        policy: Policy,
+        max_staleness: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { table, policy, max_staleness, metrics, log: None }
     }
 
     /// Logs what it decides from now on.
@@ -144,8 +149,8 @@ impl Gate {
     /// # Errors
     ///
     /// [`CheckError`] where no decision was made.
-    pub fn check(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
-        let read = Lately::default().read(&self.table.keys(), question);
+    pub fn check(&self, question: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
+        let read = ParseCache::default().read(&self.table.key_deriver(), question);
         let (pair, category) = read.map_err(CheckError::Invalid)?;
         let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
         self.metrics.decided(answer.decision.reason);
@@ -157,8 +162,8 @@ impl Gate {
 
     /// Whether a question has an answer: nothing is looked up, counted or logged.
     #[must_use]
-    pub fn is_valid(&self, question: &Question<'_>) -> bool {
-        Lately::default().read(&self.table.keys(), question).is_ok()
+    pub fn is_valid(&self, question: &CheckRequest<'_>) -> bool {
+        ParseCache::default().read(&self.table.key_deriver(), question).is_ok()
     }
 
     /// The same answer for a person who wants to know: it is neither counted nor logged as a
@@ -167,9 +172,9 @@ impl Gate {
     /// # Errors
     ///
     /// [`CheckError`] where no decision was made.
-    pub fn look(&self, question: &Question<'_>) -> Result<Answer, CheckError> {
+    pub fn check_unrecorded(&self, question: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
         // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
-        self.look_by(question, Moment::about_now)
+        self.check_at(question, Moment::about_now)
     }
 
     /// The same by another clock, which is read after the table.
@@ -177,12 +182,12 @@ impl Gate {
     /// # Errors
     ///
     /// [`CheckError`] where no decision was made.
-    pub fn look_by(
+    pub fn check_at(
         &self,
-        question: &Question<'_>,
+        question: &CheckRequest<'_>,
         clock: impl FnOnce() -> Moment,
-    ) -> Result<Answer, CheckError> {
-        let read = Lately::default().read(&self.table.keys(), question);
+    ) -> Result<CheckResult, CheckError> {
+        let read = ParseCache::default().read(&self.table.key_deriver(), question);
         let (pair, category) = read.map_err(CheckError::Invalid)?;
         Ok(self.decide_one(pair, category, question.form, clock)?.0)
     }
@@ -194,10 +199,10 @@ impl Gate {
         category: Category<'_>,
         form: Form,
         clock: impl FnOnce() -> Moment,
-    ) -> Result<(Answer, Moment), CheckError> {
+    ) -> Result<(CheckResult, Moment), CheckError> {
         let (facts, freshness) = self.table.facts(pair, category);
-        let judge = Judge::new(self, freshness, clock())?;
-        Ok((judge.answer(&facts, category.class, form), judge.now))
+        let evaluation = Evaluation::new(self, freshness, clock())?;
+        Ok((evaluation.answer(&facts, category.class, form), evaluation.now))
     }
 
     /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
@@ -208,11 +213,12 @@ impl Gate {
     /// [`CheckError::NotReady`]; what is wrong with a question is an answer.
     pub fn check_many<'q>(
         &self,
-        questions: impl ExactSizeIterator<Item = Question<'q>>,
-        each: impl FnMut(Result<Answer, Vec<Violation>>),
+        questions: impl ExactSizeIterator<Item = CheckRequest<'q>>,
+        each: impl FnMut(Result<CheckResult, Vec<Violation>>),
     ) -> Result<(), CheckError> {
-        let keys = self.table.keys();
-        let (mut lately, mut wanted) = (Lately::default(), Wanted::with_capacity(questions.len()));
+        let keys = self.table.key_deriver();
+        let (mut lately, mut wanted) =
+            (ParseCache::default(), Batch::with_capacity(questions.len()));
         for question in questions {
             match lately.read(&keys, &question) {
                 Ok((pair, category)) => wanted.ask(pair, category, question.form),
@@ -228,22 +234,22 @@ impl Gate {
     /// # Errors
     ///
     /// [`CheckError::NotReady`].
-    pub fn screen<'q>(
+    pub fn filter<'q>(
         &self,
         campaign: &Campaign<'q>,
         users: impl ExactSizeIterator<Item = &'q str>,
         mut each: impl FnMut(Option<Reason>),
     ) -> Result<Duration, CheckError> {
-        let keys = self.table.keys();
+        let keys = self.table.key_deriver();
         let Campaign { business, category, form } = *campaign;
-        let mut wanted = Wanted::with_capacity(users.len());
+        let mut wanted = Batch::with_capacity(users.len());
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => wanted.ask(keys.pair(&user, business), category, form),
                 Err(_) => wanted.refuse(()),
             }
         }
-        self.decide_many(wanted, |answer: Result<Answer, ()>| {
+        self.decide_many(wanted, |answer: Result<CheckResult, ()>| {
             each(answer.ok().map(|answer| answer.decision.reason));
         })
     }
@@ -251,20 +257,20 @@ impl Gate {
     /// Looks all of them up, reads the clocks, and decides.
     fn decide_many<E>(
         &self,
-        wanted: Wanted<'_, E>,
-        mut each: impl FnMut(Result<Answer, E>),
+        wanted: Batch<'_, E>,
+        mut each: impl FnMut(Result<CheckResult, E>),
     ) -> Result<Duration, CheckError> {
-        let Wanted { asked, pairs, categories } = wanted;
+        let Batch { asked, pairs, categories } = wanted;
         let mut facts = Vec::with_capacity(pairs.len());
-        let freshness = self.table.facts_of_many(&pairs, &categories, &mut facts);
-        let judge = Judge::new(self, freshness, Moment::about_now())?;
+        let freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
+        let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         let mut looked_up = pairs.iter().zip(&categories);
         for asked in asked {
             each(asked.map(|(class, form)| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
-                let answer = judge.answer(facts, class, form);
+                let answer = evaluation.answer(facts, class, form);
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
                     *count += 1;
@@ -272,13 +278,13 @@ impl Gate {
                 if let Some(log) = &self.log
                     && let Some((pair, category)) = looked_up.next()
                 {
-                    log.log(&decided(*pair, *category, form, &answer, judge.now));
+                    log.log(&decided(*pair, *category, form, &answer, evaluation.now));
                 }
                 answer
             }));
         }
         self.metrics.decided_many(&counts);
-        Ok(judge.staleness)
+        Ok(evaluation.staleness)
     }
 
     /// Waits until the table holds `revision`: until `deadline`, [`MAX_WAIT`] at the most, and not
@@ -286,12 +292,12 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// [`NotReached`] where it did not arrive.
-    pub async fn reach(
+    /// [`RevisionTimeout`] where it did not arrive.
+    pub async fn wait_for_revision(
         &self,
         revision: Revision,
         deadline: Option<Instant>,
-    ) -> Result<(), NotReached> {
+    ) -> Result<(), RevisionTimeout> {
         let limit = Instant::now() + MAX_WAIT;
         let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
         loop {
@@ -300,17 +306,17 @@ impl Gate {
                 return Ok(());
             }
             let staleness = freshness.staleness(Moment::now());
-            if freshness.validity != Validity::Valid || staleness > self.bound {
+            if freshness.validity != Validity::Valid || staleness > self.max_staleness {
                 return Ok(());
             }
             // The table may go stale, or be found wrong, while we wait.
-            let look_again = (self.bound.saturating_sub(staleness))
+            let look_again = (self.max_staleness.saturating_sub(staleness))
                 .clamp(Duration::from_millis(1), Duration::from_millis(100));
             tokio::select! {
                 biased;
-                () = self.table.applied(revision) => return Ok(()),
+                () = self.table.wait_for_revision(revision) => return Ok(()),
                 () = sleep_until(limit) => {
-                    return Err(NotReached { wanted: revision, applied: freshness.revision });
+                    return Err(RevisionTimeout { wanted: revision, applied: freshness.revision });
                 }
                 () = tokio::time::sleep(look_again) => {}
             }
@@ -326,14 +332,14 @@ impl Gate {
         &self,
         user_id: &str,
         business_id: &str,
-    ) -> Result<(Summary, Revision, Duration), CheckError> {
+    ) -> Result<(PairSummary, Revision, Duration), CheckError> {
         let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
         let (summary, freshness) = self.table.summary(pair, clock::wall());
         if freshness.validity == Validity::Loading {
             return Err(CheckError::NotReady);
         }
         // A record that cannot be read denies everything, which is what suppression says.
-        let unreadable = |_| Summary { suppressed: true, ..Summary::default() };
+        let unreadable = |_| PairSummary { suppressed: true, ..PairSummary::default() };
         let summary = summary.unwrap_or_else(unreadable);
         Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
     }
@@ -355,12 +361,12 @@ impl Gate {
         self.table.freshness().validity != Validity::Loading
     }
 
-    /// Whether the table is proven to be current, within the bound.
+    /// Whether the table is proven to be current, within the max_staleness.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let freshness = self.table.freshness();
         let staleness = freshness.staleness(Moment::now());
-        freshness.validity == Validity::Valid && staleness <= self.bound
+        freshness.validity == Validity::Valid && staleness <= self.max_staleness
     }
 
     /// The last applied revision.
@@ -377,7 +383,7 @@ impl Gate {
         let phase = match freshness.validity {
             Validity::Loading => Phase::Loading,
             Validity::Invalid => Phase::Invalid,
-            Validity::Valid if staleness > self.bound => Phase::Stale,
+            Validity::Valid if staleness > self.max_staleness => Phase::Stale,
             Validity::Valid => Phase::Live,
         };
         let cause = match phase {
@@ -400,7 +406,7 @@ impl Gate {
             Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
         };
         let (revision, pairs) = (freshness.revision, self.table.pairs());
-        let (mut warnings, remembered) = (self.table.warnings(), self.table.remembered());
+        let (mut warnings, remembered) = (self.table.warnings(), self.table.retained_pairs());
         let offset = clock_offset_warning(wall, now);
         if let Some(warning) = offset {
             warnings = warnings.iter().cloned().chain([warning]).collect();
@@ -410,8 +416,8 @@ impl Gate {
 
     /// The longest staleness at which checks are still answered.
     #[must_use]
-    pub fn bound(&self) -> Duration {
-        self.bound
+    pub fn max_staleness(&self) -> Duration {
+        self.max_staleness
     }
 
     /// What metrics show of the table.
@@ -427,7 +433,7 @@ impl Gate {
             pairs: self.table.pairs(),
             bytes: self.table.bytes(),
             clock_offset: if loaded { seconds(offset) } else { 0.0 },
-            remembered: self.table.remembered(),
+            remembered: self.table.retained_pairs(),
         }
     }
 }
@@ -437,16 +443,16 @@ fn decided<'q>(
     pair: Pair,
     category: Category<'q>,
     form: Form,
-    answer: &Answer,
+    answer: &CheckResult,
     now: Moment,
 ) -> DecisionRecord<'q> {
-    let Answer { decision, revision, staleness } = *answer;
+    let CheckResult { decision, revision, staleness } = *answer;
     let (key, reason) = (pair.key(), decision.reason);
     DecisionRecord { key, category, form, reason, revision, staleness, now }
 }
 
 /// What answers that were looked up together have in common.
-struct Judge<'a> {
+struct Evaluation<'a> {
     now: Moment,
     policy: &'a Policy,
     clock: Clock,
@@ -455,27 +461,32 @@ struct Judge<'a> {
     staleness: Duration,
 }
 
-impl<'a> Judge<'a> {
-    fn new(gate: &'a Gate, freshness: Freshness, now: Moment) -> Result<Self, CheckError> {
+impl<'a> Evaluation<'a> {
+    fn new(checker: &'a Checker, freshness: Freshness, now: Moment) -> Result<Self, CheckError> {
         let staleness = freshness.staleness(now);
         let proof = match freshness.validity {
             Validity::Loading => return Err(CheckError::NotReady),
             Validity::Invalid => Proof::Invalid,
-            Validity::Valid if staleness > gate.bound => Proof::Late,
+            Validity::Valid if staleness > checker.max_staleness => Proof::Late,
             Validity::Valid => Proof::Fresh,
         };
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
-        let (policy, revision) = (&gate.policy, freshness.revision);
+        let (policy, revision) = (&checker.policy, freshness.revision);
         Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
-    fn answer(&self, facts: &Result<Facts, UnreadablePair>, class: Class, form: Form) -> Answer {
+    fn answer(
+        &self,
+        facts: &Result<Facts, UnreadablePair>,
+        class: Class,
+        form: Form,
+    ) -> CheckResult {
         let (facts, proof) = match facts {
             Ok(facts) => (facts, self.proof),
             Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
         };
         let decision = decide(facts, class, form, self.policy, self.clock, proof);
-        Answer { decision, revision: self.revision, staleness: self.staleness }
+        CheckResult { decision, revision: self.revision, staleness: self.staleness }
     }
 }
 

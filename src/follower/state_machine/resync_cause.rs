@@ -2,7 +2,7 @@
 
 /// Why a table is not, or no longer, valid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Cause {
+pub enum ResyncCause {
     /// Nothing was loaded yet.
     #[error("reading the ledger for the first time")]
     Start,
@@ -32,7 +32,7 @@ pub enum Cause {
     Accepted,
 }
 
-impl Cause {
+impl ResyncCause {
     /// The cause as a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::machine::{Action, Machine};
-use crate::table::{Saved, UnreadablePair, Validity, Writer};
+use super::state_machine::{Action, StateMachine};
+use crate::table::{TableImage, UnreadablePair, Validity, Writer};
 use consentd_core::denied::Denied;
 use consentd_core::facts::Resolved;
 use consentd_core::id::Key;
@@ -22,30 +22,30 @@ use consentd_os::clock::Moment;
 
 /// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
 /// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
-pub const MAX_STICKY: usize = 100_000;
+pub const MAX_RETAINED_PAIRS: usize = 100_000;
 
 /// What came of an action, for metrics and the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Done {
+pub enum ActionOutcome {
     /// What was asked for.
-    Done,
+    Performed,
     /// The table holds the ledger, and this many pairs are denied by what is remembered alone.
     Valid {
         /// How many.
-        sticky: usize,
+        retained: usize,
     },
     /// The ledger lost more than may be remembered: the table stays invalid.
     Overflowed {
         /// How many pairs would have to be remembered.
-        sticky: usize,
+        retained: usize,
     },
     /// A bucket is lost: so many pairs are denied until it is back.
-    Doubted {
+    BucketDenied {
         /// How many.
         pairs: usize,
     },
     /// A bucket was compared: so many of its pairs were otherwise in the table.
-    Compared {
+    BucketCompared {
         /// How many.
         mismatches: usize,
     },
@@ -58,7 +58,7 @@ pub struct Applier {
     /// How many pairs of each bucket the table holds.
     counts: Vec<u32>,
     /// A table that was saved, and what its ledger's clock had said by then.
-    saved: Option<(Saved, Timestamp)>,
+    saved: Option<(TableImage, Timestamp)>,
     /// Whether a snapshot is being loaded.
     loading: bool,
     /// The latest that a ledger's clock said, or that something recorded is of, for a denial may be
@@ -83,7 +83,7 @@ pub struct Applier {
 
 impl Applier {
     /// One that writes to an empty table, and remembers at most `most` pairs' denials
-    /// ([`MAX_STICKY`], but in tests).
+    /// ([`MAX_RETAINED_PAIRS`], but in tests).
     #[must_use]
     pub fn new(writer: Writer, most: usize) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Applier {
     }
 
     /// Has a table that was saved at hand, and what its ledger's clock had said by then.
-    pub fn keep(&mut self, saved: Saved, seen: Timestamp) {
+    pub fn keep(&mut self, saved: TableImage, seen: Timestamp) {
         self.saved = Some((saved, seen));
     }
 
@@ -123,7 +123,7 @@ impl Applier {
     /// Why it may not, as a metric's label.
     pub fn may_save(
         &mut self,
-        machine: &Machine,
+        machine: &StateMachine,
         bound: Duration,
         now: Moment,
     ) -> Result<u64, &'static str> {
@@ -133,7 +133,9 @@ impl Applier {
         match machine.accepted().filter(|_| live) {
             None => Err("not_live"),
             // What is denied for its bucket was lost is not known to a table that is read again.
-            Some(_) if table.remembered() > 0 || machine.is_doubting() => Err("remembering"),
+            Some(_) if table.retained_pairs() > 0 || machine.has_lost_buckets() => {
+                Err("remembering")
+            }
             Some(accepted) => Ok(accepted),
         }
     }
@@ -144,46 +146,50 @@ impl Applier {
     }
 
     /// Does what an action says to the table; actions that ask the ledger do nothing here.
-    pub fn perform(&mut self, action: &Action) -> Done {
+    pub fn perform(&mut self, action: &Action) -> ActionOutcome {
         match action {
-            Action::Begin { identity, clock, forget } => self.begin(identity, *clock, *forget),
-            Action::Restore { identity, clock } => self.restore(identity, *clock),
-            Action::Refuse(_) => self.saved = None,
+            Action::ResetTable { identity, clock, forget } => self.begin(identity, *clock, *forget),
+            Action::RestoreSnapshot { identity, clock } => self.restore(identity, *clock),
+            Action::RejectWarmStart(_) => self.saved = None,
             Action::Replay(body) => self.replay(body),
-            Action::Load(bucket) => self.load(bucket),
-            Action::Unload(bucket) => self.unload(*bucket),
+            Action::LoadBucket(bucket) => self.load(bucket),
+            Action::UnloadBucket(bucket) => self.unload(*bucket),
             Action::Apply(body) => self.apply_body(body),
-            Action::Meet(body) => self.meet_body(body),
-            Action::Compare(bucket) => {
+            Action::NoteIds(body) => self.meet_body(body),
+            Action::CompareBucket(bucket) => {
                 let mismatches = self.compare(bucket);
                 // What a mismatch left to be remembered may be too much, as after a reload.
-                let judged = if self.changed { self.judge() } else { Done::Done };
-                let overflowed = matches!(judged, Done::Overflowed { .. });
-                return if overflowed { judged } else { Done::Compared { mismatches } };
+                let judged = if self.changed { self.judge() } else { ActionOutcome::Performed };
+                let overflowed = matches!(judged, ActionOutcome::Overflowed { .. });
+                return if overflowed {
+                    judged
+                } else {
+                    ActionOutcome::BucketCompared { mismatches }
+                };
             }
-            Action::Doubt(number) => {
+            Action::DenyBucket(number) => {
                 let pairs = self.doubt(*number);
-                let judged = if self.changed { self.judge() } else { Done::Done };
-                let overflowed = matches!(judged, Done::Overflowed { .. });
-                return if overflowed { judged } else { Done::Doubted { pairs } };
+                let judged = if self.changed { self.judge() } else { ActionOutcome::Performed };
+                let overflowed = matches!(judged, ActionOutcome::Overflowed { .. });
+                return if overflowed { judged } else { ActionOutcome::BucketDenied { pairs } };
             }
-            Action::Applied(revision, _) => self.writer.applied(*revision),
-            Action::Prove(asked, clock) => {
+            Action::AdvanceRevision(revision, _) => self.writer.set_revision(*revision),
+            Action::SetProof(asked, clock) => {
                 self.seen = self.seen.max(*clock);
-                self.writer.proven(*asked, *clock);
+                self.writer.set_proof(*asked, *clock);
             }
             Action::Validate => return self.validate(),
             Action::Invalidate(_) => self.writer.invalidate(),
             Action::Poll | Action::ReadBucket(_) | Action::GapRepaired => {}
         }
-        if self.changed && !self.loading { self.judge() } else { Done::Done }
+        if self.changed && !self.loading { self.judge() } else { ActionOutcome::Performed }
     }
 
     /// Remembers what is denied, and empties the table.
     fn begin(&mut self, identity: &Identity, clock: Timestamp, forget: bool) {
         // A table that was being loaded is not whole: what was denied before it still counts.
         let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
-        self.writer.each_denied(|key, denied| remember(&mut old, key, denied));
+        self.writer.for_each_denied(|key, denied| remember(&mut old, key, denied));
         for (key, denied) in std::mem::take(&mut self.put_back) {
             remember(&mut old, key, &denied);
         }
@@ -191,7 +197,7 @@ impl Applier {
         if forget {
             old.clear();
             self.dropped = false;
-            self.writer.deny_before(identity.secret.clone(), Vec::new());
+            self.writer.set_previous_ledger_denials(identity.secret.clone(), Vec::new());
         }
         self.seen = self.seen.max(clock);
         self.begun = self.seen;
@@ -199,8 +205,11 @@ impl Applier {
         if !secret.is_same_as(&identity.secret) && !old.is_empty() {
             // Other keys: which pairs these are there is known once their ids are seen again. Of
             // two such ledgers at once the table cannot remember all, and stays invalid.
-            self.dropped |= self.writer.before() > 0;
-            self.writer.deny_before(secret, std::mem::take(&mut old).into_iter().collect());
+            self.dropped |= self.writer.previous_ledger_denied_pairs() > 0;
+            self.writer.set_previous_ledger_denials(
+                secret,
+                std::mem::take(&mut old).into_iter().collect(),
+            );
         }
         self.old = old;
         self.saved = None;
@@ -209,7 +218,7 @@ impl Applier {
         self.loading = true;
         self.buckets = identity.buckets.max(1);
         self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
-        self.writer.begin(&identity.secret);
+        self.writer.reset(&identity.secret);
     }
 
     /// Puts the saved table into this one, which is then loaded but for what the log brings.
@@ -225,7 +234,7 @@ impl Applier {
         // It is never so, for the machine asks once; but an empty table must not become valid.
         self.dropped = !restored;
         let (buckets, counts) = (self.buckets, &mut self.counts);
-        self.writer.each_key(|key| {
+        self.writer.for_each_key(|key| {
             let place = usize::try_from(bucket_of(key, buckets)).unwrap_or(usize::MAX);
             if let Some(count) = counts.get_mut(place) {
                 *count = count.saturating_add(1);
@@ -237,9 +246,9 @@ impl Applier {
     /// for a while, and nothing has vanished.
     fn replay(&mut self, body: &LogBody) {
         self.seen = self.seen.max(body.record_time);
-        let known = self.writer.holds(body.key);
+        let known = self.writer.contains(body.key);
         // Where the ledger turns out to have lost what comes, it is remembered.
-        if let Some(denied) = self.writer.denied(body.key) {
+        if let Some(denied) = self.writer.denials(body.key) {
             remember(&mut self.put_back, body.key, &Arc::new(denied));
         }
         let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
@@ -259,7 +268,7 @@ impl Applier {
     ) {
         for (key, state) in &self.sticky {
             if which(*key)
-                && self.writer.is(*key, Err(UnreadablePair))
+                && self.writer.holds_state(*key, Err(UnreadablePair))
                 && let Some(denied) = Denied::of(&Resolved::of(state).profile)
             {
                 remember(old, *key, &Arc::new(denied));
@@ -277,7 +286,7 @@ impl Applier {
     fn unload(&mut self, bucket: u32) {
         let buckets = self.buckets;
         let old = &mut self.old;
-        self.writer.each_denied(|key, denied| {
+        self.writer.for_each_denied(|key, denied| {
             if bucket_of(key, buckets) == bucket {
                 remember(old, key, denied);
             }
@@ -285,7 +294,7 @@ impl Applier {
         let mut old = std::mem::take(&mut self.old);
         self.remember_unreadable(&mut old, |key| bucket_of(key, buckets) == bucket);
         self.old = old;
-        for key in self.writer.take_out(|key| bucket_of(key, buckets) == bucket) {
+        for key in self.writer.remove_where(|key| bucket_of(key, buckets) == bucket) {
             self.sticky.remove(&key);
         }
         if let Some(count) = self.count(bucket) {
@@ -296,7 +305,8 @@ impl Applier {
     /// Takes what a ledger of other keys denied the pair of these ids for what this one did; gives
     /// its key there.
     fn meet(&mut self, body: &LogBody) -> Option<Key> {
-        let (key, denied) = self.writer.denied_before(&body.user_id, &body.business_id)?;
+        let (key, denied) =
+            self.writer.previous_ledger_denials(&body.user_id, &body.business_id)?;
         if self.loading {
             remember(&mut self.old, body.key, &denied);
         } else {
@@ -313,11 +323,11 @@ impl Applier {
         let before = self.meet(body);
         // Or came already, of a bucket that was read ahead of the log, and knew nothing of what
         // was just remembered. The last of the bodies up to there has the record that was read.
-        if self.old.contains_key(&body.key) && self.writer.holds(body.key) {
+        if self.old.contains_key(&body.key) && self.writer.contains(body.key) {
             self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
         }
         if let Some(key) = before {
-            self.writer.take_before(key);
+            self.writer.remove_previous_ledger_denials(key);
         }
     }
 
@@ -327,13 +337,13 @@ impl Applier {
         self.seen = self.seen.max(body.record_time);
         self.apply(body.key, body.record.as_ref(), self.seen);
         if let Some(key) = before {
-            self.writer.take_before(key);
+            self.writer.remove_previous_ledger_denials(key);
         }
     }
 
     /// Puts a pair's record into the table, with what it must not forget.
     fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
-        let known = self.writer.holds(key);
+        let known = self.writer.contains(key);
         if let Ok(record) = record {
             // No event in the table is later than this, once the record is in it.
             self.seen = self.seen.max(record.state.latest().unwrap_or(self.seen));
@@ -343,7 +353,7 @@ impl Applier {
                     self.sticky.remove(&key);
                     lost
                 }
-                None if known => self.writer.denied(key).and_then(|denied| {
+                None if known => self.writer.denials(key).and_then(|denied| {
                     let state = self.joined(key, &record.state);
                     denied.vanished_from(state.as_ref().unwrap_or(&record.state), now)
                 }),
@@ -357,7 +367,7 @@ impl Applier {
             let kept = if let Some(old) = self.old.get(&key) {
                 old.beyond(&nothing, self.begun)
             } else {
-                let denied = self.writer.denied(key);
+                let denied = self.writer.denials(key);
                 denied.and_then(|denied| denied.beyond(&nothing, self.seen))
             };
             self.stick(key, kept);
@@ -394,11 +404,11 @@ impl Applier {
         self.changed = true;
     }
 
-    fn validate(&mut self) -> Done {
+    fn validate(&mut self) -> ActionOutcome {
         // Pairs of which nothing is left in the ledger.
         let mut shapes: HashMap<*const Denied, Option<Arc<State>>> = HashMap::new();
         for (key, denied) in &self.old {
-            if self.writer.holds(*key) {
+            if self.writer.contains(*key) {
                 continue;
             }
             let shape = shapes
@@ -417,23 +427,23 @@ impl Applier {
     }
 
     /// Says whether so much may be remembered, and makes the table valid if so.
-    fn judge(&mut self) -> Done {
+    fn judge(&mut self) -> ActionOutcome {
         self.changed = false;
-        let sticky = self.sticky.len().saturating_add(self.writer.before());
-        self.writer.remembers(sticky);
-        if sticky > self.most || self.dropped {
+        let retained = self.sticky.len().saturating_add(self.writer.previous_ledger_denied_pairs());
+        self.writer.set_retained_pairs(retained);
+        if retained > self.most || self.dropped {
             self.writer.invalidate();
-            return Done::Overflowed { sticky };
+            return ActionOutcome::Overflowed { retained };
         }
         self.writer.validate();
-        Done::Valid { sticky }
+        ActionOutcome::Valid { retained }
     }
 
     /// Denies all pairs of a bucket that the ledger has lost, as if their records could not be read,
     /// and remembers what they were denied: it may not come back with the bucket.
     fn doubt(&mut self, bucket: u32) -> usize {
         let (buckets, mut pairs) = (self.buckets, Vec::new());
-        self.writer.each_key(|key| {
+        self.writer.for_each_key(|key| {
             if bucket_of(key, buckets) == bucket {
                 pairs.push(key);
             }
@@ -441,7 +451,7 @@ impl Applier {
         // What only the table knows of is denied by that alone already.
         pairs.retain(|key| !self.alone.contains(key));
         for key in &pairs {
-            let denied = self.writer.denied(*key);
+            let denied = self.writer.denials(*key);
             let kept = denied.and_then(|denied| denied.beyond(&State::default(), self.seen));
             self.stick(*key, kept);
             self.writer.apply(*key, Err(UnreadablePair));
@@ -455,7 +465,7 @@ impl Applier {
         for (key, record) in &bucket.pairs {
             let joined = record.as_ref().ok().and_then(|record| self.joined(*key, &record.state));
             let state = record.as_ref().map(|record| joined.as_ref().unwrap_or(&record.state));
-            if !self.writer.is(*key, state.map_err(|_| UnreadablePair)) {
+            if !self.writer.holds_state(*key, state.map_err(|_| UnreadablePair)) {
                 mismatches = mismatches.saturating_add(1);
                 self.apply(*key, record.as_ref(), self.seen);
             } else if self.alone.remove(key) {
@@ -478,16 +488,17 @@ impl Applier {
         let (buckets, number) = (self.buckets, bucket.number);
         let stranger = move |key: Key| bucket_of(key, buckets) == number && !ours.contains(&key);
         let mut denied = HashMap::new();
-        self.writer.each_denied(|key, what| {
+        self.writer.for_each_denied(|key, what| {
             if stranger(key) {
                 denied.insert(key, Arc::clone(what));
             }
         });
         let (sticky, writer) = (&self.sticky, &mut self.writer);
-        let mut gone = writer.take_out(|key| stranger(key) && !sticky.contains_key(&key));
+        let mut gone = writer.remove_where(|key| stranger(key) && !sticky.contains_key(&key));
         // What sticks to a pair stays; what else its record said is gone with it.
-        let more =
-            |(key, state): &(&Key, &Arc<State>)| stranger(**key) && !writer.is(**key, Ok(state));
+        let more = |(key, state): &(&Key, &Arc<State>)| {
+            stranger(**key) && !writer.holds_state(**key, Ok(state))
+        };
         gone.extend(sticky.iter().filter(more).map(|(key, _)| *key));
         for key in &gone {
             let known = self.sticky.get(key).map(|known| State::clone(known)).unwrap_or_default();
@@ -524,5 +535,4 @@ fn remember(old: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>)
 }
 
 #[cfg(test)]
-#[path = "apply_tests.rs"]
 mod tests;

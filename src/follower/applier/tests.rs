@@ -1,5 +1,5 @@
 use super::*;
-use crate::follower::machine::Cause;
+use crate::follower::state_machine::ResyncCause;
 use crate::table::{self, Table};
 use consentd_core::facts::Standing;
 use consentd_core::id::KeySecret;
@@ -32,9 +32,9 @@ fn loaded(clock: i64) -> (Table, Applier, Identity) {
     let mut applier = Applier::new(writer, 10);
     let identity = Identity { epoch: [1; 16], secret: KeySecret::new(&[2; 16]), buckets: 1 };
     let shared = Arc::new(identity.clone());
-    applier.perform(&Action::Begin { identity: shared, clock: at(clock), forget: false });
+    applier.perform(&Action::ResetTable { identity: shared, clock: at(clock), forget: false });
     let now = Moment { boot: std::time::Duration::ZERO, wall: at(clock) };
-    applier.perform(&Action::Prove(now, at(clock)));
+    applier.perform(&Action::SetProof(now, at(clock)));
     applier.perform(&Action::Validate);
     (table, applier, identity)
 }
@@ -53,12 +53,12 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
     // Somebody writes the record of before into the ledger, past its log.
     let label = Position { epoch: identity.epoch, revision: 2, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: vec![(key, Ok(before))] };
-    let done = applier.perform(&Action::Compare(bucket));
-    assert_eq!(done, Done::Compared { mismatches: 1 });
+    let done = applier.perform(&Action::CompareBucket(bucket));
+    assert_eq!(done, ActionOutcome::BucketCompared { mismatches: 1 });
     let category = Category::parse("marketing").unwrap();
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(matches!(facts.standing, Standing::OptedOutAll { .. }), "{facts:?}");
-    assert_eq!(table.remembered(), 1);
+    assert_eq!(table.retained_pairs(), 1);
 }
 
 #[test]
@@ -69,18 +69,18 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     applier.perform(&Action::Apply(body(key, &denied, 110)));
     // The ledger is begun anew and holds nothing: the denial sticks to a pair that it does not have.
     let shared = Arc::new(identity.clone());
-    applier.perform(&Action::Invalidate(Cause::Fork));
-    applier.perform(&Action::Begin { identity: shared, clock: at(120), forget: false });
+    applier.perform(&Action::Invalidate(ResyncCause::Fork));
+    applier.perform(&Action::ResetTable { identity: shared, clock: at(120), forget: false });
     applier.perform(&Action::Validate);
-    assert_eq!(table.remembered(), 1);
+    assert_eq!(table.retained_pairs(), 1);
     let marketing = Scope::parse("marketing").unwrap();
     let opted_in = record(&[Effect::Word(marketing, Word::opt_in(at(130), None))]);
     applier.perform(&Action::Apply(body(key, &opted_in, 130)));
     // Somebody deletes that record, past the log.
     let label = Position { epoch: identity.epoch, revision: 1, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: Vec::new() };
-    let done = applier.perform(&Action::Compare(bucket));
-    assert_eq!(done, Done::Compared { mismatches: 1 });
+    let done = applier.perform(&Action::CompareBucket(bucket));
+    assert_eq!(done, ActionOutcome::BucketCompared { mismatches: 1 });
     let category = Category::parse("marketing").unwrap();
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(!matches!(facts.standing, Standing::OptedIn { .. }), "{facts:?}");
@@ -100,15 +100,15 @@ fn what_a_saved_table_denied_of_a_pair_that_was_put_back_sticks_as_of_the_clock_
 
     let (table, writer) = table::new();
     let mut applier = Applier::new(writer, 10);
-    applier.keep(Saved::read(&mut &bytes[..], most).unwrap(), at(500));
+    applier.keep(TableImage::read(&mut &bytes[..], most).unwrap(), at(500));
     let shared = Arc::new(identity);
-    applier.perform(&Action::Restore { identity: Arc::clone(&shared), clock: at(300) });
+    applier.perform(&Action::RestoreSnapshot { identity: Arc::clone(&shared), clock: at(300) });
     // The log is followed from before the denial, which the ledger turns out to have lost.
     applier.perform(&Action::Replay(body(key, &record(&[opted_in(110)]), 110)));
-    applier.perform(&Action::Invalidate(Cause::Fork));
-    applier.perform(&Action::Begin { identity: shared, clock: at(310), forget: false });
+    applier.perform(&Action::Invalidate(ResyncCause::Fork));
+    applier.perform(&Action::ResetTable { identity: shared, clock: at(310), forget: false });
     applier.perform(&Action::Validate);
-    assert_eq!(table.remembered(), 1);
+    assert_eq!(table.retained_pairs(), 1);
     // By the clock that the table was saved by this was said before the loss was seen.
     applier.perform(&Action::Apply(body(key, &record(&[opted_in(400)]), 400)));
     let category = Category::parse("marketing").unwrap();

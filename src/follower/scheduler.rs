@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use super::machine::{Action, Attempt, Event, Machine, Warm};
+use super::state_machine::{Action, Attempt, Event, StateMachine, WarmStart};
 use consentd_core::record::Revision;
 use consentd_ledger::{Announcement, Bucket, LogHead, Page, Position};
 use consentd_os::clock::Moment;
 
 /// How long to wait before asking a ledger again that did not answer.
-pub const RETRY: Duration = Duration::from_millis(200);
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a bucket may take.
 pub const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,23 +28,23 @@ pub fn period(bound: Duration) -> Duration {
 pub enum Task {
     /// Do this to the table.
     Table(Action),
-    /// Read the log, and tell [`Driver::on_page`] what came of it within the [`period`].
-    Page(PageQuestion),
-    /// Read a bucket after a while, and tell [`Driver::on_bucket`] what came of it within
+    /// Read the log, and tell [`Scheduler::on_page`] what came of it within the [`period`].
+    Page(PageRequest),
+    /// Read a bucket after a while, and tell [`Scheduler::on_bucket`] what came of it within
     /// [`BUCKET_TIMEOUT`] from then on.
     Bucket {
         /// What is asked.
-        question: BucketQuestion,
+        question: BucketRequest,
         /// How long to wait before.
         wait: Duration,
     },
-    /// Call [`Driver::on_again`] once [`RETRY`] has passed.
-    Again,
+    /// Call [`Scheduler::on_retry_due`] once [`RETRY_INTERVAL`] has passed.
+    RetryPoll,
 }
 
 /// What comes after a revision.
 #[derive(Clone, Copy, Debug)]
-pub struct PageQuestion {
+pub struct PageRequest {
     attempt: Attempt,
     /// Before it is sent: what was appended later may be missing from the answer.
     asked: Moment,
@@ -56,7 +56,7 @@ pub struct PageQuestion {
 
 /// Why the log could not be read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum NotRead {
+pub enum ReadFailure {
     /// There was no answer, or none that says anything.
     Unanswered,
     /// There is no ledger.
@@ -67,24 +67,24 @@ pub enum NotRead {
 
 /// What a bucket holds.
 #[derive(Clone, Copy, Debug)]
-pub struct BucketQuestion {
+pub struct BucketRequest {
     attempt: Attempt,
     /// The bucket.
     pub number: u32,
 }
 
 /// The machine, and what was asked for it.
-pub struct Driver {
-    machine: Machine,
+pub struct Scheduler {
+    machine: StateMachine,
     /// Whether the log is being read.
     polling: bool,
     /// Whether it is to be read again once it was.
     again: bool,
-    /// Whether [`RETRY`] is being waited for: once, however often it fails meanwhile.
+    /// Whether [`RETRY_INTERVAL`] is being waited for: once, however often it fails meanwhile.
     waiting: bool,
 }
 
-impl Driver {
+impl Scheduler {
     /// A driver of a new machine, and what is to be done first.
     #[must_use]
     pub fn new(now: Moment) -> (Self, Vec<Task>) {
@@ -93,8 +93,8 @@ impl Driver {
 
     /// The same, beside a table that was saved before.
     #[must_use]
-    pub fn from(warm: Option<Warm>, now: Moment) -> (Self, Vec<Task>) {
-        let (machine, actions) = Machine::from(warm);
+    pub fn from(warm: Option<WarmStart>, now: Moment) -> (Self, Vec<Task>) {
+        let (machine, actions) = StateMachine::from(warm);
         let mut driver = Self { machine, polling: false, again: false, waiting: false };
         let tasks = driver.tasks(actions, now);
         (driver, tasks)
@@ -102,7 +102,7 @@ impl Driver {
 
     /// The machine.
     #[must_use]
-    pub fn machine(&self) -> &Machine {
+    pub fn state_machine(&self) -> &StateMachine {
         &self.machine
     }
 
@@ -111,8 +111,8 @@ impl Driver {
         self.poll(now).into_iter().collect()
     }
 
-    /// [`RETRY`] has passed since the log could not be read.
-    pub fn on_again(&mut self, now: Moment) -> Vec<Task> {
+    /// [`RETRY_INTERVAL`] has passed since the log could not be read.
+    pub fn on_retry_due(&mut self, now: Moment) -> Vec<Task> {
         self.waiting = false;
         self.poll(now).into_iter().collect()
     }
@@ -120,20 +120,22 @@ impl Driver {
     /// The log was read, or could not be.
     pub fn on_page(
         &mut self,
-        question: PageQuestion,
-        page: Result<Page, NotRead>,
+        question: PageRequest,
+        page: Result<Page, ReadFailure>,
         now: Moment,
     ) -> Vec<Task> {
         self.polling = false;
         let again = std::mem::take(&mut self.again);
         let mut tasks = match page {
             Ok(page) => {
-                let PageQuestion { attempt, asked, after, .. } = question;
+                let PageRequest { attempt, asked, after, .. } = question;
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
-            Err(NotRead::Unanswered | NotRead::Lost) => return self.retry().into_iter().collect(),
-            Err(NotRead::Missing) => {
+            Err(ReadFailure::Unanswered | ReadFailure::Lost) => {
+                return self.retry().into_iter().collect();
+            }
+            Err(ReadFailure::Missing) => {
                 let actions = self.machine.on(Event::Missing { attempt: question.attempt });
                 // Not at once: a ledger that is gone does not come back that soon.
                 let actions = actions.into_iter().filter(|action| !matches!(action, Action::Poll));
@@ -152,8 +154,8 @@ impl Driver {
     /// A bucket was read, or could not be.
     pub fn on_bucket(
         &mut self,
-        question: BucketQuestion,
-        bucket: Result<Bucket, NotRead>,
+        question: BucketRequest,
+        bucket: Result<Bucket, ReadFailure>,
         now: Moment,
     ) -> Vec<Task> {
         let attempt = question.attempt;
@@ -163,12 +165,12 @@ impl Driver {
                 self.tasks(actions, now)
             }
             // Whoever reads all of them waits for this one; else it is asked for in its turn.
-            Err(NotRead::Lost) if self.machine.is_live() => {
+            Err(ReadFailure::Lost) if self.machine.is_live() => {
                 let actions = self.machine.on(Event::Lost { attempt, number: question.number });
                 self.tasks(actions, now)
             }
             Err(_) if attempt == self.machine.attempt() => {
-                vec![Task::Bucket { question, wait: RETRY }]
+                vec![Task::Bucket { question, wait: RETRY_INTERVAL }]
             }
             Err(_) => Vec::new(),
         }
@@ -197,7 +199,7 @@ impl Driver {
         let task = |action| match action {
             Action::Poll => self.poll(now),
             Action::ReadBucket(number) => {
-                let question = BucketQuestion { attempt, number };
+                let question = BucketRequest { attempt, number };
                 Some(Task::Bucket { question, wait: Duration::ZERO })
             }
             action => Some(Task::Table(action)),
@@ -208,7 +210,7 @@ impl Driver {
     /// Asks again after a while, also for those who have waited for this answer: a ledger that refuses
     /// at once must not be asked as often as it does.
     fn retry(&mut self) -> Option<Task> {
-        (!std::mem::replace(&mut self.waiting, true)).then_some(Task::Again)
+        (!std::mem::replace(&mut self.waiting, true)).then_some(Task::RetryPoll)
     }
 
     /// Asks where the log ends; one answer serves all who want it while none has been asked for.
@@ -220,6 +222,6 @@ impl Driver {
         self.polling = true;
         let (attempt, applied) = (self.machine.attempt(), self.machine.position());
         let Position { revision: after, head, .. } = applied;
-        Some(Task::Page(PageQuestion { attempt, asked: now, after, head }))
+        Some(Task::Page(PageRequest { attempt, asked: now, after, head }))
     }
 }

@@ -1,0 +1,136 @@
+//! What of all that is done to the table those are told who watch it.
+
+use super::applier::ActionOutcome;
+use super::state_machine::Action;
+use crate::change_feed::{GapCause, Publisher};
+use consentd_ledger::LogBody;
+
+/// Tells changes once they are in the table, under the ids that came with them.
+///
+/// A snapshot, a remembered denial of a pair that is no more, or a mended pair have keys and no
+/// ids. Whatever is done while the table is not valid is told as one: it was read anew.
+pub(super) struct ChangePublisher {
+    publisher: Publisher,
+    /// Whether the table is valid.
+    valid: bool,
+    /// What is in the table already, and its revision not yet.
+    body: Option<Box<LogBody>>,
+}
+
+impl ChangePublisher {
+    pub(super) fn new(publisher: Publisher) -> Self {
+        Self { publisher, valid: false, body: None }
+    }
+
+    /// An action was performed, and this came of it.
+    pub(super) fn on(&mut self, action: Action, done: ActionOutcome) {
+        match done {
+            ActionOutcome::Valid { .. } if !self.valid => {
+                self.valid = true;
+                self.publisher.publish_gap(GapCause::Rebuilt);
+            }
+            ActionOutcome::Overflowed { .. } => self.valid = false,
+            ActionOutcome::BucketDenied { pairs } if pairs > 0 && self.valid => {
+                self.publisher.publish_gap(GapCause::Mended);
+            }
+            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 && self.valid => {
+                self.publisher.publish_gap(GapCause::Mended);
+            }
+            ActionOutcome::Valid { .. }
+            | ActionOutcome::BucketDenied { .. }
+            | ActionOutcome::BucketCompared { .. }
+            | ActionOutcome::Performed => {}
+        }
+        match action {
+            Action::Invalidate(_) => {
+                self.valid = false;
+                self.body = None;
+            }
+            Action::Apply(body) if self.valid => self.body = Some(body),
+            Action::AdvanceRevision(revision, _) => match self.body.take() {
+                Some(body) => {
+                    let LogBody { user_id, business_id, .. } = *body;
+                    self.publisher.publish(revision, user_id, business_id);
+                }
+                None => self.publisher.set_revision(revision),
+            },
+            _ => {}
+        }
+    }
+
+    /// Tells what was not told yet: everything that was to be done now is done.
+    pub(super) fn flush(&mut self) {
+        self.publisher.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::change_feed::{self, MissedChanges, Subscription};
+    use crate::follower::state_machine::ResyncCause;
+    use consentd_core::id::Key;
+    use consentd_core::record::{Record, Revision};
+    use consentd_core::time::Timestamp;
+
+    /// Tells the change of a revision, as the machine has it done.
+    fn apply(feed: &mut ChangePublisher, revision: Revision, done: ActionOutcome) {
+        let body = LogBody {
+            key: Key::from_bytes([1; 16]),
+            user_id: format!("u{revision}"),
+            business_id: "b".to_owned(),
+            record: Ok(Record::default()),
+            record_time: Timestamp::MIN,
+        };
+        feed.on(Action::Apply(Box::new(body)), done);
+        feed.on(Action::AdvanceRevision(revision, Timestamp::MIN), ActionOutcome::Performed);
+        feed.flush();
+    }
+
+    fn read(watching: &mut Subscription) -> Result<Vec<Revision>, MissedChanges> {
+        let mut read = VecDeque::new();
+        watching.read(&mut read)?;
+        Ok(read.iter().map(|change| change.revision).collect())
+    }
+
+    fn missed(cause: GapCause, revision: Revision) -> Result<Vec<Revision>, MissedChanges> {
+        Err(MissedChanges { cause, revision })
+    }
+
+    #[test]
+    fn changes_are_told_while_the_table_is_valid_and_anything_else_as_missed() {
+        let (changes, publisher) = change_feed::new();
+        let mut feed = ChangePublisher::new(publisher);
+        let mut watching = changes.subscribe(1).unwrap();
+        apply(&mut feed, 1, ActionOutcome::Performed);
+        assert_eq!(read(&mut watching), Ok(vec![]), "it is being loaded");
+        feed.on(Action::Validate, ActionOutcome::Valid { retained: 0 });
+        assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 1));
+        apply(&mut feed, 2, ActionOutcome::Performed);
+        // A denial that is remembered no more, or once more, makes nothing anew.
+        apply(&mut feed, 3, ActionOutcome::Valid { retained: 1 });
+        assert_eq!(read(&mut watching), Ok(vec![2, 3]));
+        feed.on(Action::Validate, ActionOutcome::BucketCompared { mismatches: 0 });
+        assert_eq!(read(&mut watching), Ok(vec![]));
+        feed.on(Action::Validate, ActionOutcome::BucketCompared { mismatches: 1 });
+        assert_eq!(read(&mut watching), missed(GapCause::Mended, 3));
+
+        feed.on(Action::Invalidate(ResyncCause::Fork), ActionOutcome::Performed);
+        apply(&mut feed, 2, ActionOutcome::Performed);
+        assert_eq!(read(&mut watching), Ok(vec![]), "it is read anew");
+        feed.on(Action::Validate, ActionOutcome::Valid { retained: 0 });
+        apply(&mut feed, 3, ActionOutcome::Performed);
+        assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 3));
+
+        // Of a table that remembers too much to be valid, and then less.
+        apply(&mut feed, 4, ActionOutcome::Overflowed { retained: 9 });
+        apply(&mut feed, 5, ActionOutcome::Performed);
+        assert_eq!(read(&mut watching), Ok(vec![]));
+        apply(&mut feed, 6, ActionOutcome::Valid { retained: 8 });
+        assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 6));
+        apply(&mut feed, 7, ActionOutcome::Performed);
+        assert_eq!(read(&mut watching), Ok(vec![7]));
+    }
+}
