@@ -71,7 +71,7 @@ impl GapCause {
     }
 }
 
-/// ChangeFeed were missed: any pair may be otherwise than it was.
+/// Changes were missed: any pair may be otherwise than it was.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("changes up to revision {revision} were missed")]
 pub struct MissedChanges {
@@ -97,7 +97,7 @@ struct Entry {
     readers: usize,
 }
 
-/// What is kept. ChangeFeed are numbered; a number that is skipped stands for what nobody can read.
+/// What is kept. Changes are numbered; a number that is skipped stands for what nobody can read.
 struct Backlog {
     /// The number of the first entry.
     first: u64,
@@ -178,7 +178,7 @@ pub struct Publisher {
     revision: Revision,
 }
 
-/// ChangeFeed of which none was told, and who tells them.
+/// Changes of which none was told, and who tells them.
 #[must_use]
 pub fn new() -> (ChangeFeed, Publisher) {
     with_limits(MAX_KEPT, MAX_KEPT_BYTES)

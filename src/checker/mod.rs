@@ -86,9 +86,9 @@ pub struct RevisionTimeout {
 pub enum Phase {
     /// Reading the first snapshot.
     Loading,
-    /// Current within the max_staleness.
+    /// Current within the bound.
     Live,
-    /// Not proven within the max_staleness.
+    /// Not proven within the bound.
     Stale,
     /// Known to be wrong.
     Invalid,
@@ -126,7 +126,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker that denies once the table's last proof is older than `max_staleness`.
+    /// A checker that denies once the table's last proof is older than `bound`.
     #[must_use]
     pub fn new(
         table: Table,
@@ -361,7 +361,7 @@ impl Checker {
         self.table.freshness().validity != Validity::Loading
     }
 
-    /// Whether the table is proven to be current, within the max_staleness.
+    /// Whether the table is proven to be current, within the bound.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let freshness = self.table.freshness();

@@ -1,6 +1,6 @@
 //! The table as bytes, and back: what lies in a snapshot's file between its position and its hash.
 //!
-//! ShardWriter by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
+//! Shard by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
 //! and its entry, 24 bytes; behind one that lapses comes what lapses, behind one that fits nowhere
 //! all of it. The profiles come last, when all that a pair can have are known, and under numbers of
 //! the file's own: the table may give a number to another profile while it is saved. Any bytes can

@@ -38,7 +38,7 @@ struct Replica(RwLock<View>);
 pub(super) struct ShardDirectory(Box<[Replica]>);
 
 impl ShardDirectory {
-    /// ShardDirectory to these shards, without a profile.
+    /// Directories of these shards, without a profile.
     pub(super) fn to(shards: &[Arc<Shard>]) -> Self {
         // A thread for each core checks, and a few others read now and then.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -21,7 +21,7 @@ const RUNS: u64 = 56;
 
 /// A pair's key, in two words, and its entry: the 24 bytes of a `(Key, PackedEntry)`. A pair that expires
 /// takes a second slot after it: the first half of its key again, which keeps the order, and the
-/// two words of a `ExpiringEntry`.
+/// two words of an `ExpiringEntry`.
 pub(super) type Slot = [u64; 3];
 
 /// The slots of a prefix.

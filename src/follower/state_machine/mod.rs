@@ -206,7 +206,7 @@ impl StateMachine {
         let warms = matches!(self.phase, Phase::Starting) && self.is_warm(&page);
         match self.phase {
             Phase::Dead if page.end.epoch != self.window.end().epoch => {
-                self.resync(ResyncCause::Epoch)
+                self.resync(ResyncCause::Epoch);
             }
             Phase::Dead if self.is_gone(&page) => self.resync(ResyncCause::Fork),
             Phase::Dead => {}
