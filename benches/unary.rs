@@ -23,10 +23,10 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use consentd::grpc::listen::{Address, connect_unix};
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
+use consentd::net::socket::{Address, connect_unix};
 use hyper_util::rt::TokioIo;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tonic::transport::{Channel, Endpoint, Uri};

@@ -26,13 +26,13 @@ use crate::checker::Checker;
 use crate::config::{LedgerAddress, Settings, WebhookSources};
 use crate::decision_log::{DecisionLog, DecisionLogWriter, LogTarget};
 use crate::follower::{Follower, SnapshotTarget};
-use crate::grpc::listen::{Address, Listener};
-use crate::grpc::server::{self, Drain, Limits};
+use crate::grpc::connection::{self, Drain, Limits};
 use crate::grpc::{
     CheckLimits, CheckService, HealthService, RecordService, ReflectionError, Routes, Tokens,
     Watcher, Watches,
 };
 use crate::metrics::Metrics;
+use crate::net::socket::{Address, Listener};
 use crate::recorder::Recorder;
 use crate::synthetic::Synthetic;
 use crate::table;
@@ -255,7 +255,7 @@ impl Sidecar {
         for (listener, routes) in self.listeners {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
             let budget = Arc::clone(&self.budget);
-            servers.spawn(server::serve(listener, routes, self.limits, budget, metrics, drain));
+            servers.spawn(connection::serve(listener, routes, self.limits, budget, metrics, drain));
         }
         let (reload, over) = (self.reload, self.drain.over.clone());
         parts.spawn(async move {

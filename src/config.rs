@@ -35,7 +35,7 @@ use self::telemetry::{log, traces};
 pub use self::webhook::{WebhookArgs, WebhookSettings, WebhookSources, WhatsappArgs};
 use crate::budget::{MIN_BYTES, MIN_CONNECTION_BYTES};
 use crate::decision_log::DecisionLogSettings;
-use crate::grpc::listen::Address;
+use crate::net::socket::Address;
 use crate::synthetic::MAX_PAIRS;
 use crate::telemetry::TraceSettings;
 use consentd_core::decision::Policy;

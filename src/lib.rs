@@ -31,7 +31,7 @@
 //! | [`webhook`] | receives them over HTTP: signatures, limits, answers once all is durable |
 //! | [`synthetic`] | a table for load tests |
 //! | [`admin`] | metrics, probes and a page for people over HTTP |
-//! | [`accept`] | how many connections a listener takes at once |
+//! | [`net`] | sockets, and how many connections a listener takes at once |
 //! | [`budget`] | how much memory clients can make the process hold, and everybody's share of it |
 //! | [`metrics`] | every instrument |
 //! | [`telemetry`] | the log, and the traces that are exported |
@@ -62,7 +62,6 @@
     )
 )]
 
-pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod budget;
@@ -74,6 +73,7 @@ pub mod decision_log;
 pub mod follower;
 pub mod grpc;
 pub mod metrics;
+pub mod net;
 pub mod recorder;
 pub mod synthetic;
 pub mod table;

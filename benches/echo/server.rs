@@ -107,7 +107,7 @@ pub async fn serve(path: &Path) {
     let tcp = tokio_stream::StreamExt::map(TcpListenerStream::new(tcp), |stream| {
         stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
     });
-    // As in `grpc/server.rs`.
+    // As in `grpc/connection.rs`.
     let server = || {
         Server::builder()
             .max_concurrent_streams(1_024)

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 
 use super::Admin;
+use super::format::{grouped, moment, short};
 use super::page::{self, NO, YES};
-use super::words::{grouped, moment, short};
 use crate::checker::{self, CheckError, CheckRequest, Checker};
 use consentd_core::Violation;
 use consentd_core::decision::Form;

@@ -1,12 +1,12 @@
 //! The admin listener: metrics, probes and a page for people, over plain HTTP.
 //!
 //! In reading order: here (connections, metrics, probes), `page` (the page), `rate` (how many
-//! checks a second), `check` (the form, where it is asked for), `words` (numbers for people).
+//! checks a second), `check` (the form, where it is asked for), `format` (numbers for people).
 
 mod check;
+mod format;
 mod page;
 mod rate;
-mod words;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::accept::{Capacity, Door, Ends, Place};
 use crate::budget::{Budget, Pool};
 use crate::checker::Checker;
 use crate::metrics::Metrics;
+use crate::net::accept::{Capacity, Door, Ends, Place};
 use consentd_os::clock;
 
 /// Connections at once: a few scrapers, probes and people. They must never cost the process the

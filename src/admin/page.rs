@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::Admin;
 use super::check::{Check, Said};
+use super::format::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
 use super::rate;
-use super::words::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
 use crate::checker::Phase;
 use crate::metrics::Figures;
 use consentd_os::clock;

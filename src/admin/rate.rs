@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::words::float;
+use super::format::float;
 
 /// How often the count is taken.
 pub(super) const EVERY: Duration = Duration::from_secs(1);

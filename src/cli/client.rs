@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 use tower::service_fn;
 
 use super::stranger::{self, Stranger};
-use crate::grpc::listen::{Address, connect_unix};
+use crate::net::socket::{Address, connect_unix};
 use consentd_os::access;
 use consentd_os::files;
 

@@ -11,12 +11,12 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Verdict, explain, print};
 use crate::app::Sidecar;
 use crate::config::ServeArgs;
-use crate::grpc::listen::Address;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::get_status_response::Phase;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use crate::net::socket::Address;
 use consentd_os::clock;
 
 #[derive(Args, Debug)]

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{Verdict, given};
 use crate::app::{Bound, Sidecar};
 use crate::config::{ConfigError, ServeArgs, Settings, WebhookArgs};
-use crate::grpc::listen::Address;
+use crate::net::socket::Address;
 use crate::telemetry;
 
 /// Threads that read the ledger's file; more readers wait for one of them.

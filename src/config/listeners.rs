@@ -1,7 +1,7 @@
 //! Where gRPC is served.
 
 use super::{ConfigError, address, optional, wrong};
-use crate::grpc::listen::Address;
+use crate::net::socket::Address;
 
 /// Where to serve gRPC: nowhere, where webhooks are received and nothing else is wanted.
 pub(super) fn listen(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{ConfigError, LedgerAddress, ServeArgs, wrong};
 use crate::decision_log::{DecisionLogSettings, LogTarget};
-use crate::grpc::listen::Address;
+use crate::net::socket::Address;
 use consentd_os::files::{Unusable, Usage, UsedFile, beside, check};
 
 /// What lies beside a ledger's file, by its suffix: the mark of what was acknowledged, the file

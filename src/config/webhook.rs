@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, config_file, wrong};
-use crate::grpc::listen::Address;
+use crate::net::socket::Address;
 use crate::webhook::{Secrets, Setup};
 use crate::whatsapp::Rules;
 use consentd_core::hidden;

@@ -1,39 +1,39 @@
 //! The gRPC services: between the wire and the domain. The only place that knows `Status`.
 //!
-//! In reading order: [`server`] (sockets, connections, limits, draining), `route` (which service
-//! takes a call), `body` (what its bytes are charged), `call` (what is told of it), `check` (with `stream`, `filter` and [`watch`]) and `record`
-//! (with `proof`: the services), `health`, `convert`, `status` (our errors on the wire), [`codec`], `wire` (questions
-//! read in place).
+//! In reading order: [`connection`] (HTTP/2 connections and their end), `router` (which service takes
+//! a call, and which calls are refused), `body` (bodies whose bytes are charged to a budget),
+//! `call_telemetry` (logs and traces of single calls), `consent_service` (with `stream_can_send`,
+//! `filter_recipients` and [`watch_consents`]) and `record_service` (with `history_service`), `health`,
+//! `convert`, `status` (errors on the wire), [`codec`], `fast_decode` (requests read in place).
 
 mod body;
-mod call;
-mod check;
+mod call_telemetry;
 pub mod codec;
+pub mod connection;
+mod consent_service;
 mod convert;
-mod filter;
+mod fast_decode;
+mod filter_recipients;
 mod health;
-pub mod listen;
-mod proof;
-mod record;
-mod route;
-pub mod server;
+mod history_service;
+mod record_service;
+mod router;
 mod status;
-mod stream;
-pub mod watch;
-mod wire;
+mod stream_can_send;
+pub mod watch_consents;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-pub use call::Watcher;
-pub use check::{CheckLimits, CheckService};
+pub use call_telemetry::Watcher;
+pub use consent_service::{CheckLimits, CheckService};
 pub use convert::entry;
 pub use health::HealthService;
-pub use record::{LEDGER_ID, REVISION, RecordService};
-pub use route::{ReflectionError, Routes, Tokens, TokensError};
-pub use watch::Watches;
+pub use record_service::{LEDGER_ID, REVISION, RecordService};
+pub use router::{ReflectionError, Routes, Tokens, TokensError};
+pub use watch_consents::Watches;
 
 pub use consentd_proto::DESCRIPTOR_SET;
 

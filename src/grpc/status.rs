@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
-use super::{call, pb};
+use super::{call_telemetry, pb};
 use crate::budget::Full;
 use crate::checker::{CheckError, RevisionTimeout};
 use crate::recorder::Refusal;
@@ -43,7 +43,7 @@ pub(super) fn unknown_method(path: &str, services: &[&str]) -> Status {
     let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'_');
     let sayable = called.len() <= MAX_METHOD_BYTES && called.bytes().all(is_name);
     let named = if sayable { format!("no method {called} here") } else { "no such method".into() };
-    let nearest = if sayable { call::nearest(called, services) } else { None };
+    let nearest = if sayable { call_telemetry::nearest(called, services) } else { None };
     let meant = nearest.map(|method| format!("; did you mean {method}?")).unwrap_or_default();
     let known = services.join(", ");
     Status::unimplemented(format!("{named}{meant} (served: {known}; reflection lists the rest)"))

@@ -1,17 +1,17 @@
 //! The webhook receiver: what WhatsApp sends over HTTP is recorded before it is answered.
 //!
-//! In reading order: here (limits, connections, routes), `setup` (secrets and whose numbers; how
-//! they are read anew), `receive` (one request), `complaints` (what is logged, and how often).
+//! In reading order: here (limits, connections, routes), `credentials` (secrets and whose numbers; how
+//! they are read anew), `receive` (one request), `warnings` (what is logged, and how often).
 //!
 //! A request is judged by its signature before anything of it is parsed, and answered with 200
 //! only once all of it is durable, or can never be. Anything else makes the platform send it
 //! again, for up to seven days, and a repeat changes nothing.
 
-mod complaints;
+mod credentials;
 mod receive;
-mod setup;
 #[cfg(test)]
 mod tests;
+mod warnings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,11 +36,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use self::complaints::Complaints;
-pub use self::setup::{Secret, SecretError, Secrets, Setup, reload};
-use crate::accept::{Capacity, Door, Ends, Place};
+pub use self::credentials::{Secret, SecretError, Secrets, Setup, reload};
+use self::warnings::WebhookWarnings;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
+use crate::net::accept::{Capacity, Door, Ends, Place};
 use crate::recorder::Recorder;
 use consentd_os::clock;
 
@@ -87,7 +87,7 @@ pub struct Webhook {
     setup: Arc<ArcSwap<Setup>>,
     judging: Arc<Semaphore>,
     recording: Arc<Semaphore>,
-    complaints: Arc<Complaints>,
+    warnings: Arc<WebhookWarnings>,
 }
 
 impl Webhook {
@@ -100,7 +100,7 @@ impl Webhook {
             setup: Arc::new(ArcSwap::from_pointee(setup)),
             judging: Arc::new(Semaphore::new(MAX_JUDGED)),
             recording: Arc::new(Semaphore::new(MAX_RECORDING)),
-            complaints: Arc::default(),
+            warnings: Arc::default(),
         }
     }
 }

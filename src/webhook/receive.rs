@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::setup::Setup;
+use super::credentials::Setup;
 use super::{
     BODY, INLINE_BYTES, MAX_BODY_BYTES, MAX_DRAINED_BYTES, RECORDING, ROOM, Sender, Webhook,
 };
@@ -126,7 +126,7 @@ impl Webhook {
         for ((kind, cause), count) in &heard.skipped {
             self.metrics.webhook_skipped(kind.name(), cause.name(), cause.is_malformed(), *count);
         }
-        self.complaints.heard(&heard);
+        self.warnings.heard(&heard);
         if heard.updates.is_empty() {
             return Ok(());
         }
@@ -152,8 +152,8 @@ impl Webhook {
             judged.await.unwrap_or(Err(Refused::NotDurable))
         };
         match &judged {
-            Err(Refused::Unsigned) => self.complaints.signature("there was none"),
-            Err(Refused::WrongSignature) => self.complaints.signature("it was not right"),
+            Err(Refused::Unsigned) => self.warnings.signature("there was none"),
+            Err(Refused::WrongSignature) => self.warnings.signature("it was not right"),
             _ => {}
         }
         judged
@@ -222,11 +222,11 @@ impl Webhook {
             Ok(outcome) if outcome.applied => UpdateOutcome::Applied,
             Ok(_) => UpdateOutcome::Unchanged,
             Err(refusal) if may_come_yet(submission, refusal) => {
-                self.complaints.failed(refusal);
+                self.warnings.failed(refusal);
                 UpdateOutcome::Failed
             }
             Err(refusal) => {
-                self.complaints.refused(refusal);
+                self.warnings.refused(refusal);
                 UpdateOutcome::Refused
             }
         }

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use consentd::budget::{Budget, Sizes};
 use consentd::checker::Checker;
-use consentd::grpc::listen::{Address, Listener};
-use consentd::grpc::server::{Drain, Limits, serve};
+use consentd::grpc::connection::{Drain, Limits, serve};
 use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Routes, pb};
 use consentd::metrics::Metrics;
+use consentd::net::socket::{Address, Listener};
 use consentd::table::Writer;
 use consentd_core::decision::Policy;
 use consentd_core::id::KeySecret;

@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use consentd::grpc::listen::{Address, connect_unix};
 use consentd::grpc::pb;
 use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
+use consentd::net::socket::{Address, connect_unix};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use tonic::transport::{Channel, Endpoint, Uri};

@@ -20,11 +20,11 @@ use super::shown::{Goal, Shown};
 use crate::cli::client::{ClientArgs, TokenArgs};
 use crate::cli::record::random_id;
 use crate::cli::{Verdict, print};
-use crate::grpc::listen::Address;
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
+use crate::net::socket::Address;
 use consentd_os::clock;
 
 /// For the help.

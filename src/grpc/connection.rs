@@ -24,11 +24,11 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::body::Answer;
-use super::listen::{Accepted, Listener};
-use super::route::{Answering, Routes};
-use crate::accept::{Capacity, Door, Place};
+use super::router::{Answering, Routes};
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
+use crate::net::accept::{Capacity, Door, Place};
+use crate::net::socket::{Accepted, Listener};
 
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 1_024;

@@ -1,6 +1,6 @@
 //! `ConsentService`: what message-sending workers call.
 //!
-//! Its hot methods read questions where they lie in the request's bytes (see [`wire`](super::wire)),
+//! Its hot methods read questions where they lie in the request's bytes (see [`fast_decode`](super::fast_decode)),
 //! so it is routed here, and not by the generated server, which would decode them all.
 
 use std::future::ready;
@@ -17,11 +17,11 @@ use tonic::{Extensions, Request, Response, Status};
 use tower::service_fn;
 
 use super::body::Metered;
-use super::call::{Notes, Watcher};
+use super::call_telemetry::{Notes, Watcher};
 use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
+use super::fast_decode::{Asked, Results};
 use super::pb::batch_can_send_result::Result as Pb;
-use super::watch::{self, Watches};
-use super::wire::{Asked, Results};
+use super::watch_consents::{self, Watches};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
 use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, RevisionTimeout};
@@ -365,8 +365,8 @@ impl CheckService {
         &self,
         request: Request<pb::WatchConsentsRequest>,
         ending: &CancellationToken,
-    ) -> Result<Response<watch::Answers>, Status> {
-        let watches = self.watches.as_ref().ok_or_else(watch::nobody_watches)?;
+    ) -> Result<Response<watch_consents::Answers>, Status> {
+        let watches = self.watches.as_ref().ok_or_else(watch_consents::nobody_watches)?;
         let request = request.into_inner();
         Ok(Response::new(watches.watch(request, ending, &self.checker, &self.metrics)?))
     }

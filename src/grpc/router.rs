@@ -17,8 +17,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
 use super::body::{Answer, Metered};
-use super::call::{self, Call, Watcher};
-use super::check::Method;
+use super::call_telemetry::{self, Call, Watcher};
+use super::consent_service::Method;
 use super::pb::consent_service_server::SERVICE_NAME as CHECKS;
 use super::pb::record_service_server::{RecordServiceServer, SERVICE_NAME as RECORDS};
 use super::timeout_of;
@@ -241,7 +241,9 @@ impl Routes {
                 Err(full) => self.turn_away(&request, full),
             };
         }
-        if let Some(method) = path.strip_prefix(RECORDS_PATH).filter(|_| call::is_known(path)) {
+        if let Some(method) =
+            path.strip_prefix(RECORDS_PATH).filter(|_| call_telemetry::is_known(path))
+        {
             let is_stream = !RECORDS_OF_ONE.contains(&method);
             let open = if is_stream { STREAM_BYTES } else { CALL_BYTES };
             return match admit(connection, Pool::Records, open + bytes) {

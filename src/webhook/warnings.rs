@@ -17,7 +17,7 @@ const MAX_NUMBER_BYTES: usize = 32;
 
 /// What may be complained about.
 #[derive(Default)]
-pub(super) struct Complaints {
+pub(super) struct WebhookWarnings {
     signature: Limited,
     stranger: Limited,
     malformed: Limited,
@@ -44,7 +44,7 @@ impl Limited {
     }
 }
 
-impl Complaints {
+impl WebhookWarnings {
     /// A request whose signature is not right.
     pub(super) fn signature(&self, what: &'static str) {
         if let Some(requests) = self.signature.add(1) {

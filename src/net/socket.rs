@@ -135,7 +135,7 @@ impl Drop for SocketFile {
 }
 
 /// A connection that was accepted.
-pub(super) enum Accepted {
+pub(crate) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -191,7 +191,7 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;

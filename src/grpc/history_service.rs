@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Code, Status, Streaming};
 
-use super::record::{Answers, Chunk, RecordService};
+use super::record_service::{Answers, Chunk, RecordService};
 use super::{convert, pb, status};
 use crate::budget::Connection;
 use crate::recorder::{Recorder, Refusal, UserPair, UserPairs, Wanted};

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::Notes;
+use super::call_telemetry::Notes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, Connection, Pool};

@@ -18,7 +18,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
 
-use super::route::Answering;
+use super::router::Answering;
 use crate::checker::CheckResult;
 use crate::telemetry::{Parent, Span, Tracer};
 

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::check::CheckService;
 use super::codec::{self, MAX_FIELDS};
+use super::consent_service::CheckService;
+use super::fast_decode::{Asked, Kept, Sequenced};
 use super::pb::batch_can_send_result::Result as Pb;
-use super::wire::{Asked, Kept, Sequenced};
 use super::{convert, deadline, pb, status};
 use crate::budget::Charge;
 use crate::checker::CheckError;
@@ -35,7 +35,7 @@ const WAITING_BYTES: usize = 1_536;
 const MAX_WHILE_ENDING: usize = 1_024;
 
 /// How many questions are answered before others get their turn: some 0.1 ms.
-const AT_ONCE: usize = super::check::AT_ONCE;
+const AT_ONCE: usize = super::consent_service::AT_ONCE;
 
 type Waiting = Pin<Box<dyn Future<Output = pb::StreamCanSendResponse> + Send>>;
 

@@ -9,10 +9,10 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::Notes;
-use super::check::{AT_ONCE, CheckService};
+use super::call_telemetry::Notes;
 use super::codec::{self, MAX_FIELDS};
-use super::wire::Campaign;
+use super::consent_service::{AT_ONCE, CheckService};
+use super::fast_decode::Campaign;
 use super::{convert, pb, status};
 use crate::budget::Charge;
 use crate::checker;
