@@ -96,9 +96,9 @@ impl Sidecar {
         ledger::look_for_a_lost_one(&settings)?;
         let tokens = record_tokens(&settings)?;
         let listeners = bind(&settings, tokens.as_ref().map(|(_, tokens)| tokens)).await?;
-        let admin = match &settings.admin {
+        let admin = match &settings.listeners.admin {
             None => None,
-            Some(address) => Some(bind_admin(address, settings.admin_checks).await?),
+            Some(address) => Some(bind_admin(address, settings.listeners.admin_checks).await?),
         };
         let (log, decisions) = open_decision_log(&settings, &metrics)?;
         let webhook = match settings.webhook.clone() {
@@ -106,19 +106,19 @@ impl Sidecar {
             Some(told) => Some((bind_http(&told.address, "--webhook").await?, told.sources)),
         };
         let saving =
-            settings.snapshot.clone().map(|(path, every)| SnapshotTarget::new(path, every));
+            settings.storage.snapshot.clone().map(|(path, every)| SnapshotTarget::new(path, every));
         let saving = saving.transpose().context("--snapshot")?;
         let (ledger, engine) = ledger::open(&settings).await?;
         warn_of_open_secrets(&settings);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
-        let synthetic = synthetic(&ledger, settings.synthetic).await?;
-        let scrub = settings.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
+        let synthetic = synthetic(&ledger, settings.storage.synthetic).await?;
+        let scrub = settings.storage.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
             .beside(synthetic)
             .scrubbing(scrub)
             .saving(saving);
-        let watches = Watches::new(follower.changes(), settings.max_watchers);
+        let watches = Watches::new(follower.changes(), settings.limits.max_watchers);
         let checker =
             Checker::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let drain = Drain::default();
@@ -139,8 +139,10 @@ impl Sidecar {
             if checks {
                 let describe = ledger.describe().to_owned();
                 let (checker, metrics) = (checker.clone(), Arc::clone(&metrics));
-                let limits =
-                    CheckLimits { batch: settings.max_batch, recipients: settings.max_recipients };
+                let limits = CheckLimits {
+                    batch: settings.limits.max_batch,
+                    recipients: settings.limits.max_recipients,
+                };
                 let checks = CheckService::new(checker, describe, limits, metrics);
                 routes = routes.with_checks(checks.watched(watches.clone()))?;
             }
@@ -165,10 +167,10 @@ impl Sidecar {
         let webhook = webhook.transpose()?;
         let admin = admin.map(|listener| {
             let ledger = ledger.describe().to_owned();
-            let (metrics, checks) = (Arc::clone(&metrics), settings.admin_checks);
+            let (metrics, checks) = (Arc::clone(&metrics), settings.listeners.admin_checks);
             (listener, Shown { checker, metrics, ledger, checks })
         });
-        let drain_timeout = settings.drain_timeout;
+        let drain_timeout = settings.limits.drain_timeout;
         let reload = Reload { hangup, tokens, receives: webhook.is_some() };
         Ok(Self {
             ledger,
@@ -320,7 +322,7 @@ impl Sidecar {
 
 /// The bearer tokens that may record, and the file that they are in.
 fn record_tokens(settings: &Settings) -> anyhow::Result<Option<(PathBuf, Tokens)>> {
-    let tokens = settings.record_token_file.clone();
+    let tokens = settings.listeners.record_token_file.clone();
     let tokens = tokens.map(|path| Tokens::read(&path).map(|tokens| (path, tokens)));
     Ok(tokens.transpose()?)
 }
@@ -328,18 +330,18 @@ fn record_tokens(settings: &Settings) -> anyhow::Result<Option<(PathBuf, Tokens)
 /// How much may be under way at once, in bytes and in calls.
 fn sizes(settings: &Settings) -> Sizes {
     Sizes {
-        bytes: settings.max_request_bytes,
-        connection_bytes: settings.max_connection_bytes,
-        calls: settings.max_in_flight,
+        bytes: settings.limits.max_request_bytes,
+        connection_bytes: settings.limits.max_connection_bytes,
+        calls: settings.limits.max_in_flight,
     }
 }
 
 /// How many connections a gRPC listener takes, and how long one lives.
 fn limits(settings: &Settings) -> Limits {
     Limits {
-        connections: settings.max_connections,
-        connection_age: settings.max_connection_age,
-        connection_age_grace: settings.drain_timeout,
+        connections: settings.limits.max_connections,
+        connection_age: settings.limits.max_connection_age,
+        connection_age_grace: settings.limits.drain_timeout,
     }
 }
 
@@ -393,12 +395,13 @@ async fn synthetic(ledger: &Ledger, count: u64) -> anyhow::Result<Option<Synthet
 fn plan(settings: &Settings) -> Vec<(&'static str, Address, bool, bool)> {
     // Into a Redis that others write to as well, only where that is asked for.
     let is_file = matches!(settings.ledger, LedgerAddress::File(_));
-    let here = is_file && settings.record.is_none();
-    let main = settings.listen.iter().map(|address| {
+    let here = is_file && settings.listeners.record.is_none();
+    let main = settings.listeners.listen.iter().map(|address| {
         let flag = if matches!(address, Address::Tcp(_)) { "--listen" } else { "--unix" };
         (flag, address.clone(), true, here)
     });
-    let record = settings.record.iter().map(|address| ("--record", address.clone(), false, true));
+    let record =
+        settings.listeners.record.iter().map(|address| ("--record", address.clone(), false, true));
     main.chain(record).collect()
 }
 

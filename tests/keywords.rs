@@ -28,7 +28,7 @@ fn configuration() -> String {
 }
 
 fn book() -> KeywordBook {
-    let args: ServeArgs = toml::from_str(&configuration()).unwrap();
+    let args = ServeArgs::from_toml(&configuration()).unwrap();
     KeywordBook::new(args.settings().unwrap().keywords)
 }
 

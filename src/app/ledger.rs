@@ -47,13 +47,13 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
         }
         LedgerAddress::Redis(target) => {
             let options = Options {
-                durability: settings.durability,
-                confirm_within: settings.durability.confirm_within(),
+                durability: settings.storage.durability,
+                confirm_within: settings.storage.durability.confirm_within(),
                 poll_within: period(settings.max_staleness),
                 // Who records nothing removes nothing: it need not be permitted to.
-                retention: (settings.record.is_some() || settings.webhook.is_some())
-                    .then_some(settings.retention),
-                sweep_every: settings.retention.sweep_every(),
+                retention: (settings.listeners.record.is_some() || settings.webhook.is_some())
+                    .then_some(settings.storage.retention),
+                sweep_every: settings.storage.retention.sweep_every(),
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;
@@ -66,7 +66,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)
 /// forgotten. To be asked before anything else makes files.
 pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
     let LedgerAddress::File(path) = &settings.ledger else { return Ok(()) };
-    if settings.new {
+    if settings.storage.new {
         return Ok(());
     }
     let mut left =
@@ -84,7 +84,8 @@ pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appender)> {
-    let opened = Embedded::open_to_serve(path, settings.retention, settings.ledger_cache)?;
+    let opened =
+        Embedded::open_to_serve(path, settings.storage.retention, settings.storage.ledger_cache)?;
     let Opened { ledger, appender, is_new, compacted, mode_before } = opened;
     let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let full = full.display();

@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{Verdict, explain, print};
 use crate::app::Sidecar;
-use crate::config::ServeArgs;
+use crate::config::{LedgerArgs, ListenerArgs, ServeArgs};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
@@ -146,9 +146,15 @@ fn number(who: &str) -> &'static str {
 pub(super) async fn demo(args: DemoArgs) -> anyhow::Result<Verdict> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let settings = ServeArgs {
-        ledger: Some(format!("file:{}", folder.path().join("demo.redb").display())),
-        listen: Some("127.0.0.1:0".into()),
-        admin: Some("none".into()),
+        ledger: LedgerArgs {
+            ledger: Some(format!("file:{}", folder.path().join("demo.redb").display())),
+            ..LedgerArgs::default()
+        },
+        listeners: ListenerArgs {
+            listen: Some("127.0.0.1:0".into()),
+            admin: Some("none".into()),
+            ..ListenerArgs::default()
+        },
         ..ServeArgs::default()
     };
     let sidecar = Sidecar::new(settings.settings()?).await?;

@@ -10,7 +10,7 @@ use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
 use super::history::is_broken;
 use super::print::{self, Json, rfc3339};
-use crate::config::PolicyArgs;
+use crate::config::PastPolicyArgs;
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::decision::Policy;
@@ -37,7 +37,7 @@ pub(super) struct ProveArgs {
     #[arg(long, value_name = "CATEGORY", value_parser = category)]
     category: Vec<Scope>,
     #[command(flatten)]
-    policy: PolicyArgs,
+    policy: PastPolicyArgs,
     #[command(flatten)]
     client: ClientArgs,
     #[command(flatten)]

@@ -31,12 +31,12 @@ fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
         warn!("{said}");
     }
     // One thread needs no queues between threads.
-    let mut runtime = match settings.workers {
+    let mut runtime = match settings.limits.workers {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime
-        .worker_threads(settings.workers)
+        .worker_threads(settings.limits.workers)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .enable_all()
         .build();

@@ -1,4 +1,4 @@
-//! Which ledger is meant, and how to get to it: for `serve`, and for the commands on a ledger.
+//! Which ledger is used, and how to connect to it: for `serve`, and for the commands on a ledger.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,113 +6,94 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Deserialize;
 
+use super::values::number;
 use super::{ConfigError, wrong};
 use consentd_ledger::{Target, TargetOptions};
 
-/// The ledger, where none is named.
+/// The ledger that is used if none is named.
 const DEFAULT: &str = "file:consentd.redb";
-/// The variable that holds the password at a Redis. It has no flag: a process's flags are seen by
-/// everybody on its machine.
+/// The variable that holds the password of a Redis. It has no flag: every user of a machine can
+/// read the flags of its processes.
 const PASSWORD: &str = "CONSENTD_LEDGER_PASSWORD";
-/// The same at its Sentinels.
+/// The variable that holds the password of its Sentinels.
 const SENTINEL_PASSWORD: &str = "CONSENTD_LEDGER_SENTINEL_PASSWORD";
 
-/// Gives a macro the settings that say which ledger is meant, before those that follow.
-macro_rules! with_ledger_args {
-    ($then:ident! { $($rest:tt)* }) => {
-        $then! {
-            /// The ledger: file:PATH, made where there is none; or redis://HOST:PORT/DB,
-            /// rediss:// with TLS, redis+unix:///PATH?db=N, or
-            /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// with TLS)
-            /// [default: file:consentd.redb]
-            #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER", hide_env_values = true)]
-            ledger: String,
-            /// The user at the ledger's Redis; its password is in --ledger-password-file or in
-            /// CONSENTD_LEDGER_PASSWORD
-            #[arg(long, env = "CONSENTD_LEDGER_USER", value_name = "USER")]
-            ledger_user: String,
-            /// The file that holds the password at the ledger's Redis; read at every connection
-            #[arg(long, env = "CONSENTD_LEDGER_PASSWORD_FILE", value_name = "FILE")]
-            ledger_password_file: PathBuf,
-            /// The database in the ledger's Redis [default: 0]
-            #[arg(
-                long, env = "CONSENTD_LEDGER_DATABASE", value_name = "N",
-                value_parser = number::<u32>,
-            )]
-            ledger_database: u32,
-            /// The CA certificates to trust the ledger's Redis by, in place of the system's; its name
-            /// is always verified; read at every connection
-            #[arg(long, env = "CONSENTD_LEDGER_CA_FILE", value_name = "FILE")]
-            ledger_ca_file: PathBuf,
-            /// Our certificate for the ledger's Redis; read at every connection
-            #[arg(long, env = "CONSENTD_LEDGER_CERT_FILE", value_name = "FILE")]
-            ledger_cert_file: PathBuf,
-            /// The key of that certificate; read at every connection
-            #[arg(long, env = "CONSENTD_LEDGER_KEY_FILE", value_name = "FILE")]
-            ledger_key_file: PathBuf,
-            /// The user at the Sentinels; its password is in --ledger-sentinel-password-file or in
-            /// CONSENTD_LEDGER_SENTINEL_PASSWORD
-            #[arg(long, env = "CONSENTD_LEDGER_SENTINEL_USER", value_name = "USER")]
-            ledger_sentinel_user: String,
-            /// The file that holds the password at the Sentinels; read at every connection
-            #[arg(long, env = "CONSENTD_LEDGER_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
-            ledger_sentinel_password_file: PathBuf,
-            /// Follow a primary behind Sentinels that has min-replicas-to-write 0: cut off from
-            /// them, it would go on proving itself [default: false]
-            #[arg(
-                long, env = "CONSENTD_ACCEPT_UNFENCED", value_name = "BOOL",
-                num_args = 0..=1, require_equals = true, default_missing_value = "true",
-                value_parser = clap::builder::BoolishValueParser::new(),
-            )]
-            accept_unfenced: bool,
-            $($rest)*
-        }
-    };
-}
-pub(super) use with_ledger_args;
-
-macro_rules! ledger_args {
-    ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
-        /// Which ledger is meant, and how to get to it.
-        #[allow(
-            rustdoc::bare_urls,
-            clippy::doc_markdown,
-            reason = "these comments are the help that a terminal shows"
-        )]
-        #[derive(Args, Clone, Debug, Default, Deserialize)]
-        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-        pub struct LedgerArgs {
-            $($(#[$attribute])* pub $field: Option<$type>,)*
-        }
-
-        impl LedgerArgs {
-            /// Settings that say this, and nothing else.
-            pub(super) fn into_serve_args(self) -> super::ServeArgs {
-                super::ServeArgs { $($field: self.$field,)* ..super::ServeArgs::default() }
-            }
-        }
-
-        impl super::ServeArgs {
-            /// The part of them that says which ledger is meant.
-            pub(super) fn ledger_args(&self) -> LedgerArgs {
-                LedgerArgs { $($field: self.$field.clone(),)* }
-            }
-        }
-    };
+/// Which ledger is used, and how to connect to it.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct LedgerArgs {
+    /// The ledger: file:PATH, made where there is none; or redis://HOST:PORT/DB,
+    /// rediss:// with TLS, redis+unix:///PATH?db=N, or
+    /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// with TLS)
+    /// [default: file:consentd.redb]
+    #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER", hide_env_values = true)]
+    pub ledger: Option<String>,
+    /// The user at the ledger's Redis; its password is in --ledger-password-file or in
+    /// CONSENTD_LEDGER_PASSWORD
+    #[arg(long, env = "CONSENTD_LEDGER_USER", value_name = "USER")]
+    pub ledger_user: Option<String>,
+    /// The file that holds the password at the ledger's Redis; read at every connection
+    #[arg(long, env = "CONSENTD_LEDGER_PASSWORD_FILE", value_name = "FILE")]
+    pub ledger_password_file: Option<PathBuf>,
+    /// The database in the ledger's Redis [default: 0]
+    #[arg(
+        long, env = "CONSENTD_LEDGER_DATABASE", value_name = "N",
+        value_parser = number::<u32>,
+    )]
+    pub ledger_database: Option<u32>,
+    /// The CA certificates to trust the ledger's Redis by, in place of the system's; its name
+    /// is always verified; read at every connection
+    #[arg(long, env = "CONSENTD_LEDGER_CA_FILE", value_name = "FILE")]
+    pub ledger_ca_file: Option<PathBuf>,
+    /// Our certificate for the ledger's Redis; read at every connection
+    #[arg(long, env = "CONSENTD_LEDGER_CERT_FILE", value_name = "FILE")]
+    pub ledger_cert_file: Option<PathBuf>,
+    /// The key of that certificate; read at every connection
+    #[arg(long, env = "CONSENTD_LEDGER_KEY_FILE", value_name = "FILE")]
+    pub ledger_key_file: Option<PathBuf>,
+    /// The user at the Sentinels; its password is in --ledger-sentinel-password-file or in
+    /// CONSENTD_LEDGER_SENTINEL_PASSWORD
+    #[arg(long, env = "CONSENTD_LEDGER_SENTINEL_USER", value_name = "USER")]
+    pub ledger_sentinel_user: Option<String>,
+    /// The file that holds the password at the Sentinels; read at every connection
+    #[arg(long, env = "CONSENTD_LEDGER_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
+    pub ledger_sentinel_password_file: Option<PathBuf>,
+    /// Follow a primary behind Sentinels that has min-replicas-to-write 0: cut off from
+    /// them, it would go on proving itself [default: false]
+    #[arg(
+        long, env = "CONSENTD_ACCEPT_UNFENCED", value_name = "BOOL",
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new(),
+    )]
+    pub accept_unfenced: Option<bool>,
 }
 
-fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
-    super::number(text)
+impl LedgerArgs {
+    /// These settings; where one is unset, that of `weaker`.
+    pub(super) fn or(self, weaker: Self) -> Self {
+        Self {
+            ledger: self.ledger.or(weaker.ledger),
+            ledger_user: self.ledger_user.or(weaker.ledger_user),
+            ledger_password_file: self.ledger_password_file.or(weaker.ledger_password_file),
+            ledger_database: self.ledger_database.or(weaker.ledger_database),
+            ledger_ca_file: self.ledger_ca_file.or(weaker.ledger_ca_file),
+            ledger_cert_file: self.ledger_cert_file.or(weaker.ledger_cert_file),
+            ledger_key_file: self.ledger_key_file.or(weaker.ledger_key_file),
+            ledger_sentinel_user: self.ledger_sentinel_user.or(weaker.ledger_sentinel_user),
+            ledger_sentinel_password_file: self
+                .ledger_sentinel_password_file
+                .or(weaker.ledger_sentinel_password_file),
+            accept_unfenced: self.accept_unfenced.or(weaker.accept_unfenced),
+        }
+    }
 }
-
-with_ledger_args!(ledger_args! {});
 
 /// Where a ledger is.
 #[derive(Clone, Debug)]
 pub enum LedgerAddress {
-    /// In this file.
+    /// In a file.
     File(PathBuf),
-    /// In this Redis.
+    /// In a Redis.
     Redis(Box<Target>),
 }
 
@@ -126,7 +107,7 @@ impl fmt::Display for LedgerAddress {
 }
 
 impl LedgerArgs {
-    /// The ledger that is meant.
+    /// The ledger of `--ledger`, or the default one.
     ///
     /// # Errors
     ///
@@ -135,7 +116,7 @@ impl LedgerArgs {
         self.address_of(self.ledger.as_deref().unwrap_or(DEFAULT))
     }
 
-    /// Another ledger, with the same said beside its address.
+    /// The ledger at another address, with the same user, password, database and certificates.
     ///
     /// # Errors
     ///
@@ -173,7 +154,7 @@ impl LedgerArgs {
             Some(("file", _)) => {
                 Err(wrong("--ledger", "file: needs a path, such as file:consentd.redb"))
             }
-            // Whatever this is, what is before an @ may be a password.
+            // The text is not quoted: what precedes an @ may be a password.
             _ if text.contains('@') || text.contains("://") => {
                 let right = "must be file:PATH, redis://HOST:PORT, rediss://HOST:PORT, \
                              redis+unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER";
@@ -187,9 +168,12 @@ impl LedgerArgs {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a password has a variable, and no flag")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a password has a variable and no flag, so clap does not read it"
+)]
 fn from_environment(variable: &str) -> Option<String> {
-    // One that is empty is as good as none, as everywhere.
+    // An empty variable counts as unset, as for every other setting.
     std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
@@ -202,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_redises_are_told_apart() {
+    fn address_is_parsed_as_file_or_redis() {
         let none = LedgerArgs::default();
         for (text, shown) in [
             ("file:a/b.redb", "file:a/b.redb"),
@@ -229,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_beside_the_address_is_named_by_its_own_flag() {
+    fn wrong_option_is_named_by_its_own_flag() {
         let args: LedgerArgs =
             toml::from_str("ledger-ca-file = \"/ca.pem\"\nledger-user = \"u\"").unwrap();
         let said = address(&args, "redis://h").unwrap_err().to_string();

@@ -1,25 +1,114 @@
-//! Where gRPC is served.
+//! Where the sidecar serves gRPC and its admin pages.
 
-use super::{ConfigError, address, optional, wrong};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::values::{address, unless_none};
+use super::{ConfigError, wrong};
 use crate::net::socket::Address;
 
-/// Where to serve gRPC: nowhere, where webhooks are received and nothing else is wanted.
-pub(super) fn listen(
+/// Where the sidecar listens, but for webhooks.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ListenerArgs {
+    /// Where to serve gRPC over TCP: HOST:PORT, port 0 for any free one, or none
+    /// [default: 127.0.0.1:50051]
+    #[arg(long, env = "CONSENTD_LISTEN", value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Serve gRPC on this Unix socket too: a path (mode 0660), or @NAME for an abstract one
+    #[arg(long, env = "CONSENTD_UNIX", value_name = "PATH")]
+    pub unix: Option<String>,
+    /// Where to serve a page for people, /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
+    /// [default: 127.0.0.1:9464]
+    #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// Put a form on that page that answers checks and shows what they rest on; on a loopback
+    /// address alone, since whoever opens the page can ask about anybody [default: false]
+    #[arg(
+        long, env = "CONSENTD_ADMIN_CHECKS", value_name = "BOOL",
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new(),
+    )]
+    pub admin_checks: Option<bool>,
+    /// Serve RecordService here and not on the main listeners: HOST:PORT, unix:PATH or unix:@NAME
+    #[arg(long, env = "CONSENTD_RECORD", value_name = "ADDR")]
+    pub record: Option<String>,
+    /// Bearer tokens that may record, one a line; needed where RecordService is served on an
+    /// address that is neither loopback nor a Unix socket
+    #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
+    pub record_token_file: Option<PathBuf>,
+}
+
+impl ListenerArgs {
+    /// These settings; where one is unset, that of `weaker`.
+    pub(super) fn or(self, weaker: Self) -> Self {
+        Self {
+            listen: self.listen.or(weaker.listen),
+            unix: self.unix.or(weaker.unix),
+            admin: self.admin.or(weaker.admin),
+            admin_checks: self.admin_checks.or(weaker.admin_checks),
+            record: self.record.or(weaker.record),
+            record_token_file: self.record_token_file.or(weaker.record_token_file),
+        }
+    }
+
+    /// Validates the addresses. With `receives_webhooks`, no gRPC listener is needed.
+    pub(super) fn validate(self, receives_webhooks: bool) -> Result<Listeners, ConfigError> {
+        let listen = grpc(self.listen.as_deref(), self.unix.as_deref(), receives_webhooks)?;
+        let admin = unless_none(self.admin.as_deref().unwrap_or("127.0.0.1:9464"));
+        let record = self.record.as_deref().map(|text| address("--record", text)).transpose()?;
+        if let Some(admin) = admin
+            && !matches!(admin.parse(), Ok(Address::Tcp(_)))
+        {
+            return Err(wrong("--admin", "must be HOST:PORT such as 127.0.0.1:9464, or none"));
+        }
+        let admin_checks = self.admin_checks.unwrap_or(false);
+        if admin_checks && admin.is_none() {
+            let why = "the form is on the admin listener's page: give --admin a loopback address, \
+                       such as 127.0.0.1:9464";
+            return Err(wrong("--admin-checks", why));
+        }
+        let admin = admin.map(str::to_owned);
+        let record_token_file = self.record_token_file;
+        Ok(Listeners { listen, admin, admin_checks, record, record_token_file })
+    }
+}
+
+/// Where the sidecar listens, but for webhooks.
+#[derive(Clone, Debug)]
+pub struct Listeners {
+    /// The addresses of gRPC; none in a process that only receives webhooks.
+    pub listen: Vec<Address>,
+    /// The address of metrics, probes and the status page.
+    pub admin: Option<String>,
+    /// Whether the status page answers checks.
+    pub admin_checks: bool,
+    /// The address of `RecordService`; if unset, every address of `listen` serves it.
+    pub record: Option<Address>,
+    /// The file of the bearer tokens that may record.
+    pub record_token_file: Option<PathBuf>,
+}
+
+/// The addresses of gRPC. There may be none only in a process that receives webhooks.
+fn grpc(
     tcp: Option<&str>,
     unix: Option<&str>,
-    webhook: bool,
+    receives_webhooks: bool,
 ) -> Result<Vec<Address>, ConfigError> {
-    let tcp = optional(tcp.unwrap_or("127.0.0.1:50051"));
+    let tcp = unless_none(tcp.unwrap_or("127.0.0.1:50051"));
     let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
     if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
         return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
     }
-    // As the commands' --addr has it, for those who take one from the other.
+    // The notation of the commands' --addr is accepted here too, so that one can be pasted into
+    // the other.
     let path = unix.map(|path| {
         path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
     });
     let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
-    if listen.is_empty() && !webhook {
+    if listen.is_empty() && !receives_webhooks {
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }
     Ok(listen)

@@ -1,17 +1,92 @@
-//! What an operator may set of the rules.
+//! The rules that an operator may set.
 
 use std::time::Duration;
 
 use clap::Args;
+use serde::Deserialize;
 
-use super::{ConfigError, optional, span, wrong};
+use super::values::{span, unless_none};
+use super::{ConfigError, wrong};
 use consentd_core::decision::Policy;
 use consentd_core::event::PlatformNames;
 use consentd_core::scope::{Class, ClassSet};
 
-/// By which rules answers are given, where that is asked of no sidecar.
-#[derive(Args, Clone, Debug)]
+/// The rules that an operator may set for a sidecar.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub struct PolicyArgs {
+    /// Deny as STALE once the table's last proof is older than this [default: 5s]
+    #[arg(long, env = "CONSENTD_MAX_STALENESS", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    pub max_staleness: Option<Duration>,
+    /// How long after the user's last message anything may be answered [default: 24h]
+    #[arg(long, env = "CONSENTD_WINDOW", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    pub window: Option<Duration>,
+    /// Close the window by so much earlier than WhatsApp does [default: 60s]
+    #[arg(long, env = "CONSENTD_WINDOW_MARGIN", value_name = "TIME", value_parser = span)]
+    #[serde(with = "humantime_serde")]
+    pub window_margin: Option<Duration>,
+    /// Classes for which an open window stands in for an opt-in, comma-separated, or none
+    /// [default: marketing,utility,authentication,service]
+    #[arg(long, env = "CONSENTD_WINDOW_IMPLIES", value_name = "CLASSES")]
+    pub window_implies: Option<String>,
+    /// Classes that are still allowed while the proof is merely late, comma-separated, or none
+    /// [default: none]
+    #[arg(long, env = "CONSENTD_STALE_ALLOW", value_name = "CLASSES")]
+    pub stale_allow: Option<String>,
+    /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
+    #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
+    pub platform_names: Option<String>,
+}
+
+impl PolicyArgs {
+    /// These settings; where one is unset, that of `weaker`.
+    pub(super) fn or(self, weaker: Self) -> Self {
+        Self {
+            max_staleness: self.max_staleness.or(weaker.max_staleness),
+            window: self.window.or(weaker.window),
+            window_margin: self.window_margin.or(weaker.window_margin),
+            window_implies: self.window_implies.or(weaker.window_implies),
+            stale_allow: self.stale_allow.or(weaker.stale_allow),
+            platform_names: self.platform_names.or(weaker.platform_names),
+        }
+    }
+
+    /// The policy of checks.
+    pub(super) fn policy(&self) -> Result<Policy, ConfigError> {
+        policy(
+            self.window,
+            self.window_margin,
+            self.window_implies.as_deref(),
+            self.stale_allow.as_deref(),
+        )
+    }
+
+    /// The staleness of the table beyond which checks are denied, 5 s by default.
+    pub(super) fn max_staleness(&self) -> Result<Duration, ConfigError> {
+        let max_staleness = self.max_staleness.unwrap_or(Duration::from_secs(5));
+        if max_staleness < Duration::from_millis(10) || max_staleness > Duration::from_hours(24) {
+            return Err(wrong("--max-staleness", "must be from 10ms to 24h, such as 5s"));
+        }
+        Ok(max_staleness)
+    }
+
+    /// The names by which a statement may call WhatsApp.
+    pub(super) fn platform_names(&self) -> Result<PlatformNames, ConfigError> {
+        let Some(text) = self.platform_names.as_deref() else {
+            return Ok(PlatformNames::default());
+        };
+        if text.split(',').all(|name| name.trim().is_empty()) {
+            return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
+        }
+        Ok(PlatformNames::new(text.split(',').map(str::trim)))
+    }
+}
+
+/// The rules by which a past check is decided again, without asking a sidecar.
+#[derive(Args, Clone, Debug)]
+pub struct PastPolicyArgs {
     /// How long after the user's last message anything could be answered
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span)]
     window: Duration,
@@ -27,18 +102,18 @@ pub struct PolicyArgs {
     window_implies: String,
 }
 
-impl PolicyArgs {
-    /// The policy that the flags say.
+impl PastPolicyArgs {
+    /// The policy of past checks.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] where one of them is wrong.
+    /// [`ConfigError`] names the flag whose value is invalid.
     pub fn policy(&self) -> Result<Policy, ConfigError> {
         policy(Some(self.window), Some(self.window_margin), Some(&self.window_implies), None)
     }
 }
 
-pub(super) fn policy(
+fn policy(
     window: Option<Duration>,
     margin: Option<Duration>,
     implies: Option<&str>,
@@ -59,7 +134,7 @@ pub(super) fn policy(
 }
 
 fn classes(setting: &'static str, text: &str) -> Result<ClassSet, ConfigError> {
-    let Some(text) = optional(text) else { return Ok(ClassSet::NONE) };
+    let Some(text) = unless_none(text) else { return Ok(ClassSet::NONE) };
     let class = |name: &str| {
         let name = name.trim();
         Class::from_name(name).ok_or_else(|| {
@@ -68,12 +143,4 @@ fn classes(setting: &'static str, text: &str) -> Result<ClassSet, ConfigError> {
         })
     };
     text.split(',').map(class).collect()
-}
-
-pub(super) fn names(text: Option<&str>) -> Result<PlatformNames, ConfigError> {
-    let Some(text) = text else { return Ok(PlatformNames::default()) };
-    if text.split(',').all(|name| name.trim().is_empty()) {
-        return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
-    }
-    Ok(PlatformNames::new(text.split(',').map(str::trim)))
 }

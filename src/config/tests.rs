@@ -1,12 +1,13 @@
 use super::*;
+use crate::net::socket::Address;
 use consentd_core::scope::{Class, ClassSet};
 
 fn file(text: &str) -> Result<Settings, ConfigError> {
-    toml::from_str::<ServeArgs>(text).unwrap().validate()
+    ServeArgs::from_toml(text).unwrap().validate()
 }
 
 fn refused(text: &str) -> String {
-    match toml::from_str::<ServeArgs>(text) {
+    match ServeArgs::from_toml(text) {
         Ok(args) => args.validate().unwrap_err().to_string(),
         Err(error) => error.to_string(),
     }
@@ -18,8 +19,8 @@ fn defaults_are_those_of_the_rules() {
     assert_eq!(settings.policy, Policy::default());
     assert_eq!(settings.max_staleness, Duration::from_secs(5));
     assert_eq!(settings.ledger.to_string(), "file:consentd.redb");
-    assert_eq!(settings.listen, [Address::Tcp("127.0.0.1:50051".into())]);
-    assert!(settings.workers >= 1 && settings.workers <= 2);
+    assert_eq!(settings.listeners.listen, [Address::Tcp("127.0.0.1:50051".into())]);
+    assert!(settings.limits.workers >= 1 && settings.limits.workers <= 2);
 }
 
 #[test]
@@ -32,10 +33,12 @@ fn traces_are_off_unless_asked_for() {
 
 #[test]
 fn flags_are_stronger_than_the_file() {
-    let flags = ServeArgs { max_batch: Some(7), ..ServeArgs::default() };
-    let weaker = toml::from_str("max-batch = 9\nworkers = 1\nmax-staleness = \"2s\"").unwrap();
+    let limits = LimitArgs { max_batch: Some(7), ..LimitArgs::default() };
+    let flags = ServeArgs { limits, ..ServeArgs::default() };
+    let weaker =
+        ServeArgs::from_toml("max-batch = 9\nworkers = 1\nmax-staleness = \"2s\"").unwrap();
     let settings = flags.or(weaker).validate().unwrap();
-    assert_eq!((settings.max_batch, settings.workers), (7, 1));
+    assert_eq!((settings.limits.max_batch, settings.limits.workers), (7, 1));
     assert_eq!(settings.max_staleness, Duration::from_secs(2));
 }
 

@@ -1,29 +1,33 @@
-//! What is said of WhatsApp's webhooks, by flags and by the file; the file and the secrets are
-//! read anew while the process runs.
+//! Settings of WhatsApp's webhooks. The configuration file and the secrets are reloaded while the
+//! process runs.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Deserialize;
 
-use super::{ConfigError, LedgerAddress, LedgerArgs, ServeArgs, Settings, config_file, wrong};
+use super::values::{address, number, span, unless_none};
+use super::{
+    ConfigError, LedgerAddress, LedgerArgs, LimitArgs, ListenerArgs, ServeArgs, Settings,
+    StorageArgs, TelemetryArgs, config_file, wrong,
+};
 use crate::net::socket::Address;
 use crate::webhook::{Secrets, Setup};
 use crate::whatsapp::Rules;
 use consentd_core::hidden;
 use consentd_core::id::BusinessId;
 
-/// Where `consentd webhook` listens, where nothing is said of it.
-const LISTEN: &str = "127.0.0.1:8080";
+/// Where `consentd webhook` listens by default.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
-/// What the file says of WhatsApp.
+/// The table `[whatsapp]` of the configuration file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WhatsappArgs {
-    /// The business of each `phone_number_id`.
+    /// The business id of each `phone_number_id`.
     numbers: HashMap<String, String>,
-    /// The types of messages that open the window, in place of the built-in ones.
+    /// The types of messages that open the window, in place of the default ones.
     opens_window: Option<Vec<String>>,
 }
 
@@ -48,23 +52,23 @@ impl WhatsappArgs {
             if types.iter().any(|kind| kind.trim() != kind || kind.is_empty()) {
                 return bad("opens-window: must be types of messages, such as text".to_owned());
             }
-            // The types of webhooks are read in lower case, too.
+            // The parser of webhooks compares types in lower case.
             rules.opens_window = types.iter().map(|kind| kind.to_ascii_lowercase()).collect();
         }
         Ok(rules)
     }
 }
 
-/// A receiver of webhooks.
+/// Settings of the receiver of webhooks.
 #[derive(Clone, Debug)]
 pub struct WebhookSettings {
-    /// Where it listens, `HOST:PORT`.
+    /// Its address, `HOST:PORT`.
     pub address: String,
-    /// From where the rest is read.
+    /// The files of its secrets and numbers.
     pub sources: WebhookSources,
 }
 
-/// From where a receiver's secrets and numbers are read, and read again.
+/// The files of the receiver's secrets and numbers, which can be reloaded.
 #[derive(Clone, Debug)]
 pub struct WebhookSources {
     config: PathBuf,
@@ -73,7 +77,7 @@ pub struct WebhookSources {
 }
 
 impl WebhookSources {
-    /// Reads them as they are now.
+    /// Reads the files as they are now.
     ///
     /// # Errors
     ///
@@ -94,37 +98,77 @@ impl WebhookSources {
     }
 }
 
-/// The receiver that is asked for, if any. All that it needs is read once, so that what is wrong
-/// is told at the start.
-pub(super) fn of(args: &ServeArgs) -> Result<Option<WebhookSettings>, ConfigError> {
-    let Some(address) = args.webhook.as_deref().and_then(super::optional) else {
-        return Ok(None);
-    };
-    if !matches!(super::address("--webhook", address)?, Address::Tcp(_)) {
-        return Err(wrong("--webhook", "must be HOST:PORT such as 127.0.0.1:8080, or none"));
-    }
-    let needs = |what: &str| wrong("--webhook", format!("needs {what}"));
-    let config = args.config.clone().ok_or_else(|| {
-        needs("--config FILE with [whatsapp.numbers]: which phone_number_id is which business's")
-    })?;
-    let app_secrets = args.webhook_app_secret_file.clone().filter(|paths| !paths.is_empty());
-    let app_secrets = app_secrets.ok_or_else(|| {
-        needs("--webhook-app-secret-file: the app's secret, by which requests are signed")
-    })?;
-    let verify_token = args.webhook_verify_token_file.clone().ok_or_else(|| {
-        needs("--webhook-verify-token-file: the token that you give the platform beside the URL")
-    })?;
-    let sources = WebhookSources { config, app_secrets, verify_token };
-    sources.read()?;
-    Ok(Some(WebhookSettings { address: address.to_owned(), sources }))
+/// Where `consentd serve` receives webhooks, and the secrets of their sender.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct WebhookListenerArgs {
+    /// Receive WhatsApp's webhooks here over HTTP and record what they say: HOST:PORT, or none;
+    /// needs the two flags below, and [whatsapp.numbers] in --config [default: none]
+    #[arg(long, env = "CONSENTD_WEBHOOK", value_name = "ADDR")]
+    pub webhook: Option<String>,
+    /// The app's secret, by which webhooks are signed; one a line, and as many files as you like
+    /// (in the variable with commas between): each is accepted, so that the secret can be replaced;
+    /// read again when it changes
+    #[arg(
+        long,
+        env = "CONSENTD_WEBHOOK_APP_SECRET_FILE",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub webhook_app_secret_file: Option<Vec<PathBuf>>,
+    /// The token that the platform gives in its handshake; read again when it changes
+    #[arg(long, env = "CONSENTD_WEBHOOK_VERIFY_TOKEN_FILE", value_name = "FILE")]
+    pub webhook_verify_token_file: Option<PathBuf>,
 }
 
-/// What is said to `consentd webhook`.
-#[allow(
-    rustdoc::bare_urls,
-    clippy::doc_markdown,
-    reason = "these comments are the help that a terminal shows"
-)]
+impl WebhookListenerArgs {
+    /// These settings; where one is unset, that of `weaker`.
+    pub(super) fn or(self, weaker: Self) -> Self {
+        Self {
+            webhook: self.webhook.or(weaker.webhook),
+            webhook_app_secret_file: self
+                .webhook_app_secret_file
+                .or(weaker.webhook_app_secret_file),
+            webhook_verify_token_file: self
+                .webhook_verify_token_file
+                .or(weaker.webhook_verify_token_file),
+        }
+    }
+
+    /// Validates the receiver, if one is configured. Its secrets and numbers are read once, so that
+    /// a mistake in them is reported at the start.
+    pub(super) fn validate(
+        &self,
+        config: Option<&Path>,
+    ) -> Result<Option<WebhookSettings>, ConfigError> {
+        let Some(listen) = self.webhook.as_deref().and_then(unless_none) else {
+            return Ok(None);
+        };
+        if !matches!(address("--webhook", listen)?, Address::Tcp(_)) {
+            return Err(wrong("--webhook", "must be HOST:PORT such as 127.0.0.1:8080, or none"));
+        }
+        let needs = |what: &str| wrong("--webhook", format!("needs {what}"));
+        let config = config.map(Path::to_owned).ok_or_else(|| {
+            needs(
+                "--config FILE with [whatsapp.numbers]: which phone_number_id is which business's",
+            )
+        })?;
+        let app_secrets = self.webhook_app_secret_file.clone().filter(|paths| !paths.is_empty());
+        let app_secrets = app_secrets.ok_or_else(|| {
+            needs("--webhook-app-secret-file: the app's secret, by which requests are signed")
+        })?;
+        let verify_token = self.webhook_verify_token_file.clone().ok_or_else(|| {
+            needs(
+                "--webhook-verify-token-file: the token that you give the platform beside the URL",
+            )
+        })?;
+        let sources = WebhookSources { config, app_secrets, verify_token };
+        sources.read()?;
+        Ok(Some(WebhookSettings { address: listen.to_owned(), sources }))
+    }
+}
+
+/// Flags of `consentd webhook`.
 #[derive(Args, Clone, Debug)]
 pub struct WebhookArgs {
     /// Read further settings from this TOML file, [whatsapp.numbers] above all; it is read again
@@ -155,11 +199,11 @@ pub struct WebhookArgs {
     durability: Option<String>,
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
     #[arg(
-        long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = super::number::<usize>
+        long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>
     )]
     workers: Option<usize>,
     /// How long a shutdown waits for what was begun [default: 10s]
-    #[arg(long, env = "CONSENTD_DRAIN_TIMEOUT", value_name = "TIME", value_parser = super::span)]
+    #[arg(long, env = "CONSENTD_DRAIN_TIMEOUT", value_name = "TIME", value_parser = span)]
     drain_timeout: Option<std::time::Duration>,
     /// What to log: a level, or directives such as info,consentd=debug [default: info]
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
@@ -169,37 +213,44 @@ pub struct WebhookArgs {
 }
 
 impl WebhookArgs {
-    /// These settings and those of the file, validated: a sidecar that only receives webhooks.
+    /// Merges the flags with the file and validates both, for a process that only receives webhooks.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] names the setting or the file.
     pub fn settings(self) -> Result<Settings, ConfigError> {
-        let mut weaker = config_file::read(&self.config)?;
-        // What of a sidecar's file is not for this command.
-        weaker.unix = None;
-        weaker.record = None;
-        weaker.record_token_file = None;
-        weaker.admin_checks = None;
-        weaker.snapshot = None;
-        weaker.snapshot_every = None;
-        weaker.new = None;
-        weaker.synthetic = None;
-        let listen = self.listen.or_else(|| weaker.webhook.take());
-        let said = ServeArgs {
+        let mut file = config_file::read(&self.config)?;
+        // A file that is shared with a sidecar has settings that are not for this process.
+        file.listeners =
+            ListenerArgs { admin: file.listeners.admin.take(), ..ListenerArgs::default() };
+        file.storage.snapshot = None;
+        file.storage.snapshot_every = None;
+        file.storage.new = None;
+        file.storage.synthetic = None;
+        let address = self.listen.or_else(|| file.webhook.webhook.take());
+        let flags = ServeArgs {
             config: Some(self.config),
-            listen: Some("none".to_owned()),
-            webhook: Some(listen.unwrap_or_else(|| LISTEN.to_owned())),
-            webhook_app_secret_file: self.webhook_app_secret_file,
-            webhook_verify_token_file: self.webhook_verify_token_file,
-            admin: self.admin,
-            durability: self.durability,
-            workers: self.workers,
-            drain_timeout: self.drain_timeout,
-            log: self.log,
-            ..self.ledger.into_serve_args()
+            ledger: self.ledger,
+            listeners: ListenerArgs {
+                listen: Some("none".to_owned()),
+                admin: self.admin,
+                ..ListenerArgs::default()
+            },
+            webhook: WebhookListenerArgs {
+                webhook: Some(address.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned())),
+                webhook_app_secret_file: self.webhook_app_secret_file,
+                webhook_verify_token_file: self.webhook_verify_token_file,
+            },
+            storage: StorageArgs { durability: self.durability, ..StorageArgs::default() },
+            limits: LimitArgs {
+                workers: self.workers,
+                drain_timeout: self.drain_timeout,
+                ..LimitArgs::default()
+            },
+            telemetry: TelemetryArgs { log: self.log, ..TelemetryArgs::default() },
+            ..ServeArgs::default()
         };
-        let settings = said.or(weaker).validate()?;
+        let settings = flags.or(file).validate()?;
         if settings.webhook.is_none() {
             return Err(wrong("--listen", "must be HOST:PORT such as 127.0.0.1:8080"));
         }
@@ -217,7 +268,7 @@ mod tests {
     use super::*;
 
     fn rules(text: &str) -> Result<Rules, ConfigError> {
-        toml::from_str::<ServeArgs>(text).unwrap().whatsapp.unwrap_or_default().rules()
+        config_file::parse(text).unwrap().whatsapp.unwrap_or_default().rules()
     }
 
     #[test]
@@ -229,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_setting_is_named() {
         for (text, part) in [
             ("", "whatsapp.numbers"),
             ("[whatsapp.numbers]\n12 = \"\"", "numbers: 12: "),
@@ -237,20 +288,22 @@ mod tests {
             ("[whatsapp.numbers]\n\"1\u{200b}2\" = \"acme\"", "U+200B ZERO WIDTH SPACE at byte 1"),
             ("[whatsapp]\nopens-window = [\"\"]\n[whatsapp.numbers]\n1 = \"a\"", "opens-window"),
         ] {
-            let said = rules(text).unwrap_err().to_string();
-            assert!(said.contains(part), "{text}: {said}");
+            let error = rules(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
         }
-        let said = |args: ServeArgs| match of(&args) {
-            Err(error) => error.to_string(),
-            Ok(_) => panic!("nothing is wrong"),
+        let error = |args: &WebhookListenerArgs, config| {
+            args.validate(config).expect_err("something is missing").to_string()
         };
-        let mut args = ServeArgs { webhook: Some("[::1]:0".into()), ..ServeArgs::default() };
-        assert!(said(args.clone()).contains("--config"));
-        args.config = Some("a".into());
-        assert!(said(args.clone()).contains("--webhook-app-secret-file"));
+        let mut args = WebhookListenerArgs {
+            webhook: Some("[::1]:0".into()),
+            ..WebhookListenerArgs::default()
+        };
+        assert!(error(&args, None).contains("--config"));
+        let config = Some(Path::new("a"));
+        assert!(error(&args, config).contains("--webhook-app-secret-file"));
         args.webhook_app_secret_file = Some(vec!["a".into()]);
-        assert!(said(args.clone()).contains("--webhook-verify-token-file"));
+        assert!(error(&args, config).contains("--webhook-verify-token-file"));
         args.webhook = Some("unix:/a".into());
-        assert!(said(args).contains("HOST:PORT"));
+        assert!(error(&args, config).contains("HOST:PORT"));
     }
 }

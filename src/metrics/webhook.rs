@@ -75,7 +75,7 @@ impl WebhookMetrics {
             requests: labelled_counters(
                 r,
                 "consent_webhook_requests_total",
-                "BudgetMetrics to the webhook listener, by the status that they were answered with.",
+                "Requests to the webhook listener, by the status that they were answered with.",
                 "code",
                 &codes.each_ref().map(String::as_str),
             )?,
