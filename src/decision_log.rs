@@ -1,11 +1,10 @@
-//! What was decided, and when: a line of JSON for each decision, written beside the checks.
+//! The decision log: one line of JSON for each decision.
 //!
-//! A check leaves a copy of what it decided in a bounded queue, and waits for nothing: where the
-//! queue is full the copy is dropped, and counted. One thread empties the queue, makes lines of it,
-//! and writes them (see [`DecisionLogWriter`]); whatever holds it up holds up no check.
+//! A check copies its decision into a bounded queue and never waits: if the queue is full, the copy
+//! is dropped and counted. One thread ([`DecisionLogWriter`]) drains the queue and writes the lines,
+//! so a slow disk or reader delays no check.
 //!
-//! A line names the pair by its key, the keyed hash that the ledger knows it by. No user id and no
-//! business id is in it.
+//! A line names the pair by its key, a keyed hash. It contains no user id and no business id.
 
 mod output;
 mod writer;
@@ -26,62 +25,62 @@ use consentd_core::scope::{Category, Class, MAX_TOPIC_CHARS};
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
-/// Decisions that wait to be written; one more is dropped, and counted. Some 8 MiB.
+/// The capacity of the queue, in decisions: about 8 MiB. A decision beyond it is dropped.
 const QUEUE_ENTRIES: usize = 65_536;
 
-/// Where lines go.
+/// The destination of the lines.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum LogTarget {
-    /// To this file.
+    /// A file, which is rotated.
     File(PathBuf),
-    /// To standard output, where nothing else goes: the process' own log is on standard error.
+    /// Standard output, which has nothing else: the process' own log is on standard error.
     Stdout,
 }
 
 /// Which decisions are logged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DecisionFilter {
-    /// All of them.
+    /// All decisions.
     All,
-    /// Those that deny.
+    /// Denials alone.
     Denials,
 }
 
-/// What an operator may set of the log.
+/// Settings of the decision log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecisionLogSettings {
-    /// Where lines go.
+    /// The destination of the lines.
     pub target: LogTarget,
-    /// The share of decisions that is logged, of those that `filter` leaves.
+    /// The share of decisions that is logged, more than 0 and at most 1, of those that pass `filter`.
     pub sample: f64,
-    /// Which are.
+    /// Which decisions are logged.
     pub filter: DecisionFilter,
-    /// The size in bytes that a file does not exceed: then another one is begun.
+    /// The size at which a file is rotated, in bytes. No file exceeds it.
     pub max_size: u64,
-    /// How many files of before are kept beside the one that is written.
+    /// The number of rotated files that are kept, besides the current one.
     pub keep: u32,
 }
 
-/// What was decided.
+/// A decision to be logged.
 #[derive(Clone, Copy, Debug)]
 pub struct DecisionRecord<'a> {
     /// The pair's key.
     pub key: Key,
-    /// What the message is about.
+    /// The category of the message.
     pub category: Category<'a>,
-    /// How it would be written.
+    /// The form of the message.
     pub form: Form,
-    /// Why it may be sent, or may not.
+    /// The reason, which says whether the message may be sent.
     pub reason: Reason,
-    /// The revision that the decision rests on.
+    /// The revision of the table that the decision was made from.
     pub revision: Revision,
-    /// How long before the table was proven to be current.
+    /// How long ago the table had last been proven to be current.
     pub staleness: Duration,
-    /// When it was decided.
+    /// The time of the decision.
     pub now: Moment,
 }
 
-/// Takes decisions; clones share the queue.
+/// The sending half of the queue. Clones share the queue.
 #[derive(Clone)]
 pub struct DecisionLog {
     entries: SyncSender<QueuedDecision>,
@@ -91,12 +90,12 @@ pub struct DecisionLog {
     metrics: Arc<Metrics>,
 }
 
-/// What takes decisions, and what writes them. A file is opened here, so that one that cannot be is
-/// told at once; what may block until somebody reads it, such as a FIFO, is not.
+/// Makes the queue and its writer. A regular file is opened here, so that an error is reported at
+/// the start. What may block until it has a reader, such as a FIFO, is opened by the writer's thread.
 ///
 /// # Errors
 ///
-/// Where the file cannot be opened.
+/// An error means that the file cannot be opened.
 pub fn open(
     settings: DecisionLogSettings,
     metrics: Arc<Metrics>,
@@ -111,7 +110,7 @@ pub fn open(
     ))
 }
 
-/// The highest number that is logged, of all that there are, so that this share is.
+/// The highest [`sample_hash`] that is logged, so that this share of decisions is.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -123,9 +122,8 @@ fn sample_threshold(share: f64) -> u64 {
 }
 
 impl DecisionLog {
-    /// Logs a decision, where it is one of those to be logged. Waits for nothing, and allocates
-    /// nothing.
-    #[inline(never)] // Where nothing is logged, a check has a branch of this and no more.
+    /// Queues a decision if it passes the filter and the sample. Neither waits nor allocates.
+    #[inline(never)] // Without a decision log, a check pays for one branch alone.
     pub fn log(&self, decided: &DecisionRecord<'_>) {
         if self.filter == DecisionFilter::Denials && decided.reason.allows() {
             return;
@@ -139,8 +137,8 @@ impl DecisionLog {
     }
 }
 
-/// A number for a decision, evenly spread: of the pair and of the nanosecond, so that neither the
-/// same pairs are always left out, nor all of a batch.
+/// A uniformly distributed hash of the pair and the nanosecond. With the time in it, no pair is always
+/// left out; with the pair, neither is a whole batch.
 fn sample_hash(decided: &DecisionRecord<'_>) -> u64 {
     // The finaliser of SplitMix64.
     let nanos = u64::try_from(decided.now.boot.as_nanos()).unwrap_or(u64::MAX);
@@ -150,7 +148,7 @@ fn sample_hash(decided: &DecisionRecord<'_>) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A decision in the queue: a copy of all that its line says.
+/// A decision in the queue: a copy of everything in its line, without allocation.
 #[derive(Clone, Copy, Debug)]
 struct QueuedDecision {
     key: Key,
@@ -168,7 +166,7 @@ impl QueuedDecision {
     fn of(decided: &DecisionRecord<'_>) -> Self {
         let mut topic = [0; MAX_TOPIC_CHARS];
         let named = decided.category.topic.unwrap_or_default().as_bytes();
-        // A topic is of ASCII characters, and no longer.
+        // A topic is ASCII and has at most `MAX_TOPIC_CHARS` characters.
         let bytes = named.len().min(MAX_TOPIC_CHARS);
         topic[..bytes].copy_from_slice(&named[..bytes]);
         Self {
@@ -184,7 +182,7 @@ impl QueuedDecision {
         }
     }
 
-    /// Its line. None of the texts in it needs an escape.
+    /// Appends its line. None of its texts needs an escape in JSON.
     fn write(&self, line: &mut Vec<u8>) {
         let time = UNIX_EPOCH + self.time.since(Timestamp::MIN);
         let time = humantime::format_rfc3339_millis(time);

@@ -1,6 +1,6 @@
-//! Every instrument, in one struct on a registry that is handed in.
+//! Every Prometheus instrument of the process, in one struct.
 //!
-//! Names follow Prometheus' conventions: base units, and no user or business in a label.
+//! Names follow Prometheus' conventions and have base units. No label holds a user or a business.
 
 mod budget;
 mod change_feed;
@@ -35,26 +35,26 @@ pub use self::webhook::{
 };
 use consentd_core::decision::Reason;
 
-/// The upper bounds of a check's duration, in seconds.
+/// The bucket bounds of a check's duration, in seconds.
 const CHECK_BUCKETS_SECONDS: [f64; 12] =
     [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0];
 
-/// The upper bounds of a batch's duration, in seconds.
+/// The bucket bounds of a batch's duration, in seconds.
 const BATCH_BUCKETS_SECONDS: [f64; 10] = [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1, 1.0];
 
-/// The upper bounds of a recording's duration, in seconds: one sync of a disk, or several.
+/// The bucket bounds of a recording's duration, in seconds: one or several syncs of a disk.
 const RECORD_BUCKETS_SECONDS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
 
-/// The upper bounds of the time from an append to its being applied, in seconds.
+/// The bucket bounds of the time from an append to its being applied, in seconds.
 const PROPAGATION_BUCKETS_SECONDS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 30.0];
 
-/// What may come of an event that was to be recorded.
+/// The outcomes of recording an event.
 pub const RECORD_OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
-/// What may come of a span.
+/// The outcomes of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
-/// The limits that a connection or a call may meet.
+/// The limits by which connections and calls are refused.
 pub const LIMITS: [&str; 10] = [
     "accept",
     "admin",
@@ -67,14 +67,14 @@ pub const LIMITS: [&str; 10] = [
     "watchers",
     "webhook",
 ];
-/// Why the whole table may be read anew.
+/// The causes of a reload of the whole table.
 pub const RESYNC_CAUSES: [&str; 7] =
     ["start", "epoch", "missing", "fork", "trimmed", "unreadable", "accepted"];
 
-/// What may come of an attempt to subscribe to the ledger's announcements.
+/// The outcomes of subscribing to the ledger's announcements.
 pub const SUBSCRIPTION_OUTCOMES: [&str; 3] = ["subscribed", "refused", "failed"];
 
-/// What the process counts and measures.
+/// Every instrument of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -102,35 +102,35 @@ pub struct Metrics {
     spans: IntCounterVec,
 }
 
-/// What is read off the table when somebody asks.
+/// Gauges that are read from the table when the metrics are rendered.
 #[derive(Clone, Copy, Debug)]
 pub struct TableGauges {
-    /// How long ago it was proven to be current.
+    /// How long ago the table was last proven to be current.
     pub staleness: Duration,
     /// The last applied revision.
     pub revision: u64,
-    /// How many pairs it holds.
+    /// Pairs in the table.
     pub pairs: usize,
-    /// About how many bytes it takes.
+    /// An estimate of the table's memory, in bytes.
     pub bytes: usize,
     /// How far the ledger's clock is ahead of this machine's, in seconds.
     pub clock_offset: f64,
-    /// How many pairs are denied by what it remembers alone.
+    /// Pairs with retained denials.
     pub remembered: u64,
 }
 
-/// What has been counted and measured since the start, for a person to look at.
+/// Totals since the start of the process, for the status page.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Figures {
+pub struct MetricsSummary {
     /// Decisions, by reason, in the order of [`Reason::ALL`].
     pub decisions: [(Reason, u64); Reason::ALL.len()],
-    /// How long checks took: upper bounds in seconds, and how many took no longer.
+    /// The cumulative histogram of checks: the bound in seconds, and how many took no longer.
     pub check_buckets: Vec<(f64, u64)>,
-    /// How many checks were measured.
+    /// The number of checks that were measured.
     pub checks: u64,
-    /// Events asked to be recorded, by what came of them.
+    /// Events to be recorded, by outcome.
     pub records: Vec<(String, u64)>,
-    /// Connections and calls turned away, by the limit that they met.
+    /// Refused connections and calls, by limit.
     pub refused: Vec<(String, u64)>,
     /// Open gRPC connections.
     pub connections: u64,
@@ -141,7 +141,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// Where a name is taken there already.
+    /// An error means that the registry has an instrument of the same name.
     pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
         let r = &registry;
         let decisions = counters(
@@ -231,13 +231,13 @@ impl Metrics {
 
     /// Counts a decision.
     pub fn decided(&self, reason: Reason) {
-        // `Reason::ALL` is in the order of their declaration.
+        // `Reason::ALL` is in the order of declaration.
         if let Some(counter) = self.decisions.get(reason as usize) {
             counter.inc();
         }
     }
 
-    /// Counts decisions: how many of each reason, in the order of [`Reason::ALL`].
+    /// Counts many decisions: the number of each reason, in the order of [`Reason::ALL`].
     pub fn decided_many(&self, counts: &[u64; Reason::ALL.len()]) {
         for (counter, count) in self.decisions.iter().zip(counts) {
             if *count > 0 {
@@ -246,23 +246,23 @@ impl Metrics {
         }
     }
 
-    /// Measures the time that one call took which asked for one decision.
+    /// Records the duration of a call for one decision.
     pub fn checked(&self, took: Duration) {
         self.check_duration.observe(took.as_secs_f64());
     }
 
-    /// Measures the time that one call took which asked for many decisions.
+    /// Records the duration of a call for many decisions.
     pub fn batch_checked(&self, took: Duration) {
         self.batch_duration.observe(took.as_secs_f64());
     }
 
-    /// Measures a recording, from now until what is returned is dropped: one that its caller gave
-    /// up on took that long, too.
+    /// Starts a timer of a recording, which ends when it is dropped. A recording that its caller
+    /// abandoned is measured too.
     pub fn recording(&self) -> HistogramTimer {
         self.record_duration.start_timer()
     }
 
-    /// Counts what came of an event that was to be recorded.
+    /// Counts an event by its outcome, one of [`RECORD_OUTCOMES`].
     pub fn recorded(&self, outcome: &'static str) {
         self.records.with_label_values(&[outcome]).inc();
     }
@@ -272,12 +272,12 @@ impl Metrics {
         self.erased.inc_by(pairs.into());
     }
 
-    /// Counts a gap that the log filled.
+    /// Counts a gap in the announcements that was repaired from the log.
     pub fn gap_repaired(&self) {
         self.replication.gap_repairs.inc();
     }
 
-    /// Counts a reading anew of the whole table.
+    /// Counts a reload of the whole table, by one of [`RESYNC_CAUSES`].
     pub fn resynced(&self, cause: &'static str) {
         self.replication.resyncs.with_label_values(&[cause]).inc();
     }
@@ -287,7 +287,7 @@ impl Metrics {
         self.replication.forks.inc();
     }
 
-    /// Counts pairs that a scrub found to be otherwise in the table than in the ledger.
+    /// Counts pairs for which a scrub found a difference between the table and the ledger.
     pub fn scrub_mismatched(&self, pairs: usize) {
         self.replication.scrub_mismatches.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
@@ -302,7 +302,7 @@ impl Metrics {
         self.replication.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
-    /// Says whether the ledger keeps what it acknowledges, whether it lacks a fence, and how many
+    /// Sets the gauges of the ledger: whether it is durable, whether it lacks a fence, and how many
     /// of its keys are known to be lost.
     pub fn ledger_is(&self, durable: bool, unfenced: bool, lost_keys: u64) {
         self.replication.durable.set(durable.into());
@@ -310,18 +310,18 @@ impl Metrics {
         self.replication.unfenced.set(unfenced.into());
     }
 
-    /// Says how many appends of this process Redis has not permitted to announce so far.
+    /// Raises the counter of appends that Redis did not permit to announce to this total.
     pub fn unannounced(&self, so_far: u64) {
         let counted = &self.replication.unannounced;
         counted.inc_by(so_far.saturating_sub(counted.get()));
     }
 
-    /// Counts an attempt to subscribe to announcements.
+    /// Counts an attempt to subscribe to announcements, by one of [`SUBSCRIPTION_OUTCOMES`].
     pub fn subscribed(&self, outcome: &'static str) {
         self.replication.subscriptions.with_label_values(&[outcome]).inc();
     }
 
-    /// Measures how long an event took to be applied.
+    /// Records the time from an append to its being applied.
     pub fn propagated(&self, took: Duration) {
         self.propagation.observe(took.as_secs_f64());
     }
@@ -336,30 +336,30 @@ impl Metrics {
         self.connections.dec();
     }
 
-    /// Counts a connection or a call that met a limit.
+    /// Counts a refused connection or call, by one of [`LIMITS`].
     pub fn refused(&self, limit: &'static str) {
         self.refused.with_label_values(&[limit]).inc();
     }
 
-    /// Counts what came of spans.
+    /// Counts spans by their outcome, one of [`SPAN_OUTCOMES`].
     pub fn spans(&self, outcome: &'static str, count: usize) {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
         self.spans.with_label_values(&[outcome]).inc_by(count);
     }
 
-    /// How many decisions were made.
+    /// The number of decisions since the start.
     #[must_use]
     pub fn decisions(&self) -> u64 {
         self.decisions.iter().map(IntCounter::get).sum()
     }
 
-    /// What has been counted and measured.
+    /// The totals since the start, for the status page.
     #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub fn summary(&self) -> MetricsSummary {
         let measured = self.check_duration.metric();
         let measured = measured.get_histogram();
         let buckets = measured.get_bucket().iter();
-        Figures {
+        MetricsSummary {
             decisions: Reason::ALL.map(|reason| {
                 let count = self.decisions.get(reason as usize).map_or(0, IntCounter::get);
                 (reason, count)
@@ -372,11 +372,11 @@ impl Metrics {
         }
     }
 
-    /// All instruments in Prometheus' text format.
+    /// Renders all instruments in Prometheus' text format.
     ///
     /// # Errors
     ///
-    /// Where they cannot be encoded.
+    /// An error means that the encoder refused an instrument.
     pub fn render(&self, table: TableGauges) -> Result<String, prometheus::Error> {
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.staleness.set(table.staleness.as_secs_f64());
@@ -386,7 +386,7 @@ impl Metrics {
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
         self.replication.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));
-        self.budget.show();
+        self.budget.refresh();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -438,7 +438,7 @@ fn by_label(counters: &IntCounterVec) -> Vec<(String, u64)> {
     let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
     let count = |metric: &prometheus::proto::Metric| {
         let label = metric.get_label().first().map_or("", |label| label.value());
-        // Asked by its label once more, for the exact number.
+        // The collected metric holds a float: the counter itself has the exact number.
         (label.to_owned(), counters.with_label_values(&[label]).get())
     };
     let mut counts: Vec<_> = metrics.map(count).collect();
@@ -457,7 +457,8 @@ fn counters(
     Ok(counters)
 }
 
-/// Counters by a label whose values are known: all are told from the beginning, as zero.
+/// Registers counters with one label whose values are known. Each value is exported from the start,
+/// as zero, so that a rate can be computed from its first increment.
 fn labelled_counters(
     registry: &Registry,
     name: &str,

@@ -1,13 +1,14 @@
-//! What WhatsApp's webhooks say, as events: pure, without clock, network or secret.
+//! The parser of WhatsApp's webhook payloads: updates become events. It is pure: it has no clock,
+//! network or secret.
 //!
-//! A payload is read leniently: what is unknown, or not as it should be, costs the one update that
-//! it is in and is counted by its cause, and never the whole request, for the platform would send
-//! that again for seven days. And of an update that is malformed, what denies is read all the same:
-//! a STOP is never dropped for its form. What allows needs all of it, its time above all.
+//! The parser is lenient. An unknown or malformed value costs the one update that contains it, which
+//! is skipped and counted by its cause, and never the whole request: the platform would repeat a
+//! refused request for seven days. A denial in a malformed update is kept, so that no STOP is lost
+//! to a mistake in its form. An event that allows needs a well-formed update with a valid time.
 //!
-//! In reading order: here (what comes out), `payload` (which updates a payload has), `update` (what
-//! each of them means), `denial_at_arrival` (denials that count as of their arrival), `fields` (JSON's fields,
-//! as far as they are what they should be), `json_repair` (JSON of which a part cannot be parsed).
+//! In reading order: this file (the result), `payload` (the updates of a payload), `update` (the
+//! events of an update), `denial_at_arrival` (denials without a usable time), `fields` (typed access
+//! to JSON), `json_repair` (JSON of which a part cannot be parsed).
 
 mod denial_at_arrival;
 mod fields;
@@ -22,24 +23,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub use self::denial_at_arrival::denial_at_arrival;
 use crate::recorder::Submission;
 
-/// Whose a payload is, and what of it opens the window.
+/// Which business a payload is for, and which messages open the window.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rules {
-    /// The business of each `phone_number_id`.
+    /// The business id of each `phone_number_id`.
     pub numbers: HashMap<String, String>,
-    /// The types of messages that open the window; also [`CALL`], and [`GROUP`] where messages in
-    /// groups do.
+    /// The types of messages that open the window. [`CALL`] stands for calls, and [`GROUP`] for
+    /// messages in groups.
     pub opens_window: BTreeSet<String>,
 }
 
-/// Stands for calls by users among the types of messages.
+/// The pseudo-type of calls by users, in [`Rules::opens_window`].
 pub const CALL: &str = "call";
 
-/// Stands for messages in groups among the types of messages.
+/// The pseudo-type of messages in groups, in [`Rules::opens_window`].
 pub const GROUP: &str = "group";
 
 impl Rules {
-    /// What opens the window where nothing is said of it.
+    /// The types of messages that open the window by default.
     pub const OPENS_WINDOW: [&'static str; 12] = [
         "text",
         "image",
@@ -55,7 +56,7 @@ impl Rules {
         CALL,
     ];
 
-    /// These numbers; the window is opened by what opens it by default.
+    /// Rules with these numbers and the default types of messages that open the window.
     #[must_use]
     pub fn new(numbers: HashMap<String, String>) -> Self {
         Self { numbers, opens_window: Self::OPENS_WINDOW.map(str::to_owned).into() }
@@ -66,20 +67,20 @@ impl Rules {
     }
 }
 
-/// What an update is about.
+/// The kind of an update.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum UpdateKind {
     /// A message from a user.
     Message,
     /// A call.
     Call,
-    /// What a user prefers of marketing.
+    /// A user's preference about marketing.
     Preference,
-    /// What became of a message to a user.
+    /// The status of a message to a user.
     Status,
     /// A user's new number.
     NumberChange,
-    /// A number and a business-scoped id of one user.
+    /// A phone number and a business-scoped id of one user.
     Link,
     /// Anything else.
     Other,
@@ -97,7 +98,7 @@ impl UpdateKind {
         Self::Other,
     ];
 
-    /// In a word, for metrics.
+    /// The value of the metric's label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -112,40 +113,40 @@ impl UpdateKind {
     }
 }
 
-/// Why an update is no event.
+/// Why an update was skipped.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum SkipCause {
-    /// Of something else than a WhatsApp account.
+    /// The payload's object is no WhatsApp account.
     UnknownObject,
-    /// Of a field that says nothing of consent, such as echoes.
+    /// The change's field does not concern consent, such as echoes.
     UnknownField,
-    /// A message of a type that nobody knows.
+    /// The message's type is unknown.
     UnknownType,
-    /// A message of a type that opens no window.
+    /// The message's type is known and opens no window.
     OpensNoWindow,
-    /// A status that tells of no failure.
+    /// The status is no failure.
     NotFailed,
-    /// A call by the business, or what became of one.
+    /// The call is by the business, or the update is about a call's end.
     NotACallByUser,
-    /// A preference that is none of stop, resume and signup.
+    /// The preference is neither stop, resume nor signup, or is not about marketing.
     UnknownPreference,
-    /// To a number of which nothing is configured.
+    /// No business is configured for the `phone_number_id`.
     UnknownNumber,
-    /// Of a message to a group.
+    /// The message was to a group.
     ToGroup,
-    /// Not of the shape that it should have.
+    /// A value has the wrong type, or a required one is missing.
     BadShape,
-    /// Without the number that it is about.
+    /// The `phone_number_id` is missing.
     NoNumber,
-    /// Without a user.
+    /// The user's id is missing.
     NoUser,
-    /// Without a moment.
+    /// The time is missing or unusable.
     NoTime,
-    /// Without the text that such a message has.
+    /// The text is missing from a message whose type has one.
     NoText,
-    /// A failure without its code.
+    /// The code is missing from a failure.
     NoCode,
-    /// A signup without its id.
+    /// The signup's id is missing.
     NoSignupId,
 }
 
@@ -170,7 +171,7 @@ impl SkipCause {
         Self::NoSignupId,
     ];
 
-    /// In a word, for metrics.
+    /// The value of the metric's label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -193,54 +194,55 @@ impl SkipCause {
         }
     }
 
-    /// Whether the update is not as it should be, and not merely none of ours.
+    /// Whether the update is malformed, and not just irrelevant.
     #[must_use]
     pub fn is_malformed(self) -> bool {
         self >= Self::BadShape
     }
 }
 
-/// An update that is to be recorded.
+/// An update with the events to record for it.
 #[derive(Clone, Debug)]
 pub struct WebhookUpdate {
-    /// What it is about.
+    /// Its kind.
     pub kind: UpdateKind,
-    /// What it comes to: one event, or several, such as where a button has two texts.
+    /// Its events. There can be several, such as for a button, which has two texts.
     pub submissions: Vec<Submission>,
 }
 
-/// What a payload says.
+/// A parsed payload.
 #[derive(Debug, Default)]
 pub struct ParsedPayload {
-    /// What is to be recorded, in order.
+    /// The updates to record, in order.
     pub updates: Vec<WebhookUpdate>,
-    /// How many updates are no events, by what they are about and why; also those that are malformed
-    /// and of which a denial alone is recorded.
+    /// The number of skipped updates by kind and cause. A malformed update of which only denials are
+    /// recorded is counted here too.
     pub skipped: BTreeMap<(UpdateKind, SkipCause), u64>,
-    /// The first `phone_number_id` of which nothing is configured.
+    /// The first `phone_number_id` for which no business is configured.
     pub unknown_number: Option<String>,
 }
 
-/// A body that is no payload at all.
+/// A body that is no payload.
 #[derive(Debug, thiserror::Error)]
 #[error("not a webhook's payload: {0}")]
 pub enum PayloadError {
-    /// It is no JSON.
+    /// The body is no JSON.
     Json(#[from] serde_json::Error),
-    /// It is JSON, and no object.
+    /// The body is JSON, but no object.
     #[error("not a webhook's payload: JSON, but no object")]
     NotAnObject,
 }
 
-/// Reads a request's body. A value that cannot be parsed, such as a text with a lone surrogate or an
-/// array that is nested more than 127 deep, costs the update that it is in, and not the others.
+/// Parses a request's body. A value that cannot be parsed, such as a text with a lone surrogate or an
+/// array that is nested more than 127 deep, costs only the update that contains it.
 ///
 /// # Errors
 ///
-/// [`PayloadError`] where it is no JSON object.
-pub fn read(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
+/// [`PayloadError`] means that the body is no JSON object.
+pub fn parse(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
     let parsed = serde_json::from_slice(body);
-    // Nearly every body is well formed; the first error is the one that tells what is wrong.
+    // Nearly every body is well formed. If the repair fails too, the first error is reported: it
+    // describes the body as it was sent.
     let payload: serde_json::Value = match parsed {
         Ok(payload) => payload,
         Err(error) => serde_json::from_slice(&json_repair::repair_json(body)).map_err(|_| error)?,
@@ -248,5 +250,5 @@ pub fn read(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
     if !payload.is_object() {
         return Err(PayloadError::NotAnObject);
     }
-    Ok(payload::read(&payload, rules))
+    Ok(payload::parse(&payload, rules))
 }

@@ -17,7 +17,7 @@ use super::check::{Check, Said};
 use super::format::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
 use super::rate;
 use crate::checker::Phase;
-use crate::metrics::Figures;
+use crate::metrics::MetricsSummary;
 use consentd_os::clock;
 
 const STYLE: &str = include_str!("page.css");
@@ -194,7 +194,7 @@ pub(super) fn answer(
 
 fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
     let (status, gauges) = (admin.checker.status(), admin.checker.gauges());
-    let (figures, rate) = (admin.metrics.figures(), admin.rate());
+    let (figures, rate) = (admin.metrics.summary(), admin.rate());
     let bound = admin.checker.max_staleness();
     let now = rfc3339(clock::wall());
     Page {
@@ -242,7 +242,7 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
 }
 
 /// Decisions by reason: those that allow, and those that deny.
-fn decisions(figures: &Figures) -> [Group; 2] {
+fn decisions(figures: &MetricsSummary) -> [Group; 2] {
     let all: u64 = figures.decisions.iter().map(|(_, count)| count).sum();
     let share = |count: u64| percent(float(count), float(all));
     [(true, "Allowed", "allowed"), (false, "Denied", "denied")].map(|(allows, word, class)| {
@@ -261,7 +261,7 @@ fn decisions(figures: &Figures) -> [Group; 2] {
 }
 
 /// How many checks took how long, by bucket, the last of which has no bound.
-fn latency(figures: &Figures) -> Vec<Row> {
+fn latency(figures: &MetricsSummary) -> Vec<Row> {
     let mut before = 0;
     let mut counts = Vec::new();
     for (bound, up_to) in &figures.check_buckets {
@@ -280,7 +280,7 @@ fn latency(figures: &Figures) -> Vec<Row> {
     counts.into_iter().map(row).collect()
 }
 
-fn told_quantile(q: f64, figures: &Figures) -> String {
+fn told_quantile(q: f64, figures: &MetricsSummary) -> String {
     match quantile(q, &figures.check_buckets, figures.checks) {
         None => "–".to_owned(),
         Some(Quantile::About(seconds)) => format!("≈ {}", short(seconds)),
@@ -312,7 +312,7 @@ fn quantile(q: f64, buckets: &[(f64, u64)], count: u64) -> Option<Quantile> {
     Some(Quantile::Above(lower.0))
 }
 
-fn records(figures: &Figures) -> Vec<(String, String)> {
+fn records(figures: &MetricsSummary) -> Vec<(String, String)> {
     const USUAL: [&str; 4] = ["applied", "unchanged", "refused", "failed"];
     let unusual = figures.records.iter().map(|(outcome, _)| outcome.as_str());
     let unusual = unusual.filter(|outcome| !USUAL.contains(outcome));
@@ -323,7 +323,7 @@ fn records(figures: &Figures) -> Vec<(String, String)> {
     USUAL.into_iter().chain(unusual).map(told).collect()
 }
 
-fn refused(figures: &Figures) -> String {
+fn refused(figures: &MetricsSummary) -> String {
     if figures.refused.is_empty() {
         return "none".to_owned();
     }

@@ -1,4 +1,4 @@
-//! What the configuration file says of keywords, for all businesses and for each.
+//! The table `[keywords]` of the configuration file: for all businesses, and for each.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -14,28 +14,28 @@ use consentd_core::keyword::{
 };
 use consentd_core::scope::{Category, Scope};
 
-/// The longest tag of a language that is taken, in bytes: BCP 47 needs no more.
+/// The longest language tag, in bytes: BCP 47 needs no more.
 const MAX_LOCALE_BYTES: usize = 35;
 
-/// What the file says of keywords. See [`KeywordLists`].
+/// The table `[keywords]`. See [`KeywordLists`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KeywordArgs {
-    /// Whether the built-in words opt out.
+    /// Whether the built-in words opt out; true by default.
     built_in: Option<bool>,
-    /// Built-in words that mean something else here.
+    /// Built-in words that do not opt out.
     except: Vec<String>,
-    /// The languages that are spoken with users.
+    /// The languages whose built-in words are used.
     languages: Option<Vec<String>>,
-    /// Beside the built-in words.
+    /// Words that opt out, in addition to the built-in ones.
     opt_out: Vec<OptOutArgs>,
     /// Topics that `stop <topic>` may name.
     topics: Vec<String>,
-    /// Words that opt in, and the consent that they stand for.
+    /// Words that opt in, and the consent that each gives.
     opt_in: Vec<OptInArgs>,
-    /// In place of the built-in words that confirm.
+    /// Words that confirm, in place of the built-in ones.
     confirm: Option<Vec<String>>,
-    /// What is otherwise for one business, by its id.
+    /// Settings of single businesses, by business id.
     business: BTreeMap<String, KeywordArgs>,
 }
 
@@ -60,7 +60,7 @@ struct OptInArgs {
 }
 
 impl KeywordArgs {
-    /// The keywords that they stand for.
+    /// Validates the lists of all businesses and of each one.
     pub(super) fn settings(mut self) -> Result<KeywordSettings, ConfigError> {
         let mut business = BTreeMap::new();
         for (id, own) in std::mem::take(&mut self.business) {
@@ -78,9 +78,9 @@ impl KeywordArgs {
         Ok(KeywordSettings { default, business })
     }
 
-    /// These of one business, with what `all` businesses have.
+    /// Merges the settings of one business with those of `all`.
     ///
-    /// Words that opt in are not taken over: the statement that they stand for names a business.
+    /// Words that opt in are not inherited: their statement names a business.
     fn over(self, all: &Self) -> Self {
         let more = |all: &[String], own: Vec<String>| all.iter().cloned().chain(own).collect();
         Self {
@@ -145,7 +145,7 @@ fn topic(text: &str) -> Result<Scope, String> {
     }
 }
 
-/// Words that can be keywords, and at least one.
+/// Checks that there is a word, and that each can be a keyword.
 fn checked(list: &str, words: Vec<String>) -> Result<Vec<String>, String> {
     if words.is_empty() {
         return Err(format!("{list}: words: none is listed"));
@@ -188,7 +188,7 @@ fn opt_in(args: OptInArgs) -> Result<OptInKeyword, String> {
         reference: String::new(),
         confirmation: String::new(),
     };
-    // The same rules as for any other opt-in, checked once and here.
+    // An opt-in by a keyword obeys the rules of every other opt-in, which are checked here, once.
     let what = What::OptIn {
         category: category.clone(),
         evidence: evidence.clone(),

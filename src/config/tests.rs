@@ -32,7 +32,7 @@ fn traces_are_off_unless_asked_for() {
 }
 
 #[test]
-fn flags_are_stronger_than_the_file() {
+fn flag_overrides_the_file() {
     let limits = LimitArgs { max_batch: Some(7), ..LimitArgs::default() };
     let flags = ServeArgs { limits, ..ServeArgs::default() };
     let weaker =
@@ -60,7 +60,7 @@ fn classes_and_keywords_are_read() {
 }
 
 #[test]
-fn a_business_has_keywords_of_its_own_beside_those_of_all() {
+fn business_inherits_keywords_and_adds_its_own() {
     let settings = file(
         "[keywords]\ntopics = [\"utility.order_updates\"]\nlanguages = [\"en\"]\n\
          confirm = [\"yes\"]\n\
@@ -86,7 +86,7 @@ fn a_business_has_keywords_of_its_own_beside_those_of_all() {
 }
 
 #[test]
-fn keywords_that_would_be_a_mistake_are_refused() {
+fn invalid_keywords_are_refused() {
     for (text, parts) in [
         ("[keywords]\nbuilt-in = false", ["opts out of everything", "built-in"]),
         ("[keywords]\nexcept = [\"stpo\"]", ["except", "stpo"]),
@@ -118,7 +118,7 @@ fn keywords_that_would_be_a_mistake_are_refused() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_setting() {
+fn invalid_setting_is_named() {
     for (text, parts) in [
         ("window = \"25h\"", ["--window", "24h"]),
         ("window-implies = \"news\"", ["--window-implies", "one of marketing"]),

@@ -1,4 +1,4 @@
-//! Where lines are written: files that are begun anew when they are full, or standard output.
+//! The destination of lines: a file that is rotated when it is full, or standard output.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,39 +11,39 @@ use super::LogTarget;
 use consentd_os::clock;
 use consentd_os::files;
 
-/// How often it is looked whether the file's name still means the file, for somebody else may have
-/// moved it or cut it.
+/// How often the open file is compared with its path, because another program may have moved or
+/// truncated it.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What every line begins with, and so every file of ours.
+/// The beginning of every line, by which a file is recognised as a decision log.
 const LINE_PREFIX: &[u8] = br#"{"time":""#;
 
-/// Who may read a file, before the umask: no line of it names a user.
+/// The permissions of a new file, before the umask. The group may read it: no line names a user.
 const FILE_MODE: u32 = 0o640;
 
-/// Writes lines.
+/// The destination of lines.
 pub(super) struct Output {
     target: LogTarget,
     max_size: u64,
     keep: u32,
     open: Option<Open>,
-    /// When it was last looked.
-    looked: Duration,
-    /// Whether a part of a line was written last, that could not be taken back.
+    /// When the open file was last compared with its path, by the boot clock.
+    checked_at: Duration,
+    /// Whether the file ends in a part of a line that could not be truncated.
     torn: bool,
 }
 
-/// A file that is open.
+/// An open file.
 struct Open {
     file: File,
-    /// Its size; none where it is no regular file, and has none.
+    /// Its size in bytes; nothing if it is no regular file.
     size: Option<u64>,
 }
 
 impl Output {
     pub(super) fn new(target: LogTarget, max_size: u64, keep: u32) -> io::Result<Self> {
-        let looked = clock::boot();
-        let mut output = Self { target, max_size, keep, open: None, looked, torn: false };
+        let checked_at = clock::boot();
+        let mut output = Self { target, max_size, keep, open: None, checked_at, torn: false };
         let may_block = match &output.target {
             LogTarget::Stdout => false,
             LogTarget::File(path) => {
@@ -59,19 +59,19 @@ impl Output {
         Ok(output)
     }
 
-    /// Writes whole lines; gives how many were written, and why not all.
+    /// Writes lines. Returns how many were written, and the error if some were not.
     pub(super) fn write(&mut self, lines: &[u8]) -> (usize, Option<io::Error>) {
         match self.try_write(lines) {
             Ok(()) => (lines_in(lines), None),
             Err((written, error)) => {
-                // It is opened anew, for what is wrong may be wrong with this one alone.
+                // The next write opens the file again: the error may concern this descriptor alone.
                 self.open = None;
                 (lines_in(lines.get(..written).unwrap_or_default()), Some(error))
             }
         }
     }
 
-    /// Writes lines; where that fails, gives the bytes of those that were written.
+    /// Writes lines. An error comes with the length in bytes of the lines that were written.
     fn try_write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
         let mut open = self.file_with_room(lines.len()).map_err(|error| (0, error))?;
         if std::mem::take(&mut self.torn) && write_all(&mut open.file, b"\n").1.is_some() {
@@ -89,11 +89,11 @@ impl Output {
         Ok(())
     }
 
-    /// What these bytes can be written to.
+    /// The file to which these bytes can be written, opened or rotated if necessary.
     fn file_with_room(&mut self, more: usize) -> io::Result<Open> {
-        self.look()?;
+        self.follow_path()?;
         if self.open.is_none() {
-            // It may be full already.
+            // An existing file may be full already, so the check of its size comes next.
             self.open = Some(open(&self.target)?);
         }
         self.rotate_if_full(more)?;
@@ -103,17 +103,17 @@ impl Output {
         }
     }
 
-    /// Goes on in a new file where somebody has moved the old one, and learns its size where
-    /// somebody has cut it.
-    fn look(&mut self) -> io::Result<()> {
+    /// Closes the file if another program has moved it away, and updates its size, which another
+    /// program may have truncated.
+    fn follow_path(&mut self) -> io::Result<()> {
         let (LogTarget::File(path), Some(open)) = (&self.target, &mut self.open) else {
             return Ok(());
         };
         let now = clock::boot();
-        if open.size.is_none() || now.saturating_sub(self.looked) < FILE_CHECK_INTERVAL {
+        if open.size.is_none() || now.saturating_sub(self.checked_at) < FILE_CHECK_INTERVAL {
             return Ok(());
         }
-        self.looked = now;
+        self.checked_at = now;
         let ours = open.file.metadata()?;
         open.size = Some(ours.len());
         if !is_named(path, &ours)? {
@@ -122,15 +122,15 @@ impl Output {
         Ok(())
     }
 
-    /// Begins another file where these bytes would make this one too large. What cannot be begun
-    /// is not written: the disk is not ours to fill.
+    /// Rotates the file if these bytes would make it too large. If that fails, nothing is written:
+    /// the limit of disk space holds.
     fn rotate_if_full(&mut self, more: usize) -> io::Result<()> {
         let (LogTarget::File(path), Some(open)) = (&self.target, &self.open) else { return Ok(()) };
         let Some(size) = open.size.filter(|size| *size > 0) else { return Ok(()) };
         if size.saturating_add(bytes(more)) <= self.max_size {
             return Ok(());
         }
-        // One that was moved away meanwhile is in nobody's way.
+        // A file that was moved away needs no rotation.
         let is_ours = is_named(path, &open.file.metadata()?)?;
         self.open = None;
         if !is_ours {
@@ -139,7 +139,7 @@ impl Output {
         if self.keep == 0 {
             fs::remove_file(path)?;
         } else {
-            // The oldest one is replaced: it must not be something else that was put there.
+            // The oldest file is overwritten, so it must be a decision log.
             ensure_is_decision_log(&rotated_path(path, self.keep))?;
             for number in (1..self.keep).rev() {
                 rename(&rotated_path(path, number), &rotated_path(path, number + 1))?;
@@ -161,7 +161,7 @@ fn open(target: &LogTarget) -> io::Result<Open> {
             }
             file
         }
-        // The same file by another descriptor: not buffered, and in nobody else's hands.
+        // A duplicate of the descriptor, so that writes are not buffered.
         LogTarget::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
     };
     let found = file.metadata()?;
@@ -169,8 +169,8 @@ fn open(target: &LogTarget) -> io::Result<Open> {
     Ok(Open { file, size: is_ours.then_some(found.len()) })
 }
 
-/// Refuses a file that is neither empty nor a decision log: nothing is appended to it, and it is not
-/// replaced. One that is not there is none of anybody's.
+/// Refuses a file that is neither empty nor a decision log, so that it is neither extended nor
+/// overwritten. A missing file is accepted.
 fn ensure_is_decision_log(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -180,20 +180,20 @@ fn ensure_is_decision_log(path: &Path) -> io::Result<()> {
         return Err(io::Error::other(files::link_hint(path)));
     }
     let first = files::beginning(path, 64)?;
-    // Before the first line there may be the end of one that was torn.
+    // A newline may precede the first line: it ends a torn line.
     let line = first.trim_ascii_start();
     let is_ours = line.starts_with(LINE_PREFIX) || LINE_PREFIX.starts_with(line);
     if found.is_file() && is_ours {
         return Ok(());
     }
     Err(io::Error::other(format!(
-        "{} holds something else than decisions, which stays as it is: move it away, or give a path \
-         of the decision log's own",
+        "{} is not a decision log and was left unchanged: move it away, or give the decision log a \
+         path of its own",
         path.display()
     )))
 }
 
-/// Writes all bytes; gives how many were written, and why not all.
+/// Writes all bytes. Returns how many were written, and the error if some were not.
 fn write_all(file: &mut File, mut rest: &[u8]) -> (usize, Option<io::Error>) {
     let mut done = 0;
     while !rest.is_empty() {
@@ -210,20 +210,20 @@ fn write_all(file: &mut File, mut rest: &[u8]) -> (usize, Option<io::Error>) {
     (done, None)
 }
 
-/// Takes the last bytes of a regular file back.
+/// Truncates a regular file by its last bytes. Returns whether that was possible.
 fn truncate_tail(file: &File, last: usize) -> bool {
     let Ok(found) = file.metadata() else { return false };
     found.is_file() && file.set_len(found.len().saturating_sub(bytes(last))).is_ok()
 }
 
-/// The file of before by its number: the first is the youngest.
+/// The path of a rotated file. Number 1 is the youngest.
 fn rotated_path(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
 }
 
-/// Renames a file, where there is one.
+/// Renames a file, if it exists.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -231,7 +231,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a path still names our file.
+/// Whether a path still names the open file.
 fn is_named(path: &Path, ours: &Metadata) -> io::Result<bool> {
     match fs::metadata(path) {
         Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),

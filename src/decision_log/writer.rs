@@ -1,4 +1,4 @@
-//! The thread that writes what was decided.
+//! The thread that writes the decision log.
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -13,20 +13,20 @@ use super::{QUEUE_ENTRIES, QueuedDecision};
 use crate::metrics::Metrics;
 use consentd_os::clock;
 
-/// How long the thread waits for more decisions: what is decided is written that soon. A check
-/// wakes nobody, which would cost it more than all the rest.
+/// How often the thread polls the queue, and so the latency of a line. To wake the thread would cost
+/// a check more than all its other work.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The most bytes of lines that are written together.
+/// The most bytes of one write.
 const WRITE_BATCH_BYTES: usize = 32 * 1024;
 
-/// No line is longer, in bytes: those with the longest topic have some 270.
+/// An upper bound of a line, in bytes. A line with the longest topic has about 270.
 pub(super) const MAX_LINE_BYTES: usize = 512;
 
 /// How long a warning keeps others of its kind out of the process' log.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Writes what is in the queue. It blocks its thread, which must be no other's.
+/// The receiving half of the queue. It blocks its thread, so it needs one of its own.
 pub struct DecisionLogWriter {
     entries: Receiver<QueuedDecision>,
     output: Output,
@@ -47,7 +47,7 @@ impl DecisionLogWriter {
         Self { entries, output, metrics, lines, waiting: 0, failing: None }
     }
 
-    /// Writes until it is told to `stop`, and then what was decided before.
+    /// Writes until `stop` is cancelled, and then drains the queue.
     pub fn run(mut self, stop: &CancellationToken) {
         loop {
             let last = stop.is_cancelled();
@@ -62,7 +62,8 @@ impl DecisionLogWriter {
         }
     }
 
-    /// Takes what waits, a queue full at the most, and writes the most of it.
+    /// Takes at most one queue full of decisions and writes all but the last few lines. Returns how
+    /// many it took.
     fn take(&mut self) -> usize {
         for taken in 0..QUEUE_ENTRIES {
             let Ok(entry) = self.entries.try_recv() else { return taken };
@@ -75,7 +76,7 @@ impl DecisionLogWriter {
         QUEUE_ENTRIES
     }
 
-    /// Writes the lines that were made.
+    /// Writes the buffered lines, and counts those that were dropped.
     fn write(&mut self) {
         if self.lines.is_empty() {
             return;

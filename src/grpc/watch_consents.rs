@@ -75,7 +75,7 @@ impl Watches {
             metrics.refused("watchers");
             return Err(self.full());
         };
-        metrics.watcher_came();
+        metrics.watcher_opened();
         // After the subscription: what is applied from here on is told.
         let position = checker.revision();
         let watch = Watch {
@@ -241,6 +241,6 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.metrics.watcher_left();
+        self.metrics.watcher_closed();
     }
 }

@@ -1,4 +1,4 @@
-//! What requests that are not answered yet hold.
+//! Gauges of the memory budget: bytes and calls that are in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use prometheus::{IntGaugeVec, Registry};
 
 use super::{Metrics, gauges};
 
-/// The pools of a budget: those that count bytes come first, then two that count calls.
+/// The number of pools of a budget: those that count bytes come first, then two that count calls.
 pub const POOL_COUNT: usize = 7;
 
 /// The names of the pools that count bytes.
@@ -16,7 +16,7 @@ pub const BYTE_POOLS: [&str; 5] = ["checks", "records", "webhooks", "answers", "
 /// The names of the pools that count calls.
 pub const CALL_POOLS: [&str; 2] = ["checks", "records"];
 
-/// The instruments.
+/// Gauges of the memory budget.
 #[derive(Debug)]
 pub(super) struct BudgetMetrics {
     held: Arc<[AtomicUsize; POOL_COUNT]>,
@@ -43,8 +43,8 @@ impl BudgetMetrics {
         Ok(Self { held: Arc::default(), bytes, calls })
     }
 
-    /// Sets the gauges to what is held now.
-    pub(super) fn show(&self) {
+    /// Sets the gauges to the current counts.
+    pub(super) fn refresh(&self) {
         let gauges = BYTE_POOLS.iter().map(|pool| (&self.bytes, pool));
         let gauges = gauges.chain(CALL_POOLS.iter().map(|pool| (&self.calls, pool)));
         for ((gauge, pool), held) in gauges.zip(self.held.iter()) {
@@ -55,7 +55,7 @@ impl BudgetMetrics {
 }
 
 impl Metrics {
-    /// What the pools of the process' budget hold: the budget itself counts here.
+    /// The counts of the budget's pools, which the budget itself updates.
     #[must_use]
     pub fn held(&self) -> Arc<[AtomicUsize; POOL_COUNT]> {
         Arc::clone(&self.budget.held)

@@ -1,13 +1,13 @@
-//! What is counted of those who watch changes.
+//! Instruments of `WatchConsents`.
 
 use prometheus::{IntCounterVec, IntGauge, Registry};
 
 use super::{Metrics, int_gauge, labelled_counters};
 
-/// Why a watcher may have been told to ask again about everything.
+/// The causes of a reset, after which a watcher must check everything again.
 pub const WATCH_RESET_CAUSES: [&str; 3] = ["slow", "rebuilt", "mended"];
 
-/// The instruments.
+/// Instruments of `WatchConsents`.
 #[derive(Debug)]
 pub(super) struct ChangeFeedMetrics {
     watchers: IntGauge,
@@ -32,17 +32,17 @@ impl ChangeFeedMetrics {
 }
 
 impl Metrics {
-    /// Counts somebody who begins to watch.
-    pub fn watcher_came(&self) {
+    /// Counts a stream that was opened.
+    pub fn watcher_opened(&self) {
         self.change_feed.watchers.inc();
     }
 
-    /// Counts somebody who watches no more.
-    pub fn watcher_left(&self) {
+    /// Counts a stream that was closed.
+    pub fn watcher_closed(&self) {
         self.change_feed.watchers.dec();
     }
 
-    /// Counts a watcher that was told to ask again about everything.
+    /// Counts a reset, by one of [`WATCH_RESET_CAUSES`].
     pub fn watch_reset(&self, cause: &'static str) {
         self.change_feed.resets.with_label_values(&[cause]).inc();
     }

@@ -1,18 +1,18 @@
-//! What is told of the log of decisions.
+//! Instruments of the decision log.
 
 use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::{counter, labelled_counters};
 
-/// Why a decision may not be logged.
+/// The causes for which a decision is dropped.
 pub const DECISION_DROP_CAUSES: [&str; 2] = ["queue", "file"];
 
-/// What is counted of logged decisions.
+/// Instruments of the decision log.
 #[derive(Debug)]
 pub(super) struct DecisionLogMetrics {
     written: IntCounter,
     dropped: IntCounterVec,
-    /// One of those, for a check: it must not look it up.
+    /// The counter of the cause `queue`, so that a check does not look it up by its label.
     by_queue: IntCounter,
 }
 
@@ -39,12 +39,12 @@ impl DecisionLogMetrics {
 }
 
 impl super::Metrics {
-    /// Counts decisions that were logged.
+    /// Counts decisions that were written to the log.
     pub fn decisions_written(&self, decisions: usize) {
         self.decision_log.written.inc_by(u64::try_from(decisions).unwrap_or(u64::MAX));
     }
 
-    /// Counts decisions that were to be logged and were not: by one of [`DECISION_DROP_CAUSES`].
+    /// Counts decisions that were dropped, by one of [`DECISION_DROP_CAUSES`].
     pub fn decisions_dropped(&self, cause: &str, decisions: usize) {
         let decisions = u64::try_from(decisions).unwrap_or(u64::MAX);
         if cause == "queue" {
@@ -54,7 +54,7 @@ impl super::Metrics {
         }
     }
 
-    /// How many decisions found the queue full.
+    /// The number of decisions that were dropped because the queue was full.
     #[must_use]
     pub fn decisions_dropped_by_queue(&self) -> u64 {
         self.decision_log.by_queue.get()

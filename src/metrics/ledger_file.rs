@@ -1,10 +1,10 @@
-//! What is told of the ledger's file.
+//! Instruments of the ledger's file.
 
 use prometheus::{IntGauge, Registry};
 
 use super::int_gauge;
 
-/// How the ledger's file is filled; 0 where the ledger is in Redis.
+/// The size and the free space of the ledger's file; 0 if the ledger is in Redis.
 #[derive(Debug)]
 pub(super) struct LedgerFileMetrics {
     bytes: IntGauge,
@@ -29,7 +29,7 @@ impl LedgerFileMetrics {
 }
 
 impl super::Metrics {
-    /// Tells how large the ledger's file is, and how much of it is free.
+    /// Sets the size of the ledger's file and its free space, both in bytes.
     pub fn ledger_file(&self, bytes: u64, free: u64) {
         let gauge = |value| i64::try_from(value).unwrap_or(i64::MAX);
         self.ledger_file.bytes.set(gauge(bytes));

@@ -1,4 +1,4 @@
-//! What is told of the table's snapshots.
+//! Instruments of the table's snapshots.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 
 use super::{gauge, int_gauge, labelled_counters};
 
-/// What may come of an attempt to save the table.
+/// The outcomes of saving the table.
 pub const SNAPSHOT_OUTCOMES: [&str; 5] = ["saved", "not_live", "remembering", "in_use", "failed"];
-/// Why a saved table may be refused.
+/// The causes for which a saved table is refused.
 pub const SNAPSHOT_REFUSAL_CAUSES: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
 
-/// What is counted and measured of snapshots.
+/// Instruments of the table's snapshots.
 #[derive(Debug)]
 pub(super) struct SnapshotMetrics {
     savings: IntCounterVec,
@@ -54,7 +54,7 @@ impl SnapshotMetrics {
 }
 
 impl super::Metrics {
-    /// Tells that the table was saved, when, in how many bytes, and how long it took.
+    /// Records a saved snapshot: when, as Unix time, its size in bytes, and how long it took.
     pub fn snapshot_saved(&self, at: Duration, bytes: u64, took: Duration) {
         self.snapshots.timestamp.set(at.as_secs_f64());
         self.snapshots.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -62,12 +62,12 @@ impl super::Metrics {
         self.snapshot("saved");
     }
 
-    /// Counts an attempt to save the table: one of [`SNAPSHOT_OUTCOMES`].
+    /// Counts an attempt to save the table, by one of [`SNAPSHOT_OUTCOMES`].
     pub fn snapshot(&self, outcome: &str) {
         self.snapshots.savings.with_label_values(&[outcome]).inc();
     }
 
-    /// Counts a saved table that is not used: one of [`SNAPSHOT_REFUSAL_CAUSES`].
+    /// Counts a refused snapshot, by one of [`SNAPSHOT_REFUSAL_CAUSES`].
     pub fn snapshot_refused(&self, cause: &str) {
         self.snapshots.refused.with_label_values(&[cause]).inc();
     }

@@ -1,4 +1,4 @@
-//! What is counted and measured of webhooks.
+//! Instruments of webhooks.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use prometheus::{Histogram, IntCounterVec, Registry};
 
 use super::{Metrics, counters, histogram, labelled_counters};
 
-/// With what a request may be answered.
+/// The status codes of answers.
 pub const WEBHOOK_CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
 
-/// What an update may be about.
+/// The kinds of updates.
 pub const UPDATE_KINDS: [&str; 7] =
     ["message", "call", "preference", "status", "number_change", "link", "other"];
 
-/// What may come of an update.
+/// The outcomes of an update.
 pub const UPDATE_OUTCOMES: [&str; 6] =
     ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
 
-/// Why an update may be no event.
+/// The causes for which an update is skipped or malformed.
 pub const SKIP_CAUSES: [&str; 16] = [
     "unknown_object",
     "unknown_field",
@@ -37,20 +37,20 @@ pub const SKIP_CAUSES: [&str; 16] = [
     "no_signup_id",
 ];
 
-/// What may come of reading secrets and numbers anew.
+/// The outcomes of reloading secrets and numbers.
 pub const RELOAD_OUTCOMES: [&str; 2] = ["done", "failed"];
 
-/// The upper bounds of a request's duration, in seconds: the platform wants a median of 250 ms.
+/// The bucket bounds of a request's duration, in seconds. The platform asks for a median of 250 ms.
 const REQUEST_BUCKETS_SECONDS: [f64; 12] =
     [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 10.0];
 
-/// The instruments.
+/// Instruments of webhooks.
 #[derive(Debug)]
 pub(super) struct WebhookMetrics {
     requests: IntCounterVec,
     duration: Histogram,
     updates: IntCounterVec,
-    passed: IntCounterVec,
+    skipped: IntCounterVec,
     reloads: IntCounterVec,
 }
 
@@ -67,8 +67,8 @@ impl WebhookMetrics {
             &["kind", "outcome"],
         )?;
         for kind in UPDATE_KINDS {
-            for came in UPDATE_OUTCOMES {
-                let _ = updates.with_label_values(&[kind, came]);
+            for outcome in UPDATE_OUTCOMES {
+                let _ = updates.with_label_values(&[kind, outcome]);
             }
         }
         Ok(Self {
@@ -87,7 +87,7 @@ impl WebhookMetrics {
                 &REQUEST_BUCKETS_SECONDS,
             )?,
             updates,
-            passed: labelled_counters(
+            skipped: labelled_counters(
                 r,
                 "consent_webhook_passed_over_total",
                 "Updates in webhooks that were skipped or malformed, by why.",
@@ -107,18 +107,18 @@ impl WebhookMetrics {
 }
 
 impl Metrics {
-    /// Counts and measures an answer to a request.
+    /// Counts an answered request and records its duration.
     pub fn webhook_answered(&self, code: u16, took: Duration) {
         self.webhooks.requests.with_label_values(&[&code.to_string()]).inc();
         self.webhooks.duration.observe(took.as_secs_f64());
     }
 
-    /// Counts an update that was to be recorded.
+    /// Counts an update that was to be recorded, by its outcome.
     pub fn webhook_update(&self, kind: &'static str, outcome: &'static str) {
         self.webhooks.updates.with_label_values(&[kind, outcome]).inc();
     }
 
-    /// Counts updates that are no events.
+    /// Counts updates that were skipped, or that are malformed.
     pub fn webhook_skipped(
         &self,
         kind: &'static str,
@@ -128,10 +128,10 @@ impl Metrics {
     ) {
         let outcome = if malformed { "malformed" } else { "skipped" };
         self.webhooks.updates.with_label_values(&[kind, outcome]).inc_by(count);
-        self.webhooks.passed.with_label_values(&[cause]).inc_by(count);
+        self.webhooks.skipped.with_label_values(&[cause]).inc_by(count);
     }
 
-    /// Counts a reading anew of secrets and numbers.
+    /// Counts a reload of secrets and numbers.
     pub fn webhook_reloaded(&self, outcome: &'static str) {
         self.webhooks.reloads.with_label_values(&[outcome]).inc();
     }

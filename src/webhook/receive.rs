@@ -357,5 +357,5 @@ fn judge(
     if !setup.app_secrets.signed(body, &signature) {
         return Err(Refused::WrongSignature);
     }
-    Ok(whatsapp::read(body, &setup.rules)?)
+    Ok(whatsapp::parse(body, &setup.rules)?)
 }

@@ -211,7 +211,7 @@ fn expected(body: &[u8]) -> Result<whatsapp::ParsedPayload, u16> {
     let text: String = String::from_utf8_lossy(body).chars().map(|c| c.max(' ')).collect();
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let is_object = is_json && text.trim_start().starts_with('{');
-    let heard = whatsapp::read(body, &rules());
+    let heard = whatsapp::parse(body, &rules());
     assert_eq!(heard.is_ok(), is_object);
     heard.map_err(|_| 400)
 }
@@ -398,7 +398,7 @@ async fn a_denial_beside_a_broken_neighbour_is_never_lost() {
                 .filter(|(_, needed)| is_beside(needed, &place, value))
                 .map(|(user, _)| user)
                 .collect();
-            let Ok(heard) = whatsapp::read(&body, &rules()) else {
+            let Ok(heard) = whatsapp::parse(&body, &rules()) else {
                 assert_eq!(place, "", "{bytes:?}");
                 continue;
             };

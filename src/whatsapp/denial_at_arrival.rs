@@ -1,4 +1,4 @@
-//! Denials whose own time cannot be used: they count as of their arrival.
+//! Denials without a usable time, which count from their arrival.
 
 use sha2::{Digest as _, Sha256};
 
@@ -7,20 +7,21 @@ use consentd_core::event::{
     CODE_FREQUENCY_CAPPED, CODE_PLATFORM_STOPPED, CODE_WINDOW_CLOSED, What,
 };
 
-/// Whether a failure's code only ever denies.
+/// Whether a failure with this code is a denial.
 pub(super) fn denies(code: i32) -> bool {
     matches!(code, CODE_WINDOW_CLOSED | CODE_FREQUENCY_CAPPED | CODE_PLATFORM_STOPPED)
 }
 
-/// What an event denies, as of its arrival by the ledger's clock; nothing where it denies nothing.
-/// For events whose time is missing, cannot be read, or lies too far ahead to be recorded.
+/// The denial in an event, without a time: the recorder stamps it by the ledger's clock. Nothing if
+/// the event denies nothing. For events whose time is missing, invalid, or too far ahead to be
+/// recorded.
 ///
-/// Only what denies is left: of a message whether it opts out, for a window opens by the message's
-/// own time alone. A link counts as a denial, because it takes denials to another id.
+/// Only the denial is kept. A message can only opt out, because a window opens at the message's own
+/// time. A link counts as a denial, because it copies denials to another id.
 ///
-/// It can be repeated safely. A message with an id is recorded once, by that id: the platform
-/// repeats it for seven days, and who opted in again meanwhile must not be denied anew. What has no
-/// id is recorded as of its latest arrival, which denies too much and never too little.
+/// The result is idempotent for a message with an id, which becomes its request id: the platform
+/// repeats a message for seven days, and a user who opted in again meanwhile must stay opted in. An
+/// event without an id is recorded at each arrival, which can only deny too much.
 #[must_use]
 pub fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     let mut denial = submission.clone();
@@ -39,10 +40,10 @@ pub fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     Some(denial)
 }
 
-/// By which a message's text is recorded once as of its arrival; none where the message has no id.
+/// The request id by which a message's text is recorded once; empty if the message has no id.
 ///
-/// The text is part of it, because a button has two of them in one message, and a request id that
-/// came with another event before would be refused.
+/// The text is part of it: a button has two texts in one message, and the recorder refuses a request
+/// id that it has seen with another event.
 fn request_id(message_id: &str, text: &str) -> String {
     if message_id.is_empty() {
         return String::new();
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_denies_counts_as_of_its_arrival() {
+    fn only_denials_are_kept_at_arrival() {
         for what in [
             What::Platform { stopped: true },
             What::Failure { code: CODE_PLATFORM_STOPPED },
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_known_again_by_its_id_and_text() {
+    fn request_id_depends_on_message_id_and_text() {
         let id = |message, text| arrived(said(message, text)).unwrap().request_id;
         assert_eq!(id("wamid.1", "STOP"), id("wamid.1", "STOP"));
         assert_ne!(id("wamid.1", "STOP"), id("wamid.2", "STOP"));

@@ -1,4 +1,4 @@
-//! The fields of a JSON object, as far as they are what they should be.
+//! Typed, lenient access to the fields of a JSON object.
 
 use std::borrow::Cow;
 
@@ -12,13 +12,13 @@ pub(super) fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
-/// WhatsApp Inc. was founded on 24 February 2009, in seconds of Unix time. An earlier time, 0 above
-/// all, is a default or a mistake. Taken at its word it would make a STOP older than every opt-in,
-/// so it is read as no time at all.
-const WHATSAPP_FOUNDED: i64 = 1_235_433_600;
+/// The day WhatsApp Inc. was founded, 24 February 2009, as Unix time in seconds. An earlier time, such
+/// as 0, is a default or a mistake. It would make a STOP older than every opt-in, so it counts as
+/// missing.
+const WHATSAPP_FOUNDED_SECONDS: i64 = 1_235_433_600;
 
-/// A word that says what something is, in lower case: `TEXT` is the same type as `text`. One of
-/// which a part could not be parsed is none: then it is not known what was said.
+/// A keyword of the format in lower case, such as a message's type. Nothing if a part of it could not
+/// be parsed, because its meaning is unknown then.
 pub(super) fn word<'a>(object: &'a Value, name: &str) -> Option<Cow<'a, str>> {
     let word = text(object, name)?.trim();
     if word.is_empty() || !is_whole(word) {
@@ -28,7 +28,7 @@ pub(super) fn word<'a>(object: &'a Value, name: &str) -> Option<Cow<'a, str>> {
     Some(if is_lower { Cow::Borrowed(word) } else { Cow::Owned(word.to_ascii_lowercase()) })
 }
 
-/// The member of this name, whatever the case of its letters.
+/// The member of this name, compared without regard to case.
 pub(super) fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     object.get(name).or_else(|| {
         let mut members = object.as_object()?.iter();
@@ -36,7 +36,7 @@ pub(super) fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     })
 }
 
-/// Whether all of a text could be parsed.
+/// Whether a text has no replacement character, and so was parsed completely.
 fn is_whole(text: &str) -> bool {
     !text.contains(char::REPLACEMENT_CHARACTER)
 }
@@ -54,20 +54,20 @@ pub(super) fn id(object: &Value, name: &str) -> Option<String> {
 
 /// A whole number that was written as a decimal one.
 fn whole(number: f64) -> Option<String> {
-    /// Beyond it not every whole number has an `f64` of its own.
-    const MOST: f64 = 9_007_199_254_740_992.0;
-    ((0.0..MOST).contains(&number) && number.fract() == 0.0).then(|| format!("{number:.0}"))
+    /// 2⁵³: above it, an `f64` cannot represent every whole number.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    ((0.0..MAX_EXACT).contains(&number) && number.fract() == 0.0).then(|| format!("{number:.0}"))
 }
 
-/// An id that names somebody, without the characters of it that nobody sees: whoever asks about it
-/// has to leave them out, so with them a STOP would be recorded of somebody else.
+/// The id of a user or a number, without invisible characters. Checks refuse such characters, so a STOP
+/// that was recorded with them would apply to another id.
 pub(super) fn name(object: &Value, name: &str) -> Option<String> {
     let id = id(object, name).filter(|id| is_whole(id))?;
     Some(hidden::cleaned(&id).into_owned()).filter(|id| !id.is_empty())
 }
 
-/// A moment in whole seconds, which the platform gives as a text in some places and as a number in
-/// others. Milliseconds in their place are beyond every time that can be kept, so they are none.
+/// A Unix time in whole seconds, which the platform writes as a text or as a number. A time in
+/// milliseconds exceeds the range of [`Timestamp`] and counts as missing.
 pub(super) fn seconds(object: &Value, name: &str) -> Option<Timestamp> {
     let seconds: i64 = match object.get(name)? {
         // The parser would take a sign.
@@ -75,24 +75,24 @@ pub(super) fn seconds(object: &Value, name: &str) -> Option<Timestamp> {
         Value::Number(number) => number.as_i64()?,
         _ => return None,
     };
-    if seconds < WHATSAPP_FOUNDED {
+    if seconds < WHATSAPP_FOUNDED_SECONDS {
         return None;
     }
     Timestamp::from_millis(seconds.checked_mul(1_000)?)
 }
 
-/// An error's code, as a text or as a whole number. 0 is none.
+/// An error's code, written as a text or as a whole number. Nothing unless it is positive.
 pub(super) fn code(object: &Value, name: &str) -> Option<i32> {
     id(object, name)?.trim().parse().ok().filter(|code| *code > 0)
 }
 
-/// Whether there is something of this name.
+/// Whether the object has a value of this name that is not null.
 pub(super) fn has(object: &Value, name: &str) -> bool {
     object.get(name).is_some_and(|value| !value.is_null())
 }
 
-/// The items of a list, of which an object alone is one. Nothing where there is none; an error where
-/// it is neither.
+/// The items of a list. An object in place of a list counts as its one item, and a missing list as
+/// empty.
 pub(super) fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value], NotAList> {
     match object.get(name) {
         None | Some(Value::Null) => Ok(&[]),
@@ -102,5 +102,5 @@ pub(super) fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value], Not
     }
 }
 
-/// What should be a list is none.
+/// A value that should be a list and is neither list, object nor null.
 pub(super) struct NotAList;

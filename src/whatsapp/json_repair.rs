@@ -1,20 +1,21 @@
-//! JSON of which a part cannot be read: that part is blanked, so that the rest can be.
+//! Repair of JSON with values that the parser cannot represent: they are overwritten, so that the rest
+//! can be parsed.
 //!
-//! A parser refuses a whole body for one lone surrogate, for a number that no `f64` holds, and for
-//! one value that is nested too deep. Beside such a value there may be a STOP. So a body that was
-//! refused is gone through once more, byte by byte, and the offending values are overwritten in
-//! place. What is no JSON at all stays none. Nothing of this is done to a body that can be read.
+//! The parser refuses a whole body for one lone surrogate, for a number that overflows `f64`, and for
+//! one value that is nested too deep, although the body may also hold a STOP. A refused body is
+//! therefore scanned again, byte by byte, and such values are overwritten in place. A body that is no
+//! JSON stays invalid. A body that can be parsed is never repaired.
 
-/// How deep values may be nested: as deep as the parser follows them.
+/// The nesting depth that the parser accepts.
 const MAX_DEPTH: usize = 127;
 
-/// The body without what kept it from being parsed, as far as that is a matter of single values:
+/// Returns the body with these values replaced:
 ///
-/// - bytes that are no UTF-8 become U+FFFD REPLACEMENT CHARACTER,
+/// - bytes that are not UTF-8 become U+FFFD REPLACEMENT CHARACTER,
 /// - the escape of a surrogate without its other half becomes `\ufffd`,
-/// - control characters, which JSON wants escaped, become spaces,
-/// - a number that is too large becomes `null`,
-/// - an array or object that is nested too deep becomes an empty text.
+/// - unescaped control characters become spaces,
+/// - a number that overflows `f64` becomes `null`,
+/// - an array or object beyond [`MAX_DEPTH`] becomes an empty text.
 pub(super) fn repair_json(body: &[u8]) -> Vec<u8> {
     let mut repair = JsonRepair { bytes: String::from_utf8_lossy(body).into_owned().into_bytes() };
     let mut depth = 0_usize;
@@ -38,7 +39,7 @@ pub(super) fn repair_json(body: &[u8]) -> Vec<u8> {
     repair.bytes
 }
 
-/// The body, which is overwritten from the front to the back.
+/// The body, which is overwritten from front to back.
 struct JsonRepair {
     bytes: Vec<u8>,
 }
@@ -56,7 +57,7 @@ impl JsonRepair {
         }
     }
 
-    /// Makes a space of a control character; gives the place behind it.
+    /// Replaces a control character by a space. Returns the index after it.
     fn control(&mut self, at: usize) -> usize {
         if self.byte(at).is_some_and(|byte| byte < b' ') {
             self.overwrite(at, at + 1, b"");
@@ -64,7 +65,7 @@ impl JsonRepair {
         at + 1
     }
 
-    /// Mends the string that begins at `start`; gives the place behind it.
+    /// Repairs the string that begins at `start`. Returns the index after it.
     fn string(&mut self, start: usize) -> usize {
         let mut at = start + 1;
         while let Some(byte) = self.byte(at) {
@@ -78,7 +79,7 @@ impl JsonRepair {
         at
     }
 
-    /// Mends the escape `\uXXXX` at `at`; gives the place behind it.
+    /// Repairs the escape `\uXXXX` at `at`. Returns the index after it.
     fn escape(&mut self, at: usize) -> usize {
         match self.code_unit(at) {
             Some(0xd800..=0xdbff) if matches!(self.code_unit(at + 6), Some(0xdc00..=0xdfff)) => {
@@ -89,20 +90,20 @@ impl JsonRepair {
                 at + 6
             }
             Some(_) => at + 6,
-            // No escape: the parser says so.
+            // An invalid escape, which the parser will refuse.
             None => at + 2,
         }
     }
 
-    /// The UTF-16 code unit that is escaped at `at`, if one is.
+    /// The UTF-16 code unit of the escape at `at`, if it is valid.
     fn code_unit(&self, at: usize) -> Option<u16> {
         let digits = self.bytes.get(at..at.checked_add(6)?)?.strip_prefix(b"\\u")?;
-        // The conversion would take a sign.
+        // `from_str_radix` would accept a sign.
         let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
         u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
     }
 
-    /// Blanks the number that begins at `start` if it is too large; gives the place behind it.
+    /// Overwrites the number that begins at `start` if it overflows. Returns the index after it.
     fn number(&mut self, start: usize) -> usize {
         let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let number = self.bytes.get(start..).unwrap_or_default();
@@ -115,8 +116,8 @@ impl JsonRepair {
         start + length
     }
 
-    /// Blanks the array or object that begins at `start`; gives the place behind it, which is the
-    /// body's end where nothing closes it.
+    /// Overwrites the array or object that begins at `start`. Returns the index after it, which is the
+    /// body's end if it is not closed.
     fn too_deep(&mut self, start: usize) -> usize {
         let mut depth = 0_usize;
         let mut at = start;
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn other_values_that_cannot_be_read_cost_themselves_alone() {
+    fn other_invalid_values_are_replaced_alone() {
         let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(200), "]".repeat(200));
         for (value, reads) in [
             (b"1e400".to_vec(), Value::Null),
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_stays_none() {
+    fn invalid_json_stays_invalid() {
         for body in ["", "{", "{\"a\":}", "{\"a\":\"\\ud83d}", "{\"a\":\"\\x\"}", "{\"a\":01}"] {
             assert_eq!(parsed(body.as_bytes()), None, "{body}");
         }

@@ -1,4 +1,4 @@
-//! Which updates a payload has.
+//! The updates of a payload.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -9,10 +9,10 @@ use super::update::{ParsedUpdate, UpdateContext};
 use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate};
 use consentd_core::event::What;
 
-/// The object whose webhooks are read.
+/// The `object` of the payloads that are parsed.
 const OBJECT: &str = "whatsapp_business_account";
 
-/// The lists whose items are updates, and what they are about.
+/// The lists whose items are updates, and the kind of their items.
 const LISTS: [(&str, UpdateKind); 4] = [
     ("messages", UpdateKind::Message),
     ("statuses", UpdateKind::Status),
@@ -20,8 +20,8 @@ const LISTS: [(&str, UpdateKind); 4] = [
     ("user_preferences", UpdateKind::Preference),
 ];
 
-/// Reads a payload.
-pub(super) fn read(payload: &Value, rules: &Rules) -> ParsedPayload {
+/// Parses a payload.
+pub(super) fn parse(payload: &Value, rules: &Rules) -> ParsedPayload {
     let mut parser =
         PayloadParser { rules, parsed: ParsedPayload::default(), linked: HashSet::new() };
     match word(payload, "object").as_deref() {
@@ -36,7 +36,7 @@ pub(super) fn read(payload: &Value, rules: &Rules) -> ParsedPayload {
 struct PayloadParser<'a> {
     rules: &'a Rules,
     parsed: ParsedPayload,
-    /// The ids that were linked already: a user and a business, and the other id.
+    /// The links that were emitted already: the user and the business, and the user's other id.
     linked: HashSet<((String, String), String)>,
 }
 
@@ -46,7 +46,7 @@ impl PayloadParser<'_> {
         *count = count.saturating_add(1);
     }
 
-    /// The items of a list; one that is none is passed over as one update.
+    /// The items of a list. A value that is no list is counted as one skipped update.
     fn items<'v>(&mut self, object: &'v Value, name: &str, kind: UpdateKind) -> &'v [Value] {
         list(object, name).unwrap_or_else(|_| {
             self.skip(kind, SkipCause::BadShape);
@@ -80,11 +80,11 @@ impl PayloadParser<'_> {
             Some("calls") => &[("calls", UpdateKind::Call)],
             Some("user_preferences") => &[("user_preferences", UpdateKind::Preference)],
             Some(_) => return self.skip(UpdateKind::Other, SkipCause::UnknownField),
-            // What it is about cannot be read; what its lists are called can.
+            // Without the field, the kind follows from the names of the lists.
             None => &LISTS,
         };
         if !lists.iter().any(|(name, _)| has(value, name)) {
-            // Such as a list of errors of the account, or of statuses of calls.
+            // Another list, such as the account's errors or the statuses of calls.
             let cause = if field.is_some() { SkipCause::UnknownField } else { SkipCause::BadShape };
             return self.skip(UpdateKind::Other, cause);
         }
@@ -93,48 +93,51 @@ impl PayloadParser<'_> {
             let known = self.rules.numbers.get(number).map(String::as_str);
             (known.into_iter().collect(), field.is_none().then_some(SkipCause::BadShape))
         } else {
-            // Whose number it was for cannot be read: what denies is taken to be for all.
+            // The number is unknown, so a denial is recorded for every business.
             let all = self.rules.numbers.values().map(String::as_str);
             (all.collect(), Some(SkipCause::NoNumber))
         };
         for (name, kind) in lists {
             for item in self.items(value, name, *kind) {
                 if businesses.is_empty() {
-                    let (cause, stranger) = (SkipCause::UnknownNumber, number.clone());
-                    self.skip(*kind, cause);
-                    self.parsed.unknown_number = self.parsed.unknown_number.take().or(stranger);
+                    self.skip(*kind, SkipCause::UnknownNumber);
+                    if self.parsed.unknown_number.is_none() {
+                        self.parsed.unknown_number.clone_from(&number);
+                    }
                 }
-                let mut passed = None;
+                let mut skipped = None;
                 for business in &businesses {
                     let context = UpdateContext { rules: self.rules, business, value, broken };
-                    passed = self.take(&context, *kind, item).or(passed);
+                    skipped = self.update(&context, *kind, item).or(skipped);
                 }
-                if let Some((kind, cause)) = passed {
+                if let Some((kind, cause)) = skipped {
                     self.skip(kind, cause);
                 }
             }
         }
     }
 
-    /// Takes what an item says at one business; gives why it is passed over, wholly or in part.
-    fn take(
+    /// Adds the events of an item at one business. Returns the cause if the item was skipped, wholly
+    /// or in part.
+    fn update(
         &mut self,
         context: &UpdateContext<'_>,
         kind: UpdateKind,
         item: &Value,
     ) -> Option<(UpdateKind, SkipCause)> {
-        let passed = match context.read(kind, item) {
+        let skipped = match context.parse(kind, item) {
             Ok(ParsedUpdate { kind, submissions, malformed }) => {
                 self.parsed.updates.push(WebhookUpdate { kind, submissions });
-                // Who changed the number has an id too that stays, but whose it is now is not told.
+                // No link follows: the user's scoped id stays, but the payload does not say which of the
+                // two numbers it belongs to now.
                 if kind == UpdateKind::NumberChange {
                     return malformed.map(|cause| (kind, cause));
                 }
                 malformed.map(|cause| (kind, cause))
             }
-            Err(passed) => Some(passed),
+            Err(skipped) => Some(skipped),
         };
-        // Most payloads have one user, and all of it is said of that user again and again.
+        // Most payloads repeat the ids of one user: the link is emitted once.
         if let Some(link) = context.link(kind, item)
             && let What::Link { other_user_id, .. } = &link.event.what
         {
@@ -145,6 +148,6 @@ impl PayloadParser<'_> {
                     .push(WebhookUpdate { kind: UpdateKind::Link, submissions: vec![link] });
             }
         }
-        passed
+        skipped
     }
 }

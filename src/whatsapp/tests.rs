@@ -14,7 +14,7 @@ fn fixture(name: &str) -> String {
 }
 
 fn hear(body: &str) -> ParsedPayload {
-    read(body.as_bytes(), &rules()).unwrap()
+    parse(body.as_bytes(), &rules()).unwrap()
 }
 
 /// What a payload says in one line: its events, then what is passed over.
@@ -325,7 +325,7 @@ fn words_are_read_whatever_their_case() {
 fn what_opens_the_window_is_configuration() {
     let mut rules = rules();
     rules.opens_window = [GROUP, "text", "reaction", "tomorrow"].map(str::to_owned).into();
-    let said = |body: &str| said(&read(body.as_bytes(), &rules).unwrap());
+    let said = |body: &str| said(&parse(body.as_bytes(), &rules).unwrap());
     assert_eq!(
         said(&fixture("inbound_group_text")),
         "message 16505551234 1749416383: inbound \"Hello all\""
@@ -457,7 +457,7 @@ fn what_cannot_be_told_to_be_of_one_business_denies_at_all_of_them() {
     for (number, business) in [("1", "acme"), ("2", "bakery")] {
         rules.numbers.insert(number.to_owned(), business.to_owned());
     }
-    let said = |body: &str| said(&read(body.as_bytes(), &rules).unwrap());
+    let said = |body: &str| said(&parse(body.as_bytes(), &rules).unwrap());
     let stop = fixture("inbound_stop");
     for broken in [
         stop.replace(r#""106540352242922""#, "null"),
@@ -497,9 +497,9 @@ fn ids_are_read_without_what_nobody_sees() {
 #[test]
 fn what_is_no_json_object_is_no_payload() {
     for body in ["", "[]", "7", "{", "{\"a\":", "\u{feff}{}", "{\"a\":\"\\x\"}"] {
-        assert!(read(body.as_bytes(), &rules()).is_err(), "{body}");
+        assert!(parse(body.as_bytes(), &rules()).is_err(), "{body}");
     }
-    assert!(read("[".repeat(3_000_000).as_bytes(), &rules()).is_err());
+    assert!(parse("[".repeat(3_000_000).as_bytes(), &rules()).is_err());
 }
 
 #[test]
@@ -511,7 +511,7 @@ fn a_value_that_cannot_be_parsed_costs_itself_alone() {
     for value in values.into_iter().chain([127, 128, 100_000].map(deep)) {
         let (before, after) = stop.split_at(1);
         let body = [before.as_bytes(), b"\"a\":", &value, b",", after.as_bytes()].concat();
-        assert_eq!(said(&read(&body, &rules()).unwrap()), expected);
+        assert_eq!(said(&parse(&body, &rules()).unwrap()), expected);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What one update means.
+//! The events of one update.
 
 use serde_json::Value;
 
@@ -10,39 +10,39 @@ use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
 use consentd_core::scope::{Class, Scope};
 use consentd_core::time::Timestamp;
 
-/// The category of the preferences that we know.
+/// The category of the preferences that are parsed.
 const MARKETING: &str = "marketing_messages";
 
-/// Types of messages that are known and open no window unless that is configured.
+/// Known types of messages that open no window, unless the configuration says so.
 const TYPES_WITHOUT_WINDOW: [&str; 6] =
     ["reaction", "edit", "revoke", "unsupported", "unknown", "request_welcome"];
 
-/// Where an update stands.
+/// The surroundings of an update.
 pub(super) struct UpdateContext<'a> {
     pub(super) rules: &'a Rules,
     pub(super) business: &'a str,
-    /// What holds its list.
+    /// The object that holds the update's list.
     pub(super) value: &'a Value,
-    /// What is wrong around it, if anything is: then only what it denies is read.
+    /// A fault of the surroundings, if there is one: then only denials are kept.
     pub(super) broken: Option<SkipCause>,
 }
 
-/// What an update means.
+/// The events of an update.
 pub(super) struct ParsedUpdate {
     pub(super) kind: UpdateKind,
     pub(super) submissions: Vec<Submission>,
-    /// What of it cannot be read, where only what it denies is told.
+    /// The fault of a malformed update, of which only denials were kept.
     pub(super) malformed: Option<SkipCause>,
 }
 
-/// One user's ids, as far as an update tells them: one of them at the least.
+/// The ids of one user, as far as an update has them.
 struct UserIds {
     number: Option<String>,
     scoped: Option<String>,
 }
 
 impl UserIds {
-    /// The id under which an update's events are recorded: the number, where there is one.
+    /// The id under which the events are recorded: the phone number, or else the scoped id.
     fn id(&self) -> Option<&String> {
         self.number.as_ref().or(self.scoped.as_ref())
     }
@@ -50,12 +50,12 @@ impl UserIds {
 
 type UpdateResult = Result<ParsedUpdate, (UpdateKind, SkipCause)>;
 
-/// What an update comes to, and what is wrong with it: then only what it denies is to be kept.
+/// The events that were found in an update, and its fault if it is malformed.
 type FoundSubmissions = Result<(Vec<Submission>, Option<SkipCause>), SkipCause>;
 
 impl UpdateContext<'_> {
-    /// What an item means of a list whose items are about this.
-    pub(super) fn read(&self, kind: UpdateKind, item: &Value) -> UpdateResult {
+    /// Parses an item of a list of this kind.
+    pub(super) fn parse(&self, kind: UpdateKind, item: &Value) -> UpdateResult {
         match kind {
             UpdateKind::Message => self.message(item),
             UpdateKind::Status => {
@@ -66,7 +66,7 @@ impl UpdateContext<'_> {
         }
     }
 
-    /// What was found: all of it, or what it denies where anything is wrong with it.
+    /// Keeps all events of a well-formed update, and the denials of a malformed one.
     fn keep_denials_if_malformed(&self, kind: UpdateKind, found: FoundSubmissions) -> UpdateResult {
         let (submissions, malformed) = found.map_err(|cause| (kind, cause))?;
         let untimed = submissions.iter().any(|submission| submission.event.time.is_none());
@@ -79,7 +79,7 @@ impl UpdateContext<'_> {
             if submission.event.time.is_none() {
                 return Some(denial);
             }
-            // A time that can be read counts, and makes a repeat change nothing.
+            // A usable time is kept: it makes a repeat idempotent, without a request id.
             let event = submission.event.clone();
             Some(Submission { event, request_id: String::new(), ..denial })
         });
@@ -124,8 +124,8 @@ impl UpdateContext<'_> {
         }
         let (user, time) = self.user_and_time(message, "from", "from_user_id")?;
         let message_id = message_id(message);
-        // What opens no window is still read: somebody may have said STOP. In a group a yes is no
-        // answer to a question that was asked elsewhere.
+        // A message that opens no window may still be a STOP. In a group, a yes does not confirm an
+        // opt-in that was asked for elsewhere.
         let rest = if in_group { Counts::OptOut } else { Counts::Keyword };
         let inbound = |text: &str, counts| {
             let what = What::Inbound { message_id: message_id.clone(), text: text.to_owned() };
@@ -139,7 +139,7 @@ impl UpdateContext<'_> {
         Ok((std::iter::once(first).chain(others).collect(), malformed))
     }
 
-    /// What the platform says of a user in the place of a message.
+    /// A message by the platform about a user, such as a change of number.
     fn system(&self, message: &Value) -> UpdateResult {
         let system = message.get("system").filter(|system| has(system, "type"));
         let system = system.ok_or((UpdateKind::Other, SkipCause::BadShape))?;
@@ -147,7 +147,7 @@ impl UpdateContext<'_> {
             return Err((UpdateKind::Other, SkipCause::UnknownType));
         }
         let read = || {
-            // By its own fields alone: the contact may be the old number or the new one.
+            // The contact is ignored: it may have the old number or the new one.
             let old = name(message, "from").ok_or(SkipCause::NoUser)?;
             let new = name(system, "wa_id").or_else(|| name(system, "new_wa_id"));
             let other_user_id = new.ok_or(SkipCause::NoUser)?;
@@ -158,8 +158,8 @@ impl UpdateContext<'_> {
         self.keep_denials_if_malformed(UpdateKind::NumberChange, read())
     }
 
-    /// That the two ids of an update are one user's, where it has both. Without a time it is so as
-    /// of its arrival: to say it again changes nothing.
+    /// The link between the two ids of an update, if it has both. Without a time it counts from its
+    /// arrival, because a link is idempotent.
     pub(super) fn link(&self, kind: UpdateKind, item: &Value) -> Option<Submission> {
         let ids = match kind {
             UpdateKind::Status => self.user_ids(item, "recipient_id", "recipient_user_id"),
@@ -174,7 +174,7 @@ impl UpdateContext<'_> {
         })
     }
 
-    /// A call.
+    /// A call; only one that a user has begun opens the window.
     fn call(&self, call: &Value) -> UpdateResult {
         match (word(call, "event").as_deref(), word(call, "direction").as_deref()) {
             (Some("connect"), Some("user_initiated")) => {}
@@ -192,24 +192,24 @@ impl UpdateContext<'_> {
         self.keep_denials_if_malformed(UpdateKind::Call, Ok((submissions, None)))
     }
 
-    /// What a user prefers of marketing.
+    /// A user's preference about marketing.
     fn preference(&self, preference: &Value) -> FoundSubmissions {
         let what = preference_event(preference)?;
         let (user, time) = self.user_and_time(preference, "wa_id", "user_id")?;
         Ok((vec![self.submission(&user, time, what, Counts::All)], None))
     }
 
-    /// What became of a message to a user.
+    /// The status of a message to a user; only a failure is an event.
     fn failure(&self, status: &Value) -> FoundSubmissions {
-        let told = word(status, "status");
-        let failed = told.as_deref() == Some("failed");
+        let name = word(status, "status");
+        let failed = name.as_deref() == Some("failed");
         let errors = list(status, "errors");
         let codes = errors.as_ref().map_or(&[][..], |errors| *errors).iter();
         let mut codes: Vec<i32> = codes.filter_map(|error| code(error, "code")).collect();
         codes.dedup();
-        // A code that denies tells of a failure whatever the status is called.
+        // A code that denies means a failure, whatever the status is called.
         if !failed && !codes.iter().any(|code| denies(*code)) {
-            return Err(if told.is_some() { SkipCause::NotFailed } else { SkipCause::BadShape });
+            return Err(if name.is_some() { SkipCause::NotFailed } else { SkipCause::BadShape });
         }
         if word(status, "recipient_type").as_deref() == Some("group") {
             return Err(SkipCause::ToGroup);
@@ -223,7 +223,7 @@ impl UpdateContext<'_> {
         Ok((codes.into_iter().map(failure).collect(), malformed))
     }
 
-    /// Whose an update is, and when it happened, where that can be read.
+    /// The user of an update, and its time if that is usable.
     fn user_and_time(
         &self,
         update: &Value,
@@ -235,7 +235,7 @@ impl UpdateContext<'_> {
         Ok((user.clone(), seconds(update, "timestamp")))
     }
 
-    /// A user's ids, of the update itself and of the contact that it is about.
+    /// The user's ids, from the update itself and from the contact that it refers to.
     fn user_ids(&self, update: &Value, number: &str, scoped: &str) -> UserIds {
         let mut ids = UserIds { number: name(update, number), scoped: name(update, scoped) };
         let contacts = list(self.value, "contacts").unwrap_or_default();
@@ -245,7 +245,7 @@ impl UpdateContext<'_> {
             same(&ids.number, "wa_id") || same(&ids.scoped, "user_id")
         };
         let meant = match contacts {
-            // Nobody else can be meant.
+            // Without any id, the only contact must be the user.
             [only] if ids.id().is_none() => Some(only),
             contacts => contacts.iter().find(is_meant),
         };
@@ -265,15 +265,15 @@ impl UpdateContext<'_> {
     ) -> Submission {
         let event =
             Event { user_id: user.to_owned(), business_id: self.business.to_owned(), time, what };
-        // Its time makes a repeat change nothing: a request id would be forgotten after eight.
+        // The event's time makes a repeat idempotent. A pair remembers only its last 8 request ids.
         let told = Told { whole_seconds: true, counts, ..Told::default() };
         Submission { event, request_id: String::new(), told }
     }
 }
 
-/// The texts of a message, each of which may be a keyword: a button has what it shows, and what the
-/// business wrote behind it. And what is wrong with it: a text that is not where the message's type
-/// has one is read all the same, for it may be a STOP.
+/// The texts of a message, each of which may be a keyword, and the message's fault if it is malformed.
+/// A button has two texts: its label, and the payload that the business gave it. A text in an
+/// unexpected place is returned too, because it may be a STOP.
 fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<SkipCause>) {
     let body = member(message, kind);
     let (texts, missing) = match kind {
@@ -284,7 +284,7 @@ fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<SkipCause>
                 let reply = body.and_then(|body| body.get(reply));
                 (texts_in(reply, ["title", "id"]), Some(SkipCause::NoText))
             }
-            // A form that was filled in, and what may come yet.
+            // A submitted form, or a type that is not known yet.
             Some(_) => (Vec::new(), None),
             None => (Vec::new(), Some(SkipCause::BadShape)),
         },
@@ -294,7 +294,7 @@ fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<SkipCause>
         return (texts, None);
     }
     let mut texts = texts_of_any(message);
-    // Of a type that opens no window, or that nobody knows.
+    // A type that opens no window, or an unknown one.
     if !Rules::OPENS_WINDOW.contains(&kind) {
         texts.extend(texts_in(body, ["body", "text"]));
     }
@@ -302,7 +302,7 @@ fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<SkipCause>
     (texts, malformed)
 }
 
-/// The texts of these names in an object, or of what is itself a text in its place.
+/// The texts of these names in an object; or the text itself, in place of an object.
 fn texts_in<'a>(object: Option<&'a Value>, names: [&str; 2]) -> Vec<&'a str> {
     if let Some(Value::String(text)) = object {
         return Some(text.as_str()).filter(|text| !text.is_empty()).into_iter().collect();
@@ -321,7 +321,7 @@ fn replies(message: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The texts of a message, wherever a message of any type has them.
+/// The texts in every place where a message of any type has them.
 fn texts_of_any(message: &Value) -> Vec<&str> {
     let mut texts = texts_in(message.get("text"), ["body", "body"]);
     texts.extend(texts_in(message.get("button"), ["text", "payload"]));
@@ -329,18 +329,18 @@ fn texts_of_any(message: &Value) -> Vec<&str> {
     texts
 }
 
-/// A message's id; one that could not be recorded is none, for a STOP must not be lost for it.
+/// A message's id; empty if it is too long to be recorded, so that a STOP is recorded without it.
 fn message_id(message: &Value) -> String {
     let id = id(message, "id").filter(|id| id.len() <= MAX_REFERENCE_BYTES);
     id.unwrap_or_default()
 }
 
-/// What a preference says.
+/// The event of a preference.
 fn preference_event(preference: &Value) -> Result<What, SkipCause> {
     let is_marketing = word(preference, "category").map(|category| category == MARKETING);
     match (text(preference, "value").ok_or(SkipCause::BadShape)?, is_marketing) {
         (_, Some(false)) => Err(SkipCause::UnknownPreference),
-        // One without a category can only be of marketing: there is no other.
+        // Without a category it can only be about marketing: there is no other category.
         (stop, _) if stop.trim().eq_ignore_ascii_case("stop") => {
             Ok(What::Platform { stopped: true })
         }
