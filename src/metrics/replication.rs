@@ -1,10 +1,10 @@
-//! What is counted of replication a ledger.
+//! Instruments of the follower and of the state of the ledger.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::{RESYNC_CAUSES, SUBSCRIPTION_OUTCOMES, counter, int_gauge, labelled_counters};
 
-/// What is counted of replication a ledger.
+/// Instruments of the follower and of the state of the ledger.
 #[derive(Debug)]
 pub(super) struct ReplicationMetrics {
     pub(super) gap_repairs: IntCounter,
