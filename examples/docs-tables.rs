@@ -1,8 +1,6 @@
 //! Writes the tables of docs/ that are generated from the code, into their pages:
 //! `cargo run --example docs-tables`.
 
-#![allow(clippy::expect_used, reason = "a tool for developers ends with what was wrong")]
-
 #[path = "../tests/house/tables.rs"]
 mod tables;
 

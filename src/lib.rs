@@ -51,6 +51,15 @@
 //! - Nothing below `config` sees the whole configuration, and no constructor spawns anything.
 //! - No user id, message text or secret is in a log line, a metric or an error.
 
+#![warn(
+    missing_docs,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 #![cfg_attr(
     test,
     allow(

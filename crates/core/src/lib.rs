@@ -7,6 +7,15 @@
 //! a state), [`decision`] (may it be sent), [`denied`] (retained denials), [`due`] (opt-ins that
 //! expire), [`keyword`] (what a text means), [`replay`] (what would have been decided at a moment).
 
+#![warn(
+    missing_docs,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)

@@ -5,6 +5,15 @@
 //! the ledger answers with that one, and the recorder tries again. The follower reads a snapshot,
 //! then the log, and hears announcements in between, any of which may be lost.
 
+#![warn(
+    missing_docs,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 #![cfg_attr(
     test,
     allow(clippy::disallowed_methods, reason = "tests read the environment and start tasks")

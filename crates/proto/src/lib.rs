@@ -1,6 +1,16 @@
 //! The gRPC contract of consentd, generated from `proto/consent/v1`: messages and clients. Its
 //! meaning, shapes, units, bounds and errors are documented in the protos themselves.
 
+#![warn(
+    missing_docs,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
 /// Messages, and a client for each service.
 #[allow(
     missing_docs,
