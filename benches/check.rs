@@ -3,15 +3,6 @@
 //!
 //! `cargo bench --bench check` runs all; `cargo bench --bench check -- 10000000` the largest alone.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    clippy::disallowed_methods,
-    reason = "a benchmark is no library"
-)]
-
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,16 +4,9 @@
 //! `cargo bench --bench fleet` begins 200 followers; `-- 50` so many.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
     clippy::cast_precision_loss,
-    missing_docs,
-    unreachable_pub,
     dead_code,
-    reason = "a bench prints, reads clocks, and shares the tests' harness"
+    reason = "figures are rounded, and it needs a part of the tests' harness"
 )]
 
 #[path = "../tests/it/faults/redis.rs"]

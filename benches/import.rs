@@ -5,17 +5,10 @@
 //! `cargo bench --bench import` imports about a million rows; `-- 100000` about so many.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
     clippy::cast_precision_loss,
-    missing_docs,
-    unreachable_pub,
     dead_code,
     unused_imports,
-    reason = "a bench prints, reads clocks, and shares the tests' harness"
+    reason = "figures are rounded, and it needs a part of the tests' harness"
 )]
 
 #[path = "../tests/it/model.rs"]

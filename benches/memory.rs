@@ -5,16 +5,7 @@
 //! `cargo bench --bench memory` runs all, each in a process of its own. A number before it, as in
 //! `cargo bench --bench memory -- 1000000`, is that of the pairs, in place of ten million.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::cast_precision_loss,
-    missing_docs,
-    clippy::disallowed_methods,
-    reason = "a benchmark is no library"
-)]
+#![allow(clippy::cast_precision_loss, reason = "figures are rounded")]
 
 use std::hint::black_box;
 use std::process::Command;

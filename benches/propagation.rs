@@ -6,19 +6,12 @@
 //! so many, for so long.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    missing_docs,
-    unreachable_pub,
     dead_code,
     unused_imports,
-    reason = "a bench prints, reads clocks, and shares the tests' harness"
+    reason = "figures are rounded, and it needs a part of the tests' harness"
 )]
 
 #[path = "../tests/it/faults/redis.rs"]

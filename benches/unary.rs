@@ -4,17 +4,7 @@
 //! `cargo bench --bench unary`. Server and load are pinned to different CPUs; the two servers are
 //! measured in turn, and medians are told. Figures of shared machines are ratios, no more.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::cast_precision_loss,
-    unreachable_pub,
-    reason = "a benchmark is no library, and prints what it found"
-)]
+#![allow(clippy::cast_precision_loss, reason = "figures are rounded")]
 
 #[path = "echo/server.rs"]
 mod echo;

@@ -1,13 +1,5 @@
 //! The read path allocates nothing, in table and decision.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    reason = "tests are no library"
-)]
-
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,14 +1,6 @@
 //! The decision against `decisions.md` beside this file: every combination, and every boundary to
 //! the millisecond.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    reason = "tests are no library"
-)]
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 

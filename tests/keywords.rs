@@ -1,7 +1,5 @@
 //! Real-looking messages in many languages, each with what must come of it.
 
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests are no library")]
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

@@ -3,15 +3,6 @@
 //! A kind of ledger is added by a [`Kind`] and an arm of [`Home::open`]; all of this then holds
 //! of it too.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    clippy::disallowed_methods,
-    reason = "tests are no library"
-)]
-
 #[path = "ledger/aof.rs"]
 mod aof;
 #[path = "ledger/contract.rs"]

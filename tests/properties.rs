@@ -1,13 +1,5 @@
 //! What must hold whatever happens: for any events, in any order, however often.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    reason = "tests are no library"
-)]
-
 #[path = "../benches/hot_table/dashmap_table/mod.rs"]
 mod dashmap_table;
 #[path = "properties/hot_table.rs"]

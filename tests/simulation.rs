@@ -37,16 +37,9 @@
 //! Seeds that once failed are in `simulation/regressions.txt`, and run first.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
     clippy::needless_range_loop,
     clippy::struct_excessive_bools,
-    missing_docs,
-    unreachable_pub,
-    reason = "tests are no library, and users and categories are numbers"
+    reason = "users and categories are numbers"
 )]
 
 #[path = "simulation/faults.rs"]

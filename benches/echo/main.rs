@@ -1,13 +1,5 @@
 //! `echo PATH` serves a bare tonic echo for `benches/compare`; it is no benchmark by itself.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    missing_docs,
-    unreachable_pub,
-    reason = "a benchmark is no library, and prints where it listens"
-)]
-
 mod server;
 
 fn main() {

@@ -6,16 +6,7 @@
 //! 1000000` at one million. Each part runs in a process of its own; within one the two tables take
 //! turns, so that a busy machine slows both alike: read the ratios.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::cast_precision_loss,
-    missing_docs,
-    clippy::disallowed_methods,
-    reason = "a benchmark is no library"
-)]
+#![allow(clippy::cast_precision_loss, reason = "figures are rounded")]
 
 mod calls;
 mod dashmap_table;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-#[allow(clippy::disallowed_methods, reason = "cargo tells build scripts where to write by this")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo::rerun-if-changed={}", protos.join("consent").display());

@@ -5,17 +5,7 @@
 //! A test target without a harness, and no example: cargo tells tests alone where the binary that
 //! was built with them is. Run as a test, it plays for a few seconds.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
-    missing_docs,
-    unreachable_pub,
-    dead_code,
-    reason = "it prints, reads clocks, and shares the tests' parts, of which it needs some"
-)]
+#![allow(dead_code, reason = "it needs a part of the tests' harness")]
 
 #[path = "../it/faults/checker.rs"]
 mod checker;

@@ -5,17 +5,7 @@
 //! An answer that allows is wrong where no event can have allowed it: see [`oracle`]. A test target
 //! without a harness: cargo tells tests alone where the binary is. Run as a test, it plays shortly.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
-    missing_docs,
-    unreachable_pub,
-    dead_code,
-    reason = "it prints, reads clocks, and shares the tests' parts, of which it needs some"
-)]
+#![allow(dead_code, reason = "it needs a part of the tests' harness")]
 
 #[path = "../long_runs/mod.rs"]
 mod long_runs;

@@ -1,15 +1,6 @@
 //! The rules of the repository, as tests: which module may import which, how long files are, and
 //! that the documents are true.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    missing_docs,
-    clippy::disallowed_methods,
-    reason = "tests are no library"
-)]
-
 mod documents;
 mod links;
 mod tables;
@@ -152,5 +143,21 @@ fn files_stay_short_enough_to_be_read() {
         // The model quotes the page beside what it does, and is the one exception.
         let most = if path.ends_with("it/model.rs") { 1_300 } else { 530 };
         assert!(lines <= most, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn every_library_turns_on_the_lints_of_libraries() {
+    let lints = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let (_, rest) = text.split_once("#![warn(").unwrap_or_default();
+        rest.split(")]").next().unwrap_or_default().split_whitespace().collect::<String>()
+    };
+    let root_library = root().join("src/lib.rs");
+    let expected = lints(&root_library);
+    assert!(expected.contains("clippy::unwrap_used"), "src/lib.rs has no lints");
+    let crates = fs::read_dir(root().join("crates")).unwrap();
+    for library in crates.map(|entry| entry.unwrap().path().join("src/lib.rs")) {
+        assert_eq!(lints(&library), expected, "{} differs from src/lib.rs", library.display());
     }
 }

@@ -1,12 +1,5 @@
 //! The commands, against real sidecars: what they print, and with which exit code they end.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

@@ -1,12 +1,5 @@
 //! Nonsense on every method and on the bare socket: nothing breaks, and nobody is allowed by it.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::collections::BTreeSet;
 use std::path::Path;
 

@@ -1,15 +1,5 @@
 //! The sidecar as its users meet it: the real binary, real sockets, real files.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    missing_docs,
-    unreachable_pub,
-    reason = "tests read clocks and the environment, and are no library"
-)]
-
 mod admin;
 mod basics;
 mod bench;

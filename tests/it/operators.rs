@@ -1,12 +1,5 @@
 //! The operators' commands, on real servers: what they make, find, mend and copy.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 mod damage;
 
 use std::sync::Arc;

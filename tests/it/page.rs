@@ -1,12 +1,5 @@
 //! The page for people, in a real browser.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 mod form;
 mod pictures;
 

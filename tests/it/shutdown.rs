@@ -1,12 +1,5 @@
 //! Ending: on a signal, whatever is connected; and what else ends connections and calls.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::time::{Duration, Instant};
 
 use consentd::grpc::pb;

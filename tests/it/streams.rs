@@ -1,13 +1,6 @@
 //! Questions and campaigns over streams: the answers are those of `CanSend`, whatever happens to
 //! the stream.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

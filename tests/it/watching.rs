@@ -1,12 +1,5 @@
 //! `WatchConsents`: every change is told, or that some were not.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 mod model;
 
 use std::io::{BufRead as _, BufReader, Lines};

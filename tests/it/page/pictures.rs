@@ -1,13 +1,6 @@
 //! What the page looks like, in every state that it can be seen in: on a desk, in the dark and on
 //! a phone. `scripts/screenshots` runs this and keeps the pictures.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends by panicking"
-)]
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
