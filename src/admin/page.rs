@@ -16,7 +16,7 @@ use super::Admin;
 use super::check::{Check, Said};
 use super::format::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
 use super::rate;
-use crate::checker::Phase;
+use crate::checker::TablePhase;
 use crate::metrics::MetricsSummary;
 use consentd_os::clock;
 
@@ -204,17 +204,17 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
         clock: now.get(11..19).unwrap_or_default().to_owned(),
         time: now,
         phase: match status.phase {
-            Phase::Loading => &LOADING,
-            Phase::Live => &LIVE,
-            Phase::Stale => &STALE,
-            Phase::Invalid => &INVALID,
+            TablePhase::Loading => &LOADING,
+            TablePhase::Live => &LIVE,
+            TablePhase::Stale => &STALE,
+            TablePhase::Invalid => &INVALID,
         },
         draining: admin.draining.is_cancelled(),
         cause: status.cause,
         warnings: status.warnings,
         remembered: status.remembered,
         staleness: match status.phase {
-            Phase::Loading => "–".to_owned(),
+            TablePhase::Loading => "–".to_owned(),
             _ => short(status.staleness.as_secs_f64()),
         },
         staleness_share: percent(status.staleness.as_secs_f64(), bound.as_secs_f64()).min(100.0),

@@ -1,4 +1,4 @@
-//! What is asked: read one by one, and kept for many to be decided together.
+//! Batches of checks that are looked up together.
 
 use super::CheckRequest;
 use crate::table::{KeyDeriver, Pair};
@@ -7,8 +7,8 @@ use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
 use consentd_core::scope::{Category, Class};
 
-/// What the question before was about: most questions of a batch share their business, and many
-/// their category, which are read once then.
+/// The business and the category of the previous request: most requests of a batch share the business,
+/// and many the category, which are then parsed once.
 #[derive(Default)]
 pub(super) struct ParseCache<'q> {
     business: Option<(&'q str, BusinessId<'q>)>,
@@ -16,64 +16,64 @@ pub(super) struct ParseCache<'q> {
 }
 
 impl<'q> ParseCache<'q> {
-    /// The pair and the category of a question.
-    pub(super) fn read(
+    /// The pair and the category of a request, or its violations.
+    pub(super) fn parse(
         &mut self,
         keys: &KeyDeriver,
-        question: &CheckRequest<'q>,
+        request: &CheckRequest<'q>,
     ) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-        let user = UserId::parse(question.user_id);
-        let business = again(&mut self.business, question.business_id, BusinessId::parse);
-        let category = again(&mut self.category, question.category, Category::parse);
+        let user = UserId::parse(request.user_id);
+        let business = cached(&mut self.business, request.business_id, BusinessId::parse);
+        let category = cached(&mut self.category, request.category, Category::parse);
         match (user, business, category) {
             (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
             (user, business, category) => {
-                let found = [user.err(), business.err(), category.err()];
-                Err(found.into_iter().flatten().collect())
+                let violations = [user.err(), business.err(), category.err()];
+                Err(violations.into_iter().flatten().collect())
             }
         }
     }
 }
 
-/// What a text was read as before, or is read as now.
-fn again<'q, T: Copy>(
-    before: &mut Option<(&'q str, T)>,
+/// The cached value if the text is the same, or else the parsed one, which is then cached.
+fn cached<'q, T: Copy>(
+    cache: &mut Option<(&'q str, T)>,
     text: &'q str,
     parse: impl FnOnce(&'q str) -> Result<T, Violation>,
 ) -> Result<T, Violation> {
-    if let Some((same, read)) = *before
-        && same == text
+    if let Some((known, value)) = *cache
+        && known == text
     {
-        return Ok(read);
+        return Ok(value);
     }
-    let read = parse(text)?;
-    *before = Some((text, read));
-    Ok(read)
+    let value = parse(text)?;
+    *cache = Some((text, value));
+    Ok(value)
 }
 
-/// What is to be decided together; what is wrong with a question keeps its place.
+/// The requests of a batch in order. An invalid one takes a place among the requests and has no pair.
 pub(super) struct Batch<'q, E> {
-    pub(super) asked: Vec<Result<(Class, Form), E>>,
+    pub(super) requests: Vec<Result<(Class, Form), E>>,
     pub(super) pairs: Vec<Pair>,
     pub(super) categories: Vec<Category<'q>>,
 }
 
 impl<'q, E> Batch<'q, E> {
-    pub(super) fn with_capacity(questions: usize) -> Self {
+    pub(super) fn with_capacity(requests: usize) -> Self {
         Self {
-            asked: Vec::with_capacity(questions),
-            pairs: Vec::with_capacity(questions),
-            categories: Vec::with_capacity(questions),
+            requests: Vec::with_capacity(requests),
+            pairs: Vec::with_capacity(requests),
+            categories: Vec::with_capacity(requests),
         }
     }
 
-    pub(super) fn ask(&mut self, pair: Pair, category: Category<'q>, form: Form) {
-        self.asked.push(Ok((category.class, form)));
+    pub(super) fn push(&mut self, pair: Pair, category: Category<'q>, form: Form) {
+        self.requests.push(Ok((category.class, form)));
         self.pairs.push(pair);
         self.categories.push(category);
     }
 
-    pub(super) fn refuse(&mut self, why: E) {
-        self.asked.push(Err(why));
+    pub(super) fn push_invalid(&mut self, error: E) {
+        self.requests.push(Err(error));
     }
 }

@@ -1,6 +1,7 @@
-//! What every reader calls: the table, the policy and the clocks make a decision.
+//! The checker: looks a pair up in the table and decides by the policy and both clocks.
 
 mod batch;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::batch::{Batch, ParseCache};
 use crate::decision_log::{DecisionLog, DecisionRecord};
-use crate::metrics::{Metrics, TableGauges};
+use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 use consentd_core::Violation;
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
@@ -17,53 +18,57 @@ use consentd_core::facts::Facts;
 use consentd_core::id::{BusinessId, Key, UserId};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
-use consentd_core::time::{Clock, Timestamp, clock_offset_warning};
+use consentd_core::time::Clock;
 use consentd_os::clock::{self, Moment};
 
+pub use self::status::{TablePhase, TableStatus};
 pub use crate::table::PairSummary;
 
 /// The longest that a check waits for a revision, whatever its deadline.
-pub const MAX_WAIT: Duration = Duration::from_secs(5);
+pub const MAX_REVISION_WAIT: Duration = Duration::from_secs(5);
 
-/// A question.
+/// The longest pause between two looks at the freshness while a check waits for a revision.
+const FRESHNESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// An unvalidated check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckRequest<'a> {
     /// The user to be messaged.
     pub user_id: &'a str,
     /// The business that would send.
     pub business_id: &'a str,
-    /// What the message is about.
+    /// The category of the message.
     pub category: &'a str,
-    /// How it is written.
+    /// The form of the message.
     pub form: Form,
 }
 
-/// What the messages to a campaign's recipients have in common.
+/// What the checks of all recipients of a campaign have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct Campaign<'a> {
     /// The business that would send.
     pub business: BusinessId<'a>,
-    /// What the messages are about.
+    /// The category of the messages.
     pub category: Category<'a>,
-    /// How they are written.
+    /// The form of the messages.
     pub form: Form,
 }
 
-/// A decision, and what it rests on.
+/// A decision, and the state of the table that it rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckResult {
     /// The decision.
     pub decision: Decision,
-    /// The revision that it rests on.
+    /// The last revision that the table had applied.
     pub revision: Revision,
     /// How long ago the table was proven to be current.
     pub staleness: Duration,
 }
 
-/// Why no decision was made. A client that gets one must not send.
+/// Why no decision was made. A client that gets this error must not send.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The question is malformed.
+    /// Fields of the request are invalid.
     #[error("the request is not valid")]
     Invalid(Vec<Violation>),
     /// The table has not been loaded yet.
@@ -71,48 +76,14 @@ pub enum CheckError {
     NotReady,
 }
 
-/// A revision that did not arrive in time.
+/// The table did not reach a revision in time.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("revision {wanted} did not arrive in time; the table holds {applied}")]
 pub struct RevisionTimeout {
     /// The revision that was waited for.
     pub wanted: Revision,
-    /// What the table held.
+    /// The last revision that the table had applied.
     pub applied: Revision,
-}
-
-/// What the follower is doing, as a whole.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Phase {
-    /// Reading the first snapshot.
-    Loading,
-    /// Current within the bound.
-    Live,
-    /// Not proven within the bound.
-    Stale,
-    /// Known to be wrong.
-    Invalid,
-}
-
-/// How current the table is.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// What the follower is doing.
-    pub phase: Phase,
-    /// How long ago the table was proven to be current; zero while loading.
-    pub staleness: Duration,
-    /// The last applied revision.
-    pub revision: Revision,
-    /// How many pairs the table holds.
-    pub pairs: usize,
-    /// What holds the phase where it is; empty when live.
-    pub cause: String,
-    /// What the ledger's clock says; this machine's, while loading.
-    pub now: Timestamp,
-    /// What an operator should mend about the ledger, or about the clocks.
-    pub warnings: Arc<[String]>,
-    /// How many pairs are denied by what the table remembers alone.
-    pub remembered: u64,
 }
 
 /// Answers checks; clones share the table.
@@ -126,7 +97,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker that denies once the table's last proof is older than `bound`.
+    /// Makes a checker that denies once the table's last proof is older than `max_staleness`.
     #[must_use]
     pub fn new(
         table: Table,
@@ -137,99 +108,103 @@ impl Checker {
         Self { table, policy, max_staleness, metrics, log: None }
     }
 
-    /// Logs what it decides from now on.
+    /// Sets the decision log.
     #[must_use]
     pub fn logging(mut self, log: Option<DecisionLog>) -> Self {
         self.log = log;
         self
     }
 
-    /// Answers a question from memory.
+    /// Checks one request, counts the decision, and offers it to the decision log.
     ///
     /// # Errors
     ///
-    /// [`CheckError`] where no decision was made.
-    pub fn check(&self, question: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        let read = ParseCache::default().read(&self.table.key_deriver(), question);
-        let (pair, category) = read.map_err(CheckError::Invalid)?;
-        let (answer, now) = self.decide_one(pair, category, question.form, Moment::about_now)?;
-        self.metrics.decided(answer.decision.reason);
+    /// [`CheckError`] if no decision was made.
+    pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
+        let (pair, category) = self.parse(request)?;
+        let (facts, freshness) = self.table.facts(pair, category);
+        let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
+        let result = evaluation.result(&facts, category.class, request.form);
+        self.metrics.decided(result.decision.reason);
         if let Some(log) = &self.log {
-            log.log(&decided(pair, category, question.form, &answer, now));
+            log.log(&log_record(pair, category, request.form, &result, evaluation.now));
         }
-        Ok(answer)
+        Ok(result)
     }
 
-    /// Whether a question has an answer: nothing is looked up, counted or logged.
+    /// Whether a request is valid. No pair is looked up, and nothing is counted or logged.
     #[must_use]
-    pub fn is_valid(&self, question: &CheckRequest<'_>) -> bool {
-        ParseCache::default().read(&self.table.key_deriver(), question).is_ok()
+    pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
+        self.parse(request).is_ok()
     }
 
-    /// The same answer for a person who wants to know: it is neither counted nor logged as a
-    /// decision, for no message hangs on it.
+    /// Checks one request without counting or logging the decision, because no message depends on it:
+    /// a person wants to know.
     ///
     /// # Errors
     ///
-    /// [`CheckError`] where no decision was made.
-    pub fn check_unrecorded(&self, question: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        // The ledger's clock, which runs on the exact one of the two, decides to the millisecond.
-        self.check_at(question, Moment::about_now)
+    /// [`CheckError`] if no decision was made.
+    pub fn check_unrecorded(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
+        self.check_at(request, Moment::about_now)
     }
 
-    /// The same by another clock, which is read after the table.
+    /// Does the same by another clock, which is read after the table: for simulations.
     ///
     /// # Errors
     ///
-    /// [`CheckError`] where no decision was made.
+    /// [`CheckError`] if no decision was made.
     pub fn check_at(
         &self,
-        question: &CheckRequest<'_>,
+        request: &CheckRequest<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<CheckResult, CheckError> {
-        let read = ParseCache::default().read(&self.table.key_deriver(), question);
-        let (pair, category) = read.map_err(CheckError::Invalid)?;
-        Ok(self.decide_one(pair, category, question.form, clock)?.0)
-    }
-
-    /// Looks one pair up, reads the clock, and decides; gives when that was, too.
-    fn decide_one(
-        &self,
-        pair: Pair,
-        category: Category<'_>,
-        form: Form,
-        clock: impl FnOnce() -> Moment,
-    ) -> Result<(CheckResult, Moment), CheckError> {
+        let (pair, category) = self.parse(request)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
-        Ok((evaluation.answer(&facts, category.class, form), evaluation.now))
+        Ok(evaluation.result(&facts, category.class, request.form))
     }
 
-    /// Answers many questions, in their order, by one reading of the clocks: so give it no more of
-    /// them than are answered in a fraction of a millisecond.
+    fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<(Pair, Category<'q>), CheckError> {
+        let user = UserId::parse(request.user_id);
+        let business = BusinessId::parse(request.business_id);
+        let category = Category::parse(request.category);
+        match (user, business, category) {
+            (Ok(user), Ok(business), Ok(category)) => {
+                Ok((self.table.key_deriver().pair(&user, business), category))
+            }
+            (user, business, category) => {
+                let violations = [user.err(), business.err(), category.err()];
+                Err(CheckError::Invalid(violations.into_iter().flatten().collect()))
+            }
+        }
+    }
+
+    /// Checks a batch in order, with one reading of the clocks: callers must keep a batch so small that
+    /// it takes a fraction of a millisecond. `each` gets the result of each request, or its violations.
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`]; what is wrong with a question is an answer.
+    /// [`CheckError::NotReady`].
     pub fn check_many<'q>(
         &self,
-        questions: impl ExactSizeIterator<Item = CheckRequest<'q>>,
+        requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
         each: impl FnMut(Result<CheckResult, Vec<Violation>>),
     ) -> Result<(), CheckError> {
         let keys = self.table.key_deriver();
-        let (mut lately, mut wanted) =
-            (ParseCache::default(), Batch::with_capacity(questions.len()));
-        for question in questions {
-            match lately.read(&keys, &question) {
-                Ok((pair, category)) => wanted.ask(pair, category, question.form),
-                Err(found) => wanted.refuse(found),
+        let mut cache = ParseCache::default();
+        let mut batch = Batch::with_capacity(requests.len());
+        for request in requests {
+            match cache.parse(&keys, &request) {
+                Ok((pair, category)) => batch.push(pair, category, request.form),
+                Err(violations) => batch.push_invalid(violations),
             }
         }
-        self.decide_many(wanted, each).map(|_| ())
+        self.check_batch(batch, each).map(|_| ())
     }
 
-    /// Decides one message to each of `users`, in their order, as [`check_many`](Self::check_many)
-    /// does; nothing for one whose id is malformed. Gives the table's staleness.
+    /// Checks one message of a campaign to each user in order, like
+    /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. Returns the
+    /// table's staleness.
     ///
     /// # Errors
     ///
@@ -242,63 +217,63 @@ impl Checker {
     ) -> Result<Duration, CheckError> {
         let keys = self.table.key_deriver();
         let Campaign { business, category, form } = *campaign;
-        let mut wanted = Batch::with_capacity(users.len());
+        let mut batch = Batch::with_capacity(users.len());
         for user in users {
             match UserId::parse(user) {
-                Ok(user) => wanted.ask(keys.pair(&user, business), category, form),
-                Err(_) => wanted.refuse(()),
+                Ok(user) => batch.push(keys.pair(&user, business), category, form),
+                Err(_) => batch.push_invalid(()),
             }
         }
-        self.decide_many(wanted, |answer: Result<CheckResult, ()>| {
-            each(answer.ok().map(|answer| answer.decision.reason));
+        self.check_batch(batch, |result: Result<CheckResult, ()>| {
+            each(result.ok().map(|result| result.decision.reason));
         })
     }
 
-    /// Looks all of them up, reads the clocks, and decides.
-    fn decide_many<E>(
+    /// Looks all pairs of a batch up, reads the clocks once, and decides.
+    fn check_batch<E>(
         &self,
-        wanted: Batch<'_, E>,
+        batch: Batch<'_, E>,
         mut each: impl FnMut(Result<CheckResult, E>),
     ) -> Result<Duration, CheckError> {
-        let Batch { asked, pairs, categories } = wanted;
+        let Batch { requests, pairs, categories } = batch;
         let mut facts = Vec::with_capacity(pairs.len());
         let freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         let mut looked_up = pairs.iter().zip(&categories);
-        for asked in asked {
-            each(asked.map(|(class, form)| {
+        for request in requests {
+            each(request.map(|(class, form)| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
-                let answer = evaluation.answer(facts, class, form);
+                let result = evaluation.result(facts, class, form);
                 // `Reason::ALL` is in the order of their declaration.
-                if let Some(count) = counts.get_mut(answer.decision.reason as usize) {
+                if let Some(count) = counts.get_mut(result.decision.reason as usize) {
                     *count += 1;
                 }
                 if let Some(log) = &self.log
                     && let Some((pair, category)) = looked_up.next()
                 {
-                    log.log(&decided(*pair, *category, form, &answer, evaluation.now));
+                    log.log(&log_record(*pair, *category, form, &result, evaluation.now));
                 }
-                answer
+                result
             }));
         }
         self.metrics.decided_many(&counts);
         Ok(evaluation.staleness)
     }
 
-    /// Waits until the table holds `revision`: until `deadline`, [`MAX_WAIT`] at the most, and not
-    /// at all while the table is not live: such a check is denied as stale whatever arrives.
+    /// Waits until the table holds `revision`, until `deadline`, and for [`MAX_REVISION_WAIT`] at most.
+    /// It does not wait while the table is not live: such a check is denied as stale in any case.
     ///
     /// # Errors
     ///
-    /// [`RevisionTimeout`] where it did not arrive.
+    /// [`RevisionTimeout`] if the revision did not arrive.
     pub async fn wait_for_revision(
         &self,
         revision: Revision,
         deadline: Option<Instant>,
     ) -> Result<(), RevisionTimeout> {
-        let limit = Instant::now() + MAX_WAIT;
+        let limit = Instant::now() + MAX_REVISION_WAIT;
         let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
         loop {
             let freshness = self.table.freshness();
@@ -309,25 +284,25 @@ impl Checker {
             if freshness.validity != Validity::Valid || staleness > self.max_staleness {
                 return Ok(());
             }
-            // The table may go stale, or be found wrong, while we wait.
-            let look_again = (self.max_staleness.saturating_sub(staleness))
-                .clamp(Duration::from_millis(1), Duration::from_millis(100));
+            // The table may become stale or invalid during the wait.
+            let recheck = (self.max_staleness.saturating_sub(staleness))
+                .clamp(Duration::from_millis(1), FRESHNESS_POLL_INTERVAL);
             tokio::select! {
                 biased;
                 () = self.table.wait_for_revision(revision) => return Ok(()),
                 () = sleep_until(limit) => {
                     return Err(RevisionTimeout { wanted: revision, applied: freshness.revision });
                 }
-                () = tokio::time::sleep(look_again) => {}
+                () = tokio::time::sleep(recheck) => {}
             }
         }
     }
 
-    /// All that the table holds of a pair, the revision that it rests on, and its staleness.
+    /// All that the table holds of a pair, the revision that this rests on, and the staleness.
     ///
     /// # Errors
     ///
-    /// [`CheckError`] where the ids are malformed, or nothing was loaded yet.
+    /// [`CheckError`] if an id is invalid or the table has not been loaded.
     pub fn summary(
         &self,
         user_id: &str,
@@ -338,30 +313,30 @@ impl Checker {
         if freshness.validity == Validity::Loading {
             return Err(CheckError::NotReady);
         }
-        // A record that cannot be read denies everything, which is what suppression says.
+        // An unreadable record denies everything, as a suppression does.
         let unreadable = |_| PairSummary { suppressed: true, ..PairSummary::default() };
         let summary = summary.unwrap_or_else(unreadable);
         Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
     }
 
-    /// The key that a pair has in the ledger, by which the decision log names it.
+    /// The pair's key in the ledger, by which the decision log names it.
     ///
     /// # Errors
     ///
-    /// [`CheckError::Invalid`] where the ids are malformed.
+    /// [`CheckError::Invalid`] if an id is invalid.
     pub fn key(&self, user_id: &str, business_id: &str) -> Result<Key, CheckError> {
         let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
         Ok(pair.key())
     }
 
-    /// Whether the table was ever loaded. It stays so: an upstream fault must not take every
-    /// sender's sidecar out of service, and is told in every answer.
+    /// Whether the table was ever loaded. It stays true: a fault of the ledger must not take the
+    /// sidecars of all senders out of service, and every answer reports it.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.table.freshness().validity != Validity::Loading
     }
 
-    /// Whether the table is proven to be current, within the bound.
+    /// Whether the table was proven to be current within the maximum staleness.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let freshness = self.table.freshness();
@@ -369,89 +344,33 @@ impl Checker {
         freshness.validity == Validity::Valid && staleness <= self.max_staleness
     }
 
-    /// The last applied revision.
+    /// The last revision that the table has applied.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.table.freshness().revision
     }
 
-    /// How current the table is.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let freshness = self.table.freshness();
-        let staleness = staleness_of(&freshness);
-        let phase = match freshness.validity {
-            Validity::Loading => Phase::Loading,
-            Validity::Invalid => Phase::Invalid,
-            Validity::Valid if staleness > self.max_staleness => Phase::Stale,
-            Validity::Valid => Phase::Live,
-        };
-        let cause = match phase {
-            Phase::Live => String::new(),
-            _ => match self.table.cause() {
-                cause if cause.is_empty() => {
-                    let since = match staleness.as_secs() {
-                        0 => Duration::from_millis(whole_millis(staleness)),
-                        seconds => Duration::from_secs(seconds),
-                    };
-                    format!("no proof from the ledger for {}", humantime::format_duration(since))
-                }
-                cause => cause,
-            },
-        };
-        let now = Moment::now();
-        let wall = now.wall;
-        let now = match freshness.validity {
-            Validity::Loading => now.wall,
-            Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
-        };
-        let (revision, pairs) = (freshness.revision, self.table.pairs());
-        let (mut warnings, remembered) = (self.table.warnings(), self.table.retained_pairs());
-        let offset = clock_offset_warning(wall, now);
-        if let Some(warning) = offset {
-            warnings = warnings.iter().cloned().chain([warning]).collect();
-        }
-        Status { phase, staleness, revision, pairs, cause, now, warnings, remembered }
-    }
-
-    /// The longest staleness at which checks are still answered.
+    /// The longest staleness at which checks are still decided by consent.
     #[must_use]
     pub fn max_staleness(&self) -> Duration {
         self.max_staleness
     }
-
-    /// What metrics show of the table.
-    #[must_use]
-    pub fn gauges(&self) -> TableGauges {
-        let freshness = self.table.freshness();
-        let now = Moment::now();
-        let offset = freshness.ledger_clock(now).as_millis() - now.wall.as_millis();
-        let loaded = freshness.validity != Validity::Loading;
-        TableGauges {
-            staleness: staleness_of(&freshness),
-            revision: freshness.revision,
-            pairs: self.table.pairs(),
-            bytes: self.table.bytes(),
-            clock_offset: if loaded { seconds(offset) } else { 0.0 },
-            remembered: self.table.retained_pairs(),
-        }
-    }
 }
 
-/// What is logged of an answer.
-fn decided<'q>(
+/// The decision log's record of a result.
+fn log_record<'q>(
     pair: Pair,
     category: Category<'q>,
     form: Form,
-    answer: &CheckResult,
+    result: &CheckResult,
     now: Moment,
 ) -> DecisionRecord<'q> {
-    let CheckResult { decision, revision, staleness } = *answer;
+    let CheckResult { decision, revision, staleness } = *result;
     let (key, reason) = (pair.key(), decision.reason);
     DecisionRecord { key, category, form, reason, revision, staleness, now }
 }
 
-/// What answers that were looked up together have in common.
+/// What all decisions of one look-up share: the clocks, the policy and the freshness.
 struct Evaluation<'a> {
     now: Moment,
     policy: &'a Policy,
@@ -462,6 +381,7 @@ struct Evaluation<'a> {
 }
 
 impl<'a> Evaluation<'a> {
+    /// `now` must have been read after the look-up.
     fn new(checker: &'a Checker, freshness: Freshness, now: Moment) -> Result<Self, CheckError> {
         let staleness = freshness.staleness(now);
         let proof = match freshness.validity {
@@ -475,7 +395,7 @@ impl<'a> Evaluation<'a> {
         Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
-    fn answer(
+    fn result(
         &self,
         facts: &Result<Facts, UnreadablePair>,
         class: Class,
@@ -488,21 +408,4 @@ impl<'a> Evaluation<'a> {
         let decision = decide(facts, class, form, self.policy, self.clock, proof);
         CheckResult { decision, revision: self.revision, staleness: self.staleness }
     }
-}
-
-/// How long ago the table was proven; zero before there was anything to prove.
-fn staleness_of(freshness: &Freshness) -> Duration {
-    match freshness.validity {
-        Validity::Loading => Duration::ZERO,
-        Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
-    }
-}
-
-fn whole_millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn seconds(millis: i64) -> f64 {
-    let magnitude = Duration::from_millis(millis.unsigned_abs()).as_secs_f64();
-    if millis < 0 { -magnitude } else { magnitude }
 }

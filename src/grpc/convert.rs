@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::checker::{CheckResult, Phase, Status};
+use crate::checker::{CheckResult, TablePhase, TableStatus};
 use crate::recorder::Submission;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
@@ -99,13 +99,13 @@ pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
 }
 
 /// A status on the wire.
-pub(super) fn status(status: Status, ledger: String) -> pb::GetStatusResponse {
+pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusResponse {
     use pb::get_status_response::Phase as Pb;
     let phase = match status.phase {
-        Phase::Loading => Pb::Loading,
-        Phase::Live => Pb::Live,
-        Phase::Stale => Pb::Stale,
-        Phase::Invalid => Pb::Invalid,
+        TablePhase::Loading => Pb::Loading,
+        TablePhase::Live => Pb::Live,
+        TablePhase::Stale => Pb::Stale,
+        TablePhase::Invalid => Pb::Invalid,
     };
     pb::GetStatusResponse {
         phase: phase.into(),

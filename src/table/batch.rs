@@ -1,40 +1,39 @@
-//! Many look-ups at once: their cache misses overlap, and what one look-up costs beside them is
-//! paid once for all.
+//! Batches of look-ups: their cache misses overlap, and fixed costs are paid once per batch.
 
 use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::shard::shard_of;
 use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
-use consentd_core::facts::{Facts, Profile, Times};
+use consentd_core::facts::Facts;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::Category;
 
-/// How many look-ups are on their way at once: more than a core has misses open, and little enough
-/// that what the first of them brought is still there when the last one was asked for.
+/// How many look-ups are prefetched together: more than a core can have cache misses in flight, and
+/// few enough that the first prefetched line is still cached at the last look-up.
 const LOOKUPS_PER_PREFETCH: usize = 64;
 
-/// What makes the keys of pairs, for as many of them as are asked about together.
+/// Derives the keys of pairs, with the secrets loaded once.
 pub struct KeyDeriver {
     secret: Guard<Arc<KeySecret>>,
-    before: Guard<Option<Arc<PreviousLedgerDenials>>>,
+    previous: Guard<Option<Arc<PreviousLedgerDenials>>>,
 }
 
 impl KeyDeriver {
     /// The pair of a user and a business.
     #[must_use]
     pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
-        let previous_key = self.before.as_ref().map(|previous| previous.secret.key(user, business));
+        let previous = self.previous.as_ref();
+        let previous_key = previous.map(|previous| previous.secret.key(user, business));
         Pair { key: self.secret.key(user, business), previous_key }
     }
 
-    /// The same of ids as they came.
+    /// The pair of two unvalidated ids.
     ///
     /// # Errors
     ///
-    /// What is wrong with either id, or both.
+    /// The violations of either id, or of both.
     pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
         match (UserId::parse(user_id), BusinessId::parse(business_id)) {
             (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
@@ -44,18 +43,17 @@ impl KeyDeriver {
 }
 
 impl Table {
-    /// What makes the keys now. Not to be kept: a ledger that comes in this one's place has others.
+    /// The current key deriver. It must not be kept: a ledger that replaces this one has other secrets.
     #[must_use]
     pub fn key_deriver(&self) -> KeyDeriver {
-        KeyDeriver { secret: self.0.secret.load(), before: self.0.before.load() }
+        KeyDeriver { secret: self.0.secret.load(), previous: self.0.previous_ledger.load() }
     }
 
-    /// What decisions need to know of many pairs, each about the category in its place; and how
-    /// current all of that is. `into` is emptied, and gets as many facts as there are pairs,
-    /// in their order.
+    /// The facts of many pairs, each for the category at its place, and how current all of them are.
+    /// `into` is cleared and filled in the order of the pairs.
     ///
-    /// Each is as a look-up of its own would have found it after the freshness was read. Read the
-    /// clock after this, not before. Allocates nothing where `into` has room.
+    /// Each result is what a single look-up after the reading of the freshness could have returned. The
+    /// caller must read the clock after this call. It allocates nothing if `into` has the capacity.
     pub fn facts_batch(
         &self,
         pairs: &[Pair],
@@ -63,48 +61,38 @@ impl Table {
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) -> Freshness {
         into.clear();
-        let ((), freshness) = self.0.with_generation_check(|| {
-            for (pairs, categories) in
-                pairs.chunks(LOOKUPS_PER_PREFETCH).zip(categories.chunks(LOOKUPS_PER_PREFETCH))
-            {
-                self.add_facts(pairs, categories, into);
-            }
-        });
-        freshness
+        let stamp = self.0.stamp();
+        let chunks = pairs.chunks(LOOKUPS_PER_PREFETCH);
+        for (pairs, categories) in chunks.zip(categories.chunks(LOOKUPS_PER_PREFETCH)) {
+            self.append_facts(pairs, categories, into);
+        }
+        self.0.freshness_since(stamp)
     }
 
-    fn add_facts(
+    fn append_facts(
         &self,
         pairs: &[Pair],
         categories: &[Category<'_>],
         into: &mut Vec<Result<Facts, UnreadablePair>>,
     ) {
-        // First, as in `facts`: whoever is taken out of there is in an entry by then.
-        let before = pairs.iter().any(|pair| pair.previous_key.is_some()).then(|| {
-            let denied: Vec<_> =
-                pairs.iter().map(|pair| self.0.previous_ledger_denials(*pair)).collect();
-            (into.len(), denied)
+        // Before the look-ups, as in `facts`.
+        let previous = pairs.iter().any(|pair| pair.previous_key.is_some()).then(|| {
+            let denied = pairs.iter().map(|pair| self.0.previous_ledger_denials(*pair));
+            (into.len(), denied.collect::<Vec<_>>())
         });
-        self.0.lanes.read(|view| {
-            // None of these waits for another one; the look-ups below find what they brought.
-            let touched = pairs.iter().fold(0, |all: u64, pair| {
-                let slots = view.shards.get(shard_of(pair.key));
-                all ^ slots.map_or(0, |slots| slots.prefetch(pair.key))
+        let view = self.0.directory.view();
+        // These loads do not depend on each other, so their cache misses overlap.
+        let prefetched =
+            pairs.iter().fold(0, |all: u64, pair| all ^ view.shard(pair.key).prefetch(pair.key));
+        std::hint::black_box(prefetched);
+        for (pair, category) in pairs.iter().zip(categories) {
+            into.push(match self.0.lookup(&view, pair.key) {
+                None => Ok(Facts::NOTHING),
+                Some(found) => found.map(|pair| pair.facts(*category)),
             });
-            std::hint::black_box(touched);
-            for (pair, category) in pairs.iter().zip(categories) {
-                let read = |profile: &Profile, last_inbound, times: Times<'_>| {
-                    profile.facts(*category, last_inbound, times)
-                };
-                let found = view.shards.get(shard_of(pair.key)).and_then(|slots| {
-                    slots.read(pair.key, |entry| {
-                        Some(self.0.resolve(pair.key, entry?, slots, &view.profiles, read))
-                    })
-                });
-                into.push(found.unwrap_or(Ok(Facts::NOTHING)));
-            }
-        });
-        let Some((first, denied)) = before else { return };
+        }
+        drop(view);
+        let Some((first, denied)) = previous else { return };
         for ((facts, denied), category) in into.iter_mut().skip(first).zip(denied).zip(categories) {
             if let (Ok(facts), Some(denied)) = (facts, denied) {
                 *facts = denied.over(*category, *facts);

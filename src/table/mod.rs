@@ -1,12 +1,13 @@
-//! The sharded map from which checks are answered, and how current it is.
+//! The hot table: the sharded in-memory map that checks are answered from, and its freshness.
 //!
-//! [`Table`] reads; [`Writer`], which is not `Clone`, writes, and the follower alone holds it.
-//! Freshness lies beside the map and comes with every look-up, so nobody can read consent and
-//! forget to ask how old it is. Raw ids are not kept: an entry is a pair's key and 8 bytes, the
-//! number of the [`Profile`] that it shares with other pairs and its last inbound. Where something
-//! lapses at one moment, that takes 16 bytes elsewhere; what fits into neither lies in a second map.
-//! What no pair uses any more is freed: the table takes what its pairs take, however often they
-//! have changed.
+//! [`Table`] reads and can be cloned; [`Writer`] writes, is not `Clone`, and is held by the follower
+//! alone. Every look-up returns the freshness together with the pair, so no caller can use consent
+//! without its age.
+//!
+//! The table stores no raw ids. A pair takes 24 bytes: its 16-byte key and an 8-byte entry, which is the
+//! number of a shared [`Profile`] and the pair's last inbound. A pair of which something expires at one
+//! moment takes 16 bytes more; a pair that fits neither encoding is boxed in a second map. Profiles
+//! that no pair uses are freed, so the memory depends on the pairs and not on how often they changed.
 
 #![cfg_attr(
     not(test),
@@ -19,12 +20,13 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
+use dashmap::mapref::one::Ref;
 use tokio::sync::watch;
 
 use self::packed_entry::{Encoding, PackedEntry};
 use self::profiles::{Chunk, Profiles};
-use self::shard::{SHARDS, Shard, shard_of};
-use self::shard_directory::ShardDirectory;
+use self::shard::{PerShard, Shard, ShardIndex};
+use self::shard_directory::{ShardDirectory, View};
 use self::shard_writer::ShardWriter;
 use consentd_core::Violation;
 use consentd_core::denied::Denied;
@@ -50,23 +52,23 @@ mod writer;
 pub use self::batch::KeyDeriver;
 pub use self::serialize::{TableImage, TableImageError};
 
-/// What the table is, whatever its age.
+/// Whether the table's content can be used, whatever its age.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Validity {
-    /// Nothing was loaded yet.
+    /// The first load is not complete.
     Loading,
-    /// It holds a state that the ledger had.
+    /// The table holds a state that the ledger had.
     Valid,
-    /// It is known to be wrong.
+    /// The table is known to be wrong, and is being loaded again.
     Invalid,
 }
 
 /// How current the table was at a look-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Freshness {
-    /// What it was.
+    /// The validity.
     pub validity: Validity,
-    /// The moment at which it last had all that the ledger had.
+    /// The moment at which the table last had all that the ledger had.
     proven: Moment,
     /// The ledger's clock less this machine's time since boot, in milliseconds.
     ledger_offset: i64,
@@ -81,7 +83,7 @@ impl Freshness {
         now.since(self.proven)
     }
 
-    /// What the ledger's clock says now, by its last answer and the time since.
+    /// The ledger's clock at `now`: its last known reading, plus the time since.
     #[must_use]
     pub fn ledger_clock(&self, now: Moment) -> Timestamp {
         let boot = i64::try_from(now.boot.as_millis()).unwrap_or(i64::MAX);
@@ -89,21 +91,21 @@ impl Freshness {
     }
 }
 
-/// A pair's entry that could not be read from the ledger: it is denied.
+/// A pair whose record in the ledger could not be read. Every check of it is denied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("this pair's record in the ledger cannot be read")]
 pub struct UnreadablePair;
 
-/// A pair as the table keeps it.
+/// The keys by which the table finds a pair.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Pair {
     key: Key,
-    /// Its key in the ledger before this one, where that had another secret.
+    /// The pair's key in the previous ledger, if that had another secret and its denials are retained.
     previous_key: Option<Key>,
 }
 
 impl Pair {
-    /// Its key in the ledger.
+    /// The pair's key in the ledger.
     #[must_use]
     pub fn key(&self) -> Key {
         self.key
@@ -116,7 +118,8 @@ impl From<Key> for Pair {
     }
 }
 
-/// What a ledger denied whose keys were others than those of the ledger in its place.
+/// The retained denials of a ledger whose keys were made with another secret. Its keys cannot be
+/// converted: a pair is found once its ids come by.
 struct PreviousLedgerDenials {
     secret: KeySecret,
     pairs: DashMap<Key, Arc<Denied>>,
@@ -138,34 +141,31 @@ pub struct PairSummary {
 }
 
 struct Shared {
-    lanes: ShardDirectory,
-    /// What fits nowhere else. Changed only while the pair's shard is.
+    directory: ShardDirectory,
+    /// Pairs that fit no other encoding. A pair is changed here only inside a seqlock write of its shard.
     boxed: DashMap<Key, Box<Resolved>>,
     pairs: AtomicUsize,
-    /// The bytes that shards take.
-    slot_bytes: AtomicUsize,
-    /// The bytes that profiles take.
+    shard_bytes: AtomicUsize,
     profile_bytes: AtomicUsize,
-    /// The bytes that what is in `whole` takes on the heap.
+    /// The heap bytes of the values in `boxed`.
     boxed_bytes: AtomicUsize,
-    /// What the keys are made with.
+    /// The secret that keys are made with.
     secret: ArcSwap<KeySecret>,
-    before: ArcSwapOption<PreviousLedgerDenials>,
-    /// How many pairs are denied by what was remembered alone.
-    remembered: AtomicU64,
+    previous_ledger: ArcSwapOption<PreviousLedgerDenials>,
+    /// How many pairs have retained denials.
+    retained_pairs: AtomicU64,
 
     validity: AtomicU8,
-    /// Counts the times that the table became invalid or valid, so that a look-up across one of
-    /// them is noticed.
+    /// A counter that changes whenever the validity does, so that a look-up across a change is noticed.
     generation: AtomicU64,
     proven_boot: AtomicU64,
     proven_wall: AtomicI64,
     ledger_offset: AtomicI64,
     revision: AtomicU64,
-    /// The applied revision again, for those who wait.
+    /// The applied revision once more, for tasks that wait for one.
     applied: watch::Sender<Revision>,
     cause: Mutex<String>,
-    warnings: ArcSwap<Arc<[String]>>,
+    warnings: Mutex<Arc<[String]>>,
 }
 
 /// The read side; clones share the table.
@@ -175,29 +175,28 @@ pub struct Table(Arc<Shared>);
 /// The write side.
 pub struct Writer {
     shared: Arc<Shared>,
-    /// The profiles that the lanes lead to, and who uses them.
     profiles: Profiles,
-    /// The shards that the lanes lead to.
-    shards: Vec<ShardWriter>,
-    /// How many pairs the second map has, and had at the most since it was last made smaller.
-    boxed: (usize, usize),
+    shards: PerShard<ShardWriter>,
+    /// How many pairs are boxed, and the most that were since their map was last shrunk.
+    boxed_pairs: usize,
+    boxed_peak: usize,
 }
 
-/// An empty table that is not loaded yet.
+/// Makes an empty table whose validity is [`Validity::Loading`].
 #[must_use]
 pub fn new() -> (Table, Writer) {
-    let shards: Vec<_> = (0..SHARDS).map(|_| Arc::new(Shard::with_room(0))).collect();
+    let shards = PerShard::from_fn(ShardWriter::empty);
     let shared = Arc::new(Shared {
-        lanes: ShardDirectory::to(&shards),
+        directory: ShardDirectory::new(&shards.map(|shard| Arc::clone(&shard.shard))),
         boxed: DashMap::new(),
         pairs: AtomicUsize::new(0),
-        slot_bytes: AtomicUsize::new(0),
+        shard_bytes: AtomicUsize::new(0),
         profile_bytes: AtomicUsize::new(0),
         boxed_bytes: AtomicUsize::new(0),
-        // Until a ledger's own is known, nothing is found, and nothing allowed.
+        // Until the ledger's own secret is known, no pair is found, and nothing is allowed.
         secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
-        before: ArcSwapOption::empty(),
-        remembered: AtomicU64::new(0),
+        previous_ledger: ArcSwapOption::empty(),
+        retained_pairs: AtomicU64::new(0),
         validity: AtomicU8::new(encode(Validity::Loading)),
         generation: AtomicU64::new(0),
         proven_boot: AtomicU64::new(0),
@@ -206,11 +205,10 @@ pub fn new() -> (Table, Writer) {
         revision: AtomicU64::new(0),
         applied: watch::Sender::new(0),
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
-        warnings: ArcSwap::from_pointee(Arc::from([])),
+        warnings: Mutex::new(Arc::from([])),
     });
-    let shards = shards.into_iter().map(ShardWriter::from).collect();
-    let (profiles, boxed) = (Profiles::new(), (0, 0));
-    let writer = Writer { shared: Arc::clone(&shared), profiles, shards, boxed };
+    let (profiles, boxed_pairs, boxed_peak) = (Profiles::new(), 0, 0);
+    let writer = Writer { shared: Arc::clone(&shared), profiles, shards, boxed_pairs, boxed_peak };
     (Table(shared), writer)
 }
 
@@ -230,6 +228,40 @@ const fn decode(validity: u8) -> Validity {
     }
 }
 
+/// The freshness before a look-up, and the generation that it belongs to.
+struct Stamp {
+    generation: u64,
+    freshness: Freshness,
+}
+
+/// A pair that was looked up: its profile, its last inbound, and its expiries.
+enum PairRef<'a> {
+    Shared(&'a Profile, Option<Timestamp>, Times<'static>),
+    Boxed(Ref<'a, Key, Box<Resolved>>),
+}
+
+impl PairRef<'_> {
+    fn parts(&self) -> (&Profile, Option<Timestamp>, Times<'_>) {
+        match self {
+            Self::Shared(profile, last_inbound, times) => (profile, *last_inbound, *times),
+            Self::Boxed(boxed) => {
+                (&boxed.profile, boxed.last_inbound, boxed.beside.as_ref().into())
+            }
+        }
+    }
+
+    fn facts(&self, category: Category<'_>) -> Facts {
+        let (profile, last_inbound, times) = self.parts();
+        profile.facts(category, last_inbound, times)
+    }
+}
+
+impl View {
+    fn shard(&self, key: Key) -> &Shard {
+        self.shards.get(ShardIndex::of(key))
+    }
+}
+
 impl Shared {
     fn freshness(&self) -> Freshness {
         Freshness {
@@ -243,70 +275,65 @@ impl Shared {
         }
     }
 
-    /// Reads an entry of a shard.
-    fn resolve<T>(
-        &self,
+    /// Reads the freshness before a look-up: what it proves is then in what the look-up reads.
+    fn stamp(&self) -> Stamp {
+        let generation = self.generation.load(Ordering::Acquire);
+        Stamp { generation, freshness: self.freshness() }
+    }
+
+    /// The freshness of a look-up since the stamp. If the validity changed meanwhile, the look-up may
+    /// have read a part of either content, and is invalid.
+    fn freshness_since(&self, Stamp { generation, mut freshness }: Stamp) -> Freshness {
+        if self.generation.load(Ordering::Acquire) != generation
+            && freshness.validity == Validity::Valid
+        {
+            freshness.validity = Validity::Invalid;
+        }
+        freshness
+    }
+
+    /// Looks a pair up; `None` if the table does not have it.
+    fn lookup<'a>(
+        &'a self,
+        view: &'a View,
+        key: Key,
+    ) -> Option<Result<PairRef<'a>, UnreadablePair>> {
+        let shard = view.shard(key);
+        shard.seqlock_read(|| {
+            let entry = shard.find(key).entry()?;
+            Some(self.resolve(key, entry, shard, &view.profiles))
+        })
+    }
+
+    /// Reads the pair that an entry of a shard stands for.
+    fn resolve<'a>(
+        &'a self,
         key: Key,
         entry: PackedEntry,
-        slots: &Shard,
-        profiles: &[Arc<Chunk>],
-        read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
-    ) -> Result<T, UnreadablePair> {
+        shard: &Shard,
+        profiles: &'a [Arc<Chunk>],
+    ) -> Result<PairRef<'a>, UnreadablePair> {
         let (entry, times) = match entry.encoding() {
-            Encoding::Expiring(place) => {
-                let (entry, times) = slots.expiring(place).ok_or(UnreadablePair)?.load();
+            Encoding::Expiring(index) => {
+                let (entry, times) = shard.expiring(index).ok_or(UnreadablePair)?.load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
             _ => (entry, Times::None),
         };
         match entry.encoding() {
             Encoding::Unreadable | Encoding::Expiring(_) => Err(UnreadablePair),
-            Encoding::Boxed => {
-                let boxed = self.boxed.get(&key).ok_or(UnreadablePair)?;
-                Ok(read(&boxed.profile, boxed.last_inbound, boxed.beside.as_ref().into()))
-            }
+            Encoding::Boxed => self.boxed.get(&key).map(PairRef::Boxed).ok_or(UnreadablePair),
             Encoding::Inline(number, last_inbound) => {
                 let profile = profiles::profile(profiles, number).ok_or(UnreadablePair)?;
-                Ok(read(profile, last_inbound, times))
+                Ok(PairRef::Shared(profile, last_inbound, times))
             }
         }
     }
 
-    /// Reads freshness first and the pair then, so that what was proven is in what is read.
-    fn look_up<T>(
-        &self,
-        key: Key,
-        read: impl Fn(&Profile, Option<Timestamp>, Times<'_>) -> T,
-    ) -> (Option<Result<T, UnreadablePair>>, Freshness) {
-        self.with_generation_check(|| {
-            let found = self.lanes.read(|view| {
-                let slots = view.shards.get(shard_of(key))?;
-                slots.read(key, |entry| {
-                    Some(self.resolve(key, entry?, slots, &view.profiles, &read))
-                })
-            });
-            found.flatten()
-        })
-    }
-
-    /// What was read, and how current the table was before that; a table that became valid or
-    /// invalid meanwhile was not.
-    fn with_generation_check<T>(&self, read: impl FnOnce() -> T) -> (T, Freshness) {
-        let generation = self.generation.load(Ordering::Acquire);
-        let mut freshness = self.freshness();
-        let found = read();
-        if self.generation.load(Ordering::Acquire) != generation
-            && freshness.validity == Validity::Valid
-        {
-            freshness.validity = Validity::Invalid;
-        }
-        (found, freshness)
-    }
-
-    /// What the ledger before this one denied the pair.
+    /// The retained denials of the pair in the previous ledger.
     fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<Denied>> {
         let key = pair.previous_key?;
-        self.before.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
+        self.previous_ledger.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
     }
 }
 
@@ -315,27 +342,29 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// What is wrong with either id, or both.
+    /// The violations of either id, or of both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
         self.key_deriver().parse(user_id, business_id)
     }
 
-    /// What a decision about `category` needs to know of a pair, and how current that is.
+    /// The facts that a decision about `category` needs, and how current they are.
     ///
-    /// Read the clock after this, not before. Allocates nothing.
+    /// The caller must read the clock after this call. It allocates nothing.
     pub fn facts(
         &self,
         pair: Pair,
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
-        // First: what is taken out of there is in the pair's entry by then, and is found in one of
-        // them at least.
-        let before = self.0.previous_ledger_denials(pair);
-        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
-            profile.facts(category, last_inbound, times)
-        });
-        let facts = found.unwrap_or(Ok(Facts::NOTHING));
-        let facts = match before {
+        // Before the look-up: the writer puts these denials into the pair's entry before it removes
+        // them here, so that they are found in one place at least.
+        let previous = self.0.previous_ledger_denials(pair);
+        let stamp = self.0.stamp();
+        let facts = match self.0.lookup(&self.0.directory.view(), pair.key) {
+            None => Ok(Facts::NOTHING),
+            Some(found) => found.map(|pair| pair.facts(category)),
+        };
+        let freshness = self.0.freshness_since(stamp);
+        let facts = match previous {
             None => facts,
             Some(denied) => facts.map(|facts| denied.over(category, facts)),
         };
@@ -348,32 +377,36 @@ impl Table {
         pair: Pair,
         now: Timestamp,
     ) -> (Result<PairSummary, UnreadablePair>, Freshness) {
-        let before = self.0.previous_ledger_denials(pair);
-        let (found, freshness) = self.0.look_up(pair.key, |profile, last_inbound, times| {
-            let (opted_in, opted_out) = profile.in_force(times, now);
-            PairSummary {
-                last_inbound,
-                opted_in,
-                opted_out,
-                platform_stopped: profile.platform_stopped(),
-                suppressed: profile.suppressed(),
-            }
-        });
-        let mut summary = found.unwrap_or_else(|| Ok(PairSummary::default()));
-        if let (Ok(summary), Some(denied)) = (&mut summary, before) {
-            let remembered = denied.beyond(&State::default(), now).unwrap_or_default();
-            summary.opted_out.extend(remembered.scopes.into_keys());
-            summary.platform_stopped |= remembered.platform.is_some();
-            summary.suppressed |= remembered.suppression.is_some();
+        let previous = self.0.previous_ledger_denials(pair);
+        let stamp = self.0.stamp();
+        let mut summary = match self.0.lookup(&self.0.directory.view(), pair.key) {
+            None => Ok(PairSummary::default()),
+            Some(found) => found.map(|pair| {
+                let (profile, last_inbound, times) = pair.parts();
+                let (opted_in, opted_out) = profile.in_force(times, now);
+                PairSummary {
+                    last_inbound,
+                    opted_in,
+                    opted_out,
+                    platform_stopped: profile.platform_stopped(),
+                    suppressed: profile.suppressed(),
+                }
+            }),
+        };
+        let freshness = self.0.freshness_since(stamp);
+        if let (Ok(summary), Some(denied)) = (&mut summary, previous) {
+            let retained = denied.beyond(&State::default(), now).unwrap_or_default();
+            summary.opted_out.extend(retained.scopes.into_keys());
+            summary.platform_stopped |= retained.platform.is_some();
+            summary.suppressed |= retained.suppression.is_some();
         }
         (summary, freshness)
     }
 
-    /// How many pairs are denied because the table remembers that they were, though the ledger no
-    /// longer says so.
+    /// How many pairs have retained denials: denials that the ledger no longer holds.
     #[must_use]
     pub fn retained_pairs(&self) -> u64 {
-        self.0.remembered.load(Ordering::Relaxed)
+        self.0.retained_pairs.load(Ordering::Relaxed)
     }
 
     /// How current the table is.
@@ -382,7 +415,7 @@ impl Table {
         self.0.freshness()
     }
 
-    /// Waits until the table holds `revision`, or for ever.
+    /// Waits until the table holds `revision`, without a bound of its own.
     pub async fn wait_for_revision(&self, revision: Revision) {
         let mut applied = self.0.applied.subscribe();
         if applied.wait_for(|applied| *applied >= revision).await.is_err() {
@@ -390,39 +423,38 @@ impl Table {
         }
     }
 
-    /// What holds the table where it is, in words; empty where it is live.
+    /// Why the table is not live, for people; empty if it is.
     #[must_use]
     pub fn cause(&self) -> String {
         self.0.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What an operator should mend about the ledger.
+    /// What an operator should correct about the ledger.
     #[must_use]
     pub fn warnings(&self) -> Arc<[String]> {
-        Arc::clone(&self.0.warnings.load())
+        Arc::clone(&self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How many pairs it holds.
+    /// The number of pairs.
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.0.pairs.load(Ordering::Relaxed)
     }
 
-    /// About how many bytes it takes.
+    /// About how many bytes the table takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        // A slot of the second map is a key, a pointer, and a byte of control.
-        let boxed = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
-        let slots = self.0.slot_bytes.load(Ordering::Relaxed);
+        // A slot of the boxed pairs' map is a key, a pointer and a control byte.
+        let boxed_slot = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
+        let shards = self.0.shard_bytes.load(Ordering::Relaxed);
         let parts = [
-            slots,
-            // Holes that arrays left, too small for those in their place: a tenth, as measured by
-            // `benches/memory.rs`.
-            slots / 10,
+            shards,
+            // Fragmentation by arrays that were replaced: a tenth, as `benches/memory.rs` measures.
+            shards / 10,
             self.0.profile_bytes.load(Ordering::Relaxed),
             self.0.boxed_bytes.load(Ordering::Relaxed),
-            self.0.lanes.bytes(),
-            self.0.boxed.capacity().saturating_mul(boxed),
+            self.0.directory.bytes(),
+            self.0.boxed.capacity().saturating_mul(boxed_slot),
         ];
         parts.into_iter().fold(0, usize::saturating_add)
     }

@@ -1,38 +1,39 @@
-//! What a pair's slot holds beside its key, in 8 bytes; and what lies elsewhere, in 16.
+//! The bit packing of a pair: the 8-byte entry in its slot, and 16 more bytes for a pair that expires.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use consentd_core::facts::{Resolved, Times};
 use consentd_core::time::Timestamp;
 
-/// The bits of a word that hold a moment, in milliseconds since 1970 and 1: until 2109.
+/// The low bits of a word that hold a moment: milliseconds since 1970, plus 1. They last until 2109.
 const TIME_BITS: u32 = 42;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
-/// The number of an entry whose whole content lies in the second map.
-pub(super) const BOXED: u64 = (1 << 22) - 1;
-/// The number of an entry that could not be read.
-pub(super) const UNREADABLE: u64 = BOXED - 1;
-/// The number of an entry that lies among the [`ExpiringEntry`], at the place that its other bits tell.
+/// The tag of an entry whose content is in the map of boxed pairs.
+const BOXED: u64 = (1 << 22) - 1;
+/// The tag of a pair whose record could not be read.
+const UNREADABLE: u64 = BOXED - 1;
+/// The tag of an entry whose content is an [`ExpiringEntry`]; the low bits are its index.
 const EXPIRING: u64 = UNREADABLE - 1;
-/// How many different profiles are shared at the same time at most, their numbers beginning at 1;
-/// pairs of any further one lie in the second map.
+/// The most profiles that are shared at the same time. Their numbers begin at 1 and are below every
+/// tag. A pair of any further profile is boxed.
 pub(super) const MAX_PROFILES: usize = 1 << 18;
 
-/// A pair's profile number and last inbound, in 8 bytes; never zero.
+/// A pair in 8 bytes: a profile number or a tag in the upper 22 bits, a moment or an index in the
+/// lower 42. It is never zero, so that zero can mark an empty slot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct PackedEntry(u64);
 
-/// What an entry says.
+/// A decoded [`PackedEntry`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Encoding {
     /// The pair's record could not be read.
     Unreadable,
-    /// Everything is in the second map.
+    /// The pair is in the map of boxed pairs.
     Boxed,
-    /// It lapses: the rest is at this place beside its shard.
-    Expiring(usize),
-    /// The number of its profile, and its last inbound.
+    /// The pair is the [`ExpiringEntry`] at this index of its shard.
+    Expiring(u32),
+    /// The pair's profile number and its last inbound.
     Inline(usize, Option<Timestamp>),
 }
 
@@ -40,37 +41,34 @@ impl PackedEntry {
     pub(super) const UNREADABLE: Self = Self(UNREADABLE << TIME_BITS);
     pub(super) const BOXED: Self = Self(BOXED << TIME_BITS);
 
-    /// An entry of a profile.
+    /// An entry that holds everything itself.
     pub(super) fn inline(profile: usize, last_inbound: Option<Timestamp>) -> Self {
         let profile = u64::try_from(profile).unwrap_or(UNREADABLE);
-        // An inbound after 2109 would read as one of 2109: it closes the window, never opens it.
-        Self((profile << TIME_BITS) | last_inbound.map_or(0, bits))
+        // A moment after 2109 is stored as one of 2109: that closes the window and never opens it.
+        Self((profile << TIME_BITS) | last_inbound.map_or(0, time_bits))
     }
 
-    /// The entry of what lies at a place among those that lapse; none past the last place.
-    pub(super) fn expiring(place: usize) -> Option<Self> {
-        let place = u64::try_from(place).ok().filter(|place| *place <= TIME_MASK)?;
-        Some(Self((EXPIRING << TIME_BITS) | place))
+    /// An entry that refers to the [`ExpiringEntry`] at this index.
+    pub(super) fn expiring(index: u32) -> Self {
+        Self((EXPIRING << TIME_BITS) | u64::from(index))
     }
 
-    /// An entry as it is stored; zero is none.
+    /// The entry of a stored word; `None` for zero, which marks an empty slot.
     pub(super) fn from_word(word: u64) -> Option<Self> {
         (word != 0).then_some(Self(word))
     }
 
-    /// The entry as it is stored.
+    /// The word to store.
     pub(super) fn word(self) -> u64 {
         self.0
     }
 
-    /// What it says.
+    /// Decodes the entry.
     pub(super) fn encoding(self) -> Encoding {
         match self.0 >> TIME_BITS {
             UNREADABLE => Encoding::Unreadable,
             BOXED => Encoding::Boxed,
-            EXPIRING => {
-                Encoding::Expiring(usize::try_from(self.0 & TIME_MASK).unwrap_or(usize::MAX))
-            }
+            EXPIRING => Encoding::Expiring(low_half(self.0)),
             number => {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
                 Encoding::Inline(number, moment(self.0))
@@ -78,7 +76,7 @@ impl PackedEntry {
         }
     }
 
-    /// The number of the profile that it tells.
+    /// The profile number, if the entry holds one itself.
     pub(super) fn profile(self) -> Option<usize> {
         match self.encoding() {
             Encoding::Inline(number, _) => Some(number),
@@ -86,13 +84,26 @@ impl PackedEntry {
         }
     }
 
-    /// Whether the pair's slot holds all there is of it.
+    /// The index of the pair's [`ExpiringEntry`], if it has one.
+    pub(super) fn expiring_index(self) -> Option<u32> {
+        match self.encoding() {
+            Encoding::Expiring(index) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// Whether the slot holds the whole pair, so that one store replaces it.
     pub(super) fn is_self_contained(self) -> bool {
         self.0 >> TIME_BITS < EXPIRING || self == Self::UNREADABLE
     }
 }
 
-fn bits(time: Timestamp) -> u64 {
+fn low_half(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+fn time_bits(time: Timestamp) -> u64 {
     u64::try_from(time.as_millis().saturating_add(1)).unwrap_or(0).min(TIME_MASK)
 }
 
@@ -101,60 +112,61 @@ fn moment(word: u64) -> Option<Timestamp> {
     Timestamp::from_millis(millis)
 }
 
-/// What a pair has that lapses, all at one moment: that, and the entry that it would have without.
+/// A pair of which something expires, all at one moment: the entry that it would have otherwise, and
+/// an expiry word of what expires (22 bits) and when (42 bits).
 #[derive(Debug, Default)]
 pub(super) struct ExpiringEntry([AtomicU64; 2]);
 
 impl ExpiringEntry {
-    /// What lapses and when, in 8 bytes; none where that is several moments, or does not fit.
-    pub(super) fn word(resolved: &Resolved) -> Option<u64> {
+    /// The expiry word of a pair; `None` if the pair has several expiry moments, or one that does not
+    /// fit: such a pair is boxed.
+    pub(super) fn expiry_word(resolved: &Resolved) -> Option<u64> {
         let (what, time) = resolved.beside.as_ref()?.at_once()?;
-        // A moment of which only the nearest one is kept would be another.
-        let bits = bits(time);
+        // A moment that was clamped to the range would be another moment.
+        let bits = time_bits(time);
         let fits = u64::from(what) >> (64 - TIME_BITS) == 0 && moment(bits) == Some(time);
         fits.then(|| (u64::from(what) << TIME_BITS) | bits)
     }
 
-    /// A pair's.
-    pub(super) fn new(entry: PackedEntry, word: u64) -> Self {
-        Self([entry.word().into(), word.into()])
+    /// An entry with these two words.
+    pub(super) fn new(entry: PackedEntry, expiry_word: u64) -> Self {
+        Self([entry.word().into(), expiry_word.into()])
     }
 
-    /// Whether a word says what lapses, and when.
-    pub(super) fn is_word(word: u64) -> bool {
+    /// Whether a word from a file is a valid expiry word.
+    pub(super) fn is_expiry_word(word: u64) -> bool {
         moment(word).is_some() && word >> TIME_BITS != 0
     }
 
-    /// Both words, as they are stored.
+    /// Both words as stored.
     pub(super) fn words(&self) -> (u64, u64) {
         let [first, second] = &self.0;
         (first.load(Ordering::Acquire), second.load(Ordering::Acquire))
     }
 
-    /// A copy, for another array.
+    /// A copy for a resized shard.
     pub(super) fn copied(&self) -> Self {
         let (first, second) = self.words();
         Self([first.into(), second.into()])
     }
 
-    /// Puts a pair in.
-    pub(super) fn store(&self, entry: PackedEntry, word: u64) {
+    /// Replaces the content. Only the writer calls this, inside a seqlock write.
+    pub(super) fn store(&self, entry: PackedEntry, expiry_word: u64) {
         let [first, second] = &self.0;
         first.store(entry.word(), Ordering::Release);
-        second.store(word, Ordering::Release);
+        second.store(expiry_word, Ordering::Release);
     }
 
-    /// The entry alone.
+    /// The entry without its expiry.
     pub(super) fn entry(&self) -> Option<PackedEntry> {
         PackedEntry::from_word(self.words().0)
     }
 
-    /// The entry, and what lapses.
+    /// The entry and its expiry.
     pub(super) fn load(&self) -> (Option<PackedEntry>, Times<'static>) {
-        let [first, second] = &self.0;
-        let word = second.load(Ordering::Acquire);
-        let what = u32::try_from(word >> TIME_BITS).unwrap_or(0);
-        let times = moment(word).map_or(Times::None, |time| Times::AtOnce { what, time });
-        (PackedEntry::from_word(first.load(Ordering::Acquire)), times)
+        let (first, second) = self.words();
+        let what = u32::try_from(second >> TIME_BITS).unwrap_or(0);
+        let times = moment(second).map_or(Times::None, |time| Times::AtOnce { what, time });
+        (PackedEntry::from_word(first), times)
     }
 }

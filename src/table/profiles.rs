@@ -1,16 +1,16 @@
-//! The profiles that pairs share: interned, counted by reference, and freed when nobody uses them.
+//! Shared profiles: interned, reference-counted, and freed once no pair uses them.
 //!
-//! An entry holds a profile's number. The one writer interns every profile once and counts the
-//! entries that hold its number; readers count nothing. A profile that no entry uses any more stays
-//! where it is, ready to be used again, until such profiles take more than a small part of the
-//! memory. Then the chunk that holds some of them is replaced by a copy without them.
+//! An entry holds a profile's number. The writer interns each distinct profile once and counts the
+//! entries that hold its number; readers count nothing. A profile without uses stays in place, and can
+//! be used again, until such profiles take more than a small part of the memory. The writer then
+//! replaces the chunk that holds some of them by a copy without them.
 //!
-//! **Why a reader never finds another profile under a number than the entry meant.** A place in a
-//! chunk is written once and never changed. A number is given to another profile only after its
-//! chunk was replaced in every lane, which waits for the readers that are in that lane. A reader
-//! that began before the replacement keeps the old chunk until it is done, and finds there what the
-//! number meant. A reader that began after it finds no entry that still has the number, because all
-//! entries were changed before. This is the grace period of read-copy-update, with the lanes' locks.
+//! **Invariant: a reader never finds another profile under a number than its entry meant.** A place of
+//! a chunk is written once. A number is reused only after its chunk was replaced in every replica of
+//! the directory, which waits for the readers that hold a replica's lock. A reader that began earlier
+//! keeps the old chunk, where the number still means the old profile. A reader that began later finds
+//! no entry with the number, because the writer changed all of them before. This is the grace period
+//! of read-copy-update.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -19,20 +19,20 @@ use super::packed_entry::MAX_PROFILES;
 use super::shard_directory::ShardDirectory;
 use consentd_core::facts::Profile;
 
-/// How many profiles a chunk has: few enough that its replacement takes microseconds.
-const CHUNK: usize = 256;
+/// The profiles of a chunk: few enough that its replacement takes microseconds.
+const CHUNK_PROFILES: usize = 256;
 
-/// How many bytes of unused profiles are kept however small the table is.
+/// The bytes of unused profiles that are always kept.
 const MIN_UNUSED_BYTES: usize = 16 * 1024;
 
-/// The part of the used profiles' bytes that unused ones may take: a sixteenth.
-const UNUSED_PART: usize = 16;
+/// Unused profiles may take one part in this many of the bytes of used ones.
+const UNUSED_DIVISOR: usize = 16;
 
-/// Profiles of consecutive numbers. Each place is written at most once.
+/// The profiles of consecutive numbers. Each place is written at most once.
 pub(super) struct Chunk(Box<[OnceLock<Arc<Profile>>]>);
 
 impl Chunk {
-    fn of(profiles: impl Iterator<Item = Option<Arc<Profile>>>) -> Self {
+    fn new(profiles: impl Iterator<Item = Option<Arc<Profile>>>) -> Self {
         let place = |profile: Option<_>| profile.map_or_else(OnceLock::new, OnceLock::from);
         Self(profiles.map(place).collect())
     }
@@ -40,21 +40,22 @@ impl Chunk {
 
 /// The profile of a number.
 pub(super) fn profile(chunks: &[Arc<Chunk>], number: usize) -> Option<&Arc<Profile>> {
-    chunks.get(number / CHUNK)?.0.get(number % CHUNK)?.get()
+    chunks.get(number / CHUNK_PROFILES)?.0.get(number % CHUNK_PROFILES)?.get()
 }
 
-/// The writer's side: which profile has which number, and how many entries use it.
+/// The writer's side: the numbers of profiles and the counts of their uses.
 pub(super) struct Profiles {
     chunks: Vec<Arc<Chunk>>,
     numbers: HashMap<Arc<Profile>, usize>,
-    /// By number. The first number is nobody's, because an entry of it could be zero.
+    /// The number of entries that hold each number. Number 0 is never used, because an entry with it
+    /// could be zero.
     uses: Vec<usize>,
-    /// Numbers below the end of `uses` that no profile has.
+    /// Numbers below the end of `uses` without a profile.
     free: Vec<usize>,
-    /// The bytes of all profiles, and of those that no entry uses.
     bytes: usize,
+    /// The part of `bytes` that unused profiles take.
     unused_bytes: usize,
-    /// The chunk that was looked at last for unused profiles.
+    /// The chunk that was swept last.
     last_swept: usize,
 }
 
@@ -71,14 +72,15 @@ impl Profiles {
         }
     }
 
-    /// What readers find profiles in.
+    /// The chunks to publish to readers.
     pub(super) fn chunks(&self) -> &[Arc<Chunk>] {
         &self.chunks
     }
 
-    /// About how many bytes all of it takes.
+    /// About how many bytes all profiles and their index take.
     pub(super) fn bytes(&self) -> usize {
-        let chunk = CHUNK.saturating_mul(size_of::<OnceLock<Arc<Profile>>>()).saturating_add(64);
+        let chunk =
+            CHUNK_PROFILES.saturating_mul(size_of::<OnceLock<Arc<Profile>>>()).saturating_add(64);
         let number = size_of::<(Arc<Profile>, usize)>().saturating_add(1);
         let parts = [
             self.bytes,
@@ -90,13 +92,18 @@ impl Profiles {
         parts.into_iter().fold(0, usize::saturating_add)
     }
 
-    /// The number of a profile, which no entry may use yet; none where there are too many.
-    pub(super) fn number_of(&mut self, profile: &Profile, lanes: &ShardDirectory) -> Option<usize> {
+    /// Interns a profile and returns its number, which may have no use yet; `None` if all
+    /// [`MAX_PROFILES`] numbers are in use.
+    pub(super) fn number_of(
+        &mut self,
+        profile: &Profile,
+        directory: &ShardDirectory,
+    ) -> Option<usize> {
         if let Some(number) = self.numbers.get(profile) {
             return Some(*number);
         }
         if self.free.is_empty() && self.uses.len() > MAX_PROFILES {
-            self.replace_next(lanes);
+            self.replace_next(directory);
         }
         let number = match self.free.pop() {
             Some(number) => number,
@@ -106,14 +113,16 @@ impl Profiles {
                 self.uses.len().saturating_sub(1)
             }
         };
-        if number / CHUNK >= self.chunks.len() {
-            let chunk = Arc::new(Chunk::of((0..CHUNK).map(|_| None)));
-            lanes.replace_chunk(self.chunks.len(), &chunk);
+        if number / CHUNK_PROFILES >= self.chunks.len() {
+            let chunk = Arc::new(Chunk::new((0..CHUNK_PROFILES).map(|_| None)));
+            directory.replace_chunk(self.chunks.len(), &chunk);
             self.chunks.push(chunk);
         }
         let profile = Arc::new(profile.clone());
-        let place = self.chunks.get(number / CHUNK)?.0.get(number % CHUNK)?;
-        place.set(Arc::clone(&profile)).ok()?;
+        let chunk = self.chunks.get(number / CHUNK_PROFILES);
+        let place = chunk.and_then(|chunk| chunk.0.get(number % CHUNK_PROFILES));
+        let is_set = place.is_some_and(|place| place.set(Arc::clone(&profile)).is_ok());
+        assert!(is_set, "profile {number} is free and has a place");
         let bytes = bytes_of(&profile);
         self.bytes = self.bytes.saturating_add(bytes);
         self.unused_bytes = self.unused_bytes.saturating_add(bytes);
@@ -121,56 +130,63 @@ impl Profiles {
         Some(number)
     }
 
-    /// One more entry uses the profile of this number.
-    pub(super) fn count(&mut self, number: usize) {
-        if let Some(uses) = self.uses.get_mut(number) {
-            *uses = uses.saturating_add(1);
-            if *uses == 1 {
-                let bytes = profile(&self.chunks, number).map_or(0, |profile| bytes_of(profile));
-                self.unused_bytes = self.unused_bytes.saturating_sub(bytes);
-            }
+    /// Counts one more entry that uses this number.
+    pub(super) fn add_use(&mut self, number: usize) {
+        let uses = self.uses_of(number);
+        *uses = uses.saturating_add(1);
+        if *uses == 1 {
+            self.unused_bytes = self.unused_bytes.saturating_sub(self.bytes_of_number(number));
         }
     }
 
-    /// One entry fewer uses the profile of this number.
-    pub(super) fn release(&mut self, number: usize) {
-        if let Some(uses) = self.uses.get_mut(number) {
-            *uses = uses.saturating_sub(1);
-            if *uses == 0 {
-                let bytes = profile(&self.chunks, number).map_or(0, |profile| bytes_of(profile));
-                self.unused_bytes = self.unused_bytes.saturating_add(bytes);
-            }
+    /// Counts one entry less that uses this number.
+    pub(super) fn remove_use(&mut self, number: usize) {
+        let uses = self.uses_of(number);
+        // A profile that was freed while an entry holds its number would change that entry's meaning.
+        let left = uses.checked_sub(1);
+        *uses = left.unwrap_or_else(|| unreachable!("profile {number} has no use left"));
+        if *uses == 0 {
+            self.unused_bytes = self.unused_bytes.saturating_add(self.bytes_of_number(number));
         }
     }
 
-    /// Frees some unused profiles where they take too much: those of one chunk, so that no change
-    /// takes long. Entries that use none of them must have been changed before.
-    pub(super) fn sweep(&mut self, lanes: &ShardDirectory) {
+    fn uses_of(&mut self, number: usize) -> &mut usize {
+        let uses = self.uses.get_mut(number);
+        uses.unwrap_or_else(|| unreachable!("an entry has the unknown profile {number}"))
+    }
+
+    fn bytes_of_number(&self, number: usize) -> usize {
+        profile(&self.chunks, number).map_or(0, |profile| bytes_of(profile))
+    }
+
+    /// Frees the unused profiles of one chunk if unused ones take too much memory. The cost is
+    /// amortised: a change sweeps one chunk at most.
+    pub(super) fn sweep(&mut self, directory: &ShardDirectory) {
         let used = self.bytes.saturating_sub(self.unused_bytes);
-        let most = MIN_UNUSED_BYTES.saturating_add(used / UNUSED_PART);
+        let most = MIN_UNUSED_BYTES.saturating_add(used / UNUSED_DIVISOR);
         if self.unused_bytes > most {
-            self.replace_next(lanes);
+            self.replace_next(directory);
         }
     }
 
     /// Replaces the next chunk that has unused profiles.
-    fn replace_next(&mut self, lanes: &ShardDirectory) {
+    fn replace_next(&mut self, directory: &ShardDirectory) {
         for _ in 0..self.chunks.len() {
             let next = self.last_swept.saturating_add(1);
             self.last_swept = if next < self.chunks.len() { next } else { 0 };
-            if self.replace(self.last_swept, lanes) {
+            if self.replace(self.last_swept, directory) {
                 break;
             }
         }
-        // The map has grown for as many as there were once.
+        // The index has the capacity of its peak.
         if self.numbers.len().saturating_mul(4) < self.numbers.capacity() {
             self.numbers.shrink_to(self.numbers.len().saturating_mul(2));
         }
     }
 
-    /// Replaces a chunk by one without its unused profiles; tells whether it had any.
-    fn replace(&mut self, place: usize, lanes: &ShardDirectory) -> bool {
-        let first = place.saturating_mul(CHUNK);
+    /// Replaces a chunk by a copy without its unused profiles; returns whether it had any.
+    fn replace(&mut self, place: usize, directory: &ShardDirectory) -> bool {
+        let first = place.saturating_mul(CHUNK_PROFILES);
         let Some(old) = self.chunks.get(place).map(Arc::clone) else { return false };
         let uses = self.uses.get(first..).unwrap_or_default();
         let held = old.0.iter().map(OnceLock::get).zip(first..);
@@ -186,8 +202,8 @@ impl Profiles {
         let uses = |number: usize| self.uses.get(number).is_some_and(|uses| *uses > 0);
         let kept = old.0.iter().zip(first..);
         let kept = kept.map(|(profile, number)| profile.get().filter(|_| uses(number)).cloned());
-        let new = Arc::new(Chunk::of(kept));
-        lanes.replace_chunk(place, &new);
+        let new = Arc::new(Chunk::new(kept));
+        directory.replace_chunk(place, &new);
         if let Some(chunk) = self.chunks.get_mut(place) {
             *chunk = new;
         }
@@ -201,21 +217,21 @@ impl Profiles {
         true
     }
 
-    /// How many profiles are used.
+    /// The number of profiles in use.
     #[cfg(test)]
     pub(super) fn used(&self) -> usize {
         self.uses.iter().skip(1).filter(|uses| **uses > 0).count()
     }
 
-    /// How many profiles there are, used or not.
+    /// The number of profiles, in use or not.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.numbers.len()
     }
 }
 
-/// About how many bytes a profile takes: it lies on the heap once, with its two counts, and the
-/// allocator rounds up.
+/// About how many bytes a profile takes: one heap allocation with the two counts of an `Arc` and the
+/// allocator's rounding.
 fn bytes_of(profile: &Profile) -> usize {
     size_of::<Profile>().saturating_add(profile.heap_bytes()).saturating_add(48)
 }

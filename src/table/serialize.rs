@@ -1,10 +1,10 @@
-//! The table as bytes, and back: what lies in a snapshot's file between its position and its hash.
+//! The binary image of the table: the body of a snapshot file, between its position and its hash.
 //!
-//! Shard by shard, each as it was at one moment; the writer goes on meanwhile. A pair is its key
-//! and its entry, 24 bytes; behind one that lapses comes what lapses, behind one that fits nowhere
-//! all of it. The profiles come last, when all that a pair can have are known, and under numbers of
-//! the file's own: the table may give a number to another profile while it is saved. Any bytes can
-//! be read: what no table writes is refused, and takes no more memory than the bytes themselves.
+//! The image has the shards in order, each as it was at one moment while the writer goes on. A pair is
+//! its key and its entry, 24 bytes; the two words of an expiring pair, or the length and bytes of a
+//! boxed one, follow. The profiles come last, once all that the pairs use are known, and are numbered
+//! by the image, because the table may reuse a number while it is being written. The reader accepts
+//! only what the writer can produce, and allocates no more memory than the image has bytes.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use super::packed_entry::{Encoding, ExpiringEntry, MAX_PROFILES, PackedEntry};
 use super::profiles::profile;
-use super::shard::{SHARDS, Shard, shard_of};
+use super::shard::{PerShard, Shard, ShardIndex};
 use super::shard_directory::View;
 use super::shard_writer::ShardWriter;
 use super::writer::heap_bytes;
@@ -21,49 +21,50 @@ use super::{Shared, Table, Writer};
 use consentd_core::facts::{Profile, Resolved};
 use consentd_core::id::{Key, KeySecret};
 
-/// The most bytes of one pair that fits nowhere, and of one profile.
-const MAX_ALONE: usize = 1 << 16;
-/// The fewest bytes of a pair.
-const PAIR: u64 = 24;
+/// The most bytes of one profile.
+const MAX_PROFILE_BYTES: usize = 1 << 16;
+/// The fewest bytes of a pair: a key and an entry.
+const MIN_PAIR_BYTES: u64 = 24;
 
-/// Why bytes are no table.
+/// Why an image could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TableImageError {
-    /// They could not be read.
+    /// An I/O error.
     #[error("it cannot be read")]
     Io(#[from] io::Error),
-    /// No table writes these.
+    /// The bytes are not an image that a table wrote.
     #[error("it is damaged")]
     Damaged,
 }
 
-/// A table that was saved, ready to be put in an empty one's place.
+/// A decoded image, ready to be put into an empty table.
 pub struct TableImage {
-    shards: Vec<ShardWriter>,
+    shards: PerShard<ShardWriter>,
     boxed: Vec<(Key, Box<Resolved>)>,
     /// The first has number 1.
     profiles: Vec<Profile>,
 }
 
 impl TableImage {
-    /// How many pairs it has.
+    /// The number of pairs.
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.shards.iter().map(|shard| shard.pairs).sum()
     }
 
-    /// Reads what [`Table::save`] wrote, no more than `most` bytes.
+    /// Reads an image that [`Table::save`] wrote, of at most `max_bytes`.
     ///
     /// # Errors
     ///
-    /// Where it is not that.
-    pub fn read(input: &mut impl Read, most: u64) -> Result<Self, TableImageError> {
-        let mut image = Self { shards: Vec::new(), boxed: Vec::new(), profiles: Vec::new() };
+    /// [`TableImageError`] if it cannot be read or is damaged.
+    pub fn read(input: &mut impl Read, max_bytes: u64) -> Result<Self, TableImageError> {
+        let shards = PerShard::from_fn(ShardWriter::empty);
+        let mut image = Self { shards, boxed: Vec::new(), profiles: Vec::new() };
         let mut highest = 0;
         let mut bytes = Vec::new();
-        for shard in 0..SHARDS {
+        for shard in ShardIndex::all() {
             let (count, length) = (u64::from(word(input)?), u64::from(word(input)?));
-            if length > most || count.saturating_mul(PAIR) > length {
+            if length > max_bytes || count.saturating_mul(MIN_PAIR_BYTES) > length {
                 return Err(TableImageError::Damaged);
             }
             bytes.clear();
@@ -76,7 +77,7 @@ impl TableImage {
         }
         for _ in 0..count {
             let length = usize::try_from(word(input)?).map_err(|_| TableImageError::Damaged)?;
-            if length > MAX_ALONE {
+            if length > MAX_PROFILE_BYTES {
                 return Err(TableImageError::Damaged);
             }
             let mut profile = vec![0; length];
@@ -88,21 +89,21 @@ impl TableImage {
         Ok(image)
     }
 
-    /// Takes a shard; gives the highest number of a profile there.
+    /// Decodes a shard; returns the highest profile number in it.
     fn shard(
         &mut self,
-        shard: usize,
+        index: ShardIndex,
         count: u64,
         mut bytes: &[u8],
     ) -> Result<usize, TableImageError> {
         let count = usize::try_from(count).map_err(|_| TableImageError::Damaged)?;
         let mut pairs = Vec::with_capacity(count);
-        let mut lapsing = Vec::new();
+        let mut expiring = Vec::new();
         let (mut last, mut highest) = (None, 0);
         for _ in 0..count {
-            let read = self.pair(&mut bytes, &mut lapsing);
+            let read = self.pair(&mut bytes, &mut expiring);
             let (key, entry, profile) = read.ok_or(TableImageError::Damaged)?;
-            if shard_of(key) != shard || last.is_some_and(|last| last >= key) {
+            if ShardIndex::of(key) != index || last.is_some_and(|last| last >= key) {
                 return Err(TableImageError::Damaged);
             }
             last = Some(key);
@@ -112,17 +113,17 @@ impl TableImage {
         if !bytes.is_empty() {
             return Err(TableImageError::Damaged);
         }
-        let lapses = lapsing.len();
-        let slots = Shard::of(count, pairs.into_iter()).beside(lapsing);
-        self.shards.push(ShardWriter::of(Arc::new(slots), count, lapses));
+        let shard = Shard::from_sorted(count, pairs.into_iter()).with_expiring(expiring);
+        let in_use = shard.expiring_capacity();
+        *self.shards.get_mut(index) = ShardWriter::new(Arc::new(shard), count, in_use);
         Ok(highest)
     }
 
-    /// Takes a pair off the front: its key, its entry here, and the number of its profile.
+    /// Decodes the next pair: its key, its entry, and its profile number (0 for none).
     fn pair(
         &mut self,
         bytes: &mut &[u8],
-        lapsing: &mut Vec<ExpiringEntry>,
+        expiring: &mut Vec<ExpiringEntry>,
     ) -> Option<(Key, PackedEntry, usize)> {
         let key = Key::from_halves((long(bytes)?, long(bytes)?));
         let entry = PackedEntry::from_word(long(bytes)?)?;
@@ -130,11 +131,12 @@ impl TableImage {
             Encoding::Unreadable => Some((key, PackedEntry::UNREADABLE, 0)),
             Encoding::Inline(number, _) => (number > 0).then_some((key, entry, number)),
             Encoding::Expiring(_) => {
-                let (shared, lapses) = (PackedEntry::from_word(long(bytes)?)?, long(bytes)?);
-                let Encoding::Inline(number, _) = shared.encoding() else { return None };
-                let place = PackedEntry::expiring(lapsing.len())?;
-                lapsing.push(ExpiringEntry::new(shared, lapses));
-                (number > 0 && ExpiringEntry::is_word(lapses)).then_some((key, place, number))
+                let (inline, expiry) = (PackedEntry::from_word(long(bytes)?)?, long(bytes)?);
+                let Encoding::Inline(number, _) = inline.encoding() else { return None };
+                let entry = PackedEntry::expiring(u32::try_from(expiring.len()).ok()?);
+                expiring.push(ExpiringEntry::new(inline, expiry));
+                let is_valid = number > 0 && ExpiringEntry::is_expiry_word(expiry);
+                is_valid.then_some((key, entry, number))
             }
             Encoding::Boxed => {
                 let length = usize::try_from(long(bytes)?).ok()?;
@@ -153,7 +155,7 @@ fn word(input: &mut impl Read) -> Result<u32, TableImageError> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// Takes 8 bytes off the front.
+/// Decodes the next 8 bytes.
 fn long(bytes: &mut &[u8]) -> Option<u64> {
     let (first, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
@@ -166,32 +168,30 @@ fn length(bytes: usize) -> io::Result<[u8; 4]> {
 }
 
 impl Table {
-    /// Writes the pairs, while `goes_on` says so.
-    ///
-    /// Every shard is as it was at a moment of its own.
+    /// Writes the image. Every shard is as it was at a moment of its own.
     ///
     /// # Errors
     ///
-    /// What kept it from writing.
-    pub fn save(&self, out: &mut impl Write, goes_on: impl Fn() -> bool) -> io::Result<()> {
+    /// An error of `out`, or [`io::ErrorKind::Interrupted`] once `is_wanted` returns false.
+    pub fn save(&self, out: &mut impl Write, is_wanted: impl Fn() -> bool) -> io::Result<()> {
         let mut bytes = Vec::new();
-        let mut numbers = Numbers::default();
-        for shard in 0..SHARDS {
-            if !goes_on() {
+        let mut numbers = ImageNumbers::default();
+        for index in ShardIndex::all() {
+            if !is_wanted() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            // In this thread's own lane, which no check goes through.
-            let count = self.0.lanes.read(|view| {
-                let Some(slots) = view.shards.get(shard) else { return Some(0) };
-                slots.seqlock_read(|| {
+            let count = {
+                let view = self.0.directory.view();
+                let shard = view.shards.get(index);
+                shard.seqlock_read(|| {
                     bytes.clear();
-                    slots.pairs().try_fold(0_usize, |count, (key, entry)| {
-                        self.0.put_pair(key, entry, slots, view, &mut numbers, &mut bytes)?;
+                    shard.pairs().try_fold(0_usize, |count, (key, entry)| {
+                        self.0.append_pair(key, entry, shard, &view, &mut numbers, &mut bytes)?;
                         count.checked_add(1)
                     })
                 })
-            });
-            let count = count.flatten().ok_or(io::ErrorKind::InvalidData)?;
+            };
+            let count = count.ok_or(io::ErrorKind::InvalidData)?;
             out.write_all(&length(count)?)?;
             out.write_all(&length(bytes.len())?)?;
             out.write_all(&bytes)?;
@@ -207,19 +207,19 @@ impl Table {
     }
 }
 
-/// The numbers that profiles have in a file.
+/// The numbers of profiles in an image.
 #[derive(Default)]
-struct Numbers {
+struct ImageNumbers {
     /// The first has number 1.
     profiles: Vec<Arc<Profile>>,
     by_profile: HashMap<Arc<Profile>, usize>,
-    /// By the table's number: the profile that had it when it was last seen, and its number here.
+    /// By the table's number: the profile that had it when it was last seen, and its number in the image.
     by_number: Vec<Option<(Arc<Profile>, usize)>>,
 }
 
-impl Numbers {
-    /// The entry that a file has for one that the table has; none where the profile is no longer
-    /// known by that number, or where more were seen than a file may have.
+impl ImageNumbers {
+    /// The entry of the image for one of the table; `None` if no profile has its number any more, or
+    /// if the image has [`MAX_PROFILES`] already.
     fn renumbered(&mut self, entry: PackedEntry, view: &View) -> Option<PackedEntry> {
         let Encoding::Inline(number, last_inbound) = entry.encoding() else { return None };
         let profile = profile(&view.profiles, number)?;
@@ -249,26 +249,26 @@ impl Numbers {
 }
 
 impl Shared {
-    /// Adds a pair's bytes; none while the writer moves it.
-    fn put_pair(
+    /// Appends a pair's bytes; `None` if the writer is changing the pair.
+    fn append_pair(
         &self,
         key: Key,
         entry: PackedEntry,
-        slots: &Shard,
+        shard: &Shard,
         view: &View,
-        numbers: &mut Numbers,
+        numbers: &mut ImageNumbers,
         bytes: &mut Vec<u8>,
     ) -> Option<()> {
         let (high, low) = key.halves();
         bytes.extend(high.to_le_bytes());
         bytes.extend(low.to_le_bytes());
         match entry.encoding() {
-            Encoding::Expiring(place) => {
-                let (shared, lapses) = slots.expiring(place)?.words();
-                let shared = numbers.renumbered(PackedEntry::from_word(shared)?, view)?;
-                bytes.extend(PackedEntry::expiring(0)?.word().to_le_bytes());
-                bytes.extend(shared.word().to_le_bytes());
-                bytes.extend(lapses.to_le_bytes());
+            Encoding::Expiring(index) => {
+                let (inline, expiry) = shard.expiring(index)?.words();
+                let inline = numbers.renumbered(PackedEntry::from_word(inline)?, view)?;
+                bytes.extend(PackedEntry::expiring(0).word().to_le_bytes());
+                bytes.extend(inline.word().to_le_bytes());
+                bytes.extend(expiry.to_le_bytes());
             }
             Encoding::Boxed => {
                 let mut all = Vec::new();
@@ -287,14 +287,14 @@ impl Shared {
 }
 
 impl Writer {
-    /// The table that it writes.
+    /// The table that this writer writes.
     #[must_use]
     pub fn table(&self) -> Table {
         Table(Arc::clone(&self.shared))
     }
 
-    /// Puts a table that was saved in the place of this one, in which no pair is yet; tells whether
-    /// it did. Their keys are what this secret makes.
+    /// Puts the pairs of an image, whose keys this secret made, into this table; returns whether it
+    /// did. The table must be empty, and the profiles of the image distinct.
     #[must_use]
     pub fn restore(&mut self, image: TableImage, secret: &KeySecret) -> bool {
         if self.pairs().next().is_some() {
@@ -302,35 +302,35 @@ impl Writer {
         }
         self.reset(secret);
         for (profile, number) in image.profiles.iter().zip(1..) {
-            if self.profiles.number_of(profile, &self.shared.lanes) != Some(number) {
-                return false; // One of them came twice: the others have other numbers.
+            if self.profiles.number_of(profile, &self.shared.directory) != Some(number) {
+                return false; // A profile came twice: the numbers do not match.
             }
         }
-        for shard in &image.shards {
-            for (_, entry) in shard.slots.pairs() {
-                if let Some(number) = shard.slots.profile_of(entry) {
-                    self.profiles.count(number);
+        for known in image.shards.iter() {
+            for (_, entry) in known.shard.pairs() {
+                if let Some(number) = known.shard.profile_of(entry) {
+                    self.profiles.add_use(number);
                 }
             }
         }
         let shared = &self.shared;
         let pairs = image.pairs();
-        self.boxed = (image.boxed.len(), image.boxed.len());
+        (self.boxed_pairs, self.boxed_peak) = (image.boxed.len(), image.boxed.len());
         for (key, boxed) in image.boxed {
             shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
             shared.boxed.insert(key, boxed);
         }
-        let bytes = image.shards.iter().map(|shard| shard.slots.bytes()).sum();
-        shared.slot_bytes.store(bytes, Ordering::Relaxed);
+        let bytes = image.shards.iter().map(|known| known.shard.bytes()).sum();
+        shared.shard_bytes.store(bytes, Ordering::Relaxed);
         shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         shared.pairs.store(pairs, Ordering::Relaxed);
-        let shards: Vec<_> = image.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
-        shared.lanes.replace_all(&shards, self.profiles.chunks());
+        let shards = image.shards.map(|known| Arc::clone(&known.shard));
+        shared.directory.replace_all(&shards, self.profiles.chunks());
         self.shards = image.shards;
         true
     }
 
-    /// Calls `each` for every pair.
+    /// Calls `each` for every key.
     pub fn for_each_key(&self, each: impl FnMut(Key)) {
         self.pairs().map(|(key, ..)| key).for_each(each);
     }

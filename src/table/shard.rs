@@ -1,44 +1,83 @@
-//! One shard of the map: pairs in the order of their keys, in one array with gaps.
+//! One shard of the hot table: an open-addressing hash table with ordered linear probing.
 //!
-//! Open addressing by linear probing, ordered: a key's home is where its bits lie between 0 and
-//! the greatest number that there is, and whoever is before it by its bits is before it in the
-//! array. So an array may have any length, and is made longer by an eighth at a time, where one
-//! whose length must be a power of two is half empty whenever it has doubled; a slot needs no byte
-//! of control; and to copy the pairs into a longer array is to walk both once.
+//! **Layout.** A key's home slot is its position in the key space, scaled to the array; keys are kept
+//! in ascending order. Ordered probing has three benefits: the array may have any length and grows
+//! by an eighth, where a power-of-two table is half empty after each doubling; a slot needs no
+//! control byte; and copying into a longer array is one sequential walk.
 //!
-//! Readers take no lock and change nothing: the words are atomic, and a version, odd while the one
-//! writer moves pairs, tells them whether what they read belongs together. That many of them can be
-//! on their way at once is what lets cache misses of many look-ups overlap.
+//! **Concurrency.** A per-shard seqlock: the version is odd while the one writer moves slots, and a
+//! reader retries if the version changed. Readers take no lock and store nothing, so the cache misses
+//! of many look-ups overlap. All words are atomics: a torn read is detected, never undefined.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::packed_entry::{Encoding, ExpiringEntry, PackedEntry};
+use super::packed_entry::{ExpiringEntry, PackedEntry};
 use consentd_core::id::Key;
 
-/// The bits of a key that tell its shard.
+/// How many of a key's upper bits choose its shard.
 pub(super) const SHARD_BITS: u32 = 10;
-/// How many shards there are: of ten million pairs one has ten thousand, which are copied into a
-/// longer array within some dozen microseconds, beside the readers.
+/// The number of shards. At ten million pairs a shard has ten thousand, which the writer copies into a
+/// longer array within some dozen microseconds while readers go on.
 pub(super) const SHARDS: usize = 1 << SHARD_BITS;
 
-/// How many slots are empty behind the last home at least, where an array is made.
-const MARGIN: usize = 128;
+/// The most empty slots behind the last home slot of a new array, for keys that are pushed there.
+const MAX_TAIL_SLOTS: usize = 128;
 
-/// How many places a key lies behind its home, usually: the next line of the cache is looked at.
-const USUAL_PUSH: usize = 3;
+/// How many slots behind its home a key usually is: [`Shard::prefetch`] loads that far.
+const USUAL_DISPLACEMENT: usize = 3;
 
-/// How often a reader looks again at once, before it lets the writer have the core.
-const SPINS: u32 = 64;
+/// How often a reader retries before it yields its core to the writer.
+const SPINS_PER_YIELD: u32 = 64;
 
-/// The shard of a key: by its upper bits, that places within a shard do not depend on.
-pub(super) fn shard_of(key: Key) -> usize {
-    let (high, _) = key.halves();
-    usize::try_from(high >> (64 - SHARD_BITS)).unwrap_or(0)
+/// A shard's number, below [`SHARDS`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct ShardIndex(usize);
+
+impl ShardIndex {
+    /// The shard of a key.
+    pub(super) fn of(key: Key) -> Self {
+        let (high, _) = key.halves();
+        // Ten bits fit into every `usize`.
+        Self(usize::try_from(high >> (64 - SHARD_BITS)).unwrap_or(0))
+    }
+
+    /// All shards, in the order of their keys.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..SHARDS).map(Self)
+    }
 }
 
-/// A pair: both halves of its key, and its entry; zero where there is none.
+/// One value per shard. Every [`ShardIndex`] has one: a write cannot miss its shard.
+#[derive(Clone)]
+pub(super) struct PerShard<T>(Box<[T; SHARDS]>);
+
+impl<T> PerShard<T> {
+    /// Makes the value of every shard.
+    pub(super) fn from_fn(mut make: impl FnMut() -> T) -> Self {
+        Self(Box::new(std::array::from_fn(|_| make())))
+    }
+
+    /// Another value for every shard.
+    pub(super) fn map<U>(&self, make: impl FnMut(&T) -> U) -> PerShard<U> {
+        PerShard(Box::new(self.0.each_ref().map(make)))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
+
+    pub(super) fn get(&self, ShardIndex(index): ShardIndex) -> &T {
+        self.0.get(index).unwrap_or_else(|| unreachable!("there is no shard {index}"))
+    }
+
+    pub(super) fn get_mut(&mut self, ShardIndex(index): ShardIndex) -> &mut T {
+        self.0.get_mut(index).unwrap_or_else(|| unreachable!("there is no shard {index}"))
+    }
+}
+
+/// A slot: both halves of a pair's key, and its entry; all zero if it is empty.
 #[derive(Default)]
-struct Slot([AtomicU64; 3]);
+pub(super) struct Slot([AtomicU64; 3]);
 
 impl Slot {
     fn new((high, low): (u64, u64), entry: PackedEntry) -> Self {
@@ -55,7 +94,14 @@ impl Slot {
         PackedEntry::from_word(entry.load(Ordering::Acquire))
     }
 
-    /// Each store is a release: whoever sees one of them sees that the version is odd.
+    /// Replaces the entry. This is one word: readers see the old one or the new one, without the
+    /// seqlock, as long as nothing outside of the slot changes with it.
+    pub(super) fn set_entry(&self, entry: PackedEntry) {
+        let [.., word] = &self.0;
+        word.store(entry.word(), Ordering::Release);
+    }
+
+    /// Each store is a release: a reader that sees one of them also sees the odd version.
     fn store(&self, key: (u64, u64), entry: u64) {
         let [high, low, word] = &self.0;
         high.store(key.0, Ordering::Release);
@@ -64,178 +110,194 @@ impl Slot {
     }
 }
 
-/// A shard.
+/// The slots of a shard as readers see them.
 pub(super) struct Shard {
-    /// Odd while pairs are moved.
+    /// The seqlock: odd while the writer moves slots.
     version: AtomicU64,
-    /// How many homes there are.
-    homes: u64,
-    array: Box<[Slot]>,
-    /// What lapses at one moment, by the places that entries tell. It is copied with the array, so
-    /// it never has room for many more than there are.
-    lapsing: Box<[ExpiringEntry]>,
+    home_slots: u64,
+    slots: Box<[Slot]>,
+    /// The pairs of which something expires, by the indexes that entries have. Copied with the slots,
+    /// so that it never has room for many more than there are.
+    expiring: Box<[ExpiringEntry]>,
 }
 
-/// Where a key is, or would have to be.
+/// Where a key is, or belongs: an index of the slots.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Location {
-    /// It is there.
     Found(usize, PackedEntry),
-    /// It is nowhere; this is its place.
     Missing(usize),
 }
 
+impl Location {
+    /// The entry that was found.
+    pub(super) fn entry(self) -> Option<PackedEntry> {
+        match self {
+            Self::Found(_, entry) => Some(entry),
+            Self::Missing(_) => None,
+        }
+    }
+}
+
+/// The slots from a missing key's location up to and with the next empty one.
+pub(super) struct InsertionRun<'a>(&'a [Slot]);
+
+impl InsertionRun<'_> {
+    /// Puts a pair into the first slot and moves the others by one. Only inside a seqlock write.
+    pub(super) fn insert(&self, key: Key, entry: PackedEntry) {
+        for (from, to) in self.0.iter().zip(self.0.iter().skip(1)).rev() {
+            to.store(from.key(), from.entry().map_or(0, PackedEntry::word));
+        }
+        if let Some(slot) = self.0.first() {
+            slot.store(key.halves(), entry.word());
+        }
+    }
+}
+
 impl Shard {
-    /// A shard without a pair, that takes so many before it is full.
-    pub(super) fn with_room(pairs: usize) -> Self {
-        Self::of(pairs, std::iter::empty())
+    /// A shard without pairs and without slots.
+    pub(super) fn empty() -> Self {
+        Self::from_sorted(0, std::iter::empty())
     }
 
-    /// A shard of these pairs, which are in order, with room for `pairs` in all.
-    pub(super) fn of(pairs: usize, all: impl Iterator<Item = (Key, PackedEntry)>) -> Self {
-        if pairs == 0 {
-            let (version, array) = (AtomicU64::new(0), Box::default());
-            return Self { version, homes: 0, array, lapsing: Box::default() };
+    /// A shard of these pairs, which must be in ascending order, with room for `capacity` in all.
+    pub(super) fn from_sorted(
+        capacity: usize,
+        pairs: impl Iterator<Item = (Key, PackedEntry)>,
+    ) -> Self {
+        if capacity == 0 {
+            let (version, slots) = (AtomicU64::new(0), Box::default());
+            return Self { version, home_slots: 0, slots, expiring: Box::default() };
         }
-        // A quarter more homes than pairs, until there are but a seventh more.
-        let homes = pairs.saturating_add(pairs / 4).saturating_add(4);
-        let margin = MARGIN.min(homes / 4).saturating_add(4);
+        // A quarter more home slots than pairs; `is_full` is true once an eighth of them is left.
+        let home_slots = capacity.saturating_add(capacity / 4).saturating_add(4);
+        let tail = MAX_TAIL_SLOTS.min(home_slots / 4).saturating_add(4);
         let mut slots = Vec::new();
-        // Where keys do not spread, as those of no ledger, more may be needed.
-        slots.reserve_exact(homes.saturating_add(margin));
-        let count = u64::try_from(homes).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
-        for (key, entry) in all {
+        // Keys that are not uniform, which no ledger makes, may need more.
+        slots.reserve_exact(home_slots.saturating_add(tail));
+        let count = u64::try_from(home_slots).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
+        for (key, entry) in pairs {
             let key = key.halves();
             slots.resize_with(slots.len().max(home_slot(key.0, count)), Slot::default);
             slots.push(Slot::new(key, entry));
         }
-        let length = slots.len().max(homes).saturating_add(margin);
+        let length = slots.len().max(home_slots).saturating_add(tail);
         slots.reserve_exact(length.saturating_sub(slots.len()));
         slots.resize_with(length, Slot::default);
-        let (version, array) = (AtomicU64::new(0), slots.into());
-        Self { version, homes: count, array, lapsing: Box::default() }
+        let (version, slots) = (AtomicU64::new(0), slots.into());
+        Self { version, home_slots: count, slots, expiring: Box::default() }
     }
 
-    /// The same with what lapses, at the places that entries tell.
-    pub(super) fn beside(self, lapsing: Vec<ExpiringEntry>) -> Self {
-        Self { lapsing: lapsing.into(), ..self }
+    /// The shard with these expiring pairs, at the indexes that its entries have.
+    pub(super) fn with_expiring(self, expiring: Vec<ExpiringEntry>) -> Self {
+        Self { expiring: expiring.into(), ..self }
     }
 
-    /// A shard of the same pairs, with room for `pairs` in all, and for so many more that lapse.
-    /// Those that do have the first places.
-    pub(super) fn copied(&self, pairs: usize, more_lapsing: usize) -> (Self, usize) {
-        let mut lapsing = Vec::new();
-        let all = self.pairs().map(|(key, entry)| match self.expiring_entry(entry) {
+    /// A copy with room for `capacity` pairs in all and for `more_expiring` more expiring ones. The
+    /// expiring pairs get the first indexes; their number is returned as well.
+    pub(super) fn resized(&self, capacity: usize, more_expiring: usize) -> (Self, u32) {
+        let mut expiring = Vec::new();
+        let mut used = 0_u32;
+        let pairs = self.pairs().map(|(key, entry)| match self.expiring_entry(entry) {
             Some(known) => {
-                lapsing.push(known.copied());
-                let place = lapsing.len().saturating_sub(1);
-                (key, PackedEntry::expiring(place).unwrap_or(PackedEntry::UNREADABLE))
+                let index = used;
+                expiring.push(known.copied());
+                used = used.checked_add(1).unwrap_or_else(|| unreachable!("2³² pairs of a shard"));
+                (key, PackedEntry::expiring(index))
             }
             None => (key, entry),
         });
-        let copy = Self::of(pairs, all);
-        let used = lapsing.len();
-        // An eighth more than are needed, so that few of them come with a copy.
-        let needed = used.saturating_add(more_lapsing);
+        let copy = Self::from_sorted(capacity, pairs);
+        // An eighth more than are needed, so that few insertions cause a copy.
+        let needed = expiring.len().saturating_add(more_expiring);
         let room = needed.saturating_add(needed / 8);
-        lapsing.reserve_exact(room.saturating_sub(used));
-        lapsing.resize_with(room, ExpiringEntry::default);
-        (copy.beside(lapsing), used)
+        expiring.reserve_exact(room.saturating_sub(expiring.len()));
+        expiring.resize_with(room, ExpiringEntry::default);
+        (copy.with_expiring(expiring), used)
     }
 
-    /// What lies at a place among those that lapse.
-    pub(super) fn expiring(&self, place: usize) -> Option<&ExpiringEntry> {
-        self.lapsing.get(place)
+    /// The expiring pair at an index.
+    pub(super) fn expiring(&self, index: u32) -> Option<&ExpiringEntry> {
+        self.expiring.get(usize::try_from(index).ok()?)
     }
 
-    /// What an entry tells the place of; none where it lapses not.
+    /// The expiring pair that an entry refers to, if it refers to one.
     pub(super) fn expiring_entry(&self, entry: PackedEntry) -> Option<&ExpiringEntry> {
-        match entry.encoding() {
-            Encoding::Expiring(place) => self.expiring(place),
-            _ => None,
-        }
+        self.expiring(entry.expiring_index()?)
     }
 
-    /// How many places there are for what lapses.
-    pub(super) fn expiring_slots(&self) -> usize {
-        self.lapsing.len()
+    /// How many expiring pairs there is room for.
+    pub(super) fn expiring_capacity(&self) -> u32 {
+        let capacity = u32::try_from(self.expiring.len());
+        capacity.unwrap_or_else(|_| unreachable!("2³² expiring pairs of a shard"))
     }
 
-    /// The number of the profile that an entry of this shard uses.
+    /// The profile number that an entry of this shard uses.
     pub(super) fn profile_of(&self, entry: PackedEntry) -> Option<usize> {
         self.expiring_entry(entry).map_or(Some(entry), ExpiringEntry::entry)?.profile()
     }
 
-    /// Whether one more pair would be one too many.
+    /// Whether a shard of so many pairs must grow before the next one.
     pub(super) fn is_full(&self, pairs: usize) -> bool {
-        let homes = usize::try_from(self.homes).unwrap_or(usize::MAX);
-        pairs >= homes.saturating_sub(homes / 8)
+        let home_slots = usize::try_from(self.home_slots).unwrap_or(usize::MAX);
+        pairs >= home_slots.saturating_sub(home_slots / 8)
     }
 
-    /// Whether there is much more room than a copy for so many pairs would have.
+    /// Whether a copy for so many pairs would be much smaller.
     pub(super) fn is_sparse(&self, pairs: usize) -> bool {
-        let homes = usize::try_from(self.homes).unwrap_or(usize::MAX);
-        homes > pairs.saturating_add(pairs / 2).saturating_add(16)
+        let home_slots = usize::try_from(self.home_slots).unwrap_or(usize::MAX);
+        home_slots > pairs.saturating_add(pairs / 2).saturating_add(16)
     }
 
-    /// How many bytes it takes.
+    /// The size in bytes, with the allocator's overhead.
     pub(super) fn bytes(&self) -> usize {
-        let arrays = [size_of_val(&*self.array), size_of_val(&*self.lapsing), size_of::<Self>()];
-        arrays.into_iter().fold(48, usize::saturating_add)
+        let parts = [size_of_val(&*self.slots), size_of_val(&*self.expiring), size_of::<Self>()];
+        parts.into_iter().fold(48, usize::saturating_add)
     }
 
-    /// Looks at where a key should be, and where it is when others push it on by as much as is
-    /// usual: what lies there comes into the cache.
+    /// Prefetches the cache lines in which a key usually is. The result depends on the loads, so that
+    /// the compiler keeps them.
     pub(super) fn prefetch(&self, key: Key) -> u64 {
         let (high, _) = key.halves();
-        let home = home_slot(high, self.homes);
-        let look = |place| self.array.get(place).map_or(0, |slot: &Slot| slot.key().0);
-        look(home) ^ look(home.saturating_add(USUAL_PUSH))
+        let home = home_slot(high, self.home_slots);
+        let load = |index| self.slots.get(index).map_or(0, |slot: &Slot| slot.key().0);
+        load(home) ^ load(home.saturating_add(USUAL_DISPLACEMENT))
     }
 
-    /// Finds a key. While the writer moves pairs, what is found may be wrong.
+    /// Finds a key. A reader must call this inside [`seqlock_read`](Self::seqlock_read): while the
+    /// writer moves slots the result may be wrong.
     pub(super) fn find(&self, key: Key) -> Location {
         let wanted = key.halves();
-        let home = home_slot(wanted.0, self.homes);
-        let mut place = home;
-        for slot in self.array.get(home..).unwrap_or_default() {
+        let home = home_slot(wanted.0, self.home_slots);
+        let mut index = home;
+        for slot in self.slots.get(home..).unwrap_or_default() {
             let Some(entry) = slot.entry() else { break };
             let found = slot.key();
             if found == wanted {
-                return Location::Found(place, entry);
+                return Location::Found(index, entry);
             }
             if found > wanted {
                 break;
             }
-            place = place.saturating_add(1);
+            index = index.saturating_add(1);
         }
-        Location::Missing(place)
+        Location::Missing(index)
     }
 
-    /// Reads what is under a key, and whatever `read` takes from there: again, where the writer
-    /// came between, which never holds a version for longer than it takes to move a few pairs.
-    pub(super) fn read<T>(&self, key: Key, mut read: impl FnMut(Option<PackedEntry>) -> T) -> T {
-        self.seqlock_read(|| {
-            read(match self.find(key) {
-                Location::Found(_, entry) => Some(entry),
-                Location::Missing(_) => None,
-            })
-        })
-    }
-
-    /// Does what reads the shard until the writer did not come between.
+    /// Calls `read` until no write of this shard overlapped with it, and returns its last result. The
+    /// writer holds the seqlock only while it moves a few slots.
     pub(super) fn seqlock_read<T>(&self, mut read: impl FnMut() -> T) -> T {
         let mut spins = 0_u32;
         loop {
             let version = self.version.load(Ordering::Acquire);
             if version.is_multiple_of(2) {
+                // A result that is dropped here may hold a lock that the writer waits for.
                 let result = read();
                 if self.version.load(Ordering::Acquire) == version {
                     return result;
                 }
             }
             spins = spins.saturating_add(1);
-            if spins.is_multiple_of(SPINS) {
+            if spins.is_multiple_of(SPINS_PER_YIELD) {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();
@@ -243,60 +305,44 @@ impl Shard {
         }
     }
 
-    /// The pairs, in order. For the writer, or within [`seqlock_read`](Self::seqlock_read).
+    /// The pairs in ascending order: for the writer, or inside
+    /// [`seqlock_read`](Self::seqlock_read).
     pub(super) fn pairs(&self) -> impl Iterator<Item = (Key, PackedEntry)> {
         let pair = |slot: &Slot| Some((Key::from_halves(slot.key()), slot.entry()?));
-        self.array.iter().filter_map(pair)
+        self.slots.iter().filter_map(pair)
     }
 
-    /// Lets the writer move pairs. Only the writer may call this, and what follows.
-    pub(super) fn seqlock_write<T>(&self, change: impl FnOnce() -> T) -> T {
+    /// Calls `write` while the version is odd. Only the one writer may call this, and `write` must not
+    /// panic: readers would wait for ever.
+    pub(super) fn seqlock_write<T>(&self, write: impl FnOnce() -> T) -> T {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Release);
-        let result = change();
+        let result = write();
         self.version.store(version.wrapping_add(2), Ordering::Release);
         result
     }
 
-    /// Gives the pair at a place another entry. One word: it needs no version.
-    pub(super) fn replace(&self, place: usize, entry: PackedEntry) {
-        if let Some(Slot([.., word])) = self.array.get(place) {
-            word.store(entry.word(), Ordering::Release);
-        }
+    /// The slot at an index that [`find`](Self::find) returned as found.
+    pub(super) fn slot(&self, index: usize) -> &Slot {
+        self.slots.get(index).unwrap_or_else(|| unreachable!("slot {index} was found before"))
     }
 
-    /// Whether there is a gap behind a place, so that a pair can be put there.
-    pub(super) fn has_gap(&self, place: usize) -> bool {
-        self.gap(place).is_some()
+    /// The slots that an insertion at an index changes; `None` if no slot behind it is empty.
+    pub(super) fn insertion_run(&self, index: usize) -> Option<InsertionRun<'_>> {
+        let behind = self.slots.get(index..)?;
+        let gap = behind.iter().position(|slot| slot.entry().is_none())?;
+        behind.get(..=gap).map(InsertionRun)
     }
 
-    fn gap(&self, place: usize) -> Option<usize> {
-        let behind = self.array.get(place..)?;
-        behind.iter().position(|slot| slot.entry().is_none()).map(|gap| place.saturating_add(gap))
-    }
-
-    /// Puts a pair into its place, while [`seqlock_write`](Self::seqlock_write); those from there on to the next
-    /// gap move on.
-    pub(super) fn insert(&self, place: usize, key: Key, entry: PackedEntry) {
-        let Some(gap) = self.gap(place) else { return };
-        let Some(run) = self.array.get(place..=gap) else { return };
-        for (from, to) in run.iter().zip(run.iter().skip(1)).rev() {
-            to.store(from.key(), from.entry().map_or(0, PackedEntry::word));
-        }
-        if let Some(slot) = run.first() {
-            slot.store(key.halves(), entry.word());
-        }
-    }
-
-    /// Takes the pair out of a place, while [`seqlock_write`](Self::seqlock_write); those behind it that are not
-    /// at home move back.
-    pub(super) fn remove(&self, place: usize) {
-        let Some(run) = self.array.get(place..) else { return };
+    /// Removes the pair at an index and moves those behind it towards their home slots, up to the
+    /// first that is in its own. Only inside a seqlock write.
+    pub(super) fn remove(&self, index: usize) {
+        let Some(run) = self.slots.get(index..) else { return };
         let mut to = run.first();
-        for (at, from) in (place..).skip(1).zip(run.iter().skip(1)) {
+        for (at, from) in (index..).skip(1).zip(run.iter().skip(1)) {
             let Some(entry) = from.entry() else { break };
             let key = from.key();
-            if home_slot(key.0, self.homes) >= at {
+            if home_slot(key.0, self.home_slots) >= at {
                 break;
             }
             if let Some(to) = to.replace(from) {
@@ -309,9 +355,8 @@ impl Shard {
     }
 }
 
-/// Where a key would be if nobody else were there. Monotonic: what is before by its bits is before
-/// by its home.
-fn home_slot(high: u64, homes: u64) -> usize {
+/// A key's home slot. Monotonic: a smaller key never has a later home slot.
+fn home_slot(high: u64, home_slots: u64) -> usize {
     let part = (high << SHARD_BITS) >> 32;
-    usize::try_from(part.wrapping_mul(homes) >> 32).unwrap_or(usize::MAX)
+    usize::try_from(part.wrapping_mul(home_slots) >> 32).unwrap_or(usize::MAX)
 }

@@ -1,58 +1,56 @@
-//! The writer's side of a shard: its array, and which of its places are free.
+//! The writer's state of a shard: what readers do not need to know.
 
 use std::sync::Arc;
 
 use super::shard::Shard;
 
-/// A shard as the writer knows it.
+/// A shard, its number of pairs, and its free list.
 pub(super) struct ShardWriter {
-    /// What the lanes lead to.
-    pub(super) slots: Arc<Shard>,
-    /// How many pairs it has.
+    /// The shard that readers see.
+    pub(super) shard: Arc<Shard>,
     pub(super) pairs: usize,
-    /// The places among those that lapse that nobody has.
+    /// The indexes of expiring pairs that are not in use.
     free: Vec<u32>,
 }
 
-impl From<Arc<Shard>> for ShardWriter {
-    /// The writer's side of an array without pairs.
-    fn from(slots: Arc<Shard>) -> Self {
-        Self::of(slots, 0, 0)
-    }
-}
-
 impl ShardWriter {
-    /// The writer's side of an array of so many pairs, of which so many lapse and have the first
-    /// places.
-    pub(super) fn of(slots: Arc<Shard>, pairs: usize, lapsing: usize) -> Self {
-        let all = u32::try_from(slots.expiring_slots()).unwrap_or(u32::MAX);
-        let used = u32::try_from(lapsing).unwrap_or(u32::MAX);
-        Self { slots, pairs, free: (used..all).rev().collect() }
+    /// The writer's state of a shard without pairs.
+    pub(super) fn empty() -> Self {
+        Self::new(Arc::new(Shard::empty()), 0, 0)
     }
 
-    /// A copy with room for so many pairs in all, and for so many more that lapse.
-    pub(super) fn copied(&self, pairs: usize, more_lapsing: usize) -> Self {
-        let (slots, used) = self.slots.copied(pairs, more_lapsing);
-        Self::of(Arc::new(slots), self.pairs, used)
+    /// The writer's state of a shard with so many pairs, of which so many expire and have the first
+    /// indexes.
+    pub(super) fn new(shard: Arc<Shard>, pairs: usize, expiring: u32) -> Self {
+        let free = (expiring..shard.expiring_capacity()).rev().collect();
+        Self { shard, pairs, free }
     }
 
-    /// Takes a free place for what lapses.
-    pub(super) fn take_place(&mut self) -> Option<usize> {
-        usize::try_from(self.free.pop()?).ok()
+    /// A copy with room for `capacity` pairs in all and for `more_expiring` more expiring ones.
+    pub(super) fn resized(&self, capacity: usize, more_expiring: usize) -> Self {
+        let (shard, expiring) = self.shard.resized(capacity, more_expiring);
+        Self::new(Arc::new(shard), self.pairs, expiring)
     }
 
-    /// Gives a place back.
-    pub(super) fn free_place(&mut self, place: usize) {
-        self.free.extend(u32::try_from(place));
+    /// Takes a free index for an expiring pair.
+    pub(super) fn take_expiring_index(&mut self) -> u32 {
+        let index = self.free.pop();
+        index.unwrap_or_else(|| unreachable!("room is made before an expiring pair is written"))
     }
 
-    /// Whether another pair that lapses finds no place.
-    pub(super) fn has_no_place(&self) -> bool {
+    /// Frees the index of an expiring pair.
+    pub(super) fn free_expiring_index(&mut self, index: u32) {
+        self.free.push(index);
+    }
+
+    /// Whether there is no room for another expiring pair.
+    pub(super) fn is_expiring_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Whether there are many more places than a copy would have.
-    pub(super) fn has_many_places(&self) -> bool {
-        self.free.len() > (self.slots.expiring_slots() / 5).saturating_add(1)
+    /// Whether a copy would have much less room for expiring pairs.
+    pub(super) fn is_expiring_sparse(&self) -> bool {
+        let capacity = usize::try_from(self.shard.expiring_capacity()).unwrap_or(usize::MAX);
+        self.free.len() > (capacity / 5).saturating_add(1)
     }
 }

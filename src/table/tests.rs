@@ -47,16 +47,16 @@ fn inbound() -> What {
     What::Inbound { message_id: String::new(), text: String::new() }
 }
 
-/// How many pairs have a place among those that lapse.
-fn lapsing(writer: &Writer) -> usize {
-    let lapses = |(_, entry, slots): (_, _, &Shard)| slots.expiring_entry(entry).is_some();
-    writer.pairs().map(lapses).filter(|lapses| *lapses).count()
+/// The number of pairs that are stored as expiring.
+fn expiring(writer: &Writer) -> usize {
+    let expires = |(_, entry, shard): (_, _, &Shard)| shard.expiring_entry(entry).is_some();
+    writer.pairs().map(expires).filter(|expires| *expires).count()
 }
 
 const CATEGORIES: [&str; 5] =
     ["marketing", "marketing.news", "utility", "utility.order_updates", "service.other"];
 
-/// The table tells of a state what the state itself does.
+/// Asserts that the table answers for a state as the state itself does.
 fn assert_same(table: &Table, key: Key, state: &State) {
     let resolved = Resolved::of(state);
     for text in CATEGORIES {
@@ -71,7 +71,7 @@ fn assert_same(table: &Table, key: Key, state: &State) {
 }
 
 #[test]
-fn an_entry_is_eight_bytes_beside_its_key() {
+fn entry_takes_eight_bytes_and_keeps_its_content() {
     assert_eq!(size_of::<(Key, PackedEntry)>(), 24);
     for last_inbound in [None, Some(at(0)), Some(at(1_750_000_000_000))] {
         let entry = PackedEntry::inline(MAX_PROFILES, last_inbound);
@@ -85,34 +85,34 @@ fn an_entry_is_eight_bytes_beside_its_key() {
     assert!(far < Timestamp::MAX);
     assert!(PackedEntry::from_word(0).is_none());
     assert!(PackedEntry::UNREADABLE.is_self_contained() && !PackedEntry::BOXED.is_self_contained());
-    assert!(!PackedEntry::expiring(3).unwrap().is_self_contained());
+    assert!(!PackedEntry::expiring(3).is_self_contained());
 }
 
 #[test]
-fn what_lapses_at_one_moment_takes_sixteen_bytes() {
+fn pair_with_one_expiry_moment_takes_sixteen_bytes_more() {
     assert_eq!(size_of::<ExpiringEntry>(), 16);
     let (table, mut writer) = new();
     let both = [(1, opt_in("marketing", Some(80))), (2, opt_in("utility.news", Some(80)))];
     let far = [(1, opt_in("marketing", Some(Timestamp::MAX.as_millis() - 1)))];
     let capped = [(1, What::Failure { code: 131_049 })];
-    for (user, whats, lapses) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
+    for (user, whats, expires) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
     {
         let state = state(whats);
-        assert_eq!(ExpiringEntry::word(&Resolved::of(&state)).is_some(), lapses, "{user}");
+        assert_eq!(ExpiringEntry::expiry_word(&Resolved::of(&state)).is_some(), expires, "{user}");
         writer.apply(key(user), Ok(&state));
         assert_same(&table, key(user), &state);
         assert!(writer.holds_state(key(user), Ok(&state)));
     }
-    assert_eq!((lapsing(&writer), table.0.boxed.len()), (2, 1));
+    assert_eq!((expiring(&writer), table.0.boxed.len()), (2, 1));
     writer.apply(key("1"), Ok(&state(&[])));
     writer.apply(key("2"), Ok(&state(&both)));
-    assert_eq!((lapsing(&writer), table.0.boxed.len()), (2, 0));
+    assert_eq!((expiring(&writer), table.0.boxed.len()), (2, 0));
 }
 
 #[test]
-fn what_is_moved_about_is_found() {
+fn keys_are_found_after_others_moved_their_slots() {
     use std::collections::BTreeMap;
-    // Of few bits, so that many share a home, and of such that all lie at one end.
+    // Keys of few bits, so that many share a home slot, and keys at one end of the range.
     let keys = [0_u64, 1, 2, 3, u64::MAX, u64::MAX - 1, 1 << 53, (1 << 53) + 7, 1 << 40];
     let keys = keys.iter().flat_map(|high| (0..40).map(|low| Key::from_halves((*high, low))));
     let mut keys: Vec<_> = keys.collect();
@@ -142,10 +142,10 @@ fn what_is_moved_about_is_found() {
 }
 
 #[test]
-fn writer_with_an_emptied_shard_keeps_a_pair_that_expires() {
+fn emptied_shard_takes_an_expiring_pair() {
     let (table, mut writer) = new();
     let [gone, kept] = [1, 2].map(|n| Key::from_halves((n, n)));
-    assert_eq!(shard_of(gone), shard_of(kept));
+    assert_eq!(ShardIndex::of(gone), ShardIndex::of(kept));
     writer.apply(gone, Ok(&state(&[(1, inbound())])));
     writer.remove(gone);
     let state = state(&[(1, opt_in("marketing", Some(80)))]);
@@ -155,7 +155,7 @@ fn writer_with_an_emptied_shard_keeps_a_pair_that_expires() {
 }
 
 #[test]
-fn many_look_ups_find_what_single_ones_do() {
+fn batch_returns_what_single_look_ups_return() {
     let (table, mut writer) = new();
     for user in 0..500 {
         let said = match user % 5 {
@@ -181,7 +181,7 @@ fn many_look_ups_find_what_single_ones_do() {
 }
 
 #[test]
-fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
+fn pair_moves_between_encodings_as_its_expiries_change() {
     let (table, mut writer) = new();
     let pair = key("1");
     let steps = [
@@ -197,14 +197,14 @@ fn a_pair_moves_between_the_maps_as_it_gains_and_loses_what_few_have() {
         writer.apply(pair, Ok(&state));
         assert_same(&table, pair, &state);
         let resolved = Resolved::of(&state);
-        let boxed = resolved.beside.is_some() && ExpiringEntry::word(&resolved).is_none();
+        let boxed = resolved.beside.is_some() && ExpiringEntry::expiry_word(&resolved).is_none();
         assert_eq!(table.0.boxed.len(), usize::from(boxed));
         assert_eq!(table.pairs(), 1);
     }
 }
 
 #[test]
-fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
+fn unreadable_pair_is_an_error_and_an_unknown_one_has_no_facts() {
     let (table, mut writer) = new();
     let category = Category { class: Class::Service, topic: None };
     assert_eq!(table.facts(key("1").into(), category).0, Ok(Facts::NOTHING));
@@ -216,7 +216,7 @@ fn an_unreadable_pair_says_so_and_an_unknown_one_says_nothing() {
 }
 
 #[test]
-fn pairs_of_one_standing_share_one_profile() {
+fn pairs_with_equal_standing_share_a_profile() {
     let (table, mut writer) = new();
     for user in 0..1_000 {
         let time = i64::from(user) + 10;
@@ -228,7 +228,7 @@ fn pairs_of_one_standing_share_one_profile() {
 }
 
 #[test]
-fn freshness_never_moves_back_and_validity_is_told() {
+fn freshness_never_moves_back_and_validity_is_published() {
     let (table, mut writer) = new();
     let moment = |seconds: u64| Moment {
         boot: Duration::from_secs(seconds),
@@ -255,7 +255,7 @@ fn freshness_never_moves_back_and_validity_is_told() {
 }
 
 #[tokio::test]
-async fn a_revision_can_be_waited_for() {
+async fn wait_for_revision_ends_once_it_is_applied() {
     let (table, mut writer) = new();
     let waiting = table.clone();
     let task = tokio::task::spawn(async move { waiting.wait_for_revision(5).await });
@@ -268,7 +268,7 @@ async fn a_revision_can_be_waited_for() {
 }
 
 #[test]
-fn readers_beside_a_writer_see_one_state_or_the_other() {
+fn reader_concurrent_with_a_write_sees_the_old_or_the_new_state() {
     let (table, mut writer) = new();
     let pair = key("1");
     let one = state(&[(1, opt_in("marketing", None)), (2, inbound())]);
@@ -398,7 +398,7 @@ fn readers_find_the_profile_that_an_entry_meant_while_profiles_are_freed() {
 }
 
 #[test]
-fn a_table_saved_while_profiles_are_freed_holds_every_pairs_own() {
+fn image_written_while_profiles_are_freed_has_the_profile_of_each_pair() {
     const USERS: usize = 40;
     let (table, mut writer) = new();
     let secret = KeySecret::new(&[1; 16]);
@@ -450,7 +450,7 @@ fn a_state() -> impl Strategy<Value = State> {
 
 proptest! {
     #[test]
-    fn the_table_tells_what_the_states_tell(states in proptest::collection::vec(a_state(), 1..20)) {
+    fn table_answers_as_the_states_do(states in proptest::collection::vec(a_state(), 1..20)) {
         let (table, mut writer) = new();
         for (user, state) in states.iter().enumerate() {
             // Every pair goes through the state of the one before, and has to forget it.

@@ -1,4 +1,7 @@
-//! The write side of the table.
+//! The write side of the hot table.
+//!
+//! What a lint would make a silent fallback ends the process here: a write that is lost may be an
+//! opt-out, while a process that has ended denies.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -8,260 +11,261 @@ use dashmap::DashMap;
 
 use super::packed_entry::{Encoding, ExpiringEntry, PackedEntry};
 use super::profiles::Profiles;
-use super::shard::{Location, SHARDS, Shard, shard_of};
+use super::shard::{Location, PerShard, Shard, ShardIndex};
 use super::shard_writer::ShardWriter;
-use super::{PreviousLedgerDenials, UnreadablePair, Validity, Writer, encode};
+use super::{PairRef, PreviousLedgerDenials, UnreadablePair, Validity, Writer, encode};
 use consentd_core::denied::Denied;
-use consentd_core::facts::{Beside, Profile, Resolved, Times};
+use consentd_core::facts::{Beside, Resolved};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
-/// How many pairs the second map may have had more than twice as many as it has, before it is made
-/// smaller.
-const MIN_BOXED_PEAK: usize = 1_024;
+/// How far the peak of boxed pairs must be above twice their number before their map is shrunk.
+const BOXED_SHRINK_MARGIN: usize = 1_024;
 
-/// How a pair is kept.
+/// A pair in the smallest encoding that it fits.
 enum EncodedPair {
     /// In its slot.
     Inline(PackedEntry),
-    /// With what lapses at one moment.
+    /// In an [`ExpiringEntry`] with this expiry word.
     Expiring(PackedEntry, u64),
-    /// In the second map.
+    /// In the map of boxed pairs.
     Boxed(Box<Resolved>),
 }
 
-/// The bytes that a pair takes on the heap beside its place in the second map.
+impl EncodedPair {
+    /// The profile number that it uses.
+    fn profile(&self) -> Option<usize> {
+        match self {
+            Self::Inline(entry) | Self::Expiring(entry, _) => entry.profile(),
+            Self::Boxed(_) => None,
+        }
+    }
+}
+
+/// The heap bytes of a boxed pair, without its slot in the map.
 pub(super) fn heap_bytes(boxed: &Resolved) -> usize {
     let beside = boxed.beside.as_ref().map_or(0, Beside::heap_bytes);
     size_of::<Resolved>().saturating_add(boxed.profile.heap_bytes()).saturating_add(beside)
 }
 
 impl Writer {
-    /// Puts a pair's new state into the table; one that cannot be read is denied from now on.
+    /// Writes a pair's new state. A pair that cannot be read is denied from now on.
     pub fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
-        match state {
-            Err(UnreadablePair) => self.put(key, EncodedPair::Inline(PackedEntry::UNREADABLE)),
-            Ok(state) => {
-                let resolved = Resolved::of(state);
-                let kept = self.kept(resolved);
-                self.put(key, kept);
-            }
-        }
+        let encoded = match state {
+            Err(UnreadablePair) => EncodedPair::Inline(PackedEntry::UNREADABLE),
+            Ok(state) => self.encode_pair(Resolved::of(state)),
+        };
+        self.write(key, encoded);
     }
 
-    /// How a state is kept: in as little as it fits into.
-    fn kept(&mut self, resolved: Resolved) -> EncodedPair {
-        let lapses = ExpiringEntry::word(&resolved);
-        if resolved.beside.is_some() && lapses.is_none() {
+    fn encode_pair(&mut self, resolved: Resolved) -> EncodedPair {
+        let expiry_word = ExpiringEntry::expiry_word(&resolved);
+        if resolved.beside.is_some() && expiry_word.is_none() {
             return EncodedPair::Boxed(Box::new(resolved));
         }
-        let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
+        let number = self.profiles.number_of(&resolved.profile, &self.shared.directory);
         let Some(number) = number else { return EncodedPair::Boxed(Box::new(resolved)) };
         let entry = PackedEntry::inline(number, resolved.last_inbound);
-        lapses.map_or(EncodedPair::Inline(entry), |word| EncodedPair::Expiring(entry, word))
+        expiry_word.map_or(EncodedPair::Inline(entry), |word| EncodedPair::Expiring(entry, word))
     }
 
-    fn put(&mut self, key: Key, kept: EncodedPair) {
-        let (slots, place) = self.room_for(key, matches!(kept, EncodedPair::Expiring(..)));
-        let (at, known) = match place {
-            Location::Found(at, known) => (at, Some(known)),
-            Location::Missing(at) => (at, None),
-        };
-        let released = known.and_then(|known| slots.profile_of(known));
-        if let EncodedPair::Inline(entry) | EncodedPair::Expiring(entry, _) = &kept
-            && let Some(number) = entry.profile()
-        {
-            self.profiles.count(number);
+    fn write(&mut self, key: Key, encoded: EncodedPair) {
+        let index = ShardIndex::of(key);
+        let is_expiring = matches!(encoded, EncodedPair::Expiring(..));
+        let (shard, location) = self.make_room(key, index, is_expiring);
+        let previous = location.entry();
+        let released = previous.and_then(|entry| shard.profile_of(entry));
+        if let Some(number) = encoded.profile() {
+            self.profiles.add_use(number);
         }
-        if let (EncodedPair::Inline(entry), Some(known)) = (&kept, known)
-            && known.is_self_contained()
-        {
-            slots.replace(at, *entry);
-        } else {
-            // Of all that changes elsewhere readers learn by the version of the pair's shard.
-            slots.seqlock_write(|| {
-                let place = self.leave(key, known);
-                let entry = self.keep(key, kept, place, &slots);
-                match known {
-                    Some(_) => slots.replace(at, entry),
-                    None => slots.insert(at, key, entry),
-                }
-            });
-            if known.is_none() {
-                self.count(shard_of(key), 1);
+        match (encoded, location) {
+            // One store replaces all there is of the pair.
+            (EncodedPair::Inline(entry), Location::Found(at, previous))
+                if previous.is_self_contained() =>
+            {
+                shard.slot(at).set_entry(entry);
             }
-            self.tidy(shard_of(key));
+            (encoded, location) => {
+                self.write_with_seqlock(key, index, encoded, &shard, location);
+                if previous.is_none() {
+                    self.change_pairs(index, 1);
+                }
+                self.shrink(index);
+            }
         }
-        self.release(released);
+        self.release_profile(released);
     }
 
-    /// An entry that used this profile uses it no more, and no reader that comes now finds it.
-    fn release(&mut self, profile: Option<usize>) {
-        if let Some(number) = profile {
-            self.profiles.release(number);
+    /// Writes a pair of which something is, or was, outside of its slot. Whatever could fail is done
+    /// before the seqlock is taken.
+    fn write_with_seqlock(
+        &mut self,
+        key: Key,
+        index: ShardIndex,
+        encoded: EncodedPair,
+        shard: &Shard,
+        location: Location,
+    ) {
+        let previous = location.entry();
+        let was_boxed = previous == Some(PackedEntry::BOXED);
+        let previous_expiring = previous.and_then(PackedEntry::expiring_index);
+        let known = self.shards.get_mut(index);
+        let (entry, expiring) = match &encoded {
+            EncodedPair::Inline(entry) => (*entry, None),
+            EncodedPair::Boxed(_) => (PackedEntry::BOXED, None),
+            EncodedPair::Expiring(..) => {
+                let at = previous_expiring.unwrap_or_else(|| known.take_expiring_index());
+                let expiring = shard.expiring(at);
+                let expiring = expiring.unwrap_or_else(|| unreachable!("expiring pair {at}"));
+                (PackedEntry::expiring(at), Some(expiring))
+            }
+        };
+        if let (Some(at), None) = (previous_expiring, expiring) {
+            known.free_expiring_index(at);
         }
-        self.profiles.sweep(&self.shared.lanes);
+        let (slot, run) = match location {
+            Location::Found(at, _) => (Some(shard.slot(at)), None),
+            Location::Missing(at) => {
+                let run = shard.insertion_run(at);
+                (None, Some(run.unwrap_or_else(|| unreachable!("room was made for a pair"))))
+            }
+        };
+        shard.seqlock_write(|| {
+            if was_boxed {
+                self.remove_boxed(key);
+            }
+            match (encoded, expiring) {
+                (EncodedPair::Boxed(boxed), _) => self.insert_boxed(key, boxed),
+                (EncodedPair::Expiring(entry, word), Some(expiring)) => expiring.store(entry, word),
+                _ => {}
+            }
+            if let Some(slot) = slot {
+                slot.set_entry(entry);
+            }
+            if let Some(run) = run {
+                run.insert(key, entry);
+            }
+        });
+    }
+
+    fn insert_boxed(&mut self, key: Key, boxed: Box<Resolved>) {
+        self.shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
+        self.shared.boxed.insert(key, boxed);
+        self.boxed_pairs = self.boxed_pairs.saturating_add(1);
+        self.boxed_peak = self.boxed_peak.max(self.boxed_pairs);
+    }
+
+    fn remove_boxed(&mut self, key: Key) {
+        if let Some((_, boxed)) = self.shared.boxed.remove(&key) {
+            self.shared.boxed_bytes.fetch_sub(heap_bytes(&boxed), Ordering::Relaxed);
+            self.boxed_pairs = self.boxed_pairs.saturating_sub(1);
+        }
+    }
+
+    /// Counts a use of a profile less, now that no reader can find the entry that held it.
+    fn release_profile(&mut self, number: Option<usize>) {
+        if let Some(number) = number {
+            self.profiles.remove_use(number);
+        }
+        self.profiles.sweep(&self.shared.directory);
         self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
     }
 
-    /// Keeps what does not fit into an entry elsewhere, if so at that place.
-    fn keep(
+    /// Shrinks a shard, or the map of boxed pairs, that has much more room than it needs.
+    fn shrink(&mut self, index: ShardIndex) {
+        let needed = self.boxed_pairs.saturating_mul(2).saturating_add(BOXED_SHRINK_MARGIN);
+        if needed < self.boxed_peak {
+            self.shared.boxed.shrink_to_fit();
+            self.boxed_peak = self.boxed_pairs;
+        }
+        let known = self.shards.get(index);
+        let pairs = known.pairs;
+        if known.shard.is_sparse(pairs) || known.is_expiring_sparse() {
+            drop(self.resize(index, pairs, 0));
+        }
+    }
+
+    /// A pair's shard with room for the pair, and for an expiring one if asked; and its location.
+    fn make_room(
         &mut self,
         key: Key,
-        kept: EncodedPair,
-        place: Option<usize>,
-        slots: &Shard,
-    ) -> PackedEntry {
-        let shard = self.shards.get_mut(shard_of(key));
-        let free = |shard: Option<&mut ShardWriter>| {
-            if let (Some(place), Some(shard)) = (place, shard) {
-                shard.free_place(place);
-            }
+        index: ShardIndex,
+        is_expiring: bool,
+    ) -> (Arc<Shard>, Location) {
+        let known = self.shards.get(index);
+        let (shard, pairs) = (Arc::clone(&known.shard), known.pairs);
+        let location = shard.find(key);
+        let was_expiring = location.entry().and_then(PackedEntry::expiring_index).is_some();
+        let needs_expiring = is_expiring && !was_expiring;
+        let has_no_slot = matches!(
+            location,
+            Location::Missing(at) if shard.is_full(pairs) || shard.insertion_run(at).is_none()
+        );
+        if !has_no_slot && !(needs_expiring && known.is_expiring_full()) {
+            return (shard, location);
+        }
+        // A new pair is counted even if the shard is not full: one for no pairs has no slots at all.
+        let is_new = location.entry().is_none();
+        let capacity = pairs.saturating_add(usize::from(is_new));
+        // The copy keeps only the expiring pairs that are in use, and what is asked for.
+        let shard = self.resize(index, capacity, usize::from(needs_expiring));
+        let location = shard.find(key);
+        (shard, location)
+    }
+
+    /// Replaces a shard by a copy with this capacity. Readers use the old one until the copy is
+    /// published.
+    fn resize(&mut self, index: ShardIndex, capacity: usize, more_expiring: usize) -> Arc<Shard> {
+        let known = self.shards.get_mut(index);
+        let resized = known.resized(capacity, more_expiring);
+        let shard = Arc::clone(&resized.shard);
+        let old = std::mem::replace(known, resized);
+        self.shared.shard_bytes.fetch_add(shard.bytes(), Ordering::Relaxed);
+        self.shared.directory.replace_shard(index, &shard);
+        self.shared.shard_bytes.fetch_sub(old.shard.bytes(), Ordering::Relaxed);
+        shard
+    }
+
+    fn change_pairs(&mut self, index: ShardIndex, change: isize) {
+        let add = |pairs: usize| {
+            let changed = pairs.checked_add_signed(change);
+            changed.unwrap_or_else(|| unreachable!("the pairs of shard {index:?} were miscounted"))
         };
-        match kept {
-            EncodedPair::Inline(entry) => {
-                free(shard);
-                entry
-            }
-            EncodedPair::Expiring(entry, word) => {
-                let place = place.or_else(|| shard?.take_place());
-                let known = place.and_then(|place| Some((slots.expiring(place)?, place)));
-                if let Some((known, place)) = known
-                    && let Some(lapsing) = PackedEntry::expiring(place)
-                {
-                    known.store(entry, word);
-                    return lapsing;
-                }
-                PackedEntry::UNREADABLE // There is room for it: see `room_for`.
-            }
-            EncodedPair::Boxed(boxed) => {
-                free(shard);
-                self.shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
-                self.shared.boxed.insert(key, boxed);
-                let (now, most) = self.boxed;
-                let now = now.saturating_add(1);
-                self.boxed = (now, most.max(now));
-                PackedEntry::BOXED
-            }
-        }
-    }
-
-    /// Lets go of what an entry has elsewhere; gives the place that it had among those that lapse.
-    fn leave(&mut self, key: Key, entry: Option<PackedEntry>) -> Option<usize> {
-        match entry.map(PackedEntry::encoding) {
-            Some(Encoding::Boxed) => {
-                if let Some((_, boxed)) = self.shared.boxed.remove(&key) {
-                    self.shared.boxed_bytes.fetch_sub(heap_bytes(&boxed), Ordering::Relaxed);
-                    self.boxed.0 = self.boxed.0.saturating_sub(1);
-                }
-                None
-            }
-            Some(Encoding::Expiring(place)) => Some(place),
-            _ => None,
-        }
-    }
-
-    /// Gives back the room that a shard's pairs, and those of the second map, no longer need.
-    fn tidy(&mut self, shard: usize) {
-        let (now, most) = self.boxed;
-        if now.saturating_mul(2).saturating_add(MIN_BOXED_PEAK) < most {
-            self.shared.boxed.shrink_to_fit();
-            self.boxed.1 = now;
-        }
-        let Some(known) = self.shards.get(shard) else { return };
-        let pairs = known.pairs;
-        if known.slots.is_sparse(pairs) || known.has_many_places() {
-            drop(self.resize(shard, pairs, 0));
-        }
-    }
-
-    /// A pair's shard, with room for it, for what lapses of it too, and its place there.
-    fn room_for(&mut self, key: Key, lapses: bool) -> (Arc<Shard>, Location) {
-        let shard = shard_of(key);
-        let Some(known) = self.shards.get(shard) else {
-            return (Arc::new(Shard::with_room(0)), Location::Missing(0)); // There is none such.
-        };
-        let (slots, pairs) = (Arc::clone(&known.slots), known.pairs);
-        let place = slots.find(key);
-        let has_place =
-            matches!(place, Location::Found(_, entry) if slots.expiring_entry(entry).is_some());
-        let wants_place = lapses && !has_place;
-        let no_place = wants_place && known.has_no_place();
-        let full =
-            matches!(place, Location::Missing(at) if slots.is_full(pairs) || !slots.has_gap(at));
-        if !full && !no_place {
-            return (slots, place);
-        }
-        // A new pair is counted even if the array is not full: one for no pairs has no slots at all.
-        let is_new = matches!(place, Location::Missing(_));
-        let room = pairs.saturating_add(usize::from(is_new));
-        // A copy has only the places that are used and those that are asked for.
-        let slots = self.resize(shard, room, usize::from(wants_place));
-        let place = slots.find(key);
-        (slots, place)
-    }
-
-    /// Gives a shard room for so many pairs, and for so many more that lapse. Readers go on with the
-    /// array that it had until the other one is whole.
-    fn resize(&mut self, shard: usize, room: usize, more_lapsing: usize) -> Arc<Shard> {
-        let Some(known) = self.shards.get_mut(shard) else {
-            return Arc::new(Shard::with_room(0)); // There is none such.
-        };
-        let other = known.copied(room, more_lapsing);
-        let slots = Arc::clone(&other.slots);
-        let before = std::mem::replace(known, other);
-        self.shared.slot_bytes.fetch_add(slots.bytes(), Ordering::Relaxed);
-        self.shared.lanes.replace(shard, &slots);
-        self.shared.slot_bytes.fetch_sub(before.slots.bytes(), Ordering::Relaxed);
-        slots
-    }
-
-    fn count(&mut self, shard: usize, change: isize) {
-        if let Some(shard) = self.shards.get_mut(shard) {
-            shard.pairs = shard.pairs.saturating_add_signed(change);
-        }
+        let known = self.shards.get_mut(index);
+        known.pairs = add(known.pairs);
         let all = &self.shared.pairs;
-        let pairs = all.load(Ordering::Relaxed).saturating_add_signed(change);
-        all.store(pairs, Ordering::Relaxed); // There is one writer.
+        all.store(add(all.load(Ordering::Relaxed)), Ordering::Relaxed); // There is one writer.
     }
 
     fn entry(&self, key: Key) -> Option<(PackedEntry, &Shard)> {
-        let shard = self.shards.get(shard_of(key))?;
-        match shard.slots.find(key) {
-            Location::Found(_, entry) => Some((entry, &shard.slots)),
-            Location::Missing(_) => None,
-        }
+        let shard = &self.shards.get(ShardIndex::of(key)).shard;
+        Some((shard.find(key).entry()?, shard))
     }
 
-    /// Reads a pair; none where it is not there.
-    fn read<T>(
-        &self,
-        key: Key,
-        read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
-    ) -> Option<Result<T, UnreadablePair>> {
-        let (entry, slots) = self.entry(key)?;
-        Some(self.shared.resolve(key, entry, slots, self.profiles.chunks(), read))
+    fn lookup(&self, key: Key) -> Option<Result<PairRef<'_>, UnreadablePair>> {
+        let (entry, shard) = self.entry(key)?;
+        Some(self.shared.resolve(key, entry, shard, self.profiles.chunks()))
     }
 
     /// Every pair, with its shard.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (Key, PackedEntry, &Shard)> {
-        self.shards.iter().flat_map(|shard| {
-            let slots: &Shard = &shard.slots;
-            slots.pairs().map(move |(key, entry)| (key, entry, slots))
+        self.shards.iter().flat_map(|known| {
+            let shard: &Shard = &known.shard;
+            shard.pairs().map(move |(key, entry)| (key, entry, shard))
         })
     }
 
-    /// Says that everything up to `revision` is in the table.
+    /// Publishes that everything up to `revision` is in the table.
     pub fn set_revision(&mut self, revision: Revision) {
         self.shared.revision.store(revision, Ordering::Release);
         self.shared.applied.send_replace(revision);
     }
 
-    /// Says that the table had, at `asked`, all that the ledger had; the ledger's clock then said
-    /// `ledger_clock`. Never moves back.
+    /// Publishes that the table had, at `asked`, all that the ledger had, and that the ledger's clock
+    /// then read `ledger_clock`. An older proof than the current one is ignored.
     pub fn set_proof(&mut self, asked: Moment, ledger_clock: Timestamp) {
         let boot = u64::try_from(asked.boot.as_nanos()).unwrap_or(u64::MAX);
         let shared = &self.shared;
@@ -275,15 +279,15 @@ impl Writer {
         shared.proven_boot.store(boot, Ordering::Release);
     }
 
-    /// Says that the table holds a state that the ledger had.
+    /// Makes the table valid: it holds a state that the ledger had.
     pub fn validate(&mut self) {
-        // Idempotent: a look-up across a change of validity counts as stale, and this is none.
+        // Idempotent: a look-up across a change of validity counts as invalid, and this is no change.
         if self.shared.freshness().validity != Validity::Valid {
             self.set_validity(Validity::Valid);
         }
     }
 
-    /// Says that the table is wrong, and why. Before the first load it stays as it is.
+    /// Makes the table invalid, unless its first load is not complete.
     pub fn invalidate(&mut self) {
         if self.shared.freshness().validity != Validity::Loading {
             self.set_validity(Validity::Invalid);
@@ -296,49 +300,50 @@ impl Writer {
         self.shared.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Empties the table, which must not be valid, for pairs whose keys this secret makes.
+    /// Empties the table, which must not be valid, for pairs whose keys are made with this secret.
     pub fn reset(&mut self, secret: &KeySecret) {
         debug_assert_ne!(self.shared.freshness().validity, Validity::Valid);
-        let empty = |_| ShardWriter::from(Arc::new(Shard::with_room(0)));
-        self.shards = (0..SHARDS).map(empty).collect();
+        self.shards = PerShard::from_fn(ShardWriter::empty);
         self.profiles = Profiles::new();
-        let shards: Vec<_> = self.shards.iter().map(|shard| Arc::clone(&shard.slots)).collect();
-        self.shared.lanes.replace_all(&shards, self.profiles.chunks());
-        self.shared.slot_bytes.store(0, Ordering::Relaxed);
+        let shards = self.shards.map(|known| Arc::clone(&known.shard));
+        self.shared.directory.replace_all(&shards, self.profiles.chunks());
+        self.shared.shard_bytes.store(0, Ordering::Relaxed);
         self.shared.pairs.store(0, Ordering::Relaxed);
         self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         self.shared.boxed_bytes.store(0, Ordering::Relaxed);
         self.shared.boxed.clear();
         self.shared.boxed.shrink_to_fit();
-        self.boxed = (0, 0);
+        (self.boxed_pairs, self.boxed_peak) = (0, 0);
         self.shared.secret.store(Arc::new(secret.clone()));
     }
 
-    /// What the keys are made with.
+    /// The secret that keys are made with.
     #[must_use]
     pub fn secret(&self) -> KeySecret {
         KeySecret::clone(&self.shared.secret.load())
     }
 
-    /// What the table denies a pair; none where it denies nothing, or cannot be read.
+    /// The denials of a pair in the table; `None` if it has none or cannot be read.
     #[must_use]
     pub fn denials(&self, key: Key) -> Option<Denied> {
-        self.read(key, |profile, _, _| Denied::of(profile))?.ok()?
+        let pair = self.lookup(key)?.ok()?;
+        Denied::of(pair.parts().0)
     }
 
-    /// Calls `each` for every pair that the table denies something.
+    /// Calls `each` for every pair with denials.
     pub fn for_each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
-        let mut known: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
+        let mut by_profile: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
         let profiles = self.profiles.chunks();
-        for (key, entry, slots) in self.pairs() {
-            let of = || {
-                let of = |profile: &Profile, _, _: Times<'_>| Denied::of(profile);
-                let denied = self.shared.resolve(key, entry, slots, profiles, of);
-                denied.ok().flatten().map(Arc::new)
+        for (key, entry, shard) in self.pairs() {
+            let denials = || {
+                let pair = self.shared.resolve(key, entry, shard, profiles).ok()?;
+                Denied::of(pair.parts().0).map(Arc::new)
             };
             let denied = match entry.encoding() {
-                Encoding::Inline(number, _) => known.entry(number).or_insert_with(of).clone(),
-                _ => of(),
+                Encoding::Inline(number, _) => {
+                    by_profile.entry(number).or_insert_with(denials).clone()
+                }
+                _ => denials(),
             };
             if let Some(denied) = denied {
                 each(key, &denied);
@@ -352,10 +357,10 @@ impl Writer {
         self.entry(key).is_some()
     }
 
-    /// Takes out the pairs of which `leaves` says so; gives them.
-    pub fn remove_where(&mut self, leaves: impl Fn(Key) -> bool) -> Vec<Key> {
+    /// Removes the pairs for which `is_removed` returns true, and returns their keys.
+    pub fn remove_where(&mut self, is_removed: impl Fn(Key) -> bool) -> Vec<Key> {
         let keys = self.pairs().map(|(key, ..)| key);
-        let keys: Vec<_> = keys.filter(|key| leaves(*key)).collect();
+        let keys: Vec<_> = keys.filter(|key| is_removed(*key)).collect();
         for key in &keys {
             self.remove(*key);
         }
@@ -363,26 +368,26 @@ impl Writer {
     }
 
     pub(super) fn remove(&mut self, key: Key) {
-        let shard = shard_of(key);
-        let Some(slots) = self.shards.get(shard).map(|shard| Arc::clone(&shard.slots)) else {
-            return;
-        };
-        let Location::Found(at, entry) = slots.find(key) else { return };
-        let released = slots.profile_of(entry);
-        let place = slots.seqlock_write(|| {
-            slots.remove(at);
-            self.leave(key, Some(entry))
+        let index = ShardIndex::of(key);
+        let shard = Arc::clone(&self.shards.get(index).shard);
+        let Location::Found(at, entry) = shard.find(key) else { return };
+        let released = shard.profile_of(entry);
+        shard.seqlock_write(|| {
+            shard.remove(at);
+            if entry == PackedEntry::BOXED {
+                self.remove_boxed(key);
+            }
         });
-        if let (Some(place), Some(shard)) = (place, self.shards.get_mut(shard)) {
-            shard.free_place(place);
+        if let Some(expiring) = entry.expiring_index() {
+            self.shards.get_mut(index).free_expiring_index(expiring);
         }
-        self.count(shard, -1);
-        self.tidy(shard);
-        self.release(released);
+        self.change_pairs(index, -1);
+        self.shrink(index);
+        self.release_profile(released);
     }
 
-    /// Denies what another ledger denied, whose keys `secret` made, until it is taken back; nothing
-    /// more, where there is no such pair.
+    /// Retains the denials of a previous ledger, whose keys `secret` made, until they are removed one
+    /// by one. An empty list forgets those that are retained.
     pub fn set_previous_ledger_denials(
         &mut self,
         secret: KeySecret,
@@ -393,66 +398,64 @@ impl Writer {
         for (key, denied) in pairs {
             map.insert(key, denied);
         }
-        self.shared
-            .before
-            .store(any.then(|| Arc::new(PreviousLedgerDenials { secret, pairs: map })));
+        let previous = any.then(|| Arc::new(PreviousLedgerDenials { secret, pairs: map }));
+        self.shared.previous_ledger.store(previous);
     }
 
-    /// What the ledger before this one denied the pair of these ids, and its key there.
+    /// The retained denials of a pair in the previous ledger, and its key there.
     #[must_use]
     pub fn previous_ledger_denials(
         &self,
         user_id: &str,
         business_id: &str,
     ) -> Option<(Key, Arc<Denied>)> {
-        let before = self.shared.before.load();
-        let before = before.as_ref()?;
-        let key = before.secret.read(user_id, business_id).ok()?;
-        let denied = before.pairs.get(&key)?;
+        let previous = self.shared.previous_ledger.load();
+        let previous = previous.as_ref()?;
+        let key = previous.secret.read(user_id, business_id).ok()?;
+        let denied = previous.pairs.get(&key)?;
         Some((key, Arc::clone(&denied)))
     }
 
-    /// Takes back what the ledger before this one denied the pair of this key there: only once it
-    /// is in the pair's entry, or a check in between would find it nowhere.
+    /// Removes the retained denials of the pair with this key in the previous ledger. The caller must
+    /// have written them into the pair's entry, or a check in between would find them nowhere.
     pub fn remove_previous_ledger_denials(&mut self, key: Key) {
-        if let Some(before) = self.shared.before.load().as_ref() {
-            before.pairs.remove(&key);
+        if let Some(previous) = self.shared.previous_ledger.load().as_ref() {
+            previous.pairs.remove(&key);
         }
     }
 
-    /// How many pairs the ledger before this one denies something.
+    /// How many pairs have retained denials of the previous ledger.
     #[must_use]
     pub fn previous_ledger_denied_pairs(&self) -> usize {
-        self.shared.before.load().as_ref().map_or(0, |before| before.pairs.len())
+        self.shared.previous_ledger.load().as_ref().map_or(0, |previous| previous.pairs.len())
     }
 
-    /// Whether the table holds this state of a pair.
+    /// Whether the table holds exactly this state of a pair.
     #[must_use]
     pub fn holds_state(&self, key: Key, state: Result<&State, UnreadablePair>) -> bool {
         let Some((entry, _)) = self.entry(key) else { return false };
         let Ok(state) = state else { return entry == PackedEntry::UNREADABLE };
+        let Some(Ok(pair)) = self.lookup(key) else { return false };
+        let (profile, last_inbound, times) = pair.parts();
         let expected = Resolved::of(state);
-        let same = self.read(key, |profile, last_inbound, times| {
-            *profile == expected.profile
-                && last_inbound == expected.last_inbound
-                && times.are(expected.beside.as_ref())
-        });
-        same.is_some_and(|same| same.unwrap_or(false))
+        *profile == expected.profile
+            && last_inbound == expected.last_inbound
+            && times.are(expected.beside.as_ref())
     }
 
-    /// Says how many pairs are denied by what was remembered alone.
+    /// Publishes how many pairs have retained denials.
     pub fn set_retained_pairs(&mut self, pairs: usize) {
         let pairs = u64::try_from(pairs).unwrap_or(u64::MAX);
-        self.shared.remembered.store(pairs, Ordering::Relaxed);
+        self.shared.retained_pairs.store(pairs, Ordering::Relaxed);
     }
 
-    /// Says in words what holds the table where it is; empty where it is live.
+    /// Publishes why the table is not live; empty if it is.
     pub fn set_cause(&mut self, cause: impl Into<String>) {
         *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
     }
 
-    /// Says what an operator should mend about the ledger.
+    /// Publishes what an operator should correct about the ledger.
     pub fn set_warnings(&mut self, warnings: Arc<[String]>) {
-        self.shared.warnings.store(Arc::new(warnings));
+        *self.shared.warnings.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
     }
 }

@@ -55,7 +55,7 @@ struct Shared {
     /// Pairs that fit into no slot. Changed only under the lock of the pair's run.
     whole: DashMap<Key, Box<Resolved>>,
     /// The profiles that entries refer to by number.
-    lanes: ShardDirectory,
+    directory: ShardDirectory,
     pairs: AtomicUsize,
     freshness: State,
 }
@@ -69,7 +69,7 @@ pub(crate) fn new() -> (Table, Writer) {
     let shared = Arc::new(Shared {
         runs: DashMap::with_hasher_and_shard_amount(PrefixHash, MAP_SHARDS),
         whole: DashMap::new(),
-        lanes: ShardDirectory::default(),
+        directory: ShardDirectory::default(),
         pairs: AtomicUsize::new(0),
         freshness: State::default(),
     });
@@ -139,7 +139,7 @@ impl Table {
                 return Ok(Facts::NOTHING);
             };
             // Loaded under the lock: a number that the run holds is not reused before it is freed.
-            let profiles = self.0.lanes.load();
+            let profiles = self.0.directory.load();
             self.0.facts(&location, &run, &profiles, category)
         })
     }
@@ -176,7 +176,7 @@ impl Table {
         });
         std::hint::black_box(touched);
         // All locks are held, so no number is reused until this returns.
-        let profiles = self.0.lanes.load();
+        let profiles = self.0.directory.load();
         for ((pair, run), category) in pairs.iter().zip(&runs).zip(categories) {
             into.push(match run {
                 None => Ok(Facts::NOTHING),

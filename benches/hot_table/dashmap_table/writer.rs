@@ -68,11 +68,11 @@ impl Writer {
     }
 
     fn kept(&mut self, resolved: Resolved) -> Encoded {
-        let lapses = ExpiringEntry::word(&resolved);
+        let lapses = ExpiringEntry::expiry_word(&resolved);
         if resolved.beside.is_some() && lapses.is_none() {
             return Encoded::Boxed(Box::new(resolved));
         }
-        let number = self.profiles.number_of(&resolved.profile, &self.shared.lanes);
+        let number = self.profiles.number_of(&resolved.profile, &self.shared.directory);
         let Some(number) = number else { return Encoded::Boxed(Box::new(resolved)) };
         let entry = PackedEntry::inline(number, resolved.last_inbound);
         lapses.map_or(Encoded::Inline(entry), |word| Encoded::Expiring(entry, word))
@@ -82,13 +82,13 @@ impl Writer {
         if let Encoded::Inline(entry) | Encoded::Expiring(entry, _) = &kept
             && let Some(number) = entry.profile()
         {
-            self.profiles.count(number);
+            self.profiles.add_use(number);
         }
         let (high, low) = key.halves();
         let (first, second, whole) = match kept {
             Encoded::Inline(entry) => (entry, None, None),
             Encoded::Expiring(entry, word) => {
-                let marker = PackedEntry::expiring(0).expect("zero is a place");
+                let marker = PackedEntry::expiring(0);
                 (marker, Some([high, entry.word(), word]), None)
             }
             Encoded::Boxed(whole) => (PackedEntry::BOXED, None, Some(whole)),
@@ -190,15 +190,15 @@ impl Writer {
     /// An entry that used this profile uses it no more, and no reader that comes now finds it.
     fn release(&mut self, profile: Option<usize>) {
         if let Some(number) = profile {
-            self.profiles.release(number);
+            self.profiles.remove_use(number);
         }
-        self.profiles.sweep(&self.shared.lanes);
+        self.profiles.sweep(&self.shared.directory);
     }
 
     /// Empties the table, which must not be valid.
     pub(crate) fn reset(&mut self) {
         self.profiles = Profiles::new();
-        self.shared.lanes.clear();
+        self.shared.directory.clear();
         self.shared.runs.clear();
         self.shared.whole.clear();
         self.shared.pairs.store(0, Ordering::Relaxed);
