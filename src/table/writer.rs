@@ -204,7 +204,8 @@ impl Writer {
             location,
             Location::Missing(at) if shard.is_full(pairs) || shard.insertion_run(at).is_none()
         );
-        if !has_no_slot && !(needs_expiring && known.is_expiring_full()) {
+        let must_grow = has_no_slot || (needs_expiring && known.is_expiring_full());
+        if !must_grow {
             return (shard, location);
         }
         // A new pair is counted even if the shard is not full: one for no pairs has no slots at all.
