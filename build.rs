@@ -1,6 +1,9 @@
-//! Generates the services that the sidecar serves; their messages are `consentd-proto`'s.
+//! Generates the gRPC services that the sidecar serves. Their messages are in `consentd-proto`.
 
-#[allow(clippy::disallowed_methods, reason = "cargo tells build scripts where to write by this")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "cargo names the output folder by an environment variable"
+)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/consent");
     let services = ["consent/v1/consent_service.proto", "consent/v1/record_service.proto"];
@@ -8,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(false)
         .extern_path(".consent.v1", "::consentd_proto::v1")
-        // Our own codec tells a client whose bytes do not decode that its argument is invalid.
+        // Our own codec answers INVALID_ARGUMENT to bytes that do not decode.
         .codec_path("crate::grpc::codec::Codec")
         .compile_fds(contract)?;
     Ok(())

@@ -1,111 +1,111 @@
-//! The memory that clients can make this process hold, and everybody's share of it.
+//! The budget of memory that clients can make this process hold, and its fair sharing.
 //!
-//! Whatever is not answered yet is charged here: open calls, bodies as they arrive, questions that
-//! wait for a revision, answers that nobody has read yet. Each kind of work has a pool of its own,
-//! so that checks cannot use up what recordings and probes need.
+//! Everything that is not answered yet is charged here: open calls, bodies as they arrive, checks that
+//! wait for a revision, responses that no client has read yet. Each kind of work has a pool of its
+//! own, so that checks cannot use up what recordings and probes need.
 //!
-//! A pool is shared by a dynamic threshold, as the buffers of network switches are: a connection
-//! may hold at most half as much as is still free. One greedy connection therefore gets a third of
-//! a pool at the most, `n` of them leave `1/(n + 2)` of it, and whoever comes later with little
-//! always finds room, without anybody having to be thrown out.
+//! A pool is shared by a dynamic threshold, like the buffers of network switches: a connection may
+//! hold at most half as much as is still free. One greedy connection therefore gets at most a third
+//! of a pool, `n` of them leave `1/(n + 2)` of it, and a later connection that needs little always
+//! finds room, without any other being closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::metrics::{Metrics, POOL_COUNT};
 
-/// A pool, by what it is for; in the order of the metric's labels, which are those of bytes.
+/// The pools, in the order of the metric's labels; those that do not count bytes come last.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Pool {
-    /// Bytes of checks, and of reflection.
+    /// Bytes of checks and of reflection.
     Checks,
     /// Bytes of recordings.
     Records,
     /// Bytes of webhooks.
     Webhooks,
-    /// Bytes of streams' answers, beyond those that an open stream is charged for.
+    /// Bytes of streams' unsent responses, beyond those that the charge for the stream covers.
     Answers,
-    /// Bytes of probes, and of the admin listener's forms.
+    /// Bytes of probes and of the admin listener's forms.
     Probes,
-    /// Checks that are being answered, or that wait for a revision.
+    /// The number of checks that are being answered or wait for a revision.
     Checking,
-    /// Recordings that are being answered.
+    /// The number of recordings that are being answered.
     Recording,
 }
 
-/// The least budget that leaves room for the largest request of every kind.
+/// The smallest budget: it has room for the largest request of every kind.
 pub const MIN_BYTES: usize = 32 * 1024 * 1024;
 
-/// The least share of a connection: twice the largest request of checks, and what comes with it.
+/// The smallest share of a connection: twice the largest request of checks, and its overhead.
 pub const MIN_CONNECTION_BYTES: usize = 5 * 1024 * 1024;
 
-/// What an operator may set.
+/// The configured sizes.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Bytes of all that is not answered yet.
+pub struct BudgetSizes {
+    /// Bytes of everything that is not answered yet.
     pub bytes: usize,
-    /// Bytes of that for one connection.
+    /// The most of these bytes for one connection.
     pub connection_bytes: usize,
-    /// Checks being answered at once; recordings have a quarter as many places of their own.
+    /// Checks that are answered at once. Recordings have a limit of their own, a quarter of this.
     pub calls: usize,
 }
 
-/// How much a pool holds, and how much it may.
+/// How much a pool may hold.
 #[derive(Debug)]
-struct Level {
-    most: usize,
+struct PoolLimit {
+    max: usize,
     /// The most for one connection, however much is free.
     share: usize,
 }
 
-/// The part of a pool that is kept for connections that hold little: a quarter.
-const KEPT_PART: usize = 4;
+/// A pool divided by this is reserved for connections that hold little.
+const RESERVED_DIVISOR: usize = 4;
 
-/// The part of a pool that counts as little for one connection.
-const MODEST_PART: usize = 256;
+/// A pool divided by this counts as little for one connection.
+const MODEST_DIVISOR: usize = 256;
 
-/// The most that one call without a body is charged: a stream, and headers of the length that is
-/// taken at the most. A connection that holds nothing else finds room for it in the kept part, of
-/// which a 256th is less where the budget is small.
+/// The most that one call without a body is charged: a stream, and headers of the greatest accepted
+/// length. A connection that holds nothing else finds room for it in the reserved part, although with
+/// a small budget this is more than counts as little.
 const MAX_CALL_BYTES: usize = 24 * 1024;
 
 /// All pools.
 #[derive(Debug)]
 pub struct Budget {
-    levels: [Level; POOL_COUNT],
+    limits: [PoolLimit; POOL_COUNT],
     held: Arc<[AtomicUsize; POOL_COUNT]>,
     metrics: Arc<Metrics>,
 }
 
-/// What one connection holds of every pool.
+/// How much one connection holds of every pool.
 #[derive(Debug)]
-pub struct Connection {
+pub struct ConnectionBudget {
     budget: Arc<Budget>,
     held: [AtomicUsize; POOL_COUNT],
-    /// Questions of streams that wait for a revision.
+    /// The number of streamed checks that wait for a revision.
     waiting: AtomicUsize,
-    /// Set whenever something moves; cleared by whoever asks whether it is silent.
+    /// Set by any activity; cleared by [`is_silent`](Self::is_silent).
     was_used: AtomicBool,
-    /// It came when there was no room for more connections: it is for probes alone.
+    /// Whether it came beyond the listener's capacity, and may make no calls but probes.
     probes_only: bool,
 }
 
-/// A limit that was met; the metric `consent_refused_total` counts it by this label.
+/// A limit that refused a charge. `consent_refused_total` counts it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Full {
-    /// The budget of bytes for everybody.
+pub enum LimitReached {
+    /// The bytes of the whole budget.
     Bytes,
-    /// The connection's share of bytes.
+    /// The bytes of the connection's share.
     ConnectionBytes,
-    /// The calls that may be answered at once.
+    /// The number of checks in flight.
     InFlight,
-    /// The recordings that may be answered at once.
+    /// The number of recordings in flight.
     Recording,
-    /// The connections of a listener: this one came when they were as many as may be.
+    /// The listener's capacity: this connection came beyond it.
     Connections,
 }
 
-impl Full {
+impl LimitReached {
     fn label(self) -> &'static str {
         match self {
             Self::Bytes => "bytes",
@@ -120,13 +120,13 @@ impl Full {
 impl Budget {
     /// A budget of these sizes.
     #[must_use]
-    pub fn new(sizes: Sizes, metrics: Arc<Metrics>) -> Arc<Self> {
-        let bytes = |sixteenths: usize| Level {
-            most: (sizes.bytes / 16).saturating_mul(sixteenths),
+    pub fn new(sizes: BudgetSizes, metrics: Arc<Metrics>) -> Arc<Self> {
+        let bytes = |sixteenths: usize| PoolLimit {
+            max: (sizes.bytes / 16).saturating_mul(sixteenths),
             share: sizes.connection_bytes,
         };
-        let calls = |most: usize| Level { most, share: most };
-        let levels = [
+        let calls = |max: usize| PoolLimit { max, share: max };
+        let limits = [
             bytes(6),
             bytes(3),
             bytes(5),
@@ -136,64 +136,75 @@ impl Budget {
             calls(sizes.calls.div_ceil(4)),
         ];
         let held = metrics.held();
-        Arc::new(Self { levels, held, metrics })
+        Arc::new(Self { limits, held, metrics })
     }
 
-    /// A new connection's share.
+    /// The budget of a new connection.
     #[must_use]
-    pub fn connection(self: &Arc<Self>) -> Arc<Connection> {
+    pub fn connection(self: &Arc<Self>) -> Arc<ConnectionBudget> {
         self.share(false)
     }
 
-    /// The share of a connection that is for probes alone.
+    /// The budget of a new connection that may make no calls but probes.
     #[must_use]
-    pub fn probe(self: &Arc<Self>) -> Arc<Connection> {
+    pub fn probe_connection(self: &Arc<Self>) -> Arc<ConnectionBudget> {
         self.share(true)
     }
 
-    fn share(self: &Arc<Self>, probes_only: bool) -> Arc<Connection> {
+    fn share(self: &Arc<Self>, probes_only: bool) -> Arc<ConnectionBudget> {
         let (held, waiting, was_used) = Default::default();
-        Arc::new(Connection { budget: Arc::clone(self), held, waiting, was_used, probes_only })
+        Arc::new(ConnectionBudget {
+            budget: Arc::clone(self),
+            held,
+            waiting,
+            was_used,
+            probes_only,
+        })
     }
 
-    /// Takes so much, and says whether it may; it is taken in either case.
-    fn take(&self, connection: &Connection, pool: Pool, amount: usize) -> Result<(), Full> {
-        let (level, held) = (&self.levels[pool as usize], &self.held[pool as usize]);
+    /// Takes an amount, and returns whether the limits permit it. It is taken in either case.
+    fn take(
+        &self,
+        connection: &ConnectionBudget,
+        pool: Pool,
+        amount: usize,
+    ) -> Result<(), LimitReached> {
+        let (limit, held) = (&self.limits[pool as usize], &self.held[pool as usize]);
         let own = &connection.held[pool as usize];
         let before = held.fetch_add(amount, Ordering::Relaxed);
         let own = own.fetch_add(amount, Ordering::Relaxed).saturating_add(amount);
-        let free = level.most.saturating_sub(before);
-        // The last part is kept for connections that hold little. Each greedy connection leaves two
-        // thirds of what it found, so many of them would leave nothing.
+        let free = limit.max.saturating_sub(before);
+        // The last part is reserved for connections that hold little. Each greedy connection leaves
+        // two thirds of what it found, so many of them would leave nothing.
         let is_first_call = own == amount && amount <= MAX_CALL_BYTES;
-        let is_modest = is_first_call || own <= (level.most / MODEST_PART).max(1);
-        let leaves_enough = free >= amount.saturating_add(level.most / KEPT_PART);
-        let is_fair = own <= level.share && own <= free.div_ceil(2);
+        let is_modest = is_first_call || own <= (limit.max / MODEST_DIVISOR).max(1);
+        let leaves_enough = free >= amount.saturating_add(limit.max / RESERVED_DIVISOR);
+        let is_fair = own <= limit.share && own <= free.div_ceil(2);
         if is_fair && amount <= free && (leaves_enough || is_modest) {
             return Ok(());
         }
         Err(match pool {
-            Pool::Checking => Full::InFlight,
-            Pool::Recording => Full::Recording,
-            // With so much free it is this connection that holds too much, and not everybody.
-            _ if own > level.share || free >= level.most / 2 => Full::ConnectionBytes,
-            _ => Full::Bytes,
+            Pool::Checking => LimitReached::InFlight,
+            Pool::Recording => LimitReached::Recording,
+            // With so much free, this connection holds too much, not all of them together.
+            _ if own > limit.share || free >= limit.max / 2 => LimitReached::ConnectionBytes,
+            _ => LimitReached::Bytes,
         })
     }
 
-    fn give_back(&self, connection: &Connection, pool: Pool, amount: usize) {
+    fn give_back(&self, connection: &ConnectionBudget, pool: Pool, amount: usize) {
         self.held[pool as usize].fetch_sub(amount, Ordering::Relaxed);
         connection.held[pool as usize].fetch_sub(amount, Ordering::Relaxed);
     }
 }
 
-impl Connection {
-    /// Charges so much until what is returned is dropped.
+impl ConnectionBudget {
+    /// Charges an amount until the returned charge is dropped.
     ///
     /// # Errors
     ///
-    /// [`Full`] names the limit that was met, which is counted.
-    pub fn charge(self: &Arc<Self>, pool: Pool, amount: usize) -> Result<Charge, Full> {
+    /// [`LimitReached`] names the limit, which is counted.
+    pub fn charge(self: &Arc<Self>, pool: Pool, amount: usize) -> Result<Charge, LimitReached> {
         self.was_used.store(true, Ordering::Relaxed);
         let mut charge =
             Charge { connection: Arc::clone(self), pool, amount: 0, is_waiting: false };
@@ -201,9 +212,9 @@ impl Connection {
         Ok(charge)
     }
 
-    /// Whether nothing moved on it since this was asked last, and the server works on nothing for
-    /// it. Calls that are open do not count: a stream on which nobody says anything, a body that
-    /// does not arrive, and answers that nobody reads are silent.
+    /// Whether there was no activity since the last call of this function, and no call is being
+    /// worked on. Open calls do not count as activity: an idle stream, a body that does not arrive and
+    /// responses that the client does not read are silent.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let nothing = |held: &AtomicUsize| held.load(Ordering::Relaxed) == 0;
@@ -214,38 +225,39 @@ impl Connection {
         !self.was_used.swap(false, Ordering::Relaxed) && !is_at_work
     }
 
-    /// Whether nothing of it is being answered.
+    /// Whether it holds nothing.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.held.iter().all(|held| held.load(Ordering::Relaxed) == 0)
     }
 
-    /// Whether it may make no other calls than probes.
+    /// Whether it may make no calls but probes.
     #[must_use]
     pub fn is_for_probes_only(&self) -> bool {
         self.probes_only
     }
 }
 
-/// What is charged to a connection, until it is dropped.
+/// An amount that is charged to a connection until dropped.
 #[derive(Debug)]
 pub struct Charge {
-    connection: Arc<Connection>,
+    connection: Arc<ConnectionBudget>,
     pool: Pool,
     amount: usize,
     is_waiting: bool,
 }
 
 impl Charge {
-    /// Says that something moved on the connection: bytes of a request, or of a stream's answers.
-    pub fn touch(&self) {
+    /// Marks activity on the connection: bytes of a request arrived, or a stream's responses were
+    /// taken.
+    pub fn mark_active(&self) {
         self.connection.was_used.store(true, Ordering::Relaxed);
     }
 
-    /// Counts as a question that waits for a revision, until it is dropped: its connection is not
-    /// silent meanwhile.
+    /// Counts as a check that waits for a revision until dropped; its connection is not silent
+    /// meanwhile.
     #[must_use]
-    pub fn of_a_waiting_question(mut self) -> Self {
+    pub fn mark_waiting(mut self) -> Self {
         self.connection.waiting.fetch_add(1, Ordering::Relaxed);
         self.is_waiting = true;
         self
@@ -255,8 +267,8 @@ impl Charge {
     ///
     /// # Errors
     ///
-    /// As [`Connection::charge`]; then nothing more is charged.
-    pub fn grow(&mut self, amount: usize) -> Result<(), Full> {
+    /// As [`ConnectionBudget::charge`]; the charge is unchanged then.
+    pub fn grow(&mut self, amount: usize) -> Result<(), LimitReached> {
         let budget = &self.connection.budget;
         let taken = budget.take(&self.connection, self.pool, amount);
         match taken {
@@ -269,34 +281,34 @@ impl Charge {
         taken
     }
 
-    /// Charges what is held already, whatever the limits are: those who come later are refused.
-    pub fn force(&mut self, amount: usize) {
+    /// Charges memory that is held already, regardless of the limits: later charges are refused.
+    pub fn grow_unchecked(&mut self, amount: usize) {
         let _ = self.connection.budget.take(&self.connection, self.pool, amount);
         self.amount = self.amount.saturating_add(amount);
     }
 
-    /// Charges so much more to the same connection, and for the same use.
+    /// A new charge to the same connection and pool.
     ///
     /// # Errors
     ///
-    /// As [`Connection::charge`].
-    pub fn another(&self, amount: usize) -> Result<Self, Full> {
+    /// As [`ConnectionBudget::charge`].
+    pub fn charge_same_pool(&self, amount: usize) -> Result<Self, LimitReached> {
         self.connection.charge(self.pool, amount)
     }
 
-    /// A charge of nothing yet to the same connection, and for the same use.
+    /// An empty charge to the same connection and pool, to be grown later.
     #[must_use]
-    pub fn beside(&self) -> Self {
+    pub fn empty(&self) -> Self {
         let connection = Arc::clone(&self.connection);
         Self { connection, pool: self.pool, amount: 0, is_waiting: false }
     }
 
-    /// Charges the same connection for another use.
+    /// A new charge to the same connection and another pool.
     ///
     /// # Errors
     ///
-    /// As [`Connection::charge`].
-    pub fn of(&self, pool: Pool, amount: usize) -> Result<Self, Full> {
+    /// As [`ConnectionBudget::charge`].
+    pub fn charge(&self, pool: Pool, amount: usize) -> Result<Self, LimitReached> {
         self.connection.charge(pool, amount)
     }
 }
@@ -318,12 +330,12 @@ mod tests {
 
     fn budget(calls: usize) -> Arc<Budget> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
-        let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls };
+        let sizes = BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls };
         Budget::new(sizes, metrics)
     }
 
-    /// Takes as much of a pool as there is to be had, in parts.
-    fn hog(connection: &Arc<Connection>, pool: Pool, part: usize) -> Vec<Charge> {
+    /// Charges parts until the pool refuses.
+    fn hog(connection: &Arc<ConnectionBudget>, pool: Pool, part: usize) -> Vec<Charge> {
         std::iter::from_fn(|| connection.charge(pool, part).ok()).collect()
     }
 
@@ -337,8 +349,8 @@ mod tests {
                     connections.iter().map(|one| hog(one, pool, 8 * 1024)).collect();
                 held.extend(connections.iter().map(|one| hog(one, pool, 128)));
                 let next = budget.connection();
-                let most = budget.levels[pool as usize].most;
-                next.charge(pool, most / MODEST_PART).unwrap();
+                let most = budget.limits[pool as usize].max;
+                next.charge(pool, most / MODEST_DIVISOR).unwrap();
                 drop(held);
             }
             assert!(budget.held.iter().all(|held| held.load(Ordering::Relaxed) == 0));
@@ -354,8 +366,8 @@ mod tests {
             let next = budget.connection();
             let call = next.charge(pool, MAX_CALL_BYTES).unwrap();
             let more = next.charge(pool, MAX_CALL_BYTES);
-            let most = budget.levels[pool as usize].most;
-            assert!(more.is_err() || 2 * MAX_CALL_BYTES <= most / MODEST_PART, "{pool:?}");
+            let most = budget.limits[pool as usize].max;
+            assert!(more.is_err() || 2 * MAX_CALL_BYTES <= most / MODEST_DIVISOR, "{pool:?}");
             drop((held, call, more));
         }
     }
@@ -367,9 +379,9 @@ mod tests {
         let charges = hog(&connection, Pool::Checks, 64 * 1024);
         assert_eq!(charges.len() * 64 * 1024, MIN_BYTES / 16 * 6 / 3, "a third of what there is");
         let full = connection.charge(Pool::Checks, 64 * 1024).unwrap_err();
-        assert_eq!(full, Full::ConnectionBytes);
+        assert_eq!(full, LimitReached::ConnectionBytes);
         let largest = budget.connection().charge(Pool::Checks, MIN_CONNECTION_BYTES + 1);
-        assert_eq!(largest.unwrap_err(), Full::ConnectionBytes);
+        assert_eq!(largest.unwrap_err(), LimitReached::ConnectionBytes);
         assert_eq!(hog(&connection, Pool::Checking, 1).len(), 3, "a third, and not all");
         let _records = connection.charge(Pool::Records, 1024).expect("they have room of their own");
         drop(charges);
@@ -382,27 +394,27 @@ mod tests {
         let open = connection.charge(Pool::Checks, 1024).unwrap();
         assert!(!connection.is_silent(), "the call began");
         assert!(connection.is_silent() && !connection.is_idle(), "an open call is no work");
-        open.touch();
+        open.mark_active();
         assert!(!connection.is_silent() && connection.is_silent());
         for pool in [Pool::Checking, Pool::Recording] {
-            let place = open.of(pool, 1).unwrap();
+            let place = open.charge(pool, 1).unwrap();
             assert!(!connection.is_silent() && !connection.is_silent(), "{pool:?}");
             drop(place);
             assert!(connection.is_silent());
         }
-        let waits = open.another(1).unwrap().of_a_waiting_question();
+        let waits = open.charge_same_pool(1).unwrap().mark_waiting();
         assert!(!connection.is_silent() && !connection.is_silent());
         drop(waits);
         assert!(connection.is_silent());
     }
 
     #[test]
-    fn charge_of_a_single_place_is_for_whoever_comes_first() {
+    fn charge_of_a_single_call_goes_to_the_first_connection() {
         let budget = budget(1);
         let (first, second) = (budget.connection(), budget.connection());
         let place = first.charge(Pool::Checking, 1).unwrap();
         for other in [&first, &second] {
-            assert_eq!(other.charge(Pool::Checking, 1).unwrap_err(), Full::InFlight);
+            assert_eq!(other.charge(Pool::Checking, 1).unwrap_err(), LimitReached::InFlight);
         }
         drop(place);
         second.charge(Pool::Checking, 1).unwrap();

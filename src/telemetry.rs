@@ -1,11 +1,11 @@
-//! Logs and traces: what is told of single calls. What is counted of all is `metrics`.
+//! The process' log, and the export of traces.
 //!
-//! Spans are built by OpenTelemetry's SDK and sent by its OTLP exporter; ours is what lies between
-//! them, because the SDK's own batches do not tell what they drop, nor end by a moment told: a
-//! bounded queue, which a call never waits for, and the one thread that empties it.
+//! OpenTelemetry's SDK builds the spans, and its OTLP exporter sends them. The bounded queue between
+//! the two and the thread that empties it are our own, because the SDK's batch processor neither
+//! counts what it drops nor ends by a deadline. A call never waits for the queue.
 //!
-//! The exporter reads OpenTelemetry's own variables by itself: `OTEL_RESOURCE_ATTRIBUTES`,
-//! `OTEL_EXPORTER_OTLP_HEADERS` and their like. None of them turns it on.
+//! The exporter reads OpenTelemetry's own variables, such as `OTEL_RESOURCE_ATTRIBUTES` and
+//! `OTEL_EXPORTER_OTLP_HEADERS`. None of them enables it.
 
 use std::io::IsTerminal as _;
 use std::str::FromStr;
@@ -33,59 +33,59 @@ use tracing_subscriber::EnvFilter;
 
 use crate::metrics::Metrics;
 
-/// Spans that wait to be exported; one more is dropped, and counted.
-const QUEUE: usize = 4_096;
+/// Spans that wait to be exported. Further ones are dropped and counted.
+const QUEUE_SPANS: usize = 4_096;
 /// The most spans of one export.
-const BATCH: usize = 512;
+const BATCH_SPANS: usize = 512;
 /// How long a span waits for others before it is exported.
-const DELAY: Duration = Duration::from_secs(1);
-/// The longest that an export may take, tries and all.
-const EXPORT: Duration = Duration::from_secs(5);
-/// The least bytes of a `traceparent`, and all of one that is as today: a version, two ids, flags.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
+/// The longest that an export may take, retries included.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a version 00 `traceparent`: a version, two ids, flags. Later versions may only be longer.
 const TRACEPARENT_BYTES: usize = 55;
 
-/// A filter that is none.
+/// An invalid log filter.
 #[derive(Debug, thiserror::Error)]
 #[error("must be a level such as info, or directives such as info,h2=debug: {0}")]
 pub struct FilterError(#[from] tracing_subscriber::filter::ParseError);
 
-/// Logs what `filter` lets through to standard error: for people on a terminal, in JSON elsewhere.
+/// Starts logging what `filter` selects to standard error: as text on a terminal, as JSON otherwise.
 ///
 /// # Errors
 ///
-/// [`FilterError`] where it is none.
+/// [`FilterError`] if the filter is invalid.
 pub fn start_log(filter: &str) -> Result<(), FilterError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
-        // It would be told on standard error, by a macro that panics where that is gone.
+        // They would be printed by a macro that panics if standard error is closed.
         .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         log.init();
     } else {
-        // There is one span at the most: the call's.
+        // There is at most one span, the call's.
         log.json().flatten_event(true).with_span_list(false).init();
     }
     Ok(())
 }
 
-/// A collector's address.
+/// The address of an OTLP collector.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Endpoint(String);
 
-/// Why an address is none of a collector.
+/// Why a collector's address is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EndpointError {
-    /// It is not a URL of the kind.
+    /// It is not a URL of a collector.
     #[error("must be http://HOST:PORT, such as http://localhost:4317")]
     Malformed,
-    /// It asks for TLS.
+    /// It requires TLS.
     #[error(
         "https is not supported yet: send to a collector on this machine or in this pod by http, \
          and let that one speak TLS"
     )]
     Tls,
-    /// It holds a secret.
+    /// It contains credentials.
     #[error("must not hold credentials: give them by OTEL_EXPORTER_OTLP_HEADERS")]
     Credentials,
 }
@@ -107,7 +107,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Where sampled traces go, and which are sampled.
+/// Which traces are sampled, and where they are sent.
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
     /// The collector.
@@ -122,7 +122,7 @@ pub struct TraceSettings {
 pub struct Parent(Context);
 
 impl Parent {
-    /// Reads W3C trace context; what is malformed is none.
+    /// Parses W3C trace context. Malformed context is ignored.
     #[must_use]
     pub fn read(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         if traceparent.len() < TRACEPARENT_BYTES {
@@ -133,8 +133,8 @@ impl Parent {
         context.has_active_span().then_some(Self(context))
     }
 
-    /// Whether a `traceparent` says that its trace is not sampled. Most that come say so, and
-    /// telling takes a tenth of reading one.
+    /// Whether a `traceparent` says that its trace is not sampled. Most do, and this takes a tenth of
+    /// the time that parsing takes.
     #[must_use]
     pub fn is_unsampled(traceparent: &str) -> bool {
         let is_part = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
@@ -179,7 +179,7 @@ pub struct Tracer(SdkTracer);
 pub struct Span(opentelemetry_sdk::trace::Span);
 
 impl Tracer {
-    /// Starts a call's span, where it is sampled.
+    /// Starts a call's span, if it is sampled.
     #[must_use]
     pub fn start(&self, name: &'static str, parent: Option<&Parent>) -> Option<Span> {
         let builder = self.0.span_builder(name).with_kind(SpanKind::Server);
@@ -209,7 +209,7 @@ impl Span {
     }
 }
 
-/// Takes spans that ended, and waits for nothing.
+/// Queues spans that ended, without waiting.
 #[derive(Debug)]
 struct Queue {
     spans: mpsc::Sender<SpanData>,
@@ -224,12 +224,12 @@ impl SpanProcessor for Queue {
         if self.spans.try_send(span).is_err() {
             self.metrics.spans("dropped", 1);
         }
-        if self.spans.capacity() < QUEUE - BATCH {
+        if self.spans.capacity() < QUEUE_SPANS - BATCH_SPANS {
             self.many.notify_one();
         }
     }
 
-    // The exporter has its own end: see `Exporter::run`.
+    // `Exporter::run` flushes and ends.
     fn force_flush(&self) -> OTelSdkResult {
         Ok(())
     }
@@ -250,7 +250,7 @@ pub struct Exporter {
     failing: bool,
 }
 
-/// What starts spans, and what exports them.
+/// A tracer, which starts spans, and the exporter of those spans.
 #[must_use]
 pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Exporter) {
     let resource = Resource::builder_empty()
@@ -258,7 +258,7 @@ pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Export
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .with_detector(Box::new(EnvResourceDetector::new()))
         .build();
-    let (queue, spans) = mpsc::channel(QUEUE);
+    let (queue, spans) = mpsc::channel(QUEUE_SPANS);
     let many = Arc::new(Notify::new());
     let queue = Queue { spans: queue, many: Arc::clone(&many), metrics: Arc::clone(&metrics) };
     let sampler = Sampler::parent_based(Sampler::TraceIdRatioBased(settings.ratio));
@@ -269,9 +269,9 @@ pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Export
 }
 
 impl Exporter {
-    /// Exports until it is told to `finish`, and then what is queued, until the moment told. It
-    /// blocks its thread, which must be no other's: encoding many spans takes as long as some
-    /// checks do.
+    /// Exports until `finish`, and then what is queued until the deadline that `finish` carries.
+    /// Blocks its thread, which must run nothing else: encoding many spans takes as long as some checks
+    /// do.
     pub fn run(self, finish: oneshot::Receiver<Instant>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
@@ -288,9 +288,9 @@ impl Exporter {
         }
     }
 
-    /// Leaves the queue, so that spans are counted as dropped, and waits for the end.
+    /// Closes the queue, so that spans are counted as dropped, and waits for `finish`.
     fn give_up(self, error: &dyn std::fmt::Display, finish: oneshot::Receiver<Instant>) {
-        error!(%error, "traces are not exported");
+        error!(%error, "cannot set up the export of traces: none are exported until a restart");
         drop(self);
         let _ = finish.blocking_recv();
     }
@@ -299,12 +299,12 @@ impl Exporter {
         let last = CancellationToken::new();
         let work = self.work(exporter, last.clone());
         tokio::pin!(work);
-        let until = tokio::select! {
+        let deadline = tokio::select! {
             () = &mut work => return,
-            until = &mut finish => until.unwrap_or_else(|_| Instant::now()),
+            deadline = &mut finish => deadline.unwrap_or_else(|_| Instant::now()),
         };
         last.cancel();
-        if timeout_at(until, work).await.is_err() {
+        if timeout_at(deadline, work).await.is_err() {
             warn!("the last traces could not be exported in time");
         }
     }
@@ -312,7 +312,7 @@ impl Exporter {
     fn connect(&self) -> Result<SpanExporter, ExporterBuildError> {
         let TraceSettings { endpoint: Endpoint(endpoint), ratio } = &self.settings;
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint.clone());
-        let mut exporter = exporter.with_timeout(EXPORT).build()?;
+        let mut exporter = exporter.with_timeout(EXPORT_TIMEOUT).build()?;
         exporter.set_resource(&self.resource);
         info!(endpoint, ratio, "exporting sampled traces");
         Ok(exporter)
@@ -320,18 +320,18 @@ impl Exporter {
 
     /// Exports batch by batch; the last when `last` is cancelled.
     async fn work(&mut self, exporter: &SpanExporter, last: CancellationToken) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(BATCH_SPANS);
         loop {
-            if self.spans.len() < BATCH && !last.is_cancelled() {
+            if self.spans.len() < BATCH_SPANS && !last.is_cancelled() {
                 tokio::select! {
-                    () = sleep(DELAY) => {}
+                    () = sleep(BATCH_DELAY) => {}
                     () = self.many.notified() => {}
                     () = last.cancelled() => {}
                 }
             }
             while let Ok(span) = self.spans.try_recv() {
                 batch.push(span);
-                if batch.len() == BATCH {
+                if batch.len() == BATCH_SPANS {
                     break;
                 }
             }
@@ -353,10 +353,14 @@ impl Exporter {
                 self.metrics.spans("exported", count);
             }
             Err(error) => {
-                // Once, not once a second.
+                // Logged once per outage, not once a second.
                 if !std::mem::replace(&mut self.failing, true) {
                     let cause = error.to_string();
-                    warn!(cause, "traces cannot be exported; consent_spans_total counts them");
+                    warn!(
+                        cause,
+                        "cannot export traces: they are lost until the collector can be reached; consent_spans_total \
+                         counts them"
+                    );
                 }
                 self.metrics.spans("failed", count);
             }

@@ -23,7 +23,7 @@ const ROUNDS: usize = 41;
 const PER_ROUND: usize = 60_000;
 /// How many different pairs are looked up: more than a cache holds, where there are so many.
 const ASKED: usize = 1_200_000;
-/// How many questions the service gives to the table at a time (`AT_ONCE` in `src/grpc/consent_service.rs`),
+/// How many questions the service gives to the table at a time (`CHECKS_PER_YIELD` in `src/grpc/consent_service.rs`),
 /// of a batch or filter of [`REQUEST`].
 const LOOKUPS_PER_PREFETCH: usize = 128;
 const REQUEST: usize = 1_000;

@@ -1,7 +1,7 @@
-//! The check form: the answer for one person, and the standing that it rests on.
+//! The check form: answers a check for a person, with the pair's state.
 //!
-//! Served only where the operator asked for it, on loopback, and only to pages of its own: any
-//! other page that the same browser has open must neither post here nor read what is answered.
+//! It is served only if the operator enables it, on loopback, and only to its own page: other pages in
+//! the same browser must neither post here nor read the answer.
 
 use std::net::IpAddr;
 
@@ -23,45 +23,45 @@ use consentd_core::scope::{Class, Scope};
 use consentd_os::clock;
 
 /// The most bytes of a posted form.
-pub(super) const MAX_BYTES: usize = 8 * 1024;
+pub(super) const MAX_FORM_BYTES: usize = 8 * 1024;
 
-/// What was typed.
+/// The submitted fields.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Asked {
+pub(super) struct CheckForm {
     pub(super) user_id: String,
     pub(super) business_id: String,
     pub(super) category: String,
     form: String,
 }
 
-impl Asked {
+impl CheckForm {
     fn chosen(&self) -> &str {
         if self.form.is_empty() { "any" } else { &self.form }
     }
 }
 
-/// The form: what was typed, what was wrong with it, and what was answered.
+/// The form's section of the page: the submitted fields, their errors, and the outcome.
 #[derive(Default)]
-pub(super) struct Check {
-    pub(super) asked: Asked,
+pub(super) struct CheckSection {
+    pub(super) submitted: CheckForm,
     pub(super) user_id: Option<String>,
     pub(super) business_id: Option<String>,
     pub(super) category: Option<String>,
     pub(super) form: Option<String>,
-    pub(super) said: Option<Said>,
+    pub(super) outcome: Option<CheckOutcome>,
 }
 
-/// What came of asking.
-pub(super) enum Said {
-    /// No answer, and why.
-    Wrong(String),
-    /// An answer.
-    Answer(Box<Answer>),
+/// The outcome of a check.
+pub(super) enum CheckOutcome {
+    /// There is no answer; the text says why.
+    Failed(String),
+    /// The check was answered.
+    Answered(Box<CheckExplanation>),
 }
 
-/// An answer in words.
-pub(super) struct Answer {
+/// A check's result, in words.
+pub(super) struct CheckExplanation {
     pub(super) allowed: bool,
     pub(super) drawing: &'static str,
     pub(super) reason: &'static str,
@@ -79,53 +79,54 @@ pub(super) struct Answer {
     pub(super) suppressed: &'static str,
 }
 
-/// The values of the form's choice, and their words.
+/// The values of the form's choice, and their labels.
 const FORMS: [(&str, &str, Form); 3] = [
     ("any", "Either", Form::Any),
     ("free-form", "Free-form", Form::FreeForm),
     ("template", "Template", Form::Template),
 ];
 
-impl Check {
-    /// The classes that are suggested.
+impl CheckSection {
+    /// The suggested classes.
     #[allow(clippy::unused_self, reason = "what a template can call")]
     pub(super) fn classes(&self) -> [&'static str; 4] {
         Class::ALL.map(Class::name)
     }
 
-    /// The ways to write a message.
+    /// The forms of a message, with their labels.
     #[allow(clippy::unused_self, reason = "what a template can call")]
     pub(super) fn forms(&self) -> [(&'static str, &'static str); 3] {
         FORMS.map(|(value, word, _)| (value, word))
     }
 
-    /// Whether this way was chosen.
-    pub(super) fn is_asked(&self, value: &str) -> bool {
-        value == self.asked.chosen()
+    /// Whether this form is selected.
+    pub(super) fn is_selected(&self, value: &str) -> bool {
+        value == self.submitted.chosen()
     }
 
-    /// Answers what was typed.
-    fn of(checker: &Checker, asked: Asked) -> Self {
-        let form = FORMS.iter().find(|(value, ..)| *value == asked.chosen());
+    /// Answers a submitted form.
+    fn submit(checker: &Checker, submitted: CheckForm) -> Self {
+        let form = FORMS.iter().find(|(value, ..)| *value == submitted.chosen());
         let question = CheckRequest {
-            user_id: &asked.user_id,
-            business_id: &asked.business_id,
-            category: &asked.category,
+            user_id: &submitted.user_id,
+            business_id: &submitted.business_id,
+            category: &submitted.category,
             form: form.map_or(Form::Any, |(.., form)| *form),
         };
         let looked = checker.check_unrecorded(&question).and_then(|answer| {
-            let (standing, revision, _) = checker.summary(&asked.user_id, &asked.business_id)?;
-            Ok(Answer::of(&answer, &standing, revision))
+            let (standing, revision, _) =
+                checker.summary(&submitted.user_id, &submitted.business_id)?;
+            Ok(CheckExplanation::of(&answer, &standing, revision))
         });
         let mut check = Self::default();
         if form.is_none() {
             check.form = Some("must be any, free-form or template".to_owned());
         }
-        check.said = match looked {
-            Ok(answer) if form.is_some() => Some(Said::Answer(Box::new(answer))),
+        check.outcome = match looked {
+            Ok(answer) if form.is_some() => Some(CheckOutcome::Answered(Box::new(answer))),
             Ok(_) => None,
-            Err(CheckError::NotReady) => Some(Said::Wrong(format!(
-                "No answer yet: {}. A sender is told UNAVAILABLE, and must not send.",
+            Err(CheckError::NotReady) => Some(CheckOutcome::Failed(format!(
+                "No answer yet: {}. A sender gets UNAVAILABLE, and must not send.",
                 checker.status().cause
             ))),
             Err(CheckError::Invalid(found)) => {
@@ -135,7 +136,7 @@ impl Check {
                 None
             }
         };
-        check.asked = asked;
+        check.submitted = submitted;
         check
     }
 
@@ -149,8 +150,8 @@ impl Check {
     }
 }
 
-impl Answer {
-    /// `standing` was read right after the answer, at `revision`.
+impl CheckExplanation {
+    /// Explains an answer. `standing` was read right after it, at `revision`.
     fn of(
         answer: &checker::CheckResult,
         standing: &checker::PairSummary,
@@ -198,17 +199,17 @@ fn in_words(scope: &Scope) -> String {
     }
 }
 
-/// An explanation, which begins in lower case for the command line, as a sentence.
+/// Turns an explanation, which begins in lower case for the command line, into a sentence.
 fn sentence(explanation: &str) -> String {
     let mut characters = explanation.chars();
     let first = characters.next().map(|first| first.to_ascii_uppercase());
     first.into_iter().chain(characters).chain(['.']).collect()
 }
 
-/// The page with an empty form, which does not reload itself while somebody types.
+/// The page with an empty form. It does not reload itself while the form is being filled in.
 pub(super) async fn form(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     match named_by_host(&headers) {
-        Ok(_) => page::answer(&admin, StatusCode::OK, false, Some(Check::default())),
+        Ok(_) => page::answer(&admin, StatusCode::OK, false, Some(CheckSection::default())),
         Err(why) => (StatusCode::FORBIDDEN, why).into_response(),
     }
 }
@@ -217,22 +218,22 @@ pub(super) async fn form(State(admin): State<Admin>, headers: HeaderMap) -> Resp
 pub(super) async fn ask(
     State(admin): State<Admin>,
     headers: HeaderMap,
-    asked: Result<axum::Form<Asked>, FormRejection>,
+    asked: Result<axum::Form<CheckForm>, FormRejection>,
 ) -> Response {
     if let Err(why) = from_our_page(&headers) {
         return (StatusCode::FORBIDDEN, why).into_response();
     }
     match asked {
         Ok(axum::Form(asked)) => {
-            let check = Check::of(&admin.checker, asked);
-            let status = match &check.said {
-                Some(Said::Answer(_)) => StatusCode::OK,
-                Some(Said::Wrong(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            let check = CheckSection::submit(&admin.checker, asked);
+            let status = match &check.outcome {
+                Some(CheckOutcome::Answered(_)) => StatusCode::OK,
+                Some(CheckOutcome::Failed(_)) => StatusCode::SERVICE_UNAVAILABLE,
                 None => StatusCode::BAD_REQUEST,
             };
             page::answer(&admin, status, false, Some(check))
         }
-        // What a browser's form never sends. It may be told what is wrong, but not what was sent.
+        // A browser's form never sends this. The response does not echo what was sent.
         Err(rejection) => {
             let why = "the form cannot be read: post user_id, business_id, category and form, \
                        URL-encoded, each once\n";
@@ -241,15 +242,15 @@ pub(super) async fn ask(
     }
 }
 
-/// The authority that the client believes it talks to, where that is this machine itself.
+/// The request's host, if it names this machine.
 ///
-/// A page elsewhere can make its own name resolve to this machine (DNS rebinding), and is then of
-/// our origin for the browser; but the name is still in the request.
+/// Another site can make its own name resolve to this machine (DNS rebinding). The browser then takes
+/// its page for ours, but that name is still in the request.
 fn named_by_host(headers: &HeaderMap) -> Result<&str, &'static str> {
     const WHY: &str = "checks are answered where the address is localhost or a loopback \
                        address alone: open the page under http://localhost\n";
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    // A host has no user before it, whom an authority may have.
+    // An authority may contain a user, a host does not.
     let host = host.filter(|host| !host.contains('@')).ok_or(WHY)?;
     let authority: Authority = host.parse().map_err(|_| WHY)?;
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
@@ -257,7 +258,7 @@ fn named_by_host(headers: &HeaderMap) -> Result<&str, &'static str> {
     if is_loopback || name.eq_ignore_ascii_case("localhost") { Ok(host) } else { Err(WHY) }
 }
 
-/// Refuses a post that another page's form or script may have made.
+/// Refuses a post that another page's form or script may have sent.
 fn from_our_page(headers: &HeaderMap) -> Result<(), &'static str> {
     const WHY: &str = "a check can be posted by the form on this page alone\n";
     let host = named_by_host(headers)?;
@@ -267,7 +268,7 @@ fn from_our_page(headers: &HeaderMap) -> Result<(), &'static str> {
             return Err(WHY);
         }
     }
-    // Browsers alone say it, and no script can say it for them.
+    // Only browsers send this header, and scripts cannot set it.
     match headers.get("sec-fetch-site") {
         Some(site) if site != "same-origin" => Err(WHY),
         _ => Ok(()),

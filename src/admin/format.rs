@@ -1,11 +1,11 @@
-//! Numbers, durations and moments as people read them.
+//! Formats numbers, durations and times for people.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use consentd_core::time::Timestamp;
 
-/// A number with separators.
+/// A number with thousands separators.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -18,7 +18,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// A duration in the unit that suits it, to about three digits.
+/// A duration in seconds, in a fitting unit and with about three significant digits.
 pub(super) fn short(seconds: f64) -> String {
     let (value, unit) = match seconds {
         s if s < 1e-3 => (s * 1e6, "µs"),
@@ -35,7 +35,7 @@ pub(super) fn short(seconds: f64) -> String {
     text
 }
 
-/// A long duration, to its two largest units.
+/// A long duration, in its two largest units.
 pub(super) fn long(span: Duration) -> String {
     let seconds = span.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
@@ -47,7 +47,7 @@ pub(super) fn long(span: Duration) -> String {
     }
 }
 
-/// A moment, to the second, as RFC 3339.
+/// A time as RFC 3339, to the second.
 pub(super) fn rfc3339(time: Timestamp) -> String {
     let since = time.since(Timestamp::MIN);
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
@@ -68,7 +68,7 @@ pub(super) fn per_second(rate: f64) -> String {
     if rate > 0.0 && rate < 9.95 { format!("{rate:.1}") } else { grouped(whole) }
 }
 
-/// Rounded to what a bar can show.
+/// A percentage, rounded to hundredths, which is as precise as a bar can be.
 pub(super) fn percent(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { (part / whole * 10_000.0).round() / 100.0 } else { 0.0 }
 }

@@ -1,7 +1,7 @@
-//! The admin listener: metrics, probes and a page for people, over plain HTTP.
+//! The admin listener: metrics, probes and a status page, over plain HTTP.
 //!
-//! In reading order: here (connections, metrics, probes), `page` (the page), `rate` (how many
-//! checks a second), `check` (the form, where it is asked for), `format` (numbers for people).
+//! In reading order: here (routes, metrics, probes), `page` (the status page), `rate` (checks a
+//! second), `check` (the check form, if it is enabled), `format` (numbers and times for people).
 
 mod check;
 mod format;
@@ -17,47 +17,42 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::debug;
 
 use crate::budget::{Budget, Pool};
 use crate::checker::Checker;
 use crate::metrics::Metrics;
-use crate::net::accept::{Capacity, Door, Ends, Place};
+use crate::net::Drain;
+use crate::net::accept::Capacity;
+use crate::net::http1::{self, Http1Limits};
 use consentd_os::clock;
 
-/// Connections at once: a few scrapers, probes and people. They must never cost the process the
-/// file descriptors that senders need.
-const MAX_CONNECTIONS: usize = 64;
-/// From so many on, the one that has been open the longest is told to end for each new one; where
-/// there are as many as may be, at once. So neither silent ones nor those who do not read their
-/// answers ever keep a probe out.
-const CROWDED: usize = 48;
-/// How long a connection may take to say what it wants, the first time and after each answer.
-const HEADERS: Duration = Duration::from_secs(5);
-/// After so long a connection is told to end: nobody keeps a place by not reading an answer.
-const CONNECTION_AGE: Duration = Duration::from_mins(1);
-/// How long an answer that was begun may take once its connection was told to end.
-const GRACE: Duration = Duration::from_millis(500);
-/// Bytes of a request's head.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// The listener's limits. It serves a few scrapers, probes and people, and must never take the file
+/// descriptors that senders need.
+const LIMITS: Http1Limits = Http1Limits {
+    // With no minimal silence, neither idle clients nor those that do not read their responses keep
+    // a probe out.
+    capacity: Capacity { max: 64, crowded: 48, min_silence: Duration::ZERO },
+    label: "admin",
+    header_timeout: Duration::from_secs(5),
+    // Bounds how long a client can hold a connection by not reading a response.
+    connection_age: Duration::from_mins(1),
+    shutdown_grace: Duration::from_millis(500),
+};
 
-/// What the listener shows.
-pub struct Shown {
-    /// Where checks are answered.
-    pub checker: Checker,
-    /// What is counted and measured.
-    pub metrics: Arc<Metrics>,
-    /// Which ledger it is, without credentials.
-    pub ledger: String,
+/// What the admin listener serves.
+pub(crate) struct AdminConfig {
+    /// The source of the probes, the gauges and the check form's answers.
+    pub(crate) checker: Checker,
+    /// Every instrument of the process.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The ledger's address, without credentials.
+    pub(crate) ledger: String,
     /// Whether the page has a form that answers checks.
-    pub checks: bool,
+    pub(crate) checks: bool,
 }
 
 #[derive(Clone)]
@@ -84,49 +79,43 @@ impl Admin {
     }
 }
 
-/// Serves the listener until `over` is cancelled, and says that it drains once `draining` is.
-pub async fn serve(
+/// Serves the listener until `drain.over`. From `drain.begun` on, `/readyz` reports that the process
+/// drains.
+pub(crate) async fn serve(
     listener: TcpListener,
-    shown: Shown,
+    config: AdminConfig,
     budget: Arc<Budget>,
-    draining: CancellationToken,
-    over: CancellationToken,
+    drain: Drain,
 ) {
-    let Shown { checker, metrics, ledger, checks } = shown;
-    let capacity = Capacity { most: MAX_CONNECTIONS, crowded: CROWDED, silence: Duration::ZERO };
-    let mut door = Door::new(capacity, Some("admin"), Arc::clone(&metrics));
+    let AdminConfig { checker, metrics, ledger, checks } = config;
     let admin = Admin {
         checker,
-        metrics,
+        metrics: Arc::clone(&metrics),
         ledger: ledger.into(),
         checks,
-        draining,
+        draining: drain.begun,
         assets: Arc::new(page::Assets::new()),
         samples: Arc::default(),
         started: clock::boot(),
         budget,
     };
     let router = router(admin.clone());
-    let mut ticks = interval(rate::EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let connections = TaskTracker::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = over.cancelled() => break,
-            _ = ticks.tick() => admin.sample(),
-            (stream, _) = door.next(|| listener.accept()) => {
-                // None of them is worth more than a new one.
-                if let Some(place) = door.admit(|| true) {
-                    let over = over.clone();
-                    connections.spawn(serve_connection(stream, router.clone(), over, place));
-                }
-            }
+    // Probes and metrics are served while the other listeners drain.
+    let drain = Drain { begun: drain.over, over: CancellationToken::new() };
+    // A new connection is always worth more than an open one.
+    let connect = || (TowerToHyperService::new(router.clone()), || true);
+    let sampling = async {
+        let mut ticks = interval(rate::SAMPLE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            admin.sample();
         }
+    };
+    tokio::select! {
+        () = http1::serve(listener, LIMITS, metrics, drain, connect) => {}
+        () = sampling => {}
     }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
 }
 
 fn router(admin: Admin) -> Router {
@@ -139,60 +128,30 @@ fn router(admin: Admin) -> Router {
         router = router.route("/check", get(check::form).post(check::ask));
     }
     router
-        .layer(DefaultBodyLimit::max(check::MAX_BYTES))
+        .layer(DefaultBodyLimit::max(check::MAX_FORM_BYTES))
         .layer(from_fn_with_state(admin.clone(), charged))
         .with_state(admin)
 }
 
-/// Charges for a request with a body, as long as one may be; the others have none to speak of.
+/// Charges the budget for a request that may have a body, at the largest size that is accepted.
 async fn charged(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let _charge = if request.method().is_safe() {
         None
-    } else if let Ok(charge) = admin.budget.connection().charge(Pool::Probes, check::MAX_BYTES) {
+    } else if let Ok(charge) = admin.budget.connection().charge(Pool::Probes, check::MAX_FORM_BYTES)
+    {
         Some(charge)
     } else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too much at once\n").into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded: the memory budget for requests is used up, try again\n",
+        )
+            .into_response();
     };
     next.run(request).await
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    over: CancellationToken,
-    place: Place,
-) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let Ends { gently, now } = &place.ends;
-    let told = async {
-        tokio::select! {
-            () = gently.cancelled() => {}
-            () = over.cancelled() => {}
-        }
-    };
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = now.cancelled() => Ok(()),
-        _ = timeout(CONNECTION_AGE, told) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                served = timeout(GRACE, connection) => served.unwrap_or(Ok(())),
-                () = now.cancelled() => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = served {
-        debug!(%error, "an admin connection ended");
-    }
-}
-
 async fn front(State(admin): State<Admin>) -> Response {
-    let check = admin.checks.then(check::Check::default);
+    let check = admin.checks.then(check::CheckSection::default);
     page::answer(&admin, StatusCode::OK, true, check)
 }
 
@@ -204,7 +163,7 @@ async fn exposition(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Ready once the table was loaded, and until the process is told to end.
+/// Ready from the moment the table is loaded until the process drains.
 async fn ready(State(admin): State<Admin>) -> Response {
     if admin.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();

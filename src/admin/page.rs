@@ -1,7 +1,7 @@
-//! The page for people: what the sidecar is doing, in one self-contained file.
+//! The status page, in one self-contained file.
 //!
-//! All figures are in what is served, so that it can be read without JavaScript; its script only
-//! fetches the page again and puts in what has changed.
+//! The served HTML contains all figures, so that the page works without JavaScript. Its script only
+//! fetches the page again and replaces what has changed.
 
 use askama::Template;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
 use super::Admin;
-use super::check::{Check, Said};
+use super::check::{CheckOutcome, CheckSection};
 use super::format::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
 use super::rate;
 use crate::checker::TablePhase;
@@ -23,18 +23,18 @@ use consentd_os::clock;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// What is the same in every page.
+/// The parts that are the same in every page.
 pub(super) struct Assets {
     style: &'static str,
     script: &'static str,
-    /// Tells pages of different versions apart.
+    /// A hash that differs between versions of the page.
     build: String,
-    /// What a browser may do with the page: nothing but run its own script, on its own origin.
+    /// The content security policy: the page may only run its own script, on its own origin.
     policy: HeaderValue,
 }
 
 impl Assets {
-    /// Computes what can be computed once.
+    /// Computes the parts.
     pub(super) fn new() -> Self {
         let hash = |text: &str| format!("sha256-{}", STANDARD.encode(Sha256::digest(text)));
         let policy = format!(
@@ -58,12 +58,12 @@ impl Assets {
 #[template(path = "page.html")]
 struct Page<'a> {
     assets: &'a Assets,
-    /// Whether it reloads itself where there is no JavaScript; not where something is typed.
+    /// Whether the page reloads itself without JavaScript. Not while a form is being filled in.
     reloads: bool,
     version: &'static str,
     time: String,
     clock: String,
-    phase: &'static Look,
+    phase: &'static PhaseDisplay,
     draining: bool,
     cause: String,
     warnings: Arc<[String]>,
@@ -89,17 +89,17 @@ struct Page<'a> {
     connections: String,
     refused: String,
     clock_offset: String,
-    check: Option<Check>,
+    check: Option<CheckSection>,
 }
 
-/// How a phase is told.
-struct Look {
+/// How a phase is displayed.
+struct PhaseDisplay {
     word: &'static str,
     class: &'static str,
     symbol: &'static str,
-    /// A path in a square of 24, so that the phases differ by shape as well as by colour.
+    /// An SVG path of 24 by 24 units, so that phases differ by shape as well as by colour.
     drawing: &'static str,
-    /// Of the drawing in a browser's tab, encoded for a URL.
+    /// The colour of the icon in the browser's tab, URL-encoded.
     colour: &'static str,
     says: &'static str,
 }
@@ -112,7 +112,7 @@ pub(super) const NO: &str = "M7.9 2h8.2l5.9 5.9v8.2l-5.9 5.9h-8.2l-5.9-5.9v-8.2z
                              M8.7 7.1l-1.6 1.6l3.3 3.3l-3.3 3.3l1.6 1.6l3.3-3.3l3.3 3.3l1.6-1.6\
                              l-3.3-3.3l3.3-3.3l-1.6-1.6l-3.3 3.3z";
 
-const LOADING: Look = Look {
+const LOADING: PhaseDisplay = PhaseDisplay {
     word: "LOADING",
     class: "loading",
     symbol: "◌",
@@ -122,7 +122,7 @@ const LOADING: Look = Look {
     says: "The ledger is being read for the first time. Until then every check is answered with \
            an error, which means: do not send.",
 };
-const LIVE: Look = Look {
+const LIVE: PhaseDisplay = PhaseDisplay {
     word: "LIVE",
     class: "live",
     symbol: "●",
@@ -130,7 +130,7 @@ const LIVE: Look = Look {
     colour: "%231f9d5c",
     says: "Checks are answered from a table that is proven to be current.",
 };
-const STALE: Look = Look {
+const STALE: PhaseDisplay = PhaseDisplay {
     word: "STALE",
     class: "stale",
     symbol: "▲",
@@ -139,13 +139,13 @@ const STALE: Look = Look {
     says: "The table’s last proof is too old. Checks are denied as STALE, but for the classes \
            that --stale-allow names.",
 };
-const INVALID: Look = Look {
+const INVALID: PhaseDisplay = PhaseDisplay {
     word: "INVALID",
     class: "invalid",
     symbol: "✕",
     drawing: NO,
     colour: "%23cf2f45",
-    says: "The table is known to be wrong. Every check is denied as STALE until it was read anew.",
+    says: "The table is known to be wrong. Every check is denied as STALE until it has been read again.",
 };
 
 struct Group {
@@ -165,12 +165,12 @@ struct Row {
     width: f64,
 }
 
-/// The page as an answer, with what a browser must know of it.
+/// The page as a response, with its security headers.
 pub(super) fn answer(
     admin: &Admin,
     status: StatusCode,
     reloads: bool,
-    check: Option<Check>,
+    check: Option<CheckSection>,
 ) -> Response {
     match page(admin, reloads, check).render() {
         Ok(page) => {
@@ -179,7 +179,7 @@ pub(super) fn answer(
                 (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
                 (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
                 (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-                // With less a browser would not say that a form's post comes from here.
+                // A stricter policy would make the browser omit the origin of a form's post.
                 (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
                 (
                     HeaderName::from_static("cross-origin-resource-policy"),
@@ -192,7 +192,7 @@ pub(super) fn answer(
     }
 }
 
-fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
+fn page(admin: &Admin, reloads: bool, check: Option<CheckSection>) -> Page<'_> {
     let (status, gauges) = (admin.checker.status(), admin.checker.gauges());
     let (figures, rate) = (admin.metrics.summary(), admin.rate());
     let bound = admin.checker.max_staleness();
@@ -229,8 +229,8 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
         revision: grouped(status.revision),
         uptime: long(clock::boot().saturating_sub(admin.started)),
         decisions: decisions(&figures),
-        p50: told_quantile(0.5, &figures),
-        p99: told_quantile(0.99, &figures),
+        p50: format_quantile(0.5, &figures),
+        p99: format_quantile(0.99, &figures),
         latency: latency(&figures),
         records: records(&figures),
         ledger: &admin.ledger,
@@ -241,7 +241,7 @@ fn page(admin: &Admin, reloads: bool, check: Option<Check>) -> Page<'_> {
     }
 }
 
-/// Decisions by reason: those that allow, and those that deny.
+/// Decisions by reason, in two groups: allowed and denied.
 fn decisions(figures: &MetricsSummary) -> [Group; 2] {
     let all: u64 = figures.decisions.iter().map(|(_, count)| count).sum();
     let share = |count: u64| percent(float(count), float(all));
@@ -260,7 +260,7 @@ fn decisions(figures: &MetricsSummary) -> [Group; 2] {
     })
 }
 
-/// How many checks took how long, by bucket, the last of which has no bound.
+/// The number of checks by latency bucket. The last bucket has no upper bound.
 fn latency(figures: &MetricsSummary) -> Vec<Row> {
     let mut before = 0;
     let mut counts = Vec::new();
@@ -280,7 +280,7 @@ fn latency(figures: &MetricsSummary) -> Vec<Row> {
     counts.into_iter().map(row).collect()
 }
 
-fn told_quantile(q: f64, figures: &MetricsSummary) -> String {
+fn format_quantile(q: f64, figures: &MetricsSummary) -> String {
     match quantile(q, &figures.check_buckets, figures.checks) {
         None => "–".to_owned(),
         Some(Quantile::About(seconds)) => format!("≈ {}", short(seconds)),
@@ -294,8 +294,7 @@ enum Quantile {
     Above(f64),
 }
 
-/// Estimates a quantile as Prometheus does: as though durations were spread evenly over their
-/// bucket.
+/// Estimates a quantile like Prometheus: by linear interpolation inside its bucket.
 fn quantile(q: f64, buckets: &[(f64, u64)], count: u64) -> Option<Quantile> {
     if count == 0 {
         return None;
@@ -347,7 +346,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
+    use crate::budget::{Budget, BudgetSizes, MIN_BYTES, MIN_CONNECTION_BYTES};
     use crate::checker::Checker;
     use crate::metrics::Metrics;
     use crate::table;
@@ -356,13 +355,14 @@ mod tests {
     use consentd_os::clock::Moment;
 
     #[test]
-    fn every_phase_is_told_in_words_in_the_title_and_with_its_cause() {
+    fn page_shows_each_phase_in_words_in_the_title_and_with_its_cause() {
         let (table, mut writer) = table::new();
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
         let policy = Policy::default();
         let bound = Duration::from_secs(5);
         let checker = Checker::new(table, policy, bound, Arc::clone(&metrics));
-        let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
+        let sizes =
+            BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
         let budget = Budget::new(sizes, Arc::clone(&metrics));
         let admin = Admin {
             checker,

@@ -1,4 +1,4 @@
-//! How many checks a second: counts, taken once a second, of the last minute.
+//! The rate of checks, from counts that are sampled once a second over the last minute.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -6,46 +6,46 @@ use std::time::Duration;
 
 use super::format::float;
 
-/// How often the count is taken.
-pub(super) const EVERY: Duration = Duration::from_secs(1);
-/// How many counts are kept: a minute of them.
-const KEPT: usize = 61;
-/// Over how long the rate is averaged, and how much that may be off by the clock's ticks.
-const SPAN: Duration = Duration::from_millis(10_500);
+/// How often the count is sampled.
+pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many samples are kept: a minute's.
+const MAX_SAMPLES: usize = 61;
+/// The span over which the rate is averaged: ten seconds, with a tolerance for late samples.
+const AVERAGE_SPAN: Duration = Duration::from_millis(10_500);
 
-/// The width of the line's drawing; each of its steps is a second.
-pub(super) const WIDTH: usize = KEPT - 2;
-/// The height of the line's drawing.
+/// The width of the chart: one unit a second.
+pub(super) const WIDTH: usize = MAX_SAMPLES - 2;
+/// The height of the chart.
 pub(super) const HEIGHT: usize = 20;
 
-/// The counts of the last minute.
+/// The samples of the last minute: the time since boot, and the count.
 #[derive(Debug, Default)]
 pub(super) struct Samples(VecDeque<(Duration, u64)>);
 
-/// What they say.
+/// The rate, computed from the samples.
 #[derive(Debug, Default)]
 pub(super) struct Rate {
-    /// Checks per second over the last ten seconds; none before two counts were taken.
+    /// Checks a second over the last ten seconds; `None` before there are two samples.
     pub(super) now: Option<f64>,
-    /// The most of any second.
+    /// The highest rate of any second.
     pub(super) most: f64,
-    /// The points of a line through the seconds, right-aligned; empty where there are too few.
+    /// The points of the chart's line, right-aligned; empty if there are too few.
     pub(super) line: String,
 }
 
 impl Samples {
-    /// Keeps a count that was taken at a time since boot.
+    /// Adds a sample.
     pub(super) fn push(&mut self, at: Duration, count: u64) {
-        if self.0.len() >= KEPT {
+        if self.0.len() >= MAX_SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back((at, count));
     }
 
-    /// What they say.
+    /// Computes the rate.
     pub(super) fn rate(&self) -> Rate {
         let Some(last) = self.0.back() else { return Rate::default() };
-        let lately = self.0.iter().find(|(at, _)| last.0.saturating_sub(*at) <= SPAN);
+        let lately = self.0.iter().find(|(at, _)| last.0.saturating_sub(*at) <= AVERAGE_SPAN);
         let now = lately.and_then(|first| per_second(*first, *last));
         let seconds: Vec<_> = (self.0.iter().zip(self.0.iter().skip(1)))
             .map(|(earlier, later)| per_second(*earlier, *later).unwrap_or(0.0))

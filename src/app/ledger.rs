@@ -1,4 +1,4 @@
-//! Opening the ledger, and running the part of it that writes.
+//! Opens the ledger, and runs its background task.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,58 +13,60 @@ use tracing::{info, warn};
 use crate::config::{LedgerAddress, Settings};
 use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
+use crate::synthetic::Synthetic;
 use consentd_ledger::{
     Appender, Compacted, Driver, Embedded, Ledger, Opened, Options, Redis, RefusedBy,
 };
+use consentd_os::clock;
 use consentd_os::files;
 
 use crate::follower;
 
-/// How often a ledger's file is measured. That reads all of it once.
-const MEASURE_EVERY: Duration = Duration::from_hours(1);
+/// How often the free space of a ledger's file is measured, which reads the whole file.
+const MEASURE_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How many files of a folder are looked at for saved tables.
-const MAX_LOOKED_AT: usize = 1_000;
+/// How many files of a folder are scanned for snapshots.
+const MAX_SCANNED_FILES: usize = 1_000;
 
-/// How long a Redis may take, at the start, to show what is wrong with it. One that does not answer
-/// may come later.
-const PROBE: Duration = Duration::from_secs(6);
+/// How long the start waits for Redis to report a configuration error. A Redis that does not answer
+/// may come up later.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// The part of a ledger that runs for as long as the sidecar does.
-pub(super) enum Engine {
-    /// Waits for a disk; the ledger is measured beside it.
+/// The background task of a ledger, which runs as long as the sidecar.
+pub(super) enum LedgerTask {
+    /// Appends to a file; the second field is measured.
     File(Box<Appender>, Embedded),
-    /// Waits for a Redis.
+    /// Talks to Redis.
     Redis(Driver),
 }
 
 /// Opens the ledger.
-pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, Engine)> {
+pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerTask)> {
     match &settings.ledger {
         LedgerAddress::File(path) => {
             let (ledger, appender) = open_file(path, settings)?;
-            Ok((Ledger::Embedded(ledger.clone()), Engine::File(Box::new(appender), ledger)))
+            Ok((Ledger::Embedded(ledger.clone()), LedgerTask::File(Box::new(appender), ledger)))
         }
         LedgerAddress::Redis(target) => {
             let options = Options {
                 durability: settings.storage.durability,
                 confirm_within: settings.storage.durability.confirm_within(),
                 poll_within: period(settings.max_staleness),
-                // Who records nothing removes nothing: it need not be permitted to.
+                // A sidecar that does not record applies no retention, so it needs no permission to delete.
                 retention: (settings.listeners.record.is_some() || settings.webhook.is_some())
                     .then_some(settings.storage.retention),
                 sweep_every: settings.storage.retention.sweep_every(),
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;
-            Ok((Ledger::Redis(ledger), Engine::Redis(driver)))
+            Ok((Ledger::Redis(ledger), LedgerTask::Redis(driver)))
         }
     }
 }
 
-/// Refuses to make a new ledger where one seems to have been: everybody who opted out would be
-/// forgotten. To be asked before anything else makes files.
-pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
+/// Refuses to create a ledger in a place that shows traces of an earlier one: its opt-outs would be
+/// forgotten. Must be called before anything else creates files.
+pub(super) fn refuse_to_replace_lost_ledger(settings: &Settings) -> anyhow::Result<()> {
     let LedgerAddress::File(path) = &settings.ledger else { return Ok(()) };
     if settings.storage.new {
         return Ok(());
@@ -72,7 +74,7 @@ pub(super) fn look_for_a_lost_one(settings: &Settings) -> anyhow::Result<()> {
     let mut left =
         consentd_ledger::traces(path).with_context(|| format!("--ledger: {}", path.display()))?;
     if !path.exists() {
-        left.extend(follower::snapshot_files_in(files::folder(path), MAX_LOOKED_AT));
+        left.extend(follower::snapshot_files_in(files::folder(path), MAX_SCANNED_FILES));
     }
     let Some(first) = left.first() else { return Ok(()) };
     let (shown, first) = (path.display(), first.display());
@@ -126,13 +128,13 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     Ok((ledger, appender))
 }
 
-/// Measures a ledger's file now and then, for as long as it can be read, and says when it should be
+/// Measures a ledger's file periodically, as long as it can be read, and warns when it should be
 /// compacted.
 async fn measure(ledger: Embedded, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut told = false;
+    let mut warned = false;
     while let Ok(Some(space)) = ledger.space().await {
         metrics.ledger_file(space.file, space.free());
-        if space.is_worth_compacting() && !told {
+        if space.is_worth_compacting() && !warned {
             warn!(
                 file_bytes = space.file,
                 free_bytes = space.free(),
@@ -141,18 +143,20 @@ async fn measure(ledger: Embedded, metrics: Arc<Metrics>, stop: CancellationToke
                 ledger.describe(),
             );
         }
-        told = space.is_worth_compacting();
+        warned = space.is_worth_compacting();
         tokio::select! {
-            () = sleep(MEASURE_EVERY) => {}
+            () = sleep(MEASURE_INTERVAL) => {}
             () = stop.cancelled() => return,
         }
     }
     stop.cancelled().await;
 }
 
-/// Refuses what never will be right as it is set up; what may come by itself is waited for.
+/// Fails on errors that only an operator can mend; the sidecar waits for others to pass.
 async fn probe(ledger: &Redis) -> anyhow::Result<()> {
-    let Err(error) = timeout(PROBE, ledger.probe()).await.unwrap_or(Ok(())) else { return Ok(()) };
+    let Err(error) = timeout(PROBE_TIMEOUT, ledger.probe()).await.unwrap_or(Ok(())) else {
+        return Ok(());
+    };
     if error.needs_an_operator() {
         bail!("--ledger: {error}");
     }
@@ -170,8 +174,8 @@ async fn probe(ledger: &Redis) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Engine {
-    /// Runs it as one of `parts`, which end unasked only where something failed.
+impl LedgerTask {
+    /// Runs the task as one of `parts`, which end unasked only if something failed.
     pub(super) fn run(
         self,
         parts: &mut JoinSet<String>,
@@ -182,10 +186,10 @@ impl Engine {
             Self::File(appender, ledger) => {
                 parts.spawn(async move {
                     measure(ledger, metrics, stop).await;
-                    "the measuring of the ledger's file ended unasked".to_owned()
+                    "measuring the ledger's file ended unasked".to_owned()
                 });
                 let (ended, end) = tokio::sync::oneshot::channel();
-                // A thread of its own: it waits for the disk all its life.
+                // On a thread of its own: it waits for the disk all its life.
                 std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
                     let _ = ended.send(appender.run());
                 })?;
@@ -206,4 +210,24 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The synthetic pairs of a load test. They are refused next to recorded pairs, which they could be
+/// mistaken for.
+pub(super) async fn open_synthetic(
+    ledger: &Ledger,
+    count: u64,
+) -> anyhow::Result<Option<Synthetic>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    if ledger.read_after(0).await?.end.revision > 0 {
+        bail!(
+            "--synthetic: {} holds what was recorded, and what is not real is served beside an \
+             empty ledger alone; give it one with --ledger file:PATH",
+            ledger.describe()
+        );
+    }
+    warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
+    Ok(Some(Synthetic::new(count, ledger.identity().await?.secret.clone(), clock::wall())))
 }

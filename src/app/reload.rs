@@ -1,25 +1,24 @@
-//! What is read again on SIGHUP, by which operators tell a process that its files were changed. It
-//! would end a process that does not listen for it.
+//! Reloads files on SIGHUP. A process that does not handle this signal would be ended by it.
 
 use std::path::PathBuf;
 
 use tokio::signal::unix::Signal;
 use tracing::{info, warn};
 
-use crate::grpc::Tokens;
+use crate::grpc::BearerTokens;
 
-/// What a sidecar reads again beside its receiver of webhooks, which does so by itself.
+/// What a sidecar reloads, apart from its webhook receiver, which does so itself.
 pub(super) struct Reload {
-    /// Tells of each SIGHUP, from before the ledger was opened.
+    /// Receives each SIGHUP since before the ledger was opened.
     pub(super) hangup: Signal,
-    /// The tokens that may record, and their file.
-    pub(super) tokens: Option<(PathBuf, Tokens)>,
+    /// The bearer tokens that may record, and their file.
+    pub(super) tokens: Option<(PathBuf, BearerTokens)>,
     /// Whether webhooks are received.
     pub(super) receives: bool,
 }
 
 impl Reload {
-    /// Reads again whenever it is asked to, and never ends.
+    /// Reloads on every SIGHUP. Never ends.
     pub(super) async fn run(mut self) {
         while self.hangup.recv().await.is_some() {
             self.read().await;
@@ -28,7 +27,7 @@ impl Reload {
 
     async fn read(&self) {
         if let Some((path, tokens)) = self.tokens.clone() {
-            let read = tokio::task::spawn_blocking(move || tokens.read_again(&path)).await;
+            let read = tokio::task::spawn_blocking(move || tokens.reload(&path)).await;
             let read = read.map_err(|error| error.to_string());
             match read.and_then(|read| read.map_err(|error| error.to_string())) {
                 Ok(()) => info!("SIGHUP: the bearer tokens that may record were read again"),

@@ -265,9 +265,7 @@ impl TokenArgs {
             let hint = access::hint(path, &error);
             anyhow!("cannot read the token file {}: {error}{hint}", path.display())
         })?;
-        // As the server reads it, so that one file serves both.
-        let is_token = |line: &&str| !line.is_empty() && !line.starts_with('#');
-        let Some(token) = text.lines().map(str::trim).find(is_token) else {
+        let Some((_, token)) = crate::grpc::parse_token_file(&text).next() else {
             bail!("the token file {} is empty", path.display());
         };
         let header = MetadataValue::try_from(format!("Bearer {token}"));

@@ -13,7 +13,7 @@ use super::{
     StorageArgs, TelemetryArgs, config_file, wrong,
 };
 use crate::net::socket::Address;
-use crate::webhook::{Secrets, Setup};
+use crate::webhook::{ReceiverConfig, Secrets};
 use crate::whatsapp::Rules;
 use consentd_core::hidden;
 use consentd_core::id::BusinessId;
@@ -82,12 +82,12 @@ impl WebhookSources {
     /// # Errors
     ///
     /// [`ConfigError`] names the file or the setting, and quotes no secret.
-    pub fn read(&self) -> Result<Setup, ConfigError> {
+    pub fn read(&self) -> Result<ReceiverConfig, ConfigError> {
         let secrets = |setting, paths: &[PathBuf]| {
             Secrets::read(paths.iter().map(PathBuf::as_path))
                 .map_err(|error| wrong(setting, error.to_string()))
         };
-        Ok(Setup {
+        Ok(ReceiverConfig {
             app_secrets: secrets("--webhook-app-secret-file", &self.app_secrets)?,
             verify_tokens: secrets(
                 "--webhook-verify-token-file",

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::output::Output;
 use super::{QUEUE_ENTRIES, QueuedDecision};
 use crate::metrics::Metrics;
-use consentd_os::clock;
+use crate::net::log_throttle::LogThrottle;
 
 /// How often the thread polls the queue, and so the latency of a line. To wake the thread would cost
 /// a check more than all its other work.
@@ -33,8 +33,9 @@ pub struct DecisionLogWriter {
     metrics: Arc<Metrics>,
     lines: Vec<u8>,
     waiting: usize,
-    /// When it was last said that lines are not written; none where they are.
-    failing: Option<Duration>,
+    /// Whether the last write failed.
+    is_failing: bool,
+    failures: LogThrottle,
 }
 
 impl DecisionLogWriter {
@@ -44,7 +45,8 @@ impl DecisionLogWriter {
         metrics: Arc<Metrics>,
     ) -> Self {
         let lines = Vec::with_capacity(WRITE_BATCH_BYTES);
-        Self { entries, output, metrics, lines, waiting: 0, failing: None }
+        let failures = LogThrottle::new(LOG_INTERVAL);
+        Self { entries, output, metrics, lines, waiting: 0, is_failing: false, failures }
     }
 
     /// Writes until `stop` is cancelled, and then drains the queue.
@@ -86,16 +88,18 @@ impl DecisionLogWriter {
         self.lines.clear();
         self.metrics.decisions_written(written);
         self.metrics.decisions_dropped("file", dropped);
-        let now = clock::boot();
-        match (failed, self.failing) {
-            (None, None) => {}
-            (None, Some(_)) => {
-                self.failing = None;
+        match failed {
+            None if self.is_failing => {
+                self.is_failing = false;
+                self.failures = LogThrottle::new(LOG_INTERVAL);
                 info!("decisions are logged again");
             }
-            (Some(_), Some(told)) if now.saturating_sub(told) < LOG_INTERVAL => {}
-            (Some(error), _) => {
-                self.failing = Some(now);
+            None => {}
+            Some(error) => {
+                self.is_failing = true;
+                if self.failures.record(1).is_none() {
+                    return;
+                }
                 let cause = error.to_string();
                 let why = "decisions cannot be logged; consent_decision_log_dropped_total counts \
                            them";
@@ -109,28 +113,24 @@ impl DecisionLogWriter {
 /// thread, which may be held up.
 pub struct DropReporter {
     metrics: Arc<Metrics>,
-    /// When it was last said.
-    told_at: Option<Duration>,
-    /// How many had been dropped then.
-    told: u64,
+    /// The number of drops at the last report.
+    seen: u64,
+    drops: LogThrottle,
 }
 
 impl DropReporter {
     /// Nothing was said yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, told_at: None, told: 0 }
+        Self { metrics, seen: 0, drops: LogThrottle::new(LOG_INTERVAL) }
     }
 
     /// Looks whether more were dropped, and says so once a minute at the most.
     pub fn report(&mut self) {
-        let (so_far, now) = (self.metrics.decisions_dropped_by_queue(), clock::boot());
-        let is_quiet = self.told_at.is_some_and(|told| now.saturating_sub(told) < LOG_INTERVAL);
-        if so_far == self.told || is_quiet {
-            return;
-        }
-        let dropped = so_far.saturating_sub(self.told);
-        (self.told_at, self.told) = (Some(now), so_far);
+        let total = self.metrics.decisions_dropped_by_queue();
+        let new = total.saturating_sub(self.seen);
+        self.seen = total;
+        let Some(dropped) = self.drops.record(new) else { return };
         warn!(
             dropped,
             "more is decided than is written to the decision log: is what reads it slow, or gone? \

@@ -1,4 +1,4 @@
-//! Bodies of requests and of answers, whose bytes are charged to the connection's budget.
+//! Bodies of requests and responses, whose bytes are charged to the connection's budget.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,56 +15,56 @@ use tonic::body::Body;
 use super::status;
 use crate::budget::{Charge, Pool};
 
-/// Bytes of a message, or of an answer, that the charge for an open call covers.
+/// Bytes of a request or a response that the charge for an open call covers.
 pub(super) const INCLUDED_BYTES: usize = 1024;
 
-/// Bytes of a stream's answers that the charge for it covers while they wait to be sent.
+/// Bytes of unsent responses that the charge for an open stream covers.
 pub(super) const ANSWER_BYTES: usize = 4 * 1024;
 
-/// Bytes of gRPC's prefix of a message: a flag, and its length.
+/// Bytes of gRPC's prefix of a message: a compression flag, and the length.
 const PREFIX_BYTES: usize = 5;
 
-/// A request's body. Each byte is charged as it arrives, so a body that never arrives whole counts
-/// as well as one that does; over the budget it ends with `RESOURCE_EXHAUSTED`.
-pub(super) struct Metered {
+/// A request's body. Its bytes are charged as they arrive, so that an incomplete body counts, too. Over
+/// the budget it ends with `RESOURCE_EXHAUSTED`.
+pub(super) struct MeteredBody {
     body: Incoming,
     charge: Charge,
-    messages: Option<Messages>,
-    /// Bytes that the decoder holds at the most.
+    messages: Option<MessageBoundaries>,
+    /// The most bytes that the decoder holds.
     held: usize,
-    /// Bytes for which the charge was made.
+    /// Bytes that are charged.
     paid: usize,
 }
 
-impl Metered {
-    /// The body of a call of one message; what is charged is given back with the body.
+impl MeteredBody {
+    /// The body of a unary call. The charge is released with the body.
     pub(super) fn unary(body: Incoming, charge: Charge) -> Self {
         Self { body, charge, messages: None, held: 0, paid: INCLUDED_BYTES }
     }
 
-    /// The body of a stream of messages. The decoder's buffer stays as large as its largest
-    /// message was, and so does the charge.
+    /// The body of a stream of messages. The decoder's buffer stays as large as the largest message
+    /// was, and so does the charge.
     pub(super) fn stream(body: Incoming, charge: Charge) -> Self {
-        Self { messages: Some(Messages::default()), ..Self::unary(body, charge) }
+        Self { messages: Some(MessageBoundaries::default()), ..Self::unary(body, charge) }
     }
 
-    /// Charges for these bytes.
+    /// Charges bytes that have arrived.
     fn pay(&mut self, data: &[u8]) -> Result<(), Status> {
         self.held = self.held.saturating_add(data.len());
         let more = self.held.saturating_sub(self.paid);
         if more > 0 {
-            self.charge.grow(more).map_err(status::of_full)?;
+            self.charge.grow(more).map_err(status::limit_reached)?;
             self.paid = self.held;
         }
         if let Some(messages) = &mut self.messages {
-            // What is whole by now is taken out of the decoder before more is read.
+            // Complete messages leave the decoder before more is read.
             self.held = messages.incomplete_after(data);
         }
         Ok(())
     }
 }
 
-impl http_body::Body for Metered {
+impl http_body::Body for MeteredBody {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -78,7 +78,7 @@ impl http_body::Body for Metered {
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
         };
         if let Some(data) = frame.data_ref() {
-            self.charge.touch();
+            self.charge.mark_active();
             if let Err(full) = self.pay(data) {
                 return Poll::Ready(Some(Err(full.into())));
             }
@@ -95,20 +95,20 @@ impl http_body::Body for Metered {
     }
 }
 
-/// Where gRPC's messages begin and end in a body.
+/// Finds where gRPC's messages begin and end in a body.
 #[derive(Debug, Default)]
-struct Messages {
+struct MessageBoundaries {
     prefix: [u8; PREFIX_BYTES],
-    /// How many bytes of the prefix have arrived.
+    /// Bytes of the prefix that have arrived.
     prefixed: usize,
-    /// How many bytes of the message are to come.
+    /// Bytes of the message that are missing.
     missing: usize,
-    /// How many bytes of the message that is not whole have arrived, with its prefix.
+    /// Bytes of the incomplete message that have arrived, with its prefix.
     arrived: usize,
 }
 
-impl Messages {
-    /// How many bytes of a message that is not whole there are, after these have arrived.
+impl MessageBoundaries {
+    /// Returns how many bytes of an incomplete message there are after `data` has arrived.
     fn incomplete_after(&mut self, mut data: &[u8]) -> usize {
         while !data.is_empty() {
             if let Some(place) = self.prefix.get_mut(self.prefixed) {
@@ -136,73 +136,74 @@ impl Messages {
     }
 }
 
-/// An answer's body. Its bytes stay charged until they were sent, or the call has ended.
-pub(super) struct Answer {
+/// A response's body. Its bytes stay charged until they are sent, or the call ends.
+pub(super) struct ResponseBody {
     body: Body,
-    /// What the open call was charged; goes with an only message's bytes.
+    /// The charge for the open call. In a unary call it moves on to the response's bytes.
     charge: Option<Charge>,
-    /// Of a stream: whether bytes that the open call was charged for wait to be sent.
+    /// Of a stream: whether unsent bytes use up what the charge for the stream covers.
     included: Option<Arc<AtomicBool>>,
-    /// Set once a stream was ended for want of room: how it was.
+    /// Whether the stream was ended because it was over the budget.
     ended: bool,
 }
 
-impl Answer {
-    /// The answer of a call of one message.
+impl ResponseBody {
+    /// The response of a unary call.
     pub(super) fn unary(body: Body, charge: Charge) -> Self {
         Self { body, charge: Some(charge), included: None, ended: false }
     }
 
-    /// The answer of a call that lasts until its answers end.
+    /// The response of a stream.
     pub(super) fn stream(body: Body, charge: Charge) -> Self {
         Self { included: Some(Arc::default()), ..Self::unary(body, charge) }
     }
 
-    /// An answer that is in its headers.
+    /// A response that consists of headers alone.
     pub(super) fn refusal(body: Body) -> Self {
         Self { body, charge: None, included: None, ended: false }
     }
 
-    /// The same answer with another body, which has this one inside.
-    pub(super) fn within(mut self, wrap: impl FnOnce(Body) -> Body) -> Self {
+    /// Wraps the inner body.
+    pub(super) fn wrap(mut self, wrap: impl FnOnce(Body) -> Body) -> Self {
         self.body = wrap(self.body);
         self
     }
 
-    /// Charges for bytes that are about to be sent.
-    fn pay(&mut self, bytes: Bytes) -> Result<Unsent, Status> {
+    /// Charges bytes that are about to be sent.
+    fn pay(&mut self, bytes: Bytes) -> Result<ChargedBytes, Status> {
         let paid = match (&mut self.charge, &self.included) {
             (Some(charge), Some(included)) => {
-                // HTTP/2 asks for them once the client has room for them.
-                charge.touch();
+                // HTTP/2 polls for them once the client's window has room.
+                charge.mark_active();
                 if bytes.len() > ANSWER_BYTES || included.swap(true, Ordering::Relaxed) {
-                    let charge = charge.of(Pool::Answers, bytes.len()).map_err(status::of_full)?;
-                    Paid::By(charge)
+                    let charge =
+                        charge.charge(Pool::Answers, bytes.len()).map_err(status::limit_reached)?;
+                    BytesCharge::By(charge)
                 } else {
-                    Paid::Included(Arc::clone(included))
+                    BytesCharge::Included(Arc::clone(included))
                 }
             }
             (Some(charge), None) => {
-                // They are there already, in place of a request that was about as large.
+                // They are allocated already, in place of a request of about the same size.
                 if bytes.len() > INCLUDED_BYTES {
-                    charge.force(bytes.len());
+                    charge.grow_unchecked(bytes.len());
                 }
-                self.charge.take().map_or(Paid::Nothing, Paid::By)
+                self.charge.take().map_or(BytesCharge::Nothing, BytesCharge::By)
             }
-            (None, _) => Paid::Nothing,
+            (None, _) => BytesCharge::Nothing,
         };
-        Ok(Unsent { bytes, _paid: paid })
+        Ok(ChargedBytes { bytes, _paid: paid })
     }
 }
 
-impl http_body::Body for Answer {
-    type Data = Unsent;
+impl http_body::Body for ResponseBody {
+    type Data = ChargedBytes;
     type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Unsent>, Status>>> {
+    ) -> Poll<Option<Result<Frame<ChargedBytes>, Status>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -214,12 +215,12 @@ impl http_body::Body for Answer {
         let frame = match frame.into_data() {
             Ok(bytes) => match self.pay(bytes) {
                 Ok(unsent) => Frame::data(unsent),
-                // The client reads too little of what it asks for.
+                // The client reads its responses too slowly.
                 Err(full) => {
                     self.ended = true;
                     self.body = Body::empty();
                     let mut trailers = HeaderMap::new();
-                    // It is short, and of visible characters: it can be a header.
+                    // This cannot fail: the message is short and of visible characters.
                     let _ = full.add_header(&mut trailers);
                     Frame::trailers(trailers)
                 }
@@ -241,22 +242,22 @@ impl http_body::Body for Answer {
     }
 }
 
-/// Bytes of an answer, and what they are charged until HTTP/2 has sent them.
-pub(super) struct Unsent {
+/// Bytes of a response, and their charge, which HTTP/2 drops once it has sent them.
+pub(super) struct ChargedBytes {
     bytes: Bytes,
-    _paid: Paid,
+    _paid: BytesCharge,
 }
 
-/// How bytes that wait to be sent were charged for.
-enum Paid {
-    /// They belong to a refusal.
+/// How unsent bytes are charged.
+enum BytesCharge {
+    /// Not at all: they belong to a refusal.
     Nothing,
     By(#[expect(dead_code, reason = "held for its drop alone")] Charge),
-    /// The open stream covers them.
+    /// By the charge for the open stream; the flag is cleared when they are sent.
     Included(Arc<AtomicBool>),
 }
 
-impl Drop for Paid {
+impl Drop for BytesCharge {
     fn drop(&mut self) {
         if let Self::Included(included) = self {
             included.store(false, Ordering::Relaxed);
@@ -264,7 +265,7 @@ impl Drop for Paid {
     }
 }
 
-impl Buf for Unsent {
+impl Buf for ChargedBytes {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -284,16 +285,16 @@ mod tests {
 
     /// A message of so many bytes, behind its prefix.
     fn framed(length: usize) -> Vec<u8> {
-        let told = u32::try_from(length).unwrap().to_be_bytes();
-        [&[0][..], &told, &vec![7; length]].concat()
+        let prefix = u32::try_from(length).unwrap().to_be_bytes();
+        [&[0][..], &prefix, &vec![7; length]].concat()
     }
 
     #[test]
-    fn messages_cut_anywhere_are_told_apart() {
+    fn incomplete_after_finds_boundaries_wherever_the_body_is_cut() {
         let body = [framed(0), framed(3), framed(1_000), framed(1), framed(70_000)].concat();
         let ends = [5, 13, 1_018, 1_024, 71_029];
         for step in [1, 2, 7, 1_000, 16_384] {
-            let mut messages = Messages::default();
+            let mut messages = MessageBoundaries::default();
             let mut seen = 0;
             for part in body.chunks(step) {
                 seen += part.len();

@@ -1,5 +1,5 @@
-//! The wire codecs: prost's, but for what it says of bytes that are not the message they should be;
-//! and one that leaves a message's bytes to its reader.
+//! The codecs of gRPC messages: prost's, with an error that names the field at fault; and codecs that
+//! pass a message's bytes on, to be read in place.
 
 use std::marker::PhantomData;
 
@@ -28,34 +28,34 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = Prost<U>;
+    type Decoder = ProstDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstEncoder::default()
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Prost(PhantomData)
+        ProstDecoder(PhantomData)
     }
 }
 
-/// The most fields of a message, those within others aside: a batch's items, mostly. Two MiB hold
-/// a million empty ones, which would take fifty times as much memory once decoded.
+/// The most top-level fields of a message, which are mostly a batch's items. Two MiB hold a million
+/// empty ones, which would take fifty times as much memory once decoded.
 pub(super) const MAX_FIELDS: usize = 16 * 1024;
 
-/// The buffer of a single question, or of its answer: most are shorter, and others make it grow.
+/// The buffer of a single request or response. Most are shorter; others make it grow.
 const SMALL_BUFFER_BYTES: usize = 512;
 
-/// The buffers of a stream, each way; they grow with a message, and every open stream has them.
+/// The buffers of an open stream, one each way. They grow with a message.
 const STREAM_BUFFER_BYTES: usize = 4 * 1024;
 
-/// So many bytes of a stream's answers are sent together: a frame of HTTP/2.
+/// The bytes of a stream's responses that are sent together: a frame of HTTP/2.
 const STREAM_YIELD_BYTES: usize = 16 * 1024;
 
-/// Decodes messages by prost.
-pub struct Prost<U>(PhantomData<U>);
+/// Decodes messages with prost.
+pub struct ProstDecoder<U>(PhantomData<U>);
 
-impl<U: Message + Default> Decoder for Prost<U> {
+impl<U: Message + Default> Decoder for ProstDecoder<U> {
     type Item = U;
     type Error = Status;
 
@@ -65,20 +65,20 @@ impl<U: Message + Default> Decoder for Prost<U> {
     }
 }
 
-/// Decodes a message of at most `most` fields by prost.
+/// Decodes a message of at most `most` top-level fields with prost.
 pub(super) fn decode<M: Message + Default>(bytes: Bytes, most: usize) -> Result<M, Status> {
     if has_more_fields(&bytes, most) {
         return Err(refused(String::new(), &format!("more than {most} fields, or items")));
     }
-    // prost's own codec answers INTERNAL, as if the fault were ours.
+    // tonic's prost codec would answer INTERNAL, as if the fault were the server's.
     M::decode(bytes).map_err(|error| malformed(&error))
 }
 
-/// Encodes answers by prost, and leaves questions to their reader: they come as bytes.
-pub(super) struct Unread<T>(BufferSettings, PhantomData<T>);
+/// Encodes responses with prost, and passes requests on as bytes.
+pub(super) struct RawDecodeCodec<T>(BufferSettings, PhantomData<T>);
 
-impl<T> Unread<T> {
-    /// For a call of one short message either way: buffers need not be larger.
+impl<T> RawDecodeCodec<T> {
+    /// For a unary call with short messages.
     pub(super) fn small() -> Self {
         Self(BufferSettings::new(SMALL_BUFFER_BYTES, SMALL_BUFFER_BYTES), PhantomData)
     }
@@ -89,43 +89,43 @@ impl<T> Unread<T> {
     }
 }
 
-impl<T: Message + Send + 'static> tonic::codec::Codec for Unread<T> {
+impl<T: Message + Send + 'static> tonic::codec::Codec for RawDecodeCodec<T> {
     type Encode = T;
     type Decode = Bytes;
     type Encoder = ProstEncoder<T>;
-    type Decoder = AsBytes;
+    type Decoder = BytesCodec;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstEncoder::new(self.0)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        AsBytes(self.0)
+        BytesCodec(self.0)
     }
 }
 
-/// Leaves questions and answers alone: both are messages' bytes.
-pub(super) struct Written;
+/// Passes requests and responses on as bytes.
+pub(super) struct RawCodec;
 
-impl tonic::codec::Codec for Written {
+impl tonic::codec::Codec for RawCodec {
     type Encode = Vec<u8>;
     type Decode = Bytes;
-    type Encoder = AsBytes;
-    type Decoder = AsBytes;
+    type Encoder = BytesCodec;
+    type Decoder = BytesCodec;
 
     fn encoder(&mut self) -> Self::Encoder {
-        AsBytes(BufferSettings::default())
+        BytesCodec(BufferSettings::default())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        AsBytes(BufferSettings::default())
+        BytesCodec(BufferSettings::default())
     }
 }
 
-/// A message as its bytes.
-pub(super) struct AsBytes(BufferSettings);
+/// Reads and writes a message as its bytes.
+pub(super) struct BytesCodec(BufferSettings);
 
-impl Decoder for AsBytes {
+impl Decoder for BytesCodec {
     type Item = Bytes;
     type Error = Status;
 
@@ -138,7 +138,7 @@ impl Decoder for AsBytes {
     }
 }
 
-impl Encoder for AsBytes {
+impl Encoder for BytesCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -150,12 +150,11 @@ impl Encoder for AsBytes {
 }
 
 fn has_more_fields(bytes: &[u8], most: usize) -> bool {
-    // A field takes two bytes at the least, so that few messages are looked at.
+    // A field takes at least two bytes, so few messages need to be counted.
     bytes.len() / 2 > most && count_fields(bytes, most) > most
 }
 
-/// How many fields a message has, those within others aside: as far as it can be read, and not more
-/// than one beyond `most`.
+/// Counts the top-level fields of a message, as far as it is well-formed, and up to one beyond `most`.
 pub(super) fn count_fields(mut rest: &[u8], most: usize) -> usize {
     let mut fields = 0;
     while fields <= most && !rest.is_empty() {
@@ -163,7 +162,7 @@ pub(super) fn count_fields(mut rest: &[u8], most: usize) -> usize {
             skip_field(wire_type, tag, &mut rest, DecodeContext::default())
         });
         if skipped.is_err() {
-            break; // Decoding says what is wrong, and where.
+            break; // Decoding reports the fault.
         }
         fields += 1;
     }
@@ -187,15 +186,16 @@ fn refused(field: String, why: &str) -> Status {
     )
 }
 
-/// The field's path, and what is wrong with it. prost names the innermost field first, each
-/// behind its message: "OptIn.category: ConsentEvent.what: RecordEventRequest.event: invalid …".
+/// Splits prost's error text into the field's path and the cause. prost names the innermost field
+/// first, each with its message: "OptIn.category: ConsentEvent.what: RecordEventRequest.event:
+/// invalid …".
 fn path_of(what: &str) -> (String, &str) {
     let (mut path, mut why) = (Vec::new(), what);
     let mut inner = "";
     while let Some((part, rest)) = why.split_once(": ")
         && let Some((message, field)) = part.split_once('.').filter(|_| !part.contains(' '))
     {
-        // prost gives a oneof's own name; its members are called as their messages are.
+        // prost names the oneof. Its members have the names of their messages.
         let in_oneof = field == "what" && !inner.is_empty();
         path.push(if in_oneof { snake_case(inner) } else { field.to_owned() });
         (inner, why) = (message, rest);

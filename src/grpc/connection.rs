@@ -1,8 +1,9 @@
-//! Connections: accepting, limits, and ending them.
+//! Accepts gRPC connections, serves HTTP/2 on each, and ends them in order.
 //!
 //! hyper is driven directly, because tonic's server bounds neither the connections nor a shutdown:
 //! one silent connection or one open health watch would keep it alive for ever (hyper#4170).
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::Map;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -23,119 +26,117 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::body::Answer;
-use super::router::{Answering, Routes};
+use super::body::ResponseBody;
+use super::router::{ResponseFuture, Router};
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
-use crate::net::accept::{Capacity, Door, Place};
+use crate::net::Drain;
+use crate::net::accept::{Acceptor, Capacity, ConnectionPermit};
 use crate::net::socket::{Accepted, Listener};
 
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 1_024;
-/// Streams that were reset for a fault of ours before the connection ends (RUSTSEC-2024-0003).
+/// Streams that we may have to reset before the connection is closed (RUSTSEC-2024-0003).
 const MAX_LOCAL_RESETS: usize = 1_024;
-/// Streams that the client reset before they were accepted (CVE-2023-44487).
+/// Streams that the client may reset before they are accepted (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 20;
 /// Bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 8 * 1024;
-/// Bytes that a client may send on a connection, and on one stream of it, before they were read.
-/// Of what a connection may send HTTP/2 takes up to half in small frames that nobody reads, as it
-/// counts them, before it ends the connection: a stream's window of messages of 50 bytes is less.
-const WINDOWS: (u32, u32) = (1024 * 1024, 64 * 1024);
-/// Bytes of a frame, which is the least that the protocol allows.
+/// The flow-control window of a connection, in bytes. Up to half of it may be frames too small to be
+/// read before HTTP/2 counts them and closes the connection.
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// The flow-control window of a stream, in bytes. Even full of 50-byte messages it stays below that
+/// half of the connection's.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes of a frame: the least that the protocol allows.
 const MAX_FRAME_BYTES: u32 = 16 * 1024;
-/// Bytes of a stream's answers that wait to be written to the socket.
+/// Bytes of a stream's responses that wait to be written to the socket.
 const MAX_SEND_BYTES: usize = 64 * 1024;
-/// For how long a connection must have been silent before it may be ended for another: nothing came
-/// from its client, no stream's answer was taken, and nothing was being worked on for it.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How often a crowded listener looks which connections are silent.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection that is ended for another has to say goodbye (GOAWAY, and a status for each
-/// open stream), so that its client knows what to send again.
-const GOODBYE: Duration = Duration::from_millis(50);
-/// Connections beyond the most that there may be, for probes alone: a process that is busy must
-/// not be ended for it. The oldest of them makes room for a new one.
-const PROBES: Capacity = Capacity { most: 8, crowded: 8, silence: Duration::ZERO };
-/// After so long such a connection is told to end: on the next one there may be room for all.
-const PROBE_AGE: Duration = Duration::from_secs(5);
-/// How often a quiet connection is asked whether it lives, and how long it may take to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(5));
-/// How long a new connection may take to say that it speaks HTTP/2.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// How long a connection without calls may take to end once it was told to.
+/// How long a connection must have been silent before it may be closed for another: nothing arrived
+/// from its client, no response was taken, and no call was being worked on.
+const MIN_SILENCE: Duration = Duration::from_secs(10);
+/// How often a crowded listener checks which connections are silent.
+const SILENCE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an evicted connection has to send GOAWAY and a status for each open stream, so that its
+/// client knows what to repeat.
+const GOAWAY_GRACE: Duration = Duration::from_millis(50);
+/// Connections beyond the capacity, for probes alone: a busy process must not be restarted for being
+/// busy. The oldest of them makes room for a new one.
+const PROBE_CAPACITY: Capacity = Capacity { max: 8, crowded: 8, min_silence: Duration::ZERO };
+/// The age at which such a connection is shut down: the next one may find room for all calls.
+const PROBE_CONNECTION_AGE: Duration = Duration::from_secs(5);
+/// How long a connection may be quiet before HTTP/2 sends a ping.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the client may take to answer that ping.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a new connection may take to send the HTTP/2 preface.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection without calls may take to close after GOAWAY.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
-/// How long to go on reading from a client that was told goodbye.
-const LINGER: Duration = Duration::from_millis(500);
-/// The client's first 24 bytes (RFC 9113, section 3.4).
+/// How long to go on reading after our side was closed.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes of the client's preface (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 
-/// What an operator may set of a server.
+/// The limits of a gRPC listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; one more is closed.
+    /// The most connections at once.
     pub connections: usize,
-    /// After so long a connection is told to end, and its client connects again.
+    /// The age at which a connection is shut down gracefully; its client connects again.
     pub connection_age: Duration,
-    /// And after so long again it is ended.
+    /// How long calls may take to finish after that.
     pub connection_age_grace: Duration,
-}
-
-/// How a server is told to end.
-#[derive(Clone, Debug, Default)]
-pub struct Drain {
-    /// Accept nothing more, tell every connection, finish what was begun.
-    pub begun: CancellationToken,
-    /// End everything now.
-    pub over: CancellationToken,
 }
 
 /// Serves a listener until it is drained.
 pub async fn serve(
     listener: Listener,
-    routes: Routes,
+    router: Router,
     limits: Limits,
     budget: Arc<Budget>,
     metrics: Arc<Metrics>,
     drain: Drain,
 ) {
     let connections = TaskTracker::new();
-    let most = limits.connections;
-    let capacity = Capacity { most, crowded: most - most / 8, silence: SILENCE };
-    let mut door = Door::new(capacity, Some("connections"), Arc::clone(&metrics));
-    let mut probes = Door::new(PROBES, None, Arc::clone(&metrics));
-    // Connections are told after the listener has gone: whoever is told connects again at once,
-    // and must be refused then, not accepted by the system and reset by us.
-    let told = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
-    let mut looks = interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let max = limits.connections;
+    let capacity = Capacity { max, crowded: max - max / 8, min_silence: MIN_SILENCE };
+    let mut acceptor = Acceptor::new(capacity, Some("connections"), Arc::clone(&metrics));
+    let mut probes = Acceptor::new(PROBE_CAPACITY, None, Arc::clone(&metrics));
+    // Connections drain only after the listener is closed: their clients connect again at once, and
+    // must be refused then, not accepted by the system and reset by us.
+    let connection_drain = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
+    let mut silence_checks = interval(SILENCE_CHECK_INTERVAL);
+    silence_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let is_crowded = door.is_crowded();
+        let is_crowded = acceptor.is_crowded();
         let accepted = tokio::select! {
             biased;
             () = drain.begun.cancelled() => break,
-            now = looks.tick(), if is_crowded => {
-                door.look(now);
+            now = silence_checks.tick(), if is_crowded => {
+                acceptor.update_silence(now);
                 continue;
             }
-            accepted = door.next(|| listener.accept()) => accepted,
+            accepted = acceptor.accept_next(|| listener.accept()) => accepted,
         };
         let share = budget.connection();
-        let seen = Arc::clone(&share);
-        let (place, share, limits) = if let Some(place) = door.admit(move || seen.is_silent()) {
-            (place, share, limits)
-        } else {
-            // There is room for a probe soon: each makes room for the next.
-            probes.let_close().await;
-            let Some(place) = probes.admit(|| true) else { continue };
-            (place, budget.probe(), Limits { connection_age: PROBE_AGE, ..limits })
-        };
+        let silence = Arc::clone(&share);
+        let (permit, share, limits) =
+            if let Some(permit) = acceptor.admit(move || silence.is_silent()) {
+                (permit, share, limits)
+            } else {
+                // Each connection for probes makes room for the next, so there is room soon.
+                probes.wait_for_closing().await;
+                let Some(permit) = probes.admit(|| true) else { continue };
+                let limits = Limits { connection_age: PROBE_CONNECTION_AGE, ..limits };
+                (permit, budget.probe_connection(), limits)
+            };
         let connection = Connection {
-            routes: routes.clone(),
+            router: router.clone(),
             share,
             limits,
-            drain: told.clone(),
-            open: Open { place, metrics: Arc::clone(&metrics) },
+            drain: connection_drain.clone(),
+            guard: ConnectionGuard { permit, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
         match accepted {
@@ -144,59 +145,63 @@ pub async fn serve(
         };
     }
     drop(listener);
-    told.begun.cancel();
+    connection_drain.begun.cancel();
     connections.close();
     connections.wait().await;
 }
 
 struct Connection {
-    routes: Routes,
-    share: Arc<budget::Connection>,
+    router: Router,
+    share: Arc<budget::ConnectionBudget>,
     limits: Limits,
     drain: Drain,
-    open: Open,
+    guard: ConnectionGuard,
 }
 
-/// An open connection.
-struct Open {
-    place: Place,
+/// Counts an open connection and holds its permit.
+struct ConnectionGuard {
+    permit: ConnectionPermit,
     metrics: Arc<Metrics>,
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.metrics.connection_closed();
     }
 }
 
 impl Connection {
-    /// Watches over a connection that a task of its own serves: so nothing but that task's own
-    /// work wakes it, which is what a check is made of.
+    /// Supervises the connection, which a task of its own serves, so that timers never wake that
+    /// task: its only work is its calls.
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let spoken = Arc::new(AtomicBool::new(false));
+        let handshaken = Arc::new(AtomicBool::new(false));
         let ending = CancellationToken::new();
         let share = self.share;
-        let service =
-            Calls { routes: self.routes, share: Arc::clone(&share), ending: ending.clone() };
-        let stream = Listening { stream, bytes: 0, spoken: Arc::clone(&spoken), linger: None };
+        let service = ConnectionService {
+            router: self.router,
+            share: Arc::clone(&share),
+            ending: ending.clone(),
+        };
+        let stream =
+            PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, finishing));
 
         let age = sleep(spread(self.limits.connection_age));
         tokio::pin!(age);
-        let ends = &self.open.place.ends;
-        // A grace that no clock can hold is none that ends.
+        let close = &self.guard.permit.close;
+        // `None`, if the clock cannot represent the end of the grace, means no limit.
         let graceful = || Instant::now().checked_add(self.limits.connection_age_grace);
         let grace = tokio::select! {
             _ = &mut task => return,
-            () = ends.now.cancelled() => None,
-            () = handshake_missed(&spoken) => {
-                self.open.metrics.refused("handshake");
+            () = close.immediate.cancelled() => None,
+            () = handshake_missed(&handshaken) => {
+                self.guard.metrics.refused("handshake");
                 return end(task).await;
             }
             () = self.drain.begun.cancelled() => None,
-            () = ends.gently.cancelled() => graceful(),
+            () = close.graceful.cancelled() => graceful(),
             () = &mut age => graceful(),
         };
         let _ = finish.send(());
@@ -205,8 +210,8 @@ impl Connection {
             _ = &mut task => return,
             () = self.drain.over.cancelled() => {}
             () = async {
-                ends.now.cancelled().await;
-                sleep(GOODBYE).await;
+                close.immediate.cancelled().await;
+                sleep(GOAWAY_GRACE).await;
             } => {}
             () = idle(&share) => {}
             () = async {
@@ -220,10 +225,10 @@ impl Connection {
     }
 }
 
-/// Between nine and eleven tenths of it, so that connections of one age do not end together.
+/// Adds jitter of 10 % either way, so that connections of one age do not end together.
 fn spread(age: Duration) -> Duration {
     let mut random = [128];
-    // Without randomness they do, no more.
+    // Without randomness they end together, which does no harm.
     let _ = getrandom::fill(&mut random);
     age.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
 }
@@ -233,26 +238,26 @@ async fn end(task: JoinHandle<()>) {
     let _ = task.await;
 }
 
-async fn handshake_missed(spoken: &AtomicBool) {
-    sleep(HANDSHAKE).await;
-    if spoken.load(Ordering::Relaxed) {
+async fn handshake_missed(handshaken: &AtomicBool) {
+    sleep(HANDSHAKE_TIMEOUT).await;
+    if handshaken.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
     }
 }
 
-/// Returns once a connection had no calls for a while: its client may never answer our goodbye.
-async fn idle(share: &budget::Connection) {
-    const LOOKS: u32 = 10;
-    let mut quiet = 0;
-    while quiet < LOOKS {
-        sleep(IDLE_GRACE / LOOKS).await;
-        quiet = if share.is_idle() { quiet + 1 } else { 0 };
+/// Returns once a connection had no calls for a while: its client may never answer the GOAWAY.
+async fn idle(share: &budget::ConnectionBudget) {
+    const CHECKS: u32 = 10;
+    let mut idle_checks = 0;
+    while idle_checks < CHECKS {
+        sleep(IDLE_GRACE / CHECKS).await;
+        idle_checks = if share.is_idle() { idle_checks + 1 } else { 0 };
     }
 }
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    service: Calls,
+    service: ConnectionService,
     mut finish: oneshot::Receiver<()>,
 ) {
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -262,13 +267,13 @@ async fn serve_connection(
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_header_list_size(MAX_HEADER_BYTES)
-        .initial_connection_window_size(WINDOWS.0)
-        .initial_stream_window_size(WINDOWS.1)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_send_buf_size(MAX_SEND_BYTES)
-        .keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
-        // gRPC has no use for it.
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        // gRPC has no use for the header.
         .auto_date_header(false);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -281,49 +286,40 @@ async fn serve_connection(
         }
     };
     if let Err(error) = served {
-        debug!(%error, "a connection ended");
+        debug!(%error, "a gRPC connection ended with an error");
     }
 }
 
-/// Hands calls to the services, and has them charged to this connection.
-struct Calls {
-    routes: Routes,
-    share: Arc<budget::Connection>,
+/// The service of one connection: routes its calls, and has them charged to the connection.
+struct ConnectionService {
+    router: Router,
+    share: Arc<budget::ConnectionBudget>,
     /// Cancelled once the connection is to end, for streams that could go on.
     ending: CancellationToken,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Calls {
-    type Response = Response<Answer>;
-    type Error = std::convert::Infallible;
-    type Future = Infallible;
+type InfallibleResponse = Result<Response<ResponseBody>, Infallible>;
 
-    fn call(&self, request: Request<Incoming>) -> Infallible {
-        Infallible(self.routes.call(request, &self.ending, &self.share))
+impl hyper::service::Service<Request<Incoming>> for ConnectionService {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Map<ResponseFuture, fn(Response<ResponseBody>) -> InfallibleResponse>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.router.call(request, &self.ending, &self.share).map(Ok)
     }
 }
 
-/// An answer, as hyper wants it.
-struct Infallible(Answering);
-
-impl Future for Infallible {
-    type Output = Result<Response<Answer>, std::convert::Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(context).map(Ok)
-    }
-}
-
-/// A stream that notices when the client has sent as much as its preface.
-struct Listening<S> {
+/// A connection's socket, which notices when as many bytes as the client's preface have arrived.
+struct PrefaceStream<S> {
     stream: S,
     bytes: usize,
-    spoken: Arc<AtomicBool>,
-    /// Until when what still comes is read, once we have said goodbye.
+    handshaken: Arc<AtomicBool>,
+    /// How long to go on reading, once our side is closed.
     linger: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PrefaceStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -333,13 +329,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if self.bytes < PREFACE_BYTES {
             self.bytes += buffer.filled().len() - before;
-            self.spoken.store(self.bytes >= PREFACE_BYTES, Ordering::Relaxed);
+            self.handshaken.store(self.bytes >= PREFACE_BYTES, Ordering::Relaxed);
         }
         read
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Listening<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PrefaceStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -352,15 +348,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Listening<S> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    /// Says goodbye, and waits a while for the client's: a socket that is closed while something
-    /// unread lies in it is reset, and the client then loses our last answers and their reason.
+    /// Closes our side, and waits a while for the client to close its own: closing a socket with
+    /// unread bytes resets it, and the client would lose our last responses.
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let linger = match &mut this.linger {
             Some(linger) => linger,
             unset => {
                 ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-                unset.insert(Box::pin(sleep(LINGER)))
+                unset.insert(Box::pin(sleep(LINGER_TIMEOUT)))
             }
         };
         while linger.as_mut().poll(context).is_pending() {

@@ -1,7 +1,7 @@
-//! `ConsentService`: what message-sending workers call.
+//! `ConsentService`, which message-sending workers call.
 //!
-//! Its hot methods read questions where they lie in the request's bytes (see [`fast_decode`](super::fast_decode)),
-//! so it is routed here, and not by the generated server, which would decode them all.
+//! Its hot methods read requests in place (see [`fast_decode`](super::fast_decode)). The generated
+//! server would decode every message, so this service dispatches its methods itself.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use tonic::server::Grpc;
 use tonic::{Extensions, Request, Response, Status};
 use tower::service_fn;
 
-use super::body::Metered;
-use super::call_telemetry::{Notes, Watcher};
-use super::codec::{self, Codec, MAX_FIELDS, Unread, Written};
-use super::fast_decode::{Asked, Results};
+use super::body::MeteredBody;
+use super::call_telemetry::{CallNotes, CallTelemetry};
+use super::codec::{self, Codec, MAX_FIELDS, RawCodec, RawDecodeCodec};
+use super::fast_decode::{BatchResponseEncoder, RawCheckRequest};
+use super::method::Method;
 use super::pb::batch_can_send_result::Result as Pb;
-use super::watch_consents::{self, Watches};
+use super::watch_consents::{self, WatchService};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
 use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, RevisionTimeout};
@@ -30,71 +31,35 @@ use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_os::clock;
 
-/// How many questions are answered before others get their turn: some 0.05 ms, and what is known
-/// of them meanwhile fits into a core's first cache.
-pub(super) const AT_ONCE: usize = 128;
+/// How many checks of a batch are answered before the task yields: some 0.05 ms of work, whose data
+/// fits into a core's L1 cache.
+pub(super) const CHECKS_PER_YIELD: usize = 128;
 
-/// About the memory of an item of a batch beside the request's bytes: the question, and its answer.
-const ITEM_BYTES: usize = size_of::<Asked<'_>>() + 64;
+/// About the memory of a batch's item in addition to the request's bytes: the decoded request, and
+/// its result.
+const ITEM_BYTES: usize = size_of::<RawCheckRequest<'_>>() + 64;
 
-/// The paths of the methods that may have to wait for a place.
-const CAN_SEND: &str = "/consent.v1.ConsentService/CanSend";
-const BATCH: &str = "/consent.v1.ConsentService/BatchCanSend";
-
-/// The methods of the service.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Method {
-    CanSend,
-    BatchCanSend,
-    StreamCanSend,
-    FilterRecipients,
-    GetConsent,
-    WatchConsents,
-    GetStatus,
-}
-
-impl Method {
-    /// The method of this name.
-    pub(super) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "CanSend" => Self::CanSend,
-            "BatchCanSend" => Self::BatchCanSend,
-            "StreamCanSend" => Self::StreamCanSend,
-            "FilterRecipients" => Self::FilterRecipients,
-            "GetConsent" => Self::GetConsent,
-            "WatchConsents" => Self::WatchConsents,
-            "GetStatus" => Self::GetStatus,
-            _ => return None,
-        })
-    }
-
-    /// Whether the call lasts until its answers end.
-    pub(super) fn is_stream(self) -> bool {
-        matches!(self, Self::StreamCanSend | Self::FilterRecipients | Self::WatchConsents)
-    }
-}
-
-/// Answers checks from a checker.
+/// Serves checks.
 pub struct CheckService {
     pub(super) checker: Checker,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: CheckLimits,
     ledger: String,
-    watches: Option<Watches>,
-    watcher: Watcher,
+    watch: Option<WatchService>,
+    telemetry: CallTelemetry,
 }
 
-/// How many questions may come in one message.
+/// How many checks may be in one message.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckLimits {
     /// Requests of a batch.
     pub batch: usize,
-    /// Users of one message of a campaign.
+    /// Users in one message of `FilterRecipients`.
     pub recipients: usize,
 }
 
 impl CheckService {
-    /// The service. `ledger` is shown in its status.
+    /// The service. `ledger` is the address that `GetStatus` reports.
     #[must_use]
     pub fn new(
         checker: Checker,
@@ -102,59 +67,58 @@ impl CheckService {
         limits: CheckLimits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { checker, metrics, limits, ledger, watches: None, watcher: Watcher::new(None) }
+        Self { checker, metrics, limits, ledger, watch: None, telemetry: CallTelemetry::new(None) }
     }
 
-    /// Lets clients watch what changes, too.
+    /// Serves `WatchConsents`, too.
     #[must_use]
-    pub fn watched(mut self, watches: Watches) -> Self {
-        self.watches = Some(watches);
+    pub fn with_watch(mut self, watch: WatchService) -> Self {
+        self.watch = Some(watch);
         self
     }
 
-    /// Has it told by `watcher` where a call meets a limit.
-    pub(super) fn watched_by(mut self, watcher: Watcher) -> Self {
-        self.watcher = watcher;
+    /// Reports calls that are over a limit to `telemetry`.
+    pub(super) fn with_telemetry(mut self, telemetry: CallTelemetry) -> Self {
+        self.telemetry = telemetry;
         self
     }
 
-    /// A place among the checks that are being answered, and a charge for a request, which takes
-    /// twice as many bytes once it is read.
-    fn places(
+    /// Charges a check in flight, and its request, which takes twice as many bytes once decoded.
+    fn admit(
         &self,
-        path: &str,
+        method: Method,
         (metadata, extensions): (&MetadataMap, &Extensions),
         charge: &Charge,
         bytes: usize,
     ) -> Result<(Charge, Charge), Status> {
-        let places = charge.of(Pool::Checking, 1);
-        let places = places.and_then(|place| Ok((place, charge.of(Pool::Checks, 2 * bytes)?)));
+        let places = charge.charge(Pool::Checking, 1);
+        let places = places.and_then(|place| Ok((place, charge.charge(Pool::Checks, 2 * bytes)?)));
         places.map_err(|full| {
-            let status = status::of_full(full);
-            // A call that is watched is told anyway.
-            if extensions.get::<Notes>().is_none() {
-                self.watcher.turned_away(path, metadata.as_ref(), &status);
+            let status = status::limit_reached(full);
+            // An observed call is logged anyway.
+            if extensions.get::<CallNotes>().is_none() {
+                self.telemetry.on_rejected(Some(method), metadata.as_ref(), &status);
             }
             status
         })
     }
 
-    /// Answers a call of one of its methods that have one request and one answer. What it keeps
-    /// of the request while it waits is charged beside `charge`.
+    /// Answers a unary call. What it keeps of the request while it waits is charged in addition to
+    /// `charge`.
     pub(super) async fn call(
         &self,
         method: Method,
-        request: http::Request<Metered>,
+        request: http::Request<MeteredBody>,
         charge: &Charge,
     ) -> http::Response<Body> {
         match method {
             Method::CanSend => {
                 let service = service_fn(|request| self.can_send(request, charge));
-                grpc(Unread::small(), MAX_REQUEST_BYTES).unary(service, request).await
+                grpc(RawDecodeCodec::small(), MAX_REQUEST_BYTES).unary(service, request).await
             }
             Method::BatchCanSend => {
                 let service = service_fn(|request| self.batch_can_send(request, charge));
-                grpc(Written, MAX_BATCH_BYTES).unary(service, request).await
+                grpc(RawCodec, MAX_BATCH_BYTES).unary(service, request).await
             }
             Method::GetConsent => {
                 let service = service_fn(|request| ready(self.get_consent(&request)));
@@ -168,11 +132,11 @@ impl CheckService {
         }
     }
 
-    /// Answers a call of one of its streams, which end once `ending` is cancelled.
+    /// Answers a streaming call, which ends once `ending` is cancelled.
     pub(super) async fn call_stream(
         self: &Arc<Self>,
         method: Method,
-        request: http::Request<Metered>,
+        request: http::Request<MeteredBody>,
         ending: &CancellationToken,
         charge: &Charge,
     ) -> http::Response<Body> {
@@ -181,7 +145,7 @@ impl CheckService {
                 let service = service_fn(|request| {
                     ready(Ok(self.filter_recipients(request, ending, charge)))
                 });
-                grpc(Unread::large(), MAX_BATCH_BYTES).streaming(service, request).await
+                grpc(RawDecodeCodec::large(), MAX_BATCH_BYTES).streaming(service, request).await
             }
             Method::WatchConsents => {
                 let service = service_fn(|request| ready(self.watch_consents(request, ending)));
@@ -190,7 +154,7 @@ impl CheckService {
             _ => {
                 let service =
                     service_fn(|request| ready(Ok(self.stream_can_send(request, ending, charge))));
-                grpc(Unread::large(), MAX_REQUEST_BYTES).streaming(service, request).await
+                grpc(RawDecodeCodec::large(), MAX_REQUEST_BYTES).streaming(service, request).await
             }
         }
     }
@@ -203,36 +167,37 @@ impl CheckService {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
         let decoded: pb::CanSendRequest;
-        let asked = if let Ok(asked) = Asked::read(&bytes) {
+        let asked = if let Ok(asked) = RawCheckRequest::read(&bytes) {
             asked
         } else {
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
-            Asked::from(&decoded)
+            RawCheckRequest::from(&decoded)
         };
         if asked.min_revision > self.checker.revision() && self.is_valid(&asked) {
-            let _places = self.places(CAN_SEND, (&metadata, &extensions), charge, bytes.len())?;
+            let _places =
+                self.admit(Method::CanSend, (&metadata, &extensions), charge, bytes.len())?;
             let reached =
                 self.checker.wait_for_revision(asked.min_revision, deadline(&metadata)).await;
-            reached.map_err(|error| status::of_revision_timeout(&error))?;
+            reached.map_err(|error| status::revision_timeout(&error))?;
         }
         let answer = self.answer(&asked);
-        if let Some(notes) = extensions.get::<Notes>()
+        if let Some(notes) = extensions.get::<CallNotes>()
             && let Ok(answer) = &answer
         {
             notes.decided(answer);
         }
         self.metrics.checked(clock::boot().saturating_sub(started));
-        let answer = answer.map_err(|error| status::of_check(&error))?;
+        let answer = answer.map_err(|error| status::check_error(&error))?;
         Ok(Response::new(convert::answer(&answer)))
     }
 
-    /// Whether a question has an answer: what is wrong with it is told without any waiting.
-    pub(super) fn is_valid(&self, asked: &Asked<'_>) -> bool {
+    /// Whether a request is valid. An invalid one is refused without waiting for a revision.
+    pub(super) fn is_valid(&self, asked: &RawCheckRequest<'_>) -> bool {
         question(asked).is_ok_and(|question| self.checker.is_valid(&question))
     }
 
-    /// Answers one question.
-    pub(super) fn answer(&self, asked: &Asked<'_>) -> Result<CheckResult, CheckError> {
+    /// Answers one check.
+    pub(super) fn answer(&self, asked: &RawCheckRequest<'_>) -> Result<CheckResult, CheckError> {
         match question(asked) {
             Ok(question) => self.checker.check(&question),
             Err((question, of_form)) => match self.checker.check_unrecorded(&question) {
@@ -254,31 +219,31 @@ impl CheckService {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
         let (_place, mut held) =
-            self.places(BATCH, (&metadata, &extensions), charge, bytes.len())?;
+            self.admit(Method::BatchCanSend, (&metadata, &extensions), charge, bytes.len())?;
         let decoded: pb::BatchCanSendRequest;
         let mut item_bytes = ITEM_BYTES;
-        let batch = if let Ok(batch) = Asked::read_batch(&bytes, self.limits.batch) {
+        let batch = if let Ok(batch) = RawCheckRequest::read_batch(&bytes, self.limits.batch) {
             batch
         } else {
             item_bytes += size_of::<pb::CanSendRequest>();
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
-            decoded.requests.iter().map(Asked::from).collect()
+            decoded.requests.iter().map(RawCheckRequest::from).collect()
         };
         if batch.len() > self.limits.batch {
             let why = format!("{} requests; at most {}", batch.len(), self.limits.batch);
             return Err(status::invalid(&[Violation::new("requests", why)]));
         }
-        // An item may have two bytes in the request: what it takes while it waits is charged, too.
-        held.grow(batch.len() * item_bytes).map_err(status::of_full)?;
-        if let Some(notes) = extensions.get::<Notes>() {
+        // An item may have as few as two bytes in the request, so its decoded size is charged, too.
+        held.grow(batch.len() * item_bytes).map_err(status::limit_reached)?;
+        if let Some(notes) = extensions.get::<CallNotes>() {
             notes.batch(batch.len());
         }
         let revision_timeout = self.reach_highest(&batch, deadline(&metadata)).await;
-        let mut answers = Results::with_capacity(batch.len());
-        for some in batch.chunks(AT_ONCE) {
+        let mut answers = BatchResponseEncoder::with_capacity(batch.len());
+        for some in batch.chunks(CHECKS_PER_YIELD) {
             self.answer_some(some, revision_timeout, &mut answers)?;
-            if batch.len() > AT_ONCE {
-                // Whoever asks about one message is not kept waiting by those who ask about many.
+            if batch.len() > CHECKS_PER_YIELD {
+                // A single check must not wait for a whole batch.
                 yield_now().await;
             }
         }
@@ -286,10 +251,10 @@ impl CheckService {
         Ok(Response::new(answers.into_bytes()))
     }
 
-    /// Waits for the highest revision that a batch asks for.
+    /// Waits for the highest `min_revision` of a batch.
     async fn reach_highest(
         &self,
-        batch: &[Asked<'_>],
+        batch: &[RawCheckRequest<'_>],
         deadline: Option<Instant>,
     ) -> Option<RevisionTimeout> {
         let highest = batch.iter().map(|asked| asked.min_revision).max()?;
@@ -299,21 +264,21 @@ impl CheckService {
         self.checker.wait_for_revision(highest, deadline).await.err()
     }
 
-    /// Answers some questions of a batch: each answer's bytes go to the end of `answers`.
+    /// Answers some checks of a batch and appends the results to `answers`.
     fn answer_some(
         &self,
-        batch: &[Asked<'_>],
+        batch: &[RawCheckRequest<'_>],
         revision_timeout: Option<RevisionTimeout>,
-        answers: &mut Results,
+        answers: &mut BatchResponseEncoder,
     ) -> Result<(), Status> {
-        let is_plain = |asked: &Asked<'_>| convert::form(asked.form).is_ok();
+        let is_plain = |asked: &RawCheckRequest<'_>| convert::form(asked.form).is_ok();
         if revision_timeout.is_none() && batch.iter().all(is_plain) {
             let questions = batch.iter().map(|asked| question(asked).unwrap_or_else(|(q, _)| q));
             let answered = self.checker.check_many(questions, |answer| match answer {
                 Ok(answer) => answers.put_answer(&answer),
-                Err(found) => answers.put(Pb::Error(status::item_of_check(&found))),
+                Err(found) => answers.put(Pb::Error(status::item_check_error(&found))),
             });
-            return answered.map_err(|error| status::of_check(&error));
+            return answered.map_err(|error| status::check_error(&error));
         }
         for asked in batch {
             answers.put(self.result(asked, revision_timeout)?);
@@ -323,19 +288,19 @@ impl CheckService {
 
     fn result(
         &self,
-        asked: &Asked<'_>,
+        asked: &RawCheckRequest<'_>,
         revision_timeout: Option<RevisionTimeout>,
     ) -> Result<Pb, Status> {
         if let Some(missed) = revision_timeout
             && asked.min_revision > self.checker.revision()
         {
             let missed = RevisionTimeout { wanted: asked.min_revision, ..missed };
-            return Ok(Pb::Error(status::item_of_revision_timeout(&missed)));
+            return Ok(Pb::Error(status::item_revision_timeout(&missed)));
         }
         match self.answer(asked) {
             Ok(answer) => Ok(Pb::Response(convert::answer(&answer))),
-            Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_of_check(&found))),
-            Err(error @ CheckError::NotReady) => Err(status::of_check(&error)),
+            Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_check_error(&found))),
+            Err(error @ CheckError::NotReady) => Err(status::check_error(&error)),
         }
     }
 
@@ -344,10 +309,12 @@ impl CheckService {
         request: &Request<pb::GetConsentRequest>,
     ) -> Result<Response<pb::GetConsentResponse>, Status> {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
-        let (summary, revision, staleness) =
-            self.checker.summary(user_id, business_id).map_err(|error| status::of_check(&error))?;
+        let (summary, revision, staleness) = self
+            .checker
+            .summary(user_id, business_id)
+            .map_err(|error| status::check_error(&error))?;
         let key =
-            self.checker.key(user_id, business_id).map_err(|error| status::of_check(&error))?;
+            self.checker.key(user_id, business_id).map_err(|error| status::check_error(&error))?;
         let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
         Ok(Response::new(pb::GetConsentResponse {
             last_inbound_time: summary.last_inbound.map(convert::timestamp),
@@ -365,10 +332,10 @@ impl CheckService {
         &self,
         request: Request<pb::WatchConsentsRequest>,
         ending: &CancellationToken,
-    ) -> Result<Response<watch_consents::Answers>, Status> {
-        let watches = self.watches.as_ref().ok_or_else(watch_consents::nobody_watches)?;
+    ) -> Result<Response<watch_consents::WatchResponses>, Status> {
+        let watch = self.watch.as_ref().ok_or_else(watch_consents::watching_disabled)?;
         let request = request.into_inner();
-        Ok(Response::new(watches.watch(request, ending, &self.checker, &self.metrics)?))
+        Ok(Response::new(watch.watch(request, ending, &self.checker, &self.metrics)?))
     }
 
     fn get_status(&self) -> Response<pb::GetStatusResponse> {
@@ -376,14 +343,17 @@ impl CheckService {
     }
 }
 
-/// What speaks gRPC, and refuses messages of more than `limit` bytes.
+/// A gRPC handler that refuses messages of more than `limit` bytes.
 fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
     Grpc::new(codec).max_decoding_message_size(limit)
 }
 
-/// What is asked; with what is wrong with the form, where it is none.
-fn question<'a>(asked: &Asked<'a>) -> Result<CheckRequest<'a>, (CheckRequest<'a>, Violation)> {
-    let Asked { user_id, business_id, category, .. } = *asked;
+/// The request with its form parsed; if the form is unknown, the request without one, and the
+/// violation.
+fn question<'a>(
+    asked: &RawCheckRequest<'a>,
+) -> Result<CheckRequest<'a>, (CheckRequest<'a>, Violation)> {
+    let RawCheckRequest { user_id, business_id, category, .. } = *asked;
     let question = CheckRequest { user_id, business_id, category, form: Form::Any };
     match convert::form(asked.form) {
         Ok(form) => Ok(CheckRequest { form, ..question }),

@@ -1,4 +1,4 @@
-//! Between the contract's messages and the domain's nouns.
+//! Converts between the contract's messages and the domain's types.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ pub(super) enum NotAnEvent {
     },
 }
 
-/// The form asked for. One that this version does not know is decided as none named, and its
-/// answer says which forms are allowed.
+/// Parses the form of a message. `MESSAGE_FORM_UNSPECIFIED` stands for any; an unknown one is a
+/// violation.
 pub(super) fn form(form: i32) -> Result<Form, Violation> {
     match pb::MessageForm::try_from(form) {
         Ok(pb::MessageForm::Unspecified) => Ok(Form::Any),
@@ -42,12 +42,12 @@ pub(super) fn form(form: i32) -> Result<Form, Violation> {
     }
 }
 
-/// A pair's key as hexadecimal digits, as the decision log has it.
+/// A pair's key in hexadecimal, as in the decision log.
 pub(super) fn pair_key(key: Key) -> String {
     format!("{:032x}", u128::from_be_bytes(key.to_bytes()))
 }
 
-/// A reason on the wire.
+/// Converts a reason.
 pub(super) const fn reason(reason: Reason) -> pb::Reason {
     match reason {
         Reason::OptedIn => pb::Reason::OptedIn,
@@ -67,7 +67,7 @@ pub(super) const fn reason(reason: Reason) -> pb::Reason {
     }
 }
 
-/// A moment on the wire.
+/// Converts a time.
 pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let millis = time.as_millis();
     prost_types::Timestamp {
@@ -77,13 +77,13 @@ pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A span on the wire; one of 10,000 years and more stops there.
+/// Converts a duration, at most 10,000 years.
 pub(super) fn duration(span: Duration) -> prost_types::Duration {
     const MAX: Duration = Duration::from_hours(10_000 * 365 * 24);
     prost_types::Duration::try_from(span.min(MAX)).unwrap_or_default()
 }
 
-/// An answer on the wire.
+/// Converts a check's result.
 pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
     let decision = &answer.decision;
     pb::CanSendResponse {
@@ -98,7 +98,7 @@ pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
     }
 }
 
-/// A status on the wire.
+/// Converts the status of the table.
 pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusResponse {
     use pb::get_status_response::Phase as Pb;
     let phase = match status.phase {
@@ -122,8 +122,8 @@ pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusRespon
     }
 }
 
-/// An event to be recorded. Times are floored to the millisecond: at equal times what denies
-/// stands.
+/// Converts an event to be recorded. Times are floored to the millisecond: at equal times a denial
+/// wins.
 pub(super) fn submission(
     event: Option<pb::ConsentEvent>,
     request_id: String,
@@ -187,18 +187,18 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> What {
         Ok(category) => Scope::from(category),
         Err(violation) => {
             found.push(violation.within("opt_in"));
-            // Never recorded: what is found wrong sees to that.
+            // A placeholder that is never recorded, because of the violation.
             Scope::All
         }
     };
     let expire = moment("opt_in.expire_time", opt_in.expire_time, found);
-    // None at all lacks every field that evidence must have, and each is named.
+    // Missing evidence lacks every required field, and each is named.
     let evidence = opt_in.evidence.unwrap_or_default();
     let method = method_of(evidence.method).unwrap_or_else(|| {
         let why = "required: one of OPT_IN_METHOD_SMS, _WEBSITE, _WHATSAPP, _PHONE, _IN_PERSON and \
                    _WHATSAPP_SIGNUP";
         found.push(Violation::new("opt_in.evidence.method", why));
-        // Never recorded either: it is how most opt-ins are given, and what they need is asked for.
+        // Also a placeholder: the most common method, by whose rules the other fields are checked.
         Method::Website
     });
     let evidence = Evidence {
@@ -255,7 +255,7 @@ const fn method_on_wire(method: Method) -> pb::OptInMethod {
     }
 }
 
-/// What came of an event, on the wire.
+/// Converts the outcome of an event.
 pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
     pb::RecordEventResponse {
         revision: outcome.revision,
@@ -267,7 +267,7 @@ pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
     }
 }
 
-/// A history entry's event on the wire.
+/// Converts a history entry's event.
 fn event(entry: HistoryEntry) -> pb::ConsentEvent {
     use pb::consent_event::What as Pb;
     let what = match entry.what {
@@ -307,8 +307,8 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
     }
 }
 
-/// The history entry that a listed event is, as a client reads it; none where this version does
-/// not know what happened.
+/// Converts a listed event to the history entry that it stands for. For clients. `None` if this
+/// version does not know the kind of event.
 #[must_use]
 pub fn entry(listed: pb::ListEventsResponse) -> Option<(Place, HistoryEntry)> {
     let pb::ListEventsResponse { event, record_time, revision, number, chain_head, chain: _ } =
@@ -321,7 +321,7 @@ pub fn entry(listed: pb::ListEventsResponse) -> Option<(Place, HistoryEntry)> {
     Some((Place { revision, number, head }, entry))
 }
 
-/// A history entry on the wire, among its pair's.
+/// Converts a history entry of a listing.
 pub(super) fn listed(at: Place, entry: HistoryEntry) -> pb::ListEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
     pb::ListEventsResponse {
@@ -334,7 +334,7 @@ pub(super) fn listed(at: Place, entry: HistoryEntry) -> pb::ListEventsResponse {
     }
 }
 
-/// A history entry on the wire, among all pairs'.
+/// Converts a history entry of an export.
 pub(super) fn exported(at: Place, entry: HistoryEntry) -> pb::ExportEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
     pb::ExportEventsResponse {
@@ -346,7 +346,7 @@ pub(super) fn exported(at: Place, entry: HistoryEntry) -> pb::ExportEventsRespon
     }
 }
 
-/// What the check of a history's chain came to.
+/// Converts the result of verifying a history's chain.
 pub(super) fn chain(history: &History) -> pb::ChainCheck {
     let record = &history.record;
     let state = &record.state;
@@ -364,7 +364,7 @@ pub(super) fn chain(history: &History) -> pb::ChainCheck {
     }
 }
 
-/// An opt-in that lapses or waits, and the event that gave it.
+/// Converts an opt-in that expires or is pending, and the event that gave it.
 pub(super) fn due(due: &Due, by: HistoryEntry) -> pb::ListDueOptInsResponse {
     pb::ListDueOptInsResponse {
         user_id: by.user_id,

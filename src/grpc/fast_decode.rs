@@ -1,9 +1,7 @@
-//! Questions, read where they lie in a request's bytes: no id is copied, and nothing is allocated
-//! for each. And answers of a batch, written without a message for each.
+//! Zero-copy decoding of check requests, and encoding of batch results without a message for each.
 //!
-//! Only what usual encoders write is read here. Whatever else may be right or wrong about a
-//! message is left to prost, which also says what is wrong; so both take the same messages, and
-//! take them for the same.
+//! Only what common encoders write is decoded here. Any other message, valid or not, is left to prost,
+//! which also reports what is wrong with it. So both accept the same messages, with the same values.
 
 use std::time::Duration;
 
@@ -15,13 +13,13 @@ use crate::checker::CheckResult;
 use consentd_core::decision::Reason;
 use consentd_core::record::Revision;
 
-/// Not what usual encoders write: prost knows what it is, and whether it is anything.
+/// The message is not what common encoders write, and prost must decode it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Unusual;
+pub(super) struct FallBackToProst;
 
-/// A question as it came: a `CanSendRequest` whose texts lie elsewhere.
+/// A `CanSendRequest` that borrows its texts from the request's bytes. Its fields are not validated.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Asked<'a> {
+pub(super) struct RawCheckRequest<'a> {
     pub(super) user_id: &'a str,
     pub(super) business_id: &'a str,
     pub(super) category: &'a str,
@@ -29,98 +27,100 @@ pub(super) struct Asked<'a> {
     pub(super) min_revision: u64,
 }
 
-/// A `StreamCanSendRequest`, likewise.
+/// A `StreamCanSendRequest`, likewise borrowed.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Sequenced<'a> {
+pub(super) struct RawStreamRequest<'a> {
     pub(super) sequence: u64,
-    pub(super) asked: Option<Asked<'a>>,
+    pub(super) asked: Option<RawCheckRequest<'a>>,
 }
 
-/// A `FilterRecipientsRequest`, likewise; the users are put where the reader wants them.
+/// A `FilterRecipientsRequest` without its users, likewise borrowed.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Campaign<'a> {
+pub(super) struct RawCampaign<'a> {
     pub(super) business_id: &'a str,
     pub(super) category: &'a str,
     pub(super) form: i32,
 }
 
-/// A field's value, by how it is written.
+/// A field's value, by its wire type.
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
-    /// Of a fixed width: no field of these messages is.
+    /// A value of a fixed width, which no field of these messages has.
     Other,
 }
 
 impl<'a> Value<'a> {
-    fn number(self) -> Result<u64, Unusual> {
-        if let Self::Number(number) = self { Ok(number) } else { Err(Unusual) }
+    fn number(self) -> Result<u64, FallBackToProst> {
+        if let Self::Number(number) = self { Ok(number) } else { Err(FallBackToProst) }
     }
 
-    fn bytes(self) -> Result<&'a [u8], Unusual> {
-        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(Unusual) }
+    fn bytes(self) -> Result<&'a [u8], FallBackToProst> {
+        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(FallBackToProst) }
     }
 
-    fn text(self) -> Result<&'a str, Unusual> {
-        std::str::from_utf8(self.bytes()?).map_err(|_| Unusual)
+    fn text(self) -> Result<&'a str, FallBackToProst> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| FallBackToProst)
     }
 
-    /// The same; bytes that are those of a text are one, too.
-    fn text_like(self, text: &'a str) -> Result<&'a str, Unusual> {
+    /// As [`text`](Self::text), but if the bytes equal `text` they need no validation.
+    fn text_like(self, text: &'a str) -> Result<&'a str, FallBackToProst> {
         if self.bytes()? == text.as_bytes() { Ok(text) } else { self.text() }
     }
 
-    /// As an enum's number: the lower half, as prost takes it.
+    /// An enum's number: the lower 32 bits, as in prost.
     #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "so it is defined")]
-    fn choice(self) -> Result<i32, Unusual> {
+    fn choice(self) -> Result<i32, FallBackToProst> {
         Ok(self.number()? as i32)
     }
 }
 
-/// Calls `each` with every field's tag and value, in their order.
+/// ConnectionService `each` with every field's tag and value, in their order.
 fn fields<'a>(
     mut rest: &'a [u8],
-    mut each: impl FnMut(u32, Value<'a>) -> Result<(), Unusual>,
-) -> Result<(), Unusual> {
+    mut each: impl FnMut(u32, Value<'a>) -> Result<(), FallBackToProst>,
+) -> Result<(), FallBackToProst> {
     while !rest.is_empty() {
-        let (tag, wire_type) = decode_key(&mut rest).map_err(|_| Unusual)?;
+        let (tag, wire_type) = decode_key(&mut rest).map_err(|_| FallBackToProst)?;
         let value = match wire_type {
-            WireType::Varint => Value::Number(decode_varint(&mut rest).map_err(|_| Unusual)?),
+            WireType::Varint => {
+                Value::Number(decode_varint(&mut rest).map_err(|_| FallBackToProst)?)
+            }
             WireType::LengthDelimited => {
-                let len = decode_varint(&mut rest).map_err(|_| Unusual)?;
-                Value::Bytes(take(&mut rest, usize::try_from(len).map_err(|_| Unusual)?)?)
+                let len = decode_varint(&mut rest).map_err(|_| FallBackToProst)?;
+                Value::Bytes(take(&mut rest, usize::try_from(len).map_err(|_| FallBackToProst)?)?)
             }
             WireType::SixtyFourBit => take(&mut rest, 8).map(|_| Value::Other)?,
             WireType::ThirtyTwoBit => take(&mut rest, 4).map(|_| Value::Other)?,
-            WireType::StartGroup | WireType::EndGroup => return Err(Unusual),
+            WireType::StartGroup | WireType::EndGroup => return Err(FallBackToProst),
         };
         each(tag, value)?;
     }
     Ok(())
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], Unusual> {
-    let (taken, after) = rest.split_at_checked(len).ok_or(Unusual)?;
+fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], FallBackToProst> {
+    let (taken, after) = rest.split_at_checked(len).ok_or(FallBackToProst)?;
     *rest = after;
     Ok(taken)
 }
 
-impl<'a> Asked<'a> {
+impl<'a> RawCheckRequest<'a> {
     /// Reads a `CanSendRequest`.
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Unusual> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, FallBackToProst> {
         let mut asked = Self::default();
         asked.merge(bytes)?;
         Ok(asked)
     }
 
-    /// Reads more of it: a message that is written in parts is all of them.
-    fn merge(&mut self, bytes: &'a [u8]) -> Result<(), Unusual> {
+    /// Merges another part of the message: protobuf allows a message field to be split.
+    fn merge(&mut self, bytes: &'a [u8]) -> Result<(), FallBackToProst> {
         self.merge_like(bytes, &Self::default())
     }
 
-    /// The same, beside a question that is like this one as a rule.
-    fn merge_like(&mut self, bytes: &'a [u8], like: &Self) -> Result<(), Unusual> {
+    /// The same, with another request whose texts are probably equal.
+    fn merge_like(&mut self, bytes: &'a [u8], like: &Self) -> Result<(), FallBackToProst> {
         fields(bytes, |tag, value| {
             match tag {
                 1 => self.user_id = value.text()?,
@@ -134,14 +134,14 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// Reads the questions of a `BatchCanSendRequest`, `most` and one more at the most.
-    pub(super) fn read_batch(bytes: &'a [u8], most: usize) -> Result<Vec<Self>, Unusual> {
+    /// Reads the requests of a `BatchCanSendRequest`, up to one more than `most`.
+    pub(super) fn read_batch(bytes: &'a [u8], most: usize) -> Result<Vec<Self>, FallBackToProst> {
         let mut batch = Vec::new();
         let mut before = Self::default();
         fields(bytes, |tag, value| {
             if tag == 1 {
                 if batch.len() > most {
-                    return Err(Unusual);
+                    return Err(FallBackToProst);
                 }
                 let mut asked = Self::default();
                 asked.merge_like(value.bytes()?, &before)?;
@@ -154,7 +154,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl<'a> From<&'a pb::CanSendRequest> for Asked<'a> {
+impl<'a> From<&'a pb::CanSendRequest> for RawCheckRequest<'a> {
     fn from(request: &'a pb::CanSendRequest) -> Self {
         Self {
             user_id: &request.user_id,
@@ -166,27 +166,27 @@ impl<'a> From<&'a pb::CanSendRequest> for Asked<'a> {
     }
 }
 
-/// A question that waits, without the bytes that it came in: they could be many more.
-pub(super) struct Kept {
-    /// Its ids, and what it is about, one behind the other.
+/// The fields of a waiting request, without its bytes, which could be many more.
+pub(super) struct OwnedCheckRequest {
+    /// The user id, the business id and the category, concatenated.
     text: Box<str>,
-    /// Where the user's id ends, and the business'.
+    /// The ends of the two ids in the text.
     ends: (usize, usize),
     form: i32,
     min_revision: u64,
 }
 
-impl Kept {
-    /// About how many bytes it takes.
+impl OwnedCheckRequest {
+    /// Bytes of the texts.
     pub(super) fn bytes(&self) -> usize {
         self.text.len()
     }
 
-    /// The question.
-    pub(super) fn asked(&self) -> Asked<'_> {
+    /// The request, borrowed.
+    pub(super) fn asked(&self) -> RawCheckRequest<'_> {
         let (user_end, business_end) = self.ends;
         let part = |from, to| self.text.get(from..to).unwrap_or_default();
-        Asked {
+        RawCheckRequest {
             user_id: part(0, user_end),
             business_id: part(user_end, business_end),
             category: part(business_end, self.text.len()),
@@ -196,8 +196,8 @@ impl Kept {
     }
 }
 
-impl From<&Asked<'_>> for Kept {
-    fn from(asked: &Asked<'_>) -> Self {
+impl From<&RawCheckRequest<'_>> for OwnedCheckRequest {
+    fn from(asked: &RawCheckRequest<'_>) -> Self {
         let user_end = asked.user_id.len();
         Self {
             text: [asked.user_id, asked.business_id, asked.category].concat().into(),
@@ -208,9 +208,9 @@ impl From<&Asked<'_>> for Kept {
     }
 }
 
-impl<'a> Sequenced<'a> {
+impl<'a> RawStreamRequest<'a> {
     /// Reads a `StreamCanSendRequest`.
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Unusual> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, FallBackToProst> {
         let mut read = Self::default();
         fields(bytes, |tag, value| {
             match tag {
@@ -224,27 +224,29 @@ impl<'a> Sequenced<'a> {
     }
 }
 
-impl<'a> From<&'a pb::StreamCanSendRequest> for Sequenced<'a> {
+impl<'a> From<&'a pb::StreamCanSendRequest> for RawStreamRequest<'a> {
     fn from(request: &'a pb::StreamCanSendRequest) -> Self {
-        Self { sequence: request.sequence, asked: request.request.as_ref().map(Asked::from) }
+        Self {
+            sequence: request.sequence,
+            asked: request.request.as_ref().map(RawCheckRequest::from),
+        }
     }
 }
 
-impl<'a> Campaign<'a> {
-    /// Reads a `FilterRecipientsRequest`; its users, `most` and one more at the most, go to the
-    /// end of `users`.
+impl<'a> RawCampaign<'a> {
+    /// Reads a `FilterRecipientsRequest`, and appends its users to `users`, up to one more than `most`.
     pub(super) fn read(
         bytes: &'a [u8],
         most: usize,
         users: &mut Vec<&'a str>,
-    ) -> Result<Self, Unusual> {
+    ) -> Result<Self, FallBackToProst> {
         let mut read = Self::default();
         fields(bytes, |tag, value| {
             match tag {
                 1 => read.business_id = value.text()?,
                 2 => read.category = value.text()?,
                 3 => read.form = value.choice()?,
-                4 if users.len() > most => return Err(Unusual),
+                4 if users.len() > most => return Err(FallBackToProst),
                 4 => users.push(value.text()?),
                 _ => {}
             }
@@ -254,28 +256,28 @@ impl<'a> Campaign<'a> {
     }
 }
 
-impl<'a> From<&'a pb::FilterRecipientsRequest> for Campaign<'a> {
+impl<'a> From<&'a pb::FilterRecipientsRequest> for RawCampaign<'a> {
     fn from(request: &'a pb::FilterRecipientsRequest) -> Self {
         Self { business_id: &request.business_id, category: &request.category, form: request.form }
     }
 }
 
-/// Writes the answers of a batch, one behind the other: the bytes of a `BatchCanSendResponse`.
+/// Encodes the results of a batch as the bytes of a `BatchCanSendResponse`.
 ///
-/// What many of them have in common is written once and copied; every length fits into one byte.
-pub(super) struct Results {
+/// Fields that most results have in common are encoded once and copied. Every length fits in one byte.
+pub(super) struct BatchResponseEncoder {
     bytes: Vec<u8>,
-    /// The common fields of answers with this revision and staleness.
+    /// The encoded fields of results with this revision and staleness.
     common: (Revision, Duration, Vec<u8>),
 }
 
-/// About how many bytes an answer takes.
-const BYTES_OF_AN_ANSWER: usize = 48;
+/// About the bytes of an encoded result.
+const RESULT_BYTES: usize = 48;
 
-impl Results {
-    /// None yet, and room for so many.
+impl BatchResponseEncoder {
+    /// An encoder with capacity for so many results.
     pub(super) fn with_capacity(answers: usize) -> Self {
-        let bytes = Vec::with_capacity(answers.saturating_mul(BYTES_OF_AN_ANSWER));
+        let bytes = Vec::with_capacity(answers.saturating_mul(RESULT_BYTES));
         Self { bytes, common: (0, Duration::ZERO, Vec::new()) }
     }
 
@@ -284,13 +286,13 @@ impl Results {
         self.bytes
     }
 
-    /// Writes what prost has to write.
+    /// Encodes a result with prost.
     pub(super) fn put(&mut self, result: pb::batch_can_send_result::Result) {
         let result = pb::BatchCanSendResult { result: Some(result) };
         message::encode(1, &result, &mut self.bytes);
     }
 
-    /// Writes an answer.
+    /// Encodes the result of a check.
     pub(super) fn put_answer(&mut self, answer: &CheckResult) {
         let CheckResult { decision, revision, staleness } = answer;
         if self.common.2.is_empty() || (self.common.0, self.common.1) != (*revision, *staleness) {
@@ -304,7 +306,7 @@ impl Results {
         }
         let out = &mut self.bytes;
         let start = out.len();
-        // `results`, and in it `response`: their lengths are known in the end.
+        // `results`, and in it `response`: their lengths are set at the end.
         out.extend_from_slice(&[0x0a, 0, 0x0a, 0]);
         if decision.allowed() {
             out.extend_from_slice(&[0x08, 1]);
@@ -338,7 +340,7 @@ impl Results {
     }
 }
 
-/// Sets the byte at a place to the number of bytes behind it.
+/// Sets the byte at an index to the number of bytes after it.
 fn set_length(out: &mut [u8], at: usize) {
     let length = u8::try_from(out.len().saturating_sub(at + 1)).unwrap_or(u8::MAX);
     if let Some(byte) = out.get_mut(at) {
@@ -346,7 +348,7 @@ fn set_length(out: &mut [u8], at: usize) {
     }
 }
 
-/// A reason's number, which is below 128.
+/// A reason's number, which is below 128 and so encodes to one byte.
 fn number_of(reason: Reason) -> u8 {
     u8::try_from(i32::from(convert::reason(reason))).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! `FilterRecipients`: a campaign's recipients, screened message by message.
+//! `FilterRecipients`: filters a campaign's recipients, message by message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call_telemetry::Notes;
+use super::call_telemetry::CallNotes;
 use super::codec::{self, MAX_FIELDS};
-use super::consent_service::{AT_ONCE, CheckService};
-use super::fast_decode::Campaign;
+use super::consent_service::{CHECKS_PER_YIELD, CheckService};
+use super::fast_decode::RawCampaign;
 use super::{convert, pb, status};
 use crate::budget::Charge;
 use crate::checker;
@@ -22,26 +22,25 @@ use consentd_core::id::BusinessId;
 use consentd_core::scope::Category;
 use consentd_os::clock;
 
-/// The fields of a message beside its users.
+/// The fields of a message other than its users.
 const OTHER_FIELDS: usize = 3;
 
-/// About the memory of a user of a message while it is screened: places in the list of users and in
-/// that of reasons, which may have twice as many as they need.
+/// About the memory of a user while its message is filtered: entries in the list of users and in the
+/// list of reasons, whose capacity may be twice what they need.
 const USER_BYTES: usize = 2 * (size_of::<&str>() + size_of::<i32>());
 
-/// About the memory of a field of a message that prost has decoded, its text aside: a `String`, of
-/// which a list may have twice as many places as it needs, and what the allocator adds to its text.
+/// About the memory of a field that prost has decoded, without its text: a `String` in a list whose
+/// capacity may be twice what it needs, and the allocator's overhead.
 const DECODED_BYTES: usize = 2 * size_of::<String>() + 24;
 
-/// One call.
-struct Screening {
+/// One call, with the values that a message sets for those that follow.
+struct FilterCall {
     service: Arc<CheckService>,
     messages: Streaming<Bytes>,
     ending: CancellationToken,
-    notes: Option<Notes>,
-    /// What the open call is charged to.
+    notes: Option<CallNotes>,
+    /// Charges the same connection and pool as the open call.
     charge: Charge,
-    /// What was set last.
     business_id: String,
     category: String,
     form: i32,
@@ -54,66 +53,66 @@ impl CheckService {
         ending: &CancellationToken,
         charge: &Charge,
     ) -> Response<impl Stream<Item = Result<pb::FilterRecipientsResponse, Status>> + use<>> {
-        let screening = Screening {
+        let call = FilterCall {
             service: Arc::clone(self),
             ending: ending.clone(),
-            charge: charge.beside(),
-            notes: request.extensions().get::<Notes>().cloned(),
+            charge: charge.empty(),
+            notes: request.extensions().get::<CallNotes>().cloned(),
             messages: request.into_inner(),
             business_id: String::new(),
             category: String::new(),
             form: 0,
         };
-        Response::new(stream::unfold(Some(screening), |screening| async move {
-            let mut screening = screening?;
-            let answer = screening.next().await?;
-            // A stream ends with its first error.
-            let rest = answer.is_ok().then_some(screening);
+        Response::new(stream::unfold(Some(call), |call| async move {
+            let mut call = call?;
+            let answer = call.next().await?;
+            // A gRPC stream ends with its first error.
+            let rest = answer.is_ok().then_some(call);
             Some((answer, rest))
         }))
     }
 }
 
-impl Screening {
-    /// Answers the next message; nothing where there is none.
+impl FilterCall {
+    /// Answers the next message; `None` at the end of the stream.
     async fn next(&mut self) -> Option<Result<pb::FilterRecipientsResponse, Status>> {
         let next = tokio::select! {
             biased;
             () = self.ending.cancelled() => {
-                let why = "the connection ends: screen those without a verdict on another";
+                let why = "the connection ends: repeat the users without a verdict on another connection";
                 Some(Err(Status::unavailable(why)))
             }
             next = self.messages.next() => next,
         };
         match next? {
-            Ok(bytes) => Some(self.screen(bytes).await),
+            Ok(bytes) => Some(self.filter(bytes).await),
             Err(status) => Some(Err(status)),
         }
     }
 
-    async fn screen(&mut self, bytes: Bytes) -> Result<pb::FilterRecipientsResponse, Status> {
+    async fn filter(&mut self, bytes: Bytes) -> Result<pb::FilterRecipientsResponse, Status> {
         let started = clock::boot();
         let most = self.service.limits.recipients;
         let mut users = Vec::new();
         let decoded: pb::FilterRecipientsRequest;
-        // Until the message is answered: others take their turns meanwhile, and are as many.
-        let mut held = self.charge.beside();
-        let campaign = if let Ok(campaign) = Campaign::read(&bytes, most, &mut users) {
+        // Held until the message is answered: the task yields meanwhile, and other calls hold as much.
+        let mut held = self.charge.empty();
+        let campaign = if let Ok(campaign) = RawCampaign::read(&bytes, most, &mut users) {
             campaign
         } else {
             let fields = most.saturating_add(OTHER_FIELDS).max(MAX_FIELDS);
             let decoded_fields = codec::count_fields(&bytes, fields).saturating_mul(DECODED_BYTES);
-            held.grow(bytes.len().saturating_add(decoded_fields)).map_err(status::of_full)?;
+            held.grow(bytes.len().saturating_add(decoded_fields)).map_err(status::limit_reached)?;
             decoded = codec::decode(bytes.clone(), fields)?;
             users = decoded.user_ids.iter().map(String::as_str).collect();
-            Campaign::from(&decoded)
+            RawCampaign::from(&decoded)
         };
         if users.len() > most {
             let why = format!("{} users; at most {most} a message", users.len());
             return Err(status::invalid(&[Violation::new("user_ids", why)]));
         }
-        if users.len() > AT_ONCE {
-            held.grow(users.len() * USER_BYTES).map_err(status::of_full)?;
+        if users.len() > CHECKS_PER_YIELD {
+            held.grow(users.len() * USER_BYTES).map_err(status::limit_reached)?;
         }
         if let Some(notes) = &self.notes {
             notes.batch(users.len());
@@ -122,14 +121,14 @@ impl Screening {
         let campaign = self.campaign()?;
         let mut reasons = Vec::with_capacity(users.len());
         let (mut allowed, mut staleness) = (0, Duration::ZERO);
-        for some in users.chunks(AT_ONCE) {
-            let screened = self.service.checker.filter(&campaign, some.iter().copied(), |reason| {
+        for some in users.chunks(CHECKS_PER_YIELD) {
+            let filtered = self.service.checker.filter(&campaign, some.iter().copied(), |reason| {
                 allowed += u32::from(reason.is_some_and(Reason::allows));
                 reasons.push(reason.map_or(pb::Reason::Unspecified, convert::reason).into());
             });
-            let screened = screened.map_err(|error| status::of_check(&error))?;
-            staleness = screened.max(staleness);
-            // Whoever asks about one message is not kept waiting by a campaign.
+            let filtered = filtered.map_err(|error| status::check_error(&error))?;
+            staleness = filtered.max(staleness);
+            // A single check must not wait for a whole campaign.
             yield_now().await;
         }
         self.service.metrics.batch_checked(clock::boot().saturating_sub(started));
@@ -140,8 +139,8 @@ impl Screening {
         })
     }
 
-    /// Keeps what a message sets.
-    fn set(&mut self, campaign: Campaign<'_>) {
+    /// Stores the values that a message sets.
+    fn set(&mut self, campaign: RawCampaign<'_>) {
         let keep = |kept: &mut String, set: &str| {
             if !set.is_empty() && kept != set {
                 set.clone_into(kept);

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`, read off the table itself: there is no second flag to forget.
+//! `grpc.health.v1`. Health is derived from the table, so there is no second flag to keep in step.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::checker::Checker;
 
-/// How often a watcher's answer is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a health watch checks for a change.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Tells whether checks and recordings are served.
+/// Reports whether checks and recordings are served.
 #[derive(Clone)]
 pub struct HealthService {
     checker: Checker,
@@ -24,17 +24,16 @@ pub struct HealthService {
 }
 
 impl HealthService {
-    /// The names that can be asked for wherever this is served: the whole server, and what
-    /// Kubernetes asks.
+    /// Service names that every listener knows: the whole server, and Kubernetes' probes.
     const ALWAYS: [&'static str; 3] = ["", "readiness", "liveness"];
 
-    /// The service. Everything but `liveness` stops serving when `draining` is cancelled.
+    /// The service. All names but `liveness` report `NOT_SERVING` once `draining` is cancelled.
     #[must_use]
     pub fn new(checker: Checker, draining: CancellationToken) -> Self {
         Self { checker, draining, services: Vec::new() }
     }
 
-    /// Knows this service too, which is served on the same listener.
+    /// Adds a service that is served on the same listener.
     pub(super) fn add(&mut self, service: &'static str) {
         self.services.push(service);
     }
@@ -73,28 +72,28 @@ impl Health for HealthService {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// Tells the status now and whenever it changes, until draining ends it.
+    /// Sends the status now and whenever it changes, until the process drains.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let known = self.clone();
-        let changes = stream::unfold(None, move |told: Option<(ServingStatus, bool)>| {
+        let changes = stream::unfold(None, move |sent: Option<(ServingStatus, bool)>| {
             let (known, service) = (known.clone(), service.clone());
             async move {
                 loop {
-                    // What draining changes is told, and is the last that is.
+                    // The change by draining is sent, and is the last.
                     let last = known.draining.is_cancelled();
                     let status = known.status(&service).unwrap_or(ServingStatus::ServiceUnknown);
-                    match told {
+                    match sent {
                         Some((_, true)) => return None,
                         Some((before, false)) if before == status && !last => {}
                         _ => return Some((Ok(response(status)), Some((status, last)))),
                     }
                     tokio::select! {
                         () = known.draining.cancelled() => {}
-                        () = tokio::time::sleep(LOOK_AGAIN) => {}
+                        () = tokio::time::sleep(WATCH_INTERVAL) => {}
                     }
                 }
             }

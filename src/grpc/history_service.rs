@@ -1,4 +1,5 @@
-//! What was recorded, read back: listed, exported, checked against an export, gathered by user.
+//! The methods of `RecordService` that read histories: listing, export, verification of an export,
+//! and everything about a user.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Code, Status, Streaming};
 
-use super::record_service::{Answers, Chunk, RecordService};
+use super::record_service::{Chunk, RecordService, ResponseStream};
 use super::{convert, pb, status};
-use crate::budget::Connection;
+use crate::budget::ConnectionBudget;
 use crate::recorder::{Recorder, Refusal, UserPair, UserPairs, Wanted};
 use consentd_core::Violation;
 use consentd_core::facts::Resolved;
@@ -23,15 +24,15 @@ const BROKEN: &str = "the history's chain does not match: entries were changed, 
 
 const DRAINING: &str = "draining: ask again elsewhere";
 
-/// What is wrong with a request of these calls, whose fields lie in no event.
+/// The status of a refused request. Unlike in recordings, its fields are not inside an event.
 fn refused(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Invalid(found) => status::invalid(found),
-        refusal => status::of_refusal(refusal),
+        refusal => status::refusal_error(refusal),
     }
 }
 
-/// A history as it is listed: its entries, then what the check of its chain came to.
+/// The responses that list a history: its entries, then the result of verifying its chain.
 fn listed(history: History) -> impl Iterator<Item = pb::ListEventsResponse> {
     let chain = pb::ListEventsResponse {
         chain: Some(convert::chain(&history)),
@@ -45,10 +46,10 @@ impl RecordService {
     pub(super) async fn list(
         &self,
         request: pb::ListEventsRequest,
-    ) -> Result<Answers<pb::ListEventsResponse>, Status> {
+    ) -> Result<ResponseStream<pb::ListEventsResponse>, Status> {
         let history = self.recorder.history(&request.user_id, &request.business_id).await;
         let history = history.map_err(|refusal| refused(&refusal))?;
-        // What is there is shown even where it was tampered with; the status then says so.
+        // Entries are listed even if the history was tampered with; the final status says so.
         let broken = (!history.intact).then(|| Err(Status::data_loss(BROKEN)));
         Ok(Box::pin(stream::iter(listed(history).map(Ok).chain(broken))))
     }
@@ -56,7 +57,7 @@ impl RecordService {
     pub(super) fn export(
         &self,
         request: pb::ExportEventsRequest,
-    ) -> Result<Answers<pb::ExportEventsResponse>, Status> {
+    ) -> Result<ResponseStream<pb::ExportEventsResponse>, Status> {
         let pb::ExportEventsRequest { business_id, since_time } = request;
         let mut found = Vec::new();
         let since = convert::moment("since_time", since_time, &mut found);
@@ -70,7 +71,7 @@ impl RecordService {
             (business_id.is_empty() || entry.business_id == business_id)
                 && since.is_none_or(|since| entry.record_time >= since)
         };
-        // What is recorded meanwhile is not waited for: there might be no end to it.
+        // The export ends at the current revision: under a steady flow of events it would never end.
         let end = self.checker.status().revision;
         let pages =
             stream::unfold(Some((self.clone(), Cursor::default())), move |state| async move {
@@ -83,7 +84,7 @@ impl RecordService {
                 }
                 let page = match service.recorder.events_after(after).await {
                     Ok(page) => page,
-                    Err(refusal) => return Some((Err(status::of_refusal(&refusal)), None)),
+                    Err(refusal) => return Some((Err(status::refusal_error(&refusal)), None)),
                 };
                 let next = page.next.filter(|next| !page.by_revision || next.after < end);
                 Some((Ok(page.entries), next.map(|next| (service, next))))
@@ -104,8 +105,8 @@ impl RecordService {
     pub(super) fn check(
         &self,
         requests: Streaming<pb::CheckEventsRequest>,
-        share: Arc<Connection>,
-    ) -> Answers<pb::CheckEventsResponse> {
+        share: Arc<ConnectionBudget>,
+    ) -> ResponseStream<pb::CheckEventsResponse> {
         let start = Some((self.clone(), requests, share));
         let answers = stream::unfold(start, |state| async move {
             let (service, mut requests, share) = state?;
@@ -133,8 +134,9 @@ impl RecordService {
     pub(super) fn list_user(
         &self,
         request: pb::ListUserEventsRequest,
-    ) -> Answers<pb::ListUserEventsResponse> {
-        // The stream begins at once: to find the pairs may take longer than a client waits for that.
+    ) -> ResponseStream<pb::ListUserEventsResponse> {
+        // The stream begins at once, because finding the pairs may take longer than a client waits for
+        // its beginning.
         let service = self.clone();
         let found = stream::once(async move {
             let pb::ListUserEventsRequest { user_id, business_ids } = request;
@@ -151,7 +153,7 @@ impl RecordService {
     pub(super) async fn list_due(
         &self,
         request: pb::ListDueOptInsRequest,
-    ) -> Result<Answers<pb::ListDueOptInsResponse>, Status> {
+    ) -> Result<ResponseStream<pb::ListDueOptInsResponse>, Status> {
         let pb::ListDueOptInsRequest { business_id, since_time, until_time, pending } = request;
         let mut found = Vec::new();
         let since = convert::moment("since_time", since_time, &mut found);
@@ -166,7 +168,7 @@ impl RecordService {
         let (clock, buckets) = async { Ok((recorder.clock().await?, recorder.buckets().await?)) }
             .await
             .map_err(|refusal: Refusal| refused(&refusal))?;
-        // The end of time is no time that anything lapses at.
+        // `MAX` means that an opt-in never expires, and the span excludes it.
         let span = since.unwrap_or(clock)..until.unwrap_or(Timestamp::MAX);
         let wanted = Wanted { span, waiting: pending.then_some(clock) };
         let draining = self.draining.clone();
@@ -187,7 +189,7 @@ impl RecordService {
     }
 }
 
-/// Everything about the pairs of one user. As of one pair, all is shown before what is broken.
+/// Everything about the pairs of one user. A broken history is reported after all pairs are listed.
 fn all_of(
     recorder: Recorder,
     found: UserPairs,
@@ -199,9 +201,10 @@ fn all_of(
         let (recorder, seen) = (recorder.clone(), Arc::clone(&seen));
         async move {
             let history = recorder.history_of(pair.key).await;
-            let history = history.map_err(|error| status::of_refusal(&Refusal::Ledger(error)))?;
+            let history =
+                history.map_err(|error| status::refusal_error(&Refusal::Ledger(error)))?;
             seen.fetch_or(!history.intact, Ordering::Relaxed);
-            Ok::<_, Status>(stream::iter(gathered(&pair, history, clock).map(Ok)))
+            Ok::<_, Status>(stream::iter(pair_responses(&pair, history, clock).map(Ok)))
         }
     });
     let end = stream::once(async move { broken.load(Ordering::Relaxed) });
@@ -210,8 +213,8 @@ fn all_of(
     pairs.try_flatten().chain(end)
 }
 
-/// A pair of a user, its state, and its history.
-fn gathered(
+/// The responses for one pair of a user: its state, and its history.
+fn pair_responses(
     pair: &UserPair,
     history: History,
     clock: Timestamp,
@@ -233,11 +236,11 @@ fn gathered(
     };
     let pair = pb::UserPair { business_id: pair.business_id.clone(), consent: Some(consent) };
     let listed = listed(history).map(What::Listed);
-    let said = std::iter::once(What::Pair(pair)).chain(listed);
-    said.map(|what| pb::ListUserEventsResponse { what: Some(what) })
+    let responses = std::iter::once(What::Pair(pair)).chain(listed);
+    responses.map(|what| pb::ListUserEventsResponse { what: Some(what) })
 }
 
-/// Checks exported events; each pair's history is read once.
+/// Verifies exported events. Each pair's history is read once.
 async fn check_chunk(
     recorder: &Recorder,
     asked: Vec<pb::CheckEventsRequest>,
@@ -268,14 +271,14 @@ async fn check_chunk(
                         message: violation.description,
                     }),
                 },
-                Err(refusal) => Pb::Error(status::item_of_refusal(refusal)),
+                Err(refusal) => Pb::Error(status::item_refusal(refusal)),
             });
         }
     }
     answers
 }
 
-/// What a history says today of an event that was exported from it.
+/// Compares an exported event with its history of today.
 fn finding(
     history: &History,
     exported: Option<&pb::ExportEventsResponse>,
@@ -289,7 +292,7 @@ fn finding(
         return Err(wrong("number", "required: the event's number, from 1"));
     }
     if exported.number <= history.record.history_start().0 {
-        // The user was erased since: nothing is left that it could be compared with.
+        // The user was erased since: nothing is left to compare it with.
         return Ok(Finding::Expired);
     }
     let Some(today) = history.head_after(exported.number) else { return Ok(Finding::Missing) };

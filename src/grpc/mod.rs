@@ -1,4 +1,4 @@
-//! The gRPC services: between the wire and the domain. The only place that knows `Status`.
+//! The gRPC services: they translate between the wire and the domain. Only this module uses `Status`.
 //!
 //! In reading order: [`connection`] (HTTP/2 connections and their end), `router` (which service takes
 //! a call, and which calls are refused), `body` (bodies whose bytes are charged to a budget),
@@ -6,6 +6,7 @@
 //! `filter_recipients` and [`watch_consents`]) and `record_service` (with `history_service`), `health`,
 //! `convert`, `status` (errors on the wire), [`codec`], `fast_decode` (requests read in place).
 
+mod auth;
 mod body;
 mod call_telemetry;
 pub mod codec;
@@ -16,6 +17,7 @@ mod fast_decode;
 mod filter_recipients;
 mod health;
 mod history_service;
+mod method;
 mod record_service;
 mod router;
 mod status;
@@ -27,13 +29,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-pub use call_telemetry::Watcher;
+pub(crate) use auth::parse_token_file;
+pub use auth::{BearerTokens, BearerTokensError};
+pub use call_telemetry::CallTelemetry;
 pub use consent_service::{CheckLimits, CheckService};
 pub use convert::entry;
 pub use health::HealthService;
 pub use record_service::{LEDGER_ID, REVISION, RecordService};
-pub use router::{ReflectionError, Routes, Tokens, TokensError};
-pub use watch_consents::Watches;
+pub use router::{ReflectionError, Router};
+pub use watch_consents::WatchService;
 
 pub use consentd_proto::DESCRIPTOR_SET;
 
@@ -52,21 +56,22 @@ pub mod pb {
     tonic::include_proto!("consent.v1");
 }
 
-/// The most bytes of a request, but for those of batches.
+/// The most bytes of a request, except for batches.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// The most bytes of a batch's request.
 pub const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 
-/// How much of a caller's patience is left for the answer's way back: an eighth, this at most.
-const WAY_BACK: Duration = Duration::from_millis(50);
+/// The longest part of a caller's timeout that is reserved for the response's way back. The reserve
+/// is an eighth otherwise.
+const MAX_RESPONSE_MARGIN: Duration = Duration::from_millis(50);
 
-/// When an answer must leave to reach its caller in time.
+/// When a response must be sent to reach its caller in time.
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
     let timeout = timeout_of(metadata.get("grpc-timeout")?.to_str().ok()?)?;
-    Instant::now().checked_add(timeout.saturating_sub((timeout / 8).min(WAY_BACK)))
+    Instant::now().checked_add(timeout.saturating_sub((timeout / 8).min(MAX_RESPONSE_MARGIN)))
 }
 
-/// How long a caller waits, as its `grpc-timeout` header says: at most 8 digits and a unit.
+/// Parses a `grpc-timeout` header: at most 8 digits and a unit.
 fn timeout_of(header: &str) -> Option<Duration> {
     let (digits, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
     if digits.len() > 8 {

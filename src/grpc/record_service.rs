@@ -1,4 +1,4 @@
-//! `RecordService`: what records events.
+//! `RecordService`: records events, and erases users.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call_telemetry::Notes;
+use super::call_telemetry::CallNotes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
-use crate::budget::{Charge, Connection, Pool};
+use crate::budget::{Charge, ConnectionBudget, Pool};
 use crate::checker::Checker;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
 use consentd_core::Violation;
 use consentd_core::event::What;
 
-/// The longest that a recording may take, whatever the caller's deadline.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+/// The longest that a recording may take, regardless of the caller's deadline.
+const MAX_RECORDING: Duration = Duration::from_secs(30);
 
-/// The longest that an erase may take: it may have to read all that was ever recorded.
+/// The longest that an erasure may take: it may have to read the whole ledger.
 const MAX_ERASE: Duration = Duration::from_mins(10);
 
 /// The header that names the ledger: see `RecordEvents` in the contract.
 pub const LEDGER_ID: &str = "consentd-ledger-id";
 
-/// The header that has the ledger's last revision.
+/// The header with the ledger's last revision.
 pub const REVISION: &str = "consentd-revision";
 
-/// Records events, and answers once they are durable and this process' table holds them.
+/// Records events, and acknowledges them once they are durable and in this process' table.
 #[derive(Clone)]
 pub struct RecordService {
     pub(super) recorder: Recorder,
@@ -42,7 +42,7 @@ pub struct RecordService {
     metrics: Arc<Metrics>,
 }
 
-pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl RecordService {
     /// The service. Its streams end when `draining` is cancelled.
@@ -56,21 +56,21 @@ impl RecordService {
         Self { recorder, checker, draining, metrics }
     }
 
-    /// Records. The recorder waits for this process' own table, so that the next check here knows
-    /// of it.
+    /// Records events. The recorder waits for this process' own table, so that the next check here
+    /// sees them.
     async fn record(&self, submissions: &[Submission]) -> Vec<Recorded> {
         let _measured = (!submissions.is_empty()).then(|| self.metrics.recording());
         self.recorder.record(submissions).await
     }
 
-    /// All that is wrong with an event that could be read in part alone.
+    /// The refusal of an event that could be parsed only in part, with all of its violations.
     fn refusal(&self, mut found: Vec<Violation>, rest: Option<&What>) -> Refusal {
         self.metrics.recorded("refused");
         found.extend(rest.into_iter().flat_map(|what| self.recorder.violations(what)));
         Refusal::Invalid(found)
     }
 
-    /// Says in which ledger events are recorded, and how far that is.
+    /// Adds the headers that name the ledger and its last revision.
     async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), Refusal> {
         let end = self.recorder.end().await?;
         if let Ok(id) = format!("{:032x}", u128::from_be_bytes(end.epoch)).parse() {
@@ -83,7 +83,7 @@ impl RecordService {
     async fn record_chunk(
         &self,
         requests: Vec<pb::RecordEventsRequest>,
-        notes: Option<&Notes>,
+        notes: Option<&CallNotes>,
     ) -> Vec<pb::RecordEventsResponse> {
         use pb::record_events_response::Result as Pb;
         let mut answers = Vec::with_capacity(requests.len());
@@ -99,7 +99,7 @@ impl RecordService {
                 }
                 Err(NotAnEvent::Invalid { found, rest }) => {
                     let refusal = self.refusal(found, rest.as_deref());
-                    Some(Pb::Error(status::item_of_refusal(&refusal)))
+                    Some(Pb::Error(status::item_refusal(&refusal)))
                 }
             };
             answers.push(pb::RecordEventsResponse { sequence, result });
@@ -109,7 +109,7 @@ impl RecordService {
                 answer.result = Some(match result {
                     Ok(outcome) => Pb::Response(convert::outcome(outcome)),
                     Err(refusal) => {
-                        let error = status::item_of_refusal(&refusal);
+                        let error = status::item_refusal(&refusal);
                         if let Some(notes) = notes {
                             notes.item_failed(error.code.into(), &error.message);
                         }
@@ -122,24 +122,24 @@ impl RecordService {
     }
 }
 
-/// The most bytes of the messages of a stream that are taken together, but for the last of them.
+/// The bytes of a stream's messages at which a chunk is complete. The last message may exceed it.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Messages of a stream that were taken together, and are charged until it is dropped.
+/// Messages of a stream that are processed together. They are charged until the chunk is dropped.
 pub(super) struct Chunk<T> {
     pub(super) requests: Vec<T>,
-    /// What is wrong with what comes next: what a decoder makes of the bytes behind a fault is not
-    /// what was sent.
+    /// The error of the next message, which ends the stream: bytes after a malformed message cannot be
+    /// trusted.
     pub(super) broken: Option<Status>,
     _bytes: Charge,
     _place: Charge,
 }
 
 impl<T: Message> Chunk<T> {
-    /// Waits for a message, and takes those that have arrived with it; nothing at the end.
+    /// Waits for a message, and takes those that have arrived with it. `None` at the end of the stream.
     pub(super) async fn next(
         messages: &mut Streaming<T>,
-        share: &Arc<Connection>,
+        share: &Arc<ConnectionBudget>,
     ) -> Option<Result<Self, Status>> {
         let mut next = messages.next().await?;
         let (mut requests, mut bytes) = (Vec::new(), 0_usize);
@@ -159,28 +159,28 @@ impl<T: Message> Chunk<T> {
                 _ => break None,
             }
         };
-        // Once decoded their texts take about twice as much, and a message may be of few bytes.
+        // Decoded texts take about twice the bytes; a short message takes the size of its struct.
         let decoded = requests.len().saturating_mul(2 * size_of::<T>());
         let charged = share.charge(Pool::Records, bytes.saturating_mul(2).saturating_add(decoded));
         let charged = charged.and_then(|bytes| Ok((bytes, share.charge(Pool::Recording, 1)?)));
         Some(match charged {
             Ok((bytes, place)) => Ok(Self { requests, broken, _bytes: bytes, _place: place }),
-            Err(full) => Err(status::of_full(full)),
+            Err(full) => Err(status::limit_reached(full)),
         })
     }
 }
 
-/// A place for a recording, and a charge for its message, which takes twice as much once decoded.
-fn places<T: Message>(request: &Request<T>) -> Result<(Charge, Charge), Status> {
+/// Charges a recording in flight, and its message, which takes twice as many bytes once decoded.
+fn charge_recording<T: Message>(request: &Request<T>) -> Result<(Charge, Charge), Status> {
     let share = share(request)?;
-    let place = share.charge(Pool::Recording, 1).map_err(status::of_full)?;
+    let place = share.charge(Pool::Recording, 1).map_err(status::limit_reached)?;
     let bytes = 2 * request.get_ref().encoded_len();
-    Ok((place, share.charge(Pool::Records, bytes).map_err(status::of_full)?))
+    Ok((place, share.charge(Pool::Records, bytes).map_err(status::limit_reached)?))
 }
 
-/// What the connection of a call is charged by.
-pub(super) fn share<T>(request: &Request<T>) -> Result<Arc<Connection>, Status> {
-    let share = request.extensions().get::<Arc<Connection>>();
+/// The budget of a call's connection.
+pub(super) fn share<T>(request: &Request<T>) -> Result<Arc<ConnectionBudget>, Status> {
+    let share = request.extensions().get::<Arc<ConnectionBudget>>();
     share.cloned().ok_or_else(|| Status::internal("the call has no connection"))
 }
 
@@ -190,14 +190,14 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::RecordEventRequest>,
     ) -> Result<Response<pb::RecordEventResponse>, Status> {
-        let limit = Instant::now() + MAX_WAIT;
+        let limit = Instant::now() + MAX_RECORDING;
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
-        let (_place, _bytes) = places(&request)?;
+        let (_place, _bytes) = charge_recording(&request)?;
         let pb::RecordEventRequest { event, request_id } = request.into_inner();
         let submission = match convert::submission(event, request_id) {
             Ok(submission) => submission,
             Err(NotAnEvent::Invalid { found, rest }) => {
-                return Err(status::of_refusal(&self.refusal(found, rest.as_deref())));
+                return Err(status::refusal_error(&self.refusal(found, rest.as_deref())));
             }
         };
         let submissions = [submission];
@@ -209,20 +209,20 @@ impl pb::record_service_server::RecordService for RecordService {
         };
         match results.into_iter().next() {
             Some(Ok(outcome)) => Ok(Response::new(convert::outcome(outcome))),
-            Some(Err(refusal)) => Err(status::of_refusal(&refusal)),
+            Some(Err(refusal)) => Err(status::refusal_error(&refusal)),
             None => Err(Status::internal("the event has no outcome")),
         }
     }
 
-    type RecordEventsStream = Answers<pb::RecordEventsResponse>;
+    type RecordEventsStream = ResponseStream<pb::RecordEventsResponse>;
 
     async fn record_events(
         &self,
         request: Request<Streaming<pb::RecordEventsRequest>>,
     ) -> Result<Response<Self::RecordEventsStream>, Status> {
-        // What has arrived is recorded together, and before what comes next is read: events of one
-        // stream are applied in their order, and a client that does not read is not read from.
-        let notes = request.extensions().get::<Notes>().cloned();
+        // Messages that have arrived are recorded together, before the next are read. So the events of
+        // a stream are applied in order, and a client that does not read responses is not read from.
+        let notes = request.extensions().get::<CallNotes>().cloned();
         let share = share(&request)?;
         let start = Some((self.clone(), request.into_inner(), notes, share));
         let answers = stream::unfold(start, |state| async move {
@@ -253,11 +253,11 @@ impl pb::record_service_server::RecordService for RecordService {
         let mut response: Response<Self::RecordEventsStream> =
             Response::new(Box::pin(answers.flat_map(stream::iter)));
         let named = self.name_ledger(response.metadata_mut()).await;
-        named.map_err(|refusal| status::of_refusal(&refusal))?;
+        named.map_err(|refusal| status::refusal_error(&refusal))?;
         Ok(response)
     }
 
-    type ListEventsStream = Answers<pb::ListEventsResponse>;
+    type ListEventsStream = ResponseStream<pb::ListEventsResponse>;
 
     async fn list_events(
         &self,
@@ -266,7 +266,7 @@ impl pb::record_service_server::RecordService for RecordService {
         Ok(Response::new(self.list(request.into_inner()).await?))
     }
 
-    type ExportEventsStream = Answers<pb::ExportEventsResponse>;
+    type ExportEventsStream = ResponseStream<pb::ExportEventsResponse>;
 
     async fn export_events(
         &self,
@@ -275,7 +275,7 @@ impl pb::record_service_server::RecordService for RecordService {
         Ok(Response::new(self.export(request.into_inner())?))
     }
 
-    type CheckEventsStream = Answers<pb::CheckEventsResponse>;
+    type CheckEventsStream = ResponseStream<pb::CheckEventsResponse>;
 
     async fn check_events(
         &self,
@@ -285,7 +285,7 @@ impl pb::record_service_server::RecordService for RecordService {
         Ok(Response::new(self.check(request.into_inner(), share)))
     }
 
-    type ListUserEventsStream = Answers<pb::ListUserEventsResponse>;
+    type ListUserEventsStream = ResponseStream<pb::ListUserEventsResponse>;
 
     async fn list_user_events(
         &self,
@@ -294,7 +294,7 @@ impl pb::record_service_server::RecordService for RecordService {
         Ok(Response::new(self.list_user(request.into_inner())))
     }
 
-    type ListDueOptInsStream = Answers<pb::ListDueOptInsResponse>;
+    type ListDueOptInsStream = ResponseStream<pb::ListDueOptInsResponse>;
 
     async fn list_due_opt_ins(
         &self,
@@ -309,7 +309,7 @@ impl pb::record_service_server::RecordService for RecordService {
     ) -> Result<Response<pb::EraseUserResponse>, Status> {
         let limit = Instant::now() + MAX_ERASE;
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
-        let (_place, _bytes) = places(&request)?;
+        let (_place, _bytes) = charge_recording(&request)?;
         let pb::EraseUserRequest { user_id, business_id } = request.into_inner();
         let erased = timeout_at(limit, self.recorder.erase(&user_id, &business_id)).await;
         let Ok(erased) = erased else {
@@ -320,7 +320,7 @@ impl pb::record_service_server::RecordService for RecordService {
         };
         let erased = erased.map_err(|refusal| match refusal {
             Refusal::Invalid(found) => status::invalid(&found),
-            refusal => status::of_refusal(&refusal),
+            refusal => status::refusal_error(&refusal),
         })?;
         Ok(Response::new(pb::EraseUserResponse {
             erased_count: erased.erased,

@@ -1,4 +1,4 @@
-//! Our errors as gRPC statuses, with `google.rpc` details. Built on the error path only.
+//! Converts our errors to gRPC statuses with `google.rpc` details. Used on the error path only.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,69 +6,72 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
-use super::{call_telemetry, pb};
-use crate::budget::Full;
+use super::method::Method;
+use super::pb;
+use crate::budget::LimitReached;
 use crate::checker::{CheckError, RevisionTimeout};
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_ledger::{LedgerError, UnreadableRecord};
 
-/// When a client may ask again that came before the table was loaded.
+/// The retry delay of a check that came before the table was loaded.
 const RETRY_NOT_READY: Duration = Duration::from_millis(500);
 
-/// When a client may try again that met a limit.
+/// The retry delay of a call that was over a limit.
 const RETRY_BUSY: Duration = Duration::from_millis(100);
 
-/// `INVALID_ARGUMENT`, with every field that was wrong.
+/// `INVALID_ARGUMENT`, with every invalid field.
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     let fields = violations.iter().map(|violation| FieldViolation {
         field: violation.field.clone(),
         description: violation.description.clone(),
         ..Default::default()
     });
-    let said: Vec<_> = violations.iter().map(Violation::to_string).collect();
+    let messages: Vec<_> = violations.iter().map(Violation::to_string).collect();
     Status::with_error_details(
         Code::InvalidArgument,
-        said.join("; "),
+        messages.join("; "),
         ErrorDetails::with_bad_request(fields.collect::<Vec<_>>()),
     )
 }
 
-/// The most bytes of a method's name that are said back.
+/// The longest name of a method that is echoed, in bytes.
 const MAX_METHOD_BYTES: usize = 80;
 
-/// `UNIMPLEMENTED`: there is no such method; `services` are those that are served there.
+/// `UNIMPLEMENTED`: there is no such method among the served `services`.
 pub(super) fn unknown_method(path: &str, services: &[&str]) -> Status {
     let called = path.strip_prefix('/').unwrap_or(path);
     let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'_');
-    let sayable = called.len() <= MAX_METHOD_BYTES && called.bytes().all(is_name);
-    let named = if sayable { format!("no method {called} here") } else { "no such method".into() };
-    let nearest = if sayable { call_telemetry::nearest(called, services) } else { None };
-    let meant = nearest.map(|method| format!("; did you mean {method}?")).unwrap_or_default();
+    let is_printable = called.len() <= MAX_METHOD_BYTES && called.bytes().all(is_name);
+    let named =
+        if is_printable { format!("no method {called} here") } else { "no such method".into() };
+    let similar = if is_printable { Method::most_similar(called, services) } else { None };
+    let hint = similar.map(|method| format!("; did you mean {}?", method.full_name()));
+    let hint = hint.unwrap_or_default();
     let known = services.join(", ");
-    Status::unimplemented(format!("{named}{meant} (served: {known}; reflection lists the rest)"))
+    Status::unimplemented(format!("{named}{hint} (served: {known}; reflection lists the rest)"))
 }
 
-/// `RESOURCE_EXHAUSTED`, with when to try again.
+/// `RESOURCE_EXHAUSTED`, with a retry delay.
 pub(super) fn busy(message: impl Into<String>) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_BUSY));
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 /// `RESOURCE_EXHAUSTED` for a limit on what a connection, or all of them, may have in progress.
-pub(super) fn of_full(full: Full) -> Status {
+pub(super) fn limit_reached(full: LimitReached) -> Status {
     busy(match full {
-        Full::Bytes => {
+        LimitReached::Bytes => {
             "too many bytes wait to be answered, of all connections: do not send, try again \
              shortly (the server's --max-request-bytes)"
         }
-        Full::ConnectionBytes => {
+        LimitReached::ConnectionBytes => {
             "too many bytes of this connection wait to be answered, or to be read: do not send, \
              try again once some were (the server's --max-connection-bytes)"
         }
-        Full::InFlight => "too many calls at once; do not send, try again shortly",
-        Full::Recording => "too many recordings at once; try again shortly",
-        Full::Connections => {
+        LimitReached::InFlight => "too many calls at once; do not send, try again shortly",
+        LimitReached::Recording => "too many recordings at once; try again shortly",
+        LimitReached::Connections => {
             "too many connections: this one may ask for health alone; do not send, try again on \
              another (the server's --max-connections)"
         }
@@ -76,13 +79,13 @@ pub(super) fn of_full(full: Full) -> Status {
 }
 
 /// What a question of a stream answers for which there was no room to wait.
-pub(super) fn item_of_full(full: Full) -> pb::ItemError {
-    let message = of_full(full).message().to_owned();
+pub(super) fn item_limit_reached(full: LimitReached) -> pb::ItemError {
+    let message = limit_reached(full).message().to_owned();
     pb::ItemError { code: Code::ResourceExhausted as i32, field: String::new(), message }
 }
 
 /// What a call answers that made no decision.
-pub(super) fn of_check(error: &CheckError) -> Status {
+pub(super) fn check_error(error: &CheckError) -> Status {
     match error {
         CheckError::Invalid(violations) => invalid(violations),
         CheckError::NotReady => {
@@ -95,26 +98,26 @@ pub(super) fn of_check(error: &CheckError) -> Status {
 }
 
 /// What an item of a batch answers that could not be decided.
-pub(super) fn item_of_check(violations: &[Violation]) -> pb::ItemError {
+pub(super) fn item_check_error(violations: &[Violation]) -> pb::ItemError {
     item(Code::InvalidArgument, violations)
 }
 
 fn item(code: Code, violations: &[Violation]) -> pb::ItemError {
     let field = violations.first().map(|violation| violation.field.clone()).unwrap_or_default();
-    let said: Vec<_> = match violations {
+    let messages: Vec<_> = match violations {
         [one] => vec![one.description.clone()],
         several => several.iter().map(Violation::to_string).collect(),
     };
-    pb::ItemError { code: code as i32, field, message: said.join("; ") }
+    pb::ItemError { code: code as i32, field, message: messages.join("; ") }
 }
 
 /// What a call answers whose `min_revision` did not arrive.
-pub(super) fn of_revision_timeout(error: &RevisionTimeout) -> Status {
+pub(super) fn revision_timeout(error: &RevisionTimeout) -> Status {
     Status::deadline_exceeded(format!("min_revision: {error}"))
 }
 
 /// What an item answers whose `min_revision` did not arrive.
-pub(super) fn item_of_revision_timeout(error: &RevisionTimeout) -> pb::ItemError {
+pub(super) fn item_revision_timeout(error: &RevisionTimeout) -> pb::ItemError {
     pb::ItemError {
         code: Code::DeadlineExceeded as i32,
         field: "min_revision".to_owned(),
@@ -147,8 +150,8 @@ fn code_of(refusal: &Refusal) -> Code {
     }
 }
 
-/// What a call answers whose event was not recorded.
-pub(super) fn of_refusal(refusal: &Refusal) -> Status {
+/// The status of a call whose event was not recorded.
+pub(super) fn refusal_error(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Invalid(violations) => invalid(&in_event(violations)),
         Refusal::TooManyScopes(error) => {
@@ -168,8 +171,8 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
     }
 }
 
-/// What an item answers whose event was not recorded.
-pub(super) fn item_of_refusal(refusal: &Refusal) -> pb::ItemError {
+/// The error of an item whose event was not recorded.
+pub(super) fn item_refusal(refusal: &Refusal) -> pb::ItemError {
     match refusal {
         Refusal::Invalid(violations) => item(Code::InvalidArgument, &in_event(violations)),
         _ => pb::ItemError {
@@ -180,7 +183,7 @@ pub(super) fn item_of_refusal(refusal: &Refusal) -> pb::ItemError {
     }
 }
 
-/// Fields as the request has them: all but the request id lie in its event.
+/// Prefixes the fields with their place in the request: all but the request id are in its event.
 fn in_event(violations: &[Violation]) -> Vec<Violation> {
     let outer = |violation: &Violation| match violation.field.as_str() {
         "request_id" => violation.clone(),

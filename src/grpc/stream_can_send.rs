@@ -1,8 +1,8 @@
-//! `StreamCanSend`: questions over one long-lived stream.
+//! `StreamCanSend`: checks over one long-lived stream.
 //!
-//! A question is answered as it is read, so answers come in the order of their questions; one that
-//! waits for a revision is answered when that has arrived, and holds up nobody. A client that does
-//! not read its answers is not read from.
+//! A check is answered as it is read, so responses have the order of their requests. A check that
+//! waits for a revision is answered when the revision arrives, and holds up no other. Backpressure:
+//! while a client does not read its responses, its requests are not read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,43 +17,41 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::codec::{self, MAX_FIELDS};
 use super::consent_service::CheckService;
-use super::fast_decode::{Asked, Kept, Sequenced};
+use super::fast_decode::{OwnedCheckRequest, RawCheckRequest, RawStreamRequest};
 use super::pb::batch_can_send_result::Result as Pb;
 use super::{convert, deadline, pb, status};
 use crate::budget::Charge;
 use crate::checker::CheckError;
 use consentd_os::clock;
 
-/// How many questions of one stream may wait for a revision; while they are as many, nothing
-/// more is read.
+/// How many checks of one stream may wait for a revision. At that number, reading pauses.
 const MAX_WAITING: usize = 1_024;
 
-/// About the memory of a question that waits, its ids aside: its timers, and its place in a queue.
+/// About the memory of a waiting check without its ids: its timers, and its slot in a queue.
 const WAITING_BYTES: usize = 1_536;
 
-/// How many of the questions that have arrived are answered once the connection is to end.
+/// How many of the requests that have arrived are still answered once the connection is to end.
 const MAX_WHILE_ENDING: usize = 1_024;
 
-/// How many questions are answered before others get their turn: some 0.1 ms.
-const AT_ONCE: usize = super::consent_service::AT_ONCE;
+/// How many checks are answered before the task yields: some 0.1 ms of work.
+const CHECKS_PER_YIELD: usize = super::consent_service::CHECKS_PER_YIELD;
 
-type Waiting = Pin<Box<dyn Future<Output = pb::StreamCanSendResponse> + Send>>;
+type PendingCheck = Pin<Box<dyn Future<Output = pb::StreamCanSendResponse> + Send>>;
 
-/// The answers of one stream.
-pub(super) struct Answers {
+/// The responses of one stream.
+pub(super) struct StreamResponses {
     service: Arc<CheckService>,
-    /// What the open call is charged to.
+    /// Charges the same connection and pool as the open call.
     charge: Charge,
-    questions: Streaming<Bytes>,
-    /// When the call's caller has no use for an answer any more.
+    requests: Streaming<Bytes>,
     deadline: Option<Instant>,
-    waiting: FuturesUnordered<Waiting>,
+    waiting: FuturesUnordered<PendingCheck>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Set once nothing more is read: how the stream ends when all that waits is answered.
+    /// How the stream ends once all waiting checks are answered; set when reading stops.
     end: Option<Result<(), Status>>,
-    /// Since the connection is to end, so many were answered.
+    /// Requests that were answered since the connection is to end; `None` until then.
     since_ending: Option<usize>,
-    /// So many were answered in this turn.
+    /// Responses since the task last yielded.
     answered: usize,
 }
 
@@ -63,12 +61,12 @@ impl CheckService {
         request: Request<Streaming<Bytes>>,
         ending: &CancellationToken,
         charge: &Charge,
-    ) -> Response<Answers> {
+    ) -> Response<StreamResponses> {
         let deadline = deadline(request.metadata());
-        Response::new(Answers {
+        Response::new(StreamResponses {
             service: Arc::clone(self),
-            charge: charge.beside(),
-            questions: request.into_inner(),
+            charge: charge.empty(),
+            requests: request.into_inner(),
             deadline,
             waiting: FuturesUnordered::new(),
             ending: Box::pin(ending.clone().cancelled_owned()),
@@ -78,13 +76,13 @@ impl CheckService {
         })
     }
 
-    /// Answers a question of a stream that waits for nothing any more.
-    fn sequenced(&self, sequence: u64, asked: &Asked<'_>) -> pb::StreamCanSendResponse {
+    /// Answers a check that need not wait, or no longer.
+    fn respond(&self, sequence: u64, asked: &RawCheckRequest<'_>) -> pb::StreamCanSendResponse {
         let started = clock::boot();
         let result = match self.answer(asked) {
             Ok(answer) => Pb::Response(convert::answer(&answer)),
-            Err(CheckError::Invalid(found)) => Pb::Error(status::item_of_check(&found)),
-            // The stream outlives the loading of the table.
+            Err(CheckError::Invalid(found)) => Pb::Error(status::item_check_error(&found)),
+            // The stream stays open while the table is loaded.
             Err(error @ CheckError::NotReady) => Pb::Error(pb::ItemError {
                 code: Code::Unavailable.into(),
                 field: String::new(),
@@ -101,36 +99,36 @@ fn sequenced(sequence: u64, result: Pb) -> pb::StreamCanSendResponse {
     pb::StreamCanSendResponse { sequence, result }
 }
 
-/// Reads a question, and makes something of it.
-fn read<T>(bytes: &Bytes, then: impl FnOnce(&Sequenced<'_>) -> T) -> Result<T, Status> {
-    if let Ok(read) = Sequenced::read(bytes) {
+/// Decodes a request and passes it to `then`.
+fn read<T>(bytes: &Bytes, then: impl FnOnce(&RawStreamRequest<'_>) -> T) -> Result<T, Status> {
+    if let Ok(read) = RawStreamRequest::read(bytes) {
         return Ok(then(&read));
     }
     let decoded: pb::StreamCanSendRequest = codec::decode(bytes.clone(), MAX_FIELDS)?;
-    Ok(then(&Sequenced::from(&decoded)))
+    Ok(then(&RawStreamRequest::from(&decoded)))
 }
 
-impl Answers {
-    /// Answers a question at once, or has it wait; or says why it cannot be read. Of one that
-    /// waits nothing but the question is kept, and what is wrong with one needs no waiting.
+impl StreamResponses {
+    /// Answers a request at once, or queues it until its revision arrives. Only a valid request waits,
+    /// and only its fields are kept, not its bytes. Fails if the request cannot be decoded.
     fn take(&mut self, bytes: &Bytes) -> Result<Option<pb::StreamCanSendResponse>, Status> {
         let service = &self.service;
         let answered = read(bytes, |read| {
             let asked = read.asked.unwrap_or_default();
             if asked.min_revision <= service.checker.revision() || !service.is_valid(&asked) {
-                Ok(service.sequenced(read.sequence, &asked))
+                Ok(service.respond(read.sequence, &asked))
             } else {
-                Err((read.sequence, Kept::from(&asked)))
+                Err((read.sequence, OwnedCheckRequest::from(&asked)))
             }
         })?;
         let (sequence, kept) = match answered {
             Ok(answer) => return Ok(Some(answer)),
             Err(waits) => waits,
         };
-        let charge = match self.charge.another(WAITING_BYTES + kept.bytes()) {
-            Ok(charge) => charge.of_a_waiting_question(),
+        let charge = match self.charge.charge_same_pool(WAITING_BYTES + kept.bytes()) {
+            Ok(charge) => charge.mark_waiting(),
             Err(full) => {
-                let full = Pb::Error(status::item_of_full(full));
+                let full = Pb::Error(status::item_limit_reached(full));
                 return Ok(Some(sequenced(sequence, full)));
             }
         };
@@ -139,16 +137,16 @@ impl Answers {
             let _charge = charge;
             let asked = kept.asked();
             match service.checker.wait_for_revision(asked.min_revision, deadline).await {
-                Ok(()) => service.sequenced(sequence, &asked),
+                Ok(()) => service.respond(sequence, &asked),
                 Err(missed) => {
-                    sequenced(sequence, Pb::Error(status::item_of_revision_timeout(&missed)))
+                    sequenced(sequence, Pb::Error(status::item_revision_timeout(&missed)))
                 }
             }
         }));
         Ok(None)
     }
 
-    /// Whether nothing more is to be read, for the connection ends and much was answered since.
+    /// Whether reading stops, because the connection is to end and enough was answered since.
     fn is_over(&mut self, context: &mut Context<'_>) -> bool {
         if self.since_ending.is_none() && self.ending.as_mut().poll(context).is_ready() {
             self.since_ending = Some(0);
@@ -156,8 +154,8 @@ impl Answers {
         self.since_ending.is_some_and(|answered| answered >= MAX_WHILE_ENDING)
     }
 
-    /// Reads on, until there is an answer or there are no more questions.
-    fn poll_questions(
+    /// Reads requests until one is answered or there are no more.
+    fn poll_requests(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<pb::StreamCanSendResponse>> {
@@ -166,7 +164,7 @@ impl Answers {
                 self.end = Some(Err(over()));
                 break;
             }
-            let next = match self.questions.poll_next_unpin(context) {
+            let next = match self.requests.poll_next_unpin(context) {
                 Poll::Pending if self.since_ending.is_some() => {
                     self.end = Some(Err(over()));
                     break;
@@ -175,7 +173,7 @@ impl Answers {
             };
             let taken = match next {
                 Some(Ok(bytes)) => self.take(&bytes),
-                // What a decoder makes of the bytes behind a fault is not what was sent.
+                // Bytes after a malformed message cannot be trusted.
                 Some(Err(status)) => Err(status),
                 None => {
                     self.end = Some(Ok(()));
@@ -200,17 +198,18 @@ fn over() -> Status {
     Status::unavailable(why)
 }
 
-impl Stream for Answers {
+impl Stream for StreamResponses {
     type Item = Result<pb::StreamCanSendResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if this.answered >= AT_ONCE {
+        if this.answered >= CHECKS_PER_YIELD {
             this.answered = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Those that waited longest come first. A new one among them is looked at once, too.
+        // Checks that waited come first. A check that was just queued must be polled once, so that it is
+        // woken later: hence the second round.
         for _ in 0..2 {
             if !this.waiting.is_empty()
                 && let Poll::Ready(Some(answer)) = this.waiting.poll_next_unpin(context)
@@ -219,7 +218,7 @@ impl Stream for Answers {
                 return Poll::Ready(Some(Ok(answer)));
             }
             let before = this.waiting.len();
-            if let Poll::Ready(Some(answer)) = this.poll_questions(context) {
+            if let Poll::Ready(Some(answer)) = this.poll_requests(context) {
                 this.answered += 1;
                 return Poll::Ready(Some(Ok(answer)));
             }
@@ -230,7 +229,7 @@ impl Stream for Answers {
         if this.waiting.is_empty()
             && let Some(end) = this.end.take()
         {
-            // Whoever asks again is told the same.
+            // A stream that is polled again ends again.
             this.end = Some(Ok(()));
             return Poll::Ready(end.err().map(Err));
         }

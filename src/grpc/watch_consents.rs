@@ -1,8 +1,8 @@
-//! `WatchConsents`: changes as they are applied, checkpoints between them, resets where some were
+//! `WatchConsents`: changes as they are applied, checkpoints between them, and a reset if changes were
 //! missed.
 //!
-//! A watcher is asked for its next message only once its client has room for it. What it is too
-//! slow for lies with all others' in [`changes`](crate::change_feed), which is bounded.
+//! A stream is polled for its next message only while its client has room for it. Changes that a
+//! client is too slow for stay in the bounded [`change_feed`](crate::change_feed), which all share.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -23,62 +23,61 @@ use crate::metrics::Metrics;
 use consentd_core::id::BusinessId;
 use consentd_core::record::Revision;
 
-/// How long nothing may be said to a watcher while the table is proven to be current.
+/// The longest time without a message to a watcher, while the table is proven to be current.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// How long changes of other businesses may be kept from a watcher of one, which learns of them by
-/// a checkpoint alone.
-const OTHERS: Duration = Duration::from_millis(100);
+/// How long a watcher of one business waits for the checkpoint after changes of other businesses.
+const OTHERS_CHECKPOINT_DELAY: Duration = Duration::from_millis(100);
 
-/// When a client may try again that came while as many watched as may.
+/// The retry delay of a client that came while `--max-watchers` clients were watching.
 const RETRY_FULL: Duration = Duration::from_secs(5);
 
-/// What a watcher is sent.
-pub(super) type Answers =
+/// The responses to a watcher.
+pub(super) type WatchResponses =
     Pin<Box<dyn Stream<Item = Result<pb::WatchConsentsResponse, Status>> + Send>>;
 
-/// Lets so many at once watch what changes.
+/// Serves `WatchConsents` to a limited number of clients.
 #[derive(Clone)]
-pub struct Watches {
+pub struct WatchService {
     changes: ChangeFeed,
-    most: usize,
+    max_watchers: usize,
 }
 
-impl Watches {
-    /// Lets at most `most` watch these changes at once; nobody, where that is 0.
+impl WatchService {
+    /// Serves these changes to at most `max_watchers` clients at once; 0 disables watching.
     #[must_use]
-    pub fn new(changes: ChangeFeed, most: usize) -> Self {
-        Self { changes, most }
+    pub fn new(changes: ChangeFeed, max_watchers: usize) -> Self {
+        Self { changes, max_watchers }
     }
 
-    /// Begins to watch, until `ending` is cancelled.
+    /// Starts a stream, which ends once `ending` is cancelled.
     pub(super) fn watch(
         &self,
         request: pb::WatchConsentsRequest,
         ending: &CancellationToken,
         checker: &Checker,
         metrics: &Arc<Metrics>,
-    ) -> Result<Answers, Status> {
+    ) -> Result<WatchResponses, Status> {
         let business_id = request.business_id;
         if !business_id.is_empty()
             && let Err(violation) = BusinessId::parse(&business_id)
         {
             return Err(status::invalid(&[violation]));
         }
-        if self.most == 0 {
-            return Err(nobody_watches());
+        if self.max_watchers == 0 {
+            return Err(watching_disabled());
         }
         if !checker.is_ready() {
-            return Err(status::of_check(&CheckError::NotReady));
+            return Err(status::check_error(&CheckError::NotReady));
         }
-        let Ok(subscription) = self.changes.subscribe(self.most) else {
+        let Ok(subscription) = self.changes.subscribe(self.max_watchers) else {
             metrics.refused("watchers");
             return Err(self.full());
         };
         metrics.watcher_opened();
-        // After the subscription: what is applied from here on is told.
+        // Read after subscribing, so that no change between the two is missed.
         let position = checker.revision();
-        let watch = Watch {
+        let watch = WatchStream {
             subscription,
             business_id,
             checker: checker.clone(),
@@ -87,8 +86,8 @@ impl Watches {
             read: VecDeque::new(),
             position,
             next: Some(checkpoint(position)),
-            said: Instant::now(),
-            owed: None,
+            last_checkpoint: Instant::now(),
+            pending: None,
         };
         Ok(Box::pin(stream::unfold(Some(watch), |watch| async {
             let mut watch = watch?;
@@ -100,16 +99,16 @@ impl Watches {
     }
 
     fn full(&self) -> Status {
-        let message = format!("{} watch already, which is --max-watchers", self.most);
+        let message = format!("{} watch already, which is --max-watchers", self.max_watchers);
         let details = ErrorDetails::with_retry_info(Some(RETRY_FULL));
         Status::with_error_details(Code::ResourceExhausted, message, details)
     }
 }
 
-/// What is answered where nobody may watch.
-pub(super) fn nobody_watches() -> Status {
+/// The status when watching is disabled.
+pub(super) fn watching_disabled() -> Status {
     Status::unimplemented(
-        "nobody may watch here (--max-watchers is 0): check right before each send",
+        "watching is disabled here (--max-watchers is 0): check right before each send",
     )
 }
 
@@ -117,36 +116,36 @@ fn checkpoint(revision: Revision) -> What {
     What::Checkpoint(Checkpoint { partition_revisions: vec![revision] })
 }
 
-/// What is owed to a watcher beside changes: to say up to where it was told of all.
+/// A checkpoint that is still to be sent. It says up to which revision the watcher knows everything.
 #[derive(Clone, Copy)]
-enum Owed {
-    /// Behind changes that it was sent.
-    ChangeFeed,
-    /// Behind changes that are not its business.
+enum PendingCheckpoint {
+    /// It follows changes that were sent.
+    OwnChanges,
+    /// It follows changes of other businesses, which were not sent.
     Others,
 }
 
-/// One who watches.
-struct Watch {
+/// The stream of one watcher.
+struct WatchStream {
     subscription: Subscription,
-    /// Whose changes alone; everybody's, where it is empty.
+    /// The business whose changes are sent; if empty, all are.
     business_id: String,
     checker: Checker,
     metrics: Arc<Metrics>,
     ending: CancellationToken,
-    /// What was read and not sent yet.
+    /// Changes that were read from the feed and not sent yet.
     read: VecDeque<Arc<PairChange>>,
-    /// Everything up to here was sent, or is not to be.
+    /// Every change up to this revision was sent or skipped.
     position: Revision,
-    /// What is to be sent before anything else.
+    /// A message to be sent before anything else.
     next: Option<What>,
-    /// When a checkpoint was sent last, or was left out.
-    said: Instant,
-    owed: Option<Owed>,
+    /// When the last checkpoint was sent, or omitted because the table was not current.
+    last_checkpoint: Instant,
+    pending: Option<PendingCheckpoint>,
 }
 
-impl Watch {
-    /// What is to be sent next, or why nothing more will be.
+impl WatchStream {
+    /// The next message, or the status that ends the stream.
     async fn next(&mut self) -> Result<What, Status> {
         loop {
             if self.ending.is_cancelled() {
@@ -160,22 +159,22 @@ impl Watch {
             if let Some(changed) = self.next_changed() {
                 return Ok(changed);
             }
-            if self.owed.is_some() && self.said.elapsed() >= HEARTBEAT {
-                // Behind what was sent, though more has come already: it may go on coming.
+            if self.pending.is_some() && self.last_checkpoint.elapsed() >= HEARTBEAT {
+                // Sent although more changes may be waiting: under a steady flow there are always more.
                 return Ok(self.checkpoint());
             }
             match self.subscription.read(&mut self.read) {
                 Err(missed) => return Ok(self.reset(missed)),
-                // Others' changes may be many, and send nothing that would have us wait.
+                // Changes of other businesses may be many, and sending none of them never waits.
                 Ok(()) if !self.read.is_empty() => tokio::task::yield_now().await,
                 Ok(()) => {
                     let due = self.due();
                     if due <= Instant::now() {
-                        // Without a proof nobody is told that all is well.
-                        if self.owed.is_some() || self.checker.is_live() {
+                        // A table that is not proven to be current gets no heartbeat.
+                        if self.pending.is_some() || self.checker.is_live() {
                             return Ok(self.checkpoint());
                         }
-                        self.said = Instant::now();
+                        self.last_checkpoint = Instant::now();
                     } else {
                         self.wait(due).await?;
                     }
@@ -184,30 +183,30 @@ impl Watch {
         }
     }
 
-    /// The next change, of those that were read, that is the watcher's business.
+    /// The next change that was read and concerns the watcher.
     fn next_changed(&mut self) -> Option<What> {
         while let Some(change) = self.read.pop_front() {
-            // It came between the subscription and the look at the table, which had it.
+            // It was applied between subscribing and reading the position, which covers it.
             if change.revision <= self.position {
                 continue;
             }
             self.position = change.revision;
             if self.business_id.is_empty() || *self.business_id == *change.business_id {
-                self.owed = Some(Owed::ChangeFeed);
+                self.pending = Some(PendingCheckpoint::OwnChanges);
                 return Some(What::Changed(Changed {
                     user_id: change.user_id.to_string(),
                     business_id: change.business_id.to_string(),
                     revision: change.revision,
                 }));
             }
-            self.owed = self.owed.or(Some(Owed::Others));
+            self.pending = self.pending.or(Some(PendingCheckpoint::Others));
         }
         None
     }
 
     fn checkpoint(&mut self) -> What {
-        self.said = Instant::now();
-        self.owed = None;
+        self.last_checkpoint = Instant::now();
+        self.pending = None;
         checkpoint(self.position)
     }
 
@@ -218,12 +217,12 @@ impl Watch {
         What::Reset(Reset {})
     }
 
-    /// When the next checkpoint is to be sent, where nothing else is.
+    /// When the next checkpoint is due, if nothing else is sent.
     fn due(&self) -> Instant {
-        match self.owed {
-            Some(Owed::ChangeFeed) => self.said,
-            Some(Owed::Others) => self.said + OTHERS,
-            None => self.said + HEARTBEAT,
+        match self.pending {
+            Some(PendingCheckpoint::OwnChanges) => self.last_checkpoint,
+            Some(PendingCheckpoint::Others) => self.last_checkpoint + OTHERS_CHECKPOINT_DELAY,
+            None => self.last_checkpoint + HEARTBEAT,
         }
     }
 
@@ -232,14 +231,14 @@ impl Watch {
             biased;
             () = self.ending.cancelled() => Ok(()),
             news = self.subscription.wait_for_changes() => {
-                news.map_err(|_| Status::unavailable("the server ends: watch again elsewhere"))
+                news.map_err(|_| Status::unavailable("the server shuts down: watch again elsewhere"))
             }
             () = sleep_until(due) => Ok(()),
         }
     }
 }
 
-impl Drop for Watch {
+impl Drop for WatchStream {
     fn drop(&mut self) {
         self.metrics.watcher_closed();
     }

@@ -1,7 +1,21 @@
 //! Listening sockets and the connections that they accept, for gRPC and HTTP alike.
 //!
 //! In reading order: [`socket`] (addresses, TCP and Unix sockets), [`accept`] (how many connections a
-//! listener takes at once, and which one makes room for another).
+//! listener takes at once, and which one makes room for another), [`http1`] (the serving loop of the
+//! admin listener and the webhook receiver), [`log_throttle`] (limits how often a warning is logged).
 
-pub mod accept;
+pub(crate) mod accept;
+pub(crate) mod http1;
+pub(crate) mod log_throttle;
 pub mod socket;
+
+use tokio_util::sync::CancellationToken;
+
+/// The two signals by which a server is shut down.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    /// Accept no more connections, announce the end on each, and finish the calls that were begun.
+    pub begun: CancellationToken,
+    /// End everything at once.
+    pub over: CancellationToken,
+}

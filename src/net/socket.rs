@@ -1,4 +1,4 @@
-//! Sockets: TCP, Unix with a path, Unix in the abstract namespace.
+//! Addresses and sockets: TCP, Unix with a path, and Unix in the abstract namespace.
 
 use std::fmt;
 use std::fs::Permissions;
@@ -13,10 +13,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use consentd_os::access;
 use consentd_os::files::{Lock, beside, is_link};
 
-/// Who may connect to a Unix socket: its owner and its group.
+/// The mode of a Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Where to listen, or to connect.
+/// An address to listen on or to connect to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Address {
     /// `HOST:PORT`.
@@ -27,7 +27,7 @@ pub enum Address {
     Abstract(String),
 }
 
-/// An address that is none.
+/// An invalid address.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("must be HOST:PORT such as 127.0.0.1:50051, unix:PATH, or unix:@NAME")]
 pub struct NotAnAddress;
@@ -69,41 +69,41 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why one cannot listen there.
+/// Why an address cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Something else does.
+    /// Another process listens there.
     #[error("{address} is in use: stop what listens there, or choose another address")]
     InUse {
-        /// Where.
+        /// The address.
         address: Address,
     },
-    /// There is something else than a socket.
+    /// The path exists and is not a socket.
     #[error("{address} exists and is not a socket: remove it, or choose another path")]
     NotASocket {
-        /// Where.
+        /// The address.
         address: Address,
     },
     /// The system refused.
     #[error("cannot listen on {address}: {source}{}", hint(address, source))]
     Io {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// What would help where the system refused.
+/// A remedy for an error of the system.
 fn hint(address: &Address, source: &io::Error) -> String {
     match (address, source.kind()) {
         (Address::Unix(path), _) => {
-            // Of another's lock the folder, which may be anybody's, says nothing.
+            // If the lock file belongs to another user, its own permissions are the cause.
             let lock = beside(path, "lock");
             access::hint(if lock.exists() || is_link(&lock) { &lock } else { path }, source)
         }
         (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
-            "; ports below 1024 are the system's: choose one above".to_owned()
+            "; ports below 1024 need privileges: choose one above".to_owned()
         }
         (Address::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
             "; this machine has no such address: 0.0.0.0 stands for all that it has".to_owned()
@@ -112,7 +112,7 @@ fn hint(address: &Address, source: &io::Error) -> String {
     }
 }
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP.
@@ -121,20 +121,20 @@ pub enum Listener {
     Unix(UnixListener, SocketFile),
 }
 
-/// A Unix socket's file, removed when it is dropped; none in the abstract namespace.
+/// A Unix socket's file, which is removed on drop. An abstract socket has none.
 #[derive(Debug)]
 pub struct SocketFile(Option<(PathBuf, Lock)>);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Some((path, _lock)) = &self.0 {
-            // Gone already, or no longer ours to remove: either way it is not there.
+            // If it is gone already, there is nothing to do.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub(crate) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -163,11 +163,11 @@ impl Listener {
         }
     }
 
-    /// Where it listens: the port that was given for port 0.
+    /// The address it listens on, with the assigned port if port 0 was asked for.
     ///
     /// # Errors
     ///
-    /// Where the system does not tell.
+    /// If the system does not report it.
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Self::Tcp(listener) => Address::Tcp(listener.local_addr()?.to_string()),
@@ -180,7 +180,7 @@ impl Listener {
         })
     }
 
-    /// Whether only this machine can reach it.
+    /// Whether only this machine can connect to it.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -195,7 +195,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Answers are small: they must not wait for the acknowledgement of the last one.
+                // Responses are small: one must not wait for the acknowledgement of the one before.
                 stream.set_nodelay(true)?;
                 Ok(Accepted::Tcp(stream))
             }
@@ -204,8 +204,8 @@ impl Listener {
     }
 }
 
-/// Binds under a temporary name and renames, so that a socket that can be seen can be connected
-/// to. A socket that a dead process left is replaced; a living one's is not.
+/// Binds under a temporary name and renames, so that clients can connect to the socket as soon as its
+/// path exists. Replaces a socket that a dead process left, but not one that is in use.
 async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError> {
     let io = |source| BindError::Io { address: address.clone(), source };
     let in_use = || BindError::InUse { address: address.clone() };
@@ -217,9 +217,9 @@ async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError
             return Err(BindError::NotASocket { address: address.clone() });
         }
         Ok(_) => match UnixStream::connect(path).await {
-            // Nobody listens there any more.
+            // No process listens there any more.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // Somebody does, though it may be too busy to take one more connection.
+            // One does, even if its backlog is full.
             Ok(_) => return Err(in_use()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(in_use()),
             Err(error) => return Err(io(error)),
@@ -229,7 +229,7 @@ async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError
     match std::fs::symlink_metadata(&temporary) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io(error)),
-        // What a process left that was killed before it renamed it, and nothing else.
+        // A socket that a process left when it was killed before the rename.
         Ok(found) if found.file_type().is_socket() => {
             std::fs::remove_file(&temporary).map_err(io)?;
         }
@@ -269,7 +269,7 @@ fn abstract_name(_: &tokio::net::unix::SocketAddr) -> Option<String> {
 ///
 /// # Errors
 ///
-/// Where the system refuses.
+/// The system's error.
 pub async fn connect_unix(address: &Address) -> io::Result<UnixStream> {
     match address {
         Address::Unix(path) => UnixStream::connect(path).await,
@@ -285,7 +285,7 @@ fn connect_abstract(name: &str) -> io::Result<UnixStream> {
     use socket2::{Domain, SockAddr, Socket, Type};
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    // It is accepted into the backlog, or refused, or there is no room: it does not wait.
+    // Connecting does not wait: the backlog takes the connection, or it fails.
     socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
     UnixStream::from_std(OwnedFd::from(socket).into())
 }
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_print_as_they_are_read() {
+    fn address_display_round_trips() {
         for text in ["127.0.0.1:0", "localhost:50051", "[::1]:1", "unix:/a/b", "unix:@name"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_living_socket_is_not_replaced_and_a_dead_one_is() {
+    async fn bind_replaces_a_dead_socket_and_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let address = Address::Unix(path.clone());

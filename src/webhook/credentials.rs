@@ -1,5 +1,5 @@
-//! By what a request is judged: secrets, and whose numbers are whose. All of it is read anew while
-//! requests are received.
+//! The secrets that authenticate webhooks and the numbers of each business, reloaded while requests
+//! are received.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,27 +18,27 @@ use crate::whatsapp::Rules;
 use consentd_os::access;
 use consentd_os::files;
 
-/// How often is looked whether anything was changed.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often the files are read to see whether they changed.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A secret that is shorter could be guessed.
+/// The fewest characters of a secret: a shorter one could be guessed.
 const MIN_SECRET_CHARS: usize = 16;
 
-/// The most secrets at once: the one of today, and those that it replaces.
+/// The most secrets at once: the current one, and those that it replaces.
 const MAX_SECRETS: usize = 16;
 
-/// By what requests are judged.
+/// The configuration that requests are verified and parsed by.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Setup {
+pub struct ReceiverConfig {
     /// The app's secrets, by any of which a request may be signed.
     pub app_secrets: Secrets,
-    /// What the platform must say in its handshake.
+    /// The tokens by any of which WhatsApp verifies the webhook.
     pub verify_tokens: Secrets,
-    /// Whose numbers are whose, and what opens the window.
+    /// The business of each phone number, and the messages that open the window.
     pub rules: Rules,
 }
 
-/// A secret. Shows itself to nobody.
+/// A secret. Its `Debug` output does not contain it.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Secret(Box<str>);
 
@@ -48,28 +48,28 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Secrets, each of which is good.
+/// A set of valid secrets.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Secrets(Vec<Secret>);
 
-/// Why files of secrets cannot be used.
+/// Why the secrets cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// One cannot be read.
+    /// A file cannot be read.
     #[error("cannot read the secret in {path}: {source}{}", access::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// One has none.
+    /// A file has no secret.
     #[error("there is no secret in {path}: write one a line")]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// One of them can be guessed.
+    /// A secret is too short.
     #[error("line {line} of {path} is shorter than {MIN_SECRET_CHARS} characters")]
     Short {
         /// The file.
@@ -111,8 +111,8 @@ impl Secrets {
         if secrets.len() > MAX_SECRETS { Err(SecretError::TooMany) } else { Ok(Self(secrets)) }
     }
 
-    /// Whether these bytes were signed by one of them: `signature` is their HMAC-SHA256. All are
-    /// tried, so that the time it takes does not tell which one it was.
+    /// Whether `signature` is the HMAC-SHA256 of `bytes` under one of the secrets. All are tried, so
+    /// that the time taken does not reveal which one matched.
     #[must_use]
     pub fn signed(&self, bytes: &[u8], signature: &[u8; 32]) -> bool {
         let one = |secret: &Secret| {
@@ -126,31 +126,31 @@ impl Secrets {
         self.0.iter().map(one).fold(Choice::from(0), |found, this| found | this).into()
     }
 
-    /// Whether `told` is one of them.
+    /// Whether `candidate` is one of the secrets.
     #[must_use]
-    pub fn include(&self, told: &str) -> bool {
-        // Digests have one length, whatever that of the secret.
+    pub fn contains(&self, candidate: &str) -> bool {
+        // Digests are compared, because their length does not depend on the secret's.
         let digest = |text: &str| -> [u8; 32] { Sha256::digest(text.as_bytes()).into() };
-        let told = digest(told);
-        let one = |secret: &Secret| digest(&secret.0).ct_eq(&told);
+        let candidate = digest(candidate);
+        let one = |secret: &Secret| digest(&secret.0).ct_eq(&candidate);
         self.0.iter().map(one).fold(Choice::from(0), |found, this| found | this).into()
     }
 }
 
-/// Reads the setup anew on a hangup, and when what it is read from was changed; one that cannot be
-/// used changes nothing, and is told of.
-pub async fn reload<E>(
+/// Reloads the configuration on SIGHUP and whenever its files change. An invalid configuration is
+/// logged and changes nothing.
+pub(crate) async fn reload<E>(
     webhook: Webhook,
-    read: impl Fn() -> Result<Setup, E> + Send + Sync + 'static,
+    read: impl Fn() -> Result<ReceiverConfig, E> + Send + Sync + 'static,
     mut hangup: Signal,
 ) where
     E: fmt::Display + Send + 'static,
 {
     let read = Arc::new(read);
-    let mut ticks = interval(LOOK_EVERY);
+    let mut ticks = interval(RELOAD_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What was wrong the last time: the same is told once, however often it is looked at.
-    let mut wrong: Option<String> = None;
+    // The last error, so that the same error is logged once.
+    let mut last_error: Option<String> = None;
     loop {
         let asked = tokio::select! {
             _ = ticks.tick() => false,
@@ -165,10 +165,10 @@ pub async fn reload<E>(
             Err(panicked) => Err(panicked.to_string()),
         };
         match found {
-            Ok(setup) => {
-                let is_new = **webhook.setup.load() != setup;
-                if is_new || asked || wrong.is_some() {
-                    let numbers = setup.rules.numbers.len();
+            Ok(config) => {
+                let is_new = **webhook.config.load() != config;
+                if is_new || asked || last_error.is_some() {
+                    let numbers = config.rules.numbers.len();
                     info!(
                         numbers,
                         changed = is_new,
@@ -177,20 +177,20 @@ pub async fn reload<E>(
                     webhook.metrics.webhook_reloaded("done");
                 }
                 if is_new {
-                    webhook.setup.store(Arc::new(setup));
+                    webhook.config.store(Arc::new(config));
                 }
-                wrong = None;
+                last_error = None;
             }
-            Err(said) => {
-                if asked || wrong.as_ref() != Some(&said) {
+            Err(error) => {
+                if asked || last_error.as_ref() != Some(&error) {
                     warn!(
-                        cause = said,
+                        cause = error,
                         "keeping the webhook's previous secrets and numbers: the changed \
                          configuration cannot be used; mend it, it is read again within five seconds"
                     );
                     webhook.metrics.webhook_reloaded("failed");
                 }
-                wrong = Some(said);
+                last_error = Some(error);
             }
         }
     }

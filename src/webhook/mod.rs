@@ -1,11 +1,11 @@
-//! The webhook receiver: what WhatsApp sends over HTTP is recorded before it is answered.
+//! The webhook receiver: it records what WhatsApp posts, and only then acknowledges it.
 //!
-//! In reading order: here (limits, connections, routes), `credentials` (secrets and whose numbers; how
-//! they are read anew), `receive` (one request), `warnings` (what is logged, and how often).
+//! In reading order: here (limits, routes), `credentials` (secrets and the configured numbers, and
+//! their reload), `receive` (one request), `warnings` (throttled log lines).
 //!
-//! A request is judged by its signature before anything of it is parsed, and answered with 200
-//! only once all of it is durable, or can never be. Anything else makes the platform send it
-//! again, for up to seven days, and a repeat changes nothing.
+//! The receiver verifies a request's signature before it parses the body. It answers 200 only once
+//! every event of the request is durable, or can never be recorded. On any other status WhatsApp
+//! repeats the request for up to seven days; recording is idempotent, so a repeat changes nothing.
 
 mod credentials;
 mod receive;
@@ -25,126 +25,109 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::debug;
 
-pub use self::credentials::{Secret, SecretError, Secrets, Setup, reload};
+pub(crate) use self::credentials::reload;
+pub use self::credentials::{ReceiverConfig, SecretError, Secrets};
 use self::warnings::WebhookWarnings;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
-use crate::net::accept::{Capacity, Door, Ends, Place};
+use crate::net::Drain;
+use crate::net::accept::Capacity;
+use crate::net::http1::{self, Http1Limits};
 use crate::recorder::Recorder;
 use consentd_os::clock;
 
-/// Where the platform is told to send its webhooks.
-pub const PATH: &str = "/webhook";
+/// The path of the receiver, as it is entered in the App Dashboard.
+pub(crate) const PATH: &str = "/webhook";
 
-/// The most bytes of a request's body: the platform's own limit.
-pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
-/// So much of a body that is too large is still read, and thrown away, so that whoever sends it
-/// gets to read why.
+/// The most bytes of a request's body: WhatsApp's own limit.
+pub(crate) const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+/// So many bytes of a body that is too large are read and discarded, so that its sender gets to read
+/// the response.
 const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
-/// A larger body is checked and read on a thread that may take its time.
-const INLINE_BYTES: usize = 64 * 1024;
-/// Connections at once: an ingress keeps a few open.
-const MAX_CONNECTIONS: usize = 256;
-/// From so many on, the one that has had nothing to record for the longest is told to end for each
-/// new one; where there are as many as may be, at once. So bodies that do not arrive keep out
-/// nobody whose body does.
-const CROWDED: usize = 192;
-/// Bodies being judged at once, each of [`MAX_BODY_BYTES`] at the most.
-const MAX_JUDGED: usize = 64;
-/// Requests being recorded at once.
+/// A larger body is verified and parsed on a blocking thread.
+const MAX_INLINE_BYTES: usize = 64 * 1024;
+/// The listener's limits. An ingress keeps a few connections open.
+const LIMITS: Http1Limits = Http1Limits {
+    // Connections whose body has not arrived count as silent at once, so that they never keep out
+    // one whose body has.
+    capacity: Capacity { max: 256, crowded: 192, min_silence: Duration::ZERO },
+    label: "webhook",
+    header_timeout: Duration::from_secs(5),
+    connection_age: Duration::from_mins(10),
+    // As long as any request may take.
+    shutdown_grace: Duration::from_secs(30),
+};
+/// Bodies that are verified and parsed at once, each of [`MAX_BODY_BYTES`] at the most.
+const MAX_PARSING: usize = 64;
+/// Requests whose events are recorded at once.
 const MAX_RECORDING: usize = 16;
-/// How long a request waits for one of these places.
-const ROOM: Duration = Duration::from_secs(2);
-/// How long a request's head may take.
-const HEADERS: Duration = Duration::from_secs(5);
-/// How long its body may take.
-const BODY: Duration = Duration::from_secs(10);
-/// How long recording may take; the platform waits hardly longer.
-const RECORDING: Duration = Duration::from_secs(10);
-/// After so long a connection is told to end.
-const CONNECTION_AGE: Duration = Duration::from_mins(10);
-/// How long what was begun on it may take then: as long as any request may.
-const GRACE: Duration = Duration::from_secs(30);
-/// Bytes of a request's head.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long a request waits for a permit of either kind.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a request's body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long recording may take; WhatsApp waits hardly longer.
+const RECORDING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Receives webhooks; clones share it.
+/// The receiver of webhooks. Clones share its state.
 #[derive(Clone)]
-pub struct Webhook {
+pub(crate) struct Webhook {
     recorder: Recorder,
     metrics: Arc<Metrics>,
-    setup: Arc<ArcSwap<Setup>>,
-    judging: Arc<Semaphore>,
+    config: Arc<ArcSwap<ReceiverConfig>>,
+    parsing: Arc<Semaphore>,
     recording: Arc<Semaphore>,
     warnings: Arc<WebhookWarnings>,
 }
 
 impl Webhook {
-    /// A receiver that records there.
+    /// A receiver that records by `recorder`.
     #[must_use]
-    pub fn new(recorder: Recorder, setup: Setup, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(recorder: Recorder, config: ReceiverConfig, metrics: Arc<Metrics>) -> Self {
         Self {
             recorder,
             metrics,
-            setup: Arc::new(ArcSwap::from_pointee(setup)),
-            judging: Arc::new(Semaphore::new(MAX_JUDGED)),
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            parsing: Arc::new(Semaphore::new(MAX_PARSING)),
             recording: Arc::new(Semaphore::new(MAX_RECORDING)),
             warnings: Arc::default(),
         }
     }
 }
 
-/// Serves the listener until `draining` is cancelled, then ends what was begun, at the latest when
-/// `over` is.
-pub async fn serve(
+/// Serves the listener until `drain.begun`, then finishes what was begun, at the latest until
+/// `drain.over`.
+pub(crate) async fn serve(
     listener: TcpListener,
     webhook: Webhook,
     budget: Arc<Budget>,
-    draining: CancellationToken,
-    over: CancellationToken,
+    drain: Drain,
 ) {
-    let capacity = Capacity { most: MAX_CONNECTIONS, crowded: CROWDED, silence: Duration::ZERO };
-    let mut door = Door::new(capacity, Some("webhook"), Arc::clone(&webhook.metrics));
+    let metrics = Arc::clone(&webhook.metrics);
     let router = router(webhook);
-    let connections = TaskTracker::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = draining.cancelled() => break,
-            (stream, _) = door.next(|| listener.accept()) => {
-                let sender = Sender::new(&budget);
-                let records = Arc::clone(&sender.records);
-                let Some(place) = door.admit(move || !records.load(Ordering::Relaxed)) else {
-                    continue;
-                };
-                let ends = (draining.clone(), over.clone());
-                let router = router.clone();
-                connections.spawn(serve_connection(stream, router, sender, ends, place));
-            }
-        }
-    }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
+    let connect = || {
+        let sender = Sender::new(&budget);
+        let records = Arc::clone(&sender.records);
+        let service = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(sender.clone());
+            service.call(request)
+        });
+        (service, move || !records.load(Ordering::Relaxed))
+    };
+    http1::serve(listener, LIMITS, metrics, drain, connect).await;
 }
 
-/// Who sends on one connection.
+/// The sender on one connection.
 #[derive(Clone)]
 struct Sender {
-    /// What its bodies are charged to.
-    share: Arc<budget::Connection>,
-    /// Whether a body of its has arrived, and is being judged or recorded.
+    /// The budget that its bodies are charged to.
+    share: Arc<budget::ConnectionBudget>,
+    /// Whether a body of its has arrived, and is being verified or recorded.
     records: Arc<AtomicBool>,
 }
 
@@ -172,48 +155,4 @@ async fn measured(State(webhook): State<Webhook>, request: Request, next: Next) 
     let took = clock::boot().saturating_sub(begun);
     webhook.metrics.webhook_answered(response.status().as_u16(), took);
     response
-}
-
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    sender: Sender,
-    (draining, over): (CancellationToken, CancellationToken),
-    place: Place,
-) {
-    let service = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(sender.clone());
-        service.call(request)
-    });
-    let Ends { gently, now } = &place.ends;
-    let told = async {
-        tokio::select! {
-            () = gently.cancelled() => {}
-            () = draining.cancelled() => {}
-        }
-    };
-    // Answers are short, and nobody must wait for a second one before the first is sent.
-    let _ = stream.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = now.cancelled() => Ok(()),
-        _ = timeout(CONNECTION_AGE, told) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = timeout(GRACE, connection) => ended.unwrap_or(Ok(())),
-                () = over.cancelled() => Ok(()),
-                () = now.cancelled() => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = served {
-        debug!(%error, "a webhook connection ended");
-    }
 }

@@ -1,4 +1,4 @@
-//! One request: from its bytes to its answer.
+//! One webhook request: from its bytes to its response.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,30 +15,31 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::credentials::Setup;
+use super::credentials::ReceiverConfig;
 use super::{
-    BODY, INLINE_BYTES, MAX_BODY_BYTES, MAX_DRAINED_BYTES, RECORDING, ROOM, Sender, Webhook,
+    BODY_TIMEOUT, MAX_BODY_BYTES, MAX_DRAINED_BYTES, MAX_INLINE_BYTES, PERMIT_TIMEOUT,
+    RECORDING_TIMEOUT, Sender, Webhook,
 };
 use crate::budget::{Charge, Pool};
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
 use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind};
 use consentd_os::clock;
 
-/// The header that has a request's signature.
+/// The header with a request's signature.
 const SIGNATURE: &str = "x-hub-signature-256";
 
-/// In how many seconds to try again.
-const RETRY_AFTER: &str = "5";
+/// The value of `Retry-After`: when to repeat a request, in seconds.
+const RETRY_AFTER_SECONDS: &str = "5";
 
-/// The longest challenge that is said back.
+/// The longest challenge that is echoed.
 const MAX_CHALLENGE_BYTES: usize = 256;
 
-/// For how long the platform sends again what was not answered with 200.
-const RETRIED_FOR: Duration = Duration::from_hours(7 * 24);
+/// For how long WhatsApp repeats a request that was not answered with 200.
+const RETRY_PERIOD: Duration = Duration::from_hours(7 * 24);
 
 /// Why a request was not answered with 200.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum ReceiveError {
     #[error("no X-Hub-Signature-256: sha256= and the HMAC of the body in hexadecimal")]
     Unsigned,
     #[error("the signature is not that of these bytes under any of the app's secrets")]
@@ -51,16 +52,16 @@ enum Refused {
     Broken,
     #[error(transparent)]
     BadPayload(#[from] PayloadError),
-    #[error("too many requests at once; send it again")]
+    #[error("overloaded: too many requests at once; send it again")]
     Busy,
     #[error("not recorded yet; send it again")]
     NotDurable,
 }
 
-impl Refused {
+impl ReceiveError {
     fn status(&self) -> StatusCode {
         match self {
-            // And not 401: that would have to name a challenge, and the sender knows of none.
+            // Not 401, which would have to name an authentication scheme.
             Self::Unsigned | Self::WrongSignature => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -70,30 +71,31 @@ impl Refused {
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for ReceiveError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut response = (status, format!("{self}\n")).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            let after = header::HeaderValue::from_static(RETRY_AFTER);
+            let after = header::HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, after);
         }
         response
     }
 }
 
-/// Shows the platform that this is the address it was told of.
+/// Answers the verification request that WhatsApp sends when a webhook is configured.
 pub(super) async fn handshake(
     State(webhook): State<Webhook>,
     Query(asked): Query<HashMap<String, String>>,
 ) -> Response {
-    let said = |name| asked.get(name).map_or("", String::as_str);
-    if !webhook.setup.load().verify_tokens.include(said("hub.verify_token")) {
-        return (StatusCode::FORBIDDEN, "hub.verify_token is not the one that is set up here\n")
+    let parameter = |name| asked.get(name).map_or("", String::as_str);
+    if !webhook.config.load().verify_tokens.contains(parameter("hub.verify_token")) {
+        return (StatusCode::FORBIDDEN, "hub.verify_token is not the configured one\n")
             .into_response();
     }
-    let challenge = said("hub.challenge");
-    if said("hub.mode") != "subscribe" || !(1..=MAX_CHALLENGE_BYTES).contains(&challenge.len()) {
+    let challenge = parameter("hub.challenge");
+    if parameter("hub.mode") != "subscribe" || !(1..=MAX_CHALLENGE_BYTES).contains(&challenge.len())
+    {
         return (StatusCode::BAD_REQUEST, "hub.mode=subscribe and a hub.challenge are needed\n")
             .into_response();
     }
@@ -101,7 +103,7 @@ pub(super) async fn handshake(
     (as_text, challenge.to_owned()).into_response()
 }
 
-/// Records what a request says.
+/// Records the events of a request.
 pub(super) async fn receive(State(webhook): State<Webhook>, request: Request) -> Response {
     match webhook.receive(request).await {
         Ok(()) => "recorded\n".into_response(),
@@ -110,61 +112,62 @@ pub(super) async fn receive(State(webhook): State<Webhook>, request: Request) ->
 }
 
 impl Webhook {
-    async fn receive(&self, request: Request) -> Result<(), Refused> {
+    async fn receive(&self, request: Request) -> Result<(), ReceiveError> {
         let (parts, body) = request.into_parts();
-        let sender = parts.extensions.get::<Sender>().ok_or(Refused::Busy)?;
-        // Until the body is there it has no place that another could need: it is charged as it
-        // arrives, and its connection may be ended for another.
-        let mut charge = sender.share.charge(Pool::Webhooks, 0).map_err(|_| Refused::Busy)?;
-        // Read even where there is no signature, so that whoever sends it gets to read why.
-        let body = timeout(BODY, whole(body, &mut charge)).await;
-        let body = body.map_err(|_| Refused::TooSlow)??;
-        let _records = Records::begin(&sender.records);
-        let place = room(&self.judging).await?;
-        let heard = self.judge(signature(&parts.headers), body).await?;
+        let sender = parts.extensions.get::<Sender>().ok_or(ReceiveError::Busy)?;
+        // A body takes no permit until it has arrived: its bytes are charged as they come, and its
+        // connection may be closed for another.
+        let mut charge = sender.share.charge(Pool::Webhooks, 0).map_err(|_| ReceiveError::Busy)?;
+        // The body is read even without a signature, so that the sender gets to read the response.
+        let body = timeout(BODY_TIMEOUT, read_body(body, &mut charge)).await;
+        let body = body.map_err(|_| ReceiveError::TooSlow)??;
+        let _records = RecordingGuard::begin(&sender.records);
+        let place = acquire(&self.parsing).await?;
+        let payload = self.verify_and_parse(signature(&parts.headers), body).await?;
         drop(place);
-        for ((kind, cause), count) in &heard.skipped {
+        for ((kind, cause), count) in &payload.skipped {
             self.metrics.webhook_skipped(kind.name(), cause.name(), cause.is_malformed(), *count);
         }
-        self.warnings.heard(&heard);
-        if heard.updates.is_empty() {
+        self.warnings.skipped(&payload);
+        if payload.updates.is_empty() {
             return Ok(());
         }
-        let _place = room(&self.recording).await?;
-        match timeout(RECORDING, self.record(heard)).await {
+        let _place = acquire(&self.recording).await?;
+        match timeout(RECORDING_TIMEOUT, self.record(payload)).await {
             Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(Refused::NotDurable),
+            Ok(false) | Err(_) => Err(ReceiveError::NotDurable),
         }
     }
 
-    /// Checks a body's signature, and only then reads it.
-    async fn judge(
+    /// Verifies a body's signature, and only then parses it.
+    async fn verify_and_parse(
         &self,
         signature: Option<[u8; 32]>,
         body: Bytes,
-    ) -> Result<ParsedPayload, Refused> {
-        let setup = self.setup.load_full();
-        let judged = if body.len() <= INLINE_BYTES {
-            judge(&setup, signature, &body)
+    ) -> Result<ParsedPayload, ReceiveError> {
+        let config = self.config.load_full();
+        let judged = if body.len() <= MAX_INLINE_BYTES {
+            verify_and_parse(&config, signature, &body)
         } else {
-            // Others must not wait for it.
-            let judged = tokio::task::spawn_blocking(move || judge(&setup, signature, &body));
-            judged.await.unwrap_or(Err(Refused::NotDurable))
+            // A large body would hold up the other requests of this thread.
+            let judged =
+                tokio::task::spawn_blocking(move || verify_and_parse(&config, signature, &body));
+            judged.await.unwrap_or(Err(ReceiveError::NotDurable))
         };
         match &judged {
-            Err(Refused::Unsigned) => self.warnings.signature("there was none"),
-            Err(Refused::WrongSignature) => self.warnings.signature("it was not right"),
+            Err(ReceiveError::Unsigned) => self.warnings.bad_signature("it is missing"),
+            Err(ReceiveError::WrongSignature) => self.warnings.bad_signature("it is wrong"),
             _ => {}
         }
         judged
     }
 
-    /// Records all updates; whether every one is durable, or can never be.
-    async fn record(&self, heard: ParsedPayload) -> bool {
-        let mut kinds = Vec::with_capacity(heard.updates.len());
-        let mut submissions = Vec::with_capacity(heard.updates.len());
-        let mut places = Vec::with_capacity(heard.updates.len());
-        for (place, update) in heard.updates.into_iter().enumerate() {
+    /// Records all updates. Returns whether each one is durable, or can never be recorded.
+    async fn record(&self, payload: ParsedPayload) -> bool {
+        let mut kinds = Vec::with_capacity(payload.updates.len());
+        let mut submissions = Vec::with_capacity(payload.updates.len());
+        let mut places = Vec::with_capacity(payload.updates.len());
+        for (place, update) in payload.updates.into_iter().enumerate() {
             kinds.push((update.kind, UpdateOutcome::Unchanged));
             places.extend(update.submissions.iter().map(|_| place));
             submissions.extend(update.submissions);
@@ -184,13 +187,15 @@ impl Webhook {
                 raise(&mut kinds, place, outcome);
             }
         }
-        // What is too far ahead of the ledger's clock denies as of its arrival. Where it may be
-        // recorded by its own time yet, it is to come again: by that it counts for longer.
+        // A denial whose time is too far ahead of the ledger's clock is recorded as of its arrival.
+        // If it can still be recorded under its own time later, the request fails, so that it is
+        // repeated: under its own time the denial outranks more allows.
         let results = self.record_all(&denials).await;
         for (((place, before), denial), result) in ahead.into_iter().zip(&denials).zip(results) {
             let outcome =
                 result.map_or(UpdateOutcome::Failed, |result| self.classify(denial, &result));
-            let is_recorded = before == UpdateOutcome::Refused && outcome == UpdateOutcome::Applied;
+            let is_recorded =
+                before == UpdateOutcome::ReceiveError && outcome == UpdateOutcome::Applied;
             raise(&mut kinds, place, if is_recorded { outcome } else { outcome.max(before) });
         }
         for (kind, outcome) in &kinds {
@@ -199,7 +204,7 @@ impl Webhook {
         kinds.iter().all(|(_, outcome)| *outcome != UpdateOutcome::Failed)
     }
 
-    /// Records any number of events; gives the outcome of each, nothing where it was not tried.
+    /// Records any number of events. Returns the outcome of each, or `None` if it was not tried.
     async fn record_all(&self, submissions: &[Submission]) -> Vec<Option<Recorded>> {
         let mut all: Vec<Option<Recorded>> = Vec::with_capacity(submissions.len());
         for chunk in submissions.chunks(MAX_EVENTS) {
@@ -209,7 +214,7 @@ impl Webhook {
             let gone = results.iter().any(fails);
             all.extend(results.into_iter().map(Some));
             if gone {
-                // Where there is no ledger, the rest has none either.
+                // The ledger failed: the rest would fail, too.
                 break;
             }
         }
@@ -221,13 +226,13 @@ impl Webhook {
         match result {
             Ok(outcome) if outcome.applied => UpdateOutcome::Applied,
             Ok(_) => UpdateOutcome::Unchanged,
-            Err(refusal) if may_come_yet(submission, refusal) => {
+            Err(refusal) if may_succeed_later(submission, refusal) => {
                 self.warnings.failed(refusal);
                 UpdateOutcome::Failed
             }
             Err(refusal) => {
                 self.warnings.refused(refusal);
-                UpdateOutcome::Refused
+                UpdateOutcome::ReceiveError
             }
         }
     }
@@ -238,7 +243,7 @@ impl Webhook {
 enum UpdateOutcome {
     Unchanged,
     Applied,
-    Refused,
+    ReceiveError,
     Failed,
 }
 
@@ -247,7 +252,7 @@ impl UpdateOutcome {
         match self {
             Self::Unchanged => "unchanged",
             Self::Applied => "applied",
-            Self::Refused => "refused",
+            Self::ReceiveError => "refused",
             Self::Failed => "failed",
         }
     }
@@ -260,8 +265,7 @@ fn raise(kinds: &mut [(UpdateKind, UpdateOutcome)], place: usize, outcome: Updat
     }
 }
 
-/// Whether an event was refused for a time that is too far ahead of the ledger's clock, and for
-/// nothing else.
+/// Whether an event was refused only because its time is too far ahead of the ledger's clock.
 fn is_ahead(result: &Recorded) -> bool {
     match result {
         Err(Refusal::Invalid(found)) => found.iter().all(|found| found.field == "event_time"),
@@ -269,18 +273,18 @@ fn is_ahead(result: &Recorded) -> bool {
     }
 }
 
-/// Whether what was not recorded may be, if it comes again.
-fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
+/// Whether an event that was not recorded may be recorded when the request is repeated.
+fn may_succeed_later(submission: &Submission, refusal: &Refusal) -> bool {
     match refusal {
-        // What is ahead of the ledger's clock is not once that has gone on, or was set: a STOP
-        // must not be lost for a clock that is late.
+        // A time ahead of the ledger's clock is valid once the clock has moved on or was corrected:
+        // a STOP must not be lost because of a clock that is slow.
         Refusal::Invalid(_) => {
-            let soon = clock::wall().plus(RETRIED_FOR);
+            let soon = clock::wall().plus(RETRY_PERIOD);
             let is_soon = submission.event.time.is_some_and(|time| time <= soon);
             is_soon && is_ahead(&Err(refusal.clone()))
         }
         Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
-        // A record that cannot be read is mended, or read by a newer version.
+        // An unreadable record may be repaired, or read by a newer version.
         Refusal::Unreadable(_)
         | Refusal::Contended
         | Refusal::Ledger(_)
@@ -289,37 +293,37 @@ fn may_come_yet(submission: &Submission, refusal: &Refusal) -> bool {
     }
 }
 
-async fn room(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refused> {
-    match timeout(ROOM, Arc::clone(places).acquire_owned()).await {
+async fn acquire(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ReceiveError> {
+    match timeout(PERMIT_TIMEOUT, Arc::clone(places).acquire_owned()).await {
         Ok(Ok(place)) => Ok(place),
-        Ok(Err(_)) | Err(_) => Err(Refused::Busy),
+        Ok(Err(_)) | Err(_) => Err(ReceiveError::Busy),
     }
 }
 
-/// Says that a connection records something, and is not to be ended for another, until dropped.
-struct Records<'a>(&'a AtomicBool);
+/// Marks a connection as busy until dropped, so that it is not closed for another.
+struct RecordingGuard<'a>(&'a AtomicBool);
 
-impl<'a> Records<'a> {
+impl<'a> RecordingGuard<'a> {
     fn begin(records: &'a AtomicBool) -> Self {
         records.store(true, Ordering::Relaxed);
         Self(records)
     }
 }
 
-impl Drop for Records<'_> {
+impl Drop for RecordingGuard<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
-/// All of a body, which is charged as it arrives; of one that is too large nothing is kept.
-async fn whole(mut body: Body, charge: &mut Charge) -> Result<Bytes, Refused> {
-    let told = body.size_hint().lower();
-    let mut too_large = told > MAX_BODY_BYTES as u64;
+/// Reads a body and charges its bytes as they arrive. Nothing of a body that is too large is kept.
+async fn read_body(mut body: Body, charge: &mut Charge) -> Result<Bytes, ReceiveError> {
+    let announced = body.size_hint().lower();
+    let mut too_large = announced > MAX_BODY_BYTES as u64;
     let mut kept = BytesMut::new();
     let (mut length, mut paid) = (0_usize, 0);
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Refused::Broken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| ReceiveError::Broken)?.into_data() else { continue };
         length = length.saturating_add(data.len());
         too_large |= length > MAX_BODY_BYTES;
         if length > MAX_DRAINED_BYTES {
@@ -329,13 +333,13 @@ async fn whole(mut body: Body, charge: &mut Charge) -> Result<Bytes, Refused> {
             kept = BytesMut::new();
         } else {
             kept.extend_from_slice(&data);
-            // As it grows it may take twice as much as has arrived.
+            // The buffer may be twice as large as what has arrived.
             let more = kept.capacity().saturating_sub(paid);
-            charge.grow(more).map_err(|_| Refused::Busy)?;
+            charge.grow(more).map_err(|_| ReceiveError::Busy)?;
             paid += more;
         }
     }
-    if too_large { Err(Refused::TooLarge) } else { Ok(kept.freeze()) }
+    if too_large { Err(ReceiveError::TooLarge) } else { Ok(kept.freeze()) }
 }
 
 /// The signature that a request has, where it has one, and one alone.
@@ -348,14 +352,14 @@ fn signature(headers: &HeaderMap) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn judge(
-    setup: &Setup,
+fn verify_and_parse(
+    config: &ReceiverConfig,
     signature: Option<[u8; 32]>,
     body: &[u8],
-) -> Result<ParsedPayload, Refused> {
-    let signature = signature.ok_or(Refused::Unsigned)?;
-    if !setup.app_secrets.signed(body, &signature) {
-        return Err(Refused::WrongSignature);
+) -> Result<ParsedPayload, ReceiveError> {
+    let signature = signature.ok_or(ReceiveError::Unsigned)?;
+    if !config.app_secrets.signed(body, &signature) {
+        return Err(ReceiveError::WrongSignature);
     }
-    Ok(whatsapp::parse(body, &setup.rules)?)
+    Ok(whatsapp::parse(body, &config.rules)?)
 }

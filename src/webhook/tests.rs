@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use tower::ServiceExt as _;
 
-use super::{Secrets, Sender, Setup, Webhook, router};
-use crate::budget::{Budget, MIN_BYTES, MIN_CONNECTION_BYTES, Sizes};
+use super::{ReceiverConfig, Secrets, Sender, Webhook, router};
+use crate::budget::{Budget, BudgetSizes, MIN_BYTES, MIN_CONNECTION_BYTES};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::whatsapp::{self, Rules};
@@ -188,10 +188,11 @@ async fn receiver_beside(
     let path = folder.join("secret");
     std::fs::write(&path, SECRET).unwrap();
     let secrets = Secrets::read([path.as_path()]).unwrap();
-    let setup = Setup { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
-    let sizes = Sizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
+    let config =
+        ReceiverConfig { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
+    let sizes = BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
     let sender = Sender::new(&Budget::new(sizes, Arc::clone(&metrics)));
-    let router = router(Webhook::new(recorder, setup, metrics));
+    let router = router(Webhook::new(recorder, config, metrics));
     (router.layer(axum::Extension(sender)), ledger)
 }
 
@@ -211,15 +212,15 @@ fn expected(body: &[u8]) -> Result<whatsapp::ParsedPayload, u16> {
     let text: String = String::from_utf8_lossy(body).chars().map(|c| c.max(' ')).collect();
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let is_object = is_json && text.trim_start().starts_with('{');
-    let heard = whatsapp::parse(body, &rules());
-    assert_eq!(heard.is_ok(), is_object);
-    heard.map_err(|_| 400)
+    let payload = whatsapp::parse(body, &rules());
+    assert_eq!(payload.is_ok(), is_object);
+    payload.map_err(|_| 400)
 }
 
 /// Whether anything of it can be recorded at all: a user's id may be none.
-fn is_recordable(heard: &whatsapp::ParsedPayload) -> bool {
+fn is_recordable(payload: &whatsapp::ParsedPayload) -> bool {
     let (secret, names) = (KeySecret::new(&[7; 16]), PlatformNames::default());
-    let events = heard.updates.iter().flat_map(|update| &update.submissions);
+    let events = payload.updates.iter().flat_map(|update| &update.submissions);
     let mut events = events.map(|submission| &submission.event);
     events.any(|event| {
         secret.parse(&event.user_id, &event.business_id).is_ok()
@@ -238,16 +239,16 @@ async fn no_field_of_any_type_costs_more_than_its_update() {
                 let mut payload = fixture.clone();
                 *payload.pointer_mut(&place).unwrap() = wrong;
                 let body = serde_json::to_vec(&payload).unwrap();
-                let heard = expected(&body);
+                let payload = expected(&body);
                 let status = status(&closed, &body).await;
-                match heard {
+                match payload {
                     Err(code) => assert_eq!(status, code),
-                    Ok(heard) => {
+                    Ok(payload) => {
                         // Nobody may be told 200 of what a closed ledger does not have.
-                        let to_record = is_recordable(&heard);
+                        let to_record = is_recordable(&payload);
                         assert_eq!(status, if to_record { 503 } else { 200 }, "{place}");
                         recorded += usize::from(to_record);
-                        passed += usize::from(!heard.skipped.is_empty());
+                        passed += usize::from(!payload.skipped.is_empty());
                     }
                 }
             }
@@ -279,12 +280,12 @@ async fn mutated_payloads_are_answered_and_nothing_panics() {
     for case in 0..cases {
         let shown = Case(case);
         let body = mutated(&mut Rng(case), &fixtures, &wrong);
-        let heard = expected(&body);
+        let payload = expected(&body);
         let is_open = case % RECORDED == 0;
         let status = status(if is_open { &open } else { &closed }, &body).await;
-        match heard {
+        match payload {
             Err(code) => assert_eq!(status, code),
-            Ok(heard) if is_open || !is_recordable(&heard) => assert_eq!(status, 200),
+            Ok(payload) if is_open || !is_recordable(&payload) => assert_eq!(status, 200),
             Ok(_) => assert_eq!(status, 503),
         }
         *statuses.entry(status).or_insert(0_u64) += 1;
@@ -355,9 +356,9 @@ fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong
 }
 
 /// Which of these users a payload denies something.
-fn denied<'u>(heard: &whatsapp::ParsedPayload, users: &'u [String; 3]) -> Vec<&'u String> {
+fn denied<'u>(payload: &whatsapp::ParsedPayload, users: &'u [String; 3]) -> Vec<&'u String> {
     use consentd_core::event::What;
-    let events = heard.updates.iter().flat_map(|update| &update.submissions);
+    let events = payload.updates.iter().flat_map(|update| &update.submissions);
     let events: Vec<_> = events.filter(|one| one.event.business_id == "acme").collect();
     let is_denied = |user: &&String| {
         let mut theirs = events.iter().filter(|one| one.event.user_id == **user);
@@ -398,11 +399,11 @@ async fn a_denial_beside_a_broken_neighbour_is_never_lost() {
                 .filter(|(_, needed)| is_beside(needed, &place, value))
                 .map(|(user, _)| user)
                 .collect();
-            let Ok(heard) = whatsapp::parse(&body, &rules()) else {
+            let Ok(payload) = whatsapp::parse(&body, &rules()) else {
                 assert_eq!(place, "", "{bytes:?}");
                 continue;
             };
-            let found = denied(&heard, &users);
+            let found = denied(&payload, &users);
             let lost: Vec<_> = expected.iter().filter(|user| !found.contains(user)).collect();
             assert!(lost.is_empty(), "{place}: {}", String::from_utf8_lossy(bytes));
             beside += expected.len();

@@ -1,70 +1,62 @@
-//! What is logged of webhooks, and how often: never whose they are, and not once for each.
+//! Throttled log lines about webhooks. None of them names a user.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
 
+use crate::net::log_throttle::LogThrottle;
 use crate::recorder::Refusal;
 use crate::whatsapp::{ParsedPayload, SkipCause};
-use consentd_os::clock;
 
-/// How often the same is complained about; what was not told is counted.
-const EVERY: Duration = Duration::from_secs(30);
+/// The shortest time between two lines of one kind.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The longest number's id that is said back.
+/// The longest `phone_number_id` that is logged.
 const MAX_NUMBER_BYTES: usize = 32;
 
-/// What may be complained about.
-#[derive(Default)]
+/// The warnings of a receiver, each with a throttle of its own.
 pub(super) struct WebhookWarnings {
-    signature: Limited,
-    stranger: Limited,
-    malformed: Limited,
-    refused: Limited,
-    failed: Limited,
+    bad_signature: LogThrottle,
+    unknown_number: LogThrottle,
+    malformed: LogThrottle,
+    refused: LogThrottle,
+    failed: LogThrottle,
 }
 
-/// When it was last complained, and what has not been told since.
-#[derive(Default)]
-struct Limited(Mutex<(Option<Duration>, u64)>);
-
-impl Limited {
-    /// Adds what there is to tell; gives how much it is, where it is time to tell.
-    fn add(&self, count: u64) -> Option<u64> {
-        let now = clock::boot();
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, untold) = &mut *state;
-        *untold = untold.saturating_add(count);
-        if *untold == 0 || last.is_some_and(|last| now.saturating_sub(last) < EVERY) {
-            return None;
+impl Default for WebhookWarnings {
+    fn default() -> Self {
+        let throttle = || LogThrottle::new(LOG_INTERVAL);
+        Self {
+            bad_signature: throttle(),
+            unknown_number: throttle(),
+            malformed: throttle(),
+            refused: throttle(),
+            failed: throttle(),
         }
-        *last = Some(now);
-        Some(std::mem::take(untold))
     }
 }
 
 impl WebhookWarnings {
-    /// A request whose signature is not right.
-    pub(super) fn signature(&self, what: &'static str) {
-        if let Some(requests) = self.signature.add(1) {
+    /// Warns of a request whose signature is missing or wrong.
+    pub(super) fn bad_signature(&self, cause: &'static str) {
+        if let Some(requests) = self.bad_signature.record(1) {
             warn!(
                 requests,
-                cause = what,
+                cause,
                 "refused webhook requests with 403: X-Hub-Signature-256 is missing or wrong; compare \
                  --webhook-app-secret-file with the app's secret in the App Dashboard"
             );
         }
     }
 
-    /// What of a payload was passed over although it should not have to be.
-    pub(super) fn heard(&self, heard: &ParsedPayload) {
-        let of = |wanted: fn(SkipCause) -> bool| {
-            let counts = heard.skipped.iter().filter(|((_, cause), _)| wanted(*cause));
+    /// Warns of updates that were skipped because they are malformed or their number is not configured.
+    pub(super) fn skipped(&self, payload: &ParsedPayload) {
+        let count = |wanted: fn(SkipCause) -> bool| {
+            let counts = payload.skipped.iter().filter(|((_, cause), _)| wanted(*cause));
             counts.map(|(_, count)| count).sum()
         };
-        if let Some(updates) = self.malformed.add(of(SkipCause::is_malformed)) {
-            let causes = heard.skipped.keys().filter(|(_, cause)| cause.is_malformed());
+        if let Some(updates) = self.malformed.record(count(SkipCause::is_malformed)) {
+            let causes = payload.skipped.keys().filter(|(_, cause)| cause.is_malformed());
             let causes: Vec<_> =
                 causes.map(|(kind, cause)| [kind.name(), cause.name()].join(": ")).collect();
             warn!(
@@ -73,11 +65,11 @@ impl WebhookWarnings {
                 "webhook updates are malformed: of each only an opt-out or another denial is recorded"
             );
         }
-        let strange = of(|cause| cause == SkipCause::UnknownNumber);
-        if let Some(number) = &heard.unknown_number
-            && let Some(updates) = self.stranger.add(strange)
+        let unknown = count(|cause| cause == SkipCause::UnknownNumber);
+        if let Some(number) = &payload.unknown_number
+            && let Some(updates) = self.unknown_number.record(unknown)
         {
-            // What a stranger wrote is said back where it can only be such an id.
+            // Text from an unknown sender is logged only if it can be nothing but such an id.
             let is_id =
                 number.len() <= MAX_NUMBER_BYTES && number.bytes().all(|b| b.is_ascii_digit());
             warn!(
@@ -89,9 +81,9 @@ impl WebhookWarnings {
         }
     }
 
-    /// An update that will not be recorded, however often it comes.
+    /// Warns of an update that will never be recorded, however often it is repeated.
     pub(super) fn refused(&self, refusal: &Refusal) {
-        if let Some(updates) = self.refused.add(1) {
+        if let Some(updates) = self.refused.record(1) {
             let field = match refusal {
                 Refusal::Invalid(found) => found.first().map_or("", |found| found.field.as_str()),
                 _ => "",
@@ -105,9 +97,9 @@ impl WebhookWarnings {
         }
     }
 
-    /// An update that could not be recorded now.
+    /// Warns of an update that could not be recorded now, and that WhatsApp will repeat.
     pub(super) fn failed(&self, refusal: &Refusal) {
-        if let Some(updates) = self.failed.add(1) {
+        if let Some(updates) = self.failed.record(1) {
             warn!(
                 updates,
                 cause = %refusal,

@@ -7,11 +7,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use consentd::budget::{Budget, Sizes};
+use consentd::budget::{Budget, BudgetSizes};
 use consentd::checker::Checker;
-use consentd::grpc::connection::{Drain, Limits, serve};
-use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Routes, pb};
+use consentd::grpc::connection::{Limits, serve};
+use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Router, pb};
 use consentd::metrics::Metrics;
+use consentd::net::Drain;
 use consentd::net::socket::{Address, Listener};
 use consentd::table::Writer;
 use consentd_core::decision::Policy;
@@ -289,11 +290,11 @@ pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let checker = Checker::new(table, Policy::default(), bound, Arc::clone(&metrics));
     let drain = Drain::default();
     let health = HealthService::new(checker.clone(), drain.begun.clone());
-    let sizes = Sizes { bytes: 1 << 26, connection_bytes: 1 << 23, calls: 100 };
+    let sizes = BudgetSizes { bytes: 1 << 26, connection_bytes: 1 << 23, calls: 100 };
     let budget = Budget::new(sizes, Arc::clone(&metrics));
     let most = CheckLimits { batch: 100, recipients: 100 };
     let checks = CheckService::new(checker, "file:none".into(), most, Arc::clone(&metrics));
-    let routes = Routes::new(health).unwrap().with_checks(checks).unwrap();
+    let routes = Router::new(health).unwrap().with_checks(checks).unwrap();
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.unwrap();
     let address = listener.address().unwrap().to_string();
     let limits =

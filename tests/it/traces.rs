@@ -273,7 +273,7 @@ async fn a_collector_that_is_not_there_is_told_of_once_and_hurts_no_check() {
     ask_many(&sidecar).await;
     eventually("two exports failed", || async { spans_counted(&sidecar, "failed").await > 512 })
         .await;
-    assert_eq!(times_said(&sidecar, "traces cannot be exported"), 1, "{}", sidecar.said());
+    assert_eq!(times_said(&sidecar, "cannot export traces"), 1, "{}", sidecar.said());
     assert!(end(&mut sidecar).await < Duration::from_secs(8), "it waits for no collector");
 }
 

@@ -113,12 +113,12 @@ proptest! {
     fn a_question_is_what_prost_reads(message in request(), fate in fate()) {
         let intact = matches!(fate, Fate::Intact | Fate::Doubled);
         let bytes = befallen(&message, fate);
-        match Asked::read(&bytes) {
+        match RawCheckRequest::read(&bytes) {
             Ok(asked) => {
                 let decoded = pb::CanSendRequest::decode(&*bytes).unwrap();
-                prop_assert_eq!(asked, Asked::from(&decoded));
+                prop_assert_eq!(asked, RawCheckRequest::from(&decoded));
             }
-            Err(Unusual) => prop_assert!(!intact),
+            Err(FallBackToProst) => prop_assert!(!intact),
         }
     }
 
@@ -126,12 +126,12 @@ proptest! {
     fn a_question_of_a_stream_is_what_prost_reads(message in sequence(), fate in fate()) {
         let intact = matches!(fate, Fate::Intact | Fate::Doubled);
         let bytes = befallen(&message, fate);
-        match Sequenced::read(&bytes) {
+        match RawStreamRequest::read(&bytes) {
             Ok(read) => {
                 let decoded = pb::StreamCanSendRequest::decode(&*bytes).unwrap();
-                prop_assert_eq!(read, Sequenced::from(&decoded));
+                prop_assert_eq!(read, RawStreamRequest::from(&decoded));
             }
-            Err(Unusual) => prop_assert!(!intact),
+            Err(FallBackToProst) => prop_assert!(!intact),
         }
     }
 
@@ -139,12 +139,12 @@ proptest! {
     fn a_batch_is_what_prost_reads(message in batch(), fate in fate()) {
         let intact = matches!(fate, Fate::Intact | Fate::Doubled);
         let bytes = befallen(&message, fate);
-        match Asked::read_batch(&bytes, 100) {
+        match RawCheckRequest::read_batch(&bytes, 100) {
             Ok(batch) => {
                 let decoded = pb::BatchCanSendRequest::decode(&*bytes).unwrap();
-                prop_assert_eq!(batch, decoded.requests.iter().map(Asked::from).collect::<Vec<_>>());
+                prop_assert_eq!(batch, decoded.requests.iter().map(RawCheckRequest::from).collect::<Vec<_>>());
             }
-            Err(Unusual) => prop_assert!(!intact),
+            Err(FallBackToProst) => prop_assert!(!intact),
         }
     }
 
@@ -153,13 +153,13 @@ proptest! {
         let intact = matches!(fate, Fate::Intact | Fate::Doubled);
         let bytes = befallen(&message, fate);
         let mut users = Vec::new();
-        match Campaign::read(&bytes, 100, &mut users) {
+        match RawCampaign::read(&bytes, 100, &mut users) {
             Ok(campaign) => {
                 let decoded = pb::FilterRecipientsRequest::decode(&*bytes).unwrap();
-                prop_assert_eq!(campaign, Campaign::from(&decoded));
+                prop_assert_eq!(campaign, RawCampaign::from(&decoded));
                 prop_assert_eq!(users, decoded.user_ids);
             }
-            Err(Unusual) => prop_assert!(!intact),
+            Err(FallBackToProst) => prop_assert!(!intact),
         }
     }
 }
@@ -187,7 +187,7 @@ proptest! {
     fn answers_are_written_as_prost_writes_them(
         answers in prop::collection::vec(answer(), 0..8),
     ) {
-        let mut results = Results::with_capacity(0);
+        let mut results = BatchResponseEncoder::with_capacity(0);
         let mut expected = pb::BatchCanSendResponse::default();
         for answer in &answers {
             use pb::batch_can_send_result::Result as Pb;
@@ -205,13 +205,14 @@ proptest! {
 #[test]
 fn as_many_as_may_be_are_read_and_one_more() {
     let batch = |n| pb::BatchCanSendRequest { requests: vec![pb::CanSendRequest::default(); n] };
-    let read = |n| Asked::read_batch(&batch(n).encode_to_vec(), 3).map(|batch| batch.len());
-    assert_eq!((read(3), read(4), read(5)), (Ok(3), Ok(4), Err(Unusual)));
+    let read =
+        |n| RawCheckRequest::read_batch(&batch(n).encode_to_vec(), 3).map(|batch| batch.len());
+    assert_eq!((read(3), read(4), read(5)), (Ok(3), Ok(4), Err(FallBackToProst)));
     let filter =
         |n| pb::FilterRecipientsRequest { user_ids: vec![String::new(); n], ..Default::default() };
     let read = |n| {
         let (bytes, mut users) = (filter(n).encode_to_vec(), Vec::new());
-        Campaign::read(&bytes, 3, &mut users).map(|_| users.len())
+        RawCampaign::read(&bytes, 3, &mut users).map(|_| users.len())
     };
-    assert_eq!((read(3), read(4), read(5)), (Ok(3), Ok(4), Err(Unusual)));
+    assert_eq!((read(3), read(4), read(5)), (Ok(3), Ok(4), Err(FallBackToProst)));
 }
