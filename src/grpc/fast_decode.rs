@@ -76,7 +76,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// ConnectionService `each` with every field's tag and value, in their order.
+/// Calls `each` with the tag and value of every field, in order.
 fn fields<'a>(
     mut rest: &'a [u8],
     mut each: impl FnMut(u32, Value<'a>) -> Result<(), FallBackToProst>,

@@ -40,7 +40,7 @@ pub struct ReceiverConfig {
 
 /// A secret. Its `Debug` output does not contain it.
 #[derive(Clone, Eq, PartialEq)]
-pub struct Secret(Box<str>);
+pub(super) struct Secret(Box<str>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -30,8 +30,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-pub(crate) use self::credentials::reload;
-pub use self::credentials::{ReceiverConfig, SecretError, Secrets};
+pub(crate) use self::credentials::{ReceiverConfig, Secrets, reload};
 use self::warnings::WebhookWarnings;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
