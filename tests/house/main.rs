@@ -74,20 +74,26 @@ fn modules_import_what_the_map_allows() {
         ("synthetic", &[]),
         ("follower", &["change_feed", "metrics", "table", "synthetic"]),
         ("recorder", &["metrics"]),
-        ("decision_log", &["metrics"]),
+        ("net", &["metrics"]),
+        ("decision_log", &["metrics", "net"]),
         ("checker", &["decision_log", "table", "metrics"]),
         ("budget", &["metrics"]),
-        (
-            "grpc",
-            &["accept", "budget", "change_feed", "checker", "recorder", "metrics", "telemetry"],
-        ),
+        ("grpc", &["budget", "change_feed", "checker", "metrics", "net", "recorder", "telemetry"]),
         ("whatsapp", &["recorder"]),
-        ("webhook", &["accept", "budget", "metrics", "recorder", "whatsapp"]),
-        ("accept", &["metrics"]),
-        ("admin", &["accept", "budget", "checker", "metrics"]),
+        ("webhook", &["budget", "metrics", "net", "recorder", "whatsapp"]),
+        ("admin", &["budget", "checker", "metrics", "net"]),
         (
             "config",
-            &["budget", "synthetic", "decision_log", "grpc", "telemetry", "webhook", "whatsapp"],
+            &[
+                "budget",
+                "decision_log",
+                "grpc",
+                "net",
+                "synthetic",
+                "telemetry",
+                "webhook",
+                "whatsapp",
+            ],
         ),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
@@ -109,7 +115,7 @@ fn foreign_types_stay_behind_their_module() {
         ("redb::", ""),
         ("redis::", ""),
         ("dashmap::", "table"),
-        ("axum::", "admin webhook"),
+        ("axum::", "admin net webhook"),
         ("tonic::", "grpc"),
         ("opentelemetry", "telemetry"),
         ("std::env::", "config"),
@@ -141,7 +147,7 @@ fn files_stay_short_enough_to_be_read() {
     {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         // The model quotes the page beside what it does, and is the one exception.
-        let most = if path.ends_with("it/model.rs") { 1_300 } else { 530 };
+        let most = if path.ends_with("it/model.rs") { 1_300 } else { 540 };
         assert!(lines <= most, "{} has {lines} lines", path.display());
     }
 }
