@@ -103,7 +103,10 @@ async fn decision_log_is_appended_to_its_own_files_alone() {
     let flags = ["--decision-log", shown.as_str()];
     for (name, content) in [("log", "a letter\n"), ("log", "{\"userId\":1}\n"), ("log.3", "mine")] {
         fs::write(at(name), content).unwrap();
-        assert_says(&refused(folder.path(), &flags), &["--decision-log", name, "not a decision log"]);
+        assert_says(
+            &refused(folder.path(), &flags),
+            &["--decision-log", name, "not a decision log"],
+        );
         assert_eq!(fs::read(at(name)).unwrap(), content.as_bytes());
         fs::remove_file(at(name)).unwrap();
     }
