@@ -19,7 +19,7 @@ use consentd_core::record::{HistoryEntry, Outcome, Record, Request};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Ledger, Options, Redis, Stored, Target, TargetOptions, Update, create,
+    Appended, Change, Ledger, Options, Redis, StoredRecord, Target, TargetOptions, Update, create,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -154,11 +154,11 @@ fn opt_in(secret: &KeySecret, number: u64) -> Change {
         what,
     };
     let update = Update { user_id, business_id, record, history: vec![entry], record_time: time };
-    Change { key, base: Stored::default().version, update: Some(update) }
+    Change { key, base: StoredRecord::default().version, update: Some(update) }
 }
 
 fn all_written(appended: &[Appended]) {
-    assert!(appended.iter().all(|outcome| matches!(outcome, Appended::At(_))));
+    assert!(appended.iter().all(|outcome| matches!(outcome, Appended::Committed(_))));
 }
 
 /// New pairs, in batches, from a few callers.

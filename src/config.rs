@@ -45,8 +45,8 @@ use crate::telemetry::TraceSettings;
 use consentd_core::decision::Policy;
 use consentd_core::event::PlatformNames;
 use consentd_core::keyword::KeywordSettings;
-use consentd_os::access;
 use consentd_os::files::UsedFile;
+use consentd_os::io_hint;
 
 /// The settings of a sidecar as they were given, by flags and variables or by the file.
 ///
@@ -93,7 +93,7 @@ pub struct ServeArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}{}", access::hint(path, source))]
+    #[error("cannot read the configuration file {path}: {source}{}", io_hint::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -35,7 +35,7 @@ use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, Stored, Update,
+    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, StoredRecord, Update,
 };
 use server::Server;
 use tempfile::TempDir;
@@ -166,12 +166,12 @@ fn inbound(message_id: &str) -> What {
     What::Inbound { message_id: message_id.into(), text: String::new() }
 }
 
-fn nothing() -> Stored {
-    Stored::default()
+fn nothing() -> StoredRecord {
+    StoredRecord::default()
 }
 
 /// The change by which these things happen, one a millisecond, to a pair that was read as `stored`.
-fn change(key: Key, stored: &Stored, happened: impl IntoIterator<Item = What>) -> Change {
+fn change(key: Key, stored: &StoredRecord, happened: impl IntoIterator<Item = What>) -> Change {
     let mut record = stored.record.clone();
     let mut history = Vec::new();
     for what in happened {
@@ -188,7 +188,7 @@ fn change(key: Key, stored: &Stored, happened: impl IntoIterator<Item = What>) -
     Change { key, base: stored.version, update: Some(update) }
 }
 
-async fn read(ledger: &Ledger, key: Key) -> Stored {
+async fn read(ledger: &Ledger, key: Key) -> StoredRecord {
     ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap()
 }
 
@@ -197,7 +197,7 @@ async fn append(ledger: &Ledger, key: Key, what: What) -> Revision {
     loop {
         let change = change(key, &read(ledger, key).await, [what.clone()]);
         match &ledger.append(vec![change]).await.unwrap()[..] {
-            [Appended::At(revision)] => return *revision,
+            [Appended::Committed(revision)] => return *revision,
             [Appended::Conflict(_)] => {}
             other => panic!("one change has one outcome: {other:?}"),
         }
@@ -205,7 +205,7 @@ async fn append(ledger: &Ledger, key: Key, what: What) -> Revision {
 }
 
 /// What a change that was appended leaves of its pair.
-fn record_after(change: &Change, stored: &Stored) -> Record {
+fn record_after(change: &Change, stored: &StoredRecord) -> Record {
     // Its history's length and chain are the ledger's to reckon.
     let Record { history_len, chain, .. } = stored.record.clone();
     Record { history_len, chain, ..update(change).record.clone() }

@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::config::Settings;
 use crate::decision_log::{DecisionLog, DecisionLogWriter, DropReporter, LogTarget};
 use crate::metrics::Metrics;
-use consentd_os::access;
+use consentd_os::io_hint;
 
 /// How long writing the last decisions may take, at shutdown: into a pipe without a reader it would
 /// take for ever.
@@ -31,7 +31,7 @@ pub(super) fn open(
     let opened = crate::decision_log::open(log.clone(), Arc::clone(metrics));
     let (log, writer) = opened.map_err(|error| match &log.target {
         LogTarget::File(path) => {
-            let (shown, hint) = (path.display(), access::hint(path, &error));
+            let (shown, hint) = (path.display(), io_hint::hint(path, &error));
             anyhow!("--decision-log: cannot open {shown}: {error}{hint}")
         }
         LogTarget::Stdout => anyhow!("--decision-log: cannot write to standard output: {error}"),

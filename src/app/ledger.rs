@@ -15,7 +15,7 @@ use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use consentd_ledger::{
-    Appender, Compacted, Driver, Embedded, Ledger, Opened, Options, Redis, RefusedBy,
+    Appender, CompactionReport, Driver, Embedded, Ledger, OpenedLedger, Options, Redis, RefusedBy,
 };
 use consentd_os::clock;
 use consentd_os::files;
@@ -55,7 +55,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerT
                 // A sidecar that does not record applies no retention, so it needs no permission to delete.
                 retention: (settings.listeners.record.is_some() || settings.webhook.is_some())
                     .then_some(settings.storage.retention),
-                sweep_every: settings.storage.retention.sweep_every(),
+                sweep_interval: settings.storage.retention.sweep_interval(),
             };
             let (ledger, driver) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;
@@ -71,8 +71,8 @@ pub(super) fn refuse_to_replace_lost_ledger(settings: &Settings) -> anyhow::Resu
     if settings.storage.new {
         return Ok(());
     }
-    let mut left =
-        consentd_ledger::traces(path).with_context(|| format!("--ledger: {}", path.display()))?;
+    let mut left = consentd_ledger::leftover_files(path)
+        .with_context(|| format!("--ledger: {}", path.display()))?;
     if !path.exists() {
         left.extend(follower::snapshot_files_in(files::folder(path), MAX_SCANNED_FILES));
     }
@@ -88,7 +88,7 @@ pub(super) fn refuse_to_replace_lost_ledger(settings: &Settings) -> anyhow::Resu
 fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appender)> {
     let opened =
         Embedded::open_to_serve(path, settings.storage.retention, settings.storage.ledger_cache)?;
-    let Opened { ledger, appender, is_new, compacted, mode_before } = opened;
+    let OpenedLedger { ledger, appender, is_new, compacted, mode_before } = opened;
     let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let full = full.display();
     if is_new {
@@ -110,7 +110,7 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     }
     match compacted {
         None => {}
-        Some(Ok(Compacted { before, now, .. })) => {
+        Some(Ok(CompactionReport { before, now, .. })) => {
             info!(
                 bytes_before = before,
                 bytes_now = now,

@@ -17,8 +17,8 @@ use tower::service_fn;
 
 use super::stranger::{self, Stranger};
 use crate::net::socket::{Address, connect_unix};
-use consentd_os::access;
 use consentd_os::files;
+use consentd_os::io_hint;
 
 /// How long to wait before another try where a socket has no room.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -128,7 +128,7 @@ impl ClientArgs {
                 )
             }
             (Address::Unix(path), io::ErrorKind::PermissionDenied) => {
-                let hint = system.map(|error| access::hint(path, error)).unwrap_or_default();
+                let hint = system.map(|error| io_hint::hint(path, error)).unwrap_or_default();
                 let hint = hint.trim_start_matches("; ");
                 format!("a socket may be used by its owner and its group; {hint}")
             }
@@ -262,7 +262,7 @@ impl TokenArgs {
     pub(super) fn header(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(path) = &self.token_file else { return Ok(None) };
         let text = files::read_trusted(path).map_err(|error| {
-            let hint = access::hint(path, &error);
+            let hint = io_hint::hint(path, &error);
             anyhow!("cannot read the token file {}: {error}{hint}", path.display())
         })?;
         let Some((_, token)) = crate::grpc::parse_token_file(&text).next() else {

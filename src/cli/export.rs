@@ -18,7 +18,7 @@ use super::record::{moment, on_wire};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::time::Timestamp;
-use consentd_ledger::ledger_begins;
+use consentd_ledger::has_ledger_signature;
 use consentd_os::files::{self, Usage, UsedFile};
 
 #[derive(Args, Debug)]
@@ -49,7 +49,7 @@ fn check_output(path: &Path, token: Option<&Path>) -> anyhow::Result<()> {
     used.push(file("--output", path, Usage::Written));
     files::check(&used)?;
     let shown = path.display();
-    if ledger_begins(path) {
+    if has_ledger_signature(path) {
         bail!("--output: {shown} is a ledger, and would be replaced: give a path of its own");
     }
     let most = u64::try_from(FIRST.len()).unwrap_or(0);

@@ -47,7 +47,9 @@ use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use crate::table::Writer;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Bucket, FollowerPosition, Heard, Ledger, LedgerError, Page, Standing};
+use consentd_ledger::{
+    Bucket, DurabilityStatus, FollowerPosition, Ledger, LedgerError, Notification, Page,
+};
 use consentd_os::clock::{self, Moment};
 
 /// How many announced entries are applied between two looks at what else there is to do.
@@ -59,7 +61,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Follows one ledger.
 pub struct Follower {
     ledger: Ledger,
-    announcements: Option<Receiver<Heard>>,
+    announcements: Option<Receiver<Notification>>,
     applier: Applier,
     metrics: Arc<Metrics>,
     bound: Duration,
@@ -80,7 +82,7 @@ pub struct Follower {
     /// Why the table stays invalid though it holds the ledger; empty where it does not.
     overflow: String,
     /// How well the ledger keeps what it acknowledges, as last told.
-    standing: Option<Standing>,
+    standing: Option<DurabilityStatus>,
     /// Why announcements are not heard, as last logged.
     unheard: Option<String>,
     /// Buckets that the ledger has lost, and that are not back.
@@ -188,7 +190,7 @@ impl Follower {
         &mut self,
         driver: &mut Scheduler,
         tasks: Vec<Task>,
-        mut announcements: Receiver<Heard>,
+        mut announcements: Receiver<Notification>,
     ) {
         let mut pending = PendingOperations::new();
         let mut ticks = every(period(self.bound));
@@ -212,7 +214,7 @@ impl Follower {
                     let tasks = driver.on_tick(Moment::now());
                     self.perform(&mut pending, tasks).await;
                 }
-                () = position.wanted() => {
+                () = position.catch_up_requested() => {
                     let tasks = driver.on_tick(Moment::now());
                     self.perform(&mut pending, tasks).await;
                 }
@@ -222,7 +224,7 @@ impl Follower {
                 }
                 () = next(&mut save) => self.start_snapshot(driver, &pending),
                 heard = announcements.recv() => match heard {
-                    Ok(Heard::Announcement(announcement)) => {
+                    Ok(Notification::Announcement(announcement)) => {
                         for piece in pieces(&announcement, MAX_AT_ONCE) {
                             let tasks = driver.on_announcement(piece, Moment::now());
                             self.perform(&mut pending, tasks).await;
@@ -230,11 +232,11 @@ impl Follower {
                             tokio::task::yield_now().await;
                         }
                     }
-                    Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
+                    Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
                         let tasks = driver.on_missed(Moment::now());
                         self.perform(&mut pending, tasks).await;
                     }
-                    Ok(Heard::Subscribed) => {
+                    Ok(Notification::Subscribed) => {
                         self.metrics.subscribed("subscribed");
                         if self.unheard.take().is_some() {
                             info!("subscribed to the ledger's announcements again");
@@ -242,7 +244,7 @@ impl Follower {
                         let tasks = driver.on_missed(Moment::now());
                         self.perform(&mut pending, tasks).await;
                     }
-                    Ok(Heard::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
+                    Ok(Notification::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
                     // The ledger is gone; without proofs the table denies by itself.
                     Err(RecvError::Closed) => return,
                 },
@@ -253,7 +255,7 @@ impl Follower {
     /// Tells recorders that what was applied so far is in the table.
     fn at(&self, driver: &Scheduler) {
         let machine = driver.state_machine();
-        self.position.follow(machine.position(), |revision| machine.head_at(revision));
+        self.position.advance(machine.position(), |revision| machine.head_at(revision));
     }
 
     fn on_answer(
@@ -290,7 +292,7 @@ impl Follower {
         let (ledger, within) = (self.ledger.clone(), period(self.bound));
         Box::pin(async move {
             let PageRequest { after, head, .. } = question;
-            let page = timeout(within, ledger.read_behind(after, head)).await;
+            let page = timeout(within, ledger.read_after_head(after, head)).await;
             Completion::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
         })
     }

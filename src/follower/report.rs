@@ -33,7 +33,7 @@ impl Follower {
     /// Tells what is to be mended about the ledger, whenever that is something else.
     pub(super) fn check_ledger(&mut self) {
         self.metrics.unannounced(self.ledger.unannounced());
-        let standing = self.ledger.standing();
+        let standing = self.ledger.durability();
         if self.standing.as_ref() == Some(&standing) {
             return;
         }

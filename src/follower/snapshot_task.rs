@@ -17,9 +17,9 @@ use super::snapshot_file::{self, SnapshotHeader, WrittenPairs};
 use super::state_machine::{Attempt, WarmStart};
 use super::{Completion, Follower, PendingOperations};
 use crate::table::TableImageError;
-use consentd_os::access;
 use consentd_os::clock::{self, Moment};
 use consentd_os::files::{Lock, beside};
+use consentd_os::io_hint;
 
 /// How long the last saving may take, at the end.
 const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ pub enum SnapshotTargetError {
         path: PathBuf,
     },
     /// Its lock cannot be had.
-    #[error("cannot lock {path}: {source}{}", access::hint(path, source))]
+    #[error("cannot lock {path}: {source}{}", io_hint::hint(path, source))]
     Lock {
         /// The lock.
         path: PathBuf,

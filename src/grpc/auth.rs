@@ -9,8 +9,8 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-use consentd_os::access;
 use consentd_os::files;
+use consentd_os::io_hint;
 
 /// The fewest characters of a token: a shorter one could be guessed.
 const MIN_TOKEN_CHARS: usize = 16;
@@ -24,7 +24,7 @@ pub struct BearerTokens(Arc<ArcSwap<Vec<[u8; 32]>>>);
 #[derive(Debug, thiserror::Error)]
 pub enum BearerTokensError {
     /// The file cannot be read.
-    #[error("cannot read the token file {path}: {source}{}", access::hint(path, source))]
+    #[error("cannot read the token file {path}: {source}{}", io_hint::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -13,7 +13,7 @@ use consentd_core::id::{BusinessId, Key, UserId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{History, Place};
+use consentd_ledger::{EntryPosition, History};
 
 /// Why a message is not an event.
 pub(super) enum NotAnEvent {
@@ -310,7 +310,7 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
 /// Converts a listed event to the history entry that it stands for. For clients. `None` if this
 /// version does not know the kind of event.
 #[must_use]
-pub fn entry(listed: pb::ListEventsResponse) -> Option<(Place, HistoryEntry)> {
+pub fn entry(listed: pb::ListEventsResponse) -> Option<(EntryPosition, HistoryEntry)> {
     let pb::ListEventsResponse { event, record_time, revision, number, chain_head, chain: _ } =
         listed;
     let mut found = Vec::new();
@@ -318,11 +318,11 @@ pub fn entry(listed: pb::ListEventsResponse) -> Option<(Place, HistoryEntry)> {
     let Event { user_id, business_id, time, what } = submission(event, String::new()).ok()?.event;
     let head = chain_head.try_into().ok()?;
     let entry = HistoryEntry { user_id, business_id, time: time?, record_time, what };
-    Some((Place { revision, number, head }, entry))
+    Some((EntryPosition { revision, number, head }, entry))
 }
 
 /// Converts a history entry of a listing.
-pub(super) fn listed(at: Place, entry: HistoryEntry) -> pb::ListEventsResponse {
+pub(super) fn listed(at: EntryPosition, entry: HistoryEntry) -> pb::ListEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
     pb::ListEventsResponse {
         event: Some(event(entry)),
@@ -335,7 +335,7 @@ pub(super) fn listed(at: Place, entry: HistoryEntry) -> pb::ListEventsResponse {
 }
 
 /// Converts a history entry of an export.
-pub(super) fn exported(at: Place, entry: HistoryEntry) -> pb::ExportEventsResponse {
+pub(super) fn exported(at: EntryPosition, entry: HistoryEntry) -> pb::ExportEventsResponse {
     let record_time = Some(timestamp(entry.record_time));
     pb::ExportEventsResponse {
         event: Some(event(entry)),
@@ -357,7 +357,7 @@ pub(super) fn chain(history: &History) -> pb::ChainCheck {
         head: record.chain.to_vec(),
         event_count: record.history_len,
         kept_count: u64::try_from(history.entries.len()).unwrap_or(u64::MAX),
-        expired_count: history.gone,
+        expired_count: history.expired,
         unreadable_count: history.unreadable,
         last_inbound_time: state.last_inbound.map(timestamp),
         last_failure_time: last_failure.map(timestamp),

@@ -17,7 +17,7 @@ use consentd_core::facts::Resolved;
 use consentd_core::id::BusinessId;
 use consentd_core::record::{ChainHead, HistoryEntry};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Cursor, History, Place};
+use consentd_ledger::{Cursor, EntryPosition, History};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";
@@ -94,7 +94,8 @@ impl RecordService {
                 Ok(entries) => (entries, None),
                 Err(status) => (Vec::new(), Some(Err(status))),
             };
-            let kept = |(at, entry): &(Place, HistoryEntry)| at.revision <= end && wanted(entry);
+            let kept =
+                |(at, entry): &(EntryPosition, HistoryEntry)| at.revision <= end && wanted(entry);
             let entries = entries.into_iter().filter(kept);
             let answers = entries.map(|(at, entry)| Ok(convert::exported(at, entry)));
             stream::iter(answers.chain(failed).collect::<Vec<_>>())

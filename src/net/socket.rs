@@ -10,8 +10,8 @@ use std::str::FromStr;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use consentd_os::access;
 use consentd_os::files::{Lock, beside, is_link};
+use consentd_os::io_hint;
 
 /// The mode of a Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -100,7 +100,7 @@ fn hint(address: &Address, source: &io::Error) -> String {
         (Address::Unix(path), _) => {
             // If the lock file belongs to another user, its own permissions are the cause.
             let lock = beside(path, "lock");
-            access::hint(if lock.exists() || is_link(&lock) { &lock } else { path }, source)
+            io_hint::hint(if lock.exists() || is_link(&lock) { &lock } else { path }, source)
         }
         (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
             "; ports below 1024 need privileges: choose one above".to_owned()

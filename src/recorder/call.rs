@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::returned::Returnable;
 use super::{Recorder, Refusal};
 use consentd_ledger::{
-    Appended, Change, Followed, FollowerPosition, LedgerError, NotFollowed, Version, Written,
+    AppendReceipt, Appended, Change, FollowTimeout, FollowerCheckpoint, FollowerPosition,
+    LedgerError, Version,
 };
 
 /// How long this process' own follower may take to get to what was appended.
@@ -23,7 +24,7 @@ pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
 pub(super) struct Call<'a> {
     recorder: &'a Recorder,
     /// Where the follower was before anything was appended.
-    before: Option<Followed>,
+    before: Option<FollowerCheckpoint>,
     /// How many losses had been noticed before anything was appended. A loss that is noticed later
     /// may be of what this call appended, however far it had got by then.
     losses: u64,
@@ -60,7 +61,7 @@ impl<'a> Call<'a> {
     pub(super) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
         let first = self.send(&changes);
-        let written = match self.recorder.ledger.append_marked(changes).await {
+        let written = match self.recorder.ledger.append_with_receipts(changes).await {
             Ok(written) => written,
             Err(error) => {
                 if !error.may_be_written() {
@@ -76,7 +77,7 @@ impl<'a> Call<'a> {
     }
 
     /// Takes what came of changes, from the one with this number on.
-    pub(super) fn answered(&self, first: u64, written: &[Written]) {
+    pub(super) fn answered(&self, first: u64, written: &[AppendReceipt]) {
         let mut sent = self.sent();
         for (change, written) in (first..).zip(written) {
             sent.answered(change, written);
@@ -107,7 +108,7 @@ impl<'a> Call<'a> {
     }
 
     /// Waits until this process' own follower has all that was appended.
-    pub(super) async fn finish(self) -> Result<(), NotFollowed> {
+    pub(super) async fn finish(self) -> Result<(), FollowTimeout> {
         let followed = self.follow().await;
         if followed.is_err() {
             // It may go to a server that is no longer the one that is followed.
@@ -121,7 +122,7 @@ impl<'a> Call<'a> {
         followed
     }
 
-    async fn follow(&self) -> Result<(), NotFollowed> {
+    async fn follow(&self) -> Result<(), FollowTimeout> {
         let (Some(follower), Some(before)) = (&self.recorder.follower, self.before) else {
             return Ok(());
         };
@@ -132,7 +133,10 @@ impl<'a> Call<'a> {
         versions.dedup();
         for version in versions {
             let left = deadline.saturating_duration_since(Instant::now());
-            follower.reach(version, before, left).await.map_err(|_| NotFollowed(MAX_FOLLOW))?;
+            follower
+                .wait_for(version, before, left)
+                .await
+                .map_err(|_| FollowTimeout(MAX_FOLLOW))?;
         }
         Ok(())
     }
@@ -143,9 +147,9 @@ impl<'a> Call<'a> {
 }
 
 impl Sent {
-    fn answered(&mut self, change: u64, written: &Written) {
+    fn answered(&mut self, change: u64, written: &AppendReceipt) {
         match &written.outcome {
-            Appended::At(_) => {
+            Appended::Committed(_) => {
                 self.versions.extend(written.version());
                 let kept = self.kept.iter_mut().filter(|kept| kept.change == change);
                 kept.for_each(|kept| kept.is_written = true);
@@ -170,8 +174,8 @@ impl Drop for Call<'_> {
     }
 }
 
-impl From<NotFollowed> for Refusal {
-    fn from(why: NotFollowed) -> Self {
+impl From<FollowTimeout> for Refusal {
+    fn from(why: FollowTimeout) -> Self {
         Self::Unknown(why)
     }
 }

@@ -9,7 +9,7 @@ use consentd_core::record::{HistoryEntry, Record};
 use consentd_core::scope::Scope;
 use consentd_core::state::{Effect, Word};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Embedded, Heard, Ledger, Retention, Update, Version, Written};
+use consentd_ledger::{AppendReceipt, Embedded, Ledger, Notification, Retention, Update, Version};
 
 fn opt_out() -> What {
     What::OptOut { scope: Scope::All, reference: String::new() }
@@ -46,7 +46,7 @@ async fn record_and_erase_that_the_table_does_not_get_to_are_unknown() {
     // Durable they are: once the table gets there, a repeat is answered, and changes nothing.
     let page = ledger.read_after(0).await.unwrap();
     assert_eq!(page.end.revision, 2);
-    follower.follow(page.end, |_| None);
+    follower.advance(page.end, |_| None);
     assert!(recorder.record(&submissions).await[0].is_ok());
     assert_eq!(recorder.erase("US.one", "acme").await.unwrap().revision, 2);
 }
@@ -57,10 +57,10 @@ async fn record_is_answered_when_the_table_gets_there() {
     let (recorder, ledger, follower) = beside(folder.path());
     let mut announcements = ledger.listen();
     let goes_along = async {
-        while let Ok(Heard::Announcement(announced)) = announcements.recv().await {
+        while let Ok(Notification::Announcement(announced)) = announcements.recv().await {
             let last = announced.entries.last().unwrap();
             let (epoch, revision, head) = (announced.epoch, last.revision, last.head);
-            follower.follow(consentd_ledger::Position { epoch, revision, head }, |_| Some(head));
+            follower.advance(consentd_ledger::Position { epoch, revision, head }, |_| Some(head));
         }
     };
     tokio::select! {
@@ -102,8 +102,8 @@ async fn conflict_after_an_unanswered_attempt_keeps_the_denial_to_give_back() {
         // As in a ledger that can fail over.
         call.keeps = true;
         let first = call.send(&[denying("US.one")]);
-        let outcome = Appended::Conflict(Ok(Stored::default()));
-        call.answered(first, &[Written { outcome, mark: 0, maybe_written }]);
+        let outcome = Appended::Conflict(Ok(StoredRecord::default()));
+        call.answered(first, &[AppendReceipt { outcome, head_prefix: 0, maybe_written }]);
         call.finish().await.unwrap();
         assert_eq!(unsettled(&recorder), kept);
     }
@@ -117,8 +117,8 @@ async fn loss_noticed_before_the_answer_gives_back_what_was_just_recorded() {
         let mut call = Call::new(&recorder, true);
         call.keeps = true;
         let appended = call.append(vec![denying("US.one")]).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
-        follower.follow(ledger.read_after(0).await.unwrap().end, |_| None);
+        assert!(matches!(appended[..], [Appended::Committed(1)]), "{appended:?}");
+        follower.advance(ledger.read_after(0).await.unwrap().end, |_| None);
         // The task that gives back hears of the loss before this call keeps its denial.
         if is_lost {
             recorder.acknowledged.memory().doubt();

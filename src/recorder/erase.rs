@@ -9,13 +9,13 @@ use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, UserPair, pause};
 use consentd_core::id::Key;
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, MAX_APPEND, Stored, UnreadableRecord, Update};
+use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord, UnreadableRecord, Update};
 
 /// One of the person's pairs, as it was read.
 struct Found {
     business_id: String,
     key: Key,
-    stored: Result<Stored, UnreadableRecord>,
+    stored: Result<StoredRecord, UnreadableRecord>,
 }
 
 impl Found {
@@ -67,7 +67,7 @@ impl Recorder {
         // Those that were erased before too: whoever did may have died before this.
         self.ledger.purge(&keys).await?;
         call.finish().await?;
-        let after = self.ledger.log_gone_after();
+        let after = self.ledger.max_log_age();
         done.log_expire = last.zip(after).map(|(last, after)| last.plus(after));
         self.metrics.erased(done.erased);
         Ok(done)
@@ -147,7 +147,7 @@ impl Recorder {
             let mut businesses = Vec::with_capacity(pairs.len());
             for Found { business_id, key, stored } in pairs {
                 businesses.push(business_id);
-                let Stored { version, record } = stored?;
+                let StoredRecord { version, record } = stored?;
                 let is_tombstone = record.is_tombstone();
                 let tombstone = if is_tombstone { record } else { record.tombstone(clock) };
                 times.push(time_of(&tombstone));
@@ -161,7 +161,7 @@ impl Recorder {
             let given = given.into_iter().zip(times).zip(businesses);
             for ((((key, is_new), time), business_id), appended) in given.zip(appended) {
                 match appended {
-                    Appended::At(revision) => {
+                    Appended::Committed(revision) => {
                         if let Some(time) = time.filter(|_| !is_new) {
                             // It is acknowledged like one that was erased now.
                             call.keep(Returnable::Erase { key, time });
@@ -190,8 +190,9 @@ impl Recorder {
         let call = Call::new(self, false);
         for attempt in 0..MAX_TRIES {
             let read = self.ledger.read(vec![key]).await?;
-            let stored = read.pairs.into_iter().next().unwrap_or_else(|| Ok(Stored::default()));
-            let Stored { version, record } = stored?;
+            let stored =
+                read.pairs.into_iter().next().unwrap_or_else(|| Ok(StoredRecord::default()));
+            let StoredRecord { version, record } = stored?;
             let is_erased = record.erased.as_ref().is_some_and(|erased| erased.time >= time);
             let later = if is_erased { Vec::new() } else { self.later_than(key, time).await? };
             // The tombstone takes the place of these: they must not be lost where what follows fails.
@@ -202,7 +203,7 @@ impl Recorder {
             let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));
             let appended = call.append(vec![Change { key, base: version, update }]).await?;
             match appended.into_iter().next() {
-                Some(Appended::At(_)) => {
+                Some(Appended::Committed(_)) => {
                     call.finish().await?;
                     if is_erased {
                         return Ok(false);

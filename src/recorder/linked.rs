@@ -24,7 +24,9 @@ use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{HistoryEntry, Link, Record, Revision};
 use consentd_core::state::{Said, State};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, LedgerError, Read, Stored, UnreadableRecord, Update};
+use consentd_ledger::{
+    Appended, Change, LedgerError, Read, StoredRecord, UnreadableRecord, Update,
+};
 
 /// How many ids one person may have at a business; a link that would make them more is refused.
 ///
@@ -52,7 +54,7 @@ struct Member {
     key: Key,
     user_id: String,
     /// What the ledger holds of it, once that was read.
-    stored: Option<Stored>,
+    stored: Option<StoredRecord>,
     /// The ids that its record names, by key.
     links: Vec<(Key, Link)>,
 }
@@ -84,7 +86,7 @@ impl Group {
     }
 
     /// Adds what the ledger holds of an id, and the ids that this names.
-    pub(super) fn take(&mut self, key: Key, stored: Stored) {
+    pub(super) fn take(&mut self, key: Key, stored: StoredRecord) {
         let read = |link: &Link| self.secret.read(&link.user_id, &self.business_id).ok();
         let links: Vec<_> = stored
             .record
@@ -367,7 +369,9 @@ impl Walk {
         let mut proven = Some(0);
         for outcome in appended {
             match outcome {
-                Appended::At(revision) => proven = proven.map(|last: u64| last.max(*revision)),
+                Appended::Committed(revision) => {
+                    proven = proven.map(|last: u64| last.max(*revision));
+                }
                 Appended::Conflict(_) => proven = None,
                 Appended::Failed(error) => return Err(error.clone()),
             }

@@ -47,8 +47,8 @@ use consentd_core::record::{Outcome, Revision};
 use consentd_core::state::TooManyScopes;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Cursor, Events, FollowerPosition, History, Ledger, LedgerError, MAX_APPEND,
-    NotFollowed, Position, Stored, UnreadableRecord,
+    Appended, Change, Cursor, Events, FollowTimeout, FollowerPosition, History, Ledger,
+    LedgerError, MAX_APPEND, Position, StoredRecord, UnreadableRecord,
 };
 
 /// How often a change is tried again where other recorders keep coming first.
@@ -130,7 +130,7 @@ pub enum Refusal {
     #[error(
         "the event may or may not be recorded: {0}; repeat it with the same event_time or request_id"
     )]
-    Unknown(NotFollowed),
+    Unknown(FollowTimeout),
 }
 
 /// Records events in one ledger; clones share it.
@@ -153,9 +153,9 @@ struct Pair {
     key: Key,
     events: Vec<usize>,
     /// The pair as last read, from which the next try starts.
-    stored: Result<Stored, UnreadableRecord>,
+    stored: Result<StoredRecord, UnreadableRecord>,
     /// The ids that its events link it to, as first read; what cannot be read is left out.
-    others: Vec<(Key, Stored)>,
+    others: Vec<(Key, StoredRecord)>,
 }
 
 impl Recorder {
@@ -281,7 +281,7 @@ impl Recorder {
             };
             let place = *places.entry(key).or_insert_with(|| {
                 let (events, others) = (Vec::new(), Vec::new());
-                pairs.push(Pair { key, events, stored: Ok(Stored::default()), others });
+                pairs.push(Pair { key, events, stored: Ok(StoredRecord::default()), others });
                 pairs.len() - 1
             });
             if let Some(pair) = pairs.get_mut(place) {
@@ -429,7 +429,7 @@ impl Recorder {
         Ok((outcomes, plan.into_change(pair.key, theirs), beside, spread))
     }
 
-    fn confirms(&self, submissions: &[&Submission], stored: &Stored) -> bool {
+    fn confirms(&self, submissions: &[&Submission], stored: &StoredRecord) -> bool {
         let state = &stored.record.state;
         submissions.iter().any(|submission| match &submission.event.what {
             What::Inbound { text, .. } => {
@@ -459,7 +459,7 @@ struct Planned {
 type Changes = (Change, Vec<Change>);
 
 /// Whether a denial that is given back may count as of later than its own time.
-fn may_be_moved(submissions: &[&Submission], stored: &Stored) -> bool {
+fn may_be_moved(submissions: &[&Submission], stored: &StoredRecord) -> bool {
     let mut given_back = submissions.iter().filter(|submission| submission.told.is_recorded);
     !stored.record.state.clamped.is_empty() && given_back.any(|one| one.event.what.is_denial())
 }

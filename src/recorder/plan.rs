@@ -13,11 +13,11 @@ use consentd_core::record::{HistoryEntry, Link, Outcome, Record, Request};
 use consentd_core::scope::Scope;
 use consentd_core::state::{Pending, State};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Change, History, Stored, Update};
+use consentd_ledger::{Change, History, StoredRecord, Update};
 
 /// A pair's record, with events applied to it one by one.
 pub(super) struct Plan<'a> {
-    stored: &'a Stored,
+    stored: &'a StoredRecord,
     record: Record,
     history: Vec<HistoryEntry>,
     clock: Timestamp,
@@ -69,7 +69,7 @@ impl Settled {
 
 impl<'a> Plan<'a> {
     pub(super) fn new(
-        stored: &'a Stored,
+        stored: &'a StoredRecord,
         clock: Timestamp,
         keywords: &'a Keywords,
         known: Option<&'a History>,

@@ -7,7 +7,7 @@ use consentd_core::record::Outcome;
 use consentd_core::scope::Scope;
 use consentd_core::state::{Said, State, Word};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Change, History, Place, Stored, Update, Version};
+use consentd_ledger::{Change, EntryPosition, History, StoredRecord, Update, Version};
 
 pub(super) const NOW: i64 = 1_750_000_000_000;
 pub(super) const MINUTE: i64 = 60_000;
@@ -18,7 +18,7 @@ pub(super) fn at(millis: i64) -> Timestamp {
 
 /// A ledger of one pair: what recorders do, without the recorder.
 pub(super) struct Pair {
-    stored: Stored,
+    stored: StoredRecord,
     history: History,
     keywords: Keywords,
 }
@@ -26,7 +26,7 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn new() -> Self {
         Self {
-            stored: Stored::default(),
+            stored: StoredRecord::default(),
             history: History::default(),
             keywords: Keywords::new(KeywordLists::default()),
         }
@@ -42,8 +42,8 @@ impl Pair {
         assert_eq!(base, self.stored.version);
         if let Some(Update { record, history, .. }) = update {
             let revision = base.revision + 1;
-            self.stored = Stored { version: Version { revision, mark: 0 }, record };
-            let place = Place { revision, number: 0, head: [0; 32] };
+            self.stored = StoredRecord { version: Version { revision, head_prefix: 0 }, record };
+            let place = EntryPosition { revision, number: 0, head: [0; 32] };
             self.history.entries.extend(history.into_iter().map(|entry| (place, entry)));
         }
         if outcome.revision == 0 {

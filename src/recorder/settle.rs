@@ -22,7 +22,7 @@ pub(super) fn settle(
         let Planned { mut pair, mut outcomes, spread, proves, .. } = planned;
         let beside: Vec<_> = beside.by_ref().take(planned.beside).collect();
         match appended {
-            Appended::At(revision) => {
+            Appended::Committed(revision) => {
                 for outcome in outcomes.iter_mut().flatten().filter(|o| o.revision == 0) {
                     outcome.revision = revision;
                 }

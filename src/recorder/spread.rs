@@ -13,7 +13,7 @@ use consentd_core::event::What;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{Link, Revision};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, MAX_APPEND, Stored};
+use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord};
 
 /// How many pairs' denials are taken to other ids at once.
 const MAX_AT_ONCE: usize = 64;
@@ -54,7 +54,7 @@ impl Spreading {
 /// The last revision of changes that were all appended; none where one was not.
 pub(super) fn last_of(appended: &[Appended]) -> Option<Revision> {
     appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
-        Appended::At(revision) => Some(last.max(*revision)),
+        Appended::Committed(revision) => Some(last.max(*revision)),
         _ => None,
     })
 }
@@ -73,7 +73,7 @@ impl Recorder {
         &self,
         secret: &KeySecret,
         pair: &Pair,
-        stored: &Stored,
+        stored: &StoredRecord,
         events: &[&Submission],
     ) -> Result<Option<Group>, Refusal> {
         let record = &stored.record;
@@ -176,7 +176,7 @@ pub(super) fn beside(
     group: Option<Group>,
     pair: &Pair,
     plan: &Plan<'_>,
-    base: &Stored,
+    base: &StoredRecord,
     clock: Timestamp,
     taken: &mut HashSet<Key>,
 ) -> Beside {
@@ -185,7 +185,7 @@ pub(super) fn beside(
     let Some(mut group) = group.filter(|_| is_useful) else {
         return Beside::default();
     };
-    group.take(pair.key, Stored { version: base.version, record: record.clone() });
+    group.take(pair.key, StoredRecord { version: base.version, record: record.clone() });
     let mut changes = group.changes(&spread.links, &spread.denials, clock);
     let own = changes.remove(0);
     let is_free = |change: &Change| !taken.contains(&change.key);

@@ -10,7 +10,7 @@ use super::{Recorder, Refusal};
 use consentd_core::Violation;
 use consentd_core::id::{BusinessId, Key, UserId};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Cursor, LedgerError, MAX_APPEND, Stored};
+use consentd_ledger::{Cursor, LedgerError, MAX_APPEND, StoredRecord};
 
 /// The most businesses of one ledger that are looked at: their names are kept in memory.
 pub const MAX_BUSINESSES: usize = 1_000_000;
@@ -23,7 +23,7 @@ pub struct UserPair {
     /// The pair's key.
     pub key: Key,
     /// What the ledger holds of it.
-    pub stored: Stored,
+    pub stored: StoredRecord,
 }
 
 /// All pairs of one user.

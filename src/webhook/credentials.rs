@@ -15,8 +15,8 @@ use tracing::{info, warn};
 
 use super::Webhook;
 use crate::whatsapp::Rules;
-use consentd_os::access;
 use consentd_os::files;
+use consentd_os::io_hint;
 
 /// How often the files are read to see whether they changed.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub struct Secrets(Vec<Secret>);
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// A file cannot be read.
-    #[error("cannot read the secret in {path}: {source}{}", access::hint(path, source))]
+    #[error("cannot read the secret in {path}: {source}{}", io_hint::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -47,7 +47,7 @@ async fn redis_8_with_a_sync_every_second_confirms_every_append() {
     // Each waits for a sync of its own, up to a second and a little.
     for number in 1..=3 {
         let appended = open.ledger.append(vec![stop(number)]).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(_)]), "{number}: {appended:?}");
+        assert!(matches!(appended[..], [Appended::Committed(_)]), "{number}: {appended:?}");
     }
     open.close().await;
 }
@@ -66,7 +66,7 @@ async fn valkey_with_a_sync_every_second_is_refused_until_it_always_syncs() {
     set(&server, "appendfsync", "always").await;
     ledger.probe().await.unwrap();
     let appended = open.ledger.append(vec![stop(1)]).await.unwrap();
-    assert!(matches!(appended[..], [Appended::At(_)]), "{appended:?}");
+    assert!(matches!(appended[..], [Appended::Committed(_)]), "{appended:?}");
     open.close().await;
 }
 
@@ -79,7 +79,7 @@ async fn a_file_that_is_never_synced_is_refused_and_a_sync_in_each_write_is_take
         assert_eq!(*unfit(&error), Unfit::NeverSyncs, "{kind:?}");
         set(&server, "appendfsync", "always").await;
         let appended = open.ledger.append(vec![stop(1)]).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(_)]), "{kind:?}: {appended:?}");
+        assert!(matches!(appended[..], [Appended::Committed(_)]), "{kind:?}: {appended:?}");
         open.close().await;
     }
 }

@@ -18,7 +18,7 @@ async fn a_change_is_made_only_to_the_record_that_it_started_from() {
         assert_eq!(read(ledger, key(1)).await, nothing());
         let first = change(key(1), &nothing(), [opt_in("Yes")]);
         let appended = ledger.append(vec![first.clone()]).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
+        assert!(matches!(appended[..], [Appended::Committed(1)]), "{appended:?}");
         let now = read(ledger, key(1)).await;
         assert_eq!((now.version.revision, &now.record), (1, &record_after(&first, &now)));
         assert_eq!(now.record.history_len, 1);
@@ -41,7 +41,7 @@ async fn a_change_is_made_only_to_the_record_that_it_started_from() {
 
         let next = change(key(1), &now, [opt_out("letter")]);
         let appended = ledger.append(vec![next.clone()]).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(2)]), "{appended:?}");
+        assert!(matches!(appended[..], [Appended::Committed(2)]), "{appended:?}");
         let then = read(ledger, key(1)).await;
         assert_eq!((then.version.revision, &then.record), (2, &record_after(&next, &then)));
         open.close().await;
@@ -57,7 +57,8 @@ async fn of_several_changes_only_those_in_conflict_are_left_out() {
         let known = read(ledger, key(2)).await;
         let changes = [1, 2, 3].map(|n| change(key(n), &nothing(), [opt_out("letter")]));
         let appended = ledger.append(changes.to_vec()).await.unwrap();
-        let [Appended::At(2), Appended::Conflict(Ok(current)), Appended::At(3)] = &appended[..]
+        let [Appended::Committed(2), Appended::Conflict(Ok(current)), Appended::Committed(3)] =
+            &appended[..]
         else {
             panic!("{appended:?}")
         };
@@ -78,7 +79,7 @@ async fn a_whole_append_is_dense_in_the_order_given() {
         let pairs = u64::try_from(MAX_APPEND).unwrap();
         let changes = (0..pairs).map(|n| change(key(n), &nothing(), [inbound("wamid")]));
         let appended = open.ledger.append(changes.collect()).await.unwrap();
-        let in_order = |(outcome, next): (&Appended, Revision)| matches!(outcome, Appended::At(revision) if *revision == next);
+        let in_order = |(outcome, next): (&Appended, Revision)| matches!(outcome, Appended::Committed(revision) if *revision == next);
         assert_eq!(appended.len(), MAX_APPEND);
         assert!(appended.iter().zip(1..).all(in_order));
         open.close().await;
@@ -98,7 +99,10 @@ async fn histories_keep_their_order_and_their_words() {
             let change = change(key(1), &read(ledger, key(1)).await, happened);
             expected.extend(update(&change).history.iter().map(|entry| (revision, entry.clone())));
             let appended = ledger.append(vec![change]).await.unwrap();
-            assert!(matches!(appended[..], [Appended::At(at)] if at == revision), "{appended:?}");
+            assert!(
+                matches!(appended[..], [Appended::Committed(at)] if at == revision),
+                "{appended:?}"
+            );
         }
         // Another pair shares a statement, and is between no others' entries.
         append(ledger, key(2), opt_in(&long)).await;
@@ -224,14 +228,14 @@ async fn appends_while_it_closes_are_durable_or_told_that_it_is_closed() {
                     let mut record = update(&change).record.clone();
                     match ledger.append(vec![change]).await {
                         Ok(appended) => {
-                            let [Appended::At(revision)] = appended[..] else {
+                            let [Appended::Committed(revision)] = appended[..] else {
                                 panic!("nobody else writes this pair: {appended:?}")
                             };
                             // Where the chain and the length are is the ledger's to say.
                             record.history_len = number + 1;
                             // The mark is the ledger's to say too.
                             let version = read_or_closed(&ledger, key(task)).await;
-                            known = Stored { version: version.unwrap_or_default(), record };
+                            known = StoredRecord { version: version.unwrap_or_default(), record };
                             known.version.revision = revision;
                         }
                         Err(LedgerError::Closed) => break,
@@ -279,7 +283,10 @@ async fn a_change_without_an_update_only_makes_sure_of_the_record() {
         let only = |key, base| Change { key, base, update: None };
         let sure = vec![only(key(1), known.version), only(key(2), Version::default())];
         let appended = ledger.append(sure).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(1), Appended::At(0)]), "{appended:?}");
+        assert!(
+            matches!(appended[..], [Appended::Committed(1), Appended::Committed(0)]),
+            "{appended:?}"
+        );
         let other = Version { revision: 2, ..known.version };
         let wrong = vec![only(key(1), Version::default()), only(key(1), other)];
         for outcome in ledger.append(wrong).await.unwrap() {

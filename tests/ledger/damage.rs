@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use consentd::recorder::{Refusal, Submission};
 use consentd_core::event::Event;
-use consentd_ledger::{Depth, OpenError, Opened, UnreadableRecord};
+use consentd_ledger::{Depth, OpenError, OpenedLedger, UnreadableRecord};
 use redb::ReadableTable as _;
 use tempfile::tempdir;
 
@@ -25,12 +25,12 @@ const HEADER: usize = 320;
 /// How far apart the bits are that are flipped behind the header.
 const STRIDE: usize = 331;
 
-fn serve(path: &Path) -> Result<Opened, OpenError> {
+fn serve(path: &Path) -> Result<OpenedLedger, OpenError> {
     Embedded::open_to_serve(path, FOREVER, CACHE)
 }
 
 /// What `serve` opened, with what writes it running.
-fn run(opened: Opened) -> Open {
+fn run(opened: OpenedLedger) -> Open {
     let appender = opened.appender;
     let writer = Writer::Thread(std::thread::spawn(move || appender.run()));
     Open { ledger: Ledger::Embedded(opened.ledger), writer }
@@ -80,7 +80,7 @@ async fn open_any_flipped_bit_is_told_or_harms_nothing() {
             }
             Ok(opened) => {
                 let ledger = Ledger::Embedded(opened.ledger);
-                let report = ledger.verify(Depth::Whole, &mut |_| {}).await.unwrap();
+                let report = ledger.verify(Depth::Histories, &mut |_| {}).await.unwrap();
                 assert_eq!((report.pairs, report.found), (PAIRS, 0), "byte {place}");
                 harmless += 1;
             }
@@ -134,10 +134,10 @@ fn open_a_new_ledger_has_no_mark_of_the_one_before() {
     let mode = fs::metadata(mark_of(&path)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     fs::remove_file(&path).unwrap();
-    assert_eq!(consentd_ledger::traces(&path).unwrap(), [mark_of(&path)]);
+    assert_eq!(consentd_ledger::leftover_files(&path).unwrap(), [mark_of(&path)]);
     assert!(serve(&path).unwrap().is_new);
     assert!(!mark_of(&path).exists());
-    assert!(consentd_ledger::traces(&path).unwrap().is_empty());
+    assert!(consentd_ledger::leftover_files(&path).unwrap().is_empty());
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn traces_are_found_in_a_folder_of_many_files() {
     for number in 0..30_000 {
         fs::File::create(folder.path().join(format!("other-{number}"))).unwrap();
     }
-    let found = consentd_ledger::traces(&path).unwrap();
+    let found = consentd_ledger::leftover_files(&path).unwrap();
     let found: Vec<_> = found.iter().map(|found| found.file_name().unwrap()).collect();
     assert_eq!(found, ["ledger.redb.2026-11-01", "ledger.redb.rescued"]);
 }

@@ -12,7 +12,7 @@ use super::*;
 const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
 
 /// The change that erases a pair which was read as `stored`.
-fn erasure(key: Key, stored: &Stored) -> Change {
+fn erasure(key: Key, stored: &StoredRecord) -> Change {
     let record = stored.record.tombstone(at(5));
     let (user_id, business_id) = (String::new(), String::new());
     let update = Update { user_id, business_id, record, history: Vec::new(), record_time: at(5) };
@@ -24,7 +24,7 @@ pub(super) async fn bury(ledger: &Ledger, key: Key) -> Revision {
     loop {
         let change = erasure(key, &read(ledger, key).await);
         match &ledger.append(vec![change]).await.unwrap()[..] {
-            [Appended::At(revision)] => return *revision,
+            [Appended::Committed(revision)] => return *revision,
             [Appended::Conflict(_)] => {}
             other => panic!("one change has one outcome: {other:?}"),
         }
@@ -33,8 +33,8 @@ pub(super) async fn bury(ledger: &Ledger, key: Key) -> Revision {
 
 /// One that removes what is due all the time.
 fn sweeping() -> Options {
-    let sweep_every = Duration::from_millis(5);
-    Options { retention: Some(FOREVER), sweep_every, ..Options::default() }
+    let sweep_interval = Duration::from_millis(5);
+    Options { retention: Some(FOREVER), sweep_interval, ..Options::default() }
 }
 
 /// The statements of a ledger that is closed, once all that is to be removed is.
@@ -68,7 +68,7 @@ fn words(list: &[&str]) -> BTreeSet<String> {
 
 /// How many things do not fit in a ledger.
 async fn damage(ledger: &Ledger) -> u64 {
-    let report = ledger.verify(Depth::Whole, &mut |_| {}).await.unwrap();
+    let report = ledger.verify(Depth::Histories, &mut |_| {}).await.unwrap();
     assert!(report.found == 0, "{:?}", report.findings);
     report.history_entries
 }
@@ -175,7 +175,10 @@ async fn words_that_are_somebody_elses_by_then_stay() {
             change(key(2), &nothing(), [opt_in("Yes")]),
         ];
         let appended = ledger.append(changes).await.unwrap();
-        assert!(matches!(appended[..], [Appended::At(3), Appended::At(4)]), "{appended:?}");
+        assert!(
+            matches!(appended[..], [Appended::Committed(3), Appended::Committed(4)]),
+            "{appended:?}"
+        );
         ledger.purge(&[key(1)]).await.unwrap();
         append(ledger, key(3), opt_in("Yes, mine")).await;
         open.close().await;

@@ -207,7 +207,7 @@ async fn more_than_may_wait_are_told_to_try_again() {
     assert!(matches!(first, Err(LedgerError::Busy)), "{first:?}");
     let writer = std::thread::spawn(move || appender.run());
     for appended in waiting.join_all().await {
-        assert!(matches!(appended.unwrap()[..], [Appended::At(_)]));
+        assert!(matches!(appended.unwrap()[..], [Appended::Committed(_)]));
     }
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, WAITING);
     Open { ledger, writer: Writer::Thread(writer) }.close().await;

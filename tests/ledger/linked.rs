@@ -431,7 +431,7 @@ async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
             record_time: time,
         };
         let own = Change { key: key("US.1"), base: Version::default(), update: Some(update) };
-        assert!(matches!(ledger.append(vec![own]).await.unwrap()[..], [Appended::At(_)]));
+        assert!(matches!(ledger.append(vec![own]).await.unwrap()[..], [Appended::Committed(_)]));
 
         let mut walk = Walk::new(&secret, "acme", "US.1", vec![to_second], Vec::new());
         let mut denied = false;

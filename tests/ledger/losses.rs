@@ -71,7 +71,9 @@ async fn lost_bucket_is_neither_read_nor_written_nor_made_anew() {
     let mine = change(key(one), &nothing(), [opt_in("Yes")]);
     let others = change(key(two), &before, [opt_out("letter")]);
     let appended = ledger.append(vec![mine.clone(), others]).await.unwrap();
-    let [Appended::Failed(error), Appended::At(4)] = &appended[..] else { panic!("{appended:?}") };
+    let [Appended::Failed(error), Appended::Committed(4)] = &appended[..] else {
+        panic!("{appended:?}")
+    };
     assert_eq!(lost(error), bucket_key(one));
     let sure = Change { key: key(one), base: nothing().version, update: None };
     assert_eq!(lost(&ledger.append(vec![sure]).await.unwrap_err()), bucket_key(one));
@@ -80,7 +82,7 @@ async fn lost_bucket_is_neither_read_nor_written_nor_made_anew() {
     assert_eq!(lost(&ledger.bucket(bucket).await.unwrap_err()), bucket_key(one));
     assert_eq!(lost(&ledger.history(key(one)).await.unwrap_err()), bucket_key(one));
     assert_eq!(lost(&ledger.events_after(Cursor::default()).await.unwrap_err()), bucket_key(one));
-    let standing = ledger.standing();
+    let standing = ledger.durability();
     assert_eq!(standing.lost_keys, 1);
     assert!(standing.warnings.iter().any(|warning| warning.contains(&bucket_key(one))));
 
@@ -195,7 +197,9 @@ async fn lost_statements_refuse_what_brings_one_and_let_a_stop_through() {
     let opting_in = change(key(2), &nothing(), [opt_in("Yes, too")]);
     let stop = change(key(3), &nothing(), [opt_out("letter")]);
     let appended = ledger.append(vec![opting_in.clone(), stop]).await.unwrap();
-    let [Appended::Failed(error), Appended::At(2)] = &appended[..] else { panic!("{appended:?}") };
+    let [Appended::Failed(error), Appended::Committed(2)] = &appended[..] else {
+        panic!("{appended:?}")
+    };
     assert_eq!(lost(error), TEXT);
     assert!(!exists(&server, TEXT).await);
     let mended = repair(&open, Mending::All).await;
@@ -265,7 +269,7 @@ async fn lost_log_is_told_by_polls_and_appends_and_is_no_trimmed_one() {
     assert_eq!(repair(&open, Mending::All).await.left.found, 0);
     ledger.append(vec![stop]).await.unwrap();
     assert_eq!(ledger.read_after(0).await.unwrap().tail, Tail::Trimmed);
-    assert_eq!(ledger.standing().lost_keys, 0, "it is back");
+    assert_eq!(ledger.durability().lost_keys, 0, "it is back");
     open.close().await;
 }
 
@@ -340,14 +344,14 @@ async fn retention_and_erasing_tell_of_lost_keys_and_go_on_with_the_rest() {
     say(&server, &["DEL", &bucket_key(one), &history_key(one)]).await.unwrap();
     let sweeping = Options {
         retention: Some(FOREVER),
-        sweep_every: Duration::from_millis(10),
+        sweep_interval: Duration::from_millis(10),
         ..Options::default()
     };
     let open = open_redis(&server, sweeping);
     // Of both marks, the one whose keys are there is done with.
     until(&server, &["HLEN", &history_key(two)], "int(2)").await;
     let begun = std::time::Instant::now();
-    while open.ledger.standing().lost_keys == 0 {
+    while open.ledger.durability().lost_keys == 0 {
         assert!(begun.elapsed() < PATIENCE, "nobody is told");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use consentd_ledger::{Heard, LogHead, MAX_APPEND, MAX_PAGE, Position, Tail, bucket_of};
+use consentd_ledger::{LogHead, MAX_APPEND, MAX_PAGE, Notification, Position, Tail, bucket_of};
 
 use super::*;
 
@@ -12,7 +12,7 @@ async fn append_pairs(ledger: &Ledger, numbers: std::ops::Range<u64>) {
     for some in numbers.chunks(MAX_APPEND) {
         let changes = some.iter().map(|n| change(key(*n), &nothing(), [inbound("wamid")]));
         for appended in ledger.append(changes.collect()).await.unwrap() {
-            assert!(matches!(appended, Appended::At(_)), "{appended:?}");
+            assert!(matches!(appended, Appended::Committed(_)), "{appended:?}");
         }
     }
 }
@@ -203,7 +203,7 @@ async fn announcements_tell_what_was_appended_in_order() {
             while heard.len() < logged.len() {
                 let next = tokio::time::timeout(PATIENCE, listener.recv()).await;
                 let heard_next = next.expect("nothing is lost that few are told").unwrap();
-                let Heard::Announcement(announcement) = heard_next else { continue };
+                let Notification::Announcement(announcement) = heard_next else { continue };
                 assert_eq!(announcement.epoch, page.end.epoch);
                 assert!(!announcement.entries.is_empty());
                 heard.extend(announcement.entries.iter().cloned());
@@ -223,7 +223,7 @@ async fn hears(ledger: &Ledger) {
         append(ledger, key(number), inbound("probe")).await;
         let within = Duration::from_millis(100);
         while let Ok(heard) = tokio::time::timeout(within, listener.recv()).await {
-            if matches!(heard, Ok(Heard::Announcement(_))) {
+            if matches!(heard, Ok(Notification::Announcement(_))) {
                 return;
             }
         }

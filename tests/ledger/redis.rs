@@ -14,8 +14,8 @@ use consentd_core::event::{Event, PlatformNames};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::{Outcome, Request};
 use consentd_ledger::{
-    CreateError, Durability, Heard, Plan, Redis, RefusedBy, Tail, TargetOptions, Written, create,
-    plan,
+    AppendReceipt, CreateError, Durability, Notification, Plan, Redis, RefusedBy, Tail,
+    TargetOptions, create, plan,
 };
 use server::BUCKETS;
 use tokio::net::UnixListener;
@@ -60,7 +60,7 @@ fn refused(appended: Result<Vec<Appended>, LedgerError>) -> RefusedBy {
 }
 
 /// A change that adds nothing to the history.
-fn remember(key: Key, stored: &Stored) -> Change {
+fn remember(key: Key, stored: &StoredRecord) -> Change {
     let mut change = change(key, stored, []);
     let outcome = Outcome { applied: true, ..Outcome::default() };
     let request = Request { id: [1; 16], what: [2; 16], outcome, time: None };
@@ -121,7 +121,7 @@ async fn what_was_half_written_is_not_shown_and_is_rolled_forward_where_nobody_a
     open.close().await;
     let sweeping = Options {
         retention: Some(FOREVER),
-        sweep_every: Duration::from_millis(10),
+        sweep_interval: Duration::from_millis(10),
         ..Options::default()
     };
     let open = open_redis(&server, sweeping);
@@ -195,11 +195,13 @@ async fn a_full_redis_takes_denials_and_refuses_the_rest() {
     assert_eq!(append(ledger, key(3), opt_out("letter")).await, 2);
     let sure = Change { key: key(1), base: known.version, update: None };
     let appended = ledger.append(vec![sure]).await.unwrap();
-    assert!(matches!(appended[..], [Appended::At(1)]), "{appended:?}");
+    assert!(matches!(appended[..], [Appended::Committed(1)]), "{appended:?}");
     // Of both, the denial is recorded, and each is told what came of it.
     let stop = change(key(4), &nothing(), [opt_out("letter")]);
     let appended = ledger.append(vec![opting_in.clone(), stop]).await.unwrap();
-    let [Appended::Failed(error), Appended::At(3)] = &appended[..] else { panic!("{appended:?}") };
+    let [Appended::Failed(error), Appended::Committed(3)] = &appended[..] else {
+        panic!("{appended:?}")
+    };
     assert_eq!(RefusedBy::of(error), Some(&RefusedBy::Full));
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, 3, "polls are answered");
     assert_eq!(read(ledger, key(4)).await.version.revision, 3);
@@ -257,7 +259,7 @@ async fn replicas_that_are_asked_for_must_confirm() {
             appended => break appended.unwrap(),
         }
     };
-    assert!(matches!(appended[..], [Appended::At(2)]), "{appended:?}");
+    assert!(matches!(appended[..], [Appended::Committed(2)]), "{appended:?}");
     open.close().await;
 }
 
@@ -304,7 +306,7 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     append(&direct.ledger, key(1), opt_in("Yes")).await;
     let (open, mut lost) = lossy_ledger(&folder, &server);
     let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
-    let appending = open.ledger.append_marked(vec![opting_in]);
+    let appending = open.ledger.append_with_receipts(vec![opting_in]);
     let meanwhile = async {
         let go_on = lost.recv().await.unwrap();
         assert_eq!(append(&direct.ledger, key(2), opt_out("letter")).await, 3);
@@ -312,7 +314,7 @@ async fn an_opt_out_between_a_lost_answer_and_the_next_attempt_stands() {
     };
     let (appended, ()) = tokio::join!(appending, meanwhile);
     let now = read(&direct.ledger, key(2)).await;
-    let [Written { outcome: Appended::Conflict(Ok(there)), maybe_written: true, .. }] =
+    let [AppendReceipt { outcome: Appended::Conflict(Ok(there)), maybe_written: true, .. }] =
         &appended.unwrap()[..]
     else {
         panic!("the attempt that was not answered has written it")
@@ -452,8 +454,8 @@ async fn what_has_outlived_its_time_goes_and_the_chain_stays_whole() {
     open.close().await;
     let day = Duration::from_hours(24);
     let retention = Retention { log: day, log_entries: u64::MAX, history: day };
-    let sweep_every = Duration::from_millis(10);
-    let options = Options { retention: Some(retention), sweep_every, ..Options::default() };
+    let sweep_interval = Duration::from_millis(10);
+    let options = Options { retention: Some(retention), sweep_interval, ..Options::default() };
     let open = open_redis(&server, options);
     until(&server, &["XLEN", "{consent:0}:log"], "int(0)").await;
     let begun = std::time::Instant::now();
@@ -483,19 +485,19 @@ async fn an_entry_behind_an_emptied_log_is_read_by_who_knows_the_hash_before_it(
     let known = open.ledger.read_after(0).await.unwrap().end;
     say(&server, &["XTRIM", "{consent:0}:log", "MAXLEN", "0"]).await.unwrap();
     assert_eq!(append(&open.ledger, key(2), opt_out("letter")).await, 3);
-    let page = open.ledger.read_behind(known.revision, known.head).await.unwrap();
+    let page = open.ledger.read_after_head(known.revision, known.head).await.unwrap();
     let Tail::Entries(entries) = page.tail else { panic!("nothing is missing") };
     assert_eq!(entries.len(), 1);
     assert_eq!((entries[0].previous, entries[0].head), (known.head, page.end.head));
     assert_eq!(entries[0].body.as_ref().unwrap().key, key(2));
     // Of another branch, and of a reader that lacks more than that entry.
-    let forked = open.ledger.read_behind(known.revision, [7; 20]).await.unwrap();
+    let forked = open.ledger.read_after_head(known.revision, [7; 20]).await.unwrap();
     assert_eq!(forked.tail, Tail::Trimmed);
-    let behind = open.ledger.read_behind(1, known.head).await.unwrap();
+    let behind = open.ledger.read_after_head(1, known.head).await.unwrap();
     assert_eq!(behind.tail, Tail::Trimmed);
     append(&open.ledger, key(2), opt_in("Yes")).await;
     say(&server, &["XTRIM", "{consent:0}:log", "MAXLEN", "1"]).await.unwrap();
-    let behind = open.ledger.read_behind(known.revision, known.head).await.unwrap();
+    let behind = open.ledger.read_after_head(known.revision, known.head).await.unwrap();
     assert_eq!(behind.tail, Tail::Trimmed, "the entry that comes next is gone");
     open.close().await;
 }

@@ -57,14 +57,14 @@ async fn nobody_needs_more_rights_than_these() {
         let writer = Writer::Task(tokio::spawn(driver.run(CancellationToken::new())));
         Open { ledger: Ledger::Redis(ledger), writer }
     };
-    let sweep_every = Duration::from_millis(10);
+    let sweep_interval = Duration::from_millis(10);
     let day = Duration::from_hours(24);
     let retention = Some(Retention { log: day, log_entries: 1_000, history: day });
     let reader = open("reader", options());
     let mut heard = reader.ledger.listen();
-    let writer = open("writer", Options { retention, sweep_every, ..options() });
+    let writer = open("writer", Options { retention, sweep_interval, ..options() });
     let subscribed = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
-    assert!(matches!(subscribed, Ok(Heard::Subscribed)), "{subscribed:?}");
+    assert!(matches!(subscribed, Ok(Notification::Subscribed)), "{subscribed:?}");
     for what in [opt_in("Yes"), inbound("wamid"), opt_out("letter")] {
         append(&writer.ledger, key(1), what).await;
     }
@@ -76,7 +76,7 @@ async fn nobody_needs_more_rights_than_these() {
         assert!(ledger.history(key(1)).await.unwrap().intact);
     }
     let announced = tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap();
-    assert!(matches!(announced, Ok(Heard::Announcement(_))), "{announced:?}");
+    assert!(matches!(announced, Ok(Notification::Announcement(_))), "{announced:?}");
     super::super::erase::bury(&writer.ledger, key(1)).await;
     writer.ledger.purge(&[key(1)]).await.unwrap();
     until(&server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;

@@ -39,8 +39,8 @@ pub struct Walking {
 fn version(stored: Option<&Stored>) -> Version {
     stored.map_or_else(Version::default, |stored| {
         let (revision, head) = stored.version;
-        let mark = u64::from_be_bytes(head[..8].try_into().unwrap());
-        Version { revision, mark }
+        let head_prefix = u64::from_be_bytes(head[..8].try_into().unwrap());
+        Version { revision, head_prefix }
     })
 }
 
@@ -172,7 +172,10 @@ impl World {
             let record = stored.map(|stored| stored.said.record());
             let record = record.unwrap_or_else(|| Ok(consentd_core::record::Record::default()));
             pairs.push(
-                record.map(|record| consentd_ledger::Stored { version: version(stored), record }),
+                record.map(|record| consentd_ledger::StoredRecord {
+                    version: version(stored),
+                    record,
+                }),
             );
         }
         Some(Read { clock, pairs })
@@ -183,7 +186,7 @@ impl World {
         let number = self.primary.number_of(change.key)?;
         let known = self.primary.stored[number].as_ref();
         if version(known) != change.base {
-            return Some(Appended::Conflict(Ok(consentd_ledger::Stored::default())));
+            return Some(Appended::Conflict(Ok(consentd_ledger::StoredRecord::default())));
         }
         if let Some(update) = change.update {
             let said = Said::new(update.record.state, true).linked(update.record.links);
@@ -195,7 +198,7 @@ impl World {
             }
             self.replica = self.primary.clone();
         }
-        Some(Appended::At(self.primary.end().revision))
+        Some(Appended::Committed(self.primary.end().revision))
     }
 
     /// What was denied, or linked, is acknowledged: it holds under every id of the person, unless

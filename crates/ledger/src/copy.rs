@@ -13,9 +13,9 @@ use futures_util::StreamExt as _;
 use tokio::time::sleep;
 
 use super::embedded::{NewFile, OpenError};
+use super::portable_pair::{PortableBucket, PortablePair, statements};
 use super::redis::{CreateError, NewRedis};
 use super::verify::Progress;
-use super::whole::{Whole, WholeBucket, statements};
 use super::{Epoch, Ledger, LedgerError, Position, Tail, bucket_of};
 use consentd_core::id::Key;
 use consentd_core::record::{Record, Revision};
@@ -79,7 +79,7 @@ pub enum CopyError {
 
 /// A ledger that was copied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Copied {
+pub struct CopyReport {
     /// The copy's.
     pub epoch: Epoch,
     /// How many buckets its pairs lie in.
@@ -105,7 +105,7 @@ pub enum NewLedger {
 impl NewLedger {
     async fn put(
         &mut self,
-        pairs: Vec<Whole>,
+        pairs: Vec<PortablePair>,
         texts: Vec<([u8; 32], Vec<u8>)>,
     ) -> Result<(), CopyError> {
         match self {
@@ -126,17 +126,17 @@ impl NewLedger {
 }
 
 impl Ledger {
-    async fn whole_bucket(&self, number: u32) -> Result<WholeBucket, LedgerError> {
+    async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {
         match self {
-            Self::Embedded(ledger) => ledger.whole_bucket(number).await,
-            Self::Redis(ledger) => ledger.whole_bucket(number).await,
+            Self::Embedded(ledger) => ledger.portable_bucket(number).await,
+            Self::Redis(ledger) => ledger.portable_bucket(number).await,
         }
     }
 
-    async fn whole(&self, keys: &[Key]) -> Result<Vec<Whole>, LedgerError> {
+    async fn portable_pairs(&self, keys: &[Key]) -> Result<Vec<PortablePair>, LedgerError> {
         match self {
-            Self::Embedded(ledger) => ledger.whole(keys).await,
-            Self::Redis(ledger) => ledger.whole(keys).await,
+            Self::Embedded(ledger) => ledger.portable_pairs(keys).await,
+            Self::Redis(ledger) => ledger.portable_pairs(keys).await,
         }
     }
 
@@ -165,7 +165,7 @@ pub async fn copy(
     to: NewLedger,
     still: Duration,
     tell: &mut (dyn FnMut(Progress) + Send),
-) -> Result<Copied, CopyError> {
+) -> Result<CopyReport, CopyError> {
     let identity = from.identity().await.map_err(CopyError::Source)?;
     let cursor = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
     let mut copying = Copying {
@@ -201,7 +201,7 @@ pub async fn copy(
     let Copying { to, cursor, pairs, missing, .. } = copying;
     let (epoch, buckets) = to.finish(&cursor, &secret).await?;
     let end = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
-    Ok(Copied {
+    Ok(CopyReport {
         epoch,
         buckets,
         pairs,
@@ -228,7 +228,7 @@ impl Copying<'_> {
         let most = u32::try_from(BUCKETS_AT_ONCE).unwrap_or(1);
         let next = self.done.saturating_add(most).min(self.buckets);
         let from = self.from;
-        let reads = (self.done..next).map(|number| from.whole_bucket(number));
+        let reads = (self.done..next).map(|number| from.portable_bucket(number));
         let read: Vec<_> =
             futures_util::stream::iter(reads).buffered(BUCKETS_AT_ONCE).collect().await;
         let mut pairs = Vec::new();
@@ -281,7 +281,7 @@ impl Copying<'_> {
             }
             let changed: Vec<_> = changed.into_iter().map(Key::from_bytes).collect();
             for some in changed.chunks(PAIRS_AT_ONCE) {
-                let pairs = self.from.whole(some).await.map_err(CopyError::Source)?;
+                let pairs = self.from.portable_pairs(some).await.map_err(CopyError::Source)?;
                 self.put(pairs).await?;
             }
             self.cursor = next;
@@ -293,7 +293,7 @@ impl Copying<'_> {
     }
 
     /// Writes pairs, and the statements that their histories name.
-    async fn put(&mut self, pairs: Vec<Whole>) -> Result<(), CopyError> {
+    async fn put(&mut self, pairs: Vec<PortablePair>) -> Result<(), CopyError> {
         let digests: Vec<_> = statements(&pairs).into_iter().collect();
         let texts = self.from.statements(&digests).await.map_err(CopyError::Source)?;
         let mut found = Vec::with_capacity(texts.len());

@@ -28,20 +28,20 @@ use std::time::Duration;
 use redb::Database;
 use tokio::sync::{broadcast, oneshot};
 
-pub use self::compact::Compacted;
+pub use self::compact::CompactionReport;
 use self::erase::Reaper;
 use self::guard::guarded;
 use self::mark::{End, Mark};
 use self::opening::{LedgerFile, open_error, temporary};
-pub use self::opening::{OpenError, Opened, ledger_begins, traces};
+pub use self::opening::{OpenError, OpenedLedger, has_ledger_signature, leftover_files};
 use self::place::Place;
 use self::recent::{Mover, Recent};
-pub use self::space::Space;
+pub use self::space::DiskUsage;
 use self::store::{Prepared, failed};
 pub use self::transfer::NewFile;
 use super::{
-    Announcement, Appended, Bucket, Change, Cursor, Events, Heard, History, Identity, LedgerError,
-    MAX_ANNOUNCEMENTS, Page, Read, Retention,
+    Announcement, Appended, Bucket, Change, Cursor, Events, History, Identity, LedgerError,
+    MAX_ANNOUNCEMENTS, Notification, Page, Read, Retention,
 };
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
@@ -90,7 +90,7 @@ struct Shared {
     identity: Arc<Identity>,
     describe: String,
     retention: Retention,
-    announcements: broadcast::Sender<Heard>,
+    announcements: broadcast::Sender<Notification>,
 }
 
 /// The part of the ledger that writes. [`run`](Self::run) it on a thread of its own.
@@ -171,7 +171,7 @@ impl Embedded {
         self.shared.retention
     }
 
-    pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
+    pub(super) fn listen(&self) -> broadcast::Receiver<Notification> {
         self.shared.announcements.subscribe()
     }
 
@@ -293,8 +293,8 @@ impl Appender {
 
     fn write(&mut self) -> Result<Option<oneshot::Sender<()>>, LedgerError> {
         let database = self.shared.database()?;
-        let sweep_every = self.shared.retention.sweep_every();
-        let mut next_sweep = sweep_every;
+        let sweep_interval = self.shared.retention.sweep_interval();
+        let mut next_sweep = sweep_interval;
         // What was recorded up to here is to be in the pairs' tree by the end of this sweep.
         let mut settle = 0;
         let started = clock::boot();
@@ -311,7 +311,7 @@ impl Appender {
             if up >= next_sweep {
                 // A part at a time: what waits to be appended comes in between.
                 let more = self.sweep(&database, settle)?;
-                next_sweep = if more { up } else { up + sweep_every };
+                next_sweep = if more { up } else { up + sweep_interval };
                 if !more {
                     settle = self.shared.recent.end().0;
                 }
@@ -374,7 +374,7 @@ impl Appender {
                 if !committed.entries.is_empty() {
                     let entries = committed.entries.into();
                     let epoch = self.shared.identity.epoch;
-                    let announcement = Heard::Announcement(Announcement { epoch, entries });
+                    let announcement = Notification::Announcement(Announcement { epoch, entries });
                     let _ = self.shared.announcements.send(announcement);
                 }
                 for (answer, outcome) in answers.into_iter().zip(committed.outcomes) {

@@ -1,9 +1,10 @@
-//! How far this process' own follower has come, for those who wait to find a change of their own in
-//! the table.
+//! How far this process' own follower has read the log. A recorder waits here until the follower
+//! has applied the change that the recorder appended (read-your-writes).
 //!
-//! A revision alone does not name a change: after a failover both branches of the log give the same
-//! revisions to different changes. So the marks of the last revisions that the follower went through
-//! are kept, and a change has arrived where the follower has its revision *with its mark*.
+//! A revision alone does not identify a change: after a failover, both branches of the log use the
+//! same revisions for different changes. Therefore the prefixes of the last heads that the follower
+//! passed are kept, and a change has arrived only if the follower has its revision *with the same
+//! head prefix*.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use super::{Epoch, LogHead, Position, Version};
 use consentd_core::record::Revision;
 
-/// How many of the last revisions' marks are kept, at 8 bytes each. More than any follower applies
-/// before a task that waits for one of them gets its turn.
-const MAX_MARKS: usize = 65_536;
+/// How many head prefixes are kept, at 8 bytes each. It exceeds what a follower can apply before a
+/// task that waits for one of these revisions is scheduled.
+const MAX_HEAD_PREFIXES: usize = 65_536;
 
 /// How long a change may take to arrive as an announcement before the follower is asked to read the
 /// log, and how long until it is asked again.
@@ -42,13 +43,13 @@ struct Steps {
     /// How often it began anew, from a position that it did not get to step by step.
     begun: u64,
     end: Revision,
-    /// The marks of the last revisions, up to the end.
-    marks: VecDeque<u64>,
+    /// The head prefixes of the last revisions; the last element belongs to `end`.
+    head_prefixes: VecDeque<u64>,
 }
 
 /// Where the follower was at some moment, for a later comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Followed {
+pub struct FollowerCheckpoint {
     begun: u64,
     end: Revision,
 }
@@ -61,7 +62,7 @@ pub struct Followed {
      not keep up with the ledger",
     humantime::format_duration(*.0)
 )]
-pub struct NotFollowed(pub Duration);
+pub struct FollowTimeout(pub Duration);
 
 /// Whether the follower has a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,14 +72,14 @@ enum Has {
     NotKnown,
 }
 
-/// The mark of a change, as pairs' versions have it.
-fn mark_of(head: &LogHead) -> u64 {
-    head.first_chunk().map_or(0, |mark| u64::from_be_bytes(*mark))
+/// The head prefix, in the encoding of [`Version::head_prefix`].
+fn head_prefix_of(head: &LogHead) -> u64 {
+    head.first_chunk().map_or(0, |head_prefix| u64::from_be_bytes(*head_prefix))
 }
 
 impl Default for FollowerPosition {
     fn default() -> Self {
-        let steps = Steps { epoch: [0; 16], begun: 0, end: 0, marks: VecDeque::from([0]) };
+        let steps = Steps { epoch: [0; 16], begun: 0, end: 0, head_prefixes: VecDeque::from([0]) };
         let (steps, moved) = (Mutex::new(steps), watch::Sender::new(0));
         Self(Arc::new(Shared { steps, moved, wanted: Notify::new() }))
     }
@@ -86,22 +87,22 @@ impl Default for FollowerPosition {
 
 impl FollowerPosition {
     /// The follower is here now, and had these heads at the last revisions, as far as it knows them.
-    pub fn follow(&self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) {
-        if self.steps().follow(to, head_at) {
+    pub fn advance(&self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) {
+        if self.steps().advance(to, head_at) {
             self.0.moved.send_modify(|moves| *moves = moves.wrapping_add(1));
         }
     }
 
     /// Where the follower is now.
     #[must_use]
-    pub fn now(&self) -> Followed {
+    pub fn now(&self) -> FollowerCheckpoint {
         let steps = self.steps();
-        Followed { begun: steps.begun, end: steps.end }
+        FollowerCheckpoint { begun: steps.begun, end: steps.end }
     }
 
     /// Whether the follower has a change, which was appended after it was at `before`.
     #[must_use]
-    pub fn has(&self, version: Version, before: Followed) -> bool {
+    pub fn has(&self, version: Version, before: FollowerCheckpoint) -> bool {
         self.steps().has(version, before) == Has::Yes
     }
 
@@ -109,13 +110,13 @@ impl FollowerPosition {
     ///
     /// # Errors
     ///
-    /// [`NotFollowed`] where it does not within that time.
-    pub async fn reach(
+    /// [`FollowTimeout`] where it does not within that time.
+    pub async fn wait_for(
         &self,
         version: Version,
-        before: Followed,
+        before: FollowerCheckpoint,
         within: Duration,
-    ) -> Result<(), NotFollowed> {
+    ) -> Result<(), FollowTimeout> {
         let mut moved = self.0.moved.subscribe();
         let begun = Instant::now();
         let (deadline, mut ask) = (begun + within, begun + ASK_AFTER);
@@ -128,7 +129,7 @@ impl FollowerPosition {
                 // The timers are polled first. A follower that moves all the time makes `changed`
                 // ready at every poll, and would otherwise starve them.
                 biased;
-                () = sleep_until(deadline) => return Err(NotFollowed(within)),
+                () = sleep_until(deadline) => return Err(FollowTimeout(within)),
                 () = sleep_until(ask) => {
                     self.0.wanted.notify_one();
                     ask = Instant::now() + ASK_AGAIN;
@@ -140,7 +141,7 @@ impl FollowerPosition {
     }
 
     /// Waits until somebody wants the log to be read, for a change that was not announced.
-    pub async fn wanted(&self) {
+    pub async fn catch_up_requested(&self) {
         self.0.wanted.notified().await;
     }
 
@@ -151,39 +152,39 @@ impl FollowerPosition {
 
 impl Steps {
     /// Goes to a position; tells whether that is another one.
-    fn follow(&mut self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) -> bool {
-        let mark = mark_of(&to.head);
-        let here = self.marks.back().copied();
-        if self.epoch == to.epoch && self.end == to.revision && here == Some(mark) {
+    fn advance(&mut self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) -> bool {
+        let head_prefix = head_prefix_of(&to.head);
+        let here = self.head_prefixes.back().copied();
+        if self.epoch == to.epoch && self.end == to.revision && here == Some(head_prefix) {
             return false;
         }
         let is_behind = self.epoch == to.epoch && self.end < to.revision;
-        let continues = is_behind && head_at(self.end).map(|head| mark_of(&head)) == here;
+        let continues = is_behind && head_at(self.end).map(|head| head_prefix_of(&head)) == here;
         if !continues {
             self.begun = self.begun.wrapping_add(1);
             self.epoch = to.epoch;
             self.end = to.revision;
-            self.marks = VecDeque::from([mark]);
+            self.head_prefixes = VecDeque::from([head_prefix]);
             return true;
         }
         for revision in self.end.saturating_add(1)..=to.revision {
             let head = if revision == to.revision { Some(to.head) } else { head_at(revision) };
-            self.marks.extend(head.iter().map(mark_of));
+            self.head_prefixes.extend(head.iter().map(head_prefix_of));
         }
         self.end = to.revision;
-        while self.marks.len() > MAX_MARKS {
-            self.marks.pop_front();
+        while self.head_prefixes.len() > MAX_HEAD_PREFIXES {
+            self.head_prefixes.pop_front();
         }
         true
     }
 
-    fn has(&self, version: Version, before: Followed) -> Has {
+    fn has(&self, version: Version, before: FollowerCheckpoint) -> Has {
         let Some(back) = self.end.checked_sub(version.revision) else { return Has::NotKnown };
         let place = usize::try_from(back).ok().and_then(|back| back.checked_add(1));
-        let place = place.and_then(|back| self.marks.len().checked_sub(back));
-        let yes = match place.and_then(|place| self.marks.get(place)) {
-            // A log that cannot fork has no marks.
-            Some(mark) => version.mark == 0 || *mark == version.mark,
+        let place = place.and_then(|back| self.head_prefixes.len().checked_sub(back));
+        let yes = match place.and_then(|place| self.head_prefixes.get(place)) {
+            // A log that cannot fork has no head prefixes.
+            Some(head_prefix) => version.head_prefix == 0 || *head_prefix == version.head_prefix,
             // It went past that revision long before the append, which found it still there, and
             // has not begun anew since: had it been elsewhere, the log's hashes would have told.
             None => before.begun == self.begun && before.end >= version.revision,
@@ -207,29 +208,29 @@ mod tests {
     }
 
     fn version(branch: u8, revision: Revision) -> Version {
-        Version { revision, mark: mark_of(&head(branch, revision)) }
+        Version { revision, head_prefix: head_prefix_of(&head(branch, revision)) }
     }
 
     #[test]
-    fn reach_a_revision_of_another_branch_is_not_the_change() {
+    fn wait_for_a_revision_of_another_branch_is_not_the_change() {
         let position = FollowerPosition::default();
-        position.follow(at(1, 90), |_| None);
+        position.advance(at(1, 90), |_| None);
         let before = position.now();
         assert!(!position.has(version(1, 91), before), "not there yet");
         // A failover: others wrote revision 91 and more on the branch that is followed now.
         position
-            .follow(at(2, 95), |revision| Some(head(if revision > 90 { 2 } else { 1 }, revision)));
-        assert_eq!(position.now(), Followed { begun: before.begun, end: 95 });
+            .advance(at(2, 95), |revision| Some(head(if revision > 90 { 2 } else { 1 }, revision)));
+        assert_eq!(position.now(), FollowerCheckpoint { begun: before.begun, end: 95 });
         assert!(!position.has(version(1, 91), before), "another change has its revision");
         assert!(position.has(version(2, 91), before) && position.has(version(1, 90), before));
     }
 
     #[test]
-    fn reach_a_change_before_a_new_beginning_is_not_known() {
+    fn wait_for_a_change_before_a_new_beginning_is_not_known() {
         let position = FollowerPosition::default();
-        position.follow(at(1, 90), |_| None);
+        position.advance(at(1, 90), |_| None);
         let before = position.now();
-        position.follow(at(2, 100), |_| None);
+        position.advance(at(2, 100), |_| None);
         assert!(!position.has(version(1, 80), before) && !position.has(version(1, 95), before));
         // What was found in the ledger, and the follower had gone past before, is there.
         let before = position.now();
@@ -237,39 +238,41 @@ mod tests {
     }
 
     #[test]
-    fn reach_keeps_so_many_marks_and_no_more() {
+    fn wait_for_keeps_so_many_marks_and_no_more() {
         let position = FollowerPosition::default();
-        position.follow(at(1, 1), |_| None);
+        position.advance(at(1, 1), |_| None);
         let before = position.now();
-        let last = u64::try_from(MAX_MARKS).unwrap() + 10;
+        let last = u64::try_from(MAX_HEAD_PREFIXES).unwrap() + 10;
         for revision in 2..=last {
-            position.follow(at(1, revision), |revision| Some(head(1, revision)));
+            position.advance(at(1, revision), |revision| Some(head(1, revision)));
         }
-        assert_eq!(position.steps().marks.len(), MAX_MARKS);
+        assert_eq!(position.steps().head_prefixes.len(), MAX_HEAD_PREFIXES);
         assert!(position.has(version(1, 11), before) && !position.has(version(1, 10), before));
     }
 
     #[tokio::test]
-    async fn reach_ends_in_time_and_asks_for_the_log_meanwhile() {
+    async fn wait_for_ends_in_time_and_asks_for_the_log_meanwhile() {
         let position = FollowerPosition::default();
-        position.follow(at(1, 1), |_| None);
+        position.advance(at(1, 1), |_| None);
         let (before, within) = (position.now(), Duration::from_millis(200));
-        let (waited, ()) =
-            tokio::join!(position.reach(version(1, 2), before, within), position.wanted());
-        assert_eq!(waited, Err(NotFollowed(within)));
-        let arrives = async { position.follow(at(1, 2), |revision| Some(head(1, revision))) };
-        let (waited, ()) = tokio::join!(position.reach(version(1, 2), before, within), arrives);
+        let (waited, ()) = tokio::join!(
+            position.wait_for(version(1, 2), before, within),
+            position.catch_up_requested()
+        );
+        assert_eq!(waited, Err(FollowTimeout(within)));
+        let arrives = async { position.advance(at(1, 2), |revision| Some(head(1, revision))) };
+        let (waited, ()) = tokio::join!(position.wait_for(version(1, 2), before, within), arrives);
         assert_eq!(waited, Ok(()));
     }
 
     #[tokio::test]
-    async fn reach_under_a_follower_that_never_rests_ends_in_time() {
+    async fn wait_for_under_a_follower_that_never_rests_ends_in_time() {
         let position = FollowerPosition::default();
-        position.follow(at(1, 1), |_| None);
+        position.advance(at(1, 1), |_| None);
         let (before, within) = (position.now(), Duration::from_millis(50));
         let never_rests = async {
             for branch in (2..=250).cycle() {
-                position.follow(at(branch, 1), |_| None);
+                position.advance(at(branch, 1), |_| None);
                 tokio::task::yield_now().await;
             }
         };
@@ -277,8 +280,8 @@ mod tests {
         tokio::select! {
             biased;
             () = sleep_until(begun + Duration::from_secs(10)) => panic!("it has overrun its time"),
-            waited = position.reach(version(1, 2), before, within) => {
-                assert_eq!(waited, Err(NotFollowed(within)));
+            waited = position.wait_for(version(1, 2), before, within) => {
+                assert_eq!(waited, Err(FollowTimeout(within)));
             }
             () = never_rests => unreachable!("it goes on for ever"),
         }

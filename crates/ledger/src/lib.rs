@@ -19,35 +19,37 @@
     allow(clippy::disallowed_methods, reason = "tests read the environment and start tasks")
 )]
 
-mod chain;
+mod append_receipt;
 mod codec;
 mod copy;
 mod embedded;
-mod erase;
 mod error;
 mod follower_position;
+mod history;
+mod portable_pair;
 mod redis;
+mod retention_schedule;
 mod verify;
-mod whole;
-mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use self::chain::Chains;
+use self::history::ChainCache;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::time::Timestamp;
 
-pub use chain::{History, Place};
-pub use copy::{Copied, CopyError, NewLedger, copy};
+pub use append_receipt::AppendReceipt;
+pub use copy::{CopyError, CopyReport, NewLedger, copy};
 pub use embedded::{
-    Appender, Compacted, Embedded, NewFile, OpenError, Opened, Space, ledger_begins, traces,
+    Appender, CompactionReport, DiskUsage, Embedded, NewFile, OpenError, OpenedLedger,
+    has_ledger_signature, leftover_files,
 };
 pub use error::{LedgerError, UnreadableRecord};
-pub use follower_position::{Followed, FollowerPosition, NotFollowed};
+pub use follower_position::{FollowTimeout, FollowerCheckpoint, FollowerPosition};
+pub use history::{EntryPosition, History};
 pub use redis::{
     CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
     Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,
@@ -55,7 +57,6 @@ pub use redis::{
     look_at, plan,
 };
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
-pub use written::Written;
 
 /// The most changes of one append.
 pub const MAX_APPEND: usize = 1_024;
@@ -131,12 +132,12 @@ pub struct Version {
     pub revision: Revision,
     /// The first 8 bytes of the log's hash after it, where a ledger's log can fork: both branches
     /// give the same revisions to different changes. 0 elsewhere, and where there is no record.
-    pub mark: u64,
+    pub head_prefix: u64,
 }
 
 /// A pair's record and what wrote it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stored {
+pub struct StoredRecord {
     /// What wrote the record.
     pub version: Version,
     /// The record; the empty one where there is none.
@@ -149,7 +150,7 @@ pub struct Read {
     /// The ledger's clock.
     pub clock: Timestamp,
     /// The pairs, in the order asked for.
-    pub pairs: Vec<Result<Stored, UnreadableRecord>>,
+    pub pairs: Vec<Result<StoredRecord, UnreadableRecord>>,
 }
 
 /// One pair's change.
@@ -184,9 +185,9 @@ pub struct Update {
 #[allow(clippy::large_enum_variant, reason = "each is looked at once, where it was asked for")]
 pub enum Appended {
     /// It is durable, at this revision; where there was nothing to write, at that of the record.
-    At(Revision),
+    Committed(Revision),
     /// Another change came first: this is the pair now.
-    Conflict(Result<Stored, UnreadableRecord>),
+    Conflict(Result<StoredRecord, UnreadableRecord>),
     /// It failed, whatever came of the others: a ledger that is full still takes denials.
     Failed(LedgerError),
 }
@@ -235,7 +236,7 @@ pub struct Announcement {
 
 /// What a listener hears.
 #[derive(Clone, Debug)]
-pub enum Heard {
+pub enum Notification {
     /// Something was appended.
     Announcement(Announcement),
     /// Announcements may have been lost.
@@ -291,7 +292,7 @@ pub struct Bucket {
 #[derive(Debug)]
 pub struct Events {
     /// The entries that are kept, with the place of each.
-    pub entries: Vec<(Place, HistoryEntry)>,
+    pub entries: Vec<(EntryPosition, HistoryEntry)>,
     /// Where to go on; none where this was the last page.
     pub next: Option<Cursor>,
     /// Whether all pages are in the order of their revisions, and `after` is one: a page behind a
@@ -306,12 +307,12 @@ pub struct Cursor {
     /// What was read already. What it counts is the ledger's affair.
     pub after: u64,
     /// How far the chains had come there, where the ledger does not keep histories by pair.
-    chains: Chains,
+    chains: ChainCache,
 }
 
 /// How well a ledger keeps what it acknowledges, as last seen.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Standing {
+pub struct DurabilityStatus {
     /// Whether that is on a disk, or on replicas that are waited for, and not in memory alone.
     pub durable: bool,
     /// Whether an old primary that is cut off from the others could go on.
@@ -322,7 +323,7 @@ pub struct Standing {
     pub warnings: Arc<[String]>,
 }
 
-impl Default for Standing {
+impl Default for DurabilityStatus {
     fn default() -> Self {
         Self { durable: true, unfenced: false, lost_keys: 0, warnings: Arc::from([]) }
     }
@@ -369,10 +370,10 @@ impl Ledger {
 
     /// How well it keeps what it acknowledges, as last seen.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn durability(&self) -> DurabilityStatus {
         match self {
-            Self::Embedded(_) => Standing::default(),
-            Self::Redis(ledger) => ledger.standing(),
+            Self::Embedded(_) => DurabilityStatus::default(),
+            Self::Redis(ledger) => ledger.durability(),
         }
     }
 
@@ -404,7 +405,7 @@ impl Ledger {
     ///
     /// [`LedgerError`]; after [`LedgerError::Storage`] the outcome is unknown.
     pub async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
-        let written = self.append_marked(changes).await?;
+        let written = self.append_with_receipts(changes).await?;
         Ok(written.into_iter().map(|written| written.outcome).collect())
     }
 
@@ -464,7 +465,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn read_behind(
+    pub async fn read_after_head(
         &self,
         revision: Revision,
         head: LogHead,
@@ -472,13 +473,13 @@ impl Ledger {
         match self {
             // Its entries tell the hash before them.
             Self::Embedded(ledger) => ledger.read_after(revision).await,
-            Self::Redis(ledger) => ledger.read_behind(revision, head).await,
+            Self::Redis(ledger) => ledger.read_after_head(revision, head).await,
         }
     }
 
     /// Hears what is appended from now on. Any announcement may be lost.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Heard> {
+    pub fn listen(&self) -> broadcast::Receiver<Notification> {
         match self {
             Self::Embedded(ledger) => ledger.listen(),
             Self::Redis(ledger) => ledger.listen(),

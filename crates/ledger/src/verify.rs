@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::whole::{Whole, statements};
+use super::portable_pair::{PortablePair, statements};
 use super::{
     Embedded, Ledger, LedgerError, LogHead, Position, Tail, UnreadableRecord, bucket_of, codec,
 };
@@ -19,7 +19,7 @@ pub enum Depth {
     /// The log, and every record.
     Records,
     /// Histories and statements too.
-    Whole,
+    Histories,
 }
 
 /// What does not fit.
@@ -166,7 +166,7 @@ pub struct Report {
 
 impl Report {
     /// Adds something of the ledger's own.
-    pub(super) fn of_all(&mut self, damage: Damage) {
+    pub(super) fn add_ledger_damage(&mut self, damage: Damage) {
         self.add(Finding { key: None, logged: None, damage });
     }
 
@@ -179,16 +179,16 @@ impl Report {
     }
 
     /// Adds the pairs of which the log tells, and that nobody came upon.
-    pub(super) fn lost(&mut self, logged: &Logged) {
+    pub(super) fn add_lost_pairs(&mut self, logged: &LogIndex) {
         let unseen = |key: Option<Key>| {
-            logged.words.get(&key?.to_bytes()).filter(|word| !word.seen).map(|word| word.revision)
+            logged.pairs.get(&key?.to_bytes()).filter(|word| !word.seen).map(|word| word.revision)
         };
         // Histories may have told of them too.
         let before = self.findings.len();
         self.findings.retain(|found| found.damage != Damage::Lost || unseen(found.key).is_none());
         let again = u64::try_from(before.saturating_sub(self.findings.len())).unwrap_or(0);
         self.found = self.found.saturating_sub(again);
-        for (key, word) in logged.words.iter().filter(|(_, word)| !word.seen) {
+        for (key, word) in logged.pairs.iter().filter(|(_, word)| !word.seen) {
             let (key, logged) = (Some(Key::from_bytes(*key)), Some(word.revision));
             self.add(Finding { key, logged, damage: Damage::Lost });
         }
@@ -220,9 +220,9 @@ pub struct Progress {
 
 /// What the log last said of a pair, in as little room as that takes: a log has a million entries.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LastWord {
+pub(super) struct LastLogged {
     pub(super) revision: Revision,
-    pub(super) mark: u64,
+    pub(super) head_prefix: u64,
     /// The first bytes of the record's digest.
     digest: [u8; 8],
     pub(super) seen: bool,
@@ -230,8 +230,8 @@ pub(super) struct LastWord {
 
 /// What the log says.
 #[derive(Default)]
-pub(super) struct Logged {
-    pub(super) words: HashMap<[u8; 16], LastWord>,
+pub(super) struct LogIndex {
+    pub(super) pairs: HashMap<[u8; 16], LastLogged>,
     /// The first and the last revision that it has, where it has any.
     pub(super) range: Option<(Revision, Revision)>,
     last: Option<LogHead>,
@@ -239,7 +239,7 @@ pub(super) struct Logged {
     is_broken: bool,
 }
 
-impl Logged {
+impl LogIndex {
     /// Takes the log's next entry: its body, and the head behind it. `next` reckons the head that
     /// follows a head by a revision and a body, where it can be reckoned.
     pub(super) fn take(
@@ -254,10 +254,10 @@ impl Logged {
         let previous = self.last.or((revision == 1).then(LogHead::default));
         let mut is_changed = false;
         if self.range.is_some() && before.checked_add(1) != Some(revision) {
-            report.of_all(Damage::LogGap(before));
+            report.add_ledger_damage(Damage::LogGap(before));
             self.is_broken = true;
         } else if previous.is_some_and(|previous| next(&previous, revision, body) != head) {
-            report.of_all(Damage::LogHead(revision));
+            report.add_ledger_damage(Damage::LogHead(revision));
             (is_changed, self.is_broken) = (true, true);
         }
         self.range = Some((self.range.map_or(revision, |(first, _)| first), revision));
@@ -265,15 +265,16 @@ impl Logged {
         match (codec::decode_pair(body), codec::decode_log(body)) {
             // What was changed is nobody's word, and what it was is not known.
             (Some((key, _)), Ok(_)) if is_changed => {
-                self.words.remove(&key.to_bytes());
+                self.pairs.remove(&key.to_bytes());
             }
             (Some((key, record)), Ok(_)) => {
-                let mark = mark_of(&head);
-                let word = LastWord { revision, mark, digest: short(&record), seen: false };
-                self.words.insert(key.to_bytes(), word);
+                let head_prefix = head_prefix_of(&head);
+                let word =
+                    LastLogged { revision, head_prefix, digest: short(&record), seen: false };
+                self.pairs.insert(key.to_bytes(), word);
             }
             _ => {
-                report.of_all(Damage::LogEntry(revision));
+                report.add_ledger_damage(Damage::LogEntry(revision));
                 self.is_broken = true;
             }
         }
@@ -284,13 +285,13 @@ impl Logged {
         if let (Some((_, revision)), Some(head)) = (self.range, self.last)
             && (revision, head) != (end.revision, end.head)
         {
-            report.of_all(Damage::LogEnd);
+            report.add_ledger_damage(Damage::LogEnd);
         }
     }
 
     /// What does not fit of a pair's record, by itself and by the log; notes that it is there.
-    pub(super) fn damage_of(&mut self, pair: &Whole, end: &Position) -> Option<Damage> {
-        let word = self.words.get_mut(&pair.key);
+    pub(super) fn damage_of(&mut self, pair: &PortablePair, end: &Position) -> Option<Damage> {
+        let word = self.pairs.get_mut(&pair.key);
         let word = word.map(|word| {
             word.seen = true;
             *word
@@ -313,7 +314,7 @@ impl Logged {
         let as_logged = match word {
             Some(word) => {
                 pair.revision == word.revision
-                    && (word.mark == pair.mark)
+                    && (word.head_prefix == pair.head_prefix)
                     && word.digest == short(&pair.record)
             }
             None => pair.revision < first || self.is_broken,
@@ -323,12 +324,12 @@ impl Logged {
 
     /// When the log last tells of a pair.
     pub(super) fn revision_of(&self, key: &[u8; 16]) -> Option<Revision> {
-        self.words.get(key).map(|word| word.revision)
+        self.pairs.get(key).map(|word| word.revision)
     }
 }
 
 /// How the log's hash marks a version.
-pub(super) fn mark_of(head: &LogHead) -> u64 {
+pub(super) fn head_prefix_of(head: &LogHead) -> u64 {
     head.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
@@ -369,19 +370,19 @@ async fn verify_file(
     loop {
         let page = ledger.read_after(after).await?;
         let Tail::Entries(entries) = page.tail else {
-            report.of_all(Damage::LogGap(after));
+            report.add_ledger_damage(Damage::LogGap(after));
             break;
         };
         let Some(end) = entries.last().map(|entry| entry.revision) else { break };
         for entry in entries {
             report.log_entries = report.log_entries.saturating_add(1);
             if last.is_some_and(|(revision, _)| Some(entry.revision) != next(revision)) {
-                report.of_all(Damage::LogGap(entry.revision.saturating_sub(1)));
+                report.add_ledger_damage(Damage::LogGap(entry.revision.saturating_sub(1)));
             } else if last.is_some_and(|(_, head)| head != entry.previous) {
-                report.of_all(Damage::LogHead(entry.revision));
+                report.add_ledger_damage(Damage::LogHead(entry.revision));
             }
             if entry.body.is_err() {
-                report.of_all(Damage::LogEntry(entry.revision));
+                report.add_ledger_damage(Damage::LogEntry(entry.revision));
             }
             last = Some((entry.revision, entry.head));
         }
@@ -389,8 +390,8 @@ async fn verify_file(
     }
     let buckets = ledger.identity().buckets;
     for number in 0..buckets {
-        let bucket = ledger.whole_bucket(number).await?;
-        let words = if depth == Depth::Whole {
+        let bucket = ledger.portable_bucket(number).await?;
+        let words = if depth == Depth::Histories {
             let digests: Vec<_> = statements(&bucket.pairs).into_iter().collect();
             let texts = ledger.statements(&digests).await?;
             let there = digests.iter().zip(texts).filter(|(_, text)| text.is_some());
@@ -436,6 +437,9 @@ fn next(revision: Revision) -> Option<Revision> {
     revision.checked_add(1)
 }
 
-fn missing(entry: &super::whole::Entry, there: &std::collections::BTreeSet<[u8; 32]>) -> bool {
+fn missing(
+    entry: &super::portable_pair::Entry,
+    there: &std::collections::BTreeSet<[u8; 32]>,
+) -> bool {
     entry.statement().is_some_and(|digest| !there.contains(&digest))
 }

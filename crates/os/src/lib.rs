@@ -11,6 +11,6 @@
     clippy::unwrap_used
 )]
 
-pub mod access;
 pub mod clock;
 pub mod files;
+pub mod io_hint;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{CACHE_BYTES, WhichArgs, check_exists};
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use consentd_ledger::{Compacted, Embedded, Retention};
+use consentd_ledger::{CompactionReport, Embedded, Retention};
 
 /// For the help.
 pub(super) const WHAT_IT_IS_FOR: &str = "\
@@ -39,7 +39,7 @@ pub(super) fn compact(args: &CompactArgs) -> anyhow::Result<Verdict> {
     check_exists(path, &address)?;
     // Histories are left to the sidecar, which knows how long they are kept.
     let keep = Retention { log: args.log_retention, log_entries: u64::MAX, history: Duration::MAX };
-    let Compacted { before, now, named } = Embedded::compact(path, keep, CACHE_BYTES)?;
+    let CompactionReport { before, now, named } = Embedded::compact(path, keep, CACHE_BYTES)?;
     let until = named.map(|time| print::rfc3339(time.plus(args.log_retention)));
     if args.which.json {
         let told = json!({ "bytesBefore": before, "bytes": now, "namedUntil": until });

@@ -13,7 +13,7 @@ use crate::cli::init::{self, BUCKETS, fit};
 use crate::cli::{Verdict, print};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_ledger::{
-    Copied, CopyError, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
+    CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
     copy as copy_ledger,
 };
 use consentd_os::clock;
@@ -163,11 +163,11 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
 fn say(
     args: &CopyArgs,
     to: &LedgerAddress,
-    copied: &Copied,
+    copied: &CopyReport,
     report: &Report,
     took: Duration,
 ) -> anyhow::Result<()> {
-    let Copied { epoch, buckets, revision, missing_statements, late, .. } = copied;
+    let CopyReport { epoch, buckets, revision, missing_statements, late, .. } = copied;
     if args.json {
         let told = json!({
             "ledger": hex(epoch), "address": to.to_string(), "buckets": buckets,

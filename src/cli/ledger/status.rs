@@ -12,7 +12,7 @@ use super::{WhichArgs, hex, persistence, with_ledger};
 use crate::cli::init::warn;
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use consentd_ledger::{Fitness, Ledger, Page, Space, Status, Unfit, Warning, look_at};
+use consentd_ledger::{DiskUsage, Fitness, Ledger, Page, Status, Unfit, Warning, look_at};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {
@@ -31,7 +31,7 @@ struct Told {
     page: Page,
     status: Status,
     /// How a file is filled.
-    space: Option<Space>,
+    space: Option<DiskUsage>,
 }
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {

@@ -34,7 +34,7 @@ pub(in crate::cli) struct VerifyArgs {
 
 pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
     let VerifyArgs { quick, lines, dry_run: _, which } = args;
-    let depth = if quick { Depth::Records } else { Depth::Whole };
+    let depth = if quick { Depth::Records } else { Depth::Histories };
     let mut shown = Shown::new();
     let report = with_ledger(&which.address()?, async |ledger: &Ledger| {
         Ok(ledger.verify(depth, &mut |progress| shown.show(progress)).await?)

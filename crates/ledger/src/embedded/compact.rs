@@ -19,7 +19,7 @@ use redb::{
 use super::erase::{DOOMED, ERASED, Reaper};
 use super::history::HISTORY;
 use super::mark::{self, End, Mark, Verdict};
-use super::opening::{self, LedgerFile, OpenError, Opened, damaged};
+use super::opening::{self, LedgerFile, OpenError, OpenedLedger, damaged};
 use super::place::Place;
 use super::store::{self, LOG, META, PAIRS, TEXTS, failed, number};
 use super::{Embedded, retention};
@@ -32,7 +32,7 @@ pub(super) const SUFFIX: &str = "compacting";
 
 /// What came of writing a file anew.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Compacted {
+pub struct CompactionReport {
     /// Its bytes before.
     pub before: u64,
     /// Its bytes now.
@@ -55,7 +55,7 @@ impl Embedded {
         path: &Path,
         retention: Retention,
         cache_bytes: usize,
-    ) -> Result<Opened, OpenError> {
+    ) -> Result<OpenedLedger, OpenError> {
         opening::telling_of_damage(path, || {
             let mut file = LedgerFile::open(path, cache_bytes)?;
             let meta = store::prepare(&file.database, path)?;
@@ -71,7 +71,7 @@ impl Embedded {
             let (ledger, mut appender) =
                 Self::with_database(database, Some(place), path, retention)?;
             appender.mark = Some(Mark::of(path));
-            Ok(Opened { ledger, appender, is_new, compacted, mode_before })
+            Ok(OpenedLedger { ledger, appender, is_new, compacted, mode_before })
         })
     }
 
@@ -85,7 +85,7 @@ impl Embedded {
         path: &Path,
         retention: Retention,
         cache_bytes: usize,
-    ) -> Result<Compacted, OpenError> {
+    ) -> Result<CompactionReport, OpenError> {
         opening::telling_of_damage(path, || {
             let mut file = LedgerFile::open(path, cache_bytes)?;
             store::prepare(&file.database, path)?;
@@ -154,7 +154,7 @@ fn write_anew(
     ledger: &mut LedgerFile,
     path: &Path,
     cache_bytes: usize,
-) -> Result<Compacted, OpenError> {
+) -> Result<CompactionReport, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let beside = files::beside(path, SUFFIX);
     remove_unfinished(&beside).map_err(io)?;
@@ -175,7 +175,7 @@ fn write_anew(
     // It was locked before it had the name: nobody came between.
     (ledger.database, ledger.place) = (database, place);
     let named = named(&ledger.database).map_err(|error| damaged(path, error))?;
-    Ok(Compacted { before: before.len(), now, named })
+    Ok(CompactionReport { before: before.len(), now, named })
 }
 
 /// Removes what a process left that died while it wrote a file anew, and nothing else: no file of
@@ -193,7 +193,7 @@ fn remove_unfinished(path: &Path) -> std::io::Result<()> {
         return in_the_way("no file");
     }
     // redb writes what a file begins with last of all: until then there are zeros.
-    if !opening::ledger_begins(path) && !opening::is_unwritten(path)? {
+    if !opening::has_ledger_signature(path) && !opening::is_unwritten(path)? {
         return in_the_way("something else than a ledger that was being compacted");
     }
     if File::open(path)?.try_lock().is_err() {

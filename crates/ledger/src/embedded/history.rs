@@ -5,8 +5,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition};
 
 use super::recent::Recent;
 use super::store::{PairValue, TEXTS, Tables, damaged, failed, number, pair_value};
-use crate::chain::{Chains, Reading};
-use crate::{Cursor, Events, History, LedgerError, MAX_PAGE, Place, codec};
+use crate::history::{ChainCache, HistoryBuilder};
+use crate::{Cursor, EntryPosition, Events, History, LedgerError, MAX_PAGE, codec};
 use consentd_core::id::Key;
 use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
 use consentd_core::time::Timestamp;
@@ -218,18 +218,18 @@ pub(super) fn history(
     }
     let items = |value: &[u8]| Added::decode(value).map_or(0, |added| added.items.len());
     let left: usize = additions.iter().map(|(_, value)| items(value)).sum();
-    let mut reading = Reading::new(record);
+    let mut reading = HistoryBuilder::new(record);
     if next != 0 {
-        reading.behind_missing(u64::try_from(left).unwrap_or(u64::MAX));
+        reading.skip_missing(u64::try_from(left).unwrap_or(u64::MAX));
     }
     for (revision, value) in additions.iter().rev() {
         let Some(added) = Added::decode(value) else { continue };
         for item in added.items {
             match item.entry() {
-                None => reading.gone(&item.digest()),
+                None => reading.push_expired(&item.digest()),
                 Some(entry) => {
                     let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-                    reading.kept(*revision, &item.digest(), entry);
+                    reading.push_entry(*revision, &item.digest(), entry);
                 }
             }
         }
@@ -259,7 +259,7 @@ pub(super) fn events_after(
             head = extend_chain(&head, &item.digest());
             let Some(entry) = item.entry() else { continue };
             let entry = codec::decode_history(entry, |digest| text(&texts, digest));
-            let place = Place { revision, number, head };
+            let place = EntryPosition { revision, number, head };
             events.entries.push((place, entry.ok_or(damaged("a history entry"))?));
         }
         chains.put(revision, (number, head));
@@ -275,7 +275,7 @@ pub(super) fn events_after(
 /// the one before it: known, or walked from the beginning.
 fn stands(
     table: &impl ReadableTable<u64, &'static [u8]>,
-    chains: &mut Chains,
+    chains: &mut ChainCache,
     previous: Revision,
     revision: Revision,
 ) -> Result<(u64, ChainHead), LedgerError> {

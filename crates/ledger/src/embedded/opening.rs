@@ -9,11 +9,11 @@ use redb::{Database, DatabaseError};
 use super::backend::Backend;
 use super::guard::guarded;
 use super::place::{self, Place};
-use super::{Appender, Compacted, Embedded, compact, mark, store};
+use super::{Appender, CompactionReport, Embedded, compact, mark, store};
 use crate::LedgerError;
 use consentd_core::record::Revision;
-use consentd_os::access;
 use consentd_os::files;
+use consentd_os::io_hint;
 
 /// What a file of redb's begins with.
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
@@ -38,7 +38,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot open the ledger file {path}: {source}{}", access::hint(path, source))]
+    #[error("cannot open the ledger file {path}: {source}{}", io_hint::hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -143,7 +143,7 @@ pub enum OpenError {
 }
 
 /// A ledger that was opened to be served.
-pub struct Opened {
+pub struct OpenedLedger {
     /// The ledger.
     pub ledger: Embedded,
     /// What writes it.
@@ -151,7 +151,7 @@ pub struct Opened {
     /// Whether it was made just now, and is empty.
     pub is_new: bool,
     /// What came of writing the file anew, where that was tried.
-    pub compacted: Option<Result<Compacted, OpenError>>,
+    pub compacted: Option<Result<CompactionReport, OpenError>>,
     /// The mode by which others could write the file, which was taken from them.
     pub mode_before: Option<u32>,
 }
@@ -224,7 +224,7 @@ pub(super) fn damaged(path: &Path, error: LedgerError) -> OpenError {
 
 /// Whether a file begins as a ledger does.
 #[must_use]
-pub fn ledger_begins(path: &Path) -> bool {
+pub fn has_ledger_signature(path: &Path) -> bool {
     let most = u64::try_from(MAGIC.len()).unwrap_or(0);
     files::beginning(path, most).is_ok_and(|bytes| bytes == MAGIC)
 }
@@ -242,7 +242,7 @@ pub(super) fn is_unwritten(path: &Path) -> std::io::Result<bool> {
 ///
 /// Where the folder cannot be read, for another reason than that it is not there, or has more
 /// entries than are looked at.
-pub fn traces(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub fn leftover_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if fs::metadata(path).is_ok_and(|found| found.len() > 0) {
         return Ok(Vec::new());
     }
@@ -291,7 +291,7 @@ pub(super) fn open_error(path: &Path, error: DatabaseError) -> OpenError {
         {
             OpenError::Io { path, source }
         }
-        source if ledger_begins(&path) => OpenError::Damaged { path, source: source.into() },
+        source if has_ledger_signature(&path) => OpenError::Damaged { path, source: source.into() },
         source => OpenError::NotALedger { path, source: source.into() },
     }
 }

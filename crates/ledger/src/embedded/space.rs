@@ -15,14 +15,14 @@ const MIN_FREE: u64 = 16 << 20;
 
 /// How a file is filled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Space {
+pub struct DiskUsage {
     /// The bytes of the file.
     pub file: u64,
     /// Of these, the bytes of what the ledger holds; the rest is free for what is to come.
     pub used: u64,
 }
 
-impl Space {
+impl DiskUsage {
     /// The bytes that nothing is held in.
     #[must_use]
     pub fn free(&self) -> u64 {
@@ -43,12 +43,12 @@ impl Embedded {
     /// # Errors
     ///
     /// [`LedgerError`] where it cannot be read.
-    pub async fn space(&self) -> Result<Option<Space>, LedgerError> {
+    pub async fn space(&self) -> Result<Option<DiskUsage>, LedgerError> {
         let shared = std::sync::Arc::clone(&self.shared);
         self.blocking(move |database, _| {
             let file = shared.place.as_ref().map(Place::size).transpose().map_err(failed)?;
             let used = used(database)?;
-            Ok(file.map(|file| Space { file, used }))
+            Ok(file.map(|file| DiskUsage { file, used }))
         })
         .await
     }

@@ -13,7 +13,8 @@ use redb::{
 
 use super::super::{
     Appended, Bucket, Change, Epoch, Identity, LedgerError, LogBody, LogEntry, LogHead, MAX_PAGE,
-    Page, Position, Read, Retention, Stored, Tail, UnreadableRecord, Version, bucket_of, codec,
+    Page, Position, Read, Retention, StoredRecord, Tail, UnreadableRecord, Version, bucket_of,
+    codec,
 };
 use super::erase::{self, DOOMED};
 use super::history::{self, HISTORY, PreparedHistory};
@@ -196,11 +197,11 @@ impl<'a> PairValue<'a> {
 }
 
 /// A pair as the file has it, where it has it.
-fn stored(value: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
-    let Some(value) = value else { return Ok(Stored::default()) };
+fn stored(value: Option<&[u8]>) -> Result<StoredRecord, UnreadableRecord> {
+    let Some(value) = value else { return Ok(StoredRecord::default()) };
     let value = PairValue::of(value).ok_or(UnreadableRecord::Damaged)?;
-    let version = Version { revision: value.revision, mark: 0 };
-    Ok(Stored { version, record: codec::decode_record(value.record)? })
+    let version = Version { revision: value.revision, head_prefix: 0 };
+    Ok(StoredRecord { version, record: codec::decode_record(value.record)? })
 }
 
 /// A change, encoded before it waits for its turn.
@@ -301,13 +302,13 @@ pub(super) fn append(
                 }
                 // What is read here is durable already.
                 let Some(update) = change.update else {
-                    outcomes.push(Appended::At(change.base.revision));
+                    outcomes.push(Appended::Committed(change.base.revision));
                     continue;
                 };
                 committed.erased |= update.erases;
                 let entry = write(&mut tables, pair, update, revision, head)?;
                 (revision, head) = (entry.revision, entry.head);
-                outcomes.push(Appended::At(revision));
+                outcomes.push(Appended::Committed(revision));
                 committed.entries.push(entry);
             }
             committed.outcomes.push(outcomes);
@@ -377,10 +378,10 @@ fn fill_in(
 }
 
 /// The pair as it is, where it is not what the change started from.
-fn conflict(pair: &Pending, change: &Prepared) -> Option<Result<Stored, UnreadableRecord>> {
+fn conflict(pair: &Pending, change: &Prepared) -> Option<Result<StoredRecord, UnreadableRecord>> {
     let value = pair.value.as_deref();
     let revision = value.map_or(Some(0), |value| Some(PairValue::of(value)?.revision));
-    let version = revision.map(|revision| Version { revision, mark: 0 });
+    let version = revision.map(|revision| Version { revision, head_prefix: 0 });
     (version != Some(change.base)).then(|| stored(value))
 }
 

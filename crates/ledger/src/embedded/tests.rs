@@ -17,7 +17,7 @@ use redb::{Database, TableDefinition};
 use self::disk::Disk;
 use super::super::codec;
 use super::*;
-use crate::{Stored, UnreadableRecord, Update, Version, bucket_of};
+use crate::{StoredRecord, UnreadableRecord, Update, Version, bucket_of};
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::record::{HistoryEntry, Record, extend_chain, sha256};
 use consentd_core::scope::Scope;
@@ -104,7 +104,7 @@ fn inbound(message_id: &str) -> What {
 }
 
 /// The change by which this happens, at `time`, to a pair that was read as `stored`.
-fn change(key: Key, stored: &Stored, what: What, time: Timestamp) -> Change {
+fn change(key: Key, stored: &StoredRecord, what: What, time: Timestamp) -> Change {
     let mut record = stored.record.clone();
     for effect in what.effects(time) {
         record.state.apply(&effect).unwrap();
@@ -150,10 +150,10 @@ async fn all(ledger: &Embedded) -> Vec<(Key, Result<Record, UnreadableRecord>)> 
 
 /// The record that the revision wrote.
 fn version(revision: Revision) -> Version {
-    Version { revision, mark: 0 }
+    Version { revision, head_prefix: 0 }
 }
 
-async fn read(ledger: &Embedded, key: Key) -> Stored {
+async fn read(ledger: &Embedded, key: Key) -> StoredRecord {
     ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap()
 }
 
@@ -161,6 +161,6 @@ async fn read(ledger: &Embedded, key: Key) -> Stored {
 async fn append(ledger: &Embedded, key: Key, what: What, time: Timestamp) -> Revision {
     let stored = read(ledger, key).await;
     let appended = ledger.append(vec![change(key, &stored, what, time)]).await.unwrap();
-    let [Appended::At(revision)] = appended[..] else { panic!("{appended:?}") };
+    let [Appended::Committed(revision)] = appended[..] else { panic!("{appended:?}") };
     revision
 }

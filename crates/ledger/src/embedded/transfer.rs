@@ -16,7 +16,7 @@ use super::store::{
     values,
 };
 use super::{Embedded, OpenError, buckets_for, mark, open_error, retention};
-use crate::whole::{Entry, Kind, Whole, WholeBucket};
+use crate::portable_pair::{Entry, Kind, PortableBucket, PortablePair};
 use crate::{CopyError, Epoch, LedgerError, Position};
 use consentd_core::id::Key;
 use consentd_core::record::{Revision, sha256};
@@ -28,7 +28,7 @@ const CACHE_BYTES: usize = 256 << 20;
 
 impl Embedded {
     /// The pairs of one bucket with their histories.
-    pub(crate) async fn whole_bucket(&self, number: u32) -> Result<WholeBucket, LedgerError> {
+    pub(crate) async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {
         let identity = self.identity();
         self.blocking(move |database, recent| {
             let from = first_of(number, identity.buckets);
@@ -50,13 +50,16 @@ impl Embedded {
             }
             let pairs = wholes(database, values)?;
             let label = Position { epoch: identity.epoch, revision, head };
-            Ok(WholeBucket { label, pairs })
+            Ok(PortableBucket { label, pairs })
         })
         .await
     }
 
     /// These pairs with their histories, those that there are.
-    pub(crate) async fn whole(&self, keys: &[Key]) -> Result<Vec<Whole>, LedgerError> {
+    pub(crate) async fn portable_pairs(
+        &self,
+        keys: &[Key],
+    ) -> Result<Vec<PortablePair>, LedgerError> {
         let keys: Vec<_> = keys.iter().map(|key| key.to_bytes()).collect();
         self.blocking(move |database, recent: &Recent| {
             let found = values(database, recent, &keys)?;
@@ -128,7 +131,7 @@ impl Embedded {
 fn wholes(
     database: &Database,
     values: impl IntoIterator<Item = ([u8; 16], Vec<u8>)>,
-) -> Result<Vec<Whole>, LedgerError> {
+) -> Result<Vec<PortablePair>, LedgerError> {
     let transaction = database.begin_read().map_err(failed)?;
     let table = transaction.open_table(HISTORY).map_err(failed)?;
     let mut pairs = Vec::new();
@@ -153,7 +156,7 @@ fn wholes(
             history.extend(added.items.iter().map(|item| Some(entry(*revision, item))));
         }
         let (revision, record) = (value.revision, value.record.to_vec());
-        pairs.push(Whole { key, revision, mark: 0, record, history });
+        pairs.push(PortablePair { key, revision, head_prefix: 0, record, history });
     }
     Ok(pairs)
 }
@@ -205,7 +208,7 @@ impl NewFile {
     /// Writes pairs, and statements by their digests. Not durable before the end.
     pub(crate) fn put(
         &self,
-        pairs: &[Whole],
+        pairs: &[PortablePair],
         texts: &[([u8; 32], Vec<u8>)],
     ) -> Result<(), LedgerError> {
         let mut transaction = self.database.begin_write().map_err(failed)?;
@@ -281,7 +284,7 @@ impl NewFile {
 }
 
 /// Writes a pair's history by revision; gives the last one that added to it.
-fn put_history(tables: &mut Tables<'_>, pair: &Whole) -> Result<Revision, LedgerError> {
+fn put_history(tables: &mut Tables<'_>, pair: &PortablePair) -> Result<Revision, LedgerError> {
     // A record that cannot be read is no reader's, and has none that was erased.
     let record = pair.decode().ok().filter(|record| record.erased.is_some());
     let mut begins = record.map(|record| record.history_start());

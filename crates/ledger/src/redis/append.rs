@@ -10,8 +10,8 @@ use super::refusal::{Failure, RefusedBy};
 use super::scripts::{self, Answer};
 use super::{MAX_WAITING, Redis};
 use crate::{
-    Appended, Change, Epoch, Identity, LedgerError, LogBody, Update, Version, Written, bucket_of,
-    codec,
+    AppendReceipt, Appended, Change, Epoch, Identity, LedgerError, LogBody, Update, Version,
+    bucket_of, codec,
 };
 use consentd_core::id::Key;
 use consentd_core::record::{extend_chain, sha256};
@@ -55,13 +55,16 @@ pub(super) struct Item {
     /// Whether it may write to a bucket that was lost, which it rebuilds.
     pub(super) repairs: bool,
     pub(super) change: Prepared,
-    pub(super) answer: oneshot::Sender<Result<Written, LedgerError>>,
+    pub(super) answer: oneshot::Sender<Result<AppendReceipt, LedgerError>>,
     /// It was sent, and no answer came: it may have been written.
     pub(super) is_unsure: bool,
 }
 
 impl Redis {
-    pub(crate) async fn append(&self, changes: Vec<Change>) -> Result<Vec<Written>, LedgerError> {
+    pub(crate) async fn append(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<Vec<AppendReceipt>, LedgerError> {
         self.append_as(false, changes).await
     }
 
@@ -70,7 +73,7 @@ impl Redis {
         &self,
         repairs: bool,
         changes: Vec<Change>,
-    ) -> Result<Vec<Written>, LedgerError> {
+    ) -> Result<Vec<AppendReceipt>, LedgerError> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
@@ -92,17 +95,17 @@ impl Redis {
         for answered in answers {
             // A driver that was dropped took the change with it.
             let outcome = answered.await.unwrap_or(Err(LedgerError::Closed));
-            let failed = |error| Written::unmarked(Appended::Failed(error));
+            let failed = |error| AppendReceipt::unforked(Appended::Failed(error));
             appended.push(outcome.unwrap_or_else(failed));
         }
         // Where nothing was done to any of them, there is one answer; but what may have been written
         // is never answered with the error of what was not.
-        let failure = |written: &Written| match &written.outcome {
+        let failure = |written: &AppendReceipt| match &written.outcome {
             Appended::Failed(error) => Some(error.clone()),
             _ => None,
         };
         let Some(first) = appended.first().and_then(failure) else { return Ok(appended) };
-        let is_alike = |written: &Written| {
+        let is_alike = |written: &AppendReceipt| {
             failure(written).is_some_and(|error| error.may_be_written() == first.may_be_written())
         };
         if appended.iter().all(is_alike) { Err(first) } else { Ok(appended) }
@@ -265,8 +268,8 @@ pub(super) fn outcomes(
             redis::Value::Int(-2) => Outcome::NoHistories,
             written @ redis::Value::Array(_) => {
                 let mut written = Answer::of(written)?;
-                let (revision, mark) = (written.number()?, written.exactly()?);
-                Outcome::At(Version { revision, mark: u64::from_be_bytes(mark) })
+                let (revision, head_prefix) = (written.number()?, written.exactly()?);
+                Outcome::At(Version { revision, head_prefix: u64::from_be_bytes(head_prefix) })
             }
             redis::Value::BulkString(value) => Outcome::Conflict(Some(value)),
             redis::Value::Nil | redis::Value::Boolean(false) => Outcome::Conflict(None),

@@ -15,7 +15,7 @@ use super::login::{Login, Secret};
 use super::target::Address;
 use super::tls::TlsFiles;
 use super::wire::{Reply, Stream, Wire, WireError};
-use consentd_os::access;
+use consentd_os::io_hint;
 
 /// After how long without a word the system asks whether the other side is still there. What
 /// waits for an answer notices sooner; this is for connections that nobody waits on.
@@ -27,7 +27,7 @@ const MAX_SAID: usize = 200;
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum LinkError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}{}", path.display(), access::hint(path, source))]
+    #[error("cannot read {}: {source}{}", path.display(), io_hint::hint(path, source))]
     File {
         /// The file.
         path: PathBuf,
@@ -264,7 +264,7 @@ fn tls_hint(error: &io::Error) -> &'static str {
 
 fn socket_hint(address: &Address, error: &io::Error) -> String {
     match address {
-        Address::Unix(path) => access::hint(path, error),
+        Address::Unix(path) => io_hint::hint(path, error),
         Address::Tcp(..) => String::new(),
     }
 }

@@ -15,7 +15,7 @@ use super::layout::Announced;
 use super::listen::{self, Pushed};
 use super::route::Timeouts;
 use super::{Shared, retention};
-use crate::Heard;
+use crate::Notification;
 
 /// How many scripts are on their way at once. What waits meanwhile goes into the next ones
 /// together, so that they are the fuller the slower the answers come.
@@ -98,17 +98,17 @@ async fn listen(shared: &Shared) {
                 let mut announced = Announced::read(&message);
                 // Whoever asks on this thread is not kept waiting by all that one message tells.
                 while let Some(part) = announced.as_mut().and_then(|all| all.part(MAX_TOGETHER)) {
-                    tell(Heard::Announcement(part));
+                    tell(Notification::Announcement(part));
                     yield_now().await;
                 }
                 if announced.is_none_or(|all| !all.is_over()) {
                     // Whatever it was meant to say, the log says it.
-                    tell(Heard::Missed);
+                    tell(Notification::Missed);
                 }
             }
-            Pushed::Gap => tell(Heard::Subscribed),
-            Pushed::Refused(why) => tell(Heard::Unsubscribed { refused: true, why }),
-            Pushed::Lost(why) => tell(Heard::Unsubscribed { refused: false, why }),
+            Pushed::Gap => tell(Notification::Subscribed),
+            Pushed::Refused(why) => tell(Notification::Unsubscribed { refused: true, why }),
+            Pushed::Lost(why) => tell(Notification::Unsubscribed { refused: false, why }),
         }
     };
     let (route, channel) = (Arc::clone(&shared.route), shared.names.channel.clone());

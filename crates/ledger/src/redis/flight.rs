@@ -21,7 +21,7 @@ use super::refusal::{Failure, NoAnswer, RefusedBy};
 use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
 use super::sync::synced;
 use super::{Durability, Options, Redis, Shared};
-use crate::{Appended, Epoch, LedgerError, Version, Written};
+use crate::{AppendReceipt, Appended, Epoch, LedgerError, Version};
 use consentd_os::clock;
 
 /// How long changes are sent again while it is not known what came of them.
@@ -144,8 +144,13 @@ fn settle(shared: &Shared, items: Vec<Item>, answered: Answered) -> Vec<Item> {
     for (mut item, outcome) in items.into_iter().zip(answered.outcomes) {
         let maybe_written = item.is_unsure;
         let confirmed = |version: Version| {
-            let (outcome, mark) = (Appended::At(version.revision), version.mark);
-            answered.confirmed.clone().map(|()| Written { outcome, mark, maybe_written })
+            let (outcome, head_prefix) =
+                (Appended::Committed(version.revision), version.head_prefix);
+            answered.confirmed.clone().map(|()| AppendReceipt {
+                outcome,
+                head_prefix,
+                maybe_written,
+            })
         };
         let answer = match outcome {
             Outcome::At(version) => confirmed(version),
@@ -163,7 +168,7 @@ fn settle(shared: &Shared, items: Vec<Item>, answered: Answered) -> Vec<Item> {
                     continue;
                 }
                 let outcome = Appended::Conflict(stored(value.as_deref()));
-                Ok(Written { outcome, mark: 0, maybe_written })
+                Ok(AppendReceipt { outcome, head_prefix: 0, maybe_written })
             }
         };
         // Whoever does not wait any more does not need to know.

@@ -8,7 +8,7 @@ use super::layout::{Item, SENTINEL, history_field, split_value};
 use super::refusal::{Failure, RefusedBy};
 use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
-use crate::chain::Reading;
+use crate::history::HistoryBuilder;
 use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
 use consentd_core::id::Key;
 use consentd_core::record::{Record, sha256};
@@ -131,7 +131,7 @@ impl Shared {
     ) -> Result<History, LedgerError> {
         let len = record.history_len;
         let (mut from, _) = record.history_start();
-        let mut reading = Reading::new(record);
+        let mut reading = HistoryBuilder::new(record);
         while from < len {
             let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
             let to = from.saturating_add(some).min(len);
@@ -147,20 +147,20 @@ impl Shared {
                 let (revision, item) = match item {
                     Some(Some(item)) => item,
                     Some(None) => {
-                        reading.garbled();
+                        reading.push_garbled();
                         continue;
                     }
                     None => {
-                        reading.missing();
+                        reading.push_missing();
                         continue;
                     }
                 };
                 match item.entry() {
-                    None => reading.gone(&item.digest()),
+                    None => reading.push_expired(&item.digest()),
                     Some(entry) => {
                         let text = |digest: &[u8]| texts.0.get(digest)?.clone();
                         let entry = codec::decode_history(entry, text);
-                        reading.kept(*revision, &item.digest(), entry);
+                        reading.push_entry(*revision, &item.digest(), entry);
                     }
                 }
             }

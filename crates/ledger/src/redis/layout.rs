@@ -3,8 +3,8 @@
 use sha1::{Digest as _, Sha1};
 
 use crate::{
-    Announcement, Epoch, LogEntry, LogHead, Stored, UnreadableEntry, UnreadableRecord, Version,
-    codec,
+    Announcement, Epoch, LogEntry, LogHead, StoredRecord, UnreadableEntry, UnreadableRecord,
+    Version, codec,
 };
 use consentd_core::id::Key;
 use consentd_core::record::Revision;
@@ -87,28 +87,29 @@ impl Names {
     }
 }
 
-/// How a version stands at the head of a pair's value: the revision, then the mark, big-endian.
+/// The encoding of a version at the start of a pair's value: the revision, then the head prefix,
+/// both big-endian.
 pub(super) fn version_bytes(version: Version) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&version.revision.to_be_bytes());
-    bytes[8..].copy_from_slice(&version.mark.to_be_bytes());
+    bytes[8..].copy_from_slice(&version.head_prefix.to_be_bytes());
     bytes
 }
 
 /// A pair's value in its bucket: version (16 bytes), record.
 pub(super) fn split_value(value: &[u8]) -> Option<(Version, &[u8])> {
     let (revision, rest) = value.split_first_chunk()?;
-    let (mark, record) = rest.split_first_chunk()?;
-    let (revision, mark) = (u64::from_be_bytes(*revision), u64::from_be_bytes(*mark));
+    let (head_prefix, record) = rest.split_first_chunk()?;
+    let (revision, head_prefix) = (u64::from_be_bytes(*revision), u64::from_be_bytes(*head_prefix));
     // No change is of revision 0: a pair of it could pass for one that there is not.
-    (revision != 0).then_some((Version { revision, mark }, record))
+    (revision != 0).then_some((Version { revision, head_prefix }, record))
 }
 
 /// A pair as Redis has it, where it has it.
-pub(super) fn stored(value: Option<&[u8]>) -> Result<Stored, UnreadableRecord> {
-    let Some(value) = value else { return Ok(Stored::default()) };
+pub(super) fn stored(value: Option<&[u8]>) -> Result<StoredRecord, UnreadableRecord> {
+    let Some(value) = value else { return Ok(StoredRecord::default()) };
     let (version, record) = split_value(value).ok_or(UnreadableRecord::Damaged)?;
-    Ok(Stored { version, record: codec::decode_record(record)? })
+    Ok(StoredRecord { version, record: codec::decode_record(record)? })
 }
 
 /// The field of a history entry: the pair's key (16 bytes), and the entry's place as a varint.

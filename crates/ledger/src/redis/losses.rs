@@ -18,7 +18,7 @@ use super::layout::SENTINEL;
 use super::link::Connection;
 use super::refusal::{Failure, RefusedBy};
 use super::scripts::ask_on;
-use crate::{LedgerError, Standing};
+use crate::{DurabilityStatus, LedgerError};
 use consentd_os::clock;
 
 /// How often a poll also asks for the eviction policy. Every sidecar asks, so not at every poll.
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// How well the ledger is kept, with what was found to be lost of it.
-    pub(super) fn standing_with_losses(&self, mut standing: Standing) -> Standing {
+    pub(super) fn standing_with_losses(&self, mut standing: DurabilityStatus) -> DurabilityStatus {
         let losses = self.losses();
         let warnings = losses.warnings();
         standing.lost_keys = u64::try_from(losses.keys.len()).unwrap_or(u64::MAX);

@@ -54,7 +54,9 @@ pub use self::refusal::RefusedBy;
 use self::route::{Route, Timeouts};
 use self::standing::Looked;
 pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
-use super::{Epoch, Heard, Identity, LedgerError, MAX_ANNOUNCEMENTS, Retention, Standing};
+use super::{
+    DurabilityStatus, Epoch, Identity, LedgerError, MAX_ANNOUNCEMENTS, Notification, Retention,
+};
 use consentd_core::id::KeySecret;
 
 /// How many changes may wait to be appended; one more is answered [`LedgerError::Busy`].
@@ -122,7 +124,7 @@ pub struct Options {
     /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
     pub retention: Option<Retention>,
     /// How often that is looked for.
-    pub sweep_every: Duration,
+    pub sweep_interval: Duration,
 }
 
 impl Default for Options {
@@ -132,7 +134,7 @@ impl Default for Options {
             confirm_within: Durability::Ledger.confirm_within(),
             poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
-            sweep_every: Duration::from_mins(1),
+            sweep_interval: Duration::from_mins(1),
         }
     }
 }
@@ -163,13 +165,13 @@ struct Shared {
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
     /// How well it keeps what it acknowledges, as last seen.
-    standing: RwLock<Standing>,
+    standing: RwLock<DurabilityStatus>,
     looked: Mutex<Option<Looked>>,
     /// What is known of keys that this Redis loses.
     losses: Mutex<Losses>,
     /// Which server was found to sync before it confirms that it has.
     syncs: tokio::sync::Mutex<Option<sync::Proven>>,
-    announcements: broadcast::Sender<Heard>,
+    announcements: broadcast::Sender<Notification>,
     unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
     closing: CancellationToken,
@@ -224,12 +226,12 @@ impl Redis {
         &self.shared.describe
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn durability(&self) -> DurabilityStatus {
         let standing = self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.shared.standing_with_losses(standing)
     }
 
-    pub(super) fn listen(&self) -> broadcast::Receiver<Heard> {
+    pub(super) fn listen(&self) -> broadcast::Receiver<Notification> {
         self.shared.announcements.subscribe()
     }
 

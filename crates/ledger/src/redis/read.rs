@@ -66,7 +66,7 @@ impl Redis {
         shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))
     }
 
-    pub(crate) async fn read_behind(
+    pub(crate) async fn read_after_head(
         &self,
         revision: Revision,
         head: LogHead,

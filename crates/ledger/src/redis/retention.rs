@@ -28,7 +28,7 @@ pub(super) async fn run(shared: &Shared) {
     let _ = getrandom::fill(&mut random);
     let mut bucket = u32::from_ne_bytes(random);
     loop {
-        tokio::time::sleep(shared.options.sweep_every).await;
+        tokio::time::sleep(shared.options.sweep_interval).await;
         // What cannot be removed now is removed later; that nothing can be is told by the polls.
         if let Err(error) = shared.sweep(retention, &mut bucket).await
             && let Some(RefusedBy::Lost { key }) = RefusedBy::of(&error)

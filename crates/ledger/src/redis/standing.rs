@@ -7,7 +7,7 @@ use super::fitness::{Persistence, Unfit, Warning, inspect};
 use super::link::Connection;
 use super::refusal::Failure;
 use super::{Durability, Fitness, Redis, Shared};
-use crate::{LedgerError, Standing};
+use crate::{DurabilityStatus, LedgerError};
 use consentd_os::clock;
 
 /// For how long what a Redis said of itself is believed: it may be set up otherwise meanwhile.
@@ -107,7 +107,7 @@ impl Shared {
             // What is acknowledged lies elsewhere too.
             warnings.retain(|warning| *warning != Warning::MemoryAlone);
         }
-        let standing = Standing {
+        let standing = DurabilityStatus {
             durable: fitness.durability != Persistence::Memory
                 || matches!(self.options.durability, Durability::Replicas(_)),
             unfenced: warnings.contains(&Warning::Unfenced),

@@ -1,7 +1,7 @@
 //! Chains as they are told entry by entry, whether histories are read by pair or by revision.
 
 use super::*;
-use crate::{Cursor, MAX_PAGE, Place};
+use crate::{Cursor, EntryPosition, MAX_PAGE};
 
 /// Pairs, of which each has a history over several pages.
 const USERS: u8 = 7;
@@ -30,13 +30,17 @@ async fn append_rounds(ledger: &Embedded, rounds: usize) {
             };
             let change = Change { key: key(n), base: stored.version, update: Some(update) };
             let appended = ledger.append(vec![change]).await.unwrap();
-            assert!(matches!(appended[..], [Appended::At(_)]));
+            assert!(matches!(appended[..], [Appended::Committed(_)]));
         }
     }
 }
 
 /// All places, read by revision from `cursor`; `forgetful` readings know no chain on a new page.
-async fn places(ledger: &Embedded, mut cursor: Cursor, forgetful: bool) -> Vec<(String, Place)> {
+async fn places(
+    ledger: &Embedded,
+    mut cursor: Cursor,
+    forgetful: bool,
+) -> Vec<(String, EntryPosition)> {
     let mut found = Vec::new();
     loop {
         let page = ledger.events_after(cursor).await.unwrap();
@@ -75,7 +79,7 @@ async fn every_entry_is_told_with_the_same_place_however_it_is_read() {
     assert_eq!(left.len(), usize::from(USERS) * EACH);
     for n in 1..=USERS {
         let history = ledger.history(key(n)).await.unwrap();
-        assert!(history.intact && history.gone > 0);
+        assert!(history.intact && history.expired > 0);
         let told: Vec<_> = left.iter().filter(|(name, _)| *name == format!("US.{n}")).collect();
         let theirs: Vec<_> = history.entries.iter().map(|(place, _)| *place).collect();
         assert_eq!(told.iter().map(|(_, place)| *place).collect::<Vec<_>>(), theirs);

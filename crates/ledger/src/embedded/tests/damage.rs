@@ -63,7 +63,7 @@ async fn a_newer_records_pair_is_refused_and_left_as_it_is() {
     assert_eq!(ledger.read(vec![key]).await.unwrap().pairs, [Err(newer)]);
     assert_eq!(all(ledger).await, [(key, Err(newer))]);
     // Nor does whoever has an older record of it get to replace it.
-    let late = change(key, &Stored::default(), opt_in("late"), at(9));
+    let late = change(key, &StoredRecord::default(), opt_in("late"), at(9));
     let appended = ledger.append(vec![late]).await.unwrap();
     assert!(matches!(&appended[..], [Appended::Conflict(Err(found))] if *found == newer));
     assert_eq!(raw_pair(&database, key), value);
@@ -103,13 +103,13 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
     for value in [&[][..], &[1, 2, 3], &[0; 15], &[0; 16]] {
         // That pair alone is lost: the others are read, and checks of them answered.
         put_pair(&database, key(1), value);
-        let lost: Result<Stored, _> = Err(UnreadableRecord::Damaged);
+        let lost: Result<StoredRecord, _> = Err(UnreadableRecord::Damaged);
         assert_eq!(ledger.read(vec![key(1)]).await.unwrap().pairs, [lost]);
         let all = all(ledger).await;
         assert_eq!((all.len(), &all[0].1), (3, &Err(UnreadableRecord::Damaged)));
         assert!(all[1].1.is_ok() && all[2].1.is_ok());
         assert!(ledger.history(key(1)).await.is_err_and(|error| damaged(&error)));
-        let nothing = Stored::default();
+        let nothing = StoredRecord::default();
         let over = change(key(1), &nothing, opt_in("over"), at(2));
         let appended = ledger.append(vec![over]).await.unwrap();
         assert!(matches!(&appended[..], [Appended::Conflict(Err(_))]), "{appended:?}");
@@ -140,8 +140,8 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
         transaction.open_table(META).unwrap().insert("head", &[0; 3][..]).unwrap();
     });
     assert!(ledger.read_after(0).await.is_err_and(|error| damaged(&error)));
-    let next = change(key(4), &Stored::default(), opt_in("form"), at(1));
-    assert!(matches!(ledger.append(vec![next]).await.unwrap()[..], [Appended::At(4)]));
+    let next = change(key(4), &StoredRecord::default(), opt_in("form"), at(1));
+    assert!(matches!(ledger.append(vec![next]).await.unwrap()[..], [Appended::Committed(4)]));
     assert_eq!(ledger.read_after(3).await.unwrap().end.revision, 4);
     drop(database);
     running.close().await;
@@ -301,7 +301,7 @@ async fn no_mangled_value_makes_anything_panic() {
         assert!(!matches!(again, Err(OpenError::Io { .. } | OpenError::InUse { .. })));
         let base = match ledger.read(vec![key(1)]).await.map(|mut read| read.pairs.remove(0)) {
             Ok(Ok(stored)) => stored,
-            _ => Stored { version: version(3), record: Record::default() },
+            _ => StoredRecord { version: version(3), record: Record::default() },
         };
         let _ = ledger.append(vec![change(key(1), &base, opt_out("again"), at(9))]).await;
         drop(database);

@@ -22,7 +22,7 @@ impl Still {
         Self { database, recent, mover }
     }
 
-    fn read(&self, key: Key) -> Stored {
+    fn read(&self, key: Key) -> StoredRecord {
         store::read(&self.database, &self.recent, &[key]).unwrap().pairs.remove(0).unwrap()
     }
 
@@ -30,7 +30,7 @@ impl Still {
         let group = vec![Prepared::of(change)];
         let Self { database, recent, mover } = self;
         let written = store::append(database, recent, mover, vec![group], FOREVER).unwrap();
-        assert!(matches!(written.outcomes[0][..], [Appended::At(_)]));
+        assert!(matches!(written.outcomes[0][..], [Appended::Committed(_)]));
     }
 
     fn record(&mut self, pair: u8, what: What) {
@@ -39,7 +39,7 @@ impl Still {
     }
 
     fn erase(&mut self, pair: u8) {
-        let Stored { version, record } = self.read(key(pair));
+        let StoredRecord { version, record } = self.read(key(pair));
         let record = record.tombstone(at(100));
         let (user_id, business_id, history) = (String::new(), String::new(), Vec::new());
         let update = Update { user_id, business_id, record, history, record_time: at(100) };

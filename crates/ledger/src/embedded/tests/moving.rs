@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::disk::Rng;
 use super::*;
 
-type Model = HashMap<Key, (Stored, usize)>;
+type Model = HashMap<Key, (StoredRecord, usize)>;
 
 async fn assert_is(ledger: &Embedded, model: &Model) {
     let pairs = all(ledger).await;
@@ -48,9 +48,10 @@ async fn wherever_pairs_are_they_are_the_same() {
                 }
                 let appended = running.ledger.append(changes.clone()).await.unwrap();
                 for (change, appended) in changes.iter().zip(appended) {
-                    let Appended::At(revision) = appended else { panic!("{appended:?}") };
+                    let Appended::Committed(revision) = appended else { panic!("{appended:?}") };
                     let (stored, entries) = model.entry(change.key).or_default();
-                    *stored = Stored { version: version(revision), record: record_after(change) };
+                    *stored =
+                        StoredRecord { version: version(revision), record: record_after(change) };
                     *entries += 1;
                 }
             }

@@ -60,7 +60,7 @@ async fn write(
             keys.clear();
             for (change, appended) in changes.into_iter().zip(appended) {
                 match appended {
-                    Appended::At(revision) => {
+                    Appended::Committed(revision) => {
                         known.lock().unwrap().push(Acknowledged { revision, change });
                     }
                     Appended::Conflict(_) => keys.push(change.key),

@@ -102,7 +102,7 @@ async fn a_long_log_is_swept_whole() {
         let changes = some.iter().map(|number| {
             let mut bytes = [0; 16];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
-            change(Key::from_bytes(bytes), &Stored::default(), inbound("wamid"), at(1))
+            change(Key::from_bytes(bytes), &StoredRecord::default(), inbound("wamid"), at(1))
         });
         running.ledger.append(changes.collect()).await.unwrap();
     }

@@ -13,7 +13,7 @@ use super::super::layout::{
 use super::super::link::Link;
 use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{self, Answer, Script, ask};
-use crate::whole::{Entry, Kind, Whole};
+use crate::portable_pair::{Entry, Kind, PortablePair};
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
 
 /// How many fields one script writes at most.
@@ -81,7 +81,7 @@ impl NewRedis {
     /// is of a pair is whole.
     pub(crate) async fn put(
         &self,
-        pairs: &[Whole],
+        pairs: &[PortablePair],
         texts: Vec<([u8; 32], Vec<u8>)>,
     ) -> Result<(), CopyError> {
         let text = |(digest, text): ([u8; 32], _)| (self.names.text.clone(), digest.to_vec(), text);
@@ -97,7 +97,7 @@ impl NewRedis {
                 let field = history_field(pair.key(), place);
                 fields.push((history.clone(), field, item(entry)));
             }
-            let version = Version { revision: pair.revision, mark: pair.mark };
+            let version = Version { revision: pair.revision, head_prefix: pair.head_prefix };
             let value = [&version_bytes(version)[..], &pair.record].concat();
             if pair.decode().is_ok_and(|record| record.erased.is_some()) {
                 fields.push((history, pair.key.to_vec(), value.clone()));

@@ -9,10 +9,11 @@ use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{self, Answer, Script, ask};
 use super::super::{Redis, Shared};
 use super::whole::entry;
+use crate::portable_pair::{Entry, chain_of};
 use crate::verify::{Damage, Depth, Finding, Progress, Report};
-use crate::whole::{Entry, chain_of};
 use crate::{
-    Appended, Change, Identity, LedgerError, LogBody, Update, Version, Written, bucket_of, codec,
+    AppendReceipt, Appended, Change, Identity, LedgerError, LogBody, Update, Version, bucket_of,
+    codec,
 };
 use consentd_core::claims::Claim;
 use consentd_core::event::{MAX_AHEAD, What};
@@ -63,7 +64,7 @@ impl Mending {
     fn depth(self) -> Depth {
         match self {
             Self::OutOfBand => Depth::Records,
-            Self::All | Self::AcceptingLoss => Depth::Whole,
+            Self::All | Self::AcceptingLoss => Depth::Histories,
         }
     }
 
@@ -223,7 +224,7 @@ impl Redis {
             let update = Update { user_id, business_id, record, history, record_time };
             let change = Change { key, base, update: Some(update) };
             let appended = self.append_as(true, vec![change]).await?;
-            if matches!(appended[..], [Written { outcome: Appended::At(_), .. }]) {
+            if matches!(appended[..], [AppendReceipt { outcome: Appended::Committed(_), .. }]) {
                 if let (Damage::Misplaced(number), Some(value)) = (&found.damage, &known.misplaced)
                 {
                     shared.swap(identity, *number, key, value, b"").await?;
@@ -412,7 +413,7 @@ impl Shared {
             (None, _) => Ok(Some(Version::default())),
             (Some(_), Some((version, _))) if version.revision <= end => Ok(Some(*version)),
             (Some(value), _) => {
-                let version = Version { revision: known.revision, mark: 0 };
+                let version = Version { revision: known.revision, head_prefix: 0 };
                 let record = codec::encode_record(record);
                 let new = [&version_bytes(version)[..], &record].concat();
                 let number = bucket_of(key, identity.buckets);

@@ -10,8 +10,8 @@ use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{Answer, ask};
 use super::super::{Redis, Shared};
 use super::whole::RawBucket;
-use crate::verify::{Damage, Depth, Finding, Logged, Progress, Report};
-use crate::whole::{Entry, Whole};
+use crate::portable_pair::{Entry, PortablePair};
+use crate::verify::{Damage, Depth, Finding, LogIndex, Progress, Report};
 use crate::{Identity, LedgerError, Position, bucket_of};
 use consentd_core::id::Key;
 use consentd_core::record::{Revision, sha256};
@@ -28,7 +28,7 @@ const MAX_STATEMENTS: usize = 100_000;
 /// What is left of a bucket to be compared with the log.
 struct Read {
     label: Position,
-    pairs: Vec<Whole>,
+    pairs: Vec<PortablePair>,
     report: Report,
 }
 
@@ -63,7 +63,7 @@ impl Redis {
             done = done.saturating_add(1);
             tell(Progress { done, of: identity.buckets, pairs: report.pairs });
         }
-        report.lost(&logged);
+        report.add_lost_pairs(&logged);
         Ok(report)
     }
 }
@@ -89,7 +89,7 @@ impl Shared {
         let mut can_go_on = true;
         for name in ["epoch", "secret", "head", "rev", "format", "buckets", "accepted", "noop"] {
             if !meta.get(name.as_bytes()).is_some_and(|value| is_good(name, value)) {
-                report.of_all(Damage::Meta(name));
+                report.add_ledger_damage(Damage::Meta(name));
                 can_go_on &= matches!(name, "format" | "noop");
             }
         }
@@ -100,16 +100,18 @@ impl Shared {
                 return Err(Failure::Refused(RefusedBy::Strange));
             };
             if found != kind && found != "none" {
-                report.of_all(Damage::WrongKind(key.clone()));
+                report.add_ledger_damage(Damage::WrongKind(key.clone()));
                 can_go_on = false;
             } else if found == "none" && kind == "hash" {
-                report.of_all(Damage::NoSentinel(key.clone()));
+                report.add_ledger_damage(Damage::NoSentinel(key.clone()));
             } else if found == "none" {
-                report.of_all(Damage::NoLog);
+                report.add_ledger_damage(Damage::NoLog);
             }
         }
         match ask(&self.reads, command.arg(&self.names.fence)).await? {
-            Value::SimpleString(kind) if kind == "none" => report.of_all(Damage::NoFence),
+            Value::SimpleString(kind) if kind == "none" => {
+                report.add_ledger_damage(Damage::NoFence);
+            }
             _ => {}
         }
         let text = &self.names.text;
@@ -135,9 +137,9 @@ impl Shared {
         let mut command = redis::cmd("HEXISTS");
         match ask(&self.reads, command.arg(hash).arg(SENTINEL)).await {
             Ok(Value::Int(1)) => {}
-            Ok(_) => report.of_all(Damage::NoSentinel(hash.to_owned())),
+            Ok(_) => report.add_ledger_damage(Damage::NoSentinel(hash.to_owned())),
             Err(failure) if is_wrong_kind(&failure) => {
-                report.of_all(Damage::WrongKind(hash.to_owned()));
+                report.add_ledger_damage(Damage::WrongKind(hash.to_owned()));
             }
             Err(failure) => return Err(failure),
         }
@@ -145,8 +147,8 @@ impl Shared {
     }
 
     /// Follows the log from its first entry to where the ledger ends now, or a page later.
-    async fn verify_log(&self, report: &mut Report) -> Result<Logged, Failure> {
-        let mut logged = Logged::default();
+    async fn verify_log(&self, report: &mut Report) -> Result<LogIndex, Failure> {
+        let mut logged = LogIndex::default();
         let mut reached: Revision = 0;
         let end = loop {
             let end = self.end().await?;
@@ -162,7 +164,7 @@ impl Shared {
             while !entries.is_over() {
                 let mut entry = Answer::of(entries.next()?)?;
                 let Ok(revision) = entry.revision() else {
-                    report.of_all(Damage::StrayEntries);
+                    report.add_ledger_damage(Damage::StrayEntries);
                     return Ok(logged);
                 };
                 reached = revision;
@@ -171,12 +173,12 @@ impl Shared {
                 let body = fields.bytes();
                 let (_h, head) = (fields.next(), fields.exactly());
                 let (Ok(body), Ok(head)) = (body, head) else {
-                    report.of_all(Damage::LogEntry(revision));
+                    report.add_ledger_damage(Damage::LogEntry(revision));
                     continue;
                 };
                 if !matches!(place, Value::BulkString(place) if Place::bucket_of(&place).is_some())
                 {
-                    report.of_all(Damage::LogEntry(revision));
+                    report.add_ledger_damage(Damage::LogEntry(revision));
                 }
                 logged.take(report, (revision, &body, head), next_head);
             }
@@ -205,14 +207,14 @@ impl Shared {
         // Another recorder's entries are damage only where the ledger still ends there.
         let Some(tail) = self.log_tail(end).await? else { return Ok(()) };
         if tail.has_strays {
-            report.of_all(Damage::StrayEntries);
+            report.add_ledger_damage(Damage::StrayEntries);
             return Ok(());
         }
         if tail.continuing > 0 {
-            report.of_all(Damage::CutShort(tail.continuing));
+            report.add_ledger_damage(Damage::CutShort(tail.continuing));
         }
         if tail.refuses_appends {
-            report.of_all(Damage::AppendsRefused);
+            report.add_ledger_damage(Damage::AppendsRefused);
         }
         Ok(())
     }
@@ -230,7 +232,7 @@ impl Shared {
         let histories = self.histories(number, &mut report).await?;
         let raw = match self.raw_bucket(number).await {
             Err(failure) if is_wrong_kind(&failure) => {
-                report.of_all(Damage::WrongKind(self.names.bucket(number)));
+                report.add_ledger_damage(Damage::WrongKind(self.names.bucket(number)));
                 let label = self.end().await?;
                 RawBucket { label, has_sentinel: true, fields: Vec::new() }
             }
@@ -240,12 +242,12 @@ impl Shared {
             return Err(RefusedBy::Replaced.into());
         }
         if !raw.has_sentinel {
-            report.of_all(Damage::NoSentinel(self.names.bucket(number)));
+            report.add_ledger_damage(Damage::NoSentinel(self.names.bucket(number)));
         }
         let mut pairs = Vec::with_capacity(raw.fields.len());
         for (field, value) in raw.fields {
             let Ok(key) = <[u8; 16]>::try_from(field) else {
-                report.of_all(Damage::Foreign(self.names.bucket(number)));
+                report.add_ledger_damage(Damage::Foreign(self.names.bucket(number)));
                 continue;
             };
             report.pairs = report.pairs.saturating_add(1);
@@ -256,9 +258,9 @@ impl Shared {
             }
             // What has no version is read as a damaged record.
             let (version, record) = split_value(&value).unwrap_or_default();
-            let (revision, mark) = (version.revision, version.mark);
+            let (revision, head_prefix) = (version.revision, version.head_prefix);
             let record = if revision == 0 { b"\xff".to_vec() } else { record.to_vec() };
-            pairs.push(Whole { key, revision, mark, record, history: Vec::new() });
+            pairs.push(PortablePair { key, revision, head_prefix, record, history: Vec::new() });
         }
         let there: HashSet<_> = pairs.iter().map(|pair| pair.key).collect();
         for key in histories.into_iter().filter(|key| !there.contains(key)) {
@@ -267,7 +269,7 @@ impl Shared {
         }
         let no_histories = Damage::WrongKind(self.names.history(number));
         let are_there = report.findings.iter().all(|found| found.damage != no_histories);
-        if depth == Depth::Whole && are_there {
+        if depth == Depth::Histories && are_there {
             self.verify_histories(number, &mut pairs, &mut report, known).await?;
         }
         Ok(Read { label: raw.label, pairs, report })
@@ -281,7 +283,7 @@ impl Shared {
         number: u32,
     ) -> Result<bool, LedgerError> {
         let known = std::sync::Mutex::default();
-        let read = self.verify_bucket(identity, number, Depth::Whole, &known).await?;
+        let read = self.verify_bucket(identity, number, Depth::Histories, &known).await?;
         let is_missing = |found: &Finding| match &found.damage {
             Damage::NoSentinel(hash) => *hash == self.names.bucket(number),
             Damage::Statement => false,
@@ -300,7 +302,7 @@ impl Shared {
         let mut command = redis::cmd("HKEYS");
         let fields = match ask(&self.reads, command.arg(&hash)).await {
             Err(failure) if is_wrong_kind(&failure) => {
-                report.of_all(Damage::WrongKind(hash));
+                report.add_ledger_damage(Damage::WrongKind(hash));
                 return Ok(HashSet::new());
             }
             fields => fields?,
@@ -316,7 +318,7 @@ impl Shared {
             }
         }
         if !has_sentinel {
-            report.of_all(Damage::NoSentinel(hash));
+            report.add_ledger_damage(Damage::NoSentinel(hash));
         }
         Ok(found)
     }
@@ -324,7 +326,7 @@ impl Shared {
     async fn verify_histories(
         &self,
         number: u32,
-        pairs: &mut [Whole],
+        pairs: &mut [PortablePair],
         report: &mut Report,
         known: &std::sync::Mutex<HashSet<[u8; 32]>>,
     ) -> Result<(), Failure> {
@@ -338,8 +340,8 @@ impl Shared {
             }
         }
         self.fill_histories(number, &mut sized).await?;
-        let whole: Vec<&Whole> = sized.iter().map(|(pair, _)| &**pair).collect();
-        let mut ask_for = crate::whole::statements(whole.iter().copied());
+        let whole: Vec<&PortablePair> = sized.iter().map(|(pair, _)| &**pair).collect();
+        let mut ask_for = crate::portable_pair::statements(whole.iter().copied());
         with(known, |known| ask_for.retain(|digest| !known.contains(digest)));
         let digests: Vec<_> = ask_for.into_iter().collect();
         let fields: Vec<_> = digests.iter().map(|digest| digest.to_vec()).collect();

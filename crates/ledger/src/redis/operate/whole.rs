@@ -9,7 +9,7 @@ use super::super::layout::{Item, SENTINEL, history_field, split_value};
 use super::super::refusal::{Failure, RefusedBy};
 use super::super::scripts::{self, Answer, ask};
 use super::super::{Redis, Shared};
-use crate::whole::{Entry, Kind, Whole, WholeBucket};
+use crate::portable_pair::{Entry, Kind, PortableBucket, PortablePair};
 use crate::{LedgerError, Position, bucket_of, codec};
 use consentd_core::id::Key;
 
@@ -70,7 +70,7 @@ impl Shared {
     pub(super) async fn fill_histories(
         &self,
         bucket: u32,
-        pairs: &mut [(&mut Whole, Range<u64>)],
+        pairs: &mut [(&mut PortablePair, Range<u64>)],
     ) -> Result<(), Failure> {
         for (_, places) in pairs.iter_mut() {
             places.end = places.end.min(places.start.saturating_add(MAX_HISTORY));
@@ -88,13 +88,16 @@ impl Shared {
     }
 
     /// These pairs, as they are now, those that there are.
-    pub(super) async fn whole(&self, keys: &[Key]) -> Result<Vec<Whole>, LedgerError> {
+    pub(super) async fn portable_pairs(
+        &self,
+        keys: &[Key],
+    ) -> Result<Vec<PortablePair>, LedgerError> {
         let identity = self.identity().await?;
         let (_, values) = self
             .values(&identity, keys)
             .await
             .map_err(|failure| self.failed(identity.epoch, failure))?;
-        let mut by_bucket: HashMap<u32, Vec<Whole>> = HashMap::new();
+        let mut by_bucket: HashMap<u32, Vec<PortablePair>> = HashMap::new();
         for (key, value) in keys.iter().zip(values) {
             let number = bucket_of(*key, identity.buckets);
             let value = value.map_err(|_| self.noted(Failure::lost(&self.names.bucket(number))))?;
@@ -110,7 +113,11 @@ impl Shared {
         Ok(all)
     }
 
-    async fn with_histories(&self, bucket: u32, pairs: &mut [Whole]) -> Result<(), LedgerError> {
+    async fn with_histories(
+        &self,
+        bucket: u32,
+        pairs: &mut [PortablePair],
+    ) -> Result<(), LedgerError> {
         let mut sized = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let record = pair.decode().map_err(|_| unreadable())?;
@@ -126,11 +133,11 @@ fn unreadable() -> LedgerError {
 }
 
 /// A pair by its value, without its history.
-fn pair(key: [u8; 16], value: &[u8]) -> Result<Whole, LedgerError> {
+fn pair(key: [u8; 16], value: &[u8]) -> Result<PortablePair, LedgerError> {
     let (version, record) = split_value(value).ok_or_else(unreadable)?;
     codec::decode_record(record).map_err(|_| unreadable())?;
-    let (revision, mark) = (version.revision, version.mark);
-    Ok(Whole { key, revision, mark, record: record.to_vec(), history: Vec::new() })
+    let (revision, head_prefix) = (version.revision, version.head_prefix);
+    Ok(PortablePair { key, revision, head_prefix, record: record.to_vec(), history: Vec::new() })
 }
 
 /// A history's item, by the value of its field.
@@ -147,7 +154,7 @@ pub(super) fn entry(value: &[u8]) -> Option<Entry> {
 impl Redis {
     /// The pairs of one bucket with their histories. Those are read after their records, and only
     /// grow: what the records tell of is there.
-    pub(crate) async fn whole_bucket(&self, number: u32) -> Result<WholeBucket, LedgerError> {
+    pub(crate) async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {
         let shared = &*self.shared;
         shared.check_open()?;
         let raw = shared.raw_bucket(number).await?;
@@ -164,12 +171,15 @@ impl Redis {
             pairs.push(pair);
         }
         shared.with_histories(number, &mut pairs).await?;
-        Ok(WholeBucket { label: raw.label, pairs })
+        Ok(PortableBucket { label: raw.label, pairs })
     }
 
     /// These pairs with their histories, those that there are.
-    pub(crate) async fn whole(&self, keys: &[Key]) -> Result<Vec<Whole>, LedgerError> {
-        self.shared.whole(keys).await
+    pub(crate) async fn portable_pairs(
+        &self,
+        keys: &[Key],
+    ) -> Result<Vec<PortablePair>, LedgerError> {
+        self.shared.portable_pairs(keys).await
     }
 
     /// Statements by their digests, those that are there and still have them.

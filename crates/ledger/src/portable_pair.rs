@@ -10,12 +10,12 @@ use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_ch
 /// A pair: its record, and its history item by item. The bytes are the same in every ledger, so
 /// that chains stay whole whichever ledger they came through.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Whole {
+pub(super) struct PortablePair {
     pub(super) key: [u8; 16],
     /// The revision that wrote the record.
     pub(super) revision: Revision,
     /// The log's hash after it, in part, where the ledger has one: see [`super::Version`].
-    pub(super) mark: u64,
+    pub(super) head_prefix: u64,
     /// The record, encoded.
     pub(super) record: Vec<u8>,
     /// What is left of its history, oldest first; nothing where an item is not there. What was
@@ -25,9 +25,9 @@ pub(super) struct Whole {
 
 /// All pairs of one bucket.
 #[derive(Debug)]
-pub(super) struct WholeBucket {
+pub(super) struct PortableBucket {
     pub(super) label: Position,
-    pub(super) pairs: Vec<Whole>,
+    pub(super) pairs: Vec<PortablePair>,
 }
 
 /// What stands of one history entry.
@@ -82,7 +82,7 @@ pub(super) fn chain_of(start: ChainHead, history: &[Option<Entry>]) -> Option<Ch
         .try_fold(start, |head, entry| Some(extend_chain(&head, &entry.as_ref()?.digest()?)))
 }
 
-impl Whole {
+impl PortablePair {
     pub(super) fn key(&self) -> Key {
         Key::from_bytes(self.key)
     }
@@ -103,7 +103,9 @@ impl Whole {
 }
 
 /// The digests of the statements that these pairs' histories name.
-pub(super) fn statements<'a>(pairs: impl IntoIterator<Item = &'a Whole>) -> BTreeSet<[u8; 32]> {
+pub(super) fn statements<'a>(
+    pairs: impl IntoIterator<Item = &'a PortablePair>,
+) -> BTreeSet<[u8; 32]> {
     let entries = pairs.into_iter().flat_map(|pair| pair.history.iter().flatten());
     entries.filter_map(Entry::statement).collect()
 }

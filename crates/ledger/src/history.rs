@@ -10,7 +10,7 @@ const MAX_CHAINS: usize = 65_536;
 
 /// Where an entry of a history stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place {
+pub struct EntryPosition {
     /// The revision that wrote it.
     pub revision: Revision,
     /// Its number among all that its pair's history ever had, from 1.
@@ -23,14 +23,14 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct History {
     /// The entries that are kept, oldest first.
-    pub entries: Vec<(Place, HistoryEntry)>,
+    pub entries: Vec<(EntryPosition, HistoryEntry)>,
     /// The pair's record; the empty one where there is none.
     pub record: Record,
     /// The chain's head after each entry since the last erase, those included that are no longer
     /// kept. See [`Record::history_start`] for how many came before.
     pub heads: Vec<ChainHead>,
     /// How many entries have gone by their retention. Their digests are in the chain.
-    pub gone: u64,
+    pub expired: u64,
     /// How many entries are there and cannot be read, or have lost the words agreed to.
     pub unreadable: u64,
     /// Whether the chain over the whole history is the one in the pair's record, and every entry
@@ -57,13 +57,13 @@ impl History {
 
 /// A history while it is being read, oldest entry first.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct HistoryBuilder {
     history: History,
     head: ChainHead,
     whole: bool,
 }
 
-impl Reading {
+impl HistoryBuilder {
     /// A history of a pair whose record is this one.
     pub(super) fn new(record: Record) -> Self {
         let (_, head) = record.history_start();
@@ -72,34 +72,34 @@ impl Reading {
     }
 
     /// Begins behind entries that cannot be found: what is left has the last numbers.
-    pub(super) fn behind_missing(&mut self, left: u64) {
+    pub(super) fn skip_missing(&mut self, left: u64) {
         let (start, _) = self.history.record.history_start();
         for _ in start..self.history.record.history_len.saturating_sub(left) {
-            self.missing();
+            self.push_missing();
         }
         self.whole = false;
     }
 
     /// An entry that is not there at all.
-    pub(super) fn missing(&mut self) {
+    pub(super) fn push_missing(&mut self) {
         self.history.heads.push(self.head);
         self.whole = false;
     }
 
     /// An entry that is there, and is none.
-    pub(super) fn garbled(&mut self) {
+    pub(super) fn push_garbled(&mut self) {
         self.history.unreadable += 1;
-        self.missing();
+        self.push_missing();
     }
 
     /// An entry of which its digest alone is kept.
-    pub(super) fn gone(&mut self, digest: &[u8; 32]) {
+    pub(super) fn push_expired(&mut self, digest: &[u8; 32]) {
         self.extend(digest);
-        self.history.gone += 1;
+        self.history.expired += 1;
     }
 
     /// An entry that is kept; none where it cannot be read.
-    pub(super) fn kept(
+    pub(super) fn push_entry(
         &mut self,
         revision: Revision,
         digest: &[u8; 32],
@@ -109,7 +109,7 @@ impl Reading {
         let number = self.history.number();
         match entry {
             Some(entry) => {
-                let place = Place { revision, number, head: self.head };
+                let place = EntryPosition { revision, number, head: self.head };
                 self.history.entries.push((place, entry));
             }
             None => self.history.unreadable += 1,
@@ -136,12 +136,12 @@ impl Reading {
 ///
 /// It is bounded: a chain that it has forgotten is walked again from its beginning.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Chains {
+pub(super) struct ChainCache {
     young: HashMap<Revision, (u64, ChainHead)>,
     old: HashMap<Revision, (u64, ChainHead)>,
 }
 
-impl Chains {
+impl ChainCache {
     /// Where the chain stands behind a revision. Nothing goes on from there twice.
     pub(super) fn take(&mut self, revision: Revision) -> Option<(u64, ChainHead)> {
         self.young.remove(&revision).or_else(|| self.old.remove(&revision))

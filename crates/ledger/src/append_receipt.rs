@@ -4,28 +4,30 @@ use super::{Appended, Change, Ledger, LedgerError, Version};
 
 /// What came of one change, and on which branch of the log.
 #[derive(Clone, Debug)]
-pub struct Written {
+pub struct AppendReceipt {
     /// What came of it.
     pub outcome: Appended,
-    /// The mark of the [`Version`] that the pair has then, where the outcome is [`Appended::At`]. 0
+    /// The head prefix of the pair's new [`Version`] if the outcome is [`Appended::Committed`]. 0
     /// where the ledger's log cannot fork.
-    pub mark: u64,
+    pub head_prefix: u64,
     /// Whether an earlier attempt to send this change was not answered and may have written it, on a
     /// branch of the log that a failover has left. The outcome is about the last attempt alone.
     pub maybe_written: bool,
 }
 
-impl Written {
+impl AppendReceipt {
     /// What came of a change on a log that cannot fork, or where nothing was written.
-    pub(super) fn unmarked(outcome: Appended) -> Self {
-        Self { outcome, mark: 0, maybe_written: false }
+    pub(super) fn unforked(outcome: Appended) -> Self {
+        Self { outcome, head_prefix: 0, maybe_written: false }
     }
 
     /// The pair's version, where the change is written, or was only compared and found.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         match self.outcome {
-            Appended::At(revision) => Some(Version { revision, mark: self.mark }),
+            Appended::Committed(revision) => {
+                Some(Version { revision, head_prefix: self.head_prefix })
+            }
             Appended::Conflict(_) | Appended::Failed(_) => None,
         }
     }
@@ -38,11 +40,14 @@ impl Ledger {
     /// # Errors
     ///
     /// As for [`append`](Self::append).
-    pub async fn append_marked(&self, changes: Vec<Change>) -> Result<Vec<Written>, LedgerError> {
+    pub async fn append_with_receipts(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<Vec<AppendReceipt>, LedgerError> {
         match self {
             Self::Embedded(ledger) => {
                 let appended = ledger.append(changes).await?;
-                Ok(appended.into_iter().map(Written::unmarked).collect())
+                Ok(appended.into_iter().map(AppendReceipt::unforked).collect())
             }
             Self::Redis(ledger) => ledger.append(changes).await,
         }

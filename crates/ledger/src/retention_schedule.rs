@@ -29,14 +29,14 @@ impl Update {
 impl Retention {
     /// How often what has outlived it is removed.
     #[must_use]
-    pub fn sweep_every(&self) -> Duration {
+    pub fn sweep_interval(&self) -> Duration {
         SWEEP_EVERY.min(self.log / 4).max(MIN_SWEEP)
     }
 
     /// How long after it was written the last of the log's entries has gone.
     #[must_use]
-    pub fn log_gone_after(&self) -> Duration {
-        self.log.saturating_add(self.sweep_every().saturating_mul(LATE_SWEEPS))
+    pub fn max_log_age(&self) -> Duration {
+        self.log.saturating_add(self.sweep_interval().saturating_mul(LATE_SWEEPS))
     }
 }
 
@@ -58,11 +58,11 @@ impl Ledger {
     /// How long after it was written the last of the log's entries has gone, as far as this
     /// process sees to it; none where it does not.
     #[must_use]
-    pub fn log_gone_after(&self) -> Option<Duration> {
+    pub fn max_log_age(&self) -> Option<Duration> {
         let retention = match self {
             Self::Embedded(ledger) => Some(ledger.retention()),
             Self::Redis(ledger) => ledger.retention(),
         };
-        retention.map(|retention| retention.log_gone_after())
+        retention.map(|retention| retention.max_log_age())
     }
 }
