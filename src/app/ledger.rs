@@ -15,7 +15,8 @@ use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
 use consentd_ledger::{
-    Appender, CompactionReport, Driver, Embedded, Ledger, OpenedLedger, Options, Redis, RefusedBy,
+    Appender, BackgroundTask, CompactionReport, Embedded, Ledger, OpenedLedger, Options, Redis,
+    RedisRejection,
 };
 use consentd_os::clock;
 use consentd_os::files;
@@ -37,7 +38,7 @@ pub(super) enum LedgerTask {
     /// Appends to a file; the second field is measured.
     File(Box<Appender>, Embedded),
     /// Talks to Redis.
-    Redis(Driver),
+    Redis(BackgroundTask),
 }
 
 /// Opens the ledger.
@@ -160,7 +161,7 @@ async fn probe(ledger: &Redis) -> anyhow::Result<()> {
     if error.needs_an_operator() {
         bail!("--ledger: {error}");
     }
-    if matches!(RefusedBy::of(&error), Some(RefusedBy::Missing)) {
+    if matches!(RedisRejection::of(&error), Some(RedisRejection::Missing)) {
         warn!(
             "the ledger does not exist: every check is denied until `consentd init --ledger ...` has \
              made it"

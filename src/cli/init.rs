@@ -10,7 +10,8 @@ use super::ledger::{hex, of_address, persistence};
 use super::{Verdict, print};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_ledger::{
-    Embedded, Fitness, MAX_BUCKETS, NewFile, Retention, Target, Warning, create, look_at, plan,
+    Embedded, MAX_BUCKETS, NewFile, Retention, ServerInfo, Target, Warning, create, inspect_server,
+    plan,
 };
 
 /// How many buckets a ledger in Redis has, where nothing is said: good for ten million pairs.
@@ -90,8 +91,8 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
 pub(super) async fn fit(
     target: &Target,
     address: &LedgerAddress,
-) -> anyhow::Result<(Fitness, Vec<Warning>)> {
-    let fitness = look_at(target.clone()).await?;
+) -> anyhow::Result<(ServerInfo, Vec<Warning>)> {
+    let fitness = inspect_server(target.clone()).await?;
     let warnings = fitness.verdict(target.has_sentinels(), target.accepts_unfenced());
     let warnings = warnings.map_err(|unfit| anyhow!("{address} cannot hold a ledger: {unfit}"))?;
     Ok((fitness, warnings))
@@ -109,7 +110,7 @@ fn say(
     address: &LedgerAddress,
     epoch: &[u8; 16],
     buckets: u32,
-    fitness: Option<&Fitness>,
+    fitness: Option<&ServerInfo>,
 ) -> anyhow::Result<()> {
     let durable = fitness.map_or("a file, synced before every answer", persistence);
     if args.json {

@@ -177,7 +177,7 @@ impl Follower {
 
     /// Follows until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        // Heard since the follower was made: the first subscription is one of those counted.
+        // Notification since the follower was made: the first subscription is one of those counted.
         let Some(announcements) = self.announcements.take() else { return };
         let Some(warm) = stop.run_until_cancelled(self.read_snapshot()).await else { return };
         let (mut driver, tasks) = Scheduler::from(warm, Moment::now());

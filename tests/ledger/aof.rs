@@ -1,6 +1,6 @@
 //! `--durability aof`: on which servers and settings it is what it says, and how that is found.
 
-use consentd_ledger::{Durability, Redis, RefusedBy, Unfit};
+use consentd_ledger::{Durability, Redis, RedisRejection, UnsupportedServer};
 use servers::ServerKind;
 
 use super::*;
@@ -23,7 +23,7 @@ fn open(server: &Server) -> (Open, Redis) {
     (Open { ledger: Ledger::Redis(ledger.clone()), writer }, ledger)
 }
 
-fn unfit(error: &LedgerError) -> &Unfit {
+fn unfit(error: &LedgerError) -> &UnsupportedServer {
     let LedgerError::Refused(why) = error else { panic!("{error:?}") };
     why.downcast_ref().unwrap_or_else(|| panic!("{error:?}"))
 }
@@ -57,10 +57,10 @@ async fn valkey_with_a_sync_every_second_is_refused_until_it_always_syncs() {
     let (_folder, server) = a_server(ServerKind::Valkey91, "everysec");
     let (open, ledger) = open(&server);
     let error = ledger.probe().await.unwrap_err();
-    assert_eq!(*unfit(&error), Unfit::ConfirmsUnsynced);
+    assert_eq!(*unfit(&error), UnsupportedServer::ConfirmsUnsynced);
     assert!(error.needs_an_operator());
     let error = open.ledger.append(vec![stop(1)]).await.unwrap_err();
-    assert_eq!(*unfit(&error), Unfit::ConfirmsUnsynced);
+    assert_eq!(*unfit(&error), UnsupportedServer::ConfirmsUnsynced);
     assert!(error.to_string().contains("set appendfsync always"), "{error}");
     assert_eq!(read(&open.ledger, key(1)).await, nothing(), "nothing was written");
     set(&server, "appendfsync", "always").await;
@@ -76,7 +76,7 @@ async fn a_file_that_is_never_synced_is_refused_and_a_sync_in_each_write_is_take
         let (_folder, server) = a_server(kind, "no");
         let (open, ledger) = open(&server);
         let error = ledger.probe().await.unwrap_err();
-        assert_eq!(*unfit(&error), Unfit::NeverSyncs, "{kind:?}");
+        assert_eq!(*unfit(&error), UnsupportedServer::NeverSyncs, "{kind:?}");
         set(&server, "appendfsync", "always").await;
         let appended = open.ledger.append(vec![stop(1)]).await.unwrap();
         assert!(matches!(appended[..], [Appended::Committed(_)]), "{kind:?}: {appended:?}");
@@ -95,7 +95,7 @@ async fn a_confirmation_that_does_not_come_names_the_file_and_not_replicas() {
     assert!(matches!(error, LedgerError::Unsynced(_)), "{error:?}");
     let said = error.to_string();
     assert!(said.contains("append-only file") && !said.contains("replica"), "{said}");
-    assert_eq!(RefusedBy::of(&error), None);
+    assert_eq!(RedisRejection::of(&error), None);
     open.close().await;
 }
 
@@ -120,6 +120,6 @@ async fn redis_7_0_cannot_confirm_and_is_refused() {
     let (_folder, server) = a_server(ServerKind::Redis70, "always");
     let (open, ledger) = open(&server);
     let error = ledger.probe().await.unwrap_err();
-    assert!(matches!(unfit(&error), Unfit::NoWaitAof(_)), "{error}");
+    assert!(matches!(unfit(&error), UnsupportedServer::NoWaitAof(_)), "{error}");
     open.close().await;
 }

@@ -2,7 +2,7 @@
 
 use consentd::recorder::Refusal;
 use consentd_core::claims::Claims;
-use consentd_ledger::{Cursor, Mending, UnreadableRecord};
+use consentd_ledger::{Cursor, RepairMode, UnreadableRecord};
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn as_redis(ledger: &Ledger) -> &Redis {
 }
 
 fn lost(error: &LedgerError) -> String {
-    let Some(RefusedBy::Lost { key }) = RefusedBy::of(error) else { panic!("{error:?}") };
+    let Some(RedisRejection::Lost { key }) = RedisRejection::of(error) else { panic!("{error:?}") };
     assert!(error.to_string().contains("consentd ledger repair"), "{error}");
     key.to_string()
 }
@@ -47,7 +47,7 @@ async fn exists(server: &Server, key: &str) -> bool {
     say(server, &["EXISTS", key]).await.unwrap() == redis::Value::Int(1)
 }
 
-async fn repair(open: &Open, mending: Mending) -> consentd_ledger::Mended {
+async fn repair(open: &Open, mending: RepairMode) -> consentd_ledger::Repaired {
     as_redis(&open.ledger).mend(mending, false, &mut |_| {}).await.unwrap()
 }
 
@@ -114,7 +114,7 @@ async fn repair_of_a_lost_bucket_brings_back_what_log_and_histories_tell() {
         for number in 0..BUCKETS {
             say(&server, &["DEL", &format!("{{consent:0}}:b:{number}")]).await.unwrap();
         }
-        let mended = repair(&open, Mending::All).await;
+        let mended = repair(&open, RepairMode::All).await;
         assert_eq!(mended.left.found, 0, "{:?}", mended.left.findings);
         for number in 0..BUCKETS {
             ledger.bucket(number).await.unwrap();
@@ -148,14 +148,14 @@ async fn repair_leaves_a_bucket_whose_histories_are_lost_too_unless_the_loss_is_
     say(&server, &["XTRIM", LOG, "MAXLEN", "0"]).await.unwrap();
     say(&server, &["DEL", &bucket_key(1), &history_key(1)]).await.unwrap();
     for _ in 0..2 {
-        let mended = repair(&open, Mending::All).await;
+        let mended = repair(&open, RepairMode::All).await;
         let left: Vec<_> = mended.left.findings.iter().map(ToString::to_string).collect();
         assert!(left.iter().any(|left| left.contains(&bucket_key(1))), "{left:?}");
         let opting_in = change(key(1), &nothing(), [opt_in("Yes")]);
         let error = ledger.append(vec![opting_in]).await.unwrap_err();
         assert_eq!(lost(&error), bucket_key(1));
     }
-    assert_eq!(repair(&open, Mending::AcceptingLoss).await.left.found, 0);
+    assert_eq!(repair(&open, RepairMode::AcceptingLoss).await.left.found, 0);
     assert_eq!(read(ledger, key(1)).await, nothing());
     append(ledger, key(1), opt_out("letter")).await;
     open.close().await;
@@ -174,14 +174,14 @@ async fn lost_histories_are_told_where_they_are_read_and_not_made_anew() {
     let error = ledger.append(vec![stop.clone()]).await.unwrap_err();
     assert_eq!(lost(&error), history_key(1));
     assert!(!exists(&server, &history_key(1)).await);
-    let mended = repair(&open, Mending::All).await;
+    let mended = repair(&open, RepairMode::All).await;
     assert_eq!(mended.left.found, 1, "the history itself is gone: {:?}", mended.left.findings);
     ledger.append(vec![stop]).await.unwrap();
     assert!(!ledger.history(key(1)).await.unwrap().intact);
     // From now on they do not have all that a lost bucket would be rebuilt from.
     say(&server, &["XTRIM", LOG, "MAXLEN", "0"]).await.unwrap();
     say(&server, &["DEL", &bucket_key(1)]).await.unwrap();
-    assert!(repair(&open, Mending::All).await.left.found > 0);
+    assert!(repair(&open, RepairMode::All).await.left.found > 0);
     assert_eq!(lost(&ledger.bucket(bucket_of(1)).await.unwrap_err()), bucket_key(1));
     open.close().await;
 }
@@ -202,7 +202,7 @@ async fn lost_statements_refuse_what_brings_one_and_let_a_stop_through() {
     };
     assert_eq!(lost(error), TEXT);
     assert!(!exists(&server, TEXT).await);
-    let mended = repair(&open, Mending::All).await;
+    let mended = repair(&open, RepairMode::All).await;
     let left: Vec<_> = mended.left.findings.iter().map(|left| left.damage.label()).collect();
     assert_eq!(left, ["statement"], "the words themselves are gone");
     ledger.append(vec![opting_in]).await.unwrap();
@@ -266,7 +266,7 @@ async fn lost_log_is_told_by_polls_and_appends_and_is_no_trimmed_one() {
     assert_eq!(lost(&ledger.append(vec![sure]).await.unwrap_err()), LOG);
     assert!(!exists(&server, LOG).await, "it is not made anew");
     assert_eq!(read(ledger, key(1)).await, known, "nothing of it was written");
-    assert_eq!(repair(&open, Mending::All).await.left.found, 0);
+    assert_eq!(repair(&open, RepairMode::All).await.left.found, 0);
     ledger.append(vec![stop]).await.unwrap();
     assert_eq!(ledger.read_after(0).await.unwrap().tail, Tail::Trimmed);
     assert_eq!(ledger.durability().lost_keys, 0, "it is back");
@@ -289,12 +289,12 @@ async fn lost_fence_and_meta_prove_and_record_nothing() {
     }
     assert!(!exists(&server, FENCE).await, "it is not made anew");
     assert_eq!(read(ledger, key(1)).await, known, "nothing was written");
-    assert_eq!(repair(&open, Mending::All).await.left.found, 0);
+    assert_eq!(repair(&open, RepairMode::All).await.left.found, 0);
     ledger.read_after(1).await.unwrap();
     ledger.append(vec![again]).await.unwrap();
     say(&server, &["DEL", META]).await.unwrap();
     let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
-    assert_eq!(refused(ledger.append(vec![opting_in]).await), RefusedBy::Missing);
+    assert_eq!(refused(ledger.append(vec![opting_in]).await), RedisRejection::Missing);
     for error in [
         ledger.read_after(1).await.unwrap_err(),
         ledger.read(vec![key(1)]).await.unwrap_err(),
@@ -326,7 +326,7 @@ async fn append_that_was_cut_short_into_a_lost_bucket_is_completed_by_repair_alo
     say(&server, &["DEL", &bucket_key(1)]).await.unwrap();
     assert_eq!(lost(&as_redis(ledger).complete().await.unwrap_err()), bucket_key(1));
     assert!(!exists(&server, &bucket_key(1)).await);
-    assert_eq!(repair(&open, Mending::All).await.left.found, 0);
+    assert_eq!(repair(&open, RepairMode::All).await.left.found, 0);
     assert_eq!(read(ledger, key(1)).await.record.state, denied);
     open.close().await;
 }

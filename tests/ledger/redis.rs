@@ -14,7 +14,7 @@ use consentd_core::event::{Event, PlatformNames};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::{Outcome, Request};
 use consentd_ledger::{
-    AppendReceipt, CreateError, Durability, Notification, Plan, Redis, RefusedBy, Tail,
+    AppendReceipt, CreateError, Durability, Notification, Plan, Redis, RedisRejection, Tail,
     TargetOptions, create, plan,
 };
 use server::BUCKETS;
@@ -53,10 +53,10 @@ pub(super) async fn until(server: &Server, words: &[&str], wanted: &str) {
     }
 }
 
-fn refused(appended: Result<Vec<Appended>, LedgerError>) -> RefusedBy {
+fn refused(appended: Result<Vec<Appended>, LedgerError>) -> RedisRejection {
     let error = appended.unwrap_err();
     assert!(matches!(error, LedgerError::Refused(_)), "{error:?}");
-    RefusedBy::of(&error).unwrap_or_else(|| panic!("{error:?}")).clone()
+    RedisRejection::of(&error).unwrap_or_else(|| panic!("{error:?}")).clone()
 }
 
 /// A change that adds nothing to the history.
@@ -117,7 +117,7 @@ async fn what_was_half_written_is_not_shown_and_is_rolled_forward_where_nobody_a
     command.query_async::<i64>(&mut server.client().await).await.unwrap();
     let number = consentd_ledger::bucket_of(key(1), BUCKETS);
     let error = open.ledger.bucket(number).await.unwrap_err();
-    assert_eq!(RefusedBy::of(&error), Some(&RefusedBy::CutShort));
+    assert_eq!(RedisRejection::of(&error), Some(&RedisRejection::CutShort));
     open.close().await;
     let sweeping = Options {
         retention: Some(FOREVER),
@@ -191,7 +191,7 @@ async fn a_full_redis_takes_denials_and_refuses_the_rest() {
     let known = read(ledger, key(1)).await;
     say(&server, &["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
     let opting_in = change(key(2), &nothing(), [opt_in("Yes")]);
-    assert_eq!(refused(ledger.append(vec![opting_in.clone()]).await), RefusedBy::Full);
+    assert_eq!(refused(ledger.append(vec![opting_in.clone()]).await), RedisRejection::Full);
     assert_eq!(append(ledger, key(3), opt_out("letter")).await, 2);
     let sure = Change { key: key(1), base: known.version, update: None };
     let appended = ledger.append(vec![sure]).await.unwrap();
@@ -202,7 +202,7 @@ async fn a_full_redis_takes_denials_and_refuses_the_rest() {
     let [Appended::Failed(error), Appended::Committed(3)] = &appended[..] else {
         panic!("{appended:?}")
     };
-    assert_eq!(RefusedBy::of(error), Some(&RefusedBy::Full));
+    assert_eq!(RedisRejection::of(error), Some(&RedisRejection::Full));
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, 3, "polls are answered");
     assert_eq!(read(ledger, key(4)).await.version.revision, 3);
     say(&server, &["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
@@ -221,9 +221,9 @@ async fn a_redis_that_cannot_save_says_so() {
     say(&server, &["BGSAVE"]).await.unwrap();
     until(&server, &["INFO", "persistence"], "rdb_last_bgsave_status:err").await;
     let stop = change(key(1), &nothing(), [opt_out("letter")]);
-    assert_eq!(refused(open.ledger.append(vec![stop]).await), RefusedBy::CannotSave);
+    assert_eq!(refused(open.ledger.append(vec![stop]).await), RedisRejection::CannotSave);
     let poll = open.ledger.read_after(0).await.unwrap_err();
-    assert_eq!(RefusedBy::of(&poll), Some(&RefusedBy::CannotSave));
+    assert_eq!(RedisRejection::of(&poll), Some(&RedisRejection::CannotSave));
     open.close().await;
 }
 
@@ -410,12 +410,12 @@ async fn another_ledger_in_its_place_is_noticed_and_no_ledger_is_none() {
     let before = open.ledger.identity().await.unwrap();
     say(&server, &["FLUSHALL"]).await.unwrap();
     let late = change(key(2), &nothing(), [opt_out("letter")]);
-    assert_eq!(refused(open.ledger.append(vec![late.clone()]).await), RefusedBy::Missing);
+    assert_eq!(refused(open.ledger.append(vec![late.clone()]).await), RedisRejection::Missing);
     server.create();
     // Nobody knows yet what the ledger is; whoever still takes it for the old one is refused.
     assert_ne!(open.ledger.identity().await.unwrap().epoch, before.epoch);
     say(&server, &["HSET", "{consent:0}:meta", "epoch", "0123456789abcdef"]).await.unwrap();
-    assert_eq!(refused(open.ledger.append(vec![late]).await), RefusedBy::Replaced);
+    assert_eq!(refused(open.ledger.append(vec![late]).await), RedisRejection::Replaced);
     assert_eq!(open.ledger.identity().await.unwrap().epoch, *b"0123456789abcdef");
     open.close().await;
 }
@@ -512,6 +512,6 @@ async fn an_operators_acceptance_is_told_to_followers() {
     assert_eq!(open.ledger.read_after(0).await.unwrap().accepted, 1);
     say(&server, &["FLUSHALL"]).await.unwrap();
     let error = ledger.accept().await.unwrap_err();
-    assert_eq!(RefusedBy::of(&error), Some(&RefusedBy::Missing), "nothing is made by it");
+    assert_eq!(RedisRejection::of(&error), Some(&RedisRejection::Missing), "nothing is made by it");
     open.close().await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::redis::{self, RefusedBy};
+use super::redis::{self, RedisRejection};
 
 /// A pair's record that this version cannot read, or must not rewrite.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -78,7 +78,7 @@ impl LedgerError {
     /// Whether there is no ledger where one is looked for.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(RefusedBy::of(self), Some(RefusedBy::Missing))
+        matches!(RedisRejection::of(self), Some(RedisRejection::Missing))
     }
 
     /// The same, where what was being written may be durable.
@@ -92,14 +92,14 @@ impl LedgerError {
     /// Whether a key that the ledger needs was deleted or evicted.
     #[must_use]
     pub fn is_lost_key(&self) -> bool {
-        matches!(RefusedBy::of(self), Some(RefusedBy::Lost { .. }))
+        matches!(RedisRejection::of(self), Some(RedisRejection::Lost { .. }))
     }
 
     /// Whether the key that statements are kept in was deleted or evicted, so that what brings no
     /// statement is recorded all the same.
     #[must_use]
     pub fn lacks_statements(&self) -> bool {
-        matches!(RefusedBy::of(self), Some(RefusedBy::Lost { key }) if redis::holds_statements(key))
+        matches!(RedisRejection::of(self), Some(RedisRejection::Lost { key }) if redis::holds_statements(key))
     }
 
     /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.

@@ -51,10 +51,10 @@ pub use error::{LedgerError, UnreadableRecord};
 pub use follower_position::{FollowTimeout, FollowerCheckpoint, FollowerPosition};
 pub use history::{EntryPosition, History};
 pub use redis::{
-    CreateError, Created, Driver, Durability, Fitness, FitnessError, Fsync, MAX_BUCKETS, Mended,
-    Mending, NewRedis, NotADurability, Options, Persistence, Plan, Redis, RefusedBy, Status,
-    Target, TargetError, TargetOptions, Unfit, Warning, WrongTarget, announcement, channel, create,
-    look_at, plan,
+    BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
+    NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
+    ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, UnsupportedServer,
+    Warning, create, inspect_server, plan,
 };
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::shown::Shown;
 use super::{WhichArgs, only_redis, verify, with_ledger};
 use crate::cli::{Verdict, print};
-use consentd_ledger::{Ledger, Mended, Mending};
+use consentd_ledger::{Ledger, RepairMode, Repaired};
 
 /// For the help.
 pub(super) const WHAT_SCRUB_DOES: &str = "\
@@ -54,7 +54,7 @@ pub(in crate::cli) struct RepairArgs {
 pub(super) async fn scrub(args: MendArgs) -> anyhow::Result<Verdict> {
     let instead = "nobody else writes to it, so that nothing can come past its log; to look at all \
                    of it: consentd ledger verify";
-    mend(args, Mending::OutOfBand, instead).await
+    mend(args, RepairMode::OutOfBand, instead).await
 }
 
 pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
@@ -62,11 +62,11 @@ pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
                    in it is mended by restoring a backup; to look at all of it: consentd ledger \
                    verify";
     let RepairArgs { accept_loss, mend: args } = args;
-    let mending = if accept_loss { Mending::AcceptingLoss } else { Mending::All };
+    let mending = if accept_loss { RepairMode::AcceptingLoss } else { RepairMode::All };
     mend(args, mending, instead).await
 }
 
-async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result<Verdict> {
+async fn mend(args: MendArgs, mending: RepairMode, instead: &str) -> anyhow::Result<Verdict> {
     let MendArgs { dry_run, lines, which } = args;
     let mut shown = Shown::new();
     let mended = with_ledger(&which.address()?, async |ledger: &Ledger| {
@@ -77,7 +77,7 @@ async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result
     })
     .await;
     shown.end();
-    let Mended { done, left } = mended?;
+    let Repaired { done, left } = mended?;
     let is_left = if dry_run { !done.is_empty() } else { left.found > 0 };
     let verdict = if is_left { Verdict::No } else { Verdict::Yes };
     if which.json {
@@ -112,8 +112,8 @@ async fn mend(args: MendArgs, mending: Mending, instead: &str) -> anyhow::Result
     }
     if left.found > 0 {
         print::line(match mending {
-            Mending::OutOfBand => "what scrub does not mend (see consentd ledger repair):",
-            Mending::All | Mending::AcceptingLoss => "what cannot be mended, or not yet:",
+            RepairMode::OutOfBand => "what scrub does not mend (see consentd ledger repair):",
+            RepairMode::All | RepairMode::AcceptingLoss => "what cannot be mended, or not yet:",
         })?;
         verify::list(&left, lines)?;
     }

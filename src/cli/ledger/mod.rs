@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 pub(super) use super::print::hex;
 use super::{Verdict, given};
 use crate::config::{ConfigError, LedgerAddress, LedgerArgs};
-use consentd_ledger::{Embedded, Fitness, Fsync, Ledger, Options, Persistence, Redis, Retention};
+use consentd_ledger::{
+    Embedded, Fsync, Ledger, Options, Persistence, Redis, Retention, ServerInfo,
+};
 
 /// How much of a file is kept in memory.
 const CACHE_BYTES: usize = 64 << 20;
@@ -139,7 +141,7 @@ fn only_redis<'a>(ledger: &'a Ledger, instead: &str) -> anyhow::Result<&'a Redis
 }
 
 /// What survives when a Redis' process ends, for people.
-pub(super) fn persistence(fitness: &Fitness) -> &'static str {
+pub(super) fn persistence(fitness: &ServerInfo) -> &'static str {
     match fitness.durability {
         Persistence::Memory => "in memory alone: a restart loses it",
         Persistence::Snapshots => "snapshots alone: a crash loses what came after the last",

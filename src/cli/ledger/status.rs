@@ -12,7 +12,9 @@ use super::{WhichArgs, hex, persistence, with_ledger};
 use crate::cli::init::warn;
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
-use consentd_ledger::{DiskUsage, Fitness, Ledger, Page, Status, Unfit, Warning, look_at};
+use consentd_ledger::{
+    DiskUsage, Ledger, Page, ServerInfo, Status, UnsupportedServer, Warning, inspect_server,
+};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {
@@ -26,7 +28,7 @@ pub(in crate::cli) struct StatusArgs {
 /// What there is to tell.
 struct Told {
     address: LedgerAddress,
-    server: Option<Fitness>,
+    server: Option<ServerInfo>,
     warnings: Vec<Warning>,
     page: Page,
     status: Status,
@@ -40,12 +42,12 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let (server, warnings) = match &address {
         LedgerAddress::File(_) => (None, Vec::new()),
         LedgerAddress::Redis(target) => {
-            let server = look_at((**target).clone()).await?;
+            let server = inspect_server((**target).clone()).await?;
             match server.verdict(target.has_sentinels(), target.accepts_unfenced()) {
                 Ok(warnings) => (Some(server), warnings),
                 // Asked it could be, and this is the answer: no sidecar records or proves anything
                 // there, whatever the ledger in it is like.
-                Err(unfit @ (Unfit::Evicting(_) | Unfit::Unfenced)) => {
+                Err(unfit @ (UnsupportedServer::Evicting(_) | UnsupportedServer::Unfenced)) => {
                     return unfit_server(&which, &address, &server, &unfit);
                 }
                 Err(unfit) => bail!("{address} cannot hold a ledger: {unfit}"),
@@ -91,8 +93,8 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
 fn unfit_server(
     which: &WhichArgs,
     address: &LedgerAddress,
-    server: &Fitness,
-    unfit: &Unfit,
+    server: &ServerInfo,
+    unfit: &UnsupportedServer,
 ) -> anyhow::Result<Verdict> {
     if which.json {
         let told = json!({
@@ -112,7 +114,7 @@ fn unfit_server(
 }
 
 /// How a server is set up, and how many bytes of memory it takes and may take, where that is known.
-fn server_as_json(server: &Fitness, memory: Option<(u64, u64)>) -> serde_json::Value {
+fn server_as_json(server: &ServerInfo, memory: Option<(u64, u64)>) -> serde_json::Value {
     json!({
         "version": server.called, "primary": server.is_primary,
         "replicas": server.replicas, "fenced": server.is_fenced,
@@ -123,7 +125,7 @@ fn server_as_json(server: &Fitness, memory: Option<(u64, u64)>) -> serde_json::V
     })
 }
 
-fn print_server(server: &Fitness) -> anyhow::Result<()> {
+fn print_server(server: &ServerInfo) -> anyhow::Result<()> {
     let replicas = match server.replicas {
         1 => "1 replica".to_owned(),
         count => format!("{count} replicas"),

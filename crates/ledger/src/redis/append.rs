@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use redis::Cmd;
 use tokio::sync::oneshot;
 
-use super::layout::{self, Names, Place, history_field, version_bytes};
-use super::refusal::{Failure, RefusedBy};
+use super::error::{RedisFailure, RedisRejection};
+use super::keyspace::{self, BodyOffsets, Keyspace, history_field, version_bytes};
 use super::scripts::{self, Answer};
 use super::{MAX_WAITING, Redis};
 use crate::{
@@ -31,7 +31,7 @@ pub(super) struct Prepared {
 
 pub(super) struct PreparedUpdate {
     body: Vec<u8>,
-    place: Place,
+    place: BodyOffsets,
     /// Fields and items, oldest first.
     history: Vec<(Vec<u8>, Vec<u8>)>,
     texts: Vec<([u8; 32], String)>,
@@ -49,7 +49,7 @@ impl PreparedUpdate {
 }
 
 /// A change that waits, and who waits for it.
-pub(super) struct Item {
+pub(super) struct PendingAppend {
     /// The ledger that it is for.
     pub(super) epoch: Epoch,
     /// Whether it may write to a bucket that was lost, which it rebuilds.
@@ -88,7 +88,7 @@ impl Redis {
             let change = Prepared::of(change, &identity);
             let (answer, answered) = oneshot::channel();
             let epoch = identity.epoch;
-            place.send(Item { epoch, repairs, change, answer, is_unsure: false });
+            place.send(PendingAppend { epoch, repairs, change, answer, is_unsure: false });
             answers.push(answered);
         }
         let mut appended = Vec::with_capacity(answers.len());
@@ -137,7 +137,7 @@ impl Prepared {
 
     /// Whether a pair's value is what this change writes, after what it started from.
     pub(super) fn is_written(&self, value: &[u8]) -> Option<Version> {
-        let (version, record) = layout::split_value(value)?;
+        let (version, record) = keyspace::split_value(value)?;
         let ours = self.update.as_ref()?.record()?;
         (version.revision > self.base.revision && record == ours).then_some(version)
     }
@@ -160,7 +160,11 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
         record.chain = extend_chain(&record.chain, &sha256(&bytes));
         record.history_len = record.history_len.saturating_add(1);
         let kept = entry.is_kept_for_good();
-        let item = if kept { layout::Item::Kept(&bytes) } else { layout::Item::Perishable(&bytes) };
+        let item = if kept {
+            keyspace::HistoryItem::Kept(&bytes)
+        } else {
+            keyspace::HistoryItem::Perishable(&bytes)
+        };
         history.push((field, item.encode()));
         texts.extend(codec::statement_of(entry).map(|(digest, text)| (digest, text.to_owned())));
     }
@@ -175,7 +179,7 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
     let mut bytes = codec::encode_log(&body, &encoded);
     // Bodies are bounded far below by the bounds of their fields.
     let (key_at, record_at) = codec::places_in_log(&body, &encoded, &bytes).unwrap_or_default();
-    let place = Place {
+    let place = BodyOffsets {
         bucket,
         key_at: key_at.try_into().unwrap_or(u8::MAX),
         record_at: record_at.try_into().unwrap_or(u32::MAX),
@@ -190,20 +194,20 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
 
 /// The command that appends these changes.
 pub(super) fn command(
-    names: &Names,
-    items: &[Item],
+    keyspace: &Keyspace,
+    items: &[PendingAppend],
     even_full: bool,
     whole: bool,
     log_entries: u64,
 ) -> Cmd {
-    let fixed = [&names.meta, &names.log, &names.text, &names.fence, &names.erased];
+    let fixed = [&keyspace.meta, &keyspace.log, &keyspace.text, &keyspace.fence, &keyspace.erased];
     let mut keys: Vec<String> = fixed.into_iter().cloned().collect();
     let mut slots = HashMap::new();
     let mut texts = HashMap::new();
     for item in items {
         slots.entry(item.change.bucket).or_insert_with(|| {
-            keys.push(names.bucket(item.change.bucket));
-            keys.push(names.history(item.change.bucket));
+            keys.push(keyspace.bucket(item.change.bucket));
+            keys.push(keyspace.history(item.change.bucket));
             // Lua counts from 1: this is the number of the key before the last.
             keys.len().saturating_sub(1)
         });
@@ -213,13 +217,13 @@ pub(super) fn command(
     let script = if even_full { &scripts::APPEND_EVEN_FULL } else { &scripts::APPEND };
     let mut command = script.command(whole, &keys, []);
     let epoch = items.first().map_or([0; 16], |item| item.epoch);
-    command.arg(&epoch[..]).arg(&names.channel).arg(log_entries.to_string());
+    command.arg(&epoch[..]).arg(&keyspace.channel).arg(log_entries.to_string());
     command.arg(texts.len()).arg(items.len());
     command.arg(u8::from(items.iter().any(|item| item.repairs)));
     for (digest, text) in texts {
         command.arg(&digest[..]).arg(text);
     }
-    for Item { change, .. } in items {
+    for PendingAppend { change, .. } in items {
         command.arg(slots.get(&change.bucket).copied().unwrap_or_default());
         command.arg(&change.key.to_bytes()[..]).arg(&version_bytes(change.base)[..]);
         let Some(update) = &change.update else {
@@ -258,7 +262,7 @@ pub(super) enum Outcome {
 pub(super) fn outcomes(
     answer: redis::Value,
     count: usize,
-) -> Result<(bool, Vec<Outcome>), Failure> {
+) -> Result<(bool, Vec<Outcome>), RedisFailure> {
     let mut answer = Answer::of(answer)?;
     let told = answer.next()? != redis::Value::Int(-1);
     let outcome = |_| {
@@ -273,7 +277,7 @@ pub(super) fn outcomes(
             }
             redis::Value::BulkString(value) => Outcome::Conflict(Some(value)),
             redis::Value::Nil | redis::Value::Boolean(false) => Outcome::Conflict(None),
-            _ => return Err(Failure::Refused(RefusedBy::Strange)),
+            _ => return Err(RedisFailure::Refused(RedisRejection::Strange)),
         })
     };
     Ok((told, (0..count).map(outcome).collect::<Result<_, _>>()?))

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use redis::Value;
 
-use super::layout::{Item, SENTINEL, history_field, split_value};
-use super::refusal::{Failure, RefusedBy};
+use super::error::{RedisFailure, RedisRejection};
+use super::keyspace::{HistoryItem, SENTINEL_FIELD, history_field, split_value};
 use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
 use crate::history::HistoryBuilder;
@@ -19,7 +19,7 @@ const MAX_FIELDS: usize = 512;
 /// How often a history is read anew that is erased meanwhile.
 const MAX_TRIES: usize = 4;
 
-impl<'a> Item<'a> {
+impl<'a> HistoryItem<'a> {
     /// By what it stands in the chain.
     pub(super) fn digest(&self) -> [u8; 32] {
         match self {
@@ -59,7 +59,7 @@ impl Redis {
             let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
             if bucket.label.epoch != identity.epoch {
                 shared.forget(identity.epoch);
-                return Err(RefusedBy::Replaced.into());
+                return Err(RedisRejection::Replaced.into());
             }
             for (key, record) in bucket.pairs {
                 let record = record.map_err(|_| {
@@ -89,7 +89,7 @@ impl Shared {
             Some(Ok(Some(value))) => value,
             Some(Err(_)) => {
                 let number = crate::bucket_of(key, identity.buckets);
-                return Err(self.noted(Failure::lost(&self.names.bucket(number))));
+                return Err(self.noted(RedisFailure::lost(&self.keyspace.bucket(number))));
             }
             Some(Ok(None)) | None => return Ok(Record::default()),
         };
@@ -136,9 +136,9 @@ impl Shared {
             let some = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX);
             let to = from.saturating_add(some).min(len);
             let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
-            let values = self.fields(&self.names.history(bucket), &fields).await;
+            let values = self.fields(&self.keyspace.history(bucket), &fields).await;
             let values = values.map_err(|failure| self.noted(failure))?;
-            let items = values.iter().map(|value| value.as_deref().map(Item::decode));
+            let items = values.iter().map(|value| value.as_deref().map(HistoryItem::decode));
             let items: Vec<_> = items.collect();
             let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
             self.read_texts(entries, texts).await.map_err(|failure| self.noted(failure))?;
@@ -174,7 +174,7 @@ impl Shared {
         &self,
         entries: impl Iterator<Item = &[u8]>,
         texts: &mut Texts,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RedisFailure> {
         let mut missing = Vec::new();
         for entry in entries {
             let note = |digest: &[u8]| {
@@ -187,7 +187,7 @@ impl Shared {
             let _ = codec::decode_history(entry, note);
         }
         for some in missing.chunks(MAX_FIELDS) {
-            let values = self.fields(&self.names.text, some).await?;
+            let values = self.fields(&self.keyspace.text, some).await?;
             for (digest, value) in some.iter().zip(values) {
                 // An edited one no longer has its digest, and is not shown as the words agreed to.
                 let value = value.filter(|value| sha256(value)[..] == digest[..]);
@@ -204,21 +204,21 @@ impl Shared {
         &self,
         hash: &str,
         fields: &[Vec<u8>],
-    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+    ) -> Result<Vec<Option<Vec<u8>>>, RedisFailure> {
         let mut command = redis::cmd("HMGET");
-        command.arg(hash).arg(SENTINEL);
+        command.arg(hash).arg(SENTINEL_FIELD);
         for field in fields {
             command.arg(field.as_slice());
         }
         let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
         if answer.optional()?.is_none() {
-            return Err(Failure::lost(hash));
+            return Err(RedisFailure::lost(hash));
         }
         fields.iter().map(|_| answer.optional()).collect()
     }
 
     /// Makes sure that a hash has its sentinel: one that was deleted or evicted has none.
-    pub(super) async fn check_hash(&self, hash: &str) -> Result<(), Failure> {
+    pub(super) async fn check_hash(&self, hash: &str) -> Result<(), RedisFailure> {
         self.fields(hash, &[]).await.map(|_| ())
     }
 
@@ -227,11 +227,11 @@ impl Shared {
         &self,
         hash: &str,
         cursor: u64,
-    ) -> Result<(u64, Vec<(Vec<u8>, Vec<u8>)>), Failure> {
+    ) -> Result<(u64, Vec<(Vec<u8>, Vec<u8>)>), RedisFailure> {
         let mut command = redis::cmd("HSCAN");
         command.arg(hash).arg(cursor).arg("COUNT").arg(MAX_FIELDS);
         let Value::Array(answer) = ask(&self.writes, &command).await? else {
-            return Err(Failure::Refused(RefusedBy::Strange));
+            return Err(RedisFailure::Refused(RedisRejection::Strange));
         };
         let mut answer = Answer::of(Value::Array(answer))?;
         let next = answer.number()?;
@@ -239,7 +239,7 @@ impl Shared {
         let mut found = Vec::new();
         while !fields.is_over() {
             let (field, value) = (fields.bytes()?, fields.bytes()?);
-            if field != SENTINEL {
+            if field != SENTINEL_FIELD {
                 found.push((field, value));
             }
         }

@@ -1,35 +1,25 @@
 //! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels.
 //!
-//! What is where is in `layout`; what must be atomic is in `scripts/`. Those who read ask on one
+//! What is where is in `keyspace`; what must be atomic is in `scripts/`. Those who read ask on one
 //! connection, with answers in bounded parts. Those who write hand their changes to the
-//! [`Driver`], which sends whatever waits together, on another.
+//! [`BackgroundTask`], which sends whatever waits together, on another.
 
+mod admin;
 mod append;
-mod backoff;
-mod create;
-mod dial;
-mod driver;
-mod erase;
-mod fitness;
-mod flight;
+mod append_batch;
+mod background;
+mod conn;
+mod error;
+mod fsync_check;
 mod history;
-mod layout;
-mod link;
-mod listen;
-mod login;
-mod losses;
-mod operate;
+mod keyspace;
+mod missing_keys;
 mod read;
-mod refusal;
 mod retention;
-mod route;
 mod scripts;
-mod sentinel;
-mod standing;
-mod sync;
-mod target;
-mod tls;
-mod wire;
+mod server_check;
+mod server_info;
+mod statement_gc;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -38,22 +28,23 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use self::append::Item;
-pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
-use self::dial::LinkError;
-pub use self::driver::Driver;
-pub use self::fitness::{Fitness, FitnessError, Fsync, Persistence, Unfit, Warning};
-pub(crate) use self::layout::holds_statements;
-use self::layout::{Names, PARTITION};
-pub use self::layout::{announcement, channel};
-use self::link::Link;
-use self::losses::Losses;
-pub use self::operate::{Mended, Mending, NewRedis, Status, look_at};
-use self::refusal::Failure;
-pub use self::refusal::RefusedBy;
-use self::route::{Route, Timeouts};
-use self::standing::Looked;
-pub use self::target::{Target, TargetError, TargetOptions, WrongTarget};
+pub use self::admin::{
+    CreateError, Created, MAX_BUCKETS, NewRedis, Plan, RepairMode, Repaired, Status, create,
+    inspect_server, plan,
+};
+use self::append::PendingAppend;
+pub use self::background::BackgroundTask;
+use self::conn::{ConnectionError, ConnectionManager, PrimaryLocator, Timeouts};
+pub use self::conn::{InvalidTarget, Target, TargetError, TargetOptions};
+use self::error::RedisFailure;
+pub use self::error::RedisRejection;
+use self::keyspace::Keyspace;
+pub(crate) use self::keyspace::holds_statements;
+use self::missing_keys::MissingKeys;
+use self::server_check::CheckedServer;
+pub use self::server_info::{
+    Fsync, Persistence, ServerInfo, ServerInfoError, UnsupportedServer, Warning,
+};
 use super::{
     DurabilityStatus, Epoch, Identity, LedgerError, MAX_ANNOUNCEMENTS, Notification, Retention,
 };
@@ -143,7 +134,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
-    appends: mpsc::Sender<Item>,
+    appends: mpsc::Sender<PendingAppend>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -153,24 +144,24 @@ impl std::fmt::Debug for Redis {
 }
 
 struct Shared {
-    names: Names,
+    keyspace: Keyspace,
     options: Options,
     describe: String,
     /// For reading, and for the follower's polls.
-    reads: Link,
+    reads: ConnectionManager,
     /// For appends.
-    writes: Link,
+    writes: ConnectionManager,
     /// The way that both go, and the announcements.
-    route: Arc<Route>,
+    route: Arc<PrimaryLocator>,
     /// What the ledger was when it was last asked.
     identity: RwLock<Option<Arc<Identity>>>,
     /// How well it keeps what it acknowledges, as last seen.
     standing: RwLock<DurabilityStatus>,
-    looked: Mutex<Option<Looked>>,
+    looked: Mutex<Option<CheckedServer>>,
     /// What is known of keys that this Redis loses.
-    losses: Mutex<Losses>,
+    losses: Mutex<MissingKeys>,
     /// Which server was found to sync before it confirms that it has.
-    syncs: tokio::sync::Mutex<Option<sync::Proven>>,
+    syncs: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
     announcements: broadcast::Sender<Notification>,
     unannounced: AtomicU64,
     /// Nothing more is to be asked or appended.
@@ -183,19 +174,19 @@ impl Redis {
     /// The ledger at `target`. Connects to nothing before it is asked something, or before the
     /// driver, without which nothing is appended or heard, is run.
     #[must_use]
-    pub fn new(target: Target, options: Options) -> (Self, Driver) {
+    pub fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
         let describe = target.describe().to_owned();
-        let route = Arc::new(Route::new(Arc::new(target)));
+        let route = Arc::new(PrimaryLocator::new(Arc::new(target)));
         let timeouts = Timeouts::default();
         // One that waits for its replicas answers later; what is sent there has bounds of its own.
-        let waiting_long = Timeouts { response: flight::answer_within(&options), ..timeouts };
+        let waiting_long = Timeouts { response: append_batch::answer_within(&options), ..timeouts };
         let (appends, waiting) = mpsc::channel(MAX_WAITING);
         let shared = Arc::new(Shared {
-            names: Names::of(PARTITION),
+            keyspace: Keyspace::new(),
             options,
             describe,
-            reads: Link::on(Arc::clone(&route), timeouts),
-            writes: Link::on(Arc::clone(&route), waiting_long),
+            reads: ConnectionManager::on(Arc::clone(&route), timeouts),
+            writes: ConnectionManager::on(Arc::clone(&route), waiting_long),
             route,
             identity: RwLock::new(None),
             standing: RwLock::default(),
@@ -207,7 +198,7 @@ impl Redis {
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
-        let driver = Driver::new(Arc::clone(&shared), waiting);
+        let driver = BackgroundTask::new(Arc::clone(&shared), waiting);
         (Self { shared, appends }, driver)
     }
 
@@ -269,8 +260,11 @@ impl Shared {
     }
 
     /// What a failure means to a caller who took the ledger for that of `epoch`.
-    fn failed(&self, epoch: Epoch, failure: Failure) -> LedgerError {
-        if matches!(failure, Failure::Refused(RefusedBy::Replaced | RefusedBy::Missing)) {
+    fn failed(&self, epoch: Epoch, failure: RedisFailure) -> LedgerError {
+        if matches!(
+            failure,
+            RedisFailure::Refused(RedisRejection::Replaced | RedisRejection::Missing)
+        ) {
             self.forget(epoch);
         }
         self.noted(failure)
@@ -279,7 +273,8 @@ impl Shared {
 
 /// Whether it takes an operator to mend what failed.
 pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    let denied = matches!(why.downcast_ref(), Some(RefusedBy::Denied { .. }));
-    let at_link = why.downcast_ref::<LinkError>().is_some_and(LinkError::needs_an_operator);
-    denied || at_link || why.is::<Unfit>()
+    let denied = matches!(why.downcast_ref(), Some(RedisRejection::Denied { .. }));
+    let at_link =
+        why.downcast_ref::<ConnectionError>().is_some_and(ConnectionError::needs_an_operator);
+    denied || at_link || why.is::<UnsupportedServer>()
 }

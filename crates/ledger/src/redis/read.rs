@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::layout::{SENTINEL, log_entry, next_head, split_value, stored};
-use super::refusal::{Failure, NoAnswer, RefusedBy};
+use super::error::{NoAnswer, RedisFailure, RedisRejection};
+use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
 use crate::{
@@ -42,7 +42,7 @@ impl Redis {
             read.clock = clock;
             for value in values {
                 if let Err(UnreadableRecord::Lost { bucket }) = value {
-                    shared.note_lost(&shared.names.bucket(bucket));
+                    shared.note_lost(&shared.keyspace.bucket(bucket));
                 }
                 read.pairs.push(value.and_then(|value| stored(value.as_deref())));
             }
@@ -88,7 +88,7 @@ impl Redis {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let failed = |failure| shared.failed(identity.epoch, failure);
-        let (keys, args) = ([&shared.names.meta], [&identity.epoch[..]]);
+        let (keys, args) = ([&shared.keyspace.meta], [&identity.epoch[..]]);
         let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
         Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
     }
@@ -109,21 +109,21 @@ impl Shared {
         &self,
         identity: &Identity,
         pairs: &[Key],
-    ) -> Result<(Timestamp, Vec<Value>), Failure> {
-        let mut keys = vec![self.names.meta.clone()];
+    ) -> Result<(Timestamp, Vec<Value>), RedisFailure> {
+        let mut keys = vec![self.keyspace.meta.clone()];
         let mut slots = HashMap::new();
         let mut args = vec![identity.epoch.to_vec()];
         for pair in pairs {
             let number = bucket_of(*pair, identity.buckets);
             let slot = *slots.entry(number).or_insert_with(|| {
-                keys.push(self.names.bucket(number));
+                keys.push(self.keyspace.bucket(number));
                 keys.len()
             });
             args.push(slot.to_string().into_bytes());
             args.push(pair.to_bytes().to_vec());
         }
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-        let mut answer = Answer::of(scripts::READ.run(&self.reads, &keys, &args).await?)?;
+        let mut answer = Answer::of(scripts::READ_PAIRS.run(&self.reads, &keys, &args).await?)?;
         let clock = clock(&mut answer)?;
         let mut values = Vec::with_capacity(pairs.len());
         for pair in pairs {
@@ -133,15 +133,15 @@ impl Shared {
                 redis::Value::Int(-1) => {
                     Err(UnreadableRecord::Lost { bucket: bucket_of(*pair, identity.buckets) })
                 }
-                _ => return Err(Failure::Refused(RefusedBy::Strange)),
+                _ => return Err(RedisFailure::Refused(RedisRejection::Strange)),
             });
         }
         Ok((clock, values))
     }
 
-    pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, Failure> {
-        let keys = [self.names.meta.clone(), self.names.bucket(number)];
-        let mut answer = Answer::of(scripts::BUCKET.run(&self.reads, &keys, &[]).await?)?;
+    pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, RedisFailure> {
+        let keys = [self.keyspace.meta.clone(), self.keyspace.bucket(number)];
+        let mut answer = Answer::of(scripts::READ_BUCKET.run(&self.reads, &keys, &[]).await?)?;
         let epoch = answer.exactly()?;
         let label = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let mut fields = Answer::of(answer.next()?)?;
@@ -150,19 +150,19 @@ impl Shared {
             all.push((fields.bytes()?, fields.bytes()?));
         }
         let count = all.len();
-        all.retain(|(field, _)| field != SENTINEL);
+        all.retain(|(field, _)| field != SENTINEL_FIELD);
         if all.len() == count {
-            return Err(Failure::lost(&self.names.bucket(number)));
+            return Err(RedisFailure::lost(&self.keyspace.bucket(number)));
         }
         let mut pairs = Vec::with_capacity(all.len());
         for (field, value) in all {
             let key = field.try_into().map(Key::from_bytes);
-            let key = key.map_err(|_| Failure::Refused(RefusedBy::Strange))?;
+            let key = key.map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
             // Of an append that was cut short: what it wrote is told once it is completed, or its
             // branch may be lost, and nobody would notice that this pair was on it.
             let is_ahead = |revision| revision > label.revision;
             if split_value(&value).is_some_and(|(version, _)| is_ahead(version.revision)) {
-                return Err(Failure::Refused(RefusedBy::CutShort));
+                return Err(RedisFailure::Refused(RedisRejection::CutShort));
             }
             pairs.push((key, stored(Some(&value)).map(|stored| stored.record)));
         }
@@ -174,13 +174,13 @@ impl Shared {
         &self,
         after: Revision,
         head: Option<LogHead>,
-    ) -> Result<Page, Failure> {
+    ) -> Result<Page, RedisFailure> {
         match self.fenced_poll(after, head).await? {
             (page, lost) if lost.is_empty() => {
                 self.note_found();
                 Ok(page)
             }
-            (_, lost) => Err(Failure::lost(&String::from_utf8_lossy(&lost))),
+            (_, lost) => Err(RedisFailure::lost(&String::from_utf8_lossy(&lost))),
         }
     }
 
@@ -189,30 +189,31 @@ impl Shared {
         &self,
         after: Revision,
         head: Option<LogHead>,
-    ) -> Result<(Page, Vec<u8>), Failure> {
+    ) -> Result<(Page, Vec<u8>), RedisFailure> {
         let numbers = [after, count(MAX_PAGE), count(MAX_PAGE_BYTES)].map(|n| n.to_string());
-        let names = [&self.names.meta, &self.names.log];
+        let names = [&self.keyspace.meta, &self.keyspace.log];
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
-        let (link, fence) = (&self.reads, [&self.names.fence]);
-        let connection = link.connection().await.map_err(Failure::NotSent)?;
+        let (connections, fence) = (&self.reads, [&self.keyspace.fence]);
+        let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
         let within = self.options.poll_within;
         let proof = async {
             self.ensure_fit(&connection).await?;
             self.look_for_losses(&connection).await?;
-            let answer = scripts::POLL.run_on(link, &connection, &fence, &args).await?;
+            let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
             // An isolated primary of a Sentinel's answers too, and proves nothing.
-            link.primary_confirmed(&connection).await.map_err(Failure::NotSent)?;
+            connections.primary_confirmed(&connection).await.map_err(RedisFailure::NotSent)?;
             Ok(answer)
         };
         let Ok(proven) = tokio::time::timeout(within, proof).await else {
-            link.give_up(&connection).await;
-            return Err(Failure::Lost(Arc::new(NoAnswer(within))));
+            connections.give_up(&connection).await;
+            return Err(RedisFailure::Lost(Arc::new(NoAnswer(within))));
         };
         let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let (secret, buckets) = (answer.exactly()?, answer.number()?);
-        let buckets = u32::try_from(buckets).map_err(|_| Failure::Refused(RefusedBy::Strange))?;
+        let buckets =
+            u32::try_from(buckets).map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
         let accepted = answer.number()?;
         let clock = clock(&mut answer)?;
         let lost = answer.bytes()?;
@@ -231,7 +232,7 @@ fn count(number: usize) -> u64 {
 }
 
 /// The ledger's clock: seconds and microseconds.
-fn clock(answer: &mut Answer) -> Result<Timestamp, Failure> {
+fn clock(answer: &mut Answer) -> Result<Timestamp, RedisFailure> {
     let (seconds, micros) = (answer.number()?, answer.number()?);
     let millis = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
     Ok(Timestamp::saturating_from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
@@ -247,7 +248,7 @@ fn entries_after(
     after: Revision,
     head: Option<LogHead>,
     answer: &mut Answer,
-) -> Result<Tail, Failure> {
+) -> Result<Tail, RedisFailure> {
     let mut previous = (after == 0).then(LogHead::default);
     let mut entries = Vec::new();
     let mut expected = after;

@@ -3,9 +3,9 @@
 use redis::Value;
 
 use super::Shared;
-use super::layout::{Item, is_history_field};
+use super::error::{RedisFailure, RedisRejection};
+use super::keyspace::{HistoryItem, is_history_field};
 use super::read::time_of;
-use super::refusal::{Failure, RefusedBy};
 use super::scripts::{self, Answer, ask};
 use crate::{Identity, LedgerError, Retention, codec};
 use consentd_core::record::Revision;
@@ -31,7 +31,7 @@ pub(super) async fn run(shared: &Shared) {
         tokio::time::sleep(shared.options.sweep_interval).await;
         // What cannot be removed now is removed later; that nothing can be is told by the polls.
         if let Err(error) = shared.sweep(retention, &mut bucket).await
-            && let Some(RefusedBy::Lost { key }) = RefusedBy::of(&error)
+            && let Some(RedisRejection::Lost { key }) = RedisRejection::of(&error)
         {
             shared.note_lost(key);
         }
@@ -52,7 +52,9 @@ impl Shared {
             *bucket = bucket.wrapping_add(1) % identity.buckets.max(1);
             match self.expire(&identity, *bucket, now.minus(retention.history)).await {
                 // Others' time is over all the same.
-                Err(failure @ Failure::Refused(RefusedBy::Lost { .. })) => expired = Err(failure),
+                Err(failure @ RedisFailure::Refused(RedisRejection::Lost { .. })) => {
+                    expired = Err(failure);
+                }
                 done => done?,
             }
         }
@@ -60,7 +62,7 @@ impl Shared {
     }
 
     /// Removes the log's entries that were recorded before `limit`.
-    async fn trim_log(&self, identity: &Identity, limit: Timestamp) -> Result<(), Failure> {
+    async fn trim_log(&self, identity: &Identity, limit: Timestamp) -> Result<(), RedisFailure> {
         for _ in 0..TRIMS_A_SWEEP {
             let Some((first, _)) = self.entry_from(0).await?.filter(|(_, time)| *time < limit)
             else {
@@ -77,10 +79,10 @@ impl Shared {
                     _ => young = middle,
                 }
             }
-            let keys = [&self.names.meta, &self.names.log];
+            let keys = [&self.keyspace.meta, &self.keyspace.log];
             let args = [&identity.epoch[..], young.to_string().as_bytes()].map(<[u8]>::to_vec);
             let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-            scripts::TRIM.run(&self.writes, &keys, &args).await?;
+            scripts::TRIM_LOG.run(&self.writes, &keys, &args).await?;
             if young < most {
                 break;
             }
@@ -92,9 +94,9 @@ impl Shared {
     pub(super) async fn entry_from(
         &self,
         from: Revision,
-    ) -> Result<Option<(Revision, Timestamp)>, Failure> {
+    ) -> Result<Option<(Revision, Timestamp)>, RedisFailure> {
         let mut command = redis::cmd("XRANGE");
-        command.arg(&self.names.log).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
+        command.arg(&self.keyspace.log).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
         let mut entries = Answer::of(ask(&self.writes, &command).await?)?;
         if entries.is_over() {
             return Ok(None);
@@ -103,7 +105,8 @@ impl Shared {
         let revision = entry.revision()?;
         let mut fields = Answer::of(entry.next()?)?;
         let (_p, _place, _b) = (fields.next()?, fields.next()?, fields.next()?);
-        let time = time_of(&fields.bytes()?).ok_or(Failure::Refused(RefusedBy::Strange))?;
+        let time =
+            time_of(&fields.bytes()?).ok_or(RedisFailure::Refused(RedisRejection::Strange))?;
         Ok(Some((revision, time)))
     }
 
@@ -114,8 +117,8 @@ impl Shared {
         identity: &Identity,
         bucket: u32,
         limit: Timestamp,
-    ) -> Result<(), Failure> {
-        let hash = self.names.history(bucket);
+    ) -> Result<(), RedisFailure> {
+        let hash = self.keyspace.history(bucket);
         self.check_hash(&hash).await?;
         let mut cursor = 0;
         loop {
@@ -128,8 +131,9 @@ impl Shared {
             }
             if args.len() > 1 {
                 let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-                let keys = [&self.names.meta, &hash];
-                let _replaced: Value = scripts::REPLACE.run(&self.writes, &keys, &args).await?;
+                let keys = [&self.keyspace.meta, &hash];
+                let _replaced: Value =
+                    scripts::EXPIRE_HISTORY.run(&self.writes, &keys, &args).await?;
             }
             if next == 0 {
                 return Ok(());
@@ -141,10 +145,10 @@ impl Shared {
 
 /// What stays of a history entry that is kept for a time, where it was recorded before `limit`.
 fn replacement(value: &[u8], limit: Timestamp) -> Option<Vec<u8>> {
-    let (revision, item) = Item::decode(value)?;
-    let Item::Perishable(entry) = item else { return None };
+    let (revision, item) = HistoryItem::decode(value)?;
+    let HistoryItem::Perishable(entry) = item else { return None };
     let recorded = codec::decode_history(entry, |_| Some(String::new()))?.record_time;
     let digest = item.digest();
-    let gone = [&revision.to_be_bytes()[..], &Item::Gone(&digest).encode()].concat();
+    let gone = [&revision.to_be_bytes()[..], &HistoryItem::Gone(&digest).encode()].concat();
     (recorded < limit).then_some(gone)
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 use sha1::{Digest as _, Sha1};
 
-use super::link::{Connection, Link};
-use super::refusal::{Failure, NoAnswer, RefusedBy};
+use super::conn::{Connection, ConnectionManager};
+use super::error::{NoAnswer, RedisFailure, RedisRejection};
 
 /// How long Redis may take to answer what is read in bounded parts.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -66,27 +66,27 @@ impl Script {
     /// Runs it, over a link.
     pub(super) async fn run(
         &self,
-        link: &Link,
+        connections: &ConnectionManager,
         keys: &[impl AsRef<str>],
         args: &[&[u8]],
-    ) -> Result<Value, Failure> {
-        let connection = link.connection().await.map_err(Failure::NotSent)?;
-        self.run_on(link, &connection, keys, args).await
+    ) -> Result<Value, RedisFailure> {
+        let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
+        self.run_on(connections, &connection, keys, args).await
     }
 
     /// Runs it, on one connection of a link.
     pub(super) async fn run_on(
         &self,
-        link: &Link,
+        connections: &ConnectionManager,
         connection: &Connection,
         keys: &[impl AsRef<str>],
         args: &[&[u8]],
-    ) -> Result<Value, Failure> {
+    ) -> Result<Value, RedisFailure> {
         let command = self.command(false, keys, args.iter().copied());
-        match ask_on(link, connection, &command).await {
-            Err(Failure::NoScript) => {
+        match ask_on(connections, connection, &command).await {
+            Err(RedisFailure::NoScript) => {
                 let command = self.command(true, keys, args.iter().copied());
-                ask_on(link, connection, &command).await
+                ask_on(connections, connection, &command).await
             }
             answered => answered,
         }
@@ -116,7 +116,7 @@ script!(
 );
 script!(
     /// Completes an append that was cut short. It takes no more memory than the append would have.
-    ROLL, EVEN_FULL, "roll.lua"
+    ROLL_FORWARD, EVEN_FULL, "roll_forward.lua"
 );
 script!(
     /// The fenced poll.
@@ -124,27 +124,27 @@ script!(
 );
 script!(
     /// Reads pairs.
-    READ, READS, "read.lua"
+    READ_PAIRS, READS, "read_pairs.lua"
 );
 script!(
     /// Reads a bucket.
-    BUCKET, READS, "bucket.lua"
+    READ_BUCKET, READS, "read_bucket.lua"
 );
 script!(
     /// Replaces history entries by their digests.
-    REPLACE, EVEN_FULL, "replace.lua"
+    EXPIRE_HISTORY, EVEN_FULL, "expire_history.lua"
 );
 script!(
     /// Trims the log.
-    TRIM, EVEN_FULL, "trim.lua"
+    TRIM_LOG, EVEN_FULL, "trim_log.lua"
 );
 script!(
     /// Takes away what an erased pair's history had.
-    PURGE, EVEN_FULL, "purge.lua"
+    ERASE_HISTORY, EVEN_FULL, "erase_history.lua"
 );
 script!(
     /// Removes statements that nobody refers to.
-    DROP, EVEN_FULL, "drop.lua"
+    DELETE_STATEMENTS, EVEN_FULL, "delete_statements.lua"
 );
 script!(
     /// Counts that an operator has accepted the ledger as it is.
@@ -152,40 +152,40 @@ script!(
 );
 script!(
     /// Writes what nobody reads.
-    TOUCH, EVEN_FULL, "touch.lua"
+    WRITE_NOOP, EVEN_FULL, "write_noop.lua"
 );
 script!(
     /// Makes keys of a new ledger.
-    PREPARE, "", "prepare.lua"
+    CREATE_HASHES, "", "create_hashes.lua"
 );
 script!(
     /// Makes a new ledger of them.
-    FOUND, "", "found.lua"
+    CREATE_META, "", "create_meta.lua"
 );
 
 script!(
     /// Marks a place for a copy of a ledger.
-    FILL_BEGIN, "", "fill_begin.lua"
+    COPY_BEGIN, "", "copy_begin.lua"
 );
 script!(
     /// Writes fields of a copy.
-    FILL, "", "fill.lua"
+    COPY_WRITE, "", "copy_write.lua"
 );
 script!(
     /// Makes a copy a ledger.
-    FILL_FINISH, "", "fill_finish.lua"
+    COPY_FINISH, "", "copy_finish.lua"
 );
 script!(
     /// Removes a copy that was never finished.
-    FILL_WIPE, EVEN_FULL, "fill_wipe.lua"
+    COPY_WIPE, EVEN_FULL, "copy_wipe.lua"
 );
 script!(
     /// Puts back the fence and sentinels.
-    RESTORE, EVEN_FULL, "restore.lua"
+    RECREATE_KEYS, EVEN_FULL, "recreate_keys.lua"
 );
 script!(
     /// Replaces a field of a bucket.
-    SWAP, EVEN_FULL, "swap.lua"
+    REPLACE_FIELD, EVEN_FULL, "replace_field.lua"
 );
 script!(
     /// Rebuilds the log without entries that nobody was told of.
@@ -193,64 +193,70 @@ script!(
 );
 
 /// Asks Redis one thing.
-pub(super) async fn ask(link: &Link, command: &Cmd) -> Result<Value, Failure> {
-    let connection = link.connection().await.map_err(Failure::NotSent)?;
-    ask_on(link, &connection, command).await
+pub(super) async fn ask(
+    connections: &ConnectionManager,
+    command: &Cmd,
+) -> Result<Value, RedisFailure> {
+    let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
+    ask_on(connections, &connection, command).await
 }
 
 /// Asks Redis several things at once; an error is an answer to one of them.
-pub(super) async fn ask_all(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Value>, Failure> {
+pub(super) async fn ask_all(
+    connections: &ConnectionManager,
+    commands: Vec<Cmd>,
+) -> Result<Vec<Value>, RedisFailure> {
     let count = commands.len();
     let mut pipeline = redis::pipe();
     for command in commands {
         pipeline.add_command(command);
     }
-    let connection = link.connection().await.map_err(Failure::NotSent)?;
+    let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
     let mut redis = connection.redis.clone();
     let sent = redis.send_packed_commands(&pipeline, 0, count);
     let answered = match tokio::time::timeout(ANSWER_WITHIN, sent).await {
-        Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
-        Ok(answered) => answered.map_err(Failure::of_client),
+        Err(_) => Err(RedisFailure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Ok(answered) => answered.map_err(RedisFailure::of_client),
     };
     if is_to_be_given_up(&answered) {
-        link.give_up(&connection).await;
+        connections.give_up(&connection).await;
     }
     answered
 }
 
 /// Asks Redis one thing on one connection of a link.
 pub(super) async fn ask_on(
-    link: &Link,
+    connections: &ConnectionManager,
     connection: &Connection,
     command: &Cmd,
-) -> Result<Value, Failure> {
+) -> Result<Value, RedisFailure> {
     let mut redis = connection.redis.clone();
     let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;
     let answered = match asked {
-        Err(_) => Err(Failure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
-        Ok(Err(error)) => Err(Failure::of_client(error)),
-        Ok(Ok(Value::ServerError(error))) => Err(Failure::of_server(&error)),
+        Err(_) => Err(RedisFailure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Ok(Err(error)) => Err(RedisFailure::of_client(error)),
+        Ok(Ok(Value::ServerError(error))) => Err(RedisFailure::of_server(&error)),
         Ok(Ok(value)) => Ok(value),
     };
     if is_to_be_given_up(&answered) {
-        link.give_up(connection).await;
+        connections.give_up(connection).await;
     }
     answered
 }
 
 /// Whether a connection that answered so is of no more use.
-pub(super) fn is_to_be_given_up<T>(answered: &Result<T, Failure>) -> bool {
+pub(super) fn is_to_be_given_up<T>(answered: &Result<T, RedisFailure>) -> bool {
     // A replica was the primary once, or was never; elsewhere is a new one.
-    matches!(answered, Err(Failure::Lost(_) | Failure::Refused(RefusedBy::ReadOnly)))
+    matches!(answered, Err(RedisFailure::Lost(_) | RedisFailure::Refused(RedisRejection::ReadOnly)))
 }
 
 /// Takes answers of the shapes that scripts give; anything else is strange.
 pub(super) struct Answer(std::vec::IntoIter<Value>);
 
-const STRANGE: Failure = Failure::Refused(RefusedBy::Strange);
+const STRANGE: RedisFailure = RedisFailure::Refused(RedisRejection::Strange);
 
 impl Answer {
-    pub(super) fn of(value: Value) -> Result<Self, Failure> {
+    pub(super) fn of(value: Value) -> Result<Self, RedisFailure> {
         match value {
             Value::Array(values) => Ok(Self(values.into_iter())),
             // How RESP3 gives a hash.
@@ -262,7 +268,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn next(&mut self) -> Result<Value, Failure> {
+    pub(super) fn next(&mut self) -> Result<Value, RedisFailure> {
         self.0.next().ok_or(STRANGE)
     }
 
@@ -271,7 +277,7 @@ impl Answer {
     }
 
     /// The next bytes; none where there is nothing.
-    pub(super) fn optional(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn optional(&mut self) -> Result<Option<Vec<u8>>, RedisFailure> {
         match self.next()? {
             Value::BulkString(bytes) => Ok(Some(bytes)),
             Value::Nil | Value::Boolean(false) => Ok(None),
@@ -279,16 +285,16 @@ impl Answer {
         }
     }
 
-    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Failure> {
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, RedisFailure> {
         self.optional()?.ok_or(STRANGE)
     }
 
-    pub(super) fn exactly<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
+    pub(super) fn exactly<const N: usize>(&mut self) -> Result<[u8; N], RedisFailure> {
         self.bytes()?.try_into().map_err(|_| STRANGE)
     }
 
     /// The next number, as Redis counts or as it is written.
-    pub(super) fn number(&mut self) -> Result<u64, Failure> {
+    pub(super) fn number(&mut self) -> Result<u64, RedisFailure> {
         match self.next()? {
             Value::Int(number) => number.try_into().map_err(|_| STRANGE),
             Value::BulkString(bytes) => number(&bytes),
@@ -297,12 +303,12 @@ impl Answer {
     }
 
     /// The next entry's id in a stream, whose first part is its revision.
-    pub(super) fn revision(&mut self) -> Result<u64, Failure> {
+    pub(super) fn revision(&mut self) -> Result<u64, RedisFailure> {
         let id = self.bytes()?;
         number(id.strip_suffix(b"-0").ok_or(STRANGE)?)
     }
 }
 
-fn number(bytes: &[u8]) -> Result<u64, Failure> {
+fn number(bytes: &[u8]) -> Result<u64, RedisFailure> {
     std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or(STRANGE)
 }

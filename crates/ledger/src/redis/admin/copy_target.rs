@@ -1,0 +1,237 @@
+//! A ledger to be, in Redis, that is filled from another one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::super::Target;
+use super::super::conn::ConnectionManager;
+use super::super::error::{RedisFailure, RedisRejection};
+use super::super::keyspace::{
+    HistoryItem, Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD, history_field, version_bytes,
+};
+use super::super::scripts::{self, Answer, Script, ask};
+use super::create::{CreateError, MAX_KEYS, hashes};
+use crate::portable_pair::{Entry, Kind, PortablePair};
+use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
+
+/// How many fields one script writes at most.
+const MAX_FIELDS: usize = 1_024;
+/// How many bytes of them, in about: Redis does nothing else meanwhile.
+const MAX_BYTES: usize = 1 << 20;
+
+/// A ledger to be. There is none before it is finished.
+pub struct NewRedis {
+    connections: ConnectionManager,
+    keyspace: Keyspace,
+    token: [u8; 16],
+    buckets: u32,
+}
+
+/// One field to be written: in which hash, its name, and its value.
+type Field = (String, Vec<u8>, Vec<u8>);
+
+impl NewRedis {
+    /// Prepares the place. Where a copy was begun there and never finished, that is an error, or
+    /// it is removed.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError`]; where a ledger is there, or anything else that has a ledger's keys, nothing
+    /// is changed.
+    pub async fn begin(target: Target, buckets: u32, anew: bool) -> Result<Self, CopyError> {
+        let connections = ConnectionManager::new(Arc::new(target.clone()));
+        let keyspace = Keyspace::new();
+        let hashes = hashes(&keyspace, buckets).map_err(CopyError::Target)?;
+        if let Some((token, buckets)) = unfinished(&connections, &keyspace).await? {
+            if !anew {
+                return Err(CopyError::Unfinished);
+            }
+            wipe(&connections, &keyspace, token, buckets).await?;
+        }
+        super::create::plan(target, buckets).await.map_err(of_create)?;
+        for some in hashes.chunks(MAX_KEYS) {
+            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
+            run(&scripts::CREATE_HASHES, &connections, &keys, &[SENTINEL_FIELD]).await?;
+        }
+        let mut token = [0; 16];
+        getrandom::fill(&mut token).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        let number = buckets.to_string();
+        let args = [&token[..], number.as_bytes()];
+        run(&scripts::COPY_BEGIN, &connections, &[&keyspace.meta], &args).await?;
+        Ok(Self { connections, keyspace, token, buckets })
+    }
+
+    /// Says what [`begin`](Self::begin) would find, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError`], as there.
+    pub async fn plan(target: Target, buckets: u32, anew: bool) -> Result<(), CopyError> {
+        let connections = ConnectionManager::new(Arc::new(target.clone()));
+        let keyspace = Keyspace::new();
+        if unfinished(&connections, &keyspace).await?.is_some() {
+            return if anew { Ok(()) } else { Err(CopyError::Unfinished) };
+        }
+        super::create::plan(target, buckets).await.map(|_| ()).map_err(of_create)
+    }
+
+    /// Writes pairs, and statements by their digests. A record comes after its history: what there
+    /// is of a pair is whole.
+    pub(crate) async fn put(
+        &self,
+        pairs: &[PortablePair],
+        texts: Vec<([u8; 32], Vec<u8>)>,
+    ) -> Result<(), CopyError> {
+        let text =
+            |(digest, text): ([u8; 32], _)| (self.keyspace.text.clone(), digest.to_vec(), text);
+        let mut fields: Vec<Field> = texts.into_iter().map(text).collect();
+        for pair in pairs {
+            let number = bucket_of(pair.key(), self.buckets);
+            let history = self.keyspace.history(number);
+            // A record that cannot be read is no reader's, and has none that was erased.
+            let start = pair.decode().map_or(0, |record| record.history_start().0);
+            for (place, entry) in (start..).zip(&pair.history) {
+                // What the other ledger has lost is not made up; verify tells of it.
+                let Some(entry) = entry else { continue };
+                let field = history_field(pair.key(), place);
+                fields.push((history.clone(), field, item(entry)));
+            }
+            let version = Version { revision: pair.revision, head_prefix: pair.head_prefix };
+            let value = [&version_bytes(version)[..], &pair.record].concat();
+            if pair.decode().is_ok_and(|record| record.erased.is_some()) {
+                fields.push((history, pair.key.to_vec(), value.clone()));
+            }
+            fields.push((self.keyspace.bucket(number), pair.key.to_vec(), value));
+        }
+        let (mut from, mut bytes) = (0, 0_usize);
+        for at in 0..fields.len() {
+            let (_, name, value) = &fields[at];
+            bytes += name.len() + value.len();
+            if at + 1 - from >= MAX_FIELDS || bytes >= MAX_BYTES {
+                self.write(&fields[from..=at]).await?;
+                (from, bytes) = (at + 1, 0);
+            }
+        }
+        self.write(&fields[from..]).await
+    }
+
+    async fn write(&self, fields: &[Field]) -> Result<(), CopyError> {
+        if fields.is_empty() {
+            return Ok(());
+        }
+        let mut keys = vec![&self.keyspace.meta];
+        let mut slots = HashMap::new();
+        let mut numbers = Vec::with_capacity(fields.len());
+        for (hash, _, _) in fields {
+            let slot = *slots.entry(hash).or_insert_with(|| {
+                keys.push(hash);
+                keys.len()
+            });
+            numbers.push(slot.to_string());
+        }
+        let mut args = vec![&self.token[..]];
+        for ((_, name, value), slot) in fields.iter().zip(&numbers) {
+            args.extend([slot.as_bytes(), name.as_slice(), value.as_slice()]);
+        }
+        run(&scripts::COPY_WRITE, &self.connections, &keys, &args).await
+    }
+
+    /// Makes it a ledger, whose revisions go on from `end`.
+    pub(crate) async fn finish(
+        self,
+        end: &Position,
+        secret: &[u8; 16],
+    ) -> Result<Created, CopyError> {
+        let mut epoch: Epoch = [0; 16];
+        getrandom::fill(&mut epoch).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        let (format, buckets) = (LAYOUT_FORMAT.to_string(), self.buckets.to_string());
+        let revision = end.revision.to_string();
+        let meta: [(&str, &[u8]); 9] = [
+            ("format", format.as_bytes()),
+            ("epoch", &epoch),
+            ("secret", secret),
+            ("partitions", b"1"),
+            ("buckets", buckets.as_bytes()),
+            ("rev", revision.as_bytes()),
+            ("head", &end.head),
+            ("accepted", b"0"),
+            ("noop", b"0"),
+        ];
+        let mut args = vec![&self.token[..], self.keyspace.channel.as_bytes()];
+        args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value]));
+        let keys = [&self.keyspace.meta, &self.keyspace.log, &self.keyspace.fence];
+        run(&scripts::COPY_FINISH, &self.connections, &keys, &args).await?;
+        Ok(Created { epoch, buckets: self.buckets })
+    }
+}
+
+/// A history's item as its field's value.
+fn item(entry: &Entry) -> Vec<u8> {
+    let item = match (entry.kind, <&[u8; 32]>::try_from(entry.bytes.as_slice())) {
+        (Kind::Gone, Ok(digest)) => HistoryItem::Gone(digest),
+        (Kind::Perishable, _) => HistoryItem::Perishable(&entry.bytes),
+        _ => HistoryItem::Kept(&entry.bytes),
+    };
+    [&entry.revision.to_be_bytes()[..], &item.encode()].concat()
+}
+
+/// Whose copy was begun there and never finished, and into how many buckets.
+async fn unfinished(
+    connections: &ConnectionManager,
+    keyspace: &Keyspace,
+) -> Result<Option<([u8; 16], u32)>, CopyError> {
+    let mut command = redis::cmd("HMGET");
+    command.arg(&keyspace.meta).arg("epoch").arg("copying").arg("buckets");
+    let mut answer = match ask(connections, &command).await {
+        Ok(answer) => Answer::of(answer)?,
+        // Another kind of key is none of ours; PREPARE says so.
+        Err(RedisFailure::Refused(RedisRejection::Other { .. })) => return Ok(None),
+        Err(failure) => return Err(failure.into()),
+    };
+    if answer.optional()?.is_some() {
+        return Err(CopyError::Target(CreateError::Exists));
+    }
+    let Some(token) = answer.optional()? else { return Ok(None) };
+    let token = token.try_into().map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+    let buckets = u32::try_from(answer.number()?).unwrap_or(u32::MAX);
+    Ok(Some((token, buckets)))
+}
+
+/// Removes a copy that was never finished; meta, by which it is known, last.
+async fn wipe(
+    connections: &ConnectionManager,
+    keyspace: &Keyspace,
+    token: [u8; 16],
+    buckets: u32,
+) -> Result<(), CopyError> {
+    let mut rest = hashes(keyspace, buckets).map_err(CopyError::Target)?;
+    rest.extend([keyspace.log.clone(), keyspace.fence.clone()]);
+    for some in rest.chunks(MAX_KEYS) {
+        let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
+        run(&scripts::COPY_WIPE, connections, &keys, &[&token]).await?;
+    }
+    run(&scripts::COPY_WIPE, connections, &[&keyspace.meta, &keyspace.meta], &[&token]).await
+}
+
+async fn run(
+    script: &Script,
+    connections: &ConnectionManager,
+    keys: &[&String],
+    args: &[&[u8]],
+) -> Result<(), CopyError> {
+    let answer = script.run(connections, keys, args).await?;
+    Answer::of(Value::Array(vec![answer]))?.number()?;
+    Ok(())
+}
+
+fn of_create(error: CreateError) -> CopyError {
+    CopyError::Target(error)
+}
+
+impl From<RedisFailure> for CopyError {
+    fn from(failure: RedisFailure) -> Self {
+        Self::Target(failure.into())
+    }
+}

@@ -1,0 +1,120 @@
+//! What the log has behind the ledger's end, and how it is freed of what does not belong there.
+
+use redis::Value;
+
+use super::super::Shared;
+use super::super::error::{RedisFailure, RedisRejection};
+use super::super::keyspace::next_head;
+use super::super::scripts::{self, Answer, ask};
+use crate::{Identity, LedgerError, Position};
+use consentd_core::record::Revision;
+
+/// How many entries behind the ledger's end are looked at: more than an append can leave there.
+const MAX_LOOKED_AT: usize = 512;
+
+/// How many entries one script copies: a script holds up everybody who asks Redis meanwhile.
+const COPIED_AT_ONCE: usize = 1_024;
+
+/// What the log has behind the ledger's end.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct LogTail {
+    /// How many entries continue the ledger: those of an append that was cut short.
+    pub(super) continuing: u64,
+    /// Whether there are others, which continue nothing.
+    pub(super) has_strays: bool,
+    /// Whether Redis refuses the ids that the ledger gives to its next entries, since the stream
+    /// has had a larger one.
+    pub(super) refuses_appends: bool,
+}
+
+impl Shared {
+    /// Looks behind the ledger's end; none where the ledger no longer ends there.
+    pub(super) async fn log_tail(&self, end: &Position) -> Result<Option<LogTail>, RedisFailure> {
+        let mut command = redis::cmd("XRANGE");
+        // The end's own entry is the one with -0; any other of that revision is a stray.
+        command.arg(&self.keyspace.log).arg(format!("({}-0", end.revision)).arg("+");
+        let page = ask(&self.reads, command.arg("COUNT").arg(MAX_LOOKED_AT)).await?;
+        let last_id = self.last_generated_id().await?;
+        // Another recorder may have appended between the questions.
+        if self.end().await? != *end {
+            return Ok(None);
+        }
+        let mut tail = LogTail::default();
+        let (mut revision, mut head) = (end.revision, end.head);
+        let mut entries = Answer::of(page)?;
+        while !entries.is_over() {
+            let mut entry = Answer::of(entries.next()?)?;
+            let next = entry.revision().ok();
+            let mut fields = Answer::of(entry.next()?)?;
+            let (_p, _place, _b) = (fields.next(), fields.next(), fields.next());
+            let (body, _h) = (fields.bytes().unwrap_or_default(), fields.next());
+            let after = fields.exactly().ok();
+            let continued = next_head(&head, revision.saturating_add(1), &body);
+            if next != revision.checked_add(1) || after != Some(continued) {
+                tail.has_strays = true;
+                break;
+            }
+            (revision, head) = (revision.saturating_add(1), continued);
+            tail.continuing = tail.continuing.saturating_add(1);
+        }
+        // Redis takes an id that is larger than the last one, such as the 0-1 of a new log.
+        let next_id = (revision.saturating_add(1), 0);
+        tail.refuses_appends = last_id.is_some_and(|last| last >= next_id);
+        Ok(Some(tail))
+    }
+
+    /// The largest id that the log has ever had; Redis takes none that is not larger. None where
+    /// there is no log.
+    async fn last_generated_id(&self) -> Result<Option<(u64, u64)>, RedisFailure> {
+        let mut command = redis::cmd("XINFO");
+        let information =
+            match ask(&self.reads, command.arg("STREAM").arg(&self.keyspace.log)).await {
+                Err(RedisFailure::Refused(RedisRejection::Other { detail, .. }))
+                    if detail.contains("no such key") =>
+                {
+                    return Ok(None);
+                }
+                information => information?,
+            };
+        let mut fields = Answer::of(information)?;
+        while !fields.is_over() {
+            let (name, value) = (fields.bytes()?, fields.next()?);
+            if name == b"last-generated-id" {
+                let strange = || RedisFailure::Refused(RedisRejection::Strange);
+                let Value::BulkString(id) = value else { return Err(strange()) };
+                let id = std::str::from_utf8(&id).ok().and_then(|id| id.split_once('-'));
+                let id = id
+                    .and_then(|(first, second)| Some((first.parse().ok()?, second.parse().ok()?)));
+                return id.map(Some).ok_or_else(strange);
+            }
+        }
+        Err(RedisFailure::Refused(RedisRejection::Strange))
+    }
+
+    /// Rebuilds the log without what does not belong to the ledger, so that Redis takes the
+    /// ledger's next entries again. Tells whether it did.
+    pub(super) async fn rebuild_log(&self, identity: &Identity) -> Result<bool, LedgerError> {
+        let end = self.end().await?;
+        let Some(tail) = self.log_tail(&end).await? else { return Ok(false) };
+        let copy = self.keyspace.log_copy();
+        // What another run left, which may have been cut at another state of the ledger.
+        ask(&self.writes, redis::cmd("UNLINK").arg(&copy)).await?;
+        let revision: Revision = end.revision;
+        let keep_to = format!("{}-0", revision.saturating_add(tail.continuing));
+        let (revision, most) = (revision.to_string(), COPIED_AT_ONCE.to_string());
+        let keys = [&self.keyspace.meta, &self.keyspace.log, &copy];
+        let args = [&identity.epoch[..], revision.as_bytes(), keep_to.as_bytes(), most.as_bytes()];
+        loop {
+            match self.changes(&scripts::REBUILD_LOG, &keys, &args).await {
+                Ok(false) => {}
+                Ok(true) => return Ok(true),
+                // Whoever looks again sees what there is now.
+                Err(error) if RedisRejection::of(&error) == Some(&RedisRejection::CutShort) => {
+                    ask(&self.writes, redis::cmd("UNLINK").arg(&copy)).await?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

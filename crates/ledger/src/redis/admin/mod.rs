@@ -1,0 +1,15 @@
+//! Operators' commands on a ledger in Redis: creating, inspecting, verifying, repairing and copying one.
+
+mod copy_target;
+mod create;
+mod log_tail;
+mod portable;
+mod repair;
+mod sentinel_field;
+mod status;
+mod verify;
+
+pub use self::copy_target::NewRedis;
+pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
+pub use self::repair::{RepairMode, Repaired};
+pub use self::status::{Status, inspect_server};

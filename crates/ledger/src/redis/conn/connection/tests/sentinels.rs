@@ -1,0 +1,160 @@
+//! Sentinels: three of them, a primary and a replica.
+
+use rustix::process::Signal;
+
+use super::subscriptions::{is_gap, is_message, listening_on, until};
+use super::*;
+
+struct Fleet {
+    primary: Server,
+    replica: Server,
+    sentinels: Vec<Server>,
+}
+
+async fn sentinel(primary: u16, more: &str) -> Server {
+    let port = servers::free_port();
+    let text = format!(
+        "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {primary} 2\n\
+         sentinel down-after-milliseconds mymaster 1000\n\
+         sentinel failover-timeout mymaster 5000\n{more}\n"
+    );
+    Server::launch(port, &["--sentinel"], Some(&text)).await
+}
+
+impl Fleet {
+    /// A fleet whose members all know each other.
+    async fn start() -> Self {
+        let primary = Server::start(&[]).await;
+        let of = format!("127.0.0.1 {}", primary.port());
+        let replica = Server::start(&["--replicaof", &of]).await;
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            sentinels.push(sentinel(primary.port(), "").await);
+        }
+        let fleet = Self { primary, replica, sentinels };
+        in_time("the Sentinels' acquaintance", async || {
+            let knows = |sentinel: &Server| {
+                let said = sentinel.tell(&["SENTINEL", "MASTER", "mymaster"]);
+                let lines: Vec<_> = said.lines().collect();
+                let of = |name| {
+                    let at = lines.iter().position(|line| *line == name)?;
+                    lines.get(at + 1).copied()
+                };
+                (of("num-other-sentinels"), of("num-slaves")) == (Some("2"), Some("1"))
+            };
+            fleet.sentinels.iter().all(knows).then_some(())
+        })
+        .await;
+        fleet
+    }
+
+    /// The address that names the first so many Sentinels.
+    fn url(&self, given: usize) -> String {
+        let hosts = self.sentinels.iter().take(given);
+        let hosts: Vec<_> = hosts.map(|one| format!("127.0.0.1:{}", one.port())).collect();
+        format!("redis+sentinel://{}/mymaster", hosts.join(","))
+    }
+}
+
+#[tokio::test]
+async fn a_majority_decides_and_a_failover_is_followed() {
+    let fleet = Fleet::start().await;
+    let (old, new) = (fleet.primary.port(), fleet.replica.port());
+    // One that is given names the others.
+    let route = Arc::new(PrimaryLocator::new(Arc::new(fleet.url(1).parse().unwrap())));
+    let connections = ConnectionManager::on(Arc::clone(&route), Timeouts::default());
+    let connection = connections.connection().await.unwrap();
+    let (told, _task) = listening_on(route);
+    until("the subscription", &told, 1, is_gap).await;
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{old}"));
+    connections.primary_confirmed(&connection).await.unwrap();
+    // One of three that answers is no majority, whichever it is and whatever it says.
+    for silent in &fleet.sentinels[1..] {
+        silent.signal(Signal::STOP);
+    }
+    let said = connections.primary_confirmed(&connection).await.unwrap_err().to_string();
+    assert!(said.contains("no majority of the 3 Sentinels"), "{said}");
+    assert!(said.contains("1 answered, 1 agree"), "{said}");
+    let said = refusal(&connections).await;
+    assert!(said.contains("no majority of the 3 Sentinels"), "{said}");
+    fleet.sentinels[1].signal(Signal::CONT);
+    let connection = connected(&connections).await;
+    // Two of three are one, and the silent third holds nobody up.
+    let begun = Instant::now();
+    connections.primary_confirmed(&connection).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    fleet.sentinels[2].signal(Signal::CONT);
+    // A primary that hangs is passed by; the connection to it is still open, and proves nothing.
+    let patient = Timeouts { response: Duration::from_mins(1), ..Timeouts::default() };
+    let appends = ConnectionManager::on(Arc::clone(&connections.route), patient);
+    let mut appending = appends.connection().await.unwrap().redis;
+    fleet.primary.signal(Signal::STOP);
+    let waiting = tokio::spawn(async move {
+        redis::cmd("SET").arg("a").arg(2).query_async::<()>(&mut appending).await
+    });
+    let moved =
+        in_time("the failover", async || connections.primary_confirmed(&connection).await.err());
+    let said = moved.await.to_string();
+    let expected = format!("127.0.0.1:{old} is no longer the primary");
+    assert!(said.contains(&expected) && said.contains(&format!(":{new}")), "{said}");
+    // What another link waits for on its own connection fails at once, and the link moves as well.
+    let dropped = tokio::time::timeout(Duration::from_secs(5), waiting).await;
+    dropped.expect("it does not wait for the old primary").unwrap().unwrap_err();
+    assert_eq!(connected(&appends).await.address.to_string(), format!("127.0.0.1:{new}"));
+    let connection = connected(&connections).await;
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{new}"));
+    connections.primary_confirmed(&connection).await.unwrap();
+    let mut redis = connection.redis.clone();
+    let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
+    // The subscription has moved too, though the old primary never closed it.
+    in_time("a message of the new primary's", async || {
+        (fleet.replica.tell(&["PUBLISH", "{consent:0}:ch", "here"]) == "1").then_some(())
+    })
+    .await;
+    until("the message", &told, 1, is_message).await;
+    fleet.primary.signal(Signal::CONT);
+}
+
+#[tokio::test]
+async fn a_replica_that_a_sentinel_takes_for_the_primary_is_refused() {
+    let primary = Server::start(&[]).await;
+    let of = format!("127.0.0.1 {}", primary.port());
+    let replica = Server::start(&["--replicaof", &of]).await;
+    // Its Sentinel follows where it leads, once it has looked; until then it names the replica.
+    let sentinel = sentinel(replica.port(), "").await;
+    sentinel.signal(Signal::STOP);
+    sentinel.signal(Signal::CONT);
+    let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port());
+    let attempt = link(&url, TargetOptions::default()).connection().await;
+    let said = attempt.map(|connection| connection.address.to_string()).unwrap_err().to_string();
+    assert!(said.contains("no primary, though the Sentinels name it"), "{said}");
+}
+
+#[tokio::test]
+async fn sentinels_have_a_login_of_their_own() {
+    let primary = Server::start(&["--requirepass", "swordfish"]).await;
+    let more = "sentinel auth-pass mymaster swordfish\nrequirepass hunter2";
+    let sentinel = sentinel(primary.port(), more).await;
+    let url = |scheme: &str, port: u16| format!("{scheme}://127.0.0.1:{port}");
+    let by_name = |name: &str| format!("{}/{name}", url("redis+sentinel", sentinel.port()));
+    let with = |password: Option<&str>| TargetOptions {
+        password: Some("swordfish".to_owned()),
+        sentinel_password: password.map(str::to_owned),
+        ..TargetOptions::default()
+    };
+    let connection = link(&by_name("mymaster"), with(Some("hunter2"))).connection().await.unwrap();
+    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{}", primary.port()));
+    let said = refusal(&link(&by_name("mymaster"), with(None))).await;
+    assert!(said.contains("--ledger-sentinel-password-file"), "{said}");
+    let said = refusal(&link(&by_name("mymaster"), with(Some("other")))).await;
+    assert!(said.contains("WRONGPASS"), "{said}");
+    let said = refusal(&link(&by_name("yours"), with(Some("hunter2")))).await;
+    assert!(said.contains("no primary named yours"), "{said}");
+    // Either kind where the other is meant.
+    let options = TargetOptions { password: Some("hunter2".into()), ..TargetOptions::default() };
+    let said = refusal(&link(&url("redis", sentinel.port()), options)).await;
+    assert!(said.contains("is a Sentinel: give redis+sentinel://"), "{said}");
+    let redis = format!("{}/mymaster", url("redis+sentinel", primary.port()));
+    let said = refusal(&link(&redis, with(Some("swordfish")))).await;
+    assert!(said.contains("is a Redis and no Sentinel"), "{said}");
+}

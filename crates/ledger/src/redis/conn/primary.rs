@@ -1,0 +1,176 @@
+//! The way to the primary: straight, or as the Sentinels say at that moment.
+//!
+//! A proof of the primary is an answer that a majority of the Sentinels gave to a question asked
+//! after the event that is to be proven. Polls and appends share these questions: one round at a
+//! time, and its answer serves everybody who asked before the round began.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::credentials::Credentials;
+use super::handshake::{ConnectionError, Handshake, Handshaken, Kind};
+use super::resp::RespConnection;
+use super::sentinel::Sentinels;
+use super::url::Target;
+use super::url::{Address, Endpoint};
+
+/// How long connecting and answering may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// From the first packet, or the first question to a Sentinel, to a connection that is ours.
+    pub(crate) connect: Duration,
+    /// From a command to its answer.
+    pub(crate) response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(1), response: Duration::from_secs(1) }
+    }
+}
+
+/// The way to one target's primary. Links share one, and with it the connections to Sentinels.
+pub(crate) struct PrimaryLocator {
+    target: Arc<Target>,
+    sentinels: Option<Sentinels>,
+    rounds: SentinelRounds,
+    /// The primary that a majority of the Sentinels named last; nothing without Sentinels.
+    named: watch::Sender<Option<Address>>,
+}
+
+/// Questions to the Sentinels, one round of them at a time.
+#[derive(Default)]
+struct SentinelRounds {
+    /// How many rounds have begun.
+    begun: AtomicU64,
+    /// Whoever holds it asks.
+    turn: tokio::sync::Mutex<()>,
+    /// The last round that was answered: its number, and the answer.
+    last: Mutex<Option<(u64, Result<Address, ConnectionError>)>>,
+}
+
+impl PrimaryLocator {
+    /// A way that is not gone yet.
+    pub(crate) fn new(target: Arc<Target>) -> Self {
+        let sentinels = match &target.endpoint {
+            Endpoint::Server(_) => None,
+            Endpoint::Sentinels { sentinels, master, credentials } => Some(Sentinels::new(
+                sentinels.clone(),
+                master.clone(),
+                credentials.clone(),
+                target.tls.clone(),
+            )),
+        };
+        Self {
+            target,
+            sentinels,
+            rounds: SentinelRounds::default(),
+            named: watch::Sender::new(None),
+        }
+    }
+
+    /// A new connection to the primary, and where it went.
+    pub(crate) async fn open(
+        &self,
+        within: Duration,
+    ) -> Result<(RespConnection, Address), ConnectionError> {
+        let (address, left) = match (&self.target.endpoint, &self.sentinels) {
+            (Endpoint::Server(address), _) => (address.clone(), within),
+            (Endpoint::Sentinels { .. }, Some(sentinels)) => {
+                // Half for the Sentinels, half for the primary.
+                (Box::pin(self.ask(sentinels, within / 2)).await?, within / 2)
+            }
+            (Endpoint::Sentinels { master, .. }, None) => {
+                return Err(ConnectionError::UnknownMaster { master: master.clone() });
+            }
+        };
+        let Handshaken { wire, primary } = self.dial(&address).open(left).await?;
+        if self.sentinels.is_some() && primary != Some(true) {
+            return Err(ConnectionError::NotPrimary { address });
+        }
+        Ok((wire, address))
+    }
+
+    /// Where it leads.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// How this address is dialled.
+    pub(crate) fn dial<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
+        let credentials: &Credentials = &self.target.credentials;
+        let tls = self.target.tls.as_ref();
+        Handshake { address, credentials, tls, kind: Kind::Redis(self.target.database) }
+    }
+
+    /// Proves that this address is the primary's: a majority of the Sentinels names it, where there
+    /// are any, and was asked after this call began. Takes two rounds at most, one of which may have
+    /// begun before.
+    pub(crate) async fn confirm(
+        &self,
+        address: &Address,
+        within: Duration,
+    ) -> Result<(), ConnectionError> {
+        let Some(sentinels) = &self.sentinels else { return Ok(()) };
+        let now = Box::pin(self.ask(sentinels, within)).await?;
+        if now == *address {
+            return Ok(());
+        }
+        Err(ConnectionError::Moved { address: address.clone(), now })
+    }
+
+    /// The primary, by a round of questions that begins after this call does.
+    async fn ask(
+        &self,
+        sentinels: &Sentinels,
+        within: Duration,
+    ) -> Result<Address, ConnectionError> {
+        let before = self.rounds.begun.load(Ordering::SeqCst);
+        let _turn = self.rounds.turn.lock().await;
+        {
+            let last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((round, answer)) = &*last
+                && *round > before
+            {
+                return answer.clone();
+            }
+        }
+        let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let answer = sentinels.primary(within).await;
+        if let Ok(primary) = &answer {
+            self.named.send_if_modified(|named| {
+                let is_new = named.as_ref() != Some(primary);
+                *named = Some(primary.clone());
+                is_new
+            });
+        }
+        let mut last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((round, answer.clone()));
+        answer
+    }
+
+    /// The primary that a majority of the Sentinels named last, where that is not this address.
+    pub(crate) fn moved_from(&self, address: &Address) -> Option<Address> {
+        let named = self.named.borrow();
+        named.as_ref().filter(|named| *named != address).cloned()
+    }
+
+    /// Waits until a majority of the Sentinels names another primary than this; for ever without
+    /// Sentinels.
+    pub(crate) fn wait_until_moved(
+        &self,
+        address: Address,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let mut named = self.named.subscribe();
+        async move {
+            let other = |named: &Option<Address>| named.as_ref().is_some_and(|it| *it != address);
+            if named.wait_for(other).await.is_err() {
+                // The route is gone, and nobody is told of another primary any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

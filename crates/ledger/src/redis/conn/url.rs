@@ -1,0 +1,521 @@
+//! Where a Redis is, and who we are there.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::credentials::{Credentials, Password, Secret};
+use super::tls::TlsFiles;
+
+/// The port of a Redis, where an address has none.
+const REDIS_PORT: u16 = 6379;
+/// The port of a Sentinel, where an address has none.
+const SENTINEL_PORT: u16 = 26379;
+/// The most Sentinels that an address may name; fleets have three or five.
+pub(crate) const MAX_SENTINELS: usize = 32;
+/// The highest database that can be asked for; Redis has 16 unless it is told otherwise.
+const MAX_DATABASE: u32 = 65_535;
+
+/// Where a Redis is, and who we are there. Shows no credentials.
+#[derive(Clone)]
+pub struct Target {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) credentials: Credentials,
+    pub(crate) database: u32,
+    /// With which files to speak TLS, where that is spoken.
+    pub(crate) tls: Option<TlsFiles>,
+    accept_unfenced: bool,
+    described: String,
+}
+
+/// Where the primary is, or is asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Endpoint {
+    /// There.
+    Server(Address),
+    /// Where the Sentinels say.
+    Sentinels {
+        /// Those that were given.
+        sentinels: Vec<Address>,
+        /// What they call it.
+        master: String,
+        /// Who we are to them.
+        credentials: Credentials,
+    },
+}
+
+/// Where one server listens.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Address {
+    /// A host's name or IP address (without brackets), and the port.
+    Tcp(Arc<str>, u16),
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What is said of a Redis beside its URL.
+#[derive(Clone, Default)]
+pub struct TargetOptions {
+    /// The user.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<String>,
+    /// The file that holds its password, read at every connection.
+    pub password_file: Option<PathBuf>,
+    /// The database.
+    pub database: Option<u32>,
+    /// The certificates of those whom we believe, in endpoint of the system's; read at every
+    /// connection, as the next two are.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate.
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    pub key_file: Option<PathBuf>,
+    /// The user at the Sentinels.
+    pub sentinel_user: Option<String>,
+    /// Its password.
+    pub sentinel_password: Option<String>,
+    /// The file that holds its password, read at every connection.
+    pub sentinel_password_file: Option<PathBuf>,
+    /// Whether a primary is taken that would not notice being cut off.
+    pub accept_unfenced: bool,
+}
+
+/// Why an address cannot be used. Quotes nothing that may be a password.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TargetError {
+    /// The scheme is none of Redis.
+    #[error(
+        "no address of a Redis: give redis://HOST:PORT, rediss://HOST:PORT (TLS), \
+         redis+unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER"
+    )]
+    Scheme,
+    /// A host, or a list of them, is missing.
+    #[error("names no host: give {0}")]
+    NoHost(&'static str),
+    /// A host that can be none.
+    #[error("has a host that can be none: give {0}, an IPv6 address in brackets")]
+    Host(&'static str),
+    /// What follows a colon is no port.
+    #[error(
+        "has a port that is none: a port is from 1 to 65535; and where a password holds a : / ? # \
+         or @, write %3A %2F %3F %23 or %40 for it"
+    )]
+    Port,
+    /// An @ where none can be.
+    #[error(
+        "has an @ behind its host: where a user or password holds a / ? # or @, write %2F %3F %23 \
+         or %40 for it"
+    )]
+    StrayAt,
+    /// A % that encodes nothing.
+    #[error("has a % in its user or password that is followed by no two digits: write % as %25")]
+    Percent,
+    /// What follows the host is no database.
+    #[error(
+        "has a path that is no database: end it with /N, N from 0 to {MAX_DATABASE}, or with the port"
+    )]
+    Database,
+    /// Too much is given behind `?`.
+    #[error("has settings behind a ? that are not known: {0}")]
+    Query(&'static str),
+    /// No path, or a relative one.
+    #[error("needs the socket's whole path, as in redis+unix:///run/redis/redis.sock?db=0")]
+    Path,
+    /// No name of a primary.
+    #[error(
+        "does not say what the Sentinels call the primary: end it with /MASTER, as in \
+         redis+sentinel://host:26379,host:26379/mymaster"
+    )]
+    Master,
+    /// A list where one address belongs.
+    #[error("names several hosts: only redis+sentinel://HOST:PORT,HOST:PORT/MASTER does")]
+    Several,
+    /// Too many Sentinels.
+    #[error("names more than {MAX_SENTINELS} Sentinels")]
+    TooManySentinels,
+    /// Something is said twice.
+    #[error("is given twice, here and {0}: give it once")]
+    Twice(&'static str),
+    /// Files for TLS, and no TLS.
+    #[error("is for TLS, and --ledger is without: give rediss:// or rediss+sentinel://")]
+    NoTls,
+    /// Half of what a client's certificate takes.
+    #[error("needs {0} too: a certificate and its key go together")]
+    Half(&'static str),
+    /// Something for Sentinels, and none.
+    #[error("is for Sentinels, and --ledger names none: give redis+sentinel://HOST:PORT/MASTER")]
+    NoSentinels,
+}
+
+/// What is wrong, and with which setting.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{why}")]
+pub struct InvalidTarget {
+    /// The setting, by its flag.
+    pub setting: &'static str,
+    /// What is wrong with it.
+    #[source]
+    pub why: TargetError,
+}
+
+impl Target {
+    /// The Redis at a URL, with what is said beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTarget`] says what is wrong with what, and what would be right.
+    pub fn new(url: &str, options: TargetOptions) -> Result<Self, InvalidTarget> {
+        let read = ParsedUrl::url(url).map_err(|why| InvalidTarget { setting: "--ledger", why })?;
+        read.with(options)
+    }
+
+    /// The address, for people; without credentials.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        &self.described
+    }
+
+    /// Whether a primary is taken that would not notice being cut off.
+    #[must_use]
+    pub fn accepts_unfenced(&self) -> bool {
+        self.accept_unfenced
+    }
+
+    /// Whether Sentinels are asked where the primary is.
+    #[must_use]
+    pub fn has_sentinels(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Sentinels { .. })
+    }
+
+    /// Whether a text is the address of a Redis and has a password in it.
+    #[must_use]
+    pub fn has_password(text: &str) -> bool {
+        ParsedUrl::url(text).is_ok_and(|read| read.password.is_some())
+    }
+
+    /// Whether a text is meant to be the address of a Redis.
+    #[must_use]
+    pub fn is_meant_by(text: &str) -> bool {
+        text.split_once(':').is_some_and(|(scheme, _)| Scheme::named(scheme).is_some())
+    }
+}
+
+impl FromStr for Target {
+    type Err = InvalidTarget;
+
+    fn from_str(url: &str) -> Result<Self, InvalidTarget> {
+        Self::new(url, TargetOptions::default())
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.described).finish()
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.described)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Scheme {
+    Tcp { tls: bool },
+    Unix,
+    Sentinel { tls: bool },
+}
+
+impl Scheme {
+    /// The schemes, and what other clients call the same.
+    fn named(text: &str) -> Option<Self> {
+        Some(match text.to_ascii_lowercase().as_str() {
+            "redis" | "valkey" => Self::Tcp { tls: false },
+            "rediss" | "valkeys" => Self::Tcp { tls: true },
+            "redis+unix" | "redis+socket" | "redis-socket" | "unix" => Self::Unix,
+            "redis+sentinel" | "redis-sentinel" => Self::Sentinel { tls: false },
+            "rediss+sentinel" | "rediss-sentinel" => Self::Sentinel { tls: true },
+            _ => return None,
+        })
+    }
+}
+
+/// What a URL says.
+struct ParsedUrl {
+    scheme: Scheme,
+    endpoint: Endpoint,
+    user: Option<String>,
+    password: Option<String>,
+    database: Option<u32>,
+}
+
+impl ParsedUrl {
+    fn url(url: &str) -> Result<Self, TargetError> {
+        let (scheme, rest) = url.trim().split_once(':').ok_or(TargetError::Scheme)?;
+        let scheme = Scheme::named(scheme).ok_or(TargetError::Scheme)?;
+        match scheme {
+            Scheme::Unix => Self::unix(scheme, rest),
+            Scheme::Tcp { .. } | Scheme::Sentinel { .. } => {
+                Self::hosts(scheme, rest.strip_prefix("//").ok_or(TargetError::Scheme)?)
+            }
+        }
+    }
+
+    /// What follows `redis+unix:`: a path, in as many slashes as it may be written with.
+    fn unix(scheme: Scheme, rest: &str) -> Result<Self, TargetError> {
+        let (endpoint, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user, password, path) = match endpoint.strip_prefix("//") {
+            None => (None, None, endpoint),
+            Some(endpoint) => match endpoint.rsplit_once('@') {
+                None => (None, None, endpoint),
+                Some((said, path)) => {
+                    let (user, password) = parse_credentials(said)?;
+                    (user, password, path)
+                }
+            },
+        };
+        let path = decoded(path)?;
+        if !path.starts_with('/') || path.len() < 2 || path.contains('\0') {
+            return Err(TargetError::Path);
+        }
+        let database = match query.split_once('=') {
+            None if query.is_empty() => None,
+            Some(("db", number)) => Some(database(number)?),
+            _ => return Err(TargetError::Query("a socket's address takes ?db=N alone")),
+        };
+        let endpoint = Endpoint::Server(Address::Unix(path.into()));
+        Ok(Self { scheme, endpoint, user, password, database })
+    }
+
+    /// What follows `redis://` and `redis+sentinel://`.
+    fn hosts(scheme: Scheme, rest: &str) -> Result<Self, TargetError> {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, behind) = rest.split_at(end);
+        if behind.contains('@') {
+            return Err(TargetError::StrayAt);
+        }
+        let (user, password, hosts) = match authority.rsplit_once('@') {
+            None => (None, None, authority),
+            Some((said, hosts)) => {
+                let (user, password) = parse_credentials(said)?;
+                (user, password, hosts)
+            }
+        };
+        if behind.contains(['?', '#']) {
+            let right = "give the database as /N, and the rest by --ledger-... settings";
+            return Err(TargetError::Query(right));
+        }
+        let mut path = behind.trim_start_matches('/').trim_end_matches('/').split('/');
+        let first = path.next().unwrap_or_default();
+        let (endpoint, number) = match scheme {
+            Scheme::Tcp { .. } if hosts.contains(',') => return Err(TargetError::Several),
+            Scheme::Tcp { .. } | Scheme::Unix => {
+                (Endpoint::Server(address(hosts, REDIS_PORT, "redis://HOST:PORT")?), first)
+            }
+            Scheme::Sentinel { .. } => (named(hosts, first)?, path.next().unwrap_or_default()),
+        };
+        let database = match (number, path.next()) {
+            ("", None) => None,
+            (number, None) => Some(database(number)?),
+            (_, Some(_)) => return Err(TargetError::Database),
+        };
+        Ok(Self { scheme, endpoint, user, password, database })
+    }
+
+    /// The target, with what was said beside the URL.
+    fn with(mut self, options: TargetOptions) -> Result<Target, InvalidTarget> {
+        let wrong = |setting, why| Err(InvalidTarget { setting, why });
+        if self.user.is_some() && options.user.is_some() {
+            return wrong("--ledger-user", TargetError::Twice("in --ledger"));
+        }
+        if self.password.is_some() && options.password_file.is_some() {
+            return wrong("--ledger-password-file", TargetError::Twice("in --ledger"));
+        }
+        if self.database.is_some() && options.database.is_some_and(|n| Some(n) != self.database) {
+            return wrong("--ledger-database", TargetError::Twice("in --ledger"));
+        }
+        if options.database.is_some_and(|number| number > MAX_DATABASE) {
+            return wrong("--ledger-database", TargetError::Database);
+        }
+        // A file that was named is stronger than what the environment holds for anybody.
+        let said = self.password.or(options.password);
+        let credentials = Credentials {
+            user: self.user.or(options.user),
+            password: Password::of(said, options.password_file),
+        };
+        let tls = tls_files(self.scheme, options.ca_file, options.cert_file, options.key_file)?;
+        let at_sentinels = Credentials {
+            user: options.sentinel_user,
+            password: Password::of(options.sentinel_password, options.sentinel_password_file),
+        };
+        match &mut self.endpoint {
+            Endpoint::Sentinels { credentials, .. } => *credentials = at_sentinels,
+            // The environment may hold a password for other commands; a flag is meant for this.
+            Endpoint::Server(_) if at_sentinels.user.is_some() => {
+                return wrong("--ledger-sentinel-user", TargetError::NoSentinels);
+            }
+            Endpoint::Server(_) if matches!(at_sentinels.password, Password::File(_)) => {
+                return wrong("--ledger-sentinel-password-file", TargetError::NoSentinels);
+            }
+            Endpoint::Server(_) => {}
+        }
+        let database = self.database.or(options.database).unwrap_or(0);
+        let described = described(&self.endpoint, tls.is_some(), database);
+        let accept_unfenced = options.accept_unfenced;
+        Ok(Target {
+            endpoint: self.endpoint,
+            credentials,
+            database,
+            tls,
+            accept_unfenced,
+            described,
+        })
+    }
+}
+
+/// The files for TLS, where that is spoken.
+fn tls_files(
+    scheme: Scheme,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<TlsFiles>, InvalidTarget> {
+    const FLAGS: [&str; 3] = ["--ledger-ca-file", "--ledger-cert-file", "--ledger-key-file"];
+    let wrong = |setting, why| Err(InvalidTarget { setting, why });
+    if !matches!(scheme, Scheme::Tcp { tls: true } | Scheme::Sentinel { tls: true }) {
+        let given = [&ca, &certificate, &key].into_iter().zip(FLAGS);
+        let flag = given.filter(|(file, _)| file.is_some()).map(|(_, flag)| flag).next();
+        return flag.map_or(Ok(None), |flag| wrong(flag, TargetError::NoTls));
+    }
+    let [_, of_certificate, of_key] = FLAGS;
+    let own = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return wrong(of_certificate, TargetError::Half(of_key)),
+        (None, Some(_)) => return wrong(of_key, TargetError::Half(of_certificate)),
+    };
+    Ok(Some(TlsFiles { ca, own }))
+}
+
+/// The user and the password before an @.
+fn parse_credentials(said: &str) -> Result<(Option<String>, Option<String>), TargetError> {
+    let (user, password) = match said.split_once(':') {
+        None => (said, None),
+        Some((user, password)) => (user, Some(decoded(password)?)),
+    };
+    let user = Some(decoded(user)?).filter(|user| !user.is_empty());
+    Ok((user, password.filter(|password| !password.is_empty())))
+}
+
+fn decoded(text: &str) -> Result<String, TargetError> {
+    let encodes = |rest: &str| {
+        rest.as_bytes().get(..2).is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.split('%').skip(1).all(encodes) {
+        return Err(TargetError::Percent);
+    }
+    let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+    Ok(decoded.map_err(|_| TargetError::Percent)?.into_owned())
+}
+
+fn database(number: &str) -> Result<u32, TargetError> {
+    let read = number.parse().ok().filter(|number| *number <= MAX_DATABASE);
+    // Not "+1", which Rust reads as a number too.
+    read.filter(|_| !number.starts_with('+')).ok_or(TargetError::Database)
+}
+
+/// One host, and its port where there is one.
+fn address(text: &str, port: u16, right: &'static str) -> Result<Address, TargetError> {
+    let (host, said) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, behind) = rest.split_once(']').ok_or(TargetError::Host(right))?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| TargetError::Host(right))?;
+            match behind.strip_prefix(':') {
+                None if behind.is_empty() => (host, None),
+                Some(port) => (host, Some(port)),
+                None => return Err(TargetError::Port),
+            }
+        }
+        None => match text.split_once(':') {
+            None => (text, None),
+            Some((host, port)) => (host, Some(port)),
+        },
+    };
+    if host.is_empty() {
+        return Err(TargetError::NoHost(right));
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if !text.starts_with('[') && !host.chars().all(is_name) {
+        return Err(TargetError::Host(right));
+    }
+    let digits = |port: &str| port.bytes().all(|digit| digit.is_ascii_digit());
+    let port = match said {
+        None => port,
+        Some(said) if digits(said) => {
+            said.parse().ok().filter(|port| *port > 0).ok_or(TargetError::Port)?
+        }
+        Some(_) => return Err(TargetError::Port),
+    };
+    Ok(Address::Tcp(host.into(), port))
+}
+
+fn named(hosts: &str, master: &str) -> Result<Endpoint, TargetError> {
+    const RIGHT: &str = "redis+sentinel://HOST:PORT,HOST:PORT/MASTER";
+    let mut sentinels = Vec::new();
+    for host in hosts.split(',').map(str::trim) {
+        let sentinel = address(host, SENTINEL_PORT, RIGHT)?;
+        if !sentinels.contains(&sentinel) {
+            sentinels.push(sentinel);
+        }
+    }
+    if sentinels.len() > MAX_SENTINELS {
+        return Err(TargetError::TooManySentinels);
+    }
+    let master = decoded(master)?;
+    if master.is_empty() || master.contains(char::is_whitespace) {
+        return Err(TargetError::Master);
+    }
+    Ok(Endpoint::Sentinels { sentinels, master, credentials: Credentials::default() })
+}
+
+fn described(endpoint: &Endpoint, tls: bool, database: u32) -> String {
+    let s = if tls { "s" } else { "" };
+    let (base, slash) = match endpoint {
+        Endpoint::Server(Address::Unix(path)) => {
+            (format!("redis+unix://{}", path.display()), "?db=")
+        }
+        Endpoint::Server(address) => (format!("redis{s}://{address}"), "/"),
+        Endpoint::Sentinels { sentinels, master, .. } => {
+            let list = sentinels.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            (format!("redis{s}+sentinel://{list}/{master}"), "/")
+        }
+    };
+    if database == 0 { base } else { format!("{base}{slash}{database}") }
+}
+
+impl Password {
+    /// The password that was said, unless a file is named, which can change.
+    fn of(said: Option<String>, file: Option<PathBuf>) -> Self {
+        match (file, said) {
+            (Some(file), _) => Self::File(file),
+            (None, Some(said)) => Self::Given(Secret::new(said)),
+            (None, None) => Self::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
