@@ -86,6 +86,11 @@ pub fn cleaned(text: &str) -> Cow<'_, str> {
     Cow::Owned(spaced.trim().to_owned())
 }
 
+/// Whether a character has no shape of its own and is no space or control character.
+pub(crate) fn is_invisible(character: char) -> bool {
+    matches!(invisible(character), Some(Kind::Invisible))
+}
+
 /// What kind of invisible character this is, if it is one; spaces are none.
 fn invisible(character: char) -> Option<Kind> {
     if character.is_ascii() {

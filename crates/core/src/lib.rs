@@ -1,6 +1,6 @@
 //! The nouns of consent, and how events make a pair's record. Pure: no clock, no I/O, no async.
 //!
-//! In reading order: [`time`], [`hidden`] (characters that are invisible), [`id`] (users, businesses,
+//! In reading order: [`time`], [`hidden`] (characters that are invisible), [`user_id`] (how a user id is read), [`id`] (users, businesses,
 //! keys), [`scope`] (classes, categories), [`event`] (what can happen, and what is refused),
 //! [`state`] (how events make a state), [`claims`] (the times that fast clocks claimed), [`record`]
 //! (a state with its history's head and its request ids), [`facts`] (what a decision needs to know of
@@ -35,6 +35,7 @@ pub mod replay;
 pub mod scope;
 pub mod state;
 pub mod time;
+pub mod user_id;
 
 /// Something wrong with one field of what a caller gave, in words that the caller can act upon.
 ///
