@@ -585,13 +585,59 @@ fn plain(text: &str) -> String {
     plain.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// > courtesies around it
+const COURTESIES: [&str; 4] = ["please", "thank you", "thanks", "now"];
+
+/// What is left of a text once one of these phrases is taken off its start.
+fn after<'a>(text: &'a str, phrases: &[&str]) -> Option<&'a str> {
+    let rest = phrases.iter().find_map(|phrase| {
+        let rest = text.strip_prefix(phrase)?;
+        (rest.is_empty() || rest.starts_with(' ')).then_some(rest)
+    });
+    rest.map(str::trim_start)
+}
+
+/// Whether a text has opt-outs of everything and courtesies alone, and an opt-out at least.
+fn insists(mut text: &str) -> bool {
+    let mut stops = 0;
+    while !text.is_empty() {
+        let stopped = after(text, &STOP_WORDS);
+        stops += usize::from(stopped.is_some());
+        match stopped.or_else(|| after(text, &COURTESIES)) {
+            Some(rest) => text = rest,
+            None => return false,
+        }
+    }
+    stops > 0
+}
+
 /// The scopes that a text opts out of, sorted, for a pair that has `scopes`.
 ///
 /// > A text is a keyword only as a whole
+/// > An opt-out may be repeated and have courtesies around it
 fn stopped_by(text: &str, scopes: &BTreeSet<String>) -> Vec<String> {
     let text = plain(text);
+    if insists(&text) {
+        return vec!["*".to_owned()];
+    }
+    let as_written = stopped_by_phrase(&text, scopes);
+    if !as_written.is_empty() {
+        return as_written;
+    }
+    let mut bare = text.as_str();
+    while let Some(rest) = after(bare, &COURTESIES) {
+        bare = rest;
+    }
+    while let Some(rest) = COURTESIES.iter().find_map(|courtesy| bare.strip_suffix(courtesy)) {
+        bare = rest.trim_end();
+    }
+    stopped_by_phrase(bare, scopes)
+}
+
+/// The scopes that a text without courtesies opts out of.
+fn stopped_by_phrase(text: &str, scopes: &BTreeSet<String>) -> Vec<String> {
     // decided: the lists go first, then the classes, then the topics.
-    let listed = match text.as_str() {
+    let listed = match text {
         text if STOP_WORDS.contains(&text) => Some("*"),
         // > "stop promotions" (WhatsApp's own button) → `marketing`
         "stop promotions" => Some("marketing"),
@@ -1084,6 +1130,12 @@ mod tests {
             ("stop order_updates", both),
             ("stop utility.order_updates", "utility.order_updates"),
             ("stop unknown", ""),
+            ("STOP, stop!", "*"),
+            ("please stop now. Thank you", "*"),
+            ("please stop promotions", "marketing"),
+            ("stop order_updates now please", both),
+            ("please", ""),
+            ("please stop by", ""),
             ("we must stop this bill", ""),
         ] {
             let outcome = model(has).record(&event(T + 1, what(said)), NOW).expect("accepted");

@@ -1,12 +1,14 @@
 //! What an inbound text means, where the whole of it is a keyword.
 //!
 //! A text is compared as a whole, after trimming, case folding, and dropping accents and
-//! punctuation: `Stop.` is a keyword, `we must stop this bill` is not. Nothing is guessed.
+//! punctuation: `Stop.` is a keyword, `we must stop this bill` is not. Nothing is guessed. An
+//! opt-out may also be repeated, and have courtesies around it (`please stop, thank you`).
 //!
 //! What withdraws consent counts in every language, whatever languages a business speaks: people
 //! write to it in their own. What gives consent counts only in the languages, and with the
 //! statements, that the business names.
 
+mod courtesy;
 mod normal;
 mod words;
 
@@ -138,6 +140,25 @@ struct Word {
     locale: String,
 }
 
+impl Word {
+    /// What the word opts out of, if that is what it does.
+    fn scope(&self) -> Option<&Scope> {
+        match &self.does {
+            Does::OptOut(scope) => Some(scope),
+            Does::OptIn(_) | Does::Confirm => None,
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        let meaning = match &self.does {
+            Does::OptOut(scope) => Meaning::OptOut(vec![scope.clone()]),
+            Does::OptIn(keyword) => Meaning::OptIn(Arc::clone(keyword)),
+            Does::Confirm => Meaning::Confirm,
+        };
+        Heard { meaning, keyword: self.listed.clone(), locale: self.locale.clone() }
+    }
+}
+
 enum Does {
     OptOut(Scope),
     OptIn(Arc<OptInKeyword>),
@@ -147,6 +168,8 @@ enum Does {
 /// The keywords of one business, ready to be compared.
 pub struct Keywords {
     words: HashMap<String, Word>,
+    /// The length of the longest of them in its normal form.
+    longest_word_bytes: usize,
     /// What comes before a topic's name: as it is listed, and its language.
     before_topic: HashMap<String, (String, String)>,
     topics: Vec<Scope>,
@@ -183,7 +206,8 @@ impl Keywords {
             }
         }
         words.remove("");
-        Self { words, before_topic: before_topic(&languages), topics }
+        let longest_word_bytes = words.keys().map(String::len).max().unwrap_or(0);
+        Self { words, longest_word_bytes, before_topic: before_topic(&languages), topics }
     }
 
     /// What `text` asks for, where the whole of it is a keyword.
@@ -193,22 +217,29 @@ impl Keywords {
             return None;
         }
         let text = normal(text);
-        let Some(word) = self.words.get(&text) else {
-            let (first, name) = text.split_once(' ')?;
-            return self.named_scopes(self.before_topic.get(first)?, name, state);
-        };
-        let meaning = match &word.does {
-            Does::OptOut(scope) => Meaning::OptOut(vec![scope.clone()]),
-            Does::OptIn(keyword) => Meaning::OptIn(Arc::clone(keyword)),
-            Does::Confirm => Meaning::Confirm,
-        };
-        Some(Heard { meaning, keyword: word.listed.clone(), locale: word.locale.clone() })
+        if let Some(word) = self.words.get(&text) {
+            return Some(word.heard());
+        }
+        if let Some(heard) = self.opt_out_of_name(&text, state) {
+            return Some(heard);
+        }
+        let opt_out = |phrase| self.words.get(phrase).filter(|word| word.scope().is_some());
+        match courtesy::opt_outs(&text, self.longest_word_bytes, opt_out).as_slice() {
+            [] => self.opt_out_of_name(courtesy::without_courtesies(&text), state),
+            words => Some(all_of(words)),
+        }
     }
 
     /// Whether any word opts out of everything.
     #[must_use]
     pub fn can_opt_out_of_all(&self) -> bool {
         self.words.values().any(|word| matches!(word.does, Does::OptOut(Scope::All)))
+    }
+
+    /// What `stop <name>` asks for, in its normal form.
+    fn opt_out_of_name(&self, text: &str, state: &State) -> Option<Heard> {
+        let (first, name) = text.split_once(' ')?;
+        self.named_scopes(self.before_topic.get(first)?, name, state)
     }
 
     /// The scopes that `stop <name>` means: a class, or a topic that the pair has or that is
@@ -241,6 +272,20 @@ impl Keywords {
             _ => None,
         })?;
         Some(heard(meant.into_iter().collect(), &topic))
+    }
+}
+
+/// What several opt-outs in one text ask for: everything if one of them does, else each scope.
+fn all_of(words: &[&Word]) -> Heard {
+    let by_scope: BTreeMap<_, _> = words.iter().map(|word| (word.scope(), *word)).collect();
+    if let Some(all) = by_scope.get(&Some(&Scope::All)) {
+        return all.heard();
+    }
+    let listed: Vec<&str> = by_scope.values().map(|word| word.listed.as_str()).collect();
+    Heard {
+        meaning: Meaning::OptOut(by_scope.keys().copied().flatten().cloned().collect()),
+        keyword: listed.join(" "),
+        locale: by_scope.values().next().map(|word| word.locale.clone()).unwrap_or_default(),
     }
 }
 

@@ -10,13 +10,14 @@ pub const CATEGORIES: [&str; 8] = [
 ];
 
 #[rustfmt::skip]
-const TEXTS: [&str; 32] = [
+const TEXTS: [&str; 36] = [
     "hello", "", "STOP", "Stop.", "  stop ", "Stóp!", "_stop_", "STOP 🛑", "unsubscribe",
     "Opt-Out",
     "opt out", "stop promotions", "Stop Promotions. 🙏", "stop marketing", "Stop utility",
     "stop deals", "stop order updates", "STOP order_updates", "stop utility.order_updates",
     "stop orderupdates", "stop unheard_of", "yes", "Yes!", "YES 👍", "yes", "yes please", "start",
     "unstop", "we must stop this bill", "stop it", "please stop", "stop-promotions",
+    "STOP STOP", "stop now, please", "please stop marketing", "stop order updates, thank you",
 ];
 
 /// 1 to 9 events of one pair that are meant to collide; an opt-out, then a pending opt-in to what
