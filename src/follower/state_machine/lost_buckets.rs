@@ -1,23 +1,24 @@
-//! Buckets that the ledger has lost, until they are back.
+//! Buckets that Redis has deleted or evicted, until they are restored.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{Action, StateMachine};
 
-/// How many of them are asked for at once.
+/// How many lost buckets are read concurrently.
 const MAX_ASKED: usize = 16;
 
-/// The buckets of a ledger that were found to be lost: at most as many as it has.
+/// The buckets that were found to be lost: at most as many as the ledger has. Each is in one of the
+/// two collections.
 #[derive(Default)]
 pub(super) struct LostBuckets {
-    /// Those that wait to be asked for again.
+    /// Buckets that are read again after the next page of the log.
     waiting: VecDeque<u32>,
-    /// Those that were asked for.
+    /// Buckets that are being read.
     asked: BTreeSet<u32>,
 }
 
 impl LostBuckets {
-    /// Adds one, or one that is still lost; tells whether it is new.
+    /// Adds a bucket that was found to be lost; returns whether that was not known before.
     pub(super) fn add(&mut self, number: u32) -> bool {
         let known = self.asked.remove(&number) || self.waiting.contains(&number);
         if !self.waiting.contains(&number) {
@@ -26,8 +27,7 @@ impl LostBuckets {
         !known
     }
 
-    /// Some of them, to be asked for now. Those that were not answered are asked for again by
-    /// whoever asks.
+    /// The buckets to be read now. Reads that fail are retried by the scheduler.
     pub(super) fn more(&mut self) -> Vec<u32> {
         let room = MAX_ASKED.saturating_sub(self.asked.len());
         let next: Vec<_> = self.waiting.drain(..room.min(self.waiting.len())).collect();
@@ -43,12 +43,12 @@ impl LostBuckets {
         self.asked.contains(&number)
     }
 
-    /// It is back.
+    /// Removes a bucket that was restored.
     pub(super) fn remove(&mut self, number: u32) {
         self.asked.remove(&number);
     }
 
-    /// It was answered, and cannot be judged yet.
+    /// Schedules another read of a bucket that was read at a position that cannot be compared.
     pub(super) fn again(&mut self, number: u32) {
         if self.asked.remove(&number) {
             self.waiting.push_back(number);
@@ -57,18 +57,17 @@ impl LostBuckets {
 }
 
 impl StateMachine {
-    /// Whether a bucket was lost, and is not back.
+    /// Whether a bucket was lost and is not restored yet.
     #[must_use]
     pub fn has_lost_buckets(&self) -> bool {
         !self.lost_buckets.is_empty()
     }
 
-    /// A bucket is lost: what the table has of it may be all that is left of it. Its pairs are
-    /// denied, and it is asked for again until it is back; others are compared meanwhile.
+    /// Denies the pairs of a bucket that was lost, and reads it again until it is restored. The
+    /// table's pairs are kept: they may be all that is left of the bucket. The scrub goes on with
+    /// the next bucket.
     pub(super) fn on_lost(&mut self, number: u32) {
-        if self.scrub == (number, true) {
-            self.scrub = (number.saturating_add(1), false);
-        }
+        self.scrub.skip(number);
         if self.is_live() && self.lost_buckets.add(number) {
             self.actions.push(Action::DenyBucket(number));
         }

@@ -1,18 +1,20 @@
-//! The follower's core: pure, without I/O, clock or async, so that its histories can be simulated.
+//! The follower's core: a pure state machine without I/O, clock or async, so that the simulation in
+//! `tests/simulation.rs` can run it through millions of histories.
 //!
-//! What it promises: the table is valid only while it holds a state that the ledger had, and is
-//! proven only by an answer of the ledger to a question asked at that moment or later. Pub/sub,
-//! or whatever else announces changes, makes it fast; the log and its hashes make it right.
+//! Its invariants: the table is valid only while it holds a state that the ledger had, and it is
+//! proven only by the answer to a poll that was sent at that moment or later. Announcements make
+//! the follower fast; the log and its hash chain make it correct.
 
 mod action;
 mod bootstrap;
 mod event;
 mod head_window;
+mod log_page;
 mod lost_buckets;
 mod resync_cause;
+mod scrub;
 mod warm_start;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -22,20 +24,19 @@ pub use self::event::{Attempt, Event};
 use self::head_window::HeadWindow;
 use self::lost_buckets::LostBuckets;
 pub use self::resync_cause::ResyncCause;
+use self::scrub::Scrub;
 pub use self::warm_start::{WarmStart, WarmStartRefusal};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{
-    Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail, bucket_of,
-};
+use consentd_ledger::{Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail};
 use consentd_os::clock::Moment;
 
-/// How many announced entries past a gap wait for the log to close it; the oldest goes first.
+/// How many announced entries past a gap are kept until the log closes the gap. Beyond that the
+/// oldest is dropped; the log brings it again.
 const MAX_OUT_OF_ORDER: usize = 4_096;
-/// How many unsatisfied claims are kept; the oldest goes first.
-const MAX_END_PROOFS: usize = 64;
 
-/// A ledger's word that, at a moment, its log ended there.
+/// What a poll proves once the table holds its end: that at the moment when it was sent, the log
+/// ended there or earlier.
 #[derive(Clone, Copy, Debug)]
 struct EndProof {
     asked: Moment,
@@ -45,67 +46,66 @@ struct EndProof {
 }
 
 enum Phase {
-    /// Asking where the log ends.
+    /// Waiting for a first page, which says where the log ends.
     Starting,
-    /// Reading the snapshot, and following the log meanwhile.
+    /// Reading all buckets while the log is followed.
     Loading(Bootstrap),
-    /// Following the log behind a saved table, at least to here.
+    /// Following the log from a snapshot of the table, which may hold changes up to this position.
     Warming(Position),
-    /// Following.
+    /// Following the log. The table is valid.
     Live,
-    /// An entry could not be read: nothing more can be done with this ledger.
+    /// An entry of the log could not be read. Only another ledger, or one that has lost that entry,
+    /// is followed again.
     Dead,
 }
 
-/// The machine.
+/// Decides, from what happened to the ledger, what to do to the table and what to read next.
 pub struct StateMachine {
     phase: Phase,
     attempt: Attempt,
-    /// What is applied, and how it came to be.
+    /// The position that is applied, and the last heads that led to it.
     window: HeadWindow,
-    /// The table that was saved, until a ledger was heard of.
+    /// The snapshot of a table to start from, until the first page decides whether it can be used.
     warm: Option<WarmStart>,
+    /// How many buckets the ledger has.
     buckets: u32,
-    /// The ledger whose snapshot was begun last, and how often an operator had accepted it by then.
+    /// The ledger that was loaded last, and how often an operator had accepted it by then.
     accepted: Option<(Epoch, u64)>,
+    /// Announced entries past a gap, by revision.
     out_of_order: BTreeMap<Revision, LogEntry>,
+    /// Proofs whose revision is not applied yet, oldest first.
     end_proofs: VecDeque<EndProof>,
-    /// The bucket to be compared next, and whether it was asked for.
-    scrub: (u32, bool),
-    /// Buckets that the ledger has lost, and those of them that were asked for again.
+    scrub: Scrub,
     lost_buckets: LostBuckets,
-    /// A bucket that was read ahead of what is applied, to be compared once that is reached.
-    ahead: Option<Bucket>,
     actions: Vec<Action>,
 }
 
-/// Why an entry cannot be applied behind what is applied.
+/// Why a page or an entry does not continue what is applied: the ledger must be read again.
 struct Mismatch(ResyncCause);
 
 impl StateMachine {
-    /// A machine that has seen nothing, and what it wants first.
+    /// A machine that starts by reading the whole ledger, and its first actions.
     #[must_use]
     pub fn new() -> (Self, Vec<Action>) {
         Self::from(None)
     }
 
-    /// The same, beside a table that was saved before.
+    /// A machine that starts from a snapshot of the table, if there is one that can be used.
     #[must_use]
     pub fn from(warm: Option<WarmStart>) -> (Self, Vec<Action>) {
         let nowhere = Position { epoch: [0; 16], revision: 0, head: LogHead::default() };
         let mut machine = Self {
             phase: Phase::Starting,
             attempt: 0,
-            // The first page is asked for from there, and may be all that is needed.
+            // The first page is read from here. After a snapshot it may be all that is needed.
             window: HeadWindow::from(warm.map_or(nowhere, |warm| warm.from)),
             warm,
             buckets: 1,
             accepted: None,
             out_of_order: BTreeMap::new(),
             end_proofs: VecDeque::new(),
-            scrub: (0, false),
+            scrub: Scrub::default(),
             lost_buckets: LostBuckets::default(),
-            ahead: None,
             actions: Vec::new(),
         };
         machine.resync(ResyncCause::Start);
@@ -113,54 +113,54 @@ impl StateMachine {
         (machine, first)
     }
 
-    /// What is applied.
+    /// The revision that is applied.
     #[must_use]
     pub fn applied(&self) -> Revision {
         self.window.end().revision
     }
 
-    /// The position of what is applied.
+    /// The position that is applied.
     #[must_use]
     pub fn position(&self) -> Position {
         self.window.end()
     }
 
-    /// The head that it had at one of the last revisions, where it is kept.
+    /// The log's head at a revision that was applied, if it is one of the last few thousand.
     #[must_use]
     pub fn head_at(&self, revision: Revision) -> Option<LogHead> {
         self.window.head_at(revision)
     }
 
-    /// How often an operator had accepted the ledger that is followed; none while it is not
-    /// followed without a gap.
+    /// How often an operator had accepted the ledger that is followed; `None` unless the machine is
+    /// [live](Self::is_live).
     #[must_use]
     pub fn accepted(&self) -> Option<u64> {
         self.accepted.map(|(_, accepted)| accepted).filter(|_| self.is_live())
     }
 
-    /// Whether it follows a ledger without a gap.
+    /// Whether the table holds the ledger and follows its log.
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live)
     }
 
-    /// How many announcements, claims and buckets wait for the log to get to them.
+    /// How many announced entries, end proofs and buckets wait for the log to reach them.
     #[must_use]
     pub fn waiting(&self) -> [usize; 3] {
-        let labels = match &self.phase {
+        let buckets = match &self.phase {
             Phase::Loading(bootstrap) => bootstrap.waiting(),
-            _ => usize::from(self.ahead.is_some()),
+            _ => usize::from(self.scrub.is_ahead()),
         };
-        [self.out_of_order.len(), self.end_proofs.len(), labels]
+        [self.out_of_order.len(), self.end_proofs.len(), buckets]
     }
 
-    /// The attempt that questions asked now belong to.
+    /// The attempt that requests made now belong to.
     #[must_use]
     pub fn attempt(&self) -> Attempt {
         self.attempt
     }
 
-    /// Takes what happened; gives what is to be done.
+    /// Handles an event; returns what to do, in order.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Page { attempt, asked, after, page } if attempt == self.attempt => {
@@ -169,14 +169,14 @@ impl StateMachine {
             Event::Bucket { attempt, arrived, bucket } if attempt == self.attempt => {
                 self.on_bucket(arrived, bucket);
             }
-            // What was there is lost: whatever comes in its place is another ledger.
+            // The ledger that was followed is lost: a ledger that appears there later is another one.
             Event::Missing { attempt }
                 if attempt == self.attempt && !matches!(self.phase, Phase::Starting) =>
             {
                 self.resync(ResyncCause::Missing);
             }
             Event::Lost { attempt, number } if attempt == self.attempt => self.on_lost(number),
-            // Asked for before a resync, or known already.
+            // Answers to requests from before a resync, or a missing ledger that is known already.
             Event::Page { .. }
             | Event::Bucket { .. }
             | Event::Lost { .. }
@@ -188,29 +188,29 @@ impl StateMachine {
         std::mem::take(&mut self.actions)
     }
 
-    /// Starts anew, from a bootstrap.
+    /// Invalidates the table and starts again with a new attempt.
     fn resync(&mut self, cause: ResyncCause) {
         self.actions.push(Action::Invalidate(cause));
         self.out_of_order.clear();
         self.end_proofs.clear();
-        self.ahead = None;
-        self.scrub.1 = false;
+        self.scrub.reset();
         self.lost_buckets = LostBuckets::default();
         self.attempt = self.attempt.saturating_add(1);
-        // A snapshot would skip an entry that cannot be read, and what a newer version meant by it.
+        // Reading the buckets would skip the unreadable entry, and with it what a newer version of
+        // consentd meant by it.
         self.phase = if cause == ResyncCause::Unreadable { Phase::Dead } else { Phase::Starting };
         self.actions.push(Action::Poll);
     }
 
     fn on_page(&mut self, asked: Moment, after: Revision, page: Page) {
-        let warms = matches!(self.phase, Phase::Starting) && self.is_warm(&page);
+        let warms = matches!(self.phase, Phase::Starting) && self.start_warm(&page);
         match self.phase {
             Phase::Dead if page.end.epoch != self.window.end().epoch => {
                 self.resync(ResyncCause::Epoch);
             }
-            Phase::Dead if self.is_gone(&page) => self.resync(ResyncCause::Fork),
+            Phase::Dead if self.unreadable_entry_was_lost(&page) => self.resync(ResyncCause::Fork),
             Phase::Dead => {}
-            Phase::Starting if !warms => self.begin(&page),
+            Phase::Starting if !warms => self.start_loading(&page),
             _ => match self.follow(asked, after, page) {
                 Ok(()) => self.settle(),
                 Err(Mismatch(cause)) => self.resync(cause),
@@ -218,9 +218,9 @@ impl StateMachine {
         }
     }
 
-    /// Whether there is a saved table of this very ledger. It is then put in its place, and the
-    /// log followed from there, as if the table had been here all the time.
-    fn is_warm(&mut self, page: &Page) -> bool {
+    /// Restores the snapshot of the table and follows the log from there, if this page is of the
+    /// ledger that the snapshot was taken of; returns whether it is.
+    fn start_warm(&mut self, page: &Page) -> bool {
         let Some(warm) = self.warm.take() else { return false };
         if let Err(unused) = warm.check(page) {
             self.actions.push(Action::RejectWarmStart(unused));
@@ -234,28 +234,33 @@ impl StateMachine {
         true
     }
 
-    /// Whether the entry that could not be read was lost: the log ends before it, or holds another
-    /// in its place. Where it was trimmed, what it meant is in the records, and not to be skipped.
-    fn is_gone(&self, page: &Page) -> bool {
+    /// Whether the ledger has lost the entry that could not be read: the log ends before it, or has
+    /// a readable entry at its revision.
+    ///
+    /// An entry that was only trimmed is not lost: its effect is in the records, and must not be
+    /// skipped.
+    fn unreadable_entry_was_lost(&self, page: &Page) -> bool {
         let applied = self.applied();
-        let next = |entry: &&LogEntry| entry.revision == applied.saturating_add(1);
+        let is_next = |entry: &&LogEntry| entry.revision == applied.saturating_add(1);
         let next = match &page.tail {
-            Tail::Entries(entries) => entries.iter().find(next),
+            Tail::Entries(entries) => entries.iter().find(is_next),
             Tail::Trimmed => None,
         };
         page.end.revision <= applied || next.is_some_and(|entry| entry.body.is_ok())
     }
 
-    /// From here on the log is followed, and the snapshot read: its parts are no older than this.
-    fn begin(&mut self, page: &Page) {
+    /// Starts to read the buckets and to follow the log from the end of this page. The buckets are
+    /// read later, so they are no older than that.
+    fn start_loading(&mut self, page: &Page) {
         self.window = HeadWindow::from(page.end);
         self.buckets = page.identity.buckets.max(1);
         let known = self.accepted.replace((page.end.epoch, page.accepted));
         let mut bootstrap = Bootstrap::new(self.buckets);
         let (identity, clock) = (Arc::clone(&page.identity), page.clock);
-        // By what the ledger says and not by why it is read: an operator may have accepted it
-        // after something else had made us read it anew, and must not have to say so again. Of
-        // another ledger it was said before we knew it, so not of what we remember.
+        // Acceptance is judged by the ledger's own count and not by the cause of this resync: an
+        // operator may have accepted the ledger after a resync for another cause had begun, and
+        // must not have to accept it twice. The acceptances of another ledger came before we knew
+        // it, so they say nothing about the denials that we retain.
         let forget = known
             .is_some_and(|(epoch, accepted)| epoch == page.end.epoch && page.accepted > accepted);
         self.actions.push(Action::ResetTable { identity, clock, forget });
@@ -263,131 +268,7 @@ impl StateMachine {
         self.phase = Phase::Loading(bootstrap);
     }
 
-    fn follow(&mut self, asked: Moment, after: Revision, page: Page) -> Result<(), Mismatch> {
-        let Page { end, tail, clock, accepted, .. } = page;
-        if end.epoch != self.window.end().epoch {
-            return Err(Mismatch(ResyncCause::Epoch));
-        }
-        // What was saved is what the ledger had: one that ends before it has lost something.
-        let least = if let Phase::Warming(until) = self.phase { until.revision } else { after };
-        // So has one that ends before it ended, though what came then was not told yet.
-        let told = self.end_proofs.back().map_or(0, |claim| claim.revision);
-        if end.revision < after.max(least).max(told) {
-            return Err(Mismatch(ResyncCause::Fork));
-        }
-        match self.accepted.map_or(accepted, |(_, known)| known).cmp(&accepted) {
-            Ordering::Less => return Err(Mismatch(ResyncCause::Accepted)),
-            // An old backup, or a replica that lags, knows less of it than we do. Nobody has
-            // accepted that.
-            Ordering::Greater => return Err(Mismatch(ResyncCause::Fork)),
-            Ordering::Equal => {}
-        }
-        let Tail::Entries(entries) = tail else { return Err(Mismatch(ResyncCause::Trimmed)) };
-        let before = self.applied();
-        let count = entries.len();
-        for entry in entries {
-            self.take(entry)?;
-        }
-        let filled = self.applied() > before && !self.out_of_order.is_empty();
-        self.apply_out_of_order()?;
-        if filled {
-            self.actions.push(Action::GapRepaired);
-        }
-        if self.applied() < end.revision && count == 0 {
-            // The log ends ahead of us and has nothing behind us.
-            return Err(Mismatch(ResyncCause::Trimmed));
-        }
-        if self.window.head_at(end.revision).is_some_and(|head| head != end.head) {
-            return Err(Mismatch(ResyncCause::Fork));
-        }
-        if self.applied() < end.revision
-            || (self.applied() > before && !self.out_of_order.is_empty())
-        {
-            self.actions.push(Action::Poll);
-        } else {
-            // Past an end that does not move: of a branch that is none, or in the next page.
-            self.out_of_order.clear();
-        }
-        if self.end_proofs.len() >= MAX_END_PROOFS {
-            self.end_proofs.pop_front();
-        }
-        let Position { revision, head, .. } = end;
-        self.end_proofs.push_back(EndProof { asked, clock, revision, head });
-        if let Phase::Loading(bootstrap) = &mut self.phase {
-            let lost = bootstrap.on_end(asked, end.revision);
-            self.actions.extend(lost.into_iter().map(Action::UnloadBucket));
-            self.actions.extend(bootstrap.again().into_iter().map(Action::ReadBucket));
-        } else if self.is_live() {
-            self.actions.extend(self.lost_buckets.more().into_iter().map(Action::ReadBucket));
-        }
-        Ok(())
-    }
-
-    /// Applies an entry that is next; leaves one that is applied already.
-    fn take(&mut self, entry: LogEntry) -> Result<(), Mismatch> {
-        let applied = self.applied();
-        if entry.revision <= applied {
-            let known = self.window.head_at(entry.revision);
-            return match known {
-                Some(head) if head != entry.head => Err(Mismatch(ResyncCause::Fork)),
-                _ => Ok(()),
-            };
-        }
-        if entry.revision != applied.saturating_add(1) {
-            return Err(Mismatch(ResyncCause::Trimmed));
-        }
-        if entry.previous != self.window.end().head {
-            return Err(Mismatch(ResyncCause::Fork));
-        }
-        let Ok(body) = entry.body else { return Err(Mismatch(ResyncCause::Unreadable)) };
-        let bucket = bucket_of(body.key, self.buckets);
-        let recorded = body.record_time;
-        let (wanted, again) = match &self.phase {
-            // What is not read yet is read later, and then holds this.
-            Phase::Loading(bootstrap) => (bootstrap.takes(bucket, entry.revision), false),
-            Phase::Warming(until)
-                if entry.revision == until.revision && entry.head != until.head =>
-            {
-                return Err(Mismatch(ResyncCause::Fork));
-            }
-            Phase::Warming(until) => (true, entry.revision <= until.revision),
-            _ => (true, false),
-        };
-        // Ids are told by the log alone, and by them alone is known what a ledger of other keys
-        // denied the pair: where its record is read later, this may be the last that is heard.
-        let body = Box::new(body);
-        self.actions.push(match (wanted, again) {
-            (true, true) => Action::Replay(body),
-            (true, false) => Action::Apply(body),
-            (false, _) => Action::NoteIds(body),
-        });
-        self.actions.push(Action::AdvanceRevision(entry.revision, recorded));
-        self.window.extend(entry.head, bucket);
-        if let Phase::Loading(bootstrap) = &mut self.phase {
-            // A label on another branch of the log: what it labels is read again.
-            for bucket in bootstrap.on_reached(entry.revision, &entry.head) {
-                self.actions.push(Action::UnloadBucket(bucket));
-            }
-        }
-        self.compare_ahead();
-        Ok(())
-    }
-
-    /// Applies what was announced past a gap that is closed now, and forgets what is older.
-    fn apply_out_of_order(&mut self) -> Result<(), Mismatch> {
-        while let Some((revision, entry)) = self.out_of_order.pop_first() {
-            let next = revision == self.applied().saturating_add(1);
-            if next && entry.previous == self.window.end().head && entry.body.is_ok() {
-                self.take(entry)?;
-            } else if revision > self.applied() {
-                self.out_of_order.insert(revision, entry);
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Draws the conclusions from what is applied now: claims that are satisfied.
+    /// Uses the end proofs whose revision is applied by now; makes the table valid with the first.
     fn settle(&mut self) {
         if let Phase::Loading(bootstrap) = &mut self.phase {
             self.actions.extend(bootstrap.more().map(Action::ReadBucket));
@@ -398,15 +279,15 @@ impl StateMachine {
         if matches!(self.phase, Phase::Warming(until) if self.applied() < until.revision) {
             return;
         }
-        let claims = std::mem::take(&mut self.end_proofs);
-        for claim in claims {
-            if claim.revision > self.applied() {
-                self.end_proofs.push_back(claim);
+        let proofs = std::mem::take(&mut self.end_proofs);
+        for proof in proofs {
+            if proof.revision > self.applied() {
+                self.end_proofs.push_back(proof);
                 continue;
             }
-            match self.window.head_at(claim.revision) {
-                Some(head) if head == claim.head => {
-                    self.actions.push(Action::SetProof(claim.asked, claim.clock));
+            match self.window.head_at(proof.revision) {
+                Some(head) if head == proof.head => {
+                    self.actions.push(Action::SetProof(proof.asked, proof.clock));
                     if !matches!(self.phase, Phase::Live) {
                         self.phase = Phase::Live;
                         self.actions.push(Action::AdvanceRevision(self.applied(), Timestamp::MIN));
@@ -414,7 +295,7 @@ impl StateMachine {
                     }
                 }
                 Some(_) => return self.resync(ResyncCause::Fork),
-                None => {} // Too old to be compared: the next one will do.
+                None => {} // Its revision has left the window. A later proof will do.
             }
         }
     }
@@ -431,7 +312,7 @@ impl StateMachine {
                 }
             }
             Phase::Live if self.lost_buckets.is_asked(bucket.number) => {
-                // Where the log has not come to it, it is asked for again with the next page.
+                // If the log is not where the bucket was read, it is read again after the next page.
                 if bucket.label == self.window.end() || self.window.is_untouched(&bucket) {
                     self.lost_buckets.remove(bucket.number);
                     self.actions.push(Action::CompareBucket(bucket));
@@ -439,43 +320,8 @@ impl StateMachine {
                     self.lost_buckets.again(bucket.number);
                 }
             }
-            Phase::Live if self.scrub == (bucket.number, true) => {
-                self.scrub.1 = false;
-                if bucket.label.revision > self.applied() {
-                    self.ahead = Some(bucket);
-                    self.actions.push(Action::Poll);
-                } else if self.window.is_untouched(&bucket) {
-                    self.compare(bucket);
-                }
-            }
+            Phase::Live if self.scrub.is_reading(bucket.number) => self.on_scrubbed(bucket),
             Phase::Starting | Phase::Warming(_) | Phase::Live | Phase::Dead => {}
-        }
-    }
-
-    /// Asks for the next bucket to be compared with the table.
-    fn scrub(&mut self) {
-        // One that was never reached is of a branch that is none, and is read again.
-        self.ahead = None;
-        // What was asked for is asked for until it is answered, and not beside that.
-        if matches!(self.phase, Phase::Live) && !self.scrub.1 {
-            self.scrub.0 = if self.scrub.0 < self.buckets { self.scrub.0 } else { 0 };
-            self.scrub.1 = true;
-            self.actions.push(Action::ReadBucket(self.scrub.0));
-        }
-    }
-
-    /// Compares the table with what the ledger held at the very revision that is applied.
-    fn compare(&mut self, bucket: Bucket) {
-        self.scrub.0 = bucket.number.saturating_add(1);
-        self.actions.push(Action::CompareBucket(bucket));
-    }
-
-    fn compare_ahead(&mut self) {
-        let end = self.window.end();
-        if let Some(bucket) = self.ahead.take_if(|bucket| bucket.label.revision <= end.revision)
-            && bucket.label == end
-        {
-            self.compare(bucket);
         }
     }
 
@@ -493,8 +339,8 @@ impl StateMachine {
             }
             self.out_of_order.entry(entry.revision).or_insert_with(|| entry.clone());
         }
-        // What is next is applied at once; what is past a gap, or does not continue what is
-        // applied, is for the log to settle.
+        // The next entry is applied at once. Entries past a gap, or with another hash before them,
+        // wait for the log.
         if let Err(Mismatch(cause)) = self.apply_out_of_order() {
             return self.resync(cause);
         }
@@ -505,7 +351,7 @@ impl StateMachine {
     }
 }
 
-/// A group of announced entries as smaller ones, so that checks need not wait for all of it.
+/// Splits an announcement into ones of at most `most` entries, so that checks run between them.
 pub fn pieces(announcement: &Announcement, most: usize) -> impl Iterator<Item = Announcement> {
     announcement
         .entries
