@@ -107,9 +107,9 @@ impl Sidecar {
         let synthetic = ledger::open_synthetic(&ledger, settings.storage.synthetic).await?;
         let scrub = settings.storage.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
-            .beside(synthetic)
-            .scrubbing(scrub)
-            .saving(snapshot);
+            .with_extra_pairs(synthetic)
+            .with_scrub_interval(scrub)
+            .with_snapshots(snapshot);
         let checker =
             Checker::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let keywords = KeywordBook::new(settings.keywords.clone());

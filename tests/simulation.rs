@@ -1,5 +1,5 @@
-//! The follower under faults: the real driver, machine, applier, table and gate against a model of
-//! the ledger, over a wire that drops, doubles, delays, reorders and cuts.
+//! The follower under faults: the real scheduler, state machine, applier, table and checker against a
+//! model of the ledger, over a wire that drops, duplicates, delays, reorders and truncates.
 //!
 //! A **step** is one thing that happens at one moment of simulated time: a question that reaches
 //! the ledger, an answer or an announcement that reaches the sidecar or is given up, a timer, a

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{LedgerAddress, Settings};
+use crate::follower::ExtraPairs;
 use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
 use crate::synthetic::Synthetic;
@@ -218,7 +219,7 @@ impl LedgerTask {
 pub(super) async fn open_synthetic(
     ledger: &Ledger,
     count: u64,
-) -> anyhow::Result<Option<Synthetic>> {
+) -> anyhow::Result<Option<ExtraPairs>> {
     if count == 0 {
         return Ok(None);
     }
@@ -230,5 +231,9 @@ pub(super) async fn open_synthetic(
         );
     }
     warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
-    Ok(Some(Synthetic::new(count, ledger.identity().await?.secret.clone(), clock::wall())))
+    let pairs = Synthetic::new(count, ledger.identity().await?.secret.clone(), clock::wall());
+    Ok(Some(Box::new(move || {
+        let pairs = pairs.clone();
+        Box::new((0..pairs.count()).filter_map(move |number| pairs.pair(number)))
+    })))
 }

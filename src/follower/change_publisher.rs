@@ -1,19 +1,19 @@
-//! What of all that is done to the table those are told who watch it.
+//! Publishes changes of the table to the change feed.
 
 use super::applier::ActionOutcome;
 use super::state_machine::Action;
 use crate::change_feed::{GapCause, Publisher};
 use consentd_ledger::LogBody;
 
-/// Tells changes once they are in the table, under the ids that came with them.
+/// Publishes changes once they are in the table, with the ids from the log.
 ///
-/// A snapshot, a remembered denial of a pair that is no more, or a mended pair have keys and no
-/// ids. Whatever is done while the table is not valid is told as one: it was read anew.
+/// Pairs that were loaded from buckets, corrected by a scrub, or retained have keys but no ids. They
+/// are published as a gap, and so is everything that changes while the table is not valid.
 pub(super) struct ChangePublisher {
     publisher: Publisher,
     /// Whether the table is valid.
     valid: bool,
-    /// What is in the table already, and its revision not yet.
+    /// The change that is in the table, until its revision is published.
     body: Option<Box<LogBody>>,
 }
 
@@ -22,7 +22,7 @@ impl ChangePublisher {
         Self { publisher, valid: false, body: None }
     }
 
-    /// An action was performed, and this came of it.
+    /// Handles an action that was performed, and its outcome.
     pub(super) fn on(&mut self, action: Action, done: ActionOutcome) {
         match done {
             ActionOutcome::Valid { .. } if !self.valid => {
@@ -58,7 +58,7 @@ impl ChangePublisher {
         }
     }
 
-    /// Tells what was not told yet: everything that was to be done now is done.
+    /// Wakes subscribers for the changes that were published since the last flush.
     pub(super) fn flush(&mut self) {
         self.publisher.flush();
     }
@@ -75,7 +75,7 @@ mod tests {
     use consentd_core::record::{Record, Revision};
     use consentd_core::time::Timestamp;
 
-    /// Tells the change of a revision, as the machine has it done.
+    /// Publishes the change of a revision, with the actions of the state machine.
     fn apply(feed: &mut ChangePublisher, revision: Revision, done: ActionOutcome) {
         let body = LogBody {
             key: Key::from_bytes([1; 16]),

@@ -1,8 +1,8 @@
-//! What keeps the table equal to the ledger: the only holder of the table's [`Writer`].
+//! Keeps the table equal to the ledger. The follower is the only holder of the table's [`Writer`].
 //!
-//! [`state_machine`] decides, [`applier`] does it to the table, [`scheduler`] says what is asked of the ledger
-//! and when, `change_publisher` what those who watch are told; the one task here asks, waits, and tells what
-//! happened.
+//! [`state_machine`] decides what to do, [`applier`] performs it on the table, [`scheduler`] decides
+//! when to read the ledger, `change_publisher` publishes changes to watchers, and `report` writes the
+//! log and the metrics. The task in this module does the I/O: it reads, waits, and hands on what came.
 
 #![cfg_attr(
     not(test),
@@ -19,7 +19,7 @@ pub mod state_machine;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +30,10 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
 
-use self::applier::{ActionOutcome, Applier, MAX_RETAINED_PAIRS};
+use self::applier::{Applier, MAX_RETAINED_PAIRS};
 use self::change_publisher::ChangePublisher;
+use self::report::Report;
 use self::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,
     period,
@@ -41,22 +41,20 @@ use self::scheduler::{
 use self::snapshot_file::WrittenPairs;
 use self::snapshot_task::{SnapshotError, SnapshotJob};
 pub use self::snapshot_task::{SnapshotTarget, SnapshotTargetError, snapshot_files_in};
-use self::state_machine::{Action, ResyncCause, pieces};
+use self::state_machine::{Action, pieces};
 use crate::change_feed::{self, ChangeFeed};
 use crate::metrics::Metrics;
-use crate::synthetic::Synthetic;
 use crate::table::Writer;
-use consentd_core::time::Timestamp;
-use consentd_ledger::{
-    Bucket, DurabilityStatus, FollowerPosition, Ledger, LedgerError, Notification, Page,
-};
-use consentd_os::clock::{self, Moment};
+use consentd_core::id::Key;
+use consentd_core::state::State;
+use consentd_ledger::{Bucket, FollowerPosition, Ledger, LedgerError, Notification, Page};
+use consentd_os::clock::Moment;
 
-/// How many announced entries are applied between two looks at what else there is to do.
-const MAX_AT_ONCE: usize = 8;
+/// How many entries or pairs are applied before other tasks may run.
+const ENTRIES_PER_YIELD: usize = 8;
 
-/// How often a cause that lasts is logged again.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// Makes an iterator of pairs that are in no ledger, each time when the table is loaded.
+pub type ExtraPairs = Box<dyn Fn() -> Box<dyn Iterator<Item = (Key, State)> + Send> + Send + Sync>;
 
 /// Follows one ledger.
 pub struct Follower {
@@ -64,265 +62,272 @@ pub struct Follower {
     announcements: Option<Receiver<Notification>>,
     applier: Applier,
     metrics: Arc<Metrics>,
-    bound: Duration,
-    scrub_every: Option<Duration>,
-    synthetic: Option<Synthetic>,
-    saving: Option<SnapshotTarget>,
+    /// The longest staleness at which checks are answered.
+    max_staleness: Duration,
+    scrub_interval: Option<Duration>,
+    extra_pairs: Option<ExtraPairs>,
+    snapshot_target: Option<SnapshotTarget>,
     snapshot_job: Option<SnapshotJob>,
-    losses: watch::Sender<u64>,
     position: FollowerPosition,
     changes: ChangeFeed,
     change_publisher: ChangePublisher,
-    /// Why the table could not be proven, as last logged, and when.
-    said: Option<(String, Duration)>,
-    /// When an offset between the clocks was last logged, while there is one.
-    clocks_told: Option<Moment>,
-    /// Whether the ledger may lack what was recorded, and recorders were not told yet.
-    may_lack: bool,
-    /// Why the table stays invalid though it holds the ledger; empty where it does not.
-    overflow: String,
-    /// How well the ledger keeps what it acknowledges, as last told.
-    standing: Option<DurabilityStatus>,
-    /// Why announcements are not heard, as last logged.
-    unheard: Option<String>,
-    /// Buckets that the ledger has lost, and that are not back.
-    lost_buckets: HashSet<u32>,
+    report: Report,
 }
 
-/// What is being asked of the ledger.
+/// A read of the ledger, or of files, that is going on.
 type PendingOperation = Pin<Box<dyn Future<Output = Completion> + Send>>;
 
-/// What is asked and not answered yet.
+/// All operations that are going on; polled concurrently.
 type PendingOperations = FuturesUnordered<PendingOperation>;
 
 enum Completion {
     Page(PageRequest, Result<Page, LedgerError>),
     Bucket(BucketRequest, Result<Bucket, LedgerError>),
-    /// It is time to ask again where the log ends.
+    /// The wait before another poll is over.
     RetryDue,
-    /// The pairs were written to a file.
+    /// The pairs of a snapshot were written to a temporary file.
     PairsWritten(Result<WrittenPairs, SnapshotError>),
-    /// The table was saved.
+    /// The snapshot is in its place, with this size in bytes.
     SnapshotSaved(Result<u64, SnapshotError>),
 }
 
 impl Follower {
-    /// A follower that proves the table often enough for `bound`, the longest staleness at which
-    /// checks are still answered.
+    /// A follower that polls often enough for `max_staleness`, the longest staleness at which checks
+    /// are answered.
     #[must_use]
-    pub fn new(ledger: Ledger, writer: Writer, metrics: Arc<Metrics>, bound: Duration) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        writer: Writer,
+        metrics: Arc<Metrics>,
+        max_staleness: Duration,
+    ) -> Self {
         let (changes, publisher) = change_feed::new();
         Self {
             announcements: Some(ledger.listen()),
+            report: Report::new(ledger.clone(), Arc::clone(&metrics)),
             ledger,
             applier: Applier::new(writer, MAX_RETAINED_PAIRS),
             metrics,
-            bound,
-            scrub_every: None,
-            synthetic: None,
-            saving: None,
+            max_staleness,
+            scrub_interval: None,
+            extra_pairs: None,
+            snapshot_target: None,
             snapshot_job: None,
-            losses: watch::Sender::new(0),
             position: FollowerPosition::default(),
             changes,
             change_publisher: ChangePublisher::new(publisher),
-            said: None,
-            clocks_told: None,
-            may_lack: false,
-            overflow: String::new(),
-            standing: None,
-            unheard: None,
-            lost_buckets: HashSet::new(),
         }
     }
 
-    /// Puts these pairs into the table as well, before the ledger's own.
+    /// Loads these pairs into the table before the ledger's own, for load tests.
     #[must_use]
-    pub fn beside(mut self, synthetic: Option<Synthetic>) -> Self {
-        self.synthetic = synthetic;
+    pub fn with_extra_pairs(mut self, pairs: Option<ExtraPairs>) -> Self {
+        self.extra_pairs = pairs;
         self
     }
 
-    /// Compares a bucket of the ledger with the table this often, and never where unset.
+    /// Compares one bucket of the ledger with the table in each interval; never if it is `None`.
     #[must_use]
-    pub fn scrubbing(mut self, every: Option<Duration>) -> Self {
-        self.scrub_every = every;
+    pub fn with_scrub_interval(mut self, interval: Option<Duration>) -> Self {
+        self.scrub_interval = interval;
         self
     }
 
-    /// Begins with the table that was saved there, and saves it.
+    /// Starts from the snapshot in this file, and saves snapshots there.
     #[must_use]
-    pub fn saving(mut self, saving: Option<SnapshotTarget>) -> Self {
-        self.saving = saving;
+    pub fn with_snapshots(mut self, target: Option<SnapshotTarget>) -> Self {
+        self.snapshot_target = target;
         self
     }
 
-    /// Tells how often the ledger was seen to have lost changes.
+    /// A counter of the times when the ledger was seen to have lost changes.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
-        self.losses.subscribe()
+        self.report.losses()
     }
 
-    /// Where the follower is, for recorders that wait for what they have appended.
+    /// The position that is in the table, for recorders that wait for what they have appended.
     #[must_use]
     pub fn position(&self) -> FollowerPosition {
         self.position.clone()
     }
 
-    /// Where one can watch what changes in the table.
+    /// The feed of changes in the table.
     #[must_use]
     pub fn changes(&self) -> ChangeFeed {
         self.changes.clone()
     }
 
-    /// Follows until it is stopped.
+    /// Follows the ledger until `stop` is cancelled; then saves a last snapshot.
     pub async fn run(mut self, stop: CancellationToken) {
-        // Notification since the follower was made: the first subscription is one of those counted.
+        // The receiver is as old as the follower, so that the first subscription is reported, too.
         let Some(announcements) = self.announcements.take() else { return };
         let Some(warm) = stop.run_until_cancelled(self.read_snapshot()).await else { return };
-        let (mut driver, tasks) = Scheduler::from(warm, Moment::now());
-        let follow = self.follow(&mut driver, tasks, announcements);
+        let (mut scheduler, tasks) = Scheduler::from(warm, Moment::now());
+        let follow = self.follow(&mut scheduler, tasks, announcements);
         let _ = stop.run_until_cancelled(follow).await;
-        self.save_final_snapshot(&driver).await;
+        self.save_final_snapshot(&scheduler).await;
     }
 
     async fn follow(
         &mut self,
-        driver: &mut Scheduler,
+        scheduler: &mut Scheduler,
         tasks: Vec<Task>,
         mut announcements: Receiver<Notification>,
     ) {
         let mut pending = PendingOperations::new();
-        let mut ticks = every(period(self.bound));
-        let mut scrub = self.scrub_every.map(every);
-        let mut save = self.saving.as_ref().and_then(|saving| saving.every).map(every);
-        if let Some(save) = &mut save {
-            save.reset(); // The first tick is a period from now.
+        let mut polls = ticker(period(self.max_staleness));
+        let mut scrubs = self.scrub_interval.map(ticker);
+        let mut snapshots =
+            self.snapshot_target.as_ref().and_then(|target| target.interval).map(ticker);
+        if let Some(snapshots) = &mut snapshots {
+            snapshots.reset(); // The first tick is an interval from now.
         }
         self.perform(&mut pending, tasks).await;
         let position = self.position.clone();
         loop {
-            self.at(driver);
+            self.publish_position(scheduler);
             tokio::select! {
                 biased;
-                Some(answer) = pending.next() => {
-                    let tasks = self.on_answer(driver, &pending, answer);
+                Some(completion) = pending.next() => {
+                    let tasks = self.on_completion(scheduler, &pending, completion);
                     self.perform(&mut pending, tasks).await;
                     tokio::task::yield_now().await;
                 }
-                _ = ticks.tick() => {
-                    let tasks = driver.on_tick(Moment::now());
+                _ = polls.tick() => {
+                    let tasks = scheduler.on_tick(Moment::now());
                     self.perform(&mut pending, tasks).await;
                 }
                 () = position.catch_up_requested() => {
-                    let tasks = driver.on_tick(Moment::now());
+                    let tasks = scheduler.on_tick(Moment::now());
                     self.perform(&mut pending, tasks).await;
                 }
-                () = next(&mut scrub) => {
-                    let tasks = driver.on_scrub_due(Moment::now());
+                () = next_tick(&mut scrubs) => {
+                    let tasks = scheduler.on_scrub_due(Moment::now());
                     self.perform(&mut pending, tasks).await;
                 }
-                () = next(&mut save) => self.start_snapshot(driver, &pending),
-                heard = announcements.recv() => match heard {
-                    Ok(Notification::Announcement(announcement)) => {
-                        for piece in pieces(&announcement, MAX_AT_ONCE) {
-                            let tasks = driver.on_announcement(piece, Moment::now());
-                            self.perform(&mut pending, tasks).await;
-                            self.at(driver);
-                            tokio::task::yield_now().await;
-                        }
+                () = next_tick(&mut snapshots) => self.start_snapshot(scheduler, &pending),
+                received = announcements.recv() => {
+                    let flow = self.on_notification(scheduler, &mut pending, received).await;
+                    if flow.is_break() {
+                        return;
                     }
-                    Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
-                        let tasks = driver.on_missed(Moment::now());
-                        self.perform(&mut pending, tasks).await;
-                    }
-                    Ok(Notification::Subscribed) => {
-                        self.metrics.subscribed("subscribed");
-                        if self.unheard.take().is_some() {
-                            info!("subscribed to the ledger's announcements again");
-                        }
-                        let tasks = driver.on_missed(Moment::now());
-                        self.perform(&mut pending, tasks).await;
-                    }
-                    Ok(Notification::Unsubscribed { refused, why }) => self.unheard(refused, &*why),
-                    // The ledger is gone; without proofs the table denies by itself.
-                    Err(RecvError::Closed) => return,
-                },
+                }
             }
         }
     }
 
-    /// Tells recorders that what was applied so far is in the table.
-    fn at(&self, driver: &Scheduler) {
-        let machine = driver.state_machine();
+    /// Handles a notification of the ledger; breaks when the ledger was dropped. The table then is
+    /// not proven any more, and denies.
+    async fn on_notification(
+        &mut self,
+        scheduler: &mut Scheduler,
+        pending: &mut PendingOperations,
+        received: Result<Notification, RecvError>,
+    ) -> ControlFlow<()> {
+        match received {
+            Ok(Notification::Announcement(announcement)) => {
+                for piece in pieces(&announcement, ENTRIES_PER_YIELD) {
+                    let tasks = scheduler.on_announcement(piece, Moment::now());
+                    self.perform(pending, tasks).await;
+                    self.publish_position(scheduler);
+                    tokio::task::yield_now().await;
+                }
+            }
+            Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
+                let tasks = scheduler.on_missed(Moment::now());
+                self.perform(pending, tasks).await;
+            }
+            Ok(Notification::Subscribed) => {
+                self.report.on_subscribed();
+                // What was announced before is missing.
+                let tasks = scheduler.on_missed(Moment::now());
+                self.perform(pending, tasks).await;
+            }
+            Ok(Notification::Unsubscribed { refused, why }) => {
+                self.report.on_unsubscribed(refused, &*why);
+            }
+            Err(RecvError::Closed) => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Publishes to recorders which changes are in the table.
+    fn publish_position(&self, scheduler: &Scheduler) {
+        let machine = scheduler.state_machine();
         self.position.advance(machine.position(), |revision| machine.head_at(revision));
     }
 
-    fn on_answer(
+    fn on_completion(
         &mut self,
-        driver: &mut Scheduler,
+        scheduler: &mut Scheduler,
         pending: &PendingOperations,
-        answer: Completion,
+        completion: Completion,
     ) -> Vec<Task> {
-        match answer {
+        match completion {
             Completion::PairsWritten(written) => {
-                self.finish_snapshot(driver, pending, written);
+                self.finish_snapshot(scheduler, pending, written);
                 Vec::new()
             }
             Completion::SnapshotSaved(saved) => {
                 self.on_snapshot_result(saved);
                 Vec::new()
             }
-            Completion::Page(question, page) => {
+            Completion::Page(request, page) => {
                 let page = page.map_err(|error| {
-                    self.unproven(&error.to_string());
+                    self.report.on_read_error(self.applier.writer(), &error);
                     if error.is_missing() { ReadFailure::Missing } else { ReadFailure::Unanswered }
                 });
-                driver.on_page(question, page, Moment::now())
+                scheduler.on_page(request, page, Moment::now())
             }
-            Completion::Bucket(question, bucket) => {
-                let bucket = bucket.map_err(|error| self.unread(driver, question.number, &error));
-                driver.on_bucket(question, bucket, Moment::now())
+            Completion::Bucket(request, bucket) => {
+                let is_live = scheduler.state_machine().is_live();
+                let bucket = bucket.map_err(|error| {
+                    let writer = self.applier.writer();
+                    self.report.on_bucket_error(writer, request.number, is_live, &error);
+                    if error.is_lost_key() { ReadFailure::Lost } else { ReadFailure::Unanswered }
+                });
+                scheduler.on_bucket(request, bucket, Moment::now())
             }
-            Completion::RetryDue => driver.on_retry_due(Moment::now()),
+            Completion::RetryDue => scheduler.on_retry_due(Moment::now()),
         }
     }
 
-    fn page(&self, question: PageRequest) -> PendingOperation {
-        let (ledger, within) = (self.ledger.clone(), period(self.bound));
+    fn read_page(&self, request: PageRequest) -> PendingOperation {
+        let (ledger, page_timeout) = (self.ledger.clone(), period(self.max_staleness));
         Box::pin(async move {
-            let PageRequest { after, head, .. } = question;
-            let page = timeout(within, ledger.read_after_head(after, head)).await;
-            Completion::Page(question, page.unwrap_or_else(|_| Err(no_answer())))
+            let PageRequest { after, head, .. } = request;
+            let page = timeout(page_timeout, ledger.read_after_head(after, head)).await;
+            Completion::Page(request, page.unwrap_or_else(|_| Err(timed_out())))
         })
     }
 
-    fn bucket(&self, question: BucketRequest, wait: Duration) -> PendingOperation {
+    fn read_bucket(&self, request: BucketRequest, wait: Duration) -> PendingOperation {
         let ledger = self.ledger.clone();
         Box::pin(async move {
             sleep(wait).await;
-            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(question.number)).await;
-            Completion::Bucket(question, bucket.unwrap_or_else(|_| Err(no_answer())))
+            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(request.number)).await;
+            Completion::Bucket(request, bucket.unwrap_or_else(|_| Err(timed_out())))
         })
     }
 
-    /// Does what is to be done.
+    /// Performs tasks: changes the table, and starts reads.
     async fn perform(&mut self, pending: &mut PendingOperations, tasks: Vec<Task>) {
         for task in tasks {
             match task {
-                Task::Page(question) => pending.push(self.page(question)),
-                Task::Bucket { question, wait } => pending.push(self.bucket(question, wait)),
+                Task::Page(request) => pending.push(self.read_page(request)),
+                Task::Bucket { request, wait } => pending.push(self.read_bucket(request, wait)),
                 Task::RetryPoll => pending.push(Box::pin(async {
                     sleep(RETRY_INTERVAL).await;
                     Completion::RetryDue
                 })),
                 Task::Table(action) => {
-                    let done = self.applier.perform(&action);
-                    self.tell(&action, done);
-                    let begun = matches!(action, Action::ResetTable { .. });
-                    self.change_publisher.on(action, done);
-                    if begun {
-                        self.fill_in().await;
+                    let outcome = self.applier.perform(&action);
+                    self.report.on_action(self.applier.writer(), &action, outcome);
+                    let is_reset = matches!(action, Action::ResetTable { .. });
+                    self.change_publisher.on(action, outcome);
+                    if is_reset {
+                        self.load_extra_pairs().await;
                     }
                 }
             }
@@ -330,171 +335,36 @@ impl Follower {
         self.change_publisher.flush();
     }
 
-    /// Puts in what is in no ledger.
-    async fn fill_in(&mut self) {
-        let Some(synthetic) = &self.synthetic else { return };
-        for (number, next) in (0..synthetic.count()).zip(1_usize..) {
-            if let Some((key, state)) = synthetic.pair(number) {
-                self.applier.writer().apply(key, Ok(&state));
-            }
-            if next.is_multiple_of(MAX_AT_ONCE) {
+    async fn load_extra_pairs(&mut self) {
+        let Some(pairs) = &self.extra_pairs else { return };
+        for ((key, state), count) in pairs().zip(1_usize..) {
+            self.applier.writer().apply(key, Ok(&state));
+            if count.is_multiple_of(ENTRIES_PER_YIELD) {
                 tokio::task::yield_now().await;
             }
         }
     }
-
-    /// Tells that a bucket was not read, and remembers that it was lost.
-    fn unread(&mut self, driver: &Scheduler, number: u32, error: &LedgerError) -> ReadFailure {
-        if !error.is_lost_key() {
-            self.unproven(&error.to_string());
-            return ReadFailure::Unanswered;
-        }
-        if self.lost_buckets.insert(number) {
-            error!(
-                cause = %error,
-                "a bucket of the ledger was deleted or evicted in Redis: messages to its users are \
-                 denied until it is back; run `consentd ledger repair`, or restore a backup of Redis"
-            );
-        }
-        if driver.state_machine().is_live() {
-            self.check_ledger();
-        } else {
-            // Until it is back, all is denied: nobody knows what it held.
-            self.unproven(&error.to_string());
-        }
-        ReadFailure::Lost
-    }
-
-    fn unproven(&mut self, why: &str) {
-        self.check_ledger();
-        let now = clock::boot();
-        let known = self.said.as_ref();
-        let again =
-            |(said, at): &(String, Duration)| said != why || now.saturating_sub(*at) >= SAY_AGAIN;
-        if known.is_none_or(again) {
-            warn!(
-                cause = why,
-                "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
-                 older than --max-staleness, every check is denied as STALE; retrying by itself"
-            );
-            self.said = Some((why.to_owned(), now));
-        }
-        self.applier.writer().set_cause(why);
-    }
-
-    /// Tells metrics, the log and the table's readers of what was done.
-    fn tell(&mut self, action: &Action, done: ActionOutcome) {
-        match action {
-            Action::AdvanceRevision(_, recorded) if *recorded > Timestamp::MIN => {
-                self.metrics.propagated(clock::wall().since(*recorded));
-            }
-            Action::SetProof(asked, ledger_clock) => {
-                self.check_clocks(*asked, *ledger_clock);
-                self.check_ledger();
-                if self.said.take().is_some() {
-                    info!(
-                        "this sidecar has all of the ledger's changes again, and answers by them"
-                    );
-                }
-                self.applier.writer().set_cause(self.overflow.clone());
-            }
-            Action::Invalidate(cause) => {
-                // Where the log was trimmed past us it may be another branch's, too.
-                let losses = [
-                    ResyncCause::Fork,
-                    ResyncCause::Epoch,
-                    ResyncCause::Missing,
-                    ResyncCause::Trimmed,
-                ];
-                self.may_lack |= losses.contains(cause);
-                if *cause != ResyncCause::Start {
-                    warn!(cause = cause.label(), "the table is not valid");
-                }
-                self.metrics.resynced(cause.label());
-                if *cause == ResyncCause::Fork {
-                    self.metrics.forked();
-                }
-                self.applier.writer().set_cause(cause.to_string());
-            }
-            Action::GapRepaired => self.metrics.gap_repaired(),
-            Action::RejectWarmStart(unused) => self.refused(unused.label(), &unused.to_string()),
-            _ => {}
-        }
-        if let Action::CompareBucket(bucket) = action
-            && self.lost_buckets.remove(&bucket.number)
-        {
-            info!(
-                bucket = bucket.number,
-                "a lost bucket of the ledger is back, and was read again"
-            );
-            self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
-        }
-        match done {
-            ActionOutcome::BucketDenied { pairs } => {
-                warn!(
-                    pairs,
-                    "this many pairs are denied because their bucket of the ledger was lost: run \
-                     `consentd ledger repair`, or restore a backup of Redis"
-                );
-            }
-            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 => {
-                warn!(
-                    pairs = mismatches,
-                    "the table was not what the ledger holds, and was mended"
-                );
-                self.metrics.scrub_mismatched(mismatches);
-            }
-            ActionOutcome::Valid { retained } => {
-                if matches!(action, Action::Validate) {
-                    info!(remembered = retained, "the table holds the ledger");
-                    self.lost();
-                }
-                if !std::mem::take(&mut self.overflow).is_empty() {
-                    self.applier.writer().set_cause("");
-                }
-            }
-            ActionOutcome::Overflowed { retained } => {
-                self.overflow = format!(
-                    "the ledger has lost denials of {retained} users, more than are remembered \
-                     beside it: bring it back from a backup, or say that it is right as it is \
-                     with `consentd ledger accept`"
-                );
-                error!(pairs = retained, "the ledger has lost too much: the table stays invalid");
-                self.applier.writer().set_cause(self.overflow.clone());
-                self.lost();
-            }
-            _ => {}
-        }
-    }
-
-    /// Tells recorders of a loss, so that they give back what they know.
-    fn lost(&mut self) {
-        let is_back = !std::mem::take(&mut self.lost_buckets).is_empty();
-        if std::mem::take(&mut self.may_lack) || is_back {
-            self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
-        }
-    }
 }
 
-/// The ledger did not answer within the time that a poll, or a bucket, may take.
+/// The ledger did not answer a poll, or the read of a bucket, in time.
 #[derive(Debug, thiserror::Error)]
 #[error("it does not answer")]
-struct NoAnswer;
+struct TimedOut;
 
-fn no_answer() -> LedgerError {
-    LedgerError::Unreachable(Arc::new(NoAnswer))
+fn timed_out() -> LedgerError {
+    LedgerError::Unreachable(Arc::new(TimedOut))
 }
 
-fn every(period: Duration) -> Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+fn ticker(period: Duration) -> Interval {
+    let mut ticker = interval(period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
 }
 
-/// The next tick, or never.
-async fn next(ticks: &mut Option<Interval>) {
-    match ticks {
-        Some(ticks) => drop(ticks.tick().await),
+/// The next tick; never ready without a ticker.
+async fn next_tick(ticker: &mut Option<Interval>) {
+    match ticker {
+        Some(ticker) => drop(ticker.tick().await),
         None => std::future::pending().await,
     }
 }

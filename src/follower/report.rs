@@ -1,24 +1,86 @@
-//! What the follower reports of the ledger itself: in the log, in the metrics, and to the table's
-//! readers.
+//! What the follower logs, counts, and publishes to the table's readers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
 
-use super::Follower;
+use super::applier::ActionOutcome;
+use super::state_machine::{Action, ResyncCause};
+use crate::metrics::Metrics;
+use crate::table::Writer;
 use consentd_core::time::{Timestamp, clock_offset_warning};
-use consentd_os::clock::Moment;
+use consentd_ledger::{DurabilityStatus, Ledger, LedgerError};
+use consentd_os::clock::{self, Moment};
 
+/// How often a failure that lasts is logged again.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a clock offset that lasts is logged again.
 const CLOCK_LOG_INTERVAL: Duration = Duration::from_mins(5);
 
-impl Follower {
-    /// Logs that the Pub/Sub subscription is lost or refused: polls carry changes meanwhile, later.
-    pub(super) fn unheard(&mut self, refused: bool, why: &(dyn std::error::Error + Send + Sync)) {
+/// Reports the follower's progress: each state is logged when it begins, now and then while it lasts,
+/// and when it ends.
+pub(super) struct Report {
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    /// Counts the losses of the ledger, for recorders.
+    losses: watch::Sender<u64>,
+    /// Why the table cannot be proven, as last logged, and when.
+    unproven: Option<(String, Duration)>,
+    /// When a clock offset was last logged, while there is one.
+    clock_offset: Option<Moment>,
+    /// Whether the ledger may have lost changes since recorders were last notified.
+    may_have_lost: bool,
+    /// Why the table stays invalid although it holds the ledger; empty if it does not.
+    overflow: String,
+    /// How durable the ledger is, as last logged.
+    durability: Option<DurabilityStatus>,
+    /// Why announcements are not received, as last logged.
+    unsubscribed: Option<String>,
+    /// Buckets that the ledger has lost, and that are not restored yet.
+    lost_buckets: HashSet<u32>,
+}
+
+impl Report {
+    pub(super) fn new(ledger: Ledger, metrics: Arc<Metrics>) -> Self {
+        Self {
+            ledger,
+            metrics,
+            losses: watch::Sender::new(0),
+            unproven: None,
+            clock_offset: None,
+            may_have_lost: false,
+            overflow: String::new(),
+            durability: None,
+            unsubscribed: None,
+            lost_buckets: HashSet::new(),
+        }
+    }
+
+    /// A counter of the times when the ledger was seen to have lost changes.
+    pub(super) fn losses(&self) -> watch::Receiver<u64> {
+        self.losses.subscribe()
+    }
+
+    /// Reports that announcements are received.
+    pub(super) fn on_subscribed(&mut self) {
+        self.metrics.subscribed("subscribed");
+        if self.unsubscribed.take().is_some() {
+            info!("subscribed to the ledger's announcements again");
+        }
+    }
+
+    /// Reports that the Pub/Sub subscription is lost or refused: polls carry changes meanwhile, later.
+    pub(super) fn on_unsubscribed(
+        &mut self,
+        refused: bool,
+        why: &(dyn std::error::Error + Send + Sync),
+    ) {
         self.metrics.subscribed(if refused { "refused" } else { "failed" });
         let why = why.to_string();
-        if self.unheard.as_ref() != Some(&why) {
+        if self.unsubscribed.as_ref() != Some(&why) {
             warn!(
                 cause = why,
                 "not subscribed to the ledger's announcements (Redis Pub/Sub): opt-outs are enforced \
@@ -26,39 +88,194 @@ impl Follower {
                  lasts, see that the ACL permits +subscribe and the channel, and that the network \
                  lets the connection through"
             );
-            self.unheard = Some(why);
+            self.unsubscribed = Some(why);
         }
     }
 
-    /// Tells what is to be mended about the ledger, whenever that is something else.
-    pub(super) fn check_ledger(&mut self) {
+    /// Reports that the ledger could not be read.
+    pub(super) fn on_read_error(&mut self, writer: &mut Writer, error: &LedgerError) {
+        self.set_unproven(writer, &error.to_string());
+    }
+
+    /// Reports that a bucket could not be read, or was lost.
+    pub(super) fn on_bucket_error(
+        &mut self,
+        writer: &mut Writer,
+        number: u32,
+        is_live: bool,
+        error: &LedgerError,
+    ) {
+        if error.is_lost_key() {
+            if self.lost_buckets.insert(number) {
+                error!(
+                    cause = %error,
+                    "a bucket of the ledger was deleted or evicted in Redis: messages to its users \
+                     are denied until it is back; run `consentd ledger repair`, or restore a backup \
+                     of Redis"
+                );
+            }
+            if is_live {
+                return self.check_ledger(writer);
+            }
+            // The bucket's pairs are unknown, so the table cannot be loaded, and everything is denied.
+        }
+        self.set_unproven(writer, &error.to_string());
+    }
+
+    fn set_unproven(&mut self, writer: &mut Writer, why: &str) {
+        self.check_ledger(writer);
+        let now = clock::boot();
+        let is_due = self.unproven.as_ref().is_none_or(|(logged, at)| {
+            logged != why || now.saturating_sub(*at) >= FAILURE_LOG_INTERVAL
+        });
+        if is_due {
+            warn!(
+                cause = why,
+                "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
+                 older than --max-staleness, every check is denied as STALE; retrying by itself"
+            );
+            self.unproven = Some((why.to_owned(), now));
+        }
+        writer.set_cause(why);
+    }
+
+    /// Reports an action on the table and its outcome.
+    pub(super) fn on_action(
+        &mut self,
+        writer: &mut Writer,
+        action: &Action,
+        outcome: ActionOutcome,
+    ) {
+        match action {
+            Action::AdvanceRevision(_, recorded) if *recorded > Timestamp::MIN => {
+                self.metrics.propagated(clock::wall().since(*recorded));
+            }
+            Action::SetProof(asked, ledger_clock) => {
+                self.on_proof(writer, *asked, *ledger_clock);
+            }
+            Action::Invalidate(cause) => self.on_invalidated(writer, *cause),
+            Action::GapRepaired => self.metrics.gap_repaired(),
+            Action::RejectWarmStart(refusal) => {
+                self.on_snapshot_rejected(refusal.label(), &refusal.to_string());
+            }
+            Action::CompareBucket(bucket) if self.lost_buckets.remove(&bucket.number) => {
+                info!(
+                    bucket = bucket.number,
+                    "a lost bucket of the ledger is back, and was read again"
+                );
+                self.notify_recorders();
+            }
+            _ => {}
+        }
+        match outcome {
+            ActionOutcome::BucketDenied { pairs } => {
+                warn!(
+                    pairs,
+                    "this many pairs are denied because their bucket of the ledger was lost: run \
+                     `consentd ledger repair`, or restore a backup of Redis"
+                );
+            }
+            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 => {
+                warn!(pairs = mismatches, "the table differed from the ledger, and was corrected");
+                self.metrics.scrub_mismatched(mismatches);
+            }
+            ActionOutcome::Valid { retained } => {
+                if matches!(action, Action::Validate) {
+                    info!(remembered = retained, "the table holds the ledger");
+                    self.on_loaded();
+                }
+                if !std::mem::take(&mut self.overflow).is_empty() {
+                    writer.set_cause("");
+                }
+            }
+            ActionOutcome::Overflowed { retained } => {
+                self.overflow = format!(
+                    "the ledger has lost denials of {retained} users, more than are remembered \
+                     beside it: bring it back from a backup, or say that it is right as it is \
+                     with `consentd ledger accept`"
+                );
+                error!(pairs = retained, "the ledger has lost too much: the table stays invalid");
+                writer.set_cause(self.overflow.clone());
+                self.on_loaded();
+            }
+            ActionOutcome::BucketCompared { .. } | ActionOutcome::Performed => {}
+        }
+    }
+
+    fn on_proof(&mut self, writer: &mut Writer, asked: Moment, ledger_clock: Timestamp) {
+        self.check_clocks(asked, ledger_clock);
+        self.check_ledger(writer);
+        if self.unproven.take().is_some() {
+            info!("this sidecar has all of the ledger's changes again, and answers by them");
+        }
+        writer.set_cause(self.overflow.clone());
+    }
+
+    fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
+        // A log that was trimmed past our position may be that of a fork, too.
+        self.may_have_lost |= matches!(
+            cause,
+            ResyncCause::Fork | ResyncCause::Epoch | ResyncCause::Missing | ResyncCause::Trimmed
+        );
+        if cause != ResyncCause::Start {
+            warn!(cause = cause.label(), "the table is not valid");
+        }
+        self.metrics.resynced(cause.label());
+        if cause == ResyncCause::Fork {
+            self.metrics.forked();
+        }
+        writer.set_cause(cause.to_string());
+    }
+
+    /// Reports that a snapshot of the table is not used.
+    pub(super) fn on_snapshot_rejected(&self, cause: &str, why: &str) {
+        warn!(cause = why, "the saved table is not used: the ledger is read whole");
+        self.metrics.snapshot_refused(cause);
+    }
+
+    /// Notifies recorders, once the table is loaded, if the ledger may have lost changes. A load also
+    /// ends the loss of buckets: it succeeds only if all of them are there.
+    fn on_loaded(&mut self) {
+        let had_lost_buckets = !std::mem::take(&mut self.lost_buckets).is_empty();
+        if std::mem::take(&mut self.may_have_lost) || had_lost_buckets {
+            self.notify_recorders();
+        }
+    }
+
+    /// Makes recorders write back the denials that they know and the ledger may have lost.
+    fn notify_recorders(&self) {
+        self.losses.send_modify(|losses| *losses = losses.wrapping_add(1));
+    }
+
+    /// Reports what an operator should correct about the ledger, if that has changed.
+    fn check_ledger(&mut self, writer: &mut Writer) {
         self.metrics.unannounced(self.ledger.unannounced());
-        let standing = self.ledger.durability();
-        if self.standing.as_ref() == Some(&standing) {
+        let durability = self.ledger.durability();
+        if self.durability.as_ref() == Some(&durability) {
             return;
         }
-        for warning in standing.warnings.iter() {
+        for warning in durability.warnings.iter() {
             warn!("the ledger needs attention: {warning}");
         }
-        self.metrics.ledger_is(standing.durable, standing.unfenced, standing.lost_keys);
-        self.applier.writer().set_warnings(Arc::clone(&standing.warnings));
-        self.standing = Some(standing);
+        self.metrics.ledger_is(durability.durable, durability.unfenced, durability.lost_keys);
+        writer.set_warnings(Arc::clone(&durability.warnings));
+        self.durability = Some(durability);
     }
 
-    /// Logs a clock offset between this machine and the ledger when it appears, now and then while it
-    /// lasts, and when it is gone. The ledger read its clock between `asked` and now, so that a slow
-    /// answer is no offset.
-    pub(super) fn check_clocks(&mut self, asked: Moment, ledgers: Timestamp) {
+    /// Reports a clock offset between this machine and the ledger.
+    ///
+    /// The ledger read its clock between `asked` and now, so that a slow answer is no offset.
+    fn check_clocks(&mut self, asked: Moment, ledger: Timestamp) {
         let answered = Moment::now();
-        let ours = ledgers.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
-        let Some(warning) = clock_offset_warning(ours, ledgers) else {
-            if self.clocks_told.take().is_some() {
+        let ours = ledger.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
+        let Some(warning) = clock_offset_warning(ours, ledger) else {
+            if self.clock_offset.take().is_some() {
                 info!("this machine's clock and the ledger's agree again");
             }
             return;
         };
-        if self.clocks_told.is_none_or(|told| answered.since(told) >= CLOCK_LOG_INTERVAL) {
-            self.clocks_told = Some(answered);
+        if self.clock_offset.is_none_or(|logged| answered.since(logged) >= CLOCK_LOG_INTERVAL) {
+            self.clock_offset = Some(answered);
             warn!("{warning}");
         }
     }

@@ -1,7 +1,8 @@
-//! What is asked of the ledger, and when: what lies between the machine and the wire.
+//! Schedules the reads of the ledger that the state machine wants: at most one poll at a time, and
+//! retries.
 //!
-//! Pure, like the machine: the task in [`super`] does what this says with sockets and timers, and
-//! `tests/simulation.rs` with simulated ones, so that both do the same.
+//! Pure, like the state machine: the task in [`super`] executes its tasks with sockets and timers, and
+//! `tests/simulation.rs` with simulated ones, so that the same logic is tested.
 
 use std::time::Duration;
 
@@ -10,117 +11,118 @@ use consentd_core::record::Revision;
 use consentd_ledger::{Announcement, Bucket, LogHead, Page, Position};
 use consentd_os::clock::Moment;
 
-/// How long to wait before asking a ledger again that did not answer.
+/// How long to wait before another read after one that failed.
 pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long a bucket may take.
+/// The timeout of a read of a bucket.
 pub const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often the log is read, where nothing else asks for it, and how long that may take: two
-/// polls in a row may fail before a check does.
+/// The interval of polls, and the timeout of each: a third of the longest staleness at which checks
+/// are answered, so that two polls in a row may fail.
 #[must_use]
 pub fn period(bound: Duration) -> Duration {
     bound.div_f64(3.0).max(Duration::from_millis(1))
 }
 
-/// What is to be done, in order.
+/// A task for the caller. The tasks of one call are performed in order.
 #[derive(Debug)]
 pub enum Task {
-    /// Do this to the table.
+    /// Perform this action on the table.
     Table(Action),
-    /// Read the log, and tell [`Scheduler::on_page`] what came of it within the [`period`].
+    /// Read the log, and call [`Scheduler::on_page`] with the result within the [`period`].
     Page(PageRequest),
-    /// Read a bucket after a while, and tell [`Scheduler::on_bucket`] what came of it within
-    /// [`BUCKET_TIMEOUT`] from then on.
+    /// Read a bucket after a wait, and call [`Scheduler::on_bucket`] with the result within
+    /// [`BUCKET_TIMEOUT`] after it.
     Bucket {
-        /// What is asked.
-        question: BucketRequest,
-        /// How long to wait before.
+        /// The request.
+        request: BucketRequest,
+        /// How long to wait before it.
         wait: Duration,
     },
     /// Call [`Scheduler::on_retry_due`] once [`RETRY_INTERVAL`] has passed.
     RetryPoll,
 }
 
-/// What comes after a revision.
+/// A read of the log behind a revision.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest {
     attempt: Attempt,
-    /// Before it is sent: what was appended later may be missing from the answer.
+    /// A moment before the request is sent: the page has everything that was appended before it.
     asked: Moment,
-    /// The revision.
+    /// The revision behind which the page starts.
     pub after: Revision,
-    /// The log's hash at that revision.
+    /// The log's head at that revision.
     pub head: LogHead,
 }
 
-/// Why the log could not be read.
+/// Why a read failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ReadFailure {
-    /// There was no answer, or none that says anything.
+    /// There was no usable answer.
     Unanswered,
-    /// There is no ledger.
+    /// There is no ledger at the address.
     Missing,
-    /// The bucket was deleted or evicted, and what it held with it.
+    /// The bucket was deleted or evicted.
     Lost,
 }
 
-/// What a bucket holds.
+/// A read of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct BucketRequest {
     attempt: Attempt,
-    /// The bucket.
+    /// The bucket's number.
     pub number: u32,
 }
 
-/// The machine, and what was asked for it.
+/// The state machine, and the reads that are going on for it.
 pub struct Scheduler {
     machine: StateMachine,
     /// Whether the log is being read.
     polling: bool,
-    /// Whether it is to be read again once it was.
+    /// Whether another poll was wanted since the one that is going on was sent.
     again: bool,
-    /// Whether [`RETRY_INTERVAL`] is being waited for: once, however often it fails meanwhile.
+    /// Whether a [`Task::RetryPoll`] is pending. There is at most one, however many polls fail
+    /// meanwhile.
     waiting: bool,
 }
 
 impl Scheduler {
-    /// A driver of a new machine, and what is to be done first.
+    /// A scheduler of a new state machine, and its first tasks.
     #[must_use]
     pub fn new(now: Moment) -> (Self, Vec<Task>) {
         Self::from(None, now)
     }
 
-    /// The same, beside a table that was saved before.
+    /// A scheduler that starts from a snapshot of the table, if there is one.
     #[must_use]
     pub fn from(warm: Option<WarmStart>, now: Moment) -> (Self, Vec<Task>) {
         let (machine, actions) = StateMachine::from(warm);
-        let mut driver = Self { machine, polling: false, again: false, waiting: false };
-        let tasks = driver.tasks(actions, now);
-        (driver, tasks)
+        let mut scheduler = Self { machine, polling: false, again: false, waiting: false };
+        let tasks = scheduler.tasks(actions, now);
+        (scheduler, tasks)
     }
 
-    /// The machine.
+    /// The state machine.
     #[must_use]
     pub fn state_machine(&self) -> &StateMachine {
         &self.machine
     }
 
-    /// A [`period`] has passed.
+    /// Handles that a [`period`] has passed.
     pub fn on_tick(&mut self, now: Moment) -> Vec<Task> {
         self.poll(now).into_iter().collect()
     }
 
-    /// [`RETRY_INTERVAL`] has passed since the log could not be read.
+    /// Handles that [`RETRY_INTERVAL`] has passed since a poll failed.
     pub fn on_retry_due(&mut self, now: Moment) -> Vec<Task> {
         self.waiting = false;
         self.poll(now).into_iter().collect()
     }
 
-    /// The log was read, or could not be.
+    /// Handles the result of a poll.
     pub fn on_page(
         &mut self,
-        question: PageRequest,
+        request: PageRequest,
         page: Result<Page, ReadFailure>,
         now: Moment,
     ) -> Vec<Task> {
@@ -128,7 +130,7 @@ impl Scheduler {
         let again = std::mem::take(&mut self.again);
         let mut tasks = match page {
             Ok(page) => {
-                let PageRequest { attempt, asked, after, .. } = question;
+                let PageRequest { attempt, asked, after, .. } = request;
                 let actions = self.machine.on(Event::Page { attempt, asked, after, page });
                 self.tasks(actions, now)
             }
@@ -136,59 +138,59 @@ impl Scheduler {
                 return self.retry().into_iter().collect();
             }
             Err(ReadFailure::Missing) => {
-                let actions = self.machine.on(Event::Missing { attempt: question.attempt });
-                // Not at once: a ledger that is gone does not come back that soon.
+                let actions = self.machine.on(Event::Missing { attempt: request.attempt });
+                // The next poll waits for the retry: a ledger that is gone does not return at once.
                 let actions = actions.into_iter().filter(|action| !matches!(action, Action::Poll));
                 let mut tasks = self.tasks(actions.collect(), now);
                 tasks.extend(self.retry());
                 return tasks;
             }
         };
-        // Behind what this page brought, and where that itself did not ask for more.
+        // The other poll starts behind the entries of this page, unless the page started one already.
         if again && !self.polling {
             tasks.extend(self.poll(now));
         }
         tasks
     }
 
-    /// A bucket was read, or could not be.
+    /// Handles the result of a read of a bucket.
     pub fn on_bucket(
         &mut self,
-        question: BucketRequest,
+        request: BucketRequest,
         bucket: Result<Bucket, ReadFailure>,
         now: Moment,
     ) -> Vec<Task> {
-        let attempt = question.attempt;
+        let attempt = request.attempt;
         match bucket {
             Ok(bucket) => {
                 let actions = self.machine.on(Event::Bucket { attempt, arrived: now, bucket });
                 self.tasks(actions, now)
             }
-            // Whoever reads all of them waits for this one; else it is asked for in its turn.
+            // While the ledger is loaded, a lost bucket is retried like any failed read.
             Err(ReadFailure::Lost) if self.machine.is_live() => {
-                let actions = self.machine.on(Event::Lost { attempt, number: question.number });
+                let actions = self.machine.on(Event::Lost { attempt, number: request.number });
                 self.tasks(actions, now)
             }
             Err(_) if attempt == self.machine.attempt() => {
-                vec![Task::Bucket { question, wait: RETRY_INTERVAL }]
+                vec![Task::Bucket { request, wait: RETRY_INTERVAL }]
             }
             Err(_) => Vec::new(),
         }
     }
 
-    /// Somebody appended.
+    /// Handles an announcement of changes.
     pub fn on_announcement(&mut self, announcement: Announcement, now: Moment) -> Vec<Task> {
         let actions = self.machine.on(Event::Announced(announcement));
         self.tasks(actions, now)
     }
 
-    /// Announcements were lost.
+    /// Handles that announcements may have been lost.
     pub fn on_missed(&mut self, now: Moment) -> Vec<Task> {
         let actions = self.machine.on(Event::Missed);
         self.tasks(actions, now)
     }
 
-    /// It is time to compare a further bucket with the table.
+    /// Handles that the next bucket is due to be compared with the table.
     pub fn on_scrub_due(&mut self, now: Moment) -> Vec<Task> {
         let actions = self.machine.on(Event::ScrubDue);
         self.tasks(actions, now)
@@ -199,21 +201,22 @@ impl Scheduler {
         let task = |action| match action {
             Action::Poll => self.poll(now),
             Action::ReadBucket(number) => {
-                let question = BucketRequest { attempt, number };
-                Some(Task::Bucket { question, wait: Duration::ZERO })
+                let request = BucketRequest { attempt, number };
+                Some(Task::Bucket { request, wait: Duration::ZERO })
             }
             action => Some(Task::Table(action)),
         };
         actions.into_iter().filter_map(task).collect()
     }
 
-    /// Asks again after a while, also for those who have waited for this answer: a ledger that refuses
-    /// at once must not be asked as often as it does.
+    /// Schedules another poll after a wait, even if one was wanted meanwhile: a ledger that refuses at
+    /// once must not be polled in a busy loop.
     fn retry(&mut self) -> Option<Task> {
         (!std::mem::replace(&mut self.waiting, true)).then_some(Task::RetryPoll)
     }
 
-    /// Asks where the log ends; one answer serves all who want it while none has been asked for.
+    /// Starts a poll, or notes that another one is wanted after the one that is going on: that one may
+    /// miss what was appended since it was sent.
     fn poll(&mut self, now: Moment) -> Option<Task> {
         if self.polling {
             self.again = true;

@@ -1,7 +1,7 @@
-//! When the table is saved, and how it is read back at the start.
+//! Takes snapshots of the table, and reads one back at the start.
 //!
-//! What is saved is what was proven: never a table that is stale or not valid, and none while it
-//! remembers denials that the ledger has lost, for they are not in the file.
+//! A snapshot is taken only of a table that is proven and valid, and that retains no denials which the
+//! ledger has lost, for the file does not have them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use consentd_os::clock::{self, Moment};
 use consentd_os::files::{Lock, beside};
 use consentd_os::io_hint;
 
-/// How long the last saving may take, at the end.
+/// The timeout of the last snapshot, when the process ends.
 const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where the table is saved, and how often.
+/// The file for snapshots, and how often they are taken.
 #[derive(Debug)]
 pub struct SnapshotTarget {
     path: PathBuf,
-    /// How often, beside the end; unset for never.
-    pub(super) every: Option<Duration>,
-    /// Nobody else saves there while we have it.
+    /// How often snapshots are taken while the process runs; `None` for only at its end.
+    pub(super) interval: Option<Duration>,
+    /// Held while this process is the one that saves there.
     lock: Option<Lock>,
-    /// Whether it was told that somebody else does.
-    told: bool,
+    /// Whether it was logged that another process holds the lock.
+    wait_logged: bool,
 }
 
-/// Why no table can be saved in a file.
+/// Why a file cannot be used for snapshots.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotTargetError {
-    /// It holds something else.
+    /// The file is not a snapshot.
     #[error(
         "{path} is there, and is no saved table: saving would replace it; move it away, or give \
          another path"
@@ -48,76 +48,77 @@ pub enum SnapshotTargetError {
         /// The file.
         path: PathBuf,
     },
-    /// Its lock cannot be had.
+    /// The lock file cannot be opened or locked.
     #[error("cannot lock {path}: {source}{}", io_hint::hint(path, source))]
     Lock {
-        /// The lock.
+        /// The lock file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
 
 impl SnapshotTarget {
-    /// Saves in this file, this often beside the end. Where another sidecar saves there already,
-    /// this one waits until that one has ended.
+    /// Saves snapshots in this file, in this interval and at the end. If another sidecar saves there
+    /// already, this one does not until that one has ended.
     ///
     /// # Errors
     ///
-    /// [`SnapshotTargetError`] where the file is something else, or cannot be locked.
-    pub fn new(path: PathBuf, every: Option<Duration>) -> Result<Self, SnapshotTargetError> {
+    /// [`SnapshotTargetError`] if the file is something else, or cannot be locked.
+    pub fn new(path: PathBuf, interval: Option<Duration>) -> Result<Self, SnapshotTargetError> {
         if snapshot_file::is_foreign_file(&path) {
             return Err(SnapshotTargetError::ForeignFile { path });
         }
-        let mut saving = Self { path, every, lock: None, told: false };
-        match saving.lock() {
-            Ok(_) => Ok(saving),
+        let mut target = Self { path, interval, lock: None, wait_logged: false };
+        match target.lock() {
+            Ok(_) => Ok(target),
             Err(source) => {
-                Err(SnapshotTargetError::Lock { path: beside(&saving.path, "lock"), source })
+                Err(SnapshotTargetError::Lock { path: beside(&target.path, "lock"), source })
             }
         }
     }
 
-    /// Sees that this process is the only one that saves there; says so once where it is not.
+    /// Acquires the lock, if it is free; returns whether this process holds it. Logs once when another
+    /// process holds it, and when that one has ended.
     fn lock(&mut self) -> std::io::Result<bool> {
         if self.lock.is_none() {
             self.lock = Lock::beside(&self.path)?;
         }
         let path = self.path.display();
-        if self.lock.is_some() && self.told {
+        if self.lock.is_some() && self.wait_logged {
             info!(%path, "no other sidecar saves its table in this file any more: this one does");
-        } else if self.lock.is_none() && !self.told {
+        } else if self.lock.is_none() && !self.wait_logged {
             warn!(
                 %path,
                 "another sidecar saves its table in this file: this one does not, until that one \
                  has ended; give each a --snapshot of its own"
             );
         }
-        self.told = self.lock.is_none();
+        self.wait_logged = self.lock.is_none();
         Ok(self.lock.is_some())
     }
 }
 
-/// The saved tables in a folder, of which so many entries are looked at.
+/// The snapshots in a folder, of which at most `most` entries are looked at.
 #[must_use]
 pub fn snapshot_files_in(folder: &Path, most: usize) -> Vec<PathBuf> {
     snapshot_file::snapshot_files_in(folder, most)
 }
 
-/// Why a table was not saved.
+/// Why no snapshot was saved.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SnapshotError {
     #[error("the file cannot be written")]
     Io(#[from] std::io::Error),
-    #[error("the writing of it failed")]
+    #[error("the writing thread panicked")]
     Failed(#[from] JoinError),
 }
 
-/// A saving that is under way.
+/// A snapshot that is being taken.
 pub(super) struct SnapshotJob {
     attempt: Attempt,
     began: Duration,
-    /// Told to end where it is dropped.
+    /// Whether to go on. Dropping the job cancels it.
     resumable: Arc<AtomicBool>,
 }
 
@@ -127,17 +128,17 @@ impl Drop for SnapshotJob {
     }
 }
 
-/// The causes of an error, one behind the other.
+/// An error and its causes, separated by colons.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
+    causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
 }
 
 impl Follower {
-    /// Reads the table that was saved, where one was and it is whole.
+    /// Reads the snapshot, if there is one and it is intact.
     pub(super) async fn read_snapshot(&mut self) -> Option<WarmStart> {
-        let saving = self.saving.as_ref()?;
-        let (path, is_ours) = (saving.path.clone(), saving.lock.is_some());
+        let target = self.snapshot_target.as_ref()?;
+        let (path, is_ours) = (target.path.clone(), target.lock.is_some());
         let began = clock::boot();
         let read = spawn_blocking(move || {
             if is_ours {
@@ -164,33 +165,32 @@ impl Follower {
             Ok(Err(error)) => ("unreadable", error_chain(&error)),
             Err(error) => ("unreadable", error_chain(&error)),
         };
-        self.refused(cause, &why);
+        self.report.on_snapshot_rejected(cause, &why);
         None
     }
 
-    /// Tells that a saved table is not used.
-    pub(super) fn refused(&self, cause: &str, why: &str) {
-        warn!(cause = why, "the saved table is not used: the ledger is read whole");
-        self.metrics.snapshot_refused(cause);
-    }
-
-    /// What a table that may be saved now begins with; otherwise why it may not.
-    fn start(&mut self, driver: &Scheduler) -> Result<SnapshotHeader, &'static str> {
-        let (machine, now) = (driver.state_machine(), Moment::now());
-        let accepted = self.applier.may_save(machine, self.bound, now)?;
+    /// The header of a snapshot that is taken now; otherwise why none may be, as a metric's label.
+    fn header(&mut self, scheduler: &Scheduler) -> Result<SnapshotHeader, &'static str> {
+        let (machine, now) = (scheduler.state_machine(), Moment::now());
+        let accepted = self.applier.may_save(machine, self.max_staleness, now)?;
         let freshness = self.applier.writer().table().freshness();
         let proven = now.wall.minus(freshness.staleness(now));
-        Ok(SnapshotHeader { from: machine.position(), accepted, seen: self.applier.seen(), proven })
+        Ok(SnapshotHeader {
+            from: machine.position(),
+            accepted,
+            seen: self.applier.latest_seen(),
+            proven,
+        })
     }
 
-    /// Sets out to save the table, where it may be: where to, what it begins with, and whether that
-    /// is still wanted.
+    /// Creates the job of a snapshot, if one may be taken; returns its file, its header, and whether
+    /// to go on with it.
     fn start_job(
         &mut self,
-        driver: &Scheduler,
+        scheduler: &Scheduler,
     ) -> Option<(PathBuf, SnapshotHeader, Arc<AtomicBool>)> {
-        let saving = self.saving.as_mut()?;
-        match saving.lock() {
+        let target = self.snapshot_target.as_mut()?;
+        match target.lock() {
             Ok(true) => {}
             Ok(false) => {
                 self.metrics.snapshot("in_use");
@@ -201,26 +201,26 @@ impl Follower {
                 return None;
             }
         }
-        let path = saving.path.clone();
-        let start = self.start(driver).map_err(|why| self.metrics.snapshot(why)).ok()?;
+        let path = target.path.clone();
+        let header = self.header(scheduler).map_err(|why| self.metrics.snapshot(why)).ok()?;
         let resumable = Arc::new(AtomicBool::new(true));
         self.snapshot_job = Some(SnapshotJob {
-            attempt: driver.state_machine().attempt(),
+            attempt: scheduler.state_machine().attempt(),
             began: clock::boot(),
             resumable: Arc::clone(&resumable),
         });
-        Some((path, start, resumable))
+        Some((path, header, resumable))
     }
 
-    /// Begins to save the table, where it may be and is not being saved already.
-    pub(super) fn start_snapshot(&mut self, driver: &Scheduler, pending: &PendingOperations) {
+    /// Starts to take a snapshot, unless one may not be taken or is being taken.
+    pub(super) fn start_snapshot(&mut self, scheduler: &Scheduler, pending: &PendingOperations) {
         if self.snapshot_job.is_some() {
             return;
         }
-        let Some((path, start, resumable)) = self.start_job(driver) else { return };
+        let Some((path, header, resumable)) = self.start_job(scheduler) else { return };
         let table = self.applier.writer().table();
         let written = spawn_blocking(move || {
-            snapshot_file::write(&path, &start, &table, || resumable.load(Ordering::Relaxed))
+            snapshot_file::write(&path, &header, &table, || resumable.load(Ordering::Relaxed))
         });
         pending.push(Box::pin(async move {
             let written = written.await.map_err(SnapshotError::from);
@@ -228,10 +228,11 @@ impl Follower {
         }));
     }
 
-    /// The pairs were written: they are a table if that was followed without a break meanwhile.
+    /// Completes a snapshot whose pairs were written, if the ledger was followed without a resync
+    /// meanwhile: otherwise they are not of one ledger.
     pub(super) fn finish_snapshot(
         &mut self,
-        driver: &Scheduler,
+        scheduler: &Scheduler,
         pending: &PendingOperations,
         written: Result<WrittenPairs, SnapshotError>,
     ) {
@@ -239,17 +240,19 @@ impl Follower {
             Ok(written) => written,
             Err(error) => return self.on_snapshot_result(Err(error)),
         };
-        let attempt = self.snapshot_job.as_ref().map(|snapshot_job| snapshot_job.attempt);
-        if attempt != Some(driver.state_machine().attempt()) {
+        let attempt = self.snapshot_job.as_ref().map(|job| job.attempt);
+        if attempt != Some(scheduler.state_machine().attempt()) {
             self.snapshot_job = None;
             return self.metrics.snapshot("not_live");
         }
-        if let Err(why) = self.start(driver) {
+        if let Err(why) = self.header(scheduler) {
             self.snapshot_job = None;
             return self.metrics.snapshot(why);
         }
-        let Some(path) = self.saving.as_ref().map(|saving| saving.path.clone()) else { return };
-        let (until, secret) = (driver.state_machine().position(), self.applier.writer().secret());
+        let Some(target) = &self.snapshot_target else { return };
+        let path = target.path.clone();
+        let (until, secret) =
+            (scheduler.state_machine().position(), self.applier.writer().secret());
         let saved = spawn_blocking(move || snapshot_file::finish(&path, written, &until, &secret));
         pending.push(Box::pin(async move {
             let saved = saved.await.map_err(SnapshotError::from);
@@ -257,12 +260,12 @@ impl Follower {
         }));
     }
 
-    /// Tells what came of it.
+    /// Reports the result of a snapshot.
     pub(super) fn on_snapshot_result(&mut self, saved: Result<u64, SnapshotError>) {
-        let snapshot_job = self.snapshot_job.take();
-        match (saved, snapshot_job) {
-            (Ok(bytes), Some(snapshot_job)) => {
-                let took = clock::boot().saturating_sub(snapshot_job.began);
+        let job = self.snapshot_job.take();
+        match (saved, job) {
+            (Ok(bytes), Some(job)) => {
+                let took = clock::boot().saturating_sub(job.began);
                 let now = clock::wall().since(consentd_core::time::Timestamp::MIN);
                 self.metrics.snapshot_saved(now, bytes, took);
                 info!(bytes, took_ms = took.as_millis(), "the table was saved");
@@ -275,14 +278,14 @@ impl Follower {
         }
     }
 
-    /// Saves the table once more, now that nothing changes it.
-    pub(super) async fn save_final_snapshot(&mut self, driver: &Scheduler) {
-        let Some((path, start, resumable)) = self.start_job(driver) else { return };
+    /// Takes the last snapshot, now that nothing changes the table any more.
+    pub(super) async fn save_final_snapshot(&mut self, scheduler: &Scheduler) {
+        let Some((path, header, resumable)) = self.start_job(scheduler) else { return };
         let (table, secret) = (self.applier.writer().table(), self.applier.writer().secret());
         let saved = spawn_blocking(move || {
             let resumable = || resumable.load(Ordering::Relaxed);
-            let written = snapshot_file::write(&path, &start, &table, resumable)?;
-            snapshot_file::finish(&path, written, &start.from, &secret)
+            let written = snapshot_file::write(&path, &header, &table, resumable)?;
+            snapshot_file::finish(&path, written, &header.from, &secret)
         });
         let saved = timeout(FINAL_SAVE_TIMEOUT, saved).await;
         let saved = saved.unwrap_or_else(|_| Ok(Err(std::io::ErrorKind::TimedOut.into())));

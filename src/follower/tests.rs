@@ -1,4 +1,4 @@
-//! What the simulation in `tests/` is too blunt for: single steps, and bounds that take thousands.
+//! Unit tests of the follower for single steps, and for bounds that the simulation seldom reaches.
 
 mod losses;
 mod warm_start;
@@ -24,7 +24,7 @@ use consentd_os::clock::Moment;
 
 const BUCKETS: u32 = 2;
 
-/// A ledger that is a list.
+/// A model of a ledger: its log.
 #[derive(Clone)]
 struct Model {
     epoch: u8,
@@ -57,7 +57,7 @@ fn effect_of(scope: &str, denies: bool, seconds: u64) -> Effect {
 }
 
 impl Model {
-    /// A ledger of so many users, all of whom opted in.
+    /// A ledger in which so many users have opted in.
     fn new(users: usize) -> Self {
         let mut model = Self { epoch: 1, secret: 1, accepted: 0, seconds: 10, log: Vec::new() };
         for n in 0..users {
@@ -82,7 +82,7 @@ impl Model {
         Some(bodies.next()?.record.clone().unwrap().state)
     }
 
-    /// Records an opt-in or an opt-out; its time makes the hash.
+    /// Appends an opt-in or an opt-out; its time determines the head.
     fn append(&mut self, n: usize, denies: bool, seconds: u64) -> LogEntry {
         self.append_of(n, "marketing", denies, seconds)
     }
@@ -131,7 +131,7 @@ impl Model {
     }
 }
 
-/// A machine and the table that it makes.
+/// A state machine, and the table that its actions are applied to.
 struct Follower {
     machine: StateMachine,
     applier: Applier,
@@ -202,7 +202,7 @@ impl Follower {
         self.on(Event::Bucket { attempt, arrived: moment(seconds), bucket });
     }
 
-    /// Answers what is wanted until nothing is.
+    /// Answers all reads until there are no more.
     fn serve(&mut self, model: &Model) {
         for _ in 0..100 {
             if let Some(number) = self.buckets.pop() {
@@ -373,7 +373,7 @@ fn what_waits_is_bounded() {
     for seconds in 0..100 {
         let end = Position { revision: 7_000, ..model.end() };
         let page = Page { end, tail: Tail::Entries(Vec::new()), ..model.page(0) };
-        // A page that ends far ahead, and brings one entry more.
+        // A page whose log ends far ahead, with one more entry.
         let next = usize::try_from(follower.machine.applied()).unwrap();
         let tail = Tail::Entries(vec![model.log[next].clone()]);
         follower.page(Page { tail, ..page }, 1, seconds);
@@ -392,7 +392,7 @@ fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
     model.epoch = 2;
     follower.poll(&model, 12);
     assert_eq!(follower.causes.last(), Some(&ResyncCause::Epoch));
-    // It knows nothing of what was lost: no snapshot begins with it.
+    // The page is older than the loss, so the ledger must not be loaded from it.
     let actions = follower.machine.on(Event::Page { attempt, asked: moment(11), after, page });
     assert!(actions.is_empty(), "{actions:?}");
 }
@@ -403,7 +403,7 @@ fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     let (mut driver, tasks) = Scheduler::new(now);
     let mut pages: Vec<_> = tasks.iter().filter_map(page_of).collect();
     let mut retries = 0;
-    // Every tick asks; all that fail wait for one and the same retry.
+    // Every tick polls; all polls that fail share one retry.
     for _ in 0..100 {
         for question in std::mem::take(&mut pages) {
             let tasks = driver.on_page(question, Err(ReadFailure::Unanswered), now);
@@ -502,7 +502,8 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     ];
     for cause in causes {
         assert!(crate::metrics::RESYNC_CAUSES.contains(&cause.label()), "{cause}");
-        follower.tell(&Action::Invalidate(cause), ActionOutcome::Performed);
+        let action = Action::Invalidate(cause);
+        follower.report.on_action(follower.applier.writer(), &action, ActionOutcome::Performed);
     }
     let count = |name: &str| {
         let families = registry.gather();

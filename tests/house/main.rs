@@ -72,7 +72,7 @@ fn modules_import_what_the_map_allows() {
         ("table", &[]),
         ("change_feed", &[]),
         ("synthetic", &[]),
-        ("follower", &["change_feed", "metrics", "table", "synthetic"]),
+        ("follower", &["change_feed", "metrics", "table"]),
         ("recorder", &["metrics"]),
         ("net", &["metrics"]),
         ("decision_log", &["metrics", "net"]),
@@ -147,7 +147,7 @@ fn files_stay_short_enough_to_be_read() {
     {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         // The model quotes the page beside what it does, and is the one exception.
-        let most = if path.ends_with("it/model.rs") { 1_300 } else { 540 };
+        let most = if path.ends_with("it/model.rs") { 1_300 } else { 530 };
         assert!(lines <= most, "{} has {lines} lines", path.display());
     }
 }

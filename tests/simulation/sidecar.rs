@@ -261,7 +261,7 @@ impl Sidecar {
             }
             match task {
                 Task::Page(question) => wanted.push(Wanted::Page(self.ask(now), question)),
-                Task::Bucket { question, wait } => {
+                Task::Bucket { request: question, wait } => {
                     wanted.push(Wanted::Bucket(self.ask(now), question, wait));
                 }
                 Task::RetryPoll => {
@@ -295,7 +295,7 @@ impl Sidecar {
     pub fn saved(&mut self) -> (Timestamp, Vec<u8>) {
         let mut bytes = Vec::new();
         self.table.save(&mut bytes, || true).unwrap();
-        (self.applier.seen(), bytes)
+        (self.applier.latest_seen(), bytes)
     }
 
     /// The ledger that is followed.
@@ -313,7 +313,7 @@ impl Sidecar {
     pub fn allows(&self, user_id: &str, category: usize, now: Moment) -> Result<bool, Violation> {
         let category = CATEGORIES[category];
         let form = Form::Template;
-        let question = CheckRequest { user_id, business_id: BUSINESS, category, form };
+        let question = CheckRequest { user_id, business_id: BUSINESS, category, form: Ok(form) };
         let allowed =
             self.checker.check_at(&question, || now).is_ok_and(|answer| answer.decision.allowed());
         if allowed && !self.is_live(now) {

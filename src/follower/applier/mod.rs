@@ -1,126 +1,107 @@
-//! What the machine decided, done to the table; and what the table must not forget.
+//! Performs the state machine's actions on the table, and retains denials that the ledger has lost.
 //!
-//! **Sticky denials.** Whatever the cause of a reload, what the table denied before and would not
-//! deny after it stays denied, as if it had been said when the loss was seen, until something is
-//! said later on a scope that covers it. The same holds for a scope that vanishes from a record.
-//! Pure, but for the table.
+//! **Retained denials.** Whatever the cause of a reload, what the table denied before it and would
+//! not deny after it stays denied, as if it had been said when the loss was detected, until a later
+//! event on a scope that covers it. The same holds for a scope that is missing from a newer record.
+//! Pure, except that it writes to the table.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+mod bucket_counts;
+mod retained_pairs;
+
+use std::collections::HashSet;
 use std::time::Duration;
 
+use self::bucket_counts::BucketCounts;
+use self::retained_pairs::RetainedPairs;
 use super::state_machine::{Action, StateMachine};
 use crate::table::{TableImage, UnreadablePair, Validity, Writer};
-use consentd_core::denied::Denied;
-use consentd_core::facts::Resolved;
 use consentd_core::id::Key;
 use consentd_core::record::Record;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Bucket, Identity, LogBody, UnreadableRecord, bucket_of};
+use consentd_ledger::{Bucket, Identity, LogBody, UnreadableRecord};
 use consentd_os::clock::Moment;
 
-/// How many pairs may be denied by what is remembered alone. Beyond that the ledger has lost so
-/// much that the table stays invalid until an operator has looked: `consentd ledger accept`.
+/// How many pairs may have retained denials. Beyond that the ledger has lost so much that the table
+/// stays invalid until an operator restores it, or runs `consentd ledger accept`.
 pub const MAX_RETAINED_PAIRS: usize = 100_000;
 
-/// What came of an action, for metrics and the log.
+/// The outcome of an action, for metrics and the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ActionOutcome {
-    /// What was asked for.
+    /// The action was performed.
     Performed,
-    /// The table holds the ledger, and this many pairs are denied by what is remembered alone.
+    /// The table is valid.
     Valid {
-        /// How many.
+        /// How many pairs have retained denials.
         retained: usize,
     },
-    /// The ledger lost more than may be remembered: the table stays invalid.
+    /// The ledger has lost more than may be retained: the table stays invalid.
     Overflowed {
-        /// How many pairs would have to be remembered.
+        /// How many pairs have retained denials.
         retained: usize,
     },
-    /// A bucket is lost: so many pairs are denied until it is back.
+    /// A bucket was lost: its pairs are denied until it is restored.
     BucketDenied {
-        /// How many.
+        /// How many pairs.
         pairs: usize,
     },
-    /// A bucket was compared: so many of its pairs were otherwise in the table.
+    /// A bucket was compared with the table.
     BucketCompared {
-        /// How many.
+        /// How many pairs differed, and were corrected.
         mismatches: usize,
     },
 }
 
-/// Does to the table what the machine decided.
+/// Performs actions on the table.
 pub struct Applier {
     writer: Writer,
-    buckets: u32,
-    /// How many pairs of each bucket the table holds.
-    counts: Vec<u32>,
-    /// A table that was saved, and what its ledger's clock had said by then.
-    saved: Option<(TableImage, Timestamp)>,
-    /// Whether a snapshot is being loaded.
+    counts: BucketCounts,
+    /// The snapshot to start from, and the ledger's clock when it was taken.
+    snapshot: Option<(TableImage, Timestamp)>,
+    /// Whether the table is being loaded, or the log replayed over a snapshot.
     loading: bool,
-    /// The latest that a ledger's clock said, or that something recorded is of, for a denial may be
-    /// ahead of that clock: what is lost now is taken to be lost no earlier.
-    seen: Timestamp,
-    /// The same when the last reload began: when what that lost was seen to be lost.
-    begun: Timestamp,
-    /// While a snapshot is loaded: what was denied before.
-    old: HashMap<Key, Arc<Denied>>,
-    /// While the log behind a saved table is read: what that denied of pairs that were put back.
-    put_back: HashMap<Key, Arc<Denied>>,
-    /// What pairs are denied beyond what their records say.
-    sticky: HashMap<Key, Arc<State>>,
-    /// Those of them that the ledger holds nothing of, which no bucket's count has.
-    alone: HashSet<Key>,
-    /// Whether that was changed and not judged yet.
-    changed: bool,
-    /// Whether what another ledger denied could not be kept.
-    dropped: bool,
-    most: usize,
+    /// The latest time of the ledger's clock, and of all recorded events, for a denial may be ahead
+    /// of that clock. A loss that is detected now is not dated before it.
+    latest_seen: Timestamp,
+    retained: RetainedPairs,
+    max_retained: usize,
 }
 
 impl Applier {
-    /// One that writes to an empty table, and remembers at most `most` pairs' denials
-    /// ([`MAX_RETAINED_PAIRS`], but in tests).
+    /// An applier that writes to an empty table and retains the denials of at most `max_retained`
+    /// pairs ([`MAX_RETAINED_PAIRS`], except in tests).
     #[must_use]
-    pub fn new(writer: Writer, most: usize) -> Self {
+    pub fn new(writer: Writer, max_retained: usize) -> Self {
         Self {
             writer,
-            buckets: 1,
-            counts: vec![0],
-            saved: None,
+            counts: BucketCounts::new(1),
+            snapshot: None,
             loading: false,
-            seen: Timestamp::MIN,
-            begun: Timestamp::MIN,
-            old: HashMap::new(),
-            put_back: HashMap::new(),
-            sticky: HashMap::new(),
-            alone: HashSet::new(),
-            changed: false,
-            dropped: false,
-            most,
+            latest_seen: Timestamp::MIN,
+            retained: RetainedPairs::new(),
+            max_retained,
         }
     }
 
-    /// Has a table that was saved at hand, and what its ledger's clock had said by then.
-    pub fn keep(&mut self, saved: TableImage, seen: Timestamp) {
-        self.saved = Some((saved, seen));
+    /// Provides a snapshot of the table, and the ledger's clock when it was taken, until the state
+    /// machine decides whether it is restored.
+    pub fn keep(&mut self, snapshot: TableImage, latest_seen: Timestamp) {
+        self.snapshot = Some((snapshot, latest_seen));
     }
 
-    /// The latest that the ledger's clock said, or that something recorded is of.
+    /// The latest time of the ledger's clock and of all recorded events.
     #[must_use]
-    pub fn seen(&self) -> Timestamp {
-        self.seen
+    pub fn latest_seen(&self) -> Timestamp {
+        self.latest_seen
     }
 
-    /// How often an operator had accepted the ledger, where the table may be saved: one that is
-    /// current, and remembers nothing that is not in the ledger.
+    /// How often an operator had accepted the ledger, if a snapshot may be taken of the table: it
+    /// must be live, and must not deny anything that the ledger does not hold.
     ///
     /// # Errors
     ///
-    /// Why it may not, as a metric's label.
+    /// Why no snapshot may be taken, as a metric's label.
     pub fn may_save(
         &mut self,
         machine: &StateMachine,
@@ -132,7 +113,7 @@ impl Applier {
         let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= bound;
         match machine.accepted().filter(|_| live) {
             None => Err("not_live"),
-            // What is denied for its bucket was lost is not known to a table that is read again.
+            // A restored table would not know what is denied because its bucket was lost.
             Some(_) if table.retained_pairs() > 0 || machine.has_lost_buckets() => {
                 Err("remembering")
             }
@@ -145,293 +126,175 @@ impl Applier {
         &mut self.writer
     }
 
-    /// Does what an action says to the table; actions that ask the ledger do nothing here.
+    /// Performs an action on the table; actions that read the ledger do nothing here.
     pub fn perform(&mut self, action: &Action) -> ActionOutcome {
         match action {
-            Action::ResetTable { identity, clock, forget } => self.begin(identity, *clock, *forget),
+            Action::ResetTable { identity, clock, forget } => self.reset(identity, *clock, *forget),
             Action::RestoreSnapshot { identity, clock } => self.restore(identity, *clock),
-            Action::RejectWarmStart(_) => self.saved = None,
+            Action::RejectWarmStart(_) => self.snapshot = None,
             Action::Replay(body) => self.replay(body),
             Action::LoadBucket(bucket) => self.load(bucket),
             Action::UnloadBucket(bucket) => self.unload(*bucket),
             Action::Apply(body) => self.apply_body(body),
-            Action::NoteIds(body) => self.meet_body(body),
+            Action::NoteIds(body) => self.note_ids(body),
             Action::CompareBucket(bucket) => {
                 let mismatches = self.compare(bucket);
-                // What a mismatch left to be remembered may be too much, as after a reload.
-                let judged = if self.changed { self.judge() } else { ActionOutcome::Performed };
-                let overflowed = matches!(judged, ActionOutcome::Overflowed { .. });
-                return if overflowed {
-                    judged
-                } else {
-                    ActionOutcome::BucketCompared { mismatches }
-                };
+                return self.judge_after(ActionOutcome::BucketCompared { mismatches });
             }
             Action::DenyBucket(number) => {
-                let pairs = self.doubt(*number);
-                let judged = if self.changed { self.judge() } else { ActionOutcome::Performed };
-                let overflowed = matches!(judged, ActionOutcome::Overflowed { .. });
-                return if overflowed { judged } else { ActionOutcome::BucketDenied { pairs } };
+                let pairs = self.deny_bucket(*number);
+                return self.judge_after(ActionOutcome::BucketDenied { pairs });
             }
             Action::AdvanceRevision(revision, _) => self.writer.set_revision(*revision),
             Action::SetProof(asked, clock) => {
-                self.seen = self.seen.max(*clock);
+                self.latest_seen = self.latest_seen.max(*clock);
                 self.writer.set_proof(*asked, *clock);
             }
             Action::Validate => return self.validate(),
             Action::Invalidate(_) => self.writer.invalidate(),
             Action::Poll | Action::ReadBucket(_) | Action::GapRepaired => {}
         }
-        if self.changed && !self.loading { self.judge() } else { ActionOutcome::Performed }
+        if self.retained.is_changed() && !self.loading {
+            self.judge()
+        } else {
+            ActionOutcome::Performed
+        }
     }
 
-    /// Remembers what is denied, and empties the table.
-    fn begin(&mut self, identity: &Identity, clock: Timestamp, forget: bool) {
-        // A table that was being loaded is not whole: what was denied before it still counts.
-        let mut old = if self.loading { std::mem::take(&mut self.old) } else { HashMap::new() };
-        self.writer.for_each_denied(|key, denied| remember(&mut old, key, denied));
-        for (key, denied) in std::mem::take(&mut self.put_back) {
-            remember(&mut old, key, &denied);
-        }
-        self.remember_unreadable(&mut old, |_| true);
-        if forget {
-            old.clear();
-            self.dropped = false;
+    /// Empties the table for a ledger that is loaded, after collecting what it denied.
+    fn reset(&mut self, identity: &Identity, clock: Timestamp, accepted: bool) {
+        self.latest_seen = self.latest_seen.max(clock);
+        self.retained.start_reload(&self.writer, self.latest_seen);
+        if accepted {
+            self.retained.accept_losses();
             self.writer.set_previous_ledger_denials(identity.secret.clone(), Vec::new());
         }
-        self.seen = self.seen.max(clock);
-        self.begun = self.seen;
-        let secret = self.writer.secret();
-        if !secret.is_same_as(&identity.secret) && !old.is_empty() {
-            // Other keys: which pairs these are there is known once their ids are seen again. Of
-            // two such ledgers at once the table cannot remember all, and stays invalid.
-            self.dropped |= self.writer.previous_ledger_denied_pairs() > 0;
-            self.writer.set_previous_ledger_denials(
-                secret,
-                std::mem::take(&mut old).into_iter().collect(),
-            );
-        }
-        self.old = old;
-        self.saved = None;
-        self.sticky.clear();
-        self.alone.clear();
+        self.retained.change_secret(&mut self.writer, &identity.secret);
+        self.snapshot = None;
         self.loading = true;
-        self.buckets = identity.buckets.max(1);
-        self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
+        self.counts = BucketCounts::new(identity.buckets);
         self.writer.reset(&identity.secret);
     }
 
-    /// Puts the saved table into this one, which is then loaded but for what the log brings.
+    /// Restores the snapshot. The table is complete once the log has been replayed over it.
     fn restore(&mut self, identity: &Identity, clock: Timestamp) {
         self.loading = true;
-        self.buckets = identity.buckets.max(1);
-        self.counts = vec![0; usize::try_from(self.buckets).unwrap_or(usize::MAX)];
-        let restored = self.saved.take().is_some_and(|(saved, seen)| {
-            self.seen = self.seen.max(seen).max(clock);
-            self.writer.restore(saved, &identity.secret)
+        self.counts = BucketCounts::new(identity.buckets);
+        let restored = self.snapshot.take().is_some_and(|(snapshot, seen)| {
+            self.latest_seen = self.latest_seen.max(seen).max(clock);
+            self.writer.restore(snapshot, &identity.secret)
         });
-        self.begun = self.seen;
-        // It is never so, for the machine asks once; but an empty table must not become valid.
-        self.dropped = !restored;
-        let (buckets, counts) = (self.buckets, &mut self.counts);
-        self.writer.for_each_key(|key| {
-            let place = usize::try_from(bucket_of(key, buckets)).unwrap_or(usize::MAX);
-            if let Some(count) = counts.get_mut(place) {
-                *count = count.saturating_add(1);
-            }
-        });
+        // The state machine restores at most once, so there is a snapshot. If there were none, the
+        // empty table must not become valid.
+        self.retained.start_replay(restored, self.latest_seen);
+        let counts = &mut self.counts;
+        self.writer.for_each_key(|key| counts.add(key));
     }
 
-    /// Puts a record into the table that it may hold already, or a later one: then it is put back
-    /// for a while, and nothing has vanished.
+    /// Replays a record that the snapshot may hold already, or a later one.
     fn replay(&mut self, body: &LogBody) {
-        self.seen = self.seen.max(body.record_time);
-        let known = self.writer.contains(body.key);
-        // Where the ledger turns out to have lost what comes, it is remembered.
-        if let Some(denied) = self.writer.denials(body.key) {
-            remember(&mut self.put_back, body.key, &Arc::new(denied));
-        }
+        self.latest_seen = self.latest_seen.max(body.record_time);
+        let is_new = !self.writer.contains(body.key);
         let state = body.record.as_ref().map(|record| &record.state).map_err(|_| UnreadablePair);
-        self.seen = self.seen.max(state.ok().and_then(State::latest).unwrap_or(self.seen));
-        self.writer.apply(body.key, state);
-        if !known {
-            self.count_in(body.key);
-        }
-    }
-
-    /// Remembers what pairs were denied before their records could no longer be read: the table's
-    /// own entry of such a pair does not say.
-    fn remember_unreadable(
-        &self,
-        old: &mut HashMap<Key, Arc<Denied>>,
-        which: impl Fn(Key) -> bool,
-    ) {
-        for (key, state) in &self.sticky {
-            if which(*key)
-                && self.writer.holds_state(*key, Err(UnreadablePair))
-                && let Some(denied) = Denied::of(&Resolved::of(state).profile)
-            {
-                remember(old, *key, &Arc::new(denied));
-            }
+        self.see(state.ok());
+        self.retained.replay(&mut self.writer, body.key, state);
+        if is_new {
+            self.counts.add(body.key);
         }
     }
 
     fn load(&mut self, bucket: &Bucket) {
         for (key, record) in &bucket.pairs {
-            self.apply(*key, record.as_ref(), self.seen);
+            self.apply(*key, record.as_ref(), self.latest_seen);
         }
     }
 
-    /// Takes a bucket out again that was read on a branch of the log that is none.
+    /// Removes a bucket that was read on a fork of the log; it is read again.
     fn unload(&mut self, bucket: u32) {
-        let buckets = self.buckets;
-        let old = &mut self.old;
-        self.writer.for_each_denied(|key, denied| {
-            if bucket_of(key, buckets) == bucket {
-                remember(old, key, denied);
-            }
-        });
-        let mut old = std::mem::take(&mut self.old);
-        self.remember_unreadable(&mut old, |key| bucket_of(key, buckets) == bucket);
-        self.old = old;
-        for key in self.writer.remove_where(|key| bucket_of(key, buckets) == bucket) {
-            self.sticky.remove(&key);
-        }
-        if let Some(count) = self.count(bucket) {
-            *count = 0;
-        }
+        self.retained.unload(&mut self.writer, self.counts.matcher(bucket));
+        self.counts.set(bucket, 0);
     }
 
-    /// Takes what a ledger of other keys denied the pair of these ids for what this one did; gives
-    /// its key there.
-    fn meet(&mut self, body: &LogBody) -> Option<Key> {
+    /// Assigns the denials of a previous ledger, whose keys another secret made, to the pair of these
+    /// ids; returns the pair's key there. Those denials stay in the table until its entry has them.
+    fn match_previous_ledger(&mut self, body: &LogBody) -> Option<Key> {
         let (key, denied) =
             self.writer.previous_ledger_denials(&body.user_id, &body.business_id)?;
         if self.loading {
-            remember(&mut self.old, body.key, &denied);
+            self.retained.add_before_reload(body.key, &denied);
         } else {
-            let state = body.record.as_ref().map(|record| &record.state);
-            let lost = denied.beyond(state.unwrap_or(&State::default()), self.begun);
-            self.stick(body.key, lost);
+            let nothing = State::default();
+            let state = body.record.as_ref().map_or(&nothing, |record| &record.state);
+            self.retained.retain_previous(body.key, &denied, state);
         }
-        self.changed = true;
         Some(key)
     }
 
-    /// Takes a body whose record comes with its bucket, before the table is valid again.
-    fn meet_body(&mut self, body: &LogBody) {
-        let before = self.meet(body);
-        // Or came already, of a bucket that was read ahead of the log, and knew nothing of what
-        // was just remembered. The last of the bodies up to there has the record that was read.
-        if self.old.contains_key(&body.key) && self.writer.contains(body.key) {
-            self.apply(body.key, body.record.as_ref(), body.record_time.max(self.seen));
+    /// Handles an entry of the log whose record comes with its bucket, before the table is valid.
+    fn note_ids(&mut self, body: &LogBody) {
+        let previous = self.match_previous_ledger(body);
+        // The bucket may have been read ahead of the log, and then was loaded without the denials
+        // that were assigned just now. The last entry up to there has the record that was loaded.
+        if self.retained.was_denied_before_reload(body.key) && self.writer.contains(body.key) {
+            self.apply(body.key, body.record.as_ref(), body.record_time.max(self.latest_seen));
         }
-        if let Some(key) = before {
+        if let Some(key) = previous {
             self.writer.remove_previous_ledger_denials(key);
         }
     }
 
     fn apply_body(&mut self, body: &LogBody) {
-        let before = self.meet(body);
-        // By then the ledger's clock had said this.
-        self.seen = self.seen.max(body.record_time);
-        self.apply(body.key, body.record.as_ref(), self.seen);
-        if let Some(key) = before {
+        let previous = self.match_previous_ledger(body);
+        // The ledger's clock had reached this time when the event was recorded.
+        self.latest_seen = self.latest_seen.max(body.record_time);
+        self.apply(body.key, body.record.as_ref(), self.latest_seen);
+        if let Some(key) = previous {
             self.writer.remove_previous_ledger_denials(key);
         }
     }
 
-    /// Puts a pair's record into the table, with what it must not forget.
+    /// Writes a pair's record, with the denials that it retains, into the table.
     fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
-        let known = self.writer.contains(key);
+        let is_new = !self.writer.contains(key);
         if let Ok(record) = record {
             // No event in the table is later than this, once the record is in it.
-            self.seen = self.seen.max(record.state.latest().unwrap_or(self.seen));
-            let lost = match self.old.get(&key) {
-                Some(old) => {
-                    let lost = old.beyond(&record.state, self.begun);
-                    self.sticky.remove(&key);
-                    lost
-                }
-                None if known => self.writer.denials(key).and_then(|denied| {
-                    let state = self.joined(key, &record.state);
-                    denied.vanished_from(state.as_ref().unwrap_or(&record.state), now)
-                }),
-                None => None,
-            };
-            self.stick(key, lost);
-            self.write(key, &record.state);
+            self.see(Some(&record.state));
+            self.retained.write_record(&mut self.writer, key, &record.state, now);
         } else {
-            // It denies everything; once it can be read again, this must not be forgotten.
-            let nothing = State::default();
-            let kept = if let Some(old) = self.old.get(&key) {
-                old.beyond(&nothing, self.begun)
-            } else {
-                let denied = self.writer.denials(key);
-                denied.and_then(|denied| denied.beyond(&nothing, self.seen))
-            };
-            self.stick(key, kept);
-            self.writer.apply(key, Err(UnreadablePair));
+            self.retained.write_unreadable(&mut self.writer, key, self.latest_seen);
         }
-        if !known || self.alone.remove(&key) {
-            self.count_in(key);
+        if is_new || self.retained.add_record(key) {
+            self.counts.add(key);
         }
     }
 
-    /// Writes a state and what sticks to it; what no longer makes a difference sticks no more.
-    fn write(&mut self, key: Key, state: &State) {
-        if let Some(joined) = self.joined(key, state) {
-            if joined != *state {
-                return self.writer.apply(key, Ok(&joined));
-            }
-            self.sticky.remove(&key);
-            self.changed = true;
-        }
-        self.writer.apply(key, Ok(state));
-    }
-
-    /// A state with what sticks to its pair; none where nothing does.
-    fn joined(&self, key: Key, state: &State) -> Option<State> {
-        let sticky = self.sticky.get(&key)?;
-        Some(state.clone().join(State::clone(sticky)))
-    }
-
-    /// Lets denials stick to a pair, beside those that do already.
-    fn stick(&mut self, key: Key, lost: Option<State>) {
-        let Some(lost) = lost else { return };
-        let known = self.sticky.get(&key).map(|known| State::clone(known));
-        self.sticky.insert(key, Arc::new(lost.join(known.unwrap_or_default())));
-        self.changed = true;
+    fn see(&mut self, state: Option<&State>) {
+        let latest = state.and_then(State::latest);
+        self.latest_seen = self.latest_seen.max(latest.unwrap_or(self.latest_seen));
     }
 
     fn validate(&mut self) -> ActionOutcome {
-        // Pairs of which nothing is left in the ledger.
-        let mut shapes: HashMap<*const Denied, Option<Arc<State>>> = HashMap::new();
-        for (key, denied) in &self.old {
-            if self.writer.contains(*key) {
-                continue;
-            }
-            let shape = shapes
-                .entry(Arc::as_ptr(denied))
-                .or_insert_with(|| denied.beyond(&State::default(), self.begun).map(Arc::new));
-            if let Some(state) = shape {
-                self.sticky.insert(*key, Arc::clone(state));
-                self.alone.insert(*key);
-                self.writer.apply(*key, Ok(state));
-            }
-        }
-        self.old = HashMap::new();
-        self.put_back = HashMap::new();
+        self.retained.finish_reload(&mut self.writer);
         self.loading = false;
         self.judge()
     }
 
-    /// Says whether so much may be remembered, and makes the table valid if so.
+    /// Judges what an action left to be retained, if that changed; returns the action's outcome
+    /// unless that is too much.
+    fn judge_after(&mut self, outcome: ActionOutcome) -> ActionOutcome {
+        match self.retained.is_changed().then(|| self.judge()) {
+            Some(overflowed @ ActionOutcome::Overflowed { .. }) => overflowed,
+            _ => outcome,
+        }
+    }
+
+    /// Makes the table valid, unless more would have to be retained than is allowed.
     fn judge(&mut self) -> ActionOutcome {
-        self.changed = false;
-        let retained = self.sticky.len().saturating_add(self.writer.previous_ledger_denied_pairs());
+        self.retained.take_changed();
+        let retained =
+            self.retained.len().saturating_add(self.writer.previous_ledger_denied_pairs());
         self.writer.set_retained_pairs(retained);
-        if retained > self.most || self.dropped {
+        if retained > self.max_retained || self.retained.is_incomplete() {
             self.writer.invalidate();
             return ActionOutcome::Overflowed { retained };
         }
@@ -439,99 +302,57 @@ impl Applier {
         ActionOutcome::Valid { retained }
     }
 
-    /// Denies all pairs of a bucket that the ledger has lost, as if their records could not be read,
-    /// and remembers what they were denied: it may not come back with the bucket.
-    fn doubt(&mut self, bucket: u32) -> usize {
-        let (buckets, mut pairs) = (self.buckets, Vec::new());
+    /// Denies all pairs of a bucket that the ledger has lost, as if their records could not be read.
+    /// What they were denied is retained: the bucket may be restored without it.
+    fn deny_bucket(&mut self, bucket: u32) -> usize {
+        let (is_in_bucket, mut pairs) = (self.counts.matcher(bucket), Vec::new());
         self.writer.for_each_key(|key| {
-            if bucket_of(key, buckets) == bucket {
+            if is_in_bucket(key) {
                 pairs.push(key);
             }
         });
-        // What only the table knows of is denied by that alone already.
-        pairs.retain(|key| !self.alone.contains(key));
+        // Pairs without a record are denied by what they retain, and the bucket did not hold them.
+        pairs.retain(|key| !self.retained.is_without_record(*key));
         for key in &pairs {
-            let denied = self.writer.denials(*key);
-            let kept = denied.and_then(|denied| denied.beyond(&State::default(), self.seen));
-            self.stick(*key, kept);
-            self.writer.apply(*key, Err(UnreadablePair));
+            self.retained.write_unreadable(&mut self.writer, *key, self.latest_seen);
         }
         pairs.len()
     }
 
-    /// Compares a bucket, read at the revision that is applied, with the table, and mends that.
+    /// Compares a bucket, read at the revision that is applied, with the table, and corrects the
+    /// table; returns how many pairs differed.
     fn compare(&mut self, bucket: &Bucket) -> usize {
         let mut mismatches = 0_usize;
         for (key, record) in &bucket.pairs {
-            let joined = record.as_ref().ok().and_then(|record| self.joined(*key, &record.state));
-            let state = record.as_ref().map(|record| joined.as_ref().unwrap_or(&record.state));
+            let record = record.as_ref();
+            let joined = record.ok().and_then(|record| self.retained.join(*key, &record.state));
+            let state = record.map(|record| joined.as_ref().unwrap_or(&record.state));
             if !self.writer.holds_state(*key, state.map_err(|_| UnreadablePair)) {
                 mismatches = mismatches.saturating_add(1);
-                self.apply(*key, record.as_ref(), self.seen);
-            } else if self.alone.remove(key) {
-                self.count_in(*key);
+                self.apply(*key, record, self.latest_seen);
+            } else if self.retained.add_record(*key) {
+                self.counts.add(*key);
             }
         }
-        mismatches.saturating_add(self.take_out_strangers(bucket))
+        mismatches.saturating_add(self.remove_strangers(bucket))
     }
 
-    /// Takes out pairs of a bucket that the table alone has, but for those that must stay denied.
+    /// Removes the records of this bucket's pairs that only the table has; returns how many.
     ///
-    /// They are looked for only where the bucket has more pairs in the table than in the ledger: to
-    /// find them the whole table is walked.
-    fn take_out_strangers(&mut self, bucket: &Bucket) -> usize {
-        let ours: HashSet<_> = bucket.pairs.iter().map(|(key, _)| *key).collect();
-        let count = self.count(bucket.number).map_or(0, |count| *count);
-        if usize::try_from(count).unwrap_or(usize::MAX) == ours.len() {
+    /// Finding them takes a walk through the whole table, so it is done only if the table holds
+    /// another number of the bucket's pairs than the ledger.
+    fn remove_strangers(&mut self, bucket: &Bucket) -> usize {
+        let held: HashSet<_> = bucket.pairs.iter().map(|(key, _)| *key).collect();
+        let count = self.counts.get(bucket.number);
+        if usize::try_from(count).unwrap_or(usize::MAX) == held.len() {
             return 0;
         }
-        let (buckets, number) = (self.buckets, bucket.number);
-        let stranger = move |key: Key| bucket_of(key, buckets) == number && !ours.contains(&key);
-        let mut denied = HashMap::new();
-        self.writer.for_each_denied(|key, what| {
-            if stranger(key) {
-                denied.insert(key, Arc::clone(what));
-            }
-        });
-        let (sticky, writer) = (&self.sticky, &mut self.writer);
-        let mut gone = writer.remove_where(|key| stranger(key) && !sticky.contains_key(&key));
-        // What sticks to a pair stays; what else its record said is gone with it.
-        let more = |(key, state): &(&Key, &Arc<State>)| {
-            stranger(**key) && !writer.holds_state(**key, Ok(state))
-        };
-        gone.extend(sticky.iter().filter(more).map(|(key, _)| *key));
-        for key in &gone {
-            let known = self.sticky.get(key).map(|known| State::clone(known)).unwrap_or_default();
-            let lost = denied.get(key).and_then(|denied| denied.beyond(&known, self.seen));
-            self.stick(*key, lost);
-            if self.sticky.contains_key(key) {
-                self.alone.insert(*key);
-                self.write(*key, &State::default());
-            }
-        }
-        let held = u32::try_from(bucket.pairs.len()).unwrap_or(u32::MAX);
-        if let Some(count) = self.count(number) {
-            *count = held;
-        }
-        gone.len()
+        let is_in_bucket = self.counts.matcher(bucket.number);
+        let is_stranger = |key: Key| is_in_bucket(key) && !held.contains(&key);
+        let removed = self.retained.remove_records(&mut self.writer, is_stranger, self.latest_seen);
+        self.counts.set(bucket.number, u32::try_from(bucket.pairs.len()).unwrap_or(u32::MAX));
+        removed
     }
-
-    /// The ledger holds this pair, too, from now on.
-    fn count_in(&mut self, key: Key) {
-        if let Some(count) = self.count(bucket_of(key, self.buckets)) {
-            *count = count.saturating_add(1);
-        }
-    }
-
-    fn count(&mut self, bucket: u32) -> Option<&mut u32> {
-        self.counts.get_mut(usize::try_from(bucket).unwrap_or(usize::MAX))
-    }
-}
-
-fn remember(old: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>) {
-    old.entry(key)
-        .and_modify(|known| *known = Arc::new(known.join(denied)))
-        .or_insert_with(|| Arc::clone(denied));
 }
 
 #[cfg(test)]

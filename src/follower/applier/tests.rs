@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::follower::state_machine::ResyncCause;
 use crate::table::{self, Table};
@@ -44,13 +46,13 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
     let (table, mut applier, identity) = loaded(100);
     let key = Key::from_bytes([7; 16]);
     let marketing = Scope::parse("marketing").unwrap();
-    // Both after the last proof: what the ledger's clock said then is earlier than either.
+    // Both are later than the ledger's clock at the last proof.
     let opted_in = Effect::Word(marketing, Word::opt_in(at(150), None));
     let before = record(std::slice::from_ref(&opted_in));
     let after = record(&[opted_in, Effect::Word(Scope::All, Word::opt_out(at(160)))]);
     applier.perform(&Action::Apply(body(key, &before, 150)));
     applier.perform(&Action::Apply(body(key, &after, 160)));
-    // Somebody writes the record of before into the ledger, past its log.
+    // The earlier record is written back to the ledger, past its log.
     let label = Position { epoch: identity.epoch, revision: 2, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: vec![(key, Ok(before))] };
     let done = applier.perform(&Action::CompareBucket(bucket));
@@ -67,7 +69,7 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     let key = Key::from_bytes([7; 16]);
     let denied = record(&[Effect::Word(Scope::All, Word::opt_out(at(110)))]);
     applier.perform(&Action::Apply(body(key, &denied, 110)));
-    // The ledger is begun anew and holds nothing: the denial sticks to a pair that it does not have.
+    // The ledger is recreated and empty: the denial is retained for a pair without a record.
     let shared = Arc::new(identity.clone());
     applier.perform(&Action::Invalidate(ResyncCause::Fork));
     applier.perform(&Action::ResetTable { identity: shared, clock: at(120), forget: false });
@@ -76,7 +78,7 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     let marketing = Scope::parse("marketing").unwrap();
     let opted_in = record(&[Effect::Word(marketing, Word::opt_in(at(130), None))]);
     applier.perform(&Action::Apply(body(key, &opted_in, 130)));
-    // Somebody deletes that record, past the log.
+    // That record is deleted from the ledger, past its log.
     let label = Position { epoch: identity.epoch, revision: 1, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: Vec::new() };
     let done = applier.perform(&Action::CompareBucket(bucket));
@@ -103,13 +105,13 @@ fn what_a_saved_table_denied_of_a_pair_that_was_put_back_sticks_as_of_the_clock_
     applier.keep(TableImage::read(&mut &bytes[..], most).unwrap(), at(500));
     let shared = Arc::new(identity);
     applier.perform(&Action::RestoreSnapshot { identity: Arc::clone(&shared), clock: at(300) });
-    // The log is followed from before the denial, which the ledger turns out to have lost.
+    // The log is replayed from before the denial, which the ledger turns out to have lost.
     applier.perform(&Action::Replay(body(key, &record(&[opted_in(110)]), 110)));
     applier.perform(&Action::Invalidate(ResyncCause::Fork));
     applier.perform(&Action::ResetTable { identity: shared, clock: at(310), forget: false });
     applier.perform(&Action::Validate);
     assert_eq!(table.retained_pairs(), 1);
-    // By the clock that the table was saved by this was said before the loss was seen.
+    // This is later than the loss by the ledger's clock, but not by the clock of the snapshot.
     applier.perform(&Action::Apply(body(key, &record(&[opted_in(400)]), 400)));
     let category = Category::parse("marketing").unwrap();
     let facts = table.facts(key.into(), category).0.unwrap();

@@ -1,5 +1,5 @@
-//! The file of a table that was saved: its position, the pairs, and their hash under the ledger's
-//! secret, which itself is not in the file.
+//! The format of snapshot files: a position, the pairs, their SHA-256, and its digest under the
+//! ledger's secret. The secret itself is not in the file.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,36 +16,36 @@ use consentd_core::time::Timestamp;
 use consentd_ledger::Position;
 use consentd_os::files::{beginning, folder};
 
-/// What a file begins with: a name, and the version of what follows.
+/// The first bytes of a file: a name and the version of the format.
 const MAGIC: [u8; 12] = *b"consentd\0\0\0\x02";
-/// How many of these bytes a damaged file of ours may have lost, and not be taken for another's.
+/// How many of the [`MAGIC`] bytes may differ in a file that still counts as a damaged snapshot.
 const MAX_DAMAGED_MAGIC_BYTES: usize = 4;
-/// The bytes of a position within an epoch.
+/// The bytes of a position without its epoch.
 const POSITION_BYTES: usize = 28;
-/// The bytes behind the pairs that are not hashed.
+/// The bytes at the end that are not hashed: the hash and its digest.
 const TRAILER_BYTES: usize = 32 + 16;
-/// How much is read and written at once.
+/// The size of the buffer for reads and writes.
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// What is known before the pairs are read.
+/// What a file has before the pairs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SnapshotHeader {
-    /// What is applied.
+    /// The position that was applied when the snapshot was started.
     pub(super) from: Position,
     /// How often an operator had accepted the ledger.
     pub(super) accepted: u64,
-    /// The latest that the ledger's clock said.
+    /// The latest time of the ledger's clock and of all recorded events.
     pub(super) seen: Timestamp,
-    /// When, by this machine's clock, the table was proven last.
+    /// When the table was last proven, by this machine's clock.
     pub(super) proven: Timestamp,
 }
 
-/// Pairs that were written beside the file, and are not a table yet.
+/// A temporary file with the pairs, which lacks the last position and the hash.
 pub(super) struct WrittenPairs {
     file: HashingStream<BufWriter<NamedTempFile>>,
 }
 
-/// What passes through, and its hash.
+/// A stream that hashes and counts the bytes that pass through it.
 struct HashingStream<T> {
     inner: T,
     hash: Sha256,
@@ -106,7 +106,7 @@ fn time(input: &mut impl Read) -> Result<Timestamp, TableImageError> {
     Timestamp::from_millis(millis).ok_or(TableImageError::Damaged)
 }
 
-/// How the names begin of files that are not a table yet.
+/// The prefix of the names of temporary files.
 fn prefix(path: &Path) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(path.file_name().unwrap_or_default());
@@ -114,7 +114,8 @@ fn prefix(path: &Path) -> OsString {
     prefix
 }
 
-/// Writes the pairs beside the file, readable by its owner alone, while `resumable` says so.
+/// Writes the pairs to a temporary file in the same folder, which only its owner can read. Fails as
+/// soon as `resumable` returns false.
 pub(super) fn write(
     path: &Path,
     start: &SnapshotHeader,
@@ -133,8 +134,8 @@ pub(super) fn write(
     Ok(WrittenPairs { file })
 }
 
-/// Makes what was written a table that goes up to `until` at the most, in the place of the one
-/// before; gives its size.
+/// Completes a temporary file, whose pairs have no change past `until`, and moves it over the previous
+/// snapshot; returns its size in bytes.
 pub(super) fn finish(
     path: &Path,
     written: WrittenPairs,
@@ -154,7 +155,7 @@ pub(super) fn finish(
     Ok(count.saturating_add(u64::try_from(TRAILER_BYTES).unwrap_or(0)))
 }
 
-/// Whether a file may be a table that was saved, if a damaged one.
+/// Whether a file is a snapshot, even a damaged one.
 fn is_ours(path: &Path) -> bool {
     let most = u64::try_from(MAGIC.len()).unwrap_or(0);
     beginning(path, most).is_ok_and(|bytes| {
@@ -163,20 +164,20 @@ fn is_ours(path: &Path) -> bool {
     })
 }
 
-/// Whether saving would destroy something else: there is a file, not empty, that is none of ours.
+/// Whether a snapshot would replace something else: a file that is neither empty nor a snapshot.
 pub(super) fn is_foreign_file(path: &Path) -> bool {
     let Ok(found) = fs::symlink_metadata(path) else { return false };
     !found.is_file() || (found.len() > 0 && !is_ours(path))
 }
 
-/// The saved tables in a folder, of which so many entries are looked at.
+/// The snapshots in a folder, of which at most `most` entries are looked at.
 pub(super) fn snapshot_files_in(folder: &Path, most: usize) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().take(most);
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     paths.filter(|path| is_ours(path)).collect()
 }
 
-/// Takes away what a process left that ended while it wrote.
+/// Removes the temporary files of a process that ended while it wrote. The caller holds the lock.
 pub(super) fn clear(path: &Path) -> io::Result<()> {
     let prefix = prefix(path);
     for entry in fs::read_dir(folder(path))? {
@@ -188,7 +189,7 @@ pub(super) fn clear(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A table that was saved, and when it was proven last; none where there is no file.
+/// Reads a snapshot; `None` if there is no file.
 pub(super) fn read(
     path: &PathBuf,
 ) -> Result<Option<(WarmStart, TableImage, SnapshotHeader)>, TableImageError> {
@@ -199,7 +200,6 @@ pub(super) fn read(
     let size = file.metadata()?.len();
     decode(BufReader::with_capacity(BUFFER_BYTES, file), size).map(Some).map_err(
         |error| match error {
-            // It ends too soon.
             TableImageError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 TableImageError::Damaged
             }
@@ -208,7 +208,7 @@ pub(super) fn read(
     )
 }
 
-/// Reads a file of that size.
+/// Decodes a file of this size in bytes.
 fn decode(
     input: impl Read,
     size: u64,

@@ -11,11 +11,11 @@ fn at(millis: i64) -> Timestamp {
 }
 
 fn key(number: u64) -> Key {
-    // Over all shards, and some of them next to each other.
+    // Keys in all shards, and some that are adjacent.
     Key::from_halves((number.wrapping_mul(0x9e37_79b9_7f4a_7c15), number))
 }
 
-/// A state of every kind.
+/// States of every encoding.
 fn state(number: u64) -> State {
     let mut state = State::default();
     let expire = |millis: i64| (!number.is_multiple_of(3)).then_some(at(millis));
@@ -79,7 +79,7 @@ fn what_was_saved_is_read_back() {
         assert!(writer.holds_state(key(number), Ok(&state(number))), "{number}");
     }
     assert!(writer.holds_state(key(PAIRS), Err(UnreadablePair)));
-    // It goes on as a table does.
+    // The restored table can be written like any other.
     for number in 0..2 * PAIRS {
         writer.apply(key(number), Ok(&state(number + 1)));
         assert!(writer.holds_state(key(number), Ok(&state(number + 1))), "{number}");
@@ -89,7 +89,7 @@ fn what_was_saved_is_read_back() {
 #[test]
 fn a_file_that_ends_anywhere_is_refused() {
     let (bytes, ..) = file();
-    // The header and what is behind the pairs byte by byte, and what is between them in strides.
+    // Every byte of the header and the trailer, and every 61st between them.
     let dense =
         |place: &usize| *place < 200 || *place + 200 > bytes.len() || place.is_multiple_of(61);
     for length in (0..bytes.len()).filter(dense) {

@@ -1,4 +1,4 @@
-//! What the machine wants done.
+//! What the state machine decides: actions on the table, and reads of the ledger.
 
 use std::sync::Arc;
 
@@ -8,54 +8,57 @@ use consentd_core::time::Timestamp;
 use consentd_ledger::{Bucket, Identity, LogBody};
 use consentd_os::clock::Moment;
 
-/// What is to be done, in order.
+/// An action. The actions of one event are performed in order.
 #[derive(Debug)]
 pub enum Action {
-    /// Empty the table, for this ledger, and remember what it denied as of this time by the
-    /// ledger's clock; or, where an operator accepted the ledger as it is, forget that.
+    /// Empty the table, and load this ledger into it. What the table denied is retained, as lost at
+    /// this time of the ledger's clock, unless an operator has accepted the losses.
     ResetTable {
         /// The ledger.
         identity: Arc<Identity>,
         /// Its clock.
         clock: Timestamp,
-        /// Whether what the ledger lost is to be forgotten.
+        /// Whether an operator has accepted the losses of the ledger.
         forget: bool,
     },
-    /// Put the pairs of the saved table, which are this ledger's, into the table.
+    /// Restore the snapshot of the table, which is this ledger's.
     RestoreSnapshot {
         /// The ledger.
         identity: Arc<Identity>,
         /// Its clock.
         clock: Timestamp,
     },
-    /// The saved table is not used.
+    /// Drop the snapshot of the table: it cannot be used.
     RejectWarmStart(WarmStartRefusal),
-    /// Put this pair's record into the table, which may hold it, or a later one, already.
+    /// Write this pair's record. The restored table may hold it, or a later one, already.
     Replay(Box<LogBody>),
-    /// Put this bucket's pairs into the table.
+    /// Write this bucket's pairs.
     LoadBucket(Bucket),
-    /// Take this bucket's pairs out again: they are read anew.
+    /// Remove this bucket's pairs: it is read again.
     UnloadBucket(u32),
-    /// Put this pair's record into the table.
+    /// Write this pair's record.
     Apply(Box<LogBody>),
-    /// This pair's record comes with its bucket, which is not read yet; here are its ids.
+    /// Match this pair's ids with the denials of a previous ledger. Its record comes with its
+    /// bucket.
     NoteIds(Box<LogBody>),
-    /// Compare the table with this bucket, and mend it.
+    /// Compare the table with this bucket, and correct the table.
     CompareBucket(Bucket),
-    /// Deny the pairs of this bucket: the ledger has lost it.
+    /// Deny the pairs of this bucket, which the ledger has lost.
     DenyBucket(u32),
-    /// Everything up to this revision, recorded at that time, is in the table.
+    /// Publish that everything up to this revision, which was recorded at this time, is in the
+    /// table.
     AdvanceRevision(Revision, Timestamp),
-    /// The table had everything at this moment; the ledger's clock said this.
+    /// Publish that the table has everything that the ledger had at this moment, and that the
+    /// ledger's clock then read this.
     SetProof(Moment, Timestamp),
-    /// The table holds a state that the ledger had.
+    /// Make the table valid: it holds a state that the ledger had.
     Validate,
-    /// The table is wrong.
+    /// Make the table invalid.
     Invalidate(ResyncCause),
-    /// Read the log behind what is applied, now.
+    /// Read the log behind the revision that is applied, now.
     Poll,
     /// Read this bucket.
     ReadBucket(u32),
-    /// A gap between announcements was filled from the log.
+    /// Count a gap between announcements that the log has closed.
     GapRepaired,
 }

@@ -1,10 +1,10 @@
-//! A snapshot that is being read, bucket by bucket, while the log is followed.
+//! The bootstrap: reads all buckets of a ledger while its log is followed.
 //!
-//! After "`DBLog`: A Watermark Based Change-Data-Capture Framework" (arXiv:2010.12597), by position
-//! and hash in place of watermarks: every bucket comes with the position that it was read at.
-//! Entries of the log change only buckets that were read, and only past that position. Where the
-//! log, once it gets there, has another hash, the bucket is of a branch that is none, and is read
-//! again. The log is followed all the while, so one that is shorter than a snapshot does no harm.
+//! The algorithm is that of "`DBLog`: A Watermark Based Change-Data-Capture Framework"
+//! (arXiv:2010.12597), with the position at which a bucket was read as its watermark. Entries of the
+//! log change only buckets that were read, and only past their watermark. If the log has another
+//! head at that revision once it gets there, the bucket was read on a fork, and is read again. As
+//! the log is followed all the while, it may be trimmed to less than a bootstrap takes.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,34 +13,34 @@ use consentd_core::record::Revision;
 use consentd_ledger::{Bucket, LogHead};
 use consentd_os::clock::Moment;
 
-/// How many buckets are asked for at once.
+/// How many buckets are read concurrently.
 const MAX_READING: usize = 16;
 
-/// Where a bucket was read that the log has not reached yet.
+/// The head at which a bucket was read, until the log reaches its revision.
 struct Watermark {
     head: LogHead,
     bucket: u32,
     arrived: Moment,
 }
 
-/// What has been read of a bootstrap.
+/// The progress of a bootstrap.
 pub(super) struct Bootstrap {
-    /// The revision that each bucket was read at.
+    /// The revision past which the log changes each bucket; `None` for one that was not read.
     read: Vec<Option<Revision>>,
-    /// How many of them have none.
+    /// How many buckets were not read.
     missing: usize,
-    /// The next bucket that was never asked for.
+    /// The next bucket to read for the first time.
     next: u32,
-    /// Buckets to be asked for again, once the log has been asked where it ends.
+    /// Buckets to read again after the next page of the log.
     again: VecDeque<u32>,
-    /// How many are being asked for.
+    /// How many buckets are being read.
     reading: usize,
-    /// Labels ahead of the log as it is followed, by revision.
-    labels: BTreeMap<Revision, Vec<Watermark>>,
+    /// Watermarks ahead of the log as it is followed, by revision.
+    watermarks: BTreeMap<Revision, Vec<Watermark>>,
 }
 
 impl Bootstrap {
-    /// A snapshot of which nothing was read.
+    /// A bootstrap of a ledger with so many buckets.
     pub(super) fn new(buckets: u32) -> Self {
         let count = usize::try_from(buckets).unwrap_or(usize::MAX);
         Self {
@@ -49,11 +49,11 @@ impl Bootstrap {
             next: 0,
             again: VecDeque::new(),
             reading: 0,
-            labels: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
         }
     }
 
-    /// The buckets to be asked for now.
+    /// The buckets to start reading now.
     pub(super) fn more(&mut self) -> impl Iterator<Item = u32> {
         let first = self.next;
         let last = u32::try_from(self.read.len()).unwrap_or(u32::MAX);
@@ -64,23 +64,23 @@ impl Bootstrap {
         first..self.next
     }
 
-    /// Whether every bucket was read, at a position that the log has reached.
+    /// Whether all buckets were read, and the log has reached their watermarks.
     pub(super) fn is_whole(&self) -> bool {
-        self.missing == 0 && self.labels.is_empty()
+        self.missing == 0 && self.watermarks.is_empty()
     }
 
-    /// How many buckets were read at a position that the log has not reached.
+    /// How many buckets have a watermark that the log has not reached.
     pub(super) fn waiting(&self) -> usize {
-        self.labels.values().map(Vec::len).sum()
+        self.watermarks.values().map(Vec::len).sum()
     }
 
-    /// Whether an entry of this revision changes this bucket as it was read.
+    /// Whether the entry with this revision changes this bucket as it was read.
     pub(super) fn takes(&self, bucket: u32, revision: Revision) -> bool {
         let place = usize::try_from(bucket).unwrap_or(usize::MAX);
-        self.read.get(place).is_some_and(|read| read.is_some_and(|label| revision > label))
+        self.read.get(place).is_some_and(|read| read.is_some_and(|watermark| revision > watermark))
     }
 
-    /// Takes a bucket that was read, where it can be; tells whether it was.
+    /// Handles a bucket that was read; returns whether it can be loaded.
     pub(super) fn on_bucket(
         &mut self,
         bucket: &Bucket,
@@ -90,27 +90,28 @@ impl Bootstrap {
         self.reading = self.reading.saturating_sub(1);
         let (label, end) = (bucket.label, window.end());
         let ahead = label.epoch == end.epoch && label.revision > end.revision;
-        // One that was read before the log got here is good where nothing changed it since.
+        // A bucket that was read at an earlier position can be used if no entry has changed it since.
         if !ahead && !window.is_untouched(bucket) {
             self.again.push_back(bucket.number);
             return false;
         }
         if ahead {
             let Bucket { number: bucket, .. } = *bucket;
-            let labels = self.labels.entry(label.revision).or_default();
-            labels.push(Watermark { head: label.head, bucket, arrived });
+            let watermarks = self.watermarks.entry(label.revision).or_default();
+            watermarks.push(Watermark { head: label.head, bucket, arrived });
         }
-        // From here on the log alone changes it.
+        // From this revision on, the log's entries change it.
         let at = label.revision.max(end.revision);
         self.set(bucket.number, Some(at));
         true
     }
 
-    /// The log got to a revision; gives the buckets that were read on another branch.
+    /// Handles that the log has reached a revision; returns the buckets that were read there on a
+    /// fork.
     pub(super) fn on_reached(&mut self, revision: Revision, head: &LogHead) -> Vec<u32> {
-        let reached = self.labels.remove(&revision).unwrap_or_default();
-        let wrong = reached.into_iter().filter(|label| label.head != *head);
-        let wrong: Vec<_> = wrong.map(|label| label.bucket).collect();
+        let reached = self.watermarks.remove(&revision).unwrap_or_default();
+        let wrong = reached.into_iter().filter(|watermark| watermark.head != *head);
+        let wrong: Vec<_> = wrong.map(|watermark| watermark.bucket).collect();
         for bucket in &wrong {
             self.set(*bucket, None);
             self.again.push_back(*bucket);
@@ -118,28 +119,28 @@ impl Bootstrap {
         wrong
     }
 
-    /// The log, asked at that moment, ended there; gives the buckets that are to be taken out again.
+    /// Handles that the log, as read at this moment, ended there; returns the buckets to unload.
     ///
-    /// A bucket that arrived before then cannot have been read past that end, unless the ledger has
-    /// lost what came between: its label is not waited for.
+    /// A bucket that arrived earlier cannot have been read past that end, unless the ledger has lost
+    /// the entries between: its watermark is never reached.
     pub(super) fn on_end(&mut self, asked: Moment, end: Revision) -> Vec<u32> {
-        let beyond = end.checked_add(1).map(|beyond| self.labels.split_off(&beyond));
+        let beyond = end.checked_add(1).map(|beyond| self.watermarks.split_off(&beyond));
         let mut lost = Vec::new();
-        for (revision, labels) in beyond.unwrap_or_default() {
-            for label in labels {
-                if label.arrived.boot < asked.boot {
-                    self.set(label.bucket, None);
-                    self.again.push_back(label.bucket);
-                    lost.push(label.bucket);
+        for (revision, watermarks) in beyond.unwrap_or_default() {
+            for watermark in watermarks {
+                if watermark.arrived.boot < asked.boot {
+                    self.set(watermark.bucket, None);
+                    self.again.push_back(watermark.bucket);
+                    lost.push(watermark.bucket);
                 } else {
-                    self.labels.entry(revision).or_default().push(label);
+                    self.watermarks.entry(revision).or_default().push(watermark);
                 }
             }
         }
         lost
     }
 
-    /// The buckets to be asked for again, now that the log was asked where it ends.
+    /// The buckets to read again, now that the log's end is known.
     pub(super) fn again(&mut self) -> Vec<u32> {
         let again: Vec<_> = self.again.drain(..).collect();
         self.reading = self.reading.saturating_add(again.len());

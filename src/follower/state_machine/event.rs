@@ -1,51 +1,52 @@
-//! What the machine is told.
+//! What the state machine reacts to.
 
 use consentd_core::record::Revision;
 use consentd_ledger::{Announcement, Bucket, Page};
 use consentd_os::clock::Moment;
 
-/// Which attempt to follow a ledger a question belongs to; answers of an earlier one are dropped.
+/// The number of an attempt to follow a ledger. Each resync starts a new one; answers to requests of
+/// an earlier one are dropped.
 pub type Attempt = u64;
 
-/// What happened.
+/// Something that happened to the ledger, or a timer.
 #[derive(Debug)]
 pub enum Event {
-    /// The log was read.
+    /// A page of the log was read.
     Page {
-        /// The attempt that it was asked for in.
+        /// The attempt that requested it.
         attempt: Attempt,
-        /// When it was asked for: before the question was sent.
+        /// When it was requested: before the request was sent.
         asked: Moment,
-        /// The revision that was asked from: what was applied then.
+        /// The revision behind which the page starts: the one that was applied then.
         after: Revision,
-        /// The answer.
+        /// The page.
         page: Page,
     },
     /// A bucket was read.
     Bucket {
-        /// The attempt that it was asked for in.
+        /// The attempt that requested it.
         attempt: Attempt,
         /// When it arrived.
         arrived: Moment,
-        /// What it holds.
+        /// The bucket.
         bucket: Bucket,
     },
-    /// Somebody appended.
+    /// Changes were announced.
     Announced(Announcement),
-    /// A bucket was deleted or evicted: what it held is not known.
+    /// A bucket was deleted or evicted, so that its contents are unknown.
     Lost {
-        /// The attempt that it was asked for in.
+        /// The attempt that requested it.
         attempt: Attempt,
-        /// The bucket.
+        /// The bucket's number.
         number: u32,
     },
-    /// There is no ledger where it was.
+    /// There is no ledger at the address.
     Missing {
-        /// The attempt that it was asked for in.
+        /// The attempt that requested it.
         attempt: Attempt,
     },
-    /// Announcements were lost.
+    /// Announcements may have been lost.
     Missed,
-    /// It is time to compare a further bucket with the table.
+    /// It is time to compare the next bucket with the table.
     ScrubDue,
 }

@@ -1,28 +1,28 @@
-//! What is applied, and by which of the last entries.
+//! The position that is applied, and the heads of the last revisions before it.
 
 use std::collections::VecDeque;
 
 use consentd_core::record::Revision;
 use consentd_ledger::{Bucket, LogHead, Position};
 
-/// How many of the last revisions are kept, to compare an older claim or label with.
+/// How many revisions the window has, to compare end proofs and buckets of an earlier position with.
 const MAX_STEPS: usize = 4_096;
 
-/// What is applied, and the last steps that led there.
+/// The position that is applied, and the last steps that led to it.
 pub(super) struct HeadWindow {
     end: Position,
-    /// The head after each of the last revisions, up to and with the end, and the bucket that it
-    /// changed; none for the position that the window begins at.
+    /// The head at each of the last revisions, the end included, and the bucket that the revision
+    /// changed; `None` for the position at which the window begins.
     steps: VecDeque<(LogHead, Option<u32>)>,
 }
 
 impl HeadWindow {
-    /// A window that begins here.
+    /// A window that begins at this position.
     pub(super) fn from(start: Position) -> Self {
         Self { end: start, steps: VecDeque::from([(start.head, None)]) }
     }
 
-    /// Where it ends.
+    /// The position that is applied.
     pub(super) fn end(&self) -> Position {
         self.end
     }
@@ -37,18 +37,18 @@ impl HeadWindow {
         self.steps.push_back((head, Some(bucket)));
     }
 
-    /// The head that we had at `revision`, where it is kept.
+    /// The head at `revision`; `None` if the window does not have it.
     pub(super) fn head_at(&self, revision: Revision) -> Option<LogHead> {
         self.steps.get(self.place(revision)?).map(|(head, _)| *head)
     }
 
-    /// Where `revision` is among the steps.
+    /// The index of `revision` among the steps.
     fn place(&self, revision: Revision) -> Option<usize> {
         let back = usize::try_from(self.end.revision.checked_sub(revision)?).ok()?;
         self.steps.len().checked_sub(back.checked_add(1)?)
     }
 
-    /// Whether the bucket, read at a revision on this window, is still the same at its end.
+    /// Whether the bucket was read at a position in this window, and no revision since has changed it.
     pub(super) fn is_untouched(&self, bucket: &Bucket) -> bool {
         let label = bucket.label;
         let Some(place) = self.place(label.revision) else { return false };

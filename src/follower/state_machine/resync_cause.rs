@@ -1,24 +1,24 @@
-//! Why a table is not valid, in words and as a label.
+//! The causes of a resync.
 
-/// Why a table is not, or no longer, valid.
+/// Why the table is invalid and the ledger is read again. Its `Display` is shown to operators.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ResyncCause {
-    /// Nothing was loaded yet.
+    /// The process has just started.
     #[error("reading the ledger for the first time")]
     Start,
-    /// The ledger is another one than before.
+    /// The ledger has another epoch: it is another ledger.
     #[error("the ledger was replaced by another one; reading it anew")]
     Epoch,
-    /// There is no ledger any more.
+    /// There is no ledger at the address any more.
     #[error(
         "the ledger is gone, and with it what it held: bring it back from a backup, or make a new \
          one with `consentd init`"
     )]
     Missing,
-    /// The ledger lost changes, or holds others in their place.
+    /// The log is a fork of what is applied: the ledger has lost changes, or replaced them.
     #[error("the ledger lost changes or holds others in their place; reading it anew")]
     Fork,
-    /// The log no longer holds what comes next.
+    /// The next entries were trimmed from the log.
     #[error("the ledger's log no longer holds what comes next; reading all of it")]
     Trimmed,
     /// An entry of the log cannot be read.
@@ -27,7 +27,7 @@ pub enum ResyncCause {
              damaged"
     )]
     Unreadable,
-    /// An operator said that the ledger is right as it is.
+    /// An operator has accepted the ledger as it is.
     #[error("an operator accepted the ledger as it is; reading it anew")]
     Accepted,
 }

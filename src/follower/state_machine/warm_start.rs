@@ -1,21 +1,21 @@
-//! A table that was saved before: from where the log is followed, where nothing else was.
+//! The warm start: a snapshot of the table from which the log is followed.
 
 use consentd_ledger::{Page, Position, Tail};
 
-/// Why a saved table is not used.
+/// Why a snapshot is not used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum WarmStartRefusal {
-    /// It is another ledger's, or was written by one who does not know its secret.
+    /// It is another ledger's, or was written without that ledger's secret.
     #[error("it is another ledger's")]
     Foreign,
-    /// It is too old to be caught up. What it denied may have been lifted since, so it is not
-    /// taken for something that the ledger lost either.
+    /// The log was trimmed past it. Its denials may have been lifted since, so they are not retained
+    /// as if the ledger had lost them.
     #[error("the ledger's log no longer holds what came after it")]
     Trimmed,
 }
 
 impl WarmStartRefusal {
-    /// As a metric's label.
+    /// The refusal as a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -25,30 +25,32 @@ impl WarmStartRefusal {
     }
 }
 
-/// Where a saved table stands. Its pairs were read one after the other while changes went on, so
-/// that it holds all up to a first position, and of what came then up to a second one some.
+/// The position of a snapshot. Its pairs were read one by one while changes went on, so that it holds
+/// all changes up to a first position, and some of those up to a second one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct WarmStart {
-    /// What it holds for certain.
+    /// All changes up to this position are in the snapshot.
     pub from: Position,
-    /// What it holds at the most: once the log was followed to here, it is a state that the ledger
-    /// had.
+    /// No change past this position is in the snapshot: once the log was replayed to here, the table
+    /// holds a state that the ledger had.
     pub until: Position,
     /// How often an operator had accepted the ledger as it is.
     pub accepted: u64,
-    /// The hash of all that was saved.
+    /// The SHA-256 of the file's content.
     pub hash: [u8; 32],
-    /// That, under the ledger's secret: none but who knows it can have written the table.
+    /// The hash's digest under the ledger's secret, which proves that the writer knew the secret.
     pub seal: [u8; 16],
 }
 
 impl WarmStart {
-    /// Whether it is of the ledger that this page is of, was written by one who knows that one's
-    /// secret, and can be caught up from there, or is ahead of it.
+    /// Checks that the snapshot is of this page's ledger, was written with its secret, and that the
+    /// log continues it.
+    ///
+    /// A snapshot ahead of the ledger passes, so that the fork is detected and its denials retained.
     ///
     /// # Errors
     ///
-    /// Why it is of no use.
+    /// Why the snapshot cannot be used.
     pub(super) fn check(&self, page: &Page) -> Result<(), WarmStartRefusal> {
         let identity = &page.identity;
         let same = self.from.epoch == identity.epoch && self.until.epoch == identity.epoch;

@@ -1,4 +1,4 @@
-//! Buckets of dead branches, scrubs, and what must not be forgotten.
+//! Buckets that were read on a fork, scrubs, and retained denials.
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn scrubs_mend_what_the_log_did_not_tell() {
     assert!(follower.denies(n) && follower.table.retained_pairs() == 1);
 }
 
-/// What a record allowed is not left standing by what sticks to its pair.
+/// What a record allowed does not survive it in a pair that retains denials.
 #[test]
 fn a_scrub_takes_out_the_record_of_a_pair_that_stays_denied_otherwise() {
     let mut dead = Model::new(8);
@@ -217,7 +217,7 @@ fn an_unreadable_entry_that_a_backup_took_back_is_none_any_more() {
     }
 }
 
-/// Tells it that a bucket was lost.
+/// Reports to it that a bucket was lost.
 fn lose(follower: &mut Follower, number: u32) {
     let attempt = follower.machine.attempt();
     follower.on(Event::Lost { attempt, number });

@@ -1,10 +1,10 @@
-//! Where a saved table and its ledger part: single pages, which histories seldom bring about.
+//! Warm starts from a snapshot whose ledger has forked or lost changes since.
 
 use super::*;
 use crate::follower::state_machine::WarmStart;
 
-/// What becomes of a table that was saved while a ledger went from one of these to the other, once
-/// this page of its ledger comes.
+/// The actions after this page, of a machine that starts from a snapshot which was taken while the
+/// ledger went from one of these states to the other.
 fn begun_with(from: &Model, until: &Model, page: Page) -> Vec<Action> {
     let (from, until) = (from.end(), until.end());
     let hash = [7; 32];
@@ -15,7 +15,7 @@ fn begun_with(from: &Model, until: &Model, page: Page) -> Vec<Action> {
     machine.on(Event::Page { attempt, asked: moment(11), after: from.revision, page })
 }
 
-/// Whether the ledger is found to have lost something, and nothing is proven of it.
+/// Whether a fork is detected, and the table is not proven.
 fn is_fork(actions: &[Action]) -> bool {
     let forks = |action: &Action| matches!(action, Action::Invalidate(ResyncCause::Fork));
     let lives = |action: &Action| matches!(action, Action::Validate | Action::SetProof(..));
