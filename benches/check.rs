@@ -95,7 +95,7 @@ fn bench(criterion: &mut Criterion) {
                     user_id: std::str::from_utf8(&digits).unwrap(),
                     business_id: "acme",
                     category: "utility.order_updates",
-                    form: Form::Template,
+                    form: Ok(Form::Template),
                 };
                 checker.check(black_box(&question)).unwrap()
             });

@@ -114,7 +114,7 @@ fn a_logged_check_allocates_nothing() {
     let ask = |user: &String| {
         let category = "utility.order_updates";
         let question =
-            CheckRequest { user_id: user, business_id: "acme", category, form: Form::Template };
+            CheckRequest { user_id: user, business_id: "acme", category, form: Ok(Form::Template) };
         black_box(checker.check(&question).unwrap());
     };
     ask(&users[0]); // What a thread needs once.

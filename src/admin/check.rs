@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::Admin;
 use super::format::{grouped, moment, short};
 use super::page::{self, NO, YES};
-use crate::checker::{self, CheckError, CheckRequest, Checker};
+use crate::checker::{self, CheckError, CheckRequest, Checker, InvalidForm};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::record::Revision;
@@ -86,6 +86,8 @@ const FORMS: [(&str, &str, Form); 3] = [
     ("template", "Template", Form::Template),
 ];
 
+const INVALID_FORM: InvalidForm = InvalidForm { description: "must be any, free-form or template" };
+
 impl CheckSection {
     /// The suggested classes.
     #[allow(clippy::unused_self, reason = "what a template can call")]
@@ -111,7 +113,7 @@ impl CheckSection {
             user_id: &submitted.user_id,
             business_id: &submitted.business_id,
             category: &submitted.category,
-            form: form.map_or(Form::Any, |(.., form)| *form),
+            form: form.map(|(.., form)| *form).ok_or(INVALID_FORM),
         };
         let looked = checker.check_unrecorded(&question).and_then(|answer| {
             let (standing, revision, _) =
@@ -119,12 +121,8 @@ impl CheckSection {
             Ok(CheckExplanation::of(&answer, &standing, revision))
         });
         let mut check = Self::default();
-        if form.is_none() {
-            check.form = Some("must be any, free-form or template".to_owned());
-        }
         check.outcome = match looked {
-            Ok(answer) if form.is_some() => Some(CheckOutcome::Answered(Box::new(answer))),
-            Ok(_) => None,
+            Ok(answer) => Some(CheckOutcome::Answered(Box::new(answer))),
             Err(CheckError::NotReady) => Some(CheckOutcome::Failed(format!(
                 "No answer yet: {}. A sender gets UNAVAILABLE, and must not send.",
                 checker.status().cause
@@ -144,6 +142,7 @@ impl CheckSection {
         let field = match violation.field.as_str() {
             "user_id" => &mut self.user_id,
             "business_id" => &mut self.business_id,
+            "form" => &mut self.form,
             _ => &mut self.category,
         };
         *field = Some(violation.description);

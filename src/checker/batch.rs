@@ -1,6 +1,6 @@
 //! Batches of checks that are looked up together.
 
-use super::CheckRequest;
+use super::{CheckRequest, ParsedRequest};
 use crate::table::{KeyDeriver, Pair};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
@@ -16,19 +16,38 @@ pub(super) struct ParseCache<'q> {
 }
 
 impl<'q> ParseCache<'q> {
-    /// The pair and the category of a request, or its violations.
+    /// Parses a request, or returns all of its violations.
     pub(super) fn parse(
         &mut self,
         keys: &KeyDeriver,
         request: &CheckRequest<'q>,
-    ) -> Result<(Pair, Category<'q>), Vec<Violation>> {
-        let user = UserId::parse(request.user_id);
+    ) -> Result<ParsedRequest<'q>, Vec<Violation>> {
         let business = cached(&mut self.business, request.business_id, BusinessId::parse);
         let category = cached(&mut self.category, request.category, Category::parse);
-        match (user, business, category) {
-            (Ok(user), Ok(business), Ok(category)) => Ok((keys.pair(&user, business), category)),
-            (user, business, category) => {
-                let violations = [user.err(), business.err(), category.err()];
+        ParsedRequest::new(keys, request, business, category)
+    }
+}
+
+impl<'q> ParsedRequest<'q> {
+    /// Parses the rest of a request, whose business and category are parsed already.
+    ///
+    /// # Errors
+    ///
+    /// All violations of the request.
+    pub(super) fn new(
+        keys: &KeyDeriver,
+        request: &CheckRequest<'q>,
+        business: Result<BusinessId<'q>, Violation>,
+        category: Result<Category<'q>, Violation>,
+    ) -> Result<Self, Vec<Violation>> {
+        let user = UserId::parse(request.user_id);
+        match (user, business, category, request.form) {
+            (Ok(user), Ok(business), Ok(category), Ok(form)) => {
+                Ok(Self { pair: keys.pair(&user, business), category, form })
+            }
+            (user, business, category, form) => {
+                let form = form.err().map(Violation::from);
+                let violations = [user.err(), business.err(), category.err(), form];
                 Err(violations.into_iter().flatten().collect())
             }
         }

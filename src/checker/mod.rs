@@ -40,7 +40,27 @@ pub struct CheckRequest<'a> {
     /// The category of the message.
     pub category: &'a str,
     /// The form of the message.
-    pub form: Form,
+    pub form: Result<Form, InvalidForm>,
+}
+
+/// A form of a message that does not exist.
+#[derive(Clone, Copy, Debug)]
+pub struct InvalidForm {
+    /// Which forms there are, in the caller's terms.
+    pub description: &'static str,
+}
+
+impl From<InvalidForm> for Violation {
+    fn from(invalid: InvalidForm) -> Self {
+        Self::new("form", invalid.description)
+    }
+}
+
+/// A valid check.
+struct ParsedRequest<'q> {
+    pair: Pair,
+    category: Category<'q>,
+    form: Form,
 }
 
 /// What the checks of all recipients of a campaign have in common.
@@ -121,13 +141,13 @@ impl Checker {
     ///
     /// [`CheckError`] if no decision was made.
     pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        let (pair, category) = self.parse(request)?;
+        let ParsedRequest { pair, category, form } = self.parse(request)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
-        let result = evaluation.result(&facts, category.class, request.form);
+        let result = evaluation.result(&facts, category.class, form);
         self.metrics.decided(result.decision.reason);
         if let Some(log) = &self.log {
-            log.log(&log_record(pair, category, request.form, &result, evaluation.now));
+            log.log(&log_record(pair, category, form, &result, evaluation.now));
         }
         Ok(result)
     }
@@ -138,8 +158,8 @@ impl Checker {
         self.parse(request).is_ok()
     }
 
-    /// Checks one request without counting or logging the decision, because no message depends on it:
-    /// a person wants to know.
+    /// Checks one request without counting or logging the decision, for the status page: no message
+    /// depends on it.
     ///
     /// # Errors
     ///
@@ -148,7 +168,8 @@ impl Checker {
         self.check_at(request, Moment::about_now)
     }
 
-    /// Does the same by another clock, which is read after the table: for simulations.
+    /// Like [`check_unrecorded`](Self::check_unrecorded) with another clock, which is read after the
+    /// table; for simulations.
     ///
     /// # Errors
     ///
@@ -158,25 +179,17 @@ impl Checker {
         request: &CheckRequest<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<CheckResult, CheckError> {
-        let (pair, category) = self.parse(request)?;
+        let ParsedRequest { pair, category, form } = self.parse(request)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
-        Ok(evaluation.result(&facts, category.class, request.form))
+        Ok(evaluation.result(&facts, category.class, form))
     }
 
-    fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<(Pair, Category<'q>), CheckError> {
-        let user = UserId::parse(request.user_id);
+    fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
         let business = BusinessId::parse(request.business_id);
         let category = Category::parse(request.category);
-        match (user, business, category) {
-            (Ok(user), Ok(business), Ok(category)) => {
-                Ok((self.table.key_deriver().pair(&user, business), category))
-            }
-            (user, business, category) => {
-                let violations = [user.err(), business.err(), category.err()];
-                Err(CheckError::Invalid(violations.into_iter().flatten().collect()))
-            }
-        }
+        ParsedRequest::new(&self.table.key_deriver(), request, business, category)
+            .map_err(CheckError::Invalid)
     }
 
     /// Checks a batch in order, with one reading of the clocks: callers must keep a batch so small that
@@ -195,7 +208,7 @@ impl Checker {
         let mut batch = Batch::with_capacity(requests.len());
         for request in requests {
             match cache.parse(&keys, &request) {
-                Ok((pair, category)) => batch.push(pair, category, request.form),
+                Ok(ParsedRequest { pair, category, form }) => batch.push(pair, category, form),
                 Err(violations) => batch.push_invalid(violations),
             }
         }

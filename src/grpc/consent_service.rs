@@ -28,7 +28,6 @@ use crate::budget::{Charge, Pool};
 use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, RevisionTimeout};
 use crate::metrics::Metrics;
 use consentd_core::Violation;
-use consentd_core::decision::Form;
 use consentd_os::clock;
 
 /// How many checks of a batch are answered before the task yields: some 0.05 ms of work, whose data
@@ -193,22 +192,12 @@ impl CheckService {
 
     /// Whether a request is valid. An invalid one is refused without waiting for a revision.
     pub(super) fn is_valid(&self, asked: &RawCheckRequest<'_>) -> bool {
-        question(asked).is_ok_and(|question| self.checker.is_valid(&question))
+        self.checker.is_valid(&check_request(asked))
     }
 
     /// Answers one check.
     pub(super) fn answer(&self, asked: &RawCheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        match question(asked) {
-            Ok(question) => self.checker.check(&question),
-            Err((question, of_form)) => match self.checker.check_unrecorded(&question) {
-                Err(CheckError::Invalid(mut found)) => {
-                    found.push(of_form);
-                    Err(CheckError::Invalid(found))
-                }
-                Err(error @ CheckError::NotReady) => Err(error),
-                Ok(_) => Err(CheckError::Invalid(vec![of_form])),
-            },
-        }
+        self.checker.check(&check_request(asked))
     }
 
     async fn batch_can_send(
@@ -271,10 +260,9 @@ impl CheckService {
         revision_timeout: Option<RevisionTimeout>,
         answers: &mut BatchResponseEncoder,
     ) -> Result<(), Status> {
-        let is_plain = |asked: &RawCheckRequest<'_>| convert::form(asked.form).is_ok();
-        if revision_timeout.is_none() && batch.iter().all(is_plain) {
-            let questions = batch.iter().map(|asked| question(asked).unwrap_or_else(|(q, _)| q));
-            let answered = self.checker.check_many(questions, |answer| match answer {
+        if revision_timeout.is_none() {
+            let requests = batch.iter().map(check_request);
+            let answered = self.checker.check_many(requests, |answer| match answer {
                 Ok(answer) => answers.put_answer(&answer),
                 Err(found) => answers.put(Pb::Error(status::item_check_error(&found))),
             });
@@ -348,15 +336,8 @@ fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
     Grpc::new(codec).max_decoding_message_size(limit)
 }
 
-/// The request with its form parsed; if the form is unknown, the request without one, and the
-/// violation.
-fn question<'a>(
-    asked: &RawCheckRequest<'a>,
-) -> Result<CheckRequest<'a>, (CheckRequest<'a>, Violation)> {
-    let RawCheckRequest { user_id, business_id, category, .. } = *asked;
-    let question = CheckRequest { user_id, business_id, category, form: Form::Any };
-    match convert::form(asked.form) {
-        Ok(form) => Ok(CheckRequest { form, ..question }),
-        Err(violation) => Err((question, violation)),
-    }
+/// The request with its form parsed. The checker validates it and collects all violations.
+fn check_request<'a>(asked: &RawCheckRequest<'a>) -> CheckRequest<'a> {
+    let RawCheckRequest { user_id, business_id, category, form, .. } = *asked;
+    CheckRequest { user_id, business_id, category, form: convert::form(form) }
 }

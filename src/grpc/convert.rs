@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::checker::{CheckResult, TablePhase, TableStatus};
+use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus};
 use crate::recorder::Submission;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
@@ -27,18 +27,16 @@ pub(super) enum NotAnEvent {
     },
 }
 
-/// Parses the form of a message. `MESSAGE_FORM_UNSPECIFIED` stands for any; an unknown one is a
-/// violation.
-pub(super) fn form(form: i32) -> Result<Form, Violation> {
+/// Parses the form of a message. `MESSAGE_FORM_UNSPECIFIED` stands for any.
+pub(super) fn form(form: i32) -> Result<Form, InvalidForm> {
     match pb::MessageForm::try_from(form) {
         Ok(pb::MessageForm::Unspecified) => Ok(Form::Any),
         Ok(pb::MessageForm::FreeForm) => Ok(Form::FreeForm),
         Ok(pb::MessageForm::Template) => Ok(Form::Template),
-        Err(_) => Err(Violation::new(
-            "form",
-            "unknown; one of MESSAGE_FORM_UNSPECIFIED, MESSAGE_FORM_FREE_FORM and \
-             MESSAGE_FORM_TEMPLATE",
-        )),
+        Err(_) => Err(InvalidForm {
+            description: "unknown; one of MESSAGE_FORM_UNSPECIFIED, MESSAGE_FORM_FREE_FORM and \
+                          MESSAGE_FORM_TEMPLATE",
+        }),
     }
 }
 

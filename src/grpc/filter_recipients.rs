@@ -161,7 +161,8 @@ impl FilterCall {
                 Ok(checker::Campaign { business, category, form })
             }
             (business, category, form) => {
-                let found = [business.err(), category.err(), form.err()];
+                let form = form.err().map(Violation::from);
+                let found = [business.err(), category.err(), form];
                 Err(status::invalid(&found.into_iter().flatten().collect::<Vec<_>>()))
             }
         }

@@ -38,6 +38,24 @@ const CHECKS_PER_YIELD: usize = super::consent_service::CHECKS_PER_YIELD;
 
 type PendingCheck = Pin<Box<dyn Future<Output = pb::StreamCanSendResponse> + Send>>;
 
+/// How requests are read.
+enum Reading {
+    /// Requests are read as they arrive.
+    Open,
+    /// The connection is to end: so many requests that had arrived were answered since.
+    Ending { answered: usize },
+    /// No more requests are read. The stream ends like this once all waiting checks are answered.
+    Done(Result<(), Status>),
+}
+
+/// A request that was read.
+enum Handled {
+    /// It is answered.
+    Answered(pb::StreamCanSendResponse),
+    /// It is in the queue of checks that wait for a revision.
+    Queued,
+}
+
 /// The responses of one stream.
 pub(super) struct StreamResponses {
     service: Arc<CheckService>,
@@ -47,10 +65,7 @@ pub(super) struct StreamResponses {
     deadline: Option<Instant>,
     waiting: FuturesUnordered<PendingCheck>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// How the stream ends once all waiting checks are answered; set when reading stops.
-    end: Option<Result<(), Status>>,
-    /// Requests that were answered since the connection is to end; `None` until then.
-    since_ending: Option<usize>,
+    reading: Reading,
     /// Responses since the task last yielded.
     answered: usize,
 }
@@ -70,8 +85,7 @@ impl CheckService {
             deadline,
             waiting: FuturesUnordered::new(),
             ending: Box::pin(ending.clone().cancelled_owned()),
-            end: None,
-            since_ending: None,
+            reading: Reading::Open,
             answered: 0,
         })
     }
@@ -111,7 +125,7 @@ fn read<T>(bytes: &Bytes, then: impl FnOnce(&RawStreamRequest<'_>) -> T) -> Resu
 impl StreamResponses {
     /// Answers a request at once, or queues it until its revision arrives. Only a valid request waits,
     /// and only its fields are kept, not its bytes. Fails if the request cannot be decoded.
-    fn take(&mut self, bytes: &Bytes) -> Result<Option<pb::StreamCanSendResponse>, Status> {
+    fn handle(&mut self, bytes: &Bytes) -> Result<Handled, Status> {
         let service = &self.service;
         let answered = read(bytes, |read| {
             let asked = read.asked.unwrap_or_default();
@@ -122,14 +136,14 @@ impl StreamResponses {
             }
         })?;
         let (sequence, kept) = match answered {
-            Ok(answer) => return Ok(Some(answer)),
+            Ok(answer) => return Ok(Handled::Answered(answer)),
             Err(waits) => waits,
         };
         let charge = match self.charge.charge_same_pool(WAITING_BYTES + kept.bytes()) {
             Ok(charge) => charge.mark_waiting(),
             Err(full) => {
                 let full = Pb::Error(status::item_limit_reached(full));
-                return Ok(Some(sequenced(sequence, full)));
+                return Ok(Handled::Answered(sequenced(sequence, full)));
             }
         };
         let (service, deadline) = (Arc::clone(service), self.deadline);
@@ -143,53 +157,67 @@ impl StreamResponses {
                 }
             }
         }));
-        Ok(None)
+        Ok(Handled::Queued)
     }
 
-    /// Whether reading stops, because the connection is to end and enough was answered since.
-    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
-        if self.since_ending.is_none() && self.ending.as_mut().poll(context).is_ready() {
-            self.since_ending = Some(0);
+    /// Reads and handles the next request; `None` once reading is done.
+    fn poll_request(&mut self, context: &mut Context<'_>) -> Poll<Option<Handled>> {
+        if matches!(self.reading, Reading::Done(_)) {
+            return Poll::Ready(None);
         }
-        self.since_ending.is_some_and(|answered| answered >= MAX_WHILE_ENDING)
+        if self.waiting.len() >= MAX_WAITING {
+            return Poll::Pending;
+        }
+        if matches!(self.reading, Reading::Open) && self.ending.as_mut().poll(context).is_ready() {
+            self.reading = Reading::Ending { answered: 0 };
+        }
+        let next = match &mut self.reading {
+            Reading::Ending { answered } if *answered < MAX_WHILE_ENDING => {
+                *answered += 1;
+                // Requests that have not arrived yet are not waited for.
+                match self.requests.poll_next_unpin(context) {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => Some(Err(over())),
+                }
+            }
+            Reading::Ending { .. } => Some(Err(over())),
+            Reading::Open | Reading::Done(_) => ready!(self.requests.poll_next_unpin(context)),
+        };
+        // Bytes after a malformed message cannot be trusted, so any error ends the reading.
+        let end = match next.map(|bytes| self.handle(&bytes?)) {
+            Some(Ok(handled)) => return Poll::Ready(Some(handled)),
+            Some(Err(status)) => Err(status),
+            None => Ok(()),
+        };
+        self.reading = Reading::Done(end);
+        Poll::Ready(None)
     }
 
-    /// Reads requests until one is answered or there are no more.
-    fn poll_requests(
+    /// The next response: to a check whose revision has arrived, or else to a request that is read now.
+    fn poll_response(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<pb::StreamCanSendResponse>> {
-        while self.end.is_none() && self.waiting.len() < MAX_WAITING {
-            if self.is_over(context) {
-                self.end = Some(Err(over()));
-                break;
+    ) -> Poll<Option<Result<pb::StreamCanSendResponse, Status>>> {
+        loop {
+            // This also polls a check that was just queued: it is not woken unless it was polled once.
+            if let Poll::Ready(Some(answer)) = self.waiting.poll_next_unpin(context) {
+                return Poll::Ready(Some(Ok(answer)));
             }
-            let next = match self.requests.poll_next_unpin(context) {
-                Poll::Pending if self.since_ending.is_some() => {
-                    self.end = Some(Err(over()));
-                    break;
-                }
-                next => ready!(next),
-            };
-            let taken = match next {
-                Some(Ok(bytes)) => self.take(&bytes),
-                // Bytes after a malformed message cannot be trusted.
-                Some(Err(status)) => Err(status),
-                None => {
-                    self.end = Some(Ok(()));
-                    break;
-                }
-            };
-            if let Some(answered) = &mut self.since_ending {
-                *answered += 1;
-            }
-            match taken {
-                Ok(Some(answer)) => return Poll::Ready(Some(answer)),
-                Ok(None) => {}
-                Err(status) => self.end = Some(Err(status)),
+            match ready!(self.poll_request(context)) {
+                Some(Handled::Answered(answer)) => return Poll::Ready(Some(Ok(answer))),
+                Some(Handled::Queued) => {}
+                None if self.waiting.is_empty() => return Poll::Ready(self.take_error().map(Err)),
+                None => return Poll::Pending,
             }
         }
-        if self.end.is_some() { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// The error that ends the stream; `None` if there is none, or if it was returned before.
+    fn take_error(&mut self) -> Option<Status> {
+        match std::mem::replace(&mut self.reading, Reading::Done(Ok(()))) {
+            Reading::Done(end) => end.err(),
+            Reading::Open | Reading::Ending { .. } => None,
+        }
     }
 }
 
@@ -208,32 +236,8 @@ impl Stream for StreamResponses {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Checks that waited come first. A check that was just queued must be polled once, so that it is
-        // woken later: hence the second round.
-        for _ in 0..2 {
-            if !this.waiting.is_empty()
-                && let Poll::Ready(Some(answer)) = this.waiting.poll_next_unpin(context)
-            {
-                this.answered += 1;
-                return Poll::Ready(Some(Ok(answer)));
-            }
-            let before = this.waiting.len();
-            if let Poll::Ready(Some(answer)) = this.poll_requests(context) {
-                this.answered += 1;
-                return Poll::Ready(Some(Ok(answer)));
-            }
-            if this.waiting.len() == before {
-                break;
-            }
-        }
-        if this.waiting.is_empty()
-            && let Some(end) = this.end.take()
-        {
-            // A stream that is polled again ends again.
-            this.end = Some(Ok(()));
-            return Poll::Ready(end.err().map(Err));
-        }
-        this.answered = 0;
-        Poll::Pending
+        let response = this.poll_response(context);
+        this.answered = if response.is_ready() { this.answered + 1 } else { 0 };
+        response
     }
 }

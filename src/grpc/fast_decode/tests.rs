@@ -1,4 +1,4 @@
-//! Against prost: what is read here prost reads as the same, for any bytes.
+//! Property tests against prost: whatever bytes are accepted here, prost decodes to the same message.
 
 use proptest::prelude::*;
 use prost::Message;
@@ -46,8 +46,8 @@ prop_compose! {
     }
 }
 
-/// What befalls a message's bytes: bytes changed, cut off, or put in; another message behind it;
-/// or fields that this version does not know.
+/// A mutation of a message's bytes: bytes are changed, cut off or inserted; another message follows; or
+/// there are unknown fields.
 #[derive(Clone, Debug)]
 enum Fate {
     Intact,
