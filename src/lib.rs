@@ -74,7 +74,7 @@
 mod admin;
 mod app;
 pub mod budget;
-pub mod change_feed;
+mod change_feed;
 pub mod checker;
 pub mod cli;
 pub mod config;
@@ -86,6 +86,6 @@ pub mod net;
 pub mod recorder;
 pub mod synthetic;
 pub mod table;
-pub mod telemetry;
+mod telemetry;
 mod webhook;
-pub mod whatsapp;
+mod whatsapp;

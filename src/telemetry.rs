@@ -47,14 +47,14 @@ const TRACEPARENT_BYTES: usize = 55;
 /// An invalid log filter.
 #[derive(Debug, thiserror::Error)]
 #[error("must be a level such as info, or directives such as info,h2=debug: {0}")]
-pub struct FilterError(#[from] tracing_subscriber::filter::ParseError);
+pub(crate) struct FilterError(#[from] tracing_subscriber::filter::ParseError);
 
 /// Starts logging what `filter` selects to standard error: as text on a terminal, as JSON otherwise.
 ///
 /// # Errors
 ///
 /// [`FilterError`] if the filter is invalid.
-pub fn start_log(filter: &str) -> Result<(), FilterError> {
+pub(crate) fn start_log(filter: &str) -> Result<(), FilterError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
@@ -240,7 +240,7 @@ impl SpanProcessor for Queue {
 }
 
 /// Sends what is queued to the collector.
-pub struct Exporter {
+pub(crate) struct Exporter {
     settings: TraceSettings,
     resource: Resource,
     spans: mpsc::Receiver<SpanData>,
@@ -252,7 +252,7 @@ pub struct Exporter {
 
 /// A tracer, which starts spans, and the exporter of those spans.
 #[must_use]
-pub fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Exporter) {
+pub(crate) fn traces(settings: TraceSettings, metrics: Arc<Metrics>) -> (Tracer, Exporter) {
     let resource = Resource::builder_empty()
         .with_service_name("consentd")
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -272,7 +272,7 @@ impl Exporter {
     /// Exports until `finish`, and then what is queued until the deadline that `finish` carries.
     /// Blocks its thread, which must run nothing else: encoding many spans takes as long as some checks
     /// do.
-    pub fn run(self, finish: oneshot::Receiver<Instant>) {
+    pub(crate) fn run(self, finish: oneshot::Receiver<Instant>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
             Ok(runtime) => runtime,

@@ -20,7 +20,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-pub use self::denial_at_arrival::denial_at_arrival;
+pub(crate) use self::denial_at_arrival::denial_at_arrival;
 use crate::recorder::Submission;
 
 /// Which business a payload is for, and which messages open the window.
@@ -34,10 +34,10 @@ pub struct Rules {
 }
 
 /// The pseudo-type of calls by users, in [`Rules::opens_window`].
-pub const CALL: &str = "call";
+pub(crate) const CALL: &str = "call";
 
 /// The pseudo-type of messages in groups, in [`Rules::opens_window`].
-pub const GROUP: &str = "group";
+pub(crate) const GROUP: &str = "group";
 
 impl Rules {
     /// The types of messages that open the window by default.
@@ -69,7 +69,7 @@ impl Rules {
 
 /// The kind of an update.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum UpdateKind {
+pub(crate) enum UpdateKind {
     /// A message from a user.
     Message,
     /// A call.
@@ -88,7 +88,8 @@ pub enum UpdateKind {
 
 impl UpdateKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 7] = [
         Self::Message,
         Self::Call,
         Self::Preference,
@@ -100,7 +101,7 @@ impl UpdateKind {
 
     /// The value of the metric's label.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Message => "message",
             Self::Call => "call",
@@ -115,7 +116,7 @@ impl UpdateKind {
 
 /// Why an update was skipped.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum SkipCause {
+pub(crate) enum SkipCause {
     /// The payload's object is no WhatsApp account.
     UnknownObject,
     /// The change's field does not concern consent, such as echoes.
@@ -152,7 +153,8 @@ pub enum SkipCause {
 
 impl SkipCause {
     /// Every cause.
-    pub const ALL: [Self; 16] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 16] = [
         Self::UnknownObject,
         Self::UnknownField,
         Self::UnknownType,
@@ -173,7 +175,7 @@ impl SkipCause {
 
     /// The value of the metric's label.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::UnknownObject => "unknown_object",
             Self::UnknownField => "unknown_field",
@@ -196,14 +198,14 @@ impl SkipCause {
 
     /// Whether the update is malformed, and not just irrelevant.
     #[must_use]
-    pub fn is_malformed(self) -> bool {
+    pub(crate) fn is_malformed(self) -> bool {
         self >= Self::BadShape
     }
 }
 
 /// An update with the events to record for it.
 #[derive(Clone, Debug)]
-pub struct WebhookUpdate {
+pub(crate) struct WebhookUpdate {
     /// Its kind.
     pub kind: UpdateKind,
     /// Its events. There can be several, such as for a button, which has two texts.
@@ -212,7 +214,7 @@ pub struct WebhookUpdate {
 
 /// A parsed payload.
 #[derive(Debug, Default)]
-pub struct ParsedPayload {
+pub(crate) struct ParsedPayload {
     /// The updates to record, in order.
     pub updates: Vec<WebhookUpdate>,
     /// The number of skipped updates by kind and cause. A malformed update of which only denials are
@@ -225,7 +227,7 @@ pub struct ParsedPayload {
 /// A body that is no payload.
 #[derive(Debug, thiserror::Error)]
 #[error("not a webhook's payload: {0}")]
-pub enum PayloadError {
+pub(crate) enum PayloadError {
     /// The body is no JSON.
     Json(#[from] serde_json::Error),
     /// The body is JSON, but no object.
@@ -239,7 +241,7 @@ pub enum PayloadError {
 /// # Errors
 ///
 /// [`PayloadError`] means that the body is no JSON object.
-pub fn parse(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
+pub(crate) fn parse(body: &[u8], rules: &Rules) -> Result<ParsedPayload, PayloadError> {
     let parsed = serde_json::from_slice(body);
     // Nearly every body is well formed. If the repair fails too, the first error is reported: it
     // describes the body as it was sent.

@@ -1,10 +1,11 @@
-//! What changes, told to whoever watches.
+//! The change feed: which pairs have changed in the table, for the watchers of `WatchConsents`.
 //!
-//! The follower's [`Publisher`] tells what it has put into the table; each [`Subscription`] reads
-//! that at its own pace. What is told is kept once for all, until the slowest has read it or it is
-//! too much: then the slowest have missed something, are told so, and go on from the end. Nobody
-//! who watches holds up who publishes. Where nobody does, nobody's name is kept, and a change
-//! costs a fence and the load of a number.
+//! The follower's [`Publisher`] publishes the changes that are in the table, and each [`Subscription`]
+//! reads them at its own pace. They share one bounded backlog, in which a change stays until the
+//! slowest subscription has read it. If the backlog is full, the oldest changes are dropped; the
+//! subscriptions that have not read them get [`MissedChanges`] and go on from the end. So a slow
+//! watcher never holds up the publisher. Without watchers no user's id is kept, and a change costs a
+//! fence and a load.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -14,31 +15,31 @@ use tokio::sync::watch;
 
 use consentd_core::record::Revision;
 
-/// How many changes are kept for the slowest watcher.
-pub const MAX_KEPT: usize = 65_536;
-/// How many bytes these may take, ids included.
-pub const MAX_KEPT_BYTES: usize = 8 * 1024 * 1024;
+/// The most changes in the backlog.
+pub(crate) const MAX_KEPT: usize = 65_536;
+/// The most bytes of the backlog, ids included.
+pub(crate) const MAX_KEPT_BYTES: usize = 8 * 1024 * 1024;
 
-/// How many changes are told together at most.
-const MAX_TOGETHER: usize = 64;
-/// How many changes a watcher reads at once, so that it lets others at them in between.
+/// How many changes are added to the backlog under one lock.
+const MAX_STAGED: usize = 64;
+/// How many changes a subscription reads under one lock, so that others can read in between.
 const MAX_READ: usize = 64;
 
 /// A pair whose state changed.
 #[derive(Debug, Eq, PartialEq)]
 pub struct PairChange {
-    /// The user, as written to the ledger.
+    /// The user's id, as recorded in the ledger.
     pub user_id: Box<str>,
-    /// The business.
+    /// The business' id.
     pub business_id: Box<str>,
     /// The revision that changed it.
     pub revision: Revision,
 }
 
 impl PairChange {
-    /// What it takes where it is kept.
+    /// The bytes that it takes in the backlog.
     fn bytes(&self) -> usize {
-        /// The two counts of an `Arc`.
+        /// The two reference counts of an `Arc`.
         const COUNTS: usize = 2 * size_of::<usize>();
         size_of::<Entry>()
             + COUNTS
@@ -48,14 +49,14 @@ impl PairChange {
     }
 }
 
-/// Why a watcher missed changes.
+/// Why changes are missing from the feed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum GapCause {
-    /// It read too slowly.
+    /// The subscription read too slowly.
     Slow,
-    /// The whole table was read anew.
+    /// The table was loaded again.
     Rebuilt,
-    /// Pairs were mended whose users are not known.
+    /// Pairs were corrected of which only the keys are known.
     Mended,
 }
 
@@ -71,59 +72,64 @@ impl GapCause {
     }
 }
 
-/// Changes were missed: any pair may be otherwise than it was.
+/// Changes were missed: any pair may have changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("changes up to revision {revision} were missed")]
 pub struct MissedChanges {
-    /// Why.
+    /// The cause.
     pub cause: GapCause,
-    /// What comes next is later than this.
+    /// The changes that are read next are later than this revision.
     pub revision: Revision,
 }
 
-/// There are as many watchers as there may be.
+/// The limit on subscriptions is reached.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("as many watch already as may")]
+#[error("the limit on watchers is reached")]
 pub struct TooManySubscribers;
 
-/// Nothing more will be published.
+/// The publisher was dropped.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("nobody publishes any more")]
+#[error("no more changes are published")]
 pub struct FeedClosed;
 
 struct Entry {
     change: Arc<PairChange>,
-    /// How many watchers read it next.
+    /// How many subscriptions read it next.
     readers: usize,
 }
 
-/// What is kept. Changes are numbered; a number that is skipped stands for what nobody can read.
+/// The changes that some subscription has not read yet. They are numbered; a skipped number is a gap,
+/// so that every subscription which has not passed it misses changes.
+///
+/// Invariant: each subscription is counted either by the entry that it reads next, or by `at_end`, or it
+/// is behind `first`.
 struct Backlog {
     /// The number of the first entry.
     first: u64,
     entries: VecDeque<Entry>,
-    /// How many watchers have read all of them.
+    /// How many subscriptions have read all entries.
     at_end: usize,
     bytes: usize,
-    /// The last revision that was told.
+    /// The revision of the last change that was added.
     revision: Revision,
-    /// The last number that was skipped on purpose, and why.
+    /// The number of the last gap, and its cause.
     skipped: Option<(u64, GapCause)>,
 }
 
 struct Shared {
-    kept: Mutex<Backlog>,
-    /// How many watch; written while `kept` is locked.
+    backlog: Mutex<Backlog>,
+    /// How many subscriptions there are; written while the backlog is locked.
     watchers: AtomicUsize,
-    /// To be cloned: it is the publisher who holds the other end.
+    /// Cloned for each subscription. The publisher has the sender.
     news: watch::Receiver<()>,
-    most: (usize, usize),
+    /// The most changes of the backlog, and the most bytes.
+    limits: (usize, usize),
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Backlog> {
-        // Nothing that is done to it can be left half done by a panic.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        // No change of the backlog can panic half-way, so a poisoned lock is still consistent.
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,20 +146,20 @@ impl Backlog {
         }
     }
 
-    /// How many watchers read that number next.
+    /// The number of subscriptions that read this number next.
     fn readers(&mut self, next: u64) -> &mut usize {
         let place = usize::try_from(next - self.first).unwrap_or(usize::MAX);
         self.entries.get_mut(place).map_or(&mut self.at_end, |entry| &mut entry.readers)
     }
 
-    /// Forgets what everybody has read: what is before the first that somebody reads next.
+    /// Drops the entries that all subscriptions have read.
     fn pop_read(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.readers == 0) {
             self.pop();
         }
     }
 
-    /// Skips a number; forgets what was before.
+    /// Skips a number and drops all entries before it.
     fn skip(&mut self, cause: GapCause) {
         let skipped = self.end();
         self.entries = VecDeque::new();
@@ -164,122 +170,123 @@ impl Backlog {
     }
 }
 
-/// Where one can subscribe; clones share it.
+/// Subscribes to the feed; clones share it.
 #[derive(Clone)]
 pub struct ChangeFeed(Arc<Shared>);
 
-/// Tells what was put into the table.
-pub struct Publisher {
+/// Publishes changes that are in the table.
+pub(crate) struct Publisher {
     shared: Arc<Shared>,
     news: watch::Sender<()>,
-    /// What was not told yet.
+    /// Changes that are not in the backlog yet.
     staged: Vec<PairChange>,
     /// The last revision that the table holds.
     revision: Revision,
 }
 
-/// Changes of which none was told, and who tells them.
+/// A feed without changes, and its publisher.
 #[must_use]
-pub fn new() -> (ChangeFeed, Publisher) {
+pub(crate) fn new() -> (ChangeFeed, Publisher) {
     with_limits(MAX_KEPT, MAX_KEPT_BYTES)
 }
 
 fn with_limits(changes: usize, bytes: usize) -> (ChangeFeed, Publisher) {
     let (first, revision) = (0, 0);
     let entries = VecDeque::new();
-    let kept = Backlog { first, entries, at_end: 0, bytes: 0, revision, skipped: None };
-    let (teller, news) = watch::channel(());
+    let backlog = Backlog { first, entries, at_end: 0, bytes: 0, revision, skipped: None };
+    let (notifier, news) = watch::channel(());
     let shared = Arc::new(Shared {
-        kept: Mutex::new(kept),
+        backlog: Mutex::new(backlog),
         watchers: AtomicUsize::new(0),
         news,
-        most: (changes, bytes),
+        limits: (changes, bytes),
     });
     let changes = ChangeFeed(Arc::clone(&shared));
-    (changes, Publisher { shared, news: teller, staged: Vec::new(), revision })
+    (changes, Publisher { shared, news: notifier, staged: Vec::new(), revision })
 }
 
 impl ChangeFeed {
-    /// Watches from here on, as one of at most `most` who do.
+    /// Subscribes to the changes from now on, if there are fewer than `most` subscriptions.
     ///
-    /// Whatever revision the table holds when it is read after this: all later ones are told.
+    /// A caller that reads the table's revision after this gets all changes behind that revision.
     ///
     /// # Errors
     ///
-    /// [`TooManySubscribers`] where that many watch already.
+    /// [`TooManySubscribers`] if there are that many already.
     pub fn subscribe(&self, most: usize) -> Result<Subscription, TooManySubscribers> {
-        let mut kept = self.0.lock();
+        let mut backlog = self.0.lock();
         let watchers = self.0.watchers.load(Ordering::Relaxed);
         if watchers >= most {
             return Err(TooManySubscribers);
         }
         self.0.watchers.store(watchers + 1, Ordering::Relaxed);
-        let next = kept.end();
-        kept.at_end += 1;
-        drop(kept);
-        // Pairs with the publisher's. Either it sees that somebody watches, or the table's revision
-        // that is read after this is that of the change which it did not tell.
+        let next = backlog.end();
+        backlog.at_end += 1;
+        drop(backlog);
+        // Pairs with the fence in `is_watched`: either the publisher sees this subscription, or the
+        // caller reads a revision that includes the change which was not published.
         fence(Ordering::SeqCst);
         Ok(Subscription { shared: Arc::clone(&self.0), next, news: self.0.news.clone() })
     }
 }
 
 impl Publisher {
-    /// The table holds everything up to this revision, which changed the pair of these ids.
-    pub fn publish(&mut self, revision: Revision, user_id: String, business_id: String) {
+    /// Publishes that the table holds everything up to this revision, which changed the pair of these
+    /// ids.
+    pub(crate) fn publish(&mut self, revision: Revision, user_id: String, business_id: String) {
         self.revision = revision;
         if !self.is_watched() {
             return;
         }
         if user_id.is_empty() || business_id.is_empty() {
-            // Appended by an operator's repair, from a history that no longer says whose it is.
+            // An operator's repair appended it from a history that lacks the ids.
             return self.publish_gap(GapCause::Mended);
         }
         let (user_id, business_id) = (user_id.into_boxed_str(), business_id.into_boxed_str());
         self.staged.push(PairChange { user_id, business_id, revision });
-        if self.staged.len() >= MAX_TOGETHER {
+        if self.staged.len() >= MAX_STAGED {
             self.flush();
         }
     }
 
-    /// The table holds everything up to this revision.
-    pub fn set_revision(&mut self, revision: Revision) {
+    /// Notes that the table holds everything up to this revision, without a change to publish.
+    pub(crate) fn set_revision(&mut self, revision: Revision) {
         self.revision = revision;
     }
 
-    /// The table changed in ways that cannot be told.
-    pub fn publish_gap(&mut self, cause: GapCause) {
+    /// Publishes that the table changed in pairs whose ids are unknown.
+    pub(crate) fn publish_gap(&mut self, cause: GapCause) {
         self.staged.clear();
         if self.is_watched() {
-            let mut kept = self.shared.lock();
-            kept.skip(cause);
-            kept.revision = self.revision;
-            drop(kept);
+            let mut backlog = self.shared.lock();
+            backlog.skip(cause);
+            backlog.revision = self.revision;
+            drop(backlog);
             self.news.send_replace(());
         }
     }
 
-    /// Tells what was not told yet.
-    pub fn flush(&mut self) {
+    /// Adds the staged changes to the backlog, and wakes the subscriptions.
+    pub(crate) fn flush(&mut self) {
         if self.staged.is_empty() {
             return;
         }
-        let mut kept = self.shared.lock();
+        let mut backlog = self.shared.lock();
         if self.shared.watchers.load(Ordering::Relaxed) == 0 {
             return self.staged.clear();
         }
         for change in self.staged.drain(..) {
-            kept.bytes += change.bytes();
-            kept.revision = change.revision;
-            // Whoever had read all there was reads this next.
-            let readers = std::mem::take(&mut kept.at_end);
-            kept.entries.push_back(Entry { change: Arc::new(change), readers });
+            backlog.bytes += change.bytes();
+            backlog.revision = change.revision;
+            // Subscriptions that have read everything read this entry next.
+            let readers = std::mem::take(&mut backlog.at_end);
+            backlog.entries.push_back(Entry { change: Arc::new(change), readers });
         }
-        let (changes, bytes) = self.shared.most;
-        while kept.entries.len() > changes || kept.bytes > bytes {
-            kept.pop();
+        let (changes, bytes) = self.shared.limits;
+        while backlog.entries.len() > changes || backlog.bytes > bytes {
+            backlog.pop();
         }
-        drop(kept);
+        drop(backlog);
         self.news.send_replace(());
     }
 
@@ -290,48 +297,48 @@ impl Publisher {
     }
 }
 
-/// One who watches.
+/// A reader of the feed.
 pub struct Subscription {
     shared: Arc<Shared>,
-    /// The number of the change to be read next.
+    /// The number of the change that is read next.
     next: u64,
     news: watch::Receiver<()>,
 }
 
 impl Subscription {
-    /// Reads what comes next, a few dozen changes at the most; none where there is nothing yet.
+    /// Appends the next changes to `into`, at most a few dozen; none if there are none yet.
     ///
     /// # Errors
     ///
-    /// [`MissedChanges`] where something came that can no longer be read. What comes then is newer.
+    /// [`MissedChanges`] if changes were dropped, or there was a gap. The next call goes on behind it.
     pub fn read(&mut self, into: &mut VecDeque<Arc<PairChange>>) -> Result<(), MissedChanges> {
-        let mut kept = self.shared.lock();
-        if self.next < kept.first {
-            let cause = match kept.skipped {
+        let mut backlog = self.shared.lock();
+        if self.next < backlog.first {
+            let cause = match backlog.skipped {
                 Some((skipped, cause)) if skipped >= self.next => cause,
                 _ => GapCause::Slow,
             };
-            self.next = kept.end();
-            kept.at_end += 1;
-            kept.pop_read();
-            return Err(MissedChanges { cause, revision: kept.revision });
+            self.next = backlog.end();
+            backlog.at_end += 1;
+            backlog.pop_read();
+            return Err(MissedChanges { cause, revision: backlog.revision });
         }
-        *kept.readers(self.next) -= 1;
-        let skip = usize::try_from(self.next - kept.first).unwrap_or(usize::MAX);
-        for entry in kept.entries.iter().skip(skip).take(MAX_READ) {
+        *backlog.readers(self.next) -= 1;
+        let skip = usize::try_from(self.next - backlog.first).unwrap_or(usize::MAX);
+        for entry in backlog.entries.iter().skip(skip).take(MAX_READ) {
             into.push_back(Arc::clone(&entry.change));
             self.next += 1;
         }
-        *kept.readers(self.next) += 1;
-        kept.pop_read();
+        *backlog.readers(self.next) += 1;
+        backlog.pop_read();
         Ok(())
     }
 
-    /// Waits until there may be something that was not there at the last reading.
+    /// Waits until there may be changes that were not there at the last read.
     ///
     /// # Errors
     ///
-    /// [`FeedClosed`] where there never will be.
+    /// [`FeedClosed`] if there will be none any more.
     pub async fn wait_for_changes(&mut self) -> Result<(), FeedClosed> {
         self.news.changed().await.map_err(|_| FeedClosed)
     }
@@ -339,14 +346,14 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut kept = self.shared.lock();
+        let mut backlog = self.shared.lock();
         self.shared.watchers.fetch_sub(1, Ordering::Relaxed);
-        if self.next >= kept.first {
-            *kept.readers(self.next) -= 1;
+        if self.next >= backlog.first {
+            *backlog.readers(self.next) -= 1;
         }
-        kept.pop_read();
-        if kept.entries.is_empty() {
-            kept.entries = VecDeque::new();
+        backlog.pop_read();
+        if backlog.entries.is_empty() {
+            backlog.entries = VecDeque::new();
         }
     }
 }

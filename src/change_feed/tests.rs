@@ -1,4 +1,4 @@
-//! What is told, what is missed, and what is kept.
+//! What subscriptions read and miss, and what the backlog keeps.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn each_reads_all_since_it_subscribed_once_and_in_order() {
     (201..=300).for_each(|revision| change(&mut publisher, revision));
     publisher.flush();
     assert_eq!(read(&mut early), Ok((1..=300).collect()));
-    // What was staged when it came is told to it too: it may be in the table or not.
+    // It also reads what was staged when it subscribed, which may be in the table or not.
     let late = read(&mut late).unwrap();
     assert!(late.ends_with(&(201..=300).collect::<Vec<_>>()), "{late:?}");
     assert_eq!(read(&mut early), Ok(vec![]));
@@ -158,8 +158,8 @@ async fn news_come_once_and_end_with_the_publisher() {
     assert_eq!(within.unwrap().unwrap(), (GapCause::Mended, true));
 }
 
-/// A publisher and watchers that come and go, at once: whoever reads the applied revision after
-/// subscribing is told of every one behind it.
+/// A publisher runs concurrently with subscriptions that come and go. A subscription that reads the
+/// table's revision afterwards reads every change behind that revision.
 #[test]
 fn nothing_falls_between_a_subscription_and_a_look_at_the_table() {
     use std::sync::atomic::{AtomicBool, AtomicU64};

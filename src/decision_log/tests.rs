@@ -54,7 +54,7 @@ fn a_line_says_what_was_decided() {
 fn a_share_is_drawn_evenly_over_pairs_and_over_time() {
     for share in [0.01, 0.25, 0.5] {
         let highest = sample_threshold(share);
-        // Many pairs at once, one pair at many times, and both.
+        // Many pairs at one time, one pair at many times, and both.
         for (pairs, times) in [(100_000, 1), (1, 100_000), (1_000, 100)] {
             let all = (0..pairs).flat_map(|pair| (0..times).map(move |time| (pair, time * 977)));
             let logged =
@@ -68,7 +68,7 @@ fn a_share_is_drawn_evenly_over_pairs_and_over_time() {
     assert_eq!(sample_threshold(1.0), u64::MAX);
 }
 
-/// The files of a folder, oldest first, and their content one after the other.
+/// The content of all files of a folder, concatenated from the oldest on.
 fn content(folder: &Path) -> (Vec<String>, String) {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
     let names: BTreeSet<_> = names.map(|name| name.into_string().unwrap()).collect();
@@ -77,7 +77,7 @@ fn content(folder: &Path) -> (Vec<String>, String) {
     (names, content)
 }
 
-/// A line that is taken for a decision.
+/// A line in the format of a decision.
 fn short_line(number: u32) -> String {
     format!("{{\"time\":\"{number}\n")
 }
@@ -100,7 +100,7 @@ fn a_full_file_makes_room_for_another() {
             assert_eq!((written, failed.is_none()), (1, true));
             expected.push_str(&line);
             if number == 17 {
-                // Begun again, it goes on where it ended.
+                // A restarted writer appends to the file.
                 output = Output::new(target.clone(), 40, keep).unwrap();
             }
         }
@@ -138,7 +138,7 @@ fn what_cannot_be_written_is_told_and_tried_again() {
     fs::create_dir(folder.path().join("in")).unwrap();
     let mut output = Output::new(LogTarget::File(path.clone()), 50, 1).unwrap();
     assert_eq!(output.write(short_lines([1, 2]).as_bytes()).0, 2);
-    // Where the next file cannot be begun, this one does not grow.
+    // If the next file cannot be created, this one does not grow.
     fs::create_dir(folder.path().join("in/log.1")).unwrap();
     fs::write(folder.path().join("in/log.1/x"), "").unwrap();
     for _ in 0..3 {

@@ -22,7 +22,7 @@ impl ChangeFeedMetrics {
                 r,
                 "consent_watch_resets_total",
                 "Resets sent to watchers, by cause: slow (it did not read what changed in time), \
-                 rebuilt (the whole table was read anew) or mended (pairs were, of users whose \
+                 rebuilt (the whole table was loaded again) or mended (pairs were corrected whose \
                  ids are not known).",
                 "cause",
                 &WATCH_RESET_CAUSES,

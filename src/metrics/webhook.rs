@@ -97,8 +97,8 @@ impl WebhookMetrics {
             reloads: labelled_counters(
                 r,
                 "consent_webhook_reloads_total",
-                "Times that the webhook's secrets and numbers were read anew: done, or failed (it \
-                 goes on with those of before).",
+                "Times that the webhook's secrets and numbers were reloaded: done, or failed (the \
+                 previous ones stay in use).",
                 "outcome",
                 &RELOAD_OUTCOMES,
             )?,

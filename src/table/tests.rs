@@ -245,7 +245,7 @@ fn freshness_never_moves_back_and_validity_is_published() {
     assert_eq!((freshness.validity, freshness.revision), (Validity::Valid, 7));
     assert_eq!(freshness.staleness(moment(12)), Duration::from_secs(2));
     assert_eq!(freshness.ledger_clock(moment(12)), at(2_002_000));
-    // A suspended machine and a stepped clock both age it.
+    // Both a suspended machine and a stepped clock increase the staleness.
     let slept = Moment { boot: Duration::from_hours(1), ..moment(12) };
     assert!(freshness.staleness(slept) > Duration::from_mins(59));
     let stepped = Moment { wall: at(1_000_000).plus(Duration::from_hours(1)), ..moment(12) };
@@ -323,7 +323,7 @@ fn readers_find_their_pairs_while_others_come_and_go() {
             [(1, opt_in("marketing", Some(7))), (2, opt_out("*"))].map(|one| state(&[one]));
         let mut user = 0_usize;
         while !readers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            // As many as make every shard grow, and then shrink.
+            // So many that every shard grows, and then shrinks.
             let other = |user: usize| key(&format!("other{}", user % 20_000));
             writer.apply(other(user), Ok(&theirs[user % 2]));
             writer.remove(other(user.wrapping_sub(user % 9_000)));
@@ -453,7 +453,7 @@ proptest! {
     fn table_answers_as_the_states_do(states in proptest::collection::vec(a_state(), 1..20)) {
         let (table, mut writer) = new();
         for (user, state) in states.iter().enumerate() {
-            // Every pair goes through the state of the one before, and has to forget it.
+            // Every pair takes the state of the one before, and must release its profile.
             if let Some(before) = user.checked_sub(1).and_then(|before| states.get(before)) {
                 writer.apply(key(&user.to_string()), Ok(before));
             }
@@ -467,8 +467,8 @@ proptest! {
 
 #[test]
 fn what_is_proven_is_in_what_is_read() {
-    // However reads and writes meet: freshness that is read after the entry would promise more
-    // than the entry holds.
+    // For any interleaving of reads and writes: a freshness that is read after the entry could be
+    // newer than the entry.
     const WRITES: i64 = 30_000;
     let (table, mut writer) = new();
     let pair = key("15550001");

@@ -1,4 +1,4 @@
-//! Mutated payloads through the reader and through the listener's own routes, in this process.
+//! Mutation tests: damaged payloads are parsed, and posted to the receiver's routes in this process.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,16 +21,16 @@ use consentd_core::id::KeySecret;
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_ledger::{Embedded, FollowerPosition, Ledger, Retention};
 
-/// How many payloads are made up; more where the variable says so.
+/// The number of mutated payloads, unless an environment variable sets it.
 const CASES: u64 = 10_000;
 const VARIABLE: &str = "CONSENTD_WEBHOOK_CASES";
 
-/// One in so many goes to a ledger that is there.
+/// One in so many payloads is posted to a receiver whose ledger works.
 const RECORDED: u64 = 50;
 
 const SECRET: &str = "the app's own secret";
 
-/// Numbers that depend on a seed alone: splitmix64.
+/// A pseudorandom number generator: splitmix64.
 struct Rng(u64);
 
 impl Rng {
@@ -57,7 +57,7 @@ fn fixtures() -> Vec<Value> {
     paths.into_iter().map(read).collect()
 }
 
-/// What no field should be; some of it is right for some.
+/// Values that are wrong for most fields.
 fn wrong() -> Vec<Value> {
     let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
     vec![
@@ -81,7 +81,7 @@ fn wrong() -> Vec<Value> {
     ]
 }
 
-/// The places of all values in a payload.
+/// The JSON pointers of all values in a payload.
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     found.push(at.to_owned());
     match value {
@@ -105,14 +105,14 @@ fn all_places(value: &Value) -> Vec<String> {
     found
 }
 
-/// A payload that is wrong in one or several ways.
+/// A payload with one or several mutations.
 fn mutated(rng: &mut Rng, fixtures: &[Value], wrong: &[Value]) -> Vec<u8> {
     let mut payload = fixtures[rng.below(fixtures.len())].clone();
     for _ in 0..=rng.below(3) {
         let places = all_places(&payload);
         let place = &places[rng.below(places.len())];
         let other = match rng.below(4) {
-            // A part of another payload, or of its own.
+            // A part of another payload, or of this one.
             0 => {
                 let from = &fixtures[rng.below(fixtures.len())];
                 let places = all_places(from);
@@ -144,7 +144,7 @@ fn mutated(rng: &mut Rng, fixtures: &[Value], wrong: &[Value]) -> Vec<u8> {
     body
 }
 
-/// Says which case it was, where the test ends in it.
+/// Prints which case failed when the test panics.
 struct Case(u64);
 
 impl Drop for Case {
@@ -159,12 +159,12 @@ fn rules() -> Rules {
     Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))
 }
 
-/// A receiver on a ledger of its own, which is closed already or not.
+/// A receiver with a ledger of its own, which is closed if asked.
 async fn receiver(folder: &Path, closed: bool) -> (axum::Router, Ledger) {
     receiver_beside(folder, closed, None).await
 }
 
-/// The same beside a follower, where there is one.
+/// A receiver whose recorder waits for a follower, if there is one.
 async fn receiver_beside(
     folder: &Path,
     closed: bool,
@@ -206,9 +206,9 @@ async fn status(router: &axum::Router, body: &[u8]) -> u16 {
     router.clone().oneshot(request).await.unwrap().status().as_u16()
 }
 
-/// What a body must be answered with: nothing of it is an error but that it is no payload.
+/// The status that a body must get: it is an error only if it is no payload at all.
 fn expected(body: &[u8]) -> Result<whatsapp::ParsedPayload, u16> {
-    // Whatever its values are: this parser skips them unread.
+    // The values are skipped without being parsed.
     let text: String = String::from_utf8_lossy(body).chars().map(|c| c.max(' ')).collect();
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let is_object = is_json && text.trim_start().starts_with('{');
@@ -217,7 +217,7 @@ fn expected(body: &[u8]) -> Result<whatsapp::ParsedPayload, u16> {
     payload.map_err(|_| 400)
 }
 
-/// Whether anything of it can be recorded at all: a user's id may be none.
+/// Whether any event of a payload can be recorded: user ids may be invalid.
 fn is_recordable(payload: &whatsapp::ParsedPayload) -> bool {
     let (secret, names) = (KeySecret::new(&[7; 16]), PlatformNames::default());
     let events = payload.updates.iter().flat_map(|update| &update.submissions);
@@ -244,7 +244,7 @@ async fn no_field_of_any_type_costs_more_than_its_update() {
                 match payload {
                     Err(code) => assert_eq!(status, code),
                     Ok(payload) => {
-                        // Nobody may be told 200 of what a closed ledger does not have.
+                        // An event that the closed ledger does not have must not be acknowledged.
                         let to_record = is_recordable(&payload);
                         assert_eq!(status, if to_record { 503 } else { 200 }, "{place}");
                         recorded += usize::from(to_record);
@@ -264,7 +264,7 @@ async fn receive_update_that_the_table_does_not_get_to_is_503() {
     let (router, ledger) = receiver_beside(folder.path(), false, Some(follower.clone())).await;
     let stop = include_bytes!("../../tests/fixtures/whatsapp/inbound_stop.json");
     assert_eq!(status(&router, stop).await, 503);
-    // It is durable, and the platform sends it again.
+    // It is durable; WhatsApp repeats the request.
     follower.advance(ledger.read_after(0).await.unwrap().end, |_| None);
     assert_eq!(status(&router, stop).await, 200);
 }
@@ -296,7 +296,8 @@ async fn mutated_payloads_are_answered_and_nothing_panics() {
     ledger.close().await;
 }
 
-/// A payload with three who deny, each beside somebody else: a message, a preference, a failure.
+/// A payload with three denials by different users: a message, a preference and a failure. Each is
+/// next to an update of another user.
 fn denials(users: &[String; 3]) -> Value {
     let metadata =
         json!({"display_phone_number": "15550783881", "phone_number_id": "106540352242922"});
@@ -327,8 +328,8 @@ fn denials(users: &[String; 3]) -> Value {
     ]})
 }
 
-/// What a user's denial cannot be read without: its place in the payload and what says it. And what
-/// may be broken, but not be something else that can be read.
+/// The fields without which a denial cannot be read, as JSON pointers with their values; and the fields
+/// that may be damaged, but must not have another valid value.
 const NEEDED: [(&str, &[&str], &[&str]); 3] = [
     ("/entry/0/changes/0/value/messages/1", &["/from", "/text/body"], &["/type"]),
     ("/entry/0/changes/1/value/user_preferences/0", &["/wa_id", "/value"], &["/category"]),
@@ -339,7 +340,7 @@ const NEEDED: [(&str, &[&str], &[&str]); 3] = [
     ),
 ];
 
-/// Whether a value at a place leaves the denial there to be read.
+/// Whether a denial can still be read with this value at this place.
 fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong: &Value) -> bool {
     let is_on_the_way = |path: &str| path == place || path.starts_with(&format!("{place}/"));
     let change = item.split("/value").next().unwrap();
@@ -348,14 +349,14 @@ fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong
         format!("{change}/field"),
         format!("{change}/value/metadata/phone_number_id"),
     ]);
-    // Another type or number is somebody else's, or something else.
+    // With another type or number it is another update, or another user's.
     let is_readable = wrong.is_u64() || wrong.as_str().is_some_and(|text| !text.is_empty());
     let is_something_else = is_readable && said.into_iter().any(|path| path == place);
     let mut needed = needed.iter().map(|field| format!("{item}{field}"));
     !(is_something_else || needed.any(|path| is_on_the_way(&path)))
 }
 
-/// Which of these users a payload denies something.
+/// Which of these users have a denial in a payload.
 fn denied<'u>(payload: &whatsapp::ParsedPayload, users: &'u [String; 3]) -> Vec<&'u String> {
     use consentd_core::event::What;
     let events = payload.updates.iter().flat_map(|update| &update.submissions);

@@ -23,7 +23,7 @@ pub(super) fn denies(code: i32) -> bool {
 /// repeats a message for seven days, and a user who opted in again meanwhile must stay opted in. An
 /// event without an id is recorded at each arrival, which can only deny too much.
 #[must_use]
-pub fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
+pub(crate) fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     let mut denial = submission.clone();
     denial.event.time = None;
     match &submission.event.what {
