@@ -98,7 +98,7 @@ fn follow(url: &str, stop: &CancellationToken) -> Table {
     tokio::spawn(driver.run(stop.clone()));
     let (table, writer) = table::new();
     let follower = Follower::new(Ledger::Redis(ledger), writer, metrics(), BOUND);
-    tokio::spawn(follower.scrubbing(Some(SCRUB)).run(stop.clone()));
+    tokio::spawn(follower.with_scrub_interval(Some(SCRUB)).run(stop.clone()));
     table
 }
 
