@@ -33,7 +33,10 @@ use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::accept::{Acceptor, Capacity, ConnectionPermit};
 use crate::net::socket::{Accepted, Listener};
+use consentd_os::backoff;
 
+/// How much the age at which a connection is closed varies, in percent either way.
+const AGE_JITTER_PERCENT: u8 = 10;
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 1_024;
 /// Streams that we may have to reset before the connection is closed (RUSTSEC-2024-0003).
@@ -188,7 +191,10 @@ impl Connection {
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, finishing));
 
-        let age = sleep(spread(self.limits.connection_age));
+        // Jitter keeps connections of one age from ending together.
+        let jittered =
+            backoff::vary(self.limits.connection_age, AGE_JITTER_PERCENT, backoff::random_byte());
+        let age = sleep(jittered);
         tokio::pin!(age);
         let close = &self.guard.permit.close;
         // `None`, if the clock cannot represent the end of the grace, means no limit.
@@ -223,14 +229,6 @@ impl Connection {
         }
         end(task).await;
     }
-}
-
-/// Adds jitter of 10 % either way, so that connections of one age do not end together.
-fn spread(age: Duration) -> Duration {
-    let mut random = [128];
-    // Without randomness they end together, which does no harm.
-    let _ = getrandom::fill(&mut random);
-    age.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
 }
 
 async fn end(task: JoinHandle<()>) {

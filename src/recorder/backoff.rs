@@ -1,17 +1,19 @@
-//! The backoff of a compare-and-set: how long to wait before an append that lost against another
-//! recorder is tried again.
+//! The backoff of a compare-and-set: the delay before a recorder retries an append that conflicted with
+//! another recorder's.
 
 use std::time::Duration;
 
-/// The longest pause before another try.
-const MAX_PAUSE: Duration = Duration::from_millis(20);
+use consentd_os::backoff::{Backoff, Jitter};
 
-/// Waits for a random time whose bound doubles with every attempt, so that recorders that met once
-/// do not meet again.
+/// Full jitter, so that recorders that conflicted once do not conflict again.
+const CONFLICT: Backoff = Backoff {
+    first: Duration::from_micros(100),
+    longest: Duration::from_millis(20),
+    jitter: Jitter::Full,
+};
+
+/// Waits before retry number `attempt`, counted from 0.
 pub(super) async fn pause(attempt: usize) {
-    let mut random = [0; 1];
-    // Without randomness recorders meet again sooner, and nothing worse happens.
-    let _ = getrandom::fill(&mut random);
-    let most = Duration::from_micros(100 << attempt.min(8)).min(MAX_PAUSE);
-    tokio::time::sleep(most.mul_f64(f64::from(random[0]) / 255.0)).await;
+    let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
+    tokio::time::sleep(CONFLICT.random_delay(attempt)).await;
 }

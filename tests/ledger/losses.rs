@@ -38,7 +38,9 @@ fn as_redis(ledger: &Ledger) -> &Redis {
 }
 
 fn lost(error: &LedgerError) -> String {
-    let Some(RedisRejection::Lost { key }) = RedisRejection::of(error) else { panic!("{error:?}") };
+    let Some(RedisRejection::LostKey { key }) = RedisRejection::of(error) else {
+        panic!("{error:?}")
+    };
     assert!(error.to_string().contains("consentd ledger repair"), "{error}");
     key.to_string()
 }

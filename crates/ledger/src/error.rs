@@ -92,14 +92,14 @@ impl LedgerError {
     /// Whether a key that the ledger needs was deleted or evicted.
     #[must_use]
     pub fn is_lost_key(&self) -> bool {
-        matches!(RedisRejection::of(self), Some(RedisRejection::Lost { .. }))
+        matches!(RedisRejection::of(self), Some(RedisRejection::LostKey { .. }))
     }
 
     /// Whether the key that statements are kept in was deleted or evicted, so that what brings no
     /// statement is recorded all the same.
     #[must_use]
     pub fn lacks_statements(&self) -> bool {
-        matches!(RedisRejection::of(self), Some(RedisRejection::Lost { key }) if redis::holds_statements(key))
+        matches!(RedisRejection::of(self), Some(RedisRejection::LostKey { key }) if redis::holds_statements(key))
     }
 
     /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.

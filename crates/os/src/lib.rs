@@ -11,6 +11,7 @@
     clippy::unwrap_used
 )]
 
+pub mod backoff;
 pub mod clock;
 pub mod files;
 pub mod io_hint;

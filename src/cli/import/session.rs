@@ -21,6 +21,7 @@ use crate::grpc::pb::record_events_response::Result as Answer;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use crate::grpc::{LEDGER_ID, REVISION, pb};
 use consentd_core::id::KeySecret;
+use consentd_os::backoff::{Backoff, Jitter};
 use consentd_os::clock;
 
 /// How many rows are under way at most: what is kept in memory, and what a break sends again.
@@ -39,8 +40,12 @@ const STREAMS: usize = 4;
 /// The longest that rows are waited for that were sent.
 const STALLED: Duration = Duration::from_mins(1);
 
-/// The longest pause between two tries to connect.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The backoff of reconnection. One import alone needs no jitter.
+const RECONNECT: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(5),
+    jitter: Jitter::None,
+};
 
 /// How an import ended that did not fail.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -177,10 +182,10 @@ impl Session {
     /// Connects again. The ledger must be the one that the rows before went to.
     async fn reconnect(&mut self) -> anyhow::Result<()> {
         let started = clock::boot();
-        let mut pause = Duration::from_millis(100);
+        let mut attempt = 0_u32;
         loop {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            tokio::time::sleep(RECONNECT.delay(attempt, 0)).await;
+            attempt = attempt.saturating_add(1);
             let error = match self.client.connect().await {
                 Ok(channel) => match Wire::open(channel, self.token.as_ref()).await {
                     Ok((_, ledger)) if ledger.id != self.ledger.id => {

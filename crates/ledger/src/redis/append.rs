@@ -1,4 +1,4 @@
-//! Changes on their way to the script that appends them.
+//! Encodes changes for the append script, and decodes its outcomes.
 
 use std::collections::HashMap;
 
@@ -16,48 +16,49 @@ use crate::{
 use consentd_core::id::Key;
 use consentd_core::record::{extend_chain, sha256};
 
-/// The most changes of one script: Redis does nothing else meanwhile.
-pub(super) const MAX_SCRIPT: usize = 128;
+/// The maximum number of changes in one batch: Redis executes nothing else meanwhile.
+pub(super) const MAX_BATCH: usize = 128;
 
 const _: () = assert!(crate::MAX_APPEND <= MAX_WAITING, "an append must find room");
 
-/// A change, encoded before it waits for its turn. Its bytes stay the same however often it is sent.
-pub(super) struct Prepared {
+/// A change, encoded before it is queued, so that every retry sends the same bytes.
+pub(super) struct EncodedChange {
     key: Key,
     pub(super) base: Version,
     bucket: u32,
-    pub(super) update: Option<PreparedUpdate>,
+    pub(super) update: Option<EncodedUpdate>,
 }
 
-pub(super) struct PreparedUpdate {
+pub(super) struct EncodedUpdate {
     body: Vec<u8>,
-    place: BodyOffsets,
+    offsets: BodyOffsets,
     /// Fields and items, oldest first.
     history: Vec<(Vec<u8>, Vec<u8>)>,
-    texts: Vec<([u8; 32], String)>,
+    /// Digests and texts.
+    statements: Vec<([u8; 32], String)>,
     is_denial: bool,
     erases: bool,
 }
 
-impl PreparedUpdate {
-    /// The record that it writes, encoded.
+impl EncodedUpdate {
+    /// The new record, encoded.
     fn record(&self) -> Option<&[u8]> {
-        let from = usize::try_from(self.place.record_at).ok()?;
-        let length = usize::try_from(self.place.record_len).ok()?;
+        let from = usize::try_from(self.offsets.record_at).ok()?;
+        let length = usize::try_from(self.offsets.record_len).ok()?;
         self.body.get(from..from.checked_add(length)?)
     }
 }
 
-/// A change that waits, and who waits for it.
+/// A queued change, with the channel to its caller.
 pub(super) struct PendingAppend {
-    /// The ledger that it is for.
+    /// The ledger that the change was made for.
     pub(super) epoch: Epoch,
-    /// Whether it may write to a bucket that was lost, which it rebuilds.
+    /// Whether it is a repair, which may write to a bucket that was lost.
     pub(super) repairs: bool,
-    pub(super) change: Prepared,
-    pub(super) answer: oneshot::Sender<Result<AppendReceipt, LedgerError>>,
-    /// It was sent, and no answer came: it may have been written.
-    pub(super) is_unsure: bool,
+    pub(super) change: EncodedChange,
+    pub(super) response: oneshot::Sender<Result<AppendReceipt, LedgerError>>,
+    /// Whether an attempt with an unknown outcome may have written it.
+    pub(super) maybe_written: bool,
 }
 
 impl Redis {
@@ -68,7 +69,7 @@ impl Redis {
         self.append_as(false, changes).await
     }
 
-    /// Appends; a repair also where a bucket was lost.
+    /// Appends changes; a repair also writes to buckets that were lost.
     pub(super) async fn append_as(
         &self,
         repairs: bool,
@@ -82,24 +83,24 @@ impl Redis {
             tokio::sync::mpsc::error::TrySendError::Full(()) => LedgerError::Busy,
             tokio::sync::mpsc::error::TrySendError::Closed(()) => LedgerError::Closed,
         })?;
-        let mut answers = Vec::with_capacity(changes.len());
-        // All together, so that they stand in the log in the order given.
-        for (place, change) in room.zip(changes) {
-            let change = Prepared::of(change, &identity);
-            let (answer, answered) = oneshot::channel();
+        let mut receivers = Vec::with_capacity(changes.len());
+        // The slots were reserved together, so the changes are logged in the given order.
+        for (slot, change) in room.zip(changes) {
+            let change = EncodedChange::of(change, &identity);
+            let (response, receiver) = oneshot::channel();
             let epoch = identity.epoch;
-            place.send(PendingAppend { epoch, repairs, change, answer, is_unsure: false });
-            answers.push(answered);
+            slot.send(PendingAppend { epoch, repairs, change, response, maybe_written: false });
+            receivers.push(receiver);
         }
-        let mut appended = Vec::with_capacity(answers.len());
-        for answered in answers {
-            // A driver that was dropped took the change with it.
-            let outcome = answered.await.unwrap_or(Err(LedgerError::Closed));
+        let mut appended = Vec::with_capacity(receivers.len());
+        for receiver in receivers {
+            // A background task that was dropped has dropped the change, too.
+            let outcome = receiver.await.unwrap_or(Err(LedgerError::Closed));
             let failed = |error| AppendReceipt::unforked(Appended::Failed(error));
             appended.push(outcome.unwrap_or_else(failed));
         }
-        // Where nothing was done to any of them, there is one answer; but what may have been written
-        // is never answered with the error of what was not.
+        // If all changes failed, one error is returned for all; but a change that may have been written
+        // must not get the error of one that certainly was not.
         let failure = |written: &AppendReceipt| match &written.outcome {
             Appended::Failed(error) => Some(error.clone()),
             _ => None,
@@ -112,16 +113,16 @@ impl Redis {
     }
 }
 
-impl Prepared {
+impl EncodedChange {
     fn of(change: Change, identity: &Identity) -> Self {
         let Change { key, base, update } = change;
         let bucket = bucket_of(key, identity.buckets);
         Self { key, base, bucket, update: update.map(|update| prepare(key, bucket, update)) }
     }
 
-    /// Whether it is to be recorded even where Redis is full: what denies is, and what is only
-    /// compared takes no room.
-    pub(super) fn even_where_full(&self) -> bool {
+    /// Whether it is appended even if Redis is full: a denial must be recorded, and a comparison needs
+    /// no memory.
+    pub(super) fn is_recorded_when_full(&self) -> bool {
         self.update.as_ref().is_none_or(|update| update.is_denial)
     }
 
@@ -130,30 +131,31 @@ impl Prepared {
         self.bucket
     }
 
-    /// Whether it brings statements.
-    pub(super) fn has_texts(&self) -> bool {
-        self.update.as_ref().is_some_and(|update| !update.texts.is_empty())
+    /// Whether it writes statements.
+    pub(super) fn has_statements(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| !update.statements.is_empty())
     }
 
-    /// Whether a pair's value is what this change writes, after what it started from.
-    pub(super) fn is_written(&self, value: &[u8]) -> Option<Version> {
+    /// The version of a pair's value if this change has written it, after the version that it is based
+    /// on.
+    pub(super) fn written_version(&self, value: &[u8]) -> Option<Version> {
         let (version, record) = keyspace::split_value(value)?;
         let ours = self.update.as_ref()?.record()?;
         (version.revision > self.base.revision && record == ours).then_some(version)
     }
 }
 
-/// How long an erase's log entry is at least, so that Redis puts it, and what comes after it, into
-/// other nodes of the stream than what came before (`stream-node-max-bytes`, 4,096 by default). A
-/// node that entries were trimmed from holds their bytes until it goes as a whole: this way it goes
-/// with the last of those that may name who was erased, whatever is recorded later.
+/// The minimum length of an erase's log entry: Redis then stores it, and all later entries, in other nodes
+/// of the stream than the earlier ones (`stream-node-max-bytes`, 4,096 by default). A node keeps the bytes
+/// of trimmed entries until all its entries are trimmed. This way the nodes that may name the erased user
+/// are freed with the last entry before the erase, whatever is recorded later.
 const NODE_BYTES: usize = 4_096;
 
-fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
+fn prepare(key: Key, bucket: u32, update: Update) -> EncodedUpdate {
     let erases = update.erases();
     let mut record = update.record;
     let mut history = Vec::with_capacity(update.history.len());
-    let mut texts = Vec::new();
+    let mut statements = Vec::new();
     for entry in &update.history {
         let bytes = codec::encode_history(entry);
         let field = history_field(key, record.history_len);
@@ -166,7 +168,8 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
             keyspace::HistoryItem::Perishable(&bytes)
         };
         history.push((field, item.encode()));
-        texts.extend(codec::statement_of(entry).map(|(digest, text)| (digest, text.to_owned())));
+        statements
+            .extend(codec::statement_of(entry).map(|(digest, text)| (digest, text.to_owned())));
     }
     let encoded = codec::encode_record(&record);
     let body = LogBody {
@@ -177,9 +180,9 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
         record_time: update.record_time,
     };
     let mut bytes = codec::encode_log(&body, &encoded);
-    // Bodies are bounded far below by the bounds of their fields.
+    // The bounds of a body's fields keep these offsets far below the limits of their types.
     let (key_at, record_at) = codec::places_in_log(&body, &encoded, &bytes).unwrap_or_default();
-    let place = BodyOffsets {
+    let offsets = BodyOffsets {
         bucket,
         key_at: key_at.try_into().unwrap_or(u8::MAX),
         record_at: record_at.try_into().unwrap_or(u32::MAX),
@@ -189,38 +192,48 @@ fn prepare(key: Key, bucket: u32, update: Update) -> PreparedUpdate {
         bytes.extend(codec::padding(NODE_BYTES));
     }
     let is_denial = erases || update.history.iter().any(|entry| entry.what.is_denial());
-    PreparedUpdate { body: bytes, place, history, texts, is_denial, erases }
+    EncodedUpdate { body: bytes, offsets, history, statements, is_denial, erases }
 }
 
-/// The command that appends these changes.
-pub(super) fn command(
+/// How a batch is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SendMode {
+    /// With the flag that lets Redis execute the script even if its memory is full.
+    pub(super) even_full: bool,
+    /// With the script's source instead of its digest.
+    pub(super) source: bool,
+}
+
+/// The command that appends a batch, and trims the log to `log_entries`.
+pub(super) fn append_command(
     keyspace: &Keyspace,
     items: &[PendingAppend],
-    even_full: bool,
-    whole: bool,
+    mode: SendMode,
     log_entries: u64,
 ) -> Cmd {
     let fixed = [&keyspace.meta, &keyspace.log, &keyspace.text, &keyspace.fence, &keyspace.erased];
     let mut keys: Vec<String> = fixed.into_iter().cloned().collect();
     let mut slots = HashMap::new();
-    let mut texts = HashMap::new();
+    let mut statements = HashMap::new();
     for item in items {
         slots.entry(item.change.bucket).or_insert_with(|| {
             keys.push(keyspace.bucket(item.change.bucket));
             keys.push(keyspace.history(item.change.bucket));
-            // Lua counts from 1: this is the number of the key before the last.
+            // Lua counts from 1, so this is the index of the key before the last.
             keys.len().saturating_sub(1)
         });
         let update = item.change.update.iter();
-        texts.extend(update.flat_map(|update| &update.texts).map(|(d, text)| (d, text.as_str())));
+        statements.extend(
+            update.flat_map(|update| &update.statements).map(|(d, text)| (d, text.as_str())),
+        );
     }
-    let script = if even_full { &scripts::APPEND_EVEN_FULL } else { &scripts::APPEND };
-    let mut command = script.command(whole, &keys, []);
+    let script = if mode.even_full { &scripts::APPEND_EVEN_FULL } else { &scripts::APPEND };
+    let mut command = script.command(mode.source, &keys, []);
     let epoch = items.first().map_or([0; 16], |item| item.epoch);
     command.arg(&epoch[..]).arg(&keyspace.channel).arg(log_entries.to_string());
-    command.arg(texts.len()).arg(items.len());
+    command.arg(statements.len()).arg(items.len());
     command.arg(u8::from(items.iter().any(|item| item.repairs)));
-    for (digest, text) in texts {
+    for (digest, text) in statements {
         command.arg(&digest[..]).arg(text);
     }
     for PendingAppend { change, .. } in items {
@@ -230,7 +243,7 @@ pub(super) fn command(
             command.arg("").arg("").arg(0);
             continue;
         };
-        command.arg(update.body.as_slice()).arg(&update.place.encode()[..]);
+        command.arg(update.body.as_slice()).arg(&update.offsets.encode()[..]);
         if update.erases {
             command.arg(-1);
         } else {
@@ -243,42 +256,45 @@ pub(super) fn command(
     command
 }
 
-/// What the script says of one change.
+/// The script's outcome of one change.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Written, as this version of the pair.
-    At(Version),
-    /// The pair is as it was, and was only compared.
-    Same,
-    /// This is the pair's value.
+    /// The change was written, as this version of the pair.
+    Committed(Version),
+    /// The pair was only compared, and is unchanged.
+    Unchanged,
+    /// The pair has another value, or none.
     Conflict(Option<Vec<u8>>),
     /// The pair's bucket was deleted or evicted.
-    NoBucket,
-    /// So were its bucket's histories.
-    NoHistories,
+    BucketLost,
+    /// The histories of the pair's bucket were deleted or evicted.
+    HistoriesLost,
 }
 
-/// What the script says of so many changes, and whether they could be announced.
-pub(super) fn outcomes(
+/// Decodes the script's reply to `count` changes: whether they were announced, and their outcomes.
+pub(super) fn decode_outcomes(
     answer: redis::Value,
     count: usize,
 ) -> Result<(bool, Vec<Outcome>), RedisFailure> {
     let mut answer = Answer::of(answer)?;
-    let told = answer.next()? != redis::Value::Int(-1);
+    let is_announced = answer.next()? != redis::Value::Int(-1);
     let outcome = |_| {
         Ok(match answer.next()? {
-            redis::Value::Int(0) => Outcome::Same,
-            redis::Value::Int(-1) => Outcome::NoBucket,
-            redis::Value::Int(-2) => Outcome::NoHistories,
+            redis::Value::Int(0) => Outcome::Unchanged,
+            redis::Value::Int(-1) => Outcome::BucketLost,
+            redis::Value::Int(-2) => Outcome::HistoriesLost,
             written @ redis::Value::Array(_) => {
                 let mut written = Answer::of(written)?;
                 let (revision, head_prefix) = (written.number()?, written.exactly()?);
-                Outcome::At(Version { revision, head_prefix: u64::from_be_bytes(head_prefix) })
+                Outcome::Committed(Version {
+                    revision,
+                    head_prefix: u64::from_be_bytes(head_prefix),
+                })
             }
             redis::Value::BulkString(value) => Outcome::Conflict(Some(value)),
             redis::Value::Nil | redis::Value::Boolean(false) => Outcome::Conflict(None),
-            _ => return Err(RedisFailure::Refused(RedisRejection::Strange)),
+            _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
         })
     };
-    Ok((told, (0..count).map(outcome).collect::<Result<_, _>>()?))
+    Ok((is_announced, (0..count).map(outcome).collect::<Result<_, _>>()?))
 }

@@ -1,10 +1,11 @@
-//! One script of changes, sent until what came of it is known, or its time is over.
+//! Sends one append batch (one EVALSHA), and retries until its outcome is known or the retry budget is
+//! spent.
 //!
-//! With Sentinels an answer counts only once a majority of them, asked after it, names the server
-//! that gave it. Otherwise the changes may be on a branch of the log that a failover has left: the
-//! outcome is unknown, and they are sent again, to whoever is the primary by then. A compare-and-set
-//! makes that safe. At a fixed address the script itself is the proof, as a poll is: it is a write,
-//! which replicas and a primary without its replicas refuse.
+//! With Sentinels a reply counts only once a majority of them, asked after the reply, names the server
+//! that sent it. Otherwise the changes may be on a fork of the log that a failover has left behind: their
+//! outcome is unknown, and they are sent again to the current primary. The compare-and-set makes that
+//! idempotent. At a fixed address the script itself is the proof, as a poll is: it is a write, which
+//! replicas and a primary without its replicas refuse.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,359 +13,329 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::append::{Outcome, PendingAppend, command, outcomes};
-use super::background::MAX_FLIGHTS;
-use super::conn::Connection;
-use super::conn::backoff;
-use super::error::{NoAnswer, RedisFailure, RedisRejection};
-use super::fsync_check::synced;
-use super::keyspace::{BodyOffsets, stored};
-use super::scripts::{self, ANSWER_WITHIN, Answer, ask, is_to_be_given_up};
-use super::{Durability, Options, Redis, Shared};
-use crate::{AppendReceipt, Appended, Epoch, LedgerError, Version};
+use super::append::{Outcome, PendingAppend, SendMode, append_command, decode_outcomes};
+use super::error::{RedisFailure, RedisRejection};
+use super::fsync_check::synced_count;
+use super::keyspace::stored;
+use super::pipeline::{response_timeout, send_pipeline};
+use super::roll_forward::roll_forward;
+use super::{Durability, Options, Shared};
+use crate::{AppendReceipt, Appended, LedgerError, Version};
+use consentd_os::backoff::{Backoff, Jitter};
 use consentd_os::clock;
 
-/// How long changes are sent again while it is not known what came of them.
-const MAX_TRYING: Duration = Duration::from_secs(10);
+/// The retry budget of a batch whose outcome is unknown.
+const RETRY_BUDGET: Duration = Duration::from_secs(10);
 
-/// And for how long once the ledger is being closed: others may wait behind them.
-const MAX_TRYING_CLOSING: Duration = Duration::from_secs(1);
+/// The retry budget while the ledger is being closed: other batches may wait for this one.
+const RETRY_BUDGET_CLOSING: Duration = Duration::from_secs(1);
 
-/// The shortest and the longest pause before they are.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The backoff between two attempts.
+const RETRY: Backoff = Backoff {
+    first: Duration::from_millis(10),
+    longest: Duration::from_secs(1),
+    jitter: Jitter::Half,
+};
 
-/// The most entries of the log that an append that was cut short can have left behind: its own.
-const MAX_BEHIND: usize = super::append::MAX_SCRIPT;
-
-/// What was answered to one script.
-struct Answered {
+/// The reply to one batch.
+struct BatchReply {
     outcomes: Vec<Outcome>,
-    /// Whether what was written is as durable as asked for.
+    /// Whether the written changes are as durable as configured.
     confirmed: Result<(), LedgerError>,
 }
 
-/// How to send, the next time.
-#[derive(Clone, Copy, Default)]
-struct How {
-    even_full: bool,
-    /// Not by the script's name.
-    whole: bool,
+/// The transition of a batch after a failed attempt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum NextStep {
+    /// The server's script cache lacks the script: send its source, at once.
+    SendSource,
+    /// Redis is full: reject all but denials, and send those at once, with the flag that allows it.
+    SendDenialsOnly,
+    /// The key of the statements was lost: reject the changes with statements, and send the others.
+    SendWithoutStatements,
+    /// An earlier append failed half-way: complete it, then retry after a delay.
+    RollForward,
+    /// Retry after a delay.
+    Backoff,
+    /// Reject all changes.
+    GiveUp,
 }
 
-/// Appends changes of one ledger, and answers whoever waits for them.
-pub(super) async fn send_batch(shared: Arc<Shared>, mut items: Vec<PendingAppend>) {
-    let begun = clock::boot();
-    let mut how = How::default();
+/// Appends changes of one ledger, and responds to the caller of each.
+pub(super) async fn send_batch(shared: Arc<Shared>, mut pending: Vec<PendingAppend>) {
+    let started = clock::boot();
+    let mut mode = SendMode::default();
     let mut attempt = 0;
-    while !items.is_empty() {
-        let failure = match shared.send(&items, how).await {
-            Ok(answered) => {
-                // What is left has to be confirmed anew, at once.
-                items = settle(&shared, items, answered);
+    while !pending.is_empty() {
+        let failure = match shared.send(&pending, mode).await {
+            Ok(reply) => {
+                // What remains was written before and is confirmed by another write, at once.
+                pending = resolve(&shared, pending, reply);
                 continue;
             }
             Err(failure) => failure,
         };
-        if matches!(&failure, RedisFailure::Lost(_)) || is_cut_short(&failure) {
-            for item in &mut items {
-                item.is_unsure = true;
+        if may_be_executed(&failure) {
+            for item in &mut pending {
+                item.maybe_written = true;
             }
         }
-        match &failure {
-            RedisFailure::NoScript if !how.whole => {
-                how.whole = true;
+        let budget =
+            if shared.closing.is_cancelled() { RETRY_BUDGET_CLOSING } else { RETRY_BUDGET };
+        let remaining = budget.saturating_sub(clock::boot().saturating_sub(started));
+        match next_step(&failure, mode, &shared.keyspace.text, remaining) {
+            NextStep::SendSource => {
+                mode.source = true;
                 continue;
             }
-            RedisFailure::Refused(RedisRejection::Full) if !how.even_full => {
-                how.even_full = true;
-                let (denials, others): (Vec<_>, Vec<_>) =
-                    items.into_iter().partition(|item| item.change.even_where_full());
-                refuse(&shared, others, &failure);
-                items = denials;
+            NextStep::SendDenialsOnly => {
+                mode.even_full = true;
+                pending =
+                    keep(&shared, pending, &failure, |item| item.change.is_recorded_when_full());
                 continue;
             }
-            // Without the key of the statements, what brings none is recorded all the same.
-            RedisFailure::Refused(RedisRejection::Lost { key })
-                if **key == shared.keyspace.text =>
-            {
-                let (texts, others): (Vec<_>, Vec<_>) =
-                    items.into_iter().partition(|item| item.change.has_texts());
-                refuse(&shared, texts, &failure);
-                items = others;
+            NextStep::SendWithoutStatements => {
+                pending = keep(&shared, pending, &failure, |item| !item.change.has_statements());
                 continue;
             }
-            _ => {}
+            NextStep::RollForward => {
+                let Some(first) = pending.first() else { return };
+                let (epoch, repairs) = (first.epoch, first.repairs);
+                let rolled = roll_forward(&shared.writes, &shared.keyspace, epoch, repairs).await;
+                if let Err(failure) = rolled
+                    && !is_retryable(&failure)
+                {
+                    return reject(&shared, pending, &failure);
+                }
+            }
+            NextStep::Backoff => {}
+            NextStep::GiveUp => return reject(&shared, pending, &failure),
         }
-        let most = if shared.closing.is_cancelled() { MAX_TRYING_CLOSING } else { MAX_TRYING };
-        let left = most.saturating_sub(clock::boot().saturating_sub(begun));
-        if !is_worth_trying(&failure) || left.is_zero() {
-            return refuse(&shared, items, &failure);
-        }
-        if let (RedisFailure::Refused(RedisRejection::CutShort), Some(item)) =
-            (&failure, items.first())
-            && let Err(failure) = shared.roll_forward(item.epoch, item.repairs).await
-            && !is_worth_trying(&failure)
-        {
-            return refuse(&shared, items, &failure);
-        }
-        pause(attempt, left).await;
-        attempt += 1;
+        tokio::time::sleep(RETRY.random_delay(attempt).min(remaining)).await;
+        attempt = attempt.saturating_add(1);
     }
 }
 
-/// How long the answer to one script may take, with what confirms it.
-pub(super) fn answer_within(options: &Options) -> Duration {
-    // Others' scripts, and what confirms them, are before these.
-    let waits = u32::try_from(MAX_FLIGHTS).unwrap_or(u32::MAX);
-    match options.durability {
-        Durability::Ledger => ANSWER_WITHIN,
-        _ => ANSWER_WITHIN.saturating_add(options.confirm_within.saturating_mul(waits)),
+/// Decides how a batch continues after a failed attempt.
+fn next_step(
+    failure: &RedisFailure,
+    mode: SendMode,
+    statements_key: &str,
+    remaining: Duration,
+) -> NextStep {
+    match failure {
+        RedisFailure::NoScript if !mode.source => NextStep::SendSource,
+        RedisFailure::Rejected(RedisRejection::Full) if !mode.even_full => {
+            NextStep::SendDenialsOnly
+        }
+        RedisFailure::Rejected(RedisRejection::LostKey { key }) if **key == *statements_key => {
+            NextStep::SendWithoutStatements
+        }
+        failure if !is_retryable(failure) || remaining.is_zero() => NextStep::GiveUp,
+        RedisFailure::Rejected(RedisRejection::CutShort) => NextStep::RollForward,
+        _ => NextStep::Backoff,
     }
 }
 
-/// Whether a script failed half-way: part of it may stay.
-fn is_cut_short(failure: &RedisFailure) -> bool {
-    matches!(failure, RedisFailure::Refused(why) if !why.is_before_all())
+/// Whether the script, or a part of it, may have been executed despite the failure.
+fn may_be_executed(failure: &RedisFailure) -> bool {
+    match failure {
+        RedisFailure::NoReply(_) => true,
+        RedisFailure::Rejected(rejection) => !rejection.is_before_execution(),
+        _ => false,
+    }
 }
 
-fn is_worth_trying(failure: &RedisFailure) -> bool {
+fn is_retryable(failure: &RedisFailure) -> bool {
     match failure {
         RedisFailure::NotSent(_)
-        | RedisFailure::Lost(_)
-        | RedisFailure::Refused(RedisRejection::CutShort) => true,
+        | RedisFailure::NoReply(_)
+        | RedisFailure::Rejected(RedisRejection::CutShort) => true,
         RedisFailure::NoScript | RedisFailure::UnsupportedServer(_) => false,
-        RedisFailure::Refused(why) => why.is_passing(),
+        RedisFailure::Rejected(rejection) => rejection.is_transient(),
     }
 }
 
-/// Answers those whose outcome is known; gives those that are still to be confirmed.
-fn settle(shared: &Shared, items: Vec<PendingAppend>, answered: Answered) -> Vec<PendingAppend> {
+/// Keeps the changes that meet a condition, and rejects the others.
+fn keep(
+    shared: &Shared,
+    pending: Vec<PendingAppend>,
+    failure: &RedisFailure,
+    condition: impl Fn(&PendingAppend) -> bool,
+) -> Vec<PendingAppend> {
+    let (kept, rejected) = pending.into_iter().partition(condition);
+    reject(shared, rejected, failure);
+    kept
+}
+
+/// Responds to the callers whose outcome is known. Returns the changes that still need confirmation.
+fn resolve(shared: &Shared, pending: Vec<PendingAppend>, reply: BatchReply) -> Vec<PendingAppend> {
     let lost = |key: String, item: &PendingAppend| {
-        let error = shared.failed(item.epoch, RedisFailure::lost(&key));
-        // Where it was sent before, it may have been written before the key was lost.
-        Err(if item.is_unsure { error.unsure() } else { error })
+        let error = shared.convert_failure_for(item.epoch, RedisFailure::lost_key(&key));
+        // An earlier attempt may have written it before the key was lost.
+        Err(if item.maybe_written { error.unsure() } else { error })
     };
-    let mut again = Vec::new();
-    for (mut item, outcome) in items.into_iter().zip(answered.outcomes) {
-        let maybe_written = item.is_unsure;
-        let confirmed = |version: Version| {
+    let mut unconfirmed = Vec::new();
+    for (mut item, outcome) in pending.into_iter().zip(reply.outcomes) {
+        let maybe_written = item.maybe_written;
+        let receipt = |version: Version| {
             let (outcome, head_prefix) =
                 (Appended::Committed(version.revision), version.head_prefix);
-            answered.confirmed.clone().map(|()| AppendReceipt {
-                outcome,
-                head_prefix,
-                maybe_written,
-            })
+            let receipt = AppendReceipt { outcome, head_prefix, maybe_written };
+            reply.confirmed.clone().map(|()| receipt)
         };
-        let answer = match outcome {
-            Outcome::At(version) => confirmed(version),
-            Outcome::Same => confirmed(item.change.base),
-            Outcome::NoBucket => lost(shared.keyspace.bucket(item.change.bucket()), &item),
-            Outcome::NoHistories => lost(shared.keyspace.history(item.change.bucket()), &item),
+        let response = match outcome {
+            Outcome::Committed(version) => receipt(version),
+            Outcome::Unchanged => receipt(item.change.base),
+            Outcome::BucketLost => lost(shared.keyspace.bucket(item.change.bucket()), &item),
+            Outcome::HistoriesLost => lost(shared.keyspace.history(item.change.bucket()), &item),
             Outcome::Conflict(value) => {
-                let ours = value.as_deref().filter(|_| item.is_unsure);
-                // It was written the first time. That it is still there, and as durable as it
-                // should be, is asked for like any other change: by one that writes.
-                if let Some(version) = ours.and_then(|value| item.change.is_written(value)) {
+                let ours = value.as_deref().filter(|_| maybe_written);
+                // An earlier attempt has written it. A change that only compares confirms, by a write,
+                // that it is still there and as durable as configured.
+                if let Some(version) = ours.and_then(|value| item.change.written_version(value)) {
                     item.change.base = version;
                     item.change.update = None;
-                    again.push(item);
+                    unconfirmed.push(item);
                     continue;
                 }
                 let outcome = Appended::Conflict(stored(value.as_deref()));
                 Ok(AppendReceipt { outcome, head_prefix: 0, maybe_written })
             }
         };
-        // Whoever does not wait any more does not need to know.
-        let _ = item.answer.send(answer);
+        // A caller that was cancelled has dropped its receiver.
+        let _ = item.response.send(response);
     }
-    again
+    unconfirmed
 }
 
-/// Answers changes that are not sent again.
-fn refuse(shared: &Shared, items: Vec<PendingAppend>, failure: &RedisFailure) {
-    for item in items {
-        let error = shared.failed(item.epoch, failure.clone());
-        // What was asked first may have been done, whatever came of asking again.
-        let error = if item.is_unsure { error.unsure() } else { error };
-        let _ = item.answer.send(Err(error));
-    }
-}
-
-/// Waits a random while, longer with every attempt.
-async fn pause(attempt: u32, left: Duration) {
-    let most = FIRST_PAUSE.saturating_mul(1 << attempt.min(10)).min(MAX_PAUSE).min(left);
-    tokio::time::sleep(backoff::jittered(most)).await;
-}
-
-impl Redis {
-    /// Completes an append that was cut short, where one was, as the next append would.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] where it cannot be asked, or what cut it short still does.
-    pub async fn complete(&self) -> Result<(), LedgerError> {
-        let shared = &*self.shared;
-        let identity = shared.identity().await?;
-        let completed = shared.roll_forward(identity.epoch, false).await;
-        completed.map_err(|failure| shared.failed(identity.epoch, failure))
+/// Responds with an error to the callers of changes that are not sent again.
+fn reject(shared: &Shared, pending: Vec<PendingAppend>, failure: &RedisFailure) {
+    for item in pending {
+        let error = shared.convert_failure_for(item.epoch, failure.clone());
+        // An earlier attempt may have written the change, whatever the last attempt returned.
+        let error = if item.maybe_written { error.unsure() } else { error };
+        let _ = item.response.send(Err(error));
     }
 }
 
 impl Shared {
-    /// Sends changes once, with what makes sure that they are as durable as they should be.
-    async fn send(&self, items: &[PendingAppend], how: How) -> Result<Answered, RedisFailure> {
-        self.check_keeps_keys()?;
-        let keep = self.options.retention.map_or(u64::MAX, |retention| retention.log_entries);
-        let append = command(&self.keyspace, items, how.even_full, how.whole, keep);
-        let within = self.options.confirm_within;
-        let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut wait = match self.options.durability {
-            Durability::Ledger => None,
-            Durability::Replicas(count) => Some(redis::cmd("WAIT").arg(count).take()),
-            Durability::Aof => Some(redis::cmd("WAITAOF").arg(1).arg(0).take()),
-        };
-        if let Some(wait) = &mut wait {
-            wait.arg(millis);
-        }
+    /// Sends a batch once, together with the command that waits for its durability.
+    async fn send(
+        &self,
+        pending: &[PendingAppend],
+        mode: SendMode,
+    ) -> Result<BatchReply, RedisFailure> {
+        self.ensure_no_eviction()?;
+        let log_entries =
+            self.options.retention.map_or(u64::MAX, |retention| retention.log_entries);
         let mut pipeline = redis::pipe();
-        pipeline.add_command(append);
-        let count = if let Some(wait) = wait {
-            pipeline.add_command(wait);
-            2
-        } else {
-            1
-        };
+        pipeline.add_command(append_command(&self.keyspace, pending, mode, log_entries));
+        let mut commands = 1;
+        if let Some(confirmation) = confirmation_command(&self.options) {
+            pipeline.add_command(confirmation);
+            commands = 2;
+        }
         let connection = self.writes.connection().await.map_err(RedisFailure::NotSent)?;
-        self.ensure_syncs(&connection).await?;
-        let mut answers = self.pipelined(&connection, &pipeline, count).await?.into_iter();
-        let appended = answers.next().ok_or(RedisFailure::Refused(RedisRejection::Strange))?;
+        self.ensure_fsync(&connection).await?;
+        let timeout = response_timeout(&self.options);
+        let replies =
+            send_pipeline(&self.writes, &connection, &pipeline, commands, timeout).await?;
+        let mut replies = replies.into_iter();
+        let malformed = RedisFailure::Rejected(RedisRejection::MalformedReply);
+        let appended = replies.next().ok_or(malformed)?;
         if let Value::ServerError(error) = &appended {
             return Err(RedisFailure::of_server(error));
         }
-        let (told, outcomes) = outcomes(appended, items.len())?;
-        // It was found to delete keys while this was on its way: then it may have deleted this.
-        self.check_keeps_keys().map_err(RedisFailure::unsure)?;
-        if !told {
+        let (is_announced, outcomes) = decode_outcomes(appended, pending.len())?;
+        // If the server was found to evict keys meanwhile, it may have evicted these changes.
+        self.ensure_no_eviction().map_err(RedisFailure::into_unknown_outcome)?;
+        if !is_announced {
             self.unannounced.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Answered { outcomes, confirmed: self.confirmed(answers.next()) })
+        Ok(BatchReply { outcomes, confirmed: check_confirmation(&self.options, replies.next()) })
+    }
+}
+
+/// The command that waits for the configured durability; none if Redis' own configuration suffices.
+fn confirmation_command(options: &Options) -> Option<redis::Cmd> {
+    let mut command = match options.durability {
+        Durability::Ledger => return None,
+        Durability::Replicas(count) => redis::cmd("WAIT").arg(count).take(),
+        Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).take(),
+    };
+    // A timeout of 0 would wait for ever.
+    let millis = u64::try_from(options.confirm_within.as_millis()).unwrap_or(u64::MAX).max(1);
+    command.arg(millis);
+    Some(command)
+}
+
+/// Checks the reply of WAIT or WAITAOF: whether the changes are as durable as configured.
+fn check_confirmation(options: &Options, reply: Option<Value>) -> Result<(), LedgerError> {
+    let asked = match options.durability {
+        Durability::Ledger => return Ok(()),
+        Durability::Replicas(count) => count,
+        Durability::Aof => 1,
+    };
+    let confirmed = match reply {
+        Some(Value::Int(confirmed)) => confirmed,
+        Some(reply @ Value::Array(_)) => synced_count(&reply),
+        // The changes are written and cannot be confirmed: the outcome is unknown.
+        Some(Value::ServerError(error)) => {
+            return Err(match RedisFailure::of_server(&error) {
+                RedisFailure::Rejected(why) => LedgerError::Unreachable(Arc::new(why)),
+                failure => failure.into(),
+            });
+        }
+        _ => 0,
+    };
+    let confirmed = u32::try_from(confirmed).unwrap_or(0);
+    if confirmed >= asked {
+        return Ok(());
+    }
+    Err(match options.durability {
+        Durability::Aof => LedgerError::Unsynced(options.confirm_within),
+        _ => LedgerError::Unconfirmed { asked, confirmed },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "{consent:0}:text";
+
+    fn step(failure: &RedisFailure, mode: SendMode, remaining: Duration) -> NextStep {
+        next_step(failure, mode, TEXT, remaining)
     }
 
-    /// Sends commands together on a connection for writes.
-    pub(super) async fn pipelined(
-        &self,
-        connection: &Connection,
-        pipeline: &redis::Pipeline,
-        count: usize,
-    ) -> Result<Vec<Value>, RedisFailure> {
-        let mut redis = connection.redis.clone();
-        let within = answer_within(&self.options);
-        let sent = redis.send_packed_commands(pipeline, 0, count);
-        let answered = match tokio::time::timeout(within, sent).await {
-            Err(_) => Err(RedisFailure::Lost(Arc::new(NoAnswer(within)))),
-            Ok(answered) => answered.map_err(RedisFailure::of_client),
-        };
-        let is_read_only = |value: &Value| {
-            let Value::ServerError(error) = value else { return false };
-            matches!(
-                RedisFailure::of_server(error),
-                RedisFailure::Refused(RedisRejection::ReadOnly)
-            )
-        };
-        let demoted = answered.iter().flatten().any(is_read_only);
-        if demoted || is_to_be_given_up(&answered) {
-            self.writes.give_up(connection).await;
-        }
-        match answered {
-            Ok(answers) => self.proven(connection, answers).await,
-            Err(RedisFailure::Lost(why)) => {
-                let moved = self.writes.why_dropped(connection);
-                Err(RedisFailure::Lost(moved.map_or(why, |moved| moved as _)))
-            }
-            Err(failure) => Err(failure),
-        }
+    #[test]
+    fn next_step_changes_the_mode_once_and_then_gives_up() {
+        let (plain, time) = (SendMode::default(), Duration::from_secs(1));
+        let full = RedisFailure::Rejected(RedisRejection::Full);
+        assert_eq!(step(&RedisFailure::NoScript, plain, time), NextStep::SendSource);
+        let source = SendMode { source: true, ..plain };
+        assert_eq!(step(&RedisFailure::NoScript, source, time), NextStep::GiveUp);
+        assert_eq!(step(&full, plain, Duration::ZERO), NextStep::SendDenialsOnly);
+        let even_full = SendMode { even_full: true, ..plain };
+        assert_eq!(step(&full, even_full, time), NextStep::GiveUp);
+        let statements = RedisFailure::lost_key(TEXT);
+        assert_eq!(step(&statements, plain, time), NextStep::SendWithoutStatements);
+        assert_eq!(step(&RedisFailure::lost_key("other"), plain, time), NextStep::GiveUp);
     }
 
-    /// Gives answers out only where they are the primary's: a majority of the Sentinels, asked now,
-    /// names the server that gave them. Else nobody knows what became of the changes.
-    async fn proven(
-        &self,
-        connection: &Connection,
-        answers: Vec<Value>,
-    ) -> Result<Vec<Value>, RedisFailure> {
-        match self.writes.primary_confirmed(connection).await {
-            Ok(()) => Ok(answers),
-            Err(LedgerError::Unreachable(why)) => Err(RedisFailure::Lost(why)),
-            Err(error) => Err(RedisFailure::Lost(Arc::new(error))),
+    #[test]
+    fn next_step_retries_until_the_budget_is_spent() {
+        let (plain, time) = (SendMode::default(), Duration::from_millis(1));
+        let cut_short = RedisFailure::Rejected(RedisRejection::CutShort);
+        let read_only = RedisFailure::Rejected(RedisRejection::ReadOnly);
+        let no_reply = RedisFailure::NoReply(Arc::new(RedisRejection::ReadOnly));
+        assert_eq!(step(&cut_short, plain, time), NextStep::RollForward);
+        assert_eq!(step(&read_only, plain, time), NextStep::Backoff);
+        assert_eq!(step(&no_reply, plain, time), NextStep::Backoff);
+        for failure in [&cut_short, &read_only, &no_reply] {
+            assert_eq!(step(failure, plain, Duration::ZERO), NextStep::GiveUp);
         }
-    }
-
-    /// Whether what was written is as durable as asked for, by the answer of WAIT or WAITAOF.
-    fn confirmed(&self, answer: Option<Value>) -> Result<(), LedgerError> {
-        let asked = match self.options.durability {
-            Durability::Ledger => return Ok(()),
-            Durability::Replicas(count) => count,
-            Durability::Aof => 1,
-        };
-        let confirmed = match answer {
-            Some(Value::Int(confirmed)) => confirmed,
-            Some(answer @ Value::Array(_)) => synced(&answer),
-            // It was written, and cannot be confirmed.
-            Some(Value::ServerError(error)) => {
-                return Err(match RedisFailure::of_server(&error) {
-                    RedisFailure::Refused(why) => LedgerError::Unreachable(Arc::new(why)),
-                    failure => failure.into(),
-                });
-            }
-            _ => 0,
-        };
-        let confirmed = u32::try_from(confirmed).unwrap_or(0);
-        if confirmed >= asked {
-            return Ok(());
-        }
-        Err(match self.options.durability {
-            Durability::Aof => LedgerError::Unsynced(self.options.confirm_within),
-            _ => LedgerError::Unconfirmed { asked, confirmed },
-        })
-    }
-
-    /// Completes an append that was cut short, where one was; a repair also where a bucket was
-    /// lost.
-    pub(super) async fn roll_forward(
-        &self,
-        epoch: Epoch,
-        repairs: bool,
-    ) -> Result<(), RedisFailure> {
-        let keyspace = &self.keyspace;
-        let mut command = redis::cmd("HGET");
-        command.arg(&keyspace.meta).arg("rev");
-        let revision =
-            Answer::of(Value::Array(vec![ask(&self.writes, &command).await?]))?.number()?;
-        let next = revision.saturating_add(1).to_string();
-        let mut command = redis::cmd("XRANGE");
-        command.arg(&keyspace.log).arg(&next).arg("+").arg("COUNT").arg(MAX_BEHIND);
-        let mut entries = Answer::of(ask(&self.writes, &command).await?)?;
-        let mut buckets = std::collections::BTreeSet::new();
-        while !entries.is_over() {
-            let mut entry = Answer::of(entries.next()?)?;
-            let _id = entry.next()?;
-            let mut fields = Answer::of(entry.next()?)?;
-            let (_name, place) = (fields.next()?, fields.bytes()?);
-            let strange = RedisFailure::Refused(RedisRejection::Strange);
-            buckets.insert(BodyOffsets::bucket_of(&place).ok_or(strange)?);
-        }
-        if buckets.is_empty() {
-            return Ok(());
-        }
-        let mut keys = vec![keyspace.meta.clone(), keyspace.log.clone()];
-        keys.extend(buckets.iter().map(|number| keyspace.bucket(*number)));
-        let most = MAX_BEHIND.to_string();
-        let numbers: Vec<_> = buckets.iter().map(u32::to_string).collect();
-        let repairs: &[u8] = if repairs { b"1" } else { b"0" };
-        let mut args = vec![&epoch[..], keyspace.channel.as_bytes(), most.as_bytes(), repairs];
-        args.extend(numbers.iter().map(String::as_bytes));
-        scripts::ROLL_FORWARD.run(&self.writes, &keys, &args).await.map(|_| ())
+        assert!(may_be_executed(&no_reply) && !may_be_executed(&read_only));
     }
 }

@@ -1,5 +1,5 @@
-//! The part of the ledger that runs: it sends what waits to be appended, removes what has outlived
-//! its time, and passes on what is announced.
+//! The ledger's background task: it sends queued appends in batches, applies the retention, and forwards
+//! announcements.
 
 use std::sync::Arc;
 
@@ -9,25 +9,22 @@ use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::append::{MAX_SCRIPT, PendingAppend};
+use super::announcement::AnnouncementReader;
+use super::append::{MAX_BATCH, PendingAppend};
 use super::append_batch::send_batch;
 use super::conn::{self, SubscriptionEvent, Timeouts};
-use super::keyspace::AnnouncementReader;
+use super::pipeline::MAX_BATCHES_IN_FLIGHT;
 use super::{Shared, retention};
 use crate::Notification;
 
-/// How many scripts are on their way at once. What waits meanwhile goes into the next ones
-/// together, so that they are the fuller the slower the answers come.
-pub(super) const MAX_FLIGHTS: usize = 4;
+/// How many announced entries are decoded before the task yields to others on its thread.
+const ENTRIES_PER_YIELD: usize = 8;
 
-/// How many announced entries are read between two looks at what else there is to do.
-const MAX_TOGETHER: usize = 8;
-
-/// The part of the ledger that runs. Nothing is appended or heard where it does not.
+/// The ledger's background task. Nothing is appended or announced unless it runs.
 pub struct BackgroundTask {
     shared: Arc<Shared>,
     waiting: mpsc::Receiver<PendingAppend>,
-    /// Whoever waits for the end must not wait for a driver that was dropped.
+    /// Reports the end also if the task is dropped, so that `close` does not wait for ever.
     _ended: DropGuard,
 }
 
@@ -37,7 +34,8 @@ impl BackgroundTask {
         Self { shared, waiting, _ended: ended }
     }
 
-    /// Runs until the ledger is closed, or `stop` says so; what waits by then is still appended.
+    /// Runs until the ledger is closed or `stop` is cancelled. Changes that are queued by then are still
+    /// appended.
     pub async fn run(mut self, stop: CancellationToken) {
         let shared = Arc::clone(&self.shared);
         let closing = shared.closing.clone();
@@ -48,73 +46,75 @@ impl BackgroundTask {
             }
         };
         let sweeps = closing.run_until_cancelled(retention::run(&shared));
-        let heard = closing.run_until_cancelled(Box::pin(listen(&shared)));
-        tokio::join!(self.write(), stopped, sweeps, heard);
+        let announcements = closing.run_until_cancelled(Box::pin(forward_announcements(&shared)));
+        tokio::join!(self.send_appends(), stopped, sweeps, announcements);
     }
 
-    async fn write(&mut self) {
-        let mut flights = FuturesUnordered::new();
-        let mut some = Vec::with_capacity(MAX_SCRIPT);
+    async fn send_appends(&mut self) {
+        let mut in_flight = FuturesUnordered::new();
+        let mut queued = Vec::with_capacity(MAX_BATCH);
         let mut open = true;
         loop {
             tokio::select! {
                 biased;
-                Some(()) = flights.next() => {}
+                Some(()) = in_flight.next() => {}
                 () = self.shared.closing.cancelled(), if open => {
                     self.waiting.close();
                     open = false;
                 }
-                count = self.waiting.recv_many(&mut some, MAX_SCRIPT),
-                    if flights.len() < MAX_FLIGHTS =>
+                count = self.waiting.recv_many(&mut queued, MAX_BATCH),
+                    if in_flight.len() < MAX_BATCHES_IN_FLIGHT =>
                 {
                     if count == 0 {
                         break;
                     }
-                    // Those for a ledger that has been replaced are refused on their own; a
-                    // repair's may do what others must not.
-                    while let Some(first) = some.first().map(|item| (item.epoch, item.repairs)) {
-                        let (now, later) =
-                            some.drain(..).partition(|item| (item.epoch, item.repairs) == first);
-                        some = later;
-                        flights.push(send_batch(Arc::clone(&self.shared), now));
+                    // A batch is for one epoch, so that changes for a replaced ledger are rejected
+                    // alone, and either a repair or not, since a repair may write to lost buckets.
+                    while let Some(first) = queued.first().map(|item| (item.epoch, item.repairs)) {
+                        let (batch, others) =
+                            queued.drain(..).partition(|item| (item.epoch, item.repairs) == first);
+                        queued = others;
+                        in_flight.push(send_batch(Arc::clone(&self.shared), batch));
                     }
                 }
             }
         }
-        while flights.next().await.is_some() {}
+        while in_flight.next().await.is_some() {}
     }
 }
 
-/// Passes on what is announced.
-async fn listen(shared: &Shared) {
-    let tell = |heard| {
-        // Nobody may be listening.
-        let _ = shared.announcements.send(heard);
+/// Forwards announcements to the subscribers in this process.
+async fn forward_announcements(shared: &Shared) {
+    let notify = |notification| {
+        // An error only means that there is no subscriber at present.
+        let _ = shared.announcements.send(notification);
     };
-    let sink = |pushed| async move {
-        match pushed {
+    let sink = |event| async move {
+        match event {
             SubscriptionEvent::Message(message) => {
-                let mut announced = AnnouncementReader::read(&message);
-                // Whoever asks on this thread is not kept waiting by all that one message tells.
-                while let Some(part) = announced.as_mut().and_then(|all| all.part(MAX_TOGETHER)) {
-                    tell(Notification::Announcement(part));
+                let mut reader = AnnouncementReader::read(&message);
+                // A long message must not delay other tasks on this thread.
+                while let Some(part) =
+                    reader.as_mut().and_then(|reader| reader.part(ENTRIES_PER_YIELD))
+                {
+                    notify(Notification::Announcement(part));
                     yield_now().await;
                 }
-                if announced.is_none_or(|all| !all.is_over()) {
-                    // Whatever it was meant to say, the log says it.
-                    tell(Notification::Missed);
+                if reader.is_none_or(|reader| !reader.is_over()) {
+                    // Malformed: followers find its entries in the log.
+                    notify(Notification::Missed);
                 }
             }
-            SubscriptionEvent::Gap => tell(Notification::Subscribed),
+            SubscriptionEvent::Gap => notify(Notification::Subscribed),
             SubscriptionEvent::Refused(why) => {
-                tell(Notification::Unsubscribed { refused: true, why });
+                notify(Notification::Unsubscribed { refused: true, why });
             }
             SubscriptionEvent::Lost(why) => {
-                tell(Notification::Unsubscribed { refused: false, why });
+                notify(Notification::Unsubscribed { refused: false, why });
             }
         }
     };
-    let (route, channel) = (Arc::clone(&shared.route), shared.keyspace.channel.clone());
-    let never = conn::listen(route, channel, Timeouts::default(), sink).await;
+    let (primary, channel) = (Arc::clone(&shared.primary), shared.keyspace.channel.clone());
+    let never = conn::subscribe(primary, channel, Timeouts::default(), sink).await;
     match never {}
 }

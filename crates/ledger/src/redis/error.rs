@@ -1,4 +1,4 @@
-//! Why Redis did not do what it was asked to, in our words.
+//! Errors of Redis: replies that reject a command, and commands whose outcome is unknown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,106 +8,106 @@ use redis::{RedisError, ServerError};
 use super::server_info::UnsupportedServer;
 use crate::LedgerError;
 
-/// What Redis adds to the error of a command that a script ran, before the script's name.
+/// Marks an error reply of a command that a script ran: Redis appends it and the script's name.
 const IN_SCRIPT: &str = "script: ";
 
-/// What Redis says where a stream has had a larger id than the one of a new entry.
+/// Part of XADD's error reply if the new entry's id is not above the stream's last id.
 const XADD_REFUSED: &str = "ID specified in XADD";
 
-/// Why Redis refused: it answered, and nothing was done.
+/// Why Redis rejected a command: it replied, and nothing was written.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RedisRejection {
-    /// It has reached `maxmemory`.
+    /// Redis has reached `maxmemory` (OOM).
     #[error(
         "Redis is full (maxmemory): raise maxmemory, or give the log and histories less time; \
              opt-outs, suppressions and platform stops are still recorded"
     )]
     Full,
-    /// It cannot save, and refuses all writes.
+    /// Redis cannot save to disk and refuses all writes (MISCONF).
     #[error(
         "Redis cannot save to its disk (MISCONF), and refuses to write and to prove itself: look \
              at its log and its disk's space"
     )]
     CannotSave,
-    /// It has fewer replicas than `min-replicas-to-write` asks for.
+    /// The primary has fewer replicas than `min-replicas-to-write` demands.
     #[error("Redis lacks the replicas that its min-replicas-to-write asks for (NOREPLICAS)")]
     NoReplicas,
-    /// It is a replica.
+    /// The server is a replica.
     #[error("this Redis is a replica, not the primary (READONLY)")]
     ReadOnly,
-    /// It is loading its data, is busy, or has lost its primary.
+    /// The server is loading its data, is busy, or has lost its primary. Transient.
     #[error("Redis is not ready ({code})")]
     NotReady {
-        /// What it answered.
+        /// The code of the error reply.
         code: Box<str>,
     },
-    /// Its ACL does not let us.
+    /// The ACL does not permit the command (NOPERM).
     #[error("Redis' ACL does not let this user do that (NOPERM): {detail}")]
     Denied {
-        /// What it answered.
+        /// The text of the error reply.
         detail: Box<str>,
     },
-    /// We are nobody there.
-    #[error("Redis wants other credentials ({code})")]
+    /// The connection is not authenticated.
+    #[error("Redis does not accept the credentials ({code})")]
     Unauthenticated {
-        /// What it answered.
+        /// The code of the error reply.
         code: Box<str>,
     },
-    /// There is no ledger.
+    /// This Redis has no ledger.
     #[error(
         "there is no ledger in this Redis, for its meta key is missing: if there was a ledger, that \
          key was deleted or evicted, and only a backup brings it back; else make one with \
          consentd init"
     )]
     Missing,
-    /// A key of the ledger was deleted or evicted, and with it what it held.
+    /// A key of the ledger was deleted or evicted, with everything that it held.
     #[error(
         "the key {key} of the ledger is missing or incomplete in Redis: it was deleted or evicted. \
          What it holds is neither read nor written until `consentd ledger repair` has rebuilt it \
          or a backup was restored; maxmemory-policy must be noeviction"
     )]
-    Lost {
-        /// Which key.
+    LostKey {
+        /// The missing or incomplete key.
         key: Box<str>,
     },
-    /// There is another ledger than the one that is known.
+    /// The ledger's epoch is not the known one: it was replaced by another ledger.
     #[error("another ledger is in this Redis than a moment ago")]
     Replaced,
-    /// A ledger, or parts of one, are there already.
+    /// A ledger, or parts of one, exist already.
     #[error("there is a ledger in this Redis already, or a part of one")]
     Exists,
-    /// An append was cut short, and waits for the next one to complete it.
+    /// An earlier append failed half-way, and must be rolled forward first.
     #[error("an append was cut short half-way; the next one, of any recorder, completes it")]
     CutShort,
-    /// The log does not continue the ledger's hash.
+    /// The log does not continue the ledger's hash chain.
     #[error(
         "the log in this Redis does not continue the ledger: it was changed from outside, and takes \
          no more entries; mend it with consentd ledger repair"
     )]
     BadLog,
-    /// What it should not have answered.
-    #[error("Redis gave an answer that is not one of this ledger's scripts")]
-    Strange,
-    /// Anything else.
-    #[error("Redis answers {code}: {detail}")]
+    /// The reply does not have the form that the script returns.
+    #[error("Redis returned a reply that this ledger's scripts never return")]
+    MalformedReply,
+    /// Any other error reply.
+    #[error("Redis replied with the error {code}: {detail}")]
     Other {
-        /// The first word.
+        /// The first word of the error reply.
         code: Box<str>,
-        /// The rest.
+        /// The rest of the error reply.
         detail: Box<str>,
     },
 }
 
 impl RedisRejection {
-    /// What an error reply means.
+    /// Classifies an error reply.
     fn of_reply(code: &str, detail: &str) -> Self {
-        let in_other_words = || Self::Other { code: code.into(), detail: detail.into() };
+        let other = || Self::Other { code: code.into(), detail: detail.into() };
         match code {
             "NOPERM" => Self::Denied { detail: detail.into() },
-            // The log has had a larger id than the ledger's next one: nothing was logged.
+            // The log has had a larger id than the ledger's next revision: nothing was written.
             _ if detail.contains(XADD_REFUSED) => Self::BadLog,
-            // A command of a script was refused, when others of it may have been done.
-            _ if detail.contains(IN_SCRIPT) => in_other_words(),
+            // A command inside a script failed: the script's earlier commands may have been executed.
+            _ if detail.contains(IN_SCRIPT) => other(),
             "OOM" => Self::Full,
             "MISCONF" => Self::CannotSave,
             "NOREPLICAS" => Self::NoReplicas,
@@ -121,12 +121,12 @@ impl RedisRejection {
             "EXISTS" => Self::Exists,
             "BEHIND" => Self::CutShort,
             "BADLOG" => Self::BadLog,
-            "LOST" => Self::Lost { key: detail.into() },
-            _ => in_other_words(),
+            "LOST" => Self::LostKey { key: detail.into() },
+            _ => other(),
         }
     }
 
-    /// Why a ledger's error says that Redis refused, where that is why.
+    /// The rejection that caused a ledger's error, if one did.
     #[must_use]
     pub fn of(error: &LedgerError) -> Option<&Self> {
         match error {
@@ -135,7 +135,7 @@ impl RedisRejection {
         }
     }
 
-    /// In one word, for metrics.
+    /// The value of the metrics' label.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
@@ -147,81 +147,83 @@ impl RedisRejection {
             Self::Denied { .. } => "denied",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::Missing => "missing",
-            Self::Lost { .. } => "lost_key",
+            Self::LostKey { .. } => "lost_key",
             Self::Replaced => "replaced",
             Self::Exists => "exists",
             Self::CutShort => "cut_short",
             Self::BadLog => "bad_log",
-            Self::Strange => "strange",
+            Self::MalformedReply => "strange",
             Self::Other { .. } => "other",
         }
     }
 
-    /// Whether it may pass by itself, soon, or elsewhere: worth asking again.
-    pub(super) fn is_passing(&self) -> bool {
+    /// Whether a retry, soon or at another server, may succeed.
+    pub(super) fn is_transient(&self) -> bool {
         matches!(self, Self::ReadOnly | Self::NotReady { .. })
     }
 
-    /// Whether Redis says so before it runs anything of a script.
-    pub(super) fn is_before_all(&self) -> bool {
+    /// Whether Redis sends this reply before it executes any command of a script.
+    pub(super) fn is_before_execution(&self) -> bool {
         match self {
             Self::Denied { detail } | Self::Other { detail, .. } => !detail.contains(IN_SCRIPT),
-            Self::Strange => false,
+            Self::MalformedReply => false,
             _ => true,
         }
     }
 }
 
-/// Redis did not answer in time.
+/// Redis did not reply within the timeout.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis did not answer within {0:?}")]
-pub(super) struct NoAnswer(pub(super) Duration);
+pub(super) struct ResponseTimeout(pub(super) Duration);
 
-/// What came of asking Redis, where it was not an answer.
+/// Why a command has no usable reply.
 #[derive(Clone, Debug)]
 pub(super) enum RedisFailure {
-    /// There was no connection: it was not asked.
+    /// There was no connection: the command was not sent.
     NotSent(LedgerError),
-    /// It may or may not have done it.
-    Lost(Arc<dyn std::error::Error + Send + Sync>),
-    /// It is set up so that it must not be believed.
+    /// The command was sent, and no reply was received: its outcome is unknown.
+    NoReply(Arc<dyn std::error::Error + Send + Sync>),
+    /// The server's configuration is one that cannot hold a ledger.
     UnsupportedServer(Arc<UnsupportedServer>),
-    /// It does not know the script.
+    /// The server does not have the script in its cache (NOSCRIPT).
     NoScript,
-    /// It answered with an error.
-    Refused(RedisRejection),
+    /// The server replied with an error.
+    Rejected(RedisRejection),
 }
 
 impl RedisFailure {
-    /// What an error of the client is; `None` for one that has left the connection unusable.
+    /// Classifies an error of the client library. One without a code is an error of the connection, so
+    /// that the outcome is unknown.
     pub(super) fn of_client(error: RedisError) -> Self {
         match error.code() {
             Some("NOSCRIPT") => Self::NoScript,
             Some(code) => {
-                Self::Refused(RedisRejection::of_reply(code, error.detail().unwrap_or_default()))
+                Self::Rejected(RedisRejection::of_reply(code, error.detail().unwrap_or_default()))
             }
-            None => Self::Lost(Arc::new(error)),
+            None => Self::NoReply(Arc::new(error)),
         }
     }
 
-    /// A key of the ledger is missing.
-    pub(super) fn lost(key: &str) -> Self {
-        Self::Refused(RedisRejection::Lost { key: key.into() })
+    /// A key of the ledger is missing or incomplete.
+    pub(super) fn lost_key(key: &str) -> Self {
+        Self::Rejected(RedisRejection::LostKey { key: key.into() })
     }
 
-    /// The same, where it may have been done.
-    pub(super) fn unsure(self) -> Self {
+    /// Turns a failure that was found after the command was sent into an unknown outcome.
+    pub(super) fn into_unknown_outcome(self) -> Self {
         match self {
-            Self::UnsupportedServer(why) => Self::Lost(why),
+            Self::UnsupportedServer(why) => Self::NoReply(why),
             failure => failure,
         }
     }
 
+    /// Classifies an error reply of the server.
     pub(super) fn of_server(error: &ServerError) -> Self {
         match error.code() {
             "NOSCRIPT" => Self::NoScript,
             code => {
-                Self::Refused(RedisRejection::of_reply(code, error.details().unwrap_or_default()))
+                Self::Rejected(RedisRejection::of_reply(code, error.details().unwrap_or_default()))
             }
         }
     }
@@ -237,11 +239,11 @@ impl From<RedisFailure> for LedgerError {
     fn from(failure: RedisFailure) -> Self {
         match failure {
             RedisFailure::NotSent(error) => error,
-            RedisFailure::Lost(error) => Self::Unreachable(error),
+            RedisFailure::NoReply(error) => Self::Unreachable(error),
             RedisFailure::UnsupportedServer(why) => Self::Refused(why),
-            // It was given the whole script, too.
-            RedisFailure::NoScript => RedisRejection::Strange.into(),
-            RedisFailure::Refused(why) => why.into(),
+            // The whole script was sent, too.
+            RedisFailure::NoScript => RedisRejection::MalformedReply.into(),
+            RedisFailure::Rejected(why) => why.into(),
         }
     }
 }

@@ -56,7 +56,8 @@ impl Redis {
                 events.next = Some(Cursor { after: number.into(), ..Cursor::default() });
                 break;
             }
-            let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
+            let bucket =
+                shared.bucket(number).await.map_err(|failure| shared.convert_failure(failure))?;
             if bucket.label.epoch != identity.epoch {
                 shared.forget(identity.epoch);
                 return Err(RedisRejection::Replaced.into());
@@ -84,12 +85,15 @@ impl Shared {
     /// A pair's record; the empty one where there is none.
     async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
         let values = self.values(identity, &[key]).await;
-        let (_, mut values) = values.map_err(|failure| self.failed(identity.epoch, failure))?;
+        let (_, mut values) =
+            values.map_err(|failure| self.convert_failure_for(identity.epoch, failure))?;
         let value = match values.pop() {
             Some(Ok(Some(value))) => value,
             Some(Err(_)) => {
                 let number = crate::bucket_of(key, identity.buckets);
-                return Err(self.noted(RedisFailure::lost(&self.keyspace.bucket(number))));
+                return Err(
+                    self.convert_failure(RedisFailure::lost_key(&self.keyspace.bucket(number)))
+                );
             }
             Some(Ok(None)) | None => return Ok(Record::default()),
         };
@@ -137,11 +141,13 @@ impl Shared {
             let to = from.saturating_add(some).min(len);
             let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
             let values = self.fields(&self.keyspace.history(bucket), &fields).await;
-            let values = values.map_err(|failure| self.noted(failure))?;
+            let values = values.map_err(|failure| self.convert_failure(failure))?;
             let items = values.iter().map(|value| value.as_deref().map(HistoryItem::decode));
             let items: Vec<_> = items.collect();
             let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
-            self.read_texts(entries, texts).await.map_err(|failure| self.noted(failure))?;
+            self.read_texts(entries, texts)
+                .await
+                .map_err(|failure| self.convert_failure(failure))?;
             for item in &items {
                 // What is not there, or no item, breaks the chain; the rest is still told.
                 let (revision, item) = match item {
@@ -212,7 +218,7 @@ impl Shared {
         }
         let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
         if answer.optional()?.is_none() {
-            return Err(RedisFailure::lost(hash));
+            return Err(RedisFailure::lost_key(hash));
         }
         fields.iter().map(|_| answer.optional()).collect()
     }
@@ -231,7 +237,7 @@ impl Shared {
         let mut command = redis::cmd("HSCAN");
         command.arg(hash).arg(cursor).arg("COUNT").arg(MAX_FIELDS);
         let Value::Array(answer) = ask(&self.writes, &command).await? else {
-            return Err(RedisFailure::Refused(RedisRejection::Strange));
+            return Err(RedisFailure::Rejected(RedisRejection::MalformedReply));
         };
         let mut answer = Answer::of(Value::Array(answer))?;
         let next = answer.number()?;

@@ -49,23 +49,23 @@ pub(super) struct MissingKeys {
 
 impl Shared {
     /// Remembers that a key of the ledger is missing, where that is why something failed.
-    pub(super) fn noted(&self, failure: RedisFailure) -> LedgerError {
-        if let RedisFailure::Refused(RedisRejection::Lost { key }) = &failure {
-            self.note_lost(key);
+    pub(super) fn convert_failure(&self, failure: RedisFailure) -> LedgerError {
+        if let RedisFailure::Rejected(RedisRejection::LostKey { key }) = &failure {
+            self.note_missing_key(key);
         }
         failure.into()
     }
 
-    pub(super) fn note_lost(&self, key: &str) {
-        let mut losses = self.losses();
+    pub(super) fn note_missing_key(&self, key: &str) {
+        let mut losses = self.lock_missing_keys();
         if losses.keys.len() < MAX_KEYS {
             losses.keys.insert(key.to_owned());
         }
     }
 
     /// The log and the fence are there.
-    pub(super) fn note_found(&self) {
-        let mut losses = self.losses();
+    pub(super) fn note_log_and_fence_present(&self) {
+        let mut losses = self.lock_missing_keys();
         if !losses.keys.is_empty() {
             losses.keys.remove(&self.keyspace.log);
             losses.keys.remove(&self.keyspace.fence);
@@ -73,19 +73,19 @@ impl Shared {
     }
 
     /// Fails while Redis says that it evicts keys, whatever they hold.
-    pub(super) fn check_keeps_keys(&self) -> Result<(), RedisFailure> {
-        match &self.losses().evicting {
+    pub(super) fn ensure_no_eviction(&self) -> Result<(), RedisFailure> {
+        match &self.lock_missing_keys().evicting {
             None => Ok(()),
             Some(unfit) => Err(RedisFailure::UnsupportedServer(Arc::new(unfit.clone()))),
         }
     }
 
     /// Takes what a whole look at this Redis has found.
-    pub(super) fn note_verdict(&self, verdict: &Result<(), UnsupportedServer>) {
+    pub(super) fn note_eviction_policy(&self, verdict: &Result<(), UnsupportedServer>) {
         match verdict {
-            Ok(()) => self.losses().evicting = None,
+            Ok(()) => self.lock_missing_keys().evicting = None,
             Err(unfit @ UnsupportedServer::Evicting(_)) => {
-                self.losses().evicting = Some(unfit.clone());
+                self.lock_missing_keys().evicting = Some(unfit.clone());
             }
             Err(_) => {}
         }
@@ -93,30 +93,30 @@ impl Shared {
 
     /// Asks for the eviction policy, if it was not asked for just now, and whether missing keys are
     /// back.
-    pub(super) async fn look_for_losses(
+    pub(super) async fn check_for_missing_keys(
         &self,
         connection: &Connection,
     ) -> Result<(), RedisFailure> {
         let now = clock::boot();
-        if !self.losses().is_recent(now, connection) {
+        if !self.lock_missing_keys().is_recent(now, connection) {
             let mut command = redis::cmd("INFO");
             command.arg("memory").arg("stats");
             let info = ask_on(&self.reads, connection, &command).await?;
             let info = match info {
                 Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                 Value::VerbatimString { text, .. } => text,
-                _ => return Err(RedisFailure::Refused(RedisRejection::Strange)),
+                _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
             };
-            self.losses().looked = Some((now, connection.number()));
-            self.losses().take(&info);
-            self.look_for_keys(connection).await?;
+            self.lock_missing_keys().looked = Some((now, connection.number()));
+            self.lock_missing_keys().take(&info);
+            self.recheck_missing_keys(connection).await?;
         }
-        self.check_keeps_keys()
+        self.ensure_no_eviction()
     }
 
     /// Forgets missing keys that are whole again.
-    async fn look_for_keys(&self, connection: &Connection) -> Result<(), RedisFailure> {
-        let keys = self.losses().next_keys();
+    async fn recheck_missing_keys(&self, connection: &Connection) -> Result<(), RedisFailure> {
+        let keys = self.lock_missing_keys().next_keys();
         for hash in keys {
             if hash == self.keyspace.log || hash == self.keyspace.fence {
                 continue;
@@ -124,8 +124,8 @@ impl Shared {
             let mut command = redis::cmd("HGET");
             command.arg(&hash).arg(SENTINEL_FIELD);
             match ask_on(&self.reads, connection, &command).await {
-                Ok(Value::Nil) | Err(RedisFailure::Refused(_)) => {}
-                Ok(_) => drop(self.losses().keys.remove(&hash)),
+                Ok(Value::Nil) | Err(RedisFailure::Rejected(_)) => {}
+                Ok(_) => drop(self.lock_missing_keys().keys.remove(&hash)),
                 Err(failure) => return Err(failure),
             }
         }
@@ -133,8 +133,11 @@ impl Shared {
     }
 
     /// How well the ledger is kept, with what was found to be lost of it.
-    pub(super) fn standing_with_losses(&self, mut standing: DurabilityStatus) -> DurabilityStatus {
-        let losses = self.losses();
+    pub(super) fn status_with_missing_keys(
+        &self,
+        mut standing: DurabilityStatus,
+    ) -> DurabilityStatus {
+        let losses = self.lock_missing_keys();
         let warnings = losses.warnings();
         standing.lost_keys = u64::try_from(losses.keys.len()).unwrap_or(u64::MAX);
         if !warnings.is_empty() {
@@ -143,8 +146,8 @@ impl Shared {
         standing
     }
 
-    fn losses(&self) -> MutexGuard<'_, MissingKeys> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_missing_keys(&self) -> MutexGuard<'_, MissingKeys> {
+        self.missing_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

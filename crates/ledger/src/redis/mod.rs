@@ -1,10 +1,12 @@
 //! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels.
 //!
-//! What is where is in `keyspace`; what must be atomic is in `scripts/`. Those who read ask on one
-//! connection, with answers in bounded parts. Those who write hand their changes to the
-//! [`BackgroundTask`], which sends whatever waits together, on another.
+//! The keys and the formats of their values are in `keyspace`; the atomic operations are the scripts in
+//! `scripts/`. Readers use one connection, with replies of bounded size. Writers queue their changes for
+//! the [`BackgroundTask`], which appends them in batches over another connection. `conn` opens and keeps
+//! connections, and `admin` has the operators' commands.
 
 mod admin;
+mod announcement;
 mod append;
 mod append_batch;
 mod background;
@@ -14,8 +16,10 @@ mod fsync_check;
 mod history;
 mod keyspace;
 mod missing_keys;
+mod pipeline;
 mod read;
 mod retention;
+mod roll_forward;
 mod scripts;
 mod server_check;
 mod server_info;
@@ -50,23 +54,23 @@ use super::{
 };
 use consentd_core::id::KeySecret;
 
-/// How many changes may wait to be appended; one more is answered [`LedgerError::Busy`].
+/// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
 const MAX_WAITING: usize = 8_192;
 
 /// What an append waits for before it is acknowledged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Durability {
-    /// What that Redis is configured for.
+    /// For nothing more than what that Redis is configured for.
     Ledger,
-    /// That so many replicas have it.
+    /// That this number of replicas have received it.
     Replicas(u32),
-    /// That it is in the primary's append-only file, synced.
+    /// That the primary's append-only file, which has it, is synced.
     Aof,
 }
 
 impl Durability {
-    /// How long an append may wait for it: a file that is synced every second may take that long,
-    /// and the sync itself comes on top.
+    /// The default timeout of the confirmation: an append-only file that is synced every second may take
+    /// a second, and the sync itself takes time as well.
     #[must_use]
     pub fn confirm_within(self) -> Duration {
         match self {
@@ -76,14 +80,14 @@ impl Durability {
     }
 }
 
-/// No sensible Redis has more replicas.
+/// The maximum number of replicas that an append can wait for.
 const MAX_REPLICAS: u32 = 100;
 
-/// It is none of the three.
+/// A text that is not a durability.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(
     "must be ledger (what that Redis is configured for), replicas:N (N replicas have it, 1 to \
-     {MAX_REPLICAS}), or aof (it is in the append-only file, synced)"
+     {MAX_REPLICAS}), or aof (it is in the append-only file, synced_count)"
 )]
 pub struct NotADurability;
 
@@ -108,13 +112,13 @@ impl std::str::FromStr for Durability {
 pub struct Options {
     /// What an append waits for.
     pub durability: Durability,
-    /// How long it waits for that.
+    /// The timeout of that confirmation.
     pub confirm_within: Duration,
-    /// How long a poll may take: a connection that is silent for longer is given up.
+    /// The timeout of a poll, after which its connection is discarded.
     pub poll_within: Duration,
-    /// What is removed once it has outlived its time. Nothing, where nothing is to be written.
+    /// How long the log and histories are kept; none if this process does not write.
     pub retention: Option<Retention>,
-    /// How often that is looked for.
+    /// The interval at which expired entries are removed.
     pub sweep_interval: Duration,
 }
 
@@ -143,74 +147,78 @@ impl std::fmt::Debug for Redis {
     }
 }
 
+/// What the handles and the background task share.
 struct Shared {
     keyspace: Keyspace,
     options: Options,
     describe: String,
-    /// For reading, and for the follower's polls.
+    /// The connection for reading, and for the follower's polls.
     reads: ConnectionManager,
-    /// For appends.
+    /// The connection for appends.
     writes: ConnectionManager,
-    /// The way that both go, and the announcements.
-    route: Arc<PrimaryLocator>,
-    /// What the ledger was when it was last asked.
+    /// Locates the primary for both, and for the subscription.
+    primary: Arc<PrimaryLocator>,
+    /// The ledger's identity, as last read.
     identity: RwLock<Option<Arc<Identity>>>,
-    /// How well it keeps what it acknowledges, as last seen.
-    standing: RwLock<DurabilityStatus>,
-    looked: Mutex<Option<CheckedServer>>,
-    /// What is known of keys that this Redis loses.
-    losses: Mutex<MissingKeys>,
-    /// Which server was found to sync before it confirms that it has.
-    syncs: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
+    /// The durability status, as last read.
+    durability_status: RwLock<DurabilityStatus>,
+    /// The server whose configuration was last checked.
+    checked_server: Mutex<Option<CheckedServer>>,
+    /// Keys that were evicted or deleted, as far as known.
+    missing_keys: Mutex<MissingKeys>,
+    /// The server that was found to sync its append-only file before it confirms.
+    fsync_proof: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
     announcements: broadcast::Sender<Notification>,
+    /// The number of appends that the ACL does not permit to announce.
     unannounced: AtomicU64,
-    /// Nothing more is to be asked or appended.
+    /// Cancelled when the ledger is to be closed.
     closing: CancellationToken,
-    /// The driver has ended.
+    /// Cancelled when the background task has ended.
     closed: CancellationToken,
 }
 
 impl Redis {
-    /// The ledger at `target`. Connects to nothing before it is asked something, or before the
-    /// driver, without which nothing is appended or heard, is run.
+    /// A handle on the ledger at `target`, and its background task, without which nothing is appended or
+    /// announced. Connects with the first command, or when the task is run.
     #[must_use]
     pub fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
         let describe = target.describe().to_owned();
-        let route = Arc::new(PrimaryLocator::new(Arc::new(target)));
+        let primary = Arc::new(PrimaryLocator::new(Arc::new(target)));
         let timeouts = Timeouts::default();
-        // One that waits for its replicas answers later; what is sent there has bounds of its own.
-        let waiting_long = Timeouts { response: append_batch::answer_within(&options), ..timeouts };
+        // A reply that waits for replicas comes later; `send_pipeline` has a timeout of its own.
+        let write_timeouts =
+            Timeouts { response: pipeline::response_timeout(&options), ..timeouts };
         let (appends, waiting) = mpsc::channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             keyspace: Keyspace::new(),
             options,
             describe,
-            reads: ConnectionManager::on(Arc::clone(&route), timeouts),
-            writes: ConnectionManager::on(Arc::clone(&route), waiting_long),
-            route,
+            reads: ConnectionManager::to(Arc::clone(&primary), timeouts),
+            writes: ConnectionManager::to(Arc::clone(&primary), write_timeouts),
+            primary,
             identity: RwLock::new(None),
-            standing: RwLock::default(),
-            looked: Mutex::default(),
-            losses: Mutex::default(),
-            syncs: tokio::sync::Mutex::default(),
+            durability_status: RwLock::default(),
+            checked_server: Mutex::default(),
+            missing_keys: Mutex::default(),
+            fsync_proof: tokio::sync::Mutex::default(),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
-        let driver = BackgroundTask::new(Arc::clone(&shared), waiting);
-        (Self { shared, appends }, driver)
+        let task = BackgroundTask::new(Arc::clone(&shared), waiting);
+        (Self { shared, appends }, task)
     }
 
-    /// How many appends were written that Redis does not permit to announce: followers find them
-    /// by their polls.
+    /// The number of appends of this process that Redis' ACL did not permit to announce. Followers find
+    /// them by their polls.
     #[must_use]
     pub fn unannounced(&self) -> u64 {
         self.shared.unannounced.load(Ordering::Relaxed)
     }
 
     pub(super) fn reconnect_appends(&self) {
-        self.shared.writes.renew();
+        self.shared.writes.reconnect();
     }
 
     pub(super) fn describe(&self) -> &str {
@@ -218,8 +226,8 @@ impl Redis {
     }
 
     pub(super) fn durability(&self) -> DurabilityStatus {
-        let standing = self.shared.standing.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.shared.standing_with_losses(standing)
+        let status = self.shared.durability_status.read().unwrap_or_else(PoisonError::into_inner);
+        self.shared.status_with_missing_keys(status.clone())
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Notification> {
@@ -241,7 +249,8 @@ impl Shared {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the ledger is by an answer of it: the same value for as long as it is the same ledger.
+    /// Remembers the identity in a reply, and returns the same value for as long as the epoch is the
+    /// same.
     fn remember(&self, epoch: Epoch, secret: &[u8; 16], buckets: u32) -> Arc<Identity> {
         if let Some(known) = self.known_identity().filter(|known| known.epoch == epoch) {
             return known;
@@ -251,7 +260,7 @@ impl Shared {
         new
     }
 
-    /// Asks anew what the ledger is, next time, if it is taken for this one.
+    /// Forgets the identity if it has this epoch, so that it is read again.
     fn forget(&self, epoch: Epoch) {
         let mut identity = self.identity.write().unwrap_or_else(PoisonError::into_inner);
         if identity.as_ref().is_some_and(|known| known.epoch == epoch) {
@@ -259,22 +268,23 @@ impl Shared {
         }
     }
 
-    /// What a failure means to a caller who took the ledger for that of `epoch`.
-    fn failed(&self, epoch: Epoch, failure: RedisFailure) -> LedgerError {
+    /// Converts a failure of a command for the ledger of this epoch. Forgets the identity if the ledger
+    /// is missing or has been replaced.
+    fn convert_failure_for(&self, epoch: Epoch, failure: RedisFailure) -> LedgerError {
         if matches!(
             failure,
-            RedisFailure::Refused(RedisRejection::Replaced | RedisRejection::Missing)
+            RedisFailure::Rejected(RedisRejection::Replaced | RedisRejection::Missing)
         ) {
             self.forget(epoch);
         }
-        self.noted(failure)
+        self.convert_failure(failure)
     }
 }
 
-/// Whether it takes an operator to mend what failed.
+/// Whether an operator must act before a retry can succeed.
 pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     let denied = matches!(why.downcast_ref(), Some(RedisRejection::Denied { .. }));
-    let at_link =
+    let connecting =
         why.downcast_ref::<ConnectionError>().is_some_and(ConnectionError::needs_an_operator);
-    denied || at_link || why.is::<UnsupportedServer>()
+    denied || connecting || why.is::<UnsupportedServer>()
 }

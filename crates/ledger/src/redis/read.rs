@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::error::{NoAnswer, RedisFailure, RedisRejection};
+use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
@@ -38,11 +38,12 @@ impl Redis {
         let parts = keys.chunks(MAX_READ);
         for some in parts.chain(keys.is_empty().then_some(none)) {
             let values = shared.values(&identity, some).await;
-            let (clock, values) = values.map_err(|f| shared.failed(identity.epoch, f))?;
+            let (clock, values) =
+                values.map_err(|f| shared.convert_failure_for(identity.epoch, f))?;
             read.clock = clock;
             for value in values {
                 if let Err(UnreadableRecord::Lost { bucket }) = value {
-                    shared.note_lost(&shared.keyspace.bucket(bucket));
+                    shared.note_missing_key(&shared.keyspace.bucket(bucket));
                 }
                 read.pairs.push(value.and_then(|value| stored(value.as_deref())));
             }
@@ -53,7 +54,8 @@ impl Redis {
     pub(crate) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
         let shared = &*self.shared;
         shared.check_open()?;
-        let bucket = shared.bucket(number).await.map_err(|failure| shared.noted(failure))?;
+        let bucket =
+            shared.bucket(number).await.map_err(|failure| shared.convert_failure(failure))?;
         if shared.known_identity().is_some_and(|known| known.epoch != bucket.label.epoch) {
             *shared.identity.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         }
@@ -63,7 +65,7 @@ impl Redis {
     pub(crate) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        shared.poll(revision, None).await.map_err(|failure| shared.noted(failure))
+        shared.poll(revision, None).await.map_err(|failure| shared.convert_failure(failure))
     }
 
     pub(crate) async fn read_after_head(
@@ -73,7 +75,7 @@ impl Redis {
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        shared.poll(revision, Some(head)).await.map_err(|failure| shared.noted(failure))
+        shared.poll(revision, Some(head)).await.map_err(|failure| shared.convert_failure(failure))
     }
 }
 
@@ -87,7 +89,7 @@ impl Redis {
     pub async fn accept(&self) -> Result<u64, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
-        let failed = |failure| shared.failed(identity.epoch, failure);
+        let failed = |failure| shared.convert_failure_for(identity.epoch, failure);
         let (keys, args) = ([&shared.keyspace.meta], [&identity.epoch[..]]);
         let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
         Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
@@ -133,7 +135,7 @@ impl Shared {
                 redis::Value::Int(-1) => {
                     Err(UnreadableRecord::Lost { bucket: bucket_of(*pair, identity.buckets) })
                 }
-                _ => return Err(RedisFailure::Refused(RedisRejection::Strange)),
+                _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
             });
         }
         Ok((clock, values))
@@ -152,17 +154,17 @@ impl Shared {
         let count = all.len();
         all.retain(|(field, _)| field != SENTINEL_FIELD);
         if all.len() == count {
-            return Err(RedisFailure::lost(&self.keyspace.bucket(number)));
+            return Err(RedisFailure::lost_key(&self.keyspace.bucket(number)));
         }
         let mut pairs = Vec::with_capacity(all.len());
         for (field, value) in all {
             let key = field.try_into().map(Key::from_bytes);
-            let key = key.map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+            let key = key.map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
             // Of an append that was cut short: what it wrote is told once it is completed, or its
             // branch may be lost, and nobody would notice that this pair was on it.
             let is_ahead = |revision| revision > label.revision;
             if split_value(&value).is_some_and(|(version, _)| is_ahead(version.revision)) {
-                return Err(RedisFailure::Refused(RedisRejection::CutShort));
+                return Err(RedisFailure::Rejected(RedisRejection::CutShort));
             }
             pairs.push((key, stored(Some(&value)).map(|stored| stored.record)));
         }
@@ -177,10 +179,10 @@ impl Shared {
     ) -> Result<Page, RedisFailure> {
         match self.fenced_poll(after, head).await? {
             (page, lost) if lost.is_empty() => {
-                self.note_found();
+                self.note_log_and_fence_present();
                 Ok(page)
             }
-            (_, lost) => Err(RedisFailure::lost(&String::from_utf8_lossy(&lost))),
+            (_, lost) => Err(RedisFailure::lost_key(&String::from_utf8_lossy(&lost))),
         }
     }
 
@@ -197,23 +199,23 @@ impl Shared {
         let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
         let within = self.options.poll_within;
         let proof = async {
-            self.ensure_fit(&connection).await?;
-            self.look_for_losses(&connection).await?;
+            self.ensure_supported(&connection).await?;
+            self.check_for_missing_keys(&connection).await?;
             let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
             // An isolated primary of a Sentinel's answers too, and proves nothing.
-            connections.primary_confirmed(&connection).await.map_err(RedisFailure::NotSent)?;
+            connections.confirm_primary(&connection).await.map_err(RedisFailure::NotSent)?;
             Ok(answer)
         };
         let Ok(proven) = tokio::time::timeout(within, proof).await else {
-            connections.give_up(&connection).await;
-            return Err(RedisFailure::Lost(Arc::new(NoAnswer(within))));
+            connections.discard(&connection);
+            return Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(within))));
         };
         let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let (secret, buckets) = (answer.exactly()?, answer.number()?);
-        let buckets =
-            u32::try_from(buckets).map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+        let buckets = u32::try_from(buckets)
+            .map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         let accepted = answer.number()?;
         let clock = clock(&mut answer)?;
         let lost = answer.bytes()?;

@@ -6,6 +6,7 @@ use super::Shared;
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{HistoryItem, is_history_field};
 use super::read::time_of;
+use super::roll_forward::roll_forward;
 use super::scripts::{self, Answer, ask};
 use crate::{Identity, LedgerError, Retention, codec};
 use consentd_core::record::Revision;
@@ -31,9 +32,9 @@ pub(super) async fn run(shared: &Shared) {
         tokio::time::sleep(shared.options.sweep_interval).await;
         // What cannot be removed now is removed later; that nothing can be is told by the polls.
         if let Err(error) = shared.sweep(retention, &mut bucket).await
-            && let Some(RedisRejection::Lost { key }) = RedisRejection::of(&error)
+            && let Some(RedisRejection::LostKey { key }) = RedisRejection::of(&error)
         {
-            shared.note_lost(key);
+            shared.note_missing_key(key);
         }
     }
 }
@@ -43,7 +44,7 @@ impl Shared {
         // Where the log or the fence was lost, this says so.
         let identity = self.poll(Revision::MAX, None).await?.identity;
         // Where nobody appends, nobody would complete what was cut short.
-        self.roll_forward(identity.epoch, false).await?;
+        roll_forward(&self.writes, &self.keyspace, identity.epoch, false).await?;
         let now = self.values(&identity, &[]).await?.0;
         self.trim_log(&identity, now.minus(retention.log)).await?;
         let erased = self.finish_erasing(&identity).await;
@@ -52,7 +53,7 @@ impl Shared {
             *bucket = bucket.wrapping_add(1) % identity.buckets.max(1);
             match self.expire(&identity, *bucket, now.minus(retention.history)).await {
                 // Others' time is over all the same.
-                Err(failure @ RedisFailure::Refused(RedisRejection::Lost { .. })) => {
+                Err(failure @ RedisFailure::Rejected(RedisRejection::LostKey { .. })) => {
                     expired = Err(failure);
                 }
                 done => done?,
@@ -105,8 +106,8 @@ impl Shared {
         let revision = entry.revision()?;
         let mut fields = Answer::of(entry.next()?)?;
         let (_p, _place, _b) = (fields.next()?, fields.next()?, fields.next()?);
-        let time =
-            time_of(&fields.bytes()?).ok_or(RedisFailure::Refused(RedisRejection::Strange))?;
+        let time = time_of(&fields.bytes()?)
+            .ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         Ok(Some((revision, time)))
     }
 

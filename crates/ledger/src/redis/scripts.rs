@@ -8,10 +8,10 @@ use redis::{Cmd, Value};
 use sha1::{Digest as _, Sha1};
 
 use super::conn::{Connection, ConnectionManager};
-use super::error::{NoAnswer, RedisFailure, RedisRejection};
+use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 
 /// How long Redis may take to answer what is read in bounded parts.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A script, by what Redis is told of it beforehand.
 pub(super) struct Script {
@@ -214,12 +214,12 @@ pub(super) async fn ask_all(
     let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
     let mut redis = connection.redis.clone();
     let sent = redis.send_packed_commands(&pipeline, 0, count);
-    let answered = match tokio::time::timeout(ANSWER_WITHIN, sent).await {
-        Err(_) => Err(RedisFailure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+    let answered = match tokio::time::timeout(RESPONSE_TIMEOUT, sent).await {
+        Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(RESPONSE_TIMEOUT)))),
         Ok(answered) => answered.map_err(RedisFailure::of_client),
     };
-    if is_to_be_given_up(&answered) {
-        connections.give_up(&connection).await;
+    if is_unusable(&answered) {
+        connections.discard(&connection);
     }
     answered
 }
@@ -231,29 +231,32 @@ pub(super) async fn ask_on(
     command: &Cmd,
 ) -> Result<Value, RedisFailure> {
     let mut redis = connection.redis.clone();
-    let asked = tokio::time::timeout(ANSWER_WITHIN, redis.send_packed_command(command)).await;
+    let asked = tokio::time::timeout(RESPONSE_TIMEOUT, redis.send_packed_command(command)).await;
     let answered = match asked {
-        Err(_) => Err(RedisFailure::Lost(Arc::new(NoAnswer(ANSWER_WITHIN)))),
+        Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(RESPONSE_TIMEOUT)))),
         Ok(Err(error)) => Err(RedisFailure::of_client(error)),
         Ok(Ok(Value::ServerError(error))) => Err(RedisFailure::of_server(&error)),
         Ok(Ok(value)) => Ok(value),
     };
-    if is_to_be_given_up(&answered) {
-        connections.give_up(connection).await;
+    if is_unusable(&answered) {
+        connections.discard(connection);
     }
     answered
 }
 
 /// Whether a connection that answered so is of no more use.
-pub(super) fn is_to_be_given_up<T>(answered: &Result<T, RedisFailure>) -> bool {
+pub(super) fn is_unusable<T>(answered: &Result<T, RedisFailure>) -> bool {
     // A replica was the primary once, or was never; elsewhere is a new one.
-    matches!(answered, Err(RedisFailure::Lost(_) | RedisFailure::Refused(RedisRejection::ReadOnly)))
+    matches!(
+        answered,
+        Err(RedisFailure::NoReply(_) | RedisFailure::Rejected(RedisRejection::ReadOnly))
+    )
 }
 
 /// Takes answers of the shapes that scripts give; anything else is strange.
 pub(super) struct Answer(std::vec::IntoIter<Value>);
 
-const STRANGE: RedisFailure = RedisFailure::Refused(RedisRejection::Strange);
+const STRANGE: RedisFailure = RedisFailure::Rejected(RedisRejection::MalformedReply);
 
 impl Answer {
     pub(super) fn of(value: Value) -> Result<Self, RedisFailure> {

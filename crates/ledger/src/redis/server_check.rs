@@ -33,12 +33,12 @@ impl Redis {
     /// [`LedgerError::Unreachable`] where it could not be asked.
     pub async fn probe(&self) -> Result<(), LedgerError> {
         let connection = self.shared.reads.connection().await?;
-        self.shared.ensure_fit(&connection).await?;
+        self.shared.ensure_supported(&connection).await?;
         self.shared.poll(u64::MAX, None).await?;
         if self.shared.options.retention.is_some() {
             // Whoever records relies on it; what cannot be measured now is before the first append.
             let connection = self.shared.writes.connection().await?;
-            self.shared.ensure_syncs(&connection).await?;
+            self.shared.ensure_fsync(&connection).await?;
         }
         Ok(())
     }
@@ -47,10 +47,13 @@ impl Redis {
 impl Shared {
     /// Makes sure that the Redis of a connection is fit, by what it said not long ago. That it is
     /// unfit is never believed for long: a replica that is promoted keeps its connections.
-    pub(super) async fn ensure_fit(&self, connection: &Connection) -> Result<(), RedisFailure> {
+    pub(super) async fn ensure_supported(
+        &self,
+        connection: &Connection,
+    ) -> Result<(), RedisFailure> {
         let now = clock::boot();
         let is_known = {
-            let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            let looked = self.checked_server.lock().unwrap_or_else(PoisonError::into_inner);
             looked.as_ref().is_some_and(|looked| {
                 let is_young = now.saturating_sub(looked.at) < BELIEVED;
                 looked.connection == connection.number() && is_young
@@ -59,32 +62,32 @@ impl Shared {
         if is_known {
             return Ok(());
         }
-        let verdict = self.look(connection, now).await?;
+        let verdict = self.check_server(connection, now).await?;
         if matches!(verdict, Err(UnsupportedServer::Replica)) {
             // Its address may lead to another server by now.
-            self.reads.give_up(connection).await;
+            self.reads.discard(connection);
         }
         verdict.map_err(|unfit| RedisFailure::UnsupportedServer(Arc::new(unfit)))
     }
 
-    async fn look(
+    async fn check_server(
         &self,
         connection: &Connection,
         now: Duration,
     ) -> Result<Result<(), UnsupportedServer>, RedisFailure> {
         let looked = inspect(&mut connection.redis.clone()).await;
-        let fitness = looked.map_err(|error| RedisFailure::Lost(Arc::new(error)))?;
-        let target = self.route.target();
+        let fitness = looked.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
+        let target = self.primary.target();
         let judged = fitness.verdict(target.has_sentinels(), target.accepts_unfenced());
         let judged = judged.and_then(|warnings| {
             self.check_durability(&fitness)?;
             Ok(warnings)
         });
-        let verdict = judged.map(|warnings| self.stand(&fitness, warnings));
-        self.note_verdict(&verdict);
+        let verdict = judged.map(|warnings| self.update_status(&fitness, warnings));
+        self.note_eviction_policy(&verdict);
         let connection = connection.number();
         let looked = verdict.is_ok().then_some(CheckedServer { connection, at: now });
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = looked;
+        *self.checked_server.lock().unwrap_or_else(PoisonError::into_inner) = looked;
         Ok(verdict)
     }
 
@@ -102,7 +105,7 @@ impl Shared {
         }
     }
 
-    fn stand(&self, fitness: &ServerInfo, mut warnings: Vec<Warning>) {
+    fn update_status(&self, fitness: &ServerInfo, mut warnings: Vec<Warning>) {
         if matches!(self.options.durability, Durability::Replicas(_)) {
             // What is acknowledged lies elsewhere too.
             warnings.retain(|warning| *warning != Warning::MemoryAlone);
@@ -114,6 +117,6 @@ impl Shared {
             lost_keys: 0,
             warnings: warnings.iter().map(ToString::to_string).collect(),
         };
-        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = standing;
+        *self.durability_status.write().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 }

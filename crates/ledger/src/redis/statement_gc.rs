@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{HistoryItem, history_place, split_value};
+use super::roll_forward::roll_forward;
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
 use crate::{Identity, LedgerError, Retention, bucket_of, codec};
@@ -48,7 +49,7 @@ impl Redis {
         let identity = shared.identity().await?;
         for key in keys {
             let purged = shared.purge(&identity, *key).await;
-            purged.map_err(|failure| shared.failed(identity.epoch, failure))?;
+            purged.map_err(|failure| shared.convert_failure_for(identity.epoch, failure))?;
         }
         Ok(())
     }
@@ -61,7 +62,7 @@ impl Shared {
         for key in self.marks().await?.pairs {
             match self.purge(identity, Key::from_bytes(key)).await {
                 // Others' are taken away all the same; this one's once its keys are back.
-                Err(failure @ RedisFailure::Refused(RedisRejection::Lost { .. })) => {
+                Err(failure @ RedisFailure::Rejected(RedisRejection::LostKey { .. })) => {
                     lost = Err(failure);
                 }
                 purged => purged?,
@@ -141,7 +142,7 @@ impl Shared {
         for _ in 0..MAX_TRIES {
             let (_, mut values) = self.values(identity, &[key]).await?;
             let value = values.pop().unwrap_or(Ok(None));
-            let value = value.map_err(|_| RedisFailure::lost(&self.keyspace.bucket(number)))?;
+            let value = value.map_err(|_| RedisFailure::lost_key(&self.keyspace.bucket(number)))?;
             let value = value.unwrap_or_default();
             let record = match split_value(&value).map(|(_, record)| codec::decode_record(record)) {
                 None => Ok(Record::default()),
@@ -157,13 +158,13 @@ impl Shared {
             match self.take_away(identity, number, (key, &value), &fields).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(RedisFailure::Refused(RedisRejection::CutShort)) => {
-                    self.roll_forward(identity.epoch, false).await?;
+                Err(RedisFailure::Rejected(RedisRejection::CutShort)) => {
+                    roll_forward(&self.writes, &self.keyspace, identity.epoch, false).await?;
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        Err(RedisFailure::Refused(RedisRejection::CutShort))
+        Err(RedisFailure::Rejected(RedisRejection::CutShort))
     }
 
     /// The fields of a pair's history that its record does not tell of.
@@ -205,7 +206,8 @@ impl Shared {
         let keys = [&keyspace.meta, &keyspace.log, &bucket, &history, &keyspace.erased];
         let mut token = [0; 16];
         // Tokens need to differ, and no more.
-        getrandom::fill(&mut token).map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+        getrandom::fill(&mut token)
+            .map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         let mut parts: Vec<&[Field]> = fields.chunks(MAX_FIELDS).collect();
         parts.push(&[]);
         let last = parts.len();

@@ -187,14 +187,15 @@ async fn unfinished(
     let mut answer = match ask(connections, &command).await {
         Ok(answer) => Answer::of(answer)?,
         // Another kind of key is none of ours; PREPARE says so.
-        Err(RedisFailure::Refused(RedisRejection::Other { .. })) => return Ok(None),
+        Err(RedisFailure::Rejected(RedisRejection::Other { .. })) => return Ok(None),
         Err(failure) => return Err(failure.into()),
     };
     if answer.optional()?.is_some() {
         return Err(CopyError::Target(CreateError::Exists));
     }
     let Some(token) = answer.optional()? else { return Ok(None) };
-    let token = token.try_into().map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+    let token =
+        token.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
     let buckets = u32::try_from(answer.number()?).unwrap_or(u32::MAX);
     Ok(Some((token, buckets)))
 }

@@ -57,7 +57,7 @@ pub struct Created {
 impl From<RedisFailure> for CreateError {
     fn from(failure: RedisFailure) -> Self {
         match failure {
-            RedisFailure::Refused(RedisRejection::Exists) => Self::Exists,
+            RedisFailure::Rejected(RedisRejection::Exists) => Self::Exists,
             failure => Self::Redis(failure.into()),
         }
     }

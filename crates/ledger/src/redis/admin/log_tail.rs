@@ -69,7 +69,7 @@ impl Shared {
         let mut command = redis::cmd("XINFO");
         let information =
             match ask(&self.reads, command.arg("STREAM").arg(&self.keyspace.log)).await {
-                Err(RedisFailure::Refused(RedisRejection::Other { detail, .. }))
+                Err(RedisFailure::Rejected(RedisRejection::Other { detail, .. }))
                     if detail.contains("no such key") =>
                 {
                     return Ok(None);
@@ -80,7 +80,7 @@ impl Shared {
         while !fields.is_over() {
             let (name, value) = (fields.bytes()?, fields.next()?);
             if name == b"last-generated-id" {
-                let strange = || RedisFailure::Refused(RedisRejection::Strange);
+                let strange = || RedisFailure::Rejected(RedisRejection::MalformedReply);
                 let Value::BulkString(id) = value else { return Err(strange()) };
                 let id = std::str::from_utf8(&id).ok().and_then(|id| id.split_once('-'));
                 let id = id
@@ -88,7 +88,7 @@ impl Shared {
                 return id.map(Some).ok_or_else(strange);
             }
         }
-        Err(RedisFailure::Refused(RedisRejection::Strange))
+        Err(RedisFailure::Rejected(RedisRejection::MalformedReply))
     }
 
     /// Rebuilds the log without what does not belong to the ledger, so that Redis takes the

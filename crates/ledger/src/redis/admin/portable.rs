@@ -96,12 +96,13 @@ impl Shared {
         let (_, values) = self
             .values(&identity, keys)
             .await
-            .map_err(|failure| self.failed(identity.epoch, failure))?;
+            .map_err(|failure| self.convert_failure_for(identity.epoch, failure))?;
         let mut by_bucket: HashMap<u32, Vec<PortablePair>> = HashMap::new();
         for (key, value) in keys.iter().zip(values) {
             let number = bucket_of(*key, identity.buckets);
-            let value =
-                value.map_err(|_| self.noted(RedisFailure::lost(&self.keyspace.bucket(number))))?;
+            let value = value.map_err(|_| {
+                self.convert_failure(RedisFailure::lost_key(&self.keyspace.bucket(number)))
+            })?;
             let Some(value) = value else { continue };
             let pair = pair(key.to_bytes(), &value)?;
             by_bucket.entry(bucket_of(*key, identity.buckets)).or_default().push(pair);
@@ -160,7 +161,7 @@ impl Redis {
         shared.check_open()?;
         let raw = shared.raw_bucket(number).await?;
         if !raw.has_sentinel {
-            return Err(RedisFailure::lost(&shared.keyspace.bucket(number)).into());
+            return Err(RedisFailure::lost_key(&shared.keyspace.bucket(number)).into());
         }
         let mut pairs = Vec::with_capacity(raw.fields.len());
         for (field, value) in raw.fields {

@@ -6,6 +6,7 @@
 
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{SENTINEL_FIELD, history_field, split_value, version_bytes};
+use super::super::roll_forward::roll_forward;
 use super::super::scripts::{self, Answer, Script, ask};
 use super::super::{Redis, Shared};
 use super::portable::entry;
@@ -171,7 +172,7 @@ impl Redis {
         let trim_to = |revision: u64| Some(revision.saturating_add(1));
         let cut = match &found.damage {
             Damage::CutShort(_) => {
-                shared.roll_forward(identity.epoch, true).await?;
+                roll_forward(&shared.writes, &shared.keyspace, identity.epoch, true).await?;
                 return Ok(true);
             }
             Damage::StrayEntries | Damage::AppendsRefused => {
@@ -498,7 +499,8 @@ impl Shared {
                 .collect();
             for value in self.many(&hash, &fields).await? {
                 let Some(value) = value else { return Ok(items) };
-                let item = entry(&value).ok_or(RedisFailure::Refused(RedisRejection::Strange))?;
+                let item =
+                    entry(&value).ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
                 items.push(Some(item));
             }
         }

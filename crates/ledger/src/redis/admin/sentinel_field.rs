@@ -34,7 +34,7 @@ impl Shared {
         hash: &String,
     ) -> Result<bool, LedgerError> {
         // A Redis that evicts keys may have emptied the bucket again since it was rebuilt.
-        self.check_keeps_keys()?;
+        self.ensure_no_eviction()?;
         let keyspace = &self.keyspace;
         let number = keyspace.bucket_number(hash);
         let mut value: &[u8] = b"";

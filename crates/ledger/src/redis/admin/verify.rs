@@ -78,7 +78,7 @@ impl Shared {
             meta.insert(all.bytes()?, all.bytes()?);
         }
         if !meta.contains_key(&b"epoch"[..]) {
-            return Err(RedisFailure::Refused(RedisRejection::Missing));
+            return Err(RedisFailure::Rejected(RedisRejection::Missing));
         }
         let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
         let is_good = |name: &str, value: &[u8]| match name {
@@ -97,7 +97,7 @@ impl Shared {
         for (key, kind) in [(&self.keyspace.log, "stream"), (&self.keyspace.text, "hash")] {
             let Value::SimpleString(found) = ask(&self.reads, command.clone().arg(key)).await?
             else {
-                return Err(RedisFailure::Refused(RedisRejection::Strange));
+                return Err(RedisFailure::Rejected(RedisRejection::MalformedReply));
             };
             if found != kind && found != "none" {
                 report.add_ledger_damage(Damage::WrongKind(key.clone()));
@@ -124,7 +124,7 @@ impl Shared {
         // Without a fence there is no poll to say it.
         let sixteen = |name: &str| {
             let value = meta.get(name.as_bytes()).map(Vec::as_slice).unwrap_or_default();
-            value.try_into().map_err(|_| RedisFailure::Refused(RedisRejection::Strange))
+            value.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))
         };
         let buckets = meta.get(&b"buckets"[..]).and_then(|value| number(value)).unwrap_or(0);
         let buckets = u32::try_from(buckets).unwrap_or(0);
@@ -196,8 +196,9 @@ impl Shared {
         let mut command = redis::cmd("HMGET");
         command.arg(&self.keyspace.meta).arg("epoch").arg("rev").arg("head");
         let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
-        let epoch = answer.optional()?.ok_or(RedisFailure::Refused(RedisRejection::Missing))?;
-        let epoch = epoch.try_into().map_err(|_| RedisFailure::Refused(RedisRejection::Strange))?;
+        let epoch = answer.optional()?.ok_or(RedisFailure::Rejected(RedisRejection::Missing))?;
+        let epoch =
+            epoch.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         Ok(Position { epoch, revision: answer.number()?, head: answer.exactly()? })
     }
 
@@ -391,6 +392,6 @@ fn with<T>(
 fn is_wrong_kind(failure: &RedisFailure) -> bool {
     matches!(
         failure,
-        RedisFailure::Refused(RedisRejection::Other { code, .. }) if &**code == "WRONGTYPE"
+        RedisFailure::Rejected(RedisRejection::Other { code, .. }) if &**code == "WRONGTYPE"
     )
 }

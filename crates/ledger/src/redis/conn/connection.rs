@@ -1,4 +1,4 @@
-//! One connection to the primary, opened anew whenever the last one was given up.
+//! Keeps one multiplexed connection to the primary, and reconnects after it was discarded.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,56 +11,57 @@ use redis::{AsyncConnectionConfig, RedisConnectionInfo};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::backoff;
 use super::handshake::ConnectionError;
 use super::primary::{PrimaryLocator, Timeouts};
 use super::resp::RespConnection;
-use super::url::Address;
-use super::url::Target;
+use super::url::{Address, Target};
+use super::{RECONNECT, reconnect_delay};
 use crate::LedgerError;
 
-/// Keeps one connection.
+/// Keeps one connection to the primary. All callers share it, and the attempts to open it.
 pub(crate) struct ConnectionManager {
-    route: Arc<PrimaryLocator>,
+    primary: Arc<PrimaryLocator>,
     timeouts: Timeouts,
     state: Mutex<State>,
+    /// The number of the next connection.
     number: Arc<AtomicU64>,
 }
 
-/// A connection to the primary. It ends once it was given up and the last clone of it is dropped:
-/// keep one for as long as an answer is awaited.
+/// A connection to the primary. It is closed once it was discarded and its last clone is dropped: keep a
+/// clone while a reply is awaited.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    /// Send commands through a clone of it.
+    /// Commands are sent through a clone of it.
     pub(crate) redis: MultiplexedConnection,
-    /// Where it goes.
+    /// The server's address.
     address: Address,
-    /// Which of the link's connections this is.
+    /// Identifies this connection among those of its manager.
     number: u64,
-    /// What reads and writes it.
+    /// The task that reads from and writes to the socket.
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Connection {
-    /// Which of the link's connections this is.
+    /// Identifies this connection among those of its manager.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 }
 
-/// What an attempt came to; and when, since nobody may have been there to hear it.
-type Attempted = Result<Connection, (Arc<ConnectionError>, Instant)>;
+/// The result of an attempt to connect. A failure has its time, because its caller may have been cancelled
+/// long before the result is used.
+type AttemptResult = Result<Connection, (Arc<ConnectionError>, Instant)>;
 
-/// An attempt to connect, which everybody waits for who wants a connection meanwhile. Where all of
-/// them go away it rests, and goes on with the next.
-type Attempt = Shared<Pin<Box<dyn Future<Output = Attempted> + Send>>>;
+/// An attempt to connect, which all callers share. If all of them are cancelled, it is suspended until the
+/// next caller polls it.
+type Attempt = Shared<Pin<Box<dyn Future<Output = AttemptResult> + Send>>>;
 
 struct State {
     now: Now,
-    /// How many attempts on end have failed.
+    /// The number of consecutive failed attempts.
     failures: u32,
-    /// Not before this is another connection opened: one that fails as soon as it is used must not
-    /// be opened as fast as the processor can.
+    /// The earliest time of the next attempt: a connection that fails as soon as it is used must not be
+    /// reopened in a busy loop.
     not_before: Instant,
 }
 
@@ -68,29 +69,29 @@ enum Now {
     Unconnected,
     Connecting(Attempt),
     Connected(Connection),
-    /// Callers are told so at once until then.
+    /// Until then callers get this error at once.
     Failed(Arc<ConnectionError>, Instant),
 }
 
 impl ConnectionManager {
-    /// A link that connects once it is used.
+    /// A manager for one target, which connects when it is first used.
     pub(crate) fn new(target: Arc<Target>) -> Self {
-        Self::on(Arc::new(PrimaryLocator::new(target)), Timeouts::default())
+        Self::to(Arc::new(PrimaryLocator::new(target)), Timeouts::default())
     }
 
-    /// A link on a way that others go too.
-    pub(crate) fn on(route: Arc<PrimaryLocator>, timeouts: Timeouts) -> Self {
+    /// A manager that shares the primary's locator with others.
+    pub(crate) fn to(primary: Arc<PrimaryLocator>, timeouts: Timeouts) -> Self {
         let state = State { now: Now::Unconnected, failures: 0, not_before: Instant::now() };
-        Self { route, timeouts, state: Mutex::new(state), number: Arc::default() }
+        Self { primary, timeouts, state: Mutex::new(state), number: Arc::default() }
     }
 
-    /// The connection; a new one where there is none. Never waits longer than for one attempt, and
-    /// fails at once for a while after one has failed.
+    /// Returns the connection, and opens one if there is none. Waits for one attempt at most, and fails at
+    /// once during the backoff after a failed attempt.
     pub(crate) async fn connection(&self) -> Result<Connection, LedgerError> {
         loop {
             let attempt = {
                 let mut state = self.state();
-                if matches!(&state.now, Now::Connected(now) if self.is_elsewhere(now)) {
+                if matches!(&state.now, Now::Connected(now) if self.is_former_primary(now)) {
                     state.now = Now::Unconnected;
                 }
                 match &state.now {
@@ -106,12 +107,12 @@ impl ConnectionManager {
                     }
                 }
             };
-            let attempted = attempt.clone().await;
-            self.settle(&attempt, &attempted);
-            match attempted {
+            let result = attempt.clone().await;
+            self.complete(&attempt, &result);
+            match result {
                 Ok(connection) => return Ok(connection),
-                // It may have failed long ago, while nobody was there: then another is due.
-                Err((error, when)) if when.elapsed() < backoff::LONGEST => {
+                // An attempt that failed long ago, after its callers were cancelled, is repeated.
+                Err((error, when)) if when.elapsed() < RECONNECT.longest => {
                     return Err(LedgerError::Unreachable(error));
                 }
                 Err(_) => {}
@@ -119,84 +120,78 @@ impl ConnectionManager {
         }
     }
 
-    /// Gives a connection up that has failed, or that did not answer in time.
-    #[allow(clippy::unused_async, reason = "its callers need not know that it takes no time")]
-    pub(crate) async fn give_up(&self, connection: &Connection) {
+    /// Discards a connection that failed or timed out, so that the next caller opens another one.
+    pub(crate) fn discard(&self, connection: &Connection) {
         let mut state = self.state();
         if matches!(&state.now, Now::Connected(now) if now.number == connection.number) {
             state.now = Now::Unconnected;
         }
     }
 
-    /// Whether the Sentinels have named another primary than this connection goes to.
-    fn is_elsewhere(&self, connection: &Connection) -> bool {
-        self.route.moved_from(&connection.address).is_some()
+    /// Whether a majority of the Sentinels has named another primary than this connection's server.
+    fn is_former_primary(&self, connection: &Connection) -> bool {
+        self.primary.successor_of(&connection.address).is_some()
     }
 
-    /// Why a connection failed, where that is because the primary is elsewhere by now.
-    pub(crate) fn why_dropped(&self, connection: &Connection) -> Option<Arc<ConnectionError>> {
+    /// The cause of a connection's failure, if it is that another server is the primary by now.
+    pub(crate) fn moved_error(&self, connection: &Connection) -> Option<Arc<ConnectionError>> {
         let address = connection.address.clone();
-        let now = self.route.moved_from(&address)?;
+        let now = self.primary.successor_of(&address)?;
         Some(Arc::new(ConnectionError::Moved { address, now }))
     }
 
-    /// Gives up the present connection, wherever it goes: the next one follows the name anew.
-    pub(crate) fn renew(&self) {
+    /// Discards the present connection, so that the next caller resolves and connects again.
+    pub(crate) fn reconnect(&self) {
         let mut state = self.state();
         if matches!(&state.now, Now::Connected(_)) {
             state.now = Now::Unconnected;
         }
     }
 
-    /// Makes sure that this connection still goes to the primary: with Sentinels, a majority of
-    /// them says so now. Else it is given up. Only with this a poll proves anything, and only with
-    /// this an append is acknowledged.
-    pub(crate) async fn primary_confirmed(
-        &self,
-        connection: &Connection,
-    ) -> Result<(), LedgerError> {
-        match self.route.confirm(&connection.address, self.timeouts.response).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.give_up(connection).await;
-                Err(LedgerError::Unreachable(Arc::new(error)))
-            }
-        }
+    /// Confirms that this connection's server is the primary: with Sentinels, a majority of them, asked
+    /// now, names it. Otherwise the connection is discarded. A poll proves freshness, and an append is
+    /// acknowledged, only after this confirmation.
+    pub(crate) async fn confirm_primary(&self, connection: &Connection) -> Result<(), LedgerError> {
+        let confirmed = self.primary.confirm(&connection.address, self.timeouts.response).await;
+        confirmed.map_err(|error| {
+            self.discard(connection);
+            LedgerError::Unreachable(Arc::new(error))
+        })
     }
 
     fn attempt(&self, not_before: Instant) -> Attempt {
-        let (route, timeouts) = (Arc::clone(&self.route), self.timeouts);
+        let (primary, timeouts) = (Arc::clone(&self.primary), self.timeouts);
         let number = Arc::clone(&self.number);
         let connect = async move {
             sleep_until(not_before).await;
-            let (wire, address) = route.open(timeouts.connect).await?;
-            // What is asked on it fails at once when the Sentinels name another primary.
-            let moved = route.wait_until_moved(address.clone());
-            let (redis, driver) = multiplexed(wire, &address, timeouts, moved).await?;
+            let (resp, address) = primary.open(timeouts.connect).await?;
+            // Pending commands fail at once when the Sentinels name another primary.
+            let moved = primary.wait_until_moved(address.clone());
+            let (redis, driver) = multiplexed(resp, &address, timeouts, moved).await?;
             let number = number.fetch_add(1, Ordering::Relaxed);
             Ok(Connection { redis, address, number, _driver: Arc::new(driver) })
         };
-        let told = |error: ConnectionError| (Arc::new(error), Instant::now());
-        let attempt: Pin<Box<dyn Future<Output = Attempted> + Send>> =
-            Box::pin(connect.map(move |connected| connected.map_err(told)));
+        let failed = |error: ConnectionError| (Arc::new(error), Instant::now());
+        let attempt: Pin<Box<dyn Future<Output = AttemptResult> + Send>> =
+            Box::pin(connect.map(move |connected| connected.map_err(failed)));
         attempt.shared()
     }
 
-    /// Takes over what an attempt came to, unless another caller was first.
-    fn settle(&self, attempt: &Attempt, attempted: &Attempted) {
+    /// Stores the result of an attempt, unless another caller has done so.
+    fn complete(&self, attempt: &Attempt, result: &AttemptResult) {
         let mut state = self.state();
         if !matches!(&state.now, Now::Connecting(current) if current.ptr_eq(attempt)) {
             return;
         }
-        match attempted {
+        match result {
             Ok(connection) => {
                 state.failures = 0;
-                state.not_before = Instant::now() + backoff::SHORTEST;
+                state.not_before = Instant::now() + RECONNECT.first;
                 state.now = Now::Connected(connection.clone());
             }
             Err((error, when)) => {
                 state.failures = state.failures.saturating_add(1);
-                let until = *when + backoff::wait(state.failures);
+                let until = *when + reconnect_delay(state.failures);
                 state.now = Now::Failed(Arc::clone(error), until);
             }
         }
@@ -207,16 +202,16 @@ impl ConnectionManager {
     }
 }
 
-/// Hands a greeted connection to redis-rs, with what drives it until `end`.
+/// Hands a connection to redis-rs after its handshake, with the task that drives it until `end`.
 pub(crate) async fn multiplexed(
-    wire: RespConnection,
+    resp: RespConnection,
     address: &Address,
     timeouts: Timeouts,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(MultiplexedConnection, AbortOnDropHandle<()>), ConnectionError> {
     let not_redis = || ConnectionError::NotRedis { address: address.clone(), hint: "" };
-    let stream = wire.into_stream().ok_or_else(not_redis)?;
-    // All has been said that begins a connection; a name would take a permission of its own.
+    let stream = resp.into_stream().ok_or_else(not_redis)?;
+    // The handshake is complete. CLIENT SETINFO would need a permission of its own.
     let info = RedisConnectionInfo::default().set_skip_set_lib_name();
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(timeouts.response));
     let made = MultiplexedConnection::new_with_config(&info, stream, config).await;

@@ -53,7 +53,7 @@ pub(crate) enum ConnectionError {
     NoRoots,
     /// No certificate can be for such a name.
     #[error("{address} is no name that a certificate can be for")]
-    UnknownName {
+    InvalidServerName {
         /// Where.
         address: Address,
     },
@@ -110,7 +110,7 @@ pub(crate) enum ConnectionError {
     #[error(
         "{address} closed the connection at the first word: where it speaks TLS, give rediss://"
     )]
-    HungUp {
+    ClosedEarly {
         /// Who.
         address: Address,
     },
@@ -138,7 +138,7 @@ pub(crate) enum ConnectionError {
     },
     /// It wants to know who we are.
     #[error("{address} wants a password: give {flags}")]
-    LoginNeeded {
+    CredentialsRequired {
         /// Who.
         address: Address,
         /// How to give one.
@@ -146,7 +146,7 @@ pub(crate) enum ConnectionError {
     },
     /// It does not take us for whom we say.
     #[error("{address} refuses the user or the password: {why}")]
-    LoginRefused {
+    CredentialsRejected {
         /// Who.
         address: Address,
         /// Why, in our words: its own may hold the password.
@@ -154,7 +154,7 @@ pub(crate) enum ConnectionError {
     },
     /// It does not do what it was asked to.
     #[error("{address} refuses {what}: {said}")]
-    Refuses {
+    Rejected {
         /// Who.
         address: Address,
         /// What was asked for.
@@ -219,12 +219,12 @@ impl ConnectionError {
             | Self::Content { .. }
             | Self::TlsSetup { .. }
             | Self::NoRoots
-            | Self::UnknownName { .. }
+            | Self::InvalidServerName { .. }
             | Self::Tls { .. }
             | Self::NotRedis { .. }
-            | Self::LoginNeeded { .. }
-            | Self::LoginRefused { .. }
-            | Self::Refuses { .. }
+            | Self::CredentialsRequired { .. }
+            | Self::CredentialsRejected { .. }
+            | Self::Rejected { .. }
             | Self::WrongKind { .. } => true,
             Self::UnknownHost { .. }
             | Self::Refused { .. }
@@ -233,7 +233,7 @@ impl ConnectionError {
             | Self::Closed { .. }
             | Self::Io { .. }
             | Self::TlsTimedOut { .. }
-            | Self::HungUp { .. }
+            | Self::ClosedEarly { .. }
             | Self::NotPrimary { .. }
             | Self::UnknownMaster { .. }
             | Self::NoMajority { .. }
@@ -271,7 +271,7 @@ fn socket_hint(address: &Address, error: &io::Error) -> String {
 
 /// What is dialled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Kind {
+pub(crate) enum ServerKind {
     /// A Redis, and the database in it.
     Redis(u32),
     /// A Sentinel.
@@ -283,12 +283,12 @@ pub(crate) struct Handshake<'a> {
     pub(crate) address: &'a Address,
     pub(crate) credentials: &'a Credentials,
     pub(crate) tls: Option<&'a TlsFiles>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ServerKind,
 }
 
 /// A connection that has been greeted.
 pub(crate) struct Handshaken {
-    pub(crate) wire: RespConnection,
+    pub(crate) resp: RespConnection,
     /// Whether the server says that it is a primary; unknown where it greets nobody.
     pub(crate) primary: Option<bool>,
 }
@@ -301,7 +301,7 @@ impl Handshake<'_> {
             // Read first: a file that is missing is no fault of the server's.
             let credentials = self.credentials.arguments().await?;
             let stream = self.connect(&in_tls).await?;
-            self.greet(RespConnection::new(stream), credentials.as_deref()).await
+            self.authenticate(RespConnection::new(stream), credentials.as_deref()).await
         });
         let late = |_| {
             let (address, after) = (self.address.clone(), within);
@@ -356,63 +356,67 @@ impl Handshake<'_> {
 
     /// AUTH, HELLO and SELECT. HELLO tells what the server is, takes no permission, and is answered
     /// whatever else the server refuses, as PING is not (MISCONF).
-    async fn greet(
+    async fn authenticate(
         &self,
-        mut wire: RespConnection,
+        mut resp: RespConnection,
         credentials: Option<&[Secret]>,
     ) -> Result<Handshaken, ConnectionError> {
         if let Some(credentials) = credentials {
             let mut auth: Vec<&[u8]> = vec![b"AUTH"];
             auth.extend(credentials.iter().map(|secret| secret.reveal().as_bytes()));
-            let reply = self.first(self.ask(&mut wire, auth).await)?;
+            let reply = self.classify_first_reply(self.ask(&mut resp, auth).await)?;
             if let Reply::Error(said) = reply {
-                return Err(self.login_refused(&said));
+                return Err(self.auth_error(&said));
             }
         }
-        let primary = match self.first(self.ask(&mut wire, vec![b"HELLO", b"2"]).await)? {
-            Reply::Array(said) => self.introduced(&said)?,
-            Reply::Error(said) => {
-                self.fatal(&said)?;
-                None
-            }
-            _ => None,
-        };
-        if let Kind::Redis(database) = self.kind
+        let primary =
+            match self.classify_first_reply(self.ask(&mut resp, vec![b"HELLO", b"2"]).await)? {
+                Reply::Array(said) => self.parse_hello(&said)?,
+                Reply::Error(said) => {
+                    self.check_error_reply(&said)?;
+                    None
+                }
+                _ => None,
+            };
+        if let ServerKind::Redis(database) = self.kind
             && database != 0
         {
             let number = database.to_string();
             if let Reply::Error(said) =
-                self.ask(&mut wire, vec![b"SELECT", number.as_bytes()]).await?
+                self.ask(&mut resp, vec![b"SELECT", number.as_bytes()]).await?
             {
-                return Err(self.refuses("the database (SELECT)", &said));
+                return Err(self.rejection("the database (SELECT)", &said));
             }
         }
-        Ok(Handshaken { wire, primary })
+        Ok(Handshaken { resp, primary })
     }
 
     async fn ask(
         &self,
-        wire: &mut RespConnection,
+        resp: &mut RespConnection,
         command: Vec<&[u8]>,
     ) -> Result<Reply, ConnectionError> {
-        wire.send(&[command]).await.map_err(|error| self.lost(error))?;
-        wire.reply().await.map_err(|error| self.lost(error))
+        resp.send(&[command]).await.map_err(|error| self.map_io_error(error))?;
+        resp.reply().await.map_err(|error| self.map_io_error(error))
     }
 
     /// A first answer; one that never came has a cause of its own, where TLS was not spoken.
-    fn first(&self, answer: Result<Reply, ConnectionError>) -> Result<Reply, ConnectionError> {
+    fn classify_first_reply(
+        &self,
+        answer: Result<Reply, ConnectionError>,
+    ) -> Result<Reply, ConnectionError> {
         match (answer, self.address, self.tls) {
             (
                 Err(ConnectionError::Closed { address } | ConnectionError::Io { address, .. }),
                 Address::Tcp(..),
                 None,
-            ) => Err(ConnectionError::HungUp { address }),
+            ) => Err(ConnectionError::ClosedEarly { address }),
             (answer, ..) => answer,
         }
     }
 
     /// What a failure of the connection means to us.
-    pub(crate) fn lost(&self, error: RespError) -> ConnectionError {
+    pub(crate) fn map_io_error(&self, error: RespError) -> ConnectionError {
         let address = self.address.clone();
         match error {
             // A TLS client without a certificate learns of its refusal by the first answer.
@@ -433,7 +437,7 @@ impl Handshake<'_> {
     }
 
     /// What HELLO tells: whether it is a primary; an error where it is of the other kind.
-    fn introduced(&self, said: &[Reply]) -> Result<Option<bool>, ConnectionError> {
+    fn parse_hello(&self, said: &[Reply]) -> Result<Option<bool>, ConnectionError> {
         let of = |name: &str| {
             said.chunks(2).find_map(|pair| match pair {
                 [key, value] if key.text() == Some(name) => value.text(),
@@ -444,11 +448,11 @@ impl Handshake<'_> {
         let wrong =
             |is, right| ConnectionError::WrongKind { address: self.address.clone(), is, right };
         match self.kind {
-            Kind::Redis(_) if is_sentinel => Err(wrong(
+            ServerKind::Redis(_) if is_sentinel => Err(wrong(
                 "a Sentinel",
                 "give redis+sentinel://HOST:PORT,HOST:PORT/MASTER to follow its primary",
             )),
-            Kind::Sentinel if !is_sentinel && of("mode").is_some() => Err(wrong(
+            ServerKind::Sentinel if !is_sentinel && of("mode").is_some() => Err(wrong(
                 "a Redis and no Sentinel",
                 "give redis://HOST:PORT, or the Sentinels' port (26379 by default)",
             )),
@@ -457,10 +461,10 @@ impl Handshake<'_> {
     }
 
     /// Why AUTH was refused, in our words: a server quotes arguments that it does not understand.
-    fn login_refused(&self, said: &[u8]) -> ConnectionError {
+    fn auth_error(&self, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said);
         if said.starts_with("DENIED") || said.contains("max number of clients") {
-            return self.refuses("the connection", said.as_bytes());
+            return self.rejection("the connection", said.as_bytes());
         }
         let why = if said.starts_with("WRONGPASS") || said.contains("invalid password") {
             "they do not match, or the user is disabled (WRONGPASS)"
@@ -473,33 +477,36 @@ impl Handshake<'_> {
         } else {
             "it gives a reason that may quote them"
         };
-        ConnectionError::LoginRefused { address: self.address.clone(), why }
+        ConnectionError::CredentialsRejected { address: self.address.clone(), why }
     }
 
     /// Whether an error means that nothing can be asked on this connection.
-    fn fatal(&self, said: &[u8]) -> Result<(), ConnectionError> {
+    fn check_error_reply(&self, said: &[u8]) -> Result<(), ConnectionError> {
         if said.starts_with(b"NOAUTH") {
             let flags = match self.kind {
-                Kind::Redis(_) => {
+                ServerKind::Redis(_) => {
                     "--ledger-password-file or CONSENTD_LEDGER_PASSWORD, and --ledger-user"
                 }
-                Kind::Sentinel => {
+                ServerKind::Sentinel => {
                     "--ledger-sentinel-password-file or CONSENTD_LEDGER_SENTINEL_PASSWORD, and \
                      --ledger-sentinel-user"
                 }
             };
-            return Err(ConnectionError::LoginNeeded { address: self.address.clone(), flags });
+            return Err(ConnectionError::CredentialsRequired {
+                address: self.address.clone(),
+                flags,
+            });
         }
         let text = String::from_utf8_lossy(said);
         if text.starts_with("DENIED") || text.contains("max number of clients") {
-            return Err(self.refuses("the connection", said));
+            return Err(self.rejection("the connection", said));
         }
         Ok(())
     }
 
     /// A refusal in the server's words, where we gave it nothing to hide.
-    pub(crate) fn refuses(&self, what: &'static str, said: &[u8]) -> ConnectionError {
+    pub(crate) fn rejection(&self, what: &'static str, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said).chars().take(MAX_SAID).collect();
-        ConnectionError::Refuses { address: self.address.clone(), what, said }
+        ConnectionError::Rejected { address: self.address.clone(), what, said }
     }
 }

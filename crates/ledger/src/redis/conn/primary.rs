@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::credentials::Credentials;
-use super::handshake::{ConnectionError, Handshake, Handshaken, Kind};
+use super::handshake::{ConnectionError, Handshake, Handshaken, ServerKind};
 use super::resp::RespConnection;
 use super::sentinel::Sentinels;
 use super::url::Target;
@@ -87,11 +87,11 @@ impl PrimaryLocator {
                 return Err(ConnectionError::UnknownMaster { master: master.clone() });
             }
         };
-        let Handshaken { wire, primary } = self.dial(&address).open(left).await?;
+        let Handshaken { resp, primary } = self.handshake(&address).open(left).await?;
         if self.sentinels.is_some() && primary != Some(true) {
             return Err(ConnectionError::NotPrimary { address });
         }
-        Ok((wire, address))
+        Ok((resp, address))
     }
 
     /// Where it leads.
@@ -100,10 +100,10 @@ impl PrimaryLocator {
     }
 
     /// How this address is dialled.
-    pub(crate) fn dial<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
+    pub(crate) fn handshake<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
         let credentials: &Credentials = &self.target.credentials;
         let tls = self.target.tls.as_ref();
-        Handshake { address, credentials, tls, kind: Kind::Redis(self.target.database) }
+        Handshake { address, credentials, tls, kind: ServerKind::Redis(self.target.database) }
     }
 
     /// Proves that this address is the primary's: a majority of the Sentinels names it, where there
@@ -153,7 +153,7 @@ impl PrimaryLocator {
     }
 
     /// The primary that a majority of the Sentinels named last, where that is not this address.
-    pub(crate) fn moved_from(&self, address: &Address) -> Option<Address> {
+    pub(crate) fn successor_of(&self, address: &Address) -> Option<Address> {
         let named = self.named.borrow();
         named.as_ref().filter(|named| *named != address).cloned()
     }

@@ -182,11 +182,11 @@ mod tests {
         for size in [1, 2, 3, 7, 1_000] {
             let (near, mut far) = tokio::io::duplex(size);
             let write = async { far.write_all(sent).await.unwrap() };
-            let mut wire = RespConnection::new(Box::new(near));
+            let mut resp = RespConnection::new(Box::new(near));
             let read = async {
                 let mut replies = Vec::new();
                 for _ in 0..7 {
-                    replies.push(wire.reply().await.unwrap());
+                    replies.push(resp.reply().await.unwrap());
                 }
                 replies
             };
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(replies[4], bulk("a\r\nb"));
             assert_eq!(replies[5], Reply::Array(vec![bulk("message"), bulk("c"), bulk("")]));
             assert_eq!(replies[6], Reply::Array(Vec::new()));
-            assert!(wire.into_stream().is_some());
+            assert!(resp.into_stream().is_some());
         }
     }
 

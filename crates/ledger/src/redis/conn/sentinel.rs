@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::multiplexed;
 use super::credentials::Credentials;
-use super::handshake::{ConnectionError, Handshake, Kind};
+use super::handshake::{ConnectionError, Handshake, ServerKind};
 use super::primary::Timeouts;
 use super::tls::TlsFiles;
 use super::url::{Address, MAX_SENTINELS};
@@ -136,23 +136,23 @@ impl Sentinels {
 
     /// Asks one, over the connection that there is, or a new one where there is none.
     async fn ask(&self, address: &Address, within: Duration) -> Result<Answer, ConnectionError> {
-        let dial = Handshake {
+        let handshake = Handshake {
             address,
             credentials: &self.credentials,
             tls: self.tls.as_ref(),
-            kind: Kind::Sentinel,
+            kind: ServerKind::Sentinel,
         };
         let kept = self.known().lines.get(address).cloned();
         let is_kept = kept.is_some();
         let line = match kept {
             Some(line) => line,
-            None => self.connect(&dial, within).await?,
+            None => self.connect(&handshake, within).await?,
         };
-        match self.put(line, &dial, within).await {
+        match self.put(line, &handshake, within).await {
             // A kept connection may have ended long ago; a new one tells how the Sentinel is now.
             Err(ConnectionError::Closed { .. }) if is_kept => {
-                let line = self.connect(&dial, within).await?;
-                self.put(line, &dial, within).await
+                let line = self.connect(&handshake, within).await?;
+                self.put(line, &handshake, within).await
             }
             answer => answer,
         }
@@ -160,14 +160,14 @@ impl Sentinels {
 
     async fn connect(
         &self,
-        dial: &Handshake<'_>,
+        handshake: &Handshake<'_>,
         within: Duration,
     ) -> Result<Line, ConnectionError> {
-        let wire = dial.open(within).await?.wire;
+        let resp = handshake.open(within).await?.resp;
         let timeouts = Timeouts { connect: within, response: within };
-        let (redis, driver) = multiplexed(wire, dial.address, timeouts, pending()).await?;
+        let (redis, driver) = multiplexed(resp, handshake.address, timeouts, pending()).await?;
         let line = Line { redis, _driver: Arc::new(driver), missed: 0 };
-        self.known().lines.insert(dial.address.clone(), line.clone());
+        self.known().lines.insert(handshake.address.clone(), line.clone());
         Ok(line)
     }
 
@@ -175,7 +175,7 @@ impl Sentinels {
     async fn put(
         &self,
         mut line: Line,
-        dial: &Handshake<'_>,
+        handshake: &Handshake<'_>,
         within: Duration,
     ) -> Result<Answer, ConnectionError> {
         let mut questions = redis::pipe();
@@ -184,7 +184,7 @@ impl Sentinels {
         questions.cmd("SENTINEL").arg("SENTINELS").arg(&self.master);
         questions.ignore_errors();
         let failed = |error: RedisError| {
-            let address = dial.address.clone();
+            let address = handshake.address.clone();
             if error.is_timeout() {
                 ConnectionError::TimedOut { address, after: within }
             } else {
@@ -194,9 +194,10 @@ impl Sentinels {
         let values: Vec<Value> = questions.query_async(&mut line.redis).await.map_err(failed)?;
         let refused = |error: &redis::ServerError| {
             let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
-            dial.refuses("a question (SENTINEL)", said.trim().as_bytes())
+            handshake.rejection("a question (SENTINEL)", said.trim().as_bytes())
         };
-        let not_sentinel = || ConnectionError::NotRedis { address: dial.address.clone(), hint: "" };
+        let not_sentinel =
+            || ConnectionError::NotRedis { address: handshake.address.clone(), hint: "" };
         let [id, primary, others] = &values[..] else { return Err(not_sentinel()) };
         let id = match id {
             Value::ServerError(error) => return Err(refused(error)),

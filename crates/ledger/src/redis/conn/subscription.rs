@@ -1,8 +1,8 @@
-//! A subscription that is kept: what is published is delivered, and where something may have been
-//! missed that is said.
+//! A subscription that is renewed for ever: it delivers what is published, and reports where messages may
+//! have been missed.
 //!
-//! There is no queue. What is published lies in the kernel's buffers, then in Redis', which closes
-//! the connection of whoever is too slow (client-output-buffer-limit); that is a gap like another.
+//! There is no queue. Messages wait in the kernel's buffers, then in Redis', which closes the connection
+//! of a slow subscriber (client-output-buffer-limit). That is a gap like any other.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::backoff;
 use super::handshake::ConnectionError;
 use super::primary::{PrimaryLocator, Timeouts};
 use super::resp::{Reply, RespConnection};
+use super::{RECONNECT, reconnect_delay};
 
-/// After how long without a word the server is asked whether it is still there.
-const QUIET: Duration = Duration::from_secs(5);
+/// After how long without a message the server gets a PING.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a subscriber is told.
+/// An event of a subscription.
 #[derive(Clone, Debug)]
 pub(crate) enum SubscriptionEvent {
-    /// Something was published.
+    /// A published message.
     Message(Bytes),
-    /// The subscription stands from now on; what was published before it may have been missed.
+    /// The subscription was established. Messages that were published before may have been missed.
     Gap,
-    /// There is no subscription, and another attempt follows: the server does not permit it.
+    /// The server does not permit the subscription. It is tried again.
     Refused(Arc<ConnectionError>),
-    /// There is no subscription, and another attempt follows.
+    /// The subscription failed or ended. It is tried again.
     Lost(Arc<ConnectionError>),
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum SubscriptionEvent {
 enum End {
     Refused(ConnectionError),
     Lost(ConnectionError),
-    /// The primary is elsewhere now.
+    /// Another server is the primary now.
     Moved,
 }
 
@@ -46,10 +46,10 @@ impl From<ConnectionError> for End {
     }
 }
 
-/// Subscribes to a channel for ever. `sink` is called in order and must not take long: meanwhile
-/// nothing is read. Costs nothing while nothing is published but a PING every few seconds.
-pub(crate) async fn listen<F: Future<Output = ()>>(
-    route: Arc<PrimaryLocator>,
+/// Subscribes to a channel for ever. `sink` gets the events in order, and must not take long, because
+/// nothing is read meanwhile. An idle subscription costs one PING every [`PING_INTERVAL`].
+pub(crate) async fn subscribe<F: Future<Output = ()>>(
+    primary: Arc<PrimaryLocator>,
     channel: String,
     timeouts: Timeouts,
     sink: impl Fn(SubscriptionEvent) -> F,
@@ -57,82 +57,83 @@ pub(crate) async fn listen<F: Future<Output = ()>>(
     let mut failures = 0;
     loop {
         let begun = Instant::now();
-        let Err(end) = subscription(&route, &channel, timeouts, &sink).await;
-        // One that stood for a while owes nothing to those before it.
-        failures = if begun.elapsed() > backoff::LONGEST * 2 { 1 } else { failures + 1 };
+        let Err(end) = subscription(&primary, &channel, timeouts, &sink).await;
+        // A subscription that lasted a while resets the backoff.
+        failures = if begun.elapsed() > RECONNECT.longest * 2 { 1 } else { failures + 1 };
         match end {
             End::Refused(error) => sink(SubscriptionEvent::Refused(Arc::new(error))).await,
             End::Lost(error) => sink(SubscriptionEvent::Lost(Arc::new(error))).await,
             End::Moved => {}
         }
-        sleep(backoff::wait(failures)).await;
+        sleep(reconnect_delay(failures)).await;
     }
 }
 
-/// One subscription, to its end.
+/// Runs one subscription until it ends.
 async fn subscription<F: Future<Output = ()>>(
-    route: &PrimaryLocator,
+    primary: &PrimaryLocator,
     channel: &str,
     timeouts: Timeouts,
     sink: &impl Fn(SubscriptionEvent) -> F,
 ) -> Result<Infallible, End> {
-    let (mut wire, address) = route.open(timeouts.connect).await?;
-    let dial = route.dial(&address);
+    let (mut resp, address) = primary.open(timeouts.connect).await?;
+    let handshake = primary.handshake(&address);
     let late = || ConnectionError::TimedOut { address: address.clone(), after: timeouts.response };
     let subscribe = async {
-        wire.send(&[vec![b"SUBSCRIBE", channel.as_bytes()]]).await?;
-        wire.reply().await
+        resp.send(&[vec![b"SUBSCRIBE", channel.as_bytes()]]).await?;
+        resp.reply().await
     };
     let answer = timeout(timeouts.response, subscribe).await.map_err(|_| late())?;
-    match answer.map_err(|error| dial.lost(error))? {
+    match answer.map_err(|error| handshake.map_io_error(error))? {
         Reply::Error(said) => {
-            return Err(End::Refused(dial.refuses("the subscription (SUBSCRIBE)", &said)));
+            return Err(End::Refused(handshake.rejection("the subscription (SUBSCRIBE)", &said)));
         }
         Reply::Array(parts) if kind(&parts) == "subscribe" => {}
         _ => return Err(ConnectionError::NotRedis { address: address.clone(), hint: "" }.into()),
     }
     sink(SubscriptionEvent::Gap).await;
-    let moved = route.wait_until_moved(address.clone());
+    let moved = primary.wait_until_moved(address.clone());
     tokio::pin!(moved);
-    let (mut heard, mut asked) = (Instant::now(), false);
+    let (mut last_message, mut is_pinged) = (Instant::now(), false);
     loop {
-        let until = heard + if asked { QUIET + timeouts.response } else { QUIET };
+        let patience = if is_pinged { timeouts.response } else { Duration::ZERO };
+        let until = last_message + PING_INTERVAL + patience;
         let reply = tokio::select! {
-            reply = timeout_at(until, wire.reply()) => reply,
+            reply = timeout_at(until, resp.reply()) => reply,
             () = &mut moved => return Err(End::Moved),
         };
         match reply {
             Ok(reply) => {
-                (heard, asked) = (Instant::now(), false);
-                // An error is an answer to the PING too: one that cannot save gives one.
-                if let Reply::Array(parts) = reply.map_err(|error| dial.lost(error))? {
+                (last_message, is_pinged) = (Instant::now(), false);
+                // An error is a reply to the PING, too: a server that cannot save sends one.
+                if let Reply::Array(parts) = reply.map_err(|error| handshake.map_io_error(error))? {
                     match (kind(&parts), parts.last()) {
                         ("message", Some(Reply::Bulk(Some(body)))) => {
                             sink(SubscriptionEvent::Message(body.clone())).await;
                         }
                         ("pong", _) => {}
-                        // The server has ended it, or speaks of what was not asked for.
+                        // The server has ended the subscription, or sends what was not requested.
                         _ => {
                             return Err(ConnectionError::Closed { address: address.clone() }.into());
                         }
                     }
                 }
             }
-            Err(_) if asked => return Err(late().into()),
+            Err(_) if is_pinged => return Err(late().into()),
             Err(_) => {
-                asked = true;
-                ping(&mut wire, timeouts).await.map_err(|()| late())?;
+                is_pinged = true;
+                ping(&mut resp, timeouts).await.map_err(|()| late())?;
             }
         }
     }
 }
 
-async fn ping(wire: &mut RespConnection, timeouts: Timeouts) -> Result<(), ()> {
-    let sent = timeout(timeouts.response, wire.send(&[vec![b"PING"]])).await;
+async fn ping(resp: &mut RespConnection, timeouts: Timeouts) -> Result<(), ()> {
+    let sent = timeout(timeouts.response, resp.send(&[vec![b"PING"]])).await;
     sent.map_err(|_| ())?.map_err(|_| ())
 }
 
-/// What kind of push this is.
+/// The kind of a push message: its first element.
 fn kind(parts: &[Reply]) -> &str {
     parts.first().and_then(Reply::text).unwrap_or_default()
 }

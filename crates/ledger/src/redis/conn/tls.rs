@@ -55,7 +55,7 @@ impl TlsFiles {
         address: &Address,
     ) -> Result<TlsStream<TcpStream>, ConnectionError> {
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| ConnectionError::UnknownName { address: address.clone() })?;
+            .map_err(|_| ConnectionError::InvalidServerName { address: address.clone() })?;
         let connector = TlsConnector::from(Arc::new(self.config().await?));
         connector.connect(name, stream).await.map_err(|source| ConnectionError::Tls {
             address: address.clone(),

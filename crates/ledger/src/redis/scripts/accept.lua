@@ -1,6 +1,6 @@
--- Counts that an operator has accepted the ledger as it is, whatever followers remember of it.
+-- Counts an operator's acceptance of the ledger as it is: followers drop their retained denials.
 --
--- KEYS: meta. ARGV: epoch. Answers how often by now.
+-- KEYS: meta. ARGV: epoch. Returns how often the ledger has been accepted.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

@@ -1,34 +1,36 @@
--- Compares pairs' records with those that changes started from, and writes the changes that did.
+-- Appends a batch of changes: compares each pair's record with the one that its change started from
+-- (compare-and-set), and writes the changes whose comparison holds.
 --
--- Why this order, though Redis does not roll a script back that fails half-way (a key of the wrong
--- type, an ACL that forbids one command):
---   1. Everything is read and compared first: what cannot be read fails before anything is written.
---   2. Texts and history entries come before the log. Alone they do no harm: a text is found by
---      its digest alone, and a history entry beyond its record's length is not read, and is
---      written over by the next change of that pair, which begins at the same place.
---   3. Then the log's entry, which holds all that the pair's bucket gets. From here on the change
---      is never lost: the log is ahead of `rev`, the next append sees that and does nothing but
---      say so (BEHIND), and roll.lua writes the bucket again from the log's entry.
---   4. Then the bucket, and at the end `rev` and `head`, once. Until then no reader is told of any
---      of it: polls end at `rev`, and a bucket's readers reject what is newer than `rev`.
---   5. What is announced is durable, so the announcement is last; where it is forbidden, that is no
---      reason to fail: followers find the entries by their polls.
+-- The order of the writes matters, because Redis does not roll back a script that fails half-way (a key
+-- of the wrong type, an ACL that forbids one command):
+--   1. All records are read and compared first: a read that fails, fails before anything is written.
+--   2. Statements and history entries are written before the log entry. Alone they are harmless: a
+--      statement is only found by its digest, and a history entry past the length that its record states
+--      is not read, and is overwritten by the pair's next change, which starts at the same index.
+--   3. Then the log entry, which contains all that the pair's bucket gets. From here on the change is
+--      never lost: the log is ahead of `rev`, the next append sees that and only answers BEHIND, and
+--      roll_forward.lua writes the bucket from the log entry.
+--   4. Then the bucket, and at the end, once, `rev` and `head`. Until then no reader sees any of it:
+--      polls end at `rev`, and readers of a bucket reject values newer than `rev`.
+--   5. The announcement is last, since only durable changes are announced. If the ACL forbids PUBLISH,
+--      the append succeeds all the same: followers find the entries by their polls.
 --
--- A key that was deleted or evicted is never made anew here. A bucket, its histories and the texts
--- are whole only while their sentinel field `.` is there: a change that needs one without it is
--- answered, and not made. The log is whole while there is such a key, however empty it is, and so is
--- the fence: without it no follower can prove to be current, so that nothing is acknowledged.
+-- The script never creates a key that was deleted or evicted. A bucket, its histories and the statements
+-- are complete only while their sentinel field `.` exists: a change that needs one without it is rejected
+-- and not written. The log is complete while its key exists, even if it is empty, and so is the fence:
+-- without the fence no follower can prove that it is current, so nothing is acknowledged.
 --
--- KEYS: meta, log, text, fence, erased, then each bucket's pairs and histories that are needed.
--- ARGV: epoch, channel, most log entries, number of texts, number of changes, whether this is a
--- repair, which writes to buckets that were lost (1); digest and text of each text; then for each
--- change: number of its bucket's key in KEYS, pair's key, the base's version, the log entry's body
--- (empty: compare only), its place, number of history entries (-1: nothing of its history is to be
--- left, which purge.lua sees to), and field and item of each.
--- Answers {receivers, outcome, ...}: the new revision and the first 8 bytes of the log's hash after
--- it, which together name the change on this branch of the log alone; 0 where the pair is unchanged
--- and was only compared; the pair's value in the bucket where that is another one, false where there
--- is none; -1 where its bucket was lost, -2 where its bucket's histories were.
+-- KEYS: meta, log, text, fence, erased, then the hash of pairs and the hash of histories of each bucket
+-- that is needed.
+-- ARGV: epoch, channel, maximum number of log entries, number of statements, number of changes, 1 if this
+-- is a repair, which may write to lost buckets; the digest and the text of each statement; then for each
+-- change: the index of its bucket's key in KEYS, the pair's key, the version that it is based on, the body
+-- of the log entry (empty: only compare), the offsets in that body, the number of history entries (-1: an
+-- erase; erase_history.lua deletes the pair's history), and the field and the item of each.
+-- Returns {receivers of the announcement, outcome of each change...}. An outcome is {revision, first 8
+-- bytes of the log's head}, which together identify the change on this fork of the log; 0 if the pair is
+-- unchanged and was only compared; the pair's current value on a conflict, or false if it has none; -1 if
+-- its bucket was lost, -2 if its bucket's histories were lost.
 
 local meta, log, text, erased = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local pack = struct.pack
@@ -41,7 +43,7 @@ local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 if last and tonumber(string.match(last[1], '^%d+')) > rev then
   return redis.error_reply('BEHIND an append was cut short')
 end
--- Whose ACL does not allow to ask this is told by XADD below.
+-- pcall: if the ACL forbids EXISTS, XADD with NOMKSTREAM below finds a missing log.
 if not last and redis.pcall('EXISTS', log) == 0 then return redis.error_reply('LOST ' .. log) end
 if redis.pcall('EXISTS', KEYS[4]) == 0 then return redis.error_reply('LOST ' .. KEYS[4]) end
 
@@ -82,7 +84,7 @@ if writes then
   for n = 1, texts do
     local digest = ARGV[5 + 2 * n]
     redis.call('HSETNX', text, digest, ARGV[6 + 2 * n])
-    -- It was one's that was erased, and is somebody else's now.
+    -- A new reference to a statement that an erased pair referred to clears its deletion mark.
     if redis.call('HGET', erased, digest) then redis.call('HDEL', erased, digest) end
   end
 end
@@ -93,7 +95,7 @@ for n = 1, count do
   local bucket, key, base, body = ARGV[s], ARGV[s + 1], ARGV[s + 2], ARGV[s + 3]
   local bucket_key = KEYS[tonumber(bucket)]
   local value = values[n]
-  -- Two callers may change one pair in one script: the second sees what the first has made.
+  -- Two callers may change the same pair in one batch: the second compares with the first's result.
   if touched[key] then value = redis.call('HGET', bucket_key, key) end
   if lost[n] then
     outcomes[n + 1] = lost[n]
@@ -108,13 +110,13 @@ for n = 1, count do
     for h = s + 6, s + 4 + 2 * tonumber(ARGV[s + 5]), 2 do
       redis.call('HSET', history, ARGV[h], number .. ARGV[h + 1])
     end
-    -- As with texts: alone it does no harm.
+    -- Written before the log entry, as statements are: alone it is harmless.
     local place = ARGV[s + 4]
     local _, _, from, length = struct.unpack('>I4I1I4I4', place)
     if ARGV[s + 5] == '-1' then
       redis.call('HSET', erased, key, '')
-      -- The tombstone lies beside the histories too, for it has none: were its bucket lost, nobody
-      -- could rebuild it.
+      -- A copy of the tombstone goes to the hash of histories, because an erased pair has no history
+      -- that it could be rebuilt from if its bucket were lost.
       redis.call('HSET', history, key,
         number .. string.rep('\0', 8) .. string.sub(body, from + 1, from + length))
     end
@@ -137,15 +139,15 @@ for n = 1, count do
 end
 
 if rev < first then
-  -- What is acknowledged as it is rests on a write of its own: a server that is no longer the
-  -- primary, or lacks its replicas, refuses that.
+  -- Nothing was written, but an unchanged pair is acknowledged. That needs a write all the same: a
+  -- former primary, or one that lacks its replicas, refuses it.
   if fits then redis.call('HINCRBY', meta, 'noop', 1) end
   return outcomes
 end
 redis.call('HSET', meta, 'rev', string.format('%.0f', rev), 'head', head)
 local most = tonumber(ARGV[3])
 if rev > most then
-  -- One more than asked for: the entry before a page's first tells the hash that it continues.
+  -- Keep one entry more than configured: a page's first entry is checked against the one before it.
   redis.call('XTRIM', log, 'MINID', string.format('%.0f', rev - most))
 end
 

@@ -1,4 +1,5 @@
--- Marks a place for a copy of a ledger: what there is of it has no epoch, so that it is none yet.
+-- Reserves the keys for a copy of a ledger. A copy that is being written has a token and no epoch, so it is
+-- not yet a ledger.
 --
 -- KEYS: meta. ARGV: the copy's token, number of buckets.
 

@@ -1,6 +1,6 @@
--- Makes a copy of a ledger one: the log without entries, the fence, and in the end meta.
+-- Turns a copy into a ledger: creates its empty log and its fence, and writes the meta fields last.
 --
--- KEYS: meta, log, fence. ARGV: the copy's token, channel, then field and value of each of meta's.
+-- KEYS: meta, log, fence. ARGV: the copy's token, channel, then field and value of each meta field.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'copying')
 if known[1] or known[2] ~= ARGV[1] then
@@ -17,6 +17,6 @@ end
 redis.call('SET', KEYS[3], '1')
 redis.call('HDEL', KEYS[1], 'copying')
 local fields = redis.call('HSET', KEYS[1], unpack(ARGV, 3))
--- It announces nothing: whoever hears it asks.
+-- An empty announcement only makes followers poll at once.
 redis.pcall('PUBLISH', ARGV[2], '')
 return fields

@@ -1,6 +1,6 @@
--- Removes keys of a copy that was never finished.
+-- Deletes keys of a copy that was never finished.
 --
--- KEYS: meta, then what to remove. ARGV: the copy's token. Answers how many were removed.
+-- KEYS: meta, then the keys to delete. ARGV: the copy's token. Returns the number of deleted keys.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'copying')
 if known[1] or known[2] ~= ARGV[1] then

@@ -1,7 +1,7 @@
--- Writes fields of a copy of a ledger, as long as it is this copy's, and not finished.
+-- Writes fields of a copy of a ledger, if the copy with this token is still unfinished.
 --
--- KEYS: meta, then hashes. ARGV: the copy's token, then for each field the number of its hash's key
--- in KEYS, the field, and the value. Answers how many fields were written.
+-- KEYS: meta, then hashes. ARGV: the copy's token, then for each field the index of its hash in KEYS, the
+-- field, and the value. Returns the number of written fields.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'copying')
 if known[1] or known[2] ~= ARGV[1] then

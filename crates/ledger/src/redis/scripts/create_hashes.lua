@@ -1,7 +1,7 @@
--- Makes keys of a ledger to be, each with a sentinel field, so that every declared key exists.
--- What a cut run left is taken over; what holds anything else is refused.
+-- Creates hashes of a new ledger, each with a sentinel field, so that every key that a script declares
+-- exists. Hashes that an interrupted run has created are accepted; keys with any other content are refused.
 --
--- KEYS: meta, then hashes. ARGV: sentinel field.
+-- KEYS: meta, then hashes. ARGV: sentinel field. Returns the number of hashes.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then return redis.error_reply('EXISTS a ledger') end
 for n = 2, #KEYS do

@@ -1,19 +1,20 @@
--- Takes away what an erased pair's history had, where the pair is still what was read, and dooms
--- the statements that it referred to: those go once nobody else refers to them (drop.lua).
+-- Deletes history fields of an erased pair, if the pair's value is still the one that was read, and marks
+-- the statements that the history referred to for deletion: delete_statements.lua deletes those that
+-- nothing else refers to.
 --
--- KEYS: meta, log, the pair's bucket, its histories, erased. ARGV: epoch, pair's key, its value
--- (empty: there is none), a token of this erase, whether that was all (1), number of digests; the
--- digests, then the fields. Answers 1, or 0 where the pair has changed.
+-- KEYS: meta, log, the pair's bucket, its histories, erased. ARGV: epoch, the pair's key, its value (empty:
+-- it has none), the token of this erase, 1 if these are the last fields, number of digests; the digests,
+-- then the fields. Returns 1, or 0 if the pair has changed.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'rev')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 if known[1] ~= ARGV[1] then return redis.error_reply('BADEPOCH another ledger is there') end
--- What the log is ahead by may have entries of the history that the pair's record does not tell of.
+-- An interrupted append may have written history entries that the pair's record does not count yet.
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last and tonumber(string.match(last[1], '^%d+')) > tonumber(known[2]) then
   return redis.error_reply('BEHIND an append was cut short')
 end
--- What a key that was deleted or evicted has not, is not yet taken away: a repair may bring it back.
+-- A field that is missing because its key was lost is not erased: a repair may bring it back.
 for n = 3, 4 do
   if redis.call('HEXISTS', KEYS[n], '.') == 0 then return redis.error_reply('LOST ' .. KEYS[n]) end
 end

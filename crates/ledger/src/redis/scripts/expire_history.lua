@@ -1,8 +1,7 @@
--- Replaces history entries that have outlived their time by their digests, each only where it is
--- still what was read.
+-- Replaces expired history entries by their digests, each only if it is still the entry that was read.
 --
--- KEYS: meta, a bucket's histories. ARGV: epoch, then field, old value and new value of each.
--- Answers how many were replaced.
+-- KEYS: meta, a bucket's histories. ARGV: epoch, then field, old value and new value of each entry.
+-- Returns the number of replaced entries.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

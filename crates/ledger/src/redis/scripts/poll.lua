@@ -1,18 +1,20 @@
--- Reads the log behind a revision, and proves where it ends. Without `no-writes` Redis treats this
--- as a write, though it writes nothing: refused by replicas, and by a primary that lacks its own.
--- Only the fence is declared: Redis asks for the right to write every declared key, and a sidecar
--- may write no other.
+-- The fenced poll: reads the log after a revision, and proves where the log ends.
 --
--- KEYS: fence. ARGV: meta, log, revision, most entries, most bytes.
--- Answers {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, id, body, head,
--- ...}, where `lost` is the key of the fence or the log if that is not there, else empty;
--- the first entry is the one at the revision asked for, where the log still has it.
+-- The script writes nothing, but without the flag `no-writes` Redis treats it as a write: replicas refuse
+-- it, and so does a primary with fewer replicas than min-replicas-to-write. Only the fence is declared in
+-- KEYS, because Redis demands the write permission for every declared key, and a sidecar has it for the
+-- fence alone.
+--
+-- KEYS: fence. ARGV: meta, log, revision, maximum number of entries, maximum number of bytes.
+-- Returns {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, id, body, head, ...}:
+-- `lost` is the key of the fence or of the log if it is missing, otherwise empty; the first entry is the
+-- one at the given revision, if the log still has it.
 
 local meta, log = ARGV[1], ARGV[2]
 local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 local time = redis.call('TIME')
--- Whose ACL does not allow to ask this is not told.
+-- pcall: if the ACL forbids EXISTS, missing keys are not reported.
 local lost, there = '', redis.pcall('EXISTS', KEYS[1], log)
 if type(there) == 'number' and there < 2 then
   lost = redis.call('EXISTS', log) == 0 and log or KEYS[1]
@@ -21,7 +23,7 @@ local answer =
   {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2], lost}
 local rev, from = tonumber(known[2]), tonumber(ARGV[3])
 if from >= rev then return answer end
--- The entry at `from` comes beside those asked for.
+-- The entry at `from` comes in addition to the requested ones.
 local entries, bytes = tonumber(ARGV[4]) + 1, tonumber(ARGV[5])
 local to = string.format('%.0f', rev)
 while from <= rev and entries > 0 and bytes > 0 do

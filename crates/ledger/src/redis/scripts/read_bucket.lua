@@ -1,6 +1,6 @@
--- Reads a bucket, and what it is to be labelled with.
+-- Reads a bucket together with its label: the position of the log at which it was read.
 --
--- KEYS: meta, bucket. Answers {epoch, rev, head, {field, value, ...}}.
+-- KEYS: meta, bucket. Returns {epoch, rev, head, {field, value, ...}}.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'rev', 'head')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end

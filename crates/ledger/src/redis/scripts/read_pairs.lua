@@ -1,9 +1,9 @@
 -- Reads pairs' values.
 --
--- KEYS: meta, then buckets. ARGV: epoch, then for each pair the number of its bucket's key in KEYS,
--- and its key.
--- Answers {seconds, microseconds, value or false, ...}; -1 for a pair whose bucket has lost its
--- sentinel field, and so may have lost the pair.
+-- KEYS: meta, then buckets. ARGV: epoch, then for each pair the index of its bucket in KEYS, and the pair's
+-- key.
+-- Returns {seconds, microseconds, value or false, ...}; -1 for a pair whose bucket has lost its sentinel
+-- field, and may therefore have lost the pair.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

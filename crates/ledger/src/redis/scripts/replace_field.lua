@@ -1,7 +1,7 @@
--- Replaces a field of a bucket where it is still what was read.
+-- Replaces a field of a bucket, if it still has the value that was read (compare-and-set).
 --
--- KEYS: meta, a bucket. ARGV: epoch, field, old value, new value (empty: removes the field).
--- Answers whether it did.
+-- KEYS: meta, a bucket. ARGV: epoch, field, old value, new value (empty: deletes the field).
+-- Returns 1 if it was replaced, otherwise 0.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

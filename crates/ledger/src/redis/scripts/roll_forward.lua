@@ -1,13 +1,14 @@
--- Completes an append that was cut short: writes the buckets of the log's entries behind `rev`.
--- Whoever asks has read those entries, and declares their buckets; where there are others by now,
--- it is told to read again. Cut short itself, it begins anew: all that it writes is what the log
--- says, and `rev` comes last.
+-- Completes an append that failed half-way: writes the buckets from the log entries after `rev`.
 --
--- A bucket that was deleted or evicted, and so has no sentinel field, is not made anew, but by a
--- repair, which puts that field back in the end.
+-- The caller has read these entries, and declares their buckets in KEYS. If the log has other entries by
+-- now, the script answers BEHIND and the caller reads again. The script is idempotent: all that it writes
+-- is determined by the log, and `rev` comes last, so a failed run is simply repeated.
 --
--- KEYS: meta, log, then the buckets. ARGV: epoch, channel, most entries, whether this is a repair
--- (1), then the buckets' numbers.
+-- A bucket that was deleted or evicted, and therefore has no sentinel field, is only recreated by a repair,
+-- which adds the sentinel field at its end.
+--
+-- KEYS: meta, log, then the buckets. ARGV: epoch, channel, maximum number of entries, 1 if this is a
+-- repair, then the buckets' numbers. Returns the number of completed entries.
 
 local meta, log = KEYS[1], KEYS[2]
 local pack = struct.pack

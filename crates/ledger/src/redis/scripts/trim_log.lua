@@ -1,6 +1,6 @@
--- Removes the log's entries before a revision, if this is still that ledger.
+-- Removes the log entries before a revision.
 --
--- KEYS: meta, log. ARGV: epoch, revision. Answers how many were removed.
+-- KEYS: meta, log. ARGV: epoch, revision. Returns the number of removed entries.
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if not epoch then return redis.error_reply('NOEPOCH there is no ledger') end

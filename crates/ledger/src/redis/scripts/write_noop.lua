@@ -1,6 +1,6 @@
--- Writes something that nobody reads, so that there is something to sync.
+-- Makes a write without effect, so that WAITAOF has something to sync.
 --
--- KEYS: meta.
+-- KEYS: meta. Returns the number of such writes.
 
 if redis.call('HEXISTS', KEYS[1], 'epoch') == 0 then
   return redis.error_reply('NOEPOCH there is no ledger')

@@ -100,11 +100,11 @@ async fn a_rotated_password_file_is_read_again() {
     let mut set = redis::cmd("CONFIG");
     let () = set.arg("SET").arg("requirepass").arg("second").query_async(&mut redis).await.unwrap();
     std::fs::write(&file, "second\n").unwrap();
-    connections.give_up(&connection).await;
+    connections.discard(&connection);
     let again = connections.connection().await.unwrap();
     assert_eq!(whoami(&again).await, "default");
     std::fs::remove_file(&file).unwrap();
-    connections.give_up(&again).await;
+    connections.discard(&again);
     let said = refusal(&connections).await;
     assert!(said.contains(&*file.to_string_lossy()) && said.contains("No such file"), "{said}");
     std::fs::write(&file, "\n").unwrap();
@@ -126,7 +126,7 @@ async fn a_link_fails_fast_while_nothing_listens_and_recovers() {
     drop(server);
     let mut redis = connection.redis.clone();
     redis::cmd("GET").arg("a").query_async::<()>(&mut redis).await.unwrap_err();
-    connections.give_up(&connection).await;
+    connections.discard(&connection);
     let said = refusal(&connections).await;
     assert!(said.contains("nothing listens at 127.0.0.1"), "{said}");
     // A thousand callers meanwhile take no time, and make no thousand attempts.
@@ -151,7 +151,7 @@ async fn callers_share_one_attempt_and_a_stalled_server_holds_none_for_long() {
     let timeouts = Timeouts { connect: Duration::from_millis(200), ..Timeouts::default() };
     let target: Target = url.parse().unwrap();
     let connections =
-        ConnectionManager::on(Arc::new(PrimaryLocator::new(Arc::new(target))), timeouts);
+        ConnectionManager::to(Arc::new(PrimaryLocator::new(Arc::new(target))), timeouts);
     let begun = Instant::now();
     let callers = futures_util::future::join_all((0..50).map(|_| refusal(&connections)));
     for said in callers.await {

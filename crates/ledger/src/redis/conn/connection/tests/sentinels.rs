@@ -61,18 +61,18 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let fleet = Fleet::start().await;
     let (old, new) = (fleet.primary.port(), fleet.replica.port());
     // One that is given names the others.
-    let route = Arc::new(PrimaryLocator::new(Arc::new(fleet.url(1).parse().unwrap())));
-    let connections = ConnectionManager::on(Arc::clone(&route), Timeouts::default());
+    let primary = Arc::new(PrimaryLocator::new(Arc::new(fleet.url(1).parse().unwrap())));
+    let connections = ConnectionManager::to(Arc::clone(&primary), Timeouts::default());
     let connection = connections.connection().await.unwrap();
-    let (told, _task) = listening_on(route);
+    let (told, _task) = listening_on(primary);
     until("the subscription", &told, 1, is_gap).await;
     assert_eq!(connection.address.to_string(), format!("127.0.0.1:{old}"));
-    connections.primary_confirmed(&connection).await.unwrap();
+    connections.confirm_primary(&connection).await.unwrap();
     // One of three that answers is no majority, whichever it is and whatever it says.
     for silent in &fleet.sentinels[1..] {
         silent.signal(Signal::STOP);
     }
-    let said = connections.primary_confirmed(&connection).await.unwrap_err().to_string();
+    let said = connections.confirm_primary(&connection).await.unwrap_err().to_string();
     assert!(said.contains("no majority of the 3 Sentinels"), "{said}");
     assert!(said.contains("1 answered, 1 agree"), "{said}");
     let said = refusal(&connections).await;
@@ -81,19 +81,19 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let connection = connected(&connections).await;
     // Two of three are one, and the silent third holds nobody up.
     let begun = Instant::now();
-    connections.primary_confirmed(&connection).await.unwrap();
+    connections.confirm_primary(&connection).await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     fleet.sentinels[2].signal(Signal::CONT);
     // A primary that hangs is passed by; the connection to it is still open, and proves nothing.
     let patient = Timeouts { response: Duration::from_mins(1), ..Timeouts::default() };
-    let appends = ConnectionManager::on(Arc::clone(&connections.route), patient);
+    let appends = ConnectionManager::to(Arc::clone(&connections.primary), patient);
     let mut appending = appends.connection().await.unwrap().redis;
     fleet.primary.signal(Signal::STOP);
     let waiting = tokio::spawn(async move {
         redis::cmd("SET").arg("a").arg(2).query_async::<()>(&mut appending).await
     });
     let moved =
-        in_time("the failover", async || connections.primary_confirmed(&connection).await.err());
+        in_time("the failover", async || connections.confirm_primary(&connection).await.err());
     let said = moved.await.to_string();
     let expected = format!("127.0.0.1:{old} is no longer the primary");
     assert!(said.contains(&expected) && said.contains(&format!(":{new}")), "{said}");
@@ -103,7 +103,7 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     assert_eq!(connected(&appends).await.address.to_string(), format!("127.0.0.1:{new}"));
     let connection = connected(&connections).await;
     assert_eq!(connection.address.to_string(), format!("127.0.0.1:{new}"));
-    connections.primary_confirmed(&connection).await.unwrap();
+    connections.confirm_primary(&connection).await.unwrap();
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
     // The subscription has moved too, though the old primary never closed it.

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::redis::conn::subscription::{SubscriptionEvent, listen};
+use crate::redis::conn::subscription::{SubscriptionEvent, subscribe};
 
 pub(super) type Told = Arc<Mutex<Vec<SubscriptionEvent>>>;
 
@@ -12,7 +12,7 @@ fn listening(url: &str, options: TargetOptions) -> (Told, AbortOnDropHandle<()>)
     listening_on(Arc::new(PrimaryLocator::new(Arc::new(Target::new(url, options).unwrap()))))
 }
 
-pub(super) fn listening_on(route: Arc<PrimaryLocator>) -> (Told, AbortOnDropHandle<()>) {
+pub(super) fn listening_on(primary: Arc<PrimaryLocator>) -> (Told, AbortOnDropHandle<()>) {
     let told = Told::default();
     let into = Arc::clone(&told);
     let task = tokio::spawn(async move {
@@ -20,7 +20,7 @@ pub(super) fn listening_on(route: Arc<PrimaryLocator>) -> (Told, AbortOnDropHand
             into.lock().unwrap().push(pushed);
             std::future::ready(())
         };
-        listen(route, "{consent:0}:ch".to_owned(), Timeouts::default(), sink).await;
+        subscribe(primary, "{consent:0}:ch".to_owned(), Timeouts::default(), sink).await;
     });
     (told, AbortOnDropHandle::new(task))
 }
@@ -105,7 +105,7 @@ async fn a_server_that_went_silent_is_left() {
 async fn a_listener_that_is_too_slow_is_told_of_a_gap_and_holds_no_queue() {
     let limit = "pubsub 1mb 1mb 1";
     let server = Server::start(&["--client-output-buffer-limit", limit]).await;
-    let route = Arc::new(PrimaryLocator::new(Arc::new(server.url().parse().unwrap())));
+    let primary = Arc::new(PrimaryLocator::new(Arc::new(server.url().parse().unwrap())));
     let gaps = Arc::new(AtomicU64::new(0));
     let inner_gaps = Arc::clone(&gaps);
     // Nothing comes through it; the sink stands still until the other end is dropped.
@@ -114,7 +114,7 @@ async fn a_listener_that_is_too_slow_is_told_of_a_gap_and_holds_no_queue() {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listening = listen(route, "c".to_owned(), Timeouts::default(), |pushed| {
+            let listening = subscribe(primary, "c".to_owned(), Timeouts::default(), |pushed| {
                 match pushed {
                     SubscriptionEvent::Message(_) => drop(gate.recv()),
                     SubscriptionEvent::Gap => drop(inner_gaps.fetch_add(1, Ordering::Relaxed)),

@@ -126,7 +126,7 @@ async fn rotated_certificates_are_read_at_the_next_connection() {
         ["--tls-ca-cert-file", &text(&ca)],
     ];
     let _second = Server::launch(port, &arguments.concat(), None).await;
-    connections.give_up(&connection).await;
+    connections.discard(&connection);
     let said = in_time("the new certificate", async || {
         Some(refusal(&connections).await).filter(|said| said.contains("TLS with"))
     });
@@ -165,5 +165,5 @@ async fn sentinels_and_their_primary_are_spoken_to_in_tls() {
     let connection = connections.connection().await.unwrap();
     assert_eq!(connection.address.to_string(), format!("127.0.0.1:{}", primary.port()));
     assert_eq!(whoami(&connection).await, "default");
-    connections.primary_confirmed(&connection).await.unwrap();
+    connections.confirm_primary(&connection).await.unwrap();
 }
