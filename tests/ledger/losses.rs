@@ -50,7 +50,7 @@ async fn exists(server: &Server, key: &str) -> bool {
 }
 
 async fn repair(open: &Open, mending: RepairMode) -> consentd_ledger::Repaired {
-    as_redis(&open.ledger).mend(mending, false, &mut |_| {}).await.unwrap()
+    as_redis(&open.ledger).repair(mending, false, &mut |_| {}).await.unwrap()
 }
 
 #[tokio::test]
@@ -326,7 +326,8 @@ async fn append_that_was_cut_short_into_a_lost_bucket_is_completed_by_repair_alo
     command.arg(META).arg("rev").arg(1).arg("head").arg(&entries[0].head[..]);
     command.query_async::<i64>(&mut server.client().await).await.unwrap();
     say(&server, &["DEL", &bucket_key(1)]).await.unwrap();
-    assert_eq!(lost(&as_redis(ledger).complete().await.unwrap_err()), bucket_key(1));
+    let next = change(key(2), &nothing(), [opt_in("Yes")]);
+    assert_eq!(lost(&ledger.append(vec![next]).await.unwrap_err()), bucket_key(1));
     assert!(!exists(&server, &bucket_key(1)).await);
     assert_eq!(repair(&open, RepairMode::All).await.left.found, 0);
     assert_eq!(read(ledger, key(1)).await.record.state, denied);

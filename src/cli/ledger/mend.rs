@@ -73,7 +73,7 @@ async fn mend(args: MendArgs, mending: RepairMode, instead: &str) -> anyhow::Res
         let redis = only_redis(ledger, instead)?;
         let tell = &mut |progress| shown.show(progress);
         // What it keeps from one wait to the next is much, and is moved about less often so.
-        Ok(Box::pin(redis.mend(mending, dry_run, tell)).await?)
+        Ok(Box::pin(redis.repair(mending, dry_run, tell)).await?)
     })
     .await;
     shown.end();

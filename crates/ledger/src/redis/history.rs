@@ -1,4 +1,4 @@
-//! Histories: a field for each entry, in a hash beside the bucket of its pair.
+//! Histories: each entry is a field of a hash of its bucket's histories.
 
 use std::collections::HashMap;
 
@@ -13,14 +13,14 @@ use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
 use consentd_core::id::Key;
 use consentd_core::record::{Record, sha256};
 
-/// How many fields are read by one command.
+/// How many fields one command reads.
 const MAX_FIELDS: usize = 512;
 
-/// How often a history is read anew that is erased meanwhile.
+/// How often a history is read again because the pair was erased meanwhile.
 const MAX_TRIES: usize = 4;
 
 impl<'a> HistoryItem<'a> {
-    /// By what it stands in the chain.
+    /// The digest that the pair's hash chain has of the entry.
     pub(super) fn digest(&self) -> [u8; 32] {
         match self {
             Self::Kept(entry) | Self::Perishable(entry) => sha256(entry),
@@ -28,6 +28,7 @@ impl<'a> HistoryItem<'a> {
         }
     }
 
+    /// The encoded entry, unless it has expired.
     pub(super) fn entry(&self) -> Option<&'a [u8]> {
         match self {
             Self::Kept(entry) | Self::Perishable(entry) => Some(entry),
@@ -44,8 +45,8 @@ impl Redis {
         shared.history_of(&identity, key, record, &mut Texts::default()).await
     }
 
-    /// Reads what was recorded of all pairs, a page of about [`MAX_PAGE`] entries, and of whole
-    /// buckets, at a time: each pair's in the order in which it was. A page goes on at a bucket.
+    /// Reads a page of all recorded events: whole buckets, until there are [`MAX_PAGE`] entries. Each pair's
+    /// events are in the order in which they were recorded. The cursor is the number of the next bucket.
     pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
@@ -77,12 +78,12 @@ impl Redis {
     }
 }
 
-/// Statements that were read already, by their digests.
+/// A cache of statements by their digests; `None` for a missing or modified statement.
 #[derive(Default)]
 struct Texts(HashMap<Vec<u8>, Option<String>>);
 
 impl Shared {
-    /// A pair's record; the empty one where there is none.
+    /// A pair's record; the empty record if it has none.
     async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
         let values = self.values(identity, &[key]).await;
         let (_, mut values) =
@@ -102,8 +103,8 @@ impl Shared {
             .ok_or(LedgerError::Damaged("the pair's record, or this version cannot read it"))
     }
 
-    /// The history of a pair whose record was this one. Where that was erased meanwhile, what it
-    /// told of goes while it is read: then it is read by what the record is now.
+    /// The history of a pair that had this record. If the pair is erased meanwhile, its entries disappear
+    /// while they are read: then the history is read again by the pair's current record.
     async fn history_of(
         &self,
         identity: &Identity,
@@ -125,7 +126,7 @@ impl Shared {
         self.history(bucket, key, record, texts).await
     }
 
-    /// The history of a pair whose record is this one.
+    /// The history of a pair, with the length and the chain that this record states.
     async fn history(
         &self,
         bucket: u32,
@@ -149,7 +150,7 @@ impl Shared {
                 .await
                 .map_err(|failure| self.convert_failure(failure))?;
             for item in &items {
-                // What is not there, or no item, breaks the chain; the rest is still told.
+                // A missing or malformed item breaks the chain; the other entries are still returned.
                 let (revision, item) = match item {
                     Some(Some(item)) => item,
                     Some(None) => {
@@ -175,7 +176,7 @@ impl Shared {
         Ok(reading.finish())
     }
 
-    /// Reads the statements that these entries have the digests of.
+    /// Reads the statements that these entries refer to into the cache.
     async fn read_texts(
         &self,
         entries: impl Iterator<Item = &[u8]>,
@@ -195,7 +196,7 @@ impl Shared {
         for some in missing.chunks(MAX_FIELDS) {
             let values = self.fields(&self.keyspace.text, some).await?;
             for (digest, value) in some.iter().zip(values) {
-                // An edited one no longer has its digest, and is not shown as the words agreed to.
+                // A statement that does not match its digest was modified, and is not what was agreed to.
                 let value = value.filter(|value| sha256(value)[..] == digest[..]);
                 texts
                     .0
@@ -205,7 +206,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Fields of a hash, which has its sentinel.
+    /// Reads fields of a hash. Fails if the hash lacks its sentinel field.
     async fn fields(
         &self,
         hash: &str,
@@ -223,12 +224,12 @@ impl Shared {
         fields.iter().map(|_| answer.optional()).collect()
     }
 
-    /// Makes sure that a hash has its sentinel: one that was deleted or evicted has none.
+    /// Fails if a hash lacks its sentinel field, because it was deleted or evicted.
     pub(super) async fn check_hash(&self, hash: &str) -> Result<(), RedisFailure> {
         self.fields(hash, &[]).await.map(|_| ())
     }
 
-    /// Some of a hash's fields and their values, and where to go on; 0 where that was all.
+    /// Scans a part of a hash: the next cursor, 0 at the end, and fields with their values.
     pub(super) async fn scan(
         &self,
         hash: &str,

@@ -1,10 +1,10 @@
-//! Whether this Redis loses keys: by its eviction policy, which may change while it runs, and by
-//! keys of the ledger that were found to be missing.
+//! Detects keys of the ledger that Redis has lost: by its eviction policy, which may change while it runs,
+//! and by keys that were found to be missing.
 //!
-//! Redis deletes keys when it is full and its policy lets it (`allkeys-*`), or when somebody tells
-//! it to (`DEL`). Either way a part of the ledger looks as if nothing had ever been recorded in it.
-//! The scripts refuse such a part by its sentinel field; here it is told to people, and nothing
-//! is acknowledged while Redis says that it evicts keys.
+//! Redis deletes keys when it is full and its policy permits it (`allkeys-*`), or on a command (`DEL`). Either
+//! way a part of the ledger looks as if nothing had ever been recorded in it. The scripts reject such a part,
+//! because it lacks its sentinel field; here the loss is reported to operators, and nothing is acknowledged
+//! while the eviction policy is one that deletes keys.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -21,34 +21,34 @@ use super::server_info::UnsupportedServer;
 use crate::{DurabilityStatus, LedgerError};
 use consentd_os::clock;
 
-/// How often a poll also asks for the eviction policy. Every sidecar asks, so not at every poll.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The interval at which polls also read the eviction policy. Every sidecar does, so not with each poll.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The most missing keys that are remembered by name.
+/// The maximum number of missing keys that are remembered.
 const MAX_KEYS: usize = 64;
 
-/// The most of them that are asked for at each look, whether they are back.
-const MAX_ASKED: usize = 8;
+/// How many of them are rechecked at a time.
+const RECHECKED_KEYS: usize = 8;
 
-/// What is known of losses.
+/// What is known about evicted and deleted keys.
 #[derive(Debug, Default)]
 pub(super) struct MissingKeys {
-    /// When the policy was last asked for, and on which connection.
-    looked: Option<(Duration, u64)>,
-    /// The policy, where it lets Redis delete keys of the ledger.
+    /// When the policy was last read, and over which connection.
+    checked: Option<(Duration, u64)>,
+    /// The policy, if it lets Redis delete keys of the ledger.
     evicting: Option<UnsupportedServer>,
-    /// How many keys Redis had evicted by the first look, and by the last.
+    /// The server's counter of evicted keys at the first check, and at the last one.
     evicted: Option<(u64, u64)>,
-    /// Whether only keys that expire are evicted, as other users of this Redis may wish.
+    /// Whether the policy evicts only keys that expire, which the ledger has none of.
     only_expiring: bool,
     /// Keys of the ledger that were found to be missing.
     keys: BTreeSet<String>,
-    /// The one that was last asked for.
-    asked: String,
+    /// The key that was last rechecked.
+    rechecked: String,
 }
 
 impl Shared {
-    /// Remembers that a key of the ledger is missing, where that is why something failed.
+    /// Converts a failure, and remembers the missing key if that is its cause.
     pub(super) fn convert_failure(&self, failure: RedisFailure) -> LedgerError {
         if let RedisFailure::Rejected(RedisRejection::LostKey { key }) = &failure {
             self.note_missing_key(key);
@@ -57,22 +57,22 @@ impl Shared {
     }
 
     pub(super) fn note_missing_key(&self, key: &str) {
-        let mut losses = self.lock_missing_keys();
-        if losses.keys.len() < MAX_KEYS {
-            losses.keys.insert(key.to_owned());
+        let mut missing = self.lock_missing_keys();
+        if missing.keys.len() < MAX_KEYS {
+            missing.keys.insert(key.to_owned());
         }
     }
 
-    /// The log and the fence are there.
+    /// Notes that the log and the fence exist.
     pub(super) fn note_log_and_fence_present(&self) {
-        let mut losses = self.lock_missing_keys();
-        if !losses.keys.is_empty() {
-            losses.keys.remove(&self.keyspace.log);
-            losses.keys.remove(&self.keyspace.fence);
+        let mut missing = self.lock_missing_keys();
+        if !missing.keys.is_empty() {
+            missing.keys.remove(&self.keyspace.log);
+            missing.keys.remove(&self.keyspace.fence);
         }
     }
 
-    /// Fails while Redis says that it evicts keys, whatever they hold.
+    /// Fails while the eviction policy lets Redis delete keys of the ledger.
     pub(super) fn ensure_no_eviction(&self) -> Result<(), RedisFailure> {
         match &self.lock_missing_keys().evicting {
             None => Ok(()),
@@ -80,7 +80,7 @@ impl Shared {
         }
     }
 
-    /// Takes what a whole look at this Redis has found.
+    /// Notes the eviction policy by the result of a server check.
     pub(super) fn note_eviction_policy(&self, verdict: &Result<(), UnsupportedServer>) {
         match verdict {
             Ok(()) => self.lock_missing_keys().evicting = None,
@@ -91,8 +91,8 @@ impl Shared {
         }
     }
 
-    /// Asks for the eviction policy, if it was not asked for just now, and whether missing keys are
-    /// back.
+    /// Reads the eviction policy and rechecks missing keys, unless that was done recently. Fails if the
+    /// policy lets Redis delete keys of the ledger.
     pub(super) async fn check_for_missing_keys(
         &self,
         connection: &Connection,
@@ -107,14 +107,14 @@ impl Shared {
                 Value::VerbatimString { text, .. } => text,
                 _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
             };
-            self.lock_missing_keys().looked = Some((now, connection.number()));
-            self.lock_missing_keys().take(&info);
+            self.lock_missing_keys().checked = Some((now, connection.number()));
+            self.lock_missing_keys().update(&info);
             self.recheck_missing_keys(connection).await?;
         }
         self.ensure_no_eviction()
     }
 
-    /// Forgets missing keys that are whole again.
+    /// Forgets missing keys that are complete again.
     async fn recheck_missing_keys(&self, connection: &Connection) -> Result<(), RedisFailure> {
         let keys = self.lock_missing_keys().next_keys();
         for hash in keys {
@@ -132,14 +132,14 @@ impl Shared {
         Ok(())
     }
 
-    /// How well the ledger is kept, with what was found to be lost of it.
+    /// Adds the missing keys to a durability status.
     pub(super) fn status_with_missing_keys(
         &self,
         mut standing: DurabilityStatus,
     ) -> DurabilityStatus {
-        let losses = self.lock_missing_keys();
-        let warnings = losses.warnings();
-        standing.lost_keys = u64::try_from(losses.keys.len()).unwrap_or(u64::MAX);
+        let missing = self.lock_missing_keys();
+        let warnings = missing.warnings();
+        standing.lost_keys = u64::try_from(missing.keys.len()).unwrap_or(u64::MAX);
         if !warnings.is_empty() {
             standing.warnings = standing.warnings.iter().cloned().chain(warnings).collect();
         }
@@ -152,39 +152,40 @@ impl Shared {
 }
 
 impl MissingKeys {
-    /// Whether this connection was asked not long ago.
+    /// Whether the last check is recent, and was made over this connection.
     fn is_recent(&self, now: Duration, connection: &Connection) -> bool {
-        self.looked.is_some_and(|(at, number)| {
-            number == connection.number() && now.saturating_sub(at) < LOOK_EVERY
+        self.checked.is_some_and(|(at, number)| {
+            number == connection.number() && now.saturating_sub(at) < CHECK_INTERVAL
         })
     }
 
-    /// Takes what INFO says of memory and of what happened.
-    fn take(&mut self, info: &str) {
+    /// Reads the policy and the counter in the reply to INFO.
+    fn update(&mut self, info: &str) {
         let of = |name: &str| {
             info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };
-        // One that does not say was judged by a whole look, which asks for its configuration too.
+        // If INFO lacks the policy, the server check reads it from the configuration.
         if let Some(policy) = of("maxmemory_policy") {
             self.evicting = UnsupportedServer::by_policy(policy);
             self.only_expiring = policy.starts_with("volatile");
         }
         if let Some(now) = of("evicted_keys").and_then(|count| count.parse().ok()) {
             let first = self.evicted.map_or(now, |(first, _)| first);
-            // A server that was restarted, or another one, counts from 0.
+            // After a restart, and at another server, the counter begins at 0.
             self.evicted = Some((first.min(now), now));
         }
     }
 
-    /// Some of the missing keys, in turn.
+    /// The next missing keys to recheck, in rotation.
     fn next_keys(&mut self) -> Vec<String> {
         let behind = self.keys.range::<String, _>((
-            std::ops::Bound::Excluded(&self.asked),
+            std::ops::Bound::Excluded(&self.rechecked),
             std::ops::Bound::Unbounded,
         ));
-        let next: Vec<_> = behind.chain(&self.keys).take(MAX_ASKED.min(self.keys.len())).collect();
+        let next: Vec<_> =
+            behind.chain(&self.keys).take(RECHECKED_KEYS.min(self.keys.len())).collect();
         let next: Vec<String> = next.into_iter().cloned().collect();
-        self.asked = next.last().cloned().unwrap_or_default();
+        self.rechecked = next.last().cloned().unwrap_or_default();
         next
     }
 
@@ -222,29 +223,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_by_what_info_says_tell_policy_and_evictions() {
-        let mut losses = MissingKeys::default();
-        losses.take("# Memory\r\nmaxmemory_policy:noeviction\r\nevicted_keys:7\r\n");
-        assert_eq!((&losses.evicting, losses.warnings().len()), (&None, 0));
-        losses.take("maxmemory_policy:allkeys-lru\r\nevicted_keys:7\r\n");
-        assert_eq!(losses.evicting, Some(UnsupportedServer::Evicting("allkeys-lru".into())));
-        losses.take("maxmemory_policy:noeviction\r\nevicted_keys:9\r\n");
-        assert_eq!(losses.evicting, None);
-        assert!(losses.warnings()[0].contains("evicted 2 keys"), "{:?}", losses.warnings());
-        // Only keys that expire, which the ledger has none of.
-        losses.take("maxmemory_policy:volatile-lru\r\nevicted_keys:9\r\n");
-        assert_eq!((&losses.evicting, losses.warnings().len()), (&None, 0));
-        losses.take("maxmemory_policy:noeviction\r\nevicted_keys:0\r\n");
-        assert_eq!(losses.warnings().len(), 0, "it was restarted");
+    fn warnings_follow_the_policy_and_the_evictions_in_info() {
+        let mut missing = MissingKeys::default();
+        missing.update("# Memory\r\nmaxmemory_policy:noeviction\r\nevicted_keys:7\r\n");
+        assert_eq!((&missing.evicting, missing.warnings().len()), (&None, 0));
+        missing.update("maxmemory_policy:allkeys-lru\r\nevicted_keys:7\r\n");
+        assert_eq!(missing.evicting, Some(UnsupportedServer::Evicting("allkeys-lru".into())));
+        missing.update("maxmemory_policy:noeviction\r\nevicted_keys:9\r\n");
+        assert_eq!(missing.evicting, None);
+        assert!(missing.warnings()[0].contains("evicted 2 keys"), "{:?}", missing.warnings());
+        // This policy evicts only keys that expire, which the ledger has none of.
+        missing.update("maxmemory_policy:volatile-lru\r\nevicted_keys:9\r\n");
+        assert_eq!((&missing.evicting, missing.warnings().len()), (&None, 0));
+        missing.update("maxmemory_policy:noeviction\r\nevicted_keys:0\r\n");
+        assert_eq!(missing.warnings().len(), 0, "it was restarted");
     }
 
     #[test]
-    fn missing_keys_are_asked_for_in_turn() {
-        let mut losses = MissingKeys::default();
-        assert!(losses.next_keys().is_empty());
-        losses.keys.extend((10..30).map(|number| number.to_string()));
-        let asked: Vec<_> = (0..5).flat_map(|_| losses.next_keys()).collect();
+    fn missing_keys_are_rechecked_in_rotation() {
+        let mut missing = MissingKeys::default();
+        assert!(missing.next_keys().is_empty());
+        missing.keys.extend((10..30).map(|number| number.to_string()));
+        let asked: Vec<_> = (0..5).flat_map(|_| missing.next_keys()).collect();
         assert!((10..30).all(|number| asked.contains(&number.to_string())), "{asked:?}");
-        assert_eq!(losses.warnings().len(), 1);
+        assert_eq!(missing.warnings().len(), 1);
     }
 }

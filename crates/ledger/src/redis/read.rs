@@ -1,4 +1,4 @@
-//! Reading: pairs, buckets, and the log with the proof of where it ends.
+//! Reads pairs, buckets, and the log with the proof of where it ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use consentd_core::id::Key;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 
-/// The most that a page of the log holds, in about, so that no reply delays other clients long.
+/// The approximate maximum size of a page of the log, in bytes, so that a reply does not delay other
+/// clients.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// How many pairs are read by one script.
+/// How many pairs one script reads.
 const MAX_READ: usize = 256;
 
-/// A pair's value in its bucket, where it has one; or that the bucket was lost.
+/// A pair's value in its bucket, if it has one; an error if the bucket was lost.
 pub(super) type Value = Result<Option<Vec<u8>>, UnreadableRecord>;
 
 impl Redis {
@@ -33,7 +34,7 @@ impl Redis {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let mut read = Read { clock: Timestamp::saturating_from_millis(0), pairs: Vec::new() };
-        // The clock is asked for even where no pair is.
+        // Without pairs, only the clock is read.
         let none: &[Key] = &[];
         let parts = keys.chunks(MAX_READ);
         for some in parts.chain(keys.is_empty().then_some(none)) {
@@ -80,12 +81,12 @@ impl Redis {
 }
 
 impl Redis {
-    /// Has followers take the ledger as it is, whatever they remember of it; tells how often an
-    /// operator has by now.
+    /// Accepts the ledger as it is, so that followers drop their retained denials. Returns how often it has
+    /// been accepted.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked, or refuses.
+    /// [`LedgerError`] if the ledger cannot be reached or rejects the command.
     pub async fn accept(&self) -> Result<u64, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
@@ -101,12 +102,12 @@ impl Shared {
         self.check_open()?;
         match self.known_identity() {
             Some(known) => Ok(known),
-            // Of a ledger whose log or fence was lost, too: those who mend it ask.
+            // Not `poll`, because a repair needs the identity even if the log or the fence was lost.
             None => Ok(self.fenced_poll(Revision::MAX, None).await?.0.identity),
         }
     }
 
-    /// The ledger's clock, and these pairs' values, where their buckets were not lost.
+    /// Reads the ledger's clock and pairs' values.
     pub(super) async fn values(
         &self,
         identity: &Identity,
@@ -160,8 +161,8 @@ impl Shared {
         for (field, value) in all {
             let key = field.try_into().map(Key::from_bytes);
             let key = key.map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-            // Of an append that was cut short: what it wrote is told once it is completed, or its
-            // branch may be lost, and nobody would notice that this pair was on it.
+            // The pair was written by an append that failed half-way. Its value counts once that append is
+            // completed: until then a fork may discard it, and no follower could detect that.
             let is_ahead = |revision| revision > label.revision;
             if split_value(&value).is_some_and(|(version, _)| is_ahead(version.revision)) {
                 return Err(RedisFailure::Rejected(RedisRejection::CutShort));
@@ -171,7 +172,7 @@ impl Shared {
         Ok(Bucket { number, label, pairs })
     }
 
-    /// The fenced poll. `head` is the log's hash at `after`, where whoever asks knows it.
+    /// The fenced poll. `head` is the log's head at revision `after`, if the caller knows it.
     pub(super) async fn poll(
         &self,
         after: Revision,
@@ -186,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// The fenced poll, and which key that it rests on was lost; empty where none was.
+    /// The fenced poll, with the missing key of the log or the fence; empty if neither is missing.
     pub(super) async fn fenced_poll(
         &self,
         after: Revision,
@@ -202,7 +203,7 @@ impl Shared {
             self.ensure_supported(&connection).await?;
             self.check_for_missing_keys(&connection).await?;
             let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
-            // An isolated primary of a Sentinel's answers too, and proves nothing.
+            // Behind Sentinels an isolated former primary answers, too, and its answer proves nothing.
             connections.confirm_primary(&connection).await.map_err(RedisFailure::NotSent)?;
             Ok(answer)
         };
@@ -233,19 +234,19 @@ fn count(number: usize) -> u64 {
     number.try_into().unwrap_or(u64::MAX)
 }
 
-/// The ledger's clock: seconds and microseconds.
+/// Decodes the ledger's clock: seconds and microseconds.
 fn clock(answer: &mut Answer) -> Result<Timestamp, RedisFailure> {
     let (seconds, micros) = (answer.number()?, answer.number()?);
     let millis = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
     Ok(Timestamp::saturating_from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
 }
 
-/// The log's entries behind one that comes first: it tells the hash that they continue.
+/// Decodes the log entries after revision `after`. The first entry in the reply is the one at `after`: its
+/// head is the one that the next entry must continue.
 ///
-/// Where that one is no longer there, the hash that the reader has stands in for it, but only if the
-/// entry of the very next revision continues it. An entry's hash covers the hash before it, so the
-/// reader's log and the ledger's are then the same up to there, and nothing lies between. Otherwise
-/// what comes next may be missing too.
+/// If that entry was trimmed, the reader's own head is used instead, provided that the entry of the very
+/// next revision continues it. An entry's head covers the head before it, so the reader's log and the
+/// ledger's are then equal up to that revision, without a gap. Otherwise further entries may be missing.
 fn entries_after(
     after: Revision,
     head: Option<LogHead>,
@@ -273,11 +274,11 @@ fn entries_after(
         }
         (previous, expected) = (Some(head_after), revision);
     }
-    // The log ends behind `after`, and there is nothing: it lost its entries.
+    // The ledger's revision is after `after`, and the log has no entries there: it was emptied.
     Ok(if entries.is_empty() { Tail::Trimmed } else { Tail::Entries(entries) })
 }
 
-/// When a log entry was recorded.
+/// The record time of a log entry.
 pub(super) fn time_of(body: &[u8]) -> Option<Timestamp> {
     codec::decode_log(body).ok().map(|body| body.record_time)
 }

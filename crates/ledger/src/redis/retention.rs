@@ -1,4 +1,4 @@
-//! Removing what has outlived its retention, a bounded part at a time.
+//! Removes log entries and history entries after their retention time, a bounded part with each sweep.
 
 use redis::Value;
 
@@ -12,25 +12,25 @@ use crate::{Identity, LedgerError, Retention, codec};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 
-/// How many buckets' histories are looked through each time: 8,192 take most of a day.
-const BUCKETS_A_SWEEP: u32 = 8;
+/// How many buckets' histories are scanned by a sweep. At a sweep a minute, 8,192 buckets take 17 hours.
+const BUCKETS_PER_SWEEP: u32 = 8;
 
-/// The most log entries that one script removes.
+/// The maximum number of log entries that one script removes.
 const MAX_TRIM: u64 = 16 * 1_024;
 
-/// How many such scripts there are each time.
-const TRIMS_A_SWEEP: usize = 64;
+/// The maximum number of such scripts in a sweep.
+const TRIMS_PER_SWEEP: usize = 64;
 
-/// Removes what is due, for ever, where anything is to be removed.
+/// Sweeps for ever at the configured interval; does nothing without a retention.
 pub(super) async fn run(shared: &Shared) {
     let Some(retention) = shared.options.retention else { return std::future::pending().await };
-    // Recorders begin anywhere, so that the first buckets are not looked at by all.
+    // Each recorder begins at a random bucket, so that they share the work.
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let mut bucket = u32::from_ne_bytes(random);
     loop {
         tokio::time::sleep(shared.options.sweep_interval).await;
-        // What cannot be removed now is removed later; that nothing can be is told by the polls.
+        // A failed sweep is repeated later. Polls report why the ledger cannot be reached.
         if let Err(error) = shared.sweep(retention, &mut bucket).await
             && let Some(RedisRejection::LostKey { key }) = RedisRejection::of(&error)
         {
@@ -40,19 +40,21 @@ pub(super) async fn run(shared: &Shared) {
 }
 
 impl Shared {
+    /// Rolls the ledger forward, trims the log, continues erasures, and expires the histories of the next
+    /// buckets.
     async fn sweep(&self, retention: Retention, bucket: &mut u32) -> Result<(), LedgerError> {
-        // Where the log or the fence was lost, this says so.
+        // The poll fails if the log or the fence was lost.
         let identity = self.poll(Revision::MAX, None).await?.identity;
-        // Where nobody appends, nobody would complete what was cut short.
+        // If no process appends, no append completes one that failed half-way.
         roll_forward(&self.writes, &self.keyspace, identity.epoch, false).await?;
         let now = self.values(&identity, &[]).await?.0;
         self.trim_log(&identity, now.minus(retention.log)).await?;
-        let erased = self.finish_erasing(&identity).await;
+        let erased = self.collect_garbage(&identity).await;
         let mut expired = Ok(());
-        for _ in 0..BUCKETS_A_SWEEP.min(identity.buckets) {
+        for _ in 0..BUCKETS_PER_SWEEP.min(identity.buckets) {
             *bucket = bucket.wrapping_add(1) % identity.buckets.max(1);
             match self.expire(&identity, *bucket, now.minus(retention.history)).await {
-                // Others' time is over all the same.
+                // The other buckets' entries expire all the same.
                 Err(failure @ RedisFailure::Rejected(RedisRejection::LostKey { .. })) => {
                     expired = Err(failure);
                 }
@@ -62,15 +64,15 @@ impl Shared {
         Ok(erased.and(expired)?)
     }
 
-    /// Removes the log's entries that were recorded before `limit`.
+    /// Removes the log entries that were recorded before `limit`.
     async fn trim_log(&self, identity: &Identity, limit: Timestamp) -> Result<(), RedisFailure> {
-        for _ in 0..TRIMS_A_SWEEP {
+        for _ in 0..TRIMS_PER_SWEEP {
             let Some((first, _)) = self.entry_from(0).await?.filter(|(_, time)| *time < limit)
             else {
                 break;
             };
-            // Revisions are in the order of their times, in about: halved until the first that is
-            // young enough is found.
+            // Record times grow with the revisions, approximately: a binary search finds the first entry to
+            // keep.
             let most = first.saturating_add(MAX_TRIM);
             let (mut old, mut young) = (first, most);
             while young.saturating_sub(old) > 1 {
@@ -91,7 +93,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The log's first entry at a revision or behind it, and when it was recorded.
+    /// The revision and the record time of the first log entry at or after a revision.
     pub(super) async fn entry_from(
         &self,
         from: Revision,
@@ -111,8 +113,8 @@ impl Shared {
         Ok(Some((revision, time)))
     }
 
-    /// Replaces a bucket's history entries recorded before `limit` that are kept for a time by
-    /// their digests, which keep the chains whole.
+    /// Replaces a bucket's perishable history entries that were recorded before `limit` by their digests,
+    /// which keep the hash chains verifiable.
     async fn expire(
         &self,
         identity: &Identity,
@@ -144,7 +146,7 @@ impl Shared {
     }
 }
 
-/// What stays of a history entry that is kept for a time, where it was recorded before `limit`.
+/// The replacement of a perishable history entry that was recorded before `limit`.
 fn replacement(value: &[u8], limit: Timestamp) -> Option<Vec<u8>> {
     let (revision, item) = HistoryItem::decode(value)?;
     let HistoryItem::Perishable(entry) = item else { return None };

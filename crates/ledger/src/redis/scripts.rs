@@ -1,6 +1,5 @@
-//! The scripts, and how Redis is asked to run them.
+//! The Lua scripts, how they are called, and how their replies are decoded.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -10,41 +9,38 @@ use sha1::{Digest as _, Sha1};
 use super::conn::{Connection, ConnectionManager};
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 
-/// How long Redis may take to answer what is read in bounded parts.
+/// The timeout of a reply. Replies are of bounded size.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A script, by what Redis is told of it beforehand.
+/// A script with its digest, by which Redis knows it once it is cached.
 pub(super) struct Script {
     source: String,
     sha: String,
-    /// The commands that run it, by its name and whole.
+    /// The commands that run it by its digest, and by its source.
     commands: [&'static str; 2],
 }
 
 impl Script {
     fn new(flags: &str, body: &str) -> Self {
         let source = format!("#!lua {flags}\n{body}");
-        let mut sha = String::with_capacity(40);
-        for byte in Sha1::digest(source.as_bytes()) {
-            let _ = write!(sha, "{byte:02x}"); // Writing to a string does not fail.
-        }
+        let sha = hex::encode(Sha1::digest(source.as_bytes()));
         let commands = match flags {
-            // What only reads says so to ACLs, and to replicas.
+            // The read-only commands need fewer permissions, and are accepted by replicas.
             READS => ["EVALSHA_RO", "EVAL_RO"],
             _ => ["EVALSHA", "EVAL"],
         };
         Self { source, sha, commands }
     }
 
-    /// The command that runs this script: by its name, or, where Redis has forgotten it, whole.
+    /// The command that runs this script by its digest, or by its source if Redis has not cached it.
     pub(super) fn command<'a>(
         &self,
-        whole: bool,
+        is_source: bool,
         keys: &[impl AsRef<str>],
         args: impl IntoIterator<Item = &'a [u8]>,
     ) -> Cmd {
         let [by_name, by_source] = self.commands;
-        let mut command = if whole {
+        let mut command = if is_source {
             let mut command = redis::cmd(by_source);
             command.arg(&self.source);
             command
@@ -63,7 +59,7 @@ impl Script {
         command
     }
 
-    /// Runs it, over a link.
+    /// Runs the script over the manager's connection.
     pub(super) async fn run(
         &self,
         connections: &ConnectionManager,
@@ -74,7 +70,7 @@ impl Script {
         self.run_on(connections, &connection, keys, args).await
     }
 
-    /// Runs it, on one connection of a link.
+    /// Runs the script over this connection of the manager.
     pub(super) async fn run_on(
         &self,
         connections: &ConnectionManager,
@@ -93,9 +89,9 @@ impl Script {
     }
 }
 
-/// The flags of a script that may be run on a full Redis.
+/// The flags of a script that Redis may run even if its memory is full.
 const EVEN_FULL: &str = "flags=allow-oom";
-/// Those of a script that writes nothing.
+/// The flags of a script that does not write.
 const READS: &str = "flags=no-writes";
 
 macro_rules! script {
@@ -107,15 +103,15 @@ macro_rules! script {
 }
 
 script!(
-    /// Appends.
+    /// Appends a batch of changes.
     APPEND, "", "append.lua"
 );
 script!(
-    /// Appends what must be recorded even where Redis is full.
+    /// Appends denials, which must be recorded even if Redis is full.
     APPEND_EVEN_FULL, EVEN_FULL, "append.lua"
 );
 script!(
-    /// Completes an append that was cut short. It takes no more memory than the append would have.
+    /// Completes an append that failed half-way. It needs no more memory than the append.
     ROLL_FORWARD, EVEN_FULL, "roll_forward.lua"
 );
 script!(
@@ -139,32 +135,32 @@ script!(
     TRIM_LOG, EVEN_FULL, "trim_log.lua"
 );
 script!(
-    /// Takes away what an erased pair's history had.
+    /// Deletes an erased pair's history.
     ERASE_HISTORY, EVEN_FULL, "erase_history.lua"
 );
 script!(
-    /// Removes statements that nobody refers to.
+    /// Deletes marked statements without references.
     DELETE_STATEMENTS, EVEN_FULL, "delete_statements.lua"
 );
 script!(
-    /// Counts that an operator has accepted the ledger as it is.
+    /// Counts an operator's acceptance of the ledger.
     ACCEPT, EVEN_FULL, "accept.lua"
 );
 script!(
-    /// Writes what nobody reads.
+    /// Makes a write without effect.
     WRITE_NOOP, EVEN_FULL, "write_noop.lua"
 );
 script!(
-    /// Makes keys of a new ledger.
+    /// Creates the hashes of a new ledger.
     CREATE_HASHES, "", "create_hashes.lua"
 );
 script!(
-    /// Makes a new ledger of them.
+    /// Creates the other keys of a new ledger, its meta key last.
     CREATE_META, "", "create_meta.lua"
 );
 
 script!(
-    /// Marks a place for a copy of a ledger.
+    /// Reserves the keys for a copy of a ledger.
     COPY_BEGIN, "", "copy_begin.lua"
 );
 script!(
@@ -172,27 +168,27 @@ script!(
     COPY_WRITE, "", "copy_write.lua"
 );
 script!(
-    /// Makes a copy a ledger.
+    /// Turns a copy into a ledger.
     COPY_FINISH, "", "copy_finish.lua"
 );
 script!(
-    /// Removes a copy that was never finished.
+    /// Deletes keys of an unfinished copy.
     COPY_WIPE, EVEN_FULL, "copy_wipe.lua"
 );
 script!(
-    /// Puts back the fence and sentinels.
+    /// Recreates the fence, the log and sentinel fields.
     RECREATE_KEYS, EVEN_FULL, "recreate_keys.lua"
 );
 script!(
-    /// Replaces a field of a bucket.
+    /// Replaces a field of a bucket by a compare-and-set.
     REPLACE_FIELD, EVEN_FULL, "replace_field.lua"
 );
 script!(
-    /// Rebuilds the log without entries that nobody was told of.
+    /// Rebuilds the log without stray entries.
     REBUILD_LOG, EVEN_FULL, "rebuild_log.lua"
 );
 
-/// Asks Redis one thing.
+/// Sends one command over the manager's connection.
 pub(super) async fn ask(
     connections: &ConnectionManager,
     command: &Cmd,
@@ -201,7 +197,7 @@ pub(super) async fn ask(
     ask_on(connections, &connection, command).await
 }
 
-/// Asks Redis several things at once; an error is an answer to one of them.
+/// Sends commands as one pipeline. An error reply to one of them is returned as its value.
 pub(super) async fn ask_all(
     connections: &ConnectionManager,
     commands: Vec<Cmd>,
@@ -224,7 +220,7 @@ pub(super) async fn ask_all(
     answered
 }
 
-/// Asks Redis one thing on one connection of a link.
+/// Sends one command over this connection of the manager.
 pub(super) async fn ask_on(
     connections: &ConnectionManager,
     connection: &Connection,
@@ -244,74 +240,75 @@ pub(super) async fn ask_on(
     answered
 }
 
-/// Whether a connection that answered so is of no more use.
+/// Whether a connection with this result cannot be used any more.
 pub(super) fn is_unusable<T>(answered: &Result<T, RedisFailure>) -> bool {
-    // A replica was the primary once, or was never; elsewhere is a new one.
+    // Only a primary accepts writes: a replica's address may lead to a new primary after reconnection.
     matches!(
         answered,
         Err(RedisFailure::NoReply(_) | RedisFailure::Rejected(RedisRejection::ReadOnly))
     )
 }
 
-/// Takes answers of the shapes that scripts give; anything else is strange.
+/// Decodes a reply, element by element. A reply of another form is a failure.
 pub(super) struct Answer(std::vec::IntoIter<Value>);
 
-const STRANGE: RedisFailure = RedisFailure::Rejected(RedisRejection::MalformedReply);
+const MALFORMED: RedisFailure = RedisFailure::Rejected(RedisRejection::MalformedReply);
 
 impl Answer {
     pub(super) fn of(value: Value) -> Result<Self, RedisFailure> {
         match value {
             Value::Array(values) => Ok(Self(values.into_iter())),
-            // How RESP3 gives a hash.
+            // RESP3's form of a hash.
             Value::Map(pairs) => {
                 let values: Vec<_> = pairs.into_iter().flat_map(<[Value; 2]>::from).collect();
                 Ok(Self(values.into_iter()))
             }
-            _ => Err(STRANGE),
+            _ => Err(MALFORMED),
         }
     }
 
     pub(super) fn next(&mut self) -> Result<Value, RedisFailure> {
-        self.0.next().ok_or(STRANGE)
+        self.0.next().ok_or(MALFORMED)
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.0.len() == 0
     }
 
-    /// The next bytes; none where there is nothing.
+    /// The next bytes; `None` for a null.
     pub(super) fn optional(&mut self) -> Result<Option<Vec<u8>>, RedisFailure> {
         match self.next()? {
             Value::BulkString(bytes) => Ok(Some(bytes)),
             Value::Nil | Value::Boolean(false) => Ok(None),
-            _ => Err(STRANGE),
+            _ => Err(MALFORMED),
         }
     }
 
     pub(super) fn bytes(&mut self) -> Result<Vec<u8>, RedisFailure> {
-        self.optional()?.ok_or(STRANGE)
+        self.optional()?.ok_or(MALFORMED)
     }
 
+    /// The next bytes, which must be of length `N`.
     pub(super) fn exactly<const N: usize>(&mut self) -> Result<[u8; N], RedisFailure> {
-        self.bytes()?.try_into().map_err(|_| STRANGE)
+        self.bytes()?.try_into().map_err(|_| MALFORMED)
     }
 
-    /// The next number, as Redis counts or as it is written.
+    /// The next number, as an integer or as a text.
     pub(super) fn number(&mut self) -> Result<u64, RedisFailure> {
         match self.next()? {
-            Value::Int(number) => number.try_into().map_err(|_| STRANGE),
+            Value::Int(number) => number.try_into().map_err(|_| MALFORMED),
             Value::BulkString(bytes) => number(&bytes),
-            _ => Err(STRANGE),
+            _ => Err(MALFORMED),
         }
     }
 
-    /// The next entry's id in a stream, whose first part is its revision.
+    /// The revision in the next id of a stream entry.
     pub(super) fn revision(&mut self) -> Result<u64, RedisFailure> {
         let id = self.bytes()?;
-        number(id.strip_suffix(b"-0").ok_or(STRANGE)?)
+        number(id.strip_suffix(b"-0").ok_or(MALFORMED)?)
     }
 }
 
 fn number(bytes: &[u8]) -> Result<u64, RedisFailure> {
-    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or(STRANGE)
+    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or(MALFORMED)
 }

@@ -1,4 +1,4 @@
-//! What is looked at before a Redis is believed: whether it is fit to hold a ledger.
+//! Checks that a server is configured to hold a ledger, before anything is read from or written to it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -10,13 +10,13 @@ use super::{Durability, Redis, ServerInfo, Shared};
 use crate::{DurabilityStatus, LedgerError};
 use consentd_os::clock;
 
-/// For how long what a Redis said of itself is believed: it may be set up otherwise meanwhile.
-const BELIEVED: Duration = Duration::from_secs(30);
+/// How long a successful check is valid: the server's configuration may change meanwhile.
+const VALIDITY: Duration = Duration::from_secs(30);
 
-/// The oldest Redis that can say that its append-only file is synced.
-const KNOWS_WAITAOF: (u32, u32) = (7, 2);
+/// The oldest version that has WAITAOF.
+const WAITAOF_SINCE: (u32, u32) = (7, 2);
 
-/// Which connection's Redis was found fit, and when.
+/// The connection whose server was found to be supported, and when.
 #[derive(Debug)]
 pub(super) struct CheckedServer {
     connection: u64,
@@ -24,19 +24,19 @@ pub(super) struct CheckedServer {
 }
 
 impl Redis {
-    /// Looks once whether there is a Redis that is fit, and a ledger in it.
+    /// Checks once that the server is supported, and has a ledger.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Refused`] with [`UnsupportedServer`] where it never will be as it is set up, with
-    /// [`RedisRejection::Missing`](super::RedisRejection::Missing) where there is no ledger;
-    /// [`LedgerError::Unreachable`] where it could not be asked.
+    /// [`LedgerError::Refused`] with [`UnsupportedServer`] if its configuration rules it out, or with
+    /// [`RedisRejection::Missing`](super::RedisRejection::Missing) if it has no ledger;
+    /// [`LedgerError::Unreachable`] if it cannot be reached.
     pub async fn probe(&self) -> Result<(), LedgerError> {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_supported(&connection).await?;
         self.shared.poll(u64::MAX, None).await?;
         if self.shared.options.retention.is_some() {
-            // Whoever records relies on it; what cannot be measured now is before the first append.
+            // Recorders depend on the sync, so its check fails now rather than with the first append.
             let connection = self.shared.writes.connection().await?;
             self.shared.ensure_fsync(&connection).await?;
         }
@@ -45,8 +45,8 @@ impl Redis {
 }
 
 impl Shared {
-    /// Makes sure that the Redis of a connection is fit, by what it said not long ago. That it is
-    /// unfit is never believed for long: a replica that is promoted keeps its connections.
+    /// Ensures that the server of a connection is supported, by a recent check. A failed check is not kept,
+    /// because a replica keeps its connections when it is promoted.
     pub(super) async fn ensure_supported(
         &self,
         connection: &Connection,
@@ -55,7 +55,7 @@ impl Shared {
         let is_known = {
             let looked = self.checked_server.lock().unwrap_or_else(PoisonError::into_inner);
             looked.as_ref().is_some_and(|looked| {
-                let is_young = now.saturating_sub(looked.at) < BELIEVED;
+                let is_young = now.saturating_sub(looked.at) < VALIDITY;
                 looked.connection == connection.number() && is_young
             })
         };
@@ -64,12 +64,13 @@ impl Shared {
         }
         let verdict = self.check_server(connection, now).await?;
         if matches!(verdict, Err(UnsupportedServer::Replica)) {
-            // Its address may lead to another server by now.
+            // Its address may belong to another server by now.
             self.reads.discard(connection);
         }
         verdict.map_err(|unfit| RedisFailure::UnsupportedServer(Arc::new(unfit)))
     }
 
+    /// Reads the server's configuration and checks it.
     async fn check_server(
         &self,
         connection: &Connection,
@@ -91,11 +92,11 @@ impl Shared {
         Ok(verdict)
     }
 
-    /// Whether this Redis can confirm what is to be confirmed.
+    /// Checks that the server can confirm the configured durability.
     fn check_durability(&self, fitness: &ServerInfo) -> Result<(), UnsupportedServer> {
         let (major, minor, _) = fitness.version;
         match self.options.durability {
-            Durability::Aof if (major, minor) < KNOWS_WAITAOF => {
+            Durability::Aof if (major, minor) < WAITAOF_SINCE => {
                 Err(UnsupportedServer::NoWaitAof(fitness.called.clone()))
             }
             Durability::Aof if !matches!(fitness.durability, Persistence::AppendOnly(_)) => {
@@ -105,9 +106,10 @@ impl Shared {
         }
     }
 
+    /// Updates the durability status by the result of a check.
     fn update_status(&self, fitness: &ServerInfo, mut warnings: Vec<Warning>) {
         if matches!(self.options.durability, Durability::Replicas(_)) {
-            // What is acknowledged lies elsewhere too.
+            // Acknowledged changes are on replicas, too.
             warnings.retain(|warning| *warning != Warning::MemoryAlone);
         }
         let standing = DurabilityStatus {

@@ -1,101 +1,103 @@
-//! Whether a Redis is fit to hold a ledger, and what an operator should know of it.
+//! What a server says of its version, role and configuration (INFO, CONFIG GET), and whether that allows it
+//! to hold a ledger.
 
 use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
 
-/// The oldest version that knows the flags of scripts, on which the fence rests.
+/// The oldest version with script flags, on which the fence depends.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// What a Redis says of itself.
+/// A server's version, role and configuration.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServerInfo {
-    /// Whether it is a primary.
+    /// Whether the server is a primary.
     pub is_primary: bool,
-    /// Its version as Redis counts it: Valkey says which Redis it stands in for.
+    /// The version of Redis; for Valkey the version of Redis that it is compatible with.
     pub version: (u32, u32, u32),
-    /// Its version as people call it, such as "redis 7.0.15" or "valkey 8.0.1".
+    /// The name and version of the product, such as "redis 7.0.15" or "valkey 8.0.1".
     pub called: String,
-    /// Whether it is a node of a cluster.
+    /// Whether the server is a node of a cluster.
     pub is_cluster: bool,
-    /// What survives when its process ends.
+    /// What survives the end of its process.
     pub durability: Persistence,
-    /// Whether it could write what it must at its last attempt.
+    /// Whether its last attempts to write to the disk succeeded.
     pub can_save: bool,
-    /// What it does when it is full, where it tells.
+    /// The eviction policy (`maxmemory-policy`), if known.
     pub eviction: Option<String>,
-    /// How many replicas follow it now.
+    /// The number of connected replicas.
     pub replicas: u32,
-    /// Whether it refuses writes, and with them polls, once too few replicas answer.
+    /// Whether it refuses writes, and therefore polls, once it has too few replicas
+    /// (`min-replicas-to-write` and `min-replicas-max-lag` are set).
     pub is_fenced: bool,
 }
 
-/// What survives when a Redis' process ends.
+/// What survives the end of a server's process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Persistence {
     /// Nothing.
     Memory,
-    /// What was there at the last snapshot.
+    /// The last snapshot (RDB).
     Snapshots,
-    /// What was in its append-only file.
+    /// The append-only file.
     AppendOnly(Fsync),
-    /// It has no append-only file, and does not let us see whether it takes snapshots.
+    /// There is no append-only file, and the ACL does not permit to read whether there are snapshots.
     Unstated,
 }
 
-/// How often an append-only file is forced to the disk.
+/// When the append-only file is synced to the disk (`appendfsync`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fsync {
-    /// Before each answer.
+    /// Before each reply.
     Always,
     /// Every second.
     EverySecond,
-    /// When the system likes.
+    /// When the operating system decides.
     Never,
-    /// It does not let us see.
+    /// The ACL does not permit to read the setting.
     Unstated,
 }
 
-/// Why a Redis cannot hold a ledger.
+/// Why a server cannot hold a ledger.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UnsupportedServer {
-    /// It would delete pairs.
+    /// The eviction policy, which it has, would delete pairs.
     #[error(
         "it deletes keys when it is full (maxmemory-policy {0}), and with them opt-outs: set \
          maxmemory-policy noeviction"
     )]
     Evicting(String),
-    /// It does not know what the fence rests on.
+    /// The version, which it has, lacks script flags.
     #[error("it is {0}; Redis 7.0 or Valkey 7.2 is needed, or later")]
     TooOld(String),
-    /// It is a replica.
+    /// The server is a replica.
     #[error("it is a replica: give the primary's address, or those of its Sentinels")]
     Replica,
-    /// It is a node of a cluster.
+    /// The server is a node of a cluster.
     #[error("it is a node of a cluster (cluster-enabled yes), which cannot hold a ledger yet")]
     Cluster,
-    /// It cannot say that its append-only file is synced.
+    /// The version, which it has, lacks WAITAOF.
     #[error("it is {0}; --durability aof needs Redis 7.2 or later: give ledger or replicas:N")]
     NoWaitAof(String),
-    /// It has none.
+    /// There is no append-only file.
     #[error("it has no append-only file, and --durability aof waits for that: set appendonly yes")]
     NoAppendOnlyFile,
-    /// It never forces that file to the disk.
+    /// The append-only file is never synced.
     #[error(
         "its append-only file is never synced (appendfsync no), and --durability aof waits for \
          that: set appendfsync always, or everysec where it waits for the sync"
     )]
     NeverSyncs,
-    /// It says that the file is synced when it is not.
+    /// The server confirms a sync before it has synced.
     #[error(
         "it confirms that its append-only file is synced before it is (WAITAOF with appendfsync \
          everysec; measured): set appendfsync always, and permit CONFIG GET (+config|get), so that \
          it can be seen; or give --durability ledger or replicas:N"
     )]
     ConfirmsUnsynced,
-    /// Cut off, it would not notice.
+    /// The server would not notice that it is cut off from its replicas.
     #[error(
         "it would go on proving itself when a failover has passed it by: set \
          min-replicas-to-write 1 and min-replicas-max-lag below the failover timeout, on every \
@@ -105,28 +107,28 @@ pub enum UnsupportedServer {
 }
 
 impl UnsupportedServer {
-    /// What an eviction policy makes of a Redis. The keys of a ledger never expire, so that the
-    /// policies `volatile-*`, which delete only keys that do, leave them alone.
+    /// Checks an eviction policy. The keys of a ledger never expire, so the policies `volatile-*`, which
+    /// delete only keys that do, are harmless.
     pub(super) fn by_policy(policy: &str) -> Option<Self> {
         policy.starts_with("allkeys").then(|| Self::Evicting(policy.to_owned()))
     }
 }
 
-/// What an operator should know of a Redis that holds a ledger.
+/// A risk of a server that holds a ledger, which an operator should know.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Warning {
-    /// A restart loses it.
+    /// A restart loses the ledger.
     #[error(
         "the ledger is in memory alone: a restart of Redis loses every opt-out; set appendonly yes"
     )]
     MemoryAlone,
-    /// A crash loses the last minutes.
+    /// A crash loses what was recorded after the last snapshot.
     #[error(
         "the ledger is as durable as the last snapshot: a crash of Redis loses what came after it; \
          set appendonly yes"
     )]
     SnapshotsAlone,
-    /// It is not known.
+    /// It is unknown whether there are snapshots.
     #[error(
         "what Redis keeps is not known: it has no append-only file, and CONFIG GET is refused; \
          see that it takes snapshots, or set appendonly yes"
@@ -135,7 +137,7 @@ pub enum Warning {
     /// The last attempt to save failed.
     #[error("Redis could not save when it last tried, and may refuse writes: see its log")]
     CannotSave,
-    /// It has replicas, and would not notice being cut off from them.
+    /// The server has replicas, and would not notice being cut off from them.
     #[error(
         "unfenced: this Redis has replicas and min-replicas-to-write 0; after a failover the old \
          primary would go on proving itself to those who still reach it; set \
@@ -144,33 +146,33 @@ pub enum Warning {
     Unfenced,
 }
 
-/// Why a Redis could not be looked at.
+/// Why a server's information could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerInfoError {
-    /// It could not be asked.
+    /// INFO failed.
     #[error("cannot ask Redis what it is (INFO): {0}")]
     Asking(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// It says something else.
+    /// INFO lacks a field.
     #[error("INFO does not say {0}")]
     Silent(&'static str),
 }
 
-/// Asks a Redis what it is.
+/// Reads a server's version, role and configuration.
 pub(super) async fn inspect(
     redis: &mut MultiplexedConnection,
 ) -> Result<ServerInfo, ServerInfoError> {
-    // The whole of it: those that are too old take one section at most.
+    // All sections, because old versions accept one section at most.
     let asking = |error: RedisError| ServerInfoError::Asking(Arc::new(error));
     let info: String = redis::cmd("INFO").query_async(redis).await.map_err(asking)?;
     let mut config = redis::cmd("CONFIG");
     config.arg("GET").arg("appendfsync").arg("save").arg("maxmemory-policy");
-    // A sidecar's user need not be allowed this; INFO tells the most of it.
+    // A sidecar's user does not need this permission, because INFO has most of it.
     let config: Vec<(String, String)> = match config.query_async(redis).await {
         Ok(Value::Array(flat)) => pairs(flat),
         Err(error) if error.is_io_error() || error.is_timeout() => return Err(asking(error)),
         Ok(_) | Err(_) => Vec::new(),
     };
-    ServerInfo::read(&info, &config)
+    ServerInfo::parse(&info, &config)
 }
 
 fn pairs(flat: Vec<Value>) -> Vec<(String, String)> {
@@ -180,8 +182,8 @@ fn pairs(flat: Vec<Value>) -> Vec<(String, String)> {
 }
 
 impl ServerInfo {
-    /// What INFO and, where it was permitted, CONFIG GET say.
-    fn read(info: &str, config: &[(String, String)]) -> Result<Self, ServerInfoError> {
+    /// Parses the replies to INFO and, if it was permitted, to CONFIG GET.
+    fn parse(info: &str, config: &[(String, String)]) -> Result<Self, ServerInfoError> {
         let of = |name: &str| {
             info.lines().find_map(|line| {
                 let (key, value) = line.split_once(':')?;
@@ -199,7 +201,7 @@ impl ServerInfo {
             _ => format!("redis {said}"),
         };
         let is_good = |name| of(name).is_none_or(|status| status == "ok");
-        // Shown only where both min-replicas-to-write and min-replicas-max-lag are set.
+        // INFO has this field only if min-replicas-to-write and min-replicas-max-lag are both set.
         let is_fenced = of("min_slaves_good_slaves").is_some();
         Ok(Self {
             is_primary: needed("role")? == "master",
@@ -275,7 +277,7 @@ fn durability(has_file: bool, save: Option<&str>, fsync: Option<&str>) -> Persis
     }
 }
 
-/// What a value of `appendfsync` means.
+/// Parses the value of `appendfsync`.
 pub(super) fn fsync(value: Option<&str>) -> Fsync {
     match value {
         Some("always") => Fsync::Always,

@@ -1,11 +1,11 @@
-//! Taking away what was erased.
+//! Erasure, and the garbage collection of statements.
 //!
-//! An erase is an append like any other: its tombstone is compared with what is there, written, and
-//! completed from the log where it was cut short. With it comes a mark of its pair, in a hash of
-//! its own, so that what is left to do is known whatever becomes of its recorder: first the pair's
-//! history, part by part, which dooms the statements that it referred to; then those statements,
-//! once all histories were looked through and none refers to them. An append that refers to one
-//! ends its doom. Every step may be done twice, and by anybody.
+//! An erase is an append like any other: its tombstone is compared, written, and rolled forward if it failed
+//! half-way. It also adds the pair to the erasure queue, a hash of its own, so that the remaining work is
+//! known even if its recorder ends. First the pair's history is deleted, part by part, which queue the
+//! statements that it referred to for deletion. Then, once all histories have been scanned, the marked
+//! statements that none of them refers to are deleted. An append that refers to a statement clears its mark.
+//! Every step is idempotent and may run in any process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,25 +18,25 @@ use crate::{Identity, LedgerError, Retention, bucket_of, codec};
 use consentd_core::id::Key;
 use consentd_core::record::Record;
 
-/// How often a pair's history is begun anew to be taken away, for others write to the pair.
+/// How often deleting a pair's history is restarted because the pair was written meanwhile.
 const MAX_TRIES: usize = 32;
 
-/// How many fields one script removes.
+/// How many fields one script deletes.
 const MAX_FIELDS: usize = 256;
 
-/// How many pairs, and how many statements, are done with at once: the rest comes next time.
-const MAX_MARKS: usize = 16_384;
+/// The maximum number of pairs, and of statements, in one pass. The rest follows in the next pass.
+const MAX_QUEUED: usize = 16_384;
 
-/// What is marked.
+/// The erasure queue.
 #[derive(Default)]
-struct Marks {
-    /// Pairs whose histories are to be taken away.
+struct ErasureQueue {
+    /// The pairs whose histories are to be deleted.
     pairs: BTreeSet<[u8; 16]>,
-    /// Statements that are to go where nobody refers to them, and the tokens that doomed them.
-    doomed: BTreeMap<[u8; 32], Vec<u8>>,
+    /// The statements that are marked for deletion, and the tokens of the erases that marked them.
+    condemned: BTreeMap<[u8; 32], Vec<u8>>,
 }
 
-/// A field of a history, and the digest of the statement that it refers to.
+/// A field of a history, and the digest of the statement that its entry refers to.
 type Field = (Vec<u8>, Option<[u8; 32]>);
 
 impl Redis {
@@ -56,12 +56,12 @@ impl Redis {
 }
 
 impl Shared {
-    /// Goes on with what was erased.
-    pub(super) async fn finish_erasing(&self, identity: &Identity) -> Result<(), RedisFailure> {
+    /// Runs one pass: deletes the histories in the queue, and then the marked statements without references.
+    pub(super) async fn collect_garbage(&self, identity: &Identity) -> Result<(), RedisFailure> {
         let mut lost = Ok(());
-        for key in self.marks().await?.pairs {
+        for key in self.erasure_queue().await?.pairs {
             match self.purge(identity, Key::from_bytes(key)).await {
-                // Others' are taken away all the same; this one's once its keys are back.
+                // The other histories are deleted all the same; this one once its keys are repaired.
                 Err(failure @ RedisFailure::Rejected(RedisRejection::LostKey { .. })) => {
                     lost = Err(failure);
                 }
@@ -69,13 +69,13 @@ impl Shared {
             }
         }
         lost?;
-        let doomed = self.marks().await?.doomed;
-        if doomed.is_empty() {
+        let condemned = self.erasure_queue().await?.condemned;
+        if condemned.is_empty() {
             return Ok(());
         }
-        let found = self.referred_to(identity, &doomed).await?;
-        let doomed: Vec<_> = doomed.into_iter().collect();
-        for some in doomed.chunks(MAX_FIELDS) {
+        let found = self.referenced(identity, &condemned).await?;
+        let condemned: Vec<_> = condemned.into_iter().collect();
+        for some in condemned.chunks(MAX_FIELDS) {
             let mut args = vec![&identity.epoch[..]];
             for (digest, token) in some {
                 let remove: &[u8] = if found.contains(digest) { b"" } else { b"1" };
@@ -87,56 +87,55 @@ impl Shared {
         Ok(())
     }
 
-    async fn marks(&self) -> Result<Marks, RedisFailure> {
-        let mut marks = Marks::default();
+    async fn erasure_queue(&self) -> Result<ErasureQueue, RedisFailure> {
+        let mut queue = ErasureQueue::default();
         let mut cursor = 0;
         loop {
             let (next, found) = self.scan(&self.keyspace.erased, cursor).await?;
             for (field, token) in found {
                 if let Ok(key) = <[u8; 16]>::try_from(field.as_slice()) {
-                    marks.pairs.insert(key);
+                    queue.pairs.insert(key);
                 } else if let Ok(digest) = <[u8; 32]>::try_from(field.as_slice()) {
-                    marks.doomed.insert(digest, token);
+                    queue.condemned.insert(digest, token);
                 }
             }
-            if next == 0 || marks.pairs.len().max(marks.doomed.len()) >= MAX_MARKS {
-                return Ok(marks);
+            if next == 0 || queue.pairs.len().max(queue.condemned.len()) >= MAX_QUEUED {
+                return Ok(queue);
             }
             cursor = next;
         }
     }
 
-    /// Those of these statements that any history refers to. One that comes to do so meanwhile ends
-    /// the doom by itself.
-    async fn referred_to(
+    /// Scans all histories for references to these statements. An append that adds a reference meanwhile
+    /// clears the mark itself.
+    async fn referenced(
         &self,
         identity: &Identity,
-        doomed: &BTreeMap<[u8; 32], Vec<u8>>,
+        condemned: &BTreeMap<[u8; 32], Vec<u8>>,
     ) -> Result<BTreeSet<[u8; 32]>, RedisFailure> {
         let mut found = BTreeSet::new();
         for number in 0..identity.buckets {
             let hash = self.keyspace.history(number);
-            // What it has not may be rebuilt, and then refers to them.
+            // A lost entry may be rebuilt, and then refers to its statement.
             self.check_hash(&hash).await?;
             let mut cursor = 0;
             loop {
                 let (next, fields) = self.scan(&hash, cursor).await?;
                 let digests = fields.iter().filter_map(|(_, value)| statement(value));
-                found.extend(digests.filter(|digest| doomed.contains_key(digest)));
+                found.extend(digests.filter(|digest| condemned.contains_key(digest)));
                 if next == 0 {
                     break;
                 }
                 cursor = next;
             }
-            if found.len() == doomed.len() {
+            if found.len() == condemned.len() {
                 break;
             }
         }
         Ok(found)
     }
 
-    /// Takes away what is left of a pair's erased history, and what an append that was cut short
-    /// has left behind it.
+    /// Deletes a pair's erased history, including entries that an append which failed half-way has left.
     async fn purge(&self, identity: &Identity, key: Key) -> Result<(), RedisFailure> {
         let number = bucket_of(key, identity.buckets);
         for _ in 0..MAX_TRIES {
@@ -148,14 +147,15 @@ impl Shared {
                 None => Ok(Record::default()),
                 Some(record) => record,
             };
-            // One that this version cannot read is for whoever can.
+            // A record of a newer format is left to a process that can read it.
             let Ok(record) = record else { return Ok(()) };
             let fields = match record.erased {
                 Some(_) => self.erased_fields(number, key, &record).await?,
-                // Another came first, and the erase that left this mark was never written.
+                // The erase lost its compare-and-set and was not written: there is only its entry in the
+                // queue.
                 None => Vec::new(),
             };
-            match self.take_away(identity, number, (key, &value), &fields).await {
+            match self.delete_fields(identity, number, (key, &value), &fields).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(RedisFailure::Rejected(RedisRejection::CutShort)) => {
@@ -167,7 +167,7 @@ impl Shared {
         Err(RedisFailure::Rejected(RedisRejection::CutShort))
     }
 
-    /// The fields of a pair's history that its record does not tell of.
+    /// The fields of a pair's history outside the range that its record states.
     async fn erased_fields(
         &self,
         number: u32,
@@ -192,9 +192,9 @@ impl Shared {
         }
     }
 
-    /// Removes these fields, and the pair's mark in the end; tells whether the pair is still what
-    /// was read.
-    async fn take_away(
+    /// Deletes these fields, and in the end the pair's entry in the queue. Returns false if the pair has
+    /// changed since it was read.
+    async fn delete_fields(
         &self,
         identity: &Identity,
         number: u32,
@@ -205,7 +205,7 @@ impl Shared {
         let (bucket, history) = (keyspace.bucket(number), keyspace.history(number));
         let keys = [&keyspace.meta, &keyspace.log, &bucket, &history, &keyspace.erased];
         let mut token = [0; 16];
-        // Tokens need to differ, and no more.
+        // Tokens only have to be unique.
         getrandom::fill(&mut token)
             .map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         let mut parts: Vec<&[Field]> = fields.chunks(MAX_FIELDS).collect();

@@ -1,4 +1,4 @@
-//! A ledger to be, in Redis, that is filled from another one.
+//! The target of a copy: a new ledger in Redis that is written from another ledger.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use super::create::{CreateError, MAX_KEYS, hashes};
 use crate::portable_pair::{Entry, Kind, PortablePair};
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
 
-/// How many fields one script writes at most.
+/// The maximum number of fields that one script writes.
 const MAX_FIELDS: usize = 1_024;
-/// How many bytes of them, in about: Redis does nothing else meanwhile.
+/// Their approximate maximum size, in bytes: Redis executes nothing else meanwhile.
 const MAX_BYTES: usize = 1 << 20;
 
-/// A ledger to be. There is none before it is finished.
+/// A new ledger that is being written. It is not a ledger before it is finished.
 pub struct NewRedis {
     connections: ConnectionManager,
     keyspace: Keyspace,
@@ -29,17 +29,15 @@ pub struct NewRedis {
     buckets: u32,
 }
 
-/// One field to be written: in which hash, its name, and its value.
+/// A field to write: its hash, its name, and its value.
 type Field = (String, Vec<u8>, Vec<u8>);
 
 impl NewRedis {
-    /// Prepares the place. Where a copy was begun there and never finished, that is an error, or
-    /// it is removed.
+    /// Reserves the keys for a copy. An unfinished copy at the target is an error, or is deleted first.
     ///
     /// # Errors
     ///
-    /// [`CopyError`]; where a ledger is there, or anything else that has a ledger's keys, nothing
-    /// is changed.
+    /// [`CopyError`]; if the target has a ledger, or anything else in a ledger's keys, nothing is changed.
     pub async fn begin(target: Target, buckets: u32, anew: bool) -> Result<Self, CopyError> {
         let connections = ConnectionManager::new(Arc::new(target.clone()));
         let keyspace = Keyspace::new();
@@ -63,11 +61,11 @@ impl NewRedis {
         Ok(Self { connections, keyspace, token, buckets })
     }
 
-    /// Says what [`begin`](Self::begin) would find, and changes nothing.
+    /// Checks what [`begin`](Self::begin) would check, and changes nothing.
     ///
     /// # Errors
     ///
-    /// [`CopyError`], as there.
+    /// The [`CopyError`] that [`begin`](Self::begin) would return.
     pub async fn plan(target: Target, buckets: u32, anew: bool) -> Result<(), CopyError> {
         let connections = ConnectionManager::new(Arc::new(target.clone()));
         let keyspace = Keyspace::new();
@@ -77,8 +75,8 @@ impl NewRedis {
         super::create::plan(target, buckets).await.map(|_| ()).map_err(of_create)
     }
 
-    /// Writes pairs, and statements by their digests. A record comes after its history: what there
-    /// is of a pair is whole.
+    /// Writes pairs, and statements by their digests. A pair's record is written after its history, so that
+    /// a record's history is always complete.
     pub(crate) async fn put(
         &self,
         pairs: &[PortablePair],
@@ -90,10 +88,10 @@ impl NewRedis {
         for pair in pairs {
             let number = bucket_of(pair.key(), self.buckets);
             let history = self.keyspace.history(number);
-            // A record that cannot be read is no reader's, and has none that was erased.
+            // A record that cannot be decoded is copied as it is; it does not count as erased.
             let start = pair.decode().map_or(0, |record| record.history_start().0);
             for (place, entry) in (start..).zip(&pair.history) {
-                // What the other ledger has lost is not made up; verify tells of it.
+                // An entry that the source has lost is skipped; `verify` reports it.
                 let Some(entry) = entry else { continue };
                 let field = history_field(pair.key(), place);
                 fields.push((history.clone(), field, item(entry)));
@@ -138,7 +136,7 @@ impl NewRedis {
         run(&scripts::COPY_WRITE, &self.connections, &keys, &args).await
     }
 
-    /// Makes it a ledger, whose revisions go on from `end`.
+    /// Turns the copy into a ledger whose revisions continue from `end`.
     pub(crate) async fn finish(
         self,
         end: &Position,
@@ -167,7 +165,7 @@ impl NewRedis {
     }
 }
 
-/// A history's item as its field's value.
+/// The value of a history entry's field.
 fn item(entry: &Entry) -> Vec<u8> {
     let item = match (entry.kind, <&[u8; 32]>::try_from(entry.bytes.as_slice())) {
         (Kind::Gone, Ok(digest)) => HistoryItem::Gone(digest),
@@ -177,7 +175,7 @@ fn item(entry: &Entry) -> Vec<u8> {
     [&entry.revision.to_be_bytes()[..], &item.encode()].concat()
 }
 
-/// Whose copy was begun there and never finished, and into how many buckets.
+/// The token and the number of buckets of an unfinished copy, if there is one.
 async fn unfinished(
     connections: &ConnectionManager,
     keyspace: &Keyspace,
@@ -186,7 +184,7 @@ async fn unfinished(
     command.arg(&keyspace.meta).arg("epoch").arg("copying").arg("buckets");
     let mut answer = match ask(connections, &command).await {
         Ok(answer) => Answer::of(answer)?,
-        // Another kind of key is none of ours; PREPARE says so.
+        // A key of another type does not belong to a copy; `create_hashes.lua` rejects it.
         Err(RedisFailure::Rejected(RedisRejection::Other { .. })) => return Ok(None),
         Err(failure) => return Err(failure.into()),
     };
@@ -200,7 +198,7 @@ async fn unfinished(
     Ok(Some((token, buckets)))
 }
 
-/// Removes a copy that was never finished; meta, by which it is known, last.
+/// Deletes an unfinished copy; its meta key, which identifies it, last.
 async fn wipe(
     connections: &ConnectionManager,
     keyspace: &Keyspace,

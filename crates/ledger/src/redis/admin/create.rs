@@ -1,5 +1,5 @@
-//! Making a ledger in Redis. Nothing else ever makes one: a Redis that lost its data must not look
-//! like a new ledger in which nobody has opted out.
+//! Creates a ledger in Redis. Besides `ledger copy`, nothing else ever does: a Redis that lost its data must
+//! not look like a new ledger without opt-outs.
 
 use redis::Value;
 
@@ -10,47 +10,47 @@ use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
 use crate::{Epoch, LedgerError, LogHead};
 
-/// The most buckets that a ledger can have: a snapshot asks for each.
+/// The maximum number of buckets of a ledger: reading a whole ledger takes a command for each.
 pub const MAX_BUCKETS: u32 = 1 << 20;
 
-/// How many keys one script makes.
+/// How many keys one script creates.
 pub(super) const MAX_KEYS: usize = 512;
 
-/// Why a ledger was not made.
+/// Why a ledger was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// So many buckets do not make sense.
+    /// The number of buckets is out of range.
     #[error("a ledger has 1 to {MAX_BUCKETS} buckets; 8192 do for some million pairs")]
     Buckets,
-    /// There is one.
+    /// A ledger, or a part of one, exists already.
     #[error(
         "there is a ledger in this Redis already, or what is left of one: nothing was changed; \
              give another database, or follow the one that is there"
     )]
     Exists,
-    /// No randomness.
+    /// The system has no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(#[source] getrandom::Error),
-    /// Redis did not do it. What was made by then is no ledger yet, and is taken over next time.
+    /// Redis failed. The keys that were created are not a ledger yet, and the next attempt reuses them.
     #[error("the ledger is not made yet, and making it again goes on from here: {0}")]
     Redis(#[source] LedgerError),
 }
 
-/// What making a ledger would do.
+/// What creating a ledger would do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Plan {
-    /// How many keys it would make.
+    /// The number of keys that it would create.
     pub keys: u64,
-    /// How many of them are there already, empty, from a run that was cut.
+    /// The number of those that exist already, empty, from an interrupted run.
     pub present: u64,
 }
 
-/// A ledger that was made.
+/// A created ledger.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Created {
-    /// Which it is.
+    /// The ledger's epoch.
     pub epoch: Epoch,
-    /// How many buckets its pairs lie in.
+    /// The number of its buckets.
     pub buckets: u32,
 }
 
@@ -63,11 +63,11 @@ impl From<RedisFailure> for CreateError {
     }
 }
 
-/// Says what [`create`] would do, and does nothing.
+/// Returns what [`create`] would do, without doing it.
 ///
 /// # Errors
 ///
-/// [`CreateError`], as [`create`] would give.
+/// The [`CreateError`] that [`create`] would return.
 pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
     let (connections, keyspace) = (ConnectionManager::new(target.into()), Keyspace::new());
     let hashes = hashes(&keyspace, buckets)?;
@@ -99,7 +99,7 @@ pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
             match answers {
                 [Value::Int(0), _] => {}
                 [Value::Int(1), Value::Int(1)] => present += 1,
-                // A hash of the wrong kind is an error of HLEN: it is not a ledger's either.
+                // HLEN fails for a key of another type: it does not belong to a new ledger either.
                 _ => return Err(CreateError::Exists),
             }
         }
@@ -108,15 +108,14 @@ pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
     Ok(Plan { keys: hashes.saturating_add(3), present })
 }
 
-/// Makes a ledger. What a run that was cut has left is gone on with; the meta key, which makes it
-/// a ledger, comes last.
+/// Creates a ledger. Resumes an interrupted run; the meta key, which makes it a ledger, comes last.
 ///
 /// # Errors
 ///
-/// [`CreateError`] where anything of a ledger is there, or Redis does not do it.
+/// [`CreateError`] if a part of a ledger exists, or Redis fails.
 pub async fn create(target: Target, buckets: u32) -> Result<Created, CreateError> {
-    // Before anything is made: of a ledger that has lost its meta key, the hashes that were lost,
-    // too, would look like whole ones from then on.
+    // Checked before anything is created: if a ledger has lost its meta key and some hashes, creating those
+    // hashes would make them look complete.
     plan(target.clone(), buckets).await?;
     let (connections, keyspace) = (ConnectionManager::new(target.into()), Keyspace::new());
     let hashes = hashes(&keyspace, buckets)?;
@@ -152,7 +151,7 @@ pub async fn create(target: Target, buckets: u32) -> Result<Created, CreateError
     Ok(Created { epoch, buckets })
 }
 
-/// Runs a step; where its answer is lost, whoever runs it again goes on from there.
+/// Runs a step. Steps are idempotent, so that a run whose reply was lost can be repeated.
 async fn run(
     script: &Script,
     connections: &ConnectionManager,
@@ -165,7 +164,7 @@ async fn run(
     Ok(())
 }
 
-/// The hashes of a ledger of so many buckets, the meta hash aside.
+/// The hashes of a ledger with this number of buckets, except the meta hash.
 pub(super) fn hashes(keyspace: &Keyspace, buckets: u32) -> Result<Vec<String>, CreateError> {
     if !(1..=MAX_BUCKETS).contains(&buckets) {
         return Err(CreateError::Buckets);

@@ -1,4 +1,4 @@
-//! What the log has behind the ledger's end, and how it is freed of what does not belong there.
+//! The log entries after the ledger's revision, and the repair of a log with entries that do not belong there.
 
 use redis::Value;
 
@@ -9,33 +9,32 @@ use super::super::scripts::{self, Answer, ask};
 use crate::{Identity, LedgerError, Position};
 use consentd_core::record::Revision;
 
-/// How many entries behind the ledger's end are looked at: more than an append can leave there.
-const MAX_LOOKED_AT: usize = 512;
+/// How many entries after the ledger's revision are read: more than an append can leave there.
+const MAX_READ: usize = 512;
 
-/// How many entries one script copies: a script holds up everybody who asks Redis meanwhile.
-const COPIED_AT_ONCE: usize = 1_024;
+/// How many entries one script copies: Redis executes nothing else meanwhile.
+const COPIED_PER_SCRIPT: usize = 1_024;
 
-/// What the log has behind the ledger's end.
+/// The log entries after the ledger's revision.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct LogTail {
-    /// How many entries continue the ledger: those of an append that was cut short.
+    /// The number of entries that continue the ledger: those of an append that failed half-way.
     pub(super) continuing: u64,
-    /// Whether there are others, which continue nothing.
+    /// Whether there are stray entries, which do not continue the ledger.
     pub(super) has_strays: bool,
-    /// Whether Redis refuses the ids that the ledger gives to its next entries, since the stream
-    /// has had a larger one.
+    /// Whether Redis rejects the ids of the ledger's next entries, because the stream has had a larger id.
     pub(super) refuses_appends: bool,
 }
 
 impl Shared {
-    /// Looks behind the ledger's end; none where the ledger no longer ends there.
+    /// Reads the log after the ledger's position `end`; `None` if the ledger has moved on meanwhile.
     pub(super) async fn log_tail(&self, end: &Position) -> Result<Option<LogTail>, RedisFailure> {
         let mut command = redis::cmd("XRANGE");
-        // The end's own entry is the one with -0; any other of that revision is a stray.
+        // The entry of the ledger's revision has the id suffix -0; one with another suffix is a stray.
         command.arg(&self.keyspace.log).arg(format!("({}-0", end.revision)).arg("+");
-        let page = ask(&self.reads, command.arg("COUNT").arg(MAX_LOOKED_AT)).await?;
+        let page = ask(&self.reads, command.arg("COUNT").arg(MAX_READ)).await?;
         let last_id = self.last_generated_id().await?;
-        // Another recorder may have appended between the questions.
+        // Another recorder may have appended between the two commands.
         if self.end().await? != *end {
             return Ok(None);
         }
@@ -57,14 +56,13 @@ impl Shared {
             (revision, head) = (revision.saturating_add(1), continued);
             tail.continuing = tail.continuing.saturating_add(1);
         }
-        // Redis takes an id that is larger than the last one, such as the 0-1 of a new log.
+        // Redis accepts an id that is larger than the stream's last one, such as 0-1 in a new log.
         let next_id = (revision.saturating_add(1), 0);
         tail.refuses_appends = last_id.is_some_and(|last| last >= next_id);
         Ok(Some(tail))
     }
 
-    /// The largest id that the log has ever had; Redis takes none that is not larger. None where
-    /// there is no log.
+    /// The largest id that the log has ever had; new entries must have larger ones. `None` without a log.
     async fn last_generated_id(&self) -> Result<Option<(u64, u64)>, RedisFailure> {
         let mut command = redis::cmd("XINFO");
         let information =
@@ -80,35 +78,35 @@ impl Shared {
         while !fields.is_over() {
             let (name, value) = (fields.bytes()?, fields.next()?);
             if name == b"last-generated-id" {
-                let strange = || RedisFailure::Rejected(RedisRejection::MalformedReply);
-                let Value::BulkString(id) = value else { return Err(strange()) };
+                let malformed = || RedisFailure::Rejected(RedisRejection::MalformedReply);
+                let Value::BulkString(id) = value else { return Err(malformed()) };
                 let id = std::str::from_utf8(&id).ok().and_then(|id| id.split_once('-'));
                 let id = id
                     .and_then(|(first, second)| Some((first.parse().ok()?, second.parse().ok()?)));
-                return id.map(Some).ok_or_else(strange);
+                return id.map(Some).ok_or_else(malformed);
             }
         }
         Err(RedisFailure::Rejected(RedisRejection::MalformedReply))
     }
 
-    /// Rebuilds the log without what does not belong to the ledger, so that Redis takes the
-    /// ledger's next entries again. Tells whether it did.
+    /// Rebuilds the log without stray entries, so that Redis accepts the ledger's next entries again. Returns
+    /// whether it did.
     pub(super) async fn rebuild_log(&self, identity: &Identity) -> Result<bool, LedgerError> {
         let end = self.end().await?;
         let Some(tail) = self.log_tail(&end).await? else { return Ok(false) };
         let copy = self.keyspace.log_copy();
-        // What another run left, which may have been cut at another state of the ledger.
+        // An interrupted run may have left a copy of an older state of the log.
         ask(&self.writes, redis::cmd("UNLINK").arg(&copy)).await?;
         let revision: Revision = end.revision;
         let keep_to = format!("{}-0", revision.saturating_add(tail.continuing));
-        let (revision, most) = (revision.to_string(), COPIED_AT_ONCE.to_string());
+        let (revision, most) = (revision.to_string(), COPIED_PER_SCRIPT.to_string());
         let keys = [&self.keyspace.meta, &self.keyspace.log, &copy];
         let args = [&identity.epoch[..], revision.as_bytes(), keep_to.as_bytes(), most.as_bytes()];
         loop {
             match self.changes(&scripts::REBUILD_LOG, &keys, &args).await {
                 Ok(false) => {}
                 Ok(true) => return Ok(true),
-                // Whoever looks again sees what there is now.
+                // The ledger has moved on: the next pass verifies it again.
                 Err(error) if RedisRejection::of(&error) == Some(&RedisRejection::CutShort) => {
                     ask(&self.writes, redis::cmd("UNLINK").arg(&copy)).await?;
                     return Ok(false);

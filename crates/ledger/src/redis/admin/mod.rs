@@ -5,6 +5,7 @@ mod create;
 mod log_tail;
 mod portable;
 mod repair;
+mod repair_inputs;
 mod sentinel_field;
 mod status;
 mod verify;

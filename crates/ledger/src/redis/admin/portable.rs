@@ -1,4 +1,4 @@
-//! Pairs with their histories, as bytes.
+//! Reads pairs with their histories in their encoded form, for verification and for copies.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,10 +16,10 @@ use consentd_core::id::Key;
 /// How many fields one command reads.
 const MAX_FIELDS: usize = 512;
 
-/// The longest history that is believed to be one: a record that tells of more is damaged.
+/// The maximum length of a history. A record that states a longer one is damaged.
 const MAX_HISTORY: u64 = 1 << 22;
 
-/// A bucket as it lies there.
+/// A bucket with undecoded fields.
 pub(super) struct RawBucket {
     pub(super) label: Position,
     pub(super) has_sentinel: bool,
@@ -45,7 +45,7 @@ impl Shared {
         Ok(raw)
     }
 
-    /// Fields of one hash, however many.
+    /// Reads any number of fields of a hash.
     pub(super) async fn many(
         &self,
         hash: &str,
@@ -66,7 +66,7 @@ impl Shared {
         Ok(values)
     }
 
-    /// Reads the histories of pairs of one bucket, whose records say from where to where they go.
+    /// Reads the histories of pairs of one bucket, each in the range that the pair's record states.
     pub(super) async fn fill_histories(
         &self,
         bucket: u32,
@@ -87,7 +87,7 @@ impl Shared {
         Ok(())
     }
 
-    /// These pairs, as they are now, those that there are.
+    /// Reads these pairs with their histories, and skips those that do not exist.
     pub(super) async fn portable_pairs(
         &self,
         keys: &[Key],
@@ -134,7 +134,7 @@ fn unreadable() -> LedgerError {
     LedgerError::Damaged("a pair's record, or this version cannot read it")
 }
 
-/// A pair by its value, without its history.
+/// Decodes a pair's value, without its history.
 fn pair(key: [u8; 16], value: &[u8]) -> Result<PortablePair, LedgerError> {
     let (version, record) = split_value(value).ok_or_else(unreadable)?;
     codec::decode_record(record).map_err(|_| unreadable())?;
@@ -142,7 +142,7 @@ fn pair(key: [u8; 16], value: &[u8]) -> Result<PortablePair, LedgerError> {
     Ok(PortablePair { key, revision, head_prefix, record: record.to_vec(), history: Vec::new() })
 }
 
-/// A history's item, by the value of its field.
+/// Decodes a history entry by the value of its field.
 pub(super) fn entry(value: &[u8]) -> Option<Entry> {
     let (revision, item) = HistoryItem::decode(value)?;
     let (kind, bytes) = match item {
@@ -154,8 +154,8 @@ pub(super) fn entry(value: &[u8]) -> Option<Entry> {
 }
 
 impl Redis {
-    /// The pairs of one bucket with their histories. Those are read after their records, and only
-    /// grow: what the records tell of is there.
+    /// Reads the pairs of one bucket with their histories. Histories only grow, and are read after the
+    /// records, so they contain all entries that the records state.
     pub(crate) async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {
         let shared = &*self.shared;
         shared.check_open()?;
@@ -176,7 +176,7 @@ impl Redis {
         Ok(PortableBucket { label: raw.label, pairs })
     }
 
-    /// These pairs with their histories, those that there are.
+    /// Reads these pairs with their histories, and skips those that do not exist.
     pub(crate) async fn portable_pairs(
         &self,
         keys: &[Key],
@@ -184,7 +184,7 @@ impl Redis {
         self.shared.portable_pairs(keys).await
     }
 
-    /// Statements by their digests, those that are there and still have them.
+    /// Reads statements by their digests; `None` for one that is missing or was modified.
     pub(crate) async fn statements(
         &self,
         digests: &[[u8; 32]],
@@ -198,7 +198,7 @@ impl Redis {
         Ok(digests.iter().zip(texts).map(|(digest, text)| own(digest, text)).collect())
     }
 
-    /// The secret of the pairs' keys.
+    /// Reads the secret of the pairs' keys.
     pub(crate) async fn secret(&self) -> Result<[u8; 16], LedgerError> {
         let mut command = redis::cmd("HGET");
         command.arg(&self.shared.keyspace.meta).arg("secret");

@@ -1,67 +1,59 @@
-//! Repairs what does not fit in a ledger in Redis, while recorders go on.
+//! Repairs damage in a ledger in Redis, while recorders go on.
 //!
-//! Nothing is written over that was not read: records are changed by appends, which compare, and
-//! followers are told of them; what cannot be appended to is first replaced by what it should be,
-//! where it is still what was read.
+//! Nothing is overwritten without a comparison: records are changed by appends, which compare and which
+//! followers apply; a value that an append cannot compare with is first replaced, by a compare-and-set, with
+//! the rebuilt one.
 
-use super::super::error::{RedisFailure, RedisRejection};
-use super::super::keyspace::{SENTINEL_FIELD, history_field, split_value, version_bytes};
+use super::super::keyspace::{SENTINEL_FIELD, version_bytes};
 use super::super::roll_forward::roll_forward;
 use super::super::scripts::{self, Answer, Script, ask};
 use super::super::{Redis, Shared};
-use super::portable::entry;
-use crate::portable_pair::{Entry, chain_of};
+use super::repair_inputs::RepairInputs;
 use crate::verify::{Damage, Depth, Finding, Progress, Report};
 use crate::{
-    AppendReceipt, Appended, Change, Identity, LedgerError, LogBody, Update, Version, bucket_of,
-    codec,
+    AppendReceipt, Appended, Change, Identity, LedgerError, Update, Version, bucket_of, codec,
 };
-use consentd_core::claims::Claim;
-use consentd_core::event::{MAX_AHEAD, What};
 use consentd_core::id::Key;
-use consentd_core::record::{ChainHead, Erased, Link, Record};
-use consentd_core::state::State;
+use consentd_core::record::Record;
 
-/// How often all is looked at: what is mended may bring to light what it hid.
+/// The maximum number of passes: a repair may uncover other damage.
 const MAX_PASSES: u32 = 20;
-/// How often a pair is tried that others write to.
+/// How often a repair of a pair is retried because the pair was written meanwhile.
 const MAX_TRIES: u32 = 10;
-/// How many items of a history are read at once.
-const MAX_ITEMS: u64 = 512;
 
-/// What is to be mended.
+/// What is to be repaired.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RepairMode {
-    /// Records that are not what the log last said.
+    /// Only records that differ from their last log entry.
     OutOfBand,
-    /// All that can be.
+    /// Everything that can be repaired.
     All,
-    /// The same; and what was lost for good counts as never recorded.
+    /// The same, and what is lost for good counts as never recorded.
     AcceptingLoss,
 }
 
-/// What was mended, and what is left.
+/// The result of a repair.
 #[derive(Clone, Debug, Default)]
 pub struct Repaired {
-    /// What was mended, and how; where nothing was to be changed, what would be.
+    /// The repaired findings, with the action for each; in a dry run the planned ones.
     pub done: Vec<(Finding, &'static str)>,
-    /// What was found in the end, when nothing more could be done.
+    /// The findings that are left.
     pub left: Report,
 }
 
-/// In which order things are mended: what the next rests on first.
+/// The order of repairs: each stage depends on those before it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Turn {
+enum Stage {
     Frame,
     Pair,
     Log,
-    /// What makes a rebuilt bucket one that is read and written again.
+    /// The sentinel field, with which a rebuilt bucket is read and written again.
     Sentinel,
 }
 
 impl RepairMode {
-    /// How much is looked at in the end. Histories cannot be mended: that they are damaged is for
-    /// whoever wants all to be well.
+    /// The depth of the final verification. Histories cannot be repaired, so only a full repair reports their
+    /// damage.
     fn depth(self) -> Depth {
         match self {
             Self::OutOfBand => Depth::Records,
@@ -69,44 +61,44 @@ impl RepairMode {
         }
     }
 
-    /// When and how something is mended; none where it is not.
-    fn plan(self, finding: &Finding) -> Option<(Turn, &'static str)> {
+    /// The stage and the action of a repair; `None` if the finding is not repaired.
+    fn plan(self, finding: &Finding) -> Option<(Stage, &'static str)> {
         let planned = match &finding.damage {
             Damage::NotAsLogged => {
-                (Turn::Pair, "joined with what the log says, and followers told")
+                (Stage::Pair, "joined with what the log says, and followers told")
             }
             Damage::Lost if finding.logged.is_some() => {
-                (Turn::Pair, "put back from the log, and followers told")
+                (Stage::Pair, "put back from the log, and followers told")
             }
             _ if self == Self::OutOfBand => return None,
-            Damage::Lost => (Turn::Pair, "put back from its history, and followers told"),
-            Damage::CutShort(_) => (Turn::Frame, "completed from the log"),
+            Damage::Lost => (Stage::Pair, "put back from its history, and followers told"),
+            Damage::CutShort(_) => (Stage::Frame, "completed from the log"),
             Damage::StrayEntries => {
-                (Turn::Frame, "removed by rebuilding the log: nobody was told of them")
+                (Stage::Frame, "removed by rebuilding the log: nobody was told of them")
             }
-            Damage::AppendsRefused => (Turn::Frame, "mended by rebuilding the log"),
+            Damage::AppendsRefused => (Stage::Frame, "mended by rebuilding the log"),
             Damage::NoLog => {
-                (Turn::Frame, "made anew, without entries: followers that lack any read all anew")
+                (Stage::Frame, "made anew, without entries: followers that lack any read all anew")
             }
             Damage::NoSentinel(hash) if hash.contains(":b:") && self == Self::AcceptingLoss => (
-                Turn::Sentinel,
+                Stage::Sentinel,
                 "in use again as it is: what could not be rebuilt counts as never recorded",
             ),
             Damage::NoSentinel(hash) if hash.contains(":b:") => (
-                Turn::Sentinel,
+                Stage::Sentinel,
                 "in use again, once every pair that its histories tell of is rebuilt",
             ),
-            Damage::NoFence | Damage::NoSentinel(_) => (Turn::Frame, "put back"),
-            Damage::Foreign(_) => (Turn::Frame, "removed"),
-            Damage::Misplaced(_) => (Turn::Pair, "joined with the pair's own record"),
+            Damage::NoFence | Damage::NoSentinel(_) => (Stage::Frame, "put back"),
+            Damage::Foreign(_) => (Stage::Frame, "removed"),
+            Damage::Misplaced(_) => (Stage::Pair, "joined with the pair's own record"),
             Damage::Unreadable | Damage::Ahead(_) if finding.logged.is_some() => {
-                (Turn::Pair, "rebuilt from the log, and followers told")
+                (Stage::Pair, "rebuilt from the log, and followers told")
             }
             Damage::Unreadable | Damage::Ahead(_) => {
-                (Turn::Pair, "rebuilt from its history, and followers told")
+                (Stage::Pair, "rebuilt from its history, and followers told")
             }
             Damage::LogGap(_) | Damage::LogHead(_) | Damage::LogEntry(_) | Damage::LogEnd => (
-                Turn::Log,
+                Stage::Log,
                 "mended by cutting the log behind it; followers before it read all anew",
             ),
             Damage::Meta(_)
@@ -120,57 +112,62 @@ impl RepairMode {
 }
 
 impl Redis {
-    /// Mends what can be; where it is only `planned`, says what that would be. The driver must
-    /// run.
+    /// Repairs what can be repaired, while recorders go on; with `dry_run` only returns what it would do. The
+    /// background task must run.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked, or cannot write.
-    pub async fn mend(
+    /// [`LedgerError`] if the ledger cannot be reached or written.
+    pub async fn repair(
         &self,
-        mending: RepairMode,
-        planned: bool,
-        tell: &mut (dyn FnMut(Progress) + Send),
+        mode: RepairMode,
+        dry_run: bool,
+        report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Repaired, LedgerError> {
-        let mut mended = Repaired::default();
+        let mut repaired = Repaired::default();
         for _ in 0..MAX_PASSES {
-            let report = self.verify(Depth::Records, tell).await?;
+            let report = self.verify(Depth::Records, report_progress).await?;
             let plans = report.findings.iter();
-            let plans = plans.filter_map(|found| Some((found.clone(), mending.plan(found)?)));
+            let plans = plans.filter_map(|finding| Some((finding.clone(), mode.plan(finding)?)));
             let mut plans: Vec<_> = plans.collect();
-            plans.sort_by_key(|(_, (turn, _))| *turn);
-            if planned {
-                mended.done = plans.into_iter().map(|(found, (_, how))| (found, how)).collect();
-                mended.left = report;
-                return Ok(mended);
+            plans.sort_by_key(|(_, (stage, _))| *stage);
+            if dry_run {
+                repaired.done =
+                    plans.into_iter().map(|(finding, (_, action))| (finding, action)).collect();
+                repaired.left = report;
+                return Ok(repaired);
             }
-            // Once something was mended, what comes in later turns is looked at anew.
-            let mut last = None;
-            for (found, (turn, how)) in plans {
-                if last.is_some_and(|last| last != turn) {
+            // One pass repairs one stage; the next pass verifies again before the later stages.
+            let mut active = None;
+            for (finding, (stage, action)) in plans {
+                if active.is_some_and(|active| active != stage) {
                     break;
                 }
-                let is_ready = turn != Turn::Sentinel || self.is_rebuilt(mending, &found, &report);
-                if is_ready && self.mend_one(mending, &found).await? {
-                    last = Some(turn);
-                    mended.done.push((found, how));
+                let is_ready = stage != Stage::Sentinel || self.is_rebuilt(mode, &finding, &report);
+                if is_ready && self.repair_finding(mode, &finding).await? {
+                    active = Some(stage);
+                    repaired.done.push((finding, action));
                 }
             }
-            if last.is_none() {
+            if active.is_none() {
                 break;
             }
         }
-        mended.left = self.verify(mending.depth(), tell).await?;
-        Ok(mended)
+        repaired.left = self.verify(mode.depth(), report_progress).await?;
+        Ok(repaired)
     }
 
-    /// Mends one thing; tells whether it did.
-    async fn mend_one(&self, mending: RepairMode, found: &Finding) -> Result<bool, LedgerError> {
+    /// Repairs one finding. Returns whether anything was changed.
+    async fn repair_finding(
+        &self,
+        mode: RepairMode,
+        finding: &Finding,
+    ) -> Result<bool, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let keyspace = &shared.keyspace;
-        let trim_to = |revision: u64| Some(revision.saturating_add(1));
-        let cut = match &found.damage {
+        let after = |revision: u64| Some(revision.saturating_add(1));
+        let trim_to = match &finding.damage {
             Damage::CutShort(_) => {
                 roll_forward(&shared.writes, &shared.keyspace, identity.epoch, true).await?;
                 return Ok(true);
@@ -184,52 +181,55 @@ impl Redis {
                 let args = [&identity.epoch[..], revision.as_bytes(), SENTINEL_FIELD, b""];
                 return shared.changes(&scripts::RECREATE_KEYS, &keys, &args).await;
             }
-            Damage::NoSentinel(hash) => return shared.put_back(&identity, mending, hash).await,
+            Damage::NoSentinel(hash) => {
+                return shared.restore_sentinel_field(&identity, mode, hash).await;
+            }
             Damage::Foreign(hash) => return shared.drop_foreign(&identity, hash).await,
             Damage::LogGap(revision) | Damage::LogHead(revision) | Damage::LogEntry(revision) => {
-                trim_to(*revision)
+                after(*revision)
             }
-            Damage::LogEnd => trim_to(shared.end().await?.revision),
+            Damage::LogEnd => after(shared.end().await?.revision),
             _ => None,
         };
-        if let Some(revision) = cut {
+        if let Some(revision) = trim_to {
             let (keys, revision) = ([&keyspace.meta, &keyspace.log], revision.to_string());
             let args = [&identity.epoch[..], revision.as_bytes()];
             return shared.changes(&scripts::TRIM_LOG, &keys, &args).await;
         }
-        match found.key {
-            Some(key) => self.rebuild(&identity, key, found).await,
+        match finding.key {
+            Some(key) => self.rebuild(&identity, key, finding).await,
             None => Ok(false),
         }
     }
 
-    /// Makes a pair's record anew of all that is known of it, and tells followers.
+    /// Rebuilds a pair's record from all its sources, and appends it, so that followers apply it.
     async fn rebuild(
         &self,
         identity: &Identity,
         key: Key,
-        found: &Finding,
+        finding: &Finding,
     ) -> Result<bool, LedgerError> {
         let shared = &*self.shared;
         for _ in 0..MAX_TRIES {
-            let Some(known) = shared.known_of(identity, key, found).await? else {
+            let Some(inputs) = shared.repair_inputs(identity, key, finding).await? else {
                 return Ok(false);
             };
-            let record = known.record();
-            let Some(base) = shared.replace_unreadable(identity, key, &known, &record).await?
+            let record = inputs.rebuild();
+            let Some(base) = shared.replace_unreadable(identity, key, &inputs, &record).await?
             else {
                 continue;
             };
-            let (user_id, business_id) = known.ids();
+            let (user_id, business_id) = inputs.ids();
             let record_time = self.read(Vec::new()).await?.clock;
             let history = Vec::new();
             let update = Update { user_id, business_id, record, history, record_time };
             let change = Change { key, base, update: Some(update) };
             let appended = self.append_as(true, vec![change]).await?;
             if matches!(appended[..], [AppendReceipt { outcome: Appended::Committed(_), .. }]) {
-                if let (Damage::Misplaced(number), Some(value)) = (&found.damage, &known.misplaced)
+                if let (Damage::Misplaced(number), Some(value)) =
+                    (&finding.damage, &inputs.misplaced)
                 {
-                    shared.swap(identity, *number, key, value, b"").await?;
+                    shared.replace_field(identity, *number, key, value, b"").await?;
                 }
                 return Ok(true);
             }
@@ -238,196 +238,32 @@ impl Redis {
     }
 }
 
-/// All that is known of a pair.
-struct RepairInputs {
-    /// Its value as it lies in its bucket.
-    value: Option<Vec<u8>>,
-    /// The record in it, where it can be read.
-    stored: Option<(Version, Record)>,
-    /// What the log last said of it.
-    word: Option<LogBody>,
-    /// Its history, as far as it is there without a gap.
-    items: Vec<Option<Entry>>,
-    /// What lies in another bucket.
-    misplaced: Option<Vec<u8>>,
-    /// The record of that, or the tombstone beside its history.
-    misplaced_record: Option<Record>,
-    /// A revision at which it may have been written.
-    revision: u64,
-}
-
-impl RepairInputs {
-    fn logged(&self) -> Option<&Record> {
-        self.word.as_ref()?.record.as_ref().ok()
-    }
-
-    /// The record of all of it; what was erased must not come back with a record from before.
-    fn record(&self) -> Record {
-        let stored = self.stored.as_ref().map(|(_, record)| record);
-        let told: Vec<&Record> = [stored, self.logged()].into_iter().flatten().collect();
-        let all = told.iter().copied().chain(&self.misplaced_record);
-        let erased = last_erase(all.clone());
-        let told: Vec<&Record> = told.iter().copied().filter(|r| r.erased == erased).collect();
-        let mut state = State::default();
-        for record in all.filter(|record| record.erased == erased) {
-            state = state.join(record.state.clone());
-        }
-        let (start, chain_start) = start_of(erased.as_deref());
-        if told.is_empty() {
-            for entry in self.items.iter().flatten().filter_map(Entry::decode) {
-                for effect in entry.what.effects(entry.time) {
-                    // A scope too many was refused the first time, too.
-                    let _ = state.apply(&effect);
-                }
-                // Clock skew: of an allow that counts as of its recording the real time is unknown.
-                if entry.what.is_clamped() && entry.time == entry.record_time {
-                    state.clamped.insert(entry.time);
-                    state.claims.add(Claim::up_to(entry.time, MAX_AHEAD));
-                }
-            }
-            state.forget_clamped();
-        }
-        let fits = |record: &&&Record| {
-            let items = record.history_len.checked_sub(start).and_then(|len| len.try_into().ok());
-            let items = items.and_then(|len: usize| self.items.get(..len));
-            items.is_some_and(|items| chain_of(chain_start, items) == Some(record.chain))
-        };
-        let whole = told.iter().filter(fits).max_by_key(|record| record.history_len);
-        let (history_len, chain) = if let Some(record) = whole {
-            (record.history_len, record.chain)
-        } else {
-            let len = u64::try_from(self.items.len()).unwrap_or(0);
-            let chain = chain_of(chain_start, &self.items);
-            (start.saturating_add(len), chain.unwrap_or_default())
-        };
-        let requests = told.first().map(|record| record.requests.clone()).unwrap_or_default();
-        let links = self.links(&told, erased.as_deref());
-        Record { state, history_len, chain, requests, links, erased }
-    }
-
-    /// The person's other ids, by every record and by the history: one that were forgotten would
-    /// not hear of later denials.
-    fn links(&self, told: &[&Record], erased: Option<&Erased>) -> Vec<Link> {
-        let mut known = Record::default();
-        let misplaced_record =
-            self.misplaced_record.iter().filter(|record| record.erased.as_deref() == erased);
-        let records = told.iter().copied().chain(misplaced_record);
-        let kept = records.flat_map(|record| record.links.clone());
-        let said = self.items.iter().flatten().filter_map(Entry::decode);
-        let said = said.filter_map(|entry| match entry.what {
-            What::Link { other_user_id: user_id, moved } => {
-                Some(Link { user_id, time: entry.time, moved })
-            }
-            _ => None,
-        });
-        for link in kept.chain(said) {
-            known.link(link);
-        }
-        known.links
-    }
-
-    /// The user and the business, as they were last written.
-    fn ids(&self) -> (String, String) {
-        if let Some(word) = &self.word {
-            return (word.user_id.clone(), word.business_id.clone());
-        }
-        let last = self.items.iter().rev().flatten().find_map(Entry::decode);
-        last.map(|entry| (entry.user_id, entry.business_id)).unwrap_or_default()
-    }
-}
-
-/// The last erase that any of these records tells of.
-fn last_erase<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Box<Erased>> {
-    let erased = records.filter_map(|record| record.erased.as_ref());
-    erased.max_by_key(|erased| (erased.time, erased.history_len)).cloned()
-}
-
-/// Where a history begins that was erased so.
-fn start_of(erased: Option<&Erased>) -> (u64, ChainHead) {
-    let erased = erased.map(|erased| Box::new(*erased));
-    Record { erased, ..Record::default() }.history_start()
-}
-
 impl Shared {
-    /// All that is known of a pair; none where that is nothing, or nothing is wrong any more.
-    async fn known_of(
-        &self,
-        identity: &Identity,
-        key: Key,
-        found: &Finding,
-    ) -> Result<Option<RepairInputs>, LedgerError> {
-        let number = bucket_of(key, identity.buckets);
-        let end = self.end().await?;
-        let field = [key.to_bytes().to_vec()];
-        let value = self.many(&self.keyspace.bucket(number), &field).await?.pop().flatten();
-        let readable = |value: &Vec<u8>| {
-            let (version, record) = split_value(value)?;
-            Some((version, codec::decode_record(record)))
-        };
-        let read = value.as_ref().and_then(readable);
-        if let Some((_, Err(crate::UnreadableRecord::Newer { .. }))) = read {
-            return Ok(None);
-        }
-        let stored = read.and_then(|(version, record)| Some((version, record.ok()?)));
-        let is_ahead = stored.as_ref().is_some_and(|(v, _)| v.revision > end.revision);
-        let is_well = stored.is_some() && !is_ahead;
-        if is_well && matches!(found.damage, Damage::Unreadable | Damage::Ahead(_) | Damage::Lost) {
-            return Ok(None);
-        }
-        let word = match found.logged {
-            Some(revision) => self.log_body(revision).await?,
-            None => None,
-        };
-        let misplaced = match found.damage {
-            Damage::Misplaced(number) => {
-                self.many(&self.keyspace.bucket(number), &field).await?.pop().flatten()
-            }
-            _ => None,
-        };
-        let misplaced_record = misplaced.as_ref().and_then(readable);
-        let mut misplaced_record = misplaced_record.and_then(|(_, record)| record.ok());
-        if stored.is_none() && misplaced_record.is_none() {
-            let beside = self.many(&self.keyspace.history(number), &field).await?.pop().flatten();
-            misplaced_record =
-                beside.as_ref().and_then(readable).and_then(|(_, record)| record.ok());
-        }
-        let records = stored.iter().map(|(_, record)| record).chain(&misplaced_record);
-        let logged = word.as_ref().and_then(|word| word.record.as_ref().ok());
-        let (start, _) = start_of(last_erase(records.chain(logged)).as_deref());
-        let items = self.items_of(number, key, start).await?;
-        if stored.is_none() && word.is_none() && items.is_empty() && misplaced_record.is_none() {
-            return Ok(None);
-        }
-        let last = items.last().and_then(|entry| Some(entry.as_ref()?.revision));
-        let revision = found.logged.or(last).unwrap_or(1).min(end.revision).max(1);
-        Ok(Some(RepairInputs { value, stored, word, items, misplaced, misplaced_record, revision }))
-    }
-
-    /// Sees to it that a pair's value can be compared by an append: gives its version, or none
-    /// where it has changed meanwhile.
+    /// Makes a pair's value one that an append can compare with, by replacing an unreadable value with the
+    /// rebuilt record. Returns its version, or `None` if it has changed meanwhile.
     async fn replace_unreadable(
         &self,
         identity: &Identity,
         key: Key,
-        known: &RepairInputs,
+        inputs: &RepairInputs,
         record: &Record,
     ) -> Result<Option<Version>, LedgerError> {
         let end = self.end().await?.revision;
-        match (&known.value, &known.stored) {
+        match (&inputs.value, &inputs.stored) {
             (None, _) => Ok(Some(Version::default())),
             (Some(_), Some((version, _))) if version.revision <= end => Ok(Some(*version)),
             (Some(value), _) => {
-                let version = Version { revision: known.revision, head_prefix: 0 };
+                let version = Version { revision: inputs.revision, head_prefix: 0 };
                 let record = codec::encode_record(record);
                 let new = [&version_bytes(version)[..], &record].concat();
                 let number = bucket_of(key, identity.buckets);
-                let swapped = self.swap(identity, number, key, value, &new).await?;
+                let swapped = self.replace_field(identity, number, key, value, &new).await?;
                 Ok(swapped.then_some(version))
             }
         }
     }
 
-    async fn swap(
+    async fn replace_field(
         &self,
         identity: &Identity,
         number: u32,
@@ -440,7 +276,7 @@ impl Shared {
         self.changes(&scripts::REPLACE_FIELD, &keys, &args).await
     }
 
-    /// Runs a script that tells how much it changed.
+    /// Runs a script that returns the number of its changes. Returns whether there were any.
     pub(super) async fn changes(
         &self,
         script: &Script,
@@ -451,7 +287,7 @@ impl Shared {
         Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()? > 0)
     }
 
-    /// Removes what no pair has from a bucket.
+    /// Deletes fields of a bucket that are not those of a pair.
     async fn drop_foreign(&self, identity: &Identity, hash: &String) -> Result<bool, LedgerError> {
         let mut command = redis::cmd("HGETALL");
         let mut all = Answer::of(ask(&self.reads, command.arg(hash)).await?)?;
@@ -466,43 +302,5 @@ impl Shared {
             }
         }
         Ok(any)
-    }
-
-    /// What the log says at a revision, where it still has that.
-    async fn log_body(&self, revision: u64) -> Result<Option<LogBody>, RedisFailure> {
-        let mut command = redis::cmd("XRANGE");
-        command.arg(&self.keyspace.log).arg(revision).arg(revision);
-        let mut entries = Answer::of(ask(&self.reads, &command).await?)?;
-        if entries.is_over() {
-            return Ok(None);
-        }
-        let mut entry = Answer::of(entries.next()?)?;
-        let _id = entry.next()?;
-        let mut fields = Answer::of(entry.next()?)?;
-        let (_p, _place, _b) = (fields.next()?, fields.next()?, fields.next()?);
-        Ok(codec::decode_log(&fields.bytes()?).ok())
-    }
-
-    /// A pair's history from the item at a place to the last before a gap.
-    async fn items_of(
-        &self,
-        number: u32,
-        key: Key,
-        start: u64,
-    ) -> Result<Vec<Option<Entry>>, RedisFailure> {
-        let hash = self.keyspace.history(number);
-        let mut items = Vec::new();
-        loop {
-            let from = start.saturating_add(u64::try_from(items.len()).unwrap_or(u64::MAX));
-            let fields: Vec<_> = (from..from.saturating_add(MAX_ITEMS))
-                .map(|place| history_field(key, place))
-                .collect();
-            for value in self.many(&hash, &fields).await? {
-                let Some(value) = value else { return Ok(items) };
-                let item =
-                    entry(&value).ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-                items.push(Some(item));
-            }
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! Putting back the sentinel field of a hash that was deleted or evicted: from then on it counts as
-//! whole again, so this comes once it is.
+//! Restores the sentinel field of a hash that was deleted or evicted. From then on the hash counts as
+//! complete, so this comes after its content was rebuilt.
 
 use super::super::keyspace::{INCOMPLETE, SENTINEL_FIELD};
 use super::super::scripts;
@@ -9,28 +9,29 @@ use crate::verify::{Damage, Finding, Report};
 use crate::{Identity, LedgerError, bucket_of};
 
 impl Redis {
-    /// Whether nothing of a bucket is left to be rebuilt, by a report that is whole.
-    pub(super) fn is_rebuilt(&self, mending: RepairMode, found: &Finding, report: &Report) -> bool {
-        let Damage::NoSentinel(hash) = &found.damage else { return true };
+    /// Whether nothing of a bucket is left to be rebuilt, by a report that lists all findings.
+    pub(super) fn is_rebuilt(&self, mode: RepairMode, finding: &Finding, report: &Report) -> bool {
+        let Damage::NoSentinel(hash) = &finding.damage else { return true };
         let number = self.shared.keyspace.bucket_number(hash);
         let identity = self.shared.known_identity();
         let buckets = identity.map_or(1, |identity| identity.buckets);
-        let is_in_it =
-            |found: &&Finding| found.key.is_some_and(|key| Some(bucket_of(key, buckets)) == number);
+        let is_in_it = |finding: &&Finding| {
+            finding.key.is_some_and(|key| Some(bucket_of(key, buckets)) == number)
+        };
         let listed = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
-        let is_told = report.found == listed;
-        mending == RepairMode::AcceptingLoss
-            || is_told && report.findings.iter().find(is_in_it).is_none()
+        let is_complete = report.found == listed;
+        mode == RepairMode::AcceptingLoss
+            || is_complete && report.findings.iter().find(is_in_it).is_none()
     }
 }
 
 impl Shared {
-    /// Puts a hash's sentinel back, where what the hash lost is known to be back, or to be gone for
-    /// good.
-    pub(super) async fn put_back(
+    /// Restores a hash's sentinel field, if its lost content is rebuilt, or accepted as lost. Returns whether
+    /// it did.
+    pub(super) async fn restore_sentinel_field(
         &self,
         identity: &Identity,
-        mending: RepairMode,
+        mode: RepairMode,
         hash: &String,
     ) -> Result<bool, LedgerError> {
         // A Redis that evicts keys may have emptied the bucket again since it was rebuilt.
@@ -43,9 +44,8 @@ impl Shared {
             if *hash == bucket {
                 let field = [SENTINEL_FIELD.to_vec()];
                 let known = self.many(&history, &field).await?.pop().flatten();
-                // Pairs of which nothing tells may have been denied.
-                if known.is_none_or(|value| !value.is_empty())
-                    && mending != RepairMode::AcceptingLoss
+                // Pairs without a trace in histories may have been denied.
+                if known.is_none_or(|value| !value.is_empty()) && mode != RepairMode::AcceptingLoss
                 {
                     return Ok(false);
                 }

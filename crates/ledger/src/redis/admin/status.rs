@@ -1,4 +1,4 @@
-//! How a ledger in Redis is.
+//! The status of a ledger in Redis.
 
 use std::sync::Arc;
 
@@ -13,40 +13,40 @@ use super::super::{Redis, Shared, Target};
 use crate::{LedgerError, Page};
 use consentd_core::time::Timestamp;
 
-/// How many hashes are asked for at once.
-const HASHES_AT_ONCE: usize = 512;
+/// How many hashes one pipeline inspects.
+const HASHES_PER_PIPELINE: usize = 512;
 
-/// The most keys that are named of those that were lost.
+/// The maximum number of lost keys in a status.
 const MAX_LOST: usize = 20;
 
-/// How a ledger in Redis is, beside where it ends.
+/// The status of a ledger in Redis, besides its position.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// How many entries the log has.
+    /// The number of log entries.
     pub log_entries: u64,
-    /// When the first of them was recorded, where it has any.
+    /// The record time of the first log entry.
     pub oldest: Option<Timestamp>,
-    /// How many pairs there are.
+    /// The number of pairs.
     pub pairs: u64,
-    /// Whether an append was cut short, and waits for the next one.
+    /// Whether an append failed half-way, and will be completed by the next one.
     pub cut_short: bool,
-    /// The keys that were deleted or evicted, 20 at most.
+    /// The keys that were deleted or evicted, at most 20 of them.
     pub lost: Vec<String>,
-    /// How many they are in all.
+    /// The number of all keys that were deleted or evicted.
     pub lost_keys: u64,
-    /// Whether Redis takes the ledger's next entry: not where the log has had a larger id.
+    /// Whether Redis accepts the ledger's next log entry: not if the log has had a larger id.
     pub takes_appends: bool,
-    /// Whether the fence is there.
+    /// Whether the fence exists.
     pub has_fence: bool,
-    /// How many bytes Redis takes, and how many it may take; 0 for as many as there are.
+    /// The memory that Redis uses, and `maxmemory`, in bytes; 0 means no limit.
     pub memory: Option<(u64, u64)>,
 }
 
-/// Looks at a Redis, whatever is in it.
+/// Reads a server's version, role and configuration, whether or not it has a ledger.
 ///
 /// # Errors
 ///
-/// [`LedgerError`] where it cannot be asked.
+/// [`LedgerError`] if the server cannot be reached.
 pub async fn inspect_server(target: Target) -> Result<ServerInfo, LedgerError> {
     let connections = ConnectionManager::new(Arc::new(target));
     let connection = connections.connection().await?;
@@ -55,20 +55,20 @@ pub async fn inspect_server(target: Target) -> Result<ServerInfo, LedgerError> {
 }
 
 impl Redis {
-    /// Where it ends, as the fenced poll says; of a ledger that has lost its log or its fence, too.
+    /// The ledger's position, by a fenced poll that succeeds even if the log or the fence was lost.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked.
+    /// [`LedgerError`] if the server cannot be reached.
     pub async fn ends(&self) -> Result<Page, LedgerError> {
         Ok(self.shared.fenced_poll(u64::MAX, None).await?.0)
     }
 
-    /// How it is.
+    /// Reads the ledger's status.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked.
+    /// [`LedgerError`] if the server cannot be reached.
     pub async fn status(&self) -> Result<Status, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
@@ -76,7 +76,7 @@ impl Redis {
         let mut command = redis::cmd("XLEN");
         let length = ask(&shared.reads, command.arg(&shared.keyspace.log)).await?;
         let fence = shared.exists(&shared.keyspace.fence).await?;
-        // Another recorder may have appended in between: then all is as it should be.
+        // `None` means that another recorder has just appended, so that the log's end is intact.
         let tail = shared.log_tail(&end).await?.unwrap_or_default();
         let hashes = shared.count(identity.buckets).await?;
         let mut missing = hashes.lost;
@@ -99,11 +99,11 @@ impl Redis {
     }
 }
 
-/// What was counted in a ledger's hashes.
+/// The counts of a ledger's hashes.
 #[derive(Default)]
 struct Hashes {
     pairs: u64,
-    /// Those without their sentinel.
+    /// The hashes without their sentinel field.
     lost: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl Shared {
         let text = [self.keyspace.text.clone()];
         let both = |number| [self.keyspace.bucket(number), self.keyspace.history(number)];
         let hashes: Vec<String> = text.into_iter().chain((0..buckets).flat_map(both)).collect();
-        for some in hashes.chunks(HASHES_AT_ONCE) {
+        for some in hashes.chunks(HASHES_PER_PIPELINE) {
             let asked = some.iter().flat_map(|hash| {
                 let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
                 length.arg(hash);
@@ -127,7 +127,7 @@ impl Shared {
             });
             let answers = ask_all(&self.reads, asked.collect()).await?;
             for (hash, answer) in some.iter().zip(answers.chunks(2)) {
-                // Another kind of key than a hash holds nothing of a ledger's either.
+                // A key of another type than a hash counts as lost, too.
                 let (length, sentinel) = match answer {
                     [Value::Int(length), Value::Int(sentinel)] => (length, sentinel),
                     _ => (&0, &0),

@@ -1,4 +1,4 @@
-//! Looking at all that a ledger in Redis holds.
+//! Verifies everything that a ledger in Redis contains.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,16 +16,16 @@ use crate::{Identity, LedgerError, Position, bucket_of};
 use consentd_core::id::Key;
 use consentd_core::record::{Revision, sha256};
 
-/// How many entries of the log are read at once.
+/// How many log entries one command reads.
 const LOG_PAGE: usize = 512;
 
-/// How many buckets are read at once.
+/// How many buckets are read concurrently.
 const BUCKETS_AT_ONCE: usize = 16;
 
-/// Statements of which it is remembered that they are there; then it is asked again.
+/// The maximum size of the cache of statements that are known to be intact.
 const MAX_STATEMENTS: usize = 100_000;
 
-/// What is left of a bucket to be compared with the log.
+/// A verified bucket, to be compared with the log.
 struct Read {
     label: Position,
     pairs: Vec<PortablePair>,
@@ -33,7 +33,7 @@ struct Read {
 }
 
 impl Redis {
-    /// Looks at all that there is.
+    /// Verifies the whole ledger to the given depth.
     pub(crate) async fn verify(
         &self,
         depth: Depth,
@@ -69,7 +69,7 @@ impl Redis {
 }
 
 impl Shared {
-    /// Looks at what every ledger has, whatever is in it; none where no more can be looked at.
+    /// Verifies the keys that every ledger has; `None` if their damage precludes further verification.
     async fn verify_fixed(&self, report: &mut Report) -> Result<Option<Identity>, RedisFailure> {
         let mut command = redis::cmd("HGETALL");
         let mut all = Answer::of(ask(&self.reads, command.arg(&self.keyspace.meta)).await?)?;
@@ -121,7 +121,7 @@ impl Shared {
         if !can_go_on {
             return Ok(None);
         }
-        // Without a fence there is no poll to say it.
+        // Read from meta, because polls fail without a fence.
         let sixteen = |name: &str| {
             let value = meta.get(name.as_bytes()).map(Vec::as_slice).unwrap_or_default();
             value.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))
@@ -146,7 +146,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Follows the log from its first entry to where the ledger ends now, or a page later.
+    /// Verifies the log from its first entry to the ledger's present end, or a page beyond it.
     async fn verify_log(&self, report: &mut Report) -> Result<LogIndex, RedisFailure> {
         let mut logged = LogIndex::default();
         let mut reached: Revision = 0;
@@ -191,7 +191,7 @@ impl Shared {
         Ok(logged)
     }
 
-    /// Where the ledger ends, without asking for a proof.
+    /// The ledger's position, without a proof of the primary.
     pub(super) async fn end(&self) -> Result<Position, RedisFailure> {
         let mut command = redis::cmd("HMGET");
         command.arg(&self.keyspace.meta).arg("epoch").arg("rev").arg("head");
@@ -202,10 +202,10 @@ impl Shared {
         Ok(Position { epoch, revision: answer.number()?, head: answer.exactly()? })
     }
 
-    /// Looks behind the ledger's end: for an append that was cut short, for what continues nothing,
-    /// and for what keeps Redis from taking the ledger's next entry.
+    /// Verifies the log after the ledger's revision: finds an append that failed half-way, stray entries,
+    /// and ids that keep Redis from accepting the ledger's next entry.
     async fn verify_tail(&self, report: &mut Report, end: &Position) -> Result<(), RedisFailure> {
-        // Another recorder's entries are damage only where the ledger still ends there.
+        // `None`: the entries belong to another recorder's append, which has moved the ledger's end.
         let Some(tail) = self.log_tail(end).await? else { return Ok(()) };
         if tail.has_strays {
             report.add_ledger_damage(Damage::StrayEntries);
@@ -220,7 +220,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Looks at one bucket, the log aside.
+    /// Verifies one bucket, except its comparison with the log.
     async fn verify_bucket(
         &self,
         identity: &Identity,
@@ -229,7 +229,7 @@ impl Shared {
         known: &std::sync::Mutex<HashSet<[u8; 32]>>,
     ) -> Result<Read, LedgerError> {
         let mut report = Report::default();
-        // Before the records: whatever has a history by then has a record afterwards.
+        // Read before the records: a pair that has a history by then has a record afterwards.
         let histories = self.histories(number, &mut report).await?;
         let raw = match self.raw_bucket(number).await {
             Err(failure) if is_wrong_kind(&failure) => {
@@ -257,7 +257,7 @@ impl Shared {
                 report.add(Finding { key: Some(Key::from_bytes(key)), logged: None, damage });
                 continue;
             }
-            // What has no version is read as a damaged record.
+            // A value without a version counts as a damaged record.
             let (version, record) = split_value(&value).unwrap_or_default();
             let (revision, head_prefix) = (version.revision, version.head_prefix);
             let record = if revision == 0 { b"\xff".to_vec() } else { record.to_vec() };
@@ -276,8 +276,8 @@ impl Shared {
         Ok(Read { label: raw.label, pairs, report })
     }
 
-    /// Whether a bucket's histories have all that its pairs' records tell of, though their
-    /// sentinel is missing.
+    /// Whether a bucket's histories contain all entries that its records state, apart from their missing
+    /// sentinel field.
     pub(super) async fn is_complete(
         &self,
         identity: &Identity,
@@ -293,7 +293,7 @@ impl Shared {
         Ok(!read.report.findings.iter().any(is_missing))
     }
 
-    /// The pairs that a bucket's histories are of.
+    /// The keys of the pairs that a bucket's histories have entries of.
     async fn histories(
         &self,
         number: u32,
@@ -334,7 +334,7 @@ impl Shared {
         let mut records = Vec::with_capacity(pairs.len());
         let mut sized = Vec::with_capacity(pairs.len());
         for pair in pairs.iter_mut() {
-            // A record that cannot be read is told of as such.
+            // An unreadable record is a finding of its own.
             if let Ok(record) = pair.decode() {
                 sized.push((pair, record.history_start().0..record.history_len));
                 records.push(record);
@@ -374,7 +374,7 @@ impl Shared {
             };
             report.add(Finding { key: Some(pair.key()), logged: None, damage });
         }
-        // They have been looked at.
+        // These histories have been verified.
         for (pair, _) in sized {
             pair.history = Vec::new();
         }

@@ -164,7 +164,7 @@ impl ConnectionManager {
         let number = Arc::clone(&self.number);
         let connect = async move {
             sleep_until(not_before).await;
-            let (resp, address) = primary.open(timeouts.connect).await?;
+            let (resp, address) = primary.connect(timeouts.connect).await?;
             // Pending commands fail at once when the Sentinels name another primary.
             let moved = primary.wait_until_moved(address.clone());
             let (redis, driver) = multiplexed(resp, &address, timeouts, moved).await?;

@@ -1,4 +1,4 @@
-//! Who we are to a server, and the files that say so.
+//! The user and the password for a server, and the files that hold them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::handshake::ConnectionError;
 
-/// The most that a file of a password, of certificates or of a key may hold.
+/// The maximum size of a file with a password, certificates or a key, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// What must not be shown.
+/// A text that is never shown in logs or errors.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) struct Secret(Arc<str>);
 
@@ -18,7 +18,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// What nobody but the server is to see.
+    /// The text, to be sent to the server only.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -30,19 +30,19 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a password is from.
+/// The source of a password.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Password {
-    /// There is none.
+    /// There is no password.
     #[default]
     None,
-    /// It was given.
+    /// The password itself.
     Given(Secret),
-    /// It is in this file, whenever it is asked for.
+    /// The file that holds the password. It is read for each connection, so that it can be rotated.
     File(PathBuf),
 }
 
-/// Who we are to a server.
+/// The user and the password for a server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Credentials {
     pub(crate) user: Option<String>,
@@ -50,7 +50,7 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// What AUTH is to be given, as it is now; nothing where nobody is to be logged in.
+    /// The current arguments of AUTH; `None` if there is neither a user nor a password.
     pub(crate) async fn arguments(&self) -> Result<Option<Vec<Secret>>, ConnectionError> {
         let password = match &self.password {
             Password::None => None,
@@ -60,7 +60,7 @@ impl Credentials {
         Ok(match (&self.user, password) {
             (None, None) => None,
             (None, Some(password)) => Some(vec![password]),
-            // A user without a password is one who needs none; AUTH takes any then.
+            // A user without a password must be a `nopass` user, for whom AUTH accepts any password.
             (Some(user), password) => {
                 Some(vec![Secret::new(user.as_str()), password.unwrap_or_else(|| Secret::new(""))])
             }
@@ -71,7 +71,7 @@ impl Credentials {
 async fn password_in(path: &Path) -> Result<Secret, ConnectionError> {
     let bytes = read(path).await?;
     let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    // Editors end a file with a line's end, which no password is meant to have.
+    // Editors end a file with a line break, which is not a part of the password.
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() || text.contains('\n') {
         let why = "it must hold the password, in one line of UTF-8";
@@ -80,7 +80,7 @@ async fn password_in(path: &Path) -> Result<Secret, ConnectionError> {
     Ok(Secret::new(text))
 }
 
-/// A small file's content.
+/// Reads a file of at most [`MAX_FILE`] bytes.
 pub(crate) async fn read(path: &Path) -> Result<Vec<u8>, ConnectionError> {
     let failed = |source| ConnectionError::File { path: path.to_owned(), source: Arc::new(source) };
     let length = tokio::fs::metadata(path).await.map_err(failed)?.len();

@@ -1,4 +1,4 @@
-//! A connection's first words: to one server, at one address, as one user.
+//! Opens a connection to one server: address resolution, TCP or a Unix socket, TLS, AUTH, HELLO and SELECT.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,202 +17,133 @@ use super::tls::TlsFiles;
 use super::url::Address;
 use consentd_os::io_hint;
 
-/// After how long without a word the system asks whether the other side is still there. What
-/// waits for an answer notices sooner; this is for connections that nobody waits on.
+/// The idle time after which the system sends TCP keepalive probes. Commands have shorter timeouts; this
+/// finds dead connections on which no reply is awaited.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// The longest part of a server's error that is shown.
-const MAX_SAID: usize = 200;
+/// The maximum length of a server's error reply in an error message, in characters.
+const MAX_SHOWN: usize = 200;
 
-/// Why there is no connection.
+/// Why a connection could not be opened, or failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ConnectionError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}{}", path.display(), io_hint::hint(path, source))]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: Arc<io::Error>,
-    },
-    /// A file is not what it should be.
+    File { path: PathBuf, source: Arc<io::Error> },
+    /// A file has unusable content.
     #[error("{} cannot be used: {why}", path.display())]
     Content {
-        /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// What the file must contain.
         why: &'static str,
     },
-    /// Certificates or keys that do not go together.
+    /// The certificates or the key are invalid, or do not match.
     #[error("the certificates or the key cannot be used for TLS: {source}")]
-    TlsSetup {
-        /// What rustls said.
-        source: rustls::Error,
-    },
-    /// The system has no certificates.
+    TlsSetup { source: rustls::Error },
+    /// The system has no CA certificates.
     #[error("this system has no CA certificates: name a file of them with --ledger-ca-file")]
     NoRoots,
-    /// No certificate can be for such a name.
+    /// The host cannot be a name in a certificate.
     #[error("{address} is no name that a certificate can be for")]
-    InvalidServerName {
-        /// Where.
-        address: Address,
-    },
-    /// TLS failed.
+    InvalidServerName { address: Address },
+    /// The TLS handshake, or a connection over TLS, failed.
     #[error("TLS with {address} failed: {source}{}", tls_hint(source))]
-    Tls {
-        /// With whom.
-        address: Address,
-        /// What rustls said.
-        source: Arc<io::Error>,
-    },
-    /// Nobody knows the host.
+    Tls { address: Address, source: Arc<io::Error> },
+    /// The host's name cannot be resolved.
     #[error("cannot find the address of the host in {address}: {source}")]
-    UnknownHost {
-        /// Where.
-        address: Address,
-        /// What the system said.
-        source: Arc<io::Error>,
-    },
-    /// Nothing listens there.
+    UnknownHost { address: Address, source: Arc<io::Error> },
+    /// The connection was refused: nothing listens at the address.
     #[error("nothing listens at {address}: the connection was refused")]
-    Refused {
-        /// Where.
-        address: Address,
-    },
-    /// Another failure to connect.
+    Refused { address: Address },
+    /// Connecting failed for another reason.
     #[error("cannot connect to {address}: {source}{}", socket_hint(address, source))]
-    Connect {
-        /// Where.
-        address: Address,
-        /// What the system said.
-        source: Arc<io::Error>,
-    },
-    /// It took too long.
+    Connect { address: Address, source: Arc<io::Error> },
+    /// The server did not reply within the timeout.
     #[error("no answer from {address} within {after:?}")]
-    TimedOut {
-        /// Who.
-        address: Address,
-        /// How long.
-        after: Duration,
-    },
-    /// It took too long to say the first word of TLS. A Redis without it waits for a line to end.
+    TimedOut { address: Address, after: Duration },
+    /// The TLS handshake timed out. A Redis without TLS waits for the end of a line.
     #[error(
         "{address} did not answer in TLS within {after:?}; it may speak none at that port: \
          redis:// is without"
     )]
-    TlsTimedOut {
-        /// Who.
-        address: Address,
-        /// How long.
-        after: Duration,
-    },
-    /// It ended before there was an answer to anything.
+    TlsTimedOut { address: Address, after: Duration },
+    /// The server closed the connection before its first reply.
     #[error(
         "{address} closed the connection at the first word: where it speaks TLS, give rediss://"
     )]
-    ClosedEarly {
-        /// Who.
-        address: Address,
-    },
-    /// It ended.
+    ClosedEarly { address: Address },
+    /// The server closed the connection.
     #[error("{address} closed the connection")]
-    Closed {
-        /// Who.
-        address: Address,
-    },
-    /// It failed.
+    Closed { address: Address },
+    /// Reading from or writing to the connection failed.
     #[error("the connection to {address} failed: {source}")]
-    Io {
-        /// With whom.
-        address: Address,
-        /// What the system said.
-        source: Arc<io::Error>,
-    },
-    /// It is no Redis.
+    Io { address: Address, source: Arc<io::Error> },
+    /// The server does not speak RESP.
     #[error("{address} does not answer as a Redis does{hint}")]
     NotRedis {
-        /// Who.
         address: Address,
-        /// What it may be.
+        /// What kind of server it seems to be.
         hint: &'static str,
     },
-    /// It wants to know who we are.
+    /// The connection is not authenticated.
     #[error("{address} wants a password: give {flags}")]
     CredentialsRequired {
-        /// Who.
         address: Address,
-        /// How to give one.
+        /// The settings for a password.
         flags: &'static str,
     },
-    /// It does not take us for whom we say.
+    /// Authentication failed: wrong user or password.
     #[error("{address} refuses the user or the password: {why}")]
     CredentialsRejected {
-        /// Who.
         address: Address,
-        /// Why, in our words: its own may hold the password.
+        /// The reason in fixed words: the server's own error may quote the password.
         why: &'static str,
     },
-    /// It does not do what it was asked to.
+    /// The server rejected a command.
     #[error("{address} refuses {what}: {said}")]
     Rejected {
-        /// Who.
         address: Address,
-        /// What was asked for.
+        /// The purpose of the command.
         what: &'static str,
-        /// What it said.
+        /// The error reply.
         said: String,
     },
-    /// It is a Sentinel where a Redis is meant, or the other way round.
+    /// The server is a Sentinel where a Redis is expected, or the other way round.
     #[error("{address} is {is}: {right}")]
     WrongKind {
-        /// Who.
         address: Address,
-        /// What it is.
         is: &'static str,
-        /// What would be right.
+        /// The setting that would be right.
         right: &'static str,
     },
-    /// It is not, or not yet, what the Sentinels say that it is.
+    /// The server that the Sentinels name is not a primary, or not yet.
     #[error("{address} is no primary, though the Sentinels name it as one")]
-    NotPrimary {
-        /// Who.
-        address: Address,
-    },
-    /// None of the Sentinels knows the name.
+    NotPrimary { address: Address },
+    /// No Sentinel knows a primary of this name.
     #[error("the Sentinels know no primary named {master}: see SENTINEL MASTERS on one of them")]
-    UnknownMaster {
-        /// The name.
-        master: String,
-    },
-    /// Too few Sentinels agree.
+    UnknownMaster { master: String },
+    /// No majority of the Sentinels names the same primary.
     #[error(
         "no majority of the {total} Sentinels names one primary for {master}: {answered} answered, \
          {agreed} agree{}", first_failure(failure.as_ref())
     )]
     NoMajority {
-        /// The primary's name.
         master: String,
-        /// How many Sentinels there are.
+        /// The number of known Sentinels.
         total: usize,
-        /// How many answered.
+        /// The number of Sentinels that replied.
         answered: usize,
-        /// How many of them name the same address.
+        /// The largest number that name the same address.
         agreed: usize,
-        /// Why one of the others did not answer.
+        /// Why one of the others did not reply.
         failure: Option<Arc<ConnectionError>>,
     },
-    /// A majority of Sentinels names another address.
+    /// A majority of the Sentinels names another server as the primary.
     #[error("{address} is no longer the primary: a majority of the Sentinels names {now}")]
-    Moved {
-        /// What was the primary.
-        address: Address,
-        /// What is.
-        now: Address,
-    },
+    Moved { address: Address, now: Address },
 }
 
 impl ConnectionError {
-    /// Whether it takes an operator to mend this: time alone will not.
+    /// Whether an operator must act before a retry can succeed.
     pub(crate) fn needs_an_operator(&self) -> bool {
         match self {
             Self::File { .. }
@@ -269,16 +200,16 @@ fn socket_hint(address: &Address, error: &io::Error) -> String {
     }
 }
 
-/// What is dialled.
+/// The kind of server that is expected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ServerKind {
-    /// A Redis, and the database in it.
+    /// A Redis, with the number of the database.
     Redis(u32),
     /// A Sentinel.
     Sentinel,
 }
 
-/// Whom to dial, and as whom.
+/// The parameters of a connection.
 pub(crate) struct Handshake<'a> {
     pub(crate) address: &'a Address,
     pub(crate) credentials: &'a Credentials,
@@ -286,19 +217,19 @@ pub(crate) struct Handshake<'a> {
     pub(crate) kind: ServerKind,
 }
 
-/// A connection that has been greeted.
+/// A connection after its handshake.
 pub(crate) struct Handshaken {
     pub(crate) resp: RespConnection,
-    /// Whether the server says that it is a primary; unknown where it greets nobody.
+    /// Whether the server says that it is a primary; unknown if it does not support HELLO.
     pub(crate) primary: Option<bool>,
 }
 
 impl Handshake<'_> {
-    /// Connects, logs in, and asks whom it got.
-    pub(crate) async fn open(&self, within: Duration) -> Result<Handshaken, ConnectionError> {
+    /// Connects, authenticates, and checks the kind of server.
+    pub(crate) async fn run(&self, within: Duration) -> Result<Handshaken, ConnectionError> {
         let in_tls = AtomicBool::new(false);
         let opened = timeout(within, async {
-            // Read first: a file that is missing is no fault of the server's.
+            // Before connecting, so that a missing file is not reported as a fault of the server.
             let credentials = self.credentials.arguments().await?;
             let stream = self.connect(&in_tls).await?;
             self.authenticate(RespConnection::new(stream), credentials.as_deref()).await
@@ -337,7 +268,7 @@ impl Handshake<'_> {
         if found.is_empty() {
             return Err(unknown(io::ErrorKind::NotFound.into()));
         }
-        // All at once: the first of them may be one that answers nobody.
+        // To all addresses at once: the first may be one that never replies.
         let attempts = found.into_iter().map(|at| Box::pin(TcpStream::connect(at)));
         let (stream, _) = select_ok(attempts).await.map_err(failed)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
@@ -354,8 +285,8 @@ impl Handshake<'_> {
         })
     }
 
-    /// AUTH, HELLO and SELECT. HELLO tells what the server is, takes no permission, and is answered
-    /// whatever else the server refuses, as PING is not (MISCONF).
+    /// Sends AUTH, HELLO and SELECT. HELLO identifies the server, needs no permission, and gets a reply
+    /// even from a server that refuses PING because it cannot save (MISCONF).
     async fn authenticate(
         &self,
         mut resp: RespConnection,
@@ -400,7 +331,8 @@ impl Handshake<'_> {
         resp.reply().await.map_err(|error| self.map_io_error(error))
     }
 
-    /// A first answer; one that never came has a cause of its own, where TLS was not spoken.
+    /// Classifies the first reply: a connection without TLS that ends before it was probably made to a port
+    /// with TLS.
     fn classify_first_reply(
         &self,
         answer: Result<Reply, ConnectionError>,
@@ -415,11 +347,12 @@ impl Handshake<'_> {
         }
     }
 
-    /// What a failure of the connection means to us.
+    /// Converts an error of the connection.
     pub(crate) fn map_io_error(&self, error: RespError) -> ConnectionError {
         let address = self.address.clone();
         match error {
-            // A TLS client without a certificate learns of its refusal by the first answer.
+            // In TLS 1.3 the server rejects a missing client certificate after the handshake, by the first
+            // reply.
             RespError::Io(source) if self.tls.is_some() => {
                 ConnectionError::Tls { address, source: Arc::new(source) }
             }
@@ -436,7 +369,7 @@ impl Handshake<'_> {
         }
     }
 
-    /// What HELLO tells: whether it is a primary; an error where it is of the other kind.
+    /// Reads the reply to HELLO: whether the server is a primary. Fails if it is of the other kind.
     fn parse_hello(&self, said: &[Reply]) -> Result<Option<bool>, ConnectionError> {
         let of = |name: &str| {
             said.chunks(2).find_map(|pair| match pair {
@@ -460,7 +393,8 @@ impl Handshake<'_> {
         }
     }
 
-    /// Why AUTH was refused, in our words: a server quotes arguments that it does not understand.
+    /// The reason of a rejected AUTH in fixed words: a server may quote arguments that it does not
+    /// understand, and they are passwords.
     fn auth_error(&self, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said);
         if said.starts_with("DENIED") || said.contains("max number of clients") {
@@ -480,7 +414,7 @@ impl Handshake<'_> {
         ConnectionError::CredentialsRejected { address: self.address.clone(), why }
     }
 
-    /// Whether an error means that nothing can be asked on this connection.
+    /// Fails if an error reply to HELLO means that the connection cannot be used.
     fn check_error_reply(&self, said: &[u8]) -> Result<(), ConnectionError> {
         if said.starts_with(b"NOAUTH") {
             let flags = match self.kind {
@@ -506,7 +440,7 @@ impl Handshake<'_> {
 
     /// A refusal in the server's words, where we gave it nothing to hide.
     pub(crate) fn rejection(&self, what: &'static str, said: &[u8]) -> ConnectionError {
-        let said = String::from_utf8_lossy(said).chars().take(MAX_SAID).collect();
+        let said = String::from_utf8_lossy(said).chars().take(MAX_SHOWN).collect();
         ConnectionError::Rejected { address: self.address.clone(), what, said }
     }
 }

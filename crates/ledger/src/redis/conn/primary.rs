@@ -1,8 +1,8 @@
-//! The way to the primary: straight, or as the Sentinels say at that moment.
+//! Locates the primary: at a fixed address, or by a majority of the Sentinels.
 //!
-//! A proof of the primary is an answer that a majority of the Sentinels gave to a question asked
-//! after the event that is to be proven. Polls and appends share these questions: one round at a
-//! time, and its answer serves everybody who asked before the round began.
+//! A proof of the primary is an answer by a majority of the Sentinels to a question that was asked after
+//! the event that is to be proven. Polls and appends share the rounds of questions: one round runs at a
+//! time, and its answer serves all callers that had asked before the round began.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,12 +17,12 @@ use super::sentinel::Sentinels;
 use super::url::Target;
 use super::url::{Address, Endpoint};
 
-/// How long connecting and answering may take.
+/// Timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// From the first packet, or the first question to a Sentinel, to a connection that is ours.
+    /// From the first packet, or the first question to a Sentinel, to the end of the handshake.
     pub(crate) connect: Duration,
-    /// From a command to its answer.
+    /// From a command to its reply.
     pub(crate) response: Duration,
 }
 
@@ -32,28 +32,27 @@ impl Default for Timeouts {
     }
 }
 
-/// The way to one target's primary. Links share one, and with it the connections to Sentinels.
+/// Locates one target's primary. All connections share it, and with it the connections to Sentinels.
 pub(crate) struct PrimaryLocator {
     target: Arc<Target>,
     sentinels: Option<Sentinels>,
     rounds: SentinelRounds,
-    /// The primary that a majority of the Sentinels named last; nothing without Sentinels.
+    /// The primary that a majority of the Sentinels named last; `None` without Sentinels.
     named: watch::Sender<Option<Address>>,
 }
 
-/// Questions to the Sentinels, one round of them at a time.
+/// Rounds of questions to the Sentinels, one at a time.
 #[derive(Default)]
 struct SentinelRounds {
-    /// How many rounds have begun.
+    /// The number of rounds that have begun.
     begun: AtomicU64,
-    /// Whoever holds it asks.
+    /// Held while a round runs.
     turn: tokio::sync::Mutex<()>,
-    /// The last round that was answered: its number, and the answer.
+    /// The last completed round: its number, and its answer.
     last: Mutex<Option<(u64, Result<Address, ConnectionError>)>>,
 }
 
 impl PrimaryLocator {
-    /// A way that is not gone yet.
     pub(crate) fn new(target: Arc<Target>) -> Self {
         let sentinels = match &target.endpoint {
             Endpoint::Server(_) => None,
@@ -72,43 +71,43 @@ impl PrimaryLocator {
         }
     }
 
-    /// A new connection to the primary, and where it went.
-    pub(crate) async fn open(
+    /// Opens a new connection to the primary, and returns it with its address.
+    pub(crate) async fn connect(
         &self,
         within: Duration,
     ) -> Result<(RespConnection, Address), ConnectionError> {
         let (address, left) = match (&self.target.endpoint, &self.sentinels) {
             (Endpoint::Server(address), _) => (address.clone(), within),
             (Endpoint::Sentinels { .. }, Some(sentinels)) => {
-                // Half for the Sentinels, half for the primary.
+                // Half of the time is for the Sentinels, half for the primary.
                 (Box::pin(self.ask(sentinels, within / 2)).await?, within / 2)
             }
             (Endpoint::Sentinels { master, .. }, None) => {
                 return Err(ConnectionError::UnknownMaster { master: master.clone() });
             }
         };
-        let Handshaken { resp, primary } = self.handshake(&address).open(left).await?;
+        let Handshaken { resp, primary } = self.handshake(&address).run(left).await?;
         if self.sentinels.is_some() && primary != Some(true) {
             return Err(ConnectionError::NotPrimary { address });
         }
         Ok((resp, address))
     }
 
-    /// Where it leads.
+    /// The target whose primary this locates.
     pub(crate) fn target(&self) -> &Target {
         &self.target
     }
 
-    /// How this address is dialled.
+    /// The parameters of a connection to this address.
     pub(crate) fn handshake<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
         let credentials: &Credentials = &self.target.credentials;
         let tls = self.target.tls.as_ref();
         Handshake { address, credentials, tls, kind: ServerKind::Redis(self.target.database) }
     }
 
-    /// Proves that this address is the primary's: a majority of the Sentinels names it, where there
-    /// are any, and was asked after this call began. Takes two rounds at most, one of which may have
-    /// begun before.
+    /// Proves that this address is the primary's: if there are Sentinels, a majority of them names it, and
+    /// was asked after this call began. Waits for two rounds at most: one that is already running, and its
+    /// own.
     pub(crate) async fn confirm(
         &self,
         address: &Address,
@@ -122,7 +121,7 @@ impl PrimaryLocator {
         Err(ConnectionError::Moved { address: address.clone(), now })
     }
 
-    /// The primary, by a round of questions that begins after this call does.
+    /// The primary, by a round of questions that begins after this call.
     async fn ask(
         &self,
         sentinels: &Sentinels,
@@ -152,13 +151,13 @@ impl PrimaryLocator {
         answer
     }
 
-    /// The primary that a majority of the Sentinels named last, where that is not this address.
+    /// The primary that a majority of the Sentinels named last, if it is not this address.
     pub(crate) fn successor_of(&self, address: &Address) -> Option<Address> {
         let named = self.named.borrow();
         named.as_ref().filter(|named| *named != address).cloned()
     }
 
-    /// Waits until a majority of the Sentinels names another primary than this; for ever without
+    /// Waits until a majority of the Sentinels names another primary than this one; for ever without
     /// Sentinels.
     pub(crate) fn wait_until_moved(
         &self,
@@ -168,7 +167,7 @@ impl PrimaryLocator {
         async move {
             let other = |named: &Option<Address>| named.as_ref().is_some_and(|it| *it != address);
             if named.wait_for(other).await.is_err() {
-                // The route is gone, and nobody is told of another primary any more.
+                // The locator was dropped: no other primary will be named.
                 std::future::pending::<()>().await;
             }
         }

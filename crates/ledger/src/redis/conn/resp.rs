@@ -1,39 +1,39 @@
-//! RESP2, as much of it as a connection's first words and a subscription take.
+//! RESP2, as much of it as the handshake and a subscription need.
 //!
-//! redis-rs speaks for everything else. It is not used here for two reasons. Its first words mix a
-//! password's refusal with what a server says of its arguments, which may be the password; and its
-//! subscriptions read into a queue without a bound, where here nothing is read from the socket
-//! before what was read is delivered.
+//! redis-rs does everything else. It is not used here for two reasons. Its handshake mixes the rejection of
+//! a password with the server's error about its arguments, which may quote the password; and its
+//! subscriptions read into an unbounded queue, while here nothing is read from the socket before what was
+//! read is delivered.
 
 use std::io;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// The longest string of a reply. An announcement is far shorter.
+/// The maximum length of a string, in bytes. An announcement is far shorter.
 const MAX_STRING: usize = 64 * 1024 * 1024;
-/// The most elements of an array. A message has three, a greeting about fourteen.
+/// The maximum number of elements of an array. A message has three, a reply to HELLO about fourteen.
 const MAX_ELEMENTS: usize = 1_024;
-/// How deep arrays nest. A greeting's modules are arrays of arrays in an array.
+/// The maximum depth of nested arrays. The modules in a reply to HELLO are nested three deep.
 const MAX_DEPTH: usize = 5;
-/// The longest line: a number, a status or an error.
+/// The maximum length of a line (a number, a status or an error), in bytes.
 const MAX_LINE: usize = 64 * 1024;
 
-/// How much is read at once, where there is so much.
-const READ: usize = 8 * 1024;
+/// How many bytes are read at once.
+const READ_BYTES: usize = 8 * 1024;
 
-/// What bytes come from and go to.
+/// A byte stream: TCP, TLS or a Unix socket.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection, and what was read of it and not yet taken.
+/// A connection that speaks RESP, with the bytes that were read and not yet parsed.
 pub(crate) struct RespConnection {
     stream: Box<dyn Stream>,
     read: BytesMut,
 }
 
-/// What a server answers.
+/// A reply of a server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Reply {
     /// A status.
@@ -42,9 +42,9 @@ pub(crate) enum Reply {
     Error(Bytes),
     /// A number.
     Integer(i64),
-    /// A string, or none.
+    /// A string, or null.
     Bulk(Option<Bytes>),
-    /// A list; an absent one is empty.
+    /// An array; a null array is empty.
     Array(Vec<Reply>),
 }
 
@@ -57,8 +57,8 @@ pub(crate) enum RespError {
     /// The other side closed it.
     #[error("the connection was closed")]
     Closed,
-    /// What was read is not RESP, and begins with this byte.
-    #[error("what was received is no RESP")]
+    /// The received bytes are not RESP. Has the first of them.
+    #[error("the received bytes are not RESP")]
     NotResp(u8),
 }
 
@@ -82,7 +82,7 @@ impl RespConnection {
         Self { stream, read: BytesMut::new() }
     }
 
-    /// Writes commands, all at once.
+    /// Sends commands with a single write.
     pub(crate) async fn send(&mut self, commands: &[Vec<&[u8]>]) -> Result<(), RespError> {
         let mut packed = Vec::new();
         for command in commands {
@@ -98,7 +98,7 @@ impl RespConnection {
         Ok(())
     }
 
-    /// The next reply. Nothing is lost where this is cancelled.
+    /// Receives the next reply. Cancel-safe.
     pub(crate) async fn reply(&mut self) -> Result<Reply, RespError> {
         loop {
             let mut rest = &self.read[..];
@@ -107,20 +107,20 @@ impl RespConnection {
                 self.read.advance(taken);
                 return Ok(reply);
             }
-            self.read.reserve(READ);
+            self.read.reserve(READ_BYTES);
             if self.stream.read_buf(&mut self.read).await? == 0 {
                 return Err(RespError::Closed);
             }
         }
     }
 
-    /// The stream, where nothing of it was read that was not taken.
+    /// Returns the stream, unless there are unparsed bytes.
     pub(crate) fn into_stream(self) -> Option<Box<dyn Stream>> {
         self.read.is_empty().then_some(self.stream)
     }
 }
 
-/// Reads one reply off `rest`; nothing where there is only a part of one.
+/// Parses one reply off `rest`; `None` if it is incomplete.
 fn parse(rest: &mut &[u8], depth: usize) -> Result<Option<Reply>, RespError> {
     let Some(&kind) = rest.first() else { return Ok(None) };
     let wrong = || RespError::NotResp(kind);
@@ -143,7 +143,7 @@ fn parse(rest: &mut &[u8], depth: usize) -> Result<Option<Reply>, RespError> {
         b'$' => match usize::try_from(number()?) {
             Err(_) => Reply::Bulk(None),
             Ok(length) if length > MAX_STRING => return Err(wrong()),
-            // A copy, so that a small message does not keep a large buffer.
+            // Copied, so that a short message does not keep a large buffer alive.
             Ok(length) => match (behind.get(..length), behind.get(length..length + 2)) {
                 (Some(string), Some(b"\r\n")) => {
                     behind = behind.get(length + 2..).unwrap_or_default();
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn replies_are_read_however_they_are_cut() {
+    async fn reply_is_parsed_however_the_bytes_are_split() {
         let sent =
             b"+OK\r\n-ERR no\r\n:-7\r\n$-1\r\n$4\r\na\r\nb\r\n*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n\
                      $0\r\n\r\n*-1\r\n";
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_resp_is_refused_at_once() {
+    async fn reply_that_is_not_resp_is_rejected_at_once() {
         for sent in [
             &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
             b"\x15\x03\x03\x00\x02\x02\x0a",

@@ -1,8 +1,8 @@
-//! Where the primary is, as a majority of the Sentinels says.
+//! The primary by a majority (quorum) of the Sentinels.
 //!
-//! A Sentinel that is cut off from the others goes on naming the primary that it knew. So they are
-//! all asked, those too that only other Sentinels name, and what counts is what more than half of
-//! all known ones say. They are told apart by their own ids: one may be known by several addresses.
+//! A Sentinel that is cut off from the others goes on naming the primary that it knew. Therefore all of them
+//! are asked, including those that only other Sentinels name, and more than half of all known ones must
+//! agree. Sentinels are identified by their own ids, because one may have several addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -24,8 +24,8 @@ use super::primary::Timeouts;
 use super::tls::TlsFiles;
 use super::url::{Address, MAX_SENTINELS};
 
-/// After how many unanswered questions a connection is given up. A majority may always be quicker
-/// than one that is far away, and one that hangs would be asked for ever.
+/// After how many consecutive unanswered questions a connection is closed. A distant Sentinel may always be
+/// slower than the majority, and must not be reconnected each time; one that hangs must be.
 const MAX_MISSED: u32 = 4;
 
 /// The Sentinels of one primary, and the connections to them, kept between questions.
@@ -39,32 +39,31 @@ pub(crate) struct Sentinels {
 
 #[derive(Default)]
 struct Known {
-    /// Those that others have named, when they were last asked.
+    /// The addresses that other Sentinels named in the last round.
     named: BTreeSet<Address>,
-    lines: BTreeMap<Address, Line>,
+    connections: BTreeMap<Address, SentinelConnection>,
 }
 
 #[derive(Clone)]
-struct Line {
+struct SentinelConnection {
     redis: MultiplexedConnection,
     _driver: Arc<AbortOnDropHandle<()>>,
-    /// How many questions on end have gone unanswered while the others answered.
+    /// The number of consecutive questions that it did not answer before the round ended.
     missed: u32,
 }
 
-/// What one Sentinel says.
+/// One Sentinel's answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Answer {
-    /// Its id.
+    /// The Sentinel's id.
     id: String,
-    /// Where it says that the primary is; nothing where it does not know the name.
+    /// The primary's address; `None` if it does not know the name.
     primary: Option<Address>,
-    /// The others: their ids and addresses.
+    /// The other Sentinels that it knows: their ids and addresses.
     others: Vec<(String, Address)>,
 }
 
 impl Sentinels {
-    /// Those at the given addresses, of whom nothing is asked yet.
     pub(crate) fn new(
         given: Vec<Address>,
         master: String,
@@ -74,51 +73,52 @@ impl Sentinels {
         Self { given, master, credentials, tls, known: Mutex::default() }
     }
 
-    /// Where a majority says that the primary is.
+    /// Asks all Sentinels, and returns the primary that a majority names.
     pub(crate) async fn primary(&self, within: Duration) -> Result<Address, ConnectionError> {
-        let deadline = Instant::now() + within;
+        let deadconnection = Instant::now() + within;
         let mut asked: BTreeSet<Address> = self.given.iter().cloned().collect();
         asked.extend(self.known().named.iter().cloned());
         let mut asking: FuturesUnordered<
             BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
         > = asked.iter().map(|address| self.asking(address.clone(), within)).collect();
-        let mut poll = Poll { given: self.given.len(), ..Poll::default() };
-        // At the deadline those still being asked have not answered, as if they had failed.
-        while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
+        let mut round = Round { given: self.given.len(), ..Round::default() };
+        // Sentinels that have not answered by the deadconnection count as failed.
+        while let Ok(Some((address, answer))) = timeout_at(deadconnection, asking.next()).await {
             match answer {
                 Err(error) => {
-                    self.known().lines.remove(&address);
-                    poll.failure = Some(Arc::new(error));
+                    self.known().connections.remove(&address);
+                    round.failure = Some(Arc::new(error));
                 }
                 Ok(answer) => {
-                    poll.heard.insert(address);
+                    round.heard.insert(address);
                     for (_, other) in &answer.others {
                         if asked.len() < MAX_SENTINELS && asked.insert(other.clone()) {
                             asking.push(self.asking(other.clone(), within));
                         }
                     }
-                    poll.add(answer);
+                    round.add(answer);
                 }
             }
-            if let Some(primary) = poll.agreed() {
-                self.remember(&poll, &asked);
+            if let Some(primary) = round.agreed() {
+                self.remember(&round, &asked);
                 return Ok(primary);
             }
         }
-        self.remember(&poll, &asked);
-        if poll.failure.is_none() && asking.is_empty() && poll.nobody_knows() {
+        self.remember(&round, &asked);
+        if round.failure.is_none() && asking.is_empty() && round.is_unknown() {
             return Err(ConnectionError::UnknownMaster { master: self.master.clone() });
         }
-        let failure = poll.failure.take().or_else(|| {
-            let address = asked.iter().find(|address| !self.known().lines.contains_key(address))?;
+        let failure = round.failure.take().or_else(|| {
+            let address =
+                asked.iter().find(|address| !self.known().connections.contains_key(address))?;
             let late = ConnectionError::TimedOut { address: address.clone(), after: within };
             Some(Arc::new(late))
         });
         Err(ConnectionError::NoMajority {
             master: self.master.clone(),
-            total: poll.total(),
-            answered: poll.answers.len(),
-            agreed: poll.best().map_or(0, |(_, votes)| votes),
+            total: round.total(),
+            answered: round.answers.len(),
+            agreed: round.best().map_or(0, |(_, votes)| votes),
             failure,
         })
     }
@@ -134,7 +134,7 @@ impl Sentinels {
         })
     }
 
-    /// Asks one, over the connection that there is, or a new one where there is none.
+    /// Asks one Sentinel over its connection, or over a new one.
     async fn ask(&self, address: &Address, within: Duration) -> Result<Answer, ConnectionError> {
         let handshake = Handshake {
             address,
@@ -142,17 +142,17 @@ impl Sentinels {
             tls: self.tls.as_ref(),
             kind: ServerKind::Sentinel,
         };
-        let kept = self.known().lines.get(address).cloned();
+        let kept = self.known().connections.get(address).cloned();
         let is_kept = kept.is_some();
-        let line = match kept {
-            Some(line) => line,
+        let connection = match kept {
+            Some(connection) => connection,
             None => self.connect(&handshake, within).await?,
         };
-        match self.put(line, &handshake, within).await {
-            // A kept connection may have ended long ago; a new one tells how the Sentinel is now.
+        match self.put(connection, &handshake, within).await {
+            // A kept connection may have been closed long ago: a new one shows whether the Sentinel works.
             Err(ConnectionError::Closed { .. }) if is_kept => {
-                let line = self.connect(&handshake, within).await?;
-                self.put(line, &handshake, within).await
+                let connection = self.connect(&handshake, within).await?;
+                self.put(connection, &handshake, within).await
             }
             answer => answer,
         }
@@ -162,19 +162,19 @@ impl Sentinels {
         &self,
         handshake: &Handshake<'_>,
         within: Duration,
-    ) -> Result<Line, ConnectionError> {
-        let resp = handshake.open(within).await?.resp;
+    ) -> Result<SentinelConnection, ConnectionError> {
+        let resp = handshake.run(within).await?.resp;
         let timeouts = Timeouts { connect: within, response: within };
         let (redis, driver) = multiplexed(resp, handshake.address, timeouts, pending()).await?;
-        let line = Line { redis, _driver: Arc::new(driver), missed: 0 };
-        self.known().lines.insert(handshake.address.clone(), line.clone());
-        Ok(line)
+        let connection = SentinelConnection { redis, _driver: Arc::new(driver), missed: 0 };
+        self.known().connections.insert(handshake.address.clone(), connection.clone());
+        Ok(connection)
     }
 
-    /// The questions, at once. SENTINEL takes permissions, so a refusal is told as it is.
+    /// Sends the questions as one pipeconnection. SENTINEL needs permissions, so a rejection is reported as such.
     async fn put(
         &self,
-        mut line: Line,
+        mut connection: SentinelConnection,
         handshake: &Handshake<'_>,
         within: Duration,
     ) -> Result<Answer, ConnectionError> {
@@ -191,7 +191,8 @@ impl Sentinels {
                 ConnectionError::Closed { address }
             }
         };
-        let values: Vec<Value> = questions.query_async(&mut line.redis).await.map_err(failed)?;
+        let values: Vec<Value> =
+            questions.query_async(&mut connection.redis).await.map_err(failed)?;
         let refused = |error: &redis::ServerError| {
             let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
             handshake.rejection("a question (SENTINEL)", said.trim().as_bytes())
@@ -210,7 +211,7 @@ impl Sentinels {
             _ => return Err(not_sentinel()),
         };
         let others = match others {
-            // "No such master": it names none either.
+            // The error is "No such master", as for the primary: it names no others.
             Value::ServerError(_) if primary.is_none() => Vec::new(),
             Value::ServerError(error) => return Err(refused(error)),
             Value::Array(others) => others.iter().filter_map(other).collect(),
@@ -219,21 +220,24 @@ impl Sentinels {
         Ok(Answer { id, primary, others })
     }
 
-    /// Keeps the addresses that were named just now, and connections to those and the given alone.
-    fn remember(&self, poll: &Poll, asked: &BTreeSet<Address>) {
+    /// Remembers the addresses that this round has named, and closes the connections to all Sentinels that
+    /// are neither named nor configured.
+    fn remember(&self, round: &Round, asked: &BTreeSet<Address>) {
         let mut known = self.known();
-        for (address, line) in &mut known.lines {
-            let is_missed = asked.contains(address) && !poll.heard.contains(address);
-            line.missed = if is_missed { line.missed + 1 } else { 0 };
+        for (address, connection) in &mut known.connections {
+            let is_missed = asked.contains(address) && !round.heard.contains(address);
+            connection.missed = if is_missed { connection.missed + 1 } else { 0 };
         }
-        known.lines.retain(|_, line| line.missed < MAX_MISSED);
-        if poll.answers.is_empty() {
+        known.connections.retain(|_, connection| connection.missed < MAX_MISSED);
+        if round.answers.is_empty() {
             return;
         }
-        let others = poll.answers.values().flat_map(|answer| &answer.others);
+        let others = round.answers.values().flat_map(|answer| &answer.others);
         let named: BTreeSet<_> =
             others.map(|(_, address)| address.clone()).take(MAX_SENTINELS).collect();
-        known.lines.retain(|address, _| named.contains(address) || self.given.contains(address));
+        known
+            .connections
+            .retain(|address, _| named.contains(address) || self.given.contains(address));
         known.named = named;
     }
 
@@ -242,31 +246,31 @@ impl Sentinels {
     }
 }
 
-/// The answers so far.
+/// The answers of a round so far.
 #[derive(Default)]
-struct Poll {
+struct Round {
     given: usize,
-    /// By the Sentinels' ids.
+    /// The answers by the Sentinels' ids.
     answers: BTreeMap<String, Answer>,
     /// The addresses that answered.
     heard: BTreeSet<Address>,
     failure: Option<Arc<ConnectionError>>,
 }
 
-impl Poll {
+impl Round {
     fn add(&mut self, answer: Answer) {
         self.answers.insert(answer.id.clone(), answer);
     }
 
-    /// How many Sentinels there are: those that answered and those that they name, and no fewer
-    /// than were given, since what is cut off may have forgotten the others.
+    /// The number of known Sentinels: those that answered, and those that they name, but at least as many as
+    /// are configured, because a Sentinel that is cut off may have forgotten the others.
     fn total(&self) -> usize {
         let others = self.answers.values().flat_map(|answer| &answer.others);
         let ids: BTreeSet<_> = self.answers.keys().chain(others.map(|(id, _)| id)).collect();
         ids.len().max(self.given)
     }
 
-    /// The address with the most votes, and how many.
+    /// The address with the most votes, and their number.
     fn best(&self) -> Option<(Address, usize)> {
         let mut votes = BTreeMap::<&Address, usize>::new();
         for primary in self.answers.values().filter_map(|answer| answer.primary.as_ref()) {
@@ -276,14 +280,14 @@ impl Poll {
         best.map(|(address, votes)| (address.clone(), votes))
     }
 
-    /// The address that more than half of all name.
+    /// The address that more than half of all known Sentinels name.
     fn agreed(&self) -> Option<Address> {
         let total = self.total();
         self.best().filter(|(_, votes)| votes * 2 > total).map(|(address, _)| address)
     }
 
-    /// Whether all that answered do not know the name.
-    fn nobody_knows(&self) -> bool {
+    /// Whether none of the Sentinels that answered knows the name.
+    fn is_unknown(&self) -> bool {
         !self.answers.is_empty() && self.answers.values().all(|answer| answer.primary.is_none())
     }
 }
@@ -302,7 +306,7 @@ fn address_of(parts: &[Value]) -> Option<Address> {
     Some(Address::Tcp(host.into(), text(port)?.parse().ok()?))
 }
 
-/// One entry of SENTINEL SENTINELS: a flat list of names and values, or a map.
+/// Reads one entry of the reply to SENTINEL SENTINELS: a flat list of names and values.
 fn other(entry: &Value) -> Option<(String, Address)> {
     let Value::Array(flat) = entry else { return None };
     let of = |name: &str| {
@@ -312,7 +316,7 @@ fn other(entry: &Value) -> Option<(String, Address)> {
         })
     };
     let address = Address::Tcp(of("ip")?.into(), of("port")?.parse().ok()?);
-    // One that has not been met yet has no id; its address stands for it.
+    // A Sentinel that has not been contacted yet has no id; its address stands in for it.
     let id = of("runid").filter(|id| !id.is_empty()).map(str::to_owned);
     Some((id.unwrap_or_else(|| address.to_string()), address))
 }
@@ -325,13 +329,13 @@ mod tests {
         Address::Tcp("10.0.0.1".into(), port)
     }
 
-    fn poll(given: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Poll {
-        let mut poll = Poll { given, ..Poll::default() };
+    fn poll(given: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
+        let mut round = Round { given, ..Round::default() };
         for (id, primary, others) in answers {
             let others = others.iter().map(|other| ((*other).to_owned(), at(1))).collect();
-            poll.add(Answer { id: (*id).to_owned(), primary: primary.map(at), others });
+            round.add(Answer { id: (*id).to_owned(), primary: primary.map(at), others });
         }
-        poll
+        round
     }
 
     #[test]
@@ -353,6 +357,6 @@ mod tests {
         // One that answers at two addresses has one vote.
         let twice = [("a", Some(1), &["b", "c"][..]), ("a", Some(1), &["b", "c"][..])];
         assert_eq!(poll(2, &twice).agreed(), None);
-        assert!(poll(1, &[("a", None, &[])]).nobody_knows());
+        assert!(poll(1, &[("a", None, &[])]).is_unknown());
     }
 }

@@ -76,7 +76,7 @@ async fn subscription<F: Future<Output = ()>>(
     timeouts: Timeouts,
     sink: &impl Fn(SubscriptionEvent) -> F,
 ) -> Result<Infallible, End> {
-    let (mut resp, address) = primary.open(timeouts.connect).await?;
+    let (mut resp, address) = primary.connect(timeouts.connect).await?;
     let handshake = primary.handshake(&address);
     let late = || ConnectionError::TimedOut { address: address.clone(), after: timeouts.response };
     let subscribe = async {

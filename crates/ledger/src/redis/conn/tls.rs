@@ -1,8 +1,8 @@
-//! TLS to a Redis and to its Sentinels: names are always verified.
+//! TLS to Redis and to its Sentinels. The server's name is always verified.
 //!
-//! The configuration is made anew for every connection, since its files may have changed; that
-//! costs a millisecond, and connections are rare. The crypto provider is given to it, so that none
-//! need be installed for the whole process.
+//! The configuration is built for each connection, because its files may have been rotated; that costs a
+//! millisecond, and connections are rare. The crypto provider is passed explicitly, so that none has to be
+//! installed for the whole process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,17 +18,17 @@ use super::credentials;
 use super::handshake::ConnectionError;
 use super::url::Address;
 
-/// The files that TLS is spoken with.
+/// The files with certificates and keys for TLS.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct TlsFiles {
-    /// Whose certificates we believe, in place of the system's.
+    /// The trusted CA certificates, in place of the system's.
     pub(crate) ca: Option<PathBuf>,
-    /// Our certificate, and its key.
+    /// The client's certificate, and its key.
     pub(crate) own: Option<(PathBuf, PathBuf)>,
 }
 
 impl TlsFiles {
-    /// What the files say now.
+    /// Builds the configuration from the files' current content.
     async fn config(&self) -> Result<ClientConfig, ConnectionError> {
         let roots = match &self.ca {
             Some(path) => given_roots(path).await?,
@@ -47,7 +47,8 @@ impl TlsFiles {
             .map_err(|source| ConnectionError::TlsSetup { source })
     }
 
-    /// Speaks TLS over a connection to this address, whose certificate must be in its name.
+    /// Makes the TLS handshake over a connection to this address. The server's certificate must be for
+    /// `host`.
     pub(crate) async fn over(
         &self,
         stream: TcpStream,
@@ -75,7 +76,7 @@ async fn given_roots(path: &Path) -> Result<RootCertStore, ConnectionError> {
 async fn system_roots() -> Result<RootCertStore, ConnectionError> {
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
     let mut roots = RootCertStore::empty();
-    // One of the system's hundreds that cannot be read is no reason to believe none.
+    // A single unreadable certificate among the system's hundreds does not invalidate the others.
     roots.add_parsable_certificates(found.map(|found| found.certs).unwrap_or_default());
     if roots.is_empty() { Err(ConnectionError::NoRoots) } else { Ok(roots) }
 }

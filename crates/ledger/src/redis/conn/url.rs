@@ -1,4 +1,4 @@
-//! Where a Redis is, and who we are there.
+//! Parses the URL of a Redis, and combines it with the other settings of the connection.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,44 +8,45 @@ use std::sync::Arc;
 use super::credentials::{Credentials, Password, Secret};
 use super::tls::TlsFiles;
 
-/// The port of a Redis, where an address has none.
+/// The default port of Redis.
 const REDIS_PORT: u16 = 6379;
-/// The port of a Sentinel, where an address has none.
+/// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
-/// The most Sentinels that an address may name; fleets have three or five.
+/// The maximum number of Sentinels in a URL. Usual numbers are three and five.
 pub(crate) const MAX_SENTINELS: usize = 32;
-/// The highest database that can be asked for; Redis has 16 unless it is told otherwise.
+/// The highest number of a database. Redis has 16 databases by default.
 const MAX_DATABASE: u32 = 65_535;
 
-/// Where a Redis is, and who we are there. Shows no credentials.
+/// The address of a Redis, with the credentials and TLS files for it. Its `Debug` and `Display` show no
+/// credentials.
 #[derive(Clone)]
 pub struct Target {
     pub(crate) endpoint: Endpoint,
     pub(crate) credentials: Credentials,
     pub(crate) database: u32,
-    /// With which files to speak TLS, where that is spoken.
+    /// The files for TLS; `None` without TLS.
     pub(crate) tls: Option<TlsFiles>,
     accept_unfenced: bool,
     described: String,
 }
 
-/// Where the primary is, or is asked for.
+/// The primary's address, or the Sentinels that name it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Endpoint {
-    /// There.
+    /// The server at a fixed address.
     Server(Address),
-    /// Where the Sentinels say.
+    /// The server that the Sentinels name.
     Sentinels {
-        /// Those that were given.
+        /// The configured Sentinels.
         sentinels: Vec<Address>,
-        /// What they call it.
+        /// The primary's name at the Sentinels.
         master: String,
-        /// Who we are to them.
+        /// The credentials for the Sentinels.
         credentials: Credentials,
     },
 }
 
-/// Where one server listens.
+/// The address of one server.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Address {
     /// A host's name or IP address (without brackets), and the port.
@@ -64,106 +65,108 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is said of a Redis beside its URL.
+/// The settings of a Redis besides its URL.
 #[derive(Clone, Default)]
 pub struct TargetOptions {
-    /// The user.
+    /// The user's name.
     pub user: Option<String>,
     /// Its password.
     pub password: Option<String>,
-    /// The file that holds its password, read at every connection.
+    /// The file that holds the password, read for each connection.
     pub password_file: Option<PathBuf>,
-    /// The database.
+    /// The number of the database.
     pub database: Option<u32>,
-    /// The certificates of those whom we believe, in endpoint of the system's; read at every
-    /// connection, as the next two are.
+    /// The file of trusted CA certificates, in place of the system's. This file and the next two are read
+    /// for each connection.
     pub ca_file: Option<PathBuf>,
-    /// Our own certificate.
+    /// The file of the client's certificate.
     pub cert_file: Option<PathBuf>,
-    /// Its key.
+    /// The file of the key of the client's certificate.
     pub key_file: Option<PathBuf>,
-    /// The user at the Sentinels.
+    /// The user's name at the Sentinels.
     pub sentinel_user: Option<String>,
-    /// Its password.
+    /// The password at the Sentinels.
     pub sentinel_password: Option<String>,
-    /// The file that holds its password, read at every connection.
+    /// The file that holds the password at the Sentinels, read for each connection.
     pub sentinel_password_file: Option<PathBuf>,
-    /// Whether a primary is taken that would not notice being cut off.
+    /// Whether to accept a primary that would not notice being cut off (`min-replicas-to-write 0`).
     pub accept_unfenced: bool,
 }
 
-/// Why an address cannot be used. Quotes nothing that may be a password.
+/// Why a setting of the connection is invalid. Its text quotes nothing that may be a password.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TargetError {
-    /// The scheme is none of Redis.
+    /// The scheme is not one of Redis.
     #[error(
-        "no address of a Redis: give redis://HOST:PORT, rediss://HOST:PORT (TLS), \
+        "is not an address of a Redis: give redis://HOST:PORT, rediss://HOST:PORT (TLS), \
          redis+unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER"
     )]
     Scheme,
     /// A host, or a list of them, is missing.
     #[error("names no host: give {0}")]
     NoHost(&'static str),
-    /// A host that can be none.
-    #[error("has a host that can be none: give {0}, an IPv6 address in brackets")]
+    /// A host is invalid.
+    #[error("has an invalid host: give {0}, an IPv6 address in brackets")]
     Host(&'static str),
-    /// What follows a colon is no port.
+    /// A port is invalid.
     #[error(
-        "has a port that is none: a port is from 1 to 65535; and where a password holds a : / ? # \
+        "has an invalid port: a port is from 1 to 65535; and where a password holds a : / ? # \
          or @, write %3A %2F %3F %23 or %40 for it"
     )]
     Port,
-    /// An @ where none can be.
+    /// There is an @ after the host.
     #[error(
-        "has an @ behind its host: where a user or password holds a / ? # or @, write %2F %3F %23 \
+        "has an @ after its host: where a user or password holds a / ? # or @, write %2F %3F %23 \
          or %40 for it"
     )]
     StrayAt,
-    /// A % that encodes nothing.
-    #[error("has a % in its user or password that is followed by no two digits: write % as %25")]
-    Percent,
-    /// What follows the host is no database.
+    /// A % is not followed by two hexadecimal digits.
     #[error(
-        "has a path that is no database: end it with /N, N from 0 to {MAX_DATABASE}, or with the port"
+        "has a % in its user or password that is not followed by two hexadecimal digits: write % as %25"
+    )]
+    Percent,
+    /// The path is not the number of a database.
+    #[error(
+        "has a path that is not a database: end it with /N, N from 0 to {MAX_DATABASE}, or with the port"
     )]
     Database,
-    /// Too much is given behind `?`.
-    #[error("has settings behind a ? that are not known: {0}")]
+    /// Unknown settings follow the `?`.
+    #[error("has unknown settings after a ?: {0}")]
     Query(&'static str),
-    /// No path, or a relative one.
+    /// The socket's path is missing or relative.
     #[error("needs the socket's whole path, as in redis+unix:///run/redis/redis.sock?db=0")]
     Path,
-    /// No name of a primary.
+    /// The primary's name is missing.
     #[error(
         "does not say what the Sentinels call the primary: end it with /MASTER, as in \
          redis+sentinel://host:26379,host:26379/mymaster"
     )]
     Master,
-    /// A list where one address belongs.
+    /// There are several hosts, and the scheme allows one.
     #[error("names several hosts: only redis+sentinel://HOST:PORT,HOST:PORT/MASTER does")]
     Several,
-    /// Too many Sentinels.
+    /// There are too many Sentinels.
     #[error("names more than {MAX_SENTINELS} Sentinels")]
     TooManySentinels,
-    /// Something is said twice.
+    /// A setting is given twice.
     #[error("is given twice, here and {0}: give it once")]
     Twice(&'static str),
-    /// Files for TLS, and no TLS.
+    /// A file for TLS is given, and the scheme is without TLS.
     #[error("is for TLS, and --ledger is without: give rediss:// or rediss+sentinel://")]
     NoTls,
-    /// Half of what a client's certificate takes.
+    /// Either a certificate or a key is given, and both are needed.
     #[error("needs {0} too: a certificate and its key go together")]
     Half(&'static str),
-    /// Something for Sentinels, and none.
+    /// A setting for Sentinels is given, and the URL has none.
     #[error("is for Sentinels, and --ledger names none: give redis+sentinel://HOST:PORT/MASTER")]
     NoSentinels,
 }
 
-/// What is wrong, and with which setting.
+/// An invalid setting of the connection.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{why}")]
 pub struct InvalidTarget {
-    /// The setting, by its flag.
+    /// The setting's flag.
     pub setting: &'static str,
     /// What is wrong with it.
     #[source]
@@ -171,41 +174,42 @@ pub struct InvalidTarget {
 }
 
 impl Target {
-    /// The Redis at a URL, with what is said beside it.
+    /// Combines a URL and the other settings.
     ///
     /// # Errors
     ///
-    /// [`InvalidTarget`] says what is wrong with what, and what would be right.
+    /// [`InvalidTarget`] if a setting is invalid, or contradicts another one.
     pub fn new(url: &str, options: TargetOptions) -> Result<Self, InvalidTarget> {
-        let read = ParsedUrl::url(url).map_err(|why| InvalidTarget { setting: "--ledger", why })?;
-        read.with(options)
+        let parsed =
+            ParsedUrl::parse(url).map_err(|why| InvalidTarget { setting: "--ledger", why })?;
+        parsed.with(options)
     }
 
-    /// The address, for people; without credentials.
+    /// The address for logs and messages, without credentials.
     #[must_use]
     pub fn describe(&self) -> &str {
         &self.described
     }
 
-    /// Whether a primary is taken that would not notice being cut off.
+    /// Whether to accept a primary that would not notice being cut off (`min-replicas-to-write 0`).
     #[must_use]
     pub fn accepts_unfenced(&self) -> bool {
         self.accept_unfenced
     }
 
-    /// Whether Sentinels are asked where the primary is.
+    /// Whether the primary is located by Sentinels.
     #[must_use]
     pub fn has_sentinels(&self) -> bool {
         matches!(self.endpoint, Endpoint::Sentinels { .. })
     }
 
-    /// Whether a text is the address of a Redis and has a password in it.
+    /// Whether a text is the URL of a Redis and contains a password.
     #[must_use]
     pub fn has_password(text: &str) -> bool {
-        ParsedUrl::url(text).is_ok_and(|read| read.password.is_some())
+        ParsedUrl::parse(text).is_ok_and(|parsed| parsed.password.is_some())
     }
 
-    /// Whether a text is meant to be the address of a Redis.
+    /// Whether a text has the scheme of a Redis, and so is not a file's path.
     #[must_use]
     pub fn is_meant_by(text: &str) -> bool {
         text.split_once(':').is_some_and(|(scheme, _)| Scheme::named(scheme).is_some())
@@ -240,7 +244,7 @@ enum Scheme {
 }
 
 impl Scheme {
-    /// The schemes, and what other clients call the same.
+    /// The scheme of this name. Other clients' names for the same are accepted.
     fn named(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
             "redis" | "valkey" => Self::Tcp { tls: false },
@@ -253,7 +257,7 @@ impl Scheme {
     }
 }
 
-/// What a URL says.
+/// The parts of a URL.
 struct ParsedUrl {
     scheme: Scheme,
     endpoint: Endpoint,
@@ -263,7 +267,7 @@ struct ParsedUrl {
 }
 
 impl ParsedUrl {
-    fn url(url: &str) -> Result<Self, TargetError> {
+    fn parse(url: &str) -> Result<Self, TargetError> {
         let (scheme, rest) = url.trim().split_once(':').ok_or(TargetError::Scheme)?;
         let scheme = Scheme::named(scheme).ok_or(TargetError::Scheme)?;
         match scheme {
@@ -274,7 +278,7 @@ impl ParsedUrl {
         }
     }
 
-    /// What follows `redis+unix:`: a path, in as many slashes as it may be written with.
+    /// Parses what follows `redis+unix:`: a path, after up to two additional slashes.
     fn unix(scheme: Scheme, rest: &str) -> Result<Self, TargetError> {
         let (endpoint, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (user, password, path) = match endpoint.strip_prefix("//") {
@@ -300,7 +304,7 @@ impl ParsedUrl {
         Ok(Self { scheme, endpoint, user, password, database })
     }
 
-    /// What follows `redis://` and `redis+sentinel://`.
+    /// Parses what follows `redis://` or `redis+sentinel://`.
     fn hosts(scheme: Scheme, rest: &str) -> Result<Self, TargetError> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, behind) = rest.split_at(end);
@@ -335,7 +339,7 @@ impl ParsedUrl {
         Ok(Self { scheme, endpoint, user, password, database })
     }
 
-    /// The target, with what was said beside the URL.
+    /// Combines the URL with the other settings.
     fn with(mut self, options: TargetOptions) -> Result<Target, InvalidTarget> {
         let wrong = |setting, why| Err(InvalidTarget { setting, why });
         if self.user.is_some() && options.user.is_some() {
@@ -350,7 +354,8 @@ impl ParsedUrl {
         if options.database.is_some_and(|number| number > MAX_DATABASE) {
             return wrong("--ledger-database", TargetError::Database);
         }
-        // A file that was named is stronger than what the environment holds for anybody.
+        // A file takes precedence over a password in the environment, which may be meant for another
+        // command.
         let said = self.password.or(options.password);
         let credentials = Credentials {
             user: self.user.or(options.user),
@@ -363,7 +368,8 @@ impl ParsedUrl {
         };
         match &mut self.endpoint {
             Endpoint::Sentinels { credentials, .. } => *credentials = at_sentinels,
-            // The environment may hold a password for other commands; a flag is meant for this.
+            // A flag for Sentinels is an error; a password in the environment may be meant for another
+            // command.
             Endpoint::Server(_) if at_sentinels.user.is_some() => {
                 return wrong("--ledger-sentinel-user", TargetError::NoSentinels);
             }
@@ -386,7 +392,7 @@ impl ParsedUrl {
     }
 }
 
-/// The files for TLS, where that is spoken.
+/// The files for TLS; `None` if the scheme is without TLS.
 fn tls_files(
     scheme: Scheme,
     ca: Option<PathBuf>,
@@ -410,7 +416,7 @@ fn tls_files(
     Ok(Some(TlsFiles { ca, own }))
 }
 
-/// The user and the password before an @.
+/// Parses the user and the password before an @.
 fn parse_credentials(said: &str) -> Result<(Option<String>, Option<String>), TargetError> {
     let (user, password) = match said.split_once(':') {
         None => (said, None),
@@ -433,11 +439,11 @@ fn decoded(text: &str) -> Result<String, TargetError> {
 
 fn database(number: &str) -> Result<u32, TargetError> {
     let read = number.parse().ok().filter(|number| *number <= MAX_DATABASE);
-    // Not "+1", which Rust reads as a number too.
+    // Rust also parses "+1".
     read.filter(|_| !number.starts_with('+')).ok_or(TargetError::Database)
 }
 
-/// One host, and its port where there is one.
+/// Parses a host with an optional port.
 fn address(text: &str, port: u16, right: &'static str) -> Result<Address, TargetError> {
     let (host, said) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -507,7 +513,7 @@ fn described(endpoint: &Endpoint, tls: bool, database: u32) -> String {
 }
 
 impl Password {
-    /// The password that was said, unless a file is named, which can change.
+    /// The file, if one is named, otherwise the given password.
     fn of(said: Option<String>, file: Option<PathBuf>) -> Self {
         match (file, said) {
             (Some(file), _) => Self::File(file),

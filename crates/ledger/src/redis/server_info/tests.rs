@@ -15,7 +15,7 @@ const REDIS: &str = "# Server\r\nredis_version:7.0.15\r\nredis_git_sha1:00000000
 fn read(info: &str, config: &[(&str, &str)]) -> ServerInfo {
     let config: Vec<_> =
         config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    ServerInfo::read(info, &config).unwrap()
+    ServerInfo::parse(info, &config).unwrap()
 }
 
 fn with(from: &str, to: &str) -> ServerInfo {
@@ -24,7 +24,7 @@ fn with(from: &str, to: &str) -> ServerInfo {
 }
 
 #[test]
-fn what_is_kept_is_told_as_far_as_it_is_known() {
+fn persistence_is_derived_from_info_and_config() {
     assert_eq!(read(REDIS, &[]).durability, Persistence::Unstated);
     assert_eq!(read(REDIS, &[("save", "")]).durability, Persistence::Memory);
     assert_eq!(read(REDIS, &[("save", "3600 1 300 100")]).durability, Persistence::Snapshots);
@@ -40,7 +40,7 @@ fn what_is_kept_is_told_as_far_as_it_is_known() {
 }
 
 #[test]
-fn what_would_lose_opt_outs_is_refused() {
+fn server_that_would_lose_opt_outs_is_unsupported() {
     for (from, to, unfit) in [
         (
             "policy:noeviction",
@@ -57,7 +57,7 @@ fn what_would_lose_opt_outs_is_refused() {
 }
 
 #[test]
-fn a_primary_that_would_not_notice_being_cut_off_is_told_of_or_refused() {
+fn unfenced_primary_is_a_warning_or_unsupported() {
     let alone = with("aof_enabled:0", "aof_enabled:1");
     assert_eq!(alone.verdict(false, false), Ok(vec![]));
     // Behind Sentinels one without replicas may be one that was cut off.
@@ -72,7 +72,7 @@ fn a_primary_that_would_not_notice_being_cut_off_is_told_of_or_refused() {
 }
 
 #[test]
-fn valkey_stands_in_for_a_redis() {
+fn valkey_is_checked_by_its_compatible_redis_version() {
     let info = REDIS.replace(
         "redis_version:7.0.15",
         "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1",
@@ -80,6 +80,6 @@ fn valkey_stands_in_for_a_redis() {
     let fitness = read(&info, &[]);
     assert_eq!((fitness.version, fitness.called.as_str()), ((7, 2, 4), "valkey 8.0.1"));
     assert!(fitness.verdict(false, false).is_ok());
-    assert!(matches!(ServerInfo::read("", &[]), Err(ServerInfoError::Silent("redis_version"))));
+    assert!(matches!(ServerInfo::parse("", &[]), Err(ServerInfoError::Silent("redis_version"))));
     assert_eq!(version("7.4-rc1"), Some((7, 4, 0)));
 }

@@ -1,4 +1,4 @@
-//! Links to real servers.
+//! Connections to real servers.
 
 #[path = "../../../../../../tests/servers/mod.rs"]
 mod kinds;
@@ -18,7 +18,7 @@ fn link(url: &str, options: TargetOptions) -> ConnectionManager {
     ConnectionManager::new(Arc::new(Target::new(url, options).unwrap()))
 }
 
-/// What a link says that cannot connect.
+/// The error of a manager that cannot connect.
 async fn refusal(connections: &ConnectionManager) -> String {
     connections
         .connection()
@@ -33,7 +33,7 @@ async fn whoami(connection: &Connection) -> String {
     redis::cmd("ACL").arg("WHOAMI").query_async(&mut redis).await.unwrap()
 }
 
-/// Waits until the link's wait after a failure is over, and it connects.
+/// Waits until the backoff after a failure is over, and the manager connects.
 async fn connected(connections: &ConnectionManager) -> Connection {
     in_time("a connection", async || connections.connection().await.ok()).await
 }
@@ -56,7 +56,7 @@ async fn a_socket_and_a_port_lead_to_the_same_redis() {
 }
 
 #[tokio::test]
-async fn passwords_and_users_are_taken_or_refused_without_being_shown() {
+async fn passwords_and_users_are_accepted_or_rejected_without_being_shown() {
     let password = ["--requirepass", "swordfish"];
     let user = ["--user", "sidecar", "on", ">hunter2", "~*", "&*", "+@all"];
     let server = Server::start(&[&password[..], &user].concat()).await;
@@ -80,7 +80,7 @@ async fn passwords_and_users_are_taken_or_refused_without_being_shown() {
 }
 
 #[tokio::test]
-async fn a_server_that_quotes_the_password_is_not_quoted() {
+async fn error_of_a_server_that_quotes_the_password_is_not_shown() {
     let server = Server::start(&["--rename-command", "AUTH", ""]).await;
     let options =
         TargetOptions { password: Some("hunter2".to_owned()), ..TargetOptions::default() };
@@ -89,7 +89,7 @@ async fn a_server_that_quotes_the_password_is_not_quoted() {
 }
 
 #[tokio::test]
-async fn a_rotated_password_file_is_read_again() {
+async fn rotated_password_file_is_read_again() {
     let server = Server::start(&["--requirepass", "first"]).await;
     let file = server.folder().join("password");
     std::fs::write(&file, "first\n").unwrap();
@@ -112,13 +112,13 @@ async fn a_rotated_password_file_is_read_again() {
         Some(refusal(&connections).await).filter(|said| !said.contains("No such file"))
     });
     assert!(said.await.contains("must hold the password"));
-    // It recovers by itself, once the file is right.
+    // It recovers by itself once the file is valid.
     std::fs::write(&file, "second").unwrap();
     connected(&connections).await;
 }
 
 #[tokio::test]
-async fn a_link_fails_fast_while_nothing_listens_and_recovers() {
+async fn manager_fails_fast_while_nothing_listens_and_recovers() {
     let server = Server::start(&[]).await;
     let (url, port) = (server.url(), server.port());
     let connections = Arc::new(link(&url, TargetOptions::default()));
@@ -129,7 +129,7 @@ async fn a_link_fails_fast_while_nothing_listens_and_recovers() {
     connections.discard(&connection);
     let said = refusal(&connections).await;
     assert!(said.contains("nothing listens at 127.0.0.1"), "{said}");
-    // A thousand callers meanwhile take no time, and make no thousand attempts.
+    // A thousand callers fail at once, and share few attempts.
     let begun = Instant::now();
     for _ in 0..1_000 {
         refusal(&connections).await;
@@ -144,8 +144,8 @@ async fn a_link_fails_fast_while_nothing_listens_and_recovers() {
 }
 
 #[tokio::test]
-async fn callers_share_one_attempt_and_a_stalled_server_holds_none_for_long() {
-    // It accepts, and says nothing.
+async fn callers_share_one_attempt_and_a_stalled_server_delays_none_beyond_the_timeout() {
+    // A server that accepts connections and never replies.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", silent.local_addr().unwrap());
     let timeouts = Timeouts { connect: Duration::from_millis(200), ..Timeouts::default() };
@@ -159,7 +159,7 @@ async fn callers_share_one_attempt_and_a_stalled_server_holds_none_for_long() {
     }
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(connections.state().failures, 1);
-    // A caller that goes away takes nothing along: the next one goes on with its attempt.
+    // The next caller continues the attempt of a cancelled one.
     in_time("the next attempt", async || {
         let connecting = tokio::time::timeout(Duration::from_millis(1), connections.connection());
         connecting.await.is_err().then_some(())
@@ -171,7 +171,7 @@ async fn callers_share_one_attempt_and_a_stalled_server_holds_none_for_long() {
 }
 
 #[tokio::test]
-async fn what_is_no_redis_is_told_apart() {
+async fn server_that_is_not_redis_is_identified() {
     use tokio::io::AsyncWriteExt as _;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -196,12 +196,12 @@ async fn fitness_of(server: &Server, user: Option<&str>) -> server_info::ServerI
 }
 
 #[tokio::test]
-async fn real_servers_say_what_they_are_fit_for() {
+async fn real_servers_are_classified_by_their_configuration() {
     let memory = Server::start(&["--save", ""]).await;
     let fitness = fitness_of(&memory, None).await;
     assert_eq!(fitness.durability, Persistence::Memory);
     assert_eq!(fitness.verdict(false, false), Ok(vec![Warning::MemoryAlone]));
-    // A sidecar's user may not see the configuration.
+    // A sidecar's user may not read the configuration.
     let user = ["--user", "sidecar", "on", "nopass", "~*", "&*", "+@all", "-config"];
     let saving = Server::start(&[&["--save", "60 1"], &user[..]].concat()).await;
     assert_eq!(fitness_of(&saving, None).await.durability, Persistence::Snapshots);

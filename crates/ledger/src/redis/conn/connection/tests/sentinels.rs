@@ -22,7 +22,7 @@ async fn sentinel(primary: u16, more: &str) -> Server {
 }
 
 impl Fleet {
-    /// A fleet whose members all know each other.
+    /// Starts a fleet, and waits until its members know each other.
     async fn start() -> Self {
         let primary = Server::start(&[]).await;
         let of = format!("127.0.0.1 {}", primary.port());
@@ -48,7 +48,7 @@ impl Fleet {
         fleet
     }
 
-    /// The address that names the first so many Sentinels.
+    /// A URL with this number of the Sentinels.
     fn url(&self, given: usize) -> String {
         let hosts = self.sentinels.iter().take(given);
         let hosts: Vec<_> = hosts.map(|one| format!("127.0.0.1:{}", one.port())).collect();
@@ -57,18 +57,18 @@ impl Fleet {
 }
 
 #[tokio::test]
-async fn a_majority_decides_and_a_failover_is_followed() {
+async fn majority_decides_and_failover_is_followed() {
     let fleet = Fleet::start().await;
     let (old, new) = (fleet.primary.port(), fleet.replica.port());
-    // One that is given names the others.
+    // The URL has one Sentinel, which names the others.
     let primary = Arc::new(PrimaryLocator::new(Arc::new(fleet.url(1).parse().unwrap())));
     let connections = ConnectionManager::to(Arc::clone(&primary), Timeouts::default());
     let connection = connections.connection().await.unwrap();
-    let (told, _task) = listening_on(primary);
-    until("the subscription", &told, 1, is_gap).await;
+    let (events, _task) = listening_on(primary);
+    until("the subscription", &events, 1, is_gap).await;
     assert_eq!(connection.address.to_string(), format!("127.0.0.1:{old}"));
     connections.confirm_primary(&connection).await.unwrap();
-    // One of three that answers is no majority, whichever it is and whatever it says.
+    // A single answer of three Sentinels is not a majority.
     for silent in &fleet.sentinels[1..] {
         silent.signal(Signal::STOP);
     }
@@ -79,12 +79,12 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     assert!(said.contains("no majority of the 3 Sentinels"), "{said}");
     fleet.sentinels[1].signal(Signal::CONT);
     let connection = connected(&connections).await;
-    // Two of three are one, and the silent third holds nobody up.
+    // Two of three are a majority, and the silent third delays nothing.
     let begun = Instant::now();
     connections.confirm_primary(&connection).await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     fleet.sentinels[2].signal(Signal::CONT);
-    // A primary that hangs is passed by; the connection to it is still open, and proves nothing.
+    // Sentinels fail over from a primary that hangs. The connection to it is still open, and proves nothing.
     let patient = Timeouts { response: Duration::from_mins(1), ..Timeouts::default() };
     let appends = ConnectionManager::to(Arc::clone(&connections.primary), patient);
     let mut appending = appends.connection().await.unwrap().redis;
@@ -97,7 +97,7 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     let said = moved.await.to_string();
     let expected = format!("127.0.0.1:{old} is no longer the primary");
     assert!(said.contains(&expected) && said.contains(&format!(":{new}")), "{said}");
-    // What another link waits for on its own connection fails at once, and the link moves as well.
+    // A pending command on another manager's connection fails at once, and that manager moves as well.
     let dropped = tokio::time::timeout(Duration::from_secs(5), waiting).await;
     dropped.expect("it does not wait for the old primary").unwrap().unwrap_err();
     assert_eq!(connected(&appends).await.address.to_string(), format!("127.0.0.1:{new}"));
@@ -106,21 +106,21 @@ async fn a_majority_decides_and_a_failover_is_followed() {
     connections.confirm_primary(&connection).await.unwrap();
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
-    // The subscription has moved too, though the old primary never closed it.
+    // The subscription has moved too, although the old primary never closed it.
     in_time("a message of the new primary's", async || {
         (fleet.replica.tell(&["PUBLISH", "{consent:0}:ch", "here"]) == "1").then_some(())
     })
     .await;
-    until("the message", &told, 1, is_message).await;
+    until("the message", &events, 1, is_message).await;
     fleet.primary.signal(Signal::CONT);
 }
 
 #[tokio::test]
-async fn a_replica_that_a_sentinel_takes_for_the_primary_is_refused() {
+async fn replica_named_as_primary_is_rejected() {
     let primary = Server::start(&[]).await;
     let of = format!("127.0.0.1 {}", primary.port());
     let replica = Server::start(&["--replicaof", &of]).await;
-    // Its Sentinel follows where it leads, once it has looked; until then it names the replica.
+    // The Sentinel finds the primary once it has queried the replica; until then it names the replica.
     let sentinel = sentinel(replica.port(), "").await;
     sentinel.signal(Signal::STOP);
     sentinel.signal(Signal::CONT);
@@ -131,7 +131,7 @@ async fn a_replica_that_a_sentinel_takes_for_the_primary_is_refused() {
 }
 
 #[tokio::test]
-async fn sentinels_have_a_login_of_their_own() {
+async fn sentinels_have_credentials_of_their_own() {
     let primary = Server::start(&["--requirepass", "swordfish"]).await;
     let more = "sentinel auth-pass mymaster swordfish\nrequirepass hunter2";
     let sentinel = sentinel(primary.port(), more).await;
@@ -150,7 +150,7 @@ async fn sentinels_have_a_login_of_their_own() {
     assert!(said.contains("WRONGPASS"), "{said}");
     let said = refusal(&link(&by_name("yours"), with(Some("hunter2")))).await;
     assert!(said.contains("no primary named yours"), "{said}");
-    // Either kind where the other is meant.
+    // A Sentinel in place of a Redis, and the other way round.
     let options = TargetOptions { password: Some("hunter2".into()), ..TargetOptions::default() };
     let said = refusal(&link(&url("redis", sentinel.port()), options)).await;
     assert!(said.contains("is a Sentinel: give redis+sentinel://"), "{said}");

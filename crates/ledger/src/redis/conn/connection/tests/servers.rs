@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::kinds::{NOT_INSTALLED, ServerKind};
 
-/// How long anything may take that a test waits for.
+/// The timeout of everything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running redis-server, or a Sentinel, in a folder of its own; killed when dropped.
@@ -19,7 +19,7 @@ pub(super) struct Server {
     port: u16,
 }
 
-/// Asks until there is an answer.
+/// Repeats a question until it has an answer.
 pub(super) async fn in_time<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -31,7 +31,7 @@ pub(super) async fn in_time<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<
     }
 }
 
-/// A port that nothing listens on, and that no other test of this process is given.
+/// A free port that no other test of this process gets.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Below those that the system gives to clients, and elsewhere for another process.
@@ -55,7 +55,7 @@ impl Server {
         Self::launch(port, &[&["--port", &number], arguments].concat(), None).await
     }
 
-    /// One that is told its ports by its arguments; or by a configuration file's text.
+    /// Starts a server whose ports are set by its arguments, or by the text of its configuration file.
     pub(super) async fn launch(port: u16, arguments: &[&str], file: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();

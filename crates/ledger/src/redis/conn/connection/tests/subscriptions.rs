@@ -5,65 +5,65 @@ use std::sync::Mutex;
 use super::*;
 use crate::redis::conn::subscription::{SubscriptionEvent, subscribe};
 
-pub(super) type Told = Arc<Mutex<Vec<SubscriptionEvent>>>;
+pub(super) type Events = Arc<Mutex<Vec<SubscriptionEvent>>>;
 
-/// Listens in the background; what it tells is collected.
-fn listening(url: &str, options: TargetOptions) -> (Told, AbortOnDropHandle<()>) {
+/// Subscribes in the background and collects the events.
+fn listening(url: &str, options: TargetOptions) -> (Events, AbortOnDropHandle<()>) {
     listening_on(Arc::new(PrimaryLocator::new(Arc::new(Target::new(url, options).unwrap()))))
 }
 
-pub(super) fn listening_on(primary: Arc<PrimaryLocator>) -> (Told, AbortOnDropHandle<()>) {
-    let told = Told::default();
-    let into = Arc::clone(&told);
+pub(super) fn listening_on(primary: Arc<PrimaryLocator>) -> (Events, AbortOnDropHandle<()>) {
+    let events = Events::default();
+    let into = Arc::clone(&events);
     let task = tokio::spawn(async move {
-        let sink = move |pushed| {
-            into.lock().unwrap().push(pushed);
+        let sink = move |event| {
+            into.lock().unwrap().push(event);
             std::future::ready(())
         };
         subscribe(primary, "{consent:0}:ch".to_owned(), Timeouts::default(), sink).await;
     });
-    (told, AbortOnDropHandle::new(task))
+    (events, AbortOnDropHandle::new(task))
 }
 
-fn count(told: &Told, of: impl Fn(&SubscriptionEvent) -> bool) -> usize {
-    told.lock().unwrap().iter().filter(|pushed| of(pushed)).count()
+fn count(events: &Events, of: impl Fn(&SubscriptionEvent) -> bool) -> usize {
+    events.lock().unwrap().iter().filter(|event| of(event)).count()
 }
 
 pub(super) async fn until(
     what: &str,
-    told: &Told,
+    events: &Events,
     least: usize,
     of: impl Fn(&SubscriptionEvent) -> bool,
 ) {
-    in_time(what, async || (count(told, &of) >= least).then_some(())).await;
+    in_time(what, async || (count(events, &of) >= least).then_some(())).await;
 }
 
-pub(super) fn is_gap(pushed: &SubscriptionEvent) -> bool {
-    matches!(pushed, SubscriptionEvent::Gap)
+pub(super) fn is_gap(event: &SubscriptionEvent) -> bool {
+    matches!(event, SubscriptionEvent::Gap)
 }
 
-pub(super) fn is_message(pushed: &SubscriptionEvent) -> bool {
-    matches!(pushed, SubscriptionEvent::Message(_))
+pub(super) fn is_message(event: &SubscriptionEvent) -> bool {
+    matches!(event, SubscriptionEvent::Message(_))
 }
 
 #[tokio::test]
-async fn what_is_published_is_delivered_and_every_new_subscription_is_a_gap() {
+async fn subscription_delivers_messages_and_reports_each_resubscription_as_a_gap() {
     let server = Server::start(&[]).await;
-    let (told, _task) = listening(&server.url(), TargetOptions::default());
-    until("the subscription", &told, 1, is_gap).await;
+    let (events, _task) = listening(&server.url(), TargetOptions::default());
+    until("the subscription", &events, 1, is_gap).await;
     for body in ["one", "two"] {
         assert_eq!(server.tell(&["PUBLISH", "{consent:0}:ch", body]), "1");
     }
     server.tell(&["PUBLISH", "another", "three"]);
-    until("the messages", &told, 2, is_message).await;
+    until("the messages", &events, 2, is_message).await;
     assert_eq!(server.tell(&["CLIENT", "KILL", "TYPE", "pubsub"]), "1");
-    until("another subscription", &told, 2, is_gap).await;
+    until("another subscription", &events, 2, is_gap).await;
     assert_eq!(server.tell(&["PUBLISH", "{consent:0}:ch", "four"]), "1");
-    until("the next message", &told, 3, is_message).await;
-    let told = told.lock().unwrap();
-    let words: Vec<_> = told
+    until("the next message", &events, 3, is_message).await;
+    let events = events.lock().unwrap();
+    let words: Vec<_> = events
         .iter()
-        .map(|pushed| match pushed {
+        .map(|event| match event {
             SubscriptionEvent::Message(body) => String::from_utf8_lossy(body).into_owned(),
             SubscriptionEvent::Gap => "gap".to_owned(),
             SubscriptionEvent::Lost(_) => "lost".to_owned(),
@@ -74,48 +74,48 @@ async fn what_is_published_is_delivered_and_every_new_subscription_is_a_gap() {
 }
 
 #[tokio::test]
-async fn a_refused_subscription_is_told_and_tried_again() {
+async fn rejected_subscription_is_reported_and_retried() {
     let user = ["--user", "sidecar", "on", "nopass", "~*", "resetchannels", "+@all"];
     let server = Server::start(&user).await;
     let options = TargetOptions { user: Some("sidecar".to_owned()), ..TargetOptions::default() };
-    let (told, _task) = listening(&server.url(), options);
-    let is_refused = |pushed: &SubscriptionEvent| matches!(pushed, SubscriptionEvent::Refused(error) if error.to_string().contains("NOPERM"));
-    until("refusals", &told, 2, is_refused).await;
-    assert_eq!(count(&told, is_gap), 0);
+    let (events, _task) = listening(&server.url(), options);
+    let is_refused = |event: &SubscriptionEvent| matches!(event, SubscriptionEvent::Refused(error) if error.to_string().contains("NOPERM"));
+    until("refusals", &events, 2, is_refused).await;
+    assert_eq!(count(&events, is_gap), 0);
     server.tell(&["ACL", "SETUSER", "sidecar", "&{consent:0}:ch"]);
-    until("the subscription", &told, 1, is_gap).await;
-    // What is taken away again is noticed: the server ends the connection.
+    until("the subscription", &events, 1, is_gap).await;
+    // If the permission is revoked, the server closes the connection.
     server.tell(&["ACL", "SETUSER", "sidecar", "resetchannels"]);
-    until("its loss", &told, 1, |pushed| matches!(pushed, SubscriptionEvent::Lost(_))).await;
+    until("its loss", &events, 1, |event| matches!(event, SubscriptionEvent::Lost(_))).await;
 }
 
 #[tokio::test]
-async fn a_server_that_went_silent_is_left() {
+async fn silent_server_loses_the_subscription() {
     let server = Server::start(&[]).await;
-    let (told, _task) = listening(&server.url(), TargetOptions::default());
-    until("the subscription", &told, 1, is_gap).await;
+    let (events, _task) = listening(&server.url(), TargetOptions::default());
+    until("the subscription", &events, 1, is_gap).await;
     server.signal(rustix::process::Signal::STOP);
-    let is_late = |pushed: &SubscriptionEvent| matches!(pushed, SubscriptionEvent::Lost(error) if error.to_string().contains("no answer"));
-    until("the end of patience", &told, 1, is_late).await;
+    let is_late = |event: &SubscriptionEvent| matches!(event, SubscriptionEvent::Lost(error) if error.to_string().contains("no answer"));
+    until("the end of patience", &events, 1, is_late).await;
     server.signal(rustix::process::Signal::CONT);
-    until("another subscription", &told, 2, is_gap).await;
+    until("another subscription", &events, 2, is_gap).await;
 }
 
 #[tokio::test]
-async fn a_listener_that_is_too_slow_is_told_of_a_gap_and_holds_no_queue() {
+async fn slow_subscriber_gets_a_gap_and_holds_no_queue() {
     let limit = "pubsub 1mb 1mb 1";
     let server = Server::start(&["--client-output-buffer-limit", limit]).await;
     let primary = Arc::new(PrimaryLocator::new(Arc::new(server.url().parse().unwrap())));
     let gaps = Arc::new(AtomicU64::new(0));
     let inner_gaps = Arc::clone(&gaps);
-    // Nothing comes through it; the sink stands still until the other end is dropped.
+    // The sink blocks on this channel until the sender is dropped.
     let (held, gate) = std::sync::mpsc::channel::<()>();
-    // On a thread of its own, since its sink stands still.
+    // On a thread of its own, because its sink blocks.
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listening = subscribe(primary, "c".to_owned(), Timeouts::default(), |pushed| {
-                match pushed {
+            let listening = subscribe(primary, "c".to_owned(), Timeouts::default(), |event| {
+                match event {
                     SubscriptionEvent::Message(_) => drop(gate.recv()),
                     SubscriptionEvent::Gap => drop(inner_gaps.fetch_add(1, Ordering::Relaxed)),
                     _ => {}
@@ -136,11 +136,11 @@ async fn a_listener_that_is_too_slow_is_told_of_a_gap_and_holds_no_queue() {
         in_time("a gap", async || (gaps.load(Ordering::Relaxed) >= least).then_some(())).await;
     };
     seen(1).await;
-    // More than the kernel and the server hold for it, until it is closed. The messages are shorter
-    // than 16 KiB, since Valkey counts no longer ones against the limit.
+    // Publishes more than the kernel and the server buffer, until the server closes the connection. The
+    // messages are shorter than 16 KiB, because Valkey does not count longer ones against the limit.
     let publish = "local body, told = string.rep('x', 15000), 0
         for _ = 1, 100 do told = redis.call('PUBLISH', 'c', body) end
-        return told";
+        return events";
     in_time("its end", async || (server.tell(&["EVAL", publish, "0"]) == "0").then_some(())).await;
     drop(held);
     seen(2).await;

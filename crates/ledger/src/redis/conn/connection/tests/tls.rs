@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::*;
 
-/// A CA and what it signs, as files in a folder.
+/// A CA and the certificates that it has signed, as files in a folder.
 struct Authority {
     folder: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -27,11 +27,11 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate in a name, and its key.
+    /// Signs a certificate for a name, and writes it and its key.
     fn sign(&self, file: &str, name: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        // Of the same name as its issuer it would be taken for self-signed.
+        // With the same name as its issuer it would count as self-signed.
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let at = |end: &str| self.folder.path().join(format!("{file}.{end}"));
@@ -58,7 +58,7 @@ impl Authority {
 }
 
 #[tokio::test]
-async fn both_sides_prove_who_they_are() {
+async fn client_and_server_certificates_are_verified() {
     let authority = Authority::new();
     let server = authority.server("localhost").await;
     let (certificate, key) = authority.sign("client", "sidecar");
@@ -76,7 +76,7 @@ async fn both_sides_prove_who_they_are() {
     assert!(said.contains("--ledger-cert-file"), "without a certificate: {said}");
     let said = refusal(&link(&url, TargetOptions { ca_file: None, ..whole() })).await;
     assert!(said.contains("--ledger-ca-file"), "a CA that is not the system's: {said}");
-    // The certificate is in the name of localhost alone.
+    // The certificate is for the name localhost only.
     let by_number = format!("rediss://127.0.0.1:{}", server.port());
     let said = refusal(&link(&by_number, whole())).await;
     assert!(said.contains("TLS with 127.0.0.1") && said.contains("not valid for name"), "{said}");
@@ -95,7 +95,7 @@ async fn both_sides_prove_who_they_are() {
 }
 
 #[tokio::test]
-async fn rotated_certificates_are_read_at_the_next_connection() {
+async fn rotated_certificates_are_read_for_the_next_connection() {
     let (old, new) = (Authority::new(), Authority::new());
     let first = old.server("localhost").await;
     let port = first.port();
@@ -139,7 +139,7 @@ async fn rotated_certificates_are_read_at_the_next_connection() {
 }
 
 #[tokio::test]
-async fn sentinels_and_their_primary_are_spoken_to_in_tls() {
+async fn sentinels_and_their_primary_are_reached_over_tls() {
     let authority = Authority::new();
     let primary = authority.server("127.0.0.1").await;
     let (certificate, key) = authority.sign("sentinel", "127.0.0.1");
