@@ -55,7 +55,7 @@ pub enum LedgerError {
     #[error("the ledger cannot be reached: {0}")]
     Unreachable(Arc<dyn std::error::Error + Send + Sync>),
     /// It answers, and does not do it: nothing was written.
-    #[error("the ledger refuses: {0}")]
+    #[error("the ledger rejected the request: {0}")]
     Refused(Arc<dyn std::error::Error + Send + Sync>),
     /// It was written, and fewer replicas than asked for have confirmed it in time: a failover may
     /// lose it.

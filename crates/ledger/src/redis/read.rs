@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
-use super::scripts::{self, Answer};
+use super::scripts::{self, Answer, ask};
 use super::{Redis, Shared};
 use crate::{
     Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
@@ -172,6 +172,37 @@ impl Shared {
         Ok(Bucket { number, label, pairs })
     }
 
+    /// The ledger's position, without a proof of the primary.
+    pub(super) async fn position(&self) -> Result<Position, RedisFailure> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(&self.keyspace.meta).arg("epoch").arg("rev").arg("head");
+        let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
+        let epoch = answer.optional()?.ok_or(RedisFailure::Rejected(RedisRejection::Missing))?;
+        let epoch =
+            epoch.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
+        Ok(Position { epoch, revision: answer.number()?, head: answer.exactly()? })
+    }
+
+    /// The revision and the record time of the first log entry at or after a revision.
+    pub(super) async fn entry_from(
+        &self,
+        from: Revision,
+    ) -> Result<Option<(Revision, Timestamp)>, RedisFailure> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(&self.keyspace.log).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
+        let mut entries = Answer::of(ask(&self.writes, &command).await?)?;
+        if entries.is_over() {
+            return Ok(None);
+        }
+        let mut entry = Answer::of(entries.next()?)?;
+        let revision = entry.revision()?;
+        let mut fields = Answer::of(entry.next()?)?;
+        let (_p, _place, _b) = (fields.next()?, fields.next()?, fields.next()?);
+        let time = time_of(&fields.bytes()?)
+            .ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
+        Ok(Some((revision, time)))
+    }
+
     /// The fenced poll. `head` is the log's head at revision `after`, if the caller knows it.
     pub(super) async fn poll(
         &self,
@@ -279,6 +310,6 @@ fn entries_after(
 }
 
 /// The record time of a log entry.
-pub(super) fn time_of(body: &[u8]) -> Option<Timestamp> {
+fn time_of(body: &[u8]) -> Option<Timestamp> {
     codec::decode_log(body).ok().map(|body| body.record_time)
 }

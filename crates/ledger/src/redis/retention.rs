@@ -5,9 +5,8 @@ use redis::Value;
 use super::Shared;
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{HistoryItem, is_history_field};
-use super::read::time_of;
 use super::roll_forward::roll_forward;
-use super::scripts::{self, Answer, ask};
+use super::scripts;
 use crate::{Identity, LedgerError, Retention, codec};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
@@ -91,26 +90,6 @@ impl Shared {
             }
         }
         Ok(())
-    }
-
-    /// The revision and the record time of the first log entry at or after a revision.
-    pub(super) async fn entry_from(
-        &self,
-        from: Revision,
-    ) -> Result<Option<(Revision, Timestamp)>, RedisFailure> {
-        let mut command = redis::cmd("XRANGE");
-        command.arg(&self.keyspace.log).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
-        let mut entries = Answer::of(ask(&self.writes, &command).await?)?;
-        if entries.is_over() {
-            return Ok(None);
-        }
-        let mut entry = Answer::of(entries.next()?)?;
-        let revision = entry.revision()?;
-        let mut fields = Answer::of(entry.next()?)?;
-        let (_p, _place, _b) = (fields.next()?, fields.next()?, fields.next()?);
-        let time = time_of(&fields.bytes()?)
-            .ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-        Ok(Some((revision, time)))
     }
 
     /// Replaces a bucket's perishable history entries that were recorded before `limit` by their digests,

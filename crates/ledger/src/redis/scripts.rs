@@ -70,6 +70,17 @@ impl Script {
         self.run_on(connections, &connection, keys, args).await
     }
 
+    /// Runs a script that returns the number of its changes. Returns whether there were any.
+    pub(super) async fn run_counted(
+        &self,
+        connections: &ConnectionManager,
+        keys: &[impl AsRef<str>],
+        args: &[&[u8]],
+    ) -> Result<bool, RedisFailure> {
+        let answer = self.run(connections, keys, args).await?;
+        Ok(Answer::of(Value::Array(vec![answer]))?.number()? > 0)
+    }
+
     /// Runs the script over this connection of the manager.
     pub(super) async fn run_on(
         &self,

@@ -218,12 +218,12 @@ impl ServerInfo {
         })
     }
 
-    /// What an operator should know; or why this cannot hold a ledger. Behind Sentinels it must
-    /// notice being cut off, even where no replica follows it now: that is how it looks when it is.
+    /// Checks that the server can hold a ledger, and returns its risks. Behind Sentinels it must be fenced
+    /// even if it has no replica at present, because a primary that is cut off has none.
     ///
     /// # Errors
     ///
-    /// [`UnsupportedServer`] says why.
+    /// [`UnsupportedServer`] if it cannot.
     pub fn verdict(
         &self,
         behind_sentinels: bool,

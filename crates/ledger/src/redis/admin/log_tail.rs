@@ -35,7 +35,7 @@ impl Shared {
         let page = ask(&self.reads, command.arg("COUNT").arg(MAX_READ)).await?;
         let last_id = self.last_generated_id().await?;
         // Another recorder may have appended between the two commands.
-        if self.end().await? != *end {
+        if self.position().await? != *end {
             return Ok(None);
         }
         let mut tail = LogTail::default();
@@ -92,7 +92,7 @@ impl Shared {
     /// Rebuilds the log without stray entries, so that Redis accepts the ledger's next entries again. Returns
     /// whether it did.
     pub(super) async fn rebuild_log(&self, identity: &Identity) -> Result<bool, LedgerError> {
-        let end = self.end().await?;
+        let end = self.position().await?;
         let Some(tail) = self.log_tail(&end).await? else { return Ok(false) };
         let copy = self.keyspace.log_copy();
         // An interrupted run may have left a copy of an older state of the log.
@@ -103,15 +103,15 @@ impl Shared {
         let keys = [&self.keyspace.meta, &self.keyspace.log, &copy];
         let args = [&identity.epoch[..], revision.as_bytes(), keep_to.as_bytes(), most.as_bytes()];
         loop {
-            match self.changes(&scripts::REBUILD_LOG, &keys, &args).await {
+            match scripts::REBUILD_LOG.run_counted(&self.writes, &keys, &args).await {
                 Ok(false) => {}
                 Ok(true) => return Ok(true),
                 // The ledger has moved on: the next pass verifies it again.
-                Err(error) if RedisRejection::of(&error) == Some(&RedisRejection::CutShort) => {
+                Err(RedisFailure::Rejected(RedisRejection::CutShort)) => {
                     ask(&self.writes, redis::cmd("UNLINK").arg(&copy)).await?;
                     return Ok(false);
                 }
-                Err(error) => return Err(error),
+                Err(failure) => return Err(failure.into()),
             }
         }
     }

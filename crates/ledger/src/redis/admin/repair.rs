@@ -6,7 +6,7 @@
 
 use super::super::keyspace::{SENTINEL_FIELD, version_bytes};
 use super::super::roll_forward::roll_forward;
-use super::super::scripts::{self, Answer, Script, ask};
+use super::super::scripts::{self, Answer, ask};
 use super::super::{Redis, Shared};
 use super::repair_inputs::RepairInputs;
 use crate::verify::{Damage, Depth, Finding, Progress, Report};
@@ -65,41 +65,42 @@ impl RepairMode {
     fn plan(self, finding: &Finding) -> Option<(Stage, &'static str)> {
         let planned = match &finding.damage {
             Damage::NotAsLogged => {
-                (Stage::Pair, "joined with what the log says, and followers told")
+                (Stage::Pair, "joined with its last log entry, and announced to followers")
             }
             Damage::Lost if finding.logged.is_some() => {
-                (Stage::Pair, "put back from the log, and followers told")
+                (Stage::Pair, "restored from the log, and announced to followers")
             }
             _ if self == Self::OutOfBand => return None,
-            Damage::Lost => (Stage::Pair, "put back from its history, and followers told"),
+            Damage::Lost => (Stage::Pair, "restored from its history, and announced to followers"),
             Damage::CutShort(_) => (Stage::Frame, "completed from the log"),
             Damage::StrayEntries => {
-                (Stage::Frame, "removed by rebuilding the log: nobody was told of them")
+                (Stage::Frame, "removed by rebuilding the log: no follower has applied them")
             }
-            Damage::AppendsRefused => (Stage::Frame, "mended by rebuilding the log"),
-            Damage::NoLog => {
-                (Stage::Frame, "made anew, without entries: followers that lack any read all anew")
-            }
+            Damage::AppendsRefused => (Stage::Frame, "repaired by rebuilding the log"),
+            Damage::NoLog => (
+                Stage::Frame,
+                "recreated without entries: followers that lack any read the whole ledger again",
+            ),
             Damage::NoSentinel(hash) if hash.contains(":b:") && self == Self::AcceptingLoss => (
                 Stage::Sentinel,
                 "in use again as it is: what could not be rebuilt counts as never recorded",
             ),
             Damage::NoSentinel(hash) if hash.contains(":b:") => (
                 Stage::Sentinel,
-                "in use again, once every pair that its histories tell of is rebuilt",
+                "in use again, once every pair that its histories name is rebuilt",
             ),
             Damage::NoFence | Damage::NoSentinel(_) => (Stage::Frame, "put back"),
             Damage::Foreign(_) => (Stage::Frame, "removed"),
             Damage::Misplaced(_) => (Stage::Pair, "joined with the pair's own record"),
             Damage::Unreadable | Damage::Ahead(_) if finding.logged.is_some() => {
-                (Stage::Pair, "rebuilt from the log, and followers told")
+                (Stage::Pair, "rebuilt from the log, and announced to followers")
             }
             Damage::Unreadable | Damage::Ahead(_) => {
-                (Stage::Pair, "rebuilt from its history, and followers told")
+                (Stage::Pair, "rebuilt from its history, and announced to followers")
             }
             Damage::LogGap(_) | Damage::LogHead(_) | Damage::LogEntry(_) | Damage::LogEnd => (
                 Stage::Log,
-                "mended by cutting the log behind it; followers before it read all anew",
+                "repaired by trimming the log up to it; followers before it read the whole ledger again",
             ),
             Damage::Meta(_)
             | Damage::WrongKind(_)
@@ -177,9 +178,10 @@ impl Redis {
             }
             Damage::NoFence | Damage::NoLog => {
                 let keys = [&keyspace.meta, &keyspace.fence, &keyspace.log];
-                let revision = shared.end().await?.revision.to_string();
+                let revision = shared.position().await?.revision.to_string();
                 let args = [&identity.epoch[..], revision.as_bytes(), SENTINEL_FIELD, b""];
-                return shared.changes(&scripts::RECREATE_KEYS, &keys, &args).await;
+                let recreated = scripts::RECREATE_KEYS.run_counted(&shared.writes, &keys, &args);
+                return Ok(recreated.await?);
             }
             Damage::NoSentinel(hash) => {
                 return shared.restore_sentinel_field(&identity, mode, hash).await;
@@ -188,13 +190,13 @@ impl Redis {
             Damage::LogGap(revision) | Damage::LogHead(revision) | Damage::LogEntry(revision) => {
                 after(*revision)
             }
-            Damage::LogEnd => after(shared.end().await?.revision),
+            Damage::LogEnd => after(shared.position().await?.revision),
             _ => None,
         };
         if let Some(revision) = trim_to {
             let (keys, revision) = ([&keyspace.meta, &keyspace.log], revision.to_string());
             let args = [&identity.epoch[..], revision.as_bytes()];
-            return shared.changes(&scripts::TRIM_LOG, &keys, &args).await;
+            return Ok(scripts::TRIM_LOG.run_counted(&shared.writes, &keys, &args).await?);
         }
         match finding.key {
             Some(key) => self.rebuild(&identity, key, finding).await,
@@ -248,7 +250,7 @@ impl Shared {
         inputs: &RepairInputs,
         record: &Record,
     ) -> Result<Option<Version>, LedgerError> {
-        let end = self.end().await?.revision;
+        let end = self.position().await?.revision;
         match (&inputs.value, &inputs.stored) {
             (None, _) => Ok(Some(Version::default())),
             (Some(_), Some((version, _))) if version.revision <= end => Ok(Some(*version)),
@@ -273,18 +275,7 @@ impl Shared {
     ) -> Result<bool, LedgerError> {
         let keys = [&self.keyspace.meta, &self.keyspace.bucket(number)];
         let args = [&identity.epoch[..], &key.to_bytes(), old, new];
-        self.changes(&scripts::REPLACE_FIELD, &keys, &args).await
-    }
-
-    /// Runs a script that returns the number of its changes. Returns whether there were any.
-    pub(super) async fn changes(
-        &self,
-        script: &Script,
-        keys: &[&String],
-        args: &[&[u8]],
-    ) -> Result<bool, LedgerError> {
-        let answer = script.run(&self.writes, keys, args).await?;
-        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()? > 0)
+        Ok(scripts::REPLACE_FIELD.run_counted(&self.writes, &keys, &args).await?)
     }
 
     /// Deletes fields of a bucket that are not those of a pair.
@@ -296,8 +287,8 @@ impl Shared {
             let (field, value) = (all.bytes()?, all.bytes()?);
             if field != SENTINEL_FIELD && field.len() != 16 {
                 let args = [&identity.epoch[..], &field, &value, b""];
-                any |= self
-                    .changes(&scripts::REPLACE_FIELD, &[&self.keyspace.meta, hash], &args)
+                any |= scripts::REPLACE_FIELD
+                    .run_counted(&self.writes, &[&self.keyspace.meta, hash], &args)
                     .await?;
             }
         }

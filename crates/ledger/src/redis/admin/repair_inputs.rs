@@ -170,7 +170,7 @@ impl Shared {
         found: &Finding,
     ) -> Result<Option<RepairInputs>, LedgerError> {
         let number = bucket_of(key, identity.buckets);
-        let end = self.end().await?;
+        let end = self.position().await?;
         let field = [key.to_bytes().to_vec()];
         let value = self.many(&self.keyspace.bucket(number), &field).await?.pop().flatten();
         let readable = |value: &Vec<u8>| {

@@ -55,6 +55,6 @@ impl Shared {
         }
         let keys = [&keyspace.meta, &keyspace.fence, &keyspace.log, hash];
         let args = [&identity.epoch[..], b"", SENTINEL_FIELD, value];
-        self.changes(&scripts::RECREATE_KEYS, &keys, &args).await
+        Ok(scripts::RECREATE_KEYS.run_counted(&self.writes, &keys, &args).await?)
     }
 }

@@ -72,7 +72,7 @@ impl Redis {
     pub async fn status(&self) -> Result<Status, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
-        let end = shared.end().await?;
+        let end = shared.position().await?;
         let mut command = redis::cmd("XLEN");
         let length = ask(&shared.reads, command.arg(&shared.keyspace.log)).await?;
         let fence = shared.exists(&shared.keyspace.fence).await?;

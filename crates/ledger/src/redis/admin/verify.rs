@@ -151,7 +151,7 @@ impl Shared {
         let mut logged = LogIndex::default();
         let mut reached: Revision = 0;
         let end = loop {
-            let end = self.end().await?;
+            let end = self.position().await?;
             let from =
                 if reached == 0 { "-".to_owned() } else { reached.saturating_add(1).to_string() };
             let mut command = redis::cmd("XRANGE");
@@ -191,17 +191,6 @@ impl Shared {
         Ok(logged)
     }
 
-    /// The ledger's position, without a proof of the primary.
-    pub(super) async fn end(&self) -> Result<Position, RedisFailure> {
-        let mut command = redis::cmd("HMGET");
-        command.arg(&self.keyspace.meta).arg("epoch").arg("rev").arg("head");
-        let mut answer = Answer::of(ask(&self.reads, &command).await?)?;
-        let epoch = answer.optional()?.ok_or(RedisFailure::Rejected(RedisRejection::Missing))?;
-        let epoch =
-            epoch.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-        Ok(Position { epoch, revision: answer.number()?, head: answer.exactly()? })
-    }
-
     /// Verifies the log after the ledger's revision: finds an append that failed half-way, stray entries,
     /// and ids that keep Redis from accepting the ledger's next entry.
     async fn verify_tail(&self, report: &mut Report, end: &Position) -> Result<(), RedisFailure> {
@@ -234,7 +223,7 @@ impl Shared {
         let raw = match self.raw_bucket(number).await {
             Err(failure) if is_wrong_kind(&failure) => {
                 report.add_ledger_damage(Damage::WrongKind(self.keyspace.bucket(number)));
-                let label = self.end().await?;
+                let label = self.position().await?;
                 RawBucket { label, has_sentinel: true, fields: Vec::new() }
             }
             raw => raw?,

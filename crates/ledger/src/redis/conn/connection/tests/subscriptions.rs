@@ -138,9 +138,9 @@ async fn slow_subscriber_gets_a_gap_and_holds_no_queue() {
     seen(1).await;
     // Publishes more than the kernel and the server buffer, until the server closes the connection. The
     // messages are shorter than 16 KiB, because Valkey does not count longer ones against the limit.
-    let publish = "local body, told = string.rep('x', 15000), 0
-        for _ = 1, 100 do told = redis.call('PUBLISH', 'c', body) end
-        return events";
+    let publish = "local body, receivers = string.rep('x', 15000), 0
+        for _ = 1, 100 do receivers = redis.call('PUBLISH', 'c', body) end
+        return receivers";
     in_time("its end", async || (server.tell(&["EVAL", publish, "0"]) == "0").then_some(())).await;
     drop(held);
     seen(2).await;
