@@ -15,6 +15,7 @@
 //! | [`consentd_os`] | the one place that reads clocks; files are identified, locked and protected |
 //! | [`consentd_ledger`] | the durable truth: its operations and formats, in a file or in Redis |
 //! | [`consentd_proto`] | the contract's messages and clients |
+//! | [`consentd_bench`] | the load generator, and the made-up table that it asks about |
 //!
 //! The modules of the sidecar, in reading order:
 //!
@@ -36,7 +37,6 @@
 //! | `telemetry` | the log, and the export of traces |
 //! | `config` | turns flags, environment and file into validated settings |
 //! | `app` | builds every part, runs the tasks, and ends them in order |
-//! | `synthetic` | a table for load tests |
 //! | `cli` | the commands |
 //!
 //! Invariants, which crates and visibility enforce, or `tests/house` checks where a test can:
@@ -84,7 +84,6 @@ pub mod grpc;
 pub mod metrics;
 pub mod net;
 pub mod recorder;
-pub mod synthetic;
 pub mod table;
 mod telemetry;
 mod webhook;

@@ -14,7 +14,7 @@ use crate::config::{LedgerAddress, Settings};
 use crate::follower::ExtraPairs;
 use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
-use crate::synthetic::Synthetic;
+use consentd_bench::fixture::Fixture;
 use consentd_ledger::{
     Appender, BackgroundTask, CompactionReport, Embedded, Ledger, OpenedLedger, Options, Redis,
     RedisRejection,
@@ -231,7 +231,7 @@ pub(super) async fn open_synthetic(
         );
     }
     warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
-    let pairs = Synthetic::new(count, ledger.identity().await?.secret.clone(), clock::wall());
+    let pairs = Fixture::new(count, ledger.identity().await?.secret.clone(), clock::wall());
     Ok(Some(Box::new(move || {
         let pairs = pairs.clone();
         Box::new((0..pairs.count()).filter_map(move |number| pairs.pair(number)))

@@ -168,7 +168,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn asking(command: impl Future<Output = anyhow::Result<Verdict>>) -> anyhow::Result<Verdict> {
+fn asking<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::values::{at_least, bytes_of, number, size, span};
 use super::{ConfigError, LedgerAddress, wrong};
-use crate::synthetic::MAX_PAIRS;
+use consentd_bench::fixture::MAX_PAIRS;
 use consentd_ledger::{Durability, NotADurability, Retention};
 
 /// The least of the ledger's file that is kept in memory, in bytes.

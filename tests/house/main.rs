@@ -71,7 +71,6 @@ fn modules_import_what_the_map_allows() {
         ("telemetry", &["metrics"]),
         ("table", &[]),
         ("change_feed", &[]),
-        ("synthetic", &[]),
         ("follower", &["change_feed", "metrics", "table"]),
         ("recorder", &["metrics"]),
         ("net", &["metrics"]),
@@ -82,19 +81,7 @@ fn modules_import_what_the_map_allows() {
         ("whatsapp", &["recorder"]),
         ("webhook", &["budget", "metrics", "net", "recorder", "whatsapp"]),
         ("admin", &["budget", "checker", "metrics", "net"]),
-        (
-            "config",
-            &[
-                "budget",
-                "decision_log",
-                "grpc",
-                "net",
-                "synthetic",
-                "telemetry",
-                "webhook",
-                "whatsapp",
-            ],
-        ),
+        ("config", &["budget", "decision_log", "grpc", "net", "telemetry", "webhook", "whatsapp"]),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

@@ -79,8 +79,8 @@ async fn what_is_recorded_counts_for_a_synthetic_user_too() {
     let folder = tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &["--synthetic", "10"]).await;
     let mut checks = sidecar.checks().await;
-    let user = consentd::synthetic::user(0);
-    let business = consentd::synthetic::BUSINESS;
+    let user = consentd_bench::fixture::user(0);
+    let business = consentd_bench::fixture::BUSINESS;
     let ask = question(&user, business, "marketing");
     assert!(checks.can_send(ask.clone()).await.unwrap().get_ref().allowed);
     let stop = event(&user, business, opt_out("*"));

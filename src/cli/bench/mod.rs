@@ -1,9 +1,10 @@
-//! `bench`: what load testers need.
+//! `bench`: the load generator's flags and reports. `consentd_bench` does the work.
 
-mod latencies;
+mod latency_table;
 mod load;
+mod load_report;
 mod propagation;
-mod questions;
+mod requests;
 mod shown;
 
 use clap::{Args, Subcommand};
@@ -28,13 +29,19 @@ enum What {
     #[command(after_help = propagation::WHAT_IS_WRITTEN)]
     Propagation(Box<propagation::PropagationArgs>),
     /// Write requests about the pairs of `serve --synthetic`, as the JSON that ghz takes by -D
-    Requests(questions::RequestsArgs),
+    Requests(requests::RequestsArgs),
 }
 
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<Verdict> {
     match args.what {
         What::Load(args) => load::load(&args),
         What::Propagation(args) => asking(propagation::propagation(*args)),
-        What::Requests(args) => questions::requests(&args),
+        What::Requests(args) => requests::requests(&args),
     }
+}
+
+/// Completes when the user presses Ctrl-C.
+async fn interrupted() {
+    // If the signal cannot be observed, it ends the process as usual.
+    let _ = tokio::signal::ctrl_c().await;
 }

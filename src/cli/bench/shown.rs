@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use consentd_bench::Progress;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 /// When it is done.
@@ -37,9 +38,9 @@ impl Shown {
         Self { bar, goal, last: (Duration::ZERO, 0) }
     }
 
-    /// Shows how many there are after so long, and how many errors.
-    pub(super) fn show(&mut self, since: Duration, (count, errors): (u64, u64)) {
+    pub(super) fn show(&mut self, progress: Progress) {
         let Some(bar) = &self.bar else { return };
+        let Progress { elapsed: since, answered: count, failed: errors } = progress;
         let (then, before) = self.last;
         self.last = (since, count);
         let lately = u128::from(count.saturating_sub(before)) * 1_000_000;

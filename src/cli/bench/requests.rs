@@ -1,4 +1,4 @@
-//! The questions that load tests ask, and `bench requests`, which writes them to a file.
+//! `bench requests`: writes the questions of a load to a file, which `bench load` and ghz read.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -6,17 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use consentd_bench::fixture::MAX_PAIRS;
+use consentd_bench::workload::Questions;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde::Serialize;
-use siphasher::sip128::SipHasher24;
 
 use crate::cli::{Verdict, print};
 use crate::grpc::{DESCRIPTOR_SET, pb};
-use crate::synthetic::{self, MAX_PAIRS};
-
-/// What is asked about, in turn.
-const CATEGORIES: [&str; 4] =
-    ["marketing", "utility.order_updates", "marketing.daily_deals", "authentication"];
 
 /// Which questions are asked.
 #[derive(Args, Clone, Debug)]
@@ -47,17 +43,24 @@ pub(super) struct RequestsArgs {
     output: PathBuf,
 }
 
-/// A CanSendRequest, as proto3 JSON.
+/// A CanSendRequest as proto3 JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Request {
+struct JsonRequest {
     user_id: String,
-    business_id: &'static str,
-    category: &'static str,
+    business_id: String,
+    category: String,
+}
+
+impl From<pb::CanSendRequest> for JsonRequest {
+    fn from(request: pb::CanSendRequest) -> Self {
+        let pb::CanSendRequest { user_id, business_id, category, .. } = request;
+        Self { user_id, business_id, category }
+    }
 }
 
 impl QuestionArgs {
-    /// Refuses what makes no sense.
+    /// Checks the bounds of the flags.
     pub(super) fn validate(&self) -> anyhow::Result<()> {
         if !(1..=MAX_PAIRS).contains(&self.users) {
             bail!("--users: must be from 1 to {MAX_PAIRS}");
@@ -68,33 +71,9 @@ impl QuestionArgs {
         Ok(())
     }
 
-    /// A question by its number.
-    pub(super) fn question(&self, number: u64) -> pb::CanSendRequest {
-        let Request { user_id, business_id, category } = self.request(number);
-        pb::CanSendRequest {
-            user_id,
-            business_id: business_id.to_owned(),
-            category: category.to_owned(),
-            ..Default::default()
-        }
+    pub(super) fn questions(&self) -> Questions {
+        Questions { pairs: self.users, hit_ratio: self.hit_ratio, seed: self.seed }
     }
-
-    /// A request by its number. Numbers are hashed with the seed: no generator's versions matter.
-    fn request(&self, number: u64) -> Request {
-        let random = SipHasher24::new_with_keys(self.seed, 0).hash(&number.to_be_bytes());
-        let place = random.h1 % self.users;
-        let hit = fraction(random.h2) < self.hit_ratio;
-        let user_id = if hit { synthetic::user(place) } else { synthetic::stranger(place) };
-        let category = usize::try_from(number % 4).ok().and_then(|at| CATEGORIES.get(at));
-        let category = category.copied().unwrap_or("marketing");
-        Request { user_id, business_id: synthetic::BUSINESS, category }
-    }
-}
-
-/// A number from 0 up to 1, 1 excluded.
-#[allow(clippy::cast_precision_loss, reason = "it has as many bits as fit")]
-pub(super) fn fraction(random: u64) -> f64 {
-    (random >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 pub(super) fn requests(args: &RequestsArgs) -> anyhow::Result<Verdict> {
@@ -102,7 +81,9 @@ pub(super) fn requests(args: &RequestsArgs) -> anyhow::Result<Verdict> {
     if args.batch == Some(0) {
         bail!("--batch: must be 1 or more");
     }
-    let requests: Vec<_> = (0..args.count).map(|number| args.questions.request(number)).collect();
+    let questions = args.questions.questions();
+    let requests: Vec<JsonRequest> =
+        (0..args.count).map(|number| questions.question(number).into()).collect();
     let json = match args.batch {
         None => serde_json::to_vec(&requests)?,
         Some(size) => {
@@ -114,7 +95,7 @@ pub(super) fn requests(args: &RequestsArgs) -> anyhow::Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
-/// Reads a file such as `bench requests` writes: CanSend requests, or batches of them.
+/// Reads a file of CanSend requests or batches of them, as `bench requests` writes it.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<pb::CanSendRequest>> {
     let named = || format!("--requests: {}", path.display());
     let text = std::fs::read(path).with_context(named)?;
@@ -146,10 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_as_the_same_questions() {
+    fn written_requests_are_read_as_the_same_questions() {
         let folder = tempfile::tempdir().unwrap();
         let asked = QuestionArgs { users: 50, hit_ratio: 0.5, seed: 7 };
-        let expected: Vec<_> = (0..10).map(|number| asked.question(number)).collect();
+        let questions = asked.questions();
+        let expected: Vec<_> = (0..10).map(|number| questions.question(number)).collect();
         for batch in [None, Some(4)] {
             let output = folder.path().join("requests.json");
             let args =
