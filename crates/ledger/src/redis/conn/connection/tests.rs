@@ -39,7 +39,7 @@ async fn connected(connections: &ConnectionManager) -> Connection {
 }
 
 #[tokio::test]
-async fn a_socket_and_a_port_lead_to_the_same_redis() {
+async fn socket_and_port_reach_the_same_server() {
     let server = Server::start(&["--databases", "4"]).await;
     let by_socket = link(&server.socket_url(), TargetOptions::default());
     let connection = connected(&by_socket).await;

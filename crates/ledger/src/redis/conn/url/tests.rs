@@ -21,7 +21,7 @@ fn given(target: &Target) -> (Option<&str>, Option<&str>) {
 }
 
 #[test]
-fn addresses_are_read_as_people_write_them() {
+fn url_is_parsed_in_the_usual_notations() {
     for (url, address, database, described) in [
         ("redis://h", tcp("h", 6379), 0, "redis://h:6379"),
         ("redis://h/", tcp("h", 6379), 0, "redis://h:6379"),
@@ -49,7 +49,7 @@ fn addresses_are_read_as_people_write_them() {
 }
 
 #[test]
-fn sentinels_are_read_with_the_name_of_their_primary() {
+fn url_of_sentinels_has_the_name_of_the_primary() {
     let target = read("redis+sentinel://u:p@a,b:1,a:26379,[::1]/my%2Dmaster/2");
     let Endpoint::Sentinels { sentinels, master, credentials } = &target.endpoint else { panic!() };
     assert_eq!(sentinels[..], [tcp("a", 26379), tcp("b", 1), tcp("::1", 26379)]);
@@ -97,7 +97,7 @@ fn credentials_are_decoded_and_never_shown() {
 }
 
 #[test]
-fn what_is_wrong_with_an_address_is_said_with_what_would_be_right() {
+fn invalid_url_is_rejected_with_a_remedy() {
     for (url, part) in [
         ("consentd.redb", "redis://HOST:PORT"),
         ("http://h", "redis+sentinel://HOST:PORT"),
@@ -132,7 +132,7 @@ fn what_is_wrong_with_an_address_is_said_with_what_would_be_right() {
 }
 
 #[test]
-fn what_is_said_beside_the_address_is_checked_against_it() {
+fn settings_that_contradict_the_url_are_rejected() {
     let file = || Some(PathBuf::from("/f"));
     let options = TargetOptions::default;
     for (url, options, setting, part) in [
