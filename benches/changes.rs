@@ -24,9 +24,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consentd::metrics::Metrics;
-use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
+use consentd::recorder::{MAX_EVENTS, Recorder};
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::submission::Submission;
 use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_util::sync::CancellationToken;
@@ -91,16 +92,15 @@ impl Books {
 
     /// Messages of so many users, each of which opens the window anew.
     async fn record(&self, users: std::ops::Range<u32>) {
-        let submission = |user: u32| Submission {
-            event: Event {
+        let submission = |user: u32| {
+            let event = Event {
                 // As the questions of `bench load` have them.
                 user_id: format!("999555{:09}", user % PAIRS),
                 business_id: "synthetic".to_owned(),
                 time: None,
                 what: What::Inbound { message_id: String::new(), text: String::new() },
-            },
-            request_id: String::new(),
-            told: Told::default(),
+            };
+            Submission::new(event, String::new())
         };
         let submissions: Vec<_> = users.map(submission).collect();
         for some in submissions.chunks(MAX_EVENTS) {

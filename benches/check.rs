@@ -12,10 +12,10 @@ use consentd::checker::{CheckRequest, Checker};
 use consentd::metrics::Metrics;
 use consentd::table::{self, Table, Writer};
 use consentd_core::decision::{Form, Policy, Proof, decide};
-use consentd_core::facts::{Facts, Standing};
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::{Class, Scope};
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::standing::{Facts, Standing};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::{Clock, Timestamp};
 use consentd_os::clock::Moment;
 use criterion::{BenchmarkId, Criterion};
@@ -42,11 +42,11 @@ fn key(secret: &KeySecret, user: &str) -> Key {
 fn state(n: usize, now: Timestamp) -> State {
     let mut state = State::default();
     let topic = Scope::parse("utility.order_updates").unwrap();
-    let word = Word::opt_in(now.minus(Duration::from_hours(48)), None);
-    state.apply(&Effect::Word(topic, word)).unwrap();
+    let choice = Choice::opt_in(now.minus(Duration::from_hours(48)), None);
+    state.apply(&Effect::Choice(topic, choice)).unwrap();
     if n.is_multiple_of(3) {
-        let out = Word::opt_out(now.minus(Duration::from_hours(30)));
-        state.apply(&Effect::Word(Scope::Class(Class::Marketing), out)).unwrap();
+        let out = Choice::opt_out(now.minus(Duration::from_hours(30)));
+        state.apply(&Effect::Choice(Scope::Class(Class::Marketing), out)).unwrap();
     }
     let minutes = u64::try_from(n % 4_000).unwrap();
     state.apply(&Effect::Inbound(now.minus(Duration::from_mins(minutes)))).unwrap();

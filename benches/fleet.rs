@@ -22,11 +22,12 @@ use std::time::{Duration, Instant};
 use consentd::follower::Follower;
 use consentd::follower::scheduler::period;
 use consentd::metrics::Metrics;
-use consentd::recorder::{MAX_EVENTS, Recorder, Submission, Told};
+use consentd::recorder::{MAX_EVENTS, Recorder};
 use consentd::table::{self, Table, Validity};
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::scope::Scope;
+use consentd_core::submission::Submission;
 use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
 use tokio_util::sync::CancellationToken;
 
@@ -103,15 +104,14 @@ fn follow(url: &str, stop: &CancellationToken) -> Table {
 }
 
 async fn record(recorder: &Recorder, users: impl Iterator<Item = u32>) {
-    let submission = |user| Submission {
-        event: Event {
+    let submission = |user| {
+        let event = Event {
             user_id: format!("1555{user:07}"),
             business_id: "acme".to_owned(),
             time: None,
             what: What::OptOut { scope: Scope::All, reference: String::new() },
-        },
-        request_id: String::new(),
-        told: Told::default(),
+        };
+        Submission::new(event, String::new())
     };
     let submissions: Vec<_> = users.map(submission).collect();
     if submissions.is_empty() {

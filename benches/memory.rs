@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use consentd::table::{self, Pair, Table, Writer};
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::{Category, Scope};
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
@@ -70,11 +70,11 @@ fn state(n: usize, now: Timestamp, expiry: bool) -> State {
     let mut state = State::default();
     let at = |back: usize| now.minus(Duration::from_millis(u64::try_from(back).unwrap()));
     let lapse = now.plus(Duration::from_millis(1_000_000 + u64::try_from(n).unwrap()));
-    let word = Word::opt_in(at(90_000_000), expiry.then_some(lapse));
-    for (scope, word) in
-        [("utility.order_updates", word), ("marketing", Word::opt_in(at(90_000_000), None))]
+    let choice = Choice::opt_in(at(90_000_000), expiry.then_some(lapse));
+    for (scope, choice) in
+        [("utility.order_updates", choice), ("marketing", Choice::opt_in(at(90_000_000), None))]
     {
-        state.apply(&Effect::Word(Scope::parse(scope).unwrap(), word)).unwrap();
+        state.apply(&Effect::Choice(Scope::parse(scope).unwrap(), choice)).unwrap();
     }
     state.apply(&Effect::Inbound(at(n % 80_000_000))).unwrap();
     state

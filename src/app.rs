@@ -115,7 +115,7 @@ impl Sidecar {
         let keywords = KeywordBook::new(settings.keywords.clone());
         let names = settings.names.clone();
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics))
-            .beside(follower.position());
+            .with_follower(follower.position());
 
         let drain = Drain::default();
         let (tracer, exporter) = settings
@@ -128,13 +128,13 @@ impl Sidecar {
             telemetry: CallTelemetry::new(tracer),
             watch: WatchService::new(follower.changes(), settings.limits.max_watchers),
             checker: checker.clone(),
+            ledger: ledger.clone(),
             recorder: recorder.clone(),
             draining: drain.begun.clone(),
             check_limits: CheckLimits {
                 batch: settings.limits.max_batch,
                 recipients: settings.limits.max_recipients,
             },
-            ledger: ledger.describe().to_owned(),
             metrics: Arc::clone(&metrics),
         };
         let listeners = sockets.grpc.into_iter().map(|socket| services.route(socket));
@@ -233,7 +233,7 @@ impl Sidecar {
         parts.spawn(async move {
             tokio::select! {
                 () = follow => {}
-                () = recorder.give_back(losses) => {}
+                () = recorder.replay_after_loss(losses) => {}
             }
             "the follower ended unasked".to_owned()
         });
@@ -328,11 +328,10 @@ struct Services {
     telemetry: CallTelemetry,
     watch: WatchService,
     checker: Checker,
+    ledger: Ledger,
     recorder: Recorder,
     draining: CancellationToken,
     check_limits: CheckLimits,
-    /// The ledger's address, without credentials.
-    ledger: String,
     metrics: Arc<Metrics>,
 }
 
@@ -343,12 +342,13 @@ impl Services {
         let mut router = Router::new(self.health.clone())?.with_telemetry(self.telemetry.clone());
         if checks {
             let (checker, metrics) = (self.checker.clone(), Arc::clone(&self.metrics));
-            let service =
-                CheckService::new(checker, self.ledger.clone(), self.check_limits, metrics);
+            let ledger = self.ledger.describe().to_owned();
+            let service = CheckService::new(checker, ledger, self.check_limits, metrics);
             router = router.with_checks(service.with_watch(self.watch.clone()))?;
         }
         if records {
             let service = RecordService::new(
+                self.ledger.clone(),
                 self.recorder.clone(),
                 self.checker.clone(),
                 self.draining.clone(),

@@ -13,7 +13,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use self::output::Output;
 pub use self::writer::{DecisionLogWriter, DropReporter};
@@ -184,8 +184,7 @@ impl QueuedDecision {
 
     /// Appends its line. None of its texts needs an escape in JSON.
     fn write(&self, line: &mut Vec<u8>) {
-        let time = UNIX_EPOCH + self.time.since(Timestamp::MIN);
-        let time = humantime::format_rfc3339_millis(time);
+        let time = self.time.rfc3339_millis();
         let (key, class) = (u128::from_be_bytes(self.key.to_bytes()), self.class.name());
         let topic = self.topic.get(..self.topic_bytes.into()).unwrap_or_default();
         let topic = str::from_utf8(topic).unwrap_or_default();

@@ -24,6 +24,7 @@
 //! | `table` | the sharded map from which checks are answered, and its freshness |
 //! | `change_feed` | the change feed that watchers read |
 //! | `follower` | keeps the table equal to the ledger: a pure state machine and the task that feeds it |
+//! | `history` | reads histories, by pair, by user and by expiry, from the ledger |
 //! | `recorder` | validates, reads, applies, appends: the only way to write |
 //! | `decision_log` | writes decisions as lines of JSON; no check waits for it |
 //! | `checker` | makes a decision from the table, the policy and the clocks, for every reader |
@@ -81,6 +82,7 @@ pub mod config;
 pub mod decision_log;
 pub mod follower;
 pub mod grpc;
+pub mod history;
 pub mod metrics;
 pub mod net;
 pub mod recorder;

@@ -21,7 +21,7 @@ mod update;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub(crate) use self::denial_at_arrival::denial_at_arrival;
-use crate::recorder::Submission;
+use consentd_core::submission::Submission;
 
 /// Which business a payload is for, and which messages open the window.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -12,7 +12,7 @@ use consentd_core::decision::{Form, Policy, Proof, decide};
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::{Category, Scope};
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::{Clock, Timestamp};
 use consentd_os::clock::Moment;
 
@@ -129,16 +129,16 @@ fn a_logged_check_allocates_nothing() {
 fn ever_new(user: usize, change: usize) -> State {
     let mut state = State::default();
     let at = |seconds: usize| Timestamp::MIN.plus(Duration::from_secs(seconds as u64));
-    let opted_in = |expire| Word::opt_in(at(1), expire);
+    let opted_in = |expire| Choice::opt_in(at(1), expire);
     for topic in 0..change % 4 {
         let scope = Scope::parse(&format!("utility.topic_{user}_{change}_{topic}")).unwrap();
-        let word = match (change / 7 % 4, topic) {
+        let choice = match (change / 7 % 4, topic) {
             (1, _) => opted_in(Some(at(9 + user))),
             (2, _) => opted_in(Some(at(9 + topic))),
-            (3, 0) => Word::opt_out(at(2)),
+            (3, 0) => Choice::opt_out(at(2)),
             _ => opted_in(None),
         };
-        state.apply(&Effect::Word(scope, word)).unwrap();
+        state.apply(&Effect::Choice(scope, choice)).unwrap();
     }
     state.apply(&Effect::Inbound(at(change))).unwrap();
     state

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
-use consentd_core::facts::{Facts, Standing};
 use consentd_core::scope::{Class, ClassSet};
+use consentd_core::standing::{Facts, Standing};
 use consentd_core::time::{Clock, Timestamp};
 
 const NOW: i64 = 1_750_000_000_000;

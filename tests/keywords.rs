@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use consentd::config::ServeArgs;
 use consentd_core::keyword::{KeywordBook, Meaning, languages};
 use consentd_core::scope::Scope;
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 
 const MESSAGES: &str = include_str!("data/keywords.tsv");
@@ -34,7 +34,7 @@ fn book() -> KeywordBook {
 fn state() -> State {
     let mut state = State::default();
     let scope = Scope::parse("utility.order_updates").unwrap();
-    state.apply(&Effect::Word(scope, Word::opt_in(Timestamp::MIN, None))).unwrap();
+    state.apply(&Effect::Choice(scope, Choice::opt_in(Timestamp::MIN, None))).unwrap();
     state
 }
 

@@ -10,8 +10,8 @@ mod tables;
 
 use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
 use consentd_core::event::{Evidence, Method, What};
-use consentd_core::facts::Resolved;
 use consentd_core::scope::{Category, Class, Scope};
+use consentd_core::standing::ResolvedState;
 use consentd_core::state::State;
 use consentd_core::time::{Clock, Timestamp};
 use proptest::prelude::*;
@@ -94,7 +94,7 @@ fn state_of<'a>(events: impl IntoIterator<Item = &'a Timed>) -> State {
 
 /// Every decision about a state that can be asked for.
 fn decisions(state: &State) -> Vec<(&'static str, Form, Reason, bool, bool)> {
-    let resolved = Resolved::of(state);
+    let resolved = ResolvedState::of(state);
     let mut all = Vec::new();
     for text in CATEGORIES {
         let category = Category::parse(text).unwrap();

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use consentd::table::{Pair, Table, UnreadablePair, Validity};
 use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
-use consentd_core::facts::Facts;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::Category;
+use consentd_core::standing::Facts;
 use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use consentd::table::Table;
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::Scope;
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -97,10 +97,10 @@ fn state(n: usize, now: Timestamp, expiry: bool) -> State {
     let mut state = State::default();
     let at = |back: usize| now.minus(Duration::from_millis(u64::try_from(back).unwrap()));
     let end = now.plus(Duration::from_millis(1_000_000 + u64::try_from(n).unwrap()));
-    let topic = Word::opt_in(at(90_000_000), expiry.then_some(end));
-    let class = Word::opt_in(at(90_000_000), None);
-    for (scope, word) in [("utility.order_updates", topic), ("marketing", class)] {
-        state.apply(&Effect::Word(Scope::parse(scope).unwrap(), word)).unwrap();
+    let topic = Choice::opt_in(at(90_000_000), expiry.then_some(end));
+    let class = Choice::opt_in(at(90_000_000), None);
+    for (scope, choice) in [("utility.order_updates", topic), ("marketing", class)] {
+        state.apply(&Effect::Choice(Scope::parse(scope).unwrap(), choice)).unwrap();
     }
     state.apply(&Effect::Inbound(at(n % 80_000_000))).unwrap();
     state

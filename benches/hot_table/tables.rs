@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use consentd::table::{self, Pair, Table, UnreadablePair, Validity, Writer};
-use consentd_core::facts::Facts;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::scope::Category;
+use consentd_core::standing::Facts;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;

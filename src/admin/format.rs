@@ -47,15 +47,9 @@ pub(super) fn long(span: Duration) -> String {
     }
 }
 
-/// A time as RFC 3339, to the second.
-pub(super) fn rfc3339(time: Timestamp) -> String {
-    let since = time.since(Timestamp::MIN);
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
-}
-
-/// The same for people.
+/// A time for people, such as `2025-06-15 15:06:40 UTC`.
 pub(super) fn moment(time: Timestamp) -> String {
-    rfc3339(time).replace('T', " ").replace('Z', " UTC")
+    time.rfc3339_seconds().replace('T', " ").replace('Z', " UTC")
 }
 
 pub(super) fn per_second(rate: f64) -> String {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::Admin;
 use super::check::{CheckOutcome, CheckSection};
-use super::format::{float, grouped, in_percent, long, per_second, percent, rfc3339, short, whole};
+use super::format::{float, grouped, in_percent, long, per_second, percent, short, whole};
 use super::rate;
 use crate::checker::TablePhase;
 use crate::metrics::MetricsSummary;
@@ -196,7 +196,7 @@ fn page(admin: &Admin, reloads: bool, check: Option<CheckSection>) -> Page<'_> {
     let (status, gauges) = (admin.checker.status(), admin.checker.gauges());
     let (figures, rate) = (admin.metrics.summary(), admin.rate());
     let bound = admin.checker.max_staleness();
-    let now = rfc3339(clock::wall());
+    let now = clock::wall().rfc3339_seconds();
     Page {
         assets: &admin.assets,
         reloads,

@@ -14,10 +14,10 @@ use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 use consentd_core::Violation;
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
-use consentd_core::facts::Facts;
 use consentd_core::id::{BusinessId, Key, UserId};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
+use consentd_core::standing::Facts;
 use consentd_core::time::Clock;
 use consentd_os::clock::{self, Moment};
 

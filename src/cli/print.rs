@@ -98,7 +98,7 @@ impl Json {
 
 /// A moment as RFC 3339; empty where unset.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
-    time.map(timestamp).map(rfc3339).unwrap_or_default()
+    time.map(timestamp).map(Timestamp::rfc3339_millis).unwrap_or_default()
 }
 
 /// A moment of the wire.
@@ -106,12 +106,6 @@ pub(super) fn timestamp(time: &prost_types::Timestamp) -> Timestamp {
     let millis =
         time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000);
     Timestamp::saturating_from_millis(millis)
-}
-
-/// A moment as RFC 3339, to the millisecond.
-pub(super) fn rfc3339(time: Timestamp) -> String {
-    let since = time.since(Timestamp::MIN);
-    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since).to_string()
 }
 
 /// A span, to the millisecond.

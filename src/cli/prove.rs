@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
 use super::history::is_broken;
-use super::print::{self, Json, rfc3339};
+use super::print::{self, Json};
 use crate::config::PastPolicyArgs;
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::decision::Policy;
-use consentd_core::replay::{Gone, Listed, Past, Said, Unknown};
+use consentd_core::replay::{AsOf, DeletedEvents, FormDecision, HistoryEvent, Uncertainty};
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::time::Timestamp;
 use consentd_os::clock;
@@ -57,7 +57,7 @@ fn moment(text: &str) -> Result<Timestamp, String> {
         return Err(format!(
             "lies in the future (it is {} by this machine's clock): what will be known then cannot \
              be shown",
-            rfc3339(now)
+            now.rfc3339_millis()
         ));
     }
     Ok(time)
@@ -70,9 +70,9 @@ fn category(text: &str) -> Result<Scope, String> {
 /// A history as the ledger has it today.
 struct Today {
     events: Vec<pb::ListEventsResponse>,
-    listed: Vec<Listed>,
+    listed: Vec<HistoryEvent>,
     chain: pb::ChainCheck,
-    gone: Gone,
+    gone: DeletedEvents,
 }
 
 pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
@@ -81,7 +81,7 @@ pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
     // Without a moment: by the later of the two clocks, so that all that is recorded is known.
     let last = today.listed.iter().map(|event| event.entry.record_time).max();
     let at = args.at.unwrap_or_else(|| clock::wall().max(last.unwrap_or(Timestamp::MIN)));
-    let past = Past::of(&today.listed, &today.gone, &policy, at)
+    let past = AsOf::of(&today.listed, &today.gone, &policy, at)
         .context("the history cannot be replayed by the rules")?;
     let categories = if args.category.is_empty() { past.categories() } else { args.category };
     let shown = Shown { past: &past, today: &today, policy: &policy };
@@ -89,7 +89,7 @@ pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
         print::line(&shown.json(&args.user, &args.business, &categories)?.to_string())?;
     } else {
         let (user, business) = (print::shown(&args.user), print::shown(&args.business));
-        print::line(&format!("{user} at {business}, as known at {}", rfc3339(at)))?;
+        print::line(&format!("{user} at {business}, as known at {}", at.rfc3339_millis()))?;
         for line in shown.text(&categories) {
             print::line(&line)?;
         }
@@ -123,12 +123,12 @@ async fn read(args: &ProveArgs) -> anyhow::Result<Today> {
         }
         let (at, entry) = crate::grpc::entry(answer.clone())
             .context("the history has an event that only a newer consentd knows")?;
-        listed.push(Listed { number: at.number, head: at.head, entry });
+        listed.push(HistoryEvent { number: at.number, head: at.head, entry });
         events.push(answer);
     }
     let chain = chain.context("the sidecar is older than this command: it checks no chains")?;
     let moment = |time: &Option<prost_types::Timestamp>| time.as_ref().map(print::timestamp);
-    let gone = Gone {
+    let gone = DeletedEvents {
         events: chain.event_count,
         last_inbound: moment(&chain.last_inbound_time),
         last_failure: moment(&chain.last_failure_time),
@@ -138,7 +138,7 @@ async fn read(args: &ProveArgs) -> anyhow::Result<Today> {
 
 /// What is printed.
 struct Shown<'a> {
-    past: &'a Past<'a>,
+    past: &'a AsOf<'a>,
     today: &'a Today,
     policy: &'a Policy,
 }
@@ -162,7 +162,7 @@ impl Shown<'_> {
         lines.push("what CanSend would have answered, from a sidecar that was current:".to_owned());
         for scope in categories {
             let Some(category) = scope.category() else { continue };
-            let answer = self.past.answer(category, self.policy);
+            let answer = self.past.decision(category, self.policy);
             lines.push(format!("  {category}"));
             let (template, free_form) = (&answer.template, &answer.free_form);
             if template == free_form {
@@ -195,18 +195,18 @@ impl Shown<'_> {
     }
 
     /// An event in words, and when it was recorded where that was not at once.
-    fn event(&self, event: &Listed) -> String {
+    fn event(&self, event: &HistoryEvent) -> String {
         let entry = &event.entry;
         let recorded = match entry.record_time {
             time if time == entry.time => String::new(),
-            time => format!(" (recorded {})", rfc3339(time)),
+            time => format!(" (recorded {})", time.rfc3339_millis()),
         };
         let what = self.today.event(event.number).map(print::what).unwrap_or_default();
         let what = what.replace('\n', "\n    ");
-        format!("  #{}  {}{recorded}  {what}", event.number, rfc3339(entry.time))
+        format!("  #{}  {}{recorded}  {what}", event.number, entry.time.rfc3339_millis())
     }
 
-    fn said(&self, form: &str, said: &Said<'_>) -> Vec<String> {
+    fn said(&self, form: &str, said: &FormDecision<'_>) -> Vec<String> {
         let verdict = if said.reason.allows() { "allowed" } else { "denied" };
         let mut lines = vec![
             format!("    {form}  {verdict}: {}", said.reason.name()),
@@ -217,8 +217,8 @@ impl Shown<'_> {
             let what = what.replace('\n', "\n      ");
             lines.push(format!("      by #{}: {what}", event.number));
         }
-        if !said.or_else.is_empty() {
-            let names: Vec<_> = said.or_else.iter().map(|reason| reason.name()).collect();
+        if !said.alternatives.is_empty() {
+            let names: Vec<_> = said.alternatives.iter().map(|reason| reason.name()).collect();
             lines.push(format!(
                 "      cannot be told for certain: by events that are no longer kept it may have \
                  been {}",
@@ -229,13 +229,13 @@ impl Shown<'_> {
     }
 
     fn unknown(&self) -> Option<String> {
-        let Unknown { events, before, inbound, failure } = self.past.unknown;
+        let Uncertainty { events, before, inbound, failure } = self.past.uncertainty;
         if events == 0 {
             return None;
         }
         let before = match before {
             None => String::new(),
-            Some(time) => format!(" recorded before {}", rfc3339(time)),
+            Some(time) => format!(" recorded before {}", time.rfc3339_millis()),
         };
         let what = match events {
             1 => format!("1 inbound message or refusal{before} is"),
@@ -264,7 +264,7 @@ impl Shown<'_> {
 
     fn json(&self, user: &str, business: &str, categories: &[Scope]) -> anyhow::Result<Value> {
         let event = Json::new("ListEventsResponse")?;
-        let list = |events: &[&Listed]| -> anyhow::Result<Vec<Value>> {
+        let list = |events: &[&HistoryEvent]| -> anyhow::Result<Vec<Value>> {
             let found = events.iter().filter_map(|listed| self.today.listed(listed.number));
             found
                 .map(|listed| Ok(serde_json::from_slice(&event.without_defaults(listed)?)?))
@@ -274,23 +274,23 @@ impl Shown<'_> {
             .iter()
             .filter_map(Scope::category)
             .map(|category| {
-                let answer = self.past.answer(category, self.policy);
+                let answer = self.past.decision(category, self.policy);
                 json!({
                     "category": category.to_string(),
                     "template": said_in_json(&answer.template),
                     "freeForm": said_in_json(&answer.free_form),
-                    "windowExpireTime": answer.window_expire.map(rfc3339),
+                    "windowExpireTime": answer.window_expire.map(Timestamp::rfc3339_millis),
                 })
             })
             .collect();
         let chain: Value =
             serde_json::from_slice(&Json::new("ChainCheck")?.with_defaults(&self.today.chain)?)?;
         let newest = self.past.known.last();
-        let unknown = &self.past.unknown;
+        let unknown = &self.past.uncertainty;
         Ok(json!({
             "userId": user,
             "businessId": business,
-            "at": rfc3339(self.past.at),
+            "at": self.past.at.rfc3339_millis(),
             "policy": {
                 "window": humantime::format_duration(self.policy.window).to_string(),
                 "windowMargin": humantime::format_duration(self.policy.margin).to_string(),
@@ -300,7 +300,7 @@ impl Shown<'_> {
             "recordedLater": list(&self.past.late)?,
             "noLongerKept": {
                 "events": unknown.events,
-                "recordedBefore": unknown.before.map(rfc3339),
+                "recordedBefore": unknown.before.map(Timestamp::rfc3339_millis),
                 "mayHaveOpenedWindow": unknown.inbound,
                 "mayHaveBeenRefusal": unknown.failure,
             },
@@ -314,9 +314,9 @@ impl Shown<'_> {
     }
 }
 
-fn said_in_json(said: &Said<'_>) -> Value {
+fn said_in_json(said: &FormDecision<'_>) -> Value {
     let numbers: Vec<_> = said.because.iter().map(|event| event.number).collect();
-    let or_else: Vec<_> = said.or_else.iter().map(|reason| reason.name()).collect();
+    let or_else: Vec<_> = said.alternatives.iter().map(|reason| reason.name()).collect();
     json!({
         "allowed": said.reason.allows(),
         "reason": said.reason.name(),

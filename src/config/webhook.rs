@@ -15,7 +15,7 @@ use super::{
 use crate::net::socket::Address;
 use crate::webhook::{ReceiverConfig, Secrets};
 use crate::whatsapp::Rules;
-use consentd_core::hidden;
+use consentd_core::hidden_chars;
 use consentd_core::id::BusinessId;
 
 /// Where `consentd webhook` listens by default.
@@ -40,7 +40,7 @@ impl WhatsappArgs {
                 .to_owned());
         }
         for (number, business) in &self.numbers {
-            if let Some(hidden) = hidden::find(number) {
+            if let Some(hidden) = hidden_chars::find(number) {
                 return bad(format!("numbers: {number}: the phone_number_id {hidden}"));
             }
             if let Err(violation) = BusinessId::parse(business) {

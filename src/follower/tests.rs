@@ -10,11 +10,11 @@ use super::applier::{ActionOutcome, Applier};
 use super::scheduler::{PageRequest, ReadFailure, Scheduler, Task};
 use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
-use consentd_core::facts::Standing;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{Record, Revision};
 use consentd_core::scope::{Category, Scope};
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::standing::Standing;
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
     Announcement, Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry,
@@ -52,8 +52,8 @@ fn effect(denies: bool, seconds: u64) -> Effect {
 
 fn effect_of(scope: &str, denies: bool, seconds: u64) -> Effect {
     let time = at(seconds);
-    let word = if denies { Word::opt_out(time) } else { Word::opt_in(time, None) };
-    Effect::Word(Scope::parse(scope).unwrap(), word)
+    let choice = if denies { Choice::opt_out(time) } else { Choice::opt_in(time, None) };
+    Effect::Choice(Scope::parse(scope).unwrap(), choice)
 }
 
 impl Model {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::pb;
 use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus};
-use crate::recorder::Submission;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
-use consentd_core::due::Due;
 use consentd_core::event::{Event, Evidence, Method, What};
+use consentd_core::expiring_opt_ins::ExpiringOptIn;
 use consentd_core::id::{BusinessId, Key, UserId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Scope};
+use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{EntryPosition, History};
 
@@ -363,7 +363,7 @@ pub(super) fn chain(history: &History) -> pb::ChainCheck {
 }
 
 /// Converts an opt-in that expires or is pending, and the event that gave it.
-pub(super) fn due(due: &Due, by: HistoryEntry) -> pb::ListDueOptInsResponse {
+pub(super) fn due(due: &ExpiringOptIn, by: HistoryEntry) -> pb::ListDueOptInsResponse {
     pb::ListDueOptInsResponse {
         user_id: by.user_id,
         business_id: by.business_id,

@@ -11,26 +11,20 @@ use tonic::{Code, Status, Streaming};
 use super::record_service::{Chunk, RecordService, ResponseStream};
 use super::{convert, pb, status};
 use crate::budget::ConnectionBudget;
-use crate::recorder::{Recorder, Refusal, UserPair, UserPairs, Wanted};
+use crate::history;
+use crate::history::by_user::{UserPair, UserPairs, pairs_of_user};
+use crate::history::expiring_opt_ins::{self, OptInFilter};
 use consentd_core::Violation;
-use consentd_core::facts::Resolved;
 use consentd_core::id::BusinessId;
 use consentd_core::record::{ChainHead, HistoryEntry};
+use consentd_core::standing::ResolvedState;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Cursor, EntryPosition, History};
+use consentd_ledger::{Cursor, EntryPosition, History, Ledger, LedgerError};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";
 
 const DRAINING: &str = "draining: ask again elsewhere";
-
-/// The status of a refused request. Unlike in recordings, its fields are not inside an event.
-fn refused(refusal: &Refusal) -> Status {
-    match refusal {
-        Refusal::Invalid(found) => status::invalid(found),
-        refusal => status::refusal_error(refusal),
-    }
-}
 
 /// The responses that list a history: its entries, then the result of verifying its chain.
 fn listed(history: History) -> impl Iterator<Item = pb::ListEventsResponse> {
@@ -47,8 +41,8 @@ impl RecordService {
         &self,
         request: pb::ListEventsRequest,
     ) -> Result<ResponseStream<pb::ListEventsResponse>, Status> {
-        let history = self.recorder.history(&request.user_id, &request.business_id).await;
-        let history = history.map_err(|refusal| refused(&refusal))?;
+        let history = history::of_pair(&self.ledger, &request.user_id, &request.business_id).await;
+        let history = history.map_err(status::read_error)?;
         // Entries are listed even if the history was tampered with; the final status says so.
         let broken = (!history.intact).then(|| Err(Status::data_loss(BROKEN)));
         Ok(Box::pin(stream::iter(listed(history).map(Ok).chain(broken))))
@@ -82,9 +76,9 @@ impl RecordService {
                         None,
                     ));
                 }
-                let page = match service.recorder.events_after(after).await {
+                let page = match service.ledger.events_after(after).await {
                     Ok(page) => page,
-                    Err(refusal) => return Some((Err(status::refusal_error(&refusal)), None)),
+                    Err(error) => return Some((Err(status::read_error(error.into())), None)),
                 };
                 let next = page.next.filter(|next| !page.by_revision || next.after < end);
                 Some((Ok(page.entries), next.map(|next| (service, next))))
@@ -124,7 +118,7 @@ impl RecordService {
             };
             let asked = std::mem::take(&mut chunk.requests);
             let mut answers: Vec<_> =
-                check_chunk(&service.recorder, asked).await.into_iter().map(Ok).collect();
+                check_chunk(&service.ledger, asked).await.into_iter().map(Ok).collect();
             let next = chunk.broken.is_none().then_some((service, requests, share));
             answers.extend(chunk.broken.take().map(Err));
             Some((answers, next))
@@ -143,10 +137,10 @@ impl RecordService {
             let pb::ListUserEventsRequest { user_id, business_ids } = request;
             let found = tokio::select! {
                 () = service.draining.cancelled() => return Err(Status::unavailable(DRAINING)),
-                found = service.recorder.pairs_of_user(&user_id, &business_ids) => found,
+                found = pairs_of_user(&service.ledger, &user_id, &business_ids) => found,
             };
-            let found = found.map_err(|refusal| refused(&refusal))?;
-            Ok(all_of(service.recorder, found))
+            let found = found.map_err(status::read_error)?;
+            Ok(all_of(service.ledger, found))
         });
         Box::pin(found.try_flatten())
     }
@@ -165,23 +159,23 @@ impl RecordService {
         if !found.is_empty() {
             return Err(status::invalid(&found));
         }
-        let recorder = self.recorder.clone();
-        let (clock, buckets) = async { Ok((recorder.clock().await?, recorder.buckets().await?)) }
-            .await
-            .map_err(|refusal: Refusal| refused(&refusal))?;
+        let ledger = self.ledger.clone();
+        let read_error = |error: LedgerError| status::read_error(error.into());
+        let clock = ledger.read(Vec::new()).await.map_err(read_error)?.clock;
+        let buckets = ledger.identity().await.map_err(read_error)?.buckets;
         // `MAX` means that an opt-in never expires, and the span excludes it.
         let span = since.unwrap_or(clock)..until.unwrap_or(Timestamp::MAX);
-        let wanted = Wanted { span, waiting: pending.then_some(clock) };
+        let filter = OptInFilter { span, unconfirmed_at: pending.then_some(clock) };
         let draining = self.draining.clone();
         let found = stream::iter(0..buckets).then(move |bucket| {
-            let (recorder, wanted) = (recorder.clone(), wanted.clone());
+            let (ledger, filter) = (ledger.clone(), filter.clone());
             let (draining, business_id) = (draining.clone(), business_id.clone());
             async move {
                 if draining.is_cancelled() {
                     return Err(Status::unavailable(DRAINING));
                 }
-                let due = recorder.due(bucket, &wanted).await;
-                let mut due = due.map_err(|refusal| refused(&refusal))?;
+                let due = expiring_opt_ins::in_bucket(&ledger, bucket, &filter).await;
+                let mut due = due.map_err(status::read_error)?;
                 due.retain(|(_, entry)| business_id.is_empty() || entry.business_id == business_id);
                 Ok(stream::iter(due.into_iter().map(|(due, by)| Ok(convert::due(&due, by)))))
             }
@@ -192,18 +186,17 @@ impl RecordService {
 
 /// Everything about the pairs of one user. A broken history is reported after all pairs are listed.
 fn all_of(
-    recorder: Recorder,
+    ledger: Ledger,
     found: UserPairs,
 ) -> impl Stream<Item = Result<pb::ListUserEventsResponse, Status>> + Send {
     let UserPairs { pairs, clock } = found;
     let broken = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&broken);
     let pairs = stream::iter(pairs).then(move |pair| {
-        let (recorder, seen) = (recorder.clone(), Arc::clone(&seen));
+        let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
         async move {
-            let history = recorder.history_of(pair.key).await;
-            let history =
-                history.map_err(|error| status::refusal_error(&Refusal::Ledger(error)))?;
+            let history = ledger.history(pair.key).await;
+            let history = history.map_err(|error| status::read_error(error.into()))?;
             seen.fetch_or(!history.intact, Ordering::Relaxed);
             Ok::<_, Status>(stream::iter(pair_responses(&pair, history, clock).map(Ok)))
         }
@@ -222,8 +215,8 @@ fn pair_responses(
 ) -> impl Iterator<Item = pb::ListUserEventsResponse> + use<> {
     use pb::list_user_events_response::What;
     let state = &pair.stored.record.state;
-    let Resolved { profile, last_inbound, beside } = Resolved::of(state);
-    let (opted_in, opted_out) = profile.in_force(beside.as_ref().into(), clock);
+    let ResolvedState { profile, last_inbound, expiries } = ResolvedState::of(state);
+    let (opted_in, opted_out) = profile.in_force(expiries.as_ref().into(), clock);
     let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
     let consent = pb::GetConsentResponse {
         last_inbound_time: last_inbound.map(convert::timestamp),
@@ -243,7 +236,7 @@ fn pair_responses(
 
 /// Verifies exported events. Each pair's history is read once.
 async fn check_chunk(
-    recorder: &Recorder,
+    ledger: &Ledger,
     asked: Vec<pb::CheckEventsRequest>,
 ) -> Vec<pb::CheckEventsResponse> {
     use pb::check_events_response::Result as Pb;
@@ -258,7 +251,7 @@ async fn check_chunk(
         .map(|request| pb::CheckEventsResponse { sequence: request.sequence, result: None })
         .collect();
     for ((user_id, business_id), indices) in pairs {
-        let history = recorder.history(&user_id, &business_id).await;
+        let history = history::of_pair(ledger, &user_id, &business_id).await;
         for index in indices {
             let (Some(request), Some(answer)) = (asked.get(index), answers.get_mut(index)) else {
                 continue;
@@ -272,7 +265,7 @@ async fn check_chunk(
                         message: violation.description,
                     }),
                 },
-                Err(refusal) => Pb::Error(status::item_refusal(refusal)),
+                Err(error) => Pb::Error(status::item_refusal(&error.clone().into())),
             });
         }
     }

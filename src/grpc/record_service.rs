@@ -16,10 +16,13 @@ use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, ConnectionBudget, Pool};
 use crate::checker::Checker;
+use crate::history;
 use crate::metrics::Metrics;
-use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal, Submission};
+use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal};
 use consentd_core::Violation;
 use consentd_core::event::What;
+use consentd_core::submission::Submission;
+use consentd_ledger::{Ledger, LedgerError};
 
 /// The longest that a recording may take, regardless of the caller's deadline.
 const MAX_RECORDING: Duration = Duration::from_secs(30);
@@ -36,7 +39,8 @@ pub const REVISION: &str = "consentd-revision";
 /// Records events, and acknowledges them once they are durable and in this process' table.
 #[derive(Clone)]
 pub struct RecordService {
-    pub(super) recorder: Recorder,
+    pub(super) ledger: Ledger,
+    recorder: Recorder,
     pub(super) checker: Checker,
     pub(super) draining: CancellationToken,
     metrics: Arc<Metrics>,
@@ -48,12 +52,13 @@ impl RecordService {
     /// The service. Its streams end when `draining` is cancelled.
     #[must_use]
     pub fn new(
+        ledger: Ledger,
         recorder: Recorder,
         checker: Checker,
         draining: CancellationToken,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { recorder, checker, draining, metrics }
+        Self { ledger, recorder, checker, draining, metrics }
     }
 
     /// Records events. The recorder waits for this process' own table, so that the next check here
@@ -71,8 +76,8 @@ impl RecordService {
     }
 
     /// Adds the headers that name the ledger and its last revision.
-    async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), Refusal> {
-        let end = self.recorder.end().await?;
+    async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), LedgerError> {
+        let end = history::end_of_log(&self.ledger).await?;
         if let Ok(id) = format!("{:032x}", u128::from_be_bytes(end.epoch)).parse() {
             headers.insert(LEDGER_ID, id);
         }
@@ -253,7 +258,7 @@ impl pb::record_service_server::RecordService for RecordService {
         let mut response: Response<Self::RecordEventsStream> =
             Response::new(Box::pin(answers.flat_map(stream::iter)));
         let named = self.name_ledger(response.metadata_mut()).await;
-        named.map_err(|refusal| status::refusal_error(&refusal))?;
+        named.map_err(|error| status::read_error(error.into()))?;
         Ok(response)
     }
 

@@ -10,6 +10,7 @@ use super::method::Method;
 use super::pb;
 use crate::budget::LimitReached;
 use crate::checker::{CheckError, RevisionTimeout};
+use crate::history::ReadError;
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_ledger::{LedgerError, UnreadableRecord};
@@ -129,7 +130,7 @@ fn code_of(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid(_) => Code::InvalidArgument,
         Refusal::TooManyScopes(_)
-        | Refusal::TooManyBusinesses
+        | Refusal::TooManyBusinesses(_)
         | Refusal::TooManyIds(_)
         | Refusal::Unreadable(UnreadableRecord::Newer { .. }) => Code::FailedPrecondition,
         Refusal::Unreadable(UnreadableRecord::Damaged)
@@ -168,6 +169,14 @@ pub(super) fn refusal_error(refusal: &Refusal) -> Status {
         }
         Refusal::Ledger(LedgerError::Busy) => busy(refusal.to_string()),
         _ => Status::new(code_of(refusal), refusal.to_string()),
+    }
+}
+
+/// The status of a call that reads the ledger. Its fields are those of the request, not of an event.
+pub(super) fn read_error(error: ReadError) -> Status {
+    match error {
+        ReadError::Invalid(violations) => invalid(&violations),
+        error => refusal_error(&error.into()),
     }
 }
 

@@ -1,19 +1,21 @@
-//! Rules of time where clocks differ: what each writer's clock says, and what the ledger's does.
+//! The rules of time under clock skew between writers and the ledger.
 
 use proptest::prelude::*;
 
-use super::plan_tests::{MINUTE, NOW, Pair, at, by_webhook, event, inbound, opt_in, opt_out};
-use super::{Counts, Submission};
+use super::pair_update_tests::{
+    MINUTE, NOW, Pair, at, by_webhook, event, inbound, opt_in, opt_out,
+};
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use consentd_core::event::What;
-use consentd_core::facts::Resolved;
 use consentd_core::scope::{Category, Class, Scope};
-use consentd_core::state::{Said, State};
+use consentd_core::standing::ResolvedState;
+use consentd_core::state::{ChoiceKind, State};
+use consentd_core::submission::{InboundEffect, Submission};
 use consentd_core::time::Clock;
 
 fn decided(state: &State, category: &str, form: Form) -> Decision {
     let category = Category::parse(category).unwrap();
-    let facts = Resolved::of(state).facts(category);
+    let facts = ResolvedState::of(state).facts(category);
     let clock = Clock::at(at(NOW + 60 * MINUTE));
     decide(&facts, category.class, form, &Policy::default(), clock, Proof::Fresh)
 }
@@ -26,21 +28,21 @@ fn reason(pair: &Pair, category: &str) -> Reason {
 fn stop_ahead_of_the_ledger_is_not_lifted_by_an_older_opt_in() {
     let stop = event(opt_out("*"), Some(NOW + MINUTE), "");
     let older = event(opt_in("utility", false), Some(NOW + MINUTE / 2), "");
-    // The opt-in comes at once, before its own time, after it, and after the time of the STOP.
+    // The opt-in arrives at once, before its own time, after it, and after the time of the STOP.
     for later in [1, MINUTE / 4, MINUTE / 2, MINUTE, 2 * MINUTE] {
         let mut pair = Pair::new();
         pair.record(NOW, &stop).unwrap();
         pair.record(NOW + later, &older).unwrap();
         assert_eq!(reason(&pair, "utility"), Reason::OptedOutAll, "{later} ms later");
-        assert_eq!(pair.said_on("*"), Some((at(NOW + MINUTE), Said::OptOut)));
+        assert_eq!(pair.said_on("*"), Some((at(NOW + MINUTE), ChoiceKind::OptOut)));
     }
 }
 
 #[test]
-fn webhook_stop_over_a_late_ledger_is_not_undone_by_an_older_opt_in() {
-    // The ledger's clock is 30 seconds late.
+fn webhook_stop_on_a_late_ledger_is_not_undone_by_an_older_opt_in() {
+    // The ledger's clock is 30 seconds behind.
     let late = |now: i64| now - 30_000;
-    let stop = by_webhook(inbound("STOP"), NOW, Counts::All);
+    let stop = by_webhook(inbound("STOP"), NOW, InboundEffect::WindowAndKeywords);
     let older = event(opt_in("marketing", false), Some(NOW - 1_000), "");
     let mut pair = Pair::new();
     pair.record(late(NOW + 200), &stop).unwrap();
@@ -63,10 +65,10 @@ fn denial_recorded_after_a_clamped_allow_counts_as_of_it() {
         pair.record(NOW, &ahead(inbound("hi"))).unwrap();
         pair.record(NOW, &ahead(What::Platform { stopped: true })).unwrap();
         assert!(pair.record(NOW + 5, &before(opt_out("*"), millis)).unwrap().applied);
-        assert_eq!(pair.said_on("*"), Some((at(NOW), Said::OptOut)));
+        assert_eq!(pair.said_on("*"), Some((at(NOW), ChoiceKind::OptOut)));
         let utility = decided(pair.state(), "utility", Form::FreeForm);
         assert_eq!(utility.reason, Reason::OptedOutAll, "no reply to what was said before it");
-        // The same once more changes nothing.
+        // A repeat changes nothing.
         let known = pair.state().clone();
         assert!(!pair.record(NOW + 6, &before(opt_out("*"), millis)).unwrap().applied);
         assert_eq!(*pair.state(), known);
@@ -96,10 +98,10 @@ fn repeat_of_a_denial_before_a_clamped_allow_lifts_and_denies_nothing() {
 }
 
 #[test]
-fn denial_given_back_again_and_again_is_recorded_once() {
+fn denial_replayed_repeatedly_is_recorded_once() {
     let given_back = |what: What, millis| {
         let mut denial = event(what, Some(millis), "");
-        denial.told.is_recorded = true;
+        denial.is_replay = true;
         denial
     };
     let suppress = |suppressed| What::Suppression { suppressed, reference: String::new() };
@@ -108,7 +110,7 @@ fn denial_given_back_again_and_again_is_recorded_once() {
         (suppress(true), suppress(false)),
         (What::Platform { stopped: true }, What::Platform { stopped: false }),
     ] {
-        // The ledger has lost the denial; then somebody's fast clock allows again and again.
+        // The ledger has lost the denial; then a sender with a fast clock allows several times.
         let lost = given_back(denies.clone(), NOW - 1_000);
         let mut pair = Pair::new();
         pair.record(NOW, &event(allows.clone(), Some(NOW + MINUTE), "")).unwrap();
@@ -119,7 +121,7 @@ fn denial_given_back_again_and_again_is_recorded_once() {
             pair.record(NOW + n, &later).unwrap();
         }
         assert_eq!(written, 1, "{denies:?}");
-        // One that the ledger still has stays as it is, also where it has a later one.
+        // A denial that the ledger still has is unchanged, even if the ledger has a later one.
         let mut pair = Pair::new();
         for millis in [2_000, 1_000] {
             pair.record(NOW, &event(denies.clone(), Some(NOW - millis), "")).unwrap();
@@ -135,7 +137,7 @@ fn denial_given_back_again_and_again_is_recorded_once() {
 }
 
 #[test]
-fn clamped_moment_is_forgotten_once_nothing_that_allows_is_of_it() {
+fn clamped_time_is_forgotten_once_its_allows_are_superseded() {
     let mut pair = Pair::new();
     for n in 0..50 {
         pair.record(NOW + n, &event(inbound("hi"), Some(NOW + n + MINUTE), "")).unwrap();
@@ -146,7 +148,7 @@ fn clamped_moment_is_forgotten_once_nothing_that_allows_is_of_it() {
 }
 
 #[test]
-fn clamped_allow_delivered_again_after_many_others_lifts_nothing() {
+fn repeat_of_a_clamped_allow_after_many_others_lifts_nothing() {
     let ahead = event(opt_in("utility", false), Some(NOW + MINUTE), "");
     let message = event(inbound("hi"), Some(NOW + MINUTE), "");
     let stop = event(opt_out("*"), Some(NOW + 1_000), "");
@@ -168,7 +170,7 @@ fn clamped_allow_delivered_again_after_many_others_lifts_nothing() {
     for (category, form, made) in answers(&pair) {
         assert_eq!(made.reason, Reason::OptedOutAll, "{category} {form:?}");
     }
-    // A newer one that names another time does.
+    // A newer one with another time does.
     pair.record(NOW + 2 * MINUTE, &event(opt_in("utility", false), Some(NOW + 2_000), "")).unwrap();
     assert_eq!(reason(&pair, "utility"), Reason::OptedIn);
 }
@@ -239,18 +241,18 @@ impl Kind {
     }
 }
 
-/// What was recorded, as its writer claimed it.
+/// An event as its writer claimed it.
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct Sent {
     kind: Kind,
     claimed: i64,
     arrived: usize,
-    /// The ledger's clock, where that was behind.
+    /// The ledger's clock, if that was behind.
     clamped_to: Option<i64>,
 }
 
-impl Told {
-    /// Whether this, which allows, was said after a denial, as far as anybody can know.
+impl Sent {
+    /// Whether this allow happened after a denial, as far as can be known.
     fn beats(&self, denial: &Self) -> bool {
         let outlives = self.clamped_to.is_some_and(|moment| {
             denial.arrived > self.arrived && denial.claimed >= moment - 5 * MINUTE
@@ -264,22 +266,22 @@ fn covers(scope: &str, category: &str) -> bool {
     scope == "*" || scope == category || class
 }
 
-/// Whether every one of these denials is beaten by one and the same of what allows.
-fn lifted(told: &[Told], denies: impl Fn(Kind) -> bool, allows: impl Fn(Kind) -> bool) -> bool {
-    let denials: Vec<&Told> = told.iter().filter(|told| denies(told.kind)).collect();
+/// Whether one allow beats all of these denials.
+fn lifted(events: &[Sent], denies: impl Fn(Kind) -> bool, allows: impl Fn(Kind) -> bool) -> bool {
+    let denials: Vec<&Sent> = events.iter().filter(|event| denies(event.kind)).collect();
     denials.is_empty()
-        || told.iter().any(|it| allows(it.kind) && denials.iter().all(|denial| it.beats(denial)))
+        || events.iter().any(|it| allows(it.kind) && denials.iter().all(|denial| it.beats(denial)))
 }
 
-/// The independent reading: why an answer that allows must not.
-fn objection(told: &[Told], category: &str, form: Form, reason: Reason) -> Option<&'static str> {
+/// An independent implementation of the rules: why a check must not be allowed.
+fn objection(events: &[Sent], category: &str, form: Form, reason: Reason) -> Option<&'static str> {
     let out = |kind: Kind| match kind {
         Out(scope) => covers(scope, category),
         StopText => true,
         _ => false,
     };
     let all = |kind: Kind| matches!(kind, Out("*") | StopText);
-    let said_yes = told.iter().any(|told| told.kind == Yes);
+    let said_yes = events.iter().any(|event| event.kind == Yes);
     let opts_in = |kind: Kind| match kind {
         In(scope) => covers(scope, category),
         Pending(scope) => said_yes && covers(scope, category),
@@ -287,40 +289,40 @@ fn objection(told: &[Told], category: &str, form: Form, reason: Reason) -> Optio
     };
     let wrote = |kind: Kind| matches!(kind, Hi | Yes | StopText);
     let set = |kind: Kind| kind == Suppression(true);
-    if !lifted(told, set, |kind| kind == Suppression(false)) {
+    if !lifted(events, set, |kind| kind == Suppression(false)) {
         return Some("suppressed");
     }
     let is_reply = reason == Reason::ReplyAfterOptOut;
-    if is_reply && !lifted(told, all, wrote) {
+    if is_reply && !lifted(events, all, wrote) {
         return Some("no message after the STOP");
     }
     let narrower = |kind: Kind| out(kind) && !all(kind);
-    if is_reply && !lifted(told, narrower, opts_in) {
+    if is_reply && !lifted(events, narrower, opts_in) {
         return Some("opted out of what is narrower");
     }
-    if !is_reply && !lifted(told, out, opts_in) {
+    if !is_reply && !lifted(events, out, opts_in) {
         return Some("opted out");
     }
     let stop = |kind: Kind| kind == Platform(true);
     let marketing = covers(Class::Marketing.name(), category);
-    if marketing && !lifted(told, stop, |kind| kind == Platform(false)) {
+    if marketing && !lifted(events, stop, |kind| kind == Platform(false)) {
         return Some("stopped inside WhatsApp");
     }
     let needs_window = form == Form::FreeForm || reason == Reason::WindowOpen;
-    if needs_window && !lifted(told, |kind| kind == Closed, wrote) {
+    if needs_window && !lifted(events, |kind| kind == Closed, wrote) {
         return Some("the window was closed");
     }
     None
 }
 
-/// What is decided for every category and form.
+/// The decisions for every category and form.
 fn answers(pair: &Pair) -> Vec<(&'static str, Form, Decision)> {
     let forms = [Form::Template, Form::FreeForm];
     let all = CATEGORIES.iter().flat_map(|category| forms.map(|form| (*category, form)));
     all.map(|(category, form)| (category, form, decided(pair.state(), category, form))).collect()
 }
 
-/// Every order of so many.
+/// Every permutation of `0..count`.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return vec![Vec::new()];
@@ -336,7 +338,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// A moment within five minutes of the true time, which is [`NOW`]: what a clock may say.
+/// A clock's reading, within five minutes of the true time, which is [`NOW`].
 fn reading() -> impl Strategy<Value = i64> {
     prop_oneof![-5 * MINUTE..=5 * MINUTE, -2_i64..=2, (-5_i64..=5).prop_map(|m| m * MINUTE)]
 }
@@ -344,19 +346,19 @@ fn reading() -> impl Strategy<Value = i64> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
-    /// Writers' clocks are up to five minutes off, and so is the ledger's, which moves.
+    /// The writers' clocks and the ledger's are up to five minutes off, and the ledger's clock changes.
     #[test]
     fn no_order_of_arrival_allows_what_the_latest_word_denies(
         said in proptest::collection::vec((kind(), reading()), 2..=4),
         ledger in proptest::collection::vec(reading(), 4),
     ) {
-        // Two of one moment and one kind are one event that is told twice.
+        // Two events of one time and kind are a repeat of one event.
         let mut said = said;
         let mut seen = Vec::new();
         said.retain(|one| !seen.contains(one) && { seen.push(*one); true });
         let mut without_clamps = None;
         for order in orders(said.len()) {
-            let (mut pair, mut told, mut odd) = (Pair::new(), Vec::new(), false);
+            let (mut pair, mut events, mut odd) = (Pair::new(), Vec::new(), false);
             for (arrived, index) in order.iter().enumerate() {
                 let (kind, off) = said[*index];
                 let (claimed, now) = (NOW + off, NOW + ledger[arrived]);
@@ -364,28 +366,28 @@ proptest! {
                 odd |= result.is_err() || claimed > now || matches!(kind, Yes | Pending(_));
                 if result.is_ok() {
                     let clamped_to = (claimed > now).then_some(now);
-                    told.push(Told { kind, claimed, arrived, clamped_to });
+                    events.push(Sent { kind, claimed, arrived, clamped_to });
                 }
             }
             let answers = answers(&pair);
             for (category, form, made) in &answers {
-                let objection = objection(&told, category, *form, made.reason);
+                let objection = objection(&events, category, *form, made.reason);
                 let why = objection.filter(|_| made.allowed());
-                prop_assert!(why.is_none(), "{category} {form:?} {made:?}: {why:?} {told:#?}");
+                prop_assert!(why.is_none(), "{category} {form:?} {made:?}: {why:?} {events:#?}");
             }
-            // Delivered once more, when nothing is ahead of any clock, it allows no more than before.
-            for Told { kind, claimed, .. } in &told {
+            // Delivered again, when no event is ahead of any clock, they allow no more than before.
+            for Sent { kind, claimed, .. } in &events {
                 pair.record(NOW + 30 * MINUTE, &kind.submission(*claimed)).unwrap();
                 for (category, form, made) in &self::answers(&pair) {
-                    let objection = objection(&told, category, *form, made.reason);
+                    let objection = objection(&events, category, *form, made.reason);
                     let why = objection.filter(|_| made.allowed());
                     let so = format!("{category} {form:?} {made:?}");
-                    prop_assert!(why.is_none(), "again {so}: {why:?} {told:#?}");
+                    prop_assert!(why.is_none(), "again {so}: {why:?} {events:#?}");
                 }
             }
             if !odd {
                 let first = without_clamps.get_or_insert_with(|| answers.clone());
-                prop_assert_eq!(&*first, &answers, "nothing was clamped: {:#?}", told);
+                prop_assert_eq!(&*first, &answers, "nothing was clamped: {:#?}", events);
             }
         }
     }

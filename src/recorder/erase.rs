@@ -1,11 +1,12 @@
-//! Erasing a person: of every pair a tombstone is left, which names nobody.
+//! Erasure of a person: each of the person's pairs is replaced by a tombstone, which names no user.
 
 use std::collections::HashSet;
 
-use super::call::Call;
-use super::linked::must_stay;
-use super::returned::{Returnable, again};
-use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, UserPair, pause};
+use super::append_tracker::AppendTracker;
+use super::linked_ids::must_stay;
+use super::replay_denials::{Replayable, resubmission};
+use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, pause};
+use crate::history::by_user::{UserPair, pairs_of_user};
 use consentd_core::id::Key;
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::time::Timestamp;
@@ -19,68 +20,69 @@ struct Found {
 }
 
 impl Found {
-    /// Whether there is anything to erase, or to make sure of.
+    /// Whether the ledger has a record to erase, be it a tombstone, which is then only compared.
     fn is_there(&self) -> bool {
         self.stored.as_ref().map_or(true, |stored| stored.version.revision > 0)
     }
 }
 
-/// What came of erasing a person.
+/// The result of erasing a person.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct ErasedUser {
-    /// How many pairs there were that something was known of. Those that were erased before, and
-    /// of which nothing was heard since, are not among them.
+    /// The number of pairs that were erased. A pair that was a tombstone already is not counted.
     pub erased: u32,
-    /// The last revision of it; 0 where there was nothing to do.
+    /// The last revision of the erasure; 0 if there was nothing to erase.
     pub revision: Revision,
-    /// When the last of the log's entries that name the person will have gone, at the latest, of
-    /// these pairs and of those that were erased before; none where there are none, or where this
-    /// process does not see to it.
+    /// The latest time until which the log may still have entries that name the person, including those
+    /// of pairs that were erased before. `None` if there are no such pairs, or if this process does not
+    /// trim the log.
     pub log_expire: Option<Timestamp>,
 }
 
 impl Recorder {
-    /// Erases a person: with one business, or, where that is empty, with every one; under the id
-    /// given and all that it is linked to. Once it answers, the pairs are suppressed and their
-    /// histories gone. What fails half-way is done when it is asked for again.
+    /// Erases a person at one business, or at every business if `business_id` is empty, under the given
+    /// id and all ids that it is linked to. Once this returns, the pairs are suppressed and their histories
+    /// deleted. It is idempotent: if it fails half-way, a repeat completes it.
     ///
     /// # Errors
     ///
-    /// [`Refusal`] where the ids are malformed, a record must not be rewritten, or the ledger fails.
+    /// [`Refusal`] if the ids are malformed, a record must not be overwritten, or the ledger fails.
     pub async fn erase(&self, user_id: &str, business_id: &str) -> Result<ErasedUser, Refusal> {
-        let call = Call::new(self, true);
+        let tracker = AppendTracker::new(self, true);
         let found = self.pairs_to_erase(user_id, business_id).await?;
         let found = self.with_linked(found).await?;
         let keys: HashSet<Key> = found.iter().flatten().map(|pair| pair.key).collect();
         let mut done = ErasedUser::default();
         let mut last = None;
-        // From the farthest on: cut short, every one that is left is still named by one that is.
+        // The most distant ids first: if this is interrupted, a repeat still finds each remaining id
+        // through the links of another one.
         for mut waiting in found.into_iter().rev() {
             while !waiting.is_empty() {
                 let rest = waiting.split_off(waiting.len().min(MAX_APPEND));
-                last = last.max(self.erase_pairs(&call, waiting, &mut done).await?);
+                last = last.max(self.erase_pairs(&tracker, waiting, &mut done).await?);
                 waiting = rest;
             }
         }
         self.forget_denials(&keys).await?;
         let keys: Vec<Key> = keys.into_iter().collect();
-        // Those that were erased before too: whoever did may have died before this.
+        // Pairs that were erased before are purged too: that erasure may have been interrupted before
+        // its purge.
         self.ledger.purge(&keys).await?;
-        call.finish().await?;
+        tracker.finish().await?;
         let after = self.ledger.max_log_age();
         done.log_expire = last.zip(after).map(|(last, after)| last.plus(after));
         self.metrics.erased(done.erased);
         Ok(done)
     }
 
-    /// The person's pairs that there are: with one business, or with all that any kept event names.
+    /// The person's pairs: at one business, or at every business that a stored event names.
     async fn pairs_to_erase(
         &self,
         user_id: &str,
         business_id: &str,
     ) -> Result<Vec<Found>, Refusal> {
         if business_id.is_empty() {
-            let found = self.pairs_of_user(user_id, &[]).await?.pairs.into_iter();
+            let found = pairs_of_user(&self.ledger, user_id, &[]).await?.pairs.into_iter();
             let found = found.map(|UserPair { business_id, key, stored }| Found {
                 business_id,
                 key,
@@ -90,15 +92,15 @@ impl Recorder {
         }
         let identity = self.ledger.identity().await?;
         let key = identity.secret.read(user_id, business_id).map_err(Refusal::Invalid)?;
-        self.look_at(vec![(business_id.to_owned(), key)]).await
+        self.read_existing(vec![(business_id.to_owned(), key)]).await
     }
 
-    /// Reads pairs; gives those that are there.
-    async fn look_at(&self, pairs: Vec<(String, Key)>) -> Result<Vec<Found>, Refusal> {
+    /// Reads pairs, and returns those that have records.
+    async fn read_existing(&self, pairs: Vec<(String, Key)>) -> Result<Vec<Found>, Refusal> {
         let mut found = Vec::new();
-        for some in pairs.chunks(MAX_APPEND) {
-            let read = self.ledger.read(some.iter().map(|(_, key)| *key).collect()).await?;
-            let read = some.iter().zip(read.pairs).map(|((business_id, key), stored)| Found {
+        for chunk in pairs.chunks(MAX_APPEND) {
+            let read = self.ledger.read(chunk.iter().map(|(_, key)| *key).collect()).await?;
+            let read = chunk.iter().zip(read.pairs).map(|((business_id, key), stored)| Found {
                 business_id: business_id.clone(),
                 key: *key,
                 stored,
@@ -108,7 +110,7 @@ impl Recorder {
         Ok(found)
     }
 
-    /// Adds the pairs that these are linked to, then those that they are, and so on.
+    /// Adds the pairs that these are linked to, transitively. Returns them by their distance.
     async fn with_linked(&self, found: Vec<Found>) -> Result<Vec<Vec<Found>>, Refusal> {
         let identity = self.ledger.identity().await?;
         let mut seen: HashSet<Key> = found.iter().map(|pair| pair.key).collect();
@@ -128,14 +130,14 @@ impl Recorder {
             if next.is_empty() {
                 return Ok(levels);
             }
-            levels.push(self.look_at(next).await?);
+            levels.push(self.read_existing(next).await?);
         }
     }
 
-    /// Leaves tombstones of these pairs; gives the time of the latest.
+    /// Replaces the records of these pairs by tombstones. Returns the time of the latest tombstone.
     async fn erase_pairs(
         &self,
-        call: &Call<'_>,
+        tracker: &AppendTracker<'_>,
         mut pairs: Vec<Found>,
         done: &mut ErasedUser,
     ) -> Result<Option<Timestamp>, Refusal> {
@@ -151,20 +153,20 @@ impl Recorder {
                 let is_tombstone = record.is_tombstone();
                 let tombstone = if is_tombstone { record } else { record.tombstone(clock) };
                 times.push(time_of(&tombstone));
-                // Of one that is there already it is only made sure that it is.
+                // An existing tombstone is only compared.
                 let update = (!is_tombstone).then(|| nameless(tombstone, clock));
                 changes.push(Change { key, base: version, update });
             }
             let given: Vec<_> = changes.iter().map(|c| (c.key, c.update.is_some())).collect();
-            let appended = call.append(changes).await?;
+            let appended = tracker.append(changes).await?;
             pairs = Vec::new();
             let given = given.into_iter().zip(times).zip(businesses);
             for ((((key, is_new), time), business_id), appended) in given.zip(appended) {
                 match appended {
                     Appended::Committed(revision) => {
                         if let Some(time) = time.filter(|_| !is_new) {
-                            // It is acknowledged like one that was erased now.
-                            call.keep(Returnable::Erase { key, time });
+                            // The tombstone is acknowledged like a new one, so it must not be lost.
+                            tracker.retain(Replayable::Erase { key, time });
                         }
                         done.erased = done.erased.saturating_add(u32::from(is_new));
                         done.revision = done.revision.max(revision);
@@ -184,10 +186,10 @@ impl Recorder {
         Err(Refusal::Contended)
     }
 
-    /// Erases a pair again, as of the time at which it was, unless the ledger still knows of that;
-    /// tells whether it did. What was recorded of the pair as having happened later stays.
+    /// Erases a pair again as of its time, unless the ledger still has the tombstone. Returns whether it
+    /// was erased again. Events that happened after that time are kept.
     pub(super) async fn erase_again(&self, key: Key, time: Timestamp) -> Result<bool, Refusal> {
-        let call = Call::new(self, false);
+        let tracker = AppendTracker::new(self, false);
         for attempt in 0..MAX_TRIES {
             let read = self.ledger.read(vec![key]).await?;
             let stored =
@@ -195,23 +197,25 @@ impl Recorder {
             let StoredRecord { version, record } = stored?;
             let is_erased = record.erased.as_ref().is_some_and(|erased| erased.time >= time);
             let later = if is_erased { Vec::new() } else { self.later_than(key, time).await? };
-            // The tombstone takes the place of these: they must not be lost where what follows fails.
+            // The tombstone replaces the later events. They are retained, so that they are not lost if
+            // recording them again fails.
             for denial in later.iter().filter(|entry| must_stay(&entry.what)) {
-                self.acknowledged.keep(Returnable::Denial(Box::new(denial.clone())), None);
+                self.recent_denials.retain(Replayable::Denial(Box::new(denial.clone())), None);
             }
-            // That it is erased still is made sure of by a write, too: an old primary answers reads.
+            // An existing tombstone is compared by an append as well: a deposed primary answers reads, but
+            // confirms no append.
             let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));
-            let appended = call.append(vec![Change { key, base: version, update }]).await?;
+            let appended = tracker.append(vec![Change { key, base: version, update }]).await?;
             match appended.into_iter().next() {
                 Some(Appended::Committed(_)) => {
-                    call.finish().await?;
+                    tracker.finish().await?;
                     if is_erased {
                         return Ok(false);
                     }
-                    let later: Vec<_> = later.iter().map(again).collect();
+                    let later: Vec<_> = later.iter().map(resubmission).collect();
                     let mut lost = None;
-                    for some in later.chunks(MAX_EVENTS) {
-                        let results = self.record_for_good(some, true).await;
+                    for chunk in later.chunks(MAX_EVENTS) {
+                        let results = self.record_tracked(chunk, true).await;
                         lost = lost.or(results.into_iter().find_map(Result::err));
                     }
                     lost.map_or(Ok(()), Err)?;
@@ -225,16 +229,16 @@ impl Recorder {
         Err(Refusal::Contended)
     }
 
-    /// What was recorded of a pair as having happened later than that.
+    /// The events of a pair that happened after `time`.
     async fn later_than(&self, key: Key, time: Timestamp) -> Result<Vec<HistoryEntry>, Refusal> {
         let history = self.ledger.history(key).await?.entries.into_iter();
         Ok(history.map(|(_, entry)| entry).filter(|entry| entry.time > time).collect())
     }
 
-    /// Forgets what could be given back of these pairs: it names the person.
+    /// Forgets the retained denials of these pairs, which name the person.
     async fn forget_denials(&self, keys: &HashSet<Key>) -> Result<(), Refusal> {
         let identity = self.ledger.identity().await?;
-        self.acknowledged.forget(|denial| {
+        self.recent_denials.forget(|denial| {
             let key = identity.secret.read(&denial.user_id, &denial.business_id);
             key.is_ok_and(|key| keys.contains(&key))
         });
@@ -246,7 +250,7 @@ fn time_of(tombstone: &Record) -> Option<Timestamp> {
     tombstone.erased.as_ref().map(|erased| erased.time)
 }
 
-/// What is written of an erased pair: its entry in the log names nobody.
+/// The update that writes a tombstone. Its log entry names no user.
 fn nameless(record: Record, record_time: Timestamp) -> Update {
     let (user_id, business_id) = (String::new(), String::new());
     Update { user_id, business_id, record, history: Vec::new(), record_time }

@@ -6,9 +6,9 @@ use arc_swap::Guard;
 
 use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
-use consentd_core::facts::Facts;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::Category;
+use consentd_core::standing::Facts;
 
 /// How many look-ups are prefetched together: more than a core can have cache misses in flight, and
 /// few enough that the first prefetched line is still cached at the last look-up.
@@ -95,7 +95,7 @@ impl Table {
         let Some((first, denied)) = previous else { return };
         for ((facts, denied), category) in into.iter_mut().skip(first).zip(denied).zip(categories) {
             if let (Ok(facts), Some(denied)) = (facts, denied) {
-                *facts = denied.over(*category, *facts);
+                *facts = denied.overlay(*category, *facts);
             }
         }
     }

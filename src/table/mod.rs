@@ -29,11 +29,11 @@ use self::shard::{PerShard, Shard, ShardIndex};
 use self::shard_directory::{ShardDirectory, View};
 use self::shard_writer::ShardWriter;
 use consentd_core::Violation;
-use consentd_core::denied::Denied;
-use consentd_core::facts::{Facts, Profile, Resolved, Times};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
+use consentd_core::retained_denials::RetainedDenials;
 use consentd_core::scope::{Category, Scope};
+use consentd_core::standing::{ExpiriesRef, Facts, Profile, ResolvedState};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
@@ -122,7 +122,7 @@ impl From<Key> for Pair {
 /// converted: a pair is found once its ids come by.
 struct PreviousLedgerDenials {
     secret: KeySecret,
-    pairs: DashMap<Key, Arc<Denied>>,
+    pairs: DashMap<Key, Arc<RetainedDenials>>,
 }
 
 /// All that the table holds of a pair.
@@ -143,7 +143,7 @@ pub struct PairSummary {
 struct Shared {
     directory: ShardDirectory,
     /// Pairs that fit no other encoding. A pair is changed here only inside a seqlock write of its shard.
-    boxed: DashMap<Key, Box<Resolved>>,
+    boxed: DashMap<Key, Box<ResolvedState>>,
     pairs: AtomicUsize,
     shard_bytes: AtomicUsize,
     profile_bytes: AtomicUsize,
@@ -236,16 +236,16 @@ struct Stamp {
 
 /// A pair that was looked up: its profile, its last inbound, and its expiries.
 enum PairRef<'a> {
-    Shared(&'a Profile, Option<Timestamp>, Times<'static>),
-    Boxed(Ref<'a, Key, Box<Resolved>>),
+    Shared(&'a Profile, Option<Timestamp>, ExpiriesRef<'static>),
+    Boxed(Ref<'a, Key, Box<ResolvedState>>),
 }
 
 impl PairRef<'_> {
-    fn parts(&self) -> (&Profile, Option<Timestamp>, Times<'_>) {
+    fn parts(&self) -> (&Profile, Option<Timestamp>, ExpiriesRef<'_>) {
         match self {
             Self::Shared(profile, last_inbound, times) => (profile, *last_inbound, *times),
             Self::Boxed(boxed) => {
-                (&boxed.profile, boxed.last_inbound, boxed.beside.as_ref().into())
+                (&boxed.profile, boxed.last_inbound, boxed.expiries.as_ref().into())
             }
         }
     }
@@ -318,7 +318,7 @@ impl Shared {
                 let (entry, times) = shard.expiring(index).ok_or(UnreadablePair)?.load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
-            _ => (entry, Times::None),
+            _ => (entry, ExpiriesRef::None),
         };
         match entry.encoding() {
             Encoding::Unreadable | Encoding::Expiring(_) => Err(UnreadablePair),
@@ -331,7 +331,7 @@ impl Shared {
     }
 
     /// The retained denials of the pair in the previous ledger.
-    fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<Denied>> {
+    fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<RetainedDenials>> {
         let key = pair.previous_key?;
         self.previous_ledger.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
     }
@@ -366,7 +366,7 @@ impl Table {
         let freshness = self.0.freshness_since(stamp);
         let facts = match previous {
             None => facts,
-            Some(denied) => facts.map(|facts| denied.over(category, facts)),
+            Some(denied) => facts.map(|facts| denied.overlay(category, facts)),
         };
         (facts, freshness)
     }
@@ -395,7 +395,7 @@ impl Table {
         };
         let freshness = self.0.freshness_since(stamp);
         if let (Ok(summary), Some(denied)) = (&mut summary, previous) {
-            let retained = denied.beyond(&State::default(), now).unwrap_or_default();
+            let retained = denied.missing_from(&State::default(), now).unwrap_or_default();
             summary.opted_out.extend(retained.scopes.into_keys());
             summary.platform_stopped |= retained.platform.is_some();
             summary.suppressed |= retained.suppression.is_some();
@@ -445,7 +445,7 @@ impl Table {
     #[must_use]
     pub fn bytes(&self) -> usize {
         // A slot of the boxed pairs' map is a key, a pointer and a control byte.
-        let boxed_slot = size_of::<(Key, Box<Resolved>)>().saturating_add(1);
+        let boxed_slot = size_of::<(Key, Box<ResolvedState>)>().saturating_add(1);
         let shards = self.0.shard_bytes.load(Ordering::Relaxed);
         let parts = [
             shards,

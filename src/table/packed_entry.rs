@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use consentd_core::facts::{Resolved, Times};
+use consentd_core::standing::{ExpiriesRef, ResolvedState};
 use consentd_core::time::Timestamp;
 
 /// The low bits of a word that hold a moment: milliseconds since 1970, plus 1. They last until 2109.
@@ -120,8 +120,8 @@ pub(super) struct ExpiringEntry([AtomicU64; 2]);
 impl ExpiringEntry {
     /// The expiry word of a pair; `None` if the pair has several expiry moments, or one that does not
     /// fit: such a pair is boxed.
-    pub(super) fn expiry_word(resolved: &Resolved) -> Option<u64> {
-        let (what, time) = resolved.beside.as_ref()?.at_once()?;
+    pub(super) fn expiry_word(resolved: &ResolvedState) -> Option<u64> {
+        let (what, time) = resolved.expiries.as_ref()?.one_time()?;
         // A moment that was clamped to the range would be another moment.
         let bits = time_bits(time);
         let fits = u64::from(what) >> (64 - TIME_BITS) == 0 && moment(bits) == Some(time);
@@ -163,10 +163,11 @@ impl ExpiringEntry {
     }
 
     /// The entry and its expiry.
-    pub(super) fn load(&self) -> (Option<PackedEntry>, Times<'static>) {
+    pub(super) fn load(&self) -> (Option<PackedEntry>, ExpiriesRef<'static>) {
         let (first, second) = self.words();
         let what = u32::try_from(second >> TIME_BITS).unwrap_or(0);
-        let times = moment(second).map_or(Times::None, |time| Times::AtOnce { what, time });
+        let times = moment(second)
+            .map_or(ExpiriesRef::None, |time| ExpiriesRef::OneTime { bits: what, time });
         (PackedEntry::from_word(first), times)
     }
 }

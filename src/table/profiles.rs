@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::packed_entry::MAX_PROFILES;
 use super::shard_directory::ShardDirectory;
-use consentd_core::facts::Profile;
+use consentd_core::standing::Profile;
 
 /// The profiles of a chunk: few enough that its replacement takes microseconds.
 const CHUNK_PROFILES: usize = 256;

@@ -18,8 +18,8 @@ use super::shard_directory::View;
 use super::shard_writer::ShardWriter;
 use super::writer::heap_bytes;
 use super::{Shared, Table, Writer};
-use consentd_core::facts::{Profile, Resolved};
 use consentd_core::id::{Key, KeySecret};
+use consentd_core::standing::{Profile, ResolvedState};
 
 /// The most bytes of one profile.
 const MAX_PROFILE_BYTES: usize = 1 << 16;
@@ -40,7 +40,7 @@ pub enum TableImageError {
 /// A decoded image, ready to be put into an empty table.
 pub struct TableImage {
     shards: PerShard<ShardWriter>,
-    boxed: Vec<(Key, Box<Resolved>)>,
+    boxed: Vec<(Key, Box<ResolvedState>)>,
     /// The first has number 1.
     profiles: Vec<Profile>,
 }
@@ -83,7 +83,7 @@ impl TableImage {
             let mut profile = vec![0; length];
             input.read_exact(&mut profile)?;
             let mut rest = &profile[..];
-            let profile = Profile::take(&mut rest).filter(|_| rest.is_empty());
+            let profile = Profile::decode(&mut rest).filter(|_| rest.is_empty());
             image.profiles.push(profile.ok_or(TableImageError::Damaged)?);
         }
         Ok(image)
@@ -142,7 +142,7 @@ impl TableImage {
                 let length = usize::try_from(long(bytes)?).ok()?;
                 let (all, rest) = bytes.split_at_checked(length)?;
                 *bytes = rest;
-                self.boxed.push((key, Box::new(Resolved::of_bytes(all)?)));
+                self.boxed.push((key, Box::new(ResolvedState::decode(all)?)));
                 Some((key, PackedEntry::BOXED, 0))
             }
         }
@@ -199,7 +199,7 @@ impl Table {
         out.write_all(&length(numbers.profiles.len())?)?;
         for profile in numbers.profiles {
             bytes.clear();
-            profile.put(&mut bytes);
+            profile.encode(&mut bytes);
             out.write_all(&length(bytes.len())?)?;
             out.write_all(&bytes)?;
         }
@@ -272,7 +272,7 @@ impl Shared {
             }
             Encoding::Boxed => {
                 let mut all = Vec::new();
-                self.boxed.get(&key)?.put(&mut all);
+                self.boxed.get(&key)?.encode(&mut all);
                 bytes.extend(entry.word().to_le_bytes());
                 bytes.extend(u64::try_from(all.len()).ok()?.to_le_bytes());
                 bytes.extend(all);

@@ -3,9 +3,9 @@ use proptest::prelude::*;
 use super::packed_entry::{ExpiringEntry, MAX_PROFILES};
 use super::*;
 use consentd_core::event::{Evidence, Method, What};
-use consentd_core::facts::Standing;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::Class;
+use consentd_core::standing::Standing;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
@@ -58,12 +58,12 @@ const CATEGORIES: [&str; 5] =
 
 /// Asserts that the table answers for a state as the state itself does.
 fn assert_same(table: &Table, key: Key, state: &State) {
-    let resolved = Resolved::of(state);
+    let resolved = ResolvedState::of(state);
     for text in CATEGORIES {
         let category = Category::parse(text).unwrap();
         assert_eq!(table.facts(key.into(), category).0, Ok(resolved.facts(category)), "{text}");
     }
-    let times = Times::from(resolved.beside.as_ref());
+    let times = ExpiriesRef::from(resolved.expiries.as_ref());
     let (opted_in, opted_out) = resolved.profile.in_force(times, at(50));
     let summary = table.summary(key.into(), at(50)).0.unwrap();
     assert_eq!((summary.opted_in, summary.opted_out), (opted_in, opted_out));
@@ -98,7 +98,11 @@ fn pair_with_one_expiry_moment_takes_sixteen_bytes_more() {
     for (user, whats, expires) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
     {
         let state = state(whats);
-        assert_eq!(ExpiringEntry::expiry_word(&Resolved::of(&state)).is_some(), expires, "{user}");
+        assert_eq!(
+            ExpiringEntry::expiry_word(&ResolvedState::of(&state)).is_some(),
+            expires,
+            "{user}"
+        );
         writer.apply(key(user), Ok(&state));
         assert_same(&table, key(user), &state);
         assert!(writer.holds_state(key(user), Ok(&state)));
@@ -196,8 +200,8 @@ fn pair_moves_between_encodings_as_its_expiries_change() {
         let state = state(&step);
         writer.apply(pair, Ok(&state));
         assert_same(&table, pair, &state);
-        let resolved = Resolved::of(&state);
-        let boxed = resolved.beside.is_some() && ExpiringEntry::expiry_word(&resolved).is_none();
+        let resolved = ResolvedState::of(&state);
+        let boxed = resolved.expiries.is_some() && ExpiringEntry::expiry_word(&resolved).is_none();
         assert_eq!(table.0.boxed.len(), usize::from(boxed));
         assert_eq!(table.pairs(), 1);
     }
@@ -274,7 +278,7 @@ fn reader_concurrent_with_a_write_sees_the_old_or_the_new_state() {
     let one = state(&[(1, opt_in("marketing", None)), (2, inbound())]);
     let other = state(&[(3, opt_in("utility", Some(99))), (4, opt_out("marketing"))]);
     let category = Category { class: Class::Utility, topic: None };
-    let expected = [&one, &other].map(|state| Resolved::of(state).facts(category));
+    let expected = [&one, &other].map(|state| ResolvedState::of(state).facts(category));
     writer.apply(pair, Ok(&one));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -307,7 +311,7 @@ fn readers_find_their_pairs_while_others_come_and_go() {
     }
     let pairs: Vec<Pair> = mine.iter().map(|(key, _)| (*key).into()).collect();
     let expected: Vec<_> =
-        mine.iter().map(|(_, state)| Ok(Resolved::of(state).facts(category))).collect();
+        mine.iter().map(|(_, state)| Ok(ResolvedState::of(state).facts(category))).collect();
     let categories = vec![category; pairs.len()];
     std::thread::scope(|scope| {
         let readers = [0, 1].map(|_| {
@@ -349,7 +353,7 @@ fn profiles_of_ever_new_topics_are_freed_and_their_numbers_given_out_again() {
         }
     }
     for user in 0..USERS {
-        let resolved = Resolved::of(&state_of_its_own(user, 399));
+        let resolved = ResolvedState::of(&state_of_its_own(user, 399));
         let topic = format!("marketing.change_{user}_399");
         let category = Category::parse(&topic).unwrap();
         let found = table.facts(key(&user.to_string()).into(), category).0;

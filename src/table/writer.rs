@@ -14,10 +14,10 @@ use super::profiles::Profiles;
 use super::shard::{Location, PerShard, Shard, ShardIndex};
 use super::shard_writer::ShardWriter;
 use super::{PairRef, PreviousLedgerDenials, UnreadablePair, Validity, Writer, encode};
-use consentd_core::denied::Denied;
-use consentd_core::facts::{Beside, Resolved};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
+use consentd_core::retained_denials::RetainedDenials;
+use consentd_core::standing::{Expiries, ResolvedState};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
@@ -32,7 +32,7 @@ enum EncodedPair {
     /// In an [`ExpiringEntry`] with this expiry word.
     Expiring(PackedEntry, u64),
     /// In the map of boxed pairs.
-    Boxed(Box<Resolved>),
+    Boxed(Box<ResolvedState>),
 }
 
 impl EncodedPair {
@@ -46,9 +46,9 @@ impl EncodedPair {
 }
 
 /// The heap bytes of a boxed pair, without its slot in the map.
-pub(super) fn heap_bytes(boxed: &Resolved) -> usize {
-    let beside = boxed.beside.as_ref().map_or(0, Beside::heap_bytes);
-    size_of::<Resolved>().saturating_add(boxed.profile.heap_bytes()).saturating_add(beside)
+pub(super) fn heap_bytes(boxed: &ResolvedState) -> usize {
+    let expiries = boxed.expiries.as_ref().map_or(0, Expiries::heap_bytes);
+    size_of::<ResolvedState>().saturating_add(boxed.profile.heap_bytes()).saturating_add(expiries)
 }
 
 impl Writer {
@@ -56,14 +56,14 @@ impl Writer {
     pub fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
         let encoded = match state {
             Err(UnreadablePair) => EncodedPair::Inline(PackedEntry::UNREADABLE),
-            Ok(state) => self.encode_pair(Resolved::of(state)),
+            Ok(state) => self.encode_pair(ResolvedState::of(state)),
         };
         self.write(key, encoded);
     }
 
-    fn encode_pair(&mut self, resolved: Resolved) -> EncodedPair {
+    fn encode_pair(&mut self, resolved: ResolvedState) -> EncodedPair {
         let expiry_word = ExpiringEntry::expiry_word(&resolved);
-        if resolved.beside.is_some() && expiry_word.is_none() {
+        if resolved.expiries.is_some() && expiry_word.is_none() {
             return EncodedPair::Boxed(Box::new(resolved));
         }
         let number = self.profiles.number_of(&resolved.profile, &self.shared.directory);
@@ -151,7 +151,7 @@ impl Writer {
         });
     }
 
-    fn insert_boxed(&mut self, key: Key, boxed: Box<Resolved>) {
+    fn insert_boxed(&mut self, key: Key, boxed: Box<ResolvedState>) {
         self.shared.boxed_bytes.fetch_add(heap_bytes(&boxed), Ordering::Relaxed);
         self.shared.boxed.insert(key, boxed);
         self.boxed_pairs = self.boxed_pairs.saturating_add(1);
@@ -326,19 +326,19 @@ impl Writer {
 
     /// The denials of a pair in the table; `None` if it has none or cannot be read.
     #[must_use]
-    pub fn denials(&self, key: Key) -> Option<Denied> {
+    pub fn denials(&self, key: Key) -> Option<RetainedDenials> {
         let pair = self.lookup(key)?.ok()?;
-        Denied::of(pair.parts().0)
+        RetainedDenials::of(pair.parts().0)
     }
 
     /// Calls `each` for every pair with denials.
-    pub fn for_each_denied(&self, mut each: impl FnMut(Key, &Arc<Denied>)) {
-        let mut by_profile: HashMap<usize, Option<Arc<Denied>>> = HashMap::new();
+    pub fn for_each_denied(&self, mut each: impl FnMut(Key, &Arc<RetainedDenials>)) {
+        let mut by_profile: HashMap<usize, Option<Arc<RetainedDenials>>> = HashMap::new();
         let profiles = self.profiles.chunks();
         for (key, entry, shard) in self.pairs() {
             let denials = || {
                 let pair = self.shared.resolve(key, entry, shard, profiles).ok()?;
-                Denied::of(pair.parts().0).map(Arc::new)
+                RetainedDenials::of(pair.parts().0).map(Arc::new)
             };
             let denied = match entry.encoding() {
                 Encoding::Inline(number, _) => {
@@ -392,7 +392,7 @@ impl Writer {
     pub fn set_previous_ledger_denials(
         &mut self,
         secret: KeySecret,
-        pairs: Vec<(Key, Arc<Denied>)>,
+        pairs: Vec<(Key, Arc<RetainedDenials>)>,
     ) {
         let map = DashMap::new();
         let any = !pairs.is_empty();
@@ -409,7 +409,7 @@ impl Writer {
         &self,
         user_id: &str,
         business_id: &str,
-    ) -> Option<(Key, Arc<Denied>)> {
+    ) -> Option<(Key, Arc<RetainedDenials>)> {
         let previous = self.shared.previous_ledger.load();
         let previous = previous.as_ref()?;
         let key = previous.secret.read(user_id, business_id).ok()?;
@@ -438,10 +438,10 @@ impl Writer {
         let Ok(state) = state else { return entry == PackedEntry::UNREADABLE };
         let Some(Ok(pair)) = self.lookup(key) else { return false };
         let (profile, last_inbound, times) = pair.parts();
-        let expected = Resolved::of(state);
+        let expected = ResolvedState::of(state);
         *profile == expected.profile
             && last_inbound == expected.last_inbound
-            && times.are(expected.beside.as_ref())
+            && times.equals(expected.expiries.as_ref())
     }
 
     /// Publishes how many pairs have retained denials.

@@ -21,8 +21,9 @@ use super::{
     RECORDING_TIMEOUT, Sender, Webhook,
 };
 use crate::budget::{Charge, Pool};
-use crate::recorder::{MAX_EVENTS, Recorded, Refusal, Submission};
+use crate::recorder::{MAX_EVENTS, Recorded, Refusal};
 use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind};
+use consentd_core::submission::Submission;
 use consentd_os::clock;
 
 /// The header with a request's signature.
@@ -283,7 +284,7 @@ fn may_succeed_later(submission: &Submission, refusal: &Refusal) -> bool {
             let is_soon = submission.event.time.is_some_and(|time| time <= soon);
             is_soon && is_ahead(&Err(refusal.clone()))
         }
-        Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses => false,
+        Refusal::TooManyScopes(_) | Refusal::TooManyIds(_) | Refusal::TooManyBusinesses(_) => false,
         // An unreadable record may be repaired, or read by a newer version.
         Refusal::Unreadable(_)
         | Refusal::Contended

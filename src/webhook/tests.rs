@@ -182,7 +182,7 @@ async fn receiver_beside(
     let names = PlatformNames::default();
     let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics));
     let recorder = match follower {
-        Some(follower) => recorder.beside(follower),
+        Some(follower) => recorder.with_follower(follower),
         None => recorder,
     };
     let path = folder.join("secret");

@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::recorder::{Counts, Submission};
 use consentd_core::event::{
     CODE_FREQUENCY_CAPPED, CODE_PLATFORM_STOPPED, CODE_WINDOW_CLOSED, What,
 };
+use consentd_core::submission::{InboundEffect, Submission};
 
 /// Whether a failure with this code is a denial.
 pub(super) fn denies(code: i32) -> bool {
@@ -29,7 +29,7 @@ pub(crate) fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     match &submission.event.what {
         What::Inbound { text, .. } if text.is_empty() => return None,
         What::Inbound { message_id, text } => {
-            denial.told.counts = Counts::OptOut;
+            denial.inbound_effect = InboundEffect::OptOutKeywords;
             denial.request_id = request_id(message_id, text);
         }
         What::Link { .. } => {}
@@ -81,7 +81,10 @@ mod tests {
             assert_eq!(denial.event.what, what);
         }
         let denial = arrived(said("wamid.1", "STOP")).unwrap();
-        assert_eq!((denial.event.time, denial.told.counts), (None, Counts::OptOut));
+        assert_eq!(
+            (denial.event.time, denial.inbound_effect),
+            (None, InboundEffect::OptOutKeywords)
+        );
         for what in [
             said("wamid.1", ""),
             What::Platform { stopped: false },

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use consentd_core::hidden;
+use consentd_core::hidden_chars;
 use consentd_core::time::Timestamp;
 
 /// A text that is not empty.
@@ -63,7 +63,7 @@ fn whole(number: f64) -> Option<String> {
 /// that was recorded with them would apply to another id.
 pub(super) fn name(object: &Value, name: &str) -> Option<String> {
     let id = id(object, name).filter(|id| is_whole(id))?;
-    Some(hidden::cleaned(&id).into_owned()).filter(|id| !id.is_empty())
+    Some(hidden_chars::cleaned(&id).into_owned()).filter(|id| !id.is_empty())
 }
 
 /// A Unix time in whole seconds, which the platform writes as a text or as a number. A time in

@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::recorder::Counts;
 use consentd_core::event::{Method, What};
+use consentd_core::submission::{InboundEffect, SourcePrecision};
 
 fn rules() -> Rules {
     Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))
@@ -23,7 +23,7 @@ fn said(heard: &ParsedPayload) -> String {
     for WebhookUpdate { kind, submissions } in &heard.updates {
         for submission in submissions {
             let event = &submission.event;
-            assert!(submission.told.whole_seconds);
+            assert_eq!(submission.precision, SourcePrecision::Seconds);
             let seconds = match event.time {
                 None => "arrival".to_owned(),
                 Some(time) => {
@@ -34,10 +34,10 @@ fn said(heard: &ParsedPayload) -> String {
             let at_another = Some(&*event.business_id).filter(|business| *business != "acme");
             said.extend(at_another.map(|business| format!("at {business}")));
             let what = match &event.what {
-                What::Inbound { text, .. } => match submission.told.counts {
-                    Counts::All => format!("inbound {text:?}"),
-                    Counts::Keyword => format!("keyword {text:?}"),
-                    Counts::OptOut => format!("opt-out {text:?}"),
+                What::Inbound { text, .. } => match submission.inbound_effect {
+                    InboundEffect::WindowAndKeywords => format!("inbound {text:?}"),
+                    InboundEffect::Keywords => format!("keyword {text:?}"),
+                    InboundEffect::OptOutKeywords => format!("opt-out {text:?}"),
                 },
                 What::Platform { stopped } => format!("stopped {stopped}"),
                 What::Failure { code } => format!("failure {code}"),

@@ -5,9 +5,9 @@ use serde_json::Value;
 use super::denial_at_arrival::{denial_at_arrival, denies};
 use super::fields::{code, has, id, list, member, name, seconds, text, word};
 use super::{CALL, GROUP, Rules, SkipCause, UpdateKind};
-use crate::recorder::{Counts, Submission, Told};
 use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
 use consentd_core::scope::{Class, Scope};
+use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
 use consentd_core::time::Timestamp;
 
 /// The category of the preferences that are parsed.
@@ -126,14 +126,14 @@ impl UpdateContext<'_> {
         let message_id = message_id(message);
         // A message that opens no window may still be a STOP. In a group, a yes does not confirm an
         // opt-in that was asked for elsewhere.
-        let rest = if in_group { Counts::OptOut } else { Counts::Keyword };
-        let inbound = |text: &str, counts| {
+        let rest = if in_group { InboundEffect::OptOutKeywords } else { InboundEffect::Keywords };
+        let inbound = |text: &str, effect| {
             let what = What::Inbound { message_id: message_id.clone(), text: text.to_owned() };
-            self.submission(&user, time, what, counts)
+            self.submission(&user, time, what, effect)
         };
         let first = inbound(
             texts.first().copied().unwrap_or_default(),
-            if opens { Counts::All } else { rest },
+            if opens { InboundEffect::WindowAndKeywords } else { rest },
         );
         let others = texts.iter().skip(1).map(|text| inbound(text, rest));
         Ok((std::iter::once(first).chain(others).collect(), malformed))
@@ -153,7 +153,7 @@ impl UpdateContext<'_> {
             let other_user_id = new.ok_or(SkipCause::NoUser)?;
             let what = What::Link { other_user_id, moved: true };
             let time = seconds(message, "timestamp");
-            Ok((vec![self.submission(&old, time, what, Counts::All)], None))
+            Ok((vec![self.submission(&old, time, what, InboundEffect::WindowAndKeywords)], None))
         };
         self.keep_denials_if_malformed(UpdateKind::NumberChange, read())
     }
@@ -170,7 +170,7 @@ impl UpdateContext<'_> {
         let time = seconds(item, "timestamp");
         (number != other_user_id).then(|| {
             let what = What::Link { other_user_id, moved: false };
-            self.submission(&number, time, what, Counts::All)
+            self.submission(&number, time, what, InboundEffect::WindowAndKeywords)
         })
     }
 
@@ -188,7 +188,8 @@ impl UpdateContext<'_> {
             .user_and_time(call, "from", "from_user_id")
             .map_err(|cause| (UpdateKind::Call, cause))?;
         let what = What::Inbound { message_id: message_id(call), text: String::new() };
-        let submissions = vec![self.submission(&user, time, what, Counts::All)];
+        let submissions =
+            vec![self.submission(&user, time, what, InboundEffect::WindowAndKeywords)];
         self.keep_denials_if_malformed(UpdateKind::Call, Ok((submissions, None)))
     }
 
@@ -196,7 +197,7 @@ impl UpdateContext<'_> {
     fn preference(&self, preference: &Value) -> FoundSubmissions {
         let what = preference_event(preference)?;
         let (user, time) = self.user_and_time(preference, "wa_id", "user_id")?;
-        Ok((vec![self.submission(&user, time, what, Counts::All)], None))
+        Ok((vec![self.submission(&user, time, what, InboundEffect::WindowAndKeywords)], None))
     }
 
     /// The status of a message to a user; only a failure is an event.
@@ -219,7 +220,9 @@ impl UpdateContext<'_> {
         }
         let malformed = (!failed).then_some(SkipCause::BadShape);
         let (user, time) = self.user_and_time(status, "recipient_id", "recipient_user_id")?;
-        let failure = |code| self.submission(&user, time, What::Failure { code }, Counts::All);
+        let failure = |code| {
+            self.submission(&user, time, What::Failure { code }, InboundEffect::WindowAndKeywords)
+        };
         Ok((codes.into_iter().map(failure).collect(), malformed))
     }
 
@@ -261,13 +264,13 @@ impl UpdateContext<'_> {
         user: &str,
         time: Option<Timestamp>,
         what: What,
-        counts: Counts,
+        effect: InboundEffect,
     ) -> Submission {
         let event =
             Event { user_id: user.to_owned(), business_id: self.business.to_owned(), time, what };
         // The event's time makes a repeat idempotent. A pair remembers only its last 8 request ids.
-        let told = Told { whole_seconds: true, counts, ..Told::default() };
-        Submission { event, request_id: String::new(), told }
+        let precision = SourcePrecision::Seconds;
+        Submission { precision, inbound_effect: effect, ..Submission::new(event, String::new()) }
     }
 }
 

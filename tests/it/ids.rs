@@ -8,10 +8,11 @@ use std::sync::Arc;
 use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 use consentd::metrics::Metrics;
-use consentd::recorder::{Recorder, Submission, Told};
+use consentd::recorder::Recorder;
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::scope::Scope;
+use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Embedded, Ledger, Retention};
 use tonic_types::StatusExt as _;
@@ -153,8 +154,7 @@ async fn recorded_before(path: &Path) {
         // No more can be said so: only what is in a ledger already.
         let new = Submission::new(event.clone(), String::new());
         assert!(recorder.record(&[new]).await[0].is_err());
-        let told = Told { is_recorded: true, ..Told::default() };
-        let old = Submission { event, request_id: String::new(), told };
+        let old = Submission { is_replay: true, ..Submission::new(event, String::new()) };
         recorder.record(&[old]).await.remove(0).unwrap();
     }
     ledger.close().await;

@@ -5,8 +5,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use consentd::recorder::{Refusal, Submission};
+use consentd::recorder::Refusal;
 use consentd_core::event::Event;
+use consentd_core::submission::Submission;
 use consentd_ledger::{Depth, OpenError, OpenedLedger, UnreadableRecord};
 use redb::ReadableTable as _;
 use tempfile::tempdir;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use consentd::metrics::Metrics;
-use consentd::recorder::linked::{MAX_IDS, Step, Walk};
-use consentd::recorder::{Recorded, Recorder, Refusal, Submission};
+use consentd::recorder::linked_ids::{MAX_IDS, PropagationRound, Step};
+use consentd::recorder::{Recorded, Recorder, Refusal};
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::{HistoryEntry, Link, Record};
 use consentd_core::scope::Scope;
-use consentd_core::state::Said;
+use consentd_core::state::ChoiceKind;
+use consentd_core::submission::Submission;
 use consentd_ledger::{Appended, Change, Ledger, Update, Version};
 
 use crate::{FOREVER, Open, homes, opt_in, opt_out};
@@ -59,15 +60,15 @@ async fn record_of(ledger: &Ledger, user: &str) -> Record {
 async fn is_out(ledger: &Ledger, user: &str) -> bool {
     let standing = record_of(ledger, user).await.state;
     let standing = standing.standing_on(&Scope::parse("marketing").unwrap());
-    standing.word.is_some_and(|word| word.said == Said::OptOut)
+    standing.choice.is_some_and(|choice| choice.kind == ChoiceKind::OptOut)
 }
 
 async fn is_suppressed(ledger: &Ledger, user: &str) -> bool {
     record_of(ledger, user).await.state.suppression.is_some_and(|(_, suppressed)| suppressed)
 }
 
-async fn history(recorder: &Recorder, user: &str) -> Vec<HistoryEntry> {
-    let history = recorder.history(user, "acme").await.unwrap();
+async fn history(ledger: &Ledger, user: &str) -> Vec<HistoryEntry> {
+    let history = consentd::history::of_pair(ledger, user, "acme").await.unwrap();
     assert!(history.intact);
     history.entries.into_iter().map(|(_, entry)| entry).collect()
 }
@@ -117,7 +118,7 @@ async fn what_denies_holds_under_every_id_and_what_lifts_it_under_its_own() {
         let stopped = record(&recorder, said(number, LATER + 10, stop)).await.unwrap();
         for user in [number, scoped, other] {
             assert!(is_out(&ledger, user).await, "{user}");
-            let last = history(&recorder, user).await.pop().unwrap();
+            let last = history(&ledger, user).await.pop().unwrap();
             assert_eq!((&*last.user_id, last.time), (user, crate::at(LATER + 10)));
             let What::OptOut { scope: Scope::All, reference } = last.what else { panic!() };
             assert!(reference.ends_with("keyword in message wamid.1"), "{reference}");
@@ -159,13 +160,13 @@ async fn both_ids_name_each_other_and_a_repeat_changes_nothing() {
         assert_eq!(names, [("+1 555 012 3456".to_owned(), true)]);
         let names = linked(&record_of(&ledger, "15550123456").await);
         assert_eq!(names, [("US.1".to_owned(), false)], "nobody moved to US.1");
-        let (before, told) = (end(&ledger).await, history(&recorder, "15550123456").await);
+        let (before, told) = (end(&ledger).await, history(&ledger, "15550123456").await);
         assert_eq!(record(&recorder, moved).await.unwrap(), first);
         for repeat in [link("US.1", "15550123456"), link("1-555-012-3456", "US.1")] {
             assert!(!record(&recorder, repeat).await.unwrap().applied);
         }
         assert_eq!(end(&ledger).await, before, "not a byte is written");
-        assert_eq!(history(&recorder, "15550123456").await, told);
+        assert_eq!(history(&ledger, "15550123456").await, told);
         // One id is no other of its own, in whatever notation.
         let own = record(&recorder, link("15550123456", "+1 555 012 3456")).await;
         assert!(matches!(own, Err(Refusal::Invalid(found)) if found[0].field.contains("link")));
@@ -305,7 +306,7 @@ async fn who_is_erased_is_erased_under_every_id_wherever_that_is_cut_short() {
             recorder.erase(&a, "acme").await.unwrap();
             for user in [&a, &b, &c] {
                 assert!(record_of(&ledger, user).await.is_tombstone(), "{waits} waits");
-                assert!(history(&recorder, user).await.is_empty());
+                assert!(history(&ledger, user).await.is_empty());
             }
             if done.is_some() {
                 break;
@@ -433,7 +434,7 @@ async fn a_link_is_proven_only_once_all_ids_were_read_behind_both_its_ends() {
         let own = Change { key: key("US.1"), base: Version::default(), update: Some(update) };
         assert!(matches!(ledger.append(vec![own]).await.unwrap()[..], [Appended::Committed(_)]));
 
-        let mut walk = Walk::new(&secret, "acme", "US.1", vec![to_second], Vec::new());
+        let mut walk = PropagationRound::new(&secret, "acme", "US.1", vec![to_second], Vec::new());
         let mut denied = false;
         loop {
             match walk.step() {

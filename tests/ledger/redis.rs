@@ -9,10 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use consentd::metrics::Metrics;
-use consentd::recorder::{Recorder, Submission};
+use consentd::recorder::Recorder;
 use consentd_core::event::{Event, PlatformNames};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::{Outcome, Request};
+use consentd_core::submission::Submission;
 use consentd_ledger::{
     AppendReceipt, CreateError, Durability, Notification, Plan, Redis, RedisRejection, Tail,
     TargetOptions, create, plan,
@@ -369,8 +370,8 @@ async fn an_event_is_as_old_as_when_its_recorder_first_read() {
     tokio::join!(opting_in, meanwhile);
     let secret = &direct.ledger.identity().await.unwrap().secret;
     let now = read(&direct.ledger, secret.read("15550001", "acme").unwrap()).await;
-    let words = now.record.state.scopes.values().filter_map(|said| said.word);
-    assert!(words.max().unwrap().is_opt_out(), "{:?}", now.record.state);
+    let choices = now.record.state.scopes.values().filter_map(|scope| scope.choice);
+    assert!(choices.max().unwrap().is_opt_out(), "{:?}", now.record.state);
     open.close().await;
     direct.close().await;
 }

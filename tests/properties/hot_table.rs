@@ -6,9 +6,9 @@ use std::thread;
 
 use consentd::table::{Pair, Table, UnreadablePair};
 use consentd_core::event::{Method, What};
-use consentd_core::facts::{Resolved, Standing};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::scope::{Category, Scope};
+use consentd_core::standing::{ResolvedState, Standing};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use proptest::prelude::*;
@@ -142,7 +142,8 @@ fn alternative_table_while_profiles_are_freed_shows_every_pair_its_own() {
         }
         reader.join().unwrap();
         for (user, pair) in pairs.iter().enumerate() {
-            let expected = Resolved::of(&state_of_its_own(user, change)).facts(categories[user]);
+            let expected =
+                ResolvedState::of(&state_of_its_own(user, change)).facts(categories[user]);
             assert_eq!(table.facts(*pair, categories[user]).0, Ok(expected));
         }
     });

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use consentd_core::record::Link;
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_ledger::{Epoch, LogEntry, UnreadableEntry};
 
 use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
@@ -170,7 +170,7 @@ impl World {
                 let number = self.random.index(USERS);
                 let mut said = self.said(number);
                 let time = self.primary.clock(true_time(self.time()));
-                let _ = said.apply(&Effect::Word(scope("utility"), Word::opt_out(time)));
+                let _ = said.apply(&Effect::Choice(scope("utility"), Choice::opt_out(time)));
                 let said = Said::new(said, true).linked(self.links(number));
                 self.write(number, Rc::new(said), false);
                 self.unreadable_entry = true;
@@ -216,13 +216,13 @@ impl World {
         self.isolate(self.replica.clone());
         self.replace();
         if self.random.percent(50) {
-            self.give_back(&old);
+            self.replay_after_loss(&old);
         }
     }
 
     /// Recorders record again what is missing of a log that was lost: the ledger may be as long as
     /// before, and another one.
-    fn give_back(&mut self, old: &Rc<Node>) {
+    fn replay_after_loss(&mut self, old: &Rc<Node>) {
         let Some(both) = fork(old, &self.primary.node) else { return };
         let mut lost = old.way_from(both.position.revision);
         lost.push(Rc::clone(old));
@@ -271,7 +271,7 @@ impl World {
                 state.scopes.clear();
             }
             let time = self.primary.clock(true_time(self.time()));
-            let _ = state.apply(&Effect::Word(scope("utility"), Word::opt_out(time)));
+            let _ = state.apply(&Effect::Choice(scope("utility"), Choice::opt_out(time)));
             self.acks.written(number, &state);
             let said = Rc::new(Said::new(state, true));
             self.primary.stored[number] = Some(Stored { version, said });

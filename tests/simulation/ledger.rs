@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
-use consentd_core::facts::{Facts, Resolved};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{Link, Record, Revision};
 use consentd_core::scope::{Category, Scope};
+use consentd_core::standing::{Facts, ResolvedState};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
@@ -74,7 +74,7 @@ pub struct Said {
 
 impl Said {
     pub fn new(state: State, readable: bool) -> Self {
-        let resolved = Resolved::of(&state);
+        let resolved = ResolvedState::of(&state);
         let facts = std::array::from_fn(|number| resolved.facts(category(number)));
         Self { state, facts, links: Vec::new(), readable }
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use consentd::recorder::linked::{self, Denial, Walk};
+use consentd::recorder::linked_ids::{self, Denial, PropagationRound};
 use consentd_core::event::What;
 use consentd_core::id::Key;
 use consentd_core::record::Link;
@@ -28,7 +28,7 @@ const PATIENCE: u64 = 1_000 * MILLI;
 
 /// A recorder on its way through the ids of a person.
 pub struct Walking {
-    walk: Walk,
+    walk: PropagationRound,
     /// The ledger that its keys are of.
     epoch: Epoch,
     asked: Vec<Key>,
@@ -48,9 +48,9 @@ fn version(stored: Option<&Stored>) -> Version {
 fn denial(effect: &Effect) -> Denial {
     let reference = String::new();
     match effect {
-        Effect::Word(scope, word) => {
+        Effect::Choice(scope, choice) => {
             let what = What::OptOut { scope: scope.clone(), reference };
-            Denial { time: word.time, what }
+            Denial { time: choice.time, what }
         }
         Effect::Platform { time, .. } => {
             Denial { time: *time, what: What::Platform { stopped: true } }
@@ -86,7 +86,7 @@ impl World {
         let links = links.into_iter().collect();
         let denials = recorder.effect.iter().map(denial).collect();
         let secret = secret(self.primary.secret);
-        let walk = Walk::new(&secret, BUSINESS, user(recorder.user), links, denials);
+        let walk = PropagationRound::new(&secret, BUSINESS, user(recorder.user), links, denials);
         let epoch = self.primary.end().epoch;
         let (asked, changes, outcomes) = (Vec::new(), VecDeque::new(), Vec::new());
         recorder.walking = Some(Walking { walk, epoch, asked, changes, outcomes });
@@ -99,15 +99,15 @@ impl World {
         let operation = recorder.operation;
         let Some(walking) = &mut recorder.walking else { return };
         match walking.walk.step() {
-            linked::Step::Read(keys) => walking.asked = keys,
-            linked::Step::Append(changes) => walking.changes = changes.into(),
+            linked_ids::Step::Read(keys) => walking.asked = keys,
+            linked_ids::Step::Append(changes) => walking.changes = changes.into(),
         }
         self.walk_in_a_while(index, operation);
     }
 
     fn walk_in_a_while(&mut self, index: usize, operation: u64) {
         let wait = self.random.between(1, 15) * MILLI;
-        self.after(wait, Happening::Recorder(index, operation, Step::Walk));
+        self.after(wait, Happening::Recorder(index, operation, Step::PropagationRound));
     }
 
     /// One question, or one change, reaches the ledger; or the recorder is killed before it does.

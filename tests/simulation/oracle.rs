@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use consentd::table::Table;
-use consentd_core::facts::{Facts, Standing};
 use consentd_core::scope::Scope;
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::standing::{Facts, Standing};
+use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 
 use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
@@ -205,7 +205,7 @@ impl Guards {
                     number,
                     category,
                     denied,
-                    theirs.map(|word| (word.time, word.is_opt_out())),
+                    theirs.map(|choice| (choice.time, choice.is_opt_out())),
                 )
                 .map_err(|why| Violation::new(6, format!("{}: {why}", about())))?;
                 if category == 0 {
@@ -261,7 +261,7 @@ impl Guards {
         // What was said after the last loss was seen lifts whatever that left.
         let state = said.map(|said| &said.state);
         let lifted = state.and_then(|state| latest_word(state, category));
-        let lifted = lifted.is_some_and(|word| !word.is_opt_out() && word.time > self.seen);
+        let lifted = lifted.is_some_and(|choice| !choice.is_opt_out() && choice.time > self.seen);
         if lifted && ours.standing != theirs.standing {
             return told();
         }
@@ -303,9 +303,9 @@ impl Guards {
 }
 
 /// The latest word that covers a category; what denies where two are as late.
-fn latest_word(state: &State, category: usize) -> Option<Word> {
+fn latest_word(state: &State, category: usize) -> Option<Choice> {
     let words = state.scopes.iter().filter(|(scope, _)| covers(scope, category));
-    words.filter_map(|(_, said)| said.word).max()
+    words.filter_map(|(_, said)| said.choice).max()
 }
 
 /// A denial that a recorder acknowledged.
@@ -371,10 +371,10 @@ impl Lifts {
     /// Whether an effect still denies a category.
     fn leave(&self, effect: &Effect, began: u64, category: usize) -> bool {
         match effect {
-            Effect::Word(scope, word) => {
+            Effect::Choice(scope, choice) => {
                 let words = self.words.iter().filter(|(scope, _)| covers(scope, category));
                 let mut lifts = words.flat_map(|(_, lifts)| lifts);
-                covers(scope, category) && !lifts.any(|lift| lift.lifts(word.time, began))
+                covers(scope, category) && !lifts.any(|lift| lift.lifts(choice.time, began))
             }
             Effect::Platform { time, .. } => {
                 CATEGORIES[category].starts_with("marketing")
@@ -395,8 +395,8 @@ impl Acks {
         let lift = |time| Lift { time, written, clamped: clamped.contains(&(number, time)) };
         let lifts = &mut self.lifts[number];
         for (scope, said) in &state.scopes {
-            if let Some(word) = said.word.filter(|word| !word.is_opt_out()) {
-                add(lifts.words.entry(scope.clone()).or_default(), lift(word.time));
+            if let Some(choice) = said.choice.filter(|choice| !choice.is_opt_out()) {
+                add(lifts.words.entry(scope.clone()).or_default(), lift(choice.time));
             }
         }
         let marks =
@@ -500,7 +500,7 @@ impl Acks {
 /// Whether an effect denies.
 pub fn is_denial(effect: &Effect) -> bool {
     match effect {
-        Effect::Word(_, word) => word.is_opt_out(),
+        Effect::Choice(_, choice) => choice.is_opt_out(),
         Effect::Platform { stopped, .. } => *stopped,
         Effect::Suppression { suppressed, .. } => *suppressed,
         _ => false,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use consentd_core::record::Link;
-use consentd_core::state::{Effect, Pending, State, Word};
+use consentd_core::state::{Choice, Effect, Pending, State};
 use consentd_core::time::Timestamp;
 
 use crate::ledger::{Said, Stored, USERS, user};
@@ -24,7 +24,7 @@ pub enum Step {
     Append(Option<Stored>, Rc<Said>),
     Appended,
     /// It is on its way through the ids of a person: see [`crate::linked`].
-    Walk,
+    PropagationRound,
     Walked,
     TimedOut,
 }
@@ -89,8 +89,8 @@ impl Wish {
         let denied = said.unwrap_or_else(|| state.latest().map_or(clock, |at| at.max(clock)));
         let time = said.unwrap_or(clock).min(clock);
         Some(match *self {
-            Self::OptOut(on) => Effect::Word(scope(on), Word::opt_out(denied)),
-            Self::OptIn(on) => Effect::Word(scope(on), Word::opt_in(time, None)),
+            Self::OptOut(on) => Effect::Choice(scope(on), Choice::opt_out(denied)),
+            Self::OptIn(on) => Effect::Choice(scope(on), Choice::opt_in(time, None)),
             Self::Pending(on) => Effect::Pending(scope(on), Pending::new(time, None)),
             Self::Inbound => Effect::Inbound(time),
             Self::Platform(stopped) => {
@@ -108,7 +108,7 @@ impl Wish {
 /// The time of what allows.
 fn clamped_at(effect: &Effect) -> Option<Timestamp> {
     match effect {
-        Effect::Word(_, word) => (!word.is_opt_out()).then_some(word.time),
+        Effect::Choice(_, choice) => (!choice.is_opt_out()).then_some(choice.time),
         Effect::Pending(_, pending) => Some(pending.time),
         Effect::Inbound(time)
         | Effect::Platform { time, stopped: false }
@@ -120,9 +120,9 @@ fn clamped_at(effect: &Effect) -> Option<Timestamp> {
 /// An effect as of when it counts over this state.
 fn counted(state: &State, effect: &Effect) -> Effect {
     match effect {
-        Effect::Word(scope, word) if word.is_opt_out() => {
-            let time = state.counts_as_of(effect, word.time);
-            Effect::Word(scope.clone(), Word::opt_out(time))
+        Effect::Choice(scope, choice) if choice.is_opt_out() => {
+            let time = state.counts_as_of(effect, choice.time);
+            Effect::Choice(scope.clone(), Choice::opt_out(time))
         }
         Effect::Platform { time, stopped: true } => {
             Effect::Platform { time: state.counts_as_of(effect, *time), stopped: true }
@@ -201,7 +201,7 @@ impl World {
                 }
                 self.recorder_starts(index);
             }
-            Step::Walk => self.walk(index),
+            Step::PropagationRound => self.walk(index),
             Step::Walked => {
                 let link = self.recorders[index].link();
                 self.walked(index, link);

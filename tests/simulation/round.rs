@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consentd::follower::scheduler::{BUCKET_TIMEOUT, RETRY_INTERVAL, period};
 use consentd::metrics::Metrics;
-use consentd_core::facts::Facts;
+use consentd_core::standing::Facts;
 
 use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
 use crate::oracle::Violation;

@@ -48,7 +48,7 @@ pub fn told(happening: &Happening) -> String {
                 Step::Read => "reads",
                 Step::Append(..) => "appends",
                 Step::Appended => "is answered",
-                Step::Walk => "walks on",
+                Step::PropagationRound => "walks on",
                 Step::Walked => "is answered for all ids",
                 Step::TimedOut => "waits no longer",
             };
@@ -71,8 +71,9 @@ pub fn brief(action: &Action) -> String {
         Err(_) => format!("{user}: unreadable"),
         Ok(state) => {
             let words = state.scopes.iter().map(|(scope, said)| {
-                let word = said.word.map(|word| (word.time.as_millis() % 1_000_000, word.said));
-                format!("{scope} {word:?}")
+                let choice =
+                    said.choice.map(|choice| (choice.time.as_millis() % 1_000_000, choice.kind));
+                format!("{scope} {choice:?}")
             });
             let words = words.collect::<Vec<_>>().join(", ");
             let mark = |mark: Option<(Timestamp, bool)>| {

@@ -30,9 +30,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use consentd::table::{Pair, UnreadablePair};
-use consentd_core::facts::{Facts, Profile, Resolved, Times};
 use consentd_core::id::Key;
 use consentd_core::scope::Category;
+use consentd_core::standing::{ExpiriesRef, Facts, Profile, ResolvedState};
 use consentd_core::time::Timestamp;
 use dashmap::DashMap;
 
@@ -53,7 +53,7 @@ type Look = Result<Facts, UnreadablePair>;
 struct Shared {
     runs: DashMap<u32, Run, PrefixHash>,
     /// Pairs that fit into no slot. Changed only under the lock of the pair's run.
-    whole: DashMap<Key, Box<Resolved>>,
+    whole: DashMap<Key, Box<ResolvedState>>,
     /// The profiles that entries refer to by number.
     directory: ShardDirectory,
     pairs: AtomicUsize,
@@ -84,7 +84,7 @@ impl Shared {
         key: Key,
         slots: &[Slot],
         profiles: &[Arc<Chunk>],
-        read: impl FnOnce(&Profile, Option<Timestamp>, Times<'_>) -> T,
+        read: impl FnOnce(&Profile, Option<Timestamp>, ExpiriesRef<'_>) -> T,
     ) -> Result<T, UnreadablePair> {
         let [_, _, word] = *slots.first().ok_or(UnreadablePair)?;
         let entry = PackedEntry::from_word(word).ok_or(UnreadablePair)?;
@@ -95,13 +95,13 @@ impl Shared {
                 let (entry, times) = ExpiringEntry::new(shared, lapses).load();
                 (entry.ok_or(UnreadablePair)?, times)
             }
-            _ => (entry, Times::None),
+            _ => (entry, ExpiriesRef::None),
         };
         match entry.encoding() {
             Encoding::Unreadable | Encoding::Expiring(_) => Err(UnreadablePair),
             Encoding::Boxed => {
                 let whole = self.whole.get(&key).ok_or(UnreadablePair)?;
-                Ok(read(&whole.profile, whole.last_inbound, whole.beside.as_ref().into()))
+                Ok(read(&whole.profile, whole.last_inbound, whole.expiries.as_ref().into()))
             }
             Encoding::Inline(number, last_inbound) => {
                 let profile = profiles::profile(profiles, number).ok_or(UnreadablePair)?;

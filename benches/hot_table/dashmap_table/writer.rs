@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use consentd::table::UnreadablePair;
-use consentd_core::facts::Resolved;
 use consentd_core::id::Key;
+use consentd_core::standing::ResolvedState;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
@@ -25,7 +25,7 @@ pub(crate) struct Writer {
 enum Encoded {
     Inline(PackedEntry),
     Expiring(PackedEntry, u64),
-    Boxed(Box<Resolved>),
+    Boxed(Box<ResolvedState>),
 }
 
 /// What happens to a pair's run. A copy is made before the write lock is taken.
@@ -62,14 +62,14 @@ impl Writer {
     pub(crate) fn apply(&mut self, key: Key, state: Result<&State, UnreadablePair>) {
         let kept = match state {
             Err(UnreadablePair) => Encoded::Inline(PackedEntry::UNREADABLE),
-            Ok(state) => self.kept(Resolved::of(state)),
+            Ok(state) => self.kept(ResolvedState::of(state)),
         };
         self.put(key, kept);
     }
 
-    fn kept(&mut self, resolved: Resolved) -> Encoded {
+    fn kept(&mut self, resolved: ResolvedState) -> Encoded {
         let lapses = ExpiringEntry::expiry_word(&resolved);
-        if resolved.beside.is_some() && lapses.is_none() {
+        if resolved.expiries.is_some() && lapses.is_none() {
             return Encoded::Boxed(Box::new(resolved));
         }
         let number = self.profiles.number_of(&resolved.profile, &self.shared.directory);

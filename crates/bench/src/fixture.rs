@@ -3,7 +3,7 @@
 
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::scope::{Category, Class, Scope};
-use consentd_core::state::{OnScope, State, Word};
+use consentd_core::state::{Choice, ScopeState, State};
 use consentd_core::time::Timestamp;
 
 /// The business of all made-up pairs.
@@ -69,8 +69,8 @@ impl Fixture {
             )
         };
         let mut opt_in = |class, topic| {
-            let word = Word::opt_in(before(1_000), None);
-            state.scopes.insert(Scope::from(Category { class, topic }), OnScope::from(word));
+            let choice = Choice::opt_in(before(1_000), None);
+            state.scopes.insert(Scope::from(Category { class, topic }), ScopeState::from(choice));
         };
         match number % 10 {
             0..=3 => {
@@ -79,8 +79,8 @@ impl Fixture {
             }
             4 | 5 => opt_in(Class::Marketing, None),
             6 => {
-                let word = Word::opt_out(before(500));
-                state.scopes.insert(Scope::All, OnScope::from(word));
+                let choice = Choice::opt_out(before(500));
+                state.scopes.insert(Scope::All, ScopeState::from(choice));
             }
             _ => {}
         }

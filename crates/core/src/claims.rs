@@ -1,42 +1,41 @@
-//! Clock skew: what senders with fast clocks claimed, so that a repeat of it is known as one.
+//! Clock skew: the times that clamped events claimed, by which their repeats are recognised.
 
 use std::time::Duration;
 
 use super::time::Timestamp;
 
-/// How many claims are known each by itself; older ones are known as one range.
+/// The most claims of a pair. The oldest ones are merged into one range.
 const MAX_CLAIMS: usize = 8;
 
-/// That events of these times, which allow, were clamped to this moment.
+/// Allows that claimed these times were clamped to this moment.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Claim {
-    /// The earliest time that was claimed; where one event was clamped, also the latest.
+    /// The earliest claimed time.
     pub from: Timestamp,
-    /// The latest time that was claimed.
+    /// The latest claimed time, inclusive. It equals `from` if one event was clamped.
     pub until: Timestamp,
-    /// The ledger's clock when the first of them was recorded.
+    /// The ledger's clock when the first of the events was recorded.
     pub moment: Timestamp,
 }
 
-/// The claims that a pair remembers.
+/// The claims that a pair remembers, which make clamped events idempotent.
 ///
-/// An event that allows and that is ahead of the ledger's clock counts as of the moment at which it
-/// is recorded. Once its own time has passed, the same event again would count as of that time, and
-/// would lift a denial that came in between; so the pair keeps both times, and an event of the
-/// claimed time counts as of the first moment. This makes the events idempotent. Their number is
-/// bounded: the two oldest become a range, whose events count as of the earlier moment, which can
-/// only deny too much.
+/// An allow whose time is ahead of the ledger's clock counts as of the moment at which it is recorded.
+/// Once its own time has passed, a repeat would count as of that time, and would lift a denial from in
+/// between. So the pair remembers both times, and an event of the claimed time counts as of the first
+/// moment. The number of claims is bounded: the two oldest are merged into a range whose events count
+/// as of the earlier moment, which can only deny too much.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Claims(Vec<Claim>);
 
 impl Claims {
-    /// Remembers that events of the claimed times count as of an earlier moment; tells whether that
-    /// was news.
+    /// Adds a claim. Returns whether it was new: whether an event of a claimed time now counts as of an
+    /// earlier moment than before.
     pub fn add(&mut self, claim: Claim) -> bool {
-        let says_as_much = |known: &Claim| {
+        let implies_claim = |known: &Claim| {
             known.from <= claim.from && known.until >= claim.until && known.moment <= claim.moment
         };
-        if self.0.iter().any(says_as_much) {
+        if self.0.iter().any(implies_claim) {
             return false;
         }
         let place = self.0.partition_point(|known| *known < claim);
@@ -51,26 +50,25 @@ impl Claims {
         true
     }
 
-    /// The moment that an event counts as of which allows and claims this time, where one of that
-    /// time was clamped before.
+    /// The moment as of which an allow of this time counts, if one of that time was clamped before.
     #[must_use]
     pub fn moment_of(&self, time: Timestamp) -> Option<Timestamp> {
         let known = self.0.iter().filter(|known| (known.from..=known.until).contains(&time));
         known.map(|known| known.moment).min()
     }
 
-    /// The latest time that was claimed.
+    /// The latest claimed time.
     #[must_use]
     pub fn latest(&self) -> Option<Timestamp> {
         self.iter().map(|claim| claim.until).max()
     }
 
-    /// All of them, by the times that were claimed.
+    /// All claims, ordered by claimed time.
     pub fn iter(&self) -> impl Iterator<Item = Claim> {
         self.0.iter().copied()
     }
 
-    /// What both remember.
+    /// The claims of both.
     #[must_use]
     pub fn join(mut self, other: &Self) -> Self {
         for claim in other.iter() {
@@ -81,8 +79,8 @@ impl Claims {
 }
 
 impl Claim {
-    /// What is to be believed where only the moment is known: that the clock was ahead by anything
-    /// that is taken.
+    /// The claim to assume if only the moment is known: the sender's clock was ahead by anything up to
+    /// `ahead`.
     #[must_use]
     pub fn up_to(moment: Timestamp, ahead: Duration) -> Self {
         Self { from: moment, until: moment.plus(ahead), moment }
@@ -132,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn range_between_known_times_is_news() {
+    fn range_between_known_times_is_new() {
         let mut claims = Claims::default();
         claims.add(claim(10, 1));
         claims.add(claim(30, 2));

@@ -1,4 +1,5 @@
-//! May it be sent: the rules' nine rows. Pure; no clock, no await, no allocation.
+//! The decision whether a message may be sent: the nine rows of `docs/rules.md`. Pure: no clock, no
+//! await, no allocation.
 
 #![cfg_attr(
     not(test),
@@ -8,8 +9,8 @@
 use std::time::Duration;
 
 use crate::event::MAX_AHEAD;
-use crate::facts::{Facts, Standing};
 use crate::scope::{Class, ClassSet};
+use crate::standing::{Facts, Standing};
 use crate::time::{Clock, Timestamp};
 
 /// How long a frequency cap (131049) holds from the failure.
@@ -18,7 +19,7 @@ pub const CAP: Duration = Duration::from_hours(24);
 /// How a message is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Form {
-    /// Not decided yet: either will do.
+    /// The caller has not decided: either form is acceptable.
     Any,
     /// Text, media or an interactive message: only inside the window.
     FreeForm,
@@ -26,7 +27,7 @@ pub enum Form {
     Template,
 }
 
-/// Why a decision came out as it did. The first four allow, the others deny.
+/// The reason of a decision. The first four allow, the others deny.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// The user opted in to the category, or to its class.
@@ -35,19 +36,19 @@ pub enum Reason {
     WindowOpen,
     /// The user opted out of everything, then wrote again: a free-form reply is allowed.
     ReplyAfterOptOut,
-    /// Would deny as stale, but the operator allows this class while the proof is late.
+    /// The check would be denied as stale, but the operator allows this class while the proof is late.
     AllowedWhileStale,
-    /// No opt-in covers the category, and no open window stands in for it.
+    /// No opt-in covers the category, and no open window replaces one.
     NoConsent,
     /// Free-form only: the window is closed.
     WindowClosed,
-    /// The latest word on the category, or its class, is an opt-out.
+    /// The latest choice about the category or its class is an opt-out.
     OptedOut,
-    /// The latest word is an opt-out of everything.
+    /// The latest choice is an opt-out of everything.
     OptedOutAll,
     /// The user stopped the business's marketing inside WhatsApp.
     PlatformStopped,
-    /// The covering opt-in has lapsed.
+    /// The covering opt-in has expired.
     ConsentExpired,
     /// The covering opt-in waits for its confirmation.
     ConsentPending,
@@ -158,27 +159,27 @@ impl Reason {
     }
 }
 
-/// What the table can prove of itself.
+/// Whether the table is proven to be current.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Proof {
-    /// It had everything within the bound.
+    /// It was proven to be current within the maximum staleness.
     Fresh,
-    /// Its last proof is older than the bound.
+    /// Its last proof is older than the maximum staleness.
     Late,
-    /// It is known to be wrong.
+    /// It is known to differ from the ledger.
     Invalid,
 }
 
-/// What an operator may set of the rules.
+/// The settings of the rules.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Policy {
     /// How long after the user's last message free-form messages are allowed.
     pub window: Duration,
-    /// By how much earlier we close it than WhatsApp would.
+    /// How much earlier than WhatsApp the window is closed here.
     pub margin: Duration,
-    /// The classes for which an open window stands in for an opt-in.
+    /// The classes for which an open window replaces an opt-in.
     pub window_implies: ClassSet,
-    /// The classes that a late proof alone does not stop.
+    /// The classes that are not denied only because the proof is late.
     pub stale_allow: ClassSet,
 }
 
@@ -200,23 +201,23 @@ impl Default for Policy {
     }
 }
 
-/// The answer to one question.
+/// The decision about one message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Decision {
-    /// Why, for the form asked for.
+    /// The reason, for the requested form.
     pub reason: Reason,
     /// Whether a free-form message may be sent.
     pub free_form_allowed: bool,
     /// Whether a template may be sent.
     pub template_allowed: bool,
-    /// When the window, less the margin, closes or closed; unset where the user never wrote.
+    /// When the window, less the margin, closes or closed; unset if the user never wrote.
     pub window_expire: Option<Timestamp>,
-    /// When to ask again, where time alone will change the answer.
+    /// When to check again, if time alone will change the decision.
     pub retry: Option<Timestamp>,
 }
 
 impl Decision {
-    /// Whether the message may be sent in the form asked for.
+    /// Whether the message may be sent in the requested form.
     #[must_use]
     pub const fn allowed(&self) -> bool {
         self.reason.allows()
@@ -254,8 +255,8 @@ pub fn decide(
     }
 }
 
-/// What stands once it is known what has lapsed: over an older opt-out, an opt-in to marketing that
-/// has lapsed lets the opt-out stand again.
+/// The standing at the time of the check: once an opt-in to marketing over an older opt-out has expired,
+/// the opt-out applies again.
 fn standing_at(standing: Standing, class: Class, clock: Clock) -> Standing {
     match standing {
         Standing::OptedInOverOptOut { expire, all } => {
@@ -280,7 +281,7 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// Rows 1 and 9: what a table that is not proven within the bound makes of rows 2 to 8.
+    /// Rows 1 and 9: overrides the result of rows 2 to 8 if the table is not proven to be current.
     fn proven(&self, reason: Reason, proof: Proof) -> Reason {
         match proof {
             Proof::Fresh => reason,
@@ -316,7 +317,7 @@ impl Question<'_> {
         self.consent()
     }
 
-    /// Rows 2 to 5, the same for both forms but for the exception of row 3.
+    /// Rows 2 to 5, which are the same for both forms except for the exception of row 3.
     fn denied(&self) -> Option<Reason> {
         if self.facts.suppressed {
             return Some(Reason::Suppressed);
@@ -341,8 +342,8 @@ impl Question<'_> {
         answerable && !self.is_marketing() && self.open()
     }
 
-    /// Rows 7 and 8. Where a pending opt-in would replace an opt-out, the window does not stand in
-    /// for its confirmation.
+    /// Rows 7 and 8. If a pending opt-in would replace an opt-out, the window does not replace its
+    /// confirmation.
     fn consent(&self) -> Reason {
         let implied = self.open() && self.policy.window_implies.contains(self.class);
         match self.standing {
@@ -359,7 +360,7 @@ impl Question<'_> {
         }
     }
 
-    /// Whether the window is open on every clock.
+    /// Whether the window is open by both clocks.
     fn open(&self) -> bool {
         let ahead = self.clock.earliest.plus(MAX_AHEAD);
         let believable = self.facts.last_inbound.is_some_and(|inbound| inbound <= ahead);

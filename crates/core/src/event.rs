@@ -1,4 +1,4 @@
-//! What can happen between a user and a business, and what of it is refused.
+//! Events between a user and a business: their kinds, their effects on a state, and their validation.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use unicode_normalization::UnicodeNormalization;
 use super::Violation;
 use super::id::UserId;
 use super::scope::Scope;
-use super::state::{Effect, Pending, Word};
+use super::state::{Choice, Effect, Pending};
 use super::time::Timestamp;
 
-/// How far ahead of the ledger's clock an event's time may be. One that allows is then clamped to
-/// the ledger's now, and a denial keeps its time.
+/// How far ahead of the ledger's clock an event's time may be. An allow is then clamped to the ledger's
+/// current time; a denial keeps its time.
 pub const MAX_AHEAD: Duration = Duration::from_mins(5);
 
 /// The longest statement, in bytes of UTF-8.
@@ -26,9 +26,9 @@ pub const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// WhatsApp's code for a message refused because the 24-hour window is closed.
 pub const CODE_WINDOW_CLOSED: i32 = 131_047;
-/// WhatsApp's code for a marketing message refused because this user has had many lately.
+/// WhatsApp's code for a marketing message refused because this user got many lately.
 pub const CODE_FREQUENCY_CAPPED: i32 = 131_049;
-/// WhatsApp's code for a marketing message refused because the user stopped them.
+/// WhatsApp's code for a marketing message refused because the user stopped marketing.
 pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
 
 /// The field of a link that names the other id.
@@ -51,7 +51,7 @@ pub enum Method {
     WhatsappSignup,
 }
 
-/// What proves an opt-in.
+/// The evidence of an opt-in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Evidence {
     /// How it was obtained.
@@ -60,40 +60,40 @@ pub struct Evidence {
     pub statement: String,
     /// The business's name as the user saw it.
     pub business_name: String,
-    /// BCP 47 tag of the statement's language; empty where unknown.
+    /// BCP 47 tag of the statement's language; empty if unknown.
     pub locale: String,
-    /// Where the proof is kept; empty where nowhere.
+    /// A reference to the stored proof, such as a form's id; may be empty.
     pub reference: String,
-    /// What confirmed a double opt-in whose evidence this is; empty where nothing had to.
+    /// The message that confirmed a double opt-in; empty if this is no confirmation.
     pub confirmation: String,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum What {
     /// Consent given.
     OptIn {
-        /// What for: a class or a topic, never everything.
+        /// A class or a topic, never everything.
         category: Scope,
-        /// What proves it.
+        /// Its evidence.
         evidence: Evidence,
-        /// When it lapses; never, where unset.
+        /// When it expires; never if unset.
         expire: Option<Timestamp>,
         /// Whether it waits for its double opt-in confirmation.
         pending: bool,
     },
     /// Consent withdrawn.
     OptOut {
-        /// What from.
+        /// The scope that it covers.
         scope: Scope,
-        /// What the user said or did.
+        /// How the user opted out.
         reference: String,
     },
     /// A message or call from the user.
     Inbound {
         /// The platform's message id.
         message_id: String,
-        /// The text, read for keywords and never kept.
+        /// The text, which is read for keywords and never stored.
         text: String,
     },
     /// Marketing stopped or resumed inside WhatsApp.
@@ -106,45 +106,45 @@ pub enum What {
         /// WhatsApp's error code.
         code: i32,
     },
-    /// A do-not-contact mark set or lifted.
+    /// A suppression set or lifted.
     Suppression {
         /// Whether it was set.
         suppressed: bool,
-        /// Why.
+        /// The reason.
         reference: String,
     },
-    /// Another id of the same person: what is denied under either is denied under both.
+    /// Another id of the same person. Denials under either id hold under both.
     Link {
         /// The other id, as written.
         other_user_id: String,
-        /// Whether the person left the event's own id for it, as by changing the number.
+        /// Whether the person left the event's own id for the other one, as by changing the number.
         moved: bool,
     },
 }
 
-/// One thing that happened, as a caller tells it.
+/// An event as its source reports it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Event {
     /// The user, as written.
     pub user_id: String,
     /// The business, as written.
     pub business_id: String,
-    /// When; the ledger's now, where unset.
+    /// The event time. If unset, the ledger's clock when it is recorded.
     pub time: Option<Timestamp>,
-    /// What.
+    /// The kind of the event.
     pub what: What,
 }
 
 impl What {
-    /// Whether this withdraws: such an event is never stamped before what is known already.
+    /// Whether this is a denial. A denial without a time is never stamped as earlier than a recorded
+    /// event.
     #[must_use]
     pub fn is_denial(&self) -> bool {
         match self {
             Self::OptOut { .. } | Self::Failure { code: CODE_PLATFORM_STOPPED } => true,
             Self::Platform { stopped } => *stopped,
             Self::Suppression { suppressed, .. } => *suppressed,
-            // A link withdraws nothing itself; what it makes hold under the other id is events of
-            // their own there.
+            // A link itself denies nothing: the denials that it copies are events of their own.
             Self::OptIn { .. }
             | Self::Inbound { .. }
             | Self::Failure { .. }
@@ -152,9 +152,9 @@ impl What {
         }
     }
 
-    /// Whether a time of it that is ahead of the ledger's clock is clamped to the ledger's now:
-    /// whatever may allow is, so that it is never later than a denial that comes after it. A link
-    /// is, since one that is later than an erase opens the record again.
+    /// Whether the event is clamped to the ledger's current time if its own time is ahead of the ledger's
+    /// clock. Every allow is, so that it never counts as later than a denial that comes after it. A link
+    /// is too, because a link that is later than an erasure opens the record again.
     #[must_use]
     pub fn is_clamped(&self) -> bool {
         match self {
@@ -165,8 +165,8 @@ impl What {
         }
     }
 
-    /// Whether it needs a time or a request id: it lifts a denial, and a retry after a lost answer
-    /// would be newer than a denial that came between.
+    /// Whether the event lifts a denial. It then needs a time or a request id: otherwise a retry would
+    /// count as later than a denial from between the attempts.
     #[must_use]
     pub fn lifts(&self) -> bool {
         match self {
@@ -177,8 +177,8 @@ impl What {
         }
     }
 
-    /// What it does to a pair's state when it happened at `time`. A text's meaning is not in it:
-    /// that is an event of its own (see [`keyword`](super::keyword)).
+    /// The effects on a pair's state, as of `time`. They do not include the meaning of a text, which is
+    /// an event of its own: see [`keyword`](super::keyword).
     #[must_use]
     pub fn effects(&self, time: Timestamp) -> Vec<Effect> {
         match self {
@@ -187,16 +187,18 @@ impl What {
             }
             Self::OptIn { category, evidence, expire, pending: false } => {
                 let confirms = !evidence.confirmation.is_empty();
-                let word = if confirms { Word::confirmed } else { Word::opt_in };
-                let word = word(time, *expire);
-                let mut effects = vec![Effect::Word(category.clone(), word)];
-                // What a message confirms is no signup, whatever it confirms.
+                let choice = if confirms { Choice::confirmed } else { Choice::opt_in };
+                let choice = choice(time, *expire);
+                let mut effects = vec![Effect::Choice(category.clone(), choice)];
+                // A confirmation by a message is not a signup, whatever the method of the opt-in.
                 if evidence.method == Method::WhatsappSignup && !confirms {
                     effects.push(Effect::Platform { time, stopped: false });
                 }
                 effects
             }
-            Self::OptOut { scope, .. } => vec![Effect::Word(scope.clone(), Word::opt_out(time))],
+            Self::OptOut { scope, .. } => {
+                vec![Effect::Choice(scope.clone(), Choice::opt_out(time))]
+            }
             Self::Inbound { .. } => vec![Effect::Inbound(time)],
             Self::Platform { stopped } => vec![Effect::Platform { time, stopped: *stopped }],
             Self::Failure { code } => vec![match *code {
@@ -208,13 +210,13 @@ impl What {
             Self::Suppression { suppressed, .. } => {
                 vec![Effect::Suppression { time, suppressed: *suppressed }]
             }
-            // It is in the pair's record beside the state.
+            // A link is kept in the pair's record, outside of the state.
             Self::Link { .. } => Vec::new(),
         }
     }
 
-    /// Bytes that are the same for the same thing asked for, and only then. Ledgers keep digests
-    /// of them: they must not change.
+    /// A canonical encoding, equal for equal requests only. Ledgers store digests of it, so that it must
+    /// never change.
     #[must_use]
     pub fn fingerprint(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -266,7 +268,7 @@ impl What {
         bytes
     }
 
-    /// Checks what does not depend on a pair's state; every fault is named.
+    /// All that is invalid about the event, regardless of the pair's state.
     #[must_use]
     pub fn violations(&self, names: &PlatformNames) -> Vec<Violation> {
         let mut found = Vec::new();
@@ -355,7 +357,7 @@ fn is_locale(tag: &str) -> bool {
             }))
 }
 
-/// Folds a text so that case, and compatibility forms of one letter, do not matter.
+/// Folds case and compatibility forms, for comparison.
 fn fold(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn statements_must_name_whatsapp_and_the_business() {
+    fn statement_without_whatsapp_or_the_business_is_refused() {
         let good = [
             ("Send me offers on WhatsApp from ACME Ltd", "Acme"),
             ("I agree to hear from acme on WHATSAPP.", "ACME"),
@@ -449,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signup_needs_its_reference_and_no_statement() {
+    fn signup_requires_its_reference_and_no_statement() {
         let mut signup = evidence("", "");
         signup.method = Method::WhatsappSignup;
         assert_eq!(fields(signup.clone()), ["opt_in.evidence.reference"]);
@@ -458,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_and_locales_are_checked() {
+    fn bounds_and_locales_are_validated() {
         let mut long = evidence("WhatsApp Acme", "Acme");
         long.reference = "x".repeat(MAX_REFERENCE_BYTES + 1);
         long.locale = "pt_BR".into();

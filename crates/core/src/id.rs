@@ -1,15 +1,15 @@
-//! Who: user ids and their notations, business ids, and the key under which a pair is kept.
+//! User ids and their notations, business ids, and the key of a pair.
 //!
-//! An id is read by one of two rules. `parse` is for whoever asks and records: it refuses an id with
-//! a [`hidden`] character, so that two ids that look alike are never two people.
-//! `recorded` is for ids that are in a ledger already, and for erasing and showing what was recorded
-//! under them: versions before took such ids, and their records keep their keys.
+//! Ids are parsed by one of two rules. `parse` is for checks and new events: it refuses an id with a
+//! [hidden character](hidden_chars), so that two ids that look alike are never two users. `recorded` is
+//! for ids that are in a ledger already, to show and erase what was recorded under them: older versions
+//! accepted such ids, and their records keep their keys.
 
 use std::fmt;
 
 use siphasher::sip128::SipHasher24;
 
-use super::{Violation, hidden};
+use super::{Violation, hidden_chars};
 
 /// The longest user or business id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 128;
@@ -17,7 +17,7 @@ pub const MAX_ID_BYTES: usize = 128;
 /// The most digits of a phone number (ITU-T E.164).
 pub const MAX_PHONE_DIGITS: usize = 15;
 
-/// A user's id, as the rules read it: a phone number's digits, or an opaque id.
+/// A parsed user id: the digits of a phone number, or an opaque id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum UserId<'a> {
     /// A phone number: only its digits count.
@@ -26,8 +26,7 @@ pub enum UserId<'a> {
     Opaque(&'a str),
 }
 
-/// A phone number's digits: the number that they make, and how many they are, which tells `01`
-/// from `1`.
+/// The digits of a phone number, as a number and their count. The count distinguishes `01` from `1`.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct Digits {
     value: u64,
@@ -37,7 +36,7 @@ pub struct Digits {
 impl Digits {
     const NONE: Self = Self { value: 0, count: 0 };
 
-    /// Adds a digit, given in ASCII; `None` where there are as many as there may be.
+    /// Appends an ASCII digit. `None` if there are [`MAX_PHONE_DIGITS`] already.
     fn push(self, digit: u8) -> Option<Self> {
         if self.count >= MAX_PHONE_DIGITS {
             return None;
@@ -48,7 +47,7 @@ impl Digits {
         Some(Self { value, count: self.count.wrapping_add(1) })
     }
 
-    /// The digits of what is plainly a phone number, in one pass: most ids are.
+    /// The digits of a phone number in a usual notation, in one pass. The fast path: most ids are one.
     fn of_plain_phone(id: &str) -> Option<Self> {
         if id.len() > MAX_ID_BYTES {
             return None;
@@ -58,14 +57,14 @@ impl Digits {
             match byte {
                 b'0'..=b'9' => digits = digits.push(byte)?,
                 b'+' | b'(' | b')' | b'-' | b' ' => {}
-                // A dot may be a spreadsheet's: that is looked at with more care.
+                // A dot may come from a spreadsheet; the slow path checks that.
                 _ => return None,
             }
         }
         (digits.count > 0).then_some(digits)
     }
 
-    /// The same line in the shorter of its notations.
+    /// The shorter notation of the same phone line.
     ///
     /// The platform's `wa_id` and a CRM's number differ by a mobile digit in three countries:
     /// Mexico `521` + 10 digits / `52` + 10, Argentina `549` + 10 / `54` + 10, and Brazil
@@ -98,25 +97,25 @@ impl fmt::Debug for Digits {
 }
 
 impl<'a> UserId<'a> {
-    /// Reads a user id.
+    /// Parses a user id.
     ///
     /// An id made only of digits, `+ ( ) . -` and spaces is a phone number.
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `user_id` where the id is empty, longer than [`MAX_ID_BYTES`], holds
-    /// a [`hidden`] character, which is named, or is a phone number with no digits, with
-    /// more than [`MAX_PHONE_DIGITS`], or with a spreadsheet's `.0` behind it.
+    /// A [`Violation`] of `user_id` if the id is empty, longer than [`MAX_ID_BYTES`], holds
+    /// a [hidden character](hidden_chars), which is named, or is a phone number with no digits, with
+    /// more than [`MAX_PHONE_DIGITS`], or ends in a spreadsheet's `.0`.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         Self::read(id, check_plain)
     }
 
-    /// Reads a user id as versions before took it: also with hidden characters, which make another
-    /// id of it. For what is in a ledger already.
+    /// Parses a user id that is in a ledger already. It may have the hidden characters that older
+    /// versions accepted.
     ///
     /// # Errors
     ///
-    /// As for [`parse`](Self::parse), those hidden characters excepted that versions before took.
+    /// As for [`parse`](Self::parse), except for those hidden characters.
     pub fn recorded(id: &'a str) -> Result<Self, Violation> {
         Self::read(id, check_recorded)
     }
@@ -155,8 +154,8 @@ impl<'a> UserId<'a> {
     }
 }
 
-/// What a phone number may be written with. White space of any kind is taken: it is none of its
-/// digits, so it makes no other number of it.
+/// The characters of phone numbers. White space of any kind is accepted: only digits count, so that it
+/// cannot make another number.
 fn is_phone_char(c: char) -> bool {
     matches!(c, '0'..='9' | '+' | '(' | ')' | '.' | '-') || c.is_whitespace()
 }
@@ -173,19 +172,23 @@ fn check_length(field: &str, id: &str) -> Result<(), Violation> {
 /// Refuses an id that looks like another one.
 fn check_plain(field: &str, id: &str) -> Result<(), Violation> {
     check_length(field, id)?;
-    match hidden::find(id) {
+    match hidden_chars::find(id) {
         None => Ok(()),
         Some(hidden) => Err(Violation::new(field, hidden.to_string())),
     }
 }
 
-/// Refuses what no version took, and what a key could not be made of.
+/// Refuses what every version refused.
 fn check_recorded(field: &str, id: &str) -> Result<(), Violation> {
-    if id.chars().any(was_never_taken) { check_plain(field, id) } else { check_length(field, id) }
+    if id.chars().any(was_always_refused) {
+        check_plain(field, id)
+    } else {
+        check_length(field, id)
+    }
 }
 
 /// Characters that were refused from the first version on.
-fn was_never_taken(c: char) -> bool {
+fn was_always_refused(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
             | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
@@ -196,31 +199,31 @@ fn was_never_taken(c: char) -> bool {
 pub struct BusinessId<'a>(&'a str);
 
 impl<'a> BusinessId<'a> {
-    /// Reads a business id.
+    /// Parses a business id.
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `business_id` where the id is empty, longer than [`MAX_ID_BYTES`], or
-    /// holds a [`hidden`] character, which is named.
+    /// A [`Violation`] of `business_id` if the id is empty, longer than [`MAX_ID_BYTES`], or
+    /// holds a [hidden character](hidden_chars), which is named.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         check_plain("business_id", id)?;
         Ok(Self(id))
     }
 
-    /// Reads a business id as versions before took it: see [`UserId::recorded`].
+    /// Parses a business id that is in a ledger already: see [`UserId::recorded`].
     ///
     /// # Errors
     ///
-    /// As for [`parse`](Self::parse), those hidden characters excepted that versions before took.
+    /// As for [`parse`](Self::parse), except for the hidden characters that older versions accepted.
     pub fn recorded(id: &'a str) -> Result<Self, Violation> {
         check_recorded("business_id", id)?;
         Ok(Self(id))
     }
 }
 
-/// The key of a pair: a keyed 128-bit hash of the folded user and the business.
+/// The key of a pair: a keyed 128-bit hash (SipHash-2-4) of the folded user id and the business.
 ///
-/// Two `u64` and not one `u128`, whose alignment would cost a table 8 bytes an entry.
+/// It is stored as two `u64`: the alignment of a `u128` would cost the table 8 bytes per entry.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Key {
     high: u64,
@@ -228,13 +231,13 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key's 16 bytes, as ledgers store it.
+    /// The 16 bytes that ledgers store.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         ((u128::from(self.high) << 64) | u128::from(self.low)).to_be_bytes()
     }
 
-    /// The key that these bytes are.
+    /// The key of these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         let bits = u128::from_be_bytes(bytes);
@@ -242,7 +245,7 @@ impl Key {
         Self { high: half(bits >> 64), low: half(bits) }
     }
 
-    /// The key's two halves: uniform already, so a map needs no other hash.
+    /// The two halves. Their bits are uniform, so that a map needs no further hash.
     #[must_use]
     pub fn halves(self) -> (u64, u64) {
         (self.high, self.low)
@@ -254,14 +257,14 @@ impl Key {
         Self { high, low }
     }
 
-    /// 64 of the key's bits: uniform already, so a map needs no other hash.
+    /// 64 bits of the key. They are uniform, so that a map needs no further hash.
     #[must_use]
     pub fn bits(self) -> u64 {
         self.high
     }
 }
 
-/// The secret under which a ledger's keys are hashed.
+/// The secret with which a ledger's keys are hashed.
 #[derive(Clone)]
 pub struct KeySecret(SipHasher24);
 
@@ -271,9 +274,9 @@ impl fmt::Debug for KeySecret {
     }
 }
 
-/// A key's input: a tag, the user, a separator where the user may be of any length, the business.
+/// The longest input of a key: a tag, the user, a separator after an opaque id, the business.
 const KEY_INPUT_BYTES: usize = 2 * MAX_ID_BYTES + 2;
-/// The same of a phone number or a usual id at a business whose id is as long as most are.
+/// The input size that fits most users and businesses.
 const SHORT_KEY_INPUT_BYTES: usize = 64;
 
 impl KeySecret {
@@ -293,14 +296,14 @@ impl KeySecret {
                 let count = u8::try_from(count).unwrap_or(u8::MAX);
                 self.key_of(&[&[b'p', count], &value.to_be_bytes(), business])
             }
-            // Ids hold no control characters, so NUL parts them without doubt.
+            // Ids have no control characters, so that NUL separates them unambiguously.
             UserId::Opaque(id) => self.key_of(&[b"o", id.as_bytes(), b"\0", business]),
         }
     }
 
     fn key_of(&self, parts: &[&[u8]]) -> Key {
         let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
-        // Nearly all are short; to clear the room for the longest takes as long as to hash one.
+        // Nearly all inputs are short, and zeroing the longest buffer takes as long as hashing one.
         let (mut short, mut long);
         let input: &mut [u8] = if len <= SHORT_KEY_INPUT_BYTES {
             short = [0_u8; SHORT_KEY_INPUT_BYTES];
@@ -314,21 +317,21 @@ impl KeySecret {
         Key { high: hash.h1, low: hash.h2 }
     }
 
-    /// Reads a user and a business as a caller gives them, and gives the key of their pair.
+    /// Parses a user and a business of a request, and returns the key of their pair.
     ///
     /// # Errors
     ///
-    /// What is wrong with either, or both.
+    /// The [`Violation`]s of both ids.
     pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
         self.key_of_both(UserId::parse(user_id), BusinessId::parse(business_id))
     }
 
-    /// Reads a user and a business as a ledger has them, and gives the key of their pair: see
+    /// Parses a user and a business that are in a ledger, and returns the key of their pair: see
     /// [`UserId::recorded`].
     ///
     /// # Errors
     ///
-    /// What is wrong with either, or both.
+    /// The [`Violation`]s of both ids.
     pub fn read(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
         self.key_of_both(UserId::recorded(user_id), BusinessId::recorded(business_id))
     }
@@ -344,20 +347,20 @@ impl KeySecret {
         }
     }
 
-    /// Whether the other one makes the same keys.
+    /// Whether the other secret produces the same keys.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.digest(b"") == other.digest(b"")
     }
 
-    /// A keyed 128-bit digest of anything else, for what must be compared but not kept.
+    /// A keyed 128-bit digest of other data, which must be compared but not stored.
     #[must_use]
     pub fn digest(&self, bytes: &[u8]) -> [u8; 16] {
         self.0.hash(bytes).as_bytes()
     }
 }
 
-/// Writes `parts` one behind the other; gives the length.
+/// Concatenates `parts` into `out`, and returns their length.
 fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {
     let mut len = 0_usize;
     for part in parts {
@@ -380,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn notations_of_one_line_share_a_key() {
+    fn notations_of_one_phone_line_have_one_key() {
         for (a, b) in [
             ("+1 (555) 012-3456", "15550123456"),
             ("1.555.012.3456", "15550123456"),
@@ -394,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_do_not_share_a_key() {
+    fn different_phone_lines_have_different_keys() {
         for (a, b) in [
             ("+55 11 9 5765-4321", "+55 11 5765-4321"), // 5…: a landline has no mobile digit
             ("+52 1 55 1234 567", "+52 55 1234 567"),   // too short to be that notation
@@ -409,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_ids_say_what_is_wrong() {
+    fn invalid_id_is_refused_with_its_fault() {
         let long = "x".repeat(129);
         for (id, part) in [
             ("", "required"),
@@ -434,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_before_keeps_its_key_and_is_no_others() {
+    fn recorded_id_of_an_older_version_keeps_its_own_key() {
         let secret = KeySecret::new(&[7; 16]);
         for id in [" US.1349", "US.1349\u{200d}", "\u{ff35}S.1349", "cafe\u{301}"] {
             assert!(secret.parse(id, "shop").is_err(), "{id:?}");
@@ -453,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_survive_their_bytes() {
+    fn key_round_trips_through_its_bytes() {
         assert_eq!(Key::from_bytes(key("1").to_bytes()), key("1"));
     }
 }

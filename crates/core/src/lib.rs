@@ -1,11 +1,14 @@
-//! The nouns of consent, and how events make a pair's record. Pure: no clock, no I/O, no async.
+//! The domain of consent: its types, the rules by which events change a pair's state, and the decision.
+//! Pure: no clock, no I/O, no async.
 //!
-//! In reading order: [`time`], [`hidden`] (characters that are invisible), [`user_id`] (how a user id is read), [`id`] (users, businesses,
-//! keys), [`scope`] (classes, categories), [`event`] (what can happen, and what is refused),
-//! [`state`] (how events make a state), [`claims`] (the times that fast clocks claimed), [`record`]
-//! (a state with its history's head and its request ids), [`facts`] (what a decision needs to know of
-//! a state), [`decision`] (may it be sent), [`denied`] (retained denials), [`due`] (opt-ins that
-//! expire), [`keyword`] (what a text means), [`replay`] (what would have been decided at a moment).
+//! In reading order: [`time`], [`hidden_chars`] (hidden characters in ids), [`user_id`] (the notations of
+//! user ids), [`id`] (users, businesses, keys), [`scope`] (classes, categories), [`event`] (events and
+//! their validation), [`submission`] (an event to be recorded, with what is known of its source),
+//! [`state`] (how events change a state), [`claims`] (the claimed times of clamped events), [`record`] (a
+//! state with the head of its history), [`standing`] (the facts that a decision needs), [`decision`]
+//! (whether a message may be sent), [`retained_denials`] (denials that survive a loss of the ledger),
+//! [`expiring_opt_ins`], [`keyword`] (the meaning of a text), [`replay`] (the state and decisions as of a
+//! past time).
 
 #![warn(
     missing_docs,
@@ -23,39 +26,40 @@
 
 pub mod claims;
 pub mod decision;
-pub mod denied;
-pub mod due;
 pub mod event;
-pub mod facts;
-pub mod hidden;
+pub mod expiring_opt_ins;
+pub mod hidden_chars;
 pub mod id;
 pub mod keyword;
 pub mod record;
 pub mod replay;
+pub mod retained_denials;
 pub mod scope;
+pub mod standing;
 pub mod state;
+pub mod submission;
 pub mod time;
 pub mod user_id;
 
-/// Something wrong with one field of what a caller gave, in words that the caller can act upon.
+/// An invalid field of a request, described so that the caller can correct it.
 ///
-/// Never holds the offending value where that may name a user.
+/// It never contains the invalid value if that may name a user.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{field}: {description}")]
 pub struct Violation {
     /// The field's path, such as `opt_in.evidence.statement`.
     pub field: String,
-    /// What was wrong, and what would be right.
+    /// What is wrong, and what would be right.
     pub description: String,
 }
 
 impl Violation {
-    /// Says what was wrong with `field`.
+    /// A violation of `field`.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self { field: field.into(), description: description.into() }
     }
 
-    /// The same violation, seen from one level further out.
+    /// The same violation with its field nested in `outer`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {
         self.field = match self.field.as_str() {

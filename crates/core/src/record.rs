@@ -1,4 +1,4 @@
-//! A pair's record: its state, the head of its history, and the requests that it remembers.
+//! A pair's record: its state, the head of its history, and its last request ids.
 
 use sha2::{Digest, Sha256};
 
@@ -8,33 +8,33 @@ use super::time::Timestamp;
 
 /// The newest format of records that this version reads and writes.
 ///
-/// 2 has links, or tells of an erase; a record without either is still written as 1, so that
-/// versions before it may rewrite it, and one with them never loses them to such a version.
+/// Format 2 has links, or a tombstone. A record without either is still written as format 1, so that
+/// older versions can update it. They refuse format 2, and so cannot drop its links.
 pub const FORMAT: u32 = 2;
 
-/// How many request ids a pair remembers.
+/// The most request ids that a pair remembers.
 pub const MAX_REQUESTS: usize = 8;
 
-/// The place of a change in its partition of the ledger: dense, from 1; 0 is before the first.
+/// The number of a change in the ledger's log, from 1 without gaps. 0 is before the first change.
 pub type Revision = u64;
 
-/// The SHA-256 head of a pair's history.
+/// The head of the hash chain over a pair's history, a SHA-256.
 pub type ChainHead = [u8; 32];
 
-/// All that a ledger holds of a pair, its history's entries aside.
+/// All that a ledger stores of a pair, except for the entries of its history.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Record {
-    /// What events have made.
+    /// The state that the events made.
     pub state: State,
-    /// How many entries the history has.
+    /// The number of entries that the history ever had.
     pub history_len: u64,
-    /// The chain's head after the last of them; zeros where there is none.
+    /// The head of the hash chain after the last entry; zeros if there is none.
     pub chain: ChainHead,
     /// The last requests, oldest first.
     pub requests: Vec<Request>,
-    /// The person's other ids at this business, oldest first: denials hold under them as well.
+    /// The person's other ids at this business, oldest first. Denials are copied to them.
     pub links: Vec<Link>,
-    /// That what came before was erased, where it was; the last time, where more than once.
+    /// The last erasure of the pair, if it was erased.
     pub erased: Option<Box<Erased>>,
 }
 
@@ -43,64 +43,64 @@ pub struct Record {
 pub struct Link {
     /// The other id, as written.
     pub user_id: String,
-    /// When it was said that they are of one person.
+    /// The event time of the link.
     pub time: Timestamp,
     /// Whether the person left this pair's own id for it, as by changing the number.
     pub moved: bool,
 }
 
-/// Where a pair was erased. Its history begins anew there: of what came before, the chain's head
-/// alone is left.
+/// The erasure of a pair. Its history starts again from there; of the entries before, only the head of
+/// the hash chain is left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Erased {
-    /// When. What happened until then is never recorded any more.
+    /// The time of the erasure. An event that happened until then is never recorded again.
     pub time: Timestamp,
-    /// How many entries the history had.
+    /// The number of entries that the history had.
     pub history_len: u64,
-    /// The chain's head after the last of them.
+    /// The head of the hash chain after the last of them.
     pub chain: ChainHead,
 }
 
-/// A request that a pair remembers, so that a retry changes nothing.
+/// A request that a pair remembers, which makes a retry idempotent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Request {
-    /// A keyed digest of the caller's id.
+    /// A keyed digest of the request id.
     pub id: [u8; 16],
-    /// A keyed digest of what was asked for.
+    /// A keyed digest of the event.
     pub what: [u8; 16],
-    /// What came of it.
+    /// The outcome, which a retry returns.
     pub outcome: Outcome,
-    /// When what it denied counts as having happened, where the pair had links: a retry takes the
-    /// denial to the other ids, as of that time.
+    /// The time as of which its denial counts, if the pair had links: a retry copies the denial to the
+    /// other ids as of that time.
     pub time: Option<Timestamp>,
 }
 
-/// What came of recording one event.
+/// The outcome of recording one event.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Outcome {
-    /// The revision of the pair's partition after it. In a record, 0 stands for the revision at
-    /// which that record was written, which it cannot know.
+    /// The revision of the change. In a record, 0 stands for the revision at which that record was
+    /// written, which the record cannot know.
     pub revision: Revision,
-    /// Whether it changed the pair's state.
+    /// Whether the event changed the pair's state.
     pub applied: bool,
-    /// The scopes that a keyword opted out of, joined by `, `; empty where none.
+    /// The scopes that a keyword opted out of, joined by `, `; empty if none.
     pub opted_out_scope: String,
-    /// The categories that a keyword opted in to, joined likewise.
+    /// The categories that a keyword opted in to, joined by `, `; empty if none.
     pub opted_in_category: String,
-    /// The keyword that did either, as it is listed; empty where none.
+    /// The keyword that did either, as it is listed; empty if none.
     pub matched_keyword: String,
-    /// That keyword's language, as a BCP 47 tag; empty where it is of several, or unknown.
+    /// That keyword's language, as a BCP 47 tag; empty if it belongs to several languages or is unknown.
     pub keyword_locale: String,
 }
 
 impl Record {
-    /// What came of the request of this id, where the pair remembers it, and what it was about.
+    /// The remembered request of this id.
     #[must_use]
     pub fn request(&self, id: &[u8; 16]) -> Option<&Request> {
         self.requests.iter().rev().find(|request| request.id == *id)
     }
 
-    /// Remembers a request; the oldest is forgotten where there are too many.
+    /// Remembers a request, and forgets the oldest if there are more than [`MAX_REQUESTS`].
     pub fn remember(&mut self, request: Request) {
         if self.requests.len() >= MAX_REQUESTS {
             self.requests.remove(0);
@@ -108,8 +108,8 @@ impl Record {
         self.requests.push(request);
     }
 
-    /// Adds another id of the same person, unless it is known as written here; tells whether that
-    /// changed anything.
+    /// Links another id of the same person, unless it is linked in the same notation. Returns whether
+    /// that changed the record.
     pub fn link(&mut self, link: Link) -> bool {
         if let Some(known) = self.links.iter_mut().find(|known| known.user_id == link.user_id) {
             let changed = link.moved && !known.moved;
@@ -120,31 +120,30 @@ impl Record {
         true
     }
 
-    /// How many entries of the history were erased, and the chain's head after the last of them:
-    /// where what is left of it begins.
+    /// Where the remaining history starts: the number of erased entries, and the head of the hash chain
+    /// after the last of them.
     #[must_use]
     pub fn history_start(&self) -> (u64, ChainHead) {
         let erased = self.erased.as_ref();
         erased.map_or((0, ChainHead::default()), |erased| (erased.history_len, erased.chain))
     }
 
-    /// Whether nothing is left of a history, for all of it was erased.
+    /// Whether all entries of the history were erased.
     #[must_use]
     pub fn is_without_history(&self) -> bool {
         self.erased.as_ref().is_some_and(|erased| erased.history_len == self.history_len)
     }
 
-    /// What is left of an erased pair: that it must never be contacted, and the chain's head.
-    /// Stamped by the clock, and no earlier than the pair's latest event or what that claimed, so
-    /// that it stands whatever other clocks said, and a repeat of any event leaves no trace.
+    /// The tombstone of the pair: a suppression, and the length and head of its history. Its time is
+    /// the ledger's clock, but no earlier than the pair's latest event or the latest claimed time, so
+    /// that it wins over events of fast clocks and a repeat of any event leaves no trace.
     #[must_use]
     pub fn tombstone(&self, clock: Timestamp) -> Self {
         let latest = self.state.latest().max(self.state.claims.latest());
         self.tombstone_at(latest.unwrap_or(clock).max(clock))
     }
 
-    /// The same, stamped with this time: of a pair that was erased then, and is known again because
-    /// the ledger lost the erase.
+    /// The tombstone as of this time, for a pair that was erased then and whose erasure the ledger lost.
     #[must_use]
     pub fn tombstone_at(&self, time: Timestamp) -> Self {
         let (history_len, chain) = (self.history_len, self.chain);
@@ -157,13 +156,13 @@ impl Record {
         Self { state, history_len, chain, erased, ..Self::default() }
     }
 
-    /// Whether this is what an erase leaves, and nothing has come since.
+    /// Whether this is a tombstone without later events.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
         self.erased.as_ref().is_some_and(|erased| *self == self.tombstone(erased.time))
     }
 
-    /// Fills in the revision that this record was written at, now that it is known.
+    /// Sets the revision at which this record was written in the outcomes that lack it.
     pub fn written_at(&mut self, revision: Revision) {
         for request in &mut self.requests {
             if request.outcome.revision == 0 {
@@ -180,33 +179,33 @@ pub struct HistoryEntry {
     pub user_id: String,
     /// The business, as written.
     pub business_id: String,
-    /// When it happened.
+    /// The time as of which it counts.
     pub time: Timestamp,
     /// When it was recorded, by the ledger's clock.
     pub record_time: Timestamp,
-    /// What happened; a text is never in it.
+    /// What happened. The text of a message is never stored.
     pub what: What,
 }
 
 impl HistoryEntry {
-    /// Whether it is kept for good: what was consented to and withdrawn is, a failure that tells
-    /// of a platform stop included; what merely opens or closes a window is not.
+    /// Whether the entry is kept for ever. Only inbound messages and failures are deleted after their
+    /// retention, except for a failure that reports a stop inside WhatsApp.
     #[must_use]
     pub fn is_kept_for_good(&self) -> bool {
         self.what.is_denial() || !matches!(self.what, What::Inbound { .. } | What::Failure { .. })
     }
 }
 
-/// The chain's head after an entry of this digest.
+/// The head of the hash chain after an entry with this digest.
 ///
-/// Over the digest and not the entry, so that a chain still proves what is left once an entry
-/// that was kept for a time alone has gone.
+/// The chain covers the digests and not the entries, so that it still proves the remaining entries
+/// after others were deleted by retention.
 #[must_use]
 pub fn extend_chain(head: &ChainHead, entry: &[u8; 32]) -> ChainHead {
     Sha256::new().chain_update(head).chain_update(entry).finalize().into()
 }
 
-/// The digest by which an encoded entry, or a statement, stands in a chain.
+/// The digest of an encoded entry, or of a statement, in the chain.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()

@@ -1,8 +1,8 @@
-//! What was known of a pair at a moment, and what a check would have been answered then. Pure.
+//! The state of a pair as of a past time, and the decisions that checks would have got then. Pure.
 //!
-//! A history is replayed by the rules that recorders and checks go by ([`State::apply`],
-//! [`decide`]), up to what the ledger had recorded at that moment: what happened before and was
-//! recorded later was not known.
+//! The history is replayed by the rules that recorders and checks use ([`State::apply`], [`decide`]), up
+//! to the events that were recorded by that time. An event that had happened but was recorded later was
+//! not known then.
 
 #[cfg(test)]
 mod tests;
@@ -12,108 +12,108 @@ use std::time::Duration;
 
 use crate::decision::{CAP, Form, Policy, Proof, Reason, decide};
 use crate::event::{MAX_AHEAD, What};
-use crate::facts::Resolved;
 use crate::record::{ChainHead, HistoryEntry};
 use crate::scope::{Category, Class, Scope};
-use crate::state::{Effect, Pending, State, TooManyScopes, Word};
+use crate::standing::ResolvedState;
+use crate::state::{Choice, Effect, Pending, State, TooManyScopes};
 use crate::time::{Clock, Timestamp};
 
-/// An event of a pair's history that is kept.
+/// An event in a pair's history.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed {
-    /// Its number among all that the history ever had, from 1.
+pub struct HistoryEvent {
+    /// Its number in the history, from 1; deleted events are counted.
     pub number: u64,
-    /// The chain's head after it.
+    /// The head of the hash chain after it.
     pub head: ChainHead,
-    /// What was recorded.
+    /// The history entry.
     pub entry: HistoryEntry,
 }
 
-/// What is known of the events that are no longer kept: inbound messages and failures alone.
+/// What is known of the events that were deleted by retention. They are inbound messages and failures.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Gone {
-    /// How many events the history ever had.
+pub struct DeletedEvents {
+    /// The number of events that the history ever had, including those that are left.
     pub events: u64,
-    /// The latest time of all inbound messages, of those that are gone too.
+    /// The latest time of all inbound messages, including deleted ones.
     pub last_inbound: Option<Timestamp>,
-    /// The latest time of all failures, likewise.
+    /// The latest time of all failures, including deleted ones.
     pub last_failure: Option<Timestamp>,
 }
 
-/// What cannot be known of the moment, since events are no longer kept.
+/// What is uncertain about a past time, because events were deleted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Unknown {
-    /// How many events that may have been recorded by then are gone.
+pub struct Uncertainty {
+    /// The number of deleted events that may have been recorded by then.
     pub events: u64,
-    /// The moment before which all of them were recorded, where one of those kept tells.
+    /// The time before which all of them were recorded, if a remaining event shows it.
     pub before: Option<Timestamp>,
-    /// Whether one may have been a message that opened the window at the moment.
+    /// Whether one of them may have been a message that kept the window open at that time.
     pub inbound: bool,
-    /// Whether one may have been a refusal that counted at the moment.
+    /// Whether one of them may have been a failure that denied at that time.
     pub failure: bool,
 }
 
-/// A pair as it was known at a moment.
+/// A pair as it was known at a past time.
 #[derive(Debug)]
-pub struct Past<'a> {
-    /// The moment.
+pub struct AsOf<'a> {
+    /// The time.
     pub at: Timestamp,
-    /// What had been recorded by then.
-    pub known: Vec<&'a Listed>,
-    /// What had happened by then, and was recorded later.
-    pub late: Vec<&'a Listed>,
-    /// What cannot be known.
-    pub unknown: Unknown,
+    /// The events that had been recorded by then.
+    pub known: Vec<&'a HistoryEvent>,
+    /// The events that had happened by then and were recorded later.
+    pub late: Vec<&'a HistoryEvent>,
+    /// What is uncertain because events were deleted.
+    pub uncertainty: Uncertainty,
     state: State,
 }
 
-/// What would have been answered about one category.
+/// The decisions that checks about one category would have got.
 #[derive(Debug)]
-pub struct Answer<'a> {
-    /// About a template.
-    pub template: Said<'a>,
-    /// About a free-form message.
-    pub free_form: Said<'a>,
+pub struct PastDecision<'a> {
+    /// For a template.
+    pub template: FormDecision<'a>,
+    /// For a free-form message.
+    pub free_form: FormDecision<'a>,
     /// When the window, less the margin, closed or was to close.
     pub window_expire: Option<Timestamp>,
 }
 
-/// What would have been answered about one form of message.
+/// The decision that a check about one form of message would have got.
 #[derive(Debug, PartialEq)]
-pub struct Said<'a> {
-    /// Why it was allowed or denied.
+pub struct FormDecision<'a> {
+    /// The reason.
     pub reason: Reason,
-    /// The events that this rests on.
-    pub because: Vec<&'a Listed>,
-    /// What else it may have been, had one of the events that are gone happened.
-    pub or_else: Vec<Reason>,
+    /// The events that explain it.
+    pub because: Vec<&'a HistoryEvent>,
+    /// The other reasons that are possible, depending on the deleted events.
+    pub alternatives: Vec<Reason>,
 }
 
-impl<'a> Past<'a> {
-    /// The pair as it was known at `at`; `listed` is its history, oldest first.
+impl<'a> AsOf<'a> {
+    /// The pair as it was known at `at`. `listed` is its history, oldest first.
     ///
     /// # Errors
     ///
-    /// [`TooManyScopes`] where the history is not one that a recorder wrote.
+    /// [`TooManyScopes`] if the history was not written by a recorder.
     pub fn of(
-        listed: &'a [Listed],
-        gone: &Gone,
+        listed: &'a [HistoryEvent],
+        deleted: &DeletedEvents,
         policy: &Policy,
         at: Timestamp,
     ) -> Result<Self, TooManyScopes> {
-        let is_known = |event: &&Listed| event.entry.record_time <= at;
+        let is_known = |event: &&HistoryEvent| event.entry.record_time <= at;
         let known: Vec<_> = listed.iter().filter(is_known).collect();
-        let is_late = |event: &&Listed| !is_known(event) && event.entry.time <= at;
+        let is_late = |event: &&HistoryEvent| !is_known(event) && event.entry.time <= at;
         let late = listed.iter().filter(is_late).collect();
         let mut state = State::default();
         for effect in known.iter().flat_map(|event| event.entry.what.effects(event.entry.time)) {
             state.apply(&effect)?;
         }
-        let unknown = unknown(listed, gone, policy, at);
-        Ok(Self { at, known, late, unknown, state })
+        let uncertainty = uncertainty(listed, deleted, policy, at);
+        Ok(Self { at, known, late, uncertainty, state })
     }
 
-    /// The categories to ask about: every class, and every topic that the events name.
+    /// The categories worth a decision: every class, and every topic that the events name.
     #[must_use]
     pub fn categories(&self) -> Vec<Scope> {
         let classes = Class::ALL.into_iter().map(Scope::Class);
@@ -125,67 +125,67 @@ impl<'a> Past<'a> {
         classes.chain(topics).collect()
     }
 
-    /// What a check about this category would have been answered by a sidecar that was current.
+    /// The decisions of checks about this category, by a sidecar whose table was fresh.
     #[must_use]
-    pub fn answer(&self, category: Category<'_>, policy: &Policy) -> Answer<'a> {
+    pub fn decision(&self, category: Category<'_>, policy: &Policy) -> PastDecision<'a> {
         let decide = |state: &State, form| {
-            let facts = Resolved::of(state).facts(category);
+            let facts = ResolvedState::of(state).facts(category);
             decide(&facts, category.class, form, policy, Clock::at(self.at), Proof::Fresh)
         };
-        let otherwise = self.otherwise();
-        let said = |form| {
+        let possible_states = self.possible_states();
+        let decision = |form| {
             let reason = decide(&self.state, form).reason;
-            let mut or_else = Vec::new();
-            for other in otherwise.iter().map(|state| decide(state, form).reason) {
-                if other != reason && !or_else.contains(&other) {
-                    or_else.push(other);
+            let mut alternatives = Vec::new();
+            for other in possible_states.iter().map(|state| decide(state, form).reason) {
+                if other != reason && !alternatives.contains(&other) {
+                    alternatives.push(other);
                 }
             }
-            Said { reason, because: self.because(reason, &category.into()), or_else }
+            FormDecision { reason, because: self.because(reason, &category.into()), alternatives }
         };
-        Answer {
-            template: said(Form::Template),
-            free_form: said(Form::FreeForm),
+        PastDecision {
+            template: decision(Form::Template),
+            free_form: decision(Form::FreeForm),
             window_expire: decide(&self.state, Form::Any).window_expire,
         }
     }
 
-    /// The states that it may have been as well, as far as events are gone.
-    fn otherwise(&self) -> Vec<State> {
+    /// The states that were possible, depending on the deleted events.
+    fn possible_states(&self) -> Vec<State> {
         let mut states = vec![self.state.clone()];
         let mut also = |possible: bool, effect: Effect| {
             if possible {
                 let mut more = states.clone();
                 for state in &mut more {
-                    // These need no scope.
+                    // This cannot fail: only an effect on a scope can.
                     let _ = state.apply(&effect);
                 }
                 states.append(&mut more);
             }
         };
-        also(self.unknown.inbound, Effect::Inbound(self.at));
-        also(self.unknown.failure, Effect::Capped(self.at));
-        also(self.unknown.failure, Effect::WindowClosed(self.at));
+        also(self.uncertainty.inbound, Effect::Inbound(self.at));
+        also(self.uncertainty.failure, Effect::Capped(self.at));
+        also(self.uncertainty.failure, Effect::WindowClosed(self.at));
         states
     }
 
-    /// The events that a decision about this scope rests on.
-    fn because(&self, reason: Reason, scope: &Scope) -> Vec<&'a Listed> {
+    /// The events that explain a decision about this scope.
+    fn because(&self, reason: Reason, scope: &Scope) -> Vec<&'a HistoryEvent> {
         let effects = self.effects_behind(reason, scope);
-        effects.iter().filter_map(|effect| self.that_did(effect)).collect()
+        effects.iter().filter_map(|effect| self.event_of(effect)).collect()
     }
 
     fn effects_behind(&self, reason: Reason, scope: &Scope) -> Vec<Effect> {
         let state = &self.state;
         let inbound = state.last_inbound.map(Effect::Inbound);
         match reason {
-            Reason::OptedIn | Reason::ConsentExpired => self.words(scope),
+            Reason::OptedIn | Reason::ConsentExpired => self.choices(scope),
             Reason::OptedOut | Reason::OptedOutAll => {
-                self.opt_outs(scope).into_iter().chain(self.words(scope)).collect()
+                self.opt_outs(scope).into_iter().chain(self.choices(scope)).collect()
             }
             Reason::ConsentPending => self.pending(scope).into_iter().collect(),
             Reason::WindowOpen => inbound.into_iter().collect(),
-            Reason::ReplyAfterOptOut => inbound.into_iter().chain(self.words(scope)).collect(),
+            Reason::ReplyAfterOptOut => inbound.into_iter().chain(self.choices(scope)).collect(),
             Reason::WindowClosed => match state.window_closed {
                 Some(closed) if state.last_inbound.is_none_or(|inbound| closed >= inbound) => {
                     vec![Effect::WindowClosed(closed)]
@@ -205,34 +205,34 @@ impl<'a> Past<'a> {
         }
     }
 
-    /// What stands on a scope, on each of the scopes that cover it on which it was said.
-    fn words(&self, scope: &Scope) -> Vec<Effect> {
-        let Some(standing) = self.state.standing_on(scope).word else { return Vec::new() };
-        let said = |scope: Scope| {
-            let word = self.state.scopes.get(&scope)?.word?;
-            (word == standing).then_some(Effect::Word(scope, word))
+    /// The latest choice about a scope, for each of the covering scopes about which it was made.
+    fn choices(&self, scope: &Scope) -> Vec<Effect> {
+        let Some(standing) = self.state.standing_on(scope).choice else { return Vec::new() };
+        let same_choice = |scope: Scope| {
+            let choice = self.state.scopes.get(&scope)?.choice?;
+            (choice == standing).then_some(Effect::Choice(scope, choice))
         };
-        covering(scope).into_iter().filter_map(said).collect()
+        covering(scope).into_iter().filter_map(same_choice).collect()
     }
 
-    /// The opt-outs that deny a scope beside the word that stands on it: a narrower one that is older
-    /// than an opt-out of everything, or the one that an opt-in replaced which has lapsed.
+    /// The opt-outs that deny a scope in addition to its latest choice: a narrower one that is older than
+    /// an opt-out of everything, or the one that an expired opt-in had replaced.
     fn opt_outs(&self, scope: &Scope) -> Vec<Effect> {
         let standing = self.state.standing_on(scope);
-        let is_over = standing.word.is_some_and(Word::is_opt_out);
+        let is_over = standing.choice.is_some_and(Choice::is_opt_out);
         let mut scopes = covering(scope);
         scopes.retain(|scope| !is_over || *scope != Scope::All);
         let opt_out = |scope: &Scope| self.state.scopes.get(scope)?.opt_out;
         let latest = scopes.iter().filter_map(opt_out).max();
         let latest = latest.filter(|latest| {
-            // Beside an opt-out of everything, a narrower one that was lifted denies nothing.
-            let words = scopes.iter().filter_map(|scope| self.state.scopes.get(scope)?.word);
-            !is_over || words.max() == Some(Word::opt_out(*latest))
+            // A narrower opt-out that was lifted denies nothing, even after an opt-out of everything.
+            let choices = scopes.iter().filter_map(|scope| self.state.scopes.get(scope)?.choice);
+            !is_over || choices.max() == Some(Choice::opt_out(*latest))
         });
         let denied = scopes.iter().filter(|scope| latest.is_some() && opt_out(scope) == latest);
-        let effect = |scope: &Scope| Some(Effect::Word(scope.clone(), Word::opt_out(latest?)));
-        let words = self.words(scope);
-        denied.filter_map(effect).filter(|effect| !words.contains(effect)).collect()
+        let effect = |scope: &Scope| Some(Effect::Choice(scope.clone(), Choice::opt_out(latest?)));
+        let choices = self.choices(scope);
+        denied.filter_map(effect).filter(|effect| !choices.contains(effect)).collect()
     }
 
     fn pending(&self, scope: &Scope) -> Option<Effect> {
@@ -243,13 +243,14 @@ impl<'a> Past<'a> {
         })
     }
 
-    /// The event that did something to the state.
-    fn that_did(&self, effect: &Effect) -> Option<&'a Listed> {
-        let did = |event: &&&Listed| event.entry.what.effects(event.entry.time).contains(effect);
-        // Where a pair has very many scopes, an opt-out of a topic is kept on its class.
-        let widened = |event: &&&Listed| match (&event.entry.what, effect) {
-            (What::OptOut { scope, .. }, Effect::Word(kept, word)) => {
-                *word == Word::opt_out(event.entry.time) && scope.class() == kept.class()
+    /// The event that had this effect on the state.
+    fn event_of(&self, effect: &Effect) -> Option<&'a HistoryEvent> {
+        let did =
+            |event: &&&HistoryEvent| event.entry.what.effects(event.entry.time).contains(effect);
+        // If a pair has very many scopes, an opt-out of a topic is kept on the topic's class.
+        let widened = |event: &&&HistoryEvent| match (&event.entry.what, effect) {
+            (What::OptOut { scope, .. }, Effect::Choice(kept, choice)) => {
+                *choice == Choice::opt_out(event.entry.time) && scope.class() == kept.class()
             }
             _ => false,
         };
@@ -258,7 +259,7 @@ impl<'a> Past<'a> {
     }
 }
 
-/// The scopes whose events count for one, the broadest first.
+/// The scopes that cover a scope, the broadest first.
 fn covering(scope: &Scope) -> BTreeSet<Scope> {
     [Some(Scope::All), scope.class().map(Scope::Class), Some(scope.clone())]
         .into_iter()
@@ -266,27 +267,32 @@ fn covering(scope: &Scope) -> BTreeSet<Scope> {
         .collect()
 }
 
-/// What the numbers that are missing among those kept leave open. A missing one was recorded
-/// between its neighbours, and happened no later than the last of its kind.
-fn unknown(listed: &[Listed], gone: &Gone, policy: &Policy, at: Timestamp) -> Unknown {
-    let mut unknown = Unknown::default();
+/// What is uncertain because of the numbers that are missing in the history. A deleted event was recorded
+/// between its remaining neighbours, and happened no later than the last event of its kind.
+fn uncertainty(
+    listed: &[HistoryEvent],
+    deleted: &DeletedEvents,
+    policy: &Policy,
+    at: Timestamp,
+) -> Uncertainty {
+    let mut uncertainty = Uncertainty::default();
     let mut before: (u64, Option<Timestamp>) = (0, None);
     let ends = listed.iter().map(|event| (event.number, Some(event.entry.record_time)));
-    for (number, recorded) in ends.chain([(gone.events.saturating_add(1), None)]) {
+    for (number, recorded) in ends.chain([(deleted.events.saturating_add(1), None)]) {
         let missing = number.saturating_sub(before.0).saturating_sub(1);
         let (earliest, latest) = (before.1, recorded);
         before = (number, recorded);
         if missing == 0 || earliest.is_some_and(|earliest| earliest > at) {
             continue;
         }
-        unknown.events = unknown.events.saturating_add(missing);
-        unknown.before = latest;
+        uncertainty.events = uncertainty.events.saturating_add(missing);
+        uncertainty.before = latest;
         let may_reach = |last: Option<Timestamp>, span: Duration| {
             let latest = latest.map_or(Timestamp::MAX, |latest| latest.plus(MAX_AHEAD));
             last.is_some_and(|last| last.min(latest) > at.minus(span))
         };
-        unknown.inbound |= may_reach(gone.last_inbound, policy.window);
-        unknown.failure |= may_reach(gone.last_failure, CAP.max(policy.window));
+        uncertainty.inbound |= may_reach(deleted.last_inbound, policy.window);
+        uncertainty.failure |= may_reach(deleted.last_failure, CAP.max(policy.window));
     }
-    unknown
+    uncertainty
 }

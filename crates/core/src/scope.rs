@@ -1,8 +1,8 @@
-//! What: classes, topics, categories, and the scopes that opt-ins and opt-outs cover.
+//! Classes, topics, categories, and the scopes that opt-ins and opt-outs cover.
 
 use std::fmt;
 
-use super::{Violation, hidden};
+use super::{Violation, hidden_chars};
 
 /// The longest topic, in characters.
 pub const MAX_TOPIC_CHARS: usize = 48;
@@ -10,7 +10,7 @@ pub const MAX_TOPIC_CHARS: usize = 48;
 /// One of WhatsApp's own message categories.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Class {
-    /// Promotions, offers, anything that is not one of the others.
+    /// Promotions, offers, and anything else that is in no other class.
     Marketing,
     /// About an order, an account or another thing that the user started.
     Utility,
@@ -21,7 +21,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// Every class, in the order of their declaration.
+    /// Every class, in the order of declaration.
     pub const ALL: [Self; 4] =
         [Self::Marketing, Self::Utility, Self::Authentication, Self::Service];
 
@@ -39,7 +39,7 @@ impl Class {
     /// The class of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        // The names again, and not a search among them: every check comes through here.
+        // A match on the names is faster than a search in `ALL`, and every check calls this.
         match name {
             "marketing" => Some(Self::Marketing),
             "utility" => Some(Self::Utility),
@@ -89,8 +89,8 @@ impl FromIterator<Class> for ClassSet {
     }
 }
 
-/// What a message is about: a class, and perhaps a business's own topic in it. Borrows the topic,
-/// so that reading a question allocates nothing.
+/// What a message is about: a class, and perhaps a business's own topic in it. It borrows the topic, so
+/// that parsing a check does not allocate.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Category<'a> {
     /// The class.
@@ -100,18 +100,18 @@ pub struct Category<'a> {
 }
 
 impl<'a> Category<'a> {
-    /// Reads `<class>` or `<class>.<topic>`.
+    /// Parses `<class>` or `<class>.<topic>`.
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `category` that says which part was wrong.
+    /// A [`Violation`] of `category` that names the invalid part.
     pub fn parse(text: &'a str) -> Result<Self, Violation> {
         parse_category(text).map_err(|why| Violation::new("category", why))
     }
 }
 
 fn parse_category(text: &str) -> Result<Category<'_>, String> {
-    // A class's name is short: looking at its bytes is quicker than to set up a search.
+    // The name of a class is short: scanning its bytes is faster than setting up a search.
     let (class, topic) = match text.bytes().position(|byte| byte == b'.') {
         Some(dot) => {
             text.split_at_checked(dot).map_or((text, None), |(class, rest)| (class, rest.get(1..)))
@@ -129,9 +129,9 @@ fn parse_category(text: &str) -> Result<Category<'_>, String> {
     Ok(Category { class, topic })
 }
 
-/// Names the character that nobody sees in what is no category for it.
+/// The description of the hidden character in an invalid category, if it has one.
 fn hidden_in(text: &str) -> Option<String> {
-    let hidden = hidden::find(text.get(..text.floor_char_boundary(MAX_MEANT_BYTES))?)?;
+    let hidden = hidden_chars::find(text.get(..text.floor_char_boundary(MAX_MEANT_BYTES))?)?;
     Some(format!("{hidden}; categories are written in a-z, 0-9, _ and one dot"))
 }
 
@@ -158,10 +158,10 @@ const MEANT: [(&str, Class); 19] = [
     ("customer_care", Class::Service),
 ];
 
-/// How alike two words must be for one to be a misspelling of the other.
-const ALIKE: f64 = 0.65;
+/// The similarity, from 0 to 1, from which on a word counts as a misspelling of another.
+const MIN_SIMILARITY: f64 = 0.65;
 
-/// The longest word that is compared with what it may mean, in bytes.
+/// The longest word for which the meant class is guessed, in bytes.
 const MAX_MEANT_BYTES: usize = 40;
 
 fn unknown_class(text: &str, class: &str) -> String {
@@ -178,7 +178,7 @@ fn unknown_class(text: &str, class: &str) -> String {
             "a number is no category: is the order user, business, category? It is one of {known}"
         );
     }
-    // Only what is nearly a class is said back: any other word may be a person's name.
+    // Only a word that is nearly a class is echoed: any other word may be a person's name.
     let lower = class.trim().to_ascii_lowercase();
     match (Class::from_name(&lower), nearest(&lower)) {
         (Some(meant), _) => {
@@ -192,7 +192,7 @@ fn unknown_class(text: &str, class: &str) -> String {
     }
 }
 
-/// The class that is meant by a word that is none: one that people use for it, or its misspelt name.
+/// The class that an unknown word means: a synonym, or a misspelt name.
 fn nearest(word: &str) -> Option<Class> {
     if let Some((_, class)) = MEANT.into_iter().find(|(known, _)| *known == word) {
         return Some(class);
@@ -203,7 +203,7 @@ fn nearest(word: &str) -> Option<Class> {
     let likeness = |class: Class| strsim::normalized_damerau_levenshtein(class.name(), word);
     let rated = Class::ALL.map(|class| (likeness(class), class)).into_iter();
     let best = rated.max_by(|a, b| a.0.total_cmp(&b.0));
-    best.filter(|(likeness, _)| *likeness >= ALIKE).map(|(_, class)| class)
+    best.filter(|(likeness, _)| *likeness >= MIN_SIMILARITY).map(|(_, class)| class)
 }
 
 fn bad_topic(class: Class, topic: &str) -> String {
@@ -211,7 +211,7 @@ fn bad_topic(class: Class, topic: &str) -> String {
     let spelt: String =
         topic.trim().chars().map(|c| if c == ' ' || c == '-' { '_' } else { c }).collect();
     let spelt = spelt.to_ascii_lowercase();
-    // Digits are not said back: they may be somebody's number.
+    // Digits are not echoed: they may be a phone number.
     if is_topic(&spelt) && !topic.bytes().any(|b| b.is_ascii_digit()) {
         let class = class.name();
         return format!("{rule}; did you mean {class}.{spelt} by \"{class}.{topic}\"?");
@@ -238,7 +238,7 @@ impl fmt::Display for Category<'_> {
 /// What an opt-in or an opt-out covers. Broader scopes sort first.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Scope {
-    /// `*`: everything. Opt-outs alone.
+    /// `*`: everything. Only opt-outs can have it.
     All,
     /// A whole class.
     Class(Class),
@@ -247,11 +247,11 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Reads `*`, `<class>` or `<class>.<topic>`.
+    /// Parses `*`, `<class>` or `<class>.<topic>`.
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `scope` that says which part was wrong.
+    /// A [`Violation`] of `scope` that names the invalid part.
     pub fn parse(text: &str) -> Result<Self, Violation> {
         if text == "*" {
             return Ok(Self::All);
@@ -262,7 +262,7 @@ impl Scope {
         }
     }
 
-    /// The class that this scope lies in; none for `*`.
+    /// The class of this scope; `None` for `*`.
     #[must_use]
     pub fn class(&self) -> Option<Class> {
         match self {
@@ -271,7 +271,7 @@ impl Scope {
         }
     }
 
-    /// The category that this scope is; none for `*`.
+    /// The category that this scope covers; `None` for `*`.
     #[must_use]
     pub fn category(&self) -> Option<Category<'_>> {
         match self {
@@ -306,14 +306,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_class_is_found_by_its_name() {
+    fn class_round_trips_through_its_name() {
         for class in Class::ALL {
             assert_eq!(Class::from_name(class.name()), Some(class));
         }
     }
 
     #[test]
-    fn categories_and_scopes_print_as_they_are_read() {
+    fn category_and_scope_round_trip_through_their_text() {
         for text in ["marketing", "utility.order_updates", "service.a", "authentication.0_9"] {
             assert_eq!(Category::parse(text).unwrap().to_string(), text);
             assert_eq!(Scope::parse(text).unwrap().to_string(), text);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_categories_say_what_would_be_right() {
+    fn invalid_category_is_refused_with_a_remedy() {
         let long = format!("utility.{}", "a".repeat(49));
         for (text, part) in [
             ("", "required"),

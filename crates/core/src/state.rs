@@ -1,8 +1,9 @@
-//! How events make a pair's state.
+//! The state of a pair, and how events change it.
 //!
-//! Every part of a state is the greatest of what happened, by time and then by what denies, so
-//! the order in which events arrive, and how often, does not matter: [`State::join`] of two
-//! states is the state of all their events.
+//! A state is a join semilattice (a state-based CRDT). Each part of it is the maximum of the events
+//! that concern it, ordered by time and, at equal times, by what denies more. So neither the order in
+//! which events arrive nor repeats matter, and [`State::join`] of two states is the state of all their
+//! events.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,96 +13,97 @@ use super::event::MAX_AHEAD;
 use super::scope::Scope;
 use super::time::Timestamp;
 
-/// The most scopes of a pair; one more is refused, denials excepted.
+/// The most scopes of a pair. An opt-in to one more is refused; a denial is not.
 pub const MAX_SCOPES: usize = 64;
 
-/// From so many scopes on, an opt-out of a new topic is recorded on its class: a denial is never
-/// refused, and a record never grows without bound.
+/// The number of scopes from which on an opt-out of a new topic is recorded on the topic's class. A
+/// denial is never refused, and the size of a record stays bounded.
 pub const MAX_DENIED_SCOPES: usize = 1_024;
 
-/// A word on a scope that counts by itself: an opt-out, or an opt-in that is not pending.
+/// A user's choice about a scope: an opt-out, or an opt-in that is not pending.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Word {
-    /// When it was said.
+pub struct Choice {
+    /// The event time.
     pub time: Timestamp,
-    /// What was said.
-    pub said: Said,
+    /// An opt-in or an opt-out.
+    pub kind: ChoiceKind,
 }
 
-/// What was said about a scope.
+/// The kind of a [`Choice`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Said {
+pub enum ChoiceKind {
     /// An opt-in.
     OptIn {
-        /// When it lapses; never, where unset.
+        /// When it expires; never if unset.
         expire: Option<Timestamp>,
-        /// Whether it confirms a pending opt-in. Its time is the one of that pending opt-in, so that
-        /// an opt-out between the request and the confirmation stands, whichever arrives first.
+        /// Whether it confirms a pending opt-in. Its time is then the time of that pending opt-in, so
+        /// that an opt-out between the request and the confirmation wins, whichever arrives first.
         confirms: bool,
     },
     /// An opt-out.
     OptOut,
 }
 
-impl Word {
-    /// An opt-in at `time`. An expiry at the end of time is none: neither is ever reached.
+impl Choice {
+    /// An opt-in at `time`. An expiry at [`Timestamp::MAX`] is never reached and is the same as none.
     #[must_use]
     pub fn opt_in(time: Timestamp, expire: Option<Timestamp>) -> Self {
         let expire = expire.filter(|end| *end < Timestamp::MAX);
-        Self { time, said: Said::OptIn { expire, confirms: false } }
+        Self { time, kind: ChoiceKind::OptIn { expire, confirms: false } }
     }
 
     /// The confirmation of an opt-in that has been pending since `time`.
     #[must_use]
     pub fn confirmed(time: Timestamp, expire: Option<Timestamp>) -> Self {
         let expire = expire.filter(|end| *end < Timestamp::MAX);
-        Self { time, said: Said::OptIn { expire, confirms: true } }
+        Self { time, kind: ChoiceKind::OptIn { expire, confirms: true } }
     }
 
     /// An opt-out at `time`.
     #[must_use]
     pub const fn opt_out(time: Timestamp) -> Self {
-        Self { time, said: Said::OptOut }
+        Self { time, kind: ChoiceKind::OptOut }
     }
 
     /// Whether this is an opt-out.
     #[must_use]
     pub const fn is_opt_out(self) -> bool {
-        matches!(self.said, Said::OptOut)
+        matches!(self.kind, ChoiceKind::OptOut)
     }
 
+    /// Orders choices of the same time: what denies more is greater.
     fn strength(self) -> (bool, bool, Reverse<Timestamp>) {
-        match self.said {
-            Said::OptOut => (true, false, Reverse(Timestamp::MIN)),
-            Said::OptIn { expire, confirms } => {
+        match self.kind {
+            ChoiceKind::OptOut => (true, false, Reverse(Timestamp::MIN)),
+            ChoiceKind::OptIn { expire, confirms } => {
                 (false, confirms, Reverse(expire.unwrap_or(Timestamp::MAX)))
             }
         }
     }
 }
 
-/// Later words are greater; at equal times what denies more is: the opt-out, then the opt-in that
-/// lapses sooner. A confirmation is greater than an opt-in of the same time that confirms nothing,
-/// since it answers the pending opt-in of that time.
-impl Ord for Word {
+/// Later choices are greater. At equal times, the choice that denies more is greater: an opt-out, then
+/// the opt-in that expires sooner. A confirmation is greater than an opt-in of the same time that
+/// confirms nothing, because it belongs to the pending opt-in of that time.
+impl Ord for Choice {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.time, self.strength()).cmp(&(other.time, other.strength()))
     }
 }
 
-impl PartialOrd for Word {
+impl PartialOrd for Choice {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-/// An opt-in that waits for its double opt-in confirmation. Later ones are greater; at equal times
-/// the one that lapses sooner is.
+/// An opt-in that waits for its double opt-in confirmation. Later ones are greater; at equal times, the
+/// one that expires sooner is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Pending {
-    /// When it was said.
+    /// The event time.
     pub time: Timestamp,
-    /// When it lapses, once confirmed; the end of time where never.
+    /// When it expires once confirmed; [`Timestamp::MAX`] if never.
     expire: Reverse<Timestamp>,
 }
 
@@ -112,50 +114,50 @@ impl Pending {
         Self { time, expire: Reverse(expire.unwrap_or(Timestamp::MAX)) }
     }
 
-    /// When it lapses, once confirmed; never, where unset.
+    /// When it expires once confirmed; never if `None`.
     #[must_use]
     pub fn expire(self) -> Option<Timestamp> {
         Some(self.expire.0).filter(|end| *end < Timestamp::MAX)
     }
 
-    /// Whether it stands where `word` is the latest that counts: it is later, or as late and the
-    /// word is neither an opt-out nor its confirmation.
+    /// Whether it is still pending if `choice` is the latest choice: it is later, or of the same time
+    /// and the choice is neither an opt-out nor its confirmation.
     #[must_use]
-    pub fn stands_over(self, word: Option<Word>) -> bool {
-        word.is_none_or(|word| {
-            let yields = matches!(word.said, Said::OptIn { confirms: false, .. });
-            self.time > word.time || (self.time == word.time && yields)
+    pub fn is_pending_over(self, choice: Option<Choice>) -> bool {
+        choice.is_none_or(|choice| {
+            let yields = matches!(choice.kind, ChoiceKind::OptIn { confirms: false, .. });
+            self.time > choice.time || (self.time == choice.time && yields)
         })
     }
 }
 
-/// What was last said on one scope.
+/// The state of one scope.
 ///
-/// A pending opt-in is kept beside the word that counts and not in its place: until it is
-/// confirmed, anybody may have typed that number into a form, so it must not lift an opt-out.
+/// A pending opt-in is kept in addition to the latest choice and does not replace it: until it is
+/// confirmed, anyone may have typed that number into a form, so it must not lift an opt-out.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct OnScope {
-    /// The latest word that counts.
-    pub word: Option<Word>,
+pub struct ScopeState {
+    /// The latest choice.
+    pub choice: Option<Choice>,
     /// The latest opt-in that waits for its confirmation.
     pub pending: Option<Pending>,
-    /// The latest opt-out, even where a later opt-in is the word that counts: it may count again
-    /// once that opt-in has lapsed.
+    /// The latest opt-out, even if a later opt-in is the latest choice: the opt-out may apply again once
+    /// that opt-in has expired.
     pub opt_out: Option<Timestamp>,
 }
 
-impl From<Word> for OnScope {
-    fn from(word: Word) -> Self {
-        let opt_out = word.is_opt_out().then_some(word.time);
-        Self { word: Some(word), pending: None, opt_out }
+impl From<Choice> for ScopeState {
+    fn from(choice: Choice) -> Self {
+        let opt_out = choice.is_opt_out().then_some(choice.time);
+        Self { choice: Some(choice), pending: None, opt_out }
     }
 }
 
-/// One thing that an event does to a state.
+/// One change that an event makes to a state.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// A word on a scope.
-    Word(Scope, Word),
+    /// A choice about a scope.
+    Choice(Scope, Choice),
     /// An opt-in to a scope that waits for its confirmation.
     Pending(Scope, Pending),
     /// The user wrote or called.
@@ -164,23 +166,23 @@ pub enum Effect {
     WindowClosed(Timestamp),
     /// WhatsApp capped marketing to this user.
     Capped(Timestamp),
-    /// Another refusal, for the record alone.
+    /// Another refusal by WhatsApp, which no decision uses.
     Failure {
-        /// When.
+        /// The event time.
         time: Timestamp,
         /// WhatsApp's code.
         code: i32,
     },
     /// Marketing stopped or resumed inside WhatsApp.
     Platform {
-        /// When.
+        /// The event time.
         time: Timestamp,
         /// Whether it was stopped.
         stopped: bool,
     },
-    /// A do-not-contact mark set or lifted.
+    /// A suppression set or lifted.
     Suppression {
-        /// When.
+        /// The event time.
         time: Timestamp,
         /// Whether it was set.
         suppressed: bool,
@@ -188,11 +190,11 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// The time of a denial that something allowed could lift. A frequency cap is none of them:
-    /// nothing but time ends it.
+    /// The event time, if this is a denial that an allow can lift. A frequency cap is not one of them:
+    /// only time ends it.
     fn denied_at(&self) -> Option<Timestamp> {
         match self {
-            Self::Word(_, word) if word.is_opt_out() => Some(word.time),
+            Self::Choice(_, choice) if choice.is_opt_out() => Some(choice.time),
             Self::WindowClosed(time)
             | Self::Platform { time, stopped: true }
             | Self::Suppression { time, suppressed: true } => Some(*time),
@@ -201,18 +203,18 @@ impl Effect {
     }
 }
 
-/// One scope more than [`MAX_SCOPES`] was asked for.
+/// An opt-in would need one scope more than [`MAX_SCOPES`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "this user has consent events on 64 scopes of this business already, the most there may be"
 )]
 pub struct TooManyScopes;
 
-/// All that events have said of a pair. Grows only.
+/// The state of a pair. It only grows: no event makes a part of it smaller.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct State {
-    /// What was last said on each scope.
-    pub scopes: BTreeMap<Scope, OnScope>,
+    /// The state of each scope that an event named.
+    pub scopes: BTreeMap<Scope, ScopeState>,
     /// When the user last wrote or called.
     pub last_inbound: Option<Timestamp>,
     /// When WhatsApp last said that the window is closed (131047).
@@ -221,23 +223,23 @@ pub struct State {
     pub capped: Option<Timestamp>,
     /// The latest other refusal and its code.
     pub failure: Option<(Timestamp, i32)>,
-    /// The latest platform preference: when, and whether marketing was stopped.
+    /// The latest preference inside WhatsApp: its time, and whether marketing was stopped.
     pub platform: Option<(Timestamp, bool)>,
-    /// The latest suppression: when, and whether it was set.
+    /// The latest suppression event: its time, and whether it was set.
     pub suppression: Option<(Timestamp, bool)>,
-    /// When marketing was last stopped inside WhatsApp, even where it was resumed since.
+    /// When marketing was last stopped inside WhatsApp, even if it was resumed since.
     pub last_stop: Option<Timestamp>,
-    /// When a suppression was last set, even where it was lifted since.
+    /// When a suppression was last set, even if it was lifted since.
     pub last_suppressed: Option<Timestamp>,
-    /// The moments to which events that allow were clamped, because their senders' clocks were
-    /// ahead of the ledger's. A denial that is recorded after such an event never counts as
-    /// earlier: see [`State::counts_as_of`].
+    /// The times to which allows were clamped, because their senders' clocks were ahead of the
+    /// ledger's. A denial that is recorded after such an allow never counts as earlier than it: see
+    /// [`State::counts_as_of`].
     pub clamped: BTreeSet<Timestamp>,
-    /// What times those events claimed, and others whose moment matters no more.
+    /// The times that clamped events claimed, so that their repeats are recognised.
     pub claims: Claims,
 }
 
-/// Raises `slot` to `value` where that is greater; tells whether it was.
+/// Raises `slot` to `value` if that is greater. Returns whether it was.
 fn raise<T: Ord>(slot: &mut Option<T>, value: T) -> bool {
     let greater = slot.as_ref().is_none_or(|known| value > *known);
     if greater {
@@ -247,18 +249,18 @@ fn raise<T: Ord>(slot: &mut Option<T>, value: T) -> bool {
 }
 
 impl State {
-    /// Adds one effect; tells whether it changed anything.
+    /// Applies one effect. Returns whether it changed the state.
     ///
     /// # Errors
     ///
-    /// [`TooManyScopes`] where an opt-in would need a scope too many.
+    /// [`TooManyScopes`] if an opt-in would exceed [`MAX_SCOPES`].
     pub fn apply(&mut self, effect: &Effect) -> Result<bool, TooManyScopes> {
         Ok(match effect {
-            Effect::Word(scope, word) => {
-                let scope = self.room_for(scope, word.is_opt_out())?;
-                let said = self.scopes.entry(scope).or_default();
-                let opted_out = word.is_opt_out() && raise(&mut said.opt_out, word.time);
-                raise(&mut said.word, *word) || opted_out
+            Effect::Choice(scope, choice) => {
+                let scope = self.room_for(scope, choice.is_opt_out())?;
+                let scope_state = self.scopes.entry(scope).or_default();
+                let opted_out = choice.is_opt_out() && raise(&mut scope_state.opt_out, choice.time);
+                raise(&mut scope_state.choice, *choice) || opted_out
             }
             Effect::Pending(scope, pending) => {
                 let scope = self.room_for(scope, false)?;
@@ -268,7 +270,7 @@ impl State {
             Effect::WindowClosed(time) => raise(&mut self.window_closed, *time),
             Effect::Capped(time) => raise(&mut self.capped, *time),
             Effect::Failure { time, code } => raise(&mut self.failure, (*time, *code)),
-            // `true` is the greater bool: at equal times what denies stands.
+            // `true` is the greater bool, so that the denial wins at equal times.
             Effect::Platform { time, stopped } => {
                 let denied = *stopped && raise(&mut self.last_stop, *time);
                 raise(&mut self.platform, (*time, *stopped)) || denied
@@ -280,19 +282,22 @@ impl State {
         })
     }
 
-    /// The time that an effect counts as of when it is recorded now: its own, but for a denial.
+    /// The time as of which an effect of `time` counts if it is recorded now. That is its own time,
+    /// except for some denials.
     ///
-    /// Clock skew: an event that allows and whose time is ahead of the ledger's clock is clamped to
-    /// the ledger's now. Its sender's clock may be ahead by more than shows, so that the true order
-    /// of that event and of a denial recorded after it is unknown. The denial wins: where its own
-    /// time is before such a clamped moment, by five minutes at most, it counts as of that moment.
+    /// Clock skew: an allow whose time is ahead of the ledger's clock is clamped to the ledger's current
+    /// time. How far its sender's clock is ahead is unknown, and so is the true order of that allow and
+    /// of a denial that is recorded after it. The denial wins: if its own time is before such a clamped
+    /// time by at most five minutes, it counts as of the clamped time.
     ///
-    /// A denial that is on record already with its own time is a repeat, and stays where it is.
+    /// A denial that is recorded already with its own time is a repeat and keeps its time.
     #[must_use]
     pub fn counts_as_of(&self, effect: &Effect, time: Timestamp) -> Timestamp {
         let Some(own) = effect.denied_at() else { return time };
         let known = match effect {
-            Effect::Word(scope, _) => self.scopes.get(scope).and_then(|said| said.opt_out),
+            Effect::Choice(scope, _) => {
+                self.scopes.get(scope).and_then(|scope_state| scope_state.opt_out)
+            }
             Effect::WindowClosed(_) => self.window_closed,
             Effect::Platform { .. } => self.last_stop,
             Effect::Suppression { .. } => self.last_suppressed,
@@ -304,19 +309,21 @@ impl State {
         self.clamped.range(own..=own.plus(MAX_AHEAD)).next_back().copied().unwrap_or(own)
     }
 
-    /// Forgets the clamped moments at which nothing that allows stands any more, so that there are
-    /// never more than there are things that allow.
+    /// Forgets the clamped times of allows that were superseded, so that there are never more clamped
+    /// times than allows in the state.
     pub fn forget_clamped(&mut self) {
         let mut clamped = std::mem::take(&mut self.clamped);
         clamped.retain(|moment| self.is_allowed_at(*moment));
         self.clamped = clamped;
     }
 
-    /// Whether the latest of anything that allows is of this moment.
+    /// Whether an allow that is the latest of its kind has this time.
     fn is_allowed_at(&self, moment: Timestamp) -> bool {
-        let on_scope = |said: &OnScope| {
-            let word = said.word.filter(|word| !word.is_opt_out()).map(|word| word.time);
-            word == Some(moment) || said.pending.is_some_and(|pending| pending.time == moment)
+        let on_scope = |scope_state: &ScopeState| {
+            let choice =
+                scope_state.choice.filter(|choice| !choice.is_opt_out()).map(|choice| choice.time);
+            choice == Some(moment)
+                || scope_state.pending.is_some_and(|pending| pending.time == moment)
         };
         self.last_inbound == Some(moment)
             || self.platform == Some((moment, false))
@@ -324,7 +331,7 @@ impl State {
             || self.scopes.values().any(on_scope)
     }
 
-    /// The scope that a word on `scope` is kept under.
+    /// The scope under which a choice about `scope` is kept: see [`MAX_DENIED_SCOPES`].
     fn room_for(&self, scope: &Scope, denies: bool) -> Result<Scope, TooManyScopes> {
         let scopes = self.scopes.len();
         if scopes < MAX_SCOPES || self.scopes.contains_key(scope) {
@@ -337,14 +344,14 @@ impl State {
         }
     }
 
-    /// The state of all that either has seen.
+    /// The state of all events of both.
     #[must_use]
     pub fn join(mut self, other: Self) -> Self {
-        for (scope, said) in other.scopes {
+        for (scope, scope_state) in other.scopes {
             let known = self.scopes.entry(scope).or_default();
-            known.word = known.word.max(said.word);
-            known.pending = known.pending.max(said.pending);
-            known.opt_out = known.opt_out.max(said.opt_out);
+            known.choice = known.choice.max(scope_state.choice);
+            known.pending = known.pending.max(scope_state.pending);
+            known.opt_out = known.opt_out.max(scope_state.opt_out);
         }
         self.clamped.extend(other.clamped);
         Self {
@@ -365,38 +372,44 @@ impl State {
     /// The time of the pair's latest event of any kind.
     #[must_use]
     pub fn latest(&self) -> Option<Timestamp> {
-        let words = self.scopes.values().filter_map(|said| said.word.map(|word| word.time));
-        let pending = self.scopes.values().filter_map(|said| said.pending.map(|said| said.time));
-        let words = words.chain(pending).max();
+        let choices = self
+            .scopes
+            .values()
+            .filter_map(|scope_state| scope_state.choice.map(|choice| choice.time));
+        let pending = self
+            .scopes
+            .values()
+            .filter_map(|scope_state| scope_state.pending.map(|scope_state| scope_state.time));
+        let choices = choices.chain(pending).max();
         let marks = [self.platform, self.suppression].map(|mark| mark.map(|(time, _)| time));
         let failure = self.failure.map(|(time, _)| time);
-        [words, self.last_inbound, self.window_closed, self.capped, failure]
+        [choices, self.last_inbound, self.window_closed, self.capped, failure]
             .into_iter()
             .chain(marks)
             .flatten()
             .max()
     }
 
-    /// What stands on a scope: the latest word that counts on it or a broader one, and the latest
-    /// pending opt-in likewise.
+    /// The standing of a scope: the latest choice, pending opt-in and opt-out on it or on a broader scope.
     #[must_use]
-    pub fn standing_on(&self, scope: &Scope) -> OnScope {
+    pub fn standing_on(&self, scope: &Scope) -> ScopeState {
         let class = scope.class().map(Scope::Class);
         let covering = [Some(&Scope::All), class.as_ref(), Some(scope)];
-        let mut standing = OnScope::default();
-        for said in covering.into_iter().flatten().filter_map(|scope| self.scopes.get(scope)) {
-            standing.word = standing.word.max(said.word);
-            standing.pending = standing.pending.max(said.pending);
-            standing.opt_out = standing.opt_out.max(said.opt_out);
+        let mut standing = ScopeState::default();
+        for scope_state in covering.into_iter().flatten().filter_map(|scope| self.scopes.get(scope))
+        {
+            standing.choice = standing.choice.max(scope_state.choice);
+            standing.pending = standing.pending.max(scope_state.pending);
+            standing.opt_out = standing.opt_out.max(scope_state.opt_out);
         }
         standing
     }
 
-    /// The scopes on which an opt-in waits for its confirmation, and that opt-in.
+    /// The scopes with an opt-in that waits for its confirmation, and that opt-in.
     pub fn pending(&self) -> impl Iterator<Item = (&Scope, Pending)> {
-        self.scopes.iter().filter_map(|(scope, said)| {
-            let pending = said.pending?;
-            pending.stands_over(self.standing_on(scope).word).then_some((scope, pending))
+        self.scopes.iter().filter_map(|(scope, scope_state)| {
+            let pending = scope_state.pending?;
+            pending.is_pending_over(self.standing_on(scope).choice).then_some((scope, pending))
         })
     }
 }
@@ -411,50 +424,50 @@ mod tests {
     }
 
     #[test]
-    fn at_equal_times_what_denies_more_stands() {
-        let never = Word::opt_in(at(5), None);
-        let later = Word::opt_in(at(5), Some(at(90)));
-        let sooner = Word::opt_in(at(5), Some(at(80)));
-        let out = Word::opt_out(at(5));
-        let ascending = [never, later, sooner, out, Word::opt_in(at(6), None)];
+    fn choice_that_denies_more_wins_at_equal_times() {
+        let never = Choice::opt_in(at(5), None);
+        let later = Choice::opt_in(at(5), Some(at(90)));
+        let sooner = Choice::opt_in(at(5), Some(at(80)));
+        let out = Choice::opt_out(at(5));
+        let ascending = [never, later, sooner, out, Choice::opt_in(at(6), None)];
         for pair in ascending.windows(2) {
             assert!(pair[0] < pair[1], "{pair:?}");
         }
         let pending = Pending::new(at(5), None);
-        assert!(pending.stands_over(Some(sooner)) && pending.stands_over(None));
-        assert!(!pending.stands_over(Some(out)));
-        assert!(Pending::new(at(6), None).stands_over(Some(out)));
+        assert!(pending.is_pending_over(Some(sooner)) && pending.is_pending_over(None));
+        assert!(!pending.is_pending_over(Some(out)));
+        assert!(Pending::new(at(6), None).is_pending_over(Some(out)));
         assert!(Pending::new(at(5), Some(at(9))) > pending);
     }
 
     #[test]
-    fn a_scope_too_many_is_refused_unless_it_denies() {
+    fn scope_over_the_limit_is_refused_except_for_a_denial() {
         let topic = |n: usize| Scope::Topic(Class::Utility, format!("t{n}").into());
         let mut state = State::default();
         for n in 0..MAX_SCOPES {
-            let word = Word::opt_in(at(1), None);
-            assert_eq!(state.apply(&Effect::Word(topic(n), word)), Ok(true));
+            let choice = Choice::opt_in(at(1), None);
+            assert_eq!(state.apply(&Effect::Choice(topic(n), choice)), Ok(true));
         }
-        let opt_in = Effect::Word(topic(MAX_SCOPES), Word::opt_in(at(2), None));
+        let opt_in = Effect::Choice(topic(MAX_SCOPES), Choice::opt_in(at(2), None));
         assert_eq!(state.apply(&opt_in), Err(TooManyScopes));
-        let known = Effect::Word(topic(0), Word::opt_in(at(2), None));
-        assert_eq!(state.apply(&known), Ok(true), "a known scope still takes a word");
+        let known = Effect::Choice(topic(0), Choice::opt_in(at(2), None));
+        assert_eq!(state.apply(&known), Ok(true), "a known scope still accepts a choice");
         for n in MAX_SCOPES..MAX_DENIED_SCOPES + 50 {
-            let out = Effect::Word(topic(n), Word::opt_out(at(3)));
+            let out = Effect::Choice(topic(n), Choice::opt_out(at(3)));
             state.apply(&out).unwrap();
         }
         assert_eq!(state.scopes.len(), MAX_DENIED_SCOPES + 1);
         let class = state.scopes.get(&Scope::Class(Class::Utility));
-        let denied = class.and_then(|said| said.word);
-        assert_eq!(denied, Some(Word::opt_out(at(3))), "denials widen to their class");
+        let denied = class.and_then(|scope_state| scope_state.choice);
+        assert_eq!(denied, Some(Choice::opt_out(at(3))), "denials widen to their class");
     }
 
     #[test]
-    fn the_latest_event_is_found_wherever_it_is() {
+    fn latest_is_the_maximum_over_all_parts() {
         let mut state = State::default();
         let scope = Scope::Class(Class::Service);
         let effects = [
-            Effect::Word(scope, Word::opt_out(at(1))),
+            Effect::Choice(scope, Choice::opt_out(at(1))),
             Effect::Inbound(at(2)),
             Effect::WindowClosed(at(3)),
             Effect::Capped(at(4)),

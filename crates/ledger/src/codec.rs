@@ -13,7 +13,7 @@ use consentd_core::event::{Evidence, Method, What};
 use consentd_core::id::Key;
 use consentd_core::record::{Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
 use consentd_core::scope::Scope;
-use consentd_core::state::{OnScope, Pending, Said, State, Word};
+use consentd_core::state::{Choice, ChoiceKind, Pending, ScopeState, State};
 use consentd_core::time::Timestamp;
 
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
@@ -39,7 +39,11 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     };
     pb::Record {
         format: if record.links.is_empty() && record.erased.is_none() { PLAIN } else { FORMAT },
-        scopes: state.scopes.iter().map(|(scope, said)| encode_scope(scope, *said)).collect(),
+        scopes: state
+            .scopes
+            .iter()
+            .map(|(scope, scope_state)| encode_scope(scope, *scope_state))
+            .collect(),
         last_inbound: millis(state.last_inbound),
         window_closed: millis(state.window_closed),
         capped: millis(state.capped),
@@ -77,22 +81,23 @@ fn claim_of(claim: pb::Claim) -> Option<Claim> {
     })
 }
 
-fn encode_scope(scope: &Scope, said: OnScope) -> pb::ScopeWords {
+fn encode_scope(scope: &Scope, scope_state: ScopeState) -> pb::ScopeWords {
     let opt_in = |time: Timestamp, expire: Option<Timestamp>, confirms| pb::OptInWord {
         time: time.as_millis(),
         expire: expire.map(Timestamp::as_millis),
         confirms,
     };
     let mut words = pb::ScopeWords { scope: scope.to_string(), ..Default::default() };
-    match said.word {
-        Some(Word { time, said: Said::OptOut }) => words.opt_out = Some(time.as_millis()),
-        Some(Word { time, said: Said::OptIn { expire, confirms } }) => {
+    match scope_state.choice {
+        Some(Choice { time, kind: ChoiceKind::OptOut }) => words.opt_out = Some(time.as_millis()),
+        Some(Choice { time, kind: ChoiceKind::OptIn { expire, confirms } }) => {
             words.opt_in = Some(opt_in(time, expire, confirms));
         }
         None => {}
     }
-    words.pending = said.pending.map(|pending| opt_in(pending.time, pending.expire(), false));
-    let replaced = said.opt_out.filter(|_| words.opt_out.is_none());
+    words.pending =
+        scope_state.pending.map(|pending| opt_in(pending.time, pending.expire(), false));
+    let replaced = scope_state.opt_out.filter(|_| words.opt_out.is_none());
     words.replaced_opt_out = replaced.map(Timestamp::as_millis);
     words
 }
@@ -129,14 +134,14 @@ fn record_of(record: pb::Record) -> Option<Record> {
     for words in record.scopes {
         let scope = Scope::parse(&words.scope).ok()?;
         let out = optional(words.opt_out)?;
-        let confirms = words.opt_in.as_ref().is_some_and(|word| word.confirms);
+        let confirms = words.opt_in.as_ref().is_some_and(|choice| choice.confirms);
         let opt_in = words.opt_in.map(opt_in_of);
-        let word = match (out, opt_in) {
+        let choice = match (out, opt_in) {
             (None, None) => None,
-            (Some(out), None) => Some(Word::opt_out(out)),
+            (Some(out), None) => Some(Choice::opt_out(out)),
             (None, Some(opt_in)) => {
                 let (time, expire) = opt_in?;
-                let make = if confirms { Word::confirmed } else { Word::opt_in };
+                let make = if confirms { Choice::confirmed } else { Choice::opt_in };
                 Some(make(time, expire))
             }
             (Some(_), Some(_)) => return None,
@@ -146,7 +151,7 @@ fn record_of(record: pb::Record) -> Option<Record> {
             None => None,
             Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
         };
-        state.scopes.insert(scope, OnScope { word, pending, opt_out });
+        state.scopes.insert(scope, ScopeState { choice, pending, opt_out });
     }
     let mark = |mark: Option<pb::Mark>| {
         let Some(mark) = mark else { return Some((None, None)) };
@@ -188,8 +193,8 @@ fn erased_of(erased: pb::Erased) -> Option<Erased> {
     Some(Erased { time, history_len: erased.history_len, chain: erased.chain.try_into().ok()? })
 }
 
-fn opt_in_of(word: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
-    Some((Timestamp::from_millis(word.time)?, optional(word.expire)?))
+fn opt_in_of(choice: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
+    Some((Timestamp::from_millis(choice.time)?, optional(choice.expire)?))
 }
 
 /// A moment that may be unset; `None` where it is set and out of bounds.

@@ -40,7 +40,7 @@ pub(super) fn compact(args: &CompactArgs) -> anyhow::Result<Verdict> {
     // Histories are left to the sidecar, which knows how long they are kept.
     let keep = Retention { log: args.log_retention, log_entries: u64::MAX, history: Duration::MAX };
     let CompactionReport { before, now, named } = Embedded::compact(path, keep, CACHE_BYTES)?;
-    let until = named.map(|time| print::rfc3339(time.plus(args.log_retention)));
+    let until = named.map(|time| time.plus(args.log_retention).rfc3339_millis());
     if args.which.json {
         let told = json!({ "bytesBefore": before, "bytes": now, "namedUntil": until });
         print::line(&told.to_string())?;

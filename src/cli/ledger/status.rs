@@ -12,6 +12,7 @@ use super::{WhichArgs, hex, persistence, with_ledger};
 use crate::cli::init::warn;
 use crate::cli::{Verdict, print};
 use crate::config::LedgerAddress;
+use consentd_core::time::Timestamp;
 use consentd_ledger::{
     DiskUsage, Ledger, Page, ServerInfo, Status, UnsupportedServer, Warning, inspect_server,
 };
@@ -154,7 +155,7 @@ impl Told {
             "ledger": hex(&page.end.epoch), "address": address.to_string(),
             "revision": page.end.revision, "head": hex(&page.end.head),
             "logEntries": status.log_entries,
-            "oldestLogEntry": status.oldest.map(print::rfc3339),
+            "oldestLogEntry": status.oldest.map(Timestamp::rfc3339_millis),
             "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
             "cutShort": status.cut_short, "takesAppends": status.takes_appends,
             "fence": status.has_fence,

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::table::{UnreadablePair, Writer};
-use consentd_core::denied::Denied;
-use consentd_core::facts::Resolved;
 use consentd_core::id::{Key, KeySecret};
+use consentd_core::retained_denials::RetainedDenials;
+use consentd_core::standing::ResolvedState;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 
@@ -43,9 +43,9 @@ pub(super) struct RetainedPairs {
     /// Those of them that have no record in the ledger.
     without_record: HashSet<Key>,
     /// What pairs were denied before the reload that is going on.
-    before_reload: HashMap<Key, Arc<Denied>>,
+    before_reload: HashMap<Key, Arc<RetainedDenials>>,
     /// What the snapshot denied of pairs that a replayed record has overwritten for a while.
-    overwritten_by_replay: HashMap<Key, Arc<Denied>>,
+    overwritten_by_replay: HashMap<Key, Arc<RetainedDenials>>,
     /// The ledger's time when the last reload started: when the losses that it reveals were detected.
     loss_time: Timestamp,
     /// Whether the number of retained pairs may have changed since it was judged.
@@ -165,7 +165,7 @@ impl RetainedPairs {
         for (key, state) in &self.states {
             if is_meant(*key)
                 && writer.holds_state(*key, Err(UnreadablePair))
-                && let Some(denied) = Denied::of(&Resolved::of(state).profile)
+                && let Some(denied) = RetainedDenials::of(&ResolvedState::of(state).profile)
             {
                 add(&mut self.before_reload, *key, &Arc::new(denied));
             }
@@ -173,14 +173,14 @@ impl RetainedPairs {
     }
 
     /// Adds what the previous ledger denied a pair that the log has named, during a reload.
-    pub(super) fn add_before_reload(&mut self, key: Key, denied: &Arc<Denied>) {
+    pub(super) fn add_before_reload(&mut self, key: Key, denied: &Arc<RetainedDenials>) {
         add(&mut self.before_reload, key, denied);
         self.changed = true;
     }
 
     /// Retains what the previous ledger denied a pair that the log has named, after the reload.
-    pub(super) fn retain_previous(&mut self, key: Key, denied: &Denied, state: &State) {
-        self.retain(key, denied.beyond(state, self.loss_time));
+    pub(super) fn retain_previous(&mut self, key: Key, denied: &RetainedDenials, state: &State) {
+        self.retain(key, denied.missing_from(state, self.loss_time));
         self.changed = true;
     }
 
@@ -200,12 +200,12 @@ impl RetainedPairs {
     ) {
         let lost = if let Some(before) = self.before_reload.get(&key) {
             self.states.remove(&key);
-            before.beyond(state, self.loss_time)
+            before.missing_from(state, self.loss_time)
         } else {
             // A record only grows, so nothing but a loss removes a scope from it.
             writer.denials(key).and_then(|denied| {
                 let joined = self.join(key, state);
-                denied.vanished_from(joined.as_ref().unwrap_or(state), now)
+                denied.dropped_scopes(joined.as_ref().unwrap_or(state), now)
             })
         };
         self.retain(key, lost);
@@ -217,8 +217,8 @@ impl RetainedPairs {
     pub(super) fn write_unreadable(&mut self, writer: &mut Writer, key: Key, now: Timestamp) {
         let nothing = State::default();
         let denied = match self.before_reload.get(&key) {
-            Some(before) => before.beyond(&nothing, self.loss_time),
-            None => writer.denials(key).and_then(|denied| denied.beyond(&nothing, now)),
+            Some(before) => before.missing_from(&nothing, self.loss_time),
+            None => writer.denials(key).and_then(|denied| denied.missing_from(&nothing, now)),
         };
         self.retain(key, denied);
         writer.apply(key, Err(UnreadablePair));
@@ -264,7 +264,7 @@ impl RetainedPairs {
         for key in &changed {
             let retained = self.states.get(key).map(|state| State::clone(state));
             let retained = retained.unwrap_or_default();
-            let lost = denials.get(key).and_then(|denied| denied.beyond(&retained, now));
+            let lost = denials.get(key).and_then(|denied| denied.missing_from(&retained, now));
             self.retain(*key, lost);
             if self.states.contains_key(key) {
                 self.without_record.insert(*key);
@@ -277,14 +277,14 @@ impl RetainedPairs {
     /// Finishes a reload: pairs that were denied before it, and have no record, stay denied.
     pub(super) fn finish_reload(&mut self, writer: &mut Writer) {
         // Pairs of one profile share their denials, and so the state that is made of them.
-        let mut shared: HashMap<*const Denied, Option<Arc<State>>> = HashMap::new();
+        let mut shared: HashMap<*const RetainedDenials, Option<Arc<State>>> = HashMap::new();
         for (key, denied) in &self.before_reload {
             if writer.contains(*key) {
                 continue;
             }
-            let state = shared
-                .entry(Arc::as_ptr(denied))
-                .or_insert_with(|| denied.beyond(&State::default(), self.loss_time).map(Arc::new));
+            let state = shared.entry(Arc::as_ptr(denied)).or_insert_with(|| {
+                denied.missing_from(&State::default(), self.loss_time).map(Arc::new)
+            });
             if let Some(state) = state {
                 self.states.insert(*key, Arc::clone(state));
                 self.without_record.insert(*key);
@@ -317,7 +317,7 @@ impl RetainedPairs {
     }
 }
 
-fn add(to: &mut HashMap<Key, Arc<Denied>>, key: Key, denied: &Arc<Denied>) {
+fn add(to: &mut HashMap<Key, Arc<RetainedDenials>>, key: Key, denied: &Arc<RetainedDenials>) {
     to.entry(key)
         .and_modify(|known| *known = Arc::new(known.join(denied)))
         .or_insert_with(|| Arc::clone(denied));

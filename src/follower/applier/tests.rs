@@ -3,10 +3,10 @@ use std::sync::Arc;
 use super::*;
 use crate::follower::state_machine::ResyncCause;
 use crate::table::{self, Table};
-use consentd_core::facts::Standing;
 use consentd_core::id::KeySecret;
 use consentd_core::scope::{Category, Scope};
-use consentd_core::state::{Effect, Word};
+use consentd_core::standing::Standing;
+use consentd_core::state::{Choice, Effect};
 use consentd_ledger::Position;
 use consentd_os::clock::Moment;
 
@@ -47,9 +47,9 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
     let key = Key::from_bytes([7; 16]);
     let marketing = Scope::parse("marketing").unwrap();
     // Both are later than the ledger's clock at the last proof.
-    let opted_in = Effect::Word(marketing, Word::opt_in(at(150), None));
+    let opted_in = Effect::Choice(marketing, Choice::opt_in(at(150), None));
     let before = record(std::slice::from_ref(&opted_in));
-    let after = record(&[opted_in, Effect::Word(Scope::All, Word::opt_out(at(160)))]);
+    let after = record(&[opted_in, Effect::Choice(Scope::All, Choice::opt_out(at(160)))]);
     applier.perform(&Action::Apply(body(key, &before, 150)));
     applier.perform(&Action::Apply(body(key, &after, 160)));
     // The earlier record is written back to the ledger, past its log.
@@ -67,7 +67,7 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
 fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is_gone() {
     let (table, mut applier, identity) = loaded(100);
     let key = Key::from_bytes([7; 16]);
-    let denied = record(&[Effect::Word(Scope::All, Word::opt_out(at(110)))]);
+    let denied = record(&[Effect::Choice(Scope::All, Choice::opt_out(at(110)))]);
     applier.perform(&Action::Apply(body(key, &denied, 110)));
     // The ledger is recreated and empty: the denial is retained for a pair without a record.
     let shared = Arc::new(identity.clone());
@@ -76,7 +76,7 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     applier.perform(&Action::Validate);
     assert_eq!(table.retained_pairs(), 1);
     let marketing = Scope::parse("marketing").unwrap();
-    let opted_in = record(&[Effect::Word(marketing, Word::opt_in(at(130), None))]);
+    let opted_in = record(&[Effect::Choice(marketing, Choice::opt_in(at(130), None))]);
     applier.perform(&Action::Apply(body(key, &opted_in, 130)));
     // That record is deleted from the ledger, past its log.
     let label = Position { epoch: identity.epoch, revision: 1, head: [0; 20] };
@@ -93,8 +93,8 @@ fn what_a_saved_table_denied_of_a_pair_that_was_put_back_sticks_as_of_the_clock_
     let (table, mut applier, identity) = loaded(100);
     let key = Key::from_bytes([7; 16]);
     let marketing = Scope::parse("marketing").unwrap();
-    let opted_in = |time| Effect::Word(marketing.clone(), Word::opt_in(at(time), None));
-    let denied = record(&[opted_in(110), Effect::Word(Scope::All, Word::opt_out(at(120)))]);
+    let opted_in = |time| Effect::Choice(marketing.clone(), Choice::opt_in(at(time), None));
+    let denied = record(&[opted_in(110), Effect::Choice(Scope::All, Choice::opt_out(at(120)))]);
     applier.perform(&Action::Apply(body(key, &denied, 120)));
     let mut bytes = Vec::new();
     table.save(&mut bytes, || true).unwrap();

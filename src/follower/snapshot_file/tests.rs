@@ -4,7 +4,7 @@ use super::*;
 use crate::table::{self, UnreadablePair};
 use consentd_core::id::Key;
 use consentd_core::scope::Scope;
-use consentd_core::state::{Effect, State, Word};
+use consentd_core::state::{Choice, Effect, State};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
@@ -22,11 +22,11 @@ fn state(number: u64) -> State {
     for (scope, millis) in
         [("marketing", 90), ("utility.news", if number % 5 == 1 { 70 } else { 90 })]
     {
-        let word = Word::opt_in(at(3), expire(millis));
-        state.apply(&Effect::Word(Scope::parse(scope).unwrap(), word)).unwrap();
+        let choice = Choice::opt_in(at(3), expire(millis));
+        state.apply(&Effect::Choice(Scope::parse(scope).unwrap(), choice)).unwrap();
     }
     if number.is_multiple_of(4) {
-        state.apply(&Effect::Word(Scope::All, Word::opt_out(at(5)))).unwrap();
+        state.apply(&Effect::Choice(Scope::All, Choice::opt_out(at(5)))).unwrap();
     }
     if number.is_multiple_of(2) {
         state.apply(&Effect::Inbound(at(i64::try_from(number).unwrap()))).unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::iter;
 use std::sync::LazyLock;
 
-use super::normal::normal;
+use super::normalize::normalize;
 
 /// Words that people put around an opt-out in each language: *please*, *thank you*, *now*. None of
 /// them changes what the opt-out means, and none negates: `ok` and `no` are answers and not here.
@@ -117,7 +117,7 @@ const COURTESIES: &[(&str, &[&str])] = &[
 ];
 
 static NORMAL_FORMS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-    COURTESIES.iter().flat_map(|(_, words)| *words).map(|word| normal(word)).collect()
+    COURTESIES.iter().flat_map(|(_, words)| *words).map(|word| normalize(word)).collect()
 });
 
 /// The longest courtesy, in bytes of its normal form.
@@ -222,7 +222,7 @@ fn has_no_blanks(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::words::{LANGUAGES, OPT_OUT_MARKETING};
+    use super::super::languages::{LANGUAGES, OPT_OUT_MARKETING};
     use super::*;
 
     fn found(text: &str) -> Vec<&str> {
@@ -237,12 +237,15 @@ mod tests {
             .flat_map(|language| [language.opt_out, language.before_topic, language.confirm])
             .flatten()
             .chain(OPT_OUT_MARKETING)
-            .map(|word| normal(word))
+            .map(|word| normalize(word))
             .collect();
         for (tag, words) in COURTESIES {
             assert!(LANGUAGES.iter().any(|language| language.tag == *tag), "{tag}");
             for word in *words {
-                assert!(!normal(word).is_empty() && !keywords.contains(&normal(word)), "{word}");
+                assert!(
+                    !normalize(word).is_empty() && !keywords.contains(&normalize(word)),
+                    "{word}"
+                );
             }
         }
         for language in LANGUAGES.iter().filter(|language| !language.tag.is_empty()) {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::event::Method;
-use crate::state::{Effect, Word as Said};
+use crate::state::{Choice, Effect};
 use crate::time::Timestamp;
 
 fn keywords() -> Keywords {
@@ -26,8 +26,8 @@ fn keywords() -> Keywords {
 fn state() -> State {
     let mut state = State::default();
     for scope in ["utility.order_updates", "marketing.news", "service.news"] {
-        let said = Said::opt_in(Timestamp::MIN, None);
-        state.apply(&Effect::Word(Scope::parse(scope).unwrap(), said)).unwrap();
+        let said = Choice::opt_in(Timestamp::MIN, None);
+        state.apply(&Effect::Choice(Scope::parse(scope).unwrap(), said)).unwrap();
     }
     state
 }
@@ -42,7 +42,7 @@ fn opts_out(text: &str) -> Option<String> {
 }
 
 #[test]
-fn whole_texts_opt_out() {
+fn whole_text_that_is_a_keyword_opts_out() {
     for text in [
         "STOP",
         "Stop.",
@@ -81,7 +81,7 @@ fn whole_texts_opt_out() {
 }
 
 #[test]
-fn named_scopes_opt_out_of_those_alone() {
+fn stop_with_a_name_opts_out_of_that_scope_only() {
     for (text, scopes) in [
         ("Stop promotions", "marketing"),
         ("stop marketing", "marketing"),
@@ -97,7 +97,7 @@ fn named_scopes_opt_out_of_those_alone() {
 }
 
 #[test]
-fn other_texts_do_not() {
+fn text_that_contains_a_keyword_has_no_meaning() {
     for text in [
         "",
         " ",
@@ -123,7 +123,7 @@ fn other_texts_do_not() {
 }
 
 #[test]
-fn opting_in_is_only_as_configured() {
+fn text_opts_in_only_as_configured() {
     let plain = Keywords::new(KeywordLists::default());
     for text in ["start", "unstop", "subscribe"] {
         assert_eq!(plain.meaning(text, &state()), None, "{text}");
@@ -136,20 +136,20 @@ fn opting_in_is_only_as_configured() {
 }
 
 #[test]
-fn every_default_word_is_its_own_normal_form_once_normalised() {
+fn normal_form_of_a_built_in_keyword_is_stable() {
     for language in LANGUAGES {
         for word in language.opt_out {
             assert_eq!(opts_out(word).as_deref(), Some("*"), "{word}");
         }
         for word in language.opt_out.iter().chain(language.confirm).chain(language.before_topic) {
-            assert_eq!(normal(&normal(word)), normal(word), "{word}");
-            assert!(word.len() <= MAX_KEYWORD_BYTES && !normal(word).is_empty(), "{word}");
+            assert_eq!(normalize(&normalize(word)), normalize(word), "{word}");
+            assert!(word.len() <= MAX_KEYWORD_BYTES && !normalize(word).is_empty(), "{word}");
         }
     }
 }
 
 #[test]
-fn no_word_that_confirms_or_is_an_ordinary_answer_opts_out() {
+fn confirmation_or_ordinary_answer_never_opts_out() {
     for language in LANGUAGES {
         for word in language.confirm {
             assert_eq!(opts_out(word), None, "{word}");
@@ -167,7 +167,7 @@ fn told_of(lists: KeywordLists, text: &str) -> (String, String) {
 }
 
 #[test]
-fn what_matched_is_told_as_it_is_listed_and_in_which_language() {
+fn match_has_the_listed_keyword_and_its_language() {
     let of = |languages: &[&str], text: &str| {
         let languages = languages.iter().map(|tag| (*tag).to_owned()).collect();
         told_of(KeywordLists { languages, ..KeywordLists::default() }, text)
@@ -192,7 +192,7 @@ fn what_matched_is_told_as_it_is_listed_and_in_which_language() {
 }
 
 #[test]
-fn words_confirm_in_the_languages_of_the_business_alone() {
+fn keyword_confirms_only_in_languages_of_the_business() {
     let of = |languages: &[&str], confirm: Option<&[&str]>, text: &str| {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let (languages, confirm) = (owned(languages), confirm.map(owned));
@@ -209,7 +209,7 @@ fn words_confirm_in_the_languages_of_the_business_alone() {
         (&["es"], Some(&["acepto"][..]), "¡ACEPTO!", true),
         (&["de", "nl"], None, "ja", true),
         (&["hi"], None, "हाँ", true),
-        // A word that opts out does, whoever lists it.
+        // A keyword on several lists opts out.
         (&["es"], Some(&["baja"][..]), "baja", false),
     ] {
         let meant = of(languages, confirm, text) == Some(Meaning::Confirm);
@@ -218,7 +218,7 @@ fn words_confirm_in_the_languages_of_the_business_alone() {
 }
 
 #[test]
-fn a_business_may_add_words_and_leave_out_built_in_ones() {
+fn business_can_add_keywords_and_exclude_built_in_ones() {
     let offers = Scope::parse("marketing.offers").unwrap();
     let own = KeywordLists {
         except: vec!["ALTO".into(), "Stop Promotions".into()],

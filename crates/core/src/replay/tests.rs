@@ -1,4 +1,4 @@
-//! Histories replayed at moments.
+//! Histories replayed as of past times.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
 }
 
-fn listed(number: u64, time: i64, recorded: i64, what: What) -> Listed {
+fn listed(number: u64, time: i64, recorded: i64, what: What) -> HistoryEvent {
     let entry = HistoryEntry {
         user_id: "US.1".into(),
         business_id: "acme".into(),
@@ -21,7 +21,7 @@ fn listed(number: u64, time: i64, recorded: i64, what: What) -> Listed {
         record_time: at(recorded),
         what,
     };
-    Listed { number, head: [0; 32], entry }
+    HistoryEvent { number, head: [0; 32], entry }
 }
 
 fn scope(text: &str) -> Scope {
@@ -48,21 +48,22 @@ fn inbound() -> What {
     What::Inbound { message_id: "wamid.1".into(), text: String::new() }
 }
 
-/// What is told of a category at a moment: the template's reason and the numbers of the events
+/// The decisions about a category at a time: the template's reason and the numbers of the events
 /// that it rests on, then the free-form one's.
-fn told(listed: &[Listed], moment: i64, category: &str) -> [(Reason, Vec<u64>); 2] {
+fn told(listed: &[HistoryEvent], moment: i64, category: &str) -> [(Reason, Vec<u64>); 2] {
     let policy = Policy::default();
-    let gone = Gone { events: listed.len().try_into().unwrap(), ..Gone::default() };
-    let past = Past::of(listed, &gone, &policy, at(moment)).unwrap();
-    let answer = past.answer(Category::parse(category).unwrap(), &policy);
+    let gone =
+        DeletedEvents { events: listed.len().try_into().unwrap(), ..DeletedEvents::default() };
+    let past = AsOf::of(listed, &gone, &policy, at(moment)).unwrap();
+    let answer = past.decision(Category::parse(category).unwrap(), &policy);
     [answer.template, answer.free_form].map(|said| {
-        assert!(said.or_else.is_empty());
+        assert!(said.alternatives.is_empty());
         (said.reason, said.because.iter().map(|event| event.number).collect())
     })
 }
 
 #[test]
-fn a_moment_knows_what_was_recorded_by_then_and_names_what_it_rests_on() {
+fn as_of_has_events_recorded_by_then_and_explains_the_decision() {
     use Reason::{
         ConsentExpired, ConsentPending, FrequencyCapped, NoConsent, OptedIn, OptedOut, OptedOutAll,
         PlatformStopped, ReplyAfterOptOut, Suppressed, WindowClosed, WindowOpen,
@@ -114,7 +115,7 @@ fn a_moment_knows_what_was_recorded_by_then_and_names_what_it_rests_on() {
 }
 
 #[test]
-fn opt_outs_that_stand_beneath_the_latest_word_are_named() {
+fn opt_out_beneath_the_latest_choice_is_among_the_reasons() {
     use Reason::{ConsentExpired, OptedOut, OptedOutAll, ReplyAfterOptOut};
     let events: Vec<_> = [opt_out("utility.orders"), opt_out("*"), inbound()]
         .into_iter()
@@ -142,82 +143,95 @@ fn opt_outs_that_stand_beneath_the_latest_word_are_named() {
 }
 
 #[test]
-fn what_was_recorded_later_was_not_known() {
+fn event_recorded_later_is_not_known() {
     let events = [
         listed(1, DAY, DAY, opt_in("marketing", None, false)),
         listed(2, 2 * DAY, 5 * DAY, opt_out("marketing")),
         listed(3, 7 * DAY, 7 * DAY, inbound()),
     ];
     let policy = Policy::default();
-    let past = Past::of(&events, &Gone { events: 3, ..Gone::default() }, &policy, at(3 * DAY));
+    let past = AsOf::of(
+        &events,
+        &DeletedEvents { events: 3, ..DeletedEvents::default() },
+        &policy,
+        at(3 * DAY),
+    );
     let past = past.unwrap();
-    let numbers = |events: &[&Listed]| events.iter().map(|event| event.number).collect::<Vec<_>>();
+    let numbers =
+        |events: &[&HistoryEvent]| events.iter().map(|event| event.number).collect::<Vec<_>>();
     assert_eq!((numbers(&past.known), numbers(&past.late)), (vec![1], vec![2]));
     assert_eq!(told(&events, 3 * DAY, "marketing")[0], (Reason::OptedIn, vec![1]));
     assert_eq!(told(&events, 5 * DAY, "marketing")[0], (Reason::OptedOut, vec![2]));
 }
 
 #[test]
-fn the_policy_is_the_callers() {
+fn decision_uses_the_given_policy() {
     let events = [listed(1, DAY, DAY, inbound())];
     let strict = Policy { window_implies: ClassSet::NONE, ..Policy::default() };
-    let past = Past::of(&events, &Gone { events: 1, ..Gone::default() }, &strict, at(DAY)).unwrap();
-    let answer = past.answer(Category::parse("utility").unwrap(), &strict);
+    let past = AsOf::of(
+        &events,
+        &DeletedEvents { events: 1, ..DeletedEvents::default() },
+        &strict,
+        at(DAY),
+    )
+    .unwrap();
+    let answer = past.decision(Category::parse("utility").unwrap(), &strict);
     assert_eq!(answer.free_form.reason, Reason::NoConsent);
     assert_eq!(answer.window_expire, Some(at(2 * DAY - 60_000)));
 }
 
 #[test]
-fn every_class_and_every_topic_that_is_named_is_asked_about() {
+fn categories_are_all_classes_and_every_named_topic() {
     let events = [
         listed(1, 1, 1, opt_in("utility.orders", None, false)),
         listed(2, 2, 2, opt_out("marketing.sale")),
         listed(3, 3, 3, opt_out("*")),
         listed(4, 4, 9, opt_out("marketing.later")),
     ];
-    let past = Past::of(&events, &Gone::default(), &Policy::default(), at(4)).unwrap();
+    let past = AsOf::of(&events, &DeletedEvents::default(), &Policy::default(), at(4)).unwrap();
     let names: Vec<_> = past.categories().iter().map(ToString::to_string).collect();
     let classes = ["marketing", "utility", "authentication", "service"];
     assert_eq!(names, [&classes[..], &["marketing.sale", "utility.orders"]].concat());
 }
 
 #[test]
-fn what_is_gone_is_told_where_it_may_have_mattered() {
+fn deleted_events_that_may_have_mattered_are_reported() {
     let kept = [
         listed(1, DAY, DAY, opt_in("utility", None, false)),
         listed(4, 10 * DAY, 10 * DAY, opt_out("utility")),
     ];
-    // Numbers 2 and 3 are gone: inbound messages or failures between the first and the tenth day.
-    let gone = Gone { events: 4, last_inbound: Some(at(6 * DAY)), last_failure: None };
+    // Numbers 2 and 3 were deleted: inbound messages or failures between the first and the tenth day.
+    let gone = DeletedEvents { events: 4, last_inbound: Some(at(6 * DAY)), last_failure: None };
     let policy = Policy::default();
-    let past = |moment: i64| Past::of(&kept, &gone, &policy, at(moment)).unwrap();
-    let none = Unknown::default();
-    assert_eq!(past(DAY - 1).unknown, none, "the first was recorded before them");
-    let open = Unknown { events: 2, before: Some(at(10 * DAY)), inbound: true, failure: false };
+    let past = |moment: i64| AsOf::of(&kept, &gone, &policy, at(moment)).unwrap();
+    let none = Uncertainty::default();
+    assert_eq!(past(DAY - 1).uncertainty, none, "the first was recorded before them");
+    let open = Uncertainty { events: 2, before: Some(at(10 * DAY)), inbound: true, failure: false };
     for moment in [DAY, 3 * DAY, 7 * DAY - 1] {
-        assert_eq!(past(moment).unknown, open, "{moment}");
+        assert_eq!(past(moment).uncertainty, open, "{moment}");
     }
-    let closed = Unknown { inbound: false, ..open };
+    let closed = Uncertainty { inbound: false, ..open };
     for moment in [7 * DAY, 30 * DAY] {
-        assert_eq!(past(moment).unknown, closed, "{moment}: the last message was too long ago");
+        assert_eq!(past(moment).uncertainty, closed, "{moment}: the last message was too long ago");
     }
-    let answer = |moment| past(moment).answer(Category::parse("service").unwrap(), &policy);
+    let answer = |moment| past(moment).decision(Category::parse("service").unwrap(), &policy);
     assert_eq!(answer(3 * DAY).free_form.reason, Reason::WindowClosed);
-    assert_eq!(answer(3 * DAY).free_form.or_else, [Reason::WindowOpen]);
-    assert!(answer(8 * DAY).free_form.or_else.is_empty());
-    let certain = past(3 * DAY).answer(Category::parse("utility").unwrap(), &policy);
-    assert!(certain.template.or_else.is_empty(), "an opt-in needs no window");
+    assert_eq!(answer(3 * DAY).free_form.alternatives, [Reason::WindowOpen]);
+    assert!(answer(8 * DAY).free_form.alternatives.is_empty());
+    let certain = past(3 * DAY).decision(Category::parse("utility").unwrap(), &policy);
+    assert!(certain.template.alternatives.is_empty(), "an opt-in needs no window");
 
-    let gone = Gone { last_failure: Some(at(5 * DAY)), ..gone };
-    let past = Past::of(&kept, &gone, &policy, at(5 * DAY)).unwrap();
-    assert!(past.unknown.inbound && past.unknown.failure);
-    let answer = past.answer(Category::parse("marketing").unwrap(), &policy);
-    let or_else: BTreeSet<_> = answer.template.or_else.iter().map(|reason| reason.name()).collect();
+    let gone = DeletedEvents { last_failure: Some(at(5 * DAY)), ..gone };
+    let past = AsOf::of(&kept, &gone, &policy, at(5 * DAY)).unwrap();
+    assert!(past.uncertainty.inbound && past.uncertainty.failure);
+    let answer = past.decision(Category::parse("marketing").unwrap(), &policy);
+    let or_else: BTreeSet<_> =
+        answer.template.alternatives.iter().map(|reason| reason.name()).collect();
     assert_eq!(or_else, BTreeSet::from(["FREQUENCY_CAPPED", "WINDOW_OPEN"]));
 
-    // Where none that is kept came after them, nothing but the last of their kind bounds them.
-    let last = Past::of(&kept[..1], &gone, &policy, at(6 * DAY)).unwrap();
-    assert_eq!((last.unknown.events, last.unknown.before), (3, None));
+    // If no remaining event came after them, only the last event of their kind bounds them.
+    let last = AsOf::of(&kept[..1], &gone, &policy, at(6 * DAY)).unwrap();
+    assert_eq!((last.uncertainty.events, last.uncertainty.before), (3, None));
 }
 
 fn some_what() -> impl Strategy<Value = What> {
@@ -237,8 +251,8 @@ fn some_what() -> impl Strategy<Value = What> {
 }
 
 proptest! {
-    /// Whatever happened: the answer is that of the rules on the events known, every allow and
-    /// every denial but those for want of anything names an event, and that event was known.
+    /// For any history: the decision is that of the rules on the known events; every allow, and every
+    /// denial except for those because of missing consent, names an event; and that event was known.
     #[test]
     fn replayed_answers_are_those_of_the_rules(
         happened in prop::collection::vec((some_what(), 0..3 * DAY, 0..DAY), 0..12),
@@ -253,9 +267,9 @@ proptest! {
         }
         let moment = at(NOW + moment);
         let policy = Policy::default();
-        let gone = Gone { events: events.len().try_into().unwrap(), ..Gone::default() };
-        let past = Past::of(&events, &gone, &policy, moment).unwrap();
-        prop_assert_eq!(past.unknown, Unknown::default());
+        let gone = DeletedEvents { events: events.len().try_into().unwrap(), ..DeletedEvents::default() };
+        let past = AsOf::of(&events, &gone, &policy, moment).unwrap();
+        prop_assert_eq!(past.uncertainty, Uncertainty::default());
         let mut state = State::default();
         for event in events.iter().filter(|event| event.entry.record_time <= moment) {
             for effect in event.entry.what.effects(event.entry.time) {
@@ -264,8 +278,8 @@ proptest! {
         }
         for scope in past.categories() {
             let category = scope.category().unwrap();
-            let facts = Resolved::of(&state).facts(category);
-            let answer = past.answer(category, &policy);
+            let facts = ResolvedState::of(&state).facts(category);
+            let answer = past.decision(category, &policy);
             for (form, said) in [(Form::Template, answer.template), (Form::FreeForm, answer.free_form)] {
                 let clock = Clock::at(moment);
                 let rules = decide(&facts, category.class, form, &policy, clock, Proof::Fresh);

@@ -5,7 +5,7 @@ use icu_properties::props::GeneralCategory;
 
 use super::number::PhoneNumber;
 use super::refusal::Refusal;
-use crate::hidden;
+use crate::hidden_chars;
 
 /// What a character is in a phone number.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -70,7 +70,7 @@ fn sign_beyond_ascii(c: char) -> Sign {
     if c.is_whitespace() && !c.is_control() {
         return Sign::Separator;
     }
-    if hidden::is_invisible(c) {
+    if hidden_chars::is_invisible(c) {
         return Sign::Invisible;
     }
     match CodePointMapData::<GeneralCategory>::new().get(c) {
@@ -110,7 +110,9 @@ pub(super) fn trim(text: &str) -> &str {
     if is_plain(text.as_bytes().first()) && is_plain(text.as_bytes().last()) {
         return text;
     }
-    text.trim_matches(|c: char| c.is_whitespace() || (!c.is_ascii() && hidden::is_invisible(c)))
+    text.trim_matches(|c: char| {
+        c.is_whitespace() || (!c.is_ascii() && hidden_chars::is_invisible(c))
+    })
 }
 
 /// A character that is no part of a phone number, and how many digits are before it.

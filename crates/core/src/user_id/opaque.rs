@@ -3,7 +3,7 @@
 
 use super::notation::{DIGITS_OF_A_NUMBER, Digits, Sign, Unexpected, sign};
 use super::refusal::Refusal;
-use crate::hidden;
+use crate::hidden_chars;
 
 /// The most letters and digits of a business-scoped id behind its country and point.
 const MAX_PLATFORM_ID: usize = 128;
@@ -37,7 +37,7 @@ pub(super) fn read<'a>(
     if let Some(refusal) = number_in_disguise(body, unexpected) {
         return Err(refusal);
     }
-    match hidden::find(id) {
+    match hidden_chars::find(id) {
         None => Ok(id),
         Some(hidden) => Err(Refusal::Hidden(hidden)),
     }
@@ -47,7 +47,7 @@ pub(super) fn read<'a>(
 fn without_letter(id: &str, body: &str, unexpected: Unexpected) -> Refusal {
     let Unexpected { character, place, digits_before } = unexpected;
     if character.is_control()
-        && let Some(hidden) = hidden::find(id)
+        && let Some(hidden) = hidden_chars::find(id)
     {
         return Refusal::Hidden(hidden);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::hidden::Hidden;
+use crate::hidden_chars::HiddenChar;
 
 /// Why a user id was refused. The text says what was wrong and what would be right, and holds
 /// nothing of the id but one character and its place.
@@ -13,7 +13,7 @@ pub enum Refusal {
     /// It is longer than [`MAX_USER_ID_BYTES`](super::MAX_USER_ID_BYTES).
     TooLong,
     /// A character of an opaque id is invisible, or looks like another one.
-    Hidden(Hidden),
+    Hidden(HiddenChar),
     /// There is nothing but punctuation.
     NoDigit,
     /// There are more than 15 digits.

@@ -11,13 +11,13 @@ fn at(millis: i64) -> Timestamp {
 fn a_record() -> Record {
     let mut record = Record { history_len: 3, chain: [9; 32], ..Record::default() };
     let state = &mut record.state;
-    state.scopes.insert(Scope::All, Word::opt_out(at(0)).into());
-    let confirmed = OnScope { opt_out: Some(at(3)), ..Word::confirmed(at(4), None).into() };
+    state.scopes.insert(Scope::All, Choice::opt_out(at(0)).into());
+    let confirmed = ScopeState { opt_out: Some(at(3)), ..Choice::confirmed(at(4), None).into() };
     state.scopes.insert(Scope::parse("marketing").unwrap(), confirmed);
     let topic = Scope::parse("utility.order_updates").unwrap();
-    let word = Some(Word::opt_in(at(7), Some(at(8))));
+    let choice = Some(Choice::opt_in(at(7), Some(at(8))));
     let pending = Some(Pending::new(at(8), None));
-    state.scopes.insert(topic, OnScope { word, pending, opt_out: Some(at(6)) });
+    state.scopes.insert(topic, ScopeState { choice, pending, opt_out: Some(at(6)) });
     state.last_inbound = Some(at(0));
     state.window_closed = Some(at(1));
     state.capped = Some(at(2));

@@ -1,73 +1,75 @@
-//! What events make of one pair: pure.
+//! The update of one pair: the rules, applied to its record event by event. Pure: no clock, no I/O.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use super::linked::{Denial, TooManyIds, known_link};
-use super::{Counts, Refusal, Submission, Told};
+use super::Refusal;
+use super::linked_ids::{Denial, TooManyIds, known_link};
 use consentd_core::Violation;
 use consentd_core::claims::Claim;
 use consentd_core::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
 use consentd_core::id::{Key, KeySecret};
-use consentd_core::keyword::{Heard, Keywords, Meaning};
+use consentd_core::keyword::{KeywordMatch, Keywords, Meaning};
 use consentd_core::record::{HistoryEntry, Link, Outcome, Record, Request};
 use consentd_core::scope::Scope;
 use consentd_core::state::{Pending, State};
+use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Change, History, StoredRecord, Update};
 
-/// A pair's record, with events applied to it one by one.
-pub(super) struct Plan<'a> {
+/// A pair's record, to which events are applied one by one.
+pub(super) struct PairUpdate<'a> {
     stored: &'a StoredRecord,
     record: Record,
+    /// The new history entries.
     history: Vec<HistoryEntry>,
     clock: Timestamp,
     keywords: &'a Keywords,
-    /// The pair's history, where a confirmation may need it.
+    /// The pair's history in the ledger, if it was read.
     known: Option<&'a History>,
-    /// Whether the record was changed at all, be it by a remembered request alone.
-    touched: bool,
-    linked: Linked,
-    /// What is to be taken to the person's other ids.
-    spread: Spread,
+    /// Whether the record was changed, be it only by a remembered request id.
+    is_changed: bool,
+    linked: LinkedState,
+    propagation: Propagation,
 }
 
-/// What is known of a person's other ids when a pair is planned.
+/// What an update needs to know of the person's other ids.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Linked {
-    /// The latest event under any of them.
+pub(super) struct LinkedState {
+    /// The time of the latest event under any of them.
     pub(super) latest: Option<Timestamp>,
-    /// Whether there are as many as there may be, or would be more.
+    /// Whether the person has the maximum number of ids, or would have more with this link.
     pub(super) is_full: bool,
 }
 
-/// What events have said that must hold under all ids of a person before they are acknowledged.
+/// What must hold under all ids of a person before the events are acknowledged.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Spread {
+pub(super) struct Propagation {
     pub(super) links: Vec<Link>,
     pub(super) denials: Vec<Denial>,
-    /// Which of the pair's events wait for it, in their order.
+    /// For each of the pair's events, in order, whether it waits for the propagation.
     pub(super) waits: Vec<bool>,
 }
 
-/// How much later than its whole second a denial counts.
+/// What a denial adds to its time if the source states times in whole seconds: the denial then counts
+/// as of the last millisecond of its second.
 const REST_OF_SECOND: Duration = Duration::from_millis(999);
 
-/// When an event happened, as far as the rules go.
-struct Settled {
+/// The time as of which an event counts.
+struct ResolvedTime {
     time: Timestamp,
-    /// The time that it claimed, where that was ahead of the ledger's clock when it was first
-    /// recorded, and was clamped.
+    /// The event's own time, if that was ahead of the ledger's clock when the event was first
+    /// recorded, so that the event was clamped.
     claimed: Option<Timestamp>,
 }
 
-impl Settled {
+impl ResolvedTime {
     /// An event that was not clamped.
     fn at(time: Timestamp) -> Self {
         Self { time, claimed: None }
     }
 }
 
-impl<'a> Plan<'a> {
+impl<'a> PairUpdate<'a> {
     pub(super) fn new(
         stored: &'a StoredRecord,
         clock: Timestamp,
@@ -83,38 +85,45 @@ impl<'a> Plan<'a> {
             clock,
             keywords,
             known,
-            touched: false,
-            linked: Linked::default(),
-            spread: Spread::default(),
+            is_changed: false,
+            linked: LinkedState::default(),
+            propagation: Propagation::default(),
         }
     }
 
-    /// The same, of a pair whose user has other ids, or is to have them.
-    pub(super) fn linked(self, linked: Linked) -> Self {
+    /// The update of a pair whose user has linked ids, or gets them by its events.
+    pub(super) fn with_linked(self, linked: LinkedState) -> Self {
         Self { linked, ..self }
     }
 
-    /// The record as it will be, and what is to be taken to the person's other ids.
-    pub(super) fn spread(&self) -> (&Record, &Spread) {
-        (&self.record, &self.spread)
+    /// The record after the events so far.
+    pub(super) fn record(&self) -> &Record {
+        &self.record
     }
 
-    /// Applies one event. An outcome of revision 0 is of the revision that this plan will have.
+    /// What the events so far must propagate.
+    pub(super) fn propagation(&self) -> &Propagation {
+        &self.propagation
+    }
+
+    /// Applies one event. A revision of 0 in its outcome stands for the revision at which the update
+    /// will be appended.
     pub(super) fn add(
         &mut self,
         submission: &Submission,
         secret: &KeySecret,
     ) -> Result<Outcome, Refusal> {
-        let before = (self.spread.links.len(), self.spread.denials.len());
+        let before = (self.propagation.links.len(), self.propagation.denials.len());
         let outcome = self.add_to_pair(submission, secret);
-        let after = (self.spread.links.len(), self.spread.denials.len());
-        // What was denied before there were links is found in the record.
+        let after = (self.propagation.links.len(), self.propagation.denials.len());
+        // A repeated denial may have no entry in `denials`, such as one from before there were links.
+        // The propagation finds it in the record.
         let denies = match &submission.event.what {
             What::Inbound { .. } => outcome.as_ref().is_ok_and(|o| !o.opted_out_scope.is_empty()),
             what => what.is_denial(),
         };
         let waits = before != after || (denies && !self.record.links.is_empty());
-        self.spread.waits.push(outcome.is_ok() && waits);
+        self.propagation.waits.push(outcome.is_ok() && waits);
         outcome
     }
 
@@ -127,39 +136,38 @@ impl<'a> Plan<'a> {
         if self.is_erased(event) {
             return Ok(Outcome::default());
         }
-        let request = Identity::of(event, request_id, secret);
+        let request = RequestIdentity::of(event, request_id, secret);
         if let Some(request) = &request
             && let Some(known) = self.record.request(&request.id).cloned()
         {
             if request.what != known.what {
                 return Err(reused());
             }
-            self.spread_again(event, &known, secret);
+            self.propagate_again(event, &known, secret);
             return Ok(known.outcome);
         }
-        let settled = self.settle(submission)?;
-        if let Some(claimed) = settled.claimed {
-            let claim = Claim { from: claimed, until: claimed, moment: settled.time };
-            self.record.state.clamped.insert(settled.time);
-            self.touched |= self.record.state.claims.add(claim);
+        let resolved = self.resolve_time(submission)?;
+        if let Some(claimed) = resolved.claimed {
+            let claim = Claim { from: claimed, until: claimed, moment: resolved.time };
+            self.record.state.clamped.insert(resolved.time);
+            self.is_changed |= self.record.state.claims.add(claim);
         }
-        let denied = self.spread.denials.len();
+        let denied = self.propagation.denials.len();
         let outcome = match &event.what {
             What::Link { other_user_id, moved } => {
-                self.link(event, other_user_id, *moved, settled.time, secret)?
+                self.link(event, other_user_id, *moved, resolved.time, secret)?
             }
-            _ => self.apply(submission, &settled)?,
+            _ => self.apply(submission, &resolved)?,
         };
-        if let Some(Identity { id, what }) = request {
-            let time = self.spread.denials.get(denied).map(|denial| denial.time);
+        if let Some(RequestIdentity { id, what }) = request {
+            let time = self.propagation.denials.get(denied).map(|denial| denial.time);
             self.record.remember(Request { id, what, outcome: outcome.clone(), time });
-            self.touched = true;
+            self.is_changed = true;
         }
         Ok(outcome)
     }
 
-    /// Links the pair's id to another one. That the other one is to name it, too, is left to whoever
-    /// takes the link there.
+    /// Links the pair's id to another one. The propagation adds the reverse link.
     fn link(
         &mut self,
         event: &Event,
@@ -185,19 +193,20 @@ impl<'a> Plan<'a> {
         let applied = self.record.link(link.clone());
         if applied {
             let what = What::Link { other_user_id: link.user_id.clone(), moved: link.moved };
-            self.note(event, what, time);
+            self.push_history(event, what, time);
         }
-        self.spread.links.push(link);
+        self.propagation.links.push(link);
         Ok(Outcome { applied, ..Outcome::default() })
     }
 
-    /// A repeat changes nothing here, and what it said may not have come to the other ids.
-    fn spread_again(&mut self, event: &Event, known: &Request, secret: &KeySecret) {
+    /// Propagates what a repeated request said: the first attempt may have failed before the
+    /// propagation was complete.
+    fn propagate_again(&mut self, event: &Event, known: &Request, secret: &KeySecret) {
         if let What::Link { other_user_id, .. } = &event.what {
             let business_id = &event.business_id;
             let other = secret.read(other_user_id, business_id).ok();
             let link = other.and_then(|key| known_link(&self.record, secret, business_id, key));
-            self.spread.links.extend(link);
+            self.propagation.links.extend(link);
         }
         let Some(time) = known.time else { return };
         let scopes = known.outcome.opted_out_scope.split(", ").filter(|scope| !scope.is_empty());
@@ -208,20 +217,21 @@ impl<'a> Plan<'a> {
                 .collect(),
             what => vec![what.clone()],
         };
-        self.spread.denials.extend(whats.into_iter().map(|what| Denial { time, what }));
+        self.propagation.denials.extend(whats.into_iter().map(|what| Denial { time, what }));
     }
 
-    /// Whether an event says that it happened no later than the pair was erased: then it leaves no
-    /// trace. A webhook may be sent again for days, and an import may be years old.
+    /// Whether an event happened before the pair was erased. Such an event leaves no trace: a webhook
+    /// may be repeated for days, and an import may be years old.
     fn is_erased(&self, event: &Event) -> bool {
         let erased = self.record.erased.as_ref().map(|erased| erased.time);
         erased.is_some_and(|erased| event.time.is_some_and(|time| time <= erased))
     }
 
-    /// The change to append; one that writes nothing where the record stays as it is.
-    pub(super) fn into_change(mut self, key: Key, submissions: &[&Submission]) -> Change {
+    /// The change to append. It writes nothing, and only compares, if the record is unchanged. `last`
+    /// is the pair's last event; its ids are those of the log entry.
+    pub(super) fn into_change(mut self, key: Key, last: Option<&Submission>) -> Change {
         self.record.state.forget_clamped();
-        let last = submissions.last().filter(|_| self.touched);
+        let last = last.filter(|_| self.is_changed);
         let update = last.map(|last| Update {
             user_id: last.event.user_id.clone(),
             business_id: last.event.business_id.clone(),
@@ -232,11 +242,13 @@ impl<'a> Plan<'a> {
         Change { key, base: self.stored.version, update }
     }
 
-    /// When the event happened: as it says, or now by the ledger's clock. Where the time is ahead of
-    /// that clock, one of the two is wrong: what allows is clamped to now, and a denial keeps its
-    /// time, so that nothing that was said before the denial is ever later than it.
-    fn settle(&self, submission: &Submission) -> Result<Settled, Refusal> {
-        let Submission { event, request_id, told } = submission;
+    /// Resolves the time as of which an event counts: its own, or the ledger's clock if it has none.
+    ///
+    /// If the event's time is ahead of the ledger's clock, one of the two is wrong. An allow is clamped
+    /// to the ledger's clock. A denial keeps its time, so that no event from before the denial ever
+    /// counts as later.
+    fn resolve_time(&self, submission: &Submission) -> Result<ResolvedTime, Refusal> {
+        let Submission { event, request_id, precision, is_replay, .. } = submission;
         let now = self.clock;
         let refuse =
             |field: &str, why: String| Err(Refusal::Invalid(vec![Violation::new(field, why)]));
@@ -248,9 +260,9 @@ impl<'a> Plan<'a> {
             return refuse("opt_in.expire_time", why.to_owned());
         }
         match event.time {
-            // What was recorded once is given back whatever the ledger's clock: another server may
-            // have taken over, whose clock is late.
-            Some(time) if time > now.plus(MAX_AHEAD) && !told.is_recorded => {
+            // A replay is accepted whatever the ledger's clock: after a failover, the new primary's
+            // clock may be behind.
+            Some(time) if time > now.plus(MAX_AHEAD) && !is_replay => {
                 let ahead = Duration::from_secs(time.since(now).as_secs());
                 let ahead = humantime::format_duration(ahead);
                 refuse(
@@ -260,18 +272,18 @@ impl<'a> Plan<'a> {
                          are taken: set the clock of the sender, or of the ledger's \
                          machine, whichever is wrong, or check the time zone and that the unit is \
                          seconds",
-                        humantime::format_rfc3339_seconds(UNIX_EPOCH + now.since(Timestamp::MIN))
+                        now.rfc3339_seconds()
                     ),
                 )
             }
             Some(own) if event.what.is_clamped() => {
-                // A repeat counts as of when it was first recorded, also once its time has passed.
+                // A repeat counts as of when it was first recorded, even after its own time has passed.
                 let known = self.record.state.claims.moment_of(own);
                 let time = known.unwrap_or(own).min(now);
-                Ok(Settled { time, claimed: (time < own).then_some(own) })
+                Ok(ResolvedTime { time, claimed: (time < own).then_some(own) })
             }
-            Some(own) if event.what.is_denial() => Ok(Settled::at(denied_at(own, *told))),
-            Some(own) => Ok(Settled::at(own)),
+            Some(own) if event.what.is_denial() => Ok(ResolvedTime::at(denied_at(own, *precision))),
+            Some(own) => Ok(ResolvedTime::at(own)),
             None if event.what.lifts() && request_id.is_empty() => refuse(
                 "request_id",
                 "required for what lifts a denial (an opt-in, a resume, a lifted suppression) and \
@@ -280,60 +292,68 @@ impl<'a> Plan<'a> {
                     .to_owned(),
             ),
             None if matches!(event.what, What::Link { .. }) => {
-                Ok(Settled::at(self.stamp_of_link()))
+                Ok(ResolvedTime::at(self.assign_link_time()))
             }
-            None if event.what.is_denial() => Ok(Settled::at(self.stamp_of_denial())),
-            None => Ok(Settled::at(self.clock)),
+            None if event.what.is_denial() => Ok(ResolvedTime::at(self.assign_denial_time())),
+            None => Ok(ResolvedTime::at(self.clock)),
         }
     }
 
-    /// The time of the latest event of the pair, and of those that it is linked to.
+    /// The time of the latest event under any of the person's ids.
     fn latest(&self) -> Option<Timestamp> {
         self.record.state.latest().max(self.linked.latest)
     }
 
-    /// Now, and no earlier than the latest event, whatever other clocks said.
-    fn stamp_of_denial(&self) -> Timestamp {
+    /// The time of a denial that has none: the ledger's clock, but no earlier than the latest event,
+    /// whose sender's clock may have been ahead.
+    fn assign_denial_time(&self) -> Timestamp {
         self.latest().map_or(self.clock, |latest| latest.max(self.clock))
     }
 
-    /// Now, and later than the latest event under either id: an id that was erased takes only links
-    /// from after that, and a fast clock may have put its tombstone ahead.
-    fn stamp_of_link(&self) -> Timestamp {
+    /// The time of a link that has none: the ledger's clock, but later than the latest event under
+    /// either id. An erased id accepts only links from after its tombstone, and a fast clock may have
+    /// put that ahead.
+    fn assign_link_time(&self) -> Timestamp {
         let next = self.latest().map(|latest| latest.plus(Duration::from_millis(1)));
         next.map_or(self.clock, |next| next.max(self.clock))
     }
 
-    fn apply(&mut self, submission: &Submission, settled: &Settled) -> Result<Outcome, Refusal> {
-        let Submission { event, request_id, told } = submission;
-        let time = settled.time;
+    fn apply(
+        &mut self,
+        submission: &Submission,
+        resolved: &ResolvedTime,
+    ) -> Result<Outcome, Refusal> {
+        let Submission { event, request_id, precision, inbound_effect, is_replay } = submission;
+        let time = resolved.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
             let what = event.what.clone();
-            let is_repeat = told.is_recorded && self.has_entry(&what, time);
+            let is_repeat = *is_replay && self.has_entry(&what, time);
             let time = if is_repeat { time } else { self.counts_as_of(&what, time) };
-            outcome.applied = self.enter_at(event, what, time)?;
+            outcome.applied = self.apply_effects_at(event, what, time)?;
             return Ok(outcome);
         };
-        let heard = self.keywords.meaning(text, &self.record.state);
-        if told.counts == Counts::All {
+        let matched = self.keywords.meaning(text, &self.record.state);
+        if *inbound_effect == InboundEffect::WindowAndKeywords {
             let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
-            outcome.applied = self.enter(event, inbound, time)?;
+            outcome.applied = self.apply_effects(event, inbound, time)?;
         }
-        let Some(Heard { meaning, keyword, locale }) = heard else { return Ok(outcome) };
+        let Some(KeywordMatch { meaning, keyword, locale }) = matched else { return Ok(outcome) };
         match meaning {
             Meaning::OptOut(scopes) => {
-                // A denial is stamped as one, though its message is not: it keeps its own time where
-                // the message that opens the window is clamped.
-                let own = event.time.map(|own| denied_at(own, *told));
-                let time = own.unwrap_or_else(|| self.stamp_of_denial());
+                // The message may be clamped as an allow, because it opens the window. The denial in
+                // it keeps its own time.
+                let own = event.time.map(|own| denied_at(own, *precision));
+                let time = own.unwrap_or_else(|| self.assign_denial_time());
                 outcome.opted_out_scope = list(&scopes);
                 for scope in scopes {
-                    outcome.applied |= self.enter(event, by_keyword(scope, message_id), time)?;
+                    outcome.applied |=
+                        self.apply_effects(event, by_keyword(scope, message_id), time)?;
                 }
             }
-            _ if told.counts == Counts::OptOut => {}
-            // Without a time or a request id, a retry would be newer than an opt-out between.
+            _ if *inbound_effect == InboundEffect::OptOutKeywords => {}
+            // Without a time or a request id, a retry would count as later than an opt-out between the
+            // two attempts.
             _ if event.time.is_none() && request_id.is_empty() => {}
             Meaning::OptIn(keyword) => {
                 let mut evidence = keyword.evidence.clone();
@@ -341,8 +361,8 @@ impl<'a> Plan<'a> {
                 let category = keyword.category.clone();
                 outcome.opted_in_category = category.to_string();
                 let what = What::OptIn { category, evidence, expire: None, pending: false };
-                // The message itself is recorded even where the pair has no room for the scope.
-                match self.enter(event, what, time) {
+                // The message itself is recorded even if the pair has no room for the scope.
+                match self.apply_effects(event, what, time) {
                     Ok(applied) => outcome.applied |= applied,
                     Err(_) => outcome.opted_in_category.clear(),
                 }
@@ -353,7 +373,7 @@ impl<'a> Plan<'a> {
                 outcome.opted_in_category = list(&confirmed);
             }
         }
-        // A word that did nothing, such as a `yes` while nothing is pending, was none.
+        // A keyword without effect, such as `yes` while nothing is pending, is not reported.
         if !(outcome.opted_out_scope.is_empty() && outcome.opted_in_category.is_empty()) {
             outcome.matched_keyword = keyword;
             outcome.keyword_locale = locale;
@@ -361,10 +381,11 @@ impl<'a> Plan<'a> {
         Ok(outcome)
     }
 
-    /// Confirms every opt-in that was pending before the message, and had not lapsed by then.
+    /// Confirms every opt-in that was pending before the message and had not expired by then. Returns
+    /// their scopes.
     ///
-    /// The confirmed opt-in counts as of the time of the pending one. So an opt-out between the two
-    /// stands, whether it arrives before the confirmation or after it.
+    /// A confirmed opt-in counts as of the time of the pending one, so that an opt-out between the two
+    /// wins, whether it arrives before the confirmation or after it.
     fn confirm(
         &mut self,
         event: &Event,
@@ -386,20 +407,20 @@ impl<'a> Plan<'a> {
             evidence.confirmation = confirmed_by(message_id, time);
             let expire = pending.expire();
             let what = What::OptIn { category: category.clone(), evidence, expire, pending: false };
-            if self.enter(event, what, pending.time)? {
+            if self.apply_effects(event, what, pending.time)? {
                 confirmed.push(category);
             }
         }
         Ok(confirmed)
     }
 
-    /// What proves a pending opt-in: the words are in its own history entry.
-    fn evidence_of(&self, scope: &Scope, said: Pending) -> Option<Evidence> {
+    /// The evidence of a pending opt-in, from its history entry.
+    fn evidence_of(&self, scope: &Scope, opt_in: Pending) -> Option<Evidence> {
         let before = self.known.map(|known| known.entries.as_slice()).unwrap_or_default();
         let before = before.iter().map(|(_, entry)| entry);
         before.chain(&self.history).rev().find_map(|entry| match &entry.what {
             What::OptIn { category, evidence, pending: true, .. }
-                if category == scope && entry.time == said.time =>
+                if category == scope && entry.time == opt_in.time =>
             {
                 Some(evidence.clone())
             }
@@ -407,9 +428,9 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Whether the pair's history has this already, be it as of a later moment that it counts as of.
-    /// A denial that is given back is idempotent by that: it is moved behind a clamped event that
-    /// allows at most once, and never behind one that came after the denial was recorded.
+    /// Whether the pair's history has this event, perhaps as of a later time to which it was moved.
+    /// This makes the replay of a denial idempotent: the denial is moved behind a clamped allow at most
+    /// once, and never behind an allow that was recorded after the denial.
     fn has_entry(&self, what: &What, time: Timestamp) -> bool {
         let known = self.known.map(|known| known.entries.as_slice()).unwrap_or_default();
         let entries = known.iter().map(|(_, entry)| entry).chain(&self.history);
@@ -422,31 +443,42 @@ impl<'a> Plan<'a> {
         counts_as_of(&self.record.state, what, time)
     }
 
-    /// Applies one thing that happened, and enters it into the history if it changed anything.
-    fn enter(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
+    /// Applies an event to the state as of the time that it counts as of, and adds it to the history
+    /// if it changed the state. Returns whether it did.
+    fn apply_effects(
+        &mut self,
+        event: &Event,
+        what: What,
+        time: Timestamp,
+    ) -> Result<bool, Refusal> {
         let time = self.counts_as_of(&what, time);
-        self.enter_at(event, what, time)
+        self.apply_effects_at(event, what, time)
     }
 
-    /// The same, as of exactly this time.
-    fn enter_at(&mut self, event: &Event, what: What, time: Timestamp) -> Result<bool, Refusal> {
+    /// Applies an event as [`apply_effects`](Self::apply_effects) does, but as of exactly this time.
+    fn apply_effects_at(
+        &mut self,
+        event: &Event,
+        what: What,
+        time: Timestamp,
+    ) -> Result<bool, Refusal> {
         let mut changed = false;
         for effect in what.effects(time) {
             changed |= self.record.state.apply(&effect)?;
         }
-        // Whether or not it is news here, it may be under the person's other ids.
+        // Even if the denial changes nothing here, the person's other ids may lack it.
         if what.is_denial() && !self.record.links.is_empty() {
-            self.spread.denials.push(Denial { time, what: what.clone() });
+            self.propagation.denials.push(Denial { time, what: what.clone() });
         }
         if changed {
-            self.note(event, what, time);
+            self.push_history(event, what, time);
         }
         Ok(changed)
     }
 
-    /// Enters what changed the record into the history.
-    fn note(&mut self, event: &Event, what: What, time: Timestamp) {
-        self.touched = true;
+    /// Adds an entry to the history.
+    fn push_history(&mut self, event: &Event, what: What, time: Timestamp) {
+        self.is_changed = true;
         self.history.push(HistoryEntry {
             user_id: event.user_id.clone(),
             business_id: event.business_id.clone(),
@@ -457,25 +489,31 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// When a denial counts as having happened: at the end of its second, where its time has no more.
-fn denied_at(own: Timestamp, told: Told) -> Timestamp {
-    if told.whole_seconds { own.plus(REST_OF_SECOND) } else { own }
+/// The time as of which a denial counts: the end of its second if its source has only seconds.
+fn denied_at(own: Timestamp, precision: SourcePrecision) -> Timestamp {
+    match precision {
+        SourcePrecision::Milliseconds => own,
+        SourcePrecision::Seconds => own.plus(REST_OF_SECOND),
+    }
 }
 
-/// The time that what happened at `time` counts as of, where it is recorded over this state.
+/// The time as of which an event of `time` counts if it is recorded on top of this state: see
+/// [`State::counts_as_of`].
 pub(super) fn counts_as_of(state: &State, what: &What, time: Timestamp) -> Timestamp {
     let effects = what.effects(time);
     effects.iter().map(|effect| state.counts_as_of(effect, time)).max().unwrap_or(time)
 }
 
-/// By what a repeat of a request is known.
-struct Identity {
+/// The idempotency key of a request.
+struct RequestIdentity {
+    /// A keyed digest of the request id.
     id: [u8; 16],
+    /// A keyed digest of the event, by which another event with the same request id is refused.
     what: [u8; 16],
 }
 
-impl Identity {
-    /// None where the caller gave no id: then an event is known by its time alone.
+impl RequestIdentity {
+    /// `None` if there is no request id: a repeat is then recognised by the event's time alone.
     fn of(event: &Event, request_id: &str, secret: &KeySecret) -> Option<Self> {
         if request_id.is_empty() {
             return None;
@@ -487,6 +525,7 @@ impl Identity {
     }
 }
 
+/// The refusal of a request id that was used for a different event.
 fn reused() -> Refusal {
     let why = "was used for a different event of this user before; give every event its own";
     Refusal::Invalid(vec![Violation::new("request_id", why)])
@@ -496,24 +535,23 @@ fn list(scopes: &[Scope]) -> String {
     scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The opt-out that a message's text means.
+/// The opt-out by a keyword in a message.
 fn by_keyword(scope: Scope, message_id: &str) -> What {
     What::OptOut { scope, reference: by_message("keyword in message", message_id) }
 }
 
-/// Names the message that confirmed an opt-in, and when that was: the opt-in itself counts as of when
-/// it was asked for.
+/// Names the message that confirmed an opt-in, with the message's time: the opt-in itself counts as of
+/// the time of the request.
 fn confirmed_by(message_id: &str, time: Timestamp) -> String {
-    let at = humantime::format_rfc3339_millis(UNIX_EPOCH + time.since(Timestamp::MIN));
-    let mut said = by_message("message", message_id);
-    let at = format!(" at {at}");
-    said.truncate(said.floor_char_boundary(MAX_REFERENCE_BYTES.saturating_sub(at.len())));
-    said + &at
+    let mut text = by_message("message", message_id);
+    let at = format!(" at {}", time.rfc3339_millis());
+    text.truncate(text.floor_char_boundary(MAX_REFERENCE_BYTES.saturating_sub(at.len())));
+    text + &at
 }
 
-/// Names a message, within the bounds of what may be recorded.
+/// Names a message, within the length of a reference.
 fn by_message(what: &str, message_id: &str) -> String {
-    let mut said = format!("{what} {message_id}").trim_end().to_owned();
-    said.truncate(said.floor_char_boundary(MAX_REFERENCE_BYTES));
-    said
+    let mut text = format!("{what} {message_id}").trim_end().to_owned();
+    text.truncate(text.floor_char_boundary(MAX_REFERENCE_BYTES));
+    text
 }

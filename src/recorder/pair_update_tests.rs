@@ -1,11 +1,12 @@
-use super::plan::Plan;
-use super::{Counts, Refusal, Submission, Told};
+use super::Refusal;
+use super::pair_update::PairUpdate;
 use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
 use consentd_core::id::KeySecret;
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::Outcome;
 use consentd_core::scope::Scope;
-use consentd_core::state::{Said, State, Word};
+use consentd_core::state::{Choice, ChoiceKind, State};
+use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Change, EntryPosition, History, StoredRecord, Update, Version};
 
@@ -16,7 +17,7 @@ pub(super) fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
 }
 
-/// A ledger of one pair: what recorders do, without the recorder.
+/// A ledger of one pair in memory, to which updates are appended without a recorder.
 pub(super) struct Pair {
     stored: StoredRecord,
     history: History,
@@ -35,10 +36,11 @@ impl Pair {
     /// Records one event by the ledger's clock; the ledger assigns the next revision.
     pub(super) fn record(&mut self, now: i64, submission: &Submission) -> Result<Outcome, Refusal> {
         let secret = KeySecret::new(&[3; 16]);
-        let mut plan = Plan::new(&self.stored, at(now), &self.keywords, Some(&self.history));
-        let mut outcome = plan.add(submission, &secret)?;
+        let mut pair_update =
+            PairUpdate::new(&self.stored, at(now), &self.keywords, Some(&self.history));
+        let mut outcome = pair_update.add(submission, &secret)?;
         let key = consentd_core::id::Key::from_bytes([0; 16]);
-        let Change { base, update, .. } = plan.into_change(key, &[submission]);
+        let Change { base, update, .. } = pair_update.into_change(key, Some(submission));
         assert_eq!(base, self.stored.version);
         if let Some(Update { record, history, .. }) = update {
             let revision = base.revision + 1;
@@ -56,9 +58,9 @@ impl Pair {
         &self.stored.record.state
     }
 
-    pub(super) fn said_on(&self, scope: &str) -> Option<(Timestamp, Said)> {
-        let said = self.state().scopes.get(&Scope::parse(scope).unwrap())?;
-        said.word.map(|word| (word.time, word.said))
+    pub(super) fn said_on(&self, scope: &str) -> Option<(Timestamp, ChoiceKind)> {
+        let scope_state = self.state().scopes.get(&Scope::parse(scope).unwrap())?;
+        scope_state.choice.map(|choice| (choice.time, choice.kind))
     }
 }
 
@@ -96,7 +98,7 @@ pub(super) fn refused_field(result: Result<Outcome, Refusal>) -> String {
 }
 
 #[test]
-fn what_allows_is_clamped_to_now_up_to_five_minutes_ahead_and_refused_from_there() {
+fn allow_is_clamped_up_to_five_minutes_ahead_and_refused_beyond() {
     for (ahead, stamped) in [(0, Some(NOW)), (1, Some(NOW)), (5 * MINUTE, Some(NOW))] {
         let mut pair = Pair::new();
         pair.record(NOW, &event(inbound(""), Some(NOW + ahead), "")).unwrap();
@@ -110,7 +112,7 @@ fn what_allows_is_clamped_to_now_up_to_five_minutes_ahead_and_refused_from_there
 }
 
 #[test]
-fn a_denial_without_a_time_is_never_older_than_what_is_known() {
+fn denial_without_a_time_is_never_earlier_than_a_recorded_event() {
     // The ledger's clock was set back by an hour after the opt-in.
     let behind = NOW - 60 * MINUTE;
     for what in [opt_out("marketing"), inbound("STOP")] {
@@ -119,7 +121,9 @@ fn a_denial_without_a_time_is_never_older_than_what_is_known() {
         let outcome = pair.record(behind, &event(what, None, "")).unwrap();
         assert!(outcome.applied);
         let standing = pair.state().standing_on(&Scope::parse("marketing").unwrap());
-        assert!(standing.word.is_some_and(|word| word.is_opt_out() && word.time == at(NOW)));
+        assert!(
+            standing.choice.is_some_and(|choice| choice.is_opt_out() && choice.time == at(NOW))
+        );
     }
     let mut pair = Pair::new();
     pair.record(NOW, &event(inbound(""), Some(NOW), "")).unwrap();
@@ -132,7 +136,7 @@ fn a_denial_without_a_time_is_never_older_than_what_is_known() {
 }
 
 #[test]
-fn what_lifts_a_denial_without_a_time_needs_a_request_id() {
+fn event_that_lifts_a_denial_without_a_time_needs_a_request_id() {
     let suppression = |suppressed| What::Suppression { suppressed, reference: String::new() };
     let mut pair = Pair::new();
     for denial in [What::Platform { stopped: true }, suppression(true)] {
@@ -148,7 +152,7 @@ fn what_lifts_a_denial_without_a_time_needs_a_request_id() {
 }
 
 #[test]
-fn a_repeat_gets_the_same_answer_and_changes_nothing() {
+fn repeat_has_the_same_outcome_and_changes_nothing() {
     let mut pair = Pair::new();
     let given = event(opt_in("marketing", false), None, "a");
     let first = pair.record(NOW, &given).unwrap();
@@ -157,13 +161,13 @@ fn a_repeat_gets_the_same_answer_and_changes_nothing() {
     assert_eq!(pair.record(NOW + 2, &given).unwrap(), first);
     assert_eq!(pair.stored, before);
     assert_eq!((first.revision, before.version.revision), (1, 2));
-    // What changed nothing is remembered as well: by now it might.
+    // The request of an event that changed nothing is remembered too: by now it might change something.
     let late = event(inbound(""), Some(NOW - MINUTE), "c");
     pair.record(NOW + 3, &event(inbound(""), Some(NOW), "")).unwrap();
     let nothing = pair.record(NOW + 3, &late).unwrap();
     assert!(!nothing.applied);
     assert_eq!(pair.record(NOW + 4, &late).unwrap(), nothing);
-    // And so is which keyword it was.
+    // The keyword is remembered too.
     let stop = event(inbound("ARRETEZ !"), None, "d");
     let stopped = pair.record(NOW + 5, &stop).unwrap();
     assert_eq!((&*stopped.matched_keyword, &*stopped.keyword_locale), ("arrêtez", "fr"));
@@ -171,18 +175,18 @@ fn a_repeat_gets_the_same_answer_and_changes_nothing() {
 }
 
 #[test]
-fn a_request_id_belongs_to_one_event() {
+fn request_id_of_another_event_is_refused() {
     let mut pair = Pair::new();
     pair.record(NOW, &event(opt_in("marketing", false), None, "a")).unwrap();
     let stop = pair.record(NOW + 1, &event(opt_out("*"), None, "a"));
     assert_eq!(refused_field(stop), "request_id", "a STOP must not be swallowed as a repeat");
-    // A retry may tell the time anew: it is the same event.
+    // A retry may have another time: it is the same event.
     let again = event(opt_in("marketing", false), Some(NOW), "a");
     assert_eq!(pair.record(NOW + 2, &again).unwrap().revision, 1);
 }
 
 #[test]
-fn the_last_eight_requests_are_remembered() {
+fn ninth_request_makes_the_pair_forget_the_first() {
     let mut pair = Pair::new();
     for n in 0..9_i64 {
         pair.record(NOW + n, &event(inbound(&n.to_string()), None, &n.to_string())).unwrap();
@@ -197,8 +201,9 @@ fn the_last_eight_requests_are_remembered() {
 }
 
 #[test]
-fn a_retry_of_what_was_taken_as_now_revives_nothing() {
-    // A client two minutes ahead, a lost answer, a STOP, and the retry: before and after its time.
+fn retry_of_a_clamped_event_lifts_no_denial() {
+    // A client whose clock is two minutes ahead, a lost response, a STOP, and the retry before and after
+    // its time.
     for retried_at in [NOW + 10, NOW + 3 * MINUTE] {
         let mut pair = Pair::new();
         let given = event(opt_in("marketing", false), Some(NOW + 2 * MINUTE), "");
@@ -211,30 +216,30 @@ fn a_retry_of_what_was_taken_as_now_revives_nothing() {
 }
 
 #[test]
-fn a_keyword_is_an_event_of_its_own_in_the_history() {
+fn keyword_has_its_own_history_entry() {
     let mut pair = Pair::new();
     let outcome = pair.record(NOW, &event(inbound("Stop."), None, "")).unwrap();
     assert_eq!((outcome.applied, outcome.opted_out_scope.as_str()), (true, "*"));
     assert_eq!((&*outcome.matched_keyword, &*outcome.keyword_locale), ("stop", ""));
-    assert_eq!(pair.said_on("*"), Some((at(NOW), Said::OptOut)));
+    assert_eq!(pair.said_on("*"), Some((at(NOW), ChoiceKind::OptOut)));
     let whats: Vec<_> = pair.history.entries.iter().map(|(_, entry)| entry.what.clone()).collect();
     let reference = "keyword in message wamid.1".to_owned();
     assert_eq!(whats, [inbound(""), What::OptOut { scope: Scope::All, reference }]);
 }
 
 #[test]
-fn stopping_a_topic_stops_it_wherever_it_is_known() {
+fn stop_with_a_topic_opts_out_in_every_class_that_has_it() {
     let mut pair = Pair::new();
     for category in ["marketing.news", "utility.news", "utility"] {
         pair.record(NOW, &event(opt_in(category, false), Some(NOW), "")).unwrap();
     }
     let outcome = pair.record(NOW + 1, &event(inbound("stop news"), None, "")).unwrap();
     assert_eq!(outcome.opted_out_scope, "marketing.news, utility.news");
-    assert!(matches!(pair.said_on("utility"), Some((_, Said::OptIn { .. }))));
+    assert!(matches!(pair.said_on("utility"), Some((_, ChoiceKind::OptIn { .. }))));
 }
 
 #[test]
-fn yes_confirms_what_is_pending_in_its_own_words() {
+fn yes_confirms_a_pending_opt_in_with_its_statement() {
     let mut pair = Pair::new();
     let yes = |time| event(inbound("Yes!"), time, "");
     let nothing = pair.record(NOW, &yes(Some(NOW))).unwrap();
@@ -243,11 +248,11 @@ fn yes_confirms_what_is_pending_in_its_own_words() {
     let early = pair.record(NOW + 1, &yes(Some(NOW))).unwrap();
     assert_eq!(early.opted_in_category, "", "it was not pending yet");
     let untimed = pair.record(NOW + 2, &yes(None)).unwrap();
-    assert_eq!(untimed.opted_in_category, "", "a retry could not be told from a new yes");
+    assert_eq!(untimed.opted_in_category, "", "a retry could not be distinguished from a new yes");
     let outcome = pair.record(NOW + 3, &yes(Some(NOW + 3))).unwrap();
     assert_eq!(outcome.opted_in_category, "marketing");
     assert_eq!((&*outcome.matched_keyword, &*outcome.keyword_locale), ("yes", "en"));
-    let confirmed = Said::OptIn { expire: None, confirms: true };
+    let confirmed = ChoiceKind::OptIn { expire: None, confirms: true };
     assert_eq!(pair.said_on("marketing"), Some((at(NOW), confirmed)), "as of when it was asked");
     let (_, last) = pair.history.entries.last().unwrap();
     let What::OptIn { evidence, pending: false, .. } = &last.what else { panic!("{last:?}") };
@@ -257,7 +262,7 @@ fn yes_confirms_what_is_pending_in_its_own_words() {
 }
 
 #[test]
-fn yes_confirms_nothing_that_had_lapsed() {
+fn yes_does_not_confirm_an_expired_opt_in() {
     let mut pair = Pair::new();
     let mut pending = event(opt_in("marketing", true), Some(NOW), "");
     let What::OptIn { expire, .. } = &mut pending.event.what else { unreachable!() };
@@ -270,7 +275,7 @@ fn yes_confirms_nothing_that_had_lapsed() {
 }
 
 #[test]
-fn what_a_keyword_records_can_be_recorded_again_from_an_export() {
+fn history_entry_of_a_keyword_is_valid_when_imported_again() {
     let mut pair = Pair::new();
     let mut stop = event(inbound("stop"), Some(NOW), "");
     let What::Inbound { message_id, .. } = &mut stop.event.what else { unreachable!() };
@@ -282,7 +287,7 @@ fn what_a_keyword_records_can_be_recorded_again_from_an_export() {
 }
 
 #[test]
-fn an_expiry_must_lie_behind_the_opt_in() {
+fn expiry_before_the_opt_in_is_refused() {
     let mut pair = Pair::new();
     let mut given = event(opt_in("marketing", false), Some(NOW), "");
     let What::OptIn { expire, .. } = &mut given.event.what else { unreachable!() };
@@ -290,67 +295,71 @@ fn an_expiry_must_lie_behind_the_opt_in() {
     assert_eq!(refused_field(pair.record(NOW, &given)), "opt_in.expire_time");
 }
 
-/// As a webhook tells it: its time has whole seconds.
-pub(super) fn by_webhook(what: What, time: i64, counts: Counts) -> Submission {
-    let mut told = event(what, Some(time), "");
-    told.told = Told { whole_seconds: true, counts, ..Told::default() };
-    told
+/// A submission as of a webhook: its time has whole seconds.
+pub(super) fn by_webhook(what: What, time: i64, effect: InboundEffect) -> Submission {
+    let precision = SourcePrecision::Seconds;
+    Submission { precision, inbound_effect: effect, ..event(what, Some(time), "") }
 }
 
 #[test]
-fn a_denial_told_in_whole_seconds_is_the_last_millisecond_of_its_second() {
+fn denial_in_whole_seconds_counts_as_of_the_last_millisecond() {
     const SECOND: i64 = NOW / 1_000 * 1_000;
-    let stop = || by_webhook(inbound("Stop."), SECOND, Counts::All);
+    let stop = || by_webhook(inbound("Stop."), SECOND, InboundEffect::WindowAndKeywords);
     // Within its own second, at its end, and long after it.
     for now in [SECOND, SECOND + 300, SECOND + 999, SECOND + 60 * MINUTE] {
         let mut pair = Pair::new();
         assert!(pair.record(now, &stop()).unwrap().applied);
         assert_eq!(pair.state().last_inbound, Some(at(SECOND)));
-        assert_eq!(pair.said_on("*"), Some((at(SECOND + 999), Said::OptOut)));
-        let preference = |stopped| by_webhook(What::Platform { stopped }, SECOND, Counts::All);
+        assert_eq!(pair.said_on("*"), Some((at(SECOND + 999), ChoiceKind::OptOut)));
+        let preference = |stopped| {
+            by_webhook(What::Platform { stopped }, SECOND, InboundEffect::WindowAndKeywords)
+        };
         for stopped in [true, false] {
             pair.record(now, &preference(stopped)).unwrap();
             assert_eq!(pair.state().platform, Some((at(SECOND + 999), true)));
         }
-        // Whatever comes again changes nothing, in any order.
+        // Repeats change nothing, in any order.
         let before = pair.stored.clone();
         for again in [preference(true), stop(), preference(false), stop()] {
             pair.record(now + 1, &again).unwrap();
             assert_eq!(pair.stored, before);
         }
         // An opt-in of the same second is not newer; one of the next is.
-        let opt_in = |time| by_webhook(opt_in("marketing", false), time, Counts::All);
+        let opt_in =
+            |time| by_webhook(opt_in("marketing", false), time, InboundEffect::WindowAndKeywords);
         pair.record(now, &opt_in(SECOND)).unwrap();
         let standing = |pair: &Pair| pair.state().standing_on(&Scope::parse("marketing").unwrap());
-        assert!(standing(&pair).word.is_some_and(Word::is_opt_out));
+        assert!(standing(&pair).choice.is_some_and(Choice::is_opt_out));
         pair.record(SECOND + 2_000, &opt_in(SECOND + 1_000)).unwrap();
-        assert!(standing(&pair).word.is_some_and(|word| !word.is_opt_out()));
+        assert!(standing(&pair).choice.is_some_and(|choice| !choice.is_opt_out()));
     }
 }
 
 #[test]
-fn a_denial_in_whole_seconds_from_a_clock_that_is_ahead_keeps_its_second() {
+fn denial_in_whole_seconds_ahead_of_the_ledger_keeps_its_second() {
     const SECOND: i64 = NOW / 1_000 * 1_000;
     let mut pair = Pair::new();
-    let stop = by_webhook(inbound("stop"), SECOND + 1_000, Counts::All);
+    let stop = by_webhook(inbound("stop"), SECOND + 1_000, InboundEffect::WindowAndKeywords);
     pair.record(SECOND + 500, &stop).unwrap();
     assert_eq!(pair.state().last_inbound, Some(at(SECOND + 500)), "the window is clamped");
-    assert_eq!(pair.said_on("*"), Some((at(SECOND + 1_999), Said::OptOut)));
+    assert_eq!(pair.said_on("*"), Some((at(SECOND + 1_999), ChoiceKind::OptOut)));
     let before = pair.stored.clone();
     pair.record(SECOND + 5_000, &stop).unwrap();
     assert_eq!(pair.stored, before);
 }
 
 #[test]
-fn a_message_that_opens_no_window_is_still_read_for_keywords() {
+fn message_that_opens_no_window_is_read_for_keywords() {
     let mut pair = Pair::new();
     pair.record(NOW, &event(opt_in("marketing", true), Some(NOW - MINUTE), "")).unwrap();
-    for (text, counts) in [("hi", Counts::Keyword), ("yes", Counts::OptOut)] {
-        assert!(!pair.record(NOW, &by_webhook(inbound(text), NOW, counts)).unwrap().applied);
+    for (text, effect) in [("hi", InboundEffect::Keywords), ("yes", InboundEffect::OptOutKeywords)]
+    {
+        assert!(!pair.record(NOW, &by_webhook(inbound(text), NOW, effect)).unwrap().applied);
     }
-    let yes = pair.record(NOW, &by_webhook(inbound("yes"), NOW, Counts::Keyword)).unwrap();
+    let yes = pair.record(NOW, &by_webhook(inbound("yes"), NOW, InboundEffect::Keywords)).unwrap();
     assert_eq!(yes.opted_in_category, "marketing");
-    let stop = pair.record(NOW, &by_webhook(inbound("stop"), NOW, Counts::OptOut)).unwrap();
+    let stop =
+        pair.record(NOW, &by_webhook(inbound("stop"), NOW, InboundEffect::OptOutKeywords)).unwrap();
     assert_eq!(stop.opted_out_scope, "*");
     assert_eq!(pair.state().last_inbound, None);
 }

@@ -1,53 +1,53 @@
-//! What a pair was denied, so that it stays denied where a ledger has lost the events that said so.
+//! Retained denials: the denials that a pair had before the ledger lost data. They stay in force.
 //!
-//! A table knows no times: what stood in it is remembered as of the moment at which the loss was
-//! seen, so that what is said later, and only that, can lift it.
+//! The table stores no event times. So retained denials are stamped with the time at which the loss was
+//! detected, and only a later event lifts them.
 
-use super::facts::{Facts, Marked, Profile, Standing};
 use super::scope::{Category, Class, Scope};
-use super::state::{Effect, State, Word};
+use super::standing::{Facts, Profile, ScopeStanding, Standing};
+use super::state::{Choice, Effect, State};
 use super::time::Timestamp;
 
-/// Whether messages of a class or a topic were denied by an opt-out.
+/// Whether a class or a topic was opted out of.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Deny {
     denied: bool,
-    /// Whether by a word on this very scope.
+    /// Whether by an opt-out of this scope itself, and not of a broader one.
     own: bool,
 }
 
 impl Deny {
-    fn of(marked: Marked) -> Self {
-        let denied = marked.mark.is_opt_out();
-        Self { denied, own: denied && marked.own }
+    fn of(on_scope: ScopeStanding) -> Self {
+        let denied = on_scope.kind.is_opt_out();
+        Self { denied, own: denied && on_scope.own }
     }
 
-    fn or(self, other: Self) -> Self {
+    fn join(self, other: Self) -> Self {
         Self { denied: self.denied || other.denied, own: self.own || other.own }
     }
 }
 
-/// What a pair was denied by its user's word, by WhatsApp, or by a suppression.
+/// The denials of a pair: opt-outs, a stop inside WhatsApp, and a suppression.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Denied {
+pub struct RetainedDenials {
     suppressed: bool,
     platform_stopped: bool,
-    /// Whether there was an opt-out of everything, whatever was opted in to again since.
+    /// Whether there was an opt-out of everything, even if there were narrower opt-ins since.
     all: bool,
     classes: [Deny; 4],
-    /// Those on which something else may have stood than on their class.
+    /// The topics whose denial may differ from that of their class.
     topics: Vec<(Class, Box<str>, Deny)>,
 }
 
-impl Denied {
-    /// What a pair of this profile is denied; none where it is denied nothing.
+impl RetainedDenials {
+    /// The denials of a pair with this profile, or `None` if it has none.
     #[must_use]
     pub fn of(profile: &Profile) -> Option<Self> {
         let denies = profile.suppressed
             || profile.platform_stopped
             || profile.opted_out_all.is_some()
-            || profile.classes.iter().any(|marked| marked.mark.is_opt_out())
-            || profile.topics.iter().any(|(_, _, marked)| marked.mark.is_opt_out());
+            || profile.classes.iter().any(|on_scope| on_scope.kind.is_opt_out())
+            || profile.topics.iter().any(|(_, _, on_scope)| on_scope.kind.is_opt_out());
         denies.then(|| Self {
             suppressed: profile.suppressed,
             platform_stopped: profile.platform_stopped,
@@ -56,23 +56,23 @@ impl Denied {
             topics: profile
                 .topics
                 .iter()
-                .map(|(class, topic, marked)| (*class, topic.clone(), Deny::of(*marked)))
+                .map(|(class, topic, on_scope)| (*class, topic.clone(), Deny::of(*on_scope)))
                 .collect(),
         })
     }
 
-    /// What either was denied.
+    /// The denials of both.
     #[must_use]
     pub fn join(&self, other: &Self) -> Self {
         let mut classes = self.classes;
         for (ours, theirs) in classes.iter_mut().zip(other.classes) {
-            *ours = ours.or(theirs);
+            *ours = ours.join(theirs);
         }
         let named = self.topics.iter().chain(&other.topics);
         let mut topics: Vec<(Class, Box<str>, Deny)> = Vec::new();
         for (class, topic, _) in named {
             if !topics.iter().any(|(known, name, _)| known == class && name == topic) {
-                let deny = self.on_topic(*class, topic).or(other.on_topic(*class, topic));
+                let deny = self.on_topic(*class, topic).join(other.on_topic(*class, topic));
                 topics.push((*class, topic.clone(), deny));
             }
         }
@@ -95,19 +95,21 @@ impl Denied {
         own.map_or_else(|| Deny { own: false, ..self.on_class(class) }, |(_, _, deny)| *deny)
     }
 
-    /// What this denied and `state` does not deny, as said at `at`; none where that is nothing.
+    /// The denials that `state` does not have, as a state in which they happened at `at`. `None` if
+    /// `state` has all of them.
     #[must_use]
-    pub fn beyond(&self, state: &State, at: Timestamp) -> Option<State> {
+    pub fn missing_from(&self, state: &State, at: Timestamp) -> Option<State> {
         let mut lost = State::default();
-        let denies = |scope: &Scope| state.standing_on(scope).word.is_some_and(Word::is_opt_out);
+        let denies =
+            |scope: &Scope| state.standing_on(scope).choice.is_some_and(Choice::is_opt_out);
         let is_set = |mark: Option<(Timestamp, bool)>| mark.is_some_and(|(_, set)| set);
         let classes = Class::ALL.into_iter().filter(|class| self.on_class(*class).denied);
         let classes: Vec<_> = classes.map(Scope::Class).filter(|scope| !denies(scope)).collect();
         if self.all && classes.len() == Class::ALL.len() {
-            say(&mut lost, &Effect::Word(Scope::All, Word::opt_out(at)));
+            deny(&mut lost, &Effect::Choice(Scope::All, Choice::opt_out(at)));
         } else {
             for scope in classes {
-                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
+                deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
         let ours = self.topics.iter().map(|(class, topic, _)| (*class, topic));
@@ -117,27 +119,27 @@ impl Denied {
         });
         for (class, topic) in ours.chain(theirs) {
             let scope = Scope::Topic(class, topic.clone());
-            let covered = lost.standing_on(&scope).word.is_some();
+            let covered = lost.standing_on(&scope).choice.is_some();
             if !covered && self.on_topic(class, topic).denied && !denies(&scope) {
-                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
+                deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
         if self.platform_stopped && !is_set(state.platform) {
-            say(&mut lost, &Effect::Platform { time: at, stopped: true });
+            deny(&mut lost, &Effect::Platform { time: at, stopped: true });
         }
         if self.suppressed && !is_set(state.suppression) {
-            say(&mut lost, &Effect::Suppression { time: at, suppressed: true });
+            deny(&mut lost, &Effect::Suppression { time: at, suppressed: true });
         }
         (lost != State::default()).then_some(lost)
     }
 
-    /// What this denied on scopes that `state` knows nothing of any more, as said at `at`; none
-    /// where that is nothing. Records only grow, so nothing but a loss makes a scope vanish; an
-    /// erased one has none, and denies everything.
+    /// The denials on scopes that `state` does not have at all, as a state in which they happened at
+    /// `at`. `None` if there are none. A record only grows, so that a scope disappears only if the ledger
+    /// lost data, or the pair was erased: the tombstone has no scopes and denies everything.
     #[must_use]
-    pub fn vanished_from(&self, state: &State, at: Timestamp) -> Option<State> {
-        // A suppression alone makes no tombstone: one that has scopes may be lifted, and what it hid
-        // would be forgotten.
+    pub fn dropped_scopes(&self, state: &State, at: Timestamp) -> Option<State> {
+        // A state with a suppression and scopes is no tombstone: the suppression may be lifted, and the
+        // denials must then still be there.
         if state.scopes.is_empty() && state.suppression.is_some_and(|(_, set)| set) {
             return None;
         }
@@ -147,22 +149,22 @@ impl Denied {
         let topics = self.topics.iter().filter(|(_, _, deny)| deny.own);
         let topics = topics.map(|(class, topic, _)| Scope::Topic(*class, topic.clone()));
         for scope in all.into_iter().chain(classes.map(Scope::Class)).chain(topics) {
-            if state.scopes.get(&scope).is_none_or(|said| said.word.is_none()) {
-                say(&mut lost, &Effect::Word(scope, Word::opt_out(at)));
+            if state.scopes.get(&scope).is_none_or(|scope_state| scope_state.choice.is_none()) {
+                deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
         if self.platform_stopped && state.platform.is_none() {
-            say(&mut lost, &Effect::Platform { time: at, stopped: true });
+            deny(&mut lost, &Effect::Platform { time: at, stopped: true });
         }
         if self.suppressed && state.suppression.is_none() {
-            say(&mut lost, &Effect::Suppression { time: at, suppressed: true });
+            deny(&mut lost, &Effect::Suppression { time: at, suppressed: true });
         }
         (lost != State::default()).then_some(lost)
     }
 
-    /// These facts about `category`, with what this denies on top.
+    /// The facts about `category` with these denials added.
     #[must_use]
-    pub fn over(&self, category: Category<'_>, facts: Facts) -> Facts {
+    pub fn overlay(&self, category: Category<'_>, facts: Facts) -> Facts {
         let deny = match category.topic {
             Some(topic) => self.on_topic(category.class, topic),
             None => self.on_class(category.class),
@@ -176,15 +178,16 @@ impl Denied {
     }
 }
 
-/// Adds a denial, which no state is too full for.
-fn say(state: &mut State, effect: &Effect) {
+/// Applies a denial. It cannot fail: a denial is accepted even if a state has the maximum number of
+/// scopes.
+fn deny(state: &mut State, effect: &Effect) {
     let _ = state.apply(effect);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Resolved;
+    use crate::standing::ResolvedState;
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(millis).unwrap()
@@ -194,54 +197,54 @@ mod tests {
         Scope::parse(text).unwrap()
     }
 
-    fn state(words: &[(&str, Word)]) -> State {
+    fn state(choices: &[(&str, Choice)]) -> State {
         let mut state = State::default();
-        for (on, word) in words {
-            state.apply(&Effect::Word(scope(on), *word)).unwrap();
+        for (on, choice) in choices {
+            state.apply(&Effect::Choice(scope(on), *choice)).unwrap();
         }
         state
     }
 
-    fn denied(state: &State) -> Option<Denied> {
-        Denied::of(&Resolved::of(state).profile)
+    fn denied(state: &State) -> Option<RetainedDenials> {
+        RetainedDenials::of(&ResolvedState::of(state).profile)
     }
 
-    fn out(millis: i64) -> Word {
-        Word::opt_out(at(millis))
+    fn out(millis: i64) -> Choice {
+        Choice::opt_out(at(millis))
     }
 
-    fn opt_in(millis: i64) -> Word {
-        Word::opt_in(at(millis), None)
+    fn opt_in(millis: i64) -> Choice {
+        Choice::opt_in(at(millis), None)
     }
 
     const NOW: i64 = 1_000;
 
     #[test]
-    fn who_is_denied_nothing_leaves_nothing() {
+    fn pair_without_denials_has_no_retained_denials() {
         assert_eq!(denied(&state(&[("marketing", opt_in(1))])), None);
         assert_eq!(denied(&State::default()), None);
     }
 
     #[test]
-    fn what_is_still_denied_is_not_said_again() {
+    fn denial_still_in_the_state_is_not_missing() {
         let before = state(&[("*", out(5)), ("marketing", opt_in(9))]);
         let old = denied(&before).unwrap();
-        assert_eq!(old.beyond(&before, at(NOW)), None);
-        assert_eq!(old.vanished_from(&before, at(NOW)), None);
+        assert_eq!(old.missing_from(&before, at(NOW)), None);
+        assert_eq!(old.dropped_scopes(&before, at(NOW)), None);
         let later = state(&[("*", out(5)), ("marketing", opt_in(20))]);
-        assert_eq!(old.beyond(&later, at(NOW)), None, "marketing was allowed before, too");
+        assert_eq!(old.missing_from(&later, at(NOW)), None, "marketing was allowed before, too");
     }
 
     #[test]
-    fn a_lost_opt_out_is_said_again_where_it_stood() {
+    fn lost_opt_out_is_missing_on_its_scope() {
         let old = denied(&state(&[("*", out(5))])).unwrap();
-        assert_eq!(old.beyond(&State::default(), at(NOW)), Some(state(&[("*", out(NOW))])));
+        assert_eq!(old.missing_from(&State::default(), at(NOW)), Some(state(&[("*", out(NOW))])));
         let old = denied(&state(&[("marketing", out(5))])).unwrap();
-        let lost = old.beyond(&state(&[("marketing", opt_in(1))]), at(NOW));
+        let lost = old.missing_from(&state(&[("marketing", opt_in(1))]), at(NOW));
         assert_eq!(lost, Some(state(&[("marketing", out(NOW))])));
         // All but marketing was denied: that it was opted in to again must not be lost as well.
         let old = denied(&state(&[("*", out(5)), ("marketing", opt_in(9))])).unwrap();
-        let lost = old.beyond(&state(&[("marketing", opt_in(9))]), at(NOW)).unwrap();
+        let lost = old.missing_from(&state(&[("marketing", opt_in(9))]), at(NOW)).unwrap();
         assert_eq!(
             lost.scopes.keys().map(ToString::to_string).collect::<Vec<_>>(),
             ["utility", "authentication", "service"]
@@ -249,51 +252,51 @@ mod tests {
     }
 
     #[test]
-    fn an_older_opt_out_does_not_hide_that_a_newer_one_is_lost() {
+    fn older_opt_out_does_not_hide_the_loss_of_a_newer_one() {
         let old = denied(&state(&[("*", out(30)), ("marketing", opt_in(20))])).unwrap();
         let now = state(&[("*", out(10)), ("marketing", opt_in(20))]);
-        assert_eq!(old.beyond(&now, at(NOW)), Some(state(&[("marketing", out(NOW))])));
+        assert_eq!(old.missing_from(&now, at(NOW)), Some(state(&[("marketing", out(NOW))])));
         let topic = [("utility", out(10)), ("utility.orders", opt_in(20))];
         let old = denied(&state(&[("utility", out(30))])).unwrap();
-        let lost = old.beyond(&state(&topic), at(NOW));
+        let lost = old.missing_from(&state(&topic), at(NOW));
         assert_eq!(lost, Some(state(&[("utility.orders", out(NOW))])));
         let old = denied(&state(&topic)).unwrap();
-        assert_eq!(old.beyond(&state(&topic), at(NOW)), None);
+        assert_eq!(old.missing_from(&state(&topic), at(NOW)), None);
     }
 
     #[test]
-    fn marks_are_remembered_too() {
+    fn stop_and_suppression_are_retained() {
         let mut before = State::default();
         before.apply(&Effect::Platform { time: at(3), stopped: true }).unwrap();
         before.apply(&Effect::Suppression { time: at(4), suppressed: true }).unwrap();
         let old = denied(&before).unwrap();
-        let lost = old.beyond(&State::default(), at(NOW)).unwrap();
+        let lost = old.missing_from(&State::default(), at(NOW)).unwrap();
         assert_eq!(
             (lost.platform, lost.suppression),
             (Some((at(NOW), true)), Some((at(NOW), true)))
         );
-        assert_eq!(old.vanished_from(&State::default(), at(NOW)), Some(lost));
+        assert_eq!(old.dropped_scopes(&State::default(), at(NOW)), Some(lost));
         let mut lifted = before.clone();
         lifted.apply(&Effect::Suppression { time: at(9), suppressed: false }).unwrap();
         lifted.apply(&Effect::Platform { time: at(9), stopped: false }).unwrap();
-        assert_eq!(old.vanished_from(&lifted, at(NOW)), None, "they were lifted, not lost");
+        assert_eq!(old.dropped_scopes(&lifted, at(NOW)), None, "they were lifted, not lost");
     }
 
     #[test]
-    fn a_scope_that_was_said_again_has_not_vanished() {
+    fn scope_with_a_new_choice_is_not_dropped() {
         let old = denied(&state(&[("marketing", out(5)), ("utility.orders", out(6))])).unwrap();
         let mut now = state(&[("marketing", opt_in(9))]);
-        let lost = old.vanished_from(&now, at(NOW));
+        let lost = old.dropped_scopes(&now, at(NOW));
         now.apply(&Effect::Suppression { time: at(9), suppressed: true }).unwrap();
-        assert_eq!(old.vanished_from(&now, at(NOW)), lost, "a suppression may be lifted");
+        assert_eq!(old.dropped_scopes(&now, at(NOW)), lost, "a suppression may be lifted");
         let mut erased = State::default();
         erased.apply(&Effect::Suppression { time: at(9), suppressed: true }).unwrap();
-        assert_eq!(old.vanished_from(&erased, at(NOW)), None);
+        assert_eq!(old.dropped_scopes(&erased, at(NOW)), None);
         assert_eq!(lost, Some(state(&[("utility.orders", out(NOW))])));
     }
 
     #[test]
-    fn what_either_denied_is_denied_by_both_together() {
+    fn joined_denials_have_those_of_both() {
         let one = denied(&state(&[("utility", out(10)), ("utility.orders", opt_in(20))])).unwrap();
         let other = denied(&state(&[("utility", out(30))])).unwrap();
         let both = one.join(&other);
@@ -304,9 +307,10 @@ mod tests {
     }
 
     #[test]
-    fn it_denies_over_whatever_is_known() {
+    fn overlay_denies_whatever_the_facts() {
         let old = denied(&state(&[("marketing", out(5))])).unwrap();
-        let on = |category| old.over(Category::parse(category).unwrap(), Facts::NOTHING).standing;
+        let on =
+            |category| old.overlay(Category::parse(category).unwrap(), Facts::NOTHING).standing;
         assert_eq!(on("marketing"), Standing::OptedOut);
         assert_eq!(on("marketing.sale"), Standing::OptedOut);
         assert_eq!(on("utility"), Standing::None);

@@ -1,37 +1,38 @@
-//! Opt-ins that lapse: whom a business may want to ask again, before it must not write any more.
+//! Opt-ins that expire, or that wait for their confirmation: a business may want to ask these users
+//! again before the opt-in ends.
 
 use std::ops::Range;
 
-use super::facts::{Resolved, Standing};
 use super::scope::{Class, Scope};
-use super::state::{Effect, Pending, Said, State, Word};
+use super::standing::{ResolvedState, Standing};
+use super::state::{Choice, ChoiceKind, Effect, Pending, State};
 use super::time::Timestamp;
 
-/// An opt-in that lapses, or that waits for its confirmation.
+/// An opt-in that expires, or that waits for its confirmation.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Due {
-    /// What it is for.
+pub struct ExpiringOptIn {
+    /// The scope opted in to.
     pub scope: Scope,
-    /// When the user said so.
+    /// The event time of the opt-in.
     pub time: Timestamp,
-    /// When it lapses; never, of one that waits.
+    /// When it expires. `None` only if `pending`, for an opt-in that never expires.
     pub expire: Option<Timestamp>,
     /// Whether it waits for its confirmation.
     pub pending: bool,
 }
 
-impl Due {
-    /// Whether this is what the opt-in did to the state: by that its event is found. Records of
-    /// older versions do not tell a confirmation from another opt-in.
+impl ExpiringOptIn {
+    /// Whether `effect` is the opt-in's effect on the state, by which its event is found in the history.
+    /// It does not compare `confirms`, which records of older versions do not have.
     #[must_use]
-    pub fn is_given_by(&self, effect: &Effect) -> bool {
+    pub fn is_effect(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Pending(scope, pending) => {
                 self.pending
                     && *scope == self.scope
                     && *pending == Pending::new(self.time, self.expire)
             }
-            Effect::Word(scope, Word { time, said: Said::OptIn { expire, .. } }) => {
+            Effect::Choice(scope, Choice { time, kind: ChoiceKind::OptIn { expire, .. } }) => {
                 !self.pending
                     && *scope == self.scope
                     && (*time, *expire) == (self.time, self.expire)
@@ -41,17 +42,19 @@ impl Due {
     }
 }
 
-/// The opt-ins that lapse within `span` and are what stands on their scope: not withdrawn, renewed,
-/// suppressed, or made void by a stop inside WhatsApp.
+/// The opt-ins that expire within `span` and are in force on their scope: not withdrawn, renewed,
+/// suppressed, or overridden by a stop inside WhatsApp.
 #[must_use]
-pub fn lapsing(state: &State, span: &Range<Timestamp>) -> Vec<Due> {
-    let resolved = Resolved::of(state);
+pub fn expiring(state: &State, span: &Range<Timestamp>) -> Vec<ExpiringOptIn> {
+    let resolved = ResolvedState::of(state);
     let mut found = Vec::new();
-    for (scope, said) in &state.scopes {
-        let Some(Word { time, said: Said::OptIn { expire: Some(expire), .. } }) = said.word else {
+    for (scope, scope_state) in &state.scopes {
+        let Some(Choice { time, kind: ChoiceKind::OptIn { expire: Some(expire), .. } }) =
+            scope_state.choice
+        else {
             continue;
         };
-        if !span.contains(&expire) || state.standing_on(scope).word != said.word {
+        if !span.contains(&expire) || state.standing_on(scope).choice != scope_state.choice {
             continue;
         }
         let Some(category) = scope.category() else { continue };
@@ -63,27 +66,32 @@ pub fn lapsing(state: &State, span: &Range<Timestamp>) -> Vec<Due> {
             _ => false,
         };
         if stands && !stopped && !facts.suppressed {
-            found.push(Due { scope: scope.clone(), time, expire: Some(expire), pending: false });
+            found.push(ExpiringOptIn {
+                scope: scope.clone(),
+                time,
+                expire: Some(expire),
+                pending: false,
+            });
         }
     }
     found
 }
 
-/// The opt-ins that wait for their confirmation at `now`, unless the user must not be contacted.
+/// The opt-ins that wait for their confirmation at `now`. None if the user is suppressed.
 #[must_use]
-pub fn waiting(state: &State, now: Timestamp) -> Vec<Due> {
+pub fn unconfirmed(state: &State, now: Timestamp) -> Vec<ExpiringOptIn> {
     if state.suppression.is_some_and(|(_, suppressed)| suppressed) {
         return Vec::new();
     }
-    let waiting =
+    let unconfirmed =
         state.pending().filter(|(_, pending)| pending.expire().is_none_or(|expire| now < expire));
-    let due = |(scope, pending): (&Scope, Pending)| Due {
+    let opt_in = |(scope, pending): (&Scope, Pending)| ExpiringOptIn {
         scope: scope.clone(),
         time: pending.time,
         expire: pending.expire(),
         pending: true,
     };
-    waiting.map(due).collect()
+    unconfirmed.map(opt_in).collect()
 }
 
 #[cfg(test)]
@@ -103,20 +111,20 @@ mod tests {
     }
 
     fn opt_in(scope: &str, time: i64, expire: Option<i64>) -> Effect {
-        Effect::Word(Scope::parse(scope).unwrap(), Word::opt_in(at(time), expire.map(at)))
+        Effect::Choice(Scope::parse(scope).unwrap(), Choice::opt_in(at(time), expire.map(at)))
     }
 
     fn opt_out(scope: &str, time: i64) -> Effect {
-        Effect::Word(Scope::parse(scope).unwrap(), Word::opt_out(at(time)))
+        Effect::Choice(Scope::parse(scope).unwrap(), Choice::opt_out(at(time)))
     }
 
     fn scopes(effects: &[Effect]) -> Vec<String> {
-        let found = lapsing(&state(effects), &(at(100)..at(200)));
+        let found = expiring(&state(effects), &(at(100)..at(200)));
         found.iter().map(|due| due.scope.to_string()).collect()
     }
 
     #[test]
-    fn what_lapses_within_the_time_and_still_stands_is_due() {
+    fn opt_in_in_force_that_expires_within_the_span_is_found() {
         let sale = opt_in("marketing.sale", 1, Some(150));
         assert_eq!(scopes(std::slice::from_ref(&sale)), ["marketing.sale"]);
         for (outside, expire) in [("sooner", Some(99)), ("then", Some(200)), ("never", None)] {
@@ -147,16 +155,16 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_told_until_it_lapses_or_is_withdrawn() {
+    fn pending_opt_in_is_found_until_it_expires_or_is_withdrawn() {
         let scope = Scope::parse("marketing").unwrap();
         let pending = Effect::Pending(scope.clone(), Pending::new(at(10), Some(at(50))));
         let waits = state(std::slice::from_ref(&pending));
-        let due = Due { scope, time: at(10), expire: Some(at(50)), pending: true };
-        assert!(due.is_given_by(&pending) && !due.is_given_by(&opt_in("marketing", 10, Some(50))));
-        assert_eq!(waiting(&waits, at(49)), [due]);
-        assert!(waiting(&waits, at(50)).is_empty());
-        assert!(waiting(&state(&[pending.clone(), opt_out("*", 11)]), at(20)).is_empty());
+        let due = ExpiringOptIn { scope, time: at(10), expire: Some(at(50)), pending: true };
+        assert!(due.is_effect(&pending) && !due.is_effect(&opt_in("marketing", 10, Some(50))));
+        assert_eq!(unconfirmed(&waits, at(49)), [due]);
+        assert!(unconfirmed(&waits, at(50)).is_empty());
+        assert!(unconfirmed(&state(&[pending.clone(), opt_out("*", 11)]), at(20)).is_empty());
         let suppressed = Effect::Suppression { time: at(2), suppressed: true };
-        assert!(waiting(&state(&[pending, suppressed]), at(20)).is_empty());
+        assert!(unconfirmed(&state(&[pending, suppressed]), at(20)).is_empty());
     }
 }

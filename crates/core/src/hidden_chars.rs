@@ -1,9 +1,9 @@
-//! Characters of an id that nobody sees, and those that look like others: two ids that differ by
-//! them are one to whoever reads them, and would be two people to us.
+//! Hidden characters in ids: invisible ones, and those that look like others. Two ids that differ only
+//! in them look equal to people, and would be two users to a program.
 //!
-//! An id in which nothing is hidden is plain: printable ASCII without spaces at its ends, or Unicode
-//! in normalization form NFKC without white space (but inner ASCII spaces), control, format and
-//! other default-ignorable characters.
+//! A plain id has none: it is printable ASCII without spaces at its ends, or Unicode in normalization
+//! form NFKC without white space other than inner ASCII spaces, and without control, format and other
+//! default-ignorable characters.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,14 +12,14 @@ use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory};
 use icu_properties::{CodePointMapData, CodePointSetData};
 use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_quick};
 
-/// A character that makes an id differ from another one in a way that nobody sees. Shown with its
-/// code point, its name where it is a usual one, and what to do about it.
+/// A hidden character in a text. Its `Display` has the code point, the name of a frequent one, and the
+/// remedy.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Hidden {
+pub struct HiddenChar {
     /// The character.
     pub character: char,
-    /// Where it is, in bytes of UTF-8 from 0.
-    pub place: usize,
+    /// Its offset in bytes of UTF-8, from 0.
+    pub offset: usize,
     kind: Kind,
 }
 
@@ -27,15 +27,15 @@ pub struct Hidden {
 enum Kind {
     /// White space at an end.
     Edge,
-    /// White space that is no ASCII space.
+    /// White space other than the ASCII space.
     Space,
     /// A control character.
     Control,
-    /// A character without a shape of its own.
+    /// A character without a glyph.
     Invisible,
-    /// A character that Unicode takes for this one, or these.
+    /// A compatibility form of this text.
     Compatible(String),
-    /// A character that makes one letter with those before it, which has a code of its own.
+    /// A combining mark, which makes a precomposed letter with the characters before it.
     Uncomposed,
 }
 
@@ -50,27 +50,27 @@ pub fn is_plain_ascii(text: &str) -> bool {
 
 /// The first hidden character of a text. Allocates nothing for plain ASCII.
 #[must_use]
-pub fn find(text: &str) -> Option<Hidden> {
+pub fn find(text: &str) -> Option<HiddenChar> {
     if is_plain_ascii(text) {
         return None;
     }
     let end = text.len().saturating_sub(text.chars().next_back().map_or(0, char::len_utf8));
-    for (place, character) in text.char_indices() {
+    for (offset, character) in text.char_indices() {
         let kind = match invisible(character) {
             _ if character.is_whitespace() && !character.is_control() => match character {
-                _ if place == 0 || place == end => Kind::Edge,
+                _ if offset == 0 || offset == end => Kind::Edge,
                 ' ' => continue,
                 _ => Kind::Space,
             },
             Some(kind) => kind,
             None => continue,
         };
-        return Some(Hidden { character, place, kind });
+        return Some(HiddenChar { character, offset, kind });
     }
     not_normal(text)
 }
 
-/// The text without what is hidden in it: trimmed, without invisible characters, in NFKC.
+/// The text without hidden characters: trimmed, without invisible characters, in NFKC.
 #[must_use]
 pub fn cleaned(text: &str) -> Cow<'_, str> {
     if find(text).is_none() {
@@ -79,19 +79,19 @@ pub fn cleaned(text: &str) -> Cow<'_, str> {
     let seen = |text: &str| -> String {
         text.chars().filter(|c| c.is_whitespace() || invisible(*c).is_none()).collect()
     };
-    // What is invisible may stand between two that compose, and decomposing may bring spaces.
+    // Removing an invisible character may let its neighbours compose, and NFKC may produce spaces.
     let normal: String = seen(text).nfkc().collect();
     let spaced: String =
         seen(&normal).chars().map(|c| if c.is_whitespace() { ' ' } else { c }).collect();
     Cow::Owned(spaced.trim().to_owned())
 }
 
-/// Whether a character has no shape of its own and is no space or control character.
+/// Whether a character has no glyph and is neither a space nor a control character.
 pub(crate) fn is_invisible(character: char) -> bool {
     matches!(invisible(character), Some(Kind::Invisible))
 }
 
-/// What kind of invisible character this is, if it is one; spaces are none.
+/// The kind of an invisible character. `None` for a visible one and for spaces.
 fn invisible(character: char) -> Option<Kind> {
     if character.is_ascii() {
         return character.is_control().then_some(Kind::Control);
@@ -108,32 +108,32 @@ fn invisible(character: char) -> Option<Kind> {
     }
 }
 
-/// A pattern of no dots, which fonts show as a space and Unicode calls a symbol.
+/// The Braille pattern without dots, which fonts show as a space although Unicode calls it a symbol.
 const BRAILLE_BLANK: char = '\u{2800}';
 
-/// The first character that NFKC does not leave as it is.
-fn not_normal(text: &str) -> Option<Hidden> {
+/// The first character that NFKC changes.
+fn not_normal(text: &str) -> Option<HiddenChar> {
     if is_nfkc_quick(text.chars()) == IsNormalized::Yes || text.nfkc().eq(text.chars()) {
         return None;
     }
-    text.char_indices().find_map(|(place, character)| {
-        let until = text.get(..place.saturating_add(character.len_utf8()))?;
+    text.char_indices().find_map(|(offset, character)| {
+        let until = text.get(..offset.saturating_add(character.len_utf8()))?;
         if until.nfkc().eq(until.chars()) {
             return None;
         }
         let alone: String = std::iter::once(character).nfkc().collect();
         let is_same = alone.chars().eq(std::iter::once(character));
         let kind = if is_same { Kind::Uncomposed } else { Kind::Compatible(alone) };
-        Some(Hidden { character, place, kind })
+        Some(HiddenChar { character, offset, kind })
     })
 }
 
-impl fmt::Display for Hidden {
+impl fmt::Display for HiddenChar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { character, place, kind } = self;
+        let Self { character, offset, kind } = self;
         let code = u32::from(*character);
         let name = name(*character).map(|name| format!(" {name}")).unwrap_or_default();
-        let named = format!("U+{code:04X}{name} at byte {place}");
+        let named = format!("U+{code:04X}{name} at byte {offset}");
         match kind {
             Kind::Edge => {
                 write!(f, "has white space at an end, which nobody sees: {named}; remove it")
@@ -164,7 +164,7 @@ impl fmt::Display for Hidden {
     }
 }
 
-/// The Unicode names of the hidden characters that are met most.
+/// The Unicode names of the most frequent hidden characters.
 fn name(character: char) -> Option<&'static str> {
     Some(match character {
         '\0' => "NULL",
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_everybody_sees_is_not_hidden() {
+    fn visible_text_has_no_hidden_characters() {
         for text in [
             "",
             "US.13491208655302741918",
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn two_plain_texts_that_differ_are_seen_to_differ_in_nfkc() {
-        // What is plain is its own NFKC, so no two plain texts have the same one.
+        // A plain text is its own NFKC, so that no two plain texts have the same one.
         for character in (0..=0x10_ffff).filter_map(char::from_u32) {
             let text = format!("a{character}b");
             if find(&text).is_none() {

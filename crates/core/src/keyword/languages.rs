@@ -1,8 +1,8 @@
-//! The built-in words, by language.
+//! The built-in keywords, by language.
 //!
-//! A word is here because carriers, WhatsApp's own tools or many people use it to opt out, and
-//! because it is no ordinary answer to a question in any of these languages once its case and its
-//! accents are dropped. That is why some that look obvious are not here:
+//! A keyword is listed if carriers, WhatsApp's own tools or many people use it to opt out, and if its
+//! normal form is no ordinary answer to a question in any of these languages. So some that look obvious
+//! are not listed:
 //!
 //! | left out | because |
 //! |---|---|
@@ -14,20 +14,20 @@
 //! | `td`, `t` (what Chinese carriers ask for) | Portuguese chat for *all of it*; too short |
 //! | `koniec` (Polish), `thôi`, `stój`, `стой` | *that is all*, *never mind*, *wait* |
 //!
-//! A business that wants them lists them itself.
+//! A business that wants them can configure them.
 
-/// Words of one language: its BCP 47 tag, empty where they are used in all of them.
+/// The keywords of one language. Its BCP 47 tag is empty for keywords that all languages use.
 pub(super) struct Language {
     pub(super) tag: &'static str,
-    /// They opt out of everything.
+    /// Keywords that opt out of everything.
     pub(super) opt_out: &'static [&'static str],
-    /// Before the name of a topic or class, they opt out of that.
+    /// Keywords that opt out of the topic or class whose name follows.
     pub(super) before_topic: &'static [&'static str],
-    /// They confirm, where the language is one of the business's.
+    /// Keywords that confirm, if the language is one of the business's.
     pub(super) confirm: &'static [&'static str],
 }
 
-/// WhatsApp's own button, which stops marketing alone.
+/// The text of WhatsApp's own button, which stops only marketing.
 pub(super) const OPT_OUT_MARKETING: &[&str] = &["stop promotions"];
 
 /// Every language, the international words first.
@@ -237,7 +237,7 @@ pub(super) const LANGUAGES: &[Language] = &[
         before_topic: &[],
         confirm: &["כן"],
     },
-    // Hindi and those below it in their own scripts, and as typed in Latin letters.
+    // Hindi and the languages below are listed in their own scripts and in Latin letters.
     Language {
         tag: "hi",
         opt_out: &[
@@ -299,7 +299,7 @@ pub(super) const LANGUAGES: &[Language] = &[
         before_topic: &[],
         confirm: &["হ্যাঁ"],
     },
-    // With what Malay has of its own.
+    // Includes keywords that only Malay has.
     Language {
         tag: "id",
         opt_out: &[
@@ -330,7 +330,7 @@ pub(super) const LANGUAGES: &[Language] = &[
         before_topic: &["ngừng"],
         confirm: &["đồng ý"],
     },
-    // Simplified, and traditional where that is written otherwise.
+    // Simplified Chinese, and traditional where it differs.
     Language {
         tag: "zh",
         opt_out: &[

@@ -1,11 +1,12 @@
-//! What is compared: a text without case, accents, punctuation, or more than single spaces.
+//! The normal form by which texts are compared: without case, accents and punctuation, and with single
+//! spaces.
 
 use caseless::Caseless;
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::canonical_combining_class;
 
-/// A text's normal form. Empty where there is no letter and no digit in it.
-pub(super) fn normal(text: &str) -> String {
+/// The normal form of a text. It is empty if the text has no letter and no digit.
+pub(super) fn normalize(text: &str) -> String {
     let folded = text.nfkd().default_case_fold().nfkd();
     let mut normal = String::new();
     for c in folded {
@@ -21,13 +22,13 @@ pub(super) fn normal(text: &str) -> String {
     normal
 }
 
-/// Letters that only stretch a word or fill a place: Arabic's kashida and Hangul's fillers.
+/// Letters that only stretch or pad a word: Arabic's kashida and Hangul's fillers.
 fn is_filler(c: char) -> bool {
     matches!(c, '\u{640}' | '\u{115f}' | '\u{1160}')
 }
 
-/// The letter without its accent, where Unicode takes the two together for a letter of its own;
-/// and of those that people type for one another, one.
+/// The base letter of letters with a stroke, which Unicode does not decompose, and one letter for those
+/// that people type for one another.
 fn bare(c: char) -> char {
     match c {
         'ł' => 'l',
@@ -37,7 +38,7 @@ fn bare(c: char) -> char {
         'ŧ' => 't',
         // Turkish: `CIK` and `ÇIK` are `çık`, whatever the phone's language.
         'ı' => 'i',
-        // Arabic, Urdu and Persian: the same letters by their keyboards.
+        // Arabic, Urdu and Persian keyboards have different code points for the same letters.
         'ٱ' => 'ا',
         'ى' | 'ی' => 'ي',
         'ک' => 'ك',

@@ -1,0 +1,56 @@
+//! The read side of the ledger: the history of a pair, all pairs of a user, and opt-ins that expire.
+//! It writes nothing; the recorder is the only writer.
+//!
+//! Keys are hashes of a user and a business. What a ledger stores under a key is found from the two
+//! ids ([`of_pair`]), and the users behind keys are found in the histories ([`by_user`],
+//! [`expiring_opt_ins`]).
+
+pub mod by_user;
+pub mod expiring_opt_ins;
+
+use self::by_user::TooManyBusinesses;
+use consentd_core::Violation;
+use consentd_core::record::Revision;
+use consentd_ledger::{History, Ledger, LedgerError, Position, UnreadableRecord};
+
+/// Why a ledger could not be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// An id in the request is malformed.
+    #[error("the request is not valid")]
+    Invalid(Vec<Violation>),
+    /// The search would have to keep too many names of businesses in memory.
+    #[error(transparent)]
+    TooManyBusinesses(#[from] TooManyBusinesses),
+    /// A pair's record is damaged, lost, or in a format of a newer version.
+    #[error(transparent)]
+    Unreadable(#[from] UnreadableRecord),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// The history of a pair, whose chain was verified. The ids may be in notations that only older
+/// versions accepted: their events are still in the ledger.
+///
+/// # Errors
+///
+/// [`ReadError`] if an id is malformed or the ledger cannot be read.
+pub async fn of_pair(
+    ledger: &Ledger,
+    user_id: &str,
+    business_id: &str,
+) -> Result<History, ReadError> {
+    let identity = ledger.identity().await?;
+    let key = identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
+    Ok(ledger.history(key).await?)
+}
+
+/// The end of the ledger's log, with the ledger's epoch.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the ledger cannot be read.
+pub async fn end_of_log(ledger: &Ledger) -> Result<Position, LedgerError> {
+    Ok(ledger.read_after(Revision::MAX).await?.end)
+}

@@ -1,0 +1,219 @@
+//! Takes denials and links to all linked ids of a person, on the ledger. The logic is in
+//! [`linked_ids`](super::linked_ids), which is pure.
+
+use std::collections::HashSet;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+
+use super::append_tracker::AppendTracker;
+use super::linked_ids::{LinkedIds, MAX_IDS, PropagationRound, Step};
+use super::pair_update::{LinkedState, PairUpdate, Propagation};
+use super::transaction::{PairTransaction, Results};
+use super::{MAX_TRIES, Recorded, Recorder, Refusal, pause};
+use consentd_core::event::What;
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{Link, Revision};
+use consentd_core::submission::Submission;
+use consentd_core::time::Timestamp;
+use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord};
+
+/// The most pairs whose denials are propagated concurrently.
+const MAX_CONCURRENT: usize = 64;
+
+/// A pair whose own change is durable, and which has events that must hold under all linked ids
+/// before they are acknowledged.
+pub(super) struct PendingPropagation {
+    pub(super) user_id: String,
+    pub(super) business_id: String,
+    /// The positions of the pair's events in the call.
+    pub(super) positions: Vec<usize>,
+    /// The outcomes of the pair's events, in the same order.
+    pub(super) outcomes: Vec<Recorded>,
+    pub(super) propagation: Propagation,
+}
+
+impl PendingPropagation {
+    /// Sets the results of the pair's events. An event that waited for the propagation has the
+    /// propagation's result.
+    pub(super) fn resolve(self, propagated: &Result<Revision, Refusal>, results: &mut Results) {
+        let waits = self.propagation.waits.into_iter().chain(std::iter::repeat(false));
+        for ((position, outcome), waits) in self.positions.into_iter().zip(self.outcomes).zip(waits)
+        {
+            let outcome = match (propagated, outcome) {
+                (Ok(revision), Ok(mut outcome)) if waits => {
+                    // A check with this revision as its `min_revision` sees the denial under any id.
+                    outcome.revision = outcome.revision.max(*revision);
+                    Ok(outcome)
+                }
+                (Err(refusal), Ok(_)) if waits => Err(refusal.clone()),
+                (_, outcome) => outcome,
+            };
+            results.set(position, outcome);
+        }
+    }
+}
+
+/// The last revision of changes that were all appended, or `None` if one was not.
+pub(super) fn last_revision(appended: &[Appended]) -> Option<Revision> {
+    appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
+        Appended::Committed(revision) => Some(last.max(*revision)),
+        _ => None,
+    })
+}
+
+/// The changes of linked ids that are appended together with a pair's own change.
+#[derive(Default)]
+pub(super) struct LinkedChanges {
+    pub(super) changes: Vec<Change>,
+    /// Whether these changes only compare, because every id holds what it should already. Appending
+    /// them then proves that.
+    pub(super) proves: bool,
+}
+
+impl Recorder {
+    /// Reads the linked ids of a pair's user, transitively, if the pair's events need them.
+    pub(super) async fn read_linked_ids(
+        &self,
+        secret: &KeySecret,
+        transaction: &PairTransaction<'_>,
+        stored: &StoredRecord,
+    ) -> Result<Option<LinkedIds>, Refusal> {
+        let has_links = !stored.record.links.is_empty();
+        let needs_ids =
+            |one: &Submission| is_link(&one.event.what) || has_links && is_untimed_denial(one);
+        if !transaction.submissions().any(needs_ids) {
+            return Ok(None);
+        }
+        let Some(first) = transaction.submissions().next() else { return Ok(None) };
+        let mut ids = LinkedIds::new(secret, &first.event.business_id, &first.event.user_id);
+        ids.set_record(transaction.key, stored.clone());
+        for other in transaction.submissions().filter_map(|one| linked_id(&one.event.what)) {
+            ids.add(other);
+        }
+        for (key, other) in &transaction.others {
+            ids.set_record(*key, other.clone());
+        }
+        // The loop ends: each iteration reads ids that were unknown before, and their number is
+        // bounded.
+        loop {
+            let unread = ids.unread();
+            if unread.is_empty() {
+                return Ok(Some(ids));
+            }
+            let read = self.ledger.read(unread.clone()).await?;
+            for (key, other) in unread.iter().zip(read.pairs) {
+                ids.set_record(*key, other?);
+            }
+        }
+    }
+
+    /// Propagates the denials and links of pairs, and sets the results of their events.
+    pub(super) async fn propagate_all(
+        &self,
+        tracker: &AppendTracker<'_>,
+        secret: &KeySecret,
+        pending: Vec<PendingPropagation>,
+        results: &mut Results,
+    ) {
+        let propagations = pending.into_iter().map(|pending| async move {
+            let propagated = self.propagate(tracker, secret, &pending).await;
+            (pending, propagated)
+        });
+        let mut propagations = stream::iter(propagations).buffer_unordered(MAX_CONCURRENT);
+        while let Some((pending, propagated)) = propagations.next().await {
+            pending.resolve(&propagated, results);
+        }
+    }
+
+    /// Propagates the denials and links of one pair, until it is proven that every linked id denies
+    /// what any of them denies. Returns the last revision of all ids.
+    async fn propagate(
+        &self,
+        tracker: &AppendTracker<'_>,
+        secret: &KeySecret,
+        pending: &PendingPropagation,
+    ) -> Result<Revision, Refusal> {
+        let PendingPropagation { user_id, business_id, propagation, .. } = pending;
+        let Propagation { links, denials, .. } = propagation.clone();
+        let mut round = PropagationRound::new(secret, business_id, user_id, links, denials);
+        for attempt in 0..MAX_TRIES {
+            let changes = loop {
+                match round.step() {
+                    Step::Read(keys) => round.read(&keys, self.ledger.read(keys.clone()).await?)?,
+                    Step::Append(changes) => break changes,
+                }
+            };
+            let appended = tracker.append(changes).await?;
+            if let Some(revision) = round.appended(&appended)? {
+                return Ok(revision);
+            }
+            if appended.iter().any(|outcome| matches!(outcome, Appended::Conflict(_))) {
+                pause(attempt).await;
+            }
+        }
+        Err(Refusal::Contended)
+    }
+}
+
+fn is_link(what: &What) -> bool {
+    matches!(what, What::Link { .. })
+}
+
+/// Whether an event without a time denies something, or may: it is stamped by the ledger's clock, but
+/// no earlier than the latest event under any linked id.
+fn is_untimed_denial(submission: &Submission) -> bool {
+    let event = &submission.event;
+    let is_text = matches!(&event.what, What::Inbound { text, .. } if !text.is_empty());
+    event.time.is_none() && (is_text || event.what.is_denial())
+}
+
+/// The id that an event links its own id to.
+pub(super) fn linked_id(what: &What) -> Option<&str> {
+    match what {
+        What::Link { other_user_id, .. } => Some(other_user_id),
+        _ => None,
+    }
+}
+
+/// What a pair's update needs to know of the linked ids.
+pub(super) fn linked_state(ids: Option<&LinkedIds>) -> LinkedState {
+    ids.map_or_else(LinkedState::default, |ids| LinkedState {
+        latest: ids.latest(),
+        is_full: ids.len() > MAX_IDS,
+    })
+}
+
+/// The changes of linked ids that can be appended together with a pair's update. An optimisation:
+/// most links are repeats, as every message brings one, and one append then both writes nothing and
+/// proves that nothing is missing.
+pub(super) fn linked_changes(
+    ids: Option<LinkedIds>,
+    transaction: &PairTransaction<'_>,
+    update: &PairUpdate<'_>,
+    base: &StoredRecord,
+    clock: Timestamp,
+    claimed: &mut HashSet<Key>,
+) -> LinkedChanges {
+    let propagation = update.propagation();
+    let is_useful = !propagation.links.is_empty() && !transaction.others.is_empty();
+    let Some(mut ids) = ids.filter(|_| is_useful) else {
+        return LinkedChanges::default();
+    };
+    let record = update.record().clone();
+    ids.set_record(transaction.key, StoredRecord { version: base.version, record });
+    let mut changes = ids.changes(&propagation.links, &propagation.denials, clock);
+    let own = changes.remove(0);
+    let is_free = |change: &Change| !claimed.contains(&change.key);
+    if !changes.iter().all(is_free) || claimed.len().saturating_add(changes.len()) > MAX_APPEND {
+        return LinkedChanges::default();
+    }
+    claimed.extend(changes.iter().map(|change| change.key));
+    let writes_nothing = |change: &Change| change.update.is_none();
+    let is_known =
+        |link: &Link| base.record.links.iter().any(|known| known.user_id == link.user_id);
+    let proves = writes_nothing(&own)
+        && changes.iter().all(writes_nothing)
+        && propagation.links.iter().all(is_known);
+    LinkedChanges { changes, proves }
+}
