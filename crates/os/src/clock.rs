@@ -1,4 +1,4 @@
-//! The one place that reads clocks. Everything else takes time as a parameter.
+//! The clocks. Everything else takes time as a parameter, so that it can be tested and simulated.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,25 +6,25 @@ use rustix::time::ClockId;
 
 use consentd_core::time::Timestamp;
 
-/// The wall clock. Before 1970 and after 9999 it stands still.
+/// The wall clock, clamped to the years 1970 to 9999.
 #[must_use]
 #[allow(clippy::disallowed_methods, reason = "this is where the wall clock is read")]
 pub fn wall() -> Timestamp {
     as_timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// How long the machine has been up, the time that it was suspended included.
+/// The time since boot, including the time that the machine was suspended.
 #[must_use]
 pub fn boot() -> Duration {
     #[cfg(target_os = "linux")]
     const CLOCK: ClockId = ClockId::Boottime;
-    // Elsewhere the monotonic clock is the nearest there is; on macOS it counts suspension.
+    // Other systems have no boot clock; macOS' monotonic clock includes suspension.
     #[cfg(not(target_os = "linux"))]
     const CLOCK: ClockId = ClockId::Monotonic;
     read(CLOCK)
 }
 
-/// How much of a CPU's time the calling thread has used.
+/// The CPU time that the calling thread has used.
 #[must_use]
 pub fn thread_cpu() -> Duration {
     read(ClockId::ThreadCPUTime)
@@ -40,24 +40,24 @@ fn as_timestamp(since: Duration) -> Timestamp {
     Timestamp::saturating_from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A moment on both clocks.
+/// One moment, read from both clocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Moment {
-    /// By the time since boot.
+    /// The time since boot.
     pub boot: Duration,
-    /// By the wall clock.
+    /// The wall clock's time.
     pub wall: Timestamp,
 }
 
 impl Moment {
-    /// Now.
+    /// Reads both clocks.
     #[must_use]
     pub fn now() -> Self {
         Self { boot: boot(), wall: wall() }
     }
 
-    /// Now, with the wall clock as of the last tick of the system's timer: up to 10 ms ago, for a
-    /// sixth of the price. Whoever needs the millisecond has it from the other clock.
+    /// Reads both clocks, but the wall clock with the resolution of the kernel's timer tick. It may
+    /// lag by up to 10 ms and costs a sixth of an exact reading; the boot clock stays exact.
     #[must_use]
     pub fn about_now() -> Self {
         #[cfg(target_os = "linux")]
@@ -67,8 +67,8 @@ impl Moment {
         Self { boot: boot(), wall }
     }
 
-    /// How long ago `earlier` was: the larger of what the two clocks say, so that neither a
-    /// suspended machine nor a stepped clock makes anything look younger than it is.
+    /// The time since `earlier`: the larger of what the two clocks measured, so that neither a
+    /// suspended machine nor a wall clock that was set back makes anything look fresher than it is.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         self.boot.saturating_sub(earlier.boot).max(self.wall.since(earlier.wall))

@@ -1,4 +1,4 @@
-//! Why the system did not let us at a file, in words that say what would.
+//! Hints for I/O errors: what an operator can do after the system refused to open a file.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 
-/// What would help where the system refused `path` with this error, as the end of a sentence;
-/// empty where nothing more can be said. It names owners by their numbers, as `ls -n` does.
+/// Returns a remedy for this error at `path`, as a clause to append to an error message, or an empty
+/// string if there is none. Owners are shown as numbers, like in `ls -n`.
 #[must_use]
 pub fn hint(path: &Path, error: &Error) -> String {
     match error.kind() {
@@ -27,11 +27,11 @@ pub fn hint(path: &Path, error: &Error) -> String {
     }
 }
 
-/// Whose what is in the way is, and who we are.
+/// Compares the owner of the inaccessible path with this process' user and group.
 fn denied(path: &Path) -> String {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let us = format!("this process runs as uid {uid}, gid {gid}");
-    // What is in the way is the file, or else the nearest folder above it that can be seen.
+    // The obstacle is the file itself or, if that cannot be inspected, its nearest visible parent.
     let folders = path.ancestors().filter(|at| at.parent().is_some()).map(files::folder);
     let mut found = std::iter::once(path).chain(folders);
     let found = found.find_map(|at| Some((at, at.metadata().ok()?)));
@@ -45,7 +45,7 @@ fn denied(path: &Path) -> String {
     )
 }
 
-/// The folder that the file would be in, where there is none.
+/// The file's parent folder, if it does not exist.
 fn missing_folder(path: &Path) -> Option<PathBuf> {
     let folder = files::folder(path);
     (!folder.exists()).then(|| folder.to_owned())

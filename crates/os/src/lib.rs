@@ -1,5 +1,5 @@
-//! What consentd asks of the operating system, so that everything else gets it as a parameter:
-//! clocks, and files.
+//! The operating system, as consentd uses it: clocks, file identity and permissions, and hints for
+//! I/O errors. Other modules get times and open files as parameters, which keeps them testable.
 
 #![warn(
     missing_docs,

@@ -1,5 +1,5 @@
-//! Files that consentd reads and writes: which of them are one and the same, who may write them,
-//! and locks beside them. No symbolic link is followed where something is written.
+//! Files that consentd reads and writes: their identity, their permissions, and lock files. Symbolic
+//! links are never followed for writing, because their target may be under somebody else's control.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-/// The permission bits by which the group and everybody else may write a file.
+/// The permission bits that let the group and others write a file.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// The permission bit by which everybody may read a file.
+/// The permission bit that lets others read a file.
 const READABLE_BY_ALL: u32 = 0o004;
 
-/// How many symbolic links are resolved one behind the other, as many as Linux does.
+/// The longest chain of symbolic links that is resolved; Linux has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// Makes an open fail where the path's last component is a symbolic link: whoever may write the
-/// folder could otherwise choose which other file is written.
+/// Makes opening fail if the path's last component is a symbolic link (`O_NOFOLLOW`). Otherwise
+/// anybody with write access to the folder could redirect our writes to another file.
 pub fn no_follow(options: &mut OpenOptions) -> &mut OpenOptions {
     options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
 }
@@ -31,18 +31,18 @@ pub fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
 }
 
-/// Whether an error says that a symbolic link was not followed.
+/// Whether an error means that a symbolic link was not followed (`ELOOP`).
 #[must_use]
 pub fn is_link_error(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
-/// The first bytes of a file, `most` of them or as many as it has. Nothing but a regular file is
-/// opened, since opening a FIFO could wait for ever.
+/// Reads the first bytes of a file, at most `most`. Returns nothing for anything but a regular file,
+/// since opening a FIFO could block forever.
 ///
 /// # Errors
 ///
-/// What the system says.
+/// The system's error.
 pub fn beginning(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if fs::metadata(path)?.is_file() {
@@ -51,13 +51,13 @@ pub fn beginning(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The folder that a path's last component is in.
+/// The folder of a path's last component; `.` for a bare file name.
 #[must_use]
 pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The path with `.` and a suffix behind its file name.
+/// The path of a companion file: `path` with `.` and a suffix appended to its file name.
 #[must_use]
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -66,17 +66,17 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// What a file is, whatever path leads to it.
+/// The identity of a file, independent of the path that leads to it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum Identity {
-    /// A file that exists, by device and inode: hard links are the same file.
+    /// An existing file's device and inode, which its hard links share.
     Inode(u64, u64),
-    /// A file that does not exist yet, by the device and inode of its folder and by its name.
+    /// For a file that does not exist yet: its folder's device and inode, and its name.
     Missing(u64, u64, OsString),
 }
 
 impl Identity {
-    /// Nothing where the system does not tell: whoever opens that file will hear why.
+    /// `None` if the system refuses the query. Opening the file will then fail with the reason.
     fn of(path: &Path) -> Option<Self> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
@@ -85,7 +85,7 @@ impl Identity {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(_) => return None,
             }
-            // A symbolic link to nothing: what would be made is where it leads.
+            // Creating a file through a dangling symbolic link creates the link's target.
             let Ok(target) = fs::read_link(&path) else {
                 let folder = fs::metadata(folder(&path)).ok()?;
                 let name = path.file_name()?.to_owned();
@@ -97,40 +97,35 @@ impl Identity {
     }
 }
 
-/// Whether two paths lead to one file, links included. Neither needs to exist.
-#[must_use]
-pub fn is_same(one: &Path, other: &Path) -> bool {
-    Identity::of(one).is_some_and(|one| Identity::of(other) == Some(one))
-}
-
-/// What a file is used for.
+/// The purpose of a file, which decides whether it may be shared and who may write it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Usage {
-    /// It is written: it can be nothing else.
+    /// Output. It cannot be used for anything else.
     Written,
-    /// It holds tokens or secrets, of one flag.
+    /// Tokens or secrets of one flag.
     Secret,
-    /// It holds a password at the ledger, which may be one password for several servers.
+    /// A password for the ledger; several servers may have the same one.
     Password,
-    /// It holds certificates or their key, which are often kept in one file.
+    /// Certificates or their key, which are often kept in one file.
     Certificate,
-    /// It is read: settings, or events.
+    /// Settings or events to read.
     Input,
 }
 
-/// A file that a flag names.
+/// A file that is named by a flag.
 #[derive(Clone, Debug)]
 pub struct UsedFile {
     /// The flag.
     pub flag: &'static str,
     /// The file.
     pub path: PathBuf,
-    /// What it is used for.
+    /// Its purpose.
     pub usage: Usage,
 }
 
 impl UsedFile {
-    /// Whether both may be the same file: reading it twice for one purpose does no harm.
+    /// Whether both uses may name the same file, because reading it twice for one purpose is
+    /// harmless.
     fn may_be(&self, other: &Self) -> bool {
         let shared = match self.usage {
             Usage::Written => false,
@@ -140,24 +135,24 @@ impl UsedFile {
         shared && self.usage == other.usage
     }
 
-    /// Whether what it holds is to be trusted or kept secret.
+    /// Whether its content decides whom we trust, so that only its owner may write it.
     fn is_trusted(&self) -> bool {
         matches!(self.usage, Usage::Secret | Usage::Password | Usage::Certificate)
     }
 }
 
-/// Why files cannot be used together, or one of them not at all.
+/// Why one file, or a combination of files, cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{flag}: {why}")]
 pub struct Unusable {
     /// The flag that names the file.
     pub flag: &'static str,
-    /// What was wrong, and what would be right.
+    /// The reason and the remedy.
     pub why: String,
 }
 
-/// Sees that no two files are one, unless that does no harm, that none is a folder, that what is
-/// written is no symbolic link, and that nobody else may write what is trusted.
+/// Checks that no file has two conflicting uses, that none is a folder, that no output is a symbolic
+/// link, and that only the owner may write trusted files.
 ///
 /// # Errors
 ///
@@ -192,7 +187,7 @@ pub fn check(files: &[UsedFile]) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// Of these files, those with secrets that everybody on this machine may read, and their modes.
+/// Returns the files with secrets that every user of this machine may read, and their modes.
 pub fn readable_by_all(files: &[UsedFile]) -> impl Iterator<Item = (&UsedFile, u32)> {
     files.iter().filter_map(|file| {
         let found = fs::metadata(&file.path).ok()?;
@@ -202,7 +197,7 @@ pub fn readable_by_all(files: &[UsedFile]) -> impl Iterator<Item = (&UsedFile, u
     })
 }
 
-/// Why a symbolic link is not written to, and what to give in its place.
+/// Explains that a symbolic link is not written to, and names the path to use instead.
 #[must_use]
 pub fn link_hint(path: &Path) -> String {
     let shown = path.display();
@@ -226,11 +221,11 @@ fn written_by_others(found: &Metadata) -> String {
     )
 }
 
-/// Reads a file whose content is trusted, such as one of tokens: refused where others may write it.
+/// Reads a trusted file, such as one with tokens. It is refused if others may write it.
 ///
 /// # Errors
 ///
-/// What the system says, or what is wrong with the file's mode.
+/// The system's error, or an explanation of what is wrong with the file's mode.
 pub fn read_trusted(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let found = file.metadata()?;
@@ -242,12 +237,12 @@ pub fn read_trusted(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Takes the right to write an open file away from all but its owner; gives its mode of before
-/// where they had it.
+/// Revokes the write permission of everybody but the owner. Returns the previous mode if that
+/// changed anything.
 ///
 /// # Errors
 ///
-/// Where they have it and it cannot be taken away: the file is another user's.
+/// The mode has to be changed but cannot be, because the file belongs to another user.
 pub fn take_from_others(file: &File) -> io::Result<Option<u32>> {
     let found = file.metadata()?;
     if !others_may_write(&found) {
@@ -260,8 +255,8 @@ pub fn take_from_others(file: &File) -> io::Result<Option<u32>> {
     Ok(Some(mode))
 }
 
-/// A lock beside a file, held for as long as the process lives: the system gives it up where the
-/// process is killed, so that a lock file which was left behind is in nobody's way.
+/// An advisory lock on a companion file. The system releases it when the process ends, even if it is
+/// killed, so that a lock file that was left behind does not block the next process.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -269,13 +264,13 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Locks `PATH.lock` beside a path; none where another process has it. A lock that was removed
-    /// while we waited for it is no lock any more: whoever removed it held it to the end.
+    /// Locks `PATH.lock`. Returns `None` if another process holds that lock. If its holder removed
+    /// the file between our opening and locking it, we locked an orphaned inode, and try again.
     ///
     /// # Errors
     ///
-    /// Where the system refuses, where the file is no lock, or where others may write it and that
-    /// cannot be taken away from them.
+    /// The system refuses, the file is not empty and thus not a lock, or others may write it and
+    /// that permission cannot be revoked.
     pub fn beside(path: &Path) -> io::Result<Option<Self>> {
         let path = beside(path, "lock");
         loop {
@@ -308,12 +303,12 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before it is unlocked: nobody must find a lock that we are about to remove.
+        // Remove it before unlocking: otherwise another process could lock the file that we are
+        // about to remove, and a third one would create and lock a new one.
         let _ = fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
 }
 
 #[cfg(test)]
-#[path = "files_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! Which files are one, and what others may do to them.
+//! The identity of files, conflicting uses, permissions, and locks.
 
 use std::os::unix::fs::symlink;
 
@@ -6,6 +6,10 @@ use super::*;
 
 fn used(flag: &'static str, path: &Path, usage: Usage) -> UsedFile {
     UsedFile { flag, path: path.to_owned(), usage }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    Identity::of(one).is_some_and(|one| Identity::of(other) == Some(one))
 }
 
 fn mode_of(path: &Path) -> u32 {
@@ -17,7 +21,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn is_same_links_and_missing_files_are_compared_by_identity() {
+fn identity_of_links_and_missing_files_is_that_of_their_targets() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("one"), "1").unwrap();
@@ -90,7 +94,7 @@ fn check_a_link_a_folder_or_an_open_mode_is_refused() {
     let told = said(&link, Usage::Written);
     assert!(told.contains("symbolic link") && told.contains(file.to_str().unwrap()), "{told}");
     assert!(said(folder.path(), Usage::Written).contains("is a folder"));
-    // Secrets are read through links: containers get them so.
+    // Secrets are read through links, because container platforms mount them as links.
     set_mode(&file, 0o644);
     assert!(check(&[used("--a", &link, Usage::Secret)]).is_ok());
     for mode in [0o620, 0o602, 0o666] {
@@ -129,7 +133,7 @@ fn lock_is_held_once_and_one_left_behind_does_not_block() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table");
     let lock = folder.path().join("table.lock");
-    // What a process that was killed leaves, and what others may write.
+    // A lock file that a killed process left, with a mode that lets others write it.
     fs::write(&lock, "").unwrap();
     set_mode(&lock, 0o666);
     let held = Lock::beside(&path).unwrap().expect("nobody has it");
@@ -138,7 +142,7 @@ fn lock_is_held_once_and_one_left_behind_does_not_block() {
     drop(held);
     assert!(!lock.exists());
     drop(Lock::beside(&path).unwrap().expect("it was given up"));
-    // What is no lock is neither locked nor removed, nor is what a link leads to.
+    // A file that is not a lock is neither locked nor removed, and links are not followed.
     fs::write(&lock, "a letter").unwrap();
     assert!(Lock::beside(&path).unwrap_err().to_string().contains("not empty"));
     fs::rename(&lock, folder.path().join("letter")).unwrap();
