@@ -112,10 +112,10 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
     }
     match compacted {
         None => {}
-        Some(Ok(CompactionReport { before, now, .. })) => {
+        Some(Ok(CompactionReport { bytes_before, bytes_after, .. })) => {
             info!(
-                bytes_before = before,
-                bytes_now = now,
+                bytes_before,
+                bytes_now = bytes_after,
                 "compacted the ledger's file: bytes of erased people are no longer in it"
             );
         }
@@ -134,12 +134,12 @@ fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appe
 /// compacted.
 async fn measure(ledger: Embedded, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut warned = false;
-    while let Ok(Some(space)) = ledger.space().await {
-        metrics.ledger_file(space.file, space.free());
+    while let Ok(Some(space)) = ledger.disk_usage().await {
+        metrics.ledger_file(space.file_bytes, space.free_bytes());
         if space.is_worth_compacting() && !warned {
             warn!(
-                file_bytes = space.file,
-                free_bytes = space.free(),
+                file_bytes = space.file_bytes,
+                free_bytes = space.free_bytes(),
                 "at least half of the ledger's file is free: to make it smaller, stop this sidecar, \
                  run `consentd ledger compact --ledger {}`, and start it again",
                 ledger.describe(),

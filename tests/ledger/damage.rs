@@ -265,7 +265,7 @@ async fn start_beside_a_mark_that_is_none_is_refused() {
         fs::write(&mark, other).unwrap();
         let Err(error) = serve(&path) else { panic!("it cannot tell whether all is there") };
         let said = error.to_string();
-        assert!(matches!(error, OpenError::NotAMark { .. }), "{said}");
+        assert!(matches!(error, OpenError::InvalidMark { .. }), "{said}");
         assert!(said.contains(mark.to_str().unwrap()) && said.contains("move it away"), "{said}");
         assert_eq!(fs::read_to_string(&mark).unwrap(), other);
     }
@@ -311,8 +311,8 @@ async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
     append_all(&path, 1..2).await;
     let open = run(serve(&path).unwrap());
     let Ledger::Embedded(ledger) = &open.ledger else { panic!("it is a file") };
-    let small = ledger.space().await.unwrap().unwrap();
-    assert!(!small.is_worth_compacting() && small.used > 0, "{small:?}");
+    let small = ledger.disk_usage().await.unwrap().unwrap();
+    assert!(!small.is_worth_compacting() && small.used_bytes > 0, "{small:?}");
     open.close().await;
     // Somebody needed much, and needs it no more; what came behind it keeps the file long.
     let database = redb::Database::create(&path).unwrap();
@@ -328,12 +328,12 @@ async fn space_of_a_file_that_was_emptied_says_that_it_should_be_compacted() {
     drop(database);
     let open = run(serve(&path).unwrap());
     let Ledger::Embedded(ledger) = &open.ledger else { panic!("it is a file") };
-    let large = ledger.space().await.unwrap().unwrap();
+    let large = ledger.disk_usage().await.unwrap().unwrap();
     assert!(large.is_worth_compacting(), "{large:?}");
-    assert_eq!(large.file, fs::metadata(&path).unwrap().len());
+    assert_eq!(large.file_bytes, fs::metadata(&path).unwrap().len());
     open.close().await;
     let compacted = Embedded::compact(&path, FOREVER, CACHE).unwrap();
-    assert!(compacted.now < small.file * 2, "{compacted:?}");
+    assert!(compacted.bytes_after < small.file_bytes * 2, "{compacted:?}");
 }
 
 #[tokio::test]

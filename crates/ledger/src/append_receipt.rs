@@ -1,27 +1,27 @@
-//! What becomes of an append in a log that can fork.
+//! Receipts of appends: which branch of the log a change is on, for ledgers whose log can fork.
 
 use super::{Appended, Change, Ledger, LedgerError, Version};
 
-/// What came of one change, and on which branch of the log.
+/// The outcome of one change, and its branch of the log.
 #[derive(Clone, Debug)]
 pub struct AppendReceipt {
-    /// What came of it.
+    /// The outcome.
     pub outcome: Appended,
-    /// The head prefix of the pair's new [`Version`] if the outcome is [`Appended::Committed`]. 0
-    /// where the ledger's log cannot fork.
+    /// The head prefix of the pair's [`Version`] if the outcome is [`Appended::Committed`]; 0 in a
+    /// ledger whose log cannot fork.
     pub head_prefix: u64,
-    /// Whether an earlier attempt to send this change was not answered and may have written it, on a
-    /// branch of the log that a failover has left. The outcome is about the last attempt alone.
+    /// Whether an earlier attempt to send this change got no response and may have been written, on
+    /// a branch that a failover has abandoned. The outcome describes the last attempt only.
     pub maybe_written: bool,
 }
 
 impl AppendReceipt {
-    /// What came of a change on a log that cannot fork, or where nothing was written.
+    /// The receipt for a log that cannot fork, or for a change that was not written.
     pub(super) fn unforked(outcome: Appended) -> Self {
         Self { outcome, head_prefix: 0, maybe_written: false }
     }
 
-    /// The pair's version, where the change is written, or was only compared and found.
+    /// The pair's version after a committed change.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         match self.outcome {
@@ -34,12 +34,13 @@ impl AppendReceipt {
 }
 
 impl Ledger {
-    /// Appends as [`append`](Self::append) does, and tells on which branch of the log each change is, so that a follower that has gone
-    /// past it can tell whether it went past this one.
+    /// Appends like [`append`](Self::append), and returns receipts. By their versions,
+    /// [`FollowerPosition`](super::FollowerPosition) detects whether the follower has applied these
+    /// very changes, or others with the same revisions.
     ///
     /// # Errors
     ///
-    /// As for [`append`](Self::append).
+    /// The same as for [`append`](Self::append).
     pub async fn append_with_receipts(
         &self,
         changes: Vec<Change>,
@@ -53,27 +54,12 @@ impl Ledger {
         }
     }
 
-    /// Drops the connection that appends go over, where there is one: the next append connects
-    /// anew, to wherever the ledger's name leads by then.
+    /// Drops the connection that appends use, if there is one. The next append resolves the
+    /// ledger's address again and reconnects.
     pub fn reconnect_appends(&self) {
         match self {
             Self::Embedded(_) => {}
             Self::Redis(ledger) => ledger.reconnect_appends(),
-        }
-    }
-}
-
-impl LedgerError {
-    /// Whether a change that failed so may have been written all the same.
-    #[must_use]
-    pub fn may_be_written(&self) -> bool {
-        match self {
-            Self::Closed
-            | Self::Storage(_)
-            | Self::Unreachable(_)
-            | Self::Unconfirmed { .. }
-            | Self::Unsynced(_) => true,
-            Self::Busy | Self::Damaged(_) | Self::Refused(_) => false,
         }
     }
 }

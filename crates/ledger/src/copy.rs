@@ -1,10 +1,11 @@
-//! Copying a ledger into another: all pairs, their histories and what they name, as the same
-//! bytes, under a new epoch.
+//! Copying a ledger into another: all pairs with their histories and statements, in the same
+//! encoding, under a new epoch.
 //!
-//! Others may write to the first one meanwhile. Buckets are read one after the other; what changes
-//! in those that were read is told by the log, which is followed from before the first one, and is
-//! read again. In the end nothing must be new, twice: what is written later is in the first ledger
-//! alone. The log itself is not copied: its readers find another epoch, and read all there is.
+//! The source may be written to meanwhile. Its buckets are copied one after the other. Changes in
+//! buckets that are already copied are found in the log, which is followed from before the first
+//! bucket, and are copied again. At the end, two consecutive looks at the log must find nothing new;
+//! what is written after that is only in the source. The log itself is not copied: its readers notice
+//! the new epoch and read the whole ledger.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use futures_util::StreamExt as _;
 use tokio::time::sleep;
 
 use super::embedded::{NewFile, OpenError};
-use super::portable_pair::{PortableBucket, PortablePair, statements};
+use super::portable_pair::{PortableBucket, PortablePair, statement_digests};
 use super::redis::{CreateError, NewRedis};
 use super::verify::Progress;
 use super::{Epoch, Ledger, LedgerError, Position, Tail, bucket_of};
@@ -21,84 +22,84 @@ use consentd_core::id::Key;
 use consentd_core::record::{Record, Revision};
 use consentd_os::clock;
 
-/// How many buckets are read before they are written.
-const BUCKETS_AT_ONCE: usize = 16;
-/// How many pairs are read again at once.
-const PAIRS_AT_ONCE: usize = 256;
-/// How often the log is followed meanwhile, so that a short one does no harm.
-const FOLLOW_EVERY: Duration = Duration::from_millis(500);
-/// How often the first ledger is looked at in the end before it is said that it is not still.
-const MAX_LOOKS: u32 = 10;
+/// How many buckets are read concurrently and written together.
+const BUCKETS_PER_BATCH: usize = 16;
+/// How many changed pairs are copied again together.
+const PAIRS_PER_BATCH: usize = 256;
+/// How often the log is followed, so that its entries are read before they are trimmed.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
+/// How many looks at the log may find something new before the copy is given up.
+const MAX_FINAL_LOOKS: u32 = 10;
 
-/// Why a ledger was not copied.
+/// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The first ledger.
+    /// The source cannot be read.
     #[error("cannot read the ledger to copy from: {0}")]
     Source(#[source] LedgerError),
-    /// It is not the ledger any more that it was, or has lost changes.
+    /// The source was replaced by another ledger, or has lost changes.
     #[error(
         "the ledger to copy from was replaced or set back meanwhile (a failover, or a restart from \
          a backup): see that it is well, and begin anew with --anew"
     )]
     Forked,
-    /// Its log was too short.
+    /// The source's log was trimmed before it was followed.
     #[error(
         "the log of the ledger to copy from lost entries that were still needed: keep it longer \
          (--log-entries, --log-retention), and begin anew with --anew"
     )]
     Trimmed,
-    /// Somebody was erased from it.
+    /// A pair was erased from the source after it had been copied.
     #[error(
         "somebody was erased from the ledger to copy from, after the copy had taken what is gone \
          there: begin anew with --anew"
     )]
     Erased,
-    /// It is being written to.
+    /// The source is still being written to.
     #[error(
         "the ledger to copy from is still being written to, so that a copy would lack what comes \
          next: stop those who record, and begin anew with --anew"
     )]
     NotStill,
-    /// A copy was begun there.
+    /// There is an unfinished copy at the target.
     #[error(
         "an unfinished copy is there: it is no ledger, and was left as it is; give --anew to remove \
          it and begin anew"
     )]
     Unfinished,
-    /// The second ledger.
+    /// The target in Redis cannot be created.
     #[error("cannot make the copy: {0}")]
     Target(#[source] CreateError),
-    /// The second ledger, in a file.
+    /// The target file cannot be created.
     #[error("cannot make the copy: {0}")]
     File(#[source] OpenError),
-    /// The second ledger, in a file.
+    /// The target file cannot be written.
     #[error("cannot write the copy: {0}")]
     Writing(#[source] LedgerError),
 }
 
-/// A ledger that was copied.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CopyReport {
-    /// The copy's.
+    /// The copy's epoch.
     pub epoch: Epoch,
-    /// How many buckets its pairs lie in.
+    /// The number of its buckets.
     pub buckets: u32,
-    /// How many pairs it has.
+    /// The number of its pairs.
     pub pairs: u64,
-    /// The revision from which it goes on.
+    /// The revision of its last change.
     pub revision: Revision,
-    /// Statements that histories name, and that the first ledger does not have.
+    /// The number of statements that histories refer to and the source lacks.
     pub missing_statements: u64,
-    /// How many changes came to the first ledger after all, and are not in the copy.
+    /// The number of changes that were made to the source at the end and are not in the copy.
     pub late: u64,
 }
 
-/// Where a copy is made.
+/// The target of a copy.
 pub enum NewLedger {
-    /// In a file.
+    /// A new file.
     File(Box<NewFile>),
-    /// In Redis.
+    /// A new ledger in Redis.
     Redis(Box<NewRedis>),
 }
 
@@ -155,16 +156,17 @@ impl Ledger {
     }
 }
 
-/// Copies a ledger. Before the end it waits for `still`, and looks again whether anything is new.
+/// Copies a ledger. Before it finishes, it waits for `quiet_period` and checks that nothing was
+/// written to the source.
 ///
 /// # Errors
 ///
-/// [`CopyError`]; the copy is no ledger then.
+/// [`CopyError`]; the target is then not a usable ledger.
 pub async fn copy(
     from: &Ledger,
     to: NewLedger,
-    still: Duration,
-    tell: &mut (dyn FnMut(Progress) + Send),
+    quiet_period: Duration,
+    report_progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<CopyReport, CopyError> {
     let identity = from.identity().await.map_err(CopyError::Source)?;
     let cursor = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
@@ -179,22 +181,26 @@ pub async fn copy(
     };
     let mut followed = clock::boot();
     while copying.done < identity.buckets {
-        copying.some_buckets().await?;
-        tell(Progress { done: copying.done, of: identity.buckets, pairs: copying.pairs });
-        if clock::boot().saturating_sub(followed) >= FOLLOW_EVERY {
+        copying.copy_next_buckets().await?;
+        report_progress(Progress {
+            done: copying.done,
+            of: identity.buckets,
+            pairs: copying.pairs,
+        });
+        if clock::boot().saturating_sub(followed) >= FOLLOW_INTERVAL {
             copying.follow().await?;
             followed = clock::boot();
         }
     }
     let mut looks = 0;
     while copying.follow().await? || looks == 0 {
-        // The first time, too: nothing new must be there twice.
-        if looks >= MAX_LOOKS {
+        // Waits after the first look too, so that two looks in a row must find nothing new.
+        if looks >= MAX_FINAL_LOOKS {
             return Err(CopyError::NotStill);
         }
         looks += 1;
         if matches!(from, Ledger::Redis(_)) {
-            sleep(still).await;
+            sleep(quiet_period).await;
         }
     }
     let secret = from.secret().await.map_err(CopyError::Source)?;
@@ -214,23 +220,24 @@ pub async fn copy(
 struct Copying<'a> {
     from: &'a Ledger,
     to: NewLedger,
-    /// Up to here every change of a bucket that is done with is in the copy.
+    /// For finished buckets, the changes up to here are in the copy.
     cursor: Position,
     buckets: u32,
-    /// So many buckets are done with.
+    /// The number of finished buckets.
     done: u32,
     pairs: u64,
     missing: BTreeSet<[u8; 32]>,
 }
 
 impl Copying<'_> {
-    async fn some_buckets(&mut self) -> Result<(), CopyError> {
-        let most = u32::try_from(BUCKETS_AT_ONCE).unwrap_or(1);
+    /// Copies the next batch of buckets.
+    async fn copy_next_buckets(&mut self) -> Result<(), CopyError> {
+        let most = u32::try_from(BUCKETS_PER_BATCH).unwrap_or(1);
         let next = self.done.saturating_add(most).min(self.buckets);
         let from = self.from;
         let reads = (self.done..next).map(|number| from.portable_bucket(number));
         let read: Vec<_> =
-            futures_util::stream::iter(reads).buffered(BUCKETS_AT_ONCE).collect().await;
+            futures_util::stream::iter(reads).buffered(BUCKETS_PER_BATCH).collect().await;
         let mut pairs = Vec::new();
         for bucket in read {
             let bucket = bucket.map_err(CopyError::Source)?;
@@ -246,8 +253,8 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Follows the log to where it ends now, and copies again what has changed; tells whether
-    /// anything had. What is written meanwhile is left to the next time: there may always be more.
+    /// Follows the log to its current end, and copies changed pairs again. Returns whether there were
+    /// any. Changes that arrive meanwhile are left to the next call, so that it terminates.
     async fn follow(&mut self) -> Result<bool, CopyError> {
         let mut any = false;
         let mut until = None;
@@ -280,8 +287,8 @@ impl Copying<'_> {
                 }
             }
             let changed: Vec<_> = changed.into_iter().map(Key::from_bytes).collect();
-            for some in changed.chunks(PAIRS_AT_ONCE) {
-                let pairs = self.from.portable_pairs(some).await.map_err(CopyError::Source)?;
+            for batch in changed.chunks(PAIRS_PER_BATCH) {
+                let pairs = self.from.portable_pairs(batch).await.map_err(CopyError::Source)?;
                 self.put(pairs).await?;
             }
             self.cursor = next;
@@ -292,9 +299,9 @@ impl Copying<'_> {
         }
     }
 
-    /// Writes pairs, and the statements that their histories name.
+    /// Writes pairs, and the statements that their histories refer to.
     async fn put(&mut self, pairs: Vec<PortablePair>) -> Result<(), CopyError> {
-        let digests: Vec<_> = statements(&pairs).into_iter().collect();
+        let digests: Vec<_> = statement_digests(&pairs).into_iter().collect();
         let texts = self.from.statements(&digests).await.map_err(CopyError::Source)?;
         let mut found = Vec::with_capacity(texts.len());
         for (digest, text) in digests.into_iter().zip(texts) {

@@ -1,4 +1,4 @@
-//! Why a ledger did not do what it was asked to, and why a pair's record is not known.
+//! The errors of ledgers, and the reasons why a pair's record is unknown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,11 @@ pub enum UnreadableRecord {
         /// The record's format.
         format: u32,
     },
-    /// Not a record at all.
+    /// It cannot be decoded.
     #[error("the pair's record in the ledger is damaged")]
     Damaged,
-    /// The key in Redis that holds the pair was deleted or evicted: what the pair's record was, or
-    /// whether there was one, is not known.
+    /// The Redis key of the pair's bucket was deleted or evicted. Whether the pair had a record, and
+    /// which, is unknown.
     #[error(
         "the pair's bucket in Redis, {{consent:0}}:b:{bucket}, is missing or incomplete: it was \
          deleted or evicted. Its pairs are denied, and nothing is recorded of them, until \
@@ -35,39 +35,38 @@ pub enum UnreadableRecord {
     },
 }
 
-/// Why a ledger did not do what it was asked to.
+/// Why a ledger's operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It takes no more for now: too much is waiting to be written.
+    /// The append queue is full (back-pressure).
     #[error("the ledger has too much to write already; try again")]
     Busy,
-    /// It is closed, or being closed.
+    /// The ledger is closed, or being closed.
     #[error("the ledger is closed")]
     Closed,
-    /// Its storage failed. What was being written may or may not be durable.
+    /// The storage failed. What was being written may or may not be durable.
     #[error("the ledger's storage failed: {0}")]
     Storage(Arc<dyn std::error::Error + Send + Sync>),
-    /// A part of it is damaged.
+    /// A part of the ledger is damaged.
     #[error("the ledger is damaged: {0}")]
     Damaged(&'static str),
-    /// It cannot be reached, or did not answer in time. What was being written may or may not be
-    /// durable.
+    /// The ledger cannot be reached, or did not answer in time. What was being written may or may
+    /// not be durable.
     #[error("the ledger cannot be reached: {0}")]
     Unreachable(Arc<dyn std::error::Error + Send + Sync>),
-    /// It answers, and does not do it: nothing was written.
+    /// The ledger rejected the request. Nothing was written.
     #[error("the ledger rejected the request: {0}")]
     Refused(Arc<dyn std::error::Error + Send + Sync>),
-    /// It was written, and fewer replicas than asked for have confirmed it in time: a failover may
-    /// lose it.
+    /// The change was written, but too few replicas confirmed it in time: a failover may lose it.
     #[error("written, but confirmed by {confirmed} of {asked} replicas in time: try again")]
     Unconfirmed {
-        /// How many were asked for.
+        /// The number of confirmations that was required.
         asked: u32,
-        /// How many confirmed.
+        /// The number of replicas that confirmed.
         confirmed: u32,
     },
-    /// It was written, and the append-only file that has it was not synced in time: a crash of its
-    /// machine may lose it.
+    /// The change was written, but Redis did not sync its append-only file in time: a crash of that
+    /// machine may lose it. The field is the timeout.
     #[error(
         "written, but Redis' append-only file was not synced within {0:?} (appendfsync): try again"
     )]
@@ -75,17 +74,31 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// Whether there is no ledger where one is looked for.
+    /// Whether there is no ledger at the configured place.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(RedisRejection::of(self), Some(RedisRejection::Missing))
     }
 
-    /// The same, where what was being written may be durable.
+    /// The same error for a request that may have been executed: a rejection becomes
+    /// [`Unreachable`](Self::Unreachable).
     pub(super) fn unsure(self) -> Self {
         match self {
             Self::Refused(why) => Self::Unreachable(why),
             error => error,
+        }
+    }
+
+    /// Whether a change that failed with this error may have been written all the same.
+    #[must_use]
+    pub fn may_be_written(&self) -> bool {
+        match self {
+            Self::Closed
+            | Self::Storage(_)
+            | Self::Unreachable(_)
+            | Self::Unconfirmed { .. }
+            | Self::Unsynced(_) => true,
+            Self::Busy | Self::Damaged(_) | Self::Refused(_) => false,
         }
     }
 
@@ -95,14 +108,15 @@ impl LedgerError {
         matches!(RedisRejection::of(self), Some(RedisRejection::LostKey { .. }))
     }
 
-    /// Whether the key that statements are kept in was deleted or evicted, so that what brings no
-    /// statement is recorded all the same.
+    /// Whether the key with the statements was deleted or evicted. Events without a statement can
+    /// still be recorded.
     #[must_use]
     pub fn lacks_statements(&self) -> bool {
         matches!(RedisRejection::of(self), Some(RedisRejection::LostKey { key }) if redis::holds_statements(key))
     }
 
-    /// Whether it takes an operator to mend this, as a wrong password does: it is no use to wait.
+    /// Whether only an operator can fix this, such as a wrong password, so that retrying is
+    /// pointless.
     #[must_use]
     pub fn needs_an_operator(&self) -> bool {
         match self {

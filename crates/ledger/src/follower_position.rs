@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::log::head_prefix_of;
 use super::{Epoch, LogHead, Position, Version};
 use consentd_core::record::Revision;
 
@@ -20,41 +21,43 @@ use consentd_core::record::Revision;
 /// task that waits for one of these revisions is scheduled.
 const MAX_HEAD_PREFIXES: usize = 65_536;
 
-/// How long a change may take to arrive as an announcement before the follower is asked to read the
-/// log, and how long until it is asked again.
-const ASK_AFTER: Duration = Duration::from_millis(30);
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How long a change may take to arrive as an announcement before the follower is asked to poll the
+/// log.
+const FIRST_POLL_AFTER: Duration = Duration::from_millis(30);
 
-/// Where a follower is; clones share it.
+/// The interval between further requests to poll.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The position of a follower; clones share it.
 #[derive(Clone)]
 pub struct FollowerPosition(Arc<Shared>);
 
 struct Shared {
     steps: Mutex<Steps>,
-    /// Counts the moves.
-    moved: watch::Sender<u64>,
-    /// Somebody waits for a change that was not announced.
+    /// The number of advances, to wake up waiting tasks.
+    advances: watch::Sender<u64>,
+    /// Notified when a task waits for a change that was not announced.
     wanted: Notify,
 }
 
-/// The last revisions that the follower went through without a gap.
+/// The last revisions that the follower applied without a gap.
 struct Steps {
     epoch: Epoch,
-    /// How often it began anew, from a position that it did not get to step by step.
-    begun: u64,
+    /// How often the follower jumped to a position instead of reading the log up to it.
+    restarts: u64,
     end: Revision,
     /// The head prefixes of the last revisions; the last element belongs to `end`.
     head_prefixes: VecDeque<u64>,
 }
 
-/// Where the follower was at some moment, for a later comparison.
+/// The follower's position at some moment, for a later comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FollowerCheckpoint {
-    begun: u64,
+    restarts: u64,
     end: Revision,
 }
 
-/// A change is not known to be in this process' own table.
+/// A change did not arrive in this process' own table within this time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "the ledger took the change, but this sidecar did not read it back from the ledger's log within \
@@ -64,83 +67,73 @@ pub struct FollowerCheckpoint {
 )]
 pub struct FollowTimeout(pub Duration);
 
-/// Whether the follower has a change.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Has {
-    Yes,
-    /// Not yet, or another one in its place, or nobody knows; what comes next may tell.
-    NotKnown,
-}
-
-/// The head prefix, in the encoding of [`Version::head_prefix`].
-fn head_prefix_of(head: &LogHead) -> u64 {
-    head.first_chunk().map_or(0, |head_prefix| u64::from_be_bytes(*head_prefix))
-}
-
 impl Default for FollowerPosition {
     fn default() -> Self {
-        let steps = Steps { epoch: [0; 16], begun: 0, end: 0, head_prefixes: VecDeque::from([0]) };
-        let (steps, moved) = (Mutex::new(steps), watch::Sender::new(0));
-        Self(Arc::new(Shared { steps, moved, wanted: Notify::new() }))
+        let steps =
+            Steps { epoch: [0; 16], restarts: 0, end: 0, head_prefixes: VecDeque::from([0]) };
+        let (steps, advances) = (Mutex::new(steps), watch::Sender::new(0));
+        Self(Arc::new(Shared { steps, advances, wanted: Notify::new() }))
     }
 }
 
 impl FollowerPosition {
-    /// The follower is here now, and had these heads at the last revisions, as far as it knows them.
+    /// Publishes the follower's new position. `head_at` returns the head at one of its last
+    /// revisions, as far as it still knows it.
     pub fn advance(&self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) {
         if self.steps().advance(to, head_at) {
-            self.0.moved.send_modify(|moves| *moves = moves.wrapping_add(1));
+            self.0.advances.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 
-    /// Where the follower is now.
+    /// The follower's current position.
     #[must_use]
     pub fn now(&self) -> FollowerCheckpoint {
         let steps = self.steps();
-        FollowerCheckpoint { begun: steps.begun, end: steps.end }
+        FollowerCheckpoint { restarts: steps.restarts, end: steps.end }
     }
 
-    /// Whether the follower has a change, which was appended after it was at `before`.
+    /// Whether the follower has certainly applied the change of this version, which was appended
+    /// after it was at `before`. `false` may also mean that this is unknown.
     #[must_use]
     pub fn has(&self, version: Version, before: FollowerCheckpoint) -> bool {
-        self.steps().has(version, before) == Has::Yes
+        self.steps().has(version, before)
     }
 
-    /// Waits until the follower has a change, which was appended after it was at `before`.
+    /// Waits until the follower has applied a change, which was appended after it was at `before`.
     ///
     /// # Errors
     ///
-    /// [`FollowTimeout`] where it does not within that time.
+    /// [`FollowTimeout`] if it does not within that time.
     pub async fn wait_for(
         &self,
         version: Version,
         before: FollowerCheckpoint,
         within: Duration,
     ) -> Result<(), FollowTimeout> {
-        let mut moved = self.0.moved.subscribe();
+        let mut advances = self.0.advances.subscribe();
         let begun = Instant::now();
-        let (deadline, mut ask) = (begun + within, begun + ASK_AFTER);
+        let (deadline, mut ask) = (begun + within, begun + FIRST_POLL_AFTER);
         loop {
-            moved.mark_unchanged();
+            advances.mark_unchanged();
             if self.has(version, before) {
                 return Ok(());
             }
             tokio::select! {
-                // The timers are polled first. A follower that moves all the time makes `changed`
-                // ready at every poll, and would otherwise starve them.
+                // The timers are polled first. A follower that advances all the time makes `changed`
+                // ready at every poll and would otherwise starve them.
                 biased;
                 () = sleep_until(deadline) => return Err(FollowTimeout(within)),
                 () = sleep_until(ask) => {
                     self.0.wanted.notify_one();
-                    ask = Instant::now() + ASK_AGAIN;
+                    ask = Instant::now() + POLL_INTERVAL;
                 }
-                // It fails only without a sender, which is there for as long as `self` is.
-                _ = moved.changed() => {}
+                // It fails only if the sender is dropped, but `self` owns the sender.
+                _ = advances.changed() => {}
             }
         }
     }
 
-    /// Waits until somebody wants the log to be read, for a change that was not announced.
+    /// Waits until a task requests that the log is polled, for a change that was not announced.
     pub async fn catch_up_requested(&self) {
         self.0.wanted.notified().await;
     }
@@ -151,7 +144,7 @@ impl FollowerPosition {
 }
 
 impl Steps {
-    /// Goes to a position; tells whether that is another one.
+    /// Moves to a position. Returns whether that changed anything.
     fn advance(&mut self, to: Position, head_at: impl Fn(Revision) -> Option<LogHead>) -> bool {
         let head_prefix = head_prefix_of(&to.head);
         let here = self.head_prefixes.back().copied();
@@ -161,7 +154,7 @@ impl Steps {
         let is_behind = self.epoch == to.epoch && self.end < to.revision;
         let continues = is_behind && head_at(self.end).map(|head| head_prefix_of(&head)) == here;
         if !continues {
-            self.begun = self.begun.wrapping_add(1);
+            self.restarts = self.restarts.wrapping_add(1);
             self.epoch = to.epoch;
             self.end = to.revision;
             self.head_prefixes = VecDeque::from([head_prefix]);
@@ -178,18 +171,18 @@ impl Steps {
         true
     }
 
-    fn has(&self, version: Version, before: FollowerCheckpoint) -> Has {
-        let Some(back) = self.end.checked_sub(version.revision) else { return Has::NotKnown };
+    fn has(&self, version: Version, before: FollowerCheckpoint) -> bool {
+        let Some(back) = self.end.checked_sub(version.revision) else { return false };
         let place = usize::try_from(back).ok().and_then(|back| back.checked_add(1));
         let place = place.and_then(|back| self.head_prefixes.len().checked_sub(back));
-        let yes = match place.and_then(|place| self.head_prefixes.get(place)) {
+        match place.and_then(|place| self.head_prefixes.get(place)) {
             // A log that cannot fork has no head prefixes.
             Some(head_prefix) => version.head_prefix == 0 || *head_prefix == version.head_prefix,
-            // It went past that revision long before the append, which found it still there, and
-            // has not begun anew since: had it been elsewhere, the log's hashes would have told.
-            None => before.begun == self.begun && before.end >= version.revision,
-        };
-        if yes { Has::Yes } else { Has::NotKnown }
+            // The follower passed that revision before the append, which found the version still
+            // current, and has read the log without a restart since. Had it been on another branch,
+            // the heads would have revealed that.
+            None => before.restarts == self.restarts && before.end >= version.revision,
+        }
     }
 }
 
@@ -220,7 +213,7 @@ mod tests {
         // A failover: others wrote revision 91 and more on the branch that is followed now.
         position
             .advance(at(2, 95), |revision| Some(head(if revision > 90 { 2 } else { 1 }, revision)));
-        assert_eq!(position.now(), FollowerCheckpoint { begun: before.begun, end: 95 });
+        assert_eq!(position.now(), FollowerCheckpoint { restarts: before.restarts, end: 95 });
         assert!(!position.has(version(1, 91), before), "another change has its revision");
         assert!(position.has(version(2, 91), before) && position.has(version(1, 90), before));
     }

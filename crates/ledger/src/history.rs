@@ -1,19 +1,94 @@
-//! Histories as they are read: every entry with its place in its pair's chain.
+//! Histories: how an entry is stored, how a pair's history is read and verified against its chain,
+//! and how the histories of all pairs are read page by page.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain};
+use super::codec;
+use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
 
-/// How many chains a reading of all events goes on with, in each of two generations, before it
-/// forgets those that it met longest ago: about 8 MB of them.
-const MAX_CHAINS: usize = 65_536;
+/// The capacity of each of the two generations of a [`ChainCache`]; together about 8 MB.
+const MAX_CHAINS_PER_GENERATION: usize = 65_536;
 
-/// Where an entry of a history stands.
+/// One entry of a history as it is stored: encoded, or reduced to its digest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum HistoryItem<'a> {
+    /// An encoded entry that is kept forever.
+    Permanent(Cow<'a, [u8]>),
+    /// An encoded entry that is kept for [`Retention::history`](super::Retention::history).
+    Perishable(Cow<'a, [u8]>),
+    /// The digest of a perishable entry that has expired. It keeps the chain verifiable.
+    Expired([u8; 32]),
+}
+
+impl<'a> HistoryItem<'a> {
+    const PERMANENT: u8 = 0;
+    const PERISHABLE: u8 = 1;
+    const EXPIRED: u8 = 2;
+
+    /// The stored form: a tag and its payload.
+    pub(super) fn parts(&self) -> (u8, &[u8]) {
+        match self {
+            Self::Permanent(entry) => (Self::PERMANENT, entry),
+            Self::Perishable(entry) => (Self::PERISHABLE, entry),
+            Self::Expired(digest) => (Self::EXPIRED, digest),
+        }
+    }
+
+    /// The item with this stored form, or `None` if it is invalid.
+    pub(super) fn from_parts(tag: u8, payload: &'a [u8]) -> Option<Self> {
+        Some(match tag {
+            Self::PERMANENT => Self::Permanent(payload.into()),
+            Self::PERISHABLE => Self::Perishable(payload.into()),
+            Self::EXPIRED => Self::Expired(payload.try_into().ok()?),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn into_owned(self) -> HistoryItem<'static> {
+        match self {
+            Self::Permanent(entry) => HistoryItem::Permanent(entry.into_owned().into()),
+            Self::Perishable(entry) => HistoryItem::Perishable(entry.into_owned().into()),
+            Self::Expired(digest) => HistoryItem::Expired(digest),
+        }
+    }
+
+    /// The digest that the pair's chain is extended with.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Permanent(entry) | Self::Perishable(entry) => sha256(entry),
+            Self::Expired(digest) => *digest,
+        }
+    }
+
+    /// The encoded entry, unless it has expired.
+    pub(super) fn encoded_entry(&self) -> Option<&[u8]> {
+        match self {
+            Self::Permanent(entry) | Self::Perishable(entry) => Some(entry),
+            Self::Expired(_) => None,
+        }
+    }
+
+    /// The decoded entry without its statement, or `None` if it has expired or is damaged.
+    pub(super) fn decode_without_statement(&self) -> Option<HistoryEntry> {
+        codec::decode_history(self.encoded_entry()?, |_| Some(String::new()))
+    }
+
+    /// The digest of the statement that the entry refers to, if it has one.
+    pub(super) fn statement_digest(&self) -> Option<[u8; 32]> {
+        match self {
+            Self::Permanent(entry) => codec::statement_digest_of(entry),
+            Self::Perishable(_) | Self::Expired(_) => None,
+        }
+    }
+}
+
+/// The position of an entry in its pair's history.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct EntryPosition {
     /// The revision that wrote it.
     pub revision: Revision,
-    /// Its number among all that its pair's history ever had, from 1.
+    /// Its number among all entries that the history has ever had, from 1.
     pub number: u64,
     /// The chain's head after it.
     pub head: ChainHead,
@@ -24,17 +99,18 @@ pub struct EntryPosition {
 pub struct History {
     /// The entries that are kept, oldest first.
     pub entries: Vec<(EntryPosition, HistoryEntry)>,
-    /// The pair's record; the empty one where there is none.
+    /// The pair's record; an empty one for a pair that has none.
     pub record: Record,
-    /// The chain's head after each entry since the last erase, those included that are no longer
-    /// kept. See [`Record::history_start`] for how many came before.
+    /// The chain's head after each entry since the last erasure, including expired entries.
+    /// [`Record::history_start`] has the number of entries before.
     pub heads: Vec<ChainHead>,
-    /// How many entries have gone by their retention. Their digests are in the chain.
+    /// The number of expired entries. Their digests are in the chain.
     pub expired: u64,
-    /// How many entries are there and cannot be read, or have lost the words agreed to.
+    /// The number of entries that exist but cannot be decoded, or whose statement is missing or
+    /// modified.
     pub unreadable: u64,
-    /// Whether the chain over the whole history is the one in the pair's record, and every entry
-    /// that should be readable is.
+    /// Whether the chain of the complete history equals the one in the pair's record, and every
+    /// entry that should be readable is.
     pub intact: bool,
 }
 
@@ -45,8 +121,8 @@ impl History {
         start.saturating_add(u64::try_from(self.heads.len()).unwrap_or(u64::MAX))
     }
 
-    /// The chain's head after the entry of this number; none where there is none, or where it was
-    /// erased.
+    /// The chain's head after the entry with this number, or `None` if there is no such entry or it
+    /// was erased.
     #[must_use]
     pub fn head_after(&self, number: u64) -> Option<ChainHead> {
         let (start, _) = self.record.history_start();
@@ -55,86 +131,104 @@ impl History {
     }
 }
 
-/// A history while it is being read, oldest entry first.
+/// Builds a [`History`] from its items, oldest first, and verifies its chain.
 #[derive(Debug)]
 pub(super) struct HistoryBuilder {
     history: History,
     head: ChainHead,
-    whole: bool,
+    is_complete: bool,
 }
 
 impl HistoryBuilder {
-    /// A history of a pair whose record is this one.
+    /// An empty history of a pair with this record.
     pub(super) fn new(record: Record) -> Self {
         let (_, head) = record.history_start();
         let history = History { record, ..History::default() };
-        Self { history, head, whole: true }
+        Self { history, head, is_complete: true }
     }
 
-    /// Begins behind entries that cannot be found: what is left has the last numbers.
+    /// Skips the oldest entries because they cannot be found. The `left` remaining entries get the
+    /// last numbers.
     pub(super) fn skip_missing(&mut self, left: u64) {
         let (start, _) = self.history.record.history_start();
         for _ in start..self.history.record.history_len.saturating_sub(left) {
             self.push_missing();
         }
-        self.whole = false;
+        self.is_complete = false;
     }
 
-    /// An entry that is not there at all.
+    /// Adds an entry that is missing.
     pub(super) fn push_missing(&mut self) {
         self.history.heads.push(self.head);
-        self.whole = false;
+        self.is_complete = false;
     }
 
-    /// An entry that is there, and is none.
+    /// Adds an entry whose item cannot be decoded.
     pub(super) fn push_garbled(&mut self) {
         self.history.unreadable += 1;
         self.push_missing();
     }
 
-    /// An entry of which its digest alone is kept.
-    pub(super) fn push_expired(&mut self, digest: &[u8; 32]) {
-        self.extend(digest);
-        self.history.expired += 1;
-    }
-
-    /// An entry that is kept; none where it cannot be read.
-    pub(super) fn push_entry(
+    /// Adds a stored item; `statement` looks up a statement by its digest.
+    pub(super) fn push(
         &mut self,
         revision: Revision,
-        digest: &[u8; 32],
-        entry: Option<HistoryEntry>,
+        item: &HistoryItem<'_>,
+        statement: impl FnOnce(&[u8]) -> Option<String>,
     ) {
-        self.extend(digest);
+        self.head = extend_chain(&self.head, &item.digest());
+        self.history.heads.push(self.head);
+        let Some(entry) = item.encoded_entry() else {
+            self.history.expired += 1;
+            return;
+        };
         let number = self.history.number();
-        match entry {
+        match codec::decode_history(entry, statement) {
             Some(entry) => {
-                let place = EntryPosition { revision, number, head: self.head };
-                self.history.entries.push((place, entry));
+                let position = EntryPosition { revision, number, head: self.head };
+                self.history.entries.push((position, entry));
             }
             None => self.history.unreadable += 1,
         }
     }
 
-    fn extend(&mut self, digest: &[u8; 32]) {
-        self.head = extend_chain(&self.head, digest);
-        self.history.heads.push(self.head);
-    }
-
-    /// The history, with its chain checked.
+    /// The history, with its chain verified.
     pub(super) fn finish(self) -> History {
-        let Self { mut history, head, whole } = self;
+        let Self { mut history, head, is_complete } = self;
         let as_recorded =
             head == history.record.chain && history.number() == history.record.history_len;
-        history.intact = whole && as_recorded && history.unreadable == 0;
+        history.intact = is_complete && as_recorded && history.unreadable == 0;
         history
     }
 }
 
-/// How far the chains had come that a reading by revision has met: by the revision that wrote a
-/// pair's last entry so far, how many there were and the head after them.
+/// A page of the histories of all pairs.
+#[derive(Debug)]
+pub struct Events {
+    /// The entries that are kept, with their positions.
+    pub entries: Vec<(EntryPosition, HistoryEntry)>,
+    /// The cursor of the next page; `None` after the last page.
+    pub next: Option<Cursor>,
+    /// Whether the pages are ordered by revision and the cursor's `after` is a revision. Then the
+    /// entries of all earlier revisions are on earlier pages. A ledger that stores histories by
+    /// pair has no such order.
+    pub by_revision: bool,
+}
+
+/// How far the histories of all pairs have been read.
+#[derive(Clone, Debug, Default)]
+pub struct Cursor {
+    /// The last revision or bucket that was read; which of them depends on the ledger.
+    pub after: u64,
+    /// The chains up to there, for a ledger that does not store histories by pair.
+    pub(super) chains: ChainCache,
+}
+
+/// Caches the chain state of pairs while their histories are read by revision, keyed by the
+/// revision of the pair's last entry so far. The value is the number of entries and the head.
 ///
-/// It is bounded: a chain that it has forgotten is walked again from its beginning.
+/// It is bounded by two generations: the older one is dropped when the younger one is full. A chain
+/// that was dropped is recomputed from its beginning.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChainCache {
     young: HashMap<Revision, (u64, ChainHead)>,
@@ -142,16 +236,17 @@ pub(super) struct ChainCache {
 }
 
 impl ChainCache {
-    /// Where the chain stands behind a revision. Nothing goes on from there twice.
+    /// Removes and returns the chain state after a revision. It is used once, because only one
+    /// revision continues it.
     pub(super) fn take(&mut self, revision: Revision) -> Option<(u64, ChainHead)> {
         self.young.remove(&revision).or_else(|| self.old.remove(&revision))
     }
 
-    /// Where the chain stands behind a revision now.
-    pub(super) fn put(&mut self, revision: Revision, stands: (u64, ChainHead)) {
-        if self.young.len() >= MAX_CHAINS {
+    /// Stores the chain state after a revision.
+    pub(super) fn put(&mut self, revision: Revision, state: (u64, ChainHead)) {
+        if self.young.len() >= MAX_CHAINS_PER_GENERATION {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(revision, stands);
+        self.young.insert(revision, state);
     }
 }

@@ -1,9 +1,10 @@
-//! The durable truth: the ordered log of changes, every pair's record, and its history.
+//! The durable ledger: the ordered log of changes, every pair's record, and every pair's history.
 //!
-//! A ledger knows nothing of the rules. A recorder reads a record, applies an event, and appends
-//! the new record with the revision of the one that it started from; where another came first,
-//! the ledger answers with that one, and the recorder tries again. The follower reads a snapshot,
-//! then the log, and hears announcements in between, any of which may be lost.
+//! A ledger does not know the consent rules. A recorder reads a record, applies an event, and
+//! appends the new record together with the version that it is based on (optimistic concurrency).
+//! If another change came first, the append returns a conflict with the current record, and the
+//! recorder retries. The follower reads a snapshot, then the log; announcements only make it faster,
+//! and any of them may be lost.
 
 #![warn(
     missing_docs,
@@ -23,23 +24,24 @@ mod append_receipt;
 mod codec;
 mod copy;
 mod embedded;
+mod encoded_update;
 mod error;
 mod follower_position;
 mod history;
+mod log;
+mod pair;
 mod portable_pair;
 mod redis;
 mod retention_schedule;
 mod verify;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use self::history::ChainCache;
+use self::log::MAX_ANNOUNCEMENTS;
 use consentd_core::id::{Key, KeySecret};
-use consentd_core::record::{HistoryEntry, Record, Revision};
-use consentd_core::time::Timestamp;
+use consentd_core::record::Revision;
 
 pub use append_receipt::AppendReceipt;
 pub use copy::{CopyError, CopyReport, NewLedger, copy};
@@ -49,277 +51,44 @@ pub use embedded::{
 };
 pub use error::{LedgerError, UnreadableRecord};
 pub use follower_position::{FollowTimeout, FollowerCheckpoint, FollowerPosition};
-pub use history::{EntryPosition, History};
+pub use history::{Cursor, EntryPosition, Events, History};
+pub use log::{
+    Announcement, Epoch, LogBody, LogEntry, LogHead, MAX_PAGE, Notification, Page, Position, Tail,
+    UnreadableEntry,
+};
+pub use pair::{
+    Appended, Bucket, Change, MAX_APPEND, Read, StoredRecord, Update, Version, bucket_of,
+};
 pub use redis::{
     BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
     NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
     ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, UnsupportedServer,
     Warning, create, inspect_server, plan,
 };
+pub use retention_schedule::Retention;
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
 
-/// The most changes of one append.
-pub const MAX_APPEND: usize = 1_024;
-
-/// The most entries of one page of the log.
-pub const MAX_PAGE: usize = 4_096;
-
-/// How many announcements a slow listener may be behind before it loses the oldest.
-pub const MAX_ANNOUNCEMENTS: usize = 8_192;
-
-/// How long a ledger keeps what it need not keep for good.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// The log's entries, which name users.
-    pub log: Duration,
-    /// At most so many of them, however young.
-    pub log_entries: u64,
-    /// Inbound and failure events in histories.
-    pub history: Duration,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            log: Duration::from_hours(24),
-            log_entries: 1_000_000,
-            history: Duration::from_hours(90 * 24),
-        }
-    }
-}
-
-/// Which ledger a position belongs to: random, drawn when the ledger is created.
-pub type Epoch = [u8; 16];
-
-/// The hash over the log up to a revision.
-pub type LogHead = [u8; 20];
-
-/// Where a log ends, or a reader of it stands.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Position {
-    /// Which ledger.
-    pub epoch: Epoch,
-    /// The last change.
-    pub revision: Revision,
-    /// The log's hash after it.
-    pub head: LogHead,
-}
-
-/// What a ledger is, for as long as it is that one.
+/// The constants of a ledger.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Which ledger.
+    /// The ledger's id.
     pub epoch: Epoch,
-    /// The secret of the pairs' keys.
+    /// The secret that pairs' keys are derived with.
     pub secret: KeySecret,
-    /// How many buckets its pairs lie in: see [`bucket_of`].
+    /// The number of buckets that pairs are divided into: see [`bucket_of`].
     pub buckets: u32,
 }
 
-/// The bucket that a pair lies in, of so many: keys are hashes, so equal parts of their range hold
-/// about as many pairs each.
-#[must_use]
-pub fn bucket_of(key: Key, buckets: u32) -> u32 {
-    let [a, b, c, d, ..] = key.to_bytes();
-    let place = u64::from(u32::from_be_bytes([a, b, c, d]));
-    u32::try_from((place * u64::from(buckets)) >> 32).unwrap_or(0)
-}
-
-/// Which record of a pair is meant.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Version {
-    /// The revision that wrote it; 0 where there is none.
-    pub revision: Revision,
-    /// The first 8 bytes of the log's hash after it, where a ledger's log can fork: both branches
-    /// give the same revisions to different changes. 0 elsewhere, and where there is no record.
-    pub head_prefix: u64,
-}
-
-/// A pair's record and what wrote it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StoredRecord {
-    /// What wrote the record.
-    pub version: Version,
-    /// The record; the empty one where there is none.
-    pub record: Record,
-}
-
-/// What a recorder reads before it writes.
-#[derive(Debug)]
-pub struct Read {
-    /// The ledger's clock.
-    pub clock: Timestamp,
-    /// The pairs, in the order asked for.
-    pub pairs: Vec<Result<StoredRecord, UnreadableRecord>>,
-}
-
-/// One pair's change.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// The pair.
-    pub key: Key,
-    /// The record that this change started from.
-    pub base: Version,
-    /// What becomes of it. Nothing, where the answer to be given rests on that record as it is:
-    /// then only that it is still there is made sure, as durably as if it were written now.
-    pub update: Option<Update>,
-}
-
-/// What is written of a pair.
-#[derive(Clone, Debug)]
-pub struct Update {
-    /// The user as written, for the log.
-    pub user_id: String,
-    /// The business as written, for the log.
-    pub business_id: String,
-    /// The whole new record. Its history's length and chain are still those before `history`.
-    pub record: Record,
-    /// What to add to the history, oldest first.
-    pub history: Vec<HistoryEntry>,
-    /// When, by the ledger's clock.
-    pub record_time: Timestamp,
-}
-
-/// What came of one change.
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "each is looked at once, where it was asked for")]
-pub enum Appended {
-    /// It is durable, at this revision; where there was nothing to write, at that of the record.
-    Committed(Revision),
-    /// Another change came first: this is the pair now.
-    Conflict(Result<StoredRecord, UnreadableRecord>),
-    /// It failed, whatever came of the others: a ledger that is full still takes denials.
-    Failed(LedgerError),
-}
-
-/// One change as the log tells it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogEntry {
-    /// Its revision.
-    pub revision: Revision,
-    /// The log's hash before it.
-    pub previous: LogHead,
-    /// The log's hash after it.
-    pub head: LogHead,
-    /// What changed.
-    pub body: Result<LogBody, UnreadableEntry>,
-}
-
-/// What a log entry says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogBody {
-    /// The pair.
-    pub key: Key,
-    /// The user as written.
-    pub user_id: String,
-    /// The business as written.
-    pub business_id: String,
-    /// The pair's whole new record.
-    pub record: Result<Record, UnreadableRecord>,
-    /// When it was recorded, by the ledger's clock.
-    pub record_time: Timestamp,
-}
-
-/// A log entry that cannot be read: nothing after it can be trusted.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("an entry of the ledger's log cannot be read")]
-pub struct UnreadableEntry;
-
-/// Entries that were just appended, told to whoever listens. May be lost.
-#[derive(Clone, Debug)]
-pub struct Announcement {
-    /// Which ledger.
-    pub epoch: Epoch,
-    /// The entries, in order, without gaps.
-    pub entries: Arc<[LogEntry]>,
-}
-
-/// What a listener hears.
-#[derive(Clone, Debug)]
-pub enum Notification {
-    /// Something was appended.
-    Announcement(Announcement),
-    /// Announcements may have been lost.
-    Missed,
-    /// From now on announcements are heard; any before may have been lost.
-    Subscribed,
-    /// None are heard for now.
-    Unsubscribed {
-        /// Whether the ledger does not let us, and not merely fails to.
-        refused: bool,
-        /// Why.
-        why: Arc<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// A page of the log, and what it proves: this is where the log ended when it was asked for.
-#[derive(Debug)]
-pub struct Page {
-    /// What ledger this is.
-    pub identity: Arc<Identity>,
-    /// Where its log ended.
-    pub end: Position,
-    /// How often an operator has accepted the ledger as it is, whatever a follower remembers of
-    /// it: see `consentd ledger accept`.
-    pub accepted: u64,
-    /// The ledger's clock.
-    pub clock: Timestamp,
-    /// What came after the revision asked for, in order, [`MAX_PAGE`] entries at most.
-    pub tail: Tail,
-}
-
-/// The part of the log that was asked for.
-#[derive(Debug, PartialEq)]
-pub enum Tail {
-    /// These entries, without gaps.
-    Entries(Vec<LogEntry>),
-    /// The log no longer, or not yet, holds what comes next.
-    Trimmed,
-}
-
-/// A part of all pairs, as they were at `label`.
-#[derive(Clone, Debug)]
-pub struct Bucket {
-    /// Which part: see [`bucket_of`].
-    pub number: u32,
-    /// The position that the pairs were read at.
-    pub label: Position,
-    /// The pairs.
-    pub pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
-}
-
-/// A page of all that was recorded.
-#[derive(Debug)]
-pub struct Events {
-    /// The entries that are kept, with the place of each.
-    pub entries: Vec<(EntryPosition, HistoryEntry)>,
-    /// Where to go on; none where this was the last page.
-    pub next: Option<Cursor>,
-    /// Whether all pages are in the order of their revisions, and `after` is one: a page behind a
-    /// revision then has nothing that was recorded before it. A ledger that keeps histories by
-    /// pair has no such order.
-    pub by_revision: bool,
-}
-
-/// Where a reading of all that was recorded goes on.
-#[derive(Clone, Debug, Default)]
-pub struct Cursor {
-    /// What was read already. What it counts is the ledger's affair.
-    pub after: u64,
-    /// How far the chains had come there, where the ledger does not keep histories by pair.
-    chains: ChainCache,
-}
-
-/// How well a ledger keeps what it acknowledges, as last seen.
+/// How safe acknowledged changes are in this ledger, as of the last check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DurabilityStatus {
-    /// Whether that is on a disk, or on replicas that are waited for, and not in memory alone.
+    /// Whether they survive the loss of a process: on a disk, or on confirming replicas.
     pub durable: bool,
-    /// Whether an old primary that is cut off from the others could go on.
+    /// Whether a primary that is partitioned from its replicas would go on accepting writes.
     pub unfenced: bool,
-    /// How many of its keys were found to be missing, and are not back yet.
+    /// How many of the ledger's keys are missing and not rebuilt yet.
     pub lost_keys: u64,
-    /// What an operator should mend, in words.
+    /// Configuration faults for an operator to fix, in plain text.
     pub warnings: Arc<[String]>,
 }
 
@@ -329,18 +98,18 @@ impl Default for DurabilityStatus {
     }
 }
 
-/// A ledger.
+/// A ledger; clones share it.
 #[derive(Clone, Debug)]
 pub enum Ledger {
-    /// A file that this process alone writes.
+    /// A file that only this process writes.
     Embedded(Embedded),
     /// Redis or Valkey, which any number of processes read and write.
     Redis(Redis),
 }
 
 impl Ledger {
-    /// How many appends were written by this process that nobody was told of, for Redis does not
-    /// permit it: followers find them by their polls.
+    /// The number of appends of this process that could not be announced, because the Redis user
+    /// lacks the permission to publish. Followers find them by polling.
     #[must_use]
     pub fn unannounced(&self) -> u64 {
         match self {
@@ -349,11 +118,11 @@ impl Ledger {
         }
     }
 
-    /// What this ledger is, as last seen.
+    /// The ledger's identity, as of the last contact.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it was never seen, and cannot be asked.
+    /// [`LedgerError`] if there was no contact yet, and the ledger does not answer.
     pub async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         match self {
             Self::Embedded(ledger) => Ok(ledger.identity()),
@@ -361,14 +130,14 @@ impl Ledger {
         }
     }
 
-    /// Whether another server may take over from the one that acknowledged a change, without having
-    /// that change. A file has no other server.
+    /// Whether another server without an acknowledged change may take over from the one that
+    /// acknowledged it. A file has no other server.
     #[must_use]
     pub fn can_fail_over(&self) -> bool {
         matches!(self, Self::Redis(_))
     }
 
-    /// How well it keeps what it acknowledges, as last seen.
+    /// How safe acknowledged changes are, as of the last check.
     #[must_use]
     pub fn durability(&self) -> DurabilityStatus {
         match self {
@@ -377,7 +146,7 @@ impl Ledger {
         }
     }
 
-    /// What it is, for people; without credentials.
+    /// A description for logs and status pages, without credentials.
     #[must_use]
     pub fn describe(&self) -> &str {
         match self {
@@ -386,11 +155,11 @@ impl Ledger {
         }
     }
 
-    /// Reads pairs' records, and the ledger's clock.
+    /// Reads pairs' records and the ledger's clock.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.read(keys).await,
@@ -398,22 +167,37 @@ impl Ledger {
         }
     }
 
-    /// Appends changes of different pairs, [`MAX_APPEND`] at most; answers, in their order, once
-    /// those that did not conflict are durable.
+    /// Appends changes of distinct pairs, at most [`MAX_APPEND`]. Returns the outcomes in the same
+    /// order once every change without a conflict is durable.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`]; after [`LedgerError::Storage`] the outcome is unknown.
+    /// [`LedgerError`] if the whole append failed. The changes may still have been written if
+    /// [`LedgerError::may_be_written`].
     pub async fn append(&self, changes: Vec<Change>) -> Result<Vec<Appended>, LedgerError> {
-        let written = self.append_with_receipts(changes).await?;
-        Ok(written.into_iter().map(|written| written.outcome).collect())
+        let receipts = self.append_with_receipts(changes).await?;
+        Ok(receipts.into_iter().map(|receipt| receipt.outcome).collect())
     }
 
-    /// Reads a pair's history and checks its chain.
+    /// Deletes the rest of the histories of erased pairs. A file deletes a history in the
+    /// transaction of the erasure. In Redis a history may be long, so it is deleted in batches
+    /// afterwards; if this process ends before, the next garbage collection does it.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be read.
+    /// [`LedgerError`] if it cannot be written.
+    pub async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Redis(ledger) => ledger.purge(keys).await,
+        }
+    }
+
+    /// Reads a pair's history and verifies its chain.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if it cannot be read.
     pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.history(key).await,
@@ -421,12 +205,13 @@ impl Ledger {
         }
     }
 
-    /// Reads what was recorded of all pairs, each pair's in the order in which it was, a page of
-    /// about [`MAX_PAGE`] entries at a time: from the default, then from each page's `next`.
+    /// Reads the histories of all pairs, about [`MAX_PAGE`] entries at a time. The entries of one
+    /// pair are in the order of recording. Start with the default cursor, and continue with each
+    /// page's `next`.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be read.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.events_after(cursor).await,
@@ -434,11 +219,11 @@ impl Ledger {
         }
     }
 
-    /// Reads the pairs of one bucket, of as many as the ledger's identity says.
+    /// Reads the pairs of one bucket; [`Identity::buckets`] is the number of buckets.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be read.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.bucket(number).await,
@@ -446,11 +231,11 @@ impl Ledger {
         }
     }
 
-    /// Reads the log behind `revision`, and proves where it ends.
+    /// Reads the log after `revision`, with the proof of where it ends.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be read.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.read_after(revision).await,
@@ -458,26 +243,26 @@ impl Ledger {
         }
     }
 
-    /// The same for a reader whose log has this hash at `revision`. The entry at `revision` itself
-    /// may be gone: that the next one continues what the reader has is seen by the hash, so an
-    /// emptied log, to which a single entry was added, is read without a gap.
+    /// Like [`read_after`](Self::read_after), for a reader whose log has this hash at `revision`.
+    /// The entry at `revision` itself may have been trimmed, because the hash shows that the next
+    /// entry continues it. So a log that was emptied and then extended by one entry has no gap.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be read.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn read_after_head(
         &self,
         revision: Revision,
         head: LogHead,
     ) -> Result<Page, LedgerError> {
         match self {
-            // Its entries tell the hash before them.
+            // Each entry of a file contains the hash before it.
             Self::Embedded(ledger) => ledger.read_after(revision).await,
             Self::Redis(ledger) => ledger.read_after_head(revision, head).await,
         }
     }
 
-    /// Hears what is appended from now on. Any announcement may be lost.
+    /// Subscribes to what is appended from now on. Any announcement may be lost.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Notification> {
         match self {
@@ -486,7 +271,7 @@ impl Ledger {
         }
     }
 
-    /// Writes out what is waiting and closes the ledger.
+    /// Writes out what is queued and closes the ledger.
     pub async fn close(&self) {
         match self {
             Self::Embedded(ledger) => ledger.close().await,

@@ -1,85 +1,48 @@
-//! A pair with all that a ledger holds of it, as bytes: what is copied, and what is verified.
+//! A pair with everything that a ledger stores of it, in the encoding that all kinds of ledgers
+//! share. Copying and verification work on these.
 
 use std::collections::BTreeSet;
 
 use super::codec;
+use super::history::HistoryItem;
 use super::{Position, UnreadableRecord};
 use consentd_core::id::Key;
-use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
+use consentd_core::record::{ChainHead, Record, Revision, extend_chain};
 
-/// A pair: its record, and its history item by item. The bytes are the same in every ledger, so
-/// that chains stay whole whichever ledger they came through.
+/// A pair's record and history. The encoding is the same in every ledger, so that copying keeps
+/// digests and chains valid.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct PortablePair {
     pub(super) key: [u8; 16],
     /// The revision that wrote the record.
     pub(super) revision: Revision,
-    /// The log's hash after it, in part, where the ledger has one: see [`super::Version`].
+    /// See [`Version::head_prefix`](super::Version::head_prefix).
     pub(super) head_prefix: u64,
-    /// The record, encoded.
+    /// The encoded record.
     pub(super) record: Vec<u8>,
-    /// What is left of its history, oldest first; nothing where an item is not there. What was
-    /// erased came before.
-    pub(super) history: Vec<Option<Entry>>,
+    /// The history since the last erasure, oldest first; `None` for an item that is missing.
+    pub(super) history: Vec<Option<PortableEntry>>,
 }
 
-/// All pairs of one bucket.
+/// The pairs of one bucket.
 #[derive(Debug)]
 pub(super) struct PortableBucket {
     pub(super) label: Position,
     pub(super) pairs: Vec<PortablePair>,
 }
 
-/// What stands of one history entry.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Kind {
-    /// The entry, kept for good.
-    Kept,
-    /// The entry, kept for a time.
-    Perishable,
-    /// The digest of one that was kept for a time.
-    Gone,
-}
-
-/// One item of a history.
+/// One item of a history, and the revision that wrote it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Entry {
-    /// The revision that wrote it.
+pub(super) struct PortableEntry {
     pub(super) revision: Revision,
-    pub(super) kind: Kind,
-    pub(super) bytes: Vec<u8>,
+    pub(super) item: HistoryItem<'static>,
 }
 
-impl Entry {
-    /// By what it stands in the chain; none where it is damaged.
-    fn digest(&self) -> Option<[u8; 32]> {
-        match self.kind {
-            Kind::Kept | Kind::Perishable => Some(sha256(&self.bytes)),
-            Kind::Gone => self.bytes.as_slice().try_into().ok(),
-        }
-    }
-
-    /// The entry, its statement left out; none where it is damaged, or gone.
-    pub(super) fn decode(&self) -> Option<HistoryEntry> {
-        match self.kind {
-            Kind::Gone => None,
-            Kind::Kept | Kind::Perishable => {
-                codec::decode_history(&self.bytes, |_| Some(String::new()))
-            }
-        }
-    }
-
-    /// The digest of its statement, where it has one.
-    pub(super) fn statement(&self) -> Option<[u8; 32]> {
-        (self.kind == Kind::Kept).then(|| codec::statement_digest_of(&self.bytes)).flatten()
-    }
-}
-
-/// The chain's head after these items, which come after one; none where one is missing or damaged.
-pub(super) fn chain_of(start: ChainHead, history: &[Option<Entry>]) -> Option<ChainHead> {
+/// The chain's head after these items, starting from `start`; `None` if an item is missing.
+pub(super) fn chain_of(start: ChainHead, history: &[Option<PortableEntry>]) -> Option<ChainHead> {
     history
         .iter()
-        .try_fold(start, |head, entry| Some(extend_chain(&head, &entry.as_ref()?.digest()?)))
+        .try_fold(start, |head, entry| Some(extend_chain(&head, &entry.as_ref()?.item.digest())))
 }
 
 impl PortablePair {
@@ -91,21 +54,24 @@ impl PortablePair {
         codec::decode_record(&self.record)
     }
 
-    /// Whether the history is all there, readable, and what the record says it is.
+    /// Whether the history is complete, readable, and has the length and chain that `record` states.
     pub(super) fn is_intact(&self, record: &Record) -> bool {
-        let readable = |entry: &Entry| entry.kind == Kind::Gone || entry.decode().is_some();
+        let is_readable = |entry: &PortableEntry| {
+            matches!(entry.item, HistoryItem::Expired(_))
+                || entry.item.decode_without_statement().is_some()
+        };
         let (erased, start) = record.history_start();
         let len = u64::try_from(self.history.len()).unwrap_or(u64::MAX);
         erased.checked_add(len) == Some(record.history_len)
-            && self.history.iter().flatten().all(readable)
+            && self.history.iter().flatten().all(is_readable)
             && chain_of(start, &self.history) == Some(record.chain)
     }
 }
 
-/// The digests of the statements that these pairs' histories name.
-pub(super) fn statements<'a>(
+/// The digests of the statements that these pairs' histories refer to.
+pub(super) fn statement_digests<'a>(
     pairs: impl IntoIterator<Item = &'a PortablePair>,
 ) -> BTreeSet<[u8; 32]> {
     let entries = pairs.into_iter().flat_map(|pair| pair.history.iter().flatten());
-    entries.filter_map(Entry::statement).collect()
+    entries.filter_map(|entry| entry.item.statement_digest()).collect()
 }

@@ -1,62 +1,58 @@
-//! Erasing: what a ledger does beyond writing a tombstone.
-//!
-//! An erase is an append of a record without history: see [`Update::erases`]. The ledger takes the
-//! history's entries away, and then the statements that no other history refers to. Its entry in
-//! the log names nobody, and entries before it leave with the log's retention.
+//! How long a ledger keeps log entries and perishable history entries, and how often expired ones
+//! are removed.
 
 use std::time::Duration;
 
-use super::{Ledger, LedgerError, Retention, Update};
-use consentd_core::id::Key;
+use super::Ledger;
 
-/// How often what has outlived its retention is removed, where that is not short.
-const SWEEP_EVERY: Duration = Duration::from_mins(1);
+/// How often expired entries are removed, unless the retention is very short.
+const MAX_SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How often at the most.
-const MIN_SWEEP: Duration = Duration::from_millis(100);
+/// The lower bound of that interval.
+const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How many sweeps may pass before the last of what is due has gone: a file's pairs first have to
-/// move to where they stay.
-const LATE_SWEEPS: u32 = 3;
+/// After how many sweeps the last expired entry is gone: in a file, pairs first have to be flushed
+/// from the log to their table.
+const SWEEPS_UNTIL_REMOVED: u32 = 3;
 
-impl Update {
-    /// Whether nothing of the pair's history is to be left: what there is of it is taken away.
-    pub(super) fn erases(&self) -> bool {
-        self.history.is_empty() && self.record.is_without_history()
+/// For how long a ledger keeps what it need not keep forever.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// The age limit of log entries, which contain user ids.
+    pub log: Duration,
+    /// The maximum number of log entries, whatever their age.
+    pub log_entries: u64,
+    /// The age limit of inbound and failure events in histories.
+    pub history: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            log: Duration::from_hours(24),
+            log_entries: 1_000_000,
+            history: Duration::from_hours(90 * 24),
+        }
     }
 }
 
 impl Retention {
-    /// How often what has outlived it is removed.
+    /// The interval between two sweeps of expired entries.
     #[must_use]
     pub fn sweep_interval(&self) -> Duration {
-        SWEEP_EVERY.min(self.log / 4).max(MIN_SWEEP)
+        MAX_SWEEP_INTERVAL.min(self.log / 4).max(MIN_SWEEP_INTERVAL)
     }
 
-    /// How long after it was written the last of the log's entries has gone.
+    /// The age at which a log entry is certainly gone: its retention plus the time for sweeping.
     #[must_use]
     pub fn max_log_age(&self) -> Duration {
-        self.log.saturating_add(self.sweep_interval().saturating_mul(LATE_SWEEPS))
+        self.log.saturating_add(self.sweep_interval().saturating_mul(SWEEPS_UNTIL_REMOVED))
     }
 }
 
 impl Ledger {
-    /// Takes away what is left of the histories of pairs that were erased. A file has done so with
-    /// the erase itself; in Redis they may be long, and go part by part behind it. Where this is
-    /// not done, for its process ended, those who remove what has outlived its time do it.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] where it cannot be written to.
-    pub async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
-        match self {
-            Self::Embedded(_) => Ok(()),
-            Self::Redis(ledger) => ledger.purge(keys).await,
-        }
-    }
-
-    /// How long after it was written the last of the log's entries has gone, as far as this
-    /// process sees to it; none where it does not.
+    /// The age at which a log entry is certainly gone, if this process enforces the retention;
+    /// otherwise `None`.
     #[must_use]
     pub fn max_log_age(&self) -> Option<Duration> {
         let retention = match self {

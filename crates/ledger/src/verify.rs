@@ -1,100 +1,102 @@
-//! Whether all that a ledger holds fits together: what was found where it does not.
+//! Verification: checks a ledger's log, records, histories and statements against each other, and
+//! reports what does not fit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
-use super::portable_pair::{PortablePair, statements};
+use super::log::head_prefix_of;
+use super::portable_pair::{PortableEntry, PortablePair, statement_digests};
 use super::{
     Embedded, Ledger, LedgerError, LogHead, Position, Tail, UnreadableRecord, bucket_of, codec,
 };
 use consentd_core::id::Key;
 use consentd_core::record::{Revision, sha256};
 
-/// The most findings that a report keeps; the rest is counted.
+/// The most findings that a report keeps; further ones are only counted.
 pub const MAX_FINDINGS: usize = 10_000;
 
-/// How much is looked at.
+/// How much is verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Depth {
     /// The log, and every record.
     Records,
-    /// Histories and statements too.
+    /// Also histories and statements.
     Histories,
 }
 
-/// What does not fit.
+/// A kind of damage.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Damage {
-    /// What says which ledger this is.
+    /// A field of the meta key is missing or invalid.
     #[error("the meta key lacks {0}, or it is damaged")]
     Meta(&'static str),
-    /// What followers read, and appends extend.
+    /// The log's key is missing.
     #[error("the log is missing: it was deleted or evicted, and nothing can be appended")]
     NoLog,
-    /// What proves polls.
+    /// The fence key is missing.
     #[error("the fence is missing: no follower can prove that it is current")]
     NoFence,
-    /// A hash without the field that keeps it there.
+    /// A hash lacks its sentinel field.
     #[error("{0} lacks its sentinel field: the key was deleted or evicted, and is not used")]
     NoSentinel(String),
-    /// Something else has a key of the ledger's.
+    /// A key of the ledger has another data type.
     #[error("{0} is not what it should be, but another kind of key")]
     WrongKind(String),
-    /// An append was cut short.
+    /// An append is incomplete: its entries are in the log, but not in meta and records.
     #[error("an append was cut short: the log has {0} entries that the ledger does not have yet")]
     CutShort(u64),
-    /// Entries behind the ledger's end that do not continue it.
+    /// The log has entries after the ledger's end that do not continue it.
     #[error("the log goes on behind the ledger's end with what does not continue it")]
     StrayEntries,
-    /// Redis takes no more entries.
+    /// Redis rejects further entries, because the log's last id is too high.
     #[error(
         "nothing can be appended, no opt-out either: the log's last-generated-id is above the \
          ledger's revision"
     )]
     AppendsRefused,
-    /// Entries are missing.
+    /// Entries of the log are missing.
     #[error("the log lacks what came after revision {0}")]
     LogGap(Revision),
-    /// An entry was changed.
+    /// The log's hash chain does not match at an entry.
     #[error("the log's entry {0} does not continue the one before it, or was changed")]
     LogHead(Revision),
-    /// An entry cannot be read.
+    /// An entry of the log cannot be decoded.
     #[error("the log's entry {0} cannot be read")]
     LogEntry(Revision),
-    /// The log ends elsewhere than meta says.
+    /// The log's last entry does not match meta.
     #[error("the log's last entry is not where the ledger ends")]
     LogEnd,
-    /// Something in a bucket that is no pair.
-    #[error("a field that is no pair's is in {0}")]
+    /// A bucket has a field that is not a pair's key.
+    #[error("unexpected field in {0}: it is not a pair's key")]
     Foreign(String),
-    /// A pair where nobody looks for it.
-    #[error("its record is in bucket {0}, where nobody looks for it")]
+    /// A record is stored in the wrong bucket.
+    #[error("its record is stored in the wrong bucket, {0}, where it is never looked up")]
     Misplaced(u32),
-    /// A record that cannot be read.
+    /// A record cannot be decoded.
     #[error("its record is damaged")]
     Unreadable,
-    /// A record of a newer version.
+    /// A record has a newer format.
     #[error("its record has format {0}, which this version cannot read: upgrade it")]
     Newer(u32),
-    /// A record from after the end.
+    /// A record has a revision after the ledger's end.
     #[error("its record is of revision {0}, which is after the ledger's end")]
     Ahead(Revision),
-    /// An out-of-band write.
-    #[error("its record is not what the log last said of it")]
+    /// A record differs from the pair's last log entry: it was written out of band.
+    #[error("its record is not the one in its last log entry")]
     NotAsLogged,
-    /// The record has gone.
-    #[error("it has no record, though the log or a history tells of it")]
+    /// A record is missing.
+    #[error("its record is missing, though its log entry or its history exists")]
     Lost,
-    /// What proves the pair's past.
-    #[error("its history is not whole, or was changed")]
+    /// The history does not match the chain in the record.
+    #[error("its history is incomplete or was changed: its chain does not match the record")]
     History,
-    /// What was agreed to.
-    #[error("a statement that its history names is missing, or was changed")]
+    /// A statement is missing or modified.
+    #[error("a consent statement that its history refers to is missing, or was changed")]
     Statement,
 }
 
 impl Damage {
-    /// In one word, for scripts.
+    /// A stable one-word name, for scripts.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
@@ -123,14 +125,14 @@ impl Damage {
     }
 }
 
-/// One thing that does not fit, and of which pair.
+/// One instance of damage, and the pair that it affects.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
-    /// The pair, where it is one's: a keyed hash, which names nobody.
+    /// The key of the affected pair, if it affects one. A key is a keyed hash and reveals no ids.
     pub key: Option<Key>,
-    /// The last revision at which the log tells of that pair, where it does.
+    /// The revision of that pair's last log entry, if the log has one.
     pub logged: Option<Revision>,
-    /// What is wrong.
+    /// The damage.
     pub damage: Damage,
 }
 
@@ -138,39 +140,33 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key {
             None => self.damage.fmt(f),
-            Some(key) => {
-                f.write_str("pair ")?;
-                for byte in key.to_bytes() {
-                    write!(f, "{byte:02x}")?;
-                }
-                write!(f, ": {}", self.damage)
-            }
+            Some(key) => write!(f, "pair {}: {}", hex::encode(key.to_bytes()), self.damage),
         }
     }
 }
 
-/// What was looked at, and what was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Pairs.
+    /// The number of verified pairs.
     pub pairs: u64,
-    /// Entries of the log.
+    /// The number of verified log entries.
     pub log_entries: u64,
-    /// Entries of histories.
+    /// The number of verified history entries.
     pub history_entries: u64,
-    /// How much was found.
+    /// The number of findings.
     pub found: u64,
-    /// The first of it, [`MAX_FINDINGS`] at most.
+    /// The first findings, at most [`MAX_FINDINGS`].
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Adds something of the ledger's own.
+    /// Adds damage that does not belong to one pair.
     pub(super) fn add_ledger_damage(&mut self, damage: Damage) {
         self.add(Finding { key: None, logged: None, damage });
     }
 
-    /// Adds something.
+    /// Adds a finding.
     pub(super) fn add(&mut self, finding: Finding) {
         self.found = self.found.saturating_add(1);
         if self.findings.len() < MAX_FINDINGS {
@@ -178,23 +174,27 @@ impl Report {
         }
     }
 
-    /// Adds the pairs of which the log tells, and that nobody came upon.
+    /// Adds the pairs that are in the log but were not found in any bucket.
     pub(super) fn add_lost_pairs(&mut self, logged: &LogIndex) {
         let unseen = |key: Option<Key>| {
-            logged.pairs.get(&key?.to_bytes()).filter(|word| !word.seen).map(|word| word.revision)
+            logged
+                .pairs
+                .get(&key?.to_bytes())
+                .filter(|entry| !entry.seen)
+                .map(|entry| entry.revision)
         };
-        // Histories may have told of them too.
+        // They may have been reported already, because of their histories.
         let before = self.findings.len();
         self.findings.retain(|found| found.damage != Damage::Lost || unseen(found.key).is_none());
         let again = u64::try_from(before.saturating_sub(self.findings.len())).unwrap_or(0);
         self.found = self.found.saturating_sub(again);
-        for (key, word) in logged.pairs.iter().filter(|(_, word)| !word.seen) {
-            let (key, logged) = (Some(Key::from_bytes(*key)), Some(word.revision));
+        for (key, entry) in logged.pairs.iter().filter(|(_, entry)| !entry.seen) {
+            let (key, logged) = (Some(Key::from_bytes(*key)), Some(entry.revision));
             self.add(Finding { key, logged, damage: Damage::Lost });
         }
     }
 
-    /// Adds what another part found.
+    /// Adds the report of another part.
     pub(super) fn merge(&mut self, part: Self) {
         self.pairs = self.pairs.saturating_add(part.pairs);
         self.log_entries = self.log_entries.saturating_add(part.log_entries);
@@ -207,41 +207,42 @@ impl Report {
     }
 }
 
-/// How far it has come: buckets looked at, of how many.
+/// The progress of an operation on all buckets.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Progress {
-    /// Buckets that are done with.
+    /// The number of finished buckets.
     pub done: u32,
-    /// All of them.
+    /// The total number of buckets.
     pub of: u32,
-    /// Pairs in them.
+    /// The number of pairs in the finished buckets.
     pub pairs: u64,
 }
 
-/// What the log last said of a pair, in as little room as that takes: a log has a million entries.
+/// A pair's last log entry. It is kept small, because a log may have a million entries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LastLogged {
     pub(super) revision: Revision,
     pub(super) head_prefix: u64,
-    /// The first bytes of the record's digest.
+    /// A prefix of the record's SHA-256.
     digest: [u8; 8],
+    /// Whether the pair was found in a bucket.
     pub(super) seen: bool,
 }
 
-/// What the log says.
+/// An index of the log: each pair's last entry.
 #[derive(Default)]
 pub(super) struct LogIndex {
     pub(super) pairs: HashMap<[u8; 16], LastLogged>,
-    /// The first and the last revision that it has, where it has any.
+    /// The first and the last revision, unless the log is empty.
     pub(super) range: Option<(Revision, Revision)>,
     last: Option<LogHead>,
-    /// Whether it may lack what was said.
+    /// Whether entries may be missing, because of a gap or damage.
     is_broken: bool,
 }
 
 impl LogIndex {
-    /// Takes the log's next entry: its body, and the head behind it. `next` reckons the head that
-    /// follows a head by a revision and a body, where it can be reckoned.
+    /// Verifies and indexes the log's next entry: its revision, its body and the head after it.
+    /// `next` computes the head after an entry from the head before it, its revision and its body.
     pub(super) fn take(
         &mut self,
         report: &mut Report,
@@ -263,15 +264,15 @@ impl LogIndex {
         self.range = Some((self.range.map_or(revision, |(first, _)| first), revision));
         self.last = Some(head);
         match (codec::decode_pair(body), codec::decode_log(body)) {
-            // What was changed is nobody's word, and what it was is not known.
+            // A modified entry does not count, and what it was before is unknown.
             (Some((key, _)), Ok(_)) if is_changed => {
                 self.pairs.remove(&key.to_bytes());
             }
             (Some((key, record)), Ok(_)) => {
                 let head_prefix = head_prefix_of(&head);
-                let word =
+                let entry =
                     LastLogged { revision, head_prefix, digest: short(&record), seen: false };
-                self.pairs.insert(key.to_bytes(), word);
+                self.pairs.insert(key.to_bytes(), entry);
             }
             _ => {
                 report.add_ledger_damage(Damage::LogEntry(revision));
@@ -280,7 +281,7 @@ impl LogIndex {
         }
     }
 
-    /// Looks whether the log ends where the ledger does.
+    /// Verifies that the log ends at the ledger's end.
     pub(super) fn end(&self, report: &mut Report, end: &Position) {
         if let (Some((_, revision)), Some(head)) = (self.range, self.last)
             && (revision, head) != (end.revision, end.head)
@@ -289,12 +290,12 @@ impl LogIndex {
         }
     }
 
-    /// What does not fit of a pair's record, by itself and by the log; notes that it is there.
+    /// Verifies a pair's record, by itself and against the log, and marks the pair as found.
     pub(super) fn damage_of(&mut self, pair: &PortablePair, end: &Position) -> Option<Damage> {
-        let word = self.pairs.get_mut(&pair.key);
-        let word = word.map(|word| {
-            word.seen = true;
-            *word
+        let logged = self.pairs.get_mut(&pair.key);
+        let logged = logged.map(|entry| {
+            entry.seen = true;
+            *entry
         });
         match pair.decode() {
             Err(UnreadableRecord::Damaged | UnreadableRecord::Lost { .. }) => {
@@ -307,30 +308,25 @@ impl LogIndex {
             return Some(Damage::Ahead(pair.revision));
         }
         let (first, last) = self.range?;
-        // What was written after the log was read is not in it.
+        // A record that was written after the log was read is not in the index.
         if pair.revision > last {
             return None;
         }
-        let as_logged = match word {
-            Some(word) => {
-                pair.revision == word.revision
-                    && (word.head_prefix == pair.head_prefix)
-                    && word.digest == short(&pair.record)
+        let as_logged = match logged {
+            Some(entry) => {
+                pair.revision == entry.revision
+                    && entry.head_prefix == pair.head_prefix
+                    && entry.digest == short(&pair.record)
             }
             None => pair.revision < first || self.is_broken,
         };
         (!as_logged).then_some(Damage::NotAsLogged)
     }
 
-    /// When the log last tells of a pair.
+    /// The revision of a pair's last log entry.
     pub(super) fn revision_of(&self, key: &[u8; 16]) -> Option<Revision> {
-        self.pairs.get(key).map(|word| word.revision)
+        self.pairs.get(key).map(|entry| entry.revision)
     }
-}
-
-/// How the log's hash marks a version.
-pub(super) fn head_prefix_of(head: &LogHead) -> u64 {
-    head.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 fn short(record: &[u8]) -> [u8; 8] {
@@ -341,28 +337,28 @@ fn short(record: &[u8]) -> [u8; 8] {
 }
 
 impl Ledger {
-    /// Looks at all that the ledger holds; others may go on writing meanwhile.
+    /// Verifies the ledger, while others may continue to write to it.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] where it cannot be asked.
+    /// [`LedgerError`] if it cannot be read.
     pub async fn verify(
         &self,
         depth: Depth,
-        tell: &mut (dyn FnMut(Progress) + Send),
+        report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Report, LedgerError> {
         match self {
-            Self::Embedded(ledger) => verify_file(ledger, depth, tell).await,
-            Self::Redis(ledger) => ledger.verify(depth, tell).await,
+            Self::Embedded(ledger) => verify_file(ledger, depth, report_progress).await,
+            Self::Redis(ledger) => ledger.verify(depth, report_progress).await,
         }
     }
 }
 
-/// A file's buckets are parts of one tree: nothing can lie in the wrong one, or lack a fence.
+/// A file has no fence, and its buckets are key ranges of one table, so no pair can be misplaced.
 async fn verify_file(
     ledger: &Embedded,
     depth: Depth,
-    tell: &mut (dyn FnMut(Progress) + Send),
+    report_progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Report, LedgerError> {
     let mut report = Report::default();
     let mut after = ledger.log_start().await?.saturating_sub(1);
@@ -391,13 +387,13 @@ async fn verify_file(
     let buckets = ledger.identity().buckets;
     for number in 0..buckets {
         let bucket = ledger.portable_bucket(number).await?;
-        let words = if depth == Depth::Histories {
-            let digests: Vec<_> = statements(&bucket.pairs).into_iter().collect();
+        let present = if depth == Depth::Histories {
+            let digests: Vec<_> = statement_digests(&bucket.pairs).into_iter().collect();
             let texts = ledger.statements(&digests).await?;
             let there = digests.iter().zip(texts).filter(|(_, text)| text.is_some());
             there.map(|(digest, _)| *digest).collect()
         } else {
-            std::collections::BTreeSet::new()
+            BTreeSet::new()
         };
         for pair in &bucket.pairs {
             debug_assert_eq!(bucket_of(pair.key(), buckets), number);
@@ -414,10 +410,10 @@ async fn verify_file(
                 Ok(record) => {
                     let entries = u64::try_from(pair.history.len()).unwrap_or(u64::MAX);
                     report.history_entries = report.history_entries.saturating_add(entries);
-                    let missing = |entry: &_| missing(entry, &words);
+                    let lacks_statement = |entry: &_| is_missing(entry, &present);
                     if !pair.is_intact(&record) {
                         Some(Damage::History)
-                    } else if pair.history.iter().flatten().any(missing) {
+                    } else if pair.history.iter().flatten().any(lacks_statement) {
                         Some(Damage::Statement)
                     } else {
                         None
@@ -428,7 +424,11 @@ async fn verify_file(
                 report.add(Finding { key: Some(pair.key()), logged: None, damage });
             }
         }
-        tell(Progress { done: number.saturating_add(1), of: buckets, pairs: report.pairs });
+        report_progress(Progress {
+            done: number.saturating_add(1),
+            of: buckets,
+            pairs: report.pairs,
+        });
     }
     Ok(report)
 }
@@ -437,9 +437,6 @@ fn next(revision: Revision) -> Option<Revision> {
     revision.checked_add(1)
 }
 
-fn missing(
-    entry: &super::portable_pair::Entry,
-    there: &std::collections::BTreeSet<[u8; 32]>,
-) -> bool {
-    entry.statement().is_some_and(|digest| !there.contains(&digest))
+fn is_missing(entry: &PortableEntry, present: &BTreeSet<[u8; 32]>) -> bool {
+    entry.item.statement_digest().is_some_and(|digest| !present.contains(&digest))
 }

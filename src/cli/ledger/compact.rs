@@ -39,14 +39,20 @@ pub(super) fn compact(args: &CompactArgs) -> anyhow::Result<Verdict> {
     check_exists(path, &address)?;
     // Histories are left to the sidecar, which knows how long they are kept.
     let keep = Retention { log: args.log_retention, log_entries: u64::MAX, history: Duration::MAX };
-    let CompactionReport { before, now, named } = Embedded::compact(path, keep, CACHE_BYTES)?;
-    let until = named.map(|time| time.plus(args.log_retention).rfc3339_millis());
+    let CompactionReport { bytes_before, bytes_after, last_naming_entry } =
+        Embedded::compact(path, keep, CACHE_BYTES)?;
+    let until = last_naming_entry.map(|time| time.plus(args.log_retention).rfc3339_millis());
     if args.which.json {
-        let told = json!({ "bytesBefore": before, "bytes": now, "namedUntil": until });
+        let told =
+            json!({ "bytesBefore": bytes_before, "bytes": bytes_after, "namedUntil": until });
         print::line(&told.to_string())?;
         return Ok(Verdict::Yes);
     }
-    print::line(&format!("{address}: {} are {} now", HumanBytes(before), HumanBytes(now)))?;
+    print::line(&format!(
+        "{address}: {} are {} now",
+        HumanBytes(bytes_before),
+        HumanBytes(bytes_after)
+    ))?;
     if let Some(until) = until {
         print::line(&format!(
             "its log may name users who were erased until {until}: compact it again then, or start \

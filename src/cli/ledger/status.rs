@@ -75,7 +75,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
                     has_fence: true,
                     memory: None,
                 };
-                (status, file.space().await?)
+                (status, file.disk_usage().await?)
             }
         };
         Ok((page, status, space))
@@ -160,8 +160,8 @@ impl Told {
             "cutShort": status.cut_short, "takesAppends": status.takes_appends,
             "fence": status.has_fence,
             "lostKeys": status.lost_keys, "lost": status.lost, "server": server,
-            "fileBytes": space.map(|space| space.file),
-            "fileFreeBytes": space.map(|space| space.free()),
+            "fileBytes": space.map(|space| space.file_bytes),
+            "fileFreeBytes": space.map(|space| space.free_bytes()),
             "warnings": warnings, "well": self.is_well(),
         })
     }
@@ -181,7 +181,7 @@ impl Told {
             print_server(server)?;
         }
         if let Some(space) = &self.space {
-            let (file, free) = (ByteSize(space.file), ByteSize(space.free()));
+            let (file, free) = (ByteSize(space.file_bytes), ByteSize(space.free_bytes()));
             let compact = if space.is_worth_compacting() {
                 ": make it smaller with consentd ledger compact, while no sidecar has it"
             } else {

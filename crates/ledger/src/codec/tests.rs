@@ -1,4 +1,4 @@
-//! What is stored is read back as it was.
+//! Decoding what was encoded returns the same value.
 
 use proptest::prelude::*;
 

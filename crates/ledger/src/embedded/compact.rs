@@ -1,10 +1,9 @@
-//! A file without what was erased from it.
+//! Compaction: rewriting the file without erased data.
 //!
-//! What is taken out of a file's tables stays in its free pages until they are written over, and
-//! compacting moves pages rather than clear them. So what the tables hold is written into a file
-//! beside it, which then takes its name: no byte that is not held any more comes along. A process
-//! that dies meanwhile leaves the first file as it was, and one beside it that is removed the next
-//! time.
+//! Data that is removed from a table stays in free pages of the file until these are reused, and
+//! redb's own compaction moves pages without clearing them. Therefore the content of all tables is
+//! copied into a new file, which then replaces the old one. A process that dies meanwhile leaves the
+//! old file as it was, and an unfinished one that the next compaction removes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -16,170 +15,141 @@ use redb::{
     ReadableTableMetadata as _, TableDefinition, WriteTransaction,
 };
 
-use super::erase::{DOOMED, ERASED, Reaper};
-use super::history::HISTORY;
-use super::mark::{self, End, Mark, Verdict};
-use super::opening::{self, LedgerFile, OpenError, OpenedLedger, damaged};
-use super::place::Place;
-use super::store::{self, LOG, META, PAIRS, TEXTS, failed, number};
-use super::{Embedded, retention};
-use crate::{Epoch, LedgerError, Retention};
+use super::Embedded;
+use super::file_identity::FileIdentity;
+use super::memtable::Memtable;
+use super::open::{self, LedgerFile};
+use super::open_error::{
+    OpenError, begins_with_zeros, damaged_file, has_ledger_signature, panics_as_damage,
+};
+use super::retention;
+use super::statement_gc::StatementGc;
+use super::tables::{
+    self, CONDEMNED, HISTORY, LAST_ERASURE, LOG, META, PAIRS, STATEMENTS, read_number,
+    storage_error,
+};
+use crate::{LedgerError, Retention};
 use consentd_core::time::Timestamp;
 use consentd_os::files;
 
-/// The suffix of the file that a ledger is written anew in.
-pub(super) const SUFFIX: &str = "compacting";
+/// The suffix of the file that a ledger is rewritten to.
+pub(super) const REWRITE_SUFFIX: &str = "compacting";
 
-/// What came of writing a file anew.
+/// The result of a compaction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CompactionReport {
-    /// Its bytes before.
-    pub before: u64,
-    /// Its bytes now.
-    pub now: u64,
-    /// When the last entry of its log was written that may name somebody who was erased since;
-    /// none where it has none of those any more.
-    pub named: Option<Timestamp>,
+    /// The file's size before, in bytes.
+    pub bytes_before: u64,
+    /// The file's size after, in bytes.
+    pub bytes_after: u64,
+    /// The time of the last log entry that may still name an erased user; `None` if there is none.
+    pub last_naming_entry: Option<Timestamp>,
 }
 
 impl Embedded {
-    /// Opens the ledger as [`open`](Self::open) does, to serve it; where everything that names
-    /// somebody who was erased has outlived its time, the file is written anew before. What came
-    /// of that, if it was tried.
+    /// Removes what has outlived this retention from a ledger's file, and compacts it.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the file. That it could not be written anew is none:
-    /// it stays as it was, to be tried again.
-    pub fn open_to_serve(
-        path: &Path,
-        retention: Retention,
-        cache_bytes: usize,
-    ) -> Result<OpenedLedger, OpenError> {
-        opening::telling_of_damage(path, || {
-            let mut file = LedgerFile::open(path, cache_bytes)?;
-            let meta = store::prepare(&file.database, path)?;
-            see_that_all_is_there(path, &file.database, meta.epoch)?;
-            let mut compacted = None;
-            if has_erased(&file.database).map_err(|error| damaged(path, error))? {
-                remove_expired(&file.database, retention).map_err(|error| damaged(path, error))?;
-                if named(&file.database).map_err(|error| damaged(path, error))?.is_none() {
-                    compacted = Some(write_anew(&mut file, path, cache_bytes));
-                }
-            }
-            let LedgerFile { database, place, is_new, mode_before } = file;
-            let (ledger, mut appender) =
-                Self::with_database(database, Some(place), path, retention)?;
-            appender.mark = Some(Mark::of(path));
-            Ok(OpenedLedger { ledger, appender, is_new, compacted, mode_before })
-        })
-    }
-
-    /// Writes a ledger's file anew, without what is not in it any more, after it has removed what
-    /// has outlived this retention.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`] says what is wrong, with this file or with one beside it.
+    /// [`OpenError`] says what is wrong, with this file or with the one it is rewritten to.
     pub fn compact(
         path: &Path,
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<CompactionReport, OpenError> {
-        opening::telling_of_damage(path, || {
+        panics_as_damage(path, || {
             let mut file = LedgerFile::open(path, cache_bytes)?;
-            store::prepare(&file.database, path)?;
-            remove_expired(&file.database, retention).map_err(|error| damaged(path, error))?;
-            write_anew(&mut file, path, cache_bytes)
+            tables::prepare(&file.database, path)?;
+            remove_expired(&file.database, retention).map_err(|error| damaged_file(path, error))?;
+            rewrite(&mut file, path, cache_bytes)
         })
     }
 }
 
-/// Refuses a ledger that ends before what was acknowledged, by the mark beside it.
-fn see_that_all_is_there(path: &Path, database: &Database, epoch: Epoch) -> Result<(), OpenError> {
-    let end = || {
-        let meta = database.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
-        let (revision, head) = store::read_end(&meta)?;
-        Ok(End { epoch, revision, head })
-    };
-    let end = end().map_err(|error| damaged(path, error))?;
-    let (path, mark) = (path.to_owned(), mark::path_of(path));
-    let verdict = match mark::judge(&mark, &end) {
-        Ok(verdict) => verdict,
-        Err(why) => return Err(OpenError::NotAMark { path, mark, why: why.to_string() }),
-    };
-    match verdict {
-        Verdict::Fine => Ok(()),
-        Verdict::Missing(acknowledged) => {
-            Err(OpenError::Missing { path, mark, ends: end.revision, acknowledged })
+/// Compacts a file if something was erased since the last compaction, and no entry of its log may
+/// name an erased user any more. Returns the result of the rewrite, if there was one.
+pub(super) fn after_erasure(
+    file: &mut LedgerFile,
+    path: &Path,
+    retention: Retention,
+    cache_bytes: usize,
+) -> Result<Option<Result<CompactionReport, OpenError>>, OpenError> {
+    let is_due = |database: &Database| {
+        if !has_erased(database)? {
+            return Ok(false);
         }
-        Verdict::Another => Err(OpenError::Another { path, mark }),
-    }
+        remove_expired(database, retention)?;
+        Ok(last_naming_entry(database)?.is_none())
+    };
+    let is_due = is_due(&file.database).map_err(|error| damaged_file(path, error))?;
+    Ok(is_due.then(|| rewrite(file, path, cache_bytes)))
 }
 
-/// Whether anything was erased since the file was last written anew.
+/// Whether anything was erased since the last compaction.
 fn has_erased(database: &Database) -> Result<bool, LedgerError> {
-    let meta = database.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
-    Ok(number(&meta, ERASED)? > 0)
+    let transaction = database.begin_read().map_err(storage_error)?;
+    let meta = transaction.open_table(META).map_err(storage_error)?;
+    Ok(read_number(&meta, LAST_ERASURE)? > 0)
 }
 
-/// When the last entry of the log was written that may name somebody who was erased; of a
-/// statement that is still to be removed, the beginning of time.
-fn named(database: &Database) -> Result<Option<Timestamp>, LedgerError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let erased = number(&transaction.open_table(META).map_err(failed)?, ERASED)?;
-    let log = transaction.open_table(LOG).map_err(failed)?;
-    // The last erase's own entry names nobody.
-    let last = log.range(..erased).map_err(failed)?.next_back().transpose().map_err(failed)?;
-    if let Some((_, value)) = last {
-        return Ok(Some(retention::time_of(value.value())?));
+/// The time of the last log entry that may name an erased user. While a condemned statement is not
+/// removed yet, the beginning of time.
+fn last_naming_entry(database: &Database) -> Result<Option<Timestamp>, LedgerError> {
+    let transaction = database.begin_read().map_err(storage_error)?;
+    let meta = transaction.open_table(META).map_err(storage_error)?;
+    let last_erasure = read_number(&meta, LAST_ERASURE)?;
+    let log = transaction.open_table(LOG).map_err(storage_error)?;
+    // The entry of the erasure itself contains no ids.
+    let mut before = log.range(..last_erasure).map_err(storage_error)?;
+    if let Some((_, row)) = before.next_back().transpose().map_err(storage_error)? {
+        return Ok(Some(retention::time_of(row.value())?));
     }
-    let doomed = transaction.open_table(DOOMED).map_err(failed)?;
-    Ok((!doomed.is_empty().map_err(failed)?).then_some(Timestamp::MIN))
+    let condemned = transaction.open_table(CONDEMNED).map_err(storage_error)?;
+    Ok((!condemned.is_empty().map_err(storage_error)?).then_some(Timestamp::MIN))
 }
 
-/// Removes all that has outlived its time, and the statements that nobody refers to.
-fn remove_expired(database: &Database, keep: Retention) -> Result<(), LedgerError> {
-    let (recent, mut mover) = store::load_recent(database)?;
-    while store::move_pairs(database, &recent, &mut mover)? {}
-    while retention::sweep(database, mover.settled(), keep)? {}
-    let mut reaper = Reaper::default();
-    while reaper.step(database)? {}
+/// Removes everything that has outlived its retention, and unreferenced statements.
+fn remove_expired(database: &Database, retention: Retention) -> Result<(), LedgerError> {
+    let (memtable, mut flusher) = Memtable::load(database)?;
+    while flusher.flush(database, &memtable)? {}
+    while retention::sweep(database, flusher.flushed_to(), retention)? {}
+    let mut statement_gc = StatementGc::default();
+    while statement_gc.step(database)? {}
     Ok(())
 }
 
-/// Writes what the tables hold into a file beside this one, gives it this one's name, and goes on
-/// with it.
-fn write_anew(
+/// Copies the content of all tables into a new file, renames that to `path`, and continues with it.
+fn rewrite(
     ledger: &mut LedgerFile,
     path: &Path,
     cache_bytes: usize,
 ) -> Result<CompactionReport, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let beside = files::beside(path, SUFFIX);
-    remove_unfinished(&beside).map_err(io)?;
+    let new_path = files::beside(path, REWRITE_SUFFIX);
+    remove_unfinished(&new_path).map_err(io)?;
     let before = fs::metadata(path).map_err(io)?;
-    let mut new = OpenOptions::new();
-    new.read(true).write(true).create_new(true).mode(0o600);
-    let file = new.open(&beside).map_err(io)?;
-    // Nobody else can open it before it has its owner.
-    own_as(&file, &before).map_err(io)?;
-    let place = Place::new(path, &file).map_err(io)?;
-    let database =
-        fill(&ledger.database, &beside, file, &place, cache_bytes).inspect_err(|_| {
-            let _ = fs::remove_file(&beside); // The next time, otherwise.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&new_path).map_err(io)?;
+    // Only its owner can open it until it has the same owner and mode as the old file.
+    copy_ownership(&file, &before).map_err(io)?;
+    let identity = FileIdentity::new(path, &file).map_err(io)?;
+    let database = copy_tables(&ledger.database, &new_path, file, &identity, cache_bytes)
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&new_path); // If this fails, the next compaction does it.
         })?;
-    fs::rename(&beside, path).map_err(io)?;
+    fs::rename(&new_path, path).map_err(io)?;
     File::open(files::folder(path)).and_then(|folder| folder.sync_all()).map_err(io)?;
-    let now = place.size().map_err(io)?;
-    // It was locked before it had the name: nobody came between.
-    (ledger.database, ledger.place) = (database, place);
-    let named = named(&ledger.database).map_err(|error| damaged(path, error))?;
-    Ok(CompactionReport { before: before.len(), now, named })
+    let bytes_after = identity.size().map_err(io)?;
+    // The new file was locked before it was renamed, so no other process could open it.
+    (ledger.database, ledger.identity) = (database, identity);
+    let last_naming_entry =
+        last_naming_entry(&ledger.database).map_err(|error| damaged_file(path, error))?;
+    Ok(CompactionReport { bytes_before: before.len(), bytes_after, last_naming_entry })
 }
 
-/// Removes what a process left that died while it wrote a file anew, and nothing else: no file of
-/// other content, and no ledger that another process has open.
+/// Removes the file of a compaction that did not finish. Refuses a file with other content, and a
+/// ledger that is open in another process.
 fn remove_unfinished(path: &Path) -> std::io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -192,8 +162,8 @@ fn remove_unfinished(path: &Path) -> std::io::Result<()> {
     if !found.is_file() {
         return in_the_way("no file");
     }
-    // redb writes what a file begins with last of all: until then there are zeros.
-    if !opening::has_ledger_signature(path) && !opening::is_unwritten(path)? {
+    // redb writes the signature last; until then a file begins with zeros.
+    if !has_ledger_signature(path) && !begins_with_zeros(path)? {
         return in_the_way("something else than a ledger that was being compacted");
     }
     if File::open(path)?.try_lock().is_err() {
@@ -202,8 +172,8 @@ fn remove_unfinished(path: &Path) -> std::io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Gives a file the owner, the group and the rights of another.
-fn own_as(file: &File, other: &fs::Metadata) -> std::io::Result<()> {
+/// Gives a file the owner, the group and the mode of another.
+fn copy_ownership(file: &File, other: &fs::Metadata) -> std::io::Result<()> {
     let own = file.metadata()?;
     if (own.uid(), own.gid()) != (other.uid(), other.gid()) {
         std::os::unix::fs::fchown(file, Some(other.uid()), Some(other.gid()))?;
@@ -211,45 +181,46 @@ fn own_as(file: &File, other: &fs::Metadata) -> std::io::Result<()> {
     file.set_permissions(other.permissions())
 }
 
-/// A database in this empty file with all that another one holds.
-fn fill(
+/// Copies all tables of a database into a new one in this empty file.
+fn copy_tables(
     from: &Database,
     path: &Path,
     file: File,
-    place: &Place,
+    identity: &FileIdentity,
     cache_bytes: usize,
 ) -> Result<Database, OpenError> {
-    let mut to = opening::open_database(path, file, place, cache_bytes)?;
+    let mut to = open::open_database(path, file, identity, cache_bytes)?;
     let copied = || {
-        let read = from.begin_read().map_err(failed)?;
-        let write = to.begin_write().map_err(failed)?;
-        copy(&read, &write, PAIRS)?;
-        copy(&read, &write, LOG)?;
-        copy(&read, &write, HISTORY)?;
-        copy(&read, &write, TEXTS)?;
-        copy(&read, &write, DOOMED)?;
-        copy(&read, &write, META)?;
-        if named(from)?.is_none() {
-            write.open_table(META).map_err(failed)?.remove(ERASED).map_err(failed)?;
+        let read = from.begin_read().map_err(storage_error)?;
+        let write = to.begin_write().map_err(storage_error)?;
+        copy_table(&read, &write, PAIRS)?;
+        copy_table(&read, &write, LOG)?;
+        copy_table(&read, &write, HISTORY)?;
+        copy_table(&read, &write, STATEMENTS)?;
+        copy_table(&read, &write, CONDEMNED)?;
+        copy_table(&read, &write, META)?;
+        if last_naming_entry(from)?.is_none() {
+            let mut meta = write.open_table(META).map_err(storage_error)?;
+            meta.remove(LAST_ERASURE).map_err(storage_error)?;
         }
-        write.commit().map_err(failed)
+        write.commit().map_err(storage_error)
     };
-    copied().map_err(|error: LedgerError| damaged(path, error))?;
-    // What was never held is not in it: this makes it smaller, no more.
-    to.compact().map_err(|error| damaged(path, failed(error)))?;
+    copied().map_err(|error: LedgerError| damaged_file(path, error))?;
+    // This only makes the file smaller: it never contained erased data.
+    to.compact().map_err(|error| damaged_file(path, storage_error(error)))?;
     Ok(to)
 }
 
-fn copy<K: redb::Key + 'static, V: redb::Value + 'static>(
+fn copy_table<K: redb::Key + 'static, V: redb::Value + 'static>(
     from: &ReadTransaction,
     to: &WriteTransaction,
     table: TableDefinition<'static, K, V>,
 ) -> Result<(), LedgerError> {
-    let from = from.open_table(table).map_err(failed)?;
-    let mut to = to.open_table(table).map_err(failed)?;
-    for row in from.iter().map_err(failed)? {
-        let (key, value) = row.map_err(failed)?;
-        to.insert(key.value(), value.value()).map_err(failed)?;
+    let from = from.open_table(table).map_err(storage_error)?;
+    let mut to = to.open_table(table).map_err(storage_error)?;
+    for row in from.iter().map_err(storage_error)? {
+        let (key, value) = row.map_err(storage_error)?;
+        to.insert(key.value(), value.value()).map_err(storage_error)?;
     }
     Ok(())
 }

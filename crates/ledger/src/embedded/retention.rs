@@ -1,91 +1,91 @@
-//! Removing what has outlived its retention.
+//! Removing log entries and perishable history entries that have outlived their retention.
 
 use redb::{Database, ReadableTable};
 
 use super::history;
-use super::store::{META, Tables, damaged, failed, read_end};
+use super::tables::{LogRow, META, Tables, damaged, read_end, storage_error};
 use crate::{LedgerError, Retention};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 use consentd_os::clock;
 
-/// The most that one transaction removes.
-const MAX_SWEEP: usize = 4_096;
+/// The most entries that one transaction removes from the log, and rows that it checks for expiry.
+const MAX_ENTRIES_PER_SWEEP: usize = 4_096;
 
-/// Removes a bounded part of what has outlived its retention; tells whether there may be more.
+/// Removes a bounded number of expired entries in one transaction. Returns whether there may be
+/// more.
 pub(super) fn sweep(
     database: &Database,
-    settled: Revision,
+    flushed_to: Revision,
     retention: Retention,
 ) -> Result<bool, LedgerError> {
-    let transaction = database.begin_write().map_err(failed)?;
+    let transaction = database.begin_write().map_err(storage_error)?;
     let now = clock::wall();
     let removed = {
-        let mut meta = transaction.open_table(META).map_err(failed)?;
+        let mut meta = transaction.open_table(META).map_err(storage_error)?;
         let mut tables = Tables::open(&transaction)?;
         let (revision, _) = read_end(&meta)?;
         let limit = now.minus(retention.history);
-        let trim = Trim { revision, settled, most: MAX_SWEEP };
+        let trim = Trim { revision, flushed_to, max_entries: MAX_ENTRIES_PER_SWEEP };
         trim_log(&mut tables, retention, trim, now)?
-            + history::expire(&mut tables, &mut meta, limit, MAX_SWEEP)?
+            + history::expire(&mut tables, &mut meta, limit, MAX_ENTRIES_PER_SWEEP)?
     };
     if removed > 0 {
-        transaction.commit().map_err(failed)?;
+        transaction.commit().map_err(storage_error)?;
     }
     Ok(removed > 0)
 }
 
-/// What of the log may be trimmed.
+/// The bounds of trimming the log.
 #[derive(Clone, Copy)]
 pub(super) struct Trim {
-    /// Where the log ends.
+    /// The end of the log.
     pub(super) revision: Revision,
-    /// Up to which revision it is not needed for the pairs.
-    pub(super) settled: Revision,
-    /// How many entries at most.
-    pub(super) most: usize,
+    /// The revision up to which the log is not needed to rebuild the memtable.
+    pub(super) flushed_to: Revision,
+    /// The most entries to remove.
+    pub(super) max_entries: usize,
 }
 
-/// Removes the log's oldest entries that have outlived their retention; tells how many.
+/// Removes the log's oldest entries that have outlived their retention. Returns how many.
 pub(super) fn trim_log(
     tables: &mut Tables<'_>,
     retention: Retention,
     trim: Trim,
     now: Timestamp,
 ) -> Result<usize, LedgerError> {
-    let too_old = now.minus(retention.log).as_millis();
+    let limit = now.minus(retention.log).as_millis();
     let mut removed = 0;
-    while removed < trim.most.min(MAX_SWEEP) {
+    while removed < trim.max_entries.min(MAX_ENTRIES_PER_SWEEP) {
         let Some((oldest, time)) = oldest_entry(&tables.log)? else { break };
-        let too_many = trim.revision.saturating_sub(oldest) >= retention.log_entries;
-        if oldest > trim.settled || (!too_many && time >= too_old) {
+        let is_excess = trim.revision.saturating_sub(oldest) >= retention.log_entries;
+        if oldest > trim.flushed_to || (!is_excess && time >= limit) {
             break;
         }
-        tables.log.remove(oldest).map_err(failed)?;
+        tables.log.remove(oldest).map_err(storage_error)?;
         removed += 1;
     }
     Ok(removed)
 }
 
-/// The log's first revision, and when it was recorded.
+/// The log's first revision, and its time of recording.
 fn oldest_entry(
     log: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<Option<(Revision, i64)>, LedgerError> {
-    let Some((oldest, value)) = log.first().map_err(failed)? else { return Ok(None) };
-    Ok(Some((oldest.value(), time_of(value.value())?.as_millis())))
+    let Some((oldest, row)) = log.first().map_err(storage_error)? else { return Ok(None) };
+    Ok(Some((oldest.value(), time_of(row.value())?.as_millis())))
 }
 
-/// When an entry of the log was recorded.
-pub(super) fn time_of(value: &[u8]) -> Result<Timestamp, LedgerError> {
-    let time = value.get(40..48).and_then(|bytes| bytes.try_into().ok());
-    let time = i64::from_be_bytes(time.ok_or(damaged("a log entry"))?);
+/// The time of recording of a log row.
+pub(super) fn time_of(row: &[u8]) -> Result<Timestamp, LedgerError> {
+    let time = LogRow::decode(row).ok_or(damaged("a log entry"))?.time;
     Ok(Timestamp::saturating_from_millis(time))
 }
 
-/// How many entries the log has, and when the first was recorded.
+/// The number of entries in the log, and when the first was recorded (milliseconds since 1970).
 pub(super) fn log_extent(
     log: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<(u64, Option<i64>), LedgerError> {
     let first = oldest_entry(log)?.map(|(_, time)| time);
-    Ok((log.len().map_err(failed)?, first))
+    Ok((log.len().map_err(storage_error)?, first))
 }

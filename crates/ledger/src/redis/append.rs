@@ -6,15 +6,15 @@ use redis::Cmd;
 use tokio::sync::oneshot;
 
 use super::error::{RedisFailure, RedisRejection};
-use super::keyspace::{self, BodyOffsets, Keyspace, history_field, version_bytes};
+use super::keyspace::{self, BodyOffsets, Keyspace, encode_item, history_field, version_bytes};
 use super::scripts::{self, Answer};
 use super::{MAX_WAITING, Redis};
+use crate::encoded_update::EncodedUpdate;
 use crate::{
-    AppendReceipt, Appended, Change, Epoch, Identity, LedgerError, LogBody, Update, Version,
-    bucket_of, codec,
+    AppendReceipt, Appended, Change, Epoch, Identity, LedgerError, Update, Version, bucket_of,
+    codec,
 };
 use consentd_core::id::Key;
-use consentd_core::record::{extend_chain, sha256};
 
 /// The maximum number of changes in one batch: Redis executes nothing else meanwhile.
 pub(super) const MAX_BATCH: usize = 128;
@@ -26,10 +26,10 @@ pub(super) struct EncodedChange {
     key: Key,
     pub(super) base: Version,
     bucket: u32,
-    pub(super) update: Option<EncodedUpdate>,
+    pub(super) update: Option<UpdateArgs>,
 }
 
-pub(super) struct EncodedUpdate {
+pub(super) struct UpdateArgs {
     body: Vec<u8>,
     offsets: BodyOffsets,
     /// Fields and items, oldest first.
@@ -40,7 +40,7 @@ pub(super) struct EncodedUpdate {
     erases: bool,
 }
 
-impl EncodedUpdate {
+impl UpdateArgs {
     /// The new record, encoded.
     fn record(&self) -> Option<&[u8]> {
         let from = usize::try_from(self.offsets.record_at).ok()?;
@@ -151,48 +151,26 @@ impl EncodedChange {
 /// are freed with the last entry before the erase, whatever is recorded later.
 const NODE_BYTES: usize = 4_096;
 
-fn prepare(key: Key, bucket: u32, update: Update) -> EncodedUpdate {
-    let erases = update.erases();
-    let mut record = update.record;
-    let mut history = Vec::with_capacity(update.history.len());
-    let mut statements = Vec::new();
-    for entry in &update.history {
-        let bytes = codec::encode_history(entry);
-        let field = history_field(key, record.history_len);
-        record.chain = extend_chain(&record.chain, &sha256(&bytes));
-        record.history_len = record.history_len.saturating_add(1);
-        let kept = entry.is_kept_for_good();
-        let item = if kept {
-            keyspace::HistoryItem::Kept(&bytes)
-        } else {
-            keyspace::HistoryItem::Perishable(&bytes)
-        };
-        history.push((field, item.encode()));
-        statements
-            .extend(codec::statement_of(entry).map(|(digest, text)| (digest, text.to_owned())));
-    }
-    let encoded = codec::encode_record(&record);
-    let body = LogBody {
-        key,
-        user_id: update.user_id,
-        business_id: update.business_id,
-        record: Ok(record),
-        record_time: update.record_time,
-    };
-    let mut bytes = codec::encode_log(&body, &encoded);
+fn prepare(key: Key, bucket: u32, update: Update) -> UpdateArgs {
+    let is_denial = update.erases() || update.history.iter().any(|entry| entry.what.is_denial());
+    let encoded = EncodedUpdate::new(key, update);
     // The bounds of a body's fields keep these offsets far below the limits of their types.
-    let (key_at, record_at) = codec::places_in_log(&body, &encoded, &bytes).unwrap_or_default();
+    let offsets = codec::places_in_log(&encoded.body, &encoded.record, &encoded.log);
+    let (key_at, record_at) = offsets.unwrap_or_default();
     let offsets = BodyOffsets {
         bucket,
         key_at: key_at.try_into().unwrap_or(u8::MAX),
         record_at: record_at.try_into().unwrap_or(u32::MAX),
-        record_len: encoded.len().try_into().unwrap_or(u32::MAX),
+        record_len: encoded.record.len().try_into().unwrap_or(u32::MAX),
     };
-    if erases {
-        bytes.extend(codec::padding(NODE_BYTES));
+    let mut body = encoded.log;
+    if encoded.erases {
+        body.extend(codec::padding(NODE_BYTES));
     }
-    let is_denial = erases || update.history.iter().any(|entry| entry.what.is_denial());
-    EncodedUpdate { body: bytes, offsets, history, statements, is_denial, erases }
+    let field = |(place, item)| (history_field(key, place), encode_item(item));
+    let history = (encoded.history_len_before..).zip(&encoded.items).map(field).collect();
+    let (statements, erases) = (encoded.statements, encoded.erases);
+    UpdateArgs { body, offsets, history, statements, is_denial, erases }
 }
 
 /// How a batch is sent.

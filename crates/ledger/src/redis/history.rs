@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use redis::Value;
 
 use super::error::{RedisFailure, RedisRejection};
-use super::keyspace::{HistoryItem, SENTINEL_FIELD, history_field, split_value};
+use super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
 use crate::history::HistoryBuilder;
@@ -18,24 +18,6 @@ const MAX_FIELDS: usize = 512;
 
 /// How often a history is read again because the pair was erased meanwhile.
 const MAX_TRIES: usize = 4;
-
-impl<'a> HistoryItem<'a> {
-    /// The digest that the pair's hash chain has of the entry.
-    pub(super) fn digest(&self) -> [u8; 32] {
-        match self {
-            Self::Kept(entry) | Self::Perishable(entry) => sha256(entry),
-            Self::Gone(digest) => **digest,
-        }
-    }
-
-    /// The encoded entry, unless it has expired.
-    pub(super) fn entry(&self) -> Option<&'a [u8]> {
-        match self {
-            Self::Kept(entry) | Self::Perishable(entry) => Some(entry),
-            Self::Gone(_) => None,
-        }
-    }
-}
 
 impl Redis {
     pub(crate) async fn history(&self, key: Key) -> Result<History, LedgerError> {
@@ -143,9 +125,10 @@ impl Shared {
             let fields: Vec<_> = (from..to).map(|place| history_field(key, place)).collect();
             let values = self.fields(&self.keyspace.history(bucket), &fields).await;
             let values = values.map_err(|failure| self.convert_failure(failure))?;
-            let items = values.iter().map(|value| value.as_deref().map(HistoryItem::decode));
+            let items = values.iter().map(|value| value.as_deref().map(decode_item));
             let items: Vec<_> = items.collect();
-            let entries = items.iter().flatten().flatten().filter_map(|(_, item)| item.entry());
+            let entries =
+                items.iter().flatten().flatten().filter_map(|(_, item)| item.encoded_entry());
             self.read_texts(entries, texts)
                 .await
                 .map_err(|failure| self.convert_failure(failure))?;
@@ -162,14 +145,7 @@ impl Shared {
                         continue;
                     }
                 };
-                match item.entry() {
-                    None => reading.push_expired(&item.digest()),
-                    Some(entry) => {
-                        let text = |digest: &[u8]| texts.0.get(digest)?.clone();
-                        let entry = codec::decode_history(entry, text);
-                        reading.push_entry(*revision, &item.digest(), entry);
-                    }
-                }
+                reading.push(*revision, item, |digest| texts.0.get(digest)?.clone());
             }
             from = to;
         }

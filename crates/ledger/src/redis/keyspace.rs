@@ -2,6 +2,7 @@
 
 use sha1::{Digest as _, Sha1};
 
+use crate::history::HistoryItem;
 use crate::{LogEntry, LogHead, StoredRecord, UnreadableEntry, UnreadableRecord, Version, codec};
 use consentd_core::id::Key;
 use consentd_core::record::Revision;
@@ -122,44 +123,19 @@ pub(super) fn is_history_field(field: &[u8]) -> bool {
     field.len() > 16
 }
 
-/// What is stored of one history entry. The field's value is the revision (8 bytes), then this.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum HistoryItem<'a> {
-    /// The entry; it never expires.
-    Kept(&'a [u8]),
-    /// The entry; it expires after the retention time.
-    Perishable(&'a [u8]),
-    /// The digest of an expired entry.
-    Gone(&'a [u8; 32]),
+/// The value of a history field without the revision, which the script prepends: the item's tag, and
+/// its payload.
+pub(super) fn encode_item(item: &HistoryItem<'_>) -> Vec<u8> {
+    let (tag, payload) = item.parts();
+    [&[tag], payload].concat()
 }
 
-impl<'a> HistoryItem<'a> {
-    const KEPT: u8 = 0;
-    const PERISHABLE: u8 = 1;
-    const GONE: u8 = 2;
-
-    /// Encodes the item without the revision, which the script prepends.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let (tag, bytes): (_, &[u8]) = match self {
-            Self::Kept(entry) => (Self::KEPT, entry),
-            Self::Perishable(entry) => (Self::PERISHABLE, entry),
-            Self::Gone(digest) => (Self::GONE, *digest),
-        };
-        [&[tag], bytes].concat()
-    }
-
-    /// Decodes the value of a history field: the revision that wrote it, and the item.
-    pub(super) fn decode(value: &'a [u8]) -> Option<(Revision, Self)> {
-        let (revision, rest) = value.split_first_chunk()?;
-        let (tag, bytes) = rest.split_first()?;
-        let item = match *tag {
-            Self::KEPT => Self::Kept(bytes),
-            Self::PERISHABLE => Self::Perishable(bytes),
-            Self::GONE => Self::Gone(bytes.try_into().ok()?),
-            _ => return None,
-        };
-        Some((u64::from_be_bytes(*revision), item))
-    }
+/// The revision (8 bytes, big-endian) and the item of a history field's value.
+pub(super) fn decode_item(value: &[u8]) -> Option<(Revision, HistoryItem<'_>)> {
+    let (revision, rest) = value.split_first_chunk()?;
+    let (tag, payload) = rest.split_first()?;
+    let item = HistoryItem::from_parts(*tag, payload)?;
+    Some((u64::from_be_bytes(*revision), item))
 }
 
 /// The next head of the log's hash chain: SHA-1 over the previous head, the revision (8 bytes,
@@ -223,8 +199,8 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..200)
         ) {
             let _ = stored(Some(&bytes));
-            if let Some((revision, item)) = HistoryItem::decode(&bytes) {
-                prop_assert_eq!([&revision.to_be_bytes()[..], &item.encode()].concat(), bytes.clone());
+            if let Some((revision, item)) = decode_item(&bytes) {
+                prop_assert_eq!([&revision.to_be_bytes()[..], &encode_item(&item)].concat(), bytes.clone());
             }
             if let Some((version, record)) = split_value(&bytes) {
                 prop_assert_eq!([&version_bytes(version)[..], record].concat(), bytes.clone());

@@ -4,9 +4,10 @@ use redis::Value;
 
 use super::Shared;
 use super::error::{RedisFailure, RedisRejection};
-use super::keyspace::{HistoryItem, is_history_field};
+use super::keyspace::{decode_item, encode_item, is_history_field};
 use super::roll_forward::roll_forward;
 use super::scripts;
+use crate::history::HistoryItem;
 use crate::{Identity, LedgerError, Retention, codec};
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
@@ -127,10 +128,10 @@ impl Shared {
 
 /// The replacement of a perishable history entry that was recorded before `limit`.
 fn replacement(value: &[u8], limit: Timestamp) -> Option<Vec<u8>> {
-    let (revision, item) = HistoryItem::decode(value)?;
-    let HistoryItem::Perishable(entry) = item else { return None };
+    let (revision, item) = decode_item(value)?;
+    let HistoryItem::Perishable(entry) = &item else { return None };
     let recorded = codec::decode_history(entry, |_| Some(String::new()))?.record_time;
     let digest = item.digest();
-    let gone = [&revision.to_be_bytes()[..], &HistoryItem::Gone(&digest).encode()].concat();
+    let gone = [&revision.to_be_bytes()[..], &encode_item(&HistoryItem::Expired(digest))].concat();
     (recorded < limit).then_some(gone)
 }

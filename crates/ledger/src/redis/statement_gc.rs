@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{RedisFailure, RedisRejection};
-use super::keyspace::{HistoryItem, history_place, split_value};
+use super::keyspace::{decode_item, history_place, split_value};
 use super::roll_forward::roll_forward;
 use super::scripts::{self, Answer};
 use super::{Redis, Shared};
@@ -231,8 +231,5 @@ impl Shared {
 
 /// The digest of the statement that a history field's value refers to.
 fn statement(value: &[u8]) -> Option<[u8; 32]> {
-    match HistoryItem::decode(value)?.1 {
-        HistoryItem::Kept(entry) => codec::statement_digest_of(entry),
-        HistoryItem::Perishable(_) | HistoryItem::Gone(_) => None,
-    }
+    decode_item(value)?.1.statement_digest()
 }

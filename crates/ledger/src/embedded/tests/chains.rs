@@ -1,12 +1,12 @@
-//! Chains as they are told entry by entry, whether histories are read by pair or by revision.
+//! The heads of entries are the same, whether histories are read by pair or by revision.
 
 use super::*;
 use crate::{Cursor, EntryPosition, MAX_PAGE};
 
-/// Pairs, of which each has a history over several pages.
+/// The number of pairs, each with a history that spans several pages.
 const USERS: u8 = 7;
 
-/// What one append adds to each pair.
+/// The number of entries that one append adds to each pair.
 const EACH: usize = 40;
 
 async fn append_rounds(ledger: &Embedded, rounds: usize) {
@@ -35,7 +35,8 @@ async fn append_rounds(ledger: &Embedded, rounds: usize) {
     }
 }
 
-/// All places, read by revision from `cursor`; `forgetful` readings know no chain on a new page.
+/// The positions of all entries, read by revision from `cursor`. With `forgetful`, every page starts
+/// with an empty chain cache.
 async fn places(
     ledger: &Embedded,
     mut cursor: Cursor,
@@ -70,7 +71,7 @@ async fn every_entry_is_told_with_the_same_place_however_it_is_read() {
         assert_eq!(numbers, (1..=history.record.history_len).collect::<Vec<_>>());
     }
 
-    // What is gone keeps its number, and the heads behind it stay.
+    // Expired entries keep their numbers, and the heads after them do not change.
     let keep = Retention { history: Duration::ZERO, ..FOREVER };
     let database = running.database();
     while super::super::retention::sweep(&database, 1, keep).unwrap() {}
@@ -84,7 +85,7 @@ async fn every_entry_is_told_with_the_same_place_however_it_is_read() {
         let theirs: Vec<_> = history.entries.iter().map(|(place, _)| *place).collect();
         assert_eq!(told.iter().map(|(_, place)| *place).collect::<Vec<_>>(), theirs);
         assert_eq!(theirs.last().unwrap().number, history.record.history_len);
-        // The heads that were told before are still those of today.
+        // The heads that were read before are unchanged.
         for (_, place) in all.iter().filter(|(name, _)| *name == format!("US.{n}")) {
             let index = usize::try_from(place.number).unwrap() - 1;
             assert_eq!(history.heads[index], place.head);

@@ -1,14 +1,14 @@
-//! A newer version's records, and a file that was changed behind the ledger's back.
+//! Records of a newer version, and files that were modified from outside.
 
 use redb::{ReadableDatabase as _, ReadableTable as _};
 
-use super::super::store;
+use super::super::tables;
 use super::disk::Rng;
 use super::*;
 use crate::{Cursor, UnreadableRecord};
 use consentd_core::record::FORMAT;
 
-/// Changes the file directly.
+/// Modifies the database directly.
 fn edit(database: &Database, edit: impl FnOnce(&redb::WriteTransaction)) {
     let transaction = database.begin_write().unwrap();
     edit(&transaction);
@@ -38,7 +38,7 @@ fn put_entry(database: &Database, revision: Revision, value: &[u8]) {
     });
 }
 
-/// A record as a newer version might write it: with a field that this one does not know.
+/// A record of a newer version, with an unknown field.
 fn newer_record(record: &Record) -> Vec<u8> {
     let mut bytes = codec::encode_record(record);
     bytes.extend_from_slice(&[0x08, u8::try_from(FORMAT + 1).unwrap()]); // format
@@ -62,12 +62,12 @@ async fn a_newer_records_pair_is_refused_and_left_as_it_is() {
     assert_eq!(ledger.read_after(0).await.unwrap().end.revision, stored.version.revision);
     assert_eq!(ledger.read(vec![key]).await.unwrap().pairs, [Err(newer)]);
     assert_eq!(all(ledger).await, [(key, Err(newer))]);
-    // Nor does whoever has an older record of it get to replace it.
+    // A change that is based on an older version of the record conflicts.
     let late = change(key, &StoredRecord::default(), opt_in("late"), at(9));
     let appended = ledger.append(vec![late]).await.unwrap();
     assert!(matches!(&appended[..], [Appended::Conflict(Err(found))] if *found == newer));
     assert_eq!(raw_pair(&database, key), value);
-    // Other pairs are recorded as ever.
+    // Other pairs can still be changed.
     append(ledger, self::key(2), opt_out("letter"), at(2)).await;
     drop(database);
     running.close().await;
@@ -101,7 +101,7 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
     let (ledger, database) = (&running.ledger, running.database());
     let damaged = |error: &LedgerError| matches!(error, LedgerError::Damaged(_));
     for value in [&[][..], &[1, 2, 3], &[0; 15], &[0; 16]] {
-        // That pair alone is lost: the others are read, and checks of them answered.
+        // Only that pair is lost. The others can be read.
         put_pair(&database, key(1), value);
         let lost: Result<StoredRecord, _> = Err(UnreadableRecord::Damaged);
         assert_eq!(ledger.read(vec![key(1)]).await.unwrap().pairs, [lost]);
@@ -119,7 +119,7 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
         let history = ledger.history(key(2)).await.unwrap();
         assert!(!history.intact && history.entries.is_empty(), "{value:?}");
         let all = ledger.events_after(Cursor::default()).await;
-        // Of a value that adds nothing, a listing of all events cannot know that it should.
+        // An empty row cannot be recognised as damaged in a listing of all events.
         let adds_nothing = value == [0; 16];
         assert!(adds_nothing || all.is_err_and(|error| damaged(&error)), "{value:?}");
     }
@@ -135,7 +135,7 @@ async fn values_that_are_too_short_are_damage_and_no_panic() {
     let page = ledger.read_after(1).await.unwrap();
     let crate::Tail::Entries(entries) = page.tail else { panic!("{page:?}") };
     assert!(entries[0].body.is_err(), "an entry that is no message is told as such");
-    // Of the end, nothing can be said at all, until the next append says it anew.
+    // Without the end in meta nothing can be read; the next append writes it again.
     edit(&database, |transaction| {
         transaction.open_table(META).unwrap().insert("head", &[0; 3][..]).unwrap();
     });
@@ -156,7 +156,7 @@ async fn an_edited_history_is_noticed() {
     }
     let raw = [1, 2, 3].map(|revision| raw_entry(&database, revision));
     let entry = ledger.history(key(1)).await.unwrap().entries[1].1.clone();
-    // Behind the revision before it and the time: an item's tag, its length, and itself.
+    // After the previous revision and the time: the item's tag, its length, and its payload.
     let with_item = |tag: u8, item: &[u8]| {
         let len = u32::try_from(item.len()).unwrap().to_be_bytes();
         [&raw[1][..16], &[tag], &len, item].concat()
@@ -176,7 +176,7 @@ async fn an_edited_history_is_noticed() {
         with_item(2, &[7; 32]),
         raw[1][..16].to_vec(),
         [&raw[1][..], &raw[1][16..]].concat(),
-        // Another one before it: none, itself, one to come, one that there is not.
+        // Its previous row: none, itself, a later one, and one that does not exist.
         before(0),
         before(2),
         before(3),
@@ -188,7 +188,7 @@ async fn an_edited_history_is_noticed() {
         put_entry(&database, 2, &raw[1]);
         assert!(ledger.history(key(1)).await.unwrap().intact);
     }
-    // Two in each other's place; one too few.
+    // Two rows swapped, and one missing.
     put_entry(&database, 1, &[&raw[0][..16], &raw[1][16..]].concat());
     put_entry(&database, 2, &[&raw[1][..16], &raw[0][16..]].concat());
     assert!(!ledger.history(key(1)).await.unwrap().intact);
@@ -222,7 +222,7 @@ async fn an_edited_statement_is_not_shown_as_what_was_agreed_to() {
     };
     for edited in [Some("Yes to all messages of WhatsApp from Acme and others"), Some(""), None] {
         put(edited);
-        // Not shown at all, and told as such; nor is it exported.
+        // It is neither shown nor exported, and counts as unreadable.
         let history = ledger.history(key(1)).await.unwrap();
         assert!(!history.intact && history.entries.is_empty(), "{history:?}");
         assert_eq!(history.unreadable, 1);
@@ -235,7 +235,7 @@ async fn an_edited_statement_is_not_shown_as_what_was_agreed_to() {
     running.close().await;
 }
 
-/// Changes a value as a fault or a person might.
+/// Modifies a value at random, like a fault or a person.
 fn mangle(value: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut value = value.to_vec();
     match rng.below(4) {
@@ -297,7 +297,7 @@ async fn no_mangled_value_makes_anything_panic() {
         let _ = ledger.events_after(Cursor::default()).await;
         let little = Retention { log_entries: 1, history: Duration::ZERO, ..FOREVER };
         let _ = super::super::retention::sweep(&database, 3, little);
-        let again = store::prepare(&database, Path::new("disk"));
+        let again = tables::prepare(&database, Path::new("disk"));
         assert!(!matches!(again, Err(OpenError::Io { .. } | OpenError::InUse { .. })));
         let base = match ledger.read(vec![key(1)]).await.map(|mut read| read.pairs.remove(0)) {
             Ok(Ok(stored)) => stored,
@@ -306,7 +306,7 @@ async fn no_mangled_value_makes_anything_panic() {
         let _ = ledger.append(vec![change(key(1), &base, opt_out("again"), at(9))]).await;
         drop(database);
         running.ledger.close().await;
-        // It may have ended with an error, but not with a panic.
+        // The appender may have ended with an error, but not with a panic.
         let _ = running.writer.join().unwrap();
     }
 }

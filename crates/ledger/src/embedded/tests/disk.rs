@@ -1,12 +1,11 @@
-//! A disk that keeps what is written in a volatile cache until it is told to sync, and the images
-//! that a power loss could leave of it.
+//! A simulated disk with a volatile write cache, and the images that a power loss could leave of it.
 
 use std::io::{Error, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes atomically, in bytes.
 const SECTOR: usize = 512;
 
 /// A deterministic random number generator: splitmix64.
@@ -42,14 +41,14 @@ pub(super) struct Disk(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// What whoever reads sees.
+    /// The content that readers see.
     current: Vec<u8>,
-    /// What would be left of it for certain.
+    /// The content that certainly survives a power loss.
     durable: Vec<u8>,
-    /// What lies between the two, oldest first.
+    /// The operations that are not synced yet, oldest first.
     pending: Vec<Pending>,
     lies: bool,
-    /// After so many calls all fail; never, where unset.
+    /// After this many calls all calls fail; never if unset.
     calls_left: Option<usize>,
     probe: Option<Probe>,
 }
@@ -59,7 +58,7 @@ enum Pending {
     SetLen(usize),
 }
 
-/// Lets the power fail at random calls, and keeps what that would have left.
+/// Simulates power losses at random calls, and collects the images.
 struct Probe {
     rng: Rng,
     percent: usize,
@@ -67,27 +66,27 @@ struct Probe {
     images: Vec<Image>,
 }
 
-/// What a power loss left.
+/// The image that a power loss left.
 pub(super) struct Image {
-    /// How much was known to be durable, asked for before the power failed.
+    /// The number of changes that were known to be durable before the power loss.
     pub(super) known: usize,
     pub(super) bytes: Vec<u8>,
 }
 
-/// Which of the pending operations made it.
+/// Which of the pending operations survive.
 #[derive(Clone, Copy)]
 enum Survival {
     Nothing,
     Everything,
-    /// The first of them, the last one torn.
+    /// A prefix of them, with a torn last write.
     Prefix(usize),
-    /// Each write by itself, whole, this often of a hundred times.
+    /// Each whole write independently, with this probability in percent.
     Writes(usize),
-    /// Each sector by itself.
+    /// Each sector independently.
     Sectors(usize),
-    /// The file's first sector, where the new root is made known, before all that it points to.
+    /// Only the file's first sector, which publishes the new root, without what it points to.
     FirstSector,
-    /// All but that.
+    /// Everything except the first sector.
     AllButFirstSector,
 }
 
@@ -101,22 +100,22 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// From now on a sync does nothing, and says that it has.
+    /// From now on, syncs succeed without doing anything.
     pub(super) fn lie(&self) {
         self.state().lies = true;
     }
 
-    /// After so many more calls that change it, all of them fail.
+    /// After this many more modifying calls, all of them fail.
     pub(super) fn fail_after(&self, calls: usize) {
         self.state().calls_left = Some(calls);
     }
 
-    /// What a loss of power could leave now.
+    /// An image that a power loss could leave now.
     pub(super) fn after_power_loss(&self, rng: &mut Rng) -> Vec<u8> {
         self.state().after_power_loss(rng)
     }
 
-    /// From now on the power fails at so many of a hundred calls. `known` is asked first: what it
+    /// From now on, takes an image at this percentage of calls. `known` is called before: what it
     /// counts must be in the image.
     pub(super) fn probe(
         &self,
@@ -127,19 +126,19 @@ impl Disk {
         self.state().probe = Some(Probe { rng, percent, known, images: Vec::new() });
     }
 
-    /// Ends the probing; gives what it kept.
+    /// Stops taking images, and returns them.
     pub(super) fn images(&self) -> Vec<Image> {
         self.state().probe.take().map(|probe| probe.images).unwrap_or_default()
     }
 
-    /// What whoever reads sees.
+    /// The content that readers see.
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.state().current.clone()
     }
 }
 
 impl State {
-    /// Lets the power fail now, or not, before the call that is to be made; or lets that fail.
+    /// Called before each operation: may take an image, or make the operation fail.
     fn before_call(&mut self, likelier_by: usize) -> Result<(), Error> {
         if let Some(mut probe) = self.probe.take() {
             if probe.rng.percent(probe.percent * likelier_by) {
@@ -175,7 +174,7 @@ impl State {
         for (number, pending) in self.pending.iter().enumerate() {
             match pending {
                 Pending::SetLen(len) => {
-                    // Lengths are journaled: where one is lost, the later ones are too.
+                    // Lengths are journaled: if one is lost, the later ones are lost too.
                     lengths &= match survival {
                         Survival::Nothing => false,
                         Survival::Prefix(cut) => number < cut,
@@ -199,7 +198,7 @@ impl State {
                             Survival::FirstSector => start < SECTOR,
                             Survival::AllButFirstSector => start >= SECTOR,
                         };
-                        // What lies behind the end of the file is not in it.
+                        // Writes after the end of the file are lost.
                         if survives && let Some(place) = image.get_mut(start..start + sector.len())
                         {
                             place.copy_from_slice(sector);
@@ -212,7 +211,7 @@ impl State {
     }
 }
 
-/// A write's parts that reach the disk each by itself, and where.
+/// The parts of a write that reach the disk independently, with their offsets.
 fn sectors(offset: usize, data: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut rest = data;
     let mut start = offset;
@@ -261,7 +260,7 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> Result<(), Error> {
         let mut state = self.state();
-        // Here most is at stake.
+        // This is the most dangerous moment.
         state.before_call(5)?;
         if state.lies {
             return Ok(());
@@ -299,7 +298,7 @@ fn a_sync_makes_durable_what_was_written_and_nothing_else_does() {
     let mut images: Vec<_> = (0..1_000).map(|_| disk.after_power_loss(&mut rng)).collect();
     images.sort();
     images.dedup();
-    // Three sectors are touched, and every subset of them may have made it.
+    // Three sectors are written, and any subset of them may survive.
     assert_eq!(images.len(), 8);
     disk.sync_data().unwrap();
     let bytes = disk.bytes();

@@ -1,35 +1,36 @@
-//! Statements of erased histories go, whatever is recorded or erased while they are looked for.
+//! The garbage collection of statements, interleaved with appends and erasures.
 
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
-use super::super::erase::{DOOMED, Reaper};
-use super::super::recent::{Mover, Recent};
+use super::super::memtable::{Flusher, Memtable};
+use super::super::statement_gc::StatementGc;
+use super::super::tables::CONDEMNED;
 use super::*;
 
-/// A ledger without the thread that writes it.
-struct Still {
+/// A ledger without an appender thread.
+struct Offline {
     database: Database,
-    recent: Recent,
-    mover: Mover,
+    memtable: Memtable,
+    flusher: Flusher,
 }
 
-impl Still {
+impl Offline {
     fn new() -> Self {
         let backend = Disk::new(Vec::new());
         let database = Database::builder().create_with_backend(backend).unwrap();
-        store::prepare(&database, Path::new("disk")).unwrap();
-        let (recent, mover) = store::load_recent(&database).unwrap();
-        Self { database, recent, mover }
+        tables::prepare(&database, Path::new("disk")).unwrap();
+        let (memtable, flusher) = Memtable::load(&database).unwrap();
+        Self { database, memtable, flusher }
     }
 
     fn read(&self, key: Key) -> StoredRecord {
-        store::read(&self.database, &self.recent, &[key]).unwrap().pairs.remove(0).unwrap()
+        read::read(&self.database, &self.memtable, &[key]).unwrap().pairs.remove(0).unwrap()
     }
 
     fn write(&mut self, change: Change) {
-        let group = vec![Prepared::of(change)];
-        let Self { database, recent, mover } = self;
-        let written = store::append(database, recent, mover, vec![group], FOREVER).unwrap();
+        let group = vec![EncodedChange::new(change)];
+        let Self { database, memtable, flusher } = self;
+        let written = append::append(database, memtable, flusher, vec![group], FOREVER).unwrap();
         assert!(matches!(written.outcomes[0][..], [Appended::Committed(_)]));
     }
 
@@ -46,38 +47,38 @@ impl Still {
         self.write(Change { key: key(pair), base: version, update: Some(update) });
     }
 
-    /// How many statements there are, and how many of them are doomed.
+    /// The number of statements, and how many of them are condemned.
     fn texts(&self) -> (u64, u64) {
         let transaction = self.database.begin_read().unwrap();
         let texts = transaction.open_table(TEXTS).unwrap().len().unwrap();
-        (texts, transaction.open_table(DOOMED).unwrap().len().unwrap())
+        (texts, transaction.open_table(CONDEMNED).unwrap().len().unwrap())
     }
 }
 
 #[test]
 fn statements_are_looked_for_while_others_write() {
-    // The same words, of as many as come to refer to them while they are looked for.
+    // The same statement, with 0 to 2 new references while a pass runs.
     for later in 0..3_u8 {
-        let mut ledger = Still::new();
+        let mut ledger = Offline::new();
         ledger.record(1, opt_in("a"));
         for pair in 2..=5 {
             ledger.record(pair, inbound("wamid"));
         }
         ledger.erase(1);
         assert_eq!(ledger.texts(), (1, 1));
-        let mut reaper = Reaper::default();
-        assert!(reaper.step(&ledger.database).unwrap(), "it knows what to look for");
-        assert!(reaper.step(&ledger.database).unwrap(), "it has looked at some");
+        let mut statement_gc = StatementGc::default();
+        assert!(statement_gc.step(&ledger.database).unwrap(), "it knows what to look for");
+        assert!(statement_gc.step(&ledger.database).unwrap(), "it has looked at some");
         assert_eq!(ledger.texts(), (1, 1));
         for pair in 6..6 + later {
             ledger.record(pair, opt_in("a"));
         }
-        while reaper.step(&ledger.database).unwrap() {}
+        while statement_gc.step(&ledger.database).unwrap() {}
         assert_eq!(ledger.texts(), (u64::from(later > 0), 0));
         for pair in 6..6 + later {
             assert_eq!(ledger.texts().0, 1);
             ledger.erase(pair);
-            while reaper.step(&ledger.database).unwrap() {}
+            while statement_gc.step(&ledger.database).unwrap() {}
         }
         assert_eq!(ledger.texts(), (0, 0));
     }
@@ -85,20 +86,20 @@ fn statements_are_looked_for_while_others_write() {
 
 #[test]
 fn a_statement_that_is_doomed_anew_is_looked_for_anew() {
-    let mut ledger = Still::new();
+    let mut ledger = Offline::new();
     ledger.record(1, opt_in("a"));
     ledger.record(2, opt_in("a"));
     for pair in 3..=5 {
         ledger.record(pair, inbound("wamid"));
     }
     ledger.erase(1);
-    let mut reaper = Reaper::default();
-    assert!(reaper.step(&ledger.database).unwrap());
-    assert!(reaper.step(&ledger.database).unwrap(), "it has found the other one's");
+    let mut statement_gc = StatementGc::default();
+    assert!(statement_gc.step(&ledger.database).unwrap());
+    assert!(statement_gc.step(&ledger.database).unwrap(), "it has found the other one's");
     ledger.erase(2);
-    while reaper.step(&ledger.database).unwrap() {}
+    while statement_gc.step(&ledger.database).unwrap() {}
     assert_eq!(ledger.texts(), (0, 0), "nobody is left who refers to it");
-    // The history tables have nothing of them.
+    // The history table has no rows of them.
     let transaction = ledger.database.begin_read().unwrap();
     let rows = transaction.open_table(HISTORY).unwrap();
     assert_eq!(rows.iter().unwrap().count(), 3);

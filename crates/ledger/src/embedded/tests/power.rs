@@ -1,4 +1,4 @@
-//! The power fails at random moments: what was acknowledged is there.
+//! Acknowledged changes survive power losses at random moments.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -14,17 +14,17 @@ use consentd_core::record::ChainHead;
 
 const SEED: u64 = 0xd15c;
 
-/// How many images are looked at.
+/// The number of images that are checked.
 const IMAGES: usize = 500;
 
-/// How often a ledger goes on from an image of the one before, until another begins anew.
+/// How many times a run continues from a previous image before it starts with an empty disk.
 const GENERATIONS: usize = 8;
 
-/// How many tasks append at the same time, and how many changes each.
+/// The number of concurrent tasks, and of changes in each.
 const WRITERS: usize = 6;
 const CHANGES: usize = 12;
 
-/// A change that was acknowledged.
+/// An acknowledged change.
 #[derive(Clone)]
 struct Acknowledged {
     revision: Revision,
@@ -33,7 +33,7 @@ struct Acknowledged {
 
 type Known = Arc<Mutex<Vec<Acknowledged>>>;
 
-/// Appends random changes to keys that other tasks write too; notes what is acknowledged.
+/// Appends random changes to keys that other tasks change too, and records what is acknowledged.
 async fn write(
     ledger: Embedded,
     known: Known,
@@ -52,7 +52,7 @@ async fn write(
             for key in &keys {
                 let mut read = ledger.read(vec![*key]).await?;
                 let stored = read.pairs.remove(0).unwrap();
-                // Later than all before: each change then changes the record.
+                // Later than all previous events, so that each change modifies the record.
                 let time = stored.record.state.latest().map_or(1, |time| time.as_millis() + 1);
                 changes.push(change(*key, &stored, what.clone(), at(time)));
             }
@@ -72,7 +72,7 @@ async fn write(
     Ok(())
 }
 
-/// The same from several tasks; gives how each of them ended.
+/// Runs several such tasks, and returns the outcome of each.
 async fn write_at_once(
     ledger: &Embedded,
     known: &Known,
@@ -86,8 +86,8 @@ async fn write_at_once(
     writers.join_all().await
 }
 
-/// Opens a ledger on `disk` and writes to it from several tasks; gives what a loss of power would
-/// have left at random moments of all that.
+/// Opens a ledger on `disk` and writes to it from several tasks. Returns images of what a power loss
+/// would have left at random moments.
 fn write_and_fail(runtime: &Runtime, disk: &Disk, known: &Known, rng: &mut Rng) -> Vec<Image> {
     let counted = Arc::clone(known);
     let count = Arc::new(move || counted.lock().unwrap().len());
@@ -102,7 +102,7 @@ fn write_and_fail(runtime: &Runtime, disk: &Disk, known: &Known, rng: &mut Rng) 
     disk.images()
 }
 
-/// Opens what a power loss left, and looks for what was acknowledged before it.
+/// Opens an image, and checks that everything acknowledged before the power loss is there.
 async fn check(bytes: Vec<u8>, known: &[Acknowledged]) -> Result<(), String> {
     let running = Running::on(Disk::new(bytes)).map_err(|error| error.to_string())?;
     let outcome = check_ledger(&running.ledger, known).await;
@@ -145,7 +145,7 @@ async fn check_ledger(ledger: &Embedded, known: &[Acknowledged]) -> Result<(), S
     Ok(())
 }
 
-/// Reads the whole log and reckons its hashes anew; gives what it says of each revision.
+/// Reads the whole log and recomputes its hashes. Returns the change of each revision.
 async fn check_log(ledger: &Embedded) -> Result<HashMap<Revision, (Key, Record)>, String> {
     let mut log = HashMap::new();
     let mut head = LogHead::default();
@@ -183,7 +183,7 @@ fn a_power_loss_loses_nothing_that_was_acknowledged() {
     while images < IMAGES {
         chain += 1;
         let disk = Disk::new(Vec::new());
-        // A file that is being made has promised nothing yet.
+        // A file that is still being created has acknowledged nothing.
         drop(Database::builder().create_with_backend(disk.clone()).unwrap());
         let mut bytes = disk.bytes();
         let mut known = Known::default();
@@ -198,7 +198,7 @@ fn a_power_loss_loses_nothing_that_was_acknowledged() {
                 }
             }
             images += left.len();
-            // The next one goes on from what a power loss left; else from the whole.
+            // The next run continues from an image, or else from the complete disk.
             let next = if left.is_empty() { None } else { Some(rng.below(left.len())) };
             let next = next.map(|next| left.swap_remove(next));
             let next = next.unwrap_or(Image { known: all.len(), bytes: disk.bytes() });
@@ -254,7 +254,7 @@ fn a_disk_that_lies_is_noticed_by_this_test() {
         images += left.len();
         for image in left {
             let before = &all[..image.known];
-            // On such a disk redb may find its own pages in a state that it takes for impossible.
+            // On such a disk redb may find its pages in a state that it considers impossible.
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 runtime.block_on(check(image.bytes, before))
             }));

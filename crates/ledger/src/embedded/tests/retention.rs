@@ -1,4 +1,4 @@
-//! What is kept for a time alone goes in time, and what is left still proves itself.
+//! Expired entries are removed, and the rest of the history still verifies.
 
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::Tail;
 use consentd_os::clock;
 
-/// Removes all that has outlived its retention.
+/// Removes everything that has outlived its retention.
 fn sweep(database: &Database, keep: Retention) -> Result<(), LedgerError> {
     while retention::sweep(database, Revision::MAX, keep)? {}
     Ok(())
@@ -15,14 +15,14 @@ fn sweep(database: &Database, keep: Retention) -> Result<(), LedgerError> {
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Appends messages to one pair, recorded at these times.
+/// Appends messages to one pair, with these times of recording.
 async fn hear(ledger: &Embedded, times: impl IntoIterator<Item = Timestamp>) {
     for time in times {
         append(ledger, key(1), inbound("wamid"), time).await;
     }
 }
 
-/// How many entries the log has behind `after`; none where it was trimmed.
+/// The number of log entries after a revision; `None` if the log was trimmed beyond it.
 async fn log_after(ledger: &Embedded, after: Revision) -> Option<usize> {
     match ledger.read_after(after).await.unwrap().tail {
         Tail::Entries(entries) => {
@@ -58,7 +58,7 @@ async fn a_log_that_is_allowed_less_than_it_has_shrinks_as_it_grows() {
     let keep = Retention { log_entries: 5, ..FOREVER };
     let running = Running::keeping(keep, Disk::new(disk.bytes())).unwrap();
     let ledger = &running.ledger;
-    // Each append removes a little more than it adds: none has to wait for all of it.
+    // Each append removes a little more than it adds, so that no append has to remove everything.
     hear(ledger, [at(21)]).await;
     assert_eq!(log_after(ledger, 1).await, None);
     assert_eq!(log_after(ledger, 2).await, Some(19));
@@ -81,7 +81,7 @@ async fn the_log_is_trimmed_by_age() {
     sweep(&running.database(), keep).unwrap();
     assert_eq!(log_after(ledger, 2).await, None);
     assert_eq!(log_after(ledger, 3).await, Some(2));
-    // With none of it left, its end is still known, and continued.
+    // The end of an empty log is still known, and the next append continues it.
     sweep(&running.database(), Retention { log_entries: 0, ..FOREVER }).unwrap();
     assert_eq!(log_after(ledger, 4).await, None);
     assert_eq!(log_after(ledger, 5).await, Some(0));
@@ -94,7 +94,7 @@ async fn the_log_is_trimmed_by_age() {
 
 #[tokio::test]
 async fn a_long_log_is_swept_whole() {
-    // More than one transaction's share.
+    // More than one transaction removes.
     const PAIRS: u16 = 9_000;
     let running = Running::on(Disk::new(Vec::new())).unwrap();
     let pairs: Vec<u16> = (0..PAIRS).collect();
@@ -115,7 +115,7 @@ async fn a_long_log_is_swept_whole() {
     running.close().await;
 }
 
-/// Whether these bytes are in any value that is still kept of the histories.
+/// Whether these bytes occur in any history row.
 fn is_kept(database: &Database, bytes: &[u8]) -> bool {
     let transaction = database.begin_read().unwrap();
     let table = transaction.open_table(HISTORY).unwrap();
@@ -155,17 +155,17 @@ async fn messages_and_failures_leave_histories_in_time_and_consent_stays() {
     let left: Vec<_> =
         history.entries.iter().map(|(at, entry)| (at.revision, &entry.what)).collect();
     let fresh = inbound("wamid.new");
-    // What tells of a platform stop stays: a history without it would allow what is denied.
+    // A platform stop is permanent: replaying a history without it would allow what is denied.
     let kept = [(1, 0), (4, 3), (5, 4), (6, 5), (7, 6)].map(|(at, index)| (at, &happened[index]));
     assert_eq!(left, [&kept[..], &[(9, &fresh)]].concat());
     assert!(!is_kept(&database, b"wamid.old") && !is_kept(&database, b"wamid.other"));
     let other_history = ledger.history(key(2)).await.unwrap();
     assert!(other_history.intact && other_history.entries.is_empty());
-    // The records, and so the decisions, do not change.
+    // The records do not change, and so neither do the decisions.
     assert_eq!((read(ledger, key(1)).await, read(ledger, key(2)).await), (pair, other));
     assert!(is_kept(&database, b"wamid.new"));
 
-    // What comes next continues the chain behind what is gone.
+    // A new entry continues the chain after expired ones.
     append(ledger, key(2), opt_out("later"), now).await;
     let continued = ledger.history(key(2)).await.unwrap();
     assert!(continued.intact);

@@ -9,11 +9,11 @@ use super::super::Target;
 use super::super::conn::ConnectionManager;
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{
-    HistoryItem, Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD, history_field, version_bytes,
+    Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD, encode_item, history_field, version_bytes,
 };
 use super::super::scripts::{self, Answer, Script, ask};
 use super::create::{CreateError, MAX_KEYS, hashes};
-use crate::portable_pair::{Entry, Kind, PortablePair};
+use crate::portable_pair::{PortableEntry, PortablePair};
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
 
 /// The maximum number of fields that one script writes.
@@ -166,13 +166,8 @@ impl NewRedis {
 }
 
 /// The value of a history entry's field.
-fn item(entry: &Entry) -> Vec<u8> {
-    let item = match (entry.kind, <&[u8; 32]>::try_from(entry.bytes.as_slice())) {
-        (Kind::Gone, Ok(digest)) => HistoryItem::Gone(digest),
-        (Kind::Perishable, _) => HistoryItem::Perishable(&entry.bytes),
-        _ => HistoryItem::Kept(&entry.bytes),
-    };
-    [&entry.revision.to_be_bytes()[..], &item.encode()].concat()
+fn item(entry: &PortableEntry) -> Vec<u8> {
+    [&entry.revision.to_be_bytes()[..], &encode_item(&entry.item)].concat()
 }
 
 /// The token and the number of buckets of an unfinished copy, if there is one.

@@ -6,10 +6,10 @@ use std::ops::Range;
 use redis::Value;
 
 use super::super::error::{RedisFailure, RedisRejection};
-use super::super::keyspace::{HistoryItem, SENTINEL_FIELD, history_field, split_value};
+use super::super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::super::scripts::{self, Answer, ask};
 use super::super::{Redis, Shared};
-use crate::portable_pair::{Entry, Kind, PortableBucket, PortablePair};
+use crate::portable_pair::{PortableBucket, PortableEntry, PortablePair};
 use crate::{LedgerError, Position, bucket_of, codec};
 use consentd_core::id::Key;
 
@@ -143,14 +143,9 @@ fn pair(key: [u8; 16], value: &[u8]) -> Result<PortablePair, LedgerError> {
 }
 
 /// Decodes a history entry by the value of its field.
-pub(super) fn entry(value: &[u8]) -> Option<Entry> {
-    let (revision, item) = HistoryItem::decode(value)?;
-    let (kind, bytes) = match item {
-        HistoryItem::Kept(bytes) => (Kind::Kept, bytes),
-        HistoryItem::Perishable(bytes) => (Kind::Perishable, bytes),
-        HistoryItem::Gone(digest) => (Kind::Gone, &digest[..]),
-    };
-    Some(Entry { revision, kind, bytes: bytes.to_vec() })
+pub(super) fn entry(value: &[u8]) -> Option<PortableEntry> {
+    let (revision, item) = decode_item(value)?;
+    Some(PortableEntry { revision, item: item.into_owned() })
 }
 
 impl Redis {

@@ -6,13 +6,13 @@ use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{history_field, split_value};
 use super::super::scripts::{Answer, ask};
 use super::portable::entry;
-use crate::portable_pair::{Entry, chain_of};
+use crate::portable_pair::{PortableEntry, chain_of};
 use crate::verify::{Damage, Finding};
 use crate::{Identity, LedgerError, LogBody, Version, bucket_of, codec};
 use consentd_core::claims::Claim;
 use consentd_core::event::{MAX_AHEAD, What};
 use consentd_core::id::Key;
-use consentd_core::record::{ChainHead, Erased, Link, Record};
+use consentd_core::record::{ChainHead, Erased, HistoryEntry, Link, Record};
 use consentd_core::state::State;
 
 /// How many items of a history are read at once.
@@ -27,7 +27,7 @@ pub(super) struct RepairInputs {
     /// The pair's last log entry.
     logged: Option<LogBody>,
     /// The pair's history up to its first gap.
-    items: Vec<Option<Entry>>,
+    items: Vec<Option<PortableEntry>>,
     /// The pair's value in another bucket.
     pub(super) misplaced: Option<Vec<u8>>,
     /// The record in that value, or the copy of the tombstone in the histories.
@@ -89,7 +89,7 @@ impl RepairInputs {
 
     /// Applies all events of the history to a state.
     fn replay_history(&self, state: &mut State) {
-        for entry in self.items.iter().flatten().filter_map(Entry::decode) {
+        for entry in self.items.iter().flatten().filter_map(decoded) {
             for effect in entry.what.effects(entry.time) {
                 // An effect beyond the limit of scopes was rejected when it was recorded, too.
                 let _ = state.apply(&effect);
@@ -126,7 +126,7 @@ impl RepairInputs {
     fn links(&self, sources: &Sources<'_>) -> Vec<Link> {
         let mut collected = Record::default();
         let recorded = sources.all().flat_map(|record| record.links.clone());
-        let entries = self.items.iter().flatten().filter_map(Entry::decode);
+        let entries = self.items.iter().flatten().filter_map(decoded);
         let in_history = entries.filter_map(|entry| match entry.what {
             What::Link { other_user_id: user_id, moved } => {
                 Some(Link { user_id, time: entry.time, moved })
@@ -144,9 +144,14 @@ impl RepairInputs {
         if let Some(body) = &self.logged {
             return (body.user_id.clone(), body.business_id.clone());
         }
-        let last = self.items.iter().rev().flatten().find_map(Entry::decode);
+        let last = self.items.iter().rev().flatten().find_map(decoded);
         last.map(|entry| (entry.user_id, entry.business_id)).unwrap_or_default()
     }
+}
+
+/// The decoded entry, unless it has expired or is damaged.
+fn decoded(entry: &PortableEntry) -> Option<HistoryEntry> {
+    entry.item.decode_without_statement()
 }
 
 /// The last erase that any of these records tells of.
@@ -247,7 +252,7 @@ impl Shared {
         number: u32,
         key: Key,
         start: u64,
-    ) -> Result<Vec<Option<Entry>>, RedisFailure> {
+    ) -> Result<Vec<Option<PortableEntry>>, RedisFailure> {
         let hash = self.keyspace.history(number);
         let mut items = Vec::new();
         loop {

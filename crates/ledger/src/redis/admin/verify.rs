@@ -10,7 +10,7 @@ use super::super::keyspace::{BodyOffsets, SENTINEL_FIELD, next_head, split_value
 use super::super::scripts::{Answer, ask};
 use super::super::{Redis, Shared};
 use super::portable::RawBucket;
-use crate::portable_pair::{Entry, PortablePair};
+use crate::portable_pair::{PortableEntry, PortablePair};
 use crate::verify::{Damage, Depth, Finding, LogIndex, Progress, Report};
 use crate::{Identity, LedgerError, Position, bucket_of};
 use consentd_core::id::Key;
@@ -331,7 +331,7 @@ impl Shared {
         }
         self.fill_histories(number, &mut sized).await?;
         let whole: Vec<&PortablePair> = sized.iter().map(|(pair, _)| &**pair).collect();
-        let mut ask_for = crate::portable_pair::statements(whole.iter().copied());
+        let mut ask_for = crate::portable_pair::statement_digests(whole.iter().copied());
         with(known, |known| ask_for.retain(|digest| !known.contains(digest)));
         let digests: Vec<_> = ask_for.into_iter().collect();
         let fields: Vec<_> = digests.iter().map(|digest| digest.to_vec()).collect();
@@ -352,8 +352,9 @@ impl Shared {
         for (pair, record) in whole.into_iter().zip(&records) {
             let entries = u64::try_from(pair.history.len()).unwrap_or(u64::MAX);
             report.history_entries = report.history_entries.saturating_add(entries);
-            let lacks =
-                |entry: &Entry| entry.statement().is_some_and(|digest| missing.contains(&digest));
+            let lacks = |entry: &PortableEntry| {
+                entry.item.statement_digest().is_some_and(|digest| missing.contains(&digest))
+            };
             let damage = if !pair.is_intact(record) {
                 Damage::History
             } else if pair.history.iter().flatten().any(lacks) {

@@ -1,10 +1,10 @@
-//! The mark beside a ledger's file: up to where events were acknowledged.
+//! The high-water mark of acknowledged events, in the file `PATH.acknowledged` next to the ledger.
 //!
-//! A file that a backup was put in place of, or of which redb had to drop the last commit because
-//! it was damaged, looks like any other. The mark, `PATH.acknowledged`, shows at the next start that
-//! it ends too early, and, where the file itself is gone, that there was one. It is written after
-//! the commit and not synced: after a loss of power it may say less than was acknowledged, and never
-//! more. It names nobody.
+//! A file that was replaced by an older backup, or whose last commit redb dropped because it was
+//! damaged, looks like any other. At the next start, the mark reveals that the ledger ends too early;
+//! if the ledger is missing, the mark shows that there was one. It is written after the commit and
+//! not synced: after a power loss it may be lower than what was acknowledged, but never higher. It
+//! contains no user ids.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -13,27 +13,28 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use super::opening::OpenError;
+use super::open_error::OpenError;
 use crate::{Epoch, LogHead};
 use consentd_core::record::Revision;
 use consentd_os::files;
 
-/// The suffix of the mark's file.
+/// The suffix of the mark's file name.
 pub(super) const SUFFIX: &str = "acknowledged";
 
-/// How long a mark may be; ours are of one length.
-const MAX_BYTES: u64 = 4_096;
+/// The maximum size of a mark's file; ours all have the same, smaller size.
+const MAX_MARK_BYTES: u64 = 4_096;
 
-/// Where a ledger ended when something was acknowledged last.
+/// The end of a ledger at its last acknowledgement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct End {
+pub(super) struct LedgerEnd {
     pub(super) epoch: Epoch,
     pub(super) revision: Revision,
     pub(super) head: LogHead,
 }
 
-impl End {
-    /// Its line, which has the same length for every end: one is written over the other.
+impl LedgerEnd {
+    /// The content of the mark's file. Its length is constant, so that it can be overwritten in
+    /// place.
     fn line(&self) -> String {
         let (epoch, head) = (hex::encode(self.epoch), hex::encode(self.head));
         format!("ledger {epoch} acknowledged revision {:020} head {head}\n", self.revision)
@@ -51,65 +52,65 @@ impl End {
     }
 }
 
-/// What a mark says of the ledger that it lies beside.
+/// How a ledger compares with its mark.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
-    /// Nothing, or that all is there.
-    Fine,
-    /// That events are missing: they were acknowledged up to this revision.
+    /// Nothing is missing, or there is no mark.
+    Complete,
+    /// Acknowledged events are missing, up to this revision.
     Missing(Revision),
-    /// That it is another ledger.
-    Another,
+    /// The mark belongs to another ledger.
+    OtherLedger,
 }
 
-/// What the mark at `path` says of a ledger that ends here.
+/// Compares a ledger that ends at `end` with the mark at `path`.
 ///
 /// # Errors
 ///
-/// Where something else is there, or it cannot be read: nobody knows then whether all is there.
-pub(super) fn judge(path: &Path, end: &End) -> io::Result<Verdict> {
+/// The mark cannot be read, or something else is there. Whether events are missing is then unknown.
+pub(super) fn compare(path: &Path, end: &LedgerEnd) -> io::Result<Verdict> {
     Ok(match read(path)? {
-        Some(mark) if mark.epoch != end.epoch => Verdict::Another,
+        Some(mark) if mark.epoch != end.epoch => Verdict::OtherLedger,
         Some(mark) if mark.revision > end.revision => Verdict::Missing(mark.revision),
         Some(mark) if mark.revision == end.revision && mark.head != end.head => {
             Verdict::Missing(mark.revision)
         }
-        Some(_) | None => Verdict::Fine,
+        Some(_) | None => Verdict::Complete,
     })
 }
 
-/// None where there is no mark, or one that a loss of power left without its line: it was made, and
-/// nothing that is in it was synced yet.
-fn read(path: &Path) -> io::Result<Option<End>> {
+/// Reads a mark. Returns `None` if there is none, or if it is empty or zeros: a power loss left it so
+/// before its first content was synced.
+fn read(path: &Path) -> io::Result<Option<LedgerEnd>> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io::Error::other(format!("cannot be looked at ({error})"))),
         Ok(found) if !found.is_file() => return Err(io::Error::other("is not a regular file")),
         Ok(_) => {}
     }
-    let bytes = files::beginning(path, MAX_BYTES)
+    let bytes = files::beginning(path, MAX_MARK_BYTES)
         .map_err(|error| io::Error::other(format!("cannot be read ({error})")))?;
     if bytes.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
-    let end = str::from_utf8(&bytes).ok().and_then(End::parse);
+    let end = str::from_utf8(&bytes).ok().and_then(LedgerEnd::parse);
     end.map(Some).ok_or_else(|| io::Error::other("holds something else than a ledger's mark"))
 }
 
-/// The mark's path, of a ledger at `path`.
+/// The path of the mark of a ledger at `path`.
 pub(super) fn path_of(path: &Path) -> PathBuf {
     files::beside(path, SUFFIX)
 }
 
-/// Removes the mark of a ledger that is no longer at this path, for a new one is made there.
+/// Removes the mark of a former ledger, because a new one is created at this path.
 ///
 /// # Errors
 ///
-/// [`OpenError::NotAMark`] where something else is in its place, which stays as it is.
+/// [`OpenError::InvalidMark`] if something else is in the mark's place. It is left as it is.
 pub(super) fn remove(ledger: &Path) -> Result<(), OpenError> {
     let (path, mark) = (ledger.to_owned(), path_of(ledger));
     if let Err(why) = read(&mark) {
-        return Err(OpenError::NotAMark { path, mark, why: why.to_string() });
+        return Err(OpenError::InvalidMark { path, mark, why: why.to_string() });
     }
     match fs::remove_file(&mark) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(OpenError::Io { path, source }),
@@ -117,24 +118,24 @@ pub(super) fn remove(ledger: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// A mark that is kept up to date; made when something is acknowledged for the first time.
+/// The mark of an open ledger. Its file is created at the first acknowledgement.
 #[derive(Debug)]
-pub(super) struct Mark {
+pub(super) struct HighWaterMark {
     path: PathBuf,
     file: Option<File>,
-    last: Option<End>,
-    /// Whether it could not be written.
+    last: Option<LedgerEnd>,
+    /// Whether writing has failed before.
     failed: bool,
 }
 
-impl Mark {
-    pub(super) fn of(ledger: &Path) -> Self {
+impl HighWaterMark {
+    pub(super) fn new(ledger: &Path) -> Self {
         Self { path: path_of(ledger), file: None, last: None, failed: false }
     }
 
-    /// Says up to where events were acknowledged. One that cannot be written costs what it is good
-    /// for, and not the event: it is given up.
-    pub(super) fn set(&mut self, end: End) {
+    /// Advances the mark to `end`. If it cannot be written, a warning is logged and the mark is given
+    /// up: that costs its protection, but must not cost the events.
+    pub(super) fn advance(&mut self, end: LedgerEnd) {
         if self.failed || end.revision == 0 || self.last == Some(end) {
             return;
         }
@@ -152,12 +153,12 @@ impl Mark {
         }
     }
 
-    fn write(&mut self, end: &End) -> io::Result<()> {
+    fn write(&mut self, end: &LedgerEnd) -> io::Result<()> {
         let line = end.line();
         if let Some(file) = &self.file {
             return file.write_all_at(line.as_bytes(), 0);
         }
-        // It may have been put there since the start.
+        // Something else may have been put there since the start; it is not overwritten.
         read(&self.path)
             .map_err(|why| io::Error::other(format!("{} {why}", self.path.display())))?;
         let mut options = OpenOptions::new();
@@ -166,7 +167,7 @@ impl Mark {
         files::take_from_others(&file)?;
         file.write_all_at(line.as_bytes(), 0)?;
         file.set_len(line.len().try_into().unwrap_or(0))?;
-        // Once: that there is a ledger must be known even after a loss of power.
+        // Synced once, so that even after a power loss it is known that there was a ledger.
         file.sync_all()?;
         File::open(files::folder(&self.path))?.sync_all()?;
         self.file = Some(file);
@@ -178,37 +179,43 @@ impl Mark {
 mod tests {
     use super::*;
 
-    fn end(revision: Revision) -> End {
-        End { epoch: [7; 16], revision, head: [9; 20] }
+    fn end(revision: Revision) -> LedgerEnd {
+        LedgerEnd { epoch: [7; 16], revision, head: [9; 20] }
     }
 
     #[test]
-    fn judge_a_ledger_that_ends_before_its_mark_is_told() {
+    fn compare_a_ledger_that_ends_before_its_mark_lacks_events() {
         let folder = tempfile::tempdir().unwrap();
         let ledger = folder.path().join("ledger.redb");
         let path = path_of(&ledger);
-        let judge = |path: &Path, end: &End| super::judge(path, end).unwrap();
-        assert_eq!(judge(&path, &end(0)), Verdict::Fine);
-        let mut mark = Mark::of(&ledger);
-        mark.set(end(0));
+        let compare = |path: &Path, end: &LedgerEnd| super::compare(path, end).unwrap();
+        assert_eq!(compare(&path, &end(0)), Verdict::Complete);
+        let mut mark = HighWaterMark::new(&ledger);
+        mark.advance(end(0));
         assert!(!path.exists(), "nothing was acknowledged");
-        mark.set(end(1_000));
-        mark.set(end(1_001));
-        assert_eq!(judge(&path, &end(1_001)), Verdict::Fine);
-        assert_eq!(judge(&path, &end(1_002)), Verdict::Fine);
-        assert_eq!(judge(&path, &end(1_000)), Verdict::Missing(1_001));
-        assert_eq!(judge(&path, &End { head: [0; 20], ..end(1_001) }), Verdict::Missing(1_001));
-        assert_eq!(judge(&path, &End { epoch: [0; 16], ..end(9_999) }), Verdict::Another);
-        // One that a loss of power left without its line is written again.
+        mark.advance(end(1_000));
+        mark.advance(end(1_001));
+        assert_eq!(compare(&path, &end(1_001)), Verdict::Complete);
+        assert_eq!(compare(&path, &end(1_002)), Verdict::Complete);
+        assert_eq!(compare(&path, &end(1_000)), Verdict::Missing(1_001));
+        assert_eq!(
+            compare(&path, &LedgerEnd { head: [0; 20], ..end(1_001) }),
+            Verdict::Missing(1_001)
+        );
+        assert_eq!(
+            compare(&path, &LedgerEnd { epoch: [0; 16], ..end(9_999) }),
+            Verdict::OtherLedger
+        );
+        // A mark that a power loss left without content is written again.
         for unwritten in [&[][..], &[0; 100]] {
             fs::write(&path, unwritten).unwrap();
-            assert_eq!(judge(&path, &end(1)), Verdict::Fine);
-            Mark::of(&ledger).set(end(2));
-            assert_eq!(judge(&path, &end(1)), Verdict::Missing(2));
+            assert_eq!(compare(&path, &end(1)), Verdict::Complete);
+            HighWaterMark::new(&ledger).advance(end(2));
+            assert_eq!(compare(&path, &end(1)), Verdict::Missing(2));
         }
         remove(&ledger).unwrap();
         remove(&ledger).unwrap();
-        assert_eq!(judge(&path, &end(1)), Verdict::Fine);
+        assert_eq!(compare(&path, &end(1)), Verdict::Complete);
     }
 
     #[test]
@@ -219,18 +226,18 @@ mod tests {
         let line = end(7).line();
         for foreign in ["notes of somebody", &line[..line.len() - 1], &format!("{line}{line}")] {
             fs::write(&path, foreign).unwrap();
-            assert!(judge(&path, &end(9)).is_err(), "{foreign:?}");
-            Mark::of(&ledger).set(end(9));
-            assert!(matches!(remove(&ledger), Err(OpenError::NotAMark { .. })));
+            assert!(compare(&path, &end(9)).is_err(), "{foreign:?}");
+            HighWaterMark::new(&ledger).advance(end(9));
+            assert!(matches!(remove(&ledger), Err(OpenError::InvalidMark { .. })));
             assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
         }
         fs::remove_file(&path).unwrap();
         let elsewhere = folder.path().join("elsewhere");
         fs::write(&elsewhere, &line).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
-        assert!(judge(&path, &end(9)).is_err(), "a link is not followed");
+        assert!(compare(&path, &end(9)).is_err(), "a link is not followed");
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(judge(&path, &end(9)).is_err(), "nor is a folder taken for none");
+        assert!(compare(&path, &end(9)).is_err(), "nor is a folder taken for none");
     }
 }

@@ -1,5 +1,5 @@
-//! Pairs move from the log to their tree, and nobody sees a difference: not a reader meanwhile,
-//! not whoever opens what a crash left, however short the log is kept.
+//! Flushing pairs is invisible: to concurrent readers, and after a crash, however short the log's
+//! retention is.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
-//! redb's storage: the ledger's file, of which it is known how long it should be.
+//! redb's storage backend: the ledger's file, with its expected length tracked.
 //!
-//! Only redb changes the length of an open ledger. Where the file has another one, something else
-//! wrote it: a backup that was copied over it, or `truncate`. The file keeps its inode then, so that
-//! nothing but its length shows that.
+//! Only redb changes the length of an open ledger. A different length shows that another program
+//! wrote the file: a backup was copied over it, or it was truncated. The file keeps its inode then,
+//! so nothing but the length reveals it.
 
 use std::io;
 use std::ops::Bound;
@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redb::backends::FileBackend;
 use redb::{BackendError, DatabaseError, StorageBackend};
 
-/// How long a file is, by all that redb did to it; clones share it.
+/// The length that redb has given a file, in bytes; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Length(Arc<AtomicU64>);
+pub(super) struct TrackedLength(Arc<AtomicU64>);
 
-impl Length {
+impl TrackedLength {
     pub(super) fn of(bytes: u64) -> Self {
         Self(Arc::new(AtomicU64::new(bytes)))
     }
@@ -26,21 +26,21 @@ impl Length {
     }
 }
 
-/// A file that keeps its [`Length`].
+/// A file whose [`TrackedLength`] follows redb's writes.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct TrackedFile {
     file: FileBackend,
-    length: Length,
+    length: TrackedLength,
 }
 
-impl Backend {
-    /// Of a file that is as long as `length` says.
-    pub(super) fn new(file: std::fs::File, length: Length) -> Result<Self, DatabaseError> {
+impl TrackedFile {
+    /// Wraps a file whose current length is `length`.
+    pub(super) fn new(file: std::fs::File, length: TrackedLength) -> Result<Self, DatabaseError> {
         Ok(Self { file: FileBackend::new(file)?, length })
     }
 }
 
-impl StorageBackend for Backend {
+impl StorageBackend for TrackedFile {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }

@@ -1,10 +1,10 @@
-//! What the file promises: after a power loss, over time, and where it was tampered with.
+//! The guarantees of the file: after a power loss, over time, and after modifications from outside.
 
 mod chains;
 mod damage;
 mod disk;
 mod erase;
-mod moving;
+mod memtable;
 mod power;
 mod retention;
 
@@ -29,13 +29,13 @@ const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const HISTORY: TableDefinition<u64, &[u8]> = TableDefinition::new("history");
 const TEXTS: TableDefinition<&[u8; 32], &str> = TableDefinition::new("texts");
 
-/// Keeps all: these tests' events happen soon after 1970.
+/// A retention that keeps everything, because the events of these tests happen soon after 1970.
 const FOREVER: Retention =
     Retention { log: Duration::MAX, log_entries: u64::MAX, history: Duration::MAX };
 
 const CACHE: usize = 64 << 10;
 
-/// A ledger, and the thread that writes it.
+/// A ledger with its appender thread.
 struct Running {
     disk: Disk,
     ledger: Embedded,
@@ -48,7 +48,7 @@ impl Running {
     }
 
     fn keeping(retention: Retention, disk: Disk) -> Result<Self, Box<dyn std::error::Error>> {
-        // So small a cache has pages written before the commit that they are of, too.
+        // With such a small cache, redb also writes pages before their commit.
         let builder_disk = disk.clone();
         let database =
             Database::builder().set_cache_size(CACHE).create_with_backend(builder_disk)?;
@@ -61,7 +61,7 @@ impl Running {
         self.ledger.shared.database().unwrap()
     }
 
-    /// Closes it, so that all pairs are in their tree, and opens it again.
+    /// Closes the ledger, which flushes all pairs, and opens it again.
     async fn reopen(self) -> Self {
         let disk = self.disk.clone();
         self.close().await;
@@ -103,7 +103,7 @@ fn inbound(message_id: &str) -> What {
     What::Inbound { message_id: message_id.into(), text: String::new() }
 }
 
-/// The change by which this happens, at `time`, to a pair that was read as `stored`.
+/// The change that records this event, at `time`, for a pair that was read as `stored`.
 fn change(key: Key, stored: &StoredRecord, what: What, time: Timestamp) -> Change {
     let mut record = stored.record.clone();
     for effect in what.effects(time) {
@@ -121,7 +121,7 @@ fn change(key: Key, stored: &StoredRecord, what: What, time: Timestamp) -> Chang
     Change { key, base: stored.version, update: Some(update) }
 }
 
-/// The record that a change leaves, reckoned here and not by the ledger.
+/// The record after a change, computed independently of the ledger.
 fn record_after(change: &Change) -> Record {
     let update = change.update.as_ref().unwrap();
     let mut record = update.record.clone();
@@ -148,7 +148,7 @@ async fn all(ledger: &Embedded) -> Vec<(Key, Result<Record, UnreadableRecord>)> 
     pairs
 }
 
-/// The record that the revision wrote.
+/// The version that a revision wrote.
 fn version(revision: Revision) -> Version {
     Version { revision, head_prefix: 0 }
 }
@@ -157,7 +157,7 @@ async fn read(ledger: &Embedded, key: Key) -> StoredRecord {
     ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap()
 }
 
-/// Lets this happen to a pair.
+/// Records an event of a pair.
 async fn append(ledger: &Embedded, key: Key, what: What, time: Timestamp) -> Revision {
     let stored = read(ledger, key).await;
     let appended = ledger.append(vec![change(key, &stored, what, time)]).await.unwrap();

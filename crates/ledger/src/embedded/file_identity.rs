@@ -1,9 +1,9 @@
-//! Whether the ledger's path still leads to the file that is open.
+//! Detects that the ledger's path no longer leads to the open file, or that the file was overwritten.
 //!
-//! A file that is deleted, or over which another one is renamed, can be written as before by whoever
-//! has it open, and is gone once that process ends. So its path is looked at before each commit, and
-//! after it before anything of it is acknowledged. So is its length, by which a file shows that
-//! something else cut it or copied another one over it.
+//! A file that was deleted or replaced can still be written through an open descriptor, but is gone
+//! once the process ends. Therefore path, inode and length are checked before each commit, and again
+//! before its events are acknowledged. A changed length shows that another program truncated the
+//! file or copied another one over it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek as _};
@@ -12,48 +12,48 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::backend::Length;
+use super::storage_backend::TrackedLength;
 use crate::LedgerError;
 use consentd_os::files;
 
 /// The suffix of the file that a lost ledger's content is saved in.
-pub(super) const RESCUED: &str = "rescued";
+pub(super) const RESCUE_SUFFIX: &str = "rescued";
 
-/// How many such files may lie beside a ledger; one more is not made.
-const MAX_RESCUED: u32 = 100;
+/// The most rescue files of one ledger.
+const MAX_RESCUE_FILES: u32 = 100;
 
-/// The file that is open, and the path that should lead to it.
+/// The identity of the open file, and the path that should lead to it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct FileIdentity {
     path: PathBuf,
-    /// The same open file as redb's: it is there until the process ends.
+    /// A duplicate of redb's descriptor, so that the content can be rescued after redb closed it.
     file: File,
     device: u64,
     inode: u64,
-    /// How long redb has made it.
-    length: Length,
-    /// Whether it was found to be of another length.
+    /// The length that redb has given it.
+    length: TrackedLength,
+    /// Whether a check has found another length.
     is_overwritten: AtomicBool,
 }
 
-/// The path leads somewhere else.
+/// The path leads to another file, or the file was overwritten.
 #[derive(Debug, thiserror::Error)]
 #[error("{} {found}: nothing more is acknowledged, for a restart would not find it", path.display())]
-struct Moved {
+struct Mismatch {
     path: PathBuf,
     found: String,
 }
 
-/// The path leads somewhere else, and what became of the content.
+/// A mismatch, and what an operator can do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{moved}; {remedy}")]
-struct Ended {
+struct FileLost {
     moved: LedgerError,
     remedy: String,
 }
 
-impl Place {
-    /// Of a file that was just opened by this path.
+impl FileIdentity {
+    /// The identity of a file that was just opened by this path.
     pub(super) fn new(path: &Path, file: &File) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let found = file.metadata()?;
@@ -62,30 +62,31 @@ impl Place {
             file: file.try_clone()?,
             device: found.dev(),
             inode: found.ino(),
-            length: Length::of(found.len()),
+            length: TrackedLength::of(found.len()),
             is_overwritten: AtomicBool::new(false),
         })
     }
 
-    /// How long the file is, to be kept by whoever writes it.
-    pub(super) fn length(&self) -> Length {
+    /// The tracked length, for the storage backend to update.
+    pub(super) fn length(&self) -> TrackedLength {
         self.length.clone()
     }
 
-    /// The file's bytes on the disk.
+    /// The file's size in bytes.
     pub(super) fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Sees that the path still leads to the file, and that nobody else has changed its length. It
-    /// is one system call, of about a microsecond. To be called where redb writes nothing meanwhile.
+    /// Checks that the path still leads to the file, and that no other program has changed its
+    /// length. This is one system call of about a microsecond. It must not run concurrently with
+    /// redb's writes.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Storage`], as for a disk that fails: nothing may be acknowledged any more.
+    /// [`LedgerError::Storage`], like for a failing disk: nothing may be acknowledged any more.
     pub(super) fn check(&self) -> Result<(), LedgerError> {
         let found = match fs::metadata(&self.path) {
-            // As long as the file is open, no other one has its inode.
+            // An inode is not reused while the file is open.
             Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => {
                 let (is, should_be) = (found.len(), self.length.get());
                 if is == should_be {
@@ -103,15 +104,15 @@ impl Place {
             }
             Err(error) => format!("cannot be looked at any more ({error})"),
         };
-        Err(LedgerError::Storage(Arc::new(Moved { path: self.path.clone(), found })))
+        Err(LedgerError::Storage(Arc::new(Mismatch { path: self.path.clone(), found })))
     }
 
-    /// The same error with what to do, where the path leads somewhere else. A file that no path
-    /// leads to any more is saved beside it first, for it ends with this process. redb must have
-    /// closed it.
-    pub(super) fn last_words(&self, error: LedgerError) -> LedgerError {
+    /// Adds the remedy to an error that ended the appender, if the path leads elsewhere. The content
+    /// of a deleted file is first rescued into a new file, because it vanishes with this process.
+    /// redb must have closed the file.
+    pub(super) fn explain_loss(&self, error: LedgerError) -> LedgerError {
         let checked = self.check();
-        // It stays overwritten where redb made it as long again when it closed it.
+        // redb may have restored the length when it closed the file, but its content is damaged.
         let is_overwritten = self.is_overwritten.load(Ordering::Relaxed);
         if checked.is_ok() && !is_overwritten {
             return error;
@@ -141,16 +142,19 @@ impl Place {
         } else {
             format!("move the file back to {path}, and start again")
         };
-        LedgerError::Storage(Arc::new(Ended { moved, remedy }))
+        LedgerError::Storage(Arc::new(FileLost { moved, remedy }))
     }
 
-    /// Copies what the file holds into a new one beside it; gives its path.
+    /// Copies the file's content into a new file in the same folder, and returns its path.
     fn rescue(&self) -> io::Result<PathBuf> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
-        for number in 1..=MAX_RESCUED {
-            let suffix =
-                if number == 1 { RESCUED.to_owned() } else { format!("{RESCUED}-{number}") };
+        for number in 1..=MAX_RESCUE_FILES {
+            let suffix = if number == 1 {
+                RESCUE_SUFFIX.to_owned()
+            } else {
+                format!("{RESCUE_SUFFIX}-{number}")
+            };
             let path = files::beside(&self.path, &suffix);
             let mut copy = match options.open(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
@@ -163,6 +167,6 @@ impl Place {
             File::open(files::folder(&path))?.sync_all()?;
             return Ok(path);
         }
-        Err(io::Error::other(format!("there are {MAX_RESCUED} of them already")))
+        Err(io::Error::other(format!("there are {MAX_RESCUE_FILES} of them already")))
     }
 }

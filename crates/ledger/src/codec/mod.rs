@@ -1,4 +1,5 @@
-//! Records, log entries and history entries as bytes. The same bytes in every ledger.
+//! The encoding of records, log entries and history entries, as protobuf messages. It is the same in
+//! every kind of ledger.
 
 #![cfg_attr(
     not(test),
@@ -21,13 +22,13 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/consentd.ledger.v1.rs"));
 }
 
-/// The format of records that have no links and were never erased, which every version reads.
+/// The format of records without links and erasures, which every version reads.
 const PLAIN: u32 = 1;
 
 /// The newest format of log and history entries.
 const ENTRY_FORMAT: u32 = 1;
 
-/// A record as bytes.
+/// Encodes a record.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let state = &record.state;
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
@@ -120,7 +121,7 @@ fn encode_link(link: &Link) -> pb::LinkedId {
     pb::LinkedId { user_id: link.user_id.clone(), time: link.time.as_millis(), moved: link.moved }
 }
 
-/// The record that these bytes are.
+/// Decodes a record.
 pub(super) fn decode_record(bytes: &[u8]) -> Result<Record, UnreadableRecord> {
     let record = pb::Record::decode(bytes).map_err(|_| UnreadableRecord::Damaged)?;
     if record.format > FORMAT {
@@ -197,7 +198,7 @@ fn opt_in_of(choice: pb::OptInWord) -> Option<(Timestamp, Option<Timestamp>)> {
     Some((Timestamp::from_millis(choice.time)?, optional(choice.expire)?))
 }
 
-/// A moment that may be unset; `None` where it is set and out of bounds.
+/// Converts an optional time; the outer `None` means that it is set but out of bounds.
 #[allow(clippy::option_option, reason = "unset, out of bounds and set are three things")]
 fn optional(millis: Option<i64>) -> Option<Option<Timestamp>> {
     match millis {
@@ -222,7 +223,7 @@ fn request_of(request: pb::Request) -> Option<Request> {
     })
 }
 
-/// A log entry's body as bytes; its record is encoded already.
+/// Encodes a log entry's body, whose record is encoded already.
 pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
     pb::LogEntry {
         format: ENTRY_FORMAT,
@@ -236,13 +237,13 @@ pub(super) fn encode_log(body: &LogBody, record: &[u8]) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// What makes a log entry's body longer by so many bytes, when it is put behind it. Whoever reads
-/// such a body leaves it out.
+/// Padding that lengthens an encoded log entry by at least `length` bytes when it is appended. It is
+/// a field that decoders ignore.
 pub(super) fn padding(length: usize) -> Vec<u8> {
     pb::LogEntry { padding: vec![0; length], ..Default::default() }.encode_to_vec()
 }
 
-/// The log entry's body that these bytes are.
+/// Decodes a log entry's body.
 pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
     let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
     if entry.format > ENTRY_FORMAT {
@@ -257,27 +258,28 @@ pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
     })
 }
 
-/// Where in such a body its pair's key lies, and where its record: readable without a decoder.
+/// The offsets of the key and the record inside an encoded body, so that a Lua script can read them
+/// without a decoder.
 pub(super) fn places_in_log(body: &LogBody, record: &[u8], bytes: &[u8]) -> Option<(usize, usize)> {
     use prost::encoding::{encoded_len_varint, key_len};
     let format = key_len(1).checked_add(encoded_len_varint(ENTRY_FORMAT.into()))?;
     // The key's length takes one byte.
     let key = format.checked_add(key_len(2))?.checked_add(1)?;
     let time = match body.record_time.as_millis() {
-        0 => 0, // As proto3 has it, a zero is left out.
+        0 => 0, // proto3 does not encode a zero.
         time => key_len(6).checked_add(encoded_len_varint(time.cast_unsigned()))?,
     };
     let record = bytes.len().checked_sub(time)?.checked_sub(record.len())?;
     Some((key, record))
 }
 
-/// The pair that a log entry's body is of, and its record, encoded: readable whatever their format.
+/// Decodes only the key and the encoded record of a log entry's body, whatever their formats.
 pub(super) fn decode_pair(bytes: &[u8]) -> Option<(Key, Vec<u8>)> {
     let entry = pb::LogEntry::decode(bytes).ok()?;
     Some((Key::from_bytes(entry.key.try_into().ok()?), entry.record))
 }
 
-/// A history entry as bytes. Its statement is not in them, only that statement's digest.
+/// Encodes a history entry, with its statement's digest in place of the statement.
 pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
     use pb::history_entry::What as Pb;
     let what = match &entry.what {
@@ -319,7 +321,7 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// The statement of an entry that has one, and the digest that it is kept under.
+/// The statement of an entry, if it has one, and the statement's digest.
 pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
     match &entry.what {
         What::OptIn { evidence, .. } => {
@@ -329,7 +331,7 @@ pub(super) fn statement_of(entry: &HistoryEntry) -> Option<([u8; 32], &str)> {
     }
 }
 
-/// The digest of an encoded entry's statement, where it has one.
+/// The digest of the statement of an encoded entry, if it has one.
 pub(super) fn statement_digest_of(bytes: &[u8]) -> Option<[u8; 32]> {
     let mut found = None;
     let note = |digest: &[u8]| {
@@ -344,7 +346,8 @@ fn statement_digest(evidence: &Evidence) -> Option<[u8; 32]> {
     (!evidence.statement.is_empty()).then(|| sha256(evidence.statement.as_bytes()))
 }
 
-/// The history entry that these bytes are; `text` finds a statement by its digest.
+/// Decodes a history entry; `text` looks up a statement by its digest. Returns `None` if the bytes are
+/// invalid or the statement is not found.
 pub(super) fn decode_history(
     bytes: &[u8],
     text: impl FnOnce(&[u8]) -> Option<String>,
@@ -394,7 +397,7 @@ pub(super) fn decode_history(
     })
 }
 
-/// Methods by their number, the same as in the public contract.
+/// Methods and their numbers, which are the same as in the public API.
 const METHODS: [(u32, Method); 6] = [
     (1, Method::Sms),
     (2, Method::Website),
