@@ -231,8 +231,16 @@ async fn compact_removes_what_it_left_and_no_file_of_others() {
     let said = compact().unwrap_err().to_string();
     assert!(said.contains("ledger.redb.compacting") && said.contains("move it away"), "{said}");
     assert_eq!(fs::read(&beside).unwrap(), b"notes of somebody");
-    // A ledger that another process has open.
+    // Another ledger, which somebody gave this name.
     fs::remove_file(&beside).unwrap();
+    let elsewhere = folder.path().join("elsewhere.redb");
+    append_all(&elsewhere, 1..PAIRS).await;
+    fs::rename(&elsewhere, &beside).unwrap();
+    let said = compact().unwrap_err().to_string();
+    assert!(said.contains("another ledger") && said.contains("move it away"), "{said}");
+    assert!(beside.exists());
+    fs::remove_file(&beside).unwrap();
+    // A ledger that another process has open.
     let other = run(serve(&beside).unwrap());
     let said = compact().unwrap_err().to_string();
     assert!(said.contains("open in another process"), "{said}");

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    ReadableTableMetadata as _, TableDefinition, WriteTransaction,
+    ReadableTableMetadata as _, TableDefinition, TableError, WriteTransaction,
 };
 
 use super::Embedded;
@@ -22,13 +22,14 @@ use super::open::{self, LedgerFile};
 use super::open_error::{
     OpenError, begins_with_zeros, damaged_file, has_ledger_signature, panics_as_damage,
 };
+use super::panic_guard::catch_panic;
 use super::retention;
 use super::statement_gc::StatementGc;
 use super::tables::{
     self, CONDEMNED, HISTORY, LAST_ERASURE, LOG, META, PAIRS, STATEMENTS, read_number,
     storage_error,
 };
-use crate::{LedgerError, Retention};
+use crate::{Epoch, LedgerError, Retention};
 use consentd_core::time::Timestamp;
 use consentd_os::files;
 
@@ -126,7 +127,8 @@ fn rewrite(
 ) -> Result<CompactionReport, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let new_path = files::beside(path, REWRITE_SUFFIX);
-    remove_unfinished(&new_path).map_err(io)?;
+    let epoch = epoch_of(&ledger.database).map_err(|error| damaged_file(path, error))?;
+    remove_unfinished(&new_path, epoch).map_err(io)?;
     let before = fs::metadata(path).map_err(io)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
@@ -149,8 +151,8 @@ fn rewrite(
 }
 
 /// Removes the file of a compaction that did not finish. Refuses a file with other content, and a
-/// ledger that is open in another process.
-fn remove_unfinished(path: &Path) -> std::io::Result<()> {
+/// ledger that is open in another process or has another epoch.
+fn remove_unfinished(path: &Path, epoch: Option<Epoch>) -> std::io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,
@@ -169,7 +171,26 @@ fn remove_unfinished(path: &Path) -> std::io::Result<()> {
     if File::open(path)?.try_lock().is_err() {
         return in_the_way("open in another process");
     }
+    if has_ledger_signature(path) {
+        // Opening repairs a file that was not closed, as any start with it would. A file without an
+        // epoch is of a compaction that was interrupted before its only commit.
+        let found = catch_panic(|| epoch_of(&Database::open(path).map_err(storage_error)?));
+        match found {
+            Ok(Ok(found)) if found.is_none() || found == epoch => {}
+            Ok(Ok(_)) => return in_the_way("another ledger"),
+            Ok(Err(_)) | Err(_) => return in_the_way("damaged, and perhaps another ledger"),
+        }
+    }
     fs::remove_file(path)
+}
+
+/// The epoch of the ledger in a database; `None` if there is no ledger in it.
+fn epoch_of(database: &Database) -> Result<Option<Epoch>, LedgerError> {
+    let meta = match database.begin_read().map_err(storage_error)?.open_table(META) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        meta => meta.map_err(storage_error)?,
+    };
+    Ok(tables::read_meta(&meta)?.map(|(_, meta)| meta.epoch))
 }
 
 /// Gives a file the owner, the group and the mode of another.

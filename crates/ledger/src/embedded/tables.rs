@@ -93,7 +93,7 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
     Ok(meta)
 }
 
-fn read_meta(
+pub(super) fn read_meta(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
 ) -> Result<Option<(u32, Meta)>, LedgerError> {
     let Some(format) = meta.get("format").map_err(storage_error)? else { return Ok(None) };
