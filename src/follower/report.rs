@@ -212,11 +212,7 @@ impl Report {
     }
 
     fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
-        // A log that was trimmed past our position may be that of a fork, too.
-        self.may_have_lost |= matches!(
-            cause,
-            ResyncCause::Fork | ResyncCause::Epoch | ResyncCause::Missing | ResyncCause::Trimmed
-        );
+        self.may_have_lost |= cause.may_be_loss();
         if cause != ResyncCause::Start {
             warn!(cause = cause.label(), "the table is not valid");
         }

@@ -259,7 +259,7 @@ impl Applier {
         if let Ok(record) = record {
             // No event in the table is later than this, once the record is in it.
             self.see(Some(&record.state));
-            self.retained.write_record(&mut self.writer, key, &record.state, now);
+            self.retained.write_record(&mut self.writer, key, record, now);
         } else {
             self.retained.write_unreadable(&mut self.writer, key, self.latest_seen);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::table::{UnreadablePair, Writer};
 use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::Record;
 use consentd_core::retained_denials::RetainedDenials;
 use consentd_core::standing::ResolvedState;
 use consentd_core::state::State;
@@ -195,12 +196,17 @@ impl RetainedPairs {
         &mut self,
         writer: &mut Writer,
         key: Key,
-        state: &State,
+        record: &Record,
         now: Timestamp,
     ) {
+        let state = &record.state;
         let lost = if let Some(before) = self.before_reload.get(&key) {
             self.states.remove(&key);
             before.missing_from(state, self.loss_time)
+        } else if record.is_tombstone() {
+            // It denies everything by its suppression, whatever is retained of the pair: nothing
+            // was lost.
+            None
         } else {
             // A record only grows, so nothing but a loss removes a scope from it.
             writer.denials(key).and_then(|denied| {
