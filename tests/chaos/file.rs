@@ -52,7 +52,7 @@ impl File {
         self.folder.path().join(format!("ledger.redb.{suffix}"))
     }
 
-    /// Takes a backup while nobody has the file open, and starts the sidecar again.
+    /// Takes a backup while no process has the file open, and starts the sidecar again.
     async fn start_again(&mut self) -> Result<(), String> {
         fs::copy(self.ledger(), self.backup()).map_err(|error| error.to_string())?;
         self.fleet.start_again(0);
@@ -87,6 +87,7 @@ impl File {
 
 impl World for File {
     const BOUND: Duration = Duration::from_millis(1_500);
+    const FORGETS_REQUEST_IDS: bool = false;
 
     fn fleet(&mut self) -> &mut Fleet {
         &mut self.fleet

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
 
 use crate::checker::{check, compare_where};
-use crate::history::{self, Line};
+use crate::history::{self, Line, Sent};
 use crate::load::{channel, listed};
+use crate::world::World;
 
-/// At most so many of one kind are told.
+/// The most violations of one kind that are reported.
 const MAX_TOLD: usize = 5;
 
 /// A time in which the ledger is known to prove and to take nothing, in nanoseconds as
@@ -51,13 +51,13 @@ impl Silence {
 }
 
 /// Adds what is wrong, and says the figures.
-pub async fn judge(
+pub async fn judge<W: World>(
     files: &[PathBuf],
     records: &str,
-    bound: Duration,
     silences: &[Silence],
     wrong: &mut Vec<String>,
 ) -> String {
+    let bound = W::BOUND;
     let lines: Vec<Line> = files.iter().flat_map(|file| history::read(file)).collect();
     let verdict = check(&lines, bound);
     wrong.extend(verdict.violations.iter().cloned());
@@ -67,10 +67,9 @@ pub async fn judge(
         .filter_map(|line| if let Line::Sent(sent) = line { Some(sent.user.clone()) } else { None })
         .collect();
     match listed(&RecordServiceClient::new(channel(records)), users).await {
-        // A record that was rebuilt, and a denial that was given back, know no request ids: what is
-        // retried then without a time of its own is as new.
         Ok(listed) => {
-            wrong.extend(compare_where(&lines, &listed, |event| event.event_time.is_none()));
+            let is_forgotten = |event: &Sent| W::FORGETS_REQUEST_IDS && event.event_time.is_none();
+            wrong.extend(compare_where(&lines, &listed, is_forgotten));
         }
         Err(status) => wrong.push(format!("the ledger cannot be listed: {status}")),
     }

@@ -134,7 +134,7 @@ async fn play<W: World>(setting: Setting, mut world: W, wanted: &Wanted) -> bool
     drop(people);
     let records = world.fleet().records().pop().expect("there is a sidecar");
     let silences = world.fleet().silences.clone();
-    println!("{}", judge(&files, &records, W::BOUND, &silences, &mut wrong).await);
+    println!("{}", judge::<W>(&files, &records, &silences, &mut wrong).await);
     println!("faults: {counts:?}");
     for what in &wrong {
         println!("WRONG: {what}");

@@ -1,4 +1,4 @@
-//! Processes that write and that check, for as long as whoever started them lives.
+//! Processes that write and that check, until the process that started them ends.
 
 use std::io::Read as _;
 use std::path::Path;

@@ -84,7 +84,7 @@ pub enum Keys {
 pub enum Greed {
     /// Calls that are begun and say nothing.
     SilentCalls,
-    /// Questions and messages with user ids of a megabyte, whose answers nobody reads.
+    /// Questions and messages with user ids of a megabyte, whose answers the client does not read.
     LongIds,
     /// Questions that wait for a revision that never comes.
     Waits,
@@ -123,13 +123,13 @@ pub enum Fault {
     Trimmed,
     /// Keys of the ledger are deleted.
     KeysDeleted(Keys),
-    /// Redis is told to delete keys where it is full, and is full of this many kibibytes too many.
+    /// Redis is configured to evict keys, and its memory limit is exceeded by this many kibibytes.
     Evicted(u64),
     /// Clients take more of a sidecar than their share.
     Greedy(usize, Greed),
     /// The Sentinels name another primary, and the old one goes on answering.
     FailedOverAnswering,
-    /// Most of the Sentinels are killed: nobody knows which primary is the one.
+    /// Most of the Sentinels are killed, so that no majority can name the primary.
     SentinelsKilled,
     /// The ledger's file is deleted.
     FileDeleted,

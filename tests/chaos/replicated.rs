@@ -151,6 +151,7 @@ impl Replicated {
 
 impl World for Replicated {
     const BOUND: Duration = Duration::from_millis(1_500);
+    const FORGETS_REQUEST_IDS: bool = true;
 
     fn fleet(&mut self) -> &mut Fleet {
         &mut self.fleet

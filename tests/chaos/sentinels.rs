@@ -28,15 +28,15 @@ pub struct Guarded {
     /// Two that take turns as the primary.
     servers: [Redis; 2],
     primary: usize,
-    /// A replica that stays with whoever is deposed, and never becomes the primary.
+    /// A replica that stays with a deposed primary, and never becomes the primary itself.
     loyal: Redis,
     fleet: Fleet,
     /// When most Sentinels were killed, and how far the ledger went then.
     unnamed: Option<(u64, u64)>,
 }
 
-/// Whether a server follows whom it is told to follow: one that does not is as behind a partition
-/// that leaves its clients with it.
+/// Lets a server obey `REPLICAOF`, or refuse it. One that refuses behaves like a primary behind a
+/// partition that leaves its clients on its side.
 fn obeys(redis: &Redis, obeys: bool) {
     let sign = if obeys { "+" } else { "-" };
     let [replicaof, slaveof] = ["replicaof", "slaveof"].map(|command| format!("{sign}{command}"));
@@ -106,6 +106,7 @@ impl Guarded {
 
 impl World for Guarded {
     const BOUND: Duration = Duration::from_millis(1_500);
+    const FORGETS_REQUEST_IDS: bool = true;
 
     fn fleet(&mut self) -> &mut Fleet {
         &mut self.fleet

@@ -12,6 +12,11 @@ pub trait World {
     /// The sidecars' bound.
     const BOUND: Duration;
 
+    /// Whether the ledger may forget request ids of what it still holds: a record that was rebuilt
+    /// from a backup or from histories, and a denial that was given back after a failover, have
+    /// none. An event without a time of its own that is retried then is recorded a second time.
+    const FORGETS_REQUEST_IDS: bool;
+
     /// The sidecars.
     fn fleet(&mut self) -> &mut Fleet;
 
