@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::replay_denials::{MAX_RETAINED, REPLAY_PERIOD, ReplayBuffer, Replayable};
+use super::sent_changes::{Origin, SentChanges};
 use super::*;
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
@@ -100,12 +101,12 @@ async fn conflict_after_an_unanswered_attempt_retains_the_denial() {
     for (maybe_written, retained) in [(true, vec![denial("US.one")]), (false, vec![])] {
         let folder = tempfile::tempdir().unwrap();
         let (recorder, _, _) = recorder_with_follower(folder.path());
-        let mut tracker = AppendTracker::new(&recorder, true);
+        let tracker = AppendTracker::new(&recorder, true);
         // As with a ledger that can fail over.
-        tracker.retains = true;
-        let first = tracker.send(&[denying("US.one")]);
+        *tracker.sent() = SentChanges::new(true);
+        let first = tracker.sent().send(&[denying("US.one")], Origin::Event);
         let outcome = Appended::Conflict(Ok(StoredRecord::default()));
-        tracker.answered(first, &[AppendReceipt { outcome, head_prefix: 0, maybe_written }]);
+        tracker.sent().answered(first, &[AppendReceipt { outcome, head_prefix: 0, maybe_written }]);
         tracker.finish().await.unwrap();
         assert_eq!(unconfirmed(&recorder), retained);
     }
@@ -116,9 +117,9 @@ async fn loss_detected_before_the_result_replays_the_denial() {
     for (is_lost, retained) in [(true, vec![denial("US.one")]), (false, vec![])] {
         let folder = tempfile::tempdir().unwrap();
         let (recorder, ledger, follower) = recorder_with_follower(folder.path());
-        let mut tracker = AppendTracker::new(&recorder, true);
-        tracker.retains = true;
-        let appended = tracker.append(vec![denying("US.one")]).await.unwrap();
+        let tracker = AppendTracker::new(&recorder, true);
+        *tracker.sent() = SentChanges::new(true);
+        let appended = tracker.append(vec![denying("US.one")], Origin::Event).await.unwrap();
         assert!(matches!(appended[..], [Appended::Committed(1)]), "{appended:?}");
         follower.advance(ledger.read_after(0).await.unwrap().end, |_| None);
         // The replay task notes the loss before this call retains its denial.
@@ -212,4 +213,28 @@ fn changes_that_cannot_be_confirmed_do_not_starve_the_others() {
         [vec![0, 1], vec![0, 1]],
         "from the first again, every time"
     );
+}
+
+/// The event itself is given back after a loss, and walks to the other ids again.
+#[test]
+fn copy_under_a_linked_id_is_kept_only_while_its_outcome_is_unknown() {
+    let written = |revision| AppendReceipt {
+        outcome: Appended::Committed(revision),
+        head_prefix: 0,
+        maybe_written: false,
+    };
+    for (is_answered, is_followed, kept) in [
+        (true, true, vec![(denial("US.one"), true)]),
+        (true, false, vec![(denial("US.one"), false), (denial("US.two"), false)]),
+        (false, true, vec![(denial("US.one"), true), (denial("US.two"), false)]),
+    ] {
+        let mut sent = SentChanges::new(true);
+        let event = sent.send(&[denying("US.one")], Origin::Event);
+        sent.answered(event, &[written(1)]);
+        let copy = sent.send(&[denying("US.two")], Origin::Walk);
+        if is_answered {
+            sent.answered(copy, &[written(2)]);
+        }
+        assert_eq!(sent.take_kept(is_followed), kept, "{is_answered}, {is_followed}");
+    }
 }

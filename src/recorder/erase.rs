@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use super::append_tracker::AppendTracker;
 use super::linked_ids::must_stay;
 use super::replay_denials::{Replayable, resubmission};
+use super::sent_changes::Origin;
 use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, pause};
 use crate::history::by_user::{UserPair, pairs_of_user};
-use consentd_core::id::Key;
+use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord, UnreadableRecord, Update};
@@ -23,6 +24,29 @@ impl Found {
     /// Whether the ledger has a record to erase, be it a tombstone, which is then only compared.
     fn is_there(&self) -> bool {
         self.stored.as_ref().map_or(true, |stored| stored.version.revision > 0)
+    }
+
+    /// The pairs that its record links it to; none where that cannot be read.
+    fn links(&self, secret: &KeySecret) -> Result<Vec<Key>, Refusal> {
+        let links = self.stored.as_ref().map_or(&[][..], |stored| &stored.record.links);
+        let keys = links.iter().map(|link| secret.read(&link.user_id, &self.business_id));
+        keys.collect::<Result<_, _>>().map_err(Refusal::Invalid)
+    }
+}
+
+/// How far an erase has come.
+#[derive(Default)]
+struct Erasing {
+    done: ErasedUser,
+    /// The time of the latest tombstone.
+    last: Option<Timestamp>,
+    /// The pairs that are erased, or will be.
+    keys: HashSet<Key>,
+}
+
+impl Erasing {
+    fn know(&mut self, levels: &[Vec<Found>]) {
+        self.keys.extend(levels.iter().flatten().map(|pair| pair.key));
     }
 }
 
@@ -50,19 +74,7 @@ impl Recorder {
     pub async fn erase(&self, user_id: &str, business_id: &str) -> Result<ErasedUser, Refusal> {
         let tracker = AppendTracker::new(self, true);
         let found = self.pairs_to_erase(user_id, business_id).await?;
-        let found = self.with_linked(found).await?;
-        let keys: HashSet<Key> = found.iter().flatten().map(|pair| pair.key).collect();
-        let mut done = ErasedUser::default();
-        let mut last = None;
-        // The most distant ids first: if this is interrupted, a repeat still finds each remaining id
-        // through the links of another one.
-        for mut waiting in found.into_iter().rev() {
-            while !waiting.is_empty() {
-                let rest = waiting.split_off(waiting.len().min(MAX_APPEND));
-                last = last.max(self.erase_pairs(&tracker, waiting, &mut done).await?);
-                waiting = rest;
-            }
-        }
+        let Erasing { mut done, last, keys } = self.erase_found(&tracker, found).await?;
         self.forget_denials(&keys).await?;
         let keys: Vec<Key> = keys.into_iter().collect();
         // Pairs that were erased before are purged too: that erasure may have been interrupted before
@@ -73,6 +85,30 @@ impl Recorder {
         done.log_expire = last.zip(after).map(|(last, after)| last.plus(after));
         self.metrics.erased(done.erased);
         Ok(done)
+    }
+
+    /// Replaces the records of these pairs, and of all that they are linked to, by tombstones.
+    async fn erase_found(
+        &self,
+        tracker: &AppendTracker<'_>,
+        found: Vec<Found>,
+    ) -> Result<Erasing, Refusal> {
+        let mut erasing = Erasing::default();
+        // The most distant ids are last, and are taken from the end: if this is interrupted, a repeat
+        // still finds each remaining id through the links of another one.
+        let mut levels = self.with_linked(found).await?;
+        erasing.know(&levels);
+        while let Some(mut waiting) = levels.pop() {
+            levels.push(waiting.split_off(waiting.len().min(MAX_APPEND)));
+            levels.retain(|level| !level.is_empty());
+            let relinked = self.erase_pairs(tracker, waiting, &mut erasing).await?;
+            if !relinked.is_empty() {
+                let more = self.with_linked(relinked).await?;
+                erasing.know(&more);
+                levels.extend(more);
+            }
+        }
+        Ok(erasing)
     }
 
     /// The person's pairs: at one business, or at every business that a stored event names.
@@ -117,15 +153,10 @@ impl Recorder {
         let mut levels = vec![found];
         loop {
             let mut next = Vec::new();
-            for Found { business_id, stored, .. } in levels.last().into_iter().flatten() {
-                let links = stored.as_ref().map_or(&[][..], |stored| &stored.record.links);
-                for link in links {
-                    let key = identity.secret.read(&link.user_id, business_id);
-                    let key = key.map_err(Refusal::Invalid)?;
-                    if seen.insert(key) {
-                        next.push((business_id.clone(), key));
-                    }
-                }
+            for found in levels.last().into_iter().flatten() {
+                let linked = found.links(&identity.secret)?.into_iter();
+                let new = linked.filter(|key| seen.insert(*key));
+                next.extend(new.map(|key| (found.business_id.clone(), key)));
             }
             if next.is_empty() {
                 return Ok(levels);
@@ -134,14 +165,16 @@ impl Recorder {
         }
     }
 
-    /// Replaces the records of these pairs by tombstones. Returns the time of the latest tombstone.
+    /// Replaces the records of these pairs by tombstones. Returns those that were linked to further
+    /// pairs meanwhile: a tombstone names no id, so that the further pairs must be erased first.
     async fn erase_pairs(
         &self,
         tracker: &AppendTracker<'_>,
         mut pairs: Vec<Found>,
-        done: &mut ErasedUser,
-    ) -> Result<Option<Timestamp>, Refusal> {
-        let mut latest = None;
+        erasing: &mut Erasing,
+    ) -> Result<Vec<Found>, Refusal> {
+        let mut relinked = Vec::new();
+        let identity = self.ledger.identity().await?;
         let clock = self.ledger.read(Vec::new()).await?.clock;
         for attempt in 0..MAX_TRIES {
             let mut changes = Vec::with_capacity(pairs.len());
@@ -158,7 +191,7 @@ impl Recorder {
                 changes.push(Change { key, base: version, update });
             }
             let given: Vec<_> = changes.iter().map(|c| (c.key, c.update.is_some())).collect();
-            let appended = tracker.append(changes).await?;
+            let appended = tracker.append(changes, Origin::Event).await?;
             pairs = Vec::new();
             let given = given.into_iter().zip(times).zip(businesses);
             for ((((key, is_new), time), business_id), appended) in given.zip(appended) {
@@ -168,18 +201,23 @@ impl Recorder {
                             // The tombstone is acknowledged like a new one, so it must not be lost.
                             tracker.retain(Replayable::Erase { key, time });
                         }
+                        let done = &mut erasing.done;
                         done.erased = done.erased.saturating_add(u32::from(is_new));
                         done.revision = done.revision.max(revision);
-                        latest = latest.max(time);
+                        erasing.last = erasing.last.max(time);
                     }
                     Appended::Conflict(stored) => {
-                        pairs.push(Found { business_id, key, stored });
+                        let found = Found { business_id, key, stored };
+                        let names_another = found.links(&identity.secret)?;
+                        let names_another =
+                            names_another.iter().any(|key| !erasing.keys.contains(key));
+                        if names_another { &mut relinked } else { &mut pairs }.push(found);
                     }
                     Appended::Failed(error) => return Err(error.into()),
                 }
             }
             if pairs.is_empty() {
-                return Ok(latest);
+                return Ok(relinked);
             }
             pause(attempt).await;
         }
@@ -205,7 +243,8 @@ impl Recorder {
             // An existing tombstone is compared by an append as well: a deposed primary answers reads, but
             // confirms no append.
             let update = (!is_erased).then(|| nameless(record.tombstone_at(time), read.clock));
-            let appended = tracker.append(vec![Change { key, base: version, update }]).await?;
+            let change = Change { key, base: version, update };
+            let appended = tracker.append(vec![change], Origin::Event).await?;
             match appended.into_iter().next() {
                 Some(Appended::Committed(_)) => {
                     tracker.finish().await?;
@@ -254,4 +293,50 @@ fn time_of(tombstone: &Record) -> Option<Timestamp> {
 fn nameless(record: Record, record_time: Timestamp) -> Update {
     let (user_id, business_id) = (String::new(), String::new());
     Update { user_id, business_id, record, history: Vec::new(), record_time }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use consentd_core::event::{Event, PlatformNames, What};
+    use consentd_core::keyword::{KeywordLists, Keywords};
+    use consentd_core::scope::Scope;
+    use consentd_core::submission::Submission;
+    use consentd_ledger::{Embedded, Ledger, Retention};
+
+    async fn record(recorder: &Recorder, user_id: &str, what: What) {
+        let (user_id, business_id) = (user_id.to_owned(), "acme".to_owned());
+        let event = Event { user_id, business_id, time: None, what };
+        let results = recorder.record(&[Submission::new(event, String::new())]).await;
+        assert!(results[0].as_ref().is_ok_and(|outcome| outcome.applied), "{results:?}");
+    }
+
+    /// A former primary answers reads, and others link ids meanwhile.
+    #[tokio::test]
+    async fn erase_that_began_before_a_link_was_made_erases_the_linked_id_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let (ledger, appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();
+        std::thread::spawn(move || appender.run());
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        let keywords = Keywords::new(KeywordLists::default());
+        let ledger = Ledger::Embedded(ledger);
+        let recorder = Recorder::new(ledger.clone(), PlatformNames::default(), keywords, metrics);
+        let opt_out = What::OptOut { scope: Scope::All, reference: String::new() };
+        record(&recorder, "US.one", opt_out.clone()).await;
+        record(&recorder, "US.two", opt_out).await;
+        let found = recorder.pairs_to_erase("US.one", "acme").await.unwrap();
+        let link = What::Link { other_user_id: "US.two".to_owned(), moved: false };
+        record(&recorder, "US.one", link).await;
+        let tracker = AppendTracker::new(&recorder, true);
+        let erasing = recorder.erase_found(&tracker, found).await.unwrap();
+        assert_eq!((erasing.done.erased, erasing.keys.len()), (2, 2));
+        let keys = erasing.keys.into_iter().collect();
+        for stored in ledger.read(keys).await.unwrap().pairs {
+            assert!(stored.unwrap().record.is_tombstone());
+        }
+    }
 }

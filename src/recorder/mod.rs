@@ -26,6 +26,7 @@ mod pair_update;
 mod pair_update_tests;
 mod propagation;
 pub mod replay_denials;
+pub mod sent_changes;
 mod transaction;
 
 use std::collections::{HashMap, HashSet};
@@ -37,6 +38,7 @@ use self::backoff::pause;
 pub use self::erase::ErasedUser;
 use self::linked_ids::TooManyIds;
 use self::replay_denials::RecentDenials;
+use self::sent_changes::Origin;
 use self::transaction::{PairTransaction, PreparedTransaction, Resolution, Results};
 use crate::history::ReadError;
 use crate::history::by_user::TooManyBusinesses;
@@ -246,7 +248,7 @@ impl Recorder {
             let changes: Vec<_> =
                 prepared.iter_mut().flat_map(PreparedTransaction::take_changes).collect();
             let count = changes.len();
-            let appended = tracker.append(changes).await;
+            let appended = tracker.append(changes, Origin::Event).await;
             // An error of the whole append is the result of each of its changes.
             let appended = appended.unwrap_or_else(|error| vec![Appended::Failed(error); count]);
             let mut appended = appended.into_iter();

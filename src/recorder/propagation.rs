@@ -9,6 +9,7 @@ use futures_util::stream;
 use super::append_tracker::AppendTracker;
 use super::linked_ids::{LinkedIds, MAX_IDS, PropagationRound, Step};
 use super::pair_update::{LinkedState, PairUpdate, Propagation};
+use super::sent_changes::Origin;
 use super::transaction::{PairTransaction, Results};
 use super::{MAX_TRIES, Recorded, Recorder, Refusal, pause};
 use consentd_core::event::What;
@@ -144,7 +145,7 @@ impl Recorder {
                     Step::Append(changes) => break changes,
                 }
             };
-            let appended = tracker.append(changes).await?;
+            let appended = tracker.append(changes, Origin::Walk).await?;
             if let Some(revision) = round.appended(&appended)? {
                 return Ok(revision);
             }
