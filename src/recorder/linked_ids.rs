@@ -199,7 +199,10 @@ impl LinkedIds {
             let named = named.chain(
                 links.iter().filter(|_| other_index == 0).filter_map(|l| Some((key_of(l)?, l))),
             );
-            let named = named.filter(|(key, _)| *key == id.key).map(|(_, link)| link).next();
+            // A repeated link counts as of its latest time: the other id may have been erased in
+            // between, and accepts only later links.
+            let named = named.filter(|(key, _)| *key == id.key).map(|(_, link)| link);
+            let named = named.max_by_key(|link| link.time);
             if let Some(link) = named.filter(|_| !knows(other.key)) {
                 let (user_id, time) = (other.user_id.clone(), link.time);
                 // A reverse link is never `moved`: the person left the other id for this one.

@@ -195,7 +195,8 @@ impl<'a> PairUpdate<'a> {
             let what = What::Link { other_user_id: link.user_id.clone(), moved: link.moved };
             self.push_history(event, what, time);
         }
-        self.propagation.links.push(link);
+        // The record keeps the time of the first link; a repeat is propagated as of its own time.
+        self.propagation.links.push(Link { time: link.time.max(time), ..link });
         Ok(Outcome { applied, ..Outcome::default() })
     }
 

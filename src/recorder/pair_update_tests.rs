@@ -86,6 +86,31 @@ pub(super) fn opt_out(scope: &str) -> What {
     What::OptOut { scope: Scope::parse(scope).unwrap(), reference: String::new() }
 }
 
+/// The caller did not hear that it was recorded, and the person was erased meanwhile.
+#[test]
+fn event_without_a_time_that_is_repeated_over_a_tombstone_leaves_no_trace() {
+    let mut pair = Pair::new();
+    let events = [
+        event(opt_out("*"), None, "call 1"),
+        event(inbound("stop"), None, "call 2"),
+        event(opt_in("marketing", false), None, "call 3"),
+    ];
+    for event in &events {
+        assert!(pair.record(NOW, event).unwrap().applied);
+    }
+    pair.stored.record = pair.stored.record.tombstone(at(NOW + MINUTE));
+    let erased = pair.stored.record.clone();
+    pair.history.entries.clear();
+    for event in &events {
+        let outcome = pair.record(NOW + 2 * MINUTE, event).unwrap();
+        assert!(!outcome.applied && outcome.opted_out_scope.is_empty(), "{outcome:?}");
+    }
+    assert!(pair.stored.record.is_tombstone() && pair.history.entries.is_empty());
+    assert_eq!(pair.stored.record, erased);
+    assert!(pair.record(NOW + 2 * MINUTE, &event(opt_out("*"), None, "call 4")).unwrap().applied);
+    assert!(!pair.stored.record.is_tombstone());
+}
+
 pub(super) fn inbound(text: &str) -> What {
     What::Inbound { message_id: "wamid.1".into(), text: text.into() }
 }

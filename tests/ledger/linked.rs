@@ -335,6 +335,10 @@ async fn who_is_erased_is_erased_under_every_id_wherever_that_is_cut_short() {
         assert!(record(&recorder, later).await.unwrap().applied);
         assert_eq!(record_of(&ledger, &a).await.links.len(), 1);
         assert_eq!(record_of(&ledger, &b).await.links.len(), 1);
+        // Also where the other id has named this one all the while.
+        let later = said(&d, None, What::Link { other_user_id: a.clone(), moved: false });
+        record(&recorder, later).await.unwrap();
+        assert_eq!(record_of(&ledger, &a).await.links.len(), 2);
         drop(recorder);
         Open { ledger, writer }.close().await;
     }

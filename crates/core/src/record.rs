@@ -93,6 +93,15 @@ pub struct Outcome {
     pub keyword_locale: String,
 }
 
+impl Request {
+    /// What a tombstone keeps of a request: its keyed digests alone. A repeat of an event that has no
+    /// time of its own is recognised by them, and leaves no trace of the person.
+    fn without_outcome(&self) -> Self {
+        let outcome = Outcome { revision: self.outcome.revision, ..Outcome::default() };
+        Self { id: self.id, what: self.what, outcome, time: None }
+    }
+}
+
 impl Record {
     /// The remembered request of this id.
     #[must_use]
@@ -134,12 +143,13 @@ impl Record {
         self.erased.as_ref().is_some_and(|erased| erased.history_len == self.history_len)
     }
 
-    /// The tombstone of the pair: a suppression, and the length and head of its history. Its time is
-    /// the ledger's clock, but no earlier than the pair's latest event or the latest claimed time, so
-    /// that it wins over events of fast clocks and a repeat of any event leaves no trace.
+    /// The tombstone of the pair: a suppression, the length and head of its history, and digests of its
+    /// last request ids. Its time is the ledger's clock, but no earlier than the pair's latest event,
+    /// its latest link or the latest claimed time, so that it wins over events of fast clocks and a repeat of any event leaves no trace.
     #[must_use]
     pub fn tombstone(&self, clock: Timestamp) -> Self {
-        let latest = self.state.latest().max(self.state.claims.latest());
+        let linked = self.links.iter().map(|link| link.time).max();
+        let latest = self.state.latest().max(self.state.claims.latest()).max(linked);
         self.tombstone_at(latest.unwrap_or(clock).max(clock))
     }
 
@@ -153,7 +163,8 @@ impl Record {
             last_suppressed: Some(time),
             ..State::default()
         };
-        Self { state, history_len, chain, erased, ..Self::default() }
+        let requests = self.requests.iter().map(Request::without_outcome).collect();
+        Self { state, history_len, chain, requests, erased, ..Self::default() }
     }
 
     /// Whether this is a tombstone without later events.
