@@ -23,6 +23,9 @@
 //!    that covers it, lifts it: newer than the denial, or than the moment at which its loss was
 //!    seen. Only an operator who accepts the ledger makes it forget.
 //! 7. *Bounded*: held announcements, claims and labels; and one retry, however long nothing answers.
+//! 8. *Given back.* What a process wrote, to whatever branch, and still remembers, is in the ledger
+//!    once all is well: a denial, a link, or an erase that a failover took was recorded again. Who was
+//!    erased is suppressed under all linked ids, and names none of them.
 //!
 //! ```sh
 //! cargo test --test simulation                                       # what CI runs
@@ -30,6 +33,7 @@
 //! CONSENTD_TRACE=1 CONSENTD_SEED=42 cargo test --test simulation -- --nocapture    # step by step
 //! CONSENTD_FROM=1000000 cargo test --test simulation                 # other histories
 //! CONSENTD_PEOPLE=100 cargo test --test simulation                    # all with people of several ids
+//! CONSENTD_MEMORIES=100 CONSENTD_ERASES=100 cargo test --test simulation   # all with erases
 //! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
 //! scripts/mutants                                                    # does it catch anything?
 //! ```
@@ -42,16 +46,26 @@
     reason = "users and categories are numbers"
 )]
 
+#[path = "simulation/append.rs"]
+mod append;
+#[path = "simulation/erase.rs"]
+mod erase;
 #[path = "simulation/faults.rs"]
 mod faults;
 #[path = "simulation/ledger.rs"]
 mod ledger;
+#[path = "simulation/lifts.rs"]
+mod lifts;
 #[path = "simulation/linked.rs"]
 mod linked;
 #[path = "simulation/oracle.rs"]
 mod oracle;
 #[path = "simulation/past.rs"]
 mod past;
+#[path = "simulation/plan.rs"]
+mod plan;
+#[path = "simulation/process.rs"]
+mod process;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/recorder.rs"]
@@ -78,6 +92,7 @@ use std::time::Instant;
 
 use consentd::metrics::Metrics;
 use random::Random;
+use world::Features;
 
 /// Where the seeds of a run start: the same in every run, so that CI does not fail by chance.
 const FIRST_SEED: u64 = 1;
@@ -87,6 +102,13 @@ const SAVED_STEPS: u64 = 500_000;
 const THREADS: usize = 2;
 /// In how many of a hundred histories some users are one person.
 const PEOPLE: u64 = 40;
+/// In how many processes remember what they wrote, appends reach former primaries, and failovers are
+/// frequent.
+const MEMORIES: u64 = 50;
+/// In how many of those persons are erased.
+const ERASES: u64 = 60;
+/// In how many of those with people of several ids keys are written and lost behind the log's back.
+const MEET: u64 = 40;
 /// Dropping a long log takes a frame for each of its entries.
 const STACK: usize = 256 << 20;
 
@@ -104,13 +126,29 @@ fn regressions() -> Vec<u64> {
     lines.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
 }
 
+/// What a history has: by chances of their own, so that a seed stays the history that it was.
+fn features(seed: u64) -> Features {
+    // What once failed did so before there was any of this, and with other chances.
+    if regressions().contains(&seed) {
+        return Features::default();
+    }
+    let has = |salt: u64, variable, percent| {
+        Random::new(seed ^ salt).percent(number(variable).unwrap_or(percent))
+    };
+    let memories = has(0x6d65_6d6f, "CONSENTD_MEMORIES", MEMORIES);
+    Features {
+        people: has(u64::MAX, "CONSENTD_PEOPLE", PEOPLE),
+        memories,
+        erases: memories && has(0x6572_6173, "CONSENTD_ERASES", ERASES),
+        meet: has(0x6d65_6574, "CONSENTD_MEET", MEET),
+    }
+}
+
 /// Runs one history; gives its steps, or what it violated.
 fn history(seed: u64, metrics: &Arc<Metrics>) -> Result<u64, (u64, String)> {
     let steps = AtomicU64::new(0);
-    // What once failed did so before people had several ids, and with other chances.
-    let people = !regressions().contains(&seed)
-        && Random::new(!seed).percent(number("CONSENTD_PEOPLE").unwrap_or(PEOPLE));
-    let run = || round::history(seed, people, metrics, &steps);
+    let features = features(seed);
+    let run = || round::history(seed, features, metrics, &steps);
     let outcome = catch_unwind(AssertUnwindSafe(run));
     let steps = steps.load(Ordering::Relaxed);
     match outcome {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use consentd_core::record::Link;
 use consentd_core::state::{Choice, Effect, State};
+use consentd_core::time::Timestamp;
 use consentd_ledger::{Epoch, LogEntry, UnreadableEntry};
 
 use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
@@ -12,7 +13,7 @@ use crate::oracle::scope;
 use crate::random::Random;
 use crate::sidecar::true_time;
 use crate::wire::Wire;
-use crate::world::{Happening, Isolated, MILLI, World};
+use crate::world::{Features, Happening, Isolated, MILLI, World};
 
 /// How much of what a failover took recorders give back.
 const MAX_GIVEN_BACK: usize = 8;
@@ -47,7 +48,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub fn new(random: &mut Random, people: bool) -> Self {
+    pub fn new(random: &mut Random, features: Features) -> Self {
         use Fault as F;
         let all = [
             F::Wire,
@@ -85,15 +86,20 @@ impl Faults {
                 kinds.push(kind);
             }
         }
-        // What is written behind the log's back is written past the links, too: it has histories of
-        // its own.
-        kinds.retain(|kind| !people || *kind != F::OutOfBand);
+        // What is written behind the log's back is written past the links, too: in most histories of
+        // linked ids nothing is.
+        kinds.retain(|kind| !features.people || features.meet || *kind != F::OutOfBand);
+        // What a recorder sends to a former primary is about failovers.
+        if features.memories {
+            kinds.extend([F::Split, F::Failover, F::Failover]);
+        }
         Self { kinds }
     }
 
     /// Lets some histories lose buckets; by a chance of its own, so that all others stay as they were.
-    pub fn lose_buckets(&mut self, seed: u64, people: bool) {
-        if !people && Random::new(seed ^ 0x6c6f_7374).percent(25) {
+    pub fn lose_buckets(&mut self, seed: u64, features: Features) {
+        let may = !features.people || features.meet;
+        if may && Random::new(seed ^ 0x6c6f_7374).percent(25) {
             self.kinds.push(Fault::LostBucket);
         }
     }
@@ -172,6 +178,7 @@ impl World {
                 let time = self.primary.clock(true_time(self.time()));
                 let _ = said.apply(&Effect::Choice(scope("utility"), Choice::opt_out(time)));
                 let said = Said::new(said, true).linked(self.links(number));
+                let said = said.erased_at(self.erased_at(number));
                 self.write(number, Rc::new(said), false);
                 self.unreadable_entry = true;
             }
@@ -192,15 +199,27 @@ impl World {
         stored.map(|stored| stored.said.links.clone()).unwrap_or_default()
     }
 
+    /// When the primary says that a user was erased.
+    fn erased_at(&self, number: usize) -> Option<Timestamp> {
+        self.primary.stored[number].as_ref().and_then(|stored| stored.said.erased)
+    }
+
+    /// What the primary holds is all that counts now.
+    fn is_replaced(&mut self) {
+        let stored = self.primary.stored.clone();
+        self.acks.replaced(|number| Some(Rc::clone(&stored[number].as_ref()?.said)));
+    }
+
     /// The primary is another one: what it lacks is lost.
     fn replace(&mut self) {
         self.know();
         self.lose();
+        self.taken += 1;
+        self.others_notice();
         if self.random.percent(70) {
             self.replica = self.primary.clone();
         }
-        let stored = self.primary.stored.clone();
-        self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+        self.is_replaced();
     }
 
     /// What is there now is reached by some connections for a while yet.
@@ -215,14 +234,15 @@ impl World {
         let old = Rc::clone(&self.primary.node);
         self.isolate(self.replica.clone());
         self.replace();
-        if self.random.percent(50) {
-            self.replay_after_loss(&old);
+        // Where processes have memories they give back what those say.
+        if self.random.percent(50) && !self.plan.memories {
+            self.give_back(&old);
         }
     }
 
     /// Recorders record again what is missing of a log that was lost: the ledger may be as long as
     /// before, and another one.
-    fn replay_after_loss(&mut self, old: &Rc<Node>) {
+    fn give_back(&mut self, old: &Rc<Node>) {
         let Some(both) = fork(old, &self.primary.node) else { return };
         let mut lost = old.way_from(both.position.revision);
         lost.push(Rc::clone(old));
@@ -264,6 +284,9 @@ impl World {
         self.loose[number] = true;
         self.may_deny(number);
         let version = (0, self.random.bytes());
+        // No recorder notices it, so that it is not given back.
+        self.refuses(number);
+        self.taken += 1;
         if self.random.percent(40) {
             self.primary.stored[number] = None;
         } else {
@@ -272,13 +295,12 @@ impl World {
             }
             let time = self.primary.clock(true_time(self.time()));
             let _ = state.apply(&Effect::Choice(scope("utility"), Choice::opt_out(time)));
-            self.acks.written(number, &state);
             let said = Rc::new(Said::new(state, true));
+            self.acks.written(number, &said);
             self.primary.stored[number] = Some(Stored { version, said });
         }
         self.lose();
-        let stored = self.primary.stored.clone();
-        self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+        self.is_replaced();
     }
 
     /// A newer version writes a record, and sometimes it is read again later.
@@ -291,6 +313,7 @@ impl World {
         let state = self.said(number);
         self.may_deny(number);
         let said = Said::new(state, readable).linked(self.links(number));
+        let said = said.erased_at(self.erased_at(number));
         self.write(number, Rc::new(said), true);
     }
 
@@ -314,14 +337,16 @@ impl World {
         if self.primary.end().epoch != epoch || !self.primary.lost.remove(&number) {
             return;
         }
+        self.others_notice();
         let inside = |user: &usize| self.primary.bucket_of(*user) == number;
         let gone = (0..USERS).find(inside).filter(|_| self.faults.are_out_of_band());
         if let Some(user) = gone.filter(|_| self.random.percent(50)) {
             self.loose[user] = true;
             self.primary.stored[user] = None;
+            self.refuses(user);
+            self.taken += 1;
             self.lose();
-            let stored = self.primary.stored.clone();
-            self.acks.replaced(|number| Some(stored[number].as_ref()?.said.state.clone()));
+            self.is_replaced();
         }
     }
 

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
 use consentd_core::id::{Key, KeySecret};
-use consentd_core::record::{Link, Record, Revision};
+use consentd_core::record::{Erased, Link, Record, Revision};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::{Facts, ResolvedState};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
     Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry, UnreadableRecord,
-    bucket_of,
+    Version, bucket_of,
 };
 
 use crate::random::Random;
@@ -68,6 +68,8 @@ pub struct Said {
     pub facts: [Facts; CATEGORIES.len()],
     /// The same person's other ids.
     pub links: Vec<Link>,
+    /// When what came before was erased, if it was.
+    pub erased: Option<Timestamp>,
     /// Whether this version can read it.
     pub readable: bool,
 }
@@ -76,11 +78,26 @@ impl Said {
     pub fn new(state: State, readable: bool) -> Self {
         let resolved = ResolvedState::of(&state);
         let facts = std::array::from_fn(|number| resolved.facts(category(number)));
-        Self { state, facts, links: Vec::new(), readable }
+        Self { state, facts, links: Vec::new(), erased: None, readable }
+    }
+
+    /// What a record says that this version can read.
+    pub fn of(record: Record) -> Self {
+        let erased = record.erased.map(|erased| erased.time);
+        Self::new(record.state, true).linked(record.links).erased_at(erased)
     }
 
     pub fn linked(self, links: Vec<Link>) -> Self {
         Self { links, ..self }
+    }
+
+    pub fn erased_at(self, erased: Option<Timestamp>) -> Self {
+        Self { erased, ..self }
+    }
+
+    /// Whether this is a tombstone and no more. Its entry in the log has no user id.
+    pub fn is_tombstone(&self) -> bool {
+        self.record().is_ok_and(|record| record.is_tombstone())
     }
 
     /// Whether the record names another user as the same person.
@@ -93,7 +110,8 @@ impl Said {
             return Err(UnreadableRecord::Newer { format: 99 });
         }
         let (state, links) = (self.state.clone(), self.links.clone());
-        Ok(Record { state, links, ..Record::default() })
+        let erased = self.erased.map(|time| Erased { time, history_len: 0, chain: [0; 32] });
+        Ok(Record { state, links, erased: erased.map(Box::new), ..Record::default() })
     }
 }
 
@@ -212,6 +230,18 @@ impl Server {
         self.end() == position || way.first().is_some_and(|first| first.position == position)
     }
 
+    /// Whether the log has, or had, a record of this version.
+    pub fn has_version(&self, version: Version) -> bool {
+        let mut node = Some(&self.node);
+        while let Some(at) = node.filter(|node| node.position.revision > version.revision) {
+            node = at.parent.as_ref();
+        }
+        let mark = |node: &Rc<Node>| {
+            u64::from_be_bytes(node.position.head[..8].try_into().unwrap()) == version.head_prefix
+        };
+        version.revision == 0 || node.is_none_or(mark)
+    }
+
     /// The user whose key this is, by this ledger's secret.
     pub fn number_of(&self, key: Key) -> Option<usize> {
         self.keys.iter().position(|known| *known == key)
@@ -232,10 +262,12 @@ impl Server {
     ) -> LogEntry {
         let Position { epoch, revision, head: previous } = self.end();
         let (revision, head) = (revision + 1, random.bytes());
+        let (user_id, business_id) =
+            if said.is_tombstone() { ("", "") } else { (user(number), BUSINESS) };
         let body = LogBody {
             key: self.keys[number],
-            user_id: user(number).to_owned(),
-            business_id: BUSINESS.into(),
+            user_id: user_id.to_owned(),
+            business_id: business_id.to_owned(),
             record: said.record(),
             record_time: self.clock(now),
         };
@@ -291,6 +323,11 @@ impl Server {
     /// The bucket that a user's pair lies in.
     pub fn bucket_of(&self, number: usize) -> u32 {
         bucket_of(self.keys[number], self.identity.buckets)
+    }
+
+    /// The key of a user's pair.
+    pub fn key_of(&self, number: usize) -> Key {
+        self.keys[number]
     }
 
     /// Whether the bucket of a user's pair was deleted.

@@ -5,14 +5,18 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use consentd::recorder::linked_ids::{self, Denial, PropagationRound};
+use consentd::recorder::sent_changes::Origin;
 use consentd_core::event::What;
 use consentd_core::id::Key;
 use consentd_core::record::Link;
 use consentd_core::state::{Effect, State};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, Epoch, Read, Version};
+use consentd_ledger::{Appended, Change, Epoch, Read, UnreadableRecord};
 
-use crate::ledger::{BUSINESS, Said, Stored, secret, user};
+use crate::append::version;
+use crate::erase::erased_before;
+use crate::ledger::{BUSINESS, Said, secret, user};
+use crate::process::gives_back;
 use crate::recorder::Step;
 use crate::sidecar::true_time;
 use crate::world::{Happening, MILLI, World};
@@ -36,21 +40,13 @@ pub struct Walking {
     outcomes: Vec<Appended>,
 }
 
-fn version(stored: Option<&Stored>) -> Version {
-    stored.map_or_else(Version::default, |stored| {
-        let (revision, head) = stored.version;
-        let head_prefix = u64::from_be_bytes(head[..8].try_into().unwrap());
-        Version { revision, head_prefix }
-    })
-}
-
 /// The event that has this effect.
-fn denial(effect: &Effect) -> Denial {
+pub fn denial(effect: &Effect) -> Denial {
     let reference = String::new();
     match effect {
-        Effect::Choice(scope, choice) => {
+        Effect::Choice(scope, word) => {
             let what = What::OptOut { scope: scope.clone(), reference };
-            Denial { time: choice.time, what }
+            Denial { time: word.time, what }
         }
         Effect::Platform { time, .. } => {
             Denial { time: *time, what: What::Platform { stopped: true } }
@@ -81,7 +77,8 @@ impl World {
         let operation = recorder.operation;
         let links = link.map(|other| {
             let user_id = user(other).to_owned();
-            Link { user_id, time: Timestamp::from_millis(1).unwrap(), moved: false }
+            let time = recorder.link_time.unwrap_or(Timestamp::from_millis(1).unwrap());
+            Link { user_id, time, moved: false }
         });
         let links = links.into_iter().collect();
         let denials = recorder.effect.iter().map(denial).collect();
@@ -126,12 +123,15 @@ impl World {
         if !walking.asked.is_empty() {
             let keys = std::mem::take(&mut walking.asked);
             let Some(read) = self.walk_reads(&keys) else { return };
-            let readable = walking.walk.read(&keys, read).is_ok();
-            self.recorders[index].walking = readable.then_some(walking);
+            let read = walking.walk.read(&keys, read);
+            if matches!(read, Err(UnreadableRecord::Newer { .. })) && gives_back(index) {
+                return self.is_refused(index);
+            }
+            self.recorders[index].walking = read.is_ok().then_some(walking);
             return self.walk_goes_on(index);
         }
         if let Some(change) = walking.changes.pop_front() {
-            let Some(outcome) = self.walk_appends(change) else { return };
+            let Some(outcome) = self.walk_appends(index, change) else { return };
             walking.outcomes.push(outcome);
         }
         if !walking.changes.is_empty() {
@@ -151,7 +151,7 @@ impl World {
     /// Its caller tries again, or never comes back.
     fn killed(&mut self, index: usize) {
         self.recorders[index].walking = None;
-        if self.random.percent(50) {
+        if self.random.percent(50) || gives_back(index) {
             self.recorder_starts(index);
         } else {
             self.recorder_tries(index);
@@ -168,7 +168,12 @@ impl World {
         let clock = server.clock(true_time(self.time()));
         let mut pairs = Vec::new();
         for key in keys {
-            let stored = server.stored[server.number_of(*key)?].as_ref();
+            let number = server.number_of(*key)?;
+            if server.has_lost(number) {
+                pairs.push(Err(UnreadableRecord::Lost { bucket: server.bucket_of(number) }));
+                continue;
+            }
+            let stored = server.stored[number].as_ref();
             let record = stored.map(|stored| stored.said.record());
             let record = record.unwrap_or_else(|| Ok(consentd_core::record::Record::default()));
             pairs.push(
@@ -181,24 +186,16 @@ impl World {
         Some(Read { clock, pairs })
     }
 
-    /// None where the answer never comes.
-    fn walk_appends(&mut self, change: Change) -> Option<Appended> {
+    /// The outcome of a change; none where no answer comes, or the outcome is unknown.
+    fn walk_appends(&mut self, index: usize, change: Change) -> Option<Appended> {
         let number = self.primary.number_of(change.key)?;
-        let known = self.primary.stored[number].as_ref();
-        if version(known) != change.base {
-            return Some(Appended::Conflict(Ok(consentd_ledger::StoredRecord::default())));
+        if self.primary.has_lost(number) {
+            return None;
         }
-        if let Some(update) = change.update {
-            let said = Said::new(update.record.state, true).linked(update.record.links);
-            self.write(number, Rc::new(said), true);
-        }
-        if self.plan.confirmed {
-            if self.replica_lags || self.random.percent(self.wire.page_loss) {
-                return None;
-            }
-            self.replica = self.primary.clone();
-        }
-        Some(Appended::Committed(self.primary.end().revision))
+        let said = change.update.as_ref().map(|update| Rc::new(Said::of(update.record.clone())));
+        let what = (Origin::Walk, Vec::new());
+        let answer = self.append_of_call(index, number, change, said, what)?;
+        Some(answer.ok()?.outcome)
     }
 
     /// What was denied, or linked, is acknowledged: it holds under every id of the person, unless
@@ -207,7 +204,7 @@ impl World {
         let recorder = &self.recorders[index];
         let (number, effect, before) =
             (recorder.user, recorder.effect.clone(), recorder.person.clone());
-        let began = recorder.began;
+        let (began, time) = (recorder.began, recorder.link_time);
         let whole = recorder.losses == self.losses;
         let stored = self.primary.stored.clone();
         let state = |number: usize| {
@@ -219,7 +216,7 @@ impl World {
         };
         if let Some(effect) = effect {
             for id in self.acks.person(number) {
-                // Who was linked meanwhile was told what was denied still.
+                // An id that was linked meanwhile has a copy of what still denied by then.
                 let told = before.contains(&id) || self.acks.stands(number, &effect, began);
                 if told && holds(id, &effect) {
                     self.acknowledge(id, effect.clone(), began);
@@ -231,7 +228,15 @@ impl World {
         };
         let Some(other) = link else { return };
         let both = names(number, other) && names(other, number);
-        assert!(both || !whole, "users {number} and {other} are linked, and do not know it");
+        // An id that was erased since must name no other.
+        let is_erased = |number: usize| {
+            stored[number].as_ref().is_some_and(|stored| erased_before(&stored.said, time))
+        };
+        let is_erased = is_erased(number) || is_erased(other);
+        assert!(
+            both || is_erased || !whole,
+            "users {number} and {other} are linked, and do not know it"
+        );
         if both {
             self.acks.linked.insert((number, other));
             let person = self.acks.person(number);

@@ -1,6 +1,7 @@
 //! What must hold, by its own reckoning: of states of the ledger and times alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use consentd::table::Table;
@@ -9,7 +10,9 @@ use consentd_core::standing::{Facts, Standing};
 use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 
+use crate::erase::erased_before;
 use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
+use crate::lifts::{Lift, Lifts, add};
 pub use crate::violation::Violation;
 
 fn is_word_denied(facts: &Facts) -> bool {
@@ -50,7 +53,7 @@ pub struct Guards {
     unnamed: [bool; USERS],
     /// The latest clock that a denial may be stamped with.
     seen: Timestamp,
-    /// The latest clock that a ledger told, or that the table was told of an event; ledgers' clocks
+    /// The latest time of a ledger's clock or of an event that the table received; ledgers' clocks
     /// differ.
     latest: Timestamp,
 }
@@ -85,12 +88,12 @@ impl Guards {
         Self { may: self.vague, vague: self.vague, latest: self.latest, ..Self::default() }
     }
 
-    /// A ledger told its clock.
+    /// An answer of a ledger had this clock.
     pub fn on_clock(&mut self, clock: Timestamp) {
         self.latest = self.latest.max(clock);
     }
 
-    /// The table is told of a record: a denial in it may be ahead of every ledger's clock, and so
+    /// The table receives a record: a denial in it may be ahead of every ledger's clock, and so
     /// may be what is remembered of it once it is lost.
     pub fn on_state(&mut self, state: &State) {
         self.latest = self.latest.max(state.latest().unwrap_or(self.latest));
@@ -116,7 +119,9 @@ impl Guards {
     /// own is lifted as the ledger lifts it.
     pub fn pass(&mut self, pairs: &Pairs) {
         for (said, guards) in pairs.iter().zip(&mut self.denials) {
-            let Some(state) = said.as_ref().map(|said| &said.state) else { continue };
+            let Some(said) = said else { continue };
+            let state = &said.state;
+            erase(guards, said);
             for (kind, guard) in guards.iter_mut().enumerate().filter(|(_, guard)| guard.on) {
                 let theirs = match kind {
                     PLATFORM => state.platform,
@@ -195,6 +200,9 @@ impl Guards {
                     self.compare(number, category, &facts, said)
                         .map_err(|why| Violation::new(2, format!("{}: {why}", about())))?;
                 }
+                if let Some(said) = said {
+                    erase(&mut self.denials[number], said);
+                }
                 if said.is_some_and(|said| is_tombstone(&said.state)) && facts.suppressed {
                     // What an erased record denies it denies as a whole.
                     self.denials[number][..SUPPRESSION].iter_mut().for_each(|it| it.on = false);
@@ -205,7 +213,7 @@ impl Guards {
                     number,
                     category,
                     denied,
-                    theirs.map(|choice| (choice.time, choice.is_opt_out())),
+                    theirs.map(|word| (word.time, word.is_opt_out())),
                 )
                 .map_err(|why| Violation::new(6, format!("{}: {why}", about())))?;
                 if category == 0 {
@@ -261,7 +269,7 @@ impl Guards {
         // What was said after the last loss was seen lifts whatever that left.
         let state = said.map(|said| &said.state);
         let lifted = state.and_then(|state| latest_word(state, category));
-        let lifted = lifted.is_some_and(|choice| !choice.is_opt_out() && choice.time > self.seen);
+        let lifted = lifted.is_some_and(|word| !word.is_opt_out() && word.time > self.seen);
         if lifted && ours.standing != theirs.standing {
             return told();
         }
@@ -302,6 +310,14 @@ impl Guards {
     }
 }
 
+/// What was denied before a pair was erased is denied by the tombstone, which a later event may lift.
+fn erase(guards: &mut [Guard; KINDS], said: &Said) {
+    let Some(erased) = said.erased else { return };
+    for guard in guards[..SUPPRESSION].iter_mut().filter(|guard| guard.floor <= erased) {
+        guard.on = false;
+    }
+}
+
 /// The latest word that covers a category; what denies where two are as late.
 fn latest_word(state: &State, category: usize) -> Option<Choice> {
     let words = state.scopes.iter().filter(|(scope, _)| covers(scope, category));
@@ -330,73 +346,17 @@ pub struct Acks {
     pub linked: BTreeSet<(usize, usize)>,
 }
 
-/// Something that allows, in the order of all that is written.
-#[derive(Clone, Copy)]
-struct Lift {
-    time: Timestamp,
-    written: u64,
-    /// Whether its writer's clock was ahead, so that it was clamped.
-    clamped: bool,
-}
-
-/// How much earlier than what was clamped a denial may be that is recorded after it, and stands.
-const SKEW: i64 = 5 * 60_000;
-
-impl Lift {
-    /// Whether it lifts a denial that was recorded by a recorder that began then. What was clamped
-    /// lifts none that was recorded after it, but for one that is far older.
-    fn lifts(&self, denied: Timestamp, began: u64) -> bool {
-        let outlived = self.clamped
-            && self.written <= began
-            && denied.as_millis() >= self.time.as_millis() - SKEW;
-        self.time > denied && !outlived
-    }
-}
-
-#[derive(Default)]
-struct Lifts {
-    words: BTreeMap<Scope, Vec<Lift>>,
-    platform: Vec<Lift>,
-    suppression: Vec<Lift>,
-}
-
-/// Adds what allows: the first time that it was written counts as long as it was clamped then.
-fn add(known: &mut Vec<Lift>, lift: Lift) {
-    if !known.iter().any(|old| old.time == lift.time) {
-        known.push(lift);
-    }
-}
-
-impl Lifts {
-    /// Whether an effect still denies a category.
-    fn leave(&self, effect: &Effect, began: u64, category: usize) -> bool {
-        match effect {
-            Effect::Choice(scope, choice) => {
-                let words = self.words.iter().filter(|(scope, _)| covers(scope, category));
-                let mut lifts = words.flat_map(|(_, lifts)| lifts);
-                covers(scope, category) && !lifts.any(|lift| lift.lifts(choice.time, began))
-            }
-            Effect::Platform { time, .. } => {
-                CATEGORIES[category].starts_with("marketing")
-                    && !self.platform.iter().any(|lift| lift.lifts(*time, began))
-            }
-            Effect::Suppression { time, .. } => {
-                !self.suppression.iter().any(|lift| lift.lifts(*time, began))
-            }
-            _ => false,
-        }
-    }
-}
-
 impl Acks {
-    pub fn written(&mut self, number: usize, state: &State) {
+    pub fn written(&mut self, number: usize, said: &Said) {
+        let state = &said.state;
         self.writes += 1;
         let (written, clamped) = (self.writes, &self.clamped);
         let lift = |time| Lift { time, written, clamped: clamped.contains(&(number, time)) };
         let lifts = &mut self.lifts[number];
+        lifts.erased.extend(said.erased.filter(|at| !lifts.erased.contains(at)));
         for (scope, said) in &state.scopes {
-            if let Some(choice) = said.choice.filter(|choice| !choice.is_opt_out()) {
-                add(lifts.words.entry(scope.clone()).or_default(), lift(choice.time));
+            if let Some(word) = said.choice.filter(|word| !word.is_opt_out()) {
+                add(lifts.words.entry(scope.clone()).or_default(), lift(word.time));
             }
         }
         let marks =
@@ -456,17 +416,18 @@ impl Acks {
     }
 
     /// The ledger's state is another one now: what it lacks is lost.
-    pub fn replaced(&mut self, state: impl Fn(usize) -> Option<State>) {
+    pub fn replaced(&mut self, said: impl Fn(usize) -> Option<Rc<Said>>) {
         for (number, acks) in
             self.denied.iter_mut().enumerate().filter(|(_, acks)| !acks.is_empty())
         {
-            let Some(state) = state(number) else {
+            let Some(said) = said(number) else {
                 acks.clear();
                 continue;
             };
             acks.retain(|ack| {
-                let mut with = state.clone();
-                matches!(with.apply(&ack.effect), Ok(false)) && with == state
+                let mut with = said.state.clone();
+                let is_erased = erased_before(&said, Some(crate::recorder::time_of(&ack.effect)));
+                is_erased || matches!(with.apply(&ack.effect), Ok(false)) && with == said.state
             });
         }
     }
@@ -500,7 +461,7 @@ impl Acks {
 /// Whether an effect denies.
 pub fn is_denial(effect: &Effect) -> bool {
     match effect {
-        Effect::Choice(_, choice) => choice.is_opt_out(),
+        Effect::Choice(_, word) => word.is_opt_out(),
         Effect::Platform { stopped, .. } => *stopped,
         Effect::Suppression { suppressed, .. } => *suppressed,
         _ => false,

@@ -12,6 +12,8 @@ use crate::oracle::Violation;
 pub struct Past {
     /// From when on it stood where, and whether what it is there is another one than before.
     moves: Vec<(u64, Rc<Node>, bool)>,
+    /// Whether something was written that is on no branch of the primary's.
+    is_forked: bool,
     /// The true time at which the log was asked for, by the sidecar's time since boot.
     asked: BTreeMap<Duration, u64>,
 }
@@ -27,7 +29,12 @@ impl Past {
 
     /// Whether there was one ledger all the while, of which nothing was ever lost.
     pub fn is_whole(&self) -> bool {
-        !self.moves.iter().any(|(.., other)| *other)
+        !self.is_forked && !self.moves.iter().any(|(.., other)| *other)
+    }
+
+    /// A server that is not the primary any more was written to.
+    pub fn forks(&mut self) {
+        self.is_forked = true;
     }
 
     /// The log is asked for; where two moments are the same to the sidecar, the first one counts.

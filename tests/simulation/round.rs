@@ -10,8 +10,9 @@ use consentd_core::standing::Facts;
 
 use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
 use crate::oracle::Violation;
+use crate::process::WRITERS;
 use crate::wire::SLOWEST;
-use crate::world::{MILLI, SECOND, World};
+use crate::world::{Features, MILLI, SECOND, World};
 
 /// How long a bucket may hang that was asked for before the last fault ended; it is asked for
 /// again; and what else it takes: some polls that time out, and some pages.
@@ -26,6 +27,9 @@ pub const LIVE_WITHIN: Duration = BUCKET_TIMEOUT
 const BUSY: u64 = 4 * MILLI;
 const BUSY_BOUND: Duration = Duration::from_secs(1);
 const BUSY_PAGE: usize = 8;
+
+/// How long processes may take to give back all that they remember, where all is well.
+const GIVEN_BACK_WITHIN: u64 = 300 * SECOND;
 
 /// How long a bucket takes to be read and compared.
 const SCRUBBED_WITHIN: u64 = 150 * MILLI;
@@ -45,11 +49,11 @@ impl Drop for Counted<'_> {
 
 pub fn history(
     seed: u64,
-    people: bool,
+    features: Features,
     metrics: &Arc<Metrics>,
     steps: &AtomicU64,
 ) -> Result<(), Violation> {
-    let mut world = Counted(World::new(seed, people, metrics), steps);
+    let mut world = Counted(World::new(seed, features, metrics), steps);
     let world = &mut world.0;
     for _ in 0..=world.random.below(3) {
         world.round()?;
@@ -63,11 +67,12 @@ impl World {
         let until = self.now + self.random.between(2, 24) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
-        // Where nobody writes, no ledger grows up to what was read of another one.
+        // In half of the histories no recorder writes now, so that no ledger reaches the revision at
+        // which a bucket of another ledger was read.
         self.writing = self.random.percent(50);
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
-        if self.plan.people {
+        if self.plan.people || self.plan.memories {
             // A dead branch's last announcement must not be taken for a fault after the last one.
             self.run(self.now + SLOWEST * MILLI, |_| false)?;
         }
@@ -99,6 +104,9 @@ impl World {
         }
         self.write_every(usual);
         self.writing = false;
+        if self.plan.memories {
+            self.give_back_all()?;
+        }
         // Nobody writes, so nothing but a scrub tells of it.
         if self.faults.are_out_of_band() {
             self.write_out_of_band();
@@ -121,8 +129,18 @@ impl World {
     fn write_every(&mut self, every: u64) {
         if self.plan.write_every != every {
             self.plan.write_every = every;
-            (0..self.recorders.len()).for_each(|index| self.recorder_starts(index));
+            (0..WRITERS).for_each(|index| self.recorder_starts(index));
         }
+    }
+
+    /// Property 8.
+    fn give_back_all(&mut self) -> Result<(), Violation> {
+        let until = self.now + GIVEN_BACK_WITHIN;
+        self.run(until, |world| world.is_quiet() && world.all_is_given_back())?;
+        if !self.all_is_given_back() {
+            return Err(Violation::new(8, "something is left to be given back"));
+        }
+        self.check_given_back()
     }
 
     /// Whether the table is live by a proof that was asked for since.

@@ -100,7 +100,7 @@ impl World {
             match saver.begun.take() {
                 None => {
                     saver.begun = self.begin_saving();
-                    // So that what is told twice may be lost before it is told again.
+                    // So that an entry which is replayed may be lost before the replay.
                     if self.faulty && saver.begun.is_some() && saver.random.percent(20) {
                         self.replica_lags = true;
                     }

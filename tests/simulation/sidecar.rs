@@ -1,6 +1,6 @@
 //! A sidecar: the real driver, machine, applier, table and checker, on clocks of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub enum Brought {
     Bucket(u64, BucketRequest, Result<Bucket, ReadFailure>),
     Again,
     Tick,
+    /// A recorder of the same process waits for something that was not announced.
+    Wanted,
     ScrubDue,
     Announced(Announcement),
     Missed,
@@ -86,6 +88,12 @@ pub struct Sidecar {
     pub begun: bool,
     /// Whether a bucket was taken out since this was taken last.
     pub unloaded: bool,
+    /// Whether the ledger may have lost something that the recorder does not know of yet.
+    may_lack: bool,
+    /// Buckets that the ledger has lost.
+    lost_buckets: HashSet<u32>,
+    /// Whether the recorder must be informed of a loss, since this was taken last.
+    pub lost: bool,
     /// Whether what is done to the table is printed.
     pub traced: bool,
 }
@@ -126,6 +134,9 @@ impl Sidecar {
             overflowed: false,
             begun: false,
             unloaded: false,
+            may_lack: false,
+            lost_buckets: HashSet::new(),
+            lost: false,
             traced: false,
         };
         let wanted = sidecar.perform(tasks, now);
@@ -168,7 +179,7 @@ impl Sidecar {
                 self.retries -= 1;
                 self.driver.on_retry_due(now)
             }
-            Brought::Tick => self.driver.on_tick(now),
+            Brought::Tick | Brought::Wanted => self.driver.on_tick(now),
             Brought::ScrubDue => self.driver.on_scrub_due(now),
             Brought::Announced(announcement) => self.driver.on_announcement(announcement, now),
             Brought::Missed => self.driver.on_missed(now),
@@ -205,7 +216,7 @@ impl Sidecar {
                         self.guards.on_state(&record.state);
                     }
                 }
-                // Read on a branch that is none: what that denied is remembered, too.
+                // It was read on a dead branch. What it denied is remembered, too.
                 Task::Table(Action::UnloadBucket(_)) => {
                     self.unloaded = true;
                     self.guards.on_unload();
@@ -273,6 +284,7 @@ impl Sidecar {
                     if self.traced && done != ActionOutcome::Performed {
                         println!("          {done:?}");
                     }
+                    self.notice(&action, done);
                     match done {
                         ActionOutcome::Valid { .. } => self.overflowed = false,
                         ActionOutcome::Overflowed { .. } => self.overflowed = true,
@@ -284,6 +296,28 @@ impl Sidecar {
             }
         }
         wanted
+    }
+
+    /// What tells the recorder of the same process that the ledger lost something, as the follower's
+    /// task does.
+    fn notice(&mut self, action: &Action, done: ActionOutcome) {
+        match action {
+            Action::Invalidate(cause) => {
+                self.may_lack |= cause.may_be_loss();
+            }
+            Action::DenyBucket(number) => drop(self.lost_buckets.insert(*number)),
+            Action::CompareBucket(bucket) => self.lost |= self.lost_buckets.remove(&bucket.number),
+            _ => {}
+        }
+        let is_judged = match done {
+            ActionOutcome::Valid { .. } => matches!(action, Action::Validate),
+            ActionOutcome::Overflowed { .. } => true,
+            _ => false,
+        };
+        if is_judged {
+            self.lost |= !std::mem::take(&mut self.lost_buckets).is_empty();
+            self.lost |= std::mem::take(&mut self.may_lack);
+        }
     }
 
     /// How often the ledger had been accepted, where the table may be saved.

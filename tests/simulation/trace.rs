@@ -34,6 +34,7 @@ pub fn told(happening: &Happening) -> String {
             Brought::Bucket(id, _, Err(why)) => format!("[{life}] no bucket {id}: {why:?}"),
             Brought::Again => format!("[{life}] again"),
             Brought::Tick => format!("[{life}] tick"),
+            Brought::Wanted => format!("[{life}] the log is wanted"),
             Brought::ScrubDue => format!("[{life}] scrub"),
             Brought::Announced(announcement) => {
                 let entries = announcement.entries.iter();
@@ -50,6 +51,9 @@ pub fn told(happening: &Happening) -> String {
                 Step::Appended => "is answered",
                 Step::PropagationRound => "walks on",
                 Step::Walked => "is answered for all ids",
+                Step::Erase => "erases on",
+                Step::Erased => "is answered that all ids are erased",
+                Step::ErasedAgain => "has erased again",
                 Step::TimedOut => "waits no longer",
             };
             format!("recorder {index} {step}")
@@ -61,6 +65,8 @@ pub fn told(happening: &Happening) -> String {
         Happening::Fault => "fault due".to_owned(),
         Happening::Struck => "fault due while it loads".to_owned(),
         Happening::Promoted => "the replica is promoted".to_owned(),
+        Happening::Noticed(process) => format!("process {process} sees a loss"),
+        Happening::LooksForLost(process, _) => format!("process {process} looks for what is lost"),
         Happening::Saved => "saved".to_owned(),
     }
 }

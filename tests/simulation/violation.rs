@@ -1,4 +1,4 @@
-//! How a history that breaks a property is told.
+//! The report of a history that breaks a property.
 
 use std::fmt;
 

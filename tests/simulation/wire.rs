@@ -95,7 +95,7 @@ impl World {
     }
 
     pub fn answer_bucket(&mut self, id: u64, question: BucketRequest) {
-        // Reading a bucket is not fenced: whoever is reached answers, be it a replica.
+        // Reading a bucket is not fenced: any server that is reached answers, even a replica.
         let stray = self.random.percent(self.wire.stray);
         let server = match self.isolated() {
             Some(isolated) => &isolated.server,

@@ -11,13 +11,15 @@ use consentd::follower::scheduler::{
 };
 use consentd::metrics::Metrics;
 use consentd_core::state::Effect;
-use consentd_ledger::{Announcement, Epoch, Position};
+use consentd_ledger::{Announcement, Epoch, FollowerPosition, Position};
 use consentd_os::clock::Moment;
 
 use crate::faults::Faults;
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
 use crate::oracle::{Acks, Violation};
 use crate::past::Past;
+pub use crate::plan::{Features, Plan};
+use crate::process::{OWN, Owed, PROCESSES, Process, WRITERS};
 use crate::random::Random;
 use crate::recorder::{Recorder, Step};
 use crate::saved::Saver;
@@ -52,25 +54,12 @@ pub enum Happening {
     Struck,
     /// A replica that lagged becomes the primary.
     Promoted,
+    /// A process sees that the ledger lost something.
+    Noticed(usize),
+    /// A process looks for what it has to give back, unless its recorder has begun something since.
+    LooksForLost(usize, u64),
     /// The table is to be saved, or what was begun of that to be ended.
     Saved,
-}
-
-/// How a history is made.
-pub struct Plan {
-    pub bound: Duration,
-    pub scrub_every: u64,
-    pub most_sticky: usize,
-    pub page: usize,
-    pub write_every: u64,
-    /// Whether an append is acknowledged only once the replica has it.
-    pub confirmed: bool,
-    pub buckets: u32,
-    pub log: u64,
-    /// Whether faults come when a snapshot is being read, too.
-    pub strikes: bool,
-    /// Whether some users are one person, which recorders come to hear of.
-    pub people: bool,
 }
 
 /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
@@ -102,8 +91,15 @@ pub struct World {
     past: Past,
     pub acks: Acks,
     pub saver: Option<Saver>,
-    /// How often something was lost.
+    /// How often something was lost, or a pair was erased.
     pub losses: u64,
+    /// How often something was lost.
+    pub taken: u64,
+    /// Where the sidecar's follower is, for the recorder of the same process.
+    pub position: FollowerPosition,
+    pub processes: Vec<Process>,
+    /// What each process must give back, if the ledger lacks it.
+    pub owed: Vec<(usize, Owed)>,
     /// Pairs that were written behind the log's back.
     pub loose: [bool; USERS],
     /// Pairs whose bucket was lost once: the table may deny them for that.
@@ -129,7 +125,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, people: bool, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(seed: u64, features: Features, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
         let mut plan = Plan {
             bound: Duration::from_secs(random.pick(&[1, 5])),
@@ -141,7 +137,9 @@ impl World {
             buckets: random.pick(&[1, 4, 20]),
             log: random.pick(&[300, 1_000_000]),
             strikes: random.percent(50),
-            people,
+            people: features.people,
+            memories: features.memories,
+            erases: features.erases,
         };
         if plan.page == 1 {
             plan.write_every = plan.write_every.max(400 * MILLI); // Else no reader keeps up.
@@ -150,8 +148,8 @@ impl World {
         let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::ZERO);
-        let mut faults = Faults::new(&mut random, people);
-        faults.lose_buckets(seed, people);
+        let mut faults = Faults::new(&mut random, features);
+        faults.lose_buckets(seed, features);
         if faults.are_out_of_band() {
             plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
         }
@@ -175,10 +173,14 @@ impl World {
             acks: Acks::default(),
             saver: Saver::new(seed),
             losses: 0,
+            taken: 0,
+            position: FollowerPosition::default(),
+            processes: (0..PROCESSES).map(|_| Process::default()).collect(),
+            owed: Vec::new(),
             loose: [false; USERS],
             doubted: [false; USERS],
             unreadable_entry: false,
-            recorders: (0..3).map(|_| Recorder::default()).collect(),
+            recorders: Vec::new(),
             sidecar,
             life: 0,
             clocks,
@@ -201,6 +203,8 @@ impl World {
         if world.saver.is_some() {
             world.after(0, Happening::Saved);
         }
+        let givers = if world.plan.memories { PROCESSES } else { 0 };
+        world.recorders.resize_with(WRITERS + givers, Recorder::default);
         for index in 0..world.recorders.len() {
             world.recorder_starts(index);
         }
@@ -225,6 +229,12 @@ impl World {
         let end = self.primary.end();
         self.nodes.insert((end.epoch, end.head), Rc::clone(&self.primary.node));
         self.past.stands(self.now, &self.primary.node);
+    }
+
+    /// A server that is not the primary any more stands at this node.
+    pub fn know_branch(&mut self, node: &Rc<Node>) {
+        self.nodes.insert((node.position.epoch, node.position.head), Rc::clone(node));
+        self.past.forks();
     }
 
     /// Goes on until then, at the latest until `done`.
@@ -305,6 +315,16 @@ impl World {
                     self.fault();
                 }
             }
+            Happening::Noticed(process) => self.notices(process),
+            Happening::LooksForLost(process, operation) => {
+                let is_current = self.recorders[WRITERS + process].operation == operation;
+                let frozen = self.frozen_until.saturating_sub(self.now);
+                if is_current && process == OWN && frozen > 0 {
+                    self.after(frozen, Happening::LooksForLost(process, operation));
+                } else if is_current {
+                    self.looks_for_lost(process);
+                }
+            }
             Happening::Promoted => {
                 if self.faulty {
                     self.fail_over();
@@ -370,6 +390,11 @@ impl World {
         self.sidecar.traced = self.traced;
         let (wanted, touched) = self.sidecar.on(brought, moment)?;
         self.want(wanted);
+        if std::mem::take(&mut self.sidecar.lost) {
+            self.notices(OWN);
+        }
+        let machine = self.sidecar.driver().state_machine();
+        self.position.advance(machine.position(), |revision| machine.head_at(revision));
         if touched {
             self.check_table()?;
         }
@@ -477,6 +502,7 @@ impl World {
         self.sidecar = sidecar;
         self.past.forget_questions();
         self.frozen_until = 0;
+        self.process_restarts();
         for (number, loose) in self.loose.into_iter().enumerate() {
             if loose {
                 self.sidecar.guards.may_deny(number);
