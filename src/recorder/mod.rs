@@ -21,11 +21,13 @@ mod backoff;
 mod clock_tests;
 mod erase;
 pub mod linked_ids;
+mod message_references;
 mod pair_update;
 #[cfg(test)]
 mod pair_update_tests;
 mod propagation;
 pub mod replay_denials;
+mod request_identity;
 pub mod sent_changes;
 mod transaction;
 

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use super::Refusal;
 use super::linked_ids::{Denial, TooManyIds, known_link};
+use super::message_references::{by_keyword, by_message, confirmed_by};
+use super::request_identity::RequestIdentity;
 use consentd_core::Violation;
 use consentd_core::claims::Claim;
-use consentd_core::event::{Event, Evidence, MAX_AHEAD, MAX_REFERENCE_BYTES, OTHER_USER_ID, What};
+use consentd_core::event::{Event, Evidence, MAX_AHEAD, OTHER_USER_ID, What};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::keyword::{KeywordMatch, Keywords, Meaning};
 use consentd_core::record::{HistoryEntry, Link, Outcome, Record, Request};
@@ -505,27 +507,6 @@ pub(super) fn counts_as_of(state: &State, what: &What, time: Timestamp) -> Times
     effects.iter().map(|effect| state.counts_as_of(effect, time)).max().unwrap_or(time)
 }
 
-/// The idempotency key of a request.
-struct RequestIdentity {
-    /// A keyed digest of the request id.
-    id: [u8; 16],
-    /// A keyed digest of the event, by which another event with the same request id is refused.
-    what: [u8; 16],
-}
-
-impl RequestIdentity {
-    /// `None` if there is no request id: a repeat is then recognised by the event's time alone.
-    fn of(event: &Event, request_id: &str, secret: &KeySecret) -> Option<Self> {
-        if request_id.is_empty() {
-            return None;
-        }
-        let mut named = b"request\0".to_vec();
-        named.extend_from_slice(request_id.as_bytes());
-        let what = secret.digest(&event.what.fingerprint());
-        Some(Self { id: secret.digest(&named), what })
-    }
-}
-
 /// The refusal of a request id that was used for a different event.
 fn reused() -> Refusal {
     let why = "was used for a different event of this user before; give every event its own";
@@ -534,25 +515,4 @@ fn reused() -> Refusal {
 
 fn list(scopes: &[Scope]) -> String {
     scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// The opt-out by a keyword in a message.
-fn by_keyword(scope: Scope, message_id: &str) -> What {
-    What::OptOut { scope, reference: by_message("keyword in message", message_id) }
-}
-
-/// Names the message that confirmed an opt-in, with the message's time: the opt-in itself counts as of
-/// the time of the request.
-fn confirmed_by(message_id: &str, time: Timestamp) -> String {
-    let mut text = by_message("message", message_id);
-    let at = format!(" at {}", time.rfc3339_millis());
-    text.truncate(text.floor_char_boundary(MAX_REFERENCE_BYTES.saturating_sub(at.len())));
-    text + &at
-}
-
-/// Names a message, within the length of a reference.
-fn by_message(what: &str, message_id: &str) -> String {
-    let mut text = format!("{what} {message_id}").trim_end().to_owned();
-    text.truncate(text.floor_char_boundary(MAX_REFERENCE_BYTES));
-    text
 }
