@@ -1,4 +1,4 @@
-//! Connecting to a sidecar, and saying why that failed.
+//! Connects to a sidecar, and explains why a connection or a call failed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,18 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt as _;
 use tower::service_fn;
 
-use super::stranger::{self, Stranger};
+use super::port_probe::{self, Service};
 use crate::net::socket::{Address, connect_unix};
 use consentd_os::files;
 use consentd_os::io_hint;
 
-/// How long to wait before another try where a socket has no room.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// The time between two attempts to connect to a Unix socket whose backlog is full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Which sidecar to ask, and how to print its answer.
+/// The `grpc-timeout` header has eight digits, so longer timeouts are cut off here.
+const MAX_HEADER_TIMEOUT: Duration = Duration::from_hours(24 * 365);
+
+/// The sidecar that a command calls, and how its response is printed.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ClientArgs {
     /// The sidecar: HOST:PORT, unix:PATH or unix:@NAME
@@ -38,17 +41,17 @@ pub(super) struct ClientArgs {
     pub(super) json: bool,
 }
 
-/// The bearer token of those who may record.
+/// The bearer token that authorizes recording.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TokenArgs {
-    /// A file whose first line is the bearer token, where the server wants one; the server's own
-    /// file will do
+    /// A file whose first line is the bearer token, if the server requires one; the server's own
+    /// token file will do
     #[arg(long, env = "CONSENTD_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
 impl ClientArgs {
-    /// For commands that speak to several sidecars.
+    /// A sidecar at an address that a command takes from flags of its own.
     pub(super) fn at(addr: Address, timeout: Duration) -> Self {
         Self { addr, timeout, json: false }
     }
@@ -61,7 +64,7 @@ impl ClientArgs {
         self.timeout
     }
 
-    /// Connects, and leaves it to the caller to speak HTTP/2.
+    /// Opens a socket, without HTTP/2.
     pub(super) async fn socket(&self) -> io::Result<Either<TcpStream, UnixStream>> {
         match &self.addr {
             Address::Tcp(address) => {
@@ -69,11 +72,11 @@ impl ClientArgs {
                 stream.set_nodelay(true)?;
                 Ok(Either::Left(stream))
             }
-            unix => connect_when_there_is_room(unix).await.map(Either::Right),
+            unix => connect_unix_with_retries(unix).await.map(Either::Right),
         }
     }
 
-    /// Connects.
+    /// Opens a gRPC channel.
     pub(super) async fn connect(&self) -> anyhow::Result<Channel> {
         let connecting = async {
             match &self.addr {
@@ -87,7 +90,7 @@ impl ClientArgs {
                         .timeout(self.timeout)
                         .connect_with_connector(service_fn(move |_: Uri| {
                             let unix = unix.clone();
-                            async move { connect_when_there_is_room(&unix).await.map(TokioIo::new) }
+                            async move { connect_unix_with_retries(&unix).await.map(TokioIo::new) }
                         }))
                         .await
                 }
@@ -105,10 +108,10 @@ impl ClientArgs {
         ))
     }
 
-    /// Says why there is no connection, and what would help.
+    /// Explains why there is no connection, with a remedy.
     fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
-        let system = sources(error).find_map(|error| error.downcast_ref::<io::Error>());
-        let kind = system.map_or(io::ErrorKind::Other, io::Error::kind);
+        let io_error = sources(error).find_map(|error| error.downcast_ref::<io::Error>());
+        let kind = io_error.map_or(io::ErrorKind::Other, io::Error::kind);
         let or_where = "or say where it is with --addr or CONSENTD_ADDR";
         let advice = match (&self.addr, kind) {
             (Address::Tcp(address), io::ErrorKind::ConnectionRefused) => {
@@ -128,30 +131,29 @@ impl ClientArgs {
                 )
             }
             (Address::Unix(path), io::ErrorKind::PermissionDenied) => {
-                let hint = system.map(|error| io_hint::hint(path, error)).unwrap_or_default();
+                let hint = io_error.map(|error| io_hint::hint(path, error)).unwrap_or_default();
                 let hint = hint.trim_start_matches("; ");
                 format!("a socket may be used by its owner and its group; {hint}")
             }
             _ => format!("start one with `consentd serve`, {or_where}"),
         };
-        let why = innermost(error);
+        let why = root_cause(error);
         anyhow!("cannot reach consentd at {}: {why}\n  {advice}", self.addr)
     }
 
-    /// A request that tells the sidecar how long its answer is waited for.
+    /// A request whose deadline the sidecar knows.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        // More than the header could hold is as good as for ever.
-        request.set_timeout(self.timeout.min(Duration::from_hours(24 * 365)));
+        request.set_timeout(self.timeout.min(MAX_HEADER_TIMEOUT));
         request
     }
 
-    /// Explains an error that the sidecar answered, field by field where it names fields.
+    /// Explains an error of the sidecar. If it names invalid fields, each is on a line of its own.
     pub(super) fn explain(&self, status: &tonic::Status) -> anyhow::Error {
         self.explain_as(status, |_| None)
     }
 
-    /// The same, where some fields have other names on the command line.
+    /// Like [`Self::explain`], with the names that fields have on the command line.
     pub(super) fn explain_as(
         &self,
         status: &tonic::Status,
@@ -170,10 +172,10 @@ impl ClientArgs {
             tonic::Code::Unavailable if status.message().is_empty() => {
                 anyhow!("consentd at {} went away", self.addr)
             }
-            // What our own side of the connection says of its own clock.
+            // Our channel's own timeout.
             tonic::Code::Cancelled if status.message() == "Timeout expired" => {
                 let timeout = humantime::format_duration(self.timeout);
-                self.is_a_stranger().unwrap_or_else(|| {
+                self.explain_port().unwrap_or_else(|| {
                     anyhow!(
                         "consentd at {} did not answer within {timeout}; a busy one may with a \
                          longer --timeout",
@@ -181,32 +183,37 @@ impl ClientArgs {
                     )
                 })
             }
-            _ if is_our_own(status) => {
-                let said = status.message();
-                let error = || anyhow!("consentd at {} broke off: {said} ({code:?})", self.addr);
-                self.is_a_stranger().unwrap_or_else(error)
+            _ if is_local(status) => {
+                let message = status.message();
+                let error = || {
+                    anyhow!(
+                        "the connection to consentd at {} broke: {message} ({code:?})",
+                        self.addr
+                    )
+                };
+                self.explain_port().unwrap_or_else(error)
             }
             _ if status.message().is_empty() => anyhow!("{} ({code:?})", code.description()),
             _ => anyhow!("{} ({code:?})", status.message()),
         }
     }
 
-    /// What else than a sidecar's gRPC listener is there, where it is something else.
-    fn is_a_stranger(&self) -> Option<anyhow::Error> {
+    /// Explains which other service listens at the address, if it is not gRPC.
+    fn explain_port(&self) -> Option<anyhow::Error> {
         let Address::Tcp(address) = &self.addr else { return None };
         let advice = "the commands need consentd's gRPC port, which `serve --listen` sets \
                       (50051 by default): give it with --addr or CONSENTD_ADDR";
-        let what = match stranger::at(address) {
-            Stranger::Http2 => return None,
-            Stranger::Nobody => return Some(anyhow!("consentd at {address} went away")),
-            Stranger::Admin => {
+        let what = match port_probe::probe(address) {
+            Service::Http2 => return None,
+            Service::Nothing => return Some(anyhow!("consentd at {address} went away")),
+            Service::Admin => {
                 "no gRPC port: it is a sidecar's admin port, for metrics and probes (`serve \
                  --admin`, 9464 by default)"
             }
-            Stranger::Http => "no gRPC port: a web server listens there",
-            Stranger::Redis => "no gRPC port: a Redis listens there",
-            Stranger::Tls => "no plain gRPC port: what listens there expects TLS",
-            Stranger::Unknown => {
+            Service::Http => "no gRPC port: a web server listens there",
+            Service::Redis => "no gRPC port: a Redis listens there",
+            Service::Tls => "no plain gRPC port: what listens there expects TLS",
+            Service::Unknown => {
                 let timeout = humantime::format_duration(self.timeout);
                 return Some(anyhow!(
                     "{address} accepts connections, but did not answer as a gRPC server within \
@@ -218,19 +225,19 @@ impl ClientArgs {
     }
 }
 
-/// Connects to a Unix socket, as soon as it takes one more connection.
-async fn connect_when_there_is_room(address: &Address) -> io::Result<UnixStream> {
+/// Connects to a Unix socket, with retries while its backlog is full.
+async fn connect_unix_with_retries(address: &Address) -> io::Result<UnixStream> {
     loop {
         match connect_unix(address).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
             connected => return connected,
         }
     }
 }
 
-/// How a sidecar is started that listens at `address`.
+/// The command that starts a sidecar at `address`.
 fn serving(address: &str) -> String {
     match address {
         "127.0.0.1:50051" | "localhost:50051" => "`consentd serve`".to_owned(),
@@ -238,14 +245,14 @@ fn serving(address: &str) -> String {
     }
 }
 
-/// Whether a status is our own side's, which heard nothing that it could understand.
-fn is_our_own(status: &tonic::Status) -> bool {
+/// Whether our side of the connection made the status, because it received no valid response.
+fn is_local(status: &tonic::Status) -> bool {
     std::error::Error::source(status).is_some()
         || status.message().starts_with("grpc-status header missing")
 }
 
 impl TokenArgs {
-    /// Puts the token into a request, where one was given.
+    /// Adds the token to a request, if there is one.
     pub(super) fn authorize<T>(&self, request: &mut Request<T>) -> anyhow::Result<()> {
         if let Some(header) = self.header()? {
             request.metadata_mut().insert("authorization", header);
@@ -253,12 +260,12 @@ impl TokenArgs {
         Ok(())
     }
 
-    /// The file, where one was given.
+    /// The token file, if there is one.
     pub(super) fn path(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }
 
-    /// The value of the `authorization` header, where a token was given.
+    /// The value of the `authorization` header, if there is a token.
     pub(super) fn header(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(path) = &self.token_file else { return Ok(None) };
         let text = files::read_trusted(path).map_err(|error| {
@@ -275,14 +282,14 @@ impl TokenArgs {
     }
 }
 
-/// An error and its causes, the innermost last.
+/// An error and its causes, the root cause last.
 fn sources<'e>(
     error: &'e (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// The cause at the bottom, which is what the system said.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+/// The text of the root cause, which is usually the system's error.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     sources(error).last().unwrap_or(error).to_string()
 }

@@ -1,4 +1,5 @@
-//! `demo`: a small shop's day, and what may be sent at its end.
+//! `demo`: plays the events of a small shop's days on a sidecar of its own, and asks what may be
+//! sent afterwards.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Verdict, explain, print};
+use super::{Verdict, output, time};
 use crate::app::Sidecar;
 use crate::config::{LedgerArgs, ListenerArgs, ServeArgs};
 use crate::grpc::pb;
@@ -30,7 +31,7 @@ const BUSINESS: &str = "corner-bakery";
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// Who is asked about, and the number that stands for that person.
+/// The users and their phone numbers.
 const PEOPLE: [(&str, &str); 8] = [
     ("Ana", "+1 555 010 0001"),
     ("Bo", "+1 555 010 0002"),
@@ -42,54 +43,50 @@ const PEOPLE: [(&str, &str); 8] = [
     ("Hana", "+1 555 010 0008"),
 ];
 
-struct Moment {
+/// An event of the story.
+struct Scene {
     who: &'static str,
     ago: Duration,
-    words: &'static str,
+    text: &'static str,
     what: What,
 }
 
-/// What happens, oldest first.
-fn day() -> Vec<Moment> {
-    let moment = |who, ago, words, what| Moment { who, ago, words, what };
+/// The events, the oldest first.
+fn story() -> Vec<Scene> {
+    let scene = |who, ago, text, what| Scene { who, ago, text, what };
     vec![
-        moment(
+        scene(
             "Ana",
             9 * DAY,
             "ticks \"order updates\" in the web shop",
             opt_in("utility.order_updates", false),
         ),
-        moment("Bo", 8 * DAY, "signs up for offers at the counter", opt_in("marketing", false)),
-        moment(
-            "Chitra",
-            7 * DAY,
-            "signs up for offers, to be confirmed",
-            opt_in("marketing", true),
-        ),
-        moment("Dev", 6 * DAY, "signs up for offers", opt_in("marketing", false)),
-        moment("Hana", 5 * DAY, "signs up for offers", opt_in("marketing", false)),
-        moment("Dev", 20 * HOUR, "writes \"STOP\"", inbound("STOP")),
-        moment(
+        scene("Bo", 8 * DAY, "signs up for offers at the counter", opt_in("marketing", false)),
+        scene("Chitra", 7 * DAY, "signs up for offers, to be confirmed", opt_in("marketing", true)),
+        scene("Dev", 6 * DAY, "signs up for offers", opt_in("marketing", false)),
+        scene("Hana", 5 * DAY, "signs up for offers", opt_in("marketing", false)),
+        scene("Dev", 20 * HOUR, "writes \"STOP\"", inbound("STOP")),
+        scene(
             "Dev",
             2 * HOUR,
             "writes \"do you have rye today?\"",
             inbound("do you have rye today?"),
         ),
-        moment("Eve", 3 * HOUR, "asks \"are you open?\", never opted in", inbound("are you open?")),
-        moment("Femi", 30 * HOUR, "asked something yesterday", inbound("do you do cakes?")),
-        moment(
+        scene("Eve", 3 * HOUR, "asks \"are you open?\", never opted in", inbound("are you open?")),
+        scene("Femi", 30 * HOUR, "asked something yesterday", inbound("do you do cakes?")),
+        scene(
             "Gil",
             4 * HOUR,
             "asks never to be contacted",
             What::Suppression(pb::Suppression { suppressed: true, reference: "by phone".into() }),
         ),
-        moment(
+        scene(
             "Hana",
             HOUR,
             "gets an offer that WhatsApp refuses: 131049, too many lately",
             What::DeliveryFailure(pb::DeliveryFailure { code: 131_049 }),
         ),
-        moment(
+        scene(
             "Bo",
             HOUR,
             "turns offers off inside WhatsApp",
@@ -98,10 +95,10 @@ fn day() -> Vec<Moment> {
     ]
 }
 
-/// How often the sidecar is asked whether it has read its ledger, which is empty.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often the sidecar's phase is polled until it has read its empty ledger.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is asked at the end: who, about what, in which form.
+/// The questions at the end: user, category and form.
 const QUESTIONS: [(&str, &str, pb::MessageForm); 14] = [
     ("Ana", "utility.order_updates", pb::MessageForm::Template),
     ("Ana", "utility.order_updates", pb::MessageForm::FreeForm),
@@ -180,32 +177,29 @@ pub(super) async fn demo(args: DemoArgs) -> anyhow::Result<Verdict> {
 async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()> {
     let mut recorder = RecordServiceClient::new(channel.clone());
     let mut asker = ConsentServiceClient::new(channel.clone());
-    // Once it has read its ledger, what is recorded is enforced by the time it is answered.
+    // Once it is live, an event is enforced before its recording is acknowledged.
     while asker.get_status(pb::GetStatusRequest {}).await?.into_inner().phase() != Phase::Live {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     let now = clock::wall();
-    let mut story = table(["when", "who", "what happens"]);
-    for moment in day() {
-        let time = now.minus(moment.ago);
+    let mut events = table(["when", "who", "what happens"]);
+    for scene in story() {
         let event = pb::ConsentEvent {
-            user_id: number(moment.who).into(),
+            user_id: number(scene.who).into(),
             business_id: BUSINESS.into(),
-            event_time: Some(
-                (std::time::UNIX_EPOCH + time.since(consentd_core::time::Timestamp::MIN)).into(),
-            ),
-            what: Some(moment.what),
+            event_time: Some(time::to_wire(now.minus(scene.ago))),
+            what: Some(scene.what),
         };
         let request = pb::RecordEventRequest { event: Some(event), request_id: String::new() };
         recorder.record_event(request).await?;
-        let hours = moment.ago.as_secs() / 3_600;
+        let hours = scene.ago.as_secs() / 3_600;
         let ago =
             if hours > 48 { format!("{} days ago", hours / 24) } else { format!("{hours} h ago") };
-        story.add_row([ago.as_str(), moment.who, moment.words]);
+        events.add_row([ago.as_str(), scene.who, scene.text]);
     }
     if !json {
-        print::line(&format!("A sidecar on {address}, and a small shop's days, told to it:\n"))?;
-        print::line(&format!("{story}\n\nWhat may the shop send now?\n"))?;
+        output::line(&format!("A sidecar on {address}, and a small shop's days, told to it:\n"))?;
+        output::line(&format!("{events}\n\nWhat may the shop send now?\n"))?;
     }
     let mut answers = table(["to", "category", "form", "", "reason", "which means"]);
     for (who, category, form) in QUESTIONS {
@@ -218,7 +212,7 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
         };
         let answer = asker.can_send(request).await?.into_inner();
         if json {
-            print::json("CanSendResponse", &answer)?;
+            output::json("CanSendResponse", &answer)?;
             continue;
         }
         let form = match form {
@@ -228,12 +222,12 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
         };
         let verdict = if answer.allowed { "send" } else { "don't" };
         let reason = answer.reason();
-        let why = explain::reason(reason);
-        answers.add_row([who, category, form, verdict, explain::name(reason), why]);
+        let why = output::reason_text(reason);
+        answers.add_row([who, category, form, verdict, output::reason_name(reason), why]);
     }
     if !json {
-        print::line(&answers.to_string())?;
-        print::line(
+        output::line(&answers.to_string())?;
+        output::line(
             "\nStart your own with `consentd serve`, record with `consentd record`, ask with \
              `consentd check`.",
         )?;

@@ -1,24 +1,22 @@
-//! `erase`: what is known of a user goes.
+//! `erase`: erases a user's events and evidence.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
-use std::io::{IsTerminal as _, stdin};
-
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 
 use super::client::{ClientArgs, TokenArgs};
-use super::{Verdict, print};
+use super::{Verdict, output, prompt};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHAT_STAYS: &str = "\
-The user's events and their evidence go from the ledger for good, and with them what could be proven
-by them: export first what must be kept. What stays of each pair is a tombstone, a keyed hash that
-names nobody and is suppressed, so that the user is not messaged again, whatever is replayed or
-imported from before; and for as long as it is kept, the ledger's log. Without BUSINESS all that is
-recorded is read once, to find every business: a large ledger takes longer than --timeout's default.";
+The user's events and their evidence are removed from the ledger for good, and with them their
+proof: export first what must be kept. Each pair leaves a tombstone, a keyed hash that identifies no
+user and is suppressed, so that the user is not messaged again, whatever is replayed or imported
+later. The ledger's log names the user until it is trimmed. Without BUSINESS the whole ledger is
+read to find every business, for which the default --timeout may be too short.";
 
 #[derive(Args, Debug)]
 pub(super) struct EraseArgs {
@@ -27,7 +25,7 @@ pub(super) struct EraseArgs {
     /// The business [default: every one]
     #[arg(default_value = "", hide_default_value = true)]
     business: String,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -38,34 +36,34 @@ pub(super) struct EraseArgs {
 
 pub(super) async fn erase(args: EraseArgs) -> anyhow::Result<Verdict> {
     let EraseArgs { user, business, yes, client, token } = args;
-    if !yes && !confirmed(&business)? {
+    if !yes && !prompt::confirm(&question(&business), "erase")? {
         bail!("nothing was erased");
     }
     let channel = client.connect().await?;
     let request = pb::EraseUserRequest { user_id: user, business_id: business };
     let mut request = client.request(request);
     token.authorize(&mut request)?;
-    let answer = RecordServiceClient::new(channel).erase_user(request).await;
-    let answer = answer.map_err(|status| client.explain_as(&status, flag_of))?.into_inner();
+    let response = RecordServiceClient::new(channel).erase_user(request).await;
+    let response = response.map_err(|status| client.explain_as(&status, flag_of))?.into_inner();
     if client.json {
-        print::json("EraseUserResponse", &answer)?;
+        output::json("EraseUserResponse", &response)?;
         return Ok(Verdict::Yes);
     }
-    print::line(&match answer.erased_count {
+    output::line(&match response.erased_count {
         0 => "nothing to erase: nothing is known, or what was is erased already".to_owned(),
         1 => "1 pair erased, and suppressed".to_owned(),
         pairs => format!("{pairs} pairs erased, and suppressed"),
     })?;
-    if let Some(time) = &answer.log_expire_time {
-        print::line(&format!(
+    if let Some(time) = &response.log_expire_time {
+        output::line(&format!(
             "the ledger's log, which names users, forgets by {}",
-            print::time(Some(time))
+            output::time_text(Some(time))
         ))?;
     }
     Ok(Verdict::Yes)
 }
 
-/// What a field of the request is on the command line.
+/// The name of a request's field on the command line.
 fn flag_of(field: &str) -> Option<&'static str> {
     match field {
         "user_id" => Some("USER"),
@@ -74,16 +72,7 @@ fn flag_of(field: &str) -> Option<&'static str> {
     }
 }
 
-/// Asks on a terminal.
-fn confirmed(business: &str) -> anyhow::Result<bool> {
-    if !stdin().is_terminal() {
-        bail!("this wants to be confirmed: give --yes (see consentd erase --help)");
-    }
+fn question(business: &str) -> String {
     let at = if business.is_empty() { "at every business" } else { "at this business" };
-    print::note(&format!(
-        "What is recorded of this user {at} goes for good, evidence included. Type yes to go on: "
-    ));
-    let mut answer = String::new();
-    stdin().read_line(&mut answer).context("cannot read the answer")?;
-    Ok(answer.trim() == "yes")
+    format!("What is recorded of this user {at} goes for good, evidence included.")
 }

@@ -1,4 +1,4 @@
-//! `export`: all that was recorded, as NDJSON.
+//! `export`: all recorded events, as NDJSON.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -10,11 +10,8 @@ use clap::Args;
 use tempfile::NamedTempFile;
 use tonic::Request;
 
-use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
-use super::exported;
-use super::print;
-use super::record::{moment, on_wire};
+use super::{Verdict, export_line, output, time};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::time::Timestamp;
@@ -23,13 +20,13 @@ use consentd_os::files::{self, Usage, UsedFile};
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
-    /// Only this business's
+    /// Only the events of this business
     #[arg(long, value_name = "ID", default_value = "")]
     business: String,
-    /// Only what was recorded then or later: RFC 3339 (2026-01-31T09:30:00Z), or so long ago (24h)
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only events recorded since then: RFC 3339 (2026-01-31T09:30:00Z), or a time ago (24h)
+    #[arg(long, value_name = "TIME", value_parser = time::parse_past)]
     since: Option<Timestamp>,
-    /// Write to this file, once all is there, and not to standard output
+    /// Write to this file, which is replaced when the export is complete [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -41,7 +38,7 @@ pub(super) struct ExportArgs {
 /// What every line of an export begins with: the first field of an event.
 const FIRST: &[u8] = br#"{"userId":"#;
 
-/// Sees that what is to be replaced is an export, or empty, and nothing that is used.
+/// Checks that the file to be replaced is an export or empty, and is not otherwise used.
 fn check_output(path: &Path, token: Option<&Path>) -> anyhow::Result<()> {
     let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };
     let mut used: Vec<_> =
@@ -68,34 +65,35 @@ pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
         check_output(path, args.token.path())?;
     }
     let channel = args.client.connect().await?;
-    let since_time = args.since.map(on_wire);
+    let since_time = args.since.map(time::to_wire);
     let request = pb::ExportEventsRequest { business_id: args.business.clone(), since_time };
     let mut request = Request::new(request);
     args.token.authorize(&mut request)?;
     let answers = RecordServiceClient::new(channel).export_events(request).await;
     let mut answers = answers.map_err(|status| args.client.explain(&status))?.into_inner();
-    let lines = exported::Writer::new()?;
+    let lines = export_line::Writer::new()?;
     let mut output = Output::new(args.output.as_deref())?;
     let mut count = 0_u64;
     while let Some(answer) =
         answers.message().await.map_err(|status| args.client.explain(&status))?
     {
         if !output.line(&lines.line(answer)?)? {
-            return Ok(Verdict::Yes); // Whoever read has gone.
+            return Ok(Verdict::Yes); // The reader closed the pipe.
         }
         count += 1;
     }
     output.finish(args.output.as_deref())?;
     if let Some(path) = &args.output {
-        print::line(&format!("{count} events in {}", path.display()))?;
+        output::line(&format!("{count} events in {}", path.display()))?;
     }
     Ok(Verdict::Yes)
 }
 
-/// Where the lines go.
+/// Where the lines are written.
 enum Output {
     Stdout(BufWriter<io::Stdout>),
-    /// Its owner's alone: the lines name users.
+    /// A temporary file, which replaces the target at the end. Only its owner can read it, because
+    /// it names users.
     File(BufWriter<NamedTempFile>),
 }
 
@@ -107,7 +105,7 @@ impl Output {
         Ok(Self::File(BufWriter::new(file)))
     }
 
-    /// Writes a line; false where nobody reads any more.
+    /// Writes a line. Returns false if the reader has closed the pipe.
     fn line(&mut self, line: &[u8]) -> anyhow::Result<bool> {
         let writer: &mut dyn Write = match self {
             Self::Stdout(stdout) => stdout,

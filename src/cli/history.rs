@@ -1,4 +1,4 @@
-//! `history`: what was recorded of a pair, with its evidence, and whether its chain holds.
+//! `history`: the events of a pair with their evidence, and whether their hash chain is intact.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::client::{ClientArgs, TokenArgs};
-use super::{Verdict, print};
+use super::{Verdict, output};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 
@@ -22,8 +22,8 @@ pub(super) struct HistoryArgs {
     pub(super) token: TokenArgs,
 }
 
-/// What a history whose chain does not match is answered behind all that is there.
-pub(super) fn is_broken() -> anyhow::Error {
+/// The error after a history whose hash chain is broken.
+pub(super) fn broken_chain() -> anyhow::Error {
     anyhow!(
         "the chain does NOT match: entries were changed, added or removed outside consentd\n  what \
          is shown above is what the ledger holds now, and proves nothing; `consentd ledger verify` \
@@ -40,54 +40,54 @@ pub(super) async fn history(args: HistoryArgs) -> anyhow::Result<Verdict> {
     let explain = |status: tonic::Status| client.explain(&status);
     let answer = RecordServiceClient::new(channel).list_events(request).await;
     let mut entries = answer.map_err(explain)?.into_inner();
-    let mut broken = false;
+    let mut is_broken = false;
     loop {
         let entry = match entries.message().await {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Verdict::Yes),
-            Err(status) if status.code() == tonic::Code::DataLoss && broken => {
-                return Err(is_broken());
+            Err(status) if status.code() == tonic::Code::DataLoss && is_broken => {
+                return Err(broken_chain());
             }
             Err(status) => return Err(explain(status)),
         };
-        broken |= entry.chain.as_ref().is_some_and(|chain| !chain.intact);
+        is_broken |= entry.chain.as_ref().is_some_and(|chain| !chain.intact);
         if client.json {
-            print::json("ListEventsResponse", &entry)?;
+            output::json("ListEventsResponse", &entry)?;
         } else {
-            print::line(&in_words(&entry))?;
+            output::line(&entry_text(&entry))?;
         }
     }
 }
 
-/// An event, or what the check of its chain came to.
-pub(super) fn in_words(listed: &pb::ListEventsResponse) -> String {
+/// Describes an event, or the result of checking the hash chain.
+pub(super) fn entry_text(listed: &pb::ListEventsResponse) -> String {
     if let Some(chain) = &listed.chain {
-        return chain_in_words(chain);
+        return chain_text(chain);
     }
     let event = listed.event.clone().unwrap_or_default();
-    let time = print::time(event.event_time.as_ref());
-    format!("{time}  r{}  {}", listed.revision, print::what(&event))
+    let time = output::time_text(event.event_time.as_ref());
+    format!("{time}  r{}  {}", listed.revision, output::event_text(&event))
 }
 
-/// What the check of a chain came to.
-pub(super) fn chain_in_words(chain: &pb::ChainCheck) -> String {
+/// Describes the result of checking a hash chain.
+pub(super) fn chain_text(chain: &pb::ChainCheck) -> String {
     if chain.event_count == 0 && chain.intact {
         return "nothing was recorded".to_owned();
     }
-    let gone = match chain.expired_count {
+    let expired = match chain.expired_count {
         0 => String::new(),
-        gone => format!(", {gone} gone by retention (their digests are kept)"),
+        count => format!(", {count} gone by retention (their digests are kept)"),
     };
     let unreadable = match chain.unreadable_count {
         0 => String::new(),
-        some => format!(", {some} that cannot be read"),
+        count => format!(", {count} that cannot be read"),
     };
     format!(
-        "chain checked: {}, {} {}: {} kept{gone}{unreadable}\n  head {}",
+        "chain checked: {}, {} {}: {} kept{expired}{unreadable}\n  head {}",
         if chain.intact { "intact" } else { "BROKEN" },
         chain.event_count,
         if chain.event_count == 1 { "event" } else { "events" },
         chain.kept_count,
-        print::hex(&chain.head),
+        hex::encode(&chain.head),
     )
 }

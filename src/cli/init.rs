@@ -1,41 +1,39 @@
-//! `init`: making a ledger.
+//! `init`: creates a ledger.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::HumanCount;
 
-use super::ledger::{hex, of_address, persistence};
-use super::{Verdict, print};
+use super::ledger_target::{
+    DEFAULT_BUCKETS, check_server, durability_text, name_variable, print_warnings,
+};
+use super::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_ledger::{
-    Embedded, MAX_BUCKETS, NewFile, Retention, ServerInfo, Target, Warning, create, inspect_server,
-    plan,
+    Embedded, Ledger, MAX_BUCKETS, NewFile, Retention, ServerInfo, create, plan,
 };
 
-/// How many buckets a ledger in Redis has, where nothing is said: good for ten million pairs.
-pub(super) const BUCKETS: u32 = 8_192;
-
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHEN_CUT: &str = "\
-A ledger is made once, and by this command alone: a Redis that lost its data must not look like a
-new ledger in which nobody has opted out. Nothing is changed where anything of a ledger is there.
-What a run that was cut has left is gone on with.
+A ledger is created once, and by this command alone: a Redis that has lost its data must not look
+like a new ledger without opt-outs. If there is a ledger already, nothing is changed. A run that was
+interrupted is continued.
 
   consentd init --ledger redis://10.0.0.5:6379
   consentd serve --ledger redis://10.0.0.5:6379 --record 127.0.0.1:50052";
 
 #[derive(Args, Debug)]
 pub(super) struct InitArgs {
-    /// How many buckets its pairs lie in, in Redis: a snapshot reads one at a time, and of some
-    /// million pairs each of 8192 has some hundred [default: 8192]
+    /// How many buckets its pairs are distributed over, in Redis: a snapshot reads one at a time,
+    /// and with some million pairs each of 8192 has some hundred [default: 8192]
     #[arg(long, value_name = "B")]
     buckets: Option<u32>,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print what was made as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -43,7 +41,7 @@ pub(super) struct InitArgs {
 }
 
 pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
-    let address = of_address(args.ledger.address())?;
+    let address = args.ledger.address().map_err(name_variable)?;
     match &address {
         LedgerAddress::File(_) if args.buckets.is_some() => {
             bail!("--buckets: is for a ledger in Redis; a file has as many as it needs")
@@ -51,24 +49,24 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
         LedgerAddress::File(path) => {
             NewFile::check(path)?;
             if args.dry_run {
-                print::line(&format!("would make {address}"))?;
+                output::line(&format!("would make {address}"))?;
                 return Ok(Verdict::Yes);
             }
             let (ledger, _appender) = Embedded::open(path, Retention::default(), 1 << 20)?;
-            let identity = consentd_ledger::Ledger::Embedded(ledger).identity().await?;
-            say(&args, &address, &identity.epoch, identity.buckets, None)?;
+            let identity = Ledger::Embedded(ledger).identity().await?;
+            print(&args, &address, &identity.epoch, identity.buckets, None)?;
         }
         LedgerAddress::Redis(target) => {
-            let buckets = args.buckets.unwrap_or(BUCKETS);
+            let buckets = args.buckets.unwrap_or(DEFAULT_BUCKETS);
             if !(1..=MAX_BUCKETS).contains(&buckets) {
-                bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {BUCKETS}");
+                bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {DEFAULT_BUCKETS}");
             }
-            let (fitness, warnings) = fit(target, &address).await?;
-            // Before anything is made: what is refused changes nothing.
+            // All checks come first, so that a failed command changes nothing.
+            let (server, warnings) = check_server(target, &address).await?;
             let plan = plan((**target).clone(), buckets).await?;
             if args.dry_run {
-                warn(&warnings);
-                print::line(&format!(
+                print_warnings(&warnings);
+                output::line(&format!(
                     "would make a ledger of {} buckets at {address}: {} keys, {} of which are \
                      there already, from a run that was cut",
                     HumanCount(buckets.into()),
@@ -78,51 +76,33 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
                 return Ok(Verdict::Yes);
             }
             let made = create((**target).clone(), buckets).await?;
-            say(&args, &address, &made.epoch, made.buckets, Some(&fitness))?;
+            print(&args, &address, &made.epoch, made.buckets, Some(&server))?;
             if !args.json {
-                warn(&warnings);
+                print_warnings(&warnings);
             }
         }
     }
     Ok(Verdict::Yes)
 }
 
-/// Makes sure that a Redis is fit to hold a ledger; gives what an operator should know of it.
-pub(super) async fn fit(
-    target: &Target,
-    address: &LedgerAddress,
-) -> anyhow::Result<(ServerInfo, Vec<Warning>)> {
-    let fitness = inspect_server(target.clone()).await?;
-    let warnings = fitness.verdict(target.has_sentinels(), target.accepts_unfenced());
-    let warnings = warnings.map_err(|unfit| anyhow!("{address} cannot hold a ledger: {unfit}"))?;
-    Ok((fitness, warnings))
-}
-
-/// Says what an operator should know. Nothing is wrong, so that it goes where answers go.
-pub(super) fn warn(warnings: &[Warning]) {
-    for warning in warnings {
-        let _ = print::line(&format!("warning: {warning}"));
-    }
-}
-
-fn say(
+fn print(
     args: &InitArgs,
     address: &LedgerAddress,
     epoch: &[u8; 16],
     buckets: u32,
-    fitness: Option<&ServerInfo>,
+    server: Option<&ServerInfo>,
 ) -> anyhow::Result<()> {
-    let durable = fitness.map_or("a file, synced before every answer", persistence);
+    let durable = server.map_or("a file, synced before every answer", durability_text);
     if args.json {
         let made = serde_json::json!({
-            "ledger": hex(epoch), "address": address.to_string(), "buckets": buckets,
+            "ledger": hex::encode(epoch), "address": address.to_string(), "buckets": buckets,
             "durable": durable,
         });
-        return print::line(&made.to_string());
+        return output::line(&made.to_string());
     }
-    print::line(&format!("made ledger  {}", hex(epoch)))?;
-    print::line(&format!("at           {address}"))?;
-    print::line(&format!("buckets      {}", HumanCount(buckets.into())))?;
-    print::line(&format!("durable      {durable}"))?;
-    print::line(&format!("next         consentd serve --ledger {address}"))
+    output::line(&format!("made ledger  {}", hex::encode(epoch)))?;
+    output::line(&format!("at           {address}"))?;
+    output::line(&format!("buckets      {}", HumanCount(buckets.into())))?;
+    output::line(&format!("durable      {durable}"))?;
+    output::line(&format!("next         consentd serve --ledger {address}"))
 }

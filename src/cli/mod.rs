@@ -1,29 +1,39 @@
-//! The commands.
+//! The command line: one module for each command.
 //!
-//! Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
+//! Shared by the commands: [`args`] and [`warnings`] (parsing), [`client`] and [`port_probe`]
+//! (connecting to a sidecar), [`ledger_target`] (a ledger's address and server), [`output`],
+//! [`progress_bar`], [`prompt`], [`time`].
+//!
+//! Exit codes: 0 allowed or done, 1 denied, 2 error.
 
-mod ask;
+mod args;
+mod as_of;
 mod bench;
+mod check;
 mod client;
+mod completions;
 mod demo;
-mod due;
 mod erase;
-mod explain;
+mod expiring;
 mod export;
-mod exported;
-mod given;
+mod export_line;
+mod get;
+mod healthcheck;
 mod history;
 mod import;
 mod init;
 mod ledger;
-mod print;
+mod ledger_target;
+mod output;
+mod port_probe;
+mod progress_bar;
+mod prompt;
 mod proto;
-mod prove;
 mod record;
 mod serve;
-mod shell;
-mod stranger;
-mod subject;
+mod status;
+mod subject_access;
+mod time;
 mod verify_export;
 mod warnings;
 mod watch;
@@ -34,7 +44,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{ServeArgs, WebhookArgs};
 
-/// What a command came to.
+/// What a command's exit code tells a script.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Verdict {
     /// Allowed, or done.
@@ -43,7 +53,7 @@ enum Verdict {
     No,
 }
 
-/// For who sees the commands for the first time.
+/// The help's last lines, for new users.
 const FIRST_STEPS: &str = "\
 First steps:
   consentd demo                                       what it is about, in one page
@@ -52,7 +62,7 @@ First steps:
 
 /// Answers, from memory, whether a business may message a WhatsApp user.
 ///
-/// Exit codes: 0 allowed or done, 1 denied, 2 could not ask.
+/// Exit codes: 0 allowed or done, 1 denied, 2 error.
 #[derive(Debug, Parser)]
 #[command(
     name = "consentd",
@@ -73,30 +83,30 @@ enum Command {
     /// Receive WhatsApp's webhooks in a process of its own, and record what they say
     Webhook(Box<WebhookArgs>),
     /// Ask whether a message may be sent (exit code 0: yes, 1: no)
-    Check(ask::CheckArgs),
+    Check(check::CheckArgs),
     /// Show what is known of a user at a business
-    Get(ask::PairArgs),
+    Get(get::GetArgs),
     /// Show what was recorded of a user at a business, with its evidence
     History(history::HistoryArgs),
     /// Show what was known of a user at a moment, and what a check would have been answered then
-    Prove(Box<prove::ProveArgs>),
-    /// Show everything about one user, over all businesses, for who asks what is held
-    Subject(subject::SubjectArgs),
-    /// List opt-ins that lapse, as CSV, so that users can be asked again in time
-    Due(due::DueArgs),
+    Prove(Box<as_of::ProveArgs>),
+    /// Show everything about one user, over all businesses, for a data-subject access request
+    Subject(subject_access::SubjectArgs),
+    /// List opt-ins that expire, as CSV, so that users can be asked again in time
+    Due(expiring::DueArgs),
     /// Show how current a sidecar is
-    Status(ask::StatusArgs),
+    Status(status::StatusArgs),
     /// Ask for a sidecar's health (exit code 0: serving, 1: not serving), for probes
-    Healthcheck(ask::HealthArgs),
+    Healthcheck(healthcheck::HealthArgs),
     /// Record what a user said or did
     Record(record::RecordArgs),
-    /// Show what changes, as it is applied: whose messages may have to be withdrawn
+    /// Follow the change feed: whose queued messages may have to be withdrawn
     #[command(after_help = watch::WHAT_LINES_SAY)]
     Watch(watch::WatchArgs),
     /// Import events from a file: NDJSON or CSV
     #[command(after_long_help = import::help())]
     Import(import::ImportArgs),
-    /// Write all that was recorded as NDJSON, to be imported elsewhere
+    /// Export all recorded events as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
     /// Erase what is known of a user; the user stays suppressed
     #[command(after_help = erase::WHAT_STAYS)]
@@ -104,75 +114,76 @@ enum Command {
     /// Check that today's histories extend what an export has (exit code 0: yes, 1: no)
     #[command(after_help = verify_export::HELP)]
     VerifyExport(verify_export::VerifyExportArgs),
-    /// Make a ledger in Redis, or in a file
+    /// Create a ledger in Redis or in a file
     #[command(after_help = init::WHEN_CUT)]
     Init(Box<init::InitArgs>),
-    /// Look at a ledger itself, mend it, copy it: for operators
+    /// Inspect, verify, repair and copy a ledger, without a sidecar: for operators
     #[command(subcommand)]
     Ledger(Box<ledger::LedgerCommand>),
-    /// Write the contract: for clients, and for tools without reflection
+    /// Write the gRPC contract, for clients and for tools without reflection
     Proto(proto::ProtoArgs),
     /// Put load on a sidecar and measure its answers; write what load testers need
     Bench(bench::BenchArgs),
     /// Play a small shop's day on a sidecar of its own, and learn the rules from the answers
     Demo(demo::DemoArgs),
     /// Print a shell's completions of these commands
-    #[command(after_help = shell::WHERE_COMPLETIONS_GO)]
-    Completions(shell::CompletionsArgs),
+    #[command(after_help = completions::WHERE_COMPLETIONS_GO)]
+    Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them into a folder
-    #[command(after_help = shell::WHERE_PAGES_GO)]
-    Man(shell::ManArgs),
+    #[command(after_help = completions::WHERE_PAGES_GO)]
+    Man(completions::ManArgs),
 }
 
-/// Runs the command that the arguments ask for.
+/// Runs the command on the command line.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = given::parse();
+    let cli = args::parse();
     if matches!(cli.command, Command::Init(_) | Command::Ledger(_))
-        && let Some(said) = given::password()
+        && let Some(warning) = args::password_warning()
     {
-        print::note(&format!("consentd: warning: {said}"));
+        output::note(&format!("consentd: warning: {warning}"));
     }
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Webhook(args) => serve::receive(*args),
-        Command::Check(args) => asking(ask::check(args)),
-        Command::Get(args) => asking(ask::get(args)),
-        Command::History(args) => asking(history::history(args)),
-        Command::Prove(args) => asking(prove::prove(*args)),
-        Command::Subject(args) => asking(subject::subject(args)),
-        Command::Due(args) => asking(due::due(args)),
-        Command::Status(args) => asking(ask::status(args)),
-        Command::Healthcheck(args) => asking(ask::healthcheck(args)),
-        Command::Record(args) => asking(record::record(args)),
-        Command::Watch(args) => asking(watch::watch(args)),
-        Command::Import(args) => asking(import::import(args)),
-        Command::Export(args) => asking(export::export(args)),
-        Command::Erase(args) => asking(erase::erase(args)),
-        Command::VerifyExport(args) => asking(verify_export::verify_export(args)),
-        Command::Init(args) => asking(init::init(*args)),
-        Command::Ledger(command) => asking(ledger::run(*command)),
+        Command::Check(args) => block_on(check::check(args)),
+        Command::Get(args) => block_on(get::get(args)),
+        Command::History(args) => block_on(history::history(args)),
+        Command::Prove(args) => block_on(as_of::prove(*args)),
+        Command::Subject(args) => block_on(subject_access::subject(args)),
+        Command::Due(args) => block_on(expiring::due(args)),
+        Command::Status(args) => block_on(status::status(args)),
+        Command::Healthcheck(args) => block_on(healthcheck::healthcheck(args)),
+        Command::Record(args) => block_on(record::record(args)),
+        Command::Watch(args) => block_on(watch::watch(args)),
+        Command::Import(args) => block_on(import::import(args)),
+        Command::Export(args) => block_on(export::export(args)),
+        Command::Erase(args) => block_on(erase::erase(args)),
+        Command::VerifyExport(args) => block_on(verify_export::verify_export(args)),
+        Command::Init(args) => block_on(init::init(*args)),
+        Command::Ledger(command) => block_on(ledger::run(*command)),
         Command::Proto(args) => proto::proto(&args),
         Command::Bench(args) => bench::bench(args),
-        Command::Demo(args) => asking(demo::demo(args)),
-        Command::Completions(args) => shell::completions(&args),
-        Command::Man(args) => shell::man(&args),
+        Command::Demo(args) => block_on(demo::demo(args)),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     };
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,
         Ok(Verdict::No) => ExitCode::from(1),
         Err(error) => {
-            print::error(&error);
+            output::error(&error);
             ExitCode::from(2)
         }
     }
 }
 
-fn asking<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+/// Runs a command that waits for the network, on one thread.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
-/// The commands and their flags, for documentation.
+/// The commands and their flags, from which documentation is generated.
 #[must_use]
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()

@@ -1,4 +1,4 @@
-//! `proto`: the contract, for those who have the binary alone.
+//! `proto`: writes the contract, for users who have only the binary.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -10,7 +10,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
 use super::Verdict;
-use super::print;
+use super::output;
 use crate::grpc::DESCRIPTOR_SET;
 use consentd_os::files;
 
@@ -39,7 +39,7 @@ pub(super) struct ProtoArgs {
     sources: Option<PathBuf>,
 }
 
-/// The contract, and the details that its errors have, each file once.
+/// The contract and the messages of its error details, each file once.
 fn descriptor_set() -> anyhow::Result<Vec<u8>> {
     let mut all = FileDescriptorSet::decode(DESCRIPTOR_SET)?;
     for file in FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?.file {
@@ -52,14 +52,14 @@ fn descriptor_set() -> anyhow::Result<Vec<u8>> {
 
 pub(super) fn proto(args: &ProtoArgs) -> anyhow::Result<Verdict> {
     if let Some(path) = &args.descriptor_set {
-        print::file(path, &descriptor_set()?)?;
+        output::file(path, &descriptor_set()?)?;
     }
     for (name, source) in SOURCES.iter().filter(|_| args.sources.is_some()) {
         let path = args.sources.as_deref().unwrap_or(Path::new("")).join(name);
         let folder = files::folder(&path);
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        print::file(&path, source.as_bytes())?;
+        output::file(&path, source.as_bytes())?;
     }
     Ok(Verdict::Yes)
 }

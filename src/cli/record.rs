@@ -1,20 +1,18 @@
-//! `record`: what a user said or did.
+//! `record`: records an event.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::client::{ClientArgs, TokenArgs};
-use super::{Verdict, print};
+use super::{Verdict, output, time};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::time::Timestamp;
-use consentd_os::clock;
 
 #[derive(Args, Debug)]
 pub(super) struct RecordArgs {
@@ -22,16 +20,16 @@ pub(super) struct RecordArgs {
     what: WhatArgs,
 }
 
-/// What every event has.
+/// The arguments of every event.
 #[derive(Args, Debug)]
 struct EventArgs {
     /// The user: a phone number in any notation, or a business-scoped id
     user: String,
     /// The business, by the deployment's own id
     business: String,
-    /// When it happened, as RFC 3339 (2026-01-31T09:30:00Z) or so long ago (2h) [default: now, by
+    /// When it happened, as RFC 3339 (2026-01-31T09:30:00Z) or as a time ago (2h) [default: now, by
     /// the ledger's clock]
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = time::parse_past)]
     time: Option<Timestamp>,
     /// Makes a retry safe: a pair remembers its last 8 [default: a random one for an opt-in
     /// without a time]
@@ -107,10 +105,10 @@ enum WhatArgs {
     },
 }
 
-/// Above the flags without which an opt-in counts for nothing.
+/// The heading of the flags without which an opt-in has no effect.
 const EVIDENCE: &str = "Evidence";
 
-/// For the help of an opt-in, and of one that is wrong.
+/// Shown by the help of an opt-in, and by the error about one without evidence.
 const OPT_IN_EXAMPLE: &str = "\
 \u{20}\u{20}consentd record opt-in \"+1 555 012 3456\" acme marketing --method website \\
     --statement \"Yes, send me offers from Acme on WhatsApp\" --business-name Acme";
@@ -137,10 +135,10 @@ struct OptInArgs {
     /// Where the proof is kept; for whatsapp-signup its signup_id
     #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     reference: String,
-    /// When it lapses, as RFC 3339 or so long from now (365d) [default: never]
-    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    /// When it expires, as RFC 3339 or as a time from now (365d) [default: never]
+    #[arg(long, value_name = "TIME", value_parser = time::parse_future)]
     expires: Option<Timestamp>,
-    /// It waits for its double opt-in confirmation
+    /// It has no effect until its double opt-in confirmation
     #[arg(long)]
     pending: bool,
 }
@@ -169,7 +167,7 @@ enum Method {
     WhatsappSignup,
 }
 
-/// An opt-in without evidence: all that is missing is named at once, with an example.
+/// An error that names all missing evidence at once, if there is any.
 fn missing_evidence(args: &OptInArgs) -> Option<anyhow::Error> {
     let mut missing = String::new();
     if args.method.is_none() {
@@ -217,48 +215,26 @@ impl From<Method> for pb::OptInMethod {
     }
 }
 
-pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
-    point(text, Timestamp::minus)
-}
-
-fn expiry(text: &str) -> Result<Timestamp, String> {
-    point(text, Timestamp::plus)
-}
-
-fn point(text: &str, from: fn(Timestamp, Duration) -> Timestamp) -> Result<Timestamp, String> {
-    if let Ok(span) = humantime::parse_duration(text) {
-        return Ok(from(clock::wall(), span));
-    }
-    let time: SystemTime = humantime::parse_rfc3339_weak(text).map_err(|_| {
-        "must be a time such as 2026-01-31T09:30:00Z, or a span such as 90m, 2h or 30d".to_owned()
-    })?;
-    let since = time.duration_since(UNIX_EPOCH).map_err(|_| "must be 1970 or later".to_owned())?;
-    Ok(Timestamp::MIN.plus(since))
-}
-
-pub(super) fn on_wire(time: Timestamp) -> prost_types::Timestamp {
-    (UNIX_EPOCH + time.since(Timestamp::MIN)).into()
-}
-
 impl EventArgs {
-    /// The same with a request id of its own where it has neither that nor a time: what lifts a
-    /// denial needs one of them.
-    fn identified(mut self) -> anyhow::Result<Self> {
+    /// Adds a random request id if there is neither an id nor a time. The contract requires one of
+    /// them of an event that lifts a denial, so that a replay cannot lift a later denial.
+    fn with_request_id(mut self) -> anyhow::Result<Self> {
         if self.time.is_none() && self.request_id.is_none() {
-            self.request_id = Some(random_id()?);
+            self.request_id = Some(random_request_id()?);
         }
         Ok(self)
     }
 }
 
 impl WhatArgs {
+    /// The arguments of every event, and the event itself.
     fn split(self) -> anyhow::Result<(EventArgs, What)> {
         Ok(match self {
             Self::OptIn(args) => {
                 if let Some(error) = missing_evidence(&args) {
                     return Err(error);
                 }
-                let event = args.event.identified()?;
+                let event = args.event.with_request_id()?;
                 let method = args.method.map(pb::OptInMethod::from);
                 let evidence = pb::Evidence {
                     method: method.unwrap_or_default().into(),
@@ -271,7 +247,7 @@ impl WhatArgs {
                 let opt_in = pb::OptIn {
                     category: args.category,
                     evidence: Some(evidence),
-                    expire_time: args.expires.map(on_wire),
+                    expire_time: args.expires.map(time::to_wire),
                     pending: args.pending,
                 };
                 (event, What::OptIn(opt_in))
@@ -284,14 +260,14 @@ impl WhatArgs {
             }
             Self::Platform { event, preference } => {
                 let marketing_stopped = matches!(preference, Preference::Stop);
-                let event = if marketing_stopped { event } else { event.identified()? };
+                let event = if marketing_stopped { event } else { event.with_request_id()? };
                 (event, What::PlatformPreference(pb::PlatformPreference { marketing_stopped }))
             }
             Self::Failure { event, code } => {
                 (event, What::DeliveryFailure(pb::DeliveryFailure { code }))
             }
             Self::Suppress { event, lift, reference } => {
-                let event = if lift { event.identified()? } else { event };
+                let event = if lift { event.with_request_id()? } else { event };
                 (event, What::Suppression(pb::Suppression { suppressed: !lift, reference }))
             }
             Self::Link { event, other: other_user_id, moved } => {
@@ -301,7 +277,7 @@ impl WhatArgs {
     }
 }
 
-/// What a field of the request is on the command line.
+/// The name of a request's field on the command line.
 fn flag_of(field: &str) -> Option<&'static str> {
     Some(match field.strip_prefix("event.").unwrap_or(field) {
         "user_id" => "USER",
@@ -325,8 +301,8 @@ fn flag_of(field: &str) -> Option<&'static str> {
     })
 }
 
-/// A request id that no other event has.
-pub(super) fn random_id() -> anyhow::Result<String> {
+/// A random request id.
+pub(super) fn random_request_id() -> anyhow::Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
     Ok(format!("cli-{:016x}", u64::from_be_bytes(random)))
@@ -338,33 +314,34 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<Verdict> {
     let event = pb::ConsentEvent {
         user_id: args.user,
         business_id: args.business,
-        event_time: args.time.map(on_wire),
+        event_time: args.time.map(time::to_wire),
         what: Some(what),
     };
     let request_id = args.request_id.unwrap_or_default();
     let request = pb::RecordEventRequest { event: Some(event), request_id };
     let mut request = args.client.request(request);
     args.token.authorize(&mut request)?;
-    let answer = RecordServiceClient::new(channel).record_event(request).await;
-    let answer = answer.map_err(|status| args.client.explain_as(&status, flag_of))?.into_inner();
+    let response = RecordServiceClient::new(channel).record_event(request).await;
+    let response =
+        response.map_err(|status| args.client.explain_as(&status, flag_of))?.into_inner();
     if args.client.json {
-        print::json("RecordEventResponse", &answer)?;
+        output::json("RecordEventResponse", &response)?;
         return Ok(Verdict::Yes);
     }
     let done =
-        if answer.applied { "recorded" } else { "recorded before, or older than what is known" };
-    let mut text = format!("{done}, revision {}", answer.revision);
+        if response.applied { "recorded" } else { "recorded before, or older than what is known" };
+    let mut text = format!("{done}, revision {}", response.revision);
     for (did, scope) in
-        [("opted out of", &answer.opted_out_scope), ("opted in to", &answer.opted_in_category)]
+        [("opted out of", &response.opted_out_scope), ("opted in to", &response.opted_in_category)]
     {
         if !scope.is_empty() {
-            let (keyword, locale) = (&answer.matched_keyword, &answer.keyword_locale);
+            let (keyword, locale) = (&response.matched_keyword, &response.keyword_locale);
             let language = if locale.is_empty() { String::new() } else { format!(" ({locale})") };
-            let keyword = print::shown(keyword);
+            let keyword = output::printable(keyword);
             let _ =
                 write!(text, "\n  the text is the keyword {keyword:?}{language}: {did} {scope}");
         }
     }
-    print::line(&text)?;
+    output::line(&text)?;
     Ok(Verdict::Yes)
 }

@@ -1,36 +1,36 @@
-//! `consentd serve`, and `consentd webhook`.
+//! `serve` and `webhook`: run a sidecar, or a webhook receiver, until a signal.
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{Verdict, given};
+use super::{Verdict, args, ledger_target};
 use crate::app::{Bound, Sidecar};
-use crate::config::{ConfigError, ServeArgs, Settings, WebhookArgs};
+use crate::config::{ServeArgs, Settings, WebhookArgs};
 use crate::net::socket::Address;
 use crate::telemetry;
 
-/// Threads that read the ledger's file; more readers wait for one of them.
+/// The most threads for blocking work, such as reading the ledger's file. Further work queues.
 const MAX_BLOCKING_THREADS: usize = 16;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
-    run_with(args.settings().map_err(naming_variable)?)
+    run_with(args.settings().map_err(ledger_target::name_variable)?)
 }
 
-/// A sidecar that answers nobody and receives webhooks alone.
+/// Runs a process that receives webhooks and answers no checks.
 pub(super) fn receive(args: WebhookArgs) -> anyhow::Result<Verdict> {
-    run_with(args.settings().map_err(naming_variable)?)
+    run_with(args.settings().map_err(ledger_target::name_variable)?)
 }
 
 fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
     telemetry::start_log(&settings.log).context("--log")?;
-    for unknown in given::unknown_variables() {
+    for unknown in args::unknown_variables() {
         warn!("{unknown}");
     }
-    if let Some(said) = given::password() {
-        warn!("{said}");
+    if let Some(warning) = args::password_warning() {
+        warn!("{warning}");
     }
-    // One thread needs no queues between threads.
+    // The single-threaded runtime has no queues between threads.
     let mut runtime = match settings.limits.workers {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
@@ -44,24 +44,12 @@ fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
-/// Says from which variable a wrong value is, where it is from one.
-fn naming_variable(error: ConfigError) -> anyhow::Error {
-    let variable = match &error {
-        ConfigError::Value { setting, .. } => given::variable_of(setting),
-        _ => None,
-    };
-    match variable {
-        Some(variable) => anyhow!("{error}\n  the value is that of {variable}"),
-        None => error.into(),
-    }
-}
-
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ledger = settings.ledger.to_string();
     let sidecar = Sidecar::new(settings).await?;
-    say_where(&sidecar.bound()?, &ledger);
+    log_addresses(&sidecar.bound()?, &ledger);
     sidecar
         .run(async {
             tokio::select! {
@@ -72,7 +60,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         .await
 }
 
-fn say_where(bound: &Bound, ledger: &str) {
+fn log_addresses(bound: &Bound, ledger: &str) {
     let list = |addresses: &[Address]| {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         if addresses.is_empty() { "none".to_owned() } else { addresses.join(",") }

@@ -1,4 +1,4 @@
-//! `verify-export`: whether today's histories extend those that were exported.
+//! `verify-export`: checks that the ledger's histories extend those of an export.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -14,27 +14,25 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use super::client::{ClientArgs, TokenArgs};
-use super::exported::Reader;
-use super::{Verdict, print};
+use super::export_line::Reader;
+use super::{Verdict, output};
 use crate::grpc::pb;
 use crate::grpc::pb::check_events_response::{Finding, Result as Found};
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 
-/// How many events may be under way.
-const MAX_WAITING: usize = 1_024;
+/// The most events that are read ahead of the stream.
+const MAX_QUEUED: usize = 1_024;
 
-/// The longest line, in bytes: above all bounds of an event's fields.
-const MAX_LINE: u64 = 1024 * 1024;
+/// The longest line, in bytes: more than the bounds of an event's fields add up to.
+const MAX_LINE_BYTES: u64 = 1024 * 1024;
 
-/// How many lines with a finding are told.
-const MAX_TOLD: u64 = 1_000;
+/// The most findings that are printed.
+const MAX_PRINTED: u64 = 1_000;
 
-/// What is said behind the last line with a finding.
-const WHAT_IT_SAYS: &str = "\
+/// The end of the command's help.
+pub(super) const HELP: &str = "\
 Each finding names a line of the file, and no user. Exit codes: 0 today's histories extend what was
 exported, 1 some do not, 2 could not check.";
-
-pub(super) const HELP: &str = WHAT_IT_SAYS;
 
 #[derive(Args, Debug)]
 pub(super) struct VerifyExportArgs {
@@ -47,13 +45,13 @@ pub(super) struct VerifyExportArgs {
     token: TokenArgs,
 }
 
-/// What was found, by what it means.
+/// The findings, counted.
 #[derive(Default)]
-struct Tally {
+struct Counts {
     checked: u64,
     same: u64,
     expired: u64,
-    /// How many lines have each finding that is none of these.
+    /// The other findings, which mean that something was changed, by name.
     wrong: BTreeMap<&'static str, u64>,
 }
 
@@ -67,29 +65,29 @@ pub(super) async fn verify_export(args: VerifyExportArgs) -> anyhow::Result<Verd
         Box::new(BufReader::new(file))
     };
     let channel = client.connect().await?;
-    let (requests, waiting) = mpsc::channel(MAX_WAITING);
+    let (requests, waiting) = mpsc::channel(MAX_QUEUED);
     let mut request = Request::new(ReceiverStream::new(waiting));
     token.authorize(&mut request)?;
-    // What reads the file ends with it, or when nobody takes its lines any more.
+    // The thread ends with the file, or when the stream is closed.
     let reading = tokio::task::spawn_blocking(move || send_lines(source, &requests));
     let explain = |status: tonic::Status| client.explain(&status);
     let answers = RecordServiceClient::new(channel).check_events(request).await;
     let mut answers = answers.map_err(explain)?.into_inner();
-    let mut tally = Tally::default();
+    let mut counts = Counts::default();
     while let Some(answer) = answers.message().await.map_err(explain)? {
-        tally.take(&answer, client.json)?;
+        counts.add(&answer, client.json)?;
     }
     let sent = reading.await.context("the reading of the file ended")??;
-    if sent != tally.checked {
-        bail!("{} of {sent} lines were answered: run it again", tally.checked);
+    if sent != counts.checked {
+        bail!("{} of {sent} lines were answered: run it again", counts.checked);
     }
     if sent == 0 {
         bail!("{} has no event: nothing was checked", input.display());
     }
-    tally.tell(client.json)
+    counts.print(client.json)
 }
 
-/// Sends every line; its number is its sequence. Gives how many there were.
+/// Sends every line that is not blank, with its number as the sequence. Returns how many were sent.
 fn send_lines(
     mut source: Box<dyn BufRead + Send>,
     requests: &mpsc::Sender<pb::CheckEventsRequest>,
@@ -99,7 +97,7 @@ fn send_lines(
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = source.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
+        let read = source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
         if read.context("cannot read the export")? == 0 {
             return Ok(sent);
         }
@@ -116,11 +114,12 @@ fn send_lines(
     }
 }
 
-impl Tally {
-    fn take(&mut self, answer: &pb::CheckEventsResponse, json: bool) -> anyhow::Result<()> {
+impl Counts {
+    /// Counts a finding, and prints it if it means a change.
+    fn add(&mut self, answer: &pb::CheckEventsResponse, json: bool) -> anyhow::Result<()> {
         self.checked += 1;
         let line = answer.sequence;
-        let (name, said) = match &answer.result {
+        let (name, text) = match &answer.result {
             Some(Found::Finding(finding)) => match Finding::try_from(*finding) {
                 Ok(Finding::Same) => {
                     self.same += 1;
@@ -130,7 +129,7 @@ impl Tally {
                     self.expired += 1;
                     return Ok(());
                 }
-                Ok(finding) => (name(finding), in_words(finding)),
+                Ok(finding) => (name(finding), text(finding)),
                 Err(_) => bail!("line {line}: a finding that only a newer consentd knows"),
             },
             Some(Found::Error(error)) => bail!("line {line}: {}", error.message),
@@ -138,42 +137,42 @@ impl Tally {
         };
         let count = self.wrong.entry(name).or_default();
         *count += 1;
-        if self.wrong.values().sum::<u64>() > MAX_TOLD {
+        if self.wrong.values().sum::<u64>() > MAX_PRINTED {
             return Ok(());
         }
         if json {
-            print::line(&serde_json::json!({ "line": line, "finding": name }).to_string())
+            output::line(&serde_json::json!({ "line": line, "finding": name }).to_string())
         } else {
-            print::line(&format!("line {line}: {said}"))
+            output::line(&format!("line {line}: {text}"))
         }
     }
 
-    fn tell(self, json: bool) -> anyhow::Result<Verdict> {
+    fn print(self, json: bool) -> anyhow::Result<Verdict> {
         let wrong: u64 = self.wrong.values().sum();
         if json {
             let Self { checked, same, expired, wrong } = &self;
             let report = serde_json::json!({
                 "checked": checked, "same": same, "expired": expired, "findings": wrong,
             });
-            print::line(&report.to_string())?;
+            output::line(&report.to_string())?;
         } else {
-            if wrong > MAX_TOLD {
-                print::line(&format!("and {} lines more", wrong - MAX_TOLD))?;
+            if wrong > MAX_PRINTED {
+                output::line(&format!("and {} lines more", wrong - MAX_PRINTED))?;
             }
-            let gone = match self.expired {
+            let expired = match self.expired {
                 0 => String::new(),
-                gone => format!(" ({gone} gone by retention since; their chains hold)"),
+                count => format!(" ({count} gone by retention since; their chains hold)"),
             };
-            print::line(&match wrong {
+            output::line(&match wrong {
                 0 if self.checked == 1 => {
-                    format!("1 event checked: today's history extends what was exported{gone}")
+                    format!("1 event checked: today's history extends what was exported{expired}")
                 }
                 0 => format!(
-                    "{} events checked: today's histories extend what was exported{gone}",
+                    "{} events checked: today's histories extend what was exported{expired}",
                     self.checked
                 ),
                 wrong => format!(
-                    "{wrong} of {} events checked are NOT as they were exported{gone}",
+                    "{wrong} of {} events checked are NOT as they were exported{expired}",
                     self.checked
                 ),
             })?;
@@ -182,12 +181,12 @@ impl Tally {
     }
 }
 
-/// A finding's name, for programs.
+/// A finding's name, for scripts.
 fn name(finding: Finding) -> &'static str {
     finding.as_str_name().trim_start_matches("FINDING_")
 }
 
-fn in_words(finding: Finding) -> &'static str {
+fn text(finding: Finding) -> &'static str {
     match finding {
         Finding::Changed => {
             "the history up to this event is not the one that was exported: something in it was \

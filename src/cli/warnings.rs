@@ -1,4 +1,4 @@
-//! What is worth a warning in how the process was started, and keeps it from nothing.
+//! Warnings about how the process was started.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,14 +7,14 @@ use clap::Command;
 
 use consentd_ledger::Target;
 
-/// What the names of all our environment variables begin with.
+/// The prefix of consentd's environment variables.
 const PREFIX: &str = "CONSENTD_";
 
-/// Variables without a flag: passwords, which a process's arguments would show to everybody.
+/// Passwords have no flag, because every user of the machine can read a process's arguments.
 const WITHOUT_FLAG: [&str; 2] = ["CONSENTD_LEDGER_PASSWORD", "CONSENTD_LEDGER_SENTINEL_PASSWORD"];
 
-/// Variables of the tests, benches and scripts, whose processes inherit them.
-const OF_DEVELOPMENT: [&str; 8] = [
+/// Variables of the tests, benches and scripts, which the processes that they start inherit.
+const DEVELOPMENT_VARIABLES: [&str; 8] = [
     "CONSENTD_CHAOS",
     "CONSENTD_FROM",
     "CONSENTD_PEOPLE",
@@ -25,18 +25,18 @@ const OF_DEVELOPMENT: [&str; 8] = [
     "CONSENTD_WEEK_UPDATES",
 ];
 
-/// How alike two names must be for one to be a misspelling of the other.
-const ALIKE: f64 = 0.75;
+/// The similarity from which on one name counts as a misspelling of another.
+const MIN_SIMILARITY: f64 = 0.75;
 
-/// The longest name that is compared with others, in bytes.
+/// Longer names are not compared, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// An environment variable that is read by nothing.
+/// An environment variable with consentd's prefix that sets nothing.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct UnknownVariable {
-    /// Its name. Its value may be a secret.
+    /// Its name. Its value is not kept, because it may be a secret.
     pub(super) name: String,
-    /// The variable that may be meant.
+    /// The most similar known variable, if it may be meant.
     pub(super) nearest: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for UnknownVariable {
     }
 }
 
-/// The variables among these, with their values, that look like ours and are read by nothing.
+/// The variables among these names and values that look like consentd's and set nothing.
 pub(super) fn unknown_variables(
     command: &Command,
     variables: impl Iterator<Item = (OsString, OsString)>,
@@ -59,11 +59,11 @@ pub(super) fn unknown_variables(
     add_known(command, &mut known);
     let set = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let unknown = set.filter(|(name, value)| {
-        // One that is empty is as good as unset.
+        // An empty variable counts as unset.
         name.starts_with(PREFIX)
             && !value.is_empty()
-            && !is_of_service(name, value)
-            && !OF_DEVELOPMENT.contains(&name.as_str())
+            && !is_service_variable(name, value)
+            && !DEVELOPMENT_VARIABLES.contains(&name.as_str())
             && !known.contains(name)
     });
     let mut unknown: Vec<_> = unknown
@@ -73,7 +73,7 @@ pub(super) fn unknown_variables(
     unknown
 }
 
-/// Adds the variables of a command and of those within it.
+/// Adds the variables of a command and of its subcommands.
 fn add_known(command: &Command, known: &mut Vec<String>) {
     let named = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
     known.extend(named.map(str::to_owned));
@@ -85,9 +85,9 @@ fn add_known(command: &Command, known: &mut Vec<String>) {
     known.dedup();
 }
 
-/// Whether Kubernetes or Docker set it: for a service whose name begins with `consentd`, every pod
-/// has `CONSENTD_SERVICE_HOST`, `CONSENTD_PORT` and the like.
-fn is_of_service(name: &str, value: &OsString) -> bool {
+/// Whether Kubernetes or Docker set the variable: if a service's name begins with `consentd`, every
+/// pod gets `CONSENTD_SERVICE_HOST`, `CONSENTD_PORT` and similar ones.
+fn is_service_variable(name: &str, value: &OsString) -> bool {
     let is_address = value.to_str().is_some_and(|value| {
         ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
     });
@@ -109,11 +109,11 @@ fn nearest(name: &str, known: &[String]) -> Option<String> {
         .iter()
         .map(|known| (strsim::normalized_damerau_levenshtein(&own(known), &meant), known));
     let best = rated.max_by(|a, b| a.0.total_cmp(&b.0));
-    best.filter(|(likeness, _)| *likeness >= ALIKE).map(|(_, known)| known.clone())
+    best.filter(|(similarity, _)| *similarity >= MIN_SIMILARITY).map(|(_, known)| known.clone())
 }
 
-/// What to say of a password in an address on the command line, where there is one.
-pub(super) fn password_in(arguments: impl Iterator<Item = OsString>) -> Option<&'static str> {
+/// A warning about a password in an address on the command line, if there is one.
+pub(super) fn password_warning(arguments: impl Iterator<Item = OsString>) -> Option<&'static str> {
     let mut arguments = arguments.filter_map(|argument| argument.into_string().ok());
     let is_found = arguments.any(|argument| {
         let address = argument.strip_prefix("--ledger=").unwrap_or(&argument);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_variable_is_named_with_the_nearest() {
+    fn unknown_variable_is_named_with_the_nearest() {
         let said = unknown(&[
             ("CONSENTD_MAX_STALENES", "secret"),
             ("CONSENTD_LEDGER_PASSWORT", "secret"),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_an_orchestrator_are_left_alone() {
+    fn variables_of_an_orchestrator_are_ignored() {
         let said = unknown(&[
             ("CONSENTD_SERVICE_HOST", "10.0.0.1"),
             ("CONSENTD_SERVICE_PORT", "50051"),
@@ -172,12 +172,12 @@ mod tests {
         assert_eq!(unknown(&[("CONSENTD_PORT", "50051")]).len(), 1);
     }
 
-    /// Every variable that is named anywhere in this repository's tests, benches and scripts.
-    fn named(folder: &Path, found: &mut BTreeSet<String>) {
+    /// Adds the variables that are named in the files of a folder.
+    fn add_named(folder: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                named(&path, found);
+                add_named(&path, found);
             } else if let Ok(text) = std::fs::read_to_string(&path) {
                 for rest in text.split(PREFIX).skip(1) {
                     let name = rest.split(|c: char| !c.is_ascii_uppercase() && c != '_').next();
@@ -192,7 +192,7 @@ mod tests {
     fn variables_of_tests_benches_and_scripts_are_known() {
         let mut found = BTreeSet::new();
         for folder in ["tests", "benches", "scripts", "examples"] {
-            named(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut found);
+            add_named(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut found);
         }
         assert!(found.len() >= 10, "{found:?}");
         // The one that a test misspells on purpose.
@@ -202,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn a_password_on_the_command_line_is_warned_of_and_not_said() {
-        let said = |arguments: &[&str]| password_in(arguments.iter().map(OsString::from));
+    fn password_on_the_command_line_is_warned_of_and_not_repeated() {
+        let said = |arguments: &[&str]| password_warning(arguments.iter().map(OsString::from));
         for arguments in [
             &["serve", "--ledger", "redis://user:hunter2@host"] as &[_],
             &["serve", "--ledger=rediss://:hunter2@host:6379/1"],

@@ -1,4 +1,4 @@
-//! `watch`: what changes, as it is applied.
+//! `watch`: the change feed of a sidecar.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -7,21 +7,21 @@ use tonic::Code;
 
 use super::Verdict;
 use super::client::ClientArgs;
-use super::print::{self, Json, shown};
+use super::output::{self, JsonEncoder, printable};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::watch_consents_response::What;
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHAT_LINES_SAY: &str = "\
 A line of each kind:
-  checkpoint 42                        all changes up to revision 42 were told; comes first
+  checkpoint 42                        all changes up to revision 42 were sent; comes first
   changed 43: 15550123456 at acme      whether this user may be sent to may have changed
   reset                                changes were missed: ask again about everybody";
 
 #[derive(Args, Debug)]
 pub(super) struct WatchArgs {
-    /// Only this business's
+    /// Only the changes of this business
     #[arg(long, value_name = "ID", default_value = "")]
     business: String,
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(super) struct WatchArgs {
 }
 
 pub(super) async fn watch(args: WatchArgs) -> anyhow::Result<Verdict> {
-    let json = args.client.json.then(|| Json::new("WatchConsentsResponse")).transpose()?;
+    let json = args.client.json.then(|| JsonEncoder::new("WatchConsentsResponse")).transpose()?;
     loop {
         let mut client = ConsentServiceClient::new(args.client.connect().await?);
         let request = pb::WatchConsentsRequest { business_id: args.business.clone() };
@@ -40,30 +40,30 @@ pub(super) async fn watch(args: WatchArgs) -> anyhow::Result<Verdict> {
             match answers.message().await {
                 Ok(Some(answer)) => {
                     begun = true;
-                    if !print::read_line(&line(&answer, json.as_ref())?)? {
-                        return Ok(Verdict::Yes); // Whoever read has gone.
+                    if !output::try_line(&line(&answer, json.as_ref())?)? {
+                        return Ok(Verdict::Yes); // The reader closed the pipe.
                     }
                 }
                 Ok(None) => return Ok(Verdict::Yes),
                 Err(status) => break status,
             }
         };
-        // It said goodbye, as it does to connections of a certain age: there may be another one.
-        let goodbye = ended.code() == Code::Unavailable && !ended.message().is_empty();
-        if !(begun && goodbye) {
+        // A sidecar closes old connections gracefully, and accepts a new one.
+        let is_graceful = ended.code() == Code::Unavailable && !ended.message().is_empty();
+        if !(begun && is_graceful) {
             return Err(args.client.explain(&ended));
         }
-        print::note(&format!("consentd: {}; watching again", ended.message()));
+        output::note(&format!("consentd: {}; watching again", ended.message()));
     }
 }
 
-fn line(answer: &pb::WatchConsentsResponse, json: Option<&Json>) -> anyhow::Result<String> {
+fn line(answer: &pb::WatchConsentsResponse, json: Option<&JsonEncoder>) -> anyhow::Result<String> {
     if let Some(json) = json {
         return Ok(String::from_utf8(json.without_defaults(answer)?)?);
     }
     Ok(match &answer.what {
         Some(What::Changed(changed)) => {
-            let (user, business) = (shown(&changed.user_id), shown(&changed.business_id));
+            let (user, business) = (printable(&changed.user_id), printable(&changed.business_id));
             format!("changed {}: {user} at {business}", changed.revision)
         }
         Some(What::Checkpoint(checkpoint)) => {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_one_and_commands_no_terminal() {
+    fn text_of_a_user_adds_no_line_and_no_terminal_command() {
         use pb::watch_consents_response::{Changed, Checkpoint, Reset};
         let said = |what| line(&pb::WatchConsentsResponse { what: Some(what) }, None).unwrap();
         let (user_id, business_id) = ("a\u{1b}[2J\nreset".to_owned(), "\u{202e}b".to_owned());

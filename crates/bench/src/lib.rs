@@ -2,9 +2,9 @@
 //! sidecar. `consentd bench` parses its flags and prints its figures.
 //!
 //! In reading order: [`fixture`] (a made-up table, which `serve --synthetic` holds), [`workload`]
-//! (questions about it, and how they are encoded), [`latencies`] (a histogram), [`load`] (throughput
-//! and latency of checks), [`propagation`] (how long a recorded event takes to be enforced by other
-//! sidecars).
+//! (questions about it, and how they are encoded), [`latencies`] (a histogram), [`load`]
+//! (throughput and latency of checks), [`propagation`] (how long a recorded event takes to be
+//! enforced by other sidecars).
 
 #![warn(
     missing_docs,

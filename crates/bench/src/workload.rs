@@ -11,8 +11,8 @@ use crate::fixture;
 const CATEGORIES: [&str; 4] =
     ["marketing", "utility.order_updates", "marketing.daily_deals", "authentication"];
 
-/// Generates questions about the pairs of a [`fixture::Fixture`]. A question is a hash of its number
-/// and the seed, so that no random generator's version matters.
+/// Generates questions about the pairs of a [`fixture::Fixture`]. A question is a hash of its
+/// number and the seed, so that no random generator's version matters.
 #[derive(Clone, Debug)]
 pub struct Questions {
     /// The number of pairs, at least 1.

@@ -14,15 +14,15 @@ use futures_util::future::LocalBoxFuture;
 use indicatif::HumanCount;
 
 use super::interrupted;
+use super::load_progress::{Goal, LoadProgress};
 use super::load_report::LoadReport;
 use super::requests::{self, QuestionArgs};
-use super::shown::{Goal, Shown};
 use crate::cli::client::ClientArgs;
-use crate::cli::{Verdict, asking, print};
+use crate::cli::{Verdict, block_on, output};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const EXAMPLES: &str = "\
 Examples, with `consentd serve --ledger file:load.redb --synthetic 100000` elsewhere:
   consentd bench load                                        as many as it can, 64 in flight
@@ -235,15 +235,15 @@ impl Connect for ClientArgs {
 
 pub(super) fn load(args: &LoadArgs) -> anyhow::Result<Verdict> {
     args.validate()?;
-    let server = asking(status(args))?;
+    let server = block_on(status(args))?;
     let settings = args.settings()?;
-    let mut progress = Shown::new(match settings.limit {
+    let mut progress = LoadProgress::new(match settings.limit {
         Limit::Requests(count) => Goal::Count(count),
         Limit::Time(duration) => Goal::Time(settings.warm_up + duration),
     });
     let show = |now| progress.show(now);
     let measurement = load::run(&settings, &args.client, show, interrupted());
-    progress.end();
+    drop(progress);
     let report = LoadReport {
         addr: args.client.addr(),
         batch: args.batch(),
@@ -263,7 +263,7 @@ async fn status(args: &LoadArgs) -> anyhow::Result<pb::GetStatusResponse> {
     let status = status.map_err(|status| args.client.explain(&status))?.into_inner();
     let (users, pairs) = (args.questions.users, status.pairs);
     if args.requests.is_none() && pairs < users {
-        print::note(&format!(
+        output::note(&format!(
             "the sidecar holds {} pairs, and is asked about {}: start it with --synthetic {users}, \
              or give --users",
             HumanCount(pairs),

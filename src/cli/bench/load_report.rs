@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tonic::Code;
 
 use super::latency_table;
-use crate::cli::{explain, print};
+use crate::cli::output;
 use crate::grpc::pb;
 use crate::net::socket::Address;
 
@@ -46,9 +46,9 @@ impl LoadReport<'_> {
 
     pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
         if json {
-            print::line(&self.json().to_string())
+            output::line(&self.json().to_string())
         } else {
-            print::line(self.text().trim_end())
+            output::line(self.text().trim_end())
         }
     }
 
@@ -56,7 +56,7 @@ impl LoadReport<'_> {
     fn reasons(&self) -> impl Iterator<Item = (String, u64)> {
         let counts = (0..).zip(self.measurement.counters.reasons);
         counts.filter(|(_, count)| *count > 0).map(|(number, count)| {
-            let known = pb::Reason::try_from(number).map(explain::name);
+            let known = pb::Reason::try_from(number).map(output::reason_name);
             (known.map_or_else(|_| number.to_string(), str::to_owned), count)
         })
     }

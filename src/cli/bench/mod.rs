@@ -2,14 +2,14 @@
 
 mod latency_table;
 mod load;
+mod load_progress;
 mod load_report;
 mod propagation;
 mod requests;
-mod shown;
 
 use clap::{Args, Subcommand};
 
-use super::{Verdict, asking};
+use super::{Verdict, block_on};
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
@@ -35,7 +35,7 @@ enum What {
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<Verdict> {
     match args.what {
         What::Load(args) => load::load(&args),
-        What::Propagation(args) => asking(propagation::propagation(*args)),
+        What::Propagation(args) => block_on(propagation::propagation(*args)),
         What::Requests(args) => requests::requests(&args),
     }
 }

@@ -14,15 +14,15 @@ use serde_json::json;
 
 use super::interrupted;
 use super::latency_table::{self, row};
-use super::shown::{Goal, Shown};
+use super::load_progress::{Goal, LoadProgress};
 use crate::cli::client::{ClientArgs, TokenArgs};
-use crate::cli::record::random_id;
-use crate::cli::{Verdict, print};
+use crate::cli::record::random_request_id;
+use crate::cli::{Verdict, output};
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use crate::net::socket::Address;
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHAT_IS_WRITTEN: &str = "\
 It writes to the ledger, for good: suppressions and their lifting, in turn, of the users
 bench-0, bench-1 … of a business of its own, consentd-bench, which --yes agrees to. Run again, it
@@ -112,12 +112,12 @@ pub(super) async fn propagation(args: PropagationArgs) -> anyhow::Result<Verdict
         rate: args.rate,
         duration: args.duration,
         timeout: args.timeout,
-        run_id: random_id()?,
+        run_id: random_request_id()?,
     };
-    let mut progress = Shown::new(Goal::Time(args.duration));
+    let mut progress = LoadProgress::new(Goal::Time(args.duration));
     let show = |now| progress.show(now);
     let measurement = run(&settings, &recorder, &sidecars, show, interrupted()).await;
-    progress.end();
+    drop(progress);
     let measurement = measurement.map_err(|error| explain(&args, &error))?;
     print(&args, &measurement)?;
     Ok(if measurement.is_clean() { Verdict::Yes } else { Verdict::No })
@@ -142,27 +142,27 @@ fn explain(args: &PropagationArgs, error: &PropagationError) -> anyhow::Error {
 
 fn print(args: &PropagationArgs, measurement: &Measurement) -> anyhow::Result<()> {
     if args.json {
-        return print::line(&json(args, measurement).to_string());
+        return output::line(&json(args, measurement).to_string());
     }
-    print::line(&format!(
+    output::line(&format!(
         "{} events recorded at {}, {} failed, {} skipped",
         HumanCount(measurement.recording.count()),
         args.record,
         HumanCount(measurement.failed),
         HumanCount(measurement.skipped),
     ))?;
-    print::line(&format!("\n{}", latency_table::header("µs")))?;
-    print::line(&row("recording", &measurement.recording))?;
+    output::line(&format!("\n{}", latency_table::header("µs")))?;
+    output::line(&row("recording", &measurement.recording))?;
     for (addr, observation) in args.addr.iter().zip(&measurement.observations) {
-        print::line(&format!(
+        output::line(&format!(
             "\n{addr}: {} enforced, {} of them before the recording was answered; {} missed",
             HumanCount(observation.since_sent.count()),
             HumanCount(observation.before_acknowledged),
             HumanCount(observation.missed),
         ))?;
-        print::line(&row("  from sent", &observation.since_sent))?;
-        print::line(&row("  from its answer", &observation.since_acknowledged))?;
-        print::line(&row("  one question", &observation.question))?;
+        output::line(&row("  from sent", &observation.since_sent))?;
+        output::line(&row("  from its answer", &observation.since_acknowledged))?;
+        output::line(&row("  one question", &observation.question))?;
     }
     Ok(())
 }

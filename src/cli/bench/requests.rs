@@ -11,7 +11,7 @@ use consentd_bench::workload::Questions;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde::Serialize;
 
-use crate::cli::{Verdict, print};
+use crate::cli::{Verdict, output};
 use crate::grpc::{DESCRIPTOR_SET, pb};
 
 /// Which questions are asked.
@@ -91,7 +91,7 @@ pub(super) fn requests(args: &RequestsArgs) -> anyhow::Result<Verdict> {
             serde_json::to_vec(&requests.chunks(size).map(batch).collect::<Vec<_>>())?
         }
     };
-    print::file(&args.output, &json)?;
+    output::file(&args.output, &json)?;
     Ok(Verdict::Yes)
 }
 

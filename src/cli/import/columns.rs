@@ -3,11 +3,11 @@
 use anyhow::bail;
 use csv::StringRecord;
 
-use super::rows::{Fault, NOT_A_MOMENT};
+use super::fault::{Fault, INVALID_TIME};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_event::What;
 
-/// The columns that there may be, in any order.
+/// All columns. An input may have them in any order.
 pub(super) const COLUMNS: [&str; 21] = [
     "user_id",
     "business_id",
@@ -32,8 +32,8 @@ pub(super) const COLUMNS: [&str; 21] = [
     "moved",
 ];
 
-/// The values of the column `event`, as the contract names what happened, and the columns that
-/// each of them uses.
+/// The values of the column `event`, which are the contract's names, and the columns that each
+/// uses.
 pub(super) const EVENTS: [(&str, &[&str]); 7] = [
     (
         "opt_in",
@@ -57,17 +57,17 @@ pub(super) const EVENTS: [(&str, &[&str]); 7] = [
     ("link", &["other_user_id", "moved"]),
 ];
 
-/// Which column is where.
+/// The header of an input.
 pub(super) struct Columns {
     header: StringRecord,
-    /// For each of [`COLUMNS`], where it is.
-    places: [Option<usize>; COLUMNS.len()],
+    /// The cell of each of [`COLUMNS`], if the input has it.
+    cells: [Option<usize>; COLUMNS.len()],
 }
 
 impl Columns {
     /// Reads a header.
     pub(super) fn new(header: StringRecord, delimiter: char) -> anyhow::Result<Self> {
-        let mut places = [None; COLUMNS.len()];
+        let mut cells = [None; COLUMNS.len()];
         if header.len() == 1
             && let Some(other) = [';', '\t', '|', ','].into_iter().find(|other| {
                 *other != delimiter && header.get(0).is_some_and(|cell| cell.contains(*other))
@@ -80,19 +80,19 @@ impl Columns {
                  spreadsheets save them: give --delimiter {flag}"
             );
         }
-        for (place, cell) in header.iter().enumerate() {
+        for (index, cell) in header.iter().enumerate() {
             let name = cell.trim();
             let Some(column) = COLUMNS.iter().position(|column| *column == name) else {
                 bail!("no column `{name}` is known: there are {}", COLUMNS.join(", "));
             };
-            match places.get_mut(column) {
-                Some(slot @ None) => *slot = Some(place),
+            match cells.get_mut(column) {
+                Some(slot @ None) => *slot = Some(index),
                 _ => bail!("the column {name} is there twice"),
             }
         }
-        let columns = Self { header, places };
+        let columns = Self { header, cells };
         for needed in ["user_id", "business_id", "event"] {
-            if columns.place(needed).is_none() {
+            if columns.index(needed).is_none() {
                 bail!(
                     "the column {needed} is missing; the first line must name the columns: {}",
                     COLUMNS.join(", ")
@@ -106,12 +106,12 @@ impl Columns {
         &self.header
     }
 
-    fn place(&self, name: &str) -> Option<usize> {
+    fn index(&self, name: &str) -> Option<usize> {
         let column = COLUMNS.iter().position(|column| *column == name)?;
-        self.places.get(column).copied().flatten()
+        self.cells.get(column).copied().flatten()
     }
 
-    /// The event that a row stands for.
+    /// The event of a row.
     pub(super) fn event(&self, cells: &StringRecord) -> Result<pb::ConsentEvent, Fault> {
         if cells.len() != self.header.len() {
             let (found, wanted) = (cells.len(), self.header.len());
@@ -146,7 +146,7 @@ struct Cells<'a> {
 
 impl Cells<'_> {
     fn text(&self, name: &str) -> &str {
-        self.columns.place(name).and_then(|place| self.cells.get(place)).unwrap_or("").trim()
+        self.columns.index(name).and_then(|index| self.cells.get(index)).unwrap_or("").trim()
     }
 
     fn owned(&self, name: &str) -> String {
@@ -221,10 +221,10 @@ impl Cells<'_> {
         if text.is_empty() {
             return Ok(None);
         }
-        // Without a zone it would be anybody's guess; prost takes it for UTC.
+        // prost assumes UTC if there is no zone, which the author may not have meant.
         let zone = text.get(10..).is_some_and(|time| time.contains(['Z', 'z', '+', '-']));
         let time = text.parse::<prost_types::Timestamp>().ok().filter(|_| zone);
-        time.map(Some).ok_or_else(|| Fault::new(name, NOT_A_MOMENT))
+        time.map(Some).ok_or_else(|| Fault::new(name, INVALID_TIME))
     }
 }
 

@@ -1,59 +1,67 @@
-//! `import`: many events from a file, over `RecordEvents`.
+//! `import`: records the events of a file, over `RecordEvents`.
 //!
-//! A thread reads rows and makes events of them; [`session`] sends them and takes the answers,
-//! which are dealt with in the order of the rows; [`progress`] keeps how far that is.
+//! [`input`] opens the file, a thread reads its [`rows`], and [`parser`] (for CSV with [`columns`])
+//! turns them into events. [`session`] sends them over [`streams`] and keeps those in flight in a
+//! [`window`], which counts their outcomes in the order of the rows. [`progress`] saves how far the
+//! import is, [`rejects`] writes the rows that were not recorded.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
 mod columns;
+mod fault;
+mod input;
+mod parser;
 mod progress;
 mod rejects;
 mod rows;
 mod session;
+mod streams;
+mod window;
 
-use std::io::IsTerminal as _;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 
 use self::columns::EVENTS;
-use self::progress::{Keeper, Progress, Tally};
+use self::fault::Fault;
+use self::input::Format;
+use self::progress::{Progress, ProgressFile, RowCounts};
 use self::rejects::Rejects;
-use self::rows::Form;
-use self::session::{Ended, LedgerName, Session};
+use self::rows::Row;
+use self::session::{Ended, Session};
+use self::streams::LedgerName;
 use super::client::{ClientArgs, TokenArgs};
-use super::print::hex;
-use super::{Verdict, print};
+use super::progress_bar::ProgressBar;
+use super::{Verdict, output};
+use crate::grpc::pb;
 use consentd_os::clock;
 use consentd_os::files::{self, Usage, UsedFile};
 
-/// How often the progress is kept and shown.
+/// How often the progress is saved and shown.
 const TICK: Duration = Duration::from_millis(500);
-
-/// How often somebody who reads a log is told.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Args, Debug)]
 pub(super) struct ImportArgs {
     /// What to import, or - for standard input
     #[arg(value_name = "FILE")]
     input: String,
-    /// How it is written [default: by its name, or its first character]
+    /// Its format [default: by its name, or its first character]
     #[arg(long, value_enum)]
-    format: Option<Form>,
+    format: Option<Format>,
     /// What separates the columns of a CSV file [default: a comma, or a tab in *.tsv]
     #[arg(long, value_name = "CHARACTER")]
     delimiter: Option<char>,
-    /// Write rows that are not recorded to this file, as they are in the input
+    /// Write rejected rows to this file, as they are in the input
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
-    /// Begin with the first row, though an import of this file was broken off
+    /// Begin with the first row, even if an import of this file was interrupted
     #[arg(long)]
     from_start: bool,
-    /// Go on trying for so long while the sidecar does not answer
+    /// How long to retry while the sidecar does not answer
     #[arg(long, value_name = "TIME", default_value = "60s",
           value_parser = humantime::parse_duration)]
     retry_for: Duration,
@@ -63,7 +71,7 @@ pub(super) struct ImportArgs {
     token: TokenArgs,
 }
 
-/// What a row may look like, for the help.
+/// The end of the command's help: the formats of rows.
 pub(super) fn help() -> String {
     let events: Vec<_> = EVENTS
         .iter()
@@ -73,16 +81,16 @@ pub(super) fn help() -> String {
 }
 
 impl ImportArgs {
-    /// Sees that no two files are one, and that nothing else is written over.
-    fn check_files(&self, keeper: Option<&Keeper>) -> anyhow::Result<()> {
+    /// Checks that all files are different, and that no foreign file would be overwritten.
+    fn check_files(&self, progress_file: Option<&ProgressFile>) -> anyhow::Result<()> {
         let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };
         let mut used = vec![file("FILE", Path::new(&self.input), Usage::Input)];
         used.extend(self.rejects.iter().map(|path| file("--rejects", path, Usage::Written)));
         used.extend(self.token.path().map(|path| file("--token-file", path, Usage::Secret)));
-        used.extend(keeper.map(|keeper| file("FILE", keeper.path(), Usage::Written)));
+        used.extend(progress_file.map(|saved| file("FILE", saved.path(), Usage::Written)));
         files::check(&used)?;
-        if let Some(keeper) = keeper.filter(|keeper| keeper.is_in_the_way()) {
-            let path = keeper.path().display();
+        if let Some(foreign) = progress_file.filter(|saved| saved.is_foreign()) {
+            let path = foreign.path().display();
             bail!("{path} is to keep the progress, and holds something else: move it away");
         }
         Ok(())
@@ -98,60 +106,59 @@ impl ImportArgs {
 }
 
 pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
-    let keeper = Keeper::of(&args.input);
-    args.check_files(keeper.as_ref())?;
+    let progress_file = ProgressFile::of(&args.input);
+    args.check_files(progress_file.as_ref())?;
     let delimiter = args.delimiter()?;
-    // Told before anything is sent: a wrong header or a missing file.
-    let read = |place| rows::read(&args.input, args.format, delimiter, place);
-    let (parser, rows) = read(None)?;
+    // A missing file or an invalid header is an error before anything is sent.
+    let open = |position| input::open(&args.input, args.format, delimiter, position);
+    let (parser, rows) = open(None)?;
     let token = args.token.header()?;
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
-    let before = keeper.as_ref().and_then(Keeper::load);
-    // Rows that were rejected before may be rejected again, so that their file is this import's.
-    let rejects_inode = before.as_ref().and_then(|before| before.rejects_inode);
-    let before = before.filter(|_| !args.from_start);
-    let (rows, progress) = match before.filter(|before| goes_on(before, session.ledger())) {
+    let saved = progress_file.as_ref().and_then(ProgressFile::load);
+    // An import from the start may replace the file of rejected rows that an interrupted one made.
+    let rejects_inode = saved.as_ref().and_then(|saved| saved.rejects_inode);
+    let saved = saved.filter(|_| !args.from_start);
+    let (rows, progress) = match saved.filter(|saved| can_continue(saved, session.ledger())) {
         None => {
-            let mut anew = Progress::of(session.ledger().id.clone());
-            anew.rejects_inode = rejects_inode;
-            (rows, anew)
+            let mut progress = Progress::of(session.ledger().id.clone());
+            progress.rejects_inode = rejects_inode;
+            (rows, progress)
         }
-        Some(before) => (read(Some(before.place()))?.1, before),
+        Some(saved) => (open(Some(saved.position()))?.1, saved),
     };
     let rejects = Rejects::open(args.rejects.as_deref(), &progress, &parser, delimiter)?;
-    let size = keeper.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
+    let size = progress_file.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
     let mut import = Import {
-        shown: Shown::new(size.map(|size| size.len())),
+        bar: ProgressBar::new(size.map(|size| size.len())),
         rejects,
-        keeper,
+        progress_file,
         progress,
-        kept: clock::boot(),
+        last_saved: clock::boot(),
     };
-    // From the first row on, so that the same command can go on wherever this one ends.
-    import.keep()?;
+    // Saved before the first row, so that the same command can continue wherever this one ends.
+    import.save()?;
     let started = clock::boot();
-    let first = import.progress.tally.rows();
+    let rows_before = import.progress.tally.rows();
     let ended = session.run(parser, rows, &mut import).await;
-    import.finish(ended)?;
-    let tally = import.progress.tally;
-    let took = clock::boot().saturating_sub(started);
-    print_tally(&tally, tally.rows() - first, took, args.client.json)?;
-    if tally.rejected > 0 && !args.client.json {
-        print::line(&match &args.rejects {
+    let counts = import.finish(ended)?;
+    let elapsed = clock::boot().saturating_sub(started);
+    print_counts(&counts, counts.rows() - rows_before, elapsed, args.client.json)?;
+    if counts.rejected > 0 && !args.client.json {
+        output::line(&match &args.rejects {
             Some(path) => format!("the rejected rows are in {}", path.display()),
             None => "to keep the rejected rows, give --rejects FILE".to_owned(),
         })?;
     }
-    Ok(if tally.rejected == 0 { Verdict::Yes } else { Verdict::No })
+    Ok(if counts.rejected == 0 { Verdict::Yes } else { Verdict::No })
 }
 
-/// Whether an import that was broken off can go on in this ledger; says so.
-fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
-    // A ledger that is another one, or was set back, has not all of it.
-    let same = before.ledger == ledger.id && before.revision <= ledger.revision;
-    print::note(&if same {
-        let line = HumanCount(before.line);
+/// Whether an interrupted import can continue in this ledger, which is printed.
+fn can_continue(saved: &Progress, ledger: &LedgerName) -> bool {
+    // A smaller revision means that the ledger has lost some of the recorded rows.
+    let has_all_rows = saved.ledger == ledger.id && saved.revision <= ledger.revision;
+    output::note(&if has_all_rows {
+        let line = HumanCount(saved.line);
         format!(
             "going on with line {line}; the rows before it are in the ledger (--from-start begins \
              anew)"
@@ -159,27 +166,33 @@ fn goes_on(before: &Progress, ledger: &LedgerName) -> bool {
     } else {
         "this is not the ledger that the file was being imported into: beginning anew".to_owned()
     });
-    same
+    has_all_rows
 }
 
-fn print_tally(tally: &Tally, rows: u64, took: Duration, json: bool) -> anyhow::Result<()> {
-    let Tally { applied, unchanged, rejected } = *tally;
+/// Prints the counts, and the rate at which this run recorded `rows` in `elapsed`.
+fn print_counts(
+    counts: &RowCounts,
+    rows: u64,
+    elapsed: Duration,
+    json: bool,
+) -> anyhow::Result<()> {
+    let RowCounts { applied, unchanged, rejected } = *counts;
     if json {
-        let tally = serde_json::json!({
-            "rows": tally.rows(), "applied": applied, "unchanged": unchanged, "rejected": rejected,
+        let result = serde_json::json!({
+            "rows": counts.rows(), "applied": applied, "unchanged": unchanged, "rejected": rejected,
         });
-        return print::line(&tally.to_string());
+        return output::line(&result.to_string());
     }
     #[allow(clippy::cast_precision_loss, reason = "for people to read")]
-    let rate = rows as f64 / took.as_secs_f64().max(0.001);
-    print::line(&format!(
+    let rate = rows as f64 / elapsed.as_secs_f64().max(0.001);
+    output::line(&format!(
         "{} rows: {} recorded, {} known before or older than what is known, {} rejected; {:.1} s, \
          {} a second",
-        HumanCount(tally.rows()),
+        HumanCount(counts.rows()),
         HumanCount(applied),
         HumanCount(unchanged),
         HumanCount(rejected),
-        took.as_secs_f64(),
+        elapsed.as_secs_f64(),
         HumanCount(to_u64(rate)),
     ))
 }
@@ -193,122 +206,83 @@ fn to_u64(rate: f64) -> u64 {
     rate.round() as u64
 }
 
-/// What comes of the rows.
+/// The results of an import.
 struct Import {
-    shown: Shown,
+    bar: ProgressBar,
     rejects: Rejects,
-    keeper: Option<Keeper>,
+    progress_file: Option<ProgressFile>,
     progress: Progress,
-    kept: Duration,
+    last_saved: Duration,
 }
 
 impl Import {
-    /// Keeps the progress, and shows it, now and then.
+    /// Saves the progress and shows it, at most every [`TICK`].
     fn tick(&mut self) -> anyhow::Result<()> {
-        if clock::boot().saturating_sub(self.kept) < TICK {
+        if clock::boot().saturating_sub(self.last_saved) < TICK {
             return Ok(());
         }
-        self.kept = clock::boot();
-        self.shown.show(&self.progress);
-        self.keep()
+        self.last_saved = clock::boot();
+        let RowCounts { rejected, .. } = self.progress.tally;
+        let mut text = format!("{} rows", HumanCount(self.progress.tally.rows()));
+        if rejected > 0 {
+            let _ = write!(text, ", {} rejected", HumanCount(rejected));
+        }
+        self.bar.show(self.progress.offset, &text, Some(&text));
+        self.save()
     }
 
-    fn keep(&mut self) -> anyhow::Result<()> {
+    /// Counts a recorded row.
+    fn count(&mut self, response: &pb::RecordEventResponse) {
+        self.progress.revision = self.progress.revision.max(response.revision);
+        let RowCounts { applied, unchanged, .. } = &mut self.progress.tally;
+        *(if response.applied { applied } else { unchanged }) += 1;
+    }
+
+    /// Counts a row that is not recorded, and writes it to the rejected ones.
+    fn reject(&mut self, row: &Row, fault: &Fault) -> anyhow::Result<()> {
+        self.progress.tally.rejected += 1;
+        let rejects = &mut self.rejects;
+        self.bar.suspend(|| rejects.add(row, fault))
+    }
+
+    fn save(&mut self) -> anyhow::Result<()> {
         self.progress.rejects = self.rejects.flush()?;
         self.progress.rejects_inode = self.rejects.inode()?;
-        let Some(keeper) = &self.keeper else { return Ok(()) };
-        if let Err(error) = keeper.save(&mut self.progress) {
-            // The import is worth more than the comfort of going on from its middle.
-            self.shown.say(&format!("{error:#}: a broken import will begin anew"));
-            self.keeper = None;
+        let Some(progress_file) = &self.progress_file else { return Ok(()) };
+        if let Err(error) = progress_file.save(&mut self.progress) {
+            // The import goes on: repeating it from the start is idempotent.
+            self.bar.note(&format!("{error:#}: a broken import will begin anew"));
+            self.progress_file = None;
         }
         Ok(())
     }
 
-    fn finish(&mut self, ended: anyhow::Result<Ended>) -> anyhow::Result<()> {
-        self.shown.end();
-        let kept = self.keep();
+    /// Saves the progress, or removes its file after the last row. Returns the counts, or an error
+    /// that says how to continue.
+    fn finish(mut self, ended: anyhow::Result<Ended>) -> anyhow::Result<RowCounts> {
+        let saved = self.save();
         match ended {
             Ok(Ended::AtTheEnd) => {
-                kept?;
-                if let Some(keeper) = &self.keeper {
-                    keeper.remove();
+                saved?;
+                if let Some(progress_file) = &self.progress_file {
+                    progress_file.remove();
                 }
-                Ok(())
+                Ok(self.progress.tally)
             }
-            Ok(Ended::Interrupted) => bail!("interrupted; {}", self.what_now()),
-            Err(error) => Err(error.context(self.what_now())),
+            Ok(Ended::Interrupted) => bail!("interrupted; {}", self.how_to_continue()),
+            Err(error) => Err(error.context(self.how_to_continue())),
         }
     }
 
-    fn what_now(&self) -> String {
+    fn how_to_continue(&self) -> String {
         let rows = HumanCount(self.progress.tally.rows());
-        match &self.keeper {
-            Some(keeper) => format!(
+        match &self.progress_file {
+            Some(progress_file) => format!(
                 "{rows} rows are done with; the same command goes on behind them (what it needs is \
                  in {})",
-                keeper.path().display()
+                progress_file.path().display()
             ),
             None => format!("{rows} rows are done with; to import them again changes nothing"),
-        }
-    }
-}
-
-/// What a person sees meanwhile.
-struct Shown {
-    bar: Option<ProgressBar>,
-    told: Duration,
-}
-
-impl Shown {
-    fn new(size: Option<u64>) -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self { bar: None, told: clock::boot() };
-        }
-        let (bar, template) = match size {
-            Some(size) => (
-                ProgressBar::new(size),
-                "{bar:30} {percent:>3} %  {msg}  {elapsed} gone, {eta} to go",
-            ),
-            None => (ProgressBar::new_spinner(), "{spinner} {msg}  {elapsed} gone"),
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        Self { bar: Some(bar), told: clock::boot() }
-    }
-
-    fn show(&mut self, progress: &Progress) {
-        let tally = progress.tally;
-        let rejected = match tally.rejected {
-            0 => String::new(),
-            rejected => format!(", {} rejected", HumanCount(rejected)),
-        };
-        let text = format!("{} rows{rejected}", HumanCount(tally.rows()));
-        if let Some(bar) = &self.bar {
-            bar.set_position(progress.offset);
-            bar.set_message(text);
-        } else if clock::boot().saturating_sub(self.told) >= TELL_EVERY {
-            self.told = clock::boot();
-            print::note(&text);
-        }
-    }
-
-    /// Says something beside the bar.
-    fn say(&self, text: &str) {
-        self.beside(|| print::note(text));
-    }
-
-    fn beside<T>(&self, print: impl FnOnce() -> T) -> T {
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
-    }
-
-    fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
         }
     }
 }

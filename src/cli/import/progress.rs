@@ -1,4 +1,4 @@
-//! How far an import came, kept beside its input, so that the same command goes on from there.
+//! The progress of an import, saved next to its input, so that the same command can continue.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
@@ -8,60 +8,58 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
-use super::rows::Place;
+use super::rows::Position;
 use consentd_os::files;
 
-/// How much of the input before a place tells that it is the same input.
-const TAIL: u64 = 64 * 1024;
+/// How much of the input before a position is hashed, to recognise the same input, in bytes.
+const TAIL_BYTES: u64 = 64 * 1024;
 
-/// What is kept.
+/// The progress of an import. Its field names are the file's format.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(super) struct Progress {
-    /// The ledger that the rows are in.
+    /// The id of the ledger that the rows were recorded in.
     pub(super) ledger: String,
-    /// Its last revision that an answer named.
+    /// The highest revision of the responses.
     pub(super) revision: u64,
-    /// How many bytes of the input are done with.
+    /// How many bytes of the input are finished.
     pub(super) offset: u64,
     /// The line that begins there, from 1.
     pub(super) line: u64,
-    /// The SHA-256 of the input's last bytes before that.
+    /// The SHA-256 of the bytes before that offset, at most [`TAIL_BYTES`].
     tail: String,
-    /// What came of the rows so far.
-    pub(super) tally: Tally,
-    /// How long the file of rejected rows was then.
+    pub(super) tally: RowCounts,
+    /// The length of the file of rejected rows, in bytes.
     pub(super) rejects: u64,
-    /// The inode of that file, by which it is known again; none where there is no such file.
+    /// The inode of that file, if there is one, to recognise it.
     #[serde(default)]
     pub(super) rejects_inode: Option<u64>,
 }
 
-/// What came of rows.
+/// The outcomes of rows, counted.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Tally {
-    /// They changed what is known.
+pub(super) struct RowCounts {
+    /// Recorded with an effect.
     pub(super) applied: u64,
-    /// They were known, or older than what is known.
+    /// Recorded before, or older than the state.
     pub(super) unchanged: u64,
-    /// They were not recorded.
+    /// Not recorded.
     pub(super) rejected: u64,
 }
 
-impl Tally {
+impl RowCounts {
     pub(super) fn rows(&self) -> u64 {
         self.applied + self.unchanged + self.rejected
     }
 }
 
-/// The file of an input's progress.
-pub(super) struct Keeper {
+/// The file in which an input's progress is saved.
+pub(super) struct ProgressFile {
     input: PathBuf,
     path: PathBuf,
 }
 
-impl Keeper {
-    /// The keeper of a file's progress. What cannot be read twice has none.
+impl ProgressFile {
+    /// The progress file of an input, unless the input cannot be read twice.
     pub(super) fn of(input: &str) -> Option<Self> {
         let input = Path::new(input);
         if !input.is_file() {
@@ -76,7 +74,7 @@ impl Keeper {
         &self.path
     }
 
-    /// What was kept, where it is of this input as it is now.
+    /// The saved progress, if it belongs to the input's present content.
     pub(super) fn load(&self) -> Option<Progress> {
         let text = std::fs::read(&self.path).ok()?;
         let progress: Progress = serde_json::from_slice(&text).ok()?;
@@ -84,8 +82,8 @@ impl Keeper {
         (tail == progress.tail && progress.line > 0).then_some(progress)
     }
 
-    /// Whether there is a file, not empty, that is no import's progress: it is not replaced.
-    pub(super) fn is_in_the_way(&self) -> bool {
+    /// Whether the path holds something else, which must not be overwritten.
+    pub(super) fn is_foreign(&self) -> bool {
         match std::fs::read(&self.path) {
             Ok(text) if text.is_empty() => false,
             Ok(text) => serde_json::from_slice::<Progress>(&text).is_err(),
@@ -93,39 +91,39 @@ impl Keeper {
         }
     }
 
-    /// Keeps it, whole or not at all.
+    /// Saves the progress atomically.
     pub(super) fn save(&self, progress: &mut Progress) -> anyhow::Result<()> {
         progress.tail = self.tail(progress.offset)?;
         let mut file = tempfile::NamedTempFile::new_in(files::folder(&self.path))?;
         file.write_all(&serde_json::to_vec(progress)?)?;
         file.persist(&self.path)
-            .with_context(|| format!("cannot keep the progress in {}", self.path.display()))?;
+            .with_context(|| format!("cannot save the progress in {}", self.path.display()))?;
         Ok(())
     }
 
     pub(super) fn remove(&self) {
-        // Where there is none, that is as well.
+        // If there is no such file, nothing is to be done.
         let _ = std::fs::remove_file(&self.path);
     }
 
     fn tail(&self, offset: u64) -> std::io::Result<String> {
         let mut file = File::open(&self.input)?;
-        let from = offset.saturating_sub(TAIL);
+        let from = offset.saturating_sub(TAIL_BYTES);
         file.seek(SeekFrom::Start(from))?;
         let mut tail = vec![0; usize::try_from(offset - from).unwrap_or(0)];
         file.read_exact(&mut tail)?;
         let digest = Sha256::digest(&tail);
-        Ok(hex(&digest))
+        Ok(hex::encode(digest))
     }
 }
 
 impl Progress {
-    /// Nothing yet, into this ledger.
+    /// The beginning of an import into a ledger.
     pub(super) fn of(ledger: String) -> Self {
         Self { ledger, line: 1, ..Self::default() }
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { offset: self.offset, line: self.line }
+    pub(super) fn position(&self) -> Position {
+        Position { offset: self.offset, line: self.line }
     }
 }

@@ -1,4 +1,4 @@
-//! Rows that were not recorded: told, and kept in the form in which they came.
+//! Rejected rows: they are reported, and written to a file as they were in the input.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek as _, SeekFrom, Write};
@@ -7,20 +7,22 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
+use super::fault::Fault;
+use super::parser::Parser;
 use super::progress::Progress;
-use super::rows::{Fault, Parser, Raw, Row};
-use crate::cli::print;
+use super::rows::{Raw, Row};
+use crate::cli::output;
 use consentd_os::files;
 
-/// Where rejected rows go.
+/// The file of rejected rows, if there is one.
 pub(super) struct Rejects {
     file: Option<BufWriter<File>>,
     delimiter: u8,
 }
 
 impl Rejects {
-    /// Nowhere, or into a file: a new one, an empty one, or the one of an import that was broken
-    /// off and is gone on with. What else there is stays as it is.
+    /// Opens the file: a new or empty one, or the one of an interrupted import that continues. Any
+    /// other file is refused and left as it is.
     pub(super) fn open(
         path: Option<&Path>,
         progress: &Progress,
@@ -52,11 +54,11 @@ impl Rejects {
         Ok(rejects)
     }
 
-    /// Tells of a row, and keeps it.
+    /// Reports a row, and writes it.
     pub(super) fn add(&mut self, row: &Row, fault: &Fault) -> anyhow::Result<()> {
         let Fault { field, reason } = fault;
         let at = if field.is_empty() { String::new() } else { format!("{field}: ") };
-        print::note(&format!("line {}: {at}{reason}", row.line));
+        output::note(&format!("line {}: {at}{reason}", row.line));
         self.write(&row.raw).context("cannot write a rejected row")
     }
 
@@ -78,13 +80,13 @@ impl Rejects {
         Ok(())
     }
 
-    /// The file's inode; none where there is no file.
+    /// The file's inode, if there is a file.
     pub(super) fn inode(&self) -> anyhow::Result<Option<u64>> {
         let Some(file) = &self.file else { return Ok(None) };
         Ok(Some(file.get_ref().metadata()?.ino()))
     }
 
-    /// Writes out what is waiting; tells how long the file is then.
+    /// Flushes the buffer. Returns the length of the file.
     pub(super) fn flush(&mut self) -> anyhow::Result<u64> {
         let Some(file) = &mut self.file else { return Ok(0) };
         file.flush()?;

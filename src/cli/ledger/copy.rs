@@ -1,4 +1,4 @@
-//! `ledger copy`: a ledger into a new one.
+//! `ledger copy`: copies a ledger into a new one.
 
 use std::time::Duration;
 
@@ -7,10 +7,9 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::shown::Shown;
-use super::{hex, of_address, verify, with_ledger};
-use crate::cli::init::{self, BUCKETS, fit};
-use crate::cli::{Verdict, print};
+use super::{bucket_progress, show_progress, verify, with_ledger};
+use crate::cli::ledger_target::{DEFAULT_BUCKETS, check_server, name_variable, print_warnings};
+use crate::cli::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_ledger::{
     CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
@@ -18,19 +17,19 @@ use consentd_ledger::{
 };
 use consentd_os::clock;
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const HOW_TO_MOVE: &str = "\
-Copied are all pairs, their histories item by item, the statements, and the secret of the pairs'
-keys; revisions go on from those of FROM. The copy is a ledger of its own (another id): followers
-of it load all anew, and go on denying what they denied. It becomes a ledger at the very end; until
-then nobody can follow it. A ledger in Redis may be written to meanwhile, but must be still in the
-end: stop what records, or wait for a quiet second. A file must not be open in a sidecar.
+Copied are all pairs, their histories, the statements, and the secret of the pairs' keys; revisions
+continue from those of FROM. The copy is a ledger of its own with another id: its followers read it
+completely, and retain their denials. It becomes a ledger at the very end; until then it cannot be
+followed. A ledger in Redis may be written to meanwhile, but not at the end: stop the recorders, or
+wait for a quiet second. A file must not be open in a sidecar.
 
   consentd ledger copy file:consentd.redb redis://10.0.0.5:6379
   consentd ledger copy redis://10.0.0.5:6379/0 redis://10.0.0.5:6379/1 --buckets 65536
 
-Then restart sidecars with --ledger TO. What --ledger-user and its like say holds of FROM and of TO
-alike; where they differ, write user and password into the address.";
+Then restart sidecars with --ledger TO. Flags such as --ledger-user apply to both FROM and TO;
+if they differ, write user and password into the address.";
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct CopyArgs {
@@ -40,20 +39,21 @@ pub(in crate::cli) struct CopyArgs {
     /// Where to copy it to, as for --ledger: there must be no ledger yet
     #[arg(value_name = "TO")]
     to: String,
-    /// How many buckets its pairs lie in there, in Redis [default: 8192, or as many as FROM has]
+    /// How many buckets its pairs are distributed over, in Redis [default: 8192, or as many as FROM
+    /// has]
     #[arg(long, value_name = "B")]
     buckets: Option<u32>,
-    /// Remove an unfinished copy that is there, and begin anew
+    /// Remove an unfinished copy, and begin again
     #[arg(long)]
     anew: bool,
-    /// How long FROM must have been still in the end
+    /// How long FROM must have been without writes at the end
     #[arg(long, value_name = "TIME", default_value = "1s",
           value_parser = humantime::parse_duration)]
     still: Duration,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print what was done as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -66,8 +66,8 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
     if from.to_string() == to.to_string() {
         bail!("FROM and TO are the same ledger");
     }
-    let begun = clock::boot();
-    let mut shown = Shown::new();
+    let began = clock::boot();
+    let mut bar = bucket_progress();
     let copied = with_ledger(&from, async |ledger: &Ledger| {
         let buckets = args.buckets_for(ledger, &to).await?;
         if args.dry_run {
@@ -75,31 +75,31 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
             return Ok(None);
         }
         let place = Box::pin(place(&args, &to, buckets)).await?;
-        let tell = &mut |progress| shown.show(progress);
+        let tell = &mut |progress| show_progress(&mut bar, progress);
         Ok(Some(Box::pin(copy_ledger(ledger, place, args.still, tell)).await?))
     })
     .await;
-    shown.end();
+    drop(bar);
     let Some(copied) = copied? else { return Ok(Verdict::Yes) };
-    // A ledger is known by what is in it, not by what was written.
-    let mut shown = Shown::new();
+    // Reads the copy back, rather than trusting what was written.
+    let mut bar = bucket_progress();
     let report = with_ledger(&to, async |ledger: &Ledger| {
-        Ok(ledger.verify(Depth::Records, &mut |progress| shown.show(progress)).await?)
+        Ok(ledger.verify(Depth::Records, &mut |progress| show_progress(&mut bar, progress)).await?)
     })
     .await;
-    shown.end();
+    drop(bar);
     let report = report?;
-    say(&args, &to, &copied, &report, clock::boot().saturating_sub(begun))?;
-    let is_whole = report.found == 0 && copied.late == 0 && copied.missing_statements == 0;
-    Ok(if is_whole { Verdict::Yes } else { Verdict::No })
+    print(&args, &to, &copied, &report, clock::boot().saturating_sub(began))?;
+    let is_complete = report.found == 0 && copied.late == 0 && copied.missing_statements == 0;
+    Ok(if is_complete { Verdict::Yes } else { Verdict::No })
 }
 
-/// An address, or an error that says which of the two it is.
+/// An address, or an error that names the argument.
 fn named(
-    which: &str,
+    argument: &str,
     address: Result<LedgerAddress, crate::config::ConfigError>,
 ) -> anyhow::Result<LedgerAddress> {
-    of_address(address).map_err(|error| anyhow!("{which}: {error}"))
+    address.map_err(name_variable).map_err(|error| anyhow!("{argument}: {error}"))
 }
 
 impl CopyArgs {
@@ -112,12 +112,12 @@ impl CopyArgs {
             (LedgerAddress::File(_), None) => Ok(own),
             (LedgerAddress::Redis(_), None) => Ok(match from {
                 Ledger::Redis(_) => own,
-                Ledger::Embedded(_) => BUCKETS,
+                Ledger::Embedded(_) => DEFAULT_BUCKETS,
             }),
             (LedgerAddress::Redis(_), Some(buckets)) if (1..=MAX_BUCKETS).contains(&buckets) => {
                 Ok(buckets)
             }
-            _ => bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {BUCKETS}"),
+            _ => bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {DEFAULT_BUCKETS}"),
         }
     }
 }
@@ -131,15 +131,15 @@ async fn plan(
     match to {
         LedgerAddress::File(path) => NewFile::check(path)?,
         LedgerAddress::Redis(target) => {
-            let (_, warnings) = fit(target, to).await?;
+            let (_, warnings) = check_server(target, to).await?;
             NewRedis::plan((**target).clone(), buckets, args.anew).await?;
-            init::warn(&warnings);
+            print_warnings(&warnings);
         }
     }
     let page = from.read_after(u64::MAX).await?;
-    print::line(&format!(
+    output::line(&format!(
         "would copy ledger {} at {}, revision {}, to {to}, into {} buckets",
-        hex(&page.end.epoch),
+        hex::encode(page.end.epoch),
         from.describe(),
         page.end.revision,
         HumanCount(buckets.into()),
@@ -150,9 +150,9 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
     Ok(match to {
         LedgerAddress::File(path) => NewLedger::File(Box::new(NewFile::begin(path)?)),
         LedgerAddress::Redis(target) => {
-            let (_, warnings) = fit(target, to).await?;
+            let (_, warnings) = check_server(target, to).await?;
             if !args.json {
-                init::warn(&warnings);
+                print_warnings(&warnings);
             }
             let begun = NewRedis::begin((**target).clone(), buckets, args.anew).await;
             NewLedger::Redis(Box::new(begun.map_err(|error: CopyError| anyhow!("{to}: {error}"))?))
@@ -160,42 +160,42 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
     })
 }
 
-fn say(
+fn print(
     args: &CopyArgs,
     to: &LedgerAddress,
     copied: &CopyReport,
     report: &Report,
-    took: Duration,
+    elapsed: Duration,
 ) -> anyhow::Result<()> {
     let CopyReport { epoch, buckets, revision, missing_statements, late, .. } = copied;
     if args.json {
-        let told = json!({
-            "ledger": hex(epoch), "address": to.to_string(), "buckets": buckets,
+        let result = json!({
+            "ledger": hex::encode(epoch), "address": to.to_string(), "buckets": buckets,
             "pairs": report.pairs, "revision": revision, "late": late,
             "missingStatements": missing_statements, "verified": verify::as_json(report, 20),
         });
-        return print::line(&told.to_string());
+        return output::line(&result.to_string());
     }
-    print::line(&format!("made ledger  {}", hex(epoch)))?;
-    print::line(&format!("at           {to}"))?;
-    print::line(&format!("buckets      {}", HumanCount((*buckets).into())))?;
-    print::line(&format!("pairs        {}", HumanCount(report.pairs)))?;
-    print::line(&format!("revision     {}", HumanCount(*revision)))?;
-    print::line(&format!("took         {:.1} s", took.as_secs_f64()))?;
+    output::line(&format!("made ledger  {}", hex::encode(epoch)))?;
+    output::line(&format!("at           {to}"))?;
+    output::line(&format!("buckets      {}", HumanCount((*buckets).into())))?;
+    output::line(&format!("pairs        {}", HumanCount(report.pairs)))?;
+    output::line(&format!("revision     {}", HumanCount(*revision)))?;
+    output::line(&format!("took         {:.1} s", elapsed.as_secs_f64()))?;
     verify::list(report, 20)?;
     verify::summarize(report)?;
     if *missing_statements > 0 {
-        print::line(&format!(
+        output::line(&format!(
             "{} statements that histories name were not in FROM, and are not in the copy",
             HumanCount(*missing_statements)
         ))?;
     }
     if *late > 0 {
-        print::line(&format!(
+        output::line(&format!(
             "FROM took {} changes while the copy was finished: they are not in it; export what was \
              recorded of late from FROM, and import it",
             HumanCount(*late)
         ))?;
     }
-    print::line(&format!("next         consentd serve --ledger {to}"))
+    output::line(&format!("next         consentd serve --ledger {to}"))
 }

@@ -1,4 +1,4 @@
-//! `ledger status`: how a ledger is, asked of itself and of no sidecar.
+//! `ledger status`: the state of a ledger, read from the ledger itself.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{WhichArgs, hex, persistence, with_ledger};
-use crate::cli::init::warn;
-use crate::cli::{Verdict, print};
+use super::{TargetArgs, with_ledger};
+use crate::cli::ledger_target::{durability_text, print_warnings};
+use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
@@ -19,37 +19,37 @@ use consentd_ledger::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct StatusArgs {
-    /// Accepted as by the other commands: this one never changes anything
+    /// Has no effect, because this command changes nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    which: WhichArgs,
+    target: TargetArgs,
 }
 
-/// What there is to tell.
-struct Told {
+/// The state of a ledger, as it is printed.
+struct StatusReport {
     address: LedgerAddress,
     server: Option<ServerInfo>,
     warnings: Vec<Warning>,
     page: Page,
     status: Status,
-    /// How a file is filled.
+    /// The disk usage, if the ledger is a file.
     space: Option<DiskUsage>,
 }
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
-    let StatusArgs { dry_run: _, which } = args;
-    let address = which.address()?;
+    let StatusArgs { dry_run: _, target } = args;
+    let address = target.address()?;
     let (server, warnings) = match &address {
         LedgerAddress::File(_) => (None, Vec::new()),
-        LedgerAddress::Redis(target) => {
-            let server = inspect_server((**target).clone()).await?;
-            match server.verdict(target.has_sentinels(), target.accepts_unfenced()) {
+        LedgerAddress::Redis(redis) => {
+            let server = inspect_server((**redis).clone()).await?;
+            match server.verdict(redis.has_sentinels(), redis.accepts_unfenced()) {
                 Ok(warnings) => (Some(server), warnings),
-                // Asked it could be, and this is the answer: no sidecar records or proves anything
-                // there, whatever the ledger in it is like.
+                // A report rather than an error: the server was inspected, and whatever its ledger
+                // is like, no sidecar can record there or prove its freshness.
                 Err(unfit @ (UnsupportedServer::Evicting(_) | UnsupportedServer::Unfenced)) => {
-                    return unfit_server(&which, &address, &server, &unfit);
+                    return unfit_server(&target, &address, &server, &unfit);
                 }
                 Err(unfit) => bail!("{address} cannot hold a ledger: {unfit}"),
             }
@@ -81,32 +81,32 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         Ok((page, status, space))
     })
     .await?;
-    let told = Told { address, server, warnings, page, status, space };
-    if which.json {
-        print::line(&told.as_json().to_string())?;
+    let report = StatusReport { address, server, warnings, page, status, space };
+    if target.json {
+        output::line(&report.as_json().to_string())?;
     } else {
-        told.print()?;
+        report.print()?;
     }
-    Ok(if told.is_well() { Verdict::Yes } else { Verdict::No })
+    Ok(if report.is_well() { Verdict::Yes } else { Verdict::No })
 }
 
-/// Tells of a server that is set up so that no ledger may be kept in it.
+/// Reports a server whose configuration rules out a ledger.
 fn unfit_server(
-    which: &WhichArgs,
+    target: &TargetArgs,
     address: &LedgerAddress,
     server: &ServerInfo,
     unfit: &UnsupportedServer,
 ) -> anyhow::Result<Verdict> {
-    if which.json {
-        let told = json!({
+    if target.json {
+        let report = json!({
             "address": address.to_string(), "server": server_as_json(server, None),
             "unfit": unfit.to_string(), "warnings": [], "well": false,
         });
-        print::line(&told.to_string())?;
+        output::line(&report.to_string())?;
     } else {
         line("at", &address.to_string())?;
         print_server(server)?;
-        print::line(&format!(
+        output::line(&format!(
             "this server cannot hold a ledger: {unfit}. Until then nothing is recorded here, and \
              every check is denied as STALE"
         ))?;
@@ -114,12 +114,12 @@ fn unfit_server(
     Ok(Verdict::No)
 }
 
-/// How a server is set up, and how many bytes of memory it takes and may take, where that is known.
+/// A server's properties, with the used and the maximum memory in bytes, if known.
 fn server_as_json(server: &ServerInfo, memory: Option<(u64, u64)>) -> serde_json::Value {
     json!({
         "version": server.called, "primary": server.is_primary,
         "replicas": server.replicas, "fenced": server.is_fenced,
-        "durable": persistence(server), "canSave": server.can_save,
+        "durable": durability_text(server), "canSave": server.can_save,
         "eviction": server.eviction,
         "memoryBytes": memory.map(|(used, _)| used),
         "maxMemoryBytes": memory.map(|(_, most)| most),
@@ -133,15 +133,15 @@ fn print_server(server: &ServerInfo) -> anyhow::Result<()> {
     };
     let fenced = if server.is_fenced { "fenced" } else { "unfenced" };
     line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
-    line("durable", persistence(server))?;
+    line("durable", durability_text(server))?;
     line("eviction", server.eviction.as_deref().unwrap_or("not known"))
 }
 
 fn line(name: &str, value: &str) -> anyhow::Result<()> {
-    print::line(&format!("{name:<10} {value}"))
+    output::line(&format!("{name:<10} {value}"))
 }
 
-impl Told {
+impl StatusReport {
     fn is_well(&self) -> bool {
         let status = &self.status;
         !status.cut_short && status.takes_appends && status.has_fence && status.lost_keys == 0
@@ -152,8 +152,8 @@ impl Told {
         let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         let server = self.server.as_ref().map(|server| server_as_json(server, status.memory));
         json!({
-            "ledger": hex(&page.end.epoch), "address": address.to_string(),
-            "revision": page.end.revision, "head": hex(&page.end.head),
+            "ledger": hex::encode(page.end.epoch), "address": address.to_string(),
+            "revision": page.end.revision, "head": hex::encode(page.end.head),
             "logEntries": status.log_entries,
             "oldestLogEntry": status.oldest.map(Timestamp::rfc3339_millis),
             "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
@@ -169,10 +169,10 @@ impl Told {
     fn print(&self) -> anyhow::Result<()> {
         let Self { page, status, .. } = self;
         let age = status.oldest.map(|oldest| page.clock.since(oldest));
-        line("ledger", &hex(&page.end.epoch))?;
+        line("ledger", &hex::encode(page.end.epoch))?;
         line("at", &self.address.to_string())?;
         line("revision", &HumanCount(page.end.revision).to_string())?;
-        line("head", &hex(&page.end.head))?;
+        line("head", &hex::encode(page.end.head))?;
         line("log", &log_text(status.log_entries, age))?;
         line("buckets", &HumanCount(page.identity.buckets.into()).to_string())?;
         line("pairs", &HumanCount(status.pairs).to_string())?;
@@ -199,24 +199,24 @@ impl Told {
         if status.cut_short {
             let text = "an append was cut short: the next one completes it, and so does consentd \
                         ledger repair";
-            print::line(text)?;
+            output::line(text)?;
         }
         for key in &status.lost {
-            print::line(&format!("the key {key} was deleted or evicted: it is not used"))?;
+            output::line(&format!("the key {key} was deleted or evicted: it is not used"))?;
         }
         if status.lost_keys > 0 {
             let count = HumanCount(status.lost_keys);
-            print::line(&format!("{count} keys are lost: run consentd ledger repair"))?;
+            output::line(&format!("{count} keys are lost: run consentd ledger repair"))?;
         }
         if !status.takes_appends {
             let text = "nothing can be appended, no opt-out either: Redis refuses the log's next \
                         entry; mend it with consentd ledger repair";
-            print::line(text)?;
+            output::line(text)?;
         }
         if !status.has_fence {
-            print::line("the fence is missing: put it back with consentd ledger repair")?;
+            output::line("the fence is missing: put it back with consentd ledger repair")?;
         }
-        warn(&self.warnings);
+        print_warnings(&self.warnings);
         Ok(())
     }
 }

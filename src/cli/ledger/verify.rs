@@ -1,49 +1,48 @@
-//! `ledger verify`: whether all that a ledger holds fits together.
+//! `ledger verify`: checks a ledger for damage.
 
 use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::shown::Shown;
-use super::{WhichArgs, hex, with_ledger};
-use crate::cli::{Verdict, print};
+use super::{TargetArgs, bucket_progress, show_progress, with_ledger};
+use crate::cli::{Verdict, output};
 use consentd_ledger::{Depth, Finding, Ledger, Report};
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHAT_IS_LOOKED_AT: &str = "\
-Looked at are: what every ledger has (fence, sentinel fields); the log, whose hashes must continue
-from its first entry to the ledger's end; every record, which must be readable, in its bucket, and
-what the log last said of its pair; every history, which must be whole and have the chain that its
-record names; and the statements that histories name. Pairs are named by their keys, which are
-keyed hashes and name nobody. Others may go on writing meanwhile.";
+Checked are the fence and the sentinel fields; the log, whose hash chain must be intact up to the
+ledger's head; every record, which must be readable, in its bucket, and equal to the log's last
+entry of its pair; every history, which must be complete and match its record's chain; and the
+statements that histories refer to. Findings name pairs by their keys, which are keyed hashes and
+identify no user. The ledger may be written to meanwhile.";
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct VerifyArgs {
-    /// Leave histories and statements out
+    /// Do not check histories and statements
     #[arg(long)]
     quick: bool,
-    /// Print at most so many of what was found
+    /// The most findings that are printed
     #[arg(long, value_name = "N", default_value = "20")]
     lines: usize,
-    /// Accepted as by the other commands: this one never changes anything
+    /// Has no effect, because this command changes nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    which: WhichArgs,
+    target: TargetArgs,
 }
 
 pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
-    let VerifyArgs { quick, lines, dry_run: _, which } = args;
+    let VerifyArgs { quick, lines, dry_run: _, target } = args;
     let depth = if quick { Depth::Records } else { Depth::Histories };
-    let mut shown = Shown::new();
-    let report = with_ledger(&which.address()?, async |ledger: &Ledger| {
-        Ok(ledger.verify(depth, &mut |progress| shown.show(progress)).await?)
+    let mut bar = bucket_progress();
+    let report = with_ledger(&target.address()?, async |ledger: &Ledger| {
+        Ok(ledger.verify(depth, &mut |progress| show_progress(&mut bar, progress)).await?)
     })
     .await;
-    shown.end();
+    drop(bar);
     let report = report?;
-    if which.json {
-        print::line(&as_json(&report, lines).to_string())?;
+    if target.json {
+        output::line(&as_json(&report, lines).to_string())?;
     } else {
         list(&report, lines)?;
         summarize(&report)?;
@@ -51,26 +50,26 @@ pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
     Ok(if report.found == 0 { Verdict::Yes } else { Verdict::No })
 }
 
-/// Prints what was found.
+/// Prints the findings.
 pub(super) fn list(report: &Report, lines: usize) -> anyhow::Result<()> {
     for finding in report.findings.iter().take(lines) {
-        print::line(&finding.to_string())?;
+        output::line(&finding.to_string())?;
     }
     let listed = u64::try_from(report.findings.len().min(lines)).unwrap_or(u64::MAX);
     match report.found.saturating_sub(listed) {
         0 => Ok(()),
-        more => print::line(&format!("and {} more", HumanCount(more))),
+        more => output::line(&format!("and {} more", HumanCount(more))),
     }
 }
 
-/// Prints how much was looked at, and what came of it.
+/// Prints how much was checked, and how many findings there are.
 pub(super) fn summarize(report: &Report) -> anyhow::Result<()> {
     let found = match report.found {
         0 => "all of it fits together".to_owned(),
         1 => "1 thing does not fit".to_owned(),
         found => format!("{} things do not fit", HumanCount(found)),
     };
-    print::line(&format!(
+    output::line(&format!(
         "{} pairs, {} entries of histories, {} of the log: {found}",
         HumanCount(report.pairs),
         HumanCount(report.history_entries),
@@ -88,7 +87,7 @@ pub(super) fn as_json(report: &Report, lines: usize) -> serde_json::Value {
 
 pub(super) fn finding(finding: &Finding) -> serde_json::Value {
     json!({
-        "pair": finding.key.map(|key| hex(&key.to_bytes())),
+        "pair": finding.key.map(|key| hex::encode(key.to_bytes())),
         "damage": finding.damage.label(), "text": finding.damage.to_string(),
     })
 }

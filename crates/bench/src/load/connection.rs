@@ -1,5 +1,5 @@
-//! One connection of a load. It speaks HTTP/2 directly, so that the server is measured rather than a
-//! client library.
+//! One connection of a load. It speaks HTTP/2 directly, so that the server is measured rather than
+//! a client library.
 
 mod stream;
 

@@ -132,8 +132,8 @@ pub enum LoadError {
     Panicked,
 }
 
-/// Puts load on a server until the settings' limit or until `interrupt` completes. Blocks, so it must
-/// not be called from an async context. `on_progress` is called several times a second.
+/// Puts load on a server until the settings' limit or until `interrupt` completes. Blocks, so it
+/// must not be called from an async context. `on_progress` is called several times a second.
 ///
 /// # Errors
 ///

@@ -89,8 +89,8 @@ pub(super) fn sequence(message: &[u8]) -> Result<u64, Malformed> {
     varint_field(message, 1)
 }
 
-/// The outcome of a recipient in a `FilterRecipientsResponse`: 0 in place of a reason means that the
-/// id was invalid.
+/// The outcome of a recipient in a `FilterRecipientsResponse`: 0 in place of a reason means that
+/// the id was invalid.
 fn recipient(reason: u64) -> Outcome {
     const INVALID_ARGUMENT: u64 = 3;
     if reason == 0 { Outcome::Error(INVALID_ARGUMENT) } else { Outcome::Decision(reason) }

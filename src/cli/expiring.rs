@@ -1,4 +1,4 @@
-//! `due`: opt-ins that lapse, so that the user can be asked again in time.
+//! `due`: opt-ins that expire, so that users can be asked again in time.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -9,10 +9,9 @@ use anyhow::Context as _;
 use clap::Args;
 use tonic::Request;
 
-use super::Verdict;
 use super::client::{ClientArgs, TokenArgs};
-use super::print::{self, Json};
-use super::record::on_wire;
+use super::output::{self, JsonEncoder};
+use super::{Verdict, time};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use consentd_core::time::Timestamp;
@@ -20,17 +19,17 @@ use consentd_os::clock;
 
 #[derive(Args, Debug)]
 pub(super) struct DueArgs {
-    /// Those that lapse within so long from now; with --lapsed, that lapsed within so long
+    /// Opt-ins that expire within this time from now; with --lapsed, that expired within this time
     #[arg(long, value_name = "TIME", default_value = "30d",
           value_parser = humantime::parse_duration)]
     within: Duration,
-    /// Those that have lapsed, and not those that will
+    /// List opt-ins that have expired, instead of those that will
     #[arg(long)]
     lapsed: bool,
-    /// Also double opt-ins that wait for their confirmation, whenever they lapse
+    /// Also list double opt-ins that wait for their confirmation, whenever they expire
     #[arg(long)]
     pending: bool,
-    /// Only this business's
+    /// Only the opt-ins of this business
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     business: String,
     #[command(flatten)]
@@ -39,7 +38,7 @@ pub(super) struct DueArgs {
     token: TokenArgs,
 }
 
-/// The columns of the text, which is CSV.
+/// The columns of the CSV output.
 const COLUMNS: [&str; 6] =
     ["user_id", "business_id", "category", "event_time", "expire_time", "state"];
 
@@ -50,8 +49,8 @@ pub(super) async fn due(args: DueArgs) -> anyhow::Result<Verdict> {
     let (since, until) = if lapsed { (now.minus(within), now) } else { (now, now.plus(within)) };
     let request = pb::ListDueOptInsRequest {
         business_id: business,
-        since_time: Some(on_wire(since)),
-        until_time: Some(on_wire(until)),
+        since_time: Some(time::to_wire(since)),
+        until_time: Some(time::to_wire(until)),
         pending,
     };
     let mut request = Request::new(request);
@@ -59,8 +58,8 @@ pub(super) async fn due(args: DueArgs) -> anyhow::Result<Verdict> {
     let explain = |status: tonic::Status| client.explain(&status);
     let answers = RecordServiceClient::new(channel).list_due_opt_ins(request).await;
     let mut answers = answers.map_err(explain)?.into_inner();
-    let json = client.json.then(|| Json::new("ListDueOptInsResponse")).transpose()?;
-    if json.is_none() && !print::read_line(&COLUMNS.join(","))? {
+    let json = client.json.then(|| JsonEncoder::new("ListDueOptInsResponse")).transpose()?;
+    if json.is_none() && !output::try_line(&COLUMNS.join(","))? {
         return Ok(Verdict::Yes);
     }
     while let Some(due) = answers.message().await.map_err(explain)? {
@@ -68,23 +67,23 @@ pub(super) async fn due(args: DueArgs) -> anyhow::Result<Verdict> {
             Some(json) => String::from_utf8(json.without_defaults(&due)?)?,
             None => row(&due, now)?,
         };
-        if !print::read_line(&line)? {
-            break; // Whoever read has gone.
+        if !output::try_line(&line)? {
+            break; // The reader closed the pipe.
         }
     }
     Ok(Verdict::Yes)
 }
 
-/// A row of CSV, without its line's end.
+/// A row of CSV, without a line break.
 fn row(due: &pb::ListDueOptInsResponse, now: Timestamp) -> anyhow::Result<String> {
     let state = match &due.expire_time {
         _ if due.pending => "pending",
-        Some(expire) if print::timestamp(expire) <= now => "lapsed",
+        Some(expire) if time::from_wire(expire) <= now => "lapsed",
         _ => "opted_in",
     };
-    let (user, business) = (print::shown(&due.user_id), print::shown(&due.business_id));
-    let event_time = print::time(due.event_time.as_ref());
-    let expire_time = print::time(due.expire_time.as_ref());
+    let (user, business) = (output::printable(&due.user_id), output::printable(&due.business_id));
+    let event_time = output::time_text(due.event_time.as_ref());
+    let expire_time = output::time_text(due.expire_time.as_ref());
     let mut csv = csv::Writer::from_writer(Vec::new());
     csv.write_record([&user, &business, &due.category, &event_time, &expire_time, state])?;
     let row = csv.into_inner().map_err(|error| io::Error::other(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! What was given on the command line and in the environment, and mistakes in it.
+//! Parses the command line and the environment, and explains mistakes in them.
 
 use std::ffi::{OsStr, OsString};
 
@@ -9,17 +9,17 @@ use clap::{Arg, Command, CommandFactory as _, FromArgMatches as _};
 use super::Cli;
 use super::warnings::{self, UnknownVariable};
 
-/// Parses; ends the process where that is not possible, or help was asked for.
+/// Parses the command line. Exits on an error, and after printing help or the version.
 pub(super) fn parse() -> Cli {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let parsed = without_empty_variables(Cli::command()).try_get_matches_from(&arguments);
     parsed
         .and_then(|matches| Cli::from_arg_matches(&matches))
-        .unwrap_or_else(|error| with_tips(error, &arguments).exit())
+        .unwrap_or_else(|error| explain(error, &arguments).exit())
 }
 
-/// Words that people use for a command, each with the command that they mean by it.
-const MEANT: [(&str, &str); 12] = [
+/// Common words for a command, each with the command's name.
+const SYNONYMS: [(&str, &str); 12] = [
     ("start", "serve"),
     ("run", "serve"),
     ("daemon", "serve"),
@@ -34,22 +34,23 @@ const MEANT: [(&str, &str); 12] = [
     ("opt-out", "record opt-out"),
 ];
 
-/// clap finds what is spelt alike; we know what is meant alike.
-fn with_tips(mut error: Error, arguments: &[OsString]) -> Error {
+/// Suggests the command for a synonym; clap itself suggests similar spellings.
+fn explain(mut error: Error, arguments: &[OsString]) -> Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
-        return naming_variables(error, arguments);
+        return name_variable(error, arguments);
     };
-    // The first word alone: `record` and its like have commands of their own.
+    // Only for the first word: commands such as `record` have subcommands of their own.
     let is_first = arguments.get(1).is_some_and(|first| first.to_str() == Some(word));
-    let meant = MEANT.into_iter().find(|(known, _)| is_first && known == word);
-    if let Some((_, command)) = meant {
+    let synonym = SYNONYMS.into_iter().find(|(known, _)| is_first && known == word);
+    if let Some((_, command)) = synonym {
         let tips = ContextValue::Strings(vec![command.to_owned()]);
         error.insert(ContextKind::SuggestedSubcommand, tips);
     }
     error
 }
 
-/// A variable that is empty is as good as none: that is how an unset one reaches a container.
+/// Ignores empty variables: a variable that is unset on the host reaches a container as an empty
+/// one.
 fn without_empty_variables(command: Command) -> Command {
     let unset = |arg: Arg| match arg.get_env().and_then(value_of) {
         Some(value) if value.is_empty() => arg.env(Resettable::Reset),
@@ -58,15 +59,15 @@ fn without_empty_variables(command: Command) -> Command {
     command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
-/// clap names the flag alone; its value may have come from the variable.
-fn naming_variables(mut error: Error, arguments: &[OsString]) -> Error {
+/// Names the environment variable in an error about a flag, if the flag's value is from there.
+fn name_variable(mut error: Error, arguments: &[OsString]) -> Error {
     let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
     let Some(flag) = named.split([' ', '=']).next().filter(|flag| flag.starts_with("--")) else {
         return error;
     };
-    if let Some(variable) = variable_behind(flag, arguments) {
+    if let Some(variable) = variable_that_sets(flag, arguments) {
         let mut tip = StyledStr::new();
         tip.push_str(&format!("the value is that of the environment variable {variable}"));
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
@@ -74,22 +75,22 @@ fn naming_variables(mut error: Error, arguments: &[OsString]) -> Error {
     error
 }
 
-/// The variable from which a flag has its value, where it is not on the command line.
+/// The environment variable that sets a flag, if the command line does not.
 pub(super) fn variable_of(flag: &str) -> Option<String> {
-    variable_behind(flag, &std::env::args_os().collect::<Vec<_>>())
+    variable_that_sets(flag, &std::env::args_os().collect::<Vec<_>>())
 }
 
-/// Environment variables that look like ours and set nothing.
+/// Environment variables that look like consentd's and set nothing.
 pub(super) fn unknown_variables() -> Vec<UnknownVariable> {
     warnings::unknown_variables(&Cli::command(), std::env::vars_os())
 }
 
-/// What to say of a password on the command line, where there is one.
-pub(super) fn password() -> Option<&'static str> {
-    warnings::password_in(std::env::args_os())
+/// A warning about a password on the command line, if there is one.
+pub(super) fn password_warning() -> Option<&'static str> {
+    warnings::password_warning(std::env::args_os())
 }
 
-fn variable_behind(flag: &str, arguments: &[OsString]) -> Option<String> {
+fn variable_that_sets(flag: &str, arguments: &[OsString]) -> Option<String> {
     let is_flag = |argument: &OsString| {
         let rest = argument.to_str().and_then(|argument| argument.strip_prefix(flag));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
@@ -102,7 +103,7 @@ fn variable_behind(flag: &str, arguments: &[OsString]) -> Option<String> {
     value_of(OsStr::new(&variable)).filter(|value| !value.is_empty()).map(|_| variable)
 }
 
-#[allow(clippy::disallowed_methods, reason = "only whether one is set, and empty")]
+#[allow(clippy::disallowed_methods, reason = "reads only whether a variable is set and not empty")]
 fn value_of(variable: &OsStr) -> Option<OsString> {
     std::env::var_os(variable)
 }

@@ -1,4 +1,4 @@
-//! `completions` and `man`: what a shell and `man` want to know of the commands.
+//! `completions` and `man`: shell completions and manual pages of the commands.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
@@ -9,11 +9,11 @@ use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Verdict, print};
+use super::{Verdict, output};
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHERE_COMPLETIONS_GO: &str = "\
-Put them where your shell looks for them:
+Where shells look for completions:
 
   bash        consentd completions bash > ~/.local/share/bash-completion/completions/consentd
   zsh         consentd completions zsh > ~/.zfunc/_consentd
@@ -22,7 +22,7 @@ Put them where your shell looks for them:
   elvish      consentd completions elvish >> ~/.config/elvish/rc.elv
   powershell  consentd completions powershell >> $PROFILE";
 
-/// For the help.
+/// The end of the command's help.
 pub(super) const WHERE_PAGES_GO: &str = "\
 Read one with `consentd man record | man -l -`, or put all of them where `man consentd-record` finds
 them: `consentd man --dir ~/.cargo/share/man/man1` where ~/.cargo/bin is in your PATH.";
@@ -47,12 +47,12 @@ pub(super) struct ManArgs {
 pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<Verdict> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "consentd", &mut script);
-    print_whole(script)
+    print(script)
 }
 
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<Verdict> {
     let mut root = super::command().disable_help_subcommand(true);
-    // The names of the pages are made with it, from those of the commands above them.
+    // Makes the names of the pages, such as consentd-record-opt-in.
     root.build();
     let Some(folder) = &args.dir else {
         let mut command = &root;
@@ -66,7 +66,7 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<Verdict> {
                 }
             })?;
         }
-        return print_whole(page(command)?);
+        return print(page(command)?);
     };
     std::fs::create_dir_all(folder)
         .and_then(|()| write_pages(&root, folder))
@@ -78,19 +78,19 @@ fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let version = concat!("consentd ", env!("CARGO_PKG_VERSION"));
     Man::new(command.clone()).source(version).manual("consentd").render(&mut page)?;
-    Ok(with_notes_as_written(&String::from_utf8_lossy(&page)).into_bytes())
+    Ok(with_preformatted_notes(&String::from_utf8_lossy(&page)).into_bytes())
 }
 
-/// What follows the flags in a help has its own lines, and is not to be filled.
-fn with_notes_as_written(page: &str) -> String {
+/// Keeps the line breaks of what follows the flags in a help, which `man` would otherwise fill.
+fn with_preformatted_notes(page: &str) -> String {
     let Some((before, notes)) = page.split_once("\n.SH EXTRA\n") else { return page.to_owned() };
     let (notes, after) = notes.split_once("\n.SH ").map_or((notes, None), |(n, a)| (n, Some(a)));
-    let mut whole = format!("{before}\n.SH NOTES\n.nf\n{}\n.fi\n", notes.trim_end());
+    let mut page = format!("{before}\n.SH NOTES\n.nf\n{}\n.fi\n", notes.trim_end());
     if let Some(after) = after {
-        whole.push_str(".SH ");
-        whole.push_str(after);
+        page.push_str(".SH ");
+        page.push_str(after);
     }
-    whole
+    page
 }
 
 fn write_pages(command: &Command, folder: &Path) -> std::io::Result<()> {
@@ -99,7 +99,7 @@ fn write_pages(command: &Command, folder: &Path) -> std::io::Result<()> {
     command.get_subcommands().try_for_each(|inner| write_pages(inner, folder))
 }
 
-fn print_whole(text: Vec<u8>) -> anyhow::Result<Verdict> {
-    print::line(String::from_utf8(text)?.trim_end())?;
+fn print(text: Vec<u8>) -> anyhow::Result<Verdict> {
+    output::line(String::from_utf8(text)?.trim_end())?;
     Ok(Verdict::Yes)
 }

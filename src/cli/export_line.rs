@@ -1,35 +1,36 @@
-//! A line of an export: an event as imports read it, and beside it how it was recorded.
+//! The lines of an export: an event as imports read it, and how it was recorded.
 //!
-//! What stands beside the event is of the ledger that it was exported from: another ledger has
-//! numbers and chains of its own, so an import leaves it out.
+//! How it was recorded (its number, chain head and revision) belongs to the exporting ledger.
+//! Another ledger has numbers and chains of its own, so imports ignore it.
 
 use anyhow::Context as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::{Map, Value};
 
-use super::print::Json;
+use super::output::JsonEncoder;
 use crate::grpc::{DESCRIPTOR_SET, pb};
 
-/// Under which name a line says how its event was recorded.
+/// The name of the field that says how the event was recorded.
 const RECORDED: &str = "recorded";
 
-/// Writes exported events as lines.
+/// Encodes exported events as lines of NDJSON.
 pub(super) struct Writer {
-    event: Json,
-    recorded: Json,
+    event: JsonEncoder,
+    recorded: JsonEncoder,
 }
 
 impl Writer {
     pub(super) fn new() -> anyhow::Result<Self> {
-        let (event, recorded) = (Json::new("ConsentEvent")?, Json::new("ExportEventsResponse")?);
+        let (event, recorded) =
+            (JsonEncoder::new("ConsentEvent")?, JsonEncoder::new("ExportEventsResponse")?);
         Ok(Self { event, recorded })
     }
 
-    /// An exported event as a line of NDJSON.
+    /// Encodes one event, without a line break.
     pub(super) fn line(&self, mut exported: pb::ExportEventsResponse) -> anyhow::Result<Vec<u8>> {
         let event = self.event.without_defaults(&exported.event.take().unwrap_or_default())?;
         let recorded = self.recorded.without_defaults(&exported)?;
-        // Behind the event's own fields, which stay in their order.
+        // The new field is appended, so that the event's own fields keep their order.
         let event = event.strip_suffix(b"}").context("an event is a JSON object")?;
         let comma: &[u8] = if event.len() > 1 { b"," } else { b"" };
         let name = format!("\"{RECORDED}\":");
@@ -37,9 +38,9 @@ impl Writer {
     }
 }
 
-/// The event of a line, without how it was recorded; none where the line does not say that.
+/// The event of a line without the field that says how it was recorded, if the line has that field.
 pub(super) fn without_recorded(line: &str) -> Option<Value> {
-    // Most lines that were not exported do not have the name anywhere.
+    // Lines without the word need not be parsed.
     if !line.contains(RECORDED) {
         return None;
     }
@@ -47,14 +48,13 @@ pub(super) fn without_recorded(line: &str) -> Option<Value> {
     line.remove(RECORDED)?.is_object().then_some(Value::Object(line))
 }
 
-/// Reads exported events of lines.
+/// Decodes the lines of an export.
 pub(super) struct Reader {
     event: MessageDescriptor,
     recorded: MessageDescriptor,
 }
 
-/// What is wrong with a line that should be of an export. It may name a person, so what stands in
-/// it is not said.
+/// Why a line is not one of an export. The text does not quote the line, which may name a user.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum NotExported {
     #[error("not a line of an export: no JSON object with the fields of a ConsentEvent")]
@@ -74,7 +74,7 @@ impl Reader {
         Ok(Self { event, recorded: of("consent.v1.ExportEventsResponse")? })
     }
 
-    /// The exported event that a line is.
+    /// Decodes one line.
     pub(super) fn read(&self, line: &[u8]) -> Result<pb::ExportEventsResponse, NotExported> {
         let line = serde_json::from_slice(line);
         let mut line: Map<String, Value> = line.map_err(|_| NotExported::NoEvent)?;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_as_it_was_written() {
+    fn written_line_is_read_back() {
         let what = pb::consent_event::What::OptOut(pb::OptOut {
             scope: "*".into(),
             reference: "recorded }\u{2028}".into(),

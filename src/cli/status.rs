@@ -1,0 +1,73 @@
+//! `status`: how current a sidecar is.
+
+use std::time::Duration;
+
+use clap::Args;
+use consentd_core::time::Timestamp;
+use consentd_os::clock;
+
+use super::client::ClientArgs;
+use super::{Verdict, output, time};
+use crate::grpc::pb;
+use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+
+/// A smaller clock offset is not reported.
+const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
+    let channel = args.client.connect().await?;
+    let sent = clock::wall();
+    let request = args.client.request(pb::GetStatusRequest {});
+    let response = ConsentServiceClient::new(channel).get_status(request).await;
+    let received = clock::wall();
+    let status = response.map_err(|status| args.client.explain(&status))?.into_inner();
+    if args.client.json {
+        output::json("GetStatusResponse", &status)?;
+        return Ok(Verdict::Yes);
+    }
+    let phase = status.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
+    let cause = if status.cause.is_empty() { String::new() } else { format!(": {}", status.cause) };
+    output::line(&format!("phase      {phase}{cause}"))?;
+    let staleness = output::duration_text(status.staleness.as_ref());
+    output::line(&format!("proven     {staleness} ago"))?;
+    output::line(&format!("revision   {}", status.revision))?;
+    output::line(&format!("pairs      {}", status.pairs))?;
+    output::line(&format!("ledger     {}", status.ledger))?;
+    if status.remembered_pairs > 0 {
+        let pairs = status.remembered_pairs;
+        output::line(&format!("remembers  denials of {pairs} users that the ledger has lost"))?;
+    }
+    for warning in &status.warnings {
+        output::line(&format!("warning    {warning}"))?;
+    }
+    if let Some(time) = &status.current_time {
+        let offset = clock_offset_text(time::from_wire(time), sent, received);
+        output::line(&format!("clock      {}{offset}", output::time_text(Some(time))))?;
+    }
+    output::line(&format!("version    {}", status.version))?;
+    Ok(Verdict::Yes)
+}
+
+/// How far the sidecar's clock is from ours, or nothing if they may agree. The sidecar read its
+/// clock between `sent` and `received`.
+fn clock_offset_text(theirs: Timestamp, sent: Timestamp, received: Timestamp) -> String {
+    let (earliest, latest) = (sent.minus(MAX_CLOCK_OFFSET), received.plus(MAX_CLOCK_OFFSET));
+    let (offset, direction) = if theirs > latest {
+        (theirs.since(received), "ahead of")
+    } else if theirs < earliest {
+        (sent.since(theirs), "behind")
+    } else {
+        return String::new();
+    };
+    let offset = humantime::format_duration(Duration::from_secs(offset.as_secs()));
+    format!(
+        ", {offset} {direction} this machine's\n           one of the two is wrong: events that are \
+         timed by it count too early or too late"
+    )
+}
