@@ -6,16 +6,21 @@
 //! refused request for seven days. A denial in a malformed update is kept, so that no STOP is lost
 //! to a mistake in its form. An event that allows needs a well-formed update with a valid time.
 //!
-//! In reading order: this file (the result), `payload` (the updates of a payload), `update` (the
-//! events of an update), `denial_at_arrival` (denials without a usable time), `fields` (typed access
-//! to JSON), `json_repair` (JSON of which a part cannot be parsed).
+//! In reading order: this file (the result), `payload` (the updates of a payload), `source` (which
+//! part of it an update is in), `update` (the events of an update), `texts` (what a user wrote or
+//! pressed), `ids` (whom it is about), `copies` (events under several ids), `denial_at_arrival` (denials without a usable time), `fields` (typed access to JSON),
+//! `json_repair` (JSON of which a part cannot be parsed).
 
+mod copies;
 mod denial_at_arrival;
 mod fields;
+mod ids;
 mod json_repair;
 mod payload;
+mod source;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,9 +33,16 @@ use consentd_core::submission::Submission;
 pub struct Rules {
     /// The business id of each `phone_number_id`.
     pub numbers: HashMap<String, String>,
-    /// The types of messages that open the window. [`CALL`] stands for calls, and [`GROUP`] for
-    /// messages in groups.
+    /// The types of messages that open the window. [`CALL`] stands for calls, [`GROUP`] for
+    /// messages in groups, [`STANDBY`] for messages in a conversation that another app holds, and
+    /// [`CALL_PERMISSION`] for replies to requests for the permission to call.
     pub opens_window: BTreeSet<String>,
+    /// Whether a `signup` among the preferences is an opt-in to marketing. Neither the value nor its
+    /// shape is documented: WhatsApp's page on its sign-up speaks of "a webhook notification" alone
+    /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/in-app-signup>,
+    /// 2026-07-03). So it is assumed to be like a `resume` with a `signup_id`, and allows only if an
+    /// operator says so.
+    pub takes_signup: bool,
 }
 
 /// The pseudo-type of calls by users, in [`Rules::opens_window`].
@@ -38,6 +50,12 @@ pub(crate) const CALL: &str = "call";
 
 /// The pseudo-type of messages in groups, in [`Rules::opens_window`].
 pub(crate) const GROUP: &str = "group";
+
+/// The pseudo-type of replies to requests for the permission to call, in [`Rules::opens_window`].
+pub(crate) const CALL_PERMISSION: &str = "call_permission_reply";
+
+/// The pseudo-type of messages in the field `standby`, in [`Rules::opens_window`].
+pub(crate) const STANDBY: &str = "standby";
 
 impl Rules {
     /// The types of messages that open the window by default.
@@ -56,10 +74,11 @@ impl Rules {
         CALL,
     ];
 
-    /// Rules with these numbers and the default types of messages that open the window.
+    /// Rules with these numbers, and the defaults of all else.
     #[must_use]
     pub fn new(numbers: HashMap<String, String>) -> Self {
-        Self { numbers, opens_window: Self::OPENS_WINDOW.map(str::to_owned).into() }
+        let opens_window = Self::OPENS_WINDOW.map(str::to_owned).into();
+        Self { numbers, opens_window, takes_signup: false }
     }
 
     fn opens(&self, kind: &str) -> bool {
@@ -78,9 +97,9 @@ pub(crate) enum UpdateKind {
     Preference,
     /// The status of a message to a user.
     Status,
-    /// A user's new number.
+    /// A user's new number or other id.
     NumberChange,
-    /// A phone number and a business-scoped id of one user.
+    /// Two ids of one user.
     Link,
     /// Anything else.
     Other,
@@ -127,7 +146,7 @@ pub(crate) enum SkipCause {
     OpensNoWindow,
     /// The status is no failure.
     NotFailed,
-    /// The call is by the business, or the update is about a call's end.
+    /// The call is by the business and not accepted, or the update is about a call's end.
     NotACallByUser,
     /// The preference is neither stop, resume nor signup, or is not about marketing.
     UnknownPreference,
@@ -135,6 +154,8 @@ pub(crate) enum SkipCause {
     UnknownNumber,
     /// The message was to a group.
     ToGroup,
+    /// The message is the business's own, such as one in the history of a conversation.
+    NotByUser,
     /// A value has the wrong type, or a required one is missing.
     BadShape,
     /// The `phone_number_id` is missing.
@@ -154,7 +175,7 @@ pub(crate) enum SkipCause {
 impl SkipCause {
     /// Every cause.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::UnknownObject,
         Self::UnknownField,
         Self::UnknownType,
@@ -164,6 +185,7 @@ impl SkipCause {
         Self::UnknownPreference,
         Self::UnknownNumber,
         Self::ToGroup,
+        Self::NotByUser,
         Self::BadShape,
         Self::NoNumber,
         Self::NoUser,
@@ -186,6 +208,7 @@ impl SkipCause {
             Self::UnknownPreference => "unknown_preference",
             Self::UnknownNumber => "unknown_number",
             Self::ToGroup => "to_group",
+            Self::NotByUser => "not_by_user",
             Self::BadShape => "bad_shape",
             Self::NoNumber => "no_number",
             Self::NoUser => "no_user",
@@ -210,12 +233,27 @@ pub(crate) struct WebhookUpdate {
     pub kind: UpdateKind,
     /// Its events. There can be several, such as for a button, which has two texts.
     pub submissions: Vec<Submission>,
+    /// Its events under other ids of the same user, which may allow: each is recorded only once the
+    /// ids are linked, so that what is denied under one id denies under the other before.
+    pub copies: Vec<LinkedCopy>,
+}
+
+/// An event under another id of its user.
+#[derive(Clone, Debug)]
+pub(crate) struct LinkedCopy {
+    /// The index of the link between the two ids in [`ParsedPayload::links`].
+    pub link: usize,
+    /// The event.
+    pub submission: Submission,
 }
 
 /// A parsed payload.
 #[derive(Debug, Default)]
 pub(crate) struct ParsedPayload {
-    /// The updates to record, in order.
+    /// The links between ids, which are recorded before the other updates: a message from a new id
+    /// opens no window that is denied under the old one.
+    pub links: Vec<WebhookUpdate>,
+    /// The other updates to record, in order.
     pub updates: Vec<WebhookUpdate>,
     /// The number of skipped updates by kind and cause. A malformed update of which only denials are
     /// recorded is counted here too.

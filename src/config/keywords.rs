@@ -9,8 +9,8 @@ use super::{ConfigError, wrong};
 use consentd_core::event::{Evidence, Method, PlatformNames, What};
 use consentd_core::id::BusinessId;
 use consentd_core::keyword::{
-    KeywordLists, KeywordSettings, Keywords, MAX_KEYWORD_BYTES, OptInKeyword, OptOutKeyword,
-    are_same, is_built_in, languages,
+    KeywordLists, KeywordSettings, Keywords, MAX_BUTTON_BYTES, MAX_KEYWORD_BYTES, OptInKeyword,
+    OptOutKeyword, are_same, is_built_in, is_built_in_button, languages,
 };
 use consentd_core::scope::{Category, Scope};
 
@@ -43,7 +43,11 @@ pub struct KeywordArgs {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct OptOutArgs {
     scope: String,
+    #[serde(default)]
     words: Vec<String>,
+    /// Labels of buttons, and the payloads behind them.
+    #[serde(default)]
+    buttons: Vec<String>,
     #[serde(default)]
     locale: String,
 }
@@ -131,7 +135,7 @@ fn is_known_language(tag: &str) -> Result<(), String> {
 }
 
 fn built_in_word(word: String) -> Result<String, String> {
-    if is_built_in(&word) {
+    if is_built_in(&word) || is_built_in_button(&word) {
         return Ok(word);
     }
     Err(format!("except: {word:?} is no built-in word that opts out"))
@@ -150,9 +154,14 @@ fn checked(list: &str, words: Vec<String>) -> Result<Vec<String>, String> {
     if words.is_empty() {
         return Err(format!("{list}: words: none is listed"));
     }
+    plausible(list, MAX_KEYWORD_BYTES, words)
+}
+
+/// Checks that each word can be a keyword of at most `max` bytes.
+fn plausible(list: &str, max: usize, words: Vec<String>) -> Result<Vec<String>, String> {
     for word in &words {
-        if word.len() > MAX_KEYWORD_BYTES {
-            return Err(format!("{list}: a word is longer than {MAX_KEYWORD_BYTES} bytes"));
+        if word.len() > max {
+            return Err(format!("{list}: a word is longer than {max} bytes"));
         }
         if are_same(word, "") {
             return Err(format!("{list}: {word:?} has neither a letter nor a digit"));
@@ -169,8 +178,12 @@ fn locale(list: &str, tag: String) -> Result<String, String> {
 
 fn opt_out(args: OptOutArgs) -> Result<OptOutKeyword, String> {
     let scope = Scope::parse(&args.scope).map_err(|violation| format!("opt-out: {violation}"))?;
-    let words = checked("opt-out", args.words)?;
-    Ok(OptOutKeyword { words, scope, locale: locale("opt-out", args.locale)? })
+    if args.words.is_empty() && args.buttons.is_empty() {
+        return Err("opt-out: words: none is listed, and no buttons".to_owned());
+    }
+    let words = plausible("opt-out", MAX_KEYWORD_BYTES, args.words)?;
+    let buttons = plausible("opt-out: buttons", MAX_BUTTON_BYTES, args.buttons)?;
+    Ok(OptOutKeyword { words, buttons, scope, locale: locale("opt-out", args.locale)? })
 }
 
 fn opt_in(args: OptInArgs) -> Result<OptInKeyword, String> {

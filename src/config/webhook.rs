@@ -29,6 +29,8 @@ pub struct WhatsappArgs {
     numbers: HashMap<String, String>,
     /// The types of messages that open the window, in place of the default ones.
     opens_window: Option<Vec<String>>,
+    /// Whether a `signup` among the preferences is an opt-in; false by default, as it is undocumented.
+    undocumented_signup: bool,
 }
 
 impl WhatsappArgs {
@@ -48,6 +50,7 @@ impl WhatsappArgs {
             }
         }
         let mut rules = Rules::new(self.numbers);
+        rules.takes_signup = self.undocumented_signup;
         if let Some(types) = self.opens_window {
             if types.iter().any(|kind| kind.trim() != kind || kind.is_empty()) {
                 return bad("opens-window: must be types of messages, such as text".to_owned());
@@ -277,6 +280,7 @@ mod tests {
         let rules = rules(text).unwrap();
         assert_eq!(rules.numbers["12"], "acme");
         assert_eq!(rules.opens_window.len(), 1);
+        assert!(!rules.takes_signup);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub const UPDATE_OUTCOMES: [&str; 6] =
     ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
 
 /// The causes for which an update is skipped or malformed.
-pub const SKIP_CAUSES: [&str; 16] = [
+pub const SKIP_CAUSES: [&str; 17] = [
     "unknown_object",
     "unknown_field",
     "unknown_type",
@@ -28,6 +28,7 @@ pub const SKIP_CAUSES: [&str; 16] = [
     "unknown_preference",
     "unknown_number",
     "to_group",
+    "not_by_user",
     "bad_shape",
     "no_number",
     "no_user",

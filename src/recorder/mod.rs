@@ -20,6 +20,7 @@ mod backoff;
 #[cfg(test)]
 mod clock_tests;
 mod erase;
+mod keyword_match;
 pub mod linked_ids;
 mod message_references;
 mod pair_update;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Refusal;
+use super::keyword_match::keyword_match;
 use super::linked_ids::{Denial, TooManyIds, known_link};
 use super::message_references::{by_keyword, by_message, confirmed_by};
 use super::request_identity::RequestIdentity;
@@ -326,7 +327,7 @@ impl<'a> PairUpdate<'a> {
         submission: &Submission,
         resolved: &ResolvedTime,
     ) -> Result<Outcome, Refusal> {
-        let Submission { event, request_id, precision, inbound_effect, is_replay } = submission;
+        let Submission { event, request_id, precision, inbound_effect, is_replay, .. } = submission;
         let time = resolved.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
@@ -336,7 +337,7 @@ impl<'a> PairUpdate<'a> {
             outcome.applied = self.apply_effects_at(event, what, time)?;
             return Ok(outcome);
         };
-        let matched = self.keywords.meaning(text, &self.record.state);
+        let matched = keyword_match(self.keywords, submission, text, &self.record.state);
         if *inbound_effect == InboundEffect::WindowAndKeywords {
             let inbound = What::Inbound { message_id: message_id.clone(), text: String::new() };
             outcome.applied = self.apply_effects(event, inbound, time)?;

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 
+use super::keyword_match::keyword_match;
 use super::pair_update::{PairUpdate, Propagation};
 use super::propagation::{self, LinkedChanges, PendingPropagation};
 use super::{Recorded, Recorder, Refusal};
@@ -294,7 +295,7 @@ impl Recorder {
         transaction.submissions().any(|submission| match &submission.event.what {
             What::Inbound { text, .. } => {
                 let keywords = self.keywords.of(&submission.event.business_id);
-                let keyword = keywords.meaning(text, state);
+                let keyword = keyword_match(keywords, submission, text, state);
                 keyword.is_some_and(|keyword| keyword.meaning == Meaning::Confirm)
             }
             _ => false,

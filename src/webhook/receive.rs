@@ -22,7 +22,7 @@ use super::{
 };
 use crate::budget::{Charge, Pool};
 use crate::recorder::{MAX_EVENTS, Recorded, Refusal};
-use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind};
+use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind, WebhookUpdate};
 use consentd_core::submission::Submission;
 use consentd_os::clock;
 
@@ -130,7 +130,7 @@ impl Webhook {
             self.metrics.webhook_skipped(kind.name(), cause.name(), cause.is_malformed(), *count);
         }
         self.warnings.skipped(&payload);
-        if payload.updates.is_empty() {
+        if payload.links.is_empty() && payload.updates.is_empty() {
             return Ok(());
         }
         let _place = acquire(&self.recording).await?;
@@ -164,11 +164,33 @@ impl Webhook {
     }
 
     /// Records all updates. Returns whether each one is durable, or can never be recorded.
+    ///
+    /// Links come first: what is denied under one id of a user denies under the other before an event
+    /// may allow there. If two ids could not be linked, an event that allows counts under its first id
+    /// alone.
     async fn record(&self, payload: ParsedPayload) -> bool {
-        let mut kinds = Vec::with_capacity(payload.updates.len());
-        let mut submissions = Vec::with_capacity(payload.updates.len());
-        let mut places = Vec::with_capacity(payload.updates.len());
-        for (place, update) in payload.updates.into_iter().enumerate() {
+        let ParsedPayload { links, mut updates, .. } = payload;
+        let linked = self.record_updates(links).await;
+        for update in &mut updates {
+            let copies = std::mem::take(&mut update.copies).into_iter();
+            let copies = copies.filter(|copy| {
+                linked.get(copy.link).is_some_and(|outcome| *outcome <= UpdateOutcome::Applied)
+            });
+            update.submissions.extend(copies.map(|copy| copy.submission));
+        }
+        let recorded = self.record_updates(updates).await;
+        linked.iter().chain(&recorded).all(|outcome| *outcome != UpdateOutcome::Failed)
+    }
+
+    /// Records updates. Returns the outcome of each.
+    async fn record_updates(&self, updates: Vec<WebhookUpdate>) -> Vec<UpdateOutcome> {
+        if updates.is_empty() {
+            return Vec::new();
+        }
+        let mut kinds = Vec::with_capacity(updates.len());
+        let mut submissions = Vec::with_capacity(updates.len());
+        let mut places = Vec::with_capacity(updates.len());
+        for (place, update) in updates.into_iter().enumerate() {
             kinds.push((update.kind, UpdateOutcome::Unchanged));
             places.extend(update.submissions.iter().map(|_| place));
             submissions.extend(update.submissions);
@@ -202,7 +224,7 @@ impl Webhook {
         for (kind, outcome) in &kinds {
             self.metrics.webhook_update(kind.name(), outcome.name());
         }
-        kinds.iter().all(|(_, outcome)| *outcome != UpdateOutcome::Failed)
+        kinds.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
     /// Records any number of events. Returns the outcome of each, or `None` if it was not tried.

@@ -156,7 +156,8 @@ impl Drop for Case {
 }
 
 fn rules() -> Rules {
-    Rules::new(HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]))
+    let numbers = HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]);
+    Rules { takes_signup: true, ..Rules::new(numbers) }
 }
 
 /// A receiver with a ledger of its own, which is closed if asked.
@@ -213,14 +214,15 @@ fn expected(body: &[u8]) -> Result<whatsapp::ParsedPayload, u16> {
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let is_object = is_json && text.trim_start().starts_with('{');
     let payload = whatsapp::parse(body, &rules());
-    assert_eq!(payload.is_ok(), is_object);
+    assert_eq!(payload.is_ok(), is_object, "{text}");
     payload.map_err(|_| 400)
 }
 
 /// Whether any event of a payload can be recorded: user ids may be invalid.
 fn is_recordable(payload: &whatsapp::ParsedPayload) -> bool {
     let (secret, names) = (KeySecret::new(&[7; 16]), PlatformNames::default());
-    let events = payload.updates.iter().flat_map(|update| &update.submissions);
+    let updates = payload.links.iter().chain(&payload.updates);
+    let events = updates.flat_map(|update| &update.submissions);
     let mut events = events.map(|submission| &submission.event);
     events.any(|event| {
         secret.parse(&event.user_id, &event.business_id).is_ok()
@@ -296,15 +298,22 @@ async fn mutated_payloads_are_answered_and_nothing_panics() {
     ledger.close().await;
 }
 
-/// A payload with three denials by different users: a message, a preference and a failure. Each is
-/// next to an update of another user.
-fn denials(users: &[String; 3]) -> Value {
+/// How many users have a denial in the payload of [`denials`].
+const DENYING: usize = 8;
+
+/// A payload with eight denials by different users: a message, a preference, a failure, an edit, a
+/// caption, a form, a message in standby and one in the history. Each is next to an update of another
+/// user.
+fn denials(users: &[String; DENYING]) -> Value {
     let metadata =
         json!({"display_phone_number": "15550783881", "phone_number_id": "106540352242922"});
-    let text = |from: &str, body: &str| {
+    let message = |from: &str, kind: &str, body: Value| {
         json!({"from": from, "id": format!("wamid.{from}"), "timestamp": "1749416383",
-            "type": "text", "text": {"body": body}})
+            "type": kind, kind: body})
     };
+    let text = |from: &str, body: &str| message(from, "text", json!({"body": body}));
+    let edit = json!({"message": {"type": "text", "text": {"body": "STOP"}}});
+    let form = json!({"type": "nfm_reply", "nfm_reply": {"response_json": "{\"a\":\"STOP\"}"}});
     let failed = |user: &str, code: u32| {
         json!({"id": "wamid.x", "recipient_id": user, "status": "failed",
             "timestamp": "1749416383", "errors": [{"code": code, "title": "a title"}]})
@@ -317,20 +326,29 @@ fn denials(users: &[String; 3]) -> Value {
     json!({"object": "whatsapp_business_account", "entry": [
         {"id": "1", "time": 7, "changes": [
             {"field": "messages", "value": {"metadata": metadata, "contacts": contacts,
-                "messages": [text("2", "Hi"), text(&users[0], "STOP"), text("3", "Hello")]}},
+                "messages": [text("2", "Hi"), text(&users[0], "STOP"), text("3", "Hello"),
+                    message(&users[3], "edit", edit),
+                    message(&users[4], "image", json!({"caption": "STOP"})),
+                    message(&users[5], "interactive", form)]}},
             {"field": "user_preferences", "value": {"metadata": metadata,
                 "user_preferences": [prefers(&users[1], "stop"), prefers("3", "resume")]}},
         ]},
         {"id": "2", "changes": [
             {"field": "messages", "value": {"metadata": metadata,
                 "statuses": [failed("2", 131_026), failed(&users[2], 131_050)]}},
+            {"field": "standby", "value": {"metadata": metadata,
+                "standby": {"messages": [text("2", "Hi"), text(&users[6], "STOP")]}}},
+            {"field": "history", "value": {"metadata": metadata, "history": [{"threads": [
+                {"id": "2", "messages": [text("2", "Hi")]},
+                {"id": users[7], "messages": [text("15550783881", "Hi"), text(&users[7], "STOP")]},
+            ]}]}},
         ]},
     ]})
 }
 
 /// The fields without which a denial cannot be read, as JSON pointers with their values; and the fields
-/// that may be damaged, but must not have another valid value.
-const NEEDED: [(&str, &[&str], &[&str]); 3] = [
+/// that may be damaged, but must not have another valid value: in the item, or anywhere.
+const NEEDED: [(&str, &[&str], &[&str]); DENYING] = [
     ("/entry/0/changes/0/value/messages/1", &["/from", "/text/body"], &["/type"]),
     ("/entry/0/changes/1/value/user_preferences/0", &["/wa_id", "/value"], &["/category"]),
     (
@@ -338,13 +356,30 @@ const NEEDED: [(&str, &[&str], &[&str]); 3] = [
         &["/recipient_id", "/errors/0/code"],
         &["/status", "/recipient_type"],
     ),
+    ("/entry/0/changes/0/value/messages/3", &["/from", "/edit/message/text/body"], &["/type"]),
+    ("/entry/0/changes/0/value/messages/4", &["/from", "/image/caption"], &["/type"]),
+    (
+        "/entry/0/changes/0/value/messages/5",
+        &["/from", "/interactive/nfm_reply/response_json"],
+        &["/type"],
+    ),
+    ("/entry/1/changes/1/value/standby/messages/1", &["/from", "/text/body"], &["/type"]),
+    (
+        "/entry/1/changes/2/value/history/0/threads/1/messages/1",
+        &["/from", "/text/body"],
+        &["/type", "/entry/1/changes/2/value/history/0/threads/1/id"],
+    ),
 ];
 
 /// Whether a denial can still be read with this value at this place.
 fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong: &Value) -> bool {
     let is_on_the_way = |path: &str| path == place || path.starts_with(&format!("{place}/"));
     let change = item.split("/value").next().unwrap();
-    let said = said.iter().map(|field| format!("{item}{field}")).chain([
+    let said = said.iter().map(|field| match field.strip_prefix("/entry/") {
+        Some(_) => (*field).to_owned(),
+        None => format!("{item}{field}"),
+    });
+    let said = said.chain([
         "/object".to_owned(),
         format!("{change}/field"),
         format!("{change}/value/metadata/phone_number_id"),
@@ -357,7 +392,7 @@ fn is_beside((item, needed, said): &(&str, &[&str], &[&str]), place: &str, wrong
 }
 
 /// Which of these users have a denial in a payload.
-fn denied<'u>(payload: &whatsapp::ParsedPayload, users: &'u [String; 3]) -> Vec<&'u String> {
+fn denied<'u>(payload: &whatsapp::ParsedPayload, users: &'u [String; DENYING]) -> Vec<&'u String> {
     use consentd_core::event::What;
     let events = payload.updates.iter().flat_map(|update| &update.submissions);
     let events: Vec<_> = events.filter(|one| one.event.business_id == "acme").collect();
@@ -387,7 +422,8 @@ async fn a_denial_beside_a_broken_neighbour_is_never_lost() {
     for place in all_places(&denials(&Default::default())) {
         for (value, bytes) in &values {
             case += 1;
-            let users = [1, 2, 3].map(|n| (49_000_000_000 + 10 * case + n).to_string());
+            let users: [String; DENYING] =
+                std::array::from_fn(|n| (49_000_000_000 + 10 * case + n as u64).to_string());
             let mut payload = denials(&users);
             *payload.pointer_mut(&place).unwrap() = json!(MARK);
             let body = serde_json::to_vec(&payload).unwrap();

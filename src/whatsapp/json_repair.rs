@@ -6,6 +6,8 @@
 //! therefore scanned again, byte by byte, and such values are overwritten in place. A body that is no
 //! JSON stays invalid. A body that can be parsed is never repaired.
 
+use serde::de::IgnoredAny;
+
 /// The nesting depth that the parser accepts.
 const MAX_DEPTH: usize = 127;
 
@@ -55,6 +57,12 @@ impl JsonRepair {
         for (slot, byte) in self.bytes.iter_mut().take(end).skip(start).zip(value) {
             *slot = byte;
         }
+    }
+
+    /// Whether the bytes from `start` to `end` are JSON, whatever its values and its depth.
+    fn is_json(&self, start: usize, end: usize) -> bool {
+        let value = self.bytes.get(start..end).unwrap_or_default();
+        serde_json::from_slice::<IgnoredAny>(value).is_ok()
     }
 
     /// Replaces a control character by a space. Returns the index after it.
@@ -110,7 +118,7 @@ impl JsonRepair {
         let length = number.iter().take_while(|byte| is_part(byte)).count();
         let number = number.get(..length).and_then(|number| std::str::from_utf8(number).ok());
         let value: Option<f64> = number.and_then(|number| number.parse().ok());
-        if value.is_some_and(f64::is_infinite) {
+        if value.is_some_and(f64::is_infinite) && self.is_json(start, start + length) {
             self.overwrite(start, start + length, b"null");
         }
         start + length
@@ -133,7 +141,9 @@ impl JsonRepair {
             }
             at += 1;
             if depth == 0 {
-                self.overwrite(start, at, b"\"\"");
+                if self.is_json(start, at) {
+                    self.overwrite(start, at, b"\"\"");
+                }
                 return at;
             }
         }
@@ -192,6 +202,11 @@ mod tests {
             assert_eq!(parsed(body.as_bytes()), None, "{body}");
         }
         assert_eq!(parsed("[".repeat(100_000).as_bytes()), None);
+        for value in ["01e999", "1.e999", "-.1e999"] {
+            assert_eq!(parsed(format!("{{\"a\":{value}}}").as_bytes()), None, "{value}");
+        }
+        let deep = format!("{}x{}", "[".repeat(200), "]".repeat(200));
+        assert_eq!(parsed(format!("{{\"a\":{deep}}}").as_bytes()), None);
         assert_eq!(parsed("\u{feff}{}".as_bytes()), None);
     }
 }

@@ -1,29 +1,53 @@
 //! The updates of a payload.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
-use super::fields::{has, list, name, word};
+use super::fields::{has, list, name, text, word};
+use super::source::Source;
 use super::update::{ParsedUpdate, UpdateContext};
-use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate};
+use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies};
 use consentd_core::event::What;
+use consentd_core::submission::Submission;
 
 /// The `object` of the payloads that are parsed.
 const OBJECT: &str = "whatsapp_business_account";
 
 /// The lists whose items are updates, and the kind of their items.
-const LISTS: [(&str, UpdateKind); 4] = [
+type Lists = &'static [(&'static str, UpdateKind)];
+
+/// All of them.
+const LISTS: Lists = &[
     ("messages", UpdateKind::Message),
     ("statuses", UpdateKind::Status),
     ("calls", UpdateKind::Call),
     ("user_preferences", UpdateKind::Preference),
 ];
+const MESSAGES: Lists = &[("messages", UpdateKind::Message), ("statuses", UpdateKind::Status)];
+const ONLY_MESSAGES: Lists = &[("messages", UpdateKind::Message)];
+const CALLS: Lists = &[("calls", UpdateKind::Call), ("statuses", UpdateKind::Call)];
+const PREFERENCES: Lists = &[("user_preferences", UpdateKind::Preference)];
+
+/// A part of a change that has lists of updates.
+struct Section<'v> {
+    source: Source<'v>,
+    /// The object that has the lists, and the contacts that they refer to.
+    value: &'v Value,
+    lists: Lists,
+}
+
+impl Section<'_> {
+    /// The lists that it has.
+    fn lists(&self) -> impl Iterator<Item = (&'static str, UpdateKind)> {
+        self.lists.iter().copied().filter(|(name, _)| has(self.value, name))
+    }
+}
 
 /// Parses a payload.
 pub(super) fn parse(payload: &Value, rules: &Rules) -> ParsedPayload {
     let mut parser =
-        PayloadParser { rules, parsed: ParsedPayload::default(), linked: HashSet::new() };
+        PayloadParser { rules, parsed: ParsedPayload::default(), linked: HashMap::new() };
     match word(payload, "object").as_deref() {
         Some(object) if object != OBJECT => {
             parser.skip(UpdateKind::Other, SkipCause::UnknownObject);
@@ -36,8 +60,8 @@ pub(super) fn parse(payload: &Value, rules: &Rules) -> ParsedPayload {
 struct PayloadParser<'a> {
     rules: &'a Rules,
     parsed: ParsedPayload,
-    /// The links that were emitted already: the user and the business, and the user's other id.
-    linked: HashSet<((String, String), String)>,
+    /// The links so far, by the user and the business, and the user's other id; with their indices.
+    linked: HashMap<((String, String), String), usize>,
 }
 
 impl PayloadParser<'_> {
@@ -73,47 +97,105 @@ impl PayloadParser<'_> {
             return self.skip(UpdateKind::Other, SkipCause::BadShape);
         };
         let field = word(change, "field");
-        let lists: &[(&str, UpdateKind)] = match field.as_deref() {
-            Some("messages") => {
-                &[("messages", UpdateKind::Message), ("statuses", UpdateKind::Status)]
-            }
-            Some("calls") => &[("calls", UpdateKind::Call)],
-            Some("user_preferences") => &[("user_preferences", UpdateKind::Preference)],
-            Some(_) => return self.skip(UpdateKind::Other, SkipCause::UnknownField),
-            // Without the field, the kind follows from the names of the lists.
-            None => &LISTS,
+        let Some(sections) = self.sections(field.as_deref(), value) else {
+            return self.skip(UpdateKind::Other, SkipCause::UnknownField);
         };
-        if !lists.iter().any(|(name, _)| has(value, name)) {
+        let has_lists = |section: &Section<'_>| section.lists().next().is_some();
+        if !sections.iter().any(has_lists) {
             // Another list, such as the account's errors or the statuses of calls.
             let cause = if field.is_some() { SkipCause::UnknownField } else { SkipCause::BadShape };
             return self.skip(UpdateKind::Other, cause);
         }
-        let number = value.get("metadata").and_then(|metadata| name(metadata, "phone_number_id"));
-        let (businesses, broken): (BTreeSet<&str>, _) = if let Some(number) = &number {
-            let known = self.rules.numbers.get(number).map(String::as_str);
-            (known.into_iter().collect(), field.is_none().then_some(SkipCause::BadShape))
-        } else {
-            // The number is unknown, so a denial is recorded for every business.
-            let all = self.rules.numbers.values().map(String::as_str);
-            (all.collect(), Some(SkipCause::NoNumber))
-        };
-        for (name, kind) in lists {
-            for item in self.items(value, name, *kind) {
-                if businesses.is_empty() {
-                    self.skip(*kind, SkipCause::UnknownNumber);
-                    if self.parsed.unknown_number.is_none() {
-                        self.parsed.unknown_number.clone_from(&number);
-                    }
-                }
-                let mut skipped = None;
-                for business in &businesses {
-                    let context = UpdateContext { rules: self.rules, business, value, broken };
-                    skipped = self.update(&context, *kind, item).or(skipped);
-                }
-                if let Some((kind, cause)) = skipped {
-                    self.skip(kind, cause);
+        let mut metadata = std::iter::once(value).chain(sections.iter().map(|one| one.value));
+        let number = metadata.find_map(|value| name(value.get("metadata")?, "phone_number_id"));
+        let broken = field.is_none().then_some(SkipCause::BadShape);
+        for section in &sections {
+            for (list, kind) in section.lists() {
+                for item in self.items(section.value, list, kind) {
+                    self.item(section, number.as_deref(), broken, kind, item);
                 }
             }
+        }
+    }
+
+    /// The sections of a change, by its field. Nothing if the field does not concern consent.
+    fn sections<'v>(&mut self, field: Option<&str>, value: &'v Value) -> Option<Vec<Section<'v>>> {
+        let whole = |source, lists| Section { source, value, lists };
+        let own = value.get("metadata").and_then(|data| text(data, "display_phone_number"));
+        Some(match field {
+            Some("messages") => vec![whole(Source::Conversation, MESSAGES)],
+            Some("calls") => vec![whole(Source::Conversation, CALLS)],
+            Some("user_preferences") => vec![whole(Source::Conversation, PREFERENCES)],
+            Some("standby") => {
+                let mut sections = self.standby(value);
+                sections.push(whole(Source::Standby, MESSAGES));
+                sections
+            }
+            Some("history") => {
+                let mut sections = self.threads(value, own);
+                let media = Source::History { thread: None, own };
+                sections.push(whole(media, ONLY_MESSAGES));
+                sections
+            }
+            Some(_) => return None,
+            // Without the field, the kind follows from the names of the lists.
+            None => {
+                let mut sections = vec![whole(Source::Conversation, LISTS)];
+                sections.extend(self.standby(value));
+                sections.extend(self.threads(value, own));
+                sections
+            }
+        })
+    }
+
+    /// The copies of conversations that another app holds: `value.standby` is like `value`.
+    fn standby<'v>(&mut self, value: &'v Value) -> Vec<Section<'v>> {
+        let copies = self.items(value, "standby", UpdateKind::Other).iter();
+        let section = |value| Section { source: Source::Standby, value, lists: MESSAGES };
+        copies.map(section).collect()
+    }
+
+    /// The threads of a number's history: `value.history[].threads[].messages[]`.
+    fn threads<'v>(&mut self, value: &'v Value, own: Option<&'v str>) -> Vec<Section<'v>> {
+        let mut sections = Vec::new();
+        for chunk in self.items(value, "history", UpdateKind::Other) {
+            for thread in self.items(chunk, "threads", UpdateKind::Other) {
+                let source = Source::History { thread: Some(thread), own };
+                sections.push(Section { source, value: thread, lists: ONLY_MESSAGES });
+            }
+        }
+        sections
+    }
+
+    /// Adds the events of an item at its business; its denials at every business if the number is
+    /// unreadable.
+    fn item(
+        &mut self,
+        section: &Section<'_>,
+        number: Option<&str>,
+        broken: Option<SkipCause>,
+        kind: UpdateKind,
+        item: &Value,
+    ) {
+        let numbers = &self.rules.numbers;
+        let (businesses, broken): (BTreeSet<&str>, _) = match number {
+            Some(number) => (numbers.get(number).map(String::as_str).into_iter().collect(), broken),
+            None => (numbers.values().map(String::as_str).collect(), Some(SkipCause::NoNumber)),
+        };
+        if businesses.is_empty() {
+            self.skip(kind, SkipCause::UnknownNumber);
+            if self.parsed.unknown_number.is_none() {
+                self.parsed.unknown_number = number.map(str::to_owned);
+            }
+        }
+        let mut skipped = None;
+        for business in businesses {
+            let Section { source, value, .. } = *section;
+            let context = UpdateContext { rules: self.rules, business, value, source, broken };
+            skipped = self.update(&context, kind, item).or(skipped);
+        }
+        if let Some((kind, cause)) = skipped {
+            self.skip(kind, cause);
         }
     }
 
@@ -125,29 +207,45 @@ impl PayloadParser<'_> {
         kind: UpdateKind,
         item: &Value,
     ) -> Option<(UpdateKind, SkipCause)> {
-        let skipped = match context.parse(kind, item) {
-            Ok(ParsedUpdate { kind, submissions, malformed }) => {
-                self.parsed.updates.push(WebhookUpdate { kind, submissions });
-                // No link follows: the user's scoped id stays, but the payload does not say which of the
-                // two numbers it belongs to now.
-                if kind == UpdateKind::NumberChange {
-                    return malformed.map(|cause| (kind, cause));
-                }
-                malformed.map(|cause| (kind, cause))
-            }
-            Err(skipped) => Some(skipped),
-        };
-        // Most payloads repeat the ids of one user: the link is emitted once.
-        if let Some(link) = context.link(kind, item)
-            && let What::Link { other_user_id, .. } = &link.event.what
+        let parsed = context.parse(kind, item);
+        if let Ok(ParsedUpdate { kind: UpdateKind::NumberChange, submissions, malformed }) = parsed
         {
-            let ids = (link.event.user_id.clone(), link.event.business_id.clone());
-            if self.linked.insert((ids, other_user_id.clone())) {
-                self.parsed
-                    .updates
-                    .push(WebhookUpdate { kind: UpdateKind::Link, submissions: vec![link] });
+            let kind = UpdateKind::NumberChange;
+            self.parsed.links.push(WebhookUpdate { kind, submissions, copies: Vec::new() });
+            return malformed.map(|cause| (kind, cause));
+        }
+        let ids = context.ids(kind, item);
+        let links = context.links(kind, item, &ids).into_iter();
+        let links: Vec<(String, usize)> = links.filter_map(|link| self.link(link)).collect();
+        let ParsedUpdate { kind, mut submissions, malformed } = match parsed {
+            Ok(parsed) => parsed,
+            Err(skipped) => return Some(skipped),
+        };
+        let (mut copies, own) = (Vec::new(), submissions.len());
+        for other in ids.others() {
+            let link = links.iter().find(|(linked, _)| linked == other);
+            for place in 0..own {
+                let Some(submission) = submissions.get(place).cloned() else { break };
+                submissions.extend(copies::denial(&submission, other));
+                copies.extend(link.and_then(|(_, link)| copies::allow(&submission, other, *link)));
             }
         }
-        skipped
+        self.parsed.updates.push(WebhookUpdate { kind, submissions, copies });
+        malformed.map(|cause| (kind, cause))
+    }
+
+    /// Adds a link, unless the payload has it already: most payloads repeat the ids of one user.
+    /// Returns the other id and the link's index.
+    fn link(&mut self, link: Submission) -> Option<(String, usize)> {
+        let What::Link { other_user_id, .. } = &link.event.what else { return None };
+        let other = other_user_id.clone();
+        let ids = (link.event.user_id.clone(), link.event.business_id.clone());
+        let links = &mut self.parsed.links;
+        let index = *self.linked.entry((ids, other.clone())).or_insert_with(|| {
+            let (kind, submissions) = (UpdateKind::Link, vec![link]);
+            links.push(WebhookUpdate { kind, submissions, copies: Vec::new() });
+            links.len().saturating_sub(1)
+        });
+        Some((other, index))
     }
 }

@@ -3,8 +3,11 @@
 use serde_json::Value;
 
 use super::denial_at_arrival::{denial_at_arrival, denies};
-use super::fields::{code, has, id, list, member, name, seconds, text, word};
-use super::{CALL, GROUP, Rules, SkipCause, UpdateKind};
+use super::fields::{code, has, id, list, member, seconds, text, word};
+use super::ids::{self, UserIds};
+use super::source::Source;
+use super::texts::{Text, Texts};
+use super::{CALL, CALL_PERMISSION, GROUP, Rules, SkipCause, UpdateKind};
 use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
 use consentd_core::scope::{Class, Scope};
 use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
@@ -23,6 +26,8 @@ pub(super) struct UpdateContext<'a> {
     pub(super) business: &'a str,
     /// The object that holds the update's list.
     pub(super) value: &'a Value,
+    /// Which part of the payload the update is in.
+    pub(super) source: Source<'a>,
     /// A fault of the surroundings, if there is one: then only denials are kept.
     pub(super) broken: Option<SkipCause>,
 }
@@ -33,19 +38,6 @@ pub(super) struct ParsedUpdate {
     pub(super) submissions: Vec<Submission>,
     /// The fault of a malformed update, of which only denials were kept.
     pub(super) malformed: Option<SkipCause>,
-}
-
-/// The ids of one user, as far as an update has them.
-struct UserIds {
-    number: Option<String>,
-    scoped: Option<String>,
-}
-
-impl UserIds {
-    /// The id under which the events are recorded: the phone number, or else the scoped id.
-    fn id(&self) -> Option<&String> {
-        self.number.as_ref().or(self.scoped.as_ref())
-    }
 }
 
 type UpdateResult = Result<ParsedUpdate, (UpdateKind, SkipCause)>;
@@ -92,7 +84,13 @@ impl UpdateContext<'_> {
 
     /// A message from a user.
     fn message(&self, message: &Value) -> UpdateResult {
+        if !self.source.is_by_user(message) {
+            return Err((UpdateKind::Message, SkipCause::NotByUser));
+        }
         if word(message, "type").as_deref() == Some("system") {
+            if !self.source.links() {
+                return Err((UpdateKind::Message, SkipCause::NotByUser));
+            }
             return self.system(message);
         }
         self.keep_denials_if_malformed(UpdateKind::Message, self.inbound(message))
@@ -101,13 +99,15 @@ impl UpdateContext<'_> {
     fn inbound(&self, message: &Value) -> FoundSubmissions {
         let kind = word(message, "type");
         let kind = kind.as_deref();
-        let in_group = has(message, "group_id") && !self.rules.opens(GROUP);
-        let opens = kind.is_some_and(|kind| self.rules.opens(kind)) && !in_group;
-        let (texts, malformed) = match kind {
-            Some(kind) => texts(kind, message),
-            None => (texts_of_any(message), Some(SkipCause::BadShape)),
-        };
-        if texts.is_empty() {
+        // Only the user's own conversation with this receiver opens a window and confirms an opt-in.
+        // In a group, a yes does not confirm an opt-in that was asked for elsewhere.
+        let is_elsewhere = (has(message, "group_id") && !self.rules.opens(GROUP))
+            || !self.source.is_conversation(self.rules);
+        let opens = kind.is_some_and(|kind| self.rules.opens(kind))
+            && !is_elsewhere
+            && (self.rules.opens(CALL_PERMISSION) || !is_call_permission(message));
+        let Texts { said, opt_outs, malformed } = Texts::of(kind, message);
+        if said.is_empty() && opt_outs.is_empty() {
             if let Some(cause) = malformed {
                 return Err(cause);
             }
@@ -122,70 +122,109 @@ impl UpdateContext<'_> {
                 });
             }
         }
-        let (user, time) = self.user_and_time(message, "from", "from_user_id")?;
+        let (user, time) = self.user_and_time(UpdateKind::Message, message)?;
         let message_id = message_id(message);
-        // A message that opens no window may still be a STOP. In a group, a yes does not confirm an
-        // opt-in that was asked for elsewhere.
-        let rest = if in_group { InboundEffect::OptOutKeywords } else { InboundEffect::Keywords };
-        let inbound = |text: &str, effect| {
-            let what = What::Inbound { message_id: message_id.clone(), text: text.to_owned() };
-            self.submission(&user, time, what, effect)
+        // A message that opens no window may still be a STOP.
+        let rest =
+            if is_elsewhere { InboundEffect::OptOutKeywords } else { InboundEffect::Keywords };
+        let inbound = |text: Option<Text<'_>>, effect| {
+            let is_button = text.as_ref().is_some_and(|text| text.is_button);
+            let text = text.map_or(String::new(), |text| text.text.into_owned());
+            let what = What::Inbound { message_id: message_id.clone(), text };
+            Submission { is_button, ..self.submission(&user, time, what, effect) }
         };
-        let first = inbound(
-            texts.first().copied().unwrap_or_default(),
-            if opens { InboundEffect::WindowAndKeywords } else { rest },
+        let mut submissions = Vec::with_capacity(said.len() + opt_outs.len() + 1);
+        let mut said = said.into_iter();
+        if opens {
+            submissions.push(inbound(said.next(), InboundEffect::WindowAndKeywords));
+        }
+        submissions.extend(said.map(|text| inbound(Some(text), rest)));
+        submissions.extend(
+            opt_outs.into_iter().map(|text| inbound(Some(text), InboundEffect::OptOutKeywords)),
         );
-        let others = texts.iter().skip(1).map(|text| inbound(text, rest));
-        Ok((std::iter::once(first).chain(others).collect(), malformed))
+        Ok((submissions, malformed))
     }
 
     /// A message by the platform about a user, such as a change of number.
     fn system(&self, message: &Value) -> UpdateResult {
         let system = message.get("system").filter(|system| has(system, "type"));
         let system = system.ok_or((UpdateKind::Other, SkipCause::BadShape))?;
-        if word(system, "type").as_deref() != Some("user_changed_number") {
+        let kind = word(system, "type");
+        if !matches!(kind.as_deref(), Some("user_changed_number" | "user_changed_user_id")) {
             return Err((UpdateKind::Other, SkipCause::UnknownType));
         }
-        let read = || {
-            // The contact is ignored: it may have the old number or the new one.
-            let old = name(message, "from").ok_or(SkipCause::NoUser)?;
-            let new = name(system, "wa_id").or_else(|| name(system, "new_wa_id"));
-            let other_user_id = new.ok_or(SkipCause::NoUser)?;
+        let time = seconds(message, "timestamp");
+        let links = ids::changes(message, system).into_iter().map(|(old, other_user_id)| {
             let what = What::Link { other_user_id, moved: true };
-            let time = seconds(message, "timestamp");
-            Ok((vec![self.submission(&old, time, what, InboundEffect::WindowAndKeywords)], None))
-        };
-        self.keep_denials_if_malformed(UpdateKind::NumberChange, read())
+            self.submission(&old, time, what, InboundEffect::WindowAndKeywords)
+        });
+        let links: Vec<_> = links.collect();
+        let found = if links.is_empty() { Err(SkipCause::NoUser) } else { Ok((links, None)) };
+        self.keep_denials_if_malformed(UpdateKind::NumberChange, found)
     }
 
-    /// The link between the two ids of an update, if it has both. Without a time it counts from its
-    /// arrival, because a link is idempotent.
-    pub(super) fn link(&self, kind: UpdateKind, item: &Value) -> Option<Submission> {
-        let ids = match kind {
-            UpdateKind::Status => self.user_ids(item, "recipient_id", "recipient_user_id"),
-            UpdateKind::Preference => self.user_ids(item, "wa_id", "user_id"),
-            _ => self.user_ids(item, "from", "from_user_id"),
+    /// The links between the ids of an update's user. Without a time they count from their arrival,
+    /// because a link is idempotent.
+    pub(super) fn links(&self, kind: UpdateKind, item: &Value, ids: &UserIds) -> Vec<Submission> {
+        let Some(id) = ids.id().filter(|_| self.source.links()) else { return Vec::new() };
+        // In a group the recipient is the group.
+        if kind == UpdateKind::Status && is_to_group(item) {
+            return Vec::new();
+        }
+        let shared = match kind {
+            UpdateKind::Message => ids::shared_numbers(item),
+            _ => Vec::new(),
         };
-        let (number, other_user_id) = (ids.number?, ids.scoped?);
         let time = seconds(item, "timestamp");
-        (number != other_user_id).then(|| {
-            let what = What::Link { other_user_id, moved: false };
-            self.submission(&number, time, what, InboundEffect::WindowAndKeywords)
-        })
+        let others = ids.others().chain(&shared).filter(|other| *other != id);
+        let links = others.map(|other| {
+            let what = What::Link { other_user_id: other.clone(), moved: false };
+            self.submission(id, time, what, InboundEffect::WindowAndKeywords)
+        });
+        links.collect()
     }
 
-    /// A call; only one that a user has begun opens the window.
+    /// The user's ids in an item of a list of this kind.
+    pub(super) fn ids(&self, kind: UpdateKind, item: &Value) -> UserIds {
+        let fields = match kind {
+            UpdateKind::Status => ids::RECIPIENT,
+            UpdateKind::Preference => ids::CONTACT,
+            UpdateKind::Call if has(item, "status") => ids::RECIPIENT,
+            UpdateKind::Call
+                if word(item, "direction").as_deref() == Some("business_initiated") =>
+            {
+                ids::CALLEE
+            }
+            _ => ids::SENDER,
+        };
+        UserIds::of(item, fields, self.value)
+    }
+
+    /// A call that opens the window: one that a user has begun, answered or not, or one by the
+    /// business that the user has accepted
+    /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/calling/pricing>,
+    /// 2026-05-21). A call by SIP begins with `call_created` in place of `connect`
+    /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/calling>, sample).
     fn call(&self, call: &Value) -> UpdateResult {
-        match (word(call, "event").as_deref(), word(call, "direction").as_deref()) {
-            (Some("connect"), Some("user_initiated")) => {}
-            (Some(_), Some(_)) => return Err((UpdateKind::Call, SkipCause::NotACallByUser)),
-            _ => return Err((UpdateKind::Call, SkipCause::BadShape)),
+        let opens = if has(call, "status") {
+            let status = word(call, "status").ok_or((UpdateKind::Call, SkipCause::BadShape))?;
+            status == "accepted" && word(call, "type").is_none_or(|kind| kind == "call")
+        } else {
+            match (word(call, "event").as_deref(), word(call, "direction").as_deref()) {
+                (Some(event), Some(direction)) => {
+                    matches!(event, "connect" | "call_created") && direction == "user_initiated"
+                }
+                _ => return Err((UpdateKind::Call, SkipCause::BadShape)),
+            }
+        };
+        if !opens {
+            return Err((UpdateKind::Call, SkipCause::NotACallByUser));
         }
         if !self.rules.opens(CALL) {
             return Err((UpdateKind::Call, SkipCause::OpensNoWindow));
         }
         let (user, time) = self
-            .user_and_time(call, "from", "from_user_id")
+            .user_and_time(UpdateKind::Call, call)
             .map_err(|cause| (UpdateKind::Call, cause))?;
         let what = What::Inbound { message_id: message_id(call), text: String::new() };
         let submissions =
@@ -195,8 +234,8 @@ impl UpdateContext<'_> {
 
     /// A user's preference about marketing.
     fn preference(&self, preference: &Value) -> FoundSubmissions {
-        let what = preference_event(preference)?;
-        let (user, time) = self.user_and_time(preference, "wa_id", "user_id")?;
+        let what = preference_event(preference, self.rules)?;
+        let (user, time) = self.user_and_time(UpdateKind::Preference, preference)?;
         Ok((vec![self.submission(&user, time, what, InboundEffect::WindowAndKeywords)], None))
     }
 
@@ -212,14 +251,14 @@ impl UpdateContext<'_> {
         if !failed && !codes.iter().any(|code| denies(*code)) {
             return Err(if name.is_some() { SkipCause::NotFailed } else { SkipCause::BadShape });
         }
-        if word(status, "recipient_type").as_deref() == Some("group") {
+        if is_to_group(status) {
             return Err(SkipCause::ToGroup);
         }
         if codes.is_empty() {
             return Err(if errors.is_err() { SkipCause::BadShape } else { SkipCause::NoCode });
         }
         let malformed = (!failed).then_some(SkipCause::BadShape);
-        let (user, time) = self.user_and_time(status, "recipient_id", "recipient_user_id")?;
+        let (user, time) = self.user_and_time(UpdateKind::Status, status)?;
         let failure = |code| {
             self.submission(&user, time, What::Failure { code }, InboundEffect::WindowAndKeywords)
         };
@@ -229,34 +268,12 @@ impl UpdateContext<'_> {
     /// The user of an update, and its time if that is usable.
     fn user_and_time(
         &self,
+        kind: UpdateKind,
         update: &Value,
-        number: &str,
-        scoped: &str,
     ) -> Result<(String, Option<Timestamp>), SkipCause> {
-        let ids = self.user_ids(update, number, scoped);
+        let ids = self.ids(kind, update);
         let user = ids.id().ok_or(SkipCause::NoUser)?;
         Ok((user.clone(), seconds(update, "timestamp")))
-    }
-
-    /// The user's ids, from the update itself and from the contact that it refers to.
-    fn user_ids(&self, update: &Value, number: &str, scoped: &str) -> UserIds {
-        let mut ids = UserIds { number: name(update, number), scoped: name(update, scoped) };
-        let contacts = list(self.value, "contacts").unwrap_or_default();
-        let is_meant = |contact: &&Value| {
-            let same =
-                |ours: &Option<String>, field| ours.is_some() && *ours == name(contact, field);
-            same(&ids.number, "wa_id") || same(&ids.scoped, "user_id")
-        };
-        let meant = match contacts {
-            // Without any id, the only contact must be the user.
-            [only] if ids.id().is_none() => Some(only),
-            contacts => contacts.iter().find(is_meant),
-        };
-        if let Some(contact) = meant {
-            ids.number = ids.number.take().or_else(|| name(contact, "wa_id"));
-            ids.scoped = ids.scoped.take().or_else(|| name(contact, "user_id"));
-        }
-        ids
     }
 
     fn submission(
@@ -274,62 +291,20 @@ impl UpdateContext<'_> {
     }
 }
 
-/// The texts of a message, each of which may be a keyword, and the message's fault if it is malformed.
-/// A button has two texts: its label, and the payload that the business gave it. A text in an
-/// unexpected place is returned too, because it may be a STOP.
-fn texts<'a>(kind: &str, message: &'a Value) -> (Vec<&'a str>, Option<SkipCause>) {
-    let body = member(message, kind);
-    let (texts, missing) = match kind {
-        "text" => (texts_in(body, ["body", "body"]), Some(SkipCause::NoText)),
-        "button" => (texts_in(body, ["text", "payload"]), Some(SkipCause::NoText)),
-        "interactive" => match body.and_then(|body| word(body, "type")).as_deref() {
-            Some(reply @ ("button_reply" | "list_reply")) => {
-                let reply = body.and_then(|body| body.get(reply));
-                (texts_in(reply, ["title", "id"]), Some(SkipCause::NoText))
-            }
-            // A submitted form, or a type that is not known yet.
-            Some(_) => (Vec::new(), None),
-            None => (Vec::new(), Some(SkipCause::BadShape)),
-        },
-        _ => (Vec::new(), None),
-    };
-    if !texts.is_empty() {
-        return (texts, None);
-    }
-    let mut texts = texts_of_any(message);
-    // A type that opens no window, or an unknown one.
-    if !Rules::OPENS_WINDOW.contains(&kind) {
-        texts.extend(texts_in(body, ["body", "text"]));
-    }
-    let malformed = if texts.is_empty() { missing } else { Some(SkipCause::BadShape) };
-    (texts, malformed)
+/// Whether a message is a reply to a request for the permission to call. Such a reply also comes by
+/// itself: `accept` if the user calls, which opens the window as a call, and `reject` after four calls
+/// that were not answered
+/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/calling/user-call-permissions>,
+/// 2026-06-26). That the user's own reply opens the window is not documented, so none does by default.
+fn is_call_permission(message: &Value) -> bool {
+    let body = member(message, "interactive");
+    body.and_then(|body| word(body, "type")).as_deref() == Some(CALL_PERMISSION)
+        || body.is_some_and(|body| has(body, CALL_PERMISSION))
 }
 
-/// The texts of these names in an object; or the text itself, in place of an object.
-fn texts_in<'a>(object: Option<&'a Value>, names: [&str; 2]) -> Vec<&'a str> {
-    if let Some(Value::String(text)) = object {
-        return Some(text.as_str()).filter(|text| !text.is_empty()).into_iter().collect();
-    }
-    let mut texts: Vec<_> = names.iter().filter_map(|name| text(object?, name)).collect();
-    texts.dedup();
-    texts
-}
-
-/// The texts of replies to a message with buttons or a list.
-fn replies(message: &Value) -> Vec<&str> {
-    let body = message.get("interactive");
-    let replies = ["button_reply", "list_reply"].into_iter();
-    replies
-        .flat_map(|reply| texts_in(body.and_then(|body| body.get(reply)), ["title", "id"]))
-        .collect()
-}
-
-/// The texts in every place where a message of any type has them.
-fn texts_of_any(message: &Value) -> Vec<&str> {
-    let mut texts = texts_in(message.get("text"), ["body", "body"]);
-    texts.extend(texts_in(message.get("button"), ["text", "payload"]));
-    texts.extend(replies(message));
-    texts
+/// Whether a status is of a message to a group.
+fn is_to_group(status: &Value) -> bool {
+    word(status, "recipient_type").as_deref() == Some("group")
 }
 
 /// A message's id; empty if it is too long to be recorded, so that a STOP is recorded without it.
@@ -339,7 +314,7 @@ fn message_id(message: &Value) -> String {
 }
 
 /// The event of a preference.
-fn preference_event(preference: &Value) -> Result<What, SkipCause> {
+fn preference_event(preference: &Value, rules: &Rules) -> Result<What, SkipCause> {
     let is_marketing = word(preference, "category").map(|category| category == MARKETING);
     match (text(preference, "value").ok_or(SkipCause::BadShape)?, is_marketing) {
         (_, Some(false)) => Err(SkipCause::UnknownPreference),
@@ -347,6 +322,7 @@ fn preference_event(preference: &Value) -> Result<What, SkipCause> {
         (stop, _) if stop.trim().eq_ignore_ascii_case("stop") => {
             Ok(What::Platform { stopped: true })
         }
+        ("signup", _) if !rules.takes_signup => Err(SkipCause::UnknownPreference),
         ("resume" | "signup", None) => Err(SkipCause::BadShape),
         ("resume", _) => Ok(What::Platform { stopped: false }),
         ("signup", _) => {

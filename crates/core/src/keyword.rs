@@ -8,6 +8,7 @@
 //! write in their own. Keywords that give consent count only in the languages, and with the statements,
 //! that the business configures.
 
+mod button;
 mod courtesy;
 mod languages;
 mod normalize;
@@ -15,6 +16,7 @@ mod normalize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
+use self::button::stops_promotions;
 use self::languages::{LANGUAGES, Language, OPT_OUT_MARKETING};
 use self::normalize::normalize;
 use super::event::Evidence;
@@ -26,6 +28,10 @@ const MAX_TEXT_BYTES: usize = 16 * 1024;
 
 /// The longest keyword that may be configured, in bytes of UTF-8.
 pub const MAX_KEYWORD_BYTES: usize = 128;
+
+/// The longest label or payload of a button that may be configured, in bytes of UTF-8: WhatsApp's own
+/// limit for a button's id.
+pub const MAX_BUTTON_BYTES: usize = 256;
 
 /// The configured keywords of one business, or of all.
 #[derive(Clone, Debug)]
@@ -62,6 +68,9 @@ pub struct KeywordSettings {
 pub struct OptOutKeyword {
     /// The keywords.
     pub words: Vec<String>,
+    /// Labels of buttons, and the payloads behind them, that opt out. They mean nothing if a user types
+    /// them.
+    pub buttons: Vec<String>,
     /// The scope that they opt out of.
     pub scope: Scope,
     /// The BCP 47 tag of their language; empty if they belong to several.
@@ -102,7 +111,14 @@ pub fn languages() -> impl Iterator<Item = &'static str> {
 #[must_use]
 pub fn is_built_in(word: &str) -> bool {
     let word = normalize(word);
-    OPT_OUT.contains_key(&word) || OPT_OUT_MARKETING.iter().any(|known| normalize(known) == word)
+    OPT_OUT.contains_key(&word)
+        || OPT_OUT_MARKETING.iter().any(|(_, known)| normalize(known) == word)
+}
+
+/// Whether a button with this label stops promotions without being configured.
+#[must_use]
+pub fn is_built_in_button(label: &str) -> bool {
+    stops_promotions(&normalize(label)).is_some()
 }
 
 /// Whether two texts are compared as equal.
@@ -170,6 +186,11 @@ pub struct Keywords {
     words: HashMap<String, Keyword>,
     /// The length of the longest keyword in its normal form, in bytes.
     longest_word_bytes: usize,
+    /// The configured labels and payloads of buttons, by their normal forms.
+    buttons: HashMap<String, Keyword>,
+    /// The labels that do not stop promotions although the rule for buttons matches them. `None` if the
+    /// built-in keywords are off: then the rule does not apply.
+    except: Option<BTreeSet<String>>,
     /// The keywords that come before the name of a topic: as listed, and their language.
     before_topic: HashMap<String, (String, String)>,
     topics: Vec<Scope>,
@@ -180,11 +201,13 @@ impl Keywords {
     #[must_use]
     pub fn new(lists: KeywordLists) -> Self {
         let KeywordLists { built_in, except, languages, opt_out, topics, opt_in, confirm } = lists;
-        let mut words = HashMap::new();
-        let mut put = |word: &str, locale: &str, action: Action| {
+        let (mut words, mut buttons) = (HashMap::new(), HashMap::new());
+        let entry = |word: &str, locale: &str, action: Action| {
             let word = Keyword { action, listed: word.to_owned(), locale: locale.to_owned() };
-            words.insert(normalize(&word.listed), word);
+            (normalize(&word.listed), word)
         };
+        let mut put =
+            |word: &str, locale: &str, action: Action| words.extend([entry(word, locale, action)]);
         for (word, locale) in confirming(confirm, &languages) {
             put(&word, &locale, Action::Confirm);
         }
@@ -200,14 +223,52 @@ impl Keywords {
             opt_out.extend(built_in_words(&except, &languages));
         }
         opt_out.sort_by(|a, b| b.scope.cmp(&a.scope));
-        for OptOutKeyword { words, scope, locale } in opt_out {
+        for OptOutKeyword { words, buttons: labels, scope, locale } in opt_out {
             for word in words {
                 put(&word, &locale, Action::OptOut(scope.clone()));
             }
+            let labels = labels.iter();
+            buttons
+                .extend(labels.map(|label| entry(label, &locale, Action::OptOut(scope.clone()))));
         }
-        words.remove("");
+        for known in [&mut words, &mut buttons] {
+            known.remove("");
+        }
+        let except = built_in.then(|| except.iter().map(|word| normalize(word)).collect());
         let longest_word_bytes = words.keys().map(String::len).max().unwrap_or(0);
-        Self { words, longest_word_bytes, before_topic: before_topic(&languages), topics }
+        let before_topic = before_topic(&languages);
+        Self { words, longest_word_bytes, buttons, except, before_topic, topics }
+    }
+
+    /// The meaning of a button, by its label or by the payload behind it: the meaning of the same text
+    /// if it is typed, or the configured one, or an opt-out of marketing if the label stops promotions.
+    /// Of two opt-outs, the broader one.
+    #[must_use]
+    pub fn meaning_of_button(&self, text: &str, state: &State) -> Option<KeywordMatch> {
+        let by_word = self.meaning(text, state);
+        if text.is_empty() || text.len() > MAX_TEXT_BYTES {
+            return by_word;
+        }
+        let text = normalize(text);
+        let configured = self.buttons.get(&text).map(Keyword::to_match);
+        let by_button = configured.or_else(|| {
+            let applies = self.except.as_ref().is_some_and(|except| !except.contains(&text));
+            let stopped = stops_promotions(&text).filter(|_| applies)?;
+            let meaning = Meaning::OptOut(vec![Scope::Class(Class::Marketing)]);
+            let locale = stopped.locale.to_owned();
+            Some(KeywordMatch { meaning, keyword: stopped.keyword, locale })
+        });
+        // A broader scope is ordered before a narrower one.
+        let scopes = |matched: &Option<KeywordMatch>| match matched.as_ref().map(|one| &one.meaning)
+        {
+            Some(Meaning::OptOut(scopes)) => scopes.first().cloned(),
+            _ => None,
+        };
+        match (scopes(&by_word), scopes(&by_button)) {
+            (_, None) => by_word,
+            (Some(word), Some(button)) if word <= button => by_word,
+            (_, Some(_)) => by_button,
+        }
     }
 
     /// The meaning of `text`, if the whole of it is a keyword.
@@ -374,13 +435,14 @@ fn built_in_words(except: &[String], languages: &[String]) -> Vec<OptOutKeyword>
     let except: BTreeSet<String> = except.iter().map(|word| normalize(word)).collect();
     let keyword = |(locale, word): (&str, &str), scope: Scope| OptOutKeyword {
         words: vec![word.to_owned()],
+        buttons: Vec::new(),
         scope,
         locale: locale.to_owned(),
     };
     let all = OPT_OUT.iter().filter(|(word, _)| !except.contains(*word));
     let all = all.map(|(_, known)| keyword(reported_language(known, languages), Scope::All));
-    let marketing = OPT_OUT_MARKETING.iter().filter(|word| !except.contains(&normalize(word)));
-    let marketing = marketing.map(|word| keyword(("en", word), Scope::Class(Class::Marketing)));
+    let marketing = OPT_OUT_MARKETING.iter().filter(|(_, word)| !except.contains(&normalize(word)));
+    let marketing = marketing.map(|known| keyword(*known, Scope::Class(Class::Marketing)));
     all.chain(marketing).collect()
 }
 

@@ -14,6 +14,9 @@ pub struct Submission {
     pub precision: SourcePrecision,
     /// What an inbound message changes. Other events ignore it.
     pub inbound_effect: InboundEffect,
+    /// Whether the text of an inbound message is a button's label or payload. Some of them opt out only
+    /// if they are pressed, and mean nothing if a user types them.
+    pub is_button: bool,
     /// Whether this records an event again that a ledger had, such as a denial that a failover lost.
     /// Its ids are then accepted in notations that only older versions accepted, and its time may be
     /// ahead of the ledger's clock by any amount.
@@ -53,6 +56,7 @@ impl Submission {
             request_id,
             precision: SourcePrecision::default(),
             inbound_effect: InboundEffect::default(),
+            is_button: false,
             is_replay: false,
         }
     }

@@ -28,6 +28,16 @@ pub const USER: &str = "16505551234";
 /// The same user's other id.
 pub const SCOPED: &str = "US.13491208655302741918";
 
+/// A button of the business's own that stops marketing; and sign-ups count.
+const RULES: &str = r#"
+[whatsapp]
+undocumented-signup = true
+
+[[keywords.opt-out]]
+scope = "marketing"
+buttons = ["promo:no"]
+"#;
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -121,6 +131,7 @@ impl Files {
         for (number, business) in numbers {
             writeln!(text, "{number} = \"{business}\"").expect("a string takes all");
         }
+        text.push_str(RULES);
         self.write("consentd.toml", &text);
     }
 

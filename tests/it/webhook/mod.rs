@@ -2,6 +2,7 @@
 
 pub mod client;
 mod forms;
+mod ids;
 mod limits;
 mod reload;
 mod repeats;

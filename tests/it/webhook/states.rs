@@ -12,18 +12,36 @@ use crate::world::{millis, wall};
 /// A fixture, whom it is about, and what is known of that user then: the last message, what the
 /// user opted in to and out of, whether marketing was stopped; and why marketing and utility
 /// templates may be sent or not. All of it is long ago: no window is open.
-const STATES: [(&str, &str, &str); 24] = [
+const STATES: [(&str, &str, &str); 53] = [
+    ("call_accepted", USER, "1752583200000 [] [] false NoConsent NoConsent"),
     ("call_business_initiated", USER, "never [] [] false NoConsent NoConsent"),
+    ("call_permission_accept", USER, "never [] [] false NoConsent NoConsent"),
+    ("call_permission_reject_automatic", USER, "never [] [] false NoConsent NoConsent"),
+    ("call_rejected", USER, "never [] [] false NoConsent NoConsent"),
+    ("call_sip", USER, "1752583202000 [] [] false NoConsent NoConsent"),
     ("call_user_initiated", USER, "1752583107000 [] [] false NoConsent NoConsent"),
+    ("history_caption_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("history_declined", USER, "never [] [] false NoConsent NoConsent"),
+    ("history_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("inbound_button_configured", USER, "1749416399000 [] [marketing] false OptedOut NoConsent"),
+    ("inbound_button_promotions_es", USER, "1749416397000 [] [marketing] false OptedOut NoConsent"),
+    ("inbound_button_promotions_fr", USER, "1749416398000 [] [marketing] false OptedOut NoConsent"),
     (
         "inbound_button_username_only",
         SCOPED,
         "1749416383000 [] [marketing] false OptedOut NoConsent",
     ),
+    ("inbound_contact_card", USER, "never [] [] false NoConsent NoConsent"),
+    ("inbound_contact_request", USER, "never [] [] false NoConsent NoConsent"),
     ("inbound_edit", USER, "never [] [] false NoConsent NoConsent"),
+    ("inbound_edit_caption_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("inbound_edit_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("inbound_edit_unsupported_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("inbound_flow_stop", USER, "1749416394000 [] [*] false OptedOutAll OptedOutAll"),
     ("inbound_group_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
     ("inbound_group_text", USER, "never [] [] false NoConsent NoConsent"),
     ("inbound_image", USER, "1749416383000 [] [] false NoConsent NoConsent"),
+    ("inbound_image_caption_stop", USER, "1749416393000 [] [*] false OptedOutAll OptedOutAll"),
     (
         "inbound_interactive_button_reply",
         USER,
@@ -34,15 +52,26 @@ const STATES: [(&str, &str, &str); 24] = [
     ("inbound_reaction", USER, "never [] [] false NoConsent NoConsent"),
     ("inbound_stop", USER, "1749416400000 [] [*] false OptedOutAll OptedOutAll"),
     ("inbound_text", USER, "1749416383000 [] [] false NoConsent NoConsent"),
+    ("inbound_three_ids", SCOPED, "1749416383000 [] [] false NoConsent NoConsent"),
     ("inbound_unsupported", USER, "never [] [] false NoConsent NoConsent"),
     ("message_echoes", USER, "never [] [] false NoConsent NoConsent"),
     ("several", USER, "1749416384000 [] [*] false OptedOutAll OptedOutAll"),
+    ("standby_failed_131050", USER, "never [] [] true PlatformStopped NoConsent"),
+    ("standby_stop", USER, "never [] [*] false OptedOutAll OptedOutAll"),
+    ("standby_text", USER, "never [] [] false NoConsent NoConsent"),
     ("status_delivered", USER, "never [] [] false NoConsent NoConsent"),
     ("status_failed_131026", USER, "never [] [] false NoConsent NoConsent"),
     ("status_failed_131047", USER, "never [] [] false NoConsent NoConsent"),
     ("status_failed_131050", USER, "never [] [] true PlatformStopped NoConsent"),
+    ("system_user_changed_number_ids", USER, "never [] [] false NoConsent NoConsent"),
+    ("system_user_changed_number_no_from", USER, "never [] [] false NoConsent NoConsent"),
+    ("system_user_changed_user_id", USER, "never [] [] false NoConsent NoConsent"),
+    ("system_user_changed_user_id_older", USER, "never [] [] false NoConsent NoConsent"),
+    ("system_user_changed_user_id_older_no_from", USER, "never [] [] false NoConsent NoConsent"),
     ("user_preferences_resume", USER, "never [] [] false NoConsent NoConsent"),
+    ("user_preferences_resume_three_ids", USER, "never [] [] false NoConsent NoConsent"),
     ("user_preferences_signup", USER, "never [marketing] [] false OptedIn NoConsent"),
+    ("user_preferences_signup_two_ids", SCOPED, "never [marketing] [] false OptedIn NoConsent"),
     ("user_preferences_stop", USER, "never [] [] true PlatformStopped NoConsent"),
     ("user_preferences_unknown", USER, "never [] [] false NoConsent NoConsent"),
 ];
@@ -87,13 +116,13 @@ async fn every_fixture_ends_as_the_rules_say(sidecar: &Sidecar) {
     }
     let metrics = sidecar.get("/metrics").await.1;
     for line in [
-        "consent_webhook_requests_total{code=\"200\"} 48",
-        "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 6",
+        "consent_webhook_requests_total{code=\"200\"} 106",
+        "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 8",
         "consent_webhook_passed_over_total{cause=\"no_time\"} 2",
         "consent_webhook_updates_total{kind=\"message\",outcome=\"malformed\"} 2",
-        "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 1",
-        "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 1",
-        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 3",
+        "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 3",
+        "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 3",
+        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 5",
         "consent_webhook_updates_total{kind=\"preference\",outcome=\"skipped\"} 2",
     ] {
         assert!(metrics.contains(&format!("{line}\n")), "{line}\n{metrics}");

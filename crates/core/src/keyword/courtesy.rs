@@ -236,7 +236,7 @@ mod tests {
             .iter()
             .flat_map(|language| [language.opt_out, language.before_topic, language.confirm])
             .flatten()
-            .chain(OPT_OUT_MARKETING)
+            .chain(OPT_OUT_MARKETING.iter().map(|(_, word)| word))
             .map(|word| normalize(word))
             .collect();
         for (tag, words) in COURTESIES {

@@ -27,8 +27,14 @@ pub(super) struct Language {
     pub(super) confirm: &'static [&'static str],
 }
 
-/// The text of WhatsApp's own button, which stops only marketing.
-pub(super) const OPT_OUT_MARKETING: &[&str] = &["stop promotions"];
+/// The text of WhatsApp's own button, which stops only marketing, in the languages in which its label is
+/// known from public code (28 November 2026). The rule in `button` reads labels of other languages.
+pub(super) const OPT_OUT_MARKETING: &[(&str, &str)] = &[
+    ("en", "stop promotions"),
+    ("es", "detener promociones"),
+    ("pt", "parar promoções"),
+    ("it", "interrompi promozioni"),
+];
 
 /// Every language, the international words first.
 pub(super) const LANGUAGES: &[Language] = &[

@@ -224,6 +224,7 @@ fn business_can_add_keywords_and_exclude_built_in_ones() {
         except: vec!["ALTO".into(), "Stop Promotions".into()],
         opt_out: vec![OptOutKeyword {
             words: vec!["parar ofertas".into(), "alto".into(), "stop".into()],
+            buttons: Vec::new(),
             scope: offers.clone(),
             locale: "es".into(),
         }],
@@ -248,4 +249,52 @@ fn business_can_add_keywords_and_exclude_built_in_ones() {
     assert!(book.of("tienda").can_opt_out_of_all());
     let none = KeywordLists { built_in: false, ..KeywordLists::default() };
     assert!(!Keywords::new(none).can_opt_out_of_all());
+}
+
+#[test]
+fn buttons_opt_out_by_configuration_and_by_what_they_show() {
+    let out = |scope, words: &[&str], buttons: &[&str]| OptOutKeyword {
+        words: words.iter().map(|&word| word.to_owned()).collect(),
+        buttons: buttons.iter().map(|&label| label.to_owned()).collect(),
+        scope,
+        locale: String::new(),
+    };
+    let marketing = || Scope::Class(Class::Marketing);
+    let keywords = Keywords::new(KeywordLists {
+        except: vec!["Stop promo codes".into()],
+        opt_out: vec![
+            out(marketing(), &["basta promo"], &["No, thanks", "promo:no", "Stop"]),
+            out(Scope::All, &[], &["leave-all", "Basta promo"]),
+        ],
+        ..KeywordLists::default()
+    });
+    let state = State::default();
+    let scope = |matched: Option<KeywordMatch>| match matched?.meaning {
+        Meaning::OptOut(scopes) => scopes.first().cloned(),
+        other => panic!("{other:?}"),
+    };
+    for (label, pressed, typed) in [
+        ("no thanks!", Some(marketing()), None),
+        ("PROMO_NO", Some(marketing()), None),
+        ("leave-all", Some(Scope::All), None),
+        // Of two meanings the broader one.
+        ("Stop", Some(Scope::All), Some(Scope::All)),
+        ("basta promo", Some(Scope::All), Some(marketing())),
+        ("Detener promociones", Some(marketing()), Some(marketing())),
+        ("Parar promoções", Some(marketing()), Some(marketing())),
+        ("Interrompi promozioni", Some(marketing()), Some(marketing())),
+        ("Arrêter les promotions", Some(marketing()), None),
+        ("Werbung stoppen", Some(marketing()), None),
+        ("Stop promo codes", None, None),
+        ("Where is my order?", None, None),
+        ("", None, None),
+    ] {
+        assert_eq!(scope(keywords.meaning_of_button(label, &state)), pressed, "{label}");
+        assert_eq!(scope(keywords.meaning(label, &state)), typed, "{label}");
+    }
+    let built_in = KeywordLists { built_in: false, ..KeywordLists::default() };
+    let label = "Arrêter les promotions";
+    assert_eq!(Keywords::new(built_in).meaning_of_button(label, &state), None);
+    let heard = Keywords::new(KeywordLists::default()).meaning_of_button(label, &state).unwrap();
+    assert_eq!((&*heard.keyword, &*heard.locale), ("arrêter promo", "fr"));
 }

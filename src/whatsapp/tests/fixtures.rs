@@ -1,0 +1,161 @@
+//! What every fixture says.
+
+use super::*;
+
+const PARENT: &str = "US.ENT.11815799212886844830";
+const NEW: &str = "16505559999";
+const NEW_SCOPED: &str = "US.20071455931182640035";
+const NEW_PARENT: &str = "US.ENT.20944180066153327741";
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "it is a list")]
+fn every_fixture_says_what_it_should() {
+    let expected = [
+        ("call_accepted", "call USER 1752583200: inbound \"\""),
+        ("call_business_initiated", "call not_a_call_by_user 1"),
+        ("call_permission_accept", "message opens_no_window 1"),
+        ("call_permission_reject_automatic", "message opens_no_window 1"),
+        ("call_rejected", "call not_a_call_by_user 1"),
+        ("call_sip", "call USER 1752583202: inbound \"\""),
+        ("call_user_initiated", "call USER 1752583107: inbound \"\""),
+        (
+            "inbound_button_configured",
+            "message USER 1749416399: inbound \"No, thanks\"; \
+             message USER 1749416399: keyword \"promo:no\"",
+        ),
+        (
+            "inbound_button_promotions_es",
+            "message USER 1749416397: inbound \"Detener promociones\"",
+        ),
+        (
+            "inbound_button_promotions_fr",
+            "message USER 1749416398: inbound \"Arrêter les promotions\"; \
+             message USER 1749416398: keyword \"promo-7\"",
+        ),
+        ("inbound_button_username_only", "message SCOPED 1749416383: inbound \"Stop promotions\""),
+        ("history_caption_stop", "message USER 1739230990: opt-out \"Unsubscribe\""),
+        ("history_declined", "other unknown_field 1"),
+        (
+            "history_stop",
+            "message USER 1739230970: opt-out \"Stop\"; message unknown_type 1; \
+             message not_by_user 2",
+        ),
+        ("inbound_contact_card", "message SCOPED 1749416401: inbound \"\""),
+        (
+            "inbound_contact_request",
+            "message SCOPED 1749416400: inbound \"\"; link SCOPED 1749416400: link USER false",
+        ),
+        ("inbound_edit", "message USER 1749416383: opt-out \"Hello\""),
+        ("inbound_edit_caption_stop", "message USER 1749416391: opt-out \"Unsubscribe\""),
+        ("inbound_edit_stop", "message USER 1749416390: opt-out \"Stop\""),
+        ("inbound_edit_unsupported_stop", "message USER 1749416392: opt-out \"STOP\""),
+        (
+            "inbound_flow_stop",
+            "message USER 1749416394: inbound \"\"; message USER 1749416394: opt-out \"Stop\"; \
+             message USER 1749416394: opt-out \"0_Other\"; message USER 1749416394: opt-out \"4\"",
+        ),
+        (
+            "inbound_image_caption_stop",
+            "message USER 1749416393: inbound \"\"; message USER 1749416393: opt-out \"Stop!\"",
+        ),
+        ("standby_failed_131050", "status USER 1749502800: failure 131050"),
+        ("standby_stop", "message USER 1749416395: opt-out \"STOP\""),
+        ("standby_text", "message USER 1749416396: opt-out \"When do you open?\""),
+        ("inbound_group_stop", "message USER 1749416383: opt-out \"Stop\""),
+        ("inbound_group_text", "message USER 1749416383: opt-out \"Hello all\""),
+        (
+            "inbound_image",
+            "message USER 1749416383: inbound \"\"; \
+             message USER 1749416383: opt-out \"The red one?\"",
+        ),
+        (
+            "inbound_interactive_button_reply",
+            "message USER 1749416383: inbound \"Cancel\"; \
+             message USER 1749416383: keyword \"cancel-button\"",
+        ),
+        (
+            "inbound_interactive_list_reply",
+            "message USER 1749416383: inbound \"No more messages\"; \
+             message USER 1749416383: keyword \"stop\"",
+        ),
+        (
+            "inbound_number_and_id",
+            "message USER 1749416383: inbound \"Hi\"; message SCOPED 1749416383: opt-out \"Hi\"; \
+             also SCOPED 1749416383: inbound \"\"; link USER 1749416383: link SCOPED false",
+        ),
+        ("inbound_reaction", "message opens_no_window 1"),
+        ("inbound_stop", "message USER 1749416400: inbound \"Stop.\""),
+        ("inbound_text", "message USER 1749416383: inbound \"Does it come in another color?\""),
+        (
+            "inbound_three_ids",
+            "message USER 1749416383: inbound \"Hi\"; message SCOPED 1749416383: opt-out \"Hi\"; \
+             message PARENT 1749416383: opt-out \"Hi\"; also SCOPED 1749416383: inbound \"\"; \
+             also PARENT 1749416383: inbound \"\"; link USER 1749416383: link SCOPED false; \
+             link USER 1749416383: link PARENT false",
+        ),
+        ("inbound_unsupported", "message opens_no_window 1"),
+        ("message_echoes", "other unknown_field 1"),
+        (
+            "several",
+            "message USER 1749416383: inbound \"Hi\"; message USER 1749416384: inbound \"STOP\"; \
+             message USER arrival: opt-out \"Hi\"; status USER 1749502800: failure 131047; \
+             message unknown_type 1; message no_time 1",
+        ),
+        ("status_delivered", "status not_failed 1"),
+        ("status_failed_131026", "status USER 1749502800: failure 131026"),
+        ("status_failed_131047", "status USER 1749502800: failure 131047"),
+        ("status_failed_131050", "status USER 1749502800: failure 131050"),
+        ("system_user_changed_number", "number_change USER 1753851315: link NEW true"),
+        (
+            "system_user_changed_number_ids",
+            "number_change USER 1786000000: link NEW true; \
+             number_change USER 1786000000: link LATER true; \
+             number_change USER 1786000000: link MOTHER true; \
+             number_change SCOPED 1786000000: link LATER true; \
+             number_change PARENT 1786000000: link MOTHER true",
+        ),
+        ("system_user_changed_number_no_from", "number_change SCOPED 1786000000: link LATER true"),
+        (
+            "system_user_changed_user_id",
+            "number_change SCOPED 1786000000: link LATER true; \
+             number_change SCOPED 1786000000: link MOTHER true; \
+             number_change PARENT 1786000000: link MOTHER true",
+        ),
+        (
+            "system_user_changed_user_id_older",
+            "number_change USER 1776000000: link NEW true; \
+             number_change USER 1776000000: link LATER true",
+        ),
+        (
+            "system_user_changed_user_id_older_no_from",
+            "number_change SCOPED 1776000001: link LATER true",
+        ),
+        ("user_preferences_resume", "preference USER 1731705800: stopped false"),
+        (
+            "user_preferences_resume_three_ids",
+            "preference USER 1731705800: stopped false; also SCOPED 1731705800: stopped false; \
+             also PARENT 1731705800: stopped false; link USER 1731705800: link SCOPED false; \
+             link USER 1731705800: link PARENT false",
+        ),
+        (
+            "user_preferences_signup",
+            "preference USER 1731705900: opt-in marketing 13176843987434774",
+        ),
+        (
+            "user_preferences_signup_two_ids",
+            "preference USER 1731705900: opt-in marketing 13176843987434774; \
+             also SCOPED 1731705900: opt-in marketing 13176843987434774; \
+             link USER 1731705900: link SCOPED false",
+        ),
+        ("user_preferences_stop", "preference USER 1731705721: stopped true"),
+        ("user_preferences_unknown", "preference unknown_preference 1"),
+    ];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), expected.len());
+    for (name, says) in expected {
+        let says = says.replace("USER", USER).replace("SCOPED", SCOPED).replace("PARENT", PARENT);
+        let says = says.replace("NEW", NEW).replace("LATER", NEW_SCOPED);
+        let says = says.replace("MOTHER", NEW_PARENT);
+        assert_eq!(said(&hear(&fixture(name))), says, "{name}");
+    }
+}
