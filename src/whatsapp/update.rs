@@ -20,7 +20,7 @@ const MARKETING: &str = "marketing_messages";
 const TYPES_WITHOUT_WINDOW: [&str; 6] =
     ["reaction", "edit", "revoke", "unsupported", "unknown", "request_welcome"];
 
-/// The surroundings of an update.
+/// The parts of a payload that enclose an update.
 pub(super) struct UpdateContext<'a> {
     pub(super) rules: &'a Rules,
     pub(super) business: &'a str,
@@ -28,7 +28,7 @@ pub(super) struct UpdateContext<'a> {
     pub(super) value: &'a Value,
     /// Which part of the payload the update is in.
     pub(super) source: Source<'a>,
-    /// A fault of the surroundings, if there is one: then only denials are kept.
+    /// A fault of the enclosing parts, if there is one: then only denials are taken from the update.
     pub(super) broken: Option<SkipCause>,
 }
 

@@ -222,7 +222,7 @@ impl NewFile {
         drop(database);
         let io = |source| CopyError::File(OpenError::Io { path: path.clone(), source });
         let folder = File::open(files::folder(&path)).map_err(io)?;
-        // A mark that is left here belongs to a former ledger, which was moved away.
+        // A high-water mark at this path belongs to a former ledger, whose file was moved away.
         high_water_mark::remove(&path).map_err(CopyError::File)?;
         match file.persist_noclobber(&path) {
             Ok(_) => {}

@@ -167,7 +167,7 @@ impl Shared {
         Err(RedisFailure::Rejected(RedisRejection::CutShort))
     }
 
-    /// The fields of a pair's history outside the range that its record states.
+    /// The leftover fields of a pair's history: their index is outside the range that its record states.
     async fn erased_fields(
         &self,
         number: u32,
