@@ -168,7 +168,7 @@ impl Run<'_> {
                 event_time: None,
                 what: Some(What::Suppression(suppression)),
             }),
-            // The contract requires one for a lifted suppression without a time.
+            // The contract requires a request id for a lifted suppression that has no event time.
             request_id: format!("{}-{number}", self.settings.run_id),
         });
         if let Some(authorization) = &self.recorder.authorization {
