@@ -179,21 +179,28 @@ pub(super) fn opt_outs<'a, T>(
 }
 
 /// A text without the courtesies before and after it.
+///
+/// Only as many bytes as the longest courtesy has are read for each one, so that a long text of
+/// courtesies takes linear time.
 pub(super) fn without_courtesies(text: &str) -> &str {
     let mut rest = text;
     loop {
-        let spaces = || rest.match_indices(' ').map(|(at, _)| at);
-        let before = spaces().rev().find_map(|at| {
+        let before = rest.match_indices(' ').take_while(|(at, _)| *at <= *LONGEST_BYTES);
+        let before = before.filter_map(|(at, _)| {
             let (first, rest) = rest.split_at_checked(at)?;
             is_courtesy(first).then(|| rest.trim_start())
         });
         let after = || {
-            spaces().find_map(|at| {
+            let longest = rest.len().saturating_sub(*LONGEST_BYTES);
+            let after =
+                rest.rmatch_indices(' ').take_while(move |(at, _)| at.saturating_add(1) >= longest);
+            after.filter_map(|(at, _)| {
                 let (rest, last) = rest.split_at_checked(at)?;
                 is_courtesy(last.trim_start()).then_some(rest)
             })
         };
-        match before.or_else(after) {
+        // The longest courtesy on each side.
+        match before.last().or_else(|| after().last()) {
             Some(shorter) => rest = shorter,
             None => return rest,
         }
@@ -287,7 +294,10 @@ mod tests {
     fn courtesies_around_a_text_are_taken_off() {
         assert_eq!(without_courtesies("please stop offers right now thank you"), "stop offers");
         assert_eq!(without_courtesies("stop now offers"), "stop now offers");
+        assert_eq!(without_courtesies("stop offers now thank you very much"), "stop offers");
         assert_eq!(without_courtesies("please"), "please");
+        let long = format!("{}stop offers{}", "now ".repeat(2_000), " thank you".repeat(1_000));
+        assert_eq!(without_courtesies(&long), "stop offers");
         assert_eq!(without_courtesies(""), "");
     }
 }
