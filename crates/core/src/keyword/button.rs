@@ -9,6 +9,8 @@
 //! The verbs are narrower than the words of a text that opt out: *cancel* and *remove* are often about
 //! an order. The rule is for labels and payloads of buttons alone, and never for what a user types.
 
+use std::sync::LazyLock;
+
 use super::normalize::normalize;
 
 /// The most words of a label: a longer text is a sentence that happens to have the words.
@@ -281,31 +283,51 @@ pub(super) struct Stopped {
     pub(super) locale: &'static str,
 }
 
+/// A listed word and its normal form.
+type Listed = (&'static str, String);
+
+/// The words of a language, ready to be compared: normalized once, and not for each label.
+struct Index {
+    language: &'static Language,
+    verbs: Vec<Listed>,
+    promotions: Vec<Listed>,
+}
+
+static INDEX: LazyLock<Vec<Index>> = LazyLock::new(|| {
+    let listed = |own: &'static [&'static str], shared: &'static [&'static str]| {
+        own.iter().chain(shared).map(|word| (*word, normalize(word))).collect()
+    };
+    let index = |language: &'static Language| Index {
+        language,
+        verbs: listed(language.verbs, VERBS),
+        promotions: listed(language.promotions, PROMOTIONS),
+    };
+    LANGUAGES.iter().map(index).collect()
+});
+
 /// Whether a button's label, in its normal form, asks to stop promotions.
 pub(super) fn stops_promotions(label: &str) -> Option<Stopped> {
     if label.split(' ').count() > MAX_WORDS {
         return None;
     }
-    let mut stopped = LANGUAGES.iter().filter_map(|language| stopped_in(label, language));
+    let mut stopped = INDEX.iter().filter_map(|index| stopped_in(label, index));
     let first = stopped.next()?;
-    // The words of several languages are of none for certain.
+    // A label that is in several languages has none for certain.
     let locale = if stopped.next().is_some() { "" } else { first.locale };
     Some(Stopped { locale, ..first })
 }
 
 /// The same in one language.
-fn stopped_in(label: &str, language: &Language) -> Option<Stopped> {
-    let verbs = language.verbs.iter().chain(VERBS);
-    let mut verbs =
-        verbs.filter_map(|verb| Some((*verb, rest(label, &normalize(verb), language)?)));
-    let named = |rest: &str| {
-        let mut words = language.promotions.iter().chain(PROMOTIONS);
-        words.find(|word| names(rest, &normalize(word), language.order)).copied()
-    };
-    verbs.find_map(|(verb, rest)| {
-        let keyword = format!("{verb} {}", named(rest)?);
-        Some(Stopped { keyword, locale: language.tag })
-    })
+fn stopped_in(label: &str, Index { language, verbs, promotions }: &Index) -> Option<Stopped> {
+    let rests =
+        verbs.iter().filter_map(|(verb, normal)| Some((verb, rest(label, normal, language)?)));
+    let named =
+        |rest: &str| promotions.iter().find(|(_, normal)| names(rest, normal, language.order));
+    let mut found = rests.filter_map(|(verb, rest)| {
+        let (promotions, _) = named(rest)?;
+        Some(Stopped { keyword: format!("{verb} {promotions}"), locale: language.tag })
+    });
+    found.next()
 }
 
 /// What is left of a label without the verb that it begins or ends with.
