@@ -42,8 +42,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tonic::{Request, Response, Status};
 
-pub use self::verdict::{Verdict, code_name};
-pub use consentd_proto::v1 as pb;
+pub use self::verdict::Verdict;
+pub use consentd_proto::{code_name, v1 as pb};
 use pb::consent_service_client::ConsentServiceClient;
 use pb::record_service_client::RecordServiceClient;
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use tonic::{Code, Status};
+use consentd_proto::code_name;
+use tonic::Status;
 
 use crate::pb;
 use crate::pb::batch_can_send_result::Result as BatchResult;
@@ -64,19 +65,6 @@ fn reason(response: &pb::CanSendResponse) -> String {
     }
 }
 
-/// The name of a code as the gRPC specification writes it, such as `DEADLINE_EXCEEDED`.
-#[must_use]
-pub fn code_name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,11 +82,5 @@ mod tests {
         let error = pb::ItemError { field: "category".to_owned(), ..Default::default() };
         let result = pb::BatchCanSendResult { result: Some(BatchResult::Error(error)) };
         assert!(!Verdict::of_result(result).is_allowed());
-    }
-
-    #[test]
-    fn codes_have_the_names_of_the_specification() {
-        assert_eq!(code_name(Code::Ok), "OK");
-        assert_eq!(code_name(Code::DeadlineExceeded), "DEADLINE_EXCEEDED");
     }
 }

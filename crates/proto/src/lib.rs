@@ -11,6 +11,8 @@
     clippy::unwrap_used
 )]
 
+use tonic::Code;
+
 /// Messages, and a client for each service.
 #[allow(
     missing_docs,
@@ -27,3 +29,41 @@ pub mod v1 {
 /// The contract as a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/consent_descriptor.bin"));
+
+/// The name of a code as the gRPC specification writes it, such as `DEADLINE_EXCEEDED`.
+#[must_use]
+pub const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_names_of_the_specification() {
+        for (code, name) in
+            [(4, "DEADLINE_EXCEEDED"), (14, "UNAVAILABLE"), (0, "OK"), (99, "UNKNOWN")]
+        {
+            assert_eq!(code_name(Code::from_i32(code)), name);
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use consentd_bench::load::{Measurement, Settings};
+use consentd_proto::code_name;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
 use tonic::Code;
@@ -192,38 +193,15 @@ impl LoadReport<'_> {
 }
 
 fn by_code(counts: &BTreeMap<i32, u64>) -> Value {
-    let named = counts.iter().map(|(code, count)| (code_name(*code), json!(count)));
+    let named = counts.iter().map(|(code, count)| (name(*code).to_owned(), json!(count)));
     Value::Object(named.collect())
 }
 
 fn listed(counts: &BTreeMap<i32, u64>) -> String {
-    let each =
-        counts.iter().map(|(code, count)| format!("{} {}", code_name(*code), HumanCount(*count)));
+    let each = counts.iter().map(|(code, count)| format!("{} {}", name(*code), HumanCount(*count)));
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// A code's name in the documentation of gRPC.
-fn code_name(code: i32) -> String {
-    let mut name = String::new();
-    for letter in format!("{:?}", Code::from_i32(code)).chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn code_names_are_those_of_grpc() {
-        for (code, name) in
-            [(4, "DEADLINE_EXCEEDED"), (14, "UNAVAILABLE"), (0, "OK"), (99, "UNKNOWN")]
-        {
-            assert_eq!(code_name(code), name);
-        }
-    }
+fn name(code: i32) -> &'static str {
+    code_name(Code::from_i32(code))
 }
