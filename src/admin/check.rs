@@ -116,9 +116,8 @@ impl CheckSection {
             form: form.map(|(.., form)| *form).ok_or(INVALID_FORM),
         };
         let looked = checker.check_unrecorded(&question).and_then(|answer| {
-            let (standing, revision, _) =
-                checker.summary(&submitted.user_id, &submitted.business_id)?;
-            Ok(CheckExplanation::of(&answer, &standing, revision))
+            let known = checker.summary(&submitted.user_id, &submitted.business_id)?;
+            Ok(CheckExplanation::of(&answer, &known.summary, known.revision))
         });
         let mut check = Self::default();
         check.outcome = match looked {

@@ -311,16 +311,12 @@ impl Checker {
         }
     }
 
-    /// All that the table holds of a pair, the revision that this rests on, and the staleness.
+    /// All that the table holds of a pair.
     ///
     /// # Errors
     ///
     /// [`CheckError`] if an id is invalid or the table has not been loaded.
-    pub fn summary(
-        &self,
-        user_id: &str,
-        business_id: &str,
-    ) -> Result<(PairSummary, Revision, Duration), CheckError> {
+    pub fn summary(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
         let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
         let (summary, freshness) = self.table.summary(pair, clock::wall());
         if freshness.validity == Validity::Loading {
@@ -329,17 +325,8 @@ impl Checker {
         // An unreadable record denies everything, as a suppression does.
         let unreadable = |_| PairSummary { suppressed: true, ..PairSummary::default() };
         let summary = summary.unwrap_or_else(unreadable);
-        Ok((summary, freshness.revision, freshness.staleness(Moment::now())))
-    }
-
-    /// The pair's key in the ledger, by which the decision log names it.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckError::Invalid`] if an id is invalid.
-    pub fn key(&self, user_id: &str, business_id: &str) -> Result<Key, CheckError> {
-        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
-        Ok(pair.key())
+        let (revision, staleness) = (freshness.revision, freshness.staleness(Moment::now()));
+        Ok(KnownPair { summary, key: pair.key(), revision, staleness })
     }
 
     /// Whether the table was ever loaded. It stays true: a fault of the ledger must not take the
@@ -368,6 +355,19 @@ impl Checker {
     pub fn max_staleness(&self) -> Duration {
         self.max_staleness
     }
+}
+
+/// What the table holds of a pair.
+#[derive(Debug)]
+pub struct KnownPair {
+    /// Its last inbound time, opt-ins, opt-outs and marks.
+    pub summary: PairSummary,
+    /// Its key in the ledger, by which the decision log names it.
+    pub key: Key,
+    /// The revision that this rests on.
+    pub revision: Revision,
+    /// How long ago the table was proven to be current.
+    pub staleness: Duration,
 }
 
 /// The decision log's record of a result.

@@ -25,7 +25,7 @@ use super::pb::batch_can_send_result::Result as Pb;
 use super::watch_consents::{self, WatchService};
 use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
-use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, RevisionTimeout};
+use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, KnownPair, RevisionTimeout};
 use crate::metrics::Metrics;
 use consentd_core::Violation;
 use consentd_os::clock;
@@ -297,12 +297,10 @@ impl CheckService {
         request: &Request<pb::GetConsentRequest>,
     ) -> Result<Response<pb::GetConsentResponse>, Status> {
         let pb::GetConsentRequest { user_id, business_id } = request.get_ref();
-        let (summary, revision, staleness) = self
+        let KnownPair { summary, key, revision, staleness } = self
             .checker
             .summary(user_id, business_id)
             .map_err(|error| status::check_error(&error))?;
-        let key =
-            self.checker.key(user_id, business_id).map_err(|error| status::check_error(&error))?;
         let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
         Ok(Response::new(pb::GetConsentResponse {
             last_inbound_time: summary.last_inbound.map(convert::timestamp),
