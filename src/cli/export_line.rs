@@ -4,11 +4,11 @@
 //! Another ledger has numbers and chains of its own, so imports ignore it.
 
 use anyhow::Context as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde_json::{Map, Value};
 
-use super::output::JsonEncoder;
-use crate::grpc::{DESCRIPTOR_SET, pb};
+use super::output::{JsonEncoder, descriptor};
+use crate::grpc::pb;
 
 /// The name of the field that says how the event was recorded.
 const RECORDED: &str = "recorded";
@@ -68,10 +68,8 @@ pub(super) enum NotExported {
 
 impl Reader {
     pub(super) fn new() -> anyhow::Result<Self> {
-        let pool = DescriptorPool::decode(DESCRIPTOR_SET)?;
-        let of = |name: &str| pool.get_message_by_name(name).context("not in the contract");
-        let event = of("consent.v1.ConsentEvent")?;
-        Ok(Self { event, recorded: of("consent.v1.ExportEventsResponse")? })
+        let recorded = descriptor("ExportEventsResponse")?;
+        Ok(Self { event: descriptor("ConsentEvent")?, recorded })
     }
 
     /// Decodes one line.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::LazyLock;
 
 use anyhow::Context as _;
 use consentd_core::decision;
@@ -63,14 +64,26 @@ pub(super) fn json(name: &str, message: &impl Message) -> anyhow::Result<()> {
     line(&String::from_utf8(text)?)
 }
 
+/// The contract, decoded once.
+static CONTRACT: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(DESCRIPTOR_SET).unwrap_or_default());
+
+/// The descriptor of a message of the contract, by its name without the package.
+///
+/// # Errors
+///
+/// An error means that the contract has no such message.
+pub(super) fn descriptor(name: &str) -> anyhow::Result<MessageDescriptor> {
+    let full = format!("consent.v1.{name}");
+    CONTRACT.get_message_by_name(&full).with_context(|| format!("no {full}"))
+}
+
 /// Encodes messages of one type as proto3 JSON.
 pub(super) struct JsonEncoder(MessageDescriptor);
 
 impl JsonEncoder {
     pub(super) fn new(name: &str) -> anyhow::Result<Self> {
-        let pool = DescriptorPool::decode(DESCRIPTOR_SET)?;
-        let full = format!("consent.v1.{name}");
-        Ok(Self(pool.get_message_by_name(&full).with_context(|| format!("no {full}"))?))
+        Ok(Self(descriptor(name)?))
     }
 
     /// Encodes a message without the fields that are unset, false or zero.

@@ -8,11 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use consentd_bench::fixture::MAX_PAIRS;
 use consentd_bench::workload::Questions;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::DynamicMessage;
 use serde::Serialize;
 
 use crate::cli::{Verdict, output};
-use crate::grpc::{DESCRIPTOR_SET, pb};
+use crate::grpc::pb;
 
 /// Which questions are asked.
 #[derive(Args, Clone, Debug)]
@@ -101,9 +101,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<pb::CanSendRequest>> {
     let text = std::fs::read(path).with_context(named)?;
     let entries: Vec<serde_json::Value> = serde_json::from_slice(&text)
         .with_context(|| format!("{}: must be a JSON array of requests", named()))?;
-    let message = DescriptorPool::decode(DESCRIPTOR_SET)?
-        .get_message_by_name("consent.v1.CanSendRequest")
-        .context("the contract has no CanSendRequest")?;
+    let message = output::descriptor("CanSendRequest")?;
     let mut questions = Vec::new();
     for (number, mut entry) in entries.into_iter().enumerate() {
         let inner = match entry.get_mut("requests").map(serde_json::Value::take) {

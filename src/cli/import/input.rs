@@ -7,12 +7,11 @@ use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, bail};
 use csv::{ReaderBuilder, StringRecord};
-use prost_reflect::DescriptorPool;
 
 use super::columns::Columns;
 use super::parser::Parser;
 use super::rows::{BoundedInput, MAX_ROW_BYTES, Position, RowReader};
-use crate::grpc::DESCRIPTOR_SET;
+use crate::cli::output;
 
 /// The byte order mark of UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -105,9 +104,7 @@ fn open_ndjson(
     position: Option<Position>,
 ) -> anyhow::Result<(Parser, RowReader)> {
     opened.seek(position)?;
-    let pool = DescriptorPool::decode(DESCRIPTOR_SET)?;
-    let descriptor = pool.get_message_by_name("consent.v1.ConsentEvent");
-    let parser = Parser::Ndjson(descriptor.context("no ConsentEvent in the contract")?);
+    let parser = Parser::Ndjson(output::descriptor("ConsentEvent")?);
     // Lines are bounded where they are read.
     let allowance = Arc::new(AtomicU64::new(u64::MAX));
     let input = BoundedInput { inner: opened.reader, allowance };
