@@ -34,8 +34,11 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let phase = status.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
     let cause = if status.cause.is_empty() { String::new() } else { format!(": {}", status.cause) };
     output::line(&format!("phase      {phase}{cause}"))?;
-    let staleness = output::duration_text(status.staleness.as_ref());
-    output::line(&format!("proven     {staleness} ago"))?;
+    let proven = match status.phase() {
+        pb::get_status_response::Phase::Loading => "never".to_owned(),
+        _ => format!("{} ago", output::duration_text(status.staleness.as_ref())),
+    };
+    output::line(&format!("proven     {proven}"))?;
     output::line(&format!("revision   {}", status.revision))?;
     output::line(&format!("pairs      {}", status.pairs))?;
     output::line(&format!("ledger     {}", status.ledger))?;

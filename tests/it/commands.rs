@@ -312,7 +312,10 @@ async fn what_is_not_loaded_yet_neither_serves_nor_decides() {
         "{\"status\":\"NOT_SERVING\"}\n"
     );
     assert_eq!(told(0, &address, &["healthcheck", "liveness"]), "SERVING\n");
-    assert_says(&told(0, &address, &["status"]), &["phase      loading: reading the ledger"]);
+    assert_says(
+        &told(0, &address, &["status"]),
+        &["phase      loading: reading the ledger", "proven     never"],
+    );
     let asked = ["check", "7", "acme", "utility"];
     assert_says(&told(2, &address, &asked), &["not been loaded yet: do not send", "Unavailable"]);
     told(2, &address, &["get", "7", "acme"]);
