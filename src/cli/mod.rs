@@ -183,6 +183,14 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
+/// Completes when the user presses Ctrl-C, and never if that cannot be observed: then the signal ends
+/// the process.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// The commands and their flags, from which documentation is generated.
 #[must_use]
 pub fn command() -> clap::Command {

@@ -13,12 +13,11 @@ use consentd_bench::workload::{self, Workload};
 use futures_util::future::LocalBoxFuture;
 use indicatif::HumanCount;
 
-use super::interrupted;
 use super::load_progress::{Goal, LoadProgress};
 use super::load_report::LoadReport;
 use super::requests::{self, QuestionArgs};
 use crate::cli::client::ClientArgs;
-use crate::cli::{Verdict, block_on, output};
+use crate::cli::{Verdict, block_on, interrupted, output};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 

@@ -39,9 +39,3 @@ pub(super) fn bench(args: BenchArgs) -> anyhow::Result<Verdict> {
         What::Requests(args) => requests::requests(&args),
     }
 }
-
-/// Completes when the user presses Ctrl-C.
-async fn interrupted() {
-    // If the signal cannot be observed, it ends the process as usual.
-    let _ = tokio::signal::ctrl_c().await;
-}

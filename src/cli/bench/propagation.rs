@@ -12,12 +12,11 @@ use consentd_bench::propagation::{
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::interrupted;
 use super::latency_table::{self, row};
 use super::load_progress::{Goal, LoadProgress};
 use crate::cli::client::{ClientArgs, TokenArgs};
 use crate::cli::record::random_request_id;
-use crate::cli::{Verdict, output};
+use crate::cli::{Verdict, interrupted, output};
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
 use crate::net::socket::Address;

@@ -16,6 +16,7 @@ use super::streams::{LedgerName, Streams};
 use super::window::{MAX_ROWS, ParsedRow, Window, is_transient};
 use super::{Import, TICK};
 use crate::cli::client::ClientArgs;
+use crate::cli::interrupted;
 
 /// How many rows the reading thread hands over at once.
 const CHUNK_ROWS: usize = 128;
@@ -104,7 +105,7 @@ impl Session {
             last_response: clock::boot(),
         };
         let mut ticks = tokio::time::interval(TICK);
-        let interrupted = tokio::signal::ctrl_c();
+        let interrupted = interrupted();
         tokio::pin!(interrupted);
         while !(run.is_at_end && run.window.is_empty()) {
             let progressed = tokio::select! {
@@ -116,7 +117,7 @@ impl Session {
                     Progressed::Continue
                 }
                 _ = ticks.tick() => run.check_stall(),
-                _ = &mut interrupted => Progressed::Interrupted,
+                () = &mut interrupted => Progressed::Interrupted,
             };
             if !matches!(progressed, Progressed::Interrupted) {
                 run.window.finish_rows(import)?;
@@ -133,7 +134,7 @@ impl Session {
                     import.bar.note(&format!("{error:#}; trying again"));
                     tokio::select! {
                         connected = self.reconnect() => connected?,
-                        _ = &mut interrupted => return Ok(Ended::Interrupted),
+                        () = &mut interrupted => return Ok(Ended::Interrupted),
                     }
                     run.window.send_again(&run.parser, &self.streams);
                     run.last_response = clock::boot();
