@@ -275,6 +275,10 @@ impl Run<'_> {
             let now = clock::boot();
             latencies.record(now.saturating_sub(asked));
             match response {
+                // A stale sidecar denies everything, whatever is recorded: it has enforced nothing.
+                Ok(response) if response.get_ref().reason() == pb::Reason::Stale => {
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                }
                 Ok(response)
                     if (response.get_ref().reason() == pb::Reason::Suppressed) == suppressed =>
                 {
