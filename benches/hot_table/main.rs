@@ -1,6 +1,6 @@
 //! The product's hot table beside its alternative, a `DashMap` of sorted runs: memory per pair,
 //! single checks, batches and filters without and with a writer of 20,000 changes a second, and
-//! the slowest look-up while the table grows. `docs/adr/0002-hot-table.md` rests on its figures.
+//! the slowest look-up while the table grows. `docs/adr/0002-the-hot-table.md` rests on its figures.
 //!
 //! `cargo bench --bench hot_table` measures at 10³ and 10⁷ pairs; `cargo bench --bench hot_table --
 //! 1000000` at one million. Each part runs in a process of its own; within one the two tables take

@@ -151,3 +151,25 @@ fn every_page_of_docs_is_linked_from_the_readme_or_an_index() {
     }
     assert!(readme.lines().count() <= 150, "the README is to be read in one sitting");
 }
+
+#[test]
+fn every_page_that_the_code_names_exists() {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
+    let mut missing = Vec::new();
+    for folder in ["src", "crates", "tests", "benches", "examples"] {
+        // This file names made-up pages.
+        let sources =
+            files(folder, "rs").into_iter().filter(|path| !path.ends_with("house/links.rs"));
+        for path in sources {
+            let text = fs::read_to_string(&path).unwrap();
+            for (at, _) in text.match_indices("docs/") {
+                let named: String = text[at..].chars().take_while(|c| is_part(*c)).collect();
+                let page = named.split(".md").next().filter(|page| page.len() < named.len());
+                if page.is_some_and(|page| !root().join(format!("{page}.md")).is_file()) {
+                    missing.push(format!("{} names {named}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}

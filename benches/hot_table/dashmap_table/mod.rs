@@ -2,7 +2,7 @@
 //!
 //! It answers the same calls as `consentd::table` and keeps the same entries: their packing and
 //! the interning of profiles are the very files of `src/table`. It exists as a baseline, so that
-//! the measurements of `docs/adr/0002-hot-table.md` can be repeated. What no check calls (saving,
+//! the measurements of `docs/adr/0002-the-hot-table.md` can be repeated. What no check calls (saving,
 //! the denials of an earlier ledger, `bytes`) is left out.
 //!
 //! Synchronisation: a reader resolves an entry while it holds the read lock of the map's shard; the

@@ -1,10 +1,11 @@
 //! Reading a user id: a phone number in any of the world's notations, an id of WhatsApp's, or an
 //! operator's own.
 //!
-//! One pure function, [`read`], is behind recording, asking, importing, webhooks and erasing, so
-//! that a person is the same pair wherever the id comes from. What looks like a number and cannot
-//! be read as one is refused with the reason: as an opaque id it would be acknowledged, and would
-//! forbid nothing. `docs/user-ids.md` has every rule with its source.
+//! One pure function, [`read`], is made for recording, asking, importing, webhooks and erasing, so
+//! that a person is the same pair wherever the id comes from. It has no caller yet: ids are still read
+//! by [`UserId::parse`](crate::id::UserId::parse), because the keys of existing ledgers depend on the
+//! reading. What looks like a number and cannot be read as one is refused with the reason: as an opaque
+//! id it would be acknowledged, and would forbid nothing.
 //!
 //! [`address`] takes channel prefixes, links and gateways' addresses off, [`notation`] knows what a
 //! number is written with, [`number`] makes the number of a line out of its digits by

@@ -1,5 +1,4 @@
-//! Lines that are reached, or are written down, under more than one number. `docs/user-ids.md` has
-//! the source of each, and those that were considered and are kept apart.
+//! Lines that are reached, or are written down, under more than one number.
 
 use super::number::PhoneNumber;
 use super::numbering_plan::{ARGENTINE_AREAS_OF_FOUR, ARGENTINE_AREAS_OF_THREE};
