@@ -87,7 +87,7 @@ const MAX_REPLICAS: u32 = 100;
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(
     "must be ledger (what that Redis is configured for), replicas:N (N replicas have it, 1 to \
-     {MAX_REPLICAS}), or aof (it is in the append-only file, synced_count)"
+     {MAX_REPLICAS}), or aof (it is in the append-only file, synced)"
 )]
 pub struct NotADurability;
 

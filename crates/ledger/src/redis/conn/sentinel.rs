@@ -171,7 +171,7 @@ impl Sentinels {
         Ok(connection)
     }
 
-    /// Sends the questions as one pipeconnection. SENTINEL needs permissions, so a rejection is reported as such.
+    /// Sends the questions as one pipeline. SENTINEL needs permissions, so a rejection is reported as such.
     async fn put(
         &self,
         mut connection: SentinelConnection,
