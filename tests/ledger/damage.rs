@@ -248,6 +248,45 @@ async fn compact_removes_what_it_left_and_no_file_of_others() {
     other.close().await;
 }
 
+#[tokio::test]
+async fn compact_removes_no_database_of_another_program() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    append_all(&path, 1..PAIRS).await;
+    let beside = folder.path().join("ledger.redb.compacting");
+    let compact = || Embedded::compact(&path, FOREVER, CACHE);
+    // Without a table of a ledger's, or with one that only has its name.
+    let others: [fn(&redb::WriteTransaction); 3] = [
+        |writing| {
+            let table = redb::TableDefinition::<u64, u64>::new("numbers");
+            writing.open_table(table).unwrap().insert(1, 2).unwrap();
+        },
+        |writing| {
+            let table = redb::MultimapTableDefinition::<u64, u64>::new("numbers");
+            writing.open_multimap_table(table).unwrap().insert(1, 2).unwrap();
+        },
+        |writing| {
+            let table = redb::TableDefinition::<&str, &[u8]>::new("meta");
+            writing.open_table(table).unwrap().insert("name", &b"value"[..]).unwrap();
+        },
+    ];
+    for create in others {
+        let database = redb::Database::create(&beside).unwrap();
+        let writing = database.begin_write().unwrap();
+        create(&writing);
+        writing.commit().unwrap();
+        drop(database);
+        let said = compact().unwrap_err().to_string();
+        assert!(said.contains("another program") && said.contains("move it away"), "{said}");
+        assert!(beside.exists());
+        fs::remove_file(&beside).unwrap();
+    }
+    // A compaction that was interrupted before its only commit.
+    drop(redb::Database::create(&beside).unwrap());
+    compact().unwrap();
+    assert!(!beside.exists());
+}
+
 #[test]
 fn traces_are_found_in_a_folder_of_many_files() {
     let folder = tempdir().unwrap();

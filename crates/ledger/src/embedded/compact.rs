@@ -172,16 +172,29 @@ fn remove_unfinished(path: &Path, epoch: Option<Epoch>) -> std::io::Result<()> {
         return in_the_way("open in another process");
     }
     if has_ledger_signature(path) {
-        // Opening repairs a file that was not closed, as any start with it would. A file without an
-        // epoch is of a compaction that was interrupted before its only commit.
-        let found = catch_panic(|| epoch_of(&Database::open(path).map_err(storage_error)?));
+        // Opening repairs a file that was not closed, as any start with it would.
+        let found = catch_panic(|| {
+            let database = Database::open(path).map_err(storage_error)?;
+            Ok::<_, LedgerError>((is_empty(&database)?, epoch_of(&database)?))
+        });
         match found {
-            Ok(Ok(found)) if found.is_none() || found == epoch => {}
-            Ok(Ok(_)) => return in_the_way("another ledger"),
+            // A compaction that was interrupted before its only commit has left no table.
+            Ok(Ok((true, _))) => {}
+            Ok(Ok((false, Some(found)))) if Some(found) == epoch => {}
+            Ok(Ok((false, Some(_)))) => return in_the_way("another ledger"),
+            Ok(Ok((false, None))) => return in_the_way("the database of another program"),
             Ok(Err(_)) | Err(_) => return in_the_way("damaged, and perhaps another ledger"),
         }
     }
     fs::remove_file(path)
+}
+
+/// Whether a database has no tables at all.
+fn is_empty(database: &Database) -> Result<bool, LedgerError> {
+    let transaction = database.begin_read().map_err(storage_error)?;
+    let has_tables = transaction.list_tables().map_err(storage_error)?.next().is_some();
+    let multimaps = transaction.list_multimap_tables().map_err(storage_error)?.next();
+    Ok(!has_tables && multimaps.is_none())
 }
 
 /// The epoch of the ledger in a database; `None` if there is no ledger in it.
