@@ -262,8 +262,14 @@ impl Shared {
 
     /// Forgets the identity if it has this epoch, so that it is read again.
     fn forget(&self, epoch: Epoch) {
+        self.forget_if(|known| known.epoch == epoch);
+    }
+
+    /// Forgets the identity if it is outdated, so that it is read again. Compares it under the lock, because
+    /// another task may just have stored a newer one.
+    fn forget_if(&self, is_outdated: impl FnOnce(&Identity) -> bool) {
         let mut identity = self.identity.write().unwrap_or_else(PoisonError::into_inner);
-        if identity.as_ref().is_some_and(|known| known.epoch == epoch) {
+        if identity.as_ref().is_some_and(|known| is_outdated(known)) {
             *identity = None;
         }
     }

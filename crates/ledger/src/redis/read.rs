@@ -57,9 +57,7 @@ impl Redis {
         shared.check_open()?;
         let bucket =
             shared.bucket(number).await.map_err(|failure| shared.convert_failure(failure))?;
-        if shared.known_identity().is_some_and(|known| known.epoch != bucket.label.epoch) {
-            *shared.identity.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-        }
+        shared.forget_if(|known| known.epoch != bucket.label.epoch);
         Ok(bucket)
     }
 
