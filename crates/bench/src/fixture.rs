@@ -25,7 +25,7 @@ pub fn user(number: u64) -> String {
 
 /// A user who is in no made-up table.
 #[must_use]
-pub fn unknown_user(number: u64) -> String {
+pub(crate) fn unknown_user(number: u64) -> String {
     format!("999666{number:09}")
 }
 

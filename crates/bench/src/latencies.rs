@@ -31,18 +31,18 @@ impl Latencies {
         clippy::missing_panics_doc,
         reason = "the bounds are constants, and are valid"
     )]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let max = u64::try_from(MAX_LATENCY.as_nanos()).unwrap_or(u64::MAX);
         Self(Histogram::new_with_bounds(1, max, SIGNIFICANT_DIGITS).expect("valid bounds"))
     }
 
     /// Adds one latency.
-    pub fn record(&mut self, latency: Duration) {
+    pub(crate) fn record(&mut self, latency: Duration) {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Adds all latencies of another histogram.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         // Adding fails only if the bounds differ, and all histograms have the same.
         let _ = self.0.add(&other.0);
     }

@@ -103,7 +103,7 @@ struct EventResult {
     /// When it was acknowledged, if it was.
     acknowledged: Option<Duration>,
     /// For each sidecar, when it enforced the event, and the latencies of the questions.
-    enforced: Vec<(Option<Duration>, Latencies)>,
+    enforced: Vec<(Option<Duration>, Vec<Duration>)>,
 }
 
 /// Records events, and measures when `sidecars` enforce them, until the settings' duration is over
@@ -256,8 +256,8 @@ impl Run<'_> {
         mut sidecar: ConsentServiceClient<Channel>,
         user: u32,
         suppressed: bool,
-    ) -> (Option<Duration>, Latencies) {
-        let mut latencies = Latencies::new();
+    ) -> (Option<Duration>, Vec<Duration>) {
+        let mut latencies = Vec::new();
         let began = clock::boot();
         loop {
             let asked = clock::boot();
@@ -273,7 +273,7 @@ impl Run<'_> {
                 })
                 .await;
             let now = clock::boot();
-            latencies.record(now.saturating_sub(asked));
+            latencies.push(now.saturating_sub(asked));
             match response {
                 // A stale sidecar denies everything, whatever is recorded: it has enforced nothing.
                 Ok(response) if response.get_ref().reason() == pb::Reason::Stale => {
@@ -326,8 +326,10 @@ impl Measurement {
             return;
         };
         self.recording.record(acknowledged.saturating_sub(sent));
-        for (observation, (enforced, question)) in self.observations.iter_mut().zip(enforced) {
-            observation.question.add(&question);
+        for (observation, (enforced, questions)) in self.observations.iter_mut().zip(enforced) {
+            for latency in questions {
+                observation.question.record(latency);
+            }
             let Some(enforced) = enforced else {
                 observation.missed += 1;
                 continue;
