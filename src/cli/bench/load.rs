@@ -120,17 +120,17 @@ pub(super) struct LoadArgs {
     /// loop [default: each follows an answer]
     #[arg(long, value_name = "R")]
     rate: Option<f64>,
-    /// How they follow each other
+    /// How the requests of --rate are spaced
     #[arg(long, value_enum, default_value_t = Arrivals::Even, requires = "rate")]
     arrivals: Arrivals,
-    /// For how long
+    /// How long the measured load lasts
     #[arg(long, value_name = "TIME", default_value = "10s",
           value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// So many requests instead, however long they take
+    /// Stop after this many measured requests instead of after --duration
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     count: Option<u64>,
-    /// What is sent for so long before counts for nothing
+    /// How long to send requests before measuring
     #[arg(long, value_name = "TIME", default_value = "2s",
           value_parser = humantime::parse_duration)]
     warm_up: Duration,

@@ -42,7 +42,7 @@ pub(super) struct PropagationArgs {
     /// The sidecar that records
     #[arg(long, value_name = "ADDR")]
     record: Address,
-    /// Those that are asked
+    /// The sidecars that must enforce the events
     #[arg(long, value_name = "ADDR,…", value_delimiter = ',', required = true)]
     addr: Vec<Address>,
     /// How many events a second

@@ -20,7 +20,7 @@ pub(super) struct QuestionArgs {
     /// How many pairs the sidecar holds: what --synthetic was given
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub(super) users: u64,
-    /// The share of requests that are about one of them; the others are about users unheard of
+    /// The share of requests that are about one of them; the others are about unknown users
     #[arg(long, value_name = "P", default_value_t = 0.9)]
     hit_ratio: f64,
     /// The same seed makes the same requests
