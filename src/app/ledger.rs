@@ -59,9 +59,9 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerT
                     .then_some(settings.storage.retention),
                 sweep_interval: settings.storage.retention.sweep_interval(),
             };
-            let (ledger, driver) = Redis::new((**target).clone(), options);
+            let (ledger, task) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;
-            Ok((Ledger::Redis(ledger), LedgerTask::Redis(driver)))
+            Ok((Ledger::Redis(ledger), LedgerTask::Redis(task)))
         }
     }
 }
@@ -203,10 +203,10 @@ impl LedgerTask {
                     }
                 });
             }
-            Self::Redis(driver) => {
+            Self::Redis(task) => {
                 parts.spawn(async move {
-                    driver.run(CancellationToken::new()).await;
-                    "the ledger's driver ended unasked".to_owned()
+                    task.run(CancellationToken::new()).await;
+                    "the ledger's background task ended unasked".to_owned()
                 });
             }
         }

@@ -400,27 +400,27 @@ fn an_answer_to_a_question_of_before_a_resync_is_dropped() {
 #[test]
 fn a_ledger_that_does_not_answer_is_asked_no_more_often_for_that() {
     let now = moment(1);
-    let (mut driver, tasks) = Scheduler::new(now);
+    let (mut scheduler, tasks) = Scheduler::new(now);
     let mut pages: Vec<_> = tasks.iter().filter_map(page_of).collect();
     let mut retries = 0;
     // Every tick polls; all polls that fail share one retry.
     for _ in 0..100 {
         for question in std::mem::take(&mut pages) {
-            let tasks = driver.on_page(question, Err(ReadFailure::Unanswered), now);
+            let tasks = scheduler.on_page(question, Err(ReadFailure::Unanswered), now);
             retries += tasks.iter().filter(|task| matches!(task, Task::RetryPoll)).count();
             pages.extend(tasks.iter().filter_map(page_of));
         }
         assert!(pages.is_empty(), "refused at once, and asked again at once");
-        for tasks in [driver.on_tick(now), driver.on_missed(now)] {
+        for tasks in [scheduler.on_tick(now), scheduler.on_missed(now)] {
             pages.extend(tasks.iter().filter_map(page_of));
         }
         assert_eq!(pages.len(), 1);
     }
     assert_eq!(retries, 1);
-    assert!(driver.on_retry_due(now).is_empty(), "it is being asked");
+    assert!(scheduler.on_retry_due(now).is_empty(), "it is being asked");
     let question = pages.pop().unwrap();
     assert!(matches!(
-        driver.on_page(question, Err(ReadFailure::Missing), now)[..],
+        scheduler.on_page(question, Err(ReadFailure::Missing), now)[..],
         [Task::RetryPoll]
     ));
 }

@@ -187,7 +187,7 @@ impl World {
     /// Property 1.
     fn converged(&mut self) -> Result<(), Violation> {
         let moment = self.moment();
-        let at = self.sidecar.driver().state_machine().position();
+        let at = self.sidecar.scheduler().state_machine().position();
         if !self.sidecar.is_live(moment) || at != self.primary.end() {
             let why = format!("at {at:?}, the ledger at {:?}", self.primary.end());
             return Err(Violation::new(1, why));

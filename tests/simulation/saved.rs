@@ -130,7 +130,7 @@ impl World {
         let moment = self.moment();
         self.sidecar.may_save(moment)?;
         let (seen, bytes) = self.sidecar.saved();
-        let machine = self.sidecar.driver().state_machine();
+        let machine = self.sidecar.scheduler().state_machine();
         let guards = self.sidecar.guards.clone();
         Some(Begun { from: machine.position(), attempt: machine.attempt(), seen, bytes, guards })
     }
@@ -139,7 +139,7 @@ impl World {
     fn finish_saving(&mut self, begun: &Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
         let moment = self.moment();
         let accepted = self.sidecar.may_save(moment)?;
-        let machine = self.sidecar.driver().state_machine();
+        let machine = self.sidecar.scheduler().state_machine();
         if machine.attempt() != begun.attempt {
             return None;
         }

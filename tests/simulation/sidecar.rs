@@ -1,4 +1,4 @@
-//! A sidecar: the real driver, machine, applier, table and checker, on clocks of its own.
+//! A sidecar: the real scheduler, state machine, applier, table and checker, on clocks of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ pub enum Wanted {
 }
 
 pub struct Sidecar {
-    driver: Scheduler,
+    scheduler: Scheduler,
     applier: Applier,
     pub table: Table,
     checker: Checker,
@@ -112,13 +112,13 @@ impl Sidecar {
     ) -> (Self, Vec<Wanted>) {
         let (table, writer) = consentd::table::new();
         let checker = Checker::new(table.clone(), Policy::default(), bound, Arc::clone(metrics));
-        let (driver, tasks) = Scheduler::from(file.map(|file| file.warm), now);
+        let (scheduler, tasks) = Scheduler::from(file.map(|file| file.warm), now);
         let mut applier = Applier::new(writer, most);
         if let Some(file) = file {
             applier.keep(file.table(), file.seen);
         }
         let mut sidecar = Self {
-            driver,
+            scheduler,
             applier,
             table,
             checker,
@@ -148,8 +148,8 @@ impl Sidecar {
         self.open.contains_key(&id)
     }
 
-    pub fn driver(&self) -> &Scheduler {
-        &self.driver
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
     /// Takes what the wire brought; gives what to ask, and whether the table may have changed.
@@ -172,17 +172,17 @@ impl Sidecar {
                 if let Some((clock, ..)) = page_said {
                     self.guards.on_clock(clock);
                 }
-                self.driver.on_page(question, page.ok_or(ReadFailure::Unanswered), now)
+                self.scheduler.on_page(question, page.ok_or(ReadFailure::Unanswered), now)
             }
-            Brought::Bucket(_, question, bucket) => self.driver.on_bucket(question, bucket, now),
+            Brought::Bucket(_, question, bucket) => self.scheduler.on_bucket(question, bucket, now),
             Brought::Again => {
                 self.retries -= 1;
-                self.driver.on_retry_due(now)
+                self.scheduler.on_retry_due(now)
             }
-            Brought::Tick | Brought::Wanted => self.driver.on_tick(now),
-            Brought::ScrubDue => self.driver.on_scrub_due(now),
-            Brought::Announced(announcement) => self.driver.on_announcement(announcement, now),
-            Brought::Missed => self.driver.on_missed(now),
+            Brought::Tick | Brought::Wanted => self.scheduler.on_tick(now),
+            Brought::ScrubDue => self.scheduler.on_scrub_due(now),
+            Brought::Announced(announcement) => self.scheduler.on_announcement(announcement, now),
+            Brought::Missed => self.scheduler.on_missed(now),
         };
         let touched = tasks.iter().any(|task| matches!(task, Task::Table(_)));
         for task in &tasks {
@@ -225,7 +225,7 @@ impl Sidecar {
             }
         }
         let wanted = self.perform(tasks, now);
-        let [held, claims, labels] = self.driver.state_machine().waiting();
+        let [held, claims, labels] = self.scheduler.state_machine().waiting();
         let buckets =
             self.followed.as_ref().map_or(0, |(it, _)| usize::try_from(it.buckets).unwrap());
         let retries = self.retries;
@@ -322,7 +322,7 @@ impl Sidecar {
 
     /// How often the ledger had been accepted, where the table may be saved.
     pub fn may_save(&mut self, now: Moment) -> Option<u64> {
-        self.applier.may_save(self.driver.state_machine(), self.bound, now).ok()
+        self.applier.may_save(self.scheduler.state_machine(), self.bound, now).ok()
     }
 
     /// What the ledger's clock said at the latest, and the table's bytes.

@@ -372,7 +372,7 @@ impl World {
                 self.after(wait, Happening::Brought(life, Brought::ScrubDue));
             }
             Brought::Announced(Announcement { epoch, entries }) if self.settled => {
-                let applied = self.sidecar.driver().state_machine().applied();
+                let applied = self.sidecar.scheduler().state_machine().applied();
                 for entry in entries.iter() {
                     let missing = entry.revision.saturating_sub(applied);
                     let pages = missing.div_ceil(u64::try_from(self.plan.page).unwrap());
@@ -393,7 +393,7 @@ impl World {
         if std::mem::take(&mut self.sidecar.lost) {
             self.notices(OWN);
         }
-        let machine = self.sidecar.driver().state_machine();
+        let machine = self.sidecar.scheduler().state_machine();
         self.position.advance(machine.position(), |revision| machine.head_at(revision));
         if touched {
             self.check_table()?;
@@ -410,7 +410,7 @@ impl World {
 
     /// Property 5: an announcement that is lost costs what comes behind it a poll, not a period.
     fn expected(&self, life: u64, position: Position) -> Result<(), Violation> {
-        let at = self.sidecar.driver().state_machine().position();
+        let at = self.sidecar.scheduler().state_machine().position();
         let gone = !self.settled || life != self.life || at.epoch != position.epoch;
         if gone || at.revision >= position.revision {
             return Ok(());
@@ -421,7 +421,7 @@ impl World {
 
     /// Property 3, of what the table was just proven to be.
     fn check_proofs(&mut self) -> Result<(), Violation> {
-        let Position { epoch, head, .. } = self.sidecar.driver().state_machine().position();
+        let Position { epoch, head, .. } = self.sidecar.scheduler().state_machine().position();
         for asked in std::mem::take(&mut self.sidecar.proven) {
             let node = self.nodes.get(&(epoch, head));
             let node =
@@ -433,7 +433,7 @@ impl World {
 
     /// Properties 2 and 6.
     fn check_table(&mut self) -> Result<(), Violation> {
-        let position = self.sidecar.driver().state_machine().position();
+        let position = self.sidecar.scheduler().state_machine().position();
         let node = self.nodes.get(&(position.epoch, position.head));
         if !self.sidecar.is_valid() {
             if let Some(node) = node {

@@ -102,14 +102,14 @@ async fn with_ledger<T>(
             // Without a retention, nothing is removed: that is left to recorders.
             let options = Options { retention: None, ..Options::default() };
             check_server(target, address).await?;
-            let (ledger, driver) = Redis::new((**target).clone(), options);
+            let (ledger, task) = Redis::new((**target).clone(), options);
             let stop = CancellationToken::new();
             let working = async {
                 let done = work(&Ledger::Redis(ledger)).await;
                 stop.cancel();
                 done
             };
-            let (done, ()) = tokio::join!(working, driver.run(stop.clone()));
+            let (done, ()) = tokio::join!(working, task.run(stop.clone()));
             done
         }
     }
