@@ -105,7 +105,7 @@ pub struct Metrics {
 /// Gauges that are read from the table when the metrics are rendered.
 #[derive(Clone, Copy, Debug)]
 pub struct TableGauges {
-    /// How long ago the table was last proven to be current.
+    /// How long ago the table was last proven to be current; before that, the time since the start.
     pub staleness: Duration,
     /// The last applied revision.
     pub revision: u64,
@@ -185,7 +185,8 @@ impl Metrics {
             staleness: gauge(
                 r,
                 "consent_staleness_seconds",
-                "How long ago the table was last proven to hold everything, in seconds.",
+                "How long ago the table was last proven to hold everything, in seconds; before the \
+                 first proof, the time since the start.",
             )?,
             applied_revision: gauges(
                 r,

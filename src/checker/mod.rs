@@ -114,6 +114,8 @@ pub struct Checker {
     max_staleness: Duration,
     metrics: Arc<Metrics>,
     log: Option<DecisionLog>,
+    /// When this checker was created: a table that is not loaded has been without a proof since then.
+    created: Moment,
 }
 
 impl Checker {
@@ -125,7 +127,7 @@ impl Checker {
         max_staleness: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { table, policy, max_staleness, metrics, log: None }
+        Self { table, policy, max_staleness, metrics, log: None, created: Moment::now() }
     }
 
     /// Sets the decision log.

@@ -90,7 +90,8 @@ impl Checker {
         let offset = freshness.ledger_clock(now).as_millis() - now.wall.as_millis();
         let loaded = freshness.validity != Validity::Loading;
         TableGauges {
-            staleness: staleness_of(&freshness),
+            // An alert on staleness must see a table that never gets its first proof.
+            staleness: if loaded { freshness.staleness(now) } else { now.since(self.created) },
             revision: freshness.revision,
             pairs: self.table.pairs(),
             bytes: self.table.bytes(),
