@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::{files, root};
 
 /// The folders of the repository whose pages are checked, beside those in its root.
-const FOLDERS: [&str; 5] = ["docs", "examples", "tests", "findings", "proto"];
+const FOLDERS: [&str; 6] = ["deploy", "docs", "examples", "tests", "findings", "proto"];
 
 /// Every Markdown page of the repository.
 fn pages() -> Vec<PathBuf> {
@@ -133,7 +133,7 @@ fn broken_links_and_anchors_are_found() {
 #[test]
 fn every_page_of_docs_is_linked_from_the_readme_or_an_index() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let indexes = ["README.md", "docs/adr/README.md"];
+    let indexes = ["README.md", "docs/adr/README.md", "docs/runbooks/README.md"];
     let linked: BTreeSet<PathBuf> = indexes
         .iter()
         .map(|index| root().join(index))

@@ -1,6 +1,7 @@
 //! The rules of the repository, as tests: which module may import which, how long files are, and
 //! that the documents are true.
 
+mod alerts;
 mod documents;
 mod links;
 mod tables;

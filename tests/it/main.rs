@@ -26,6 +26,7 @@ mod memory;
 mod metrics;
 mod mistakes;
 mod model;
+mod monitoring;
 mod moved;
 mod operators;
 mod own_files;
