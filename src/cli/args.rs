@@ -103,7 +103,12 @@ fn variable_that_sets(flag: &str, arguments: &[OsString]) -> Option<String> {
     value_of(OsStr::new(&variable)).filter(|value| !value.is_empty()).map(|_| variable)
 }
 
-#[allow(clippy::disallowed_methods, reason = "reads only whether a variable is set and not empty")]
+/// The value of a variable that says where `serve` listens, if it is text.
+pub(super) fn variable(name: &str) -> Option<String> {
+    value_of(OsStr::new(name))?.into_string().ok()
+}
+
+#[allow(clippy::disallowed_methods, reason = "no flag of these commands has this variable")]
 fn value_of(variable: &OsStr) -> Option<OsString> {
     std::env::var_os(variable)
 }

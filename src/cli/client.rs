@@ -1,6 +1,7 @@
 //! Connects to a sidecar, and explains why a connection or a call failed.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,10 +16,14 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt as _;
 use tower::service_fn;
 
+use super::args;
 use super::port_probe::{self, Service};
 use crate::net::socket::{Address, connect_unix};
 use consentd_os::files;
 use consentd_os::io_hint;
+
+/// Where `serve` listens if nothing says otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
 /// The time between two attempts to connect to a Unix socket whose backlog is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -29,8 +34,9 @@ const MAX_HEADER_TIMEOUT: Duration = Duration::from_hours(24 * 365);
 /// The sidecar that a command calls, and how its response is printed.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ClientArgs {
-    /// The sidecar: HOST:PORT, unix:PATH or unix:@NAME
-    #[arg(long, env = "CONSENTD_ADDR", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    /// The sidecar: HOST:PORT, unix:PATH or unix:@NAME; by default where `CONSENTD_UNIX` or
+    /// `CONSENTD_LISTEN` says that `serve` listens, as in a container of its own
+    #[arg(long, env = "CONSENTD_ADDR", value_name = "ADDR", default_value_t = served_address())]
     addr: Address,
     /// How long to wait for an answer
     #[arg(long, value_name = "TIME", default_value = "5s",
@@ -39,6 +45,36 @@ pub(super) struct ClientArgs {
     /// Print the answer as proto3 JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Where `serve` listens if it is started in this environment. A Unix socket comes first, because a
+/// process that serves one may serve nothing else.
+fn served_address() -> Address {
+    let set = |name: &str| args::variable(name).filter(|value| !value.is_empty());
+    if let Some(path) = set("CONSENTD_UNIX") {
+        return Address::unix(&path);
+    }
+    let listen = set("CONSENTD_LISTEN").and_then(|listen| listen.parse::<Address>().ok());
+    match listen {
+        Some(Address::Tcp(listen)) => Address::Tcp(reachable(&listen)),
+        Some(unix) => unix,
+        None => Address::Tcp(DEFAULT_ADDRESS.to_owned()),
+    }
+}
+
+/// An address to connect to, for one to listen on: who listens on all addresses is found on loopback.
+fn reachable(listen: &str) -> String {
+    match listen.parse::<SocketAddr>() {
+        Ok(mut address) if address.ip().is_unspecified() => {
+            let loopback = match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            address.set_ip(loopback);
+            address.to_string()
+        }
+        _ => listen.to_owned(),
+    }
 }
 
 /// The bearer token that authorizes recording.
@@ -133,7 +169,10 @@ impl ClientArgs {
             (Address::Unix(path), io::ErrorKind::PermissionDenied) => {
                 let hint = io_error.map(|error| io_hint::hint(path, error)).unwrap_or_default();
                 let hint = hint.trim_start_matches("; ");
-                format!("a socket may be used by its owner and its group; {hint}")
+                format!(
+                    "a socket may be used by its owner and its group (in a pod, set fsGroup to that \
+                     group); {hint}"
+                )
             }
             _ => format!("start one with `consentd serve`, {or_where}"),
         };

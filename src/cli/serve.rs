@@ -47,9 +47,9 @@ fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let ledger = settings.ledger.to_string();
+    let (ledger, workers) = (settings.ledger.to_string(), settings.limits.workers);
     let sidecar = Sidecar::new(settings).await?;
-    log_addresses(&sidecar.bound()?, &ledger);
+    log_addresses(&sidecar.bound()?, &ledger, workers);
     sidecar
         .run(async {
             tokio::select! {
@@ -60,7 +60,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         .await
 }
 
-fn log_addresses(bound: &Bound, ledger: &str) {
+fn log_addresses(bound: &Bound, ledger: &str, workers: usize) {
     let list = |addresses: &[Address]| {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         if addresses.is_empty() { "none".to_owned() } else { addresses.join(",") }
@@ -69,7 +69,7 @@ fn log_addresses(bound: &Bound, ledger: &str) {
     let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
     let grpc = list(&bound.grpc);
     match bound.webhook {
-        None => info!(grpc, record, admin, ledger, "listening"),
-        Some(webhook) => info!(grpc, record, %webhook, admin, ledger, "listening"),
+        None => info!(grpc, record, admin, ledger, workers, "listening"),
+        Some(webhook) => info!(grpc, record, %webhook, admin, ledger, workers, "listening"),
     }
 }

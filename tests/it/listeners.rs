@@ -17,7 +17,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
-use crate::sidecar::{Sidecar, channel, event, eventually, inbound, ledger_in, opt_out, question};
+use crate::sidecar::{
+    BINARY, Sidecar, channel, event, eventually, inbound, ledger_in, opt_out, question,
+};
 
 /// Connects to any address, as the log and the flags name them.
 async fn connect(address: &str) -> Channel {
@@ -455,4 +457,47 @@ async fn flags_are_stronger_than_the_environment_and_that_than_the_file() {
     let variables = [("CONSENTD_MAX_STALENESS", "5")];
     let said = Sidecar::try_start_in(&ledger, &[], &variables).err().unwrap();
     assert_says(&said, &["--max-staleness", "such as 5s"]);
+}
+
+/// A command's exit code and output in this environment alone.
+fn run_in(environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(BINARY);
+    let output = command.env_clear().envs(environment.iter().copied()).args(arguments).output();
+    let output = output.unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test]
+async fn commands_ask_where_their_environment_says_that_the_sidecar_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("consentd.sock");
+    let flag = path.to_str().unwrap();
+    let sidecar = Sidecar::live_at(folder.path(), &["--unix", flag], &format!("unix:{flag}")).await;
+    let port = sidecar.grpc.rsplit_once(':').unwrap().1;
+    let (any, none) = (format!("0.0.0.0:{port}"), "none");
+    for environment in [
+        [("CONSENTD_UNIX", flag), ("CONSENTD_LISTEN", none)],
+        [("CONSENTD_UNIX", ""), ("CONSENTD_LISTEN", &any)],
+    ] {
+        let (code, said) = run_in(&environment, &["healthcheck", "readiness"]);
+        assert_eq!(code, Some(0), "{environment:?}: {said}");
+        let (code, said) = run_in(&environment, &["status"]);
+        assert!(code == Some(0) && said.contains("phase      live"), "{environment:?}: {said}");
+    }
+    // A flag and CONSENTD_ADDR win.
+    let elsewhere = [("CONSENTD_UNIX", flag), ("CONSENTD_ADDR", "127.0.0.1:1")];
+    let (code, said) = run_in(&elsewhere, &["healthcheck"]);
+    assert!(code == Some(2) && said.contains("127.0.0.1:1"), "{said}");
+    let (code, said) = run_in(&elsewhere, &["healthcheck", "--addr", &sidecar.grpc]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn listening_line_has_the_number_of_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--workers", "1"]).await;
+    let said = sidecar.said();
+    let line = said.lines().find(|line| line.contains("\"listening\"")).unwrap();
+    assert!(line.contains("\"workers\":1"), "{line}");
 }

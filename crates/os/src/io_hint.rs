@@ -19,6 +19,10 @@ pub fn hint(path: &Path, error: &Error) -> String {
             }
             None => String::new(),
         },
+        ErrorKind::ReadOnlyFilesystem => {
+            "; nothing can be written there: give a path on a volume that is mounted for writing"
+                .to_owned()
+        }
         ErrorKind::IsADirectory => "; it is a folder: give a file in it".to_owned(),
         _ if files::is_link_error(error) && files::is_link(path) => {
             format!("; {}", files::link_hint(path))
@@ -49,4 +53,17 @@ fn denied(path: &Path) -> String {
 fn missing_folder(path: &Path) -> Option<PathBuf> {
     let folder = files::folder(path);
     (!folder.exists()).then(|| folder.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_only_file_system_is_answered_with_a_volume() {
+        // EROFS: what a container with a read-only root gets.
+        let error = Error::from_raw_os_error(30);
+        let hint = hint(Path::new("consentd.redb"), &error);
+        assert!(hint.contains("a path on a volume that is mounted for writing"), "{hint}");
+    }
 }
