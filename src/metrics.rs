@@ -34,6 +34,7 @@ pub use self::webhook::{
     RELOAD_OUTCOMES, SKIP_CAUSES, UPDATE_KINDS, UPDATE_OUTCOMES, WEBHOOK_CODES,
 };
 use consentd_core::decision::Reason;
+use consentd_os::memory_limit;
 
 /// The bucket bounds of a check's duration, in seconds.
 const CHECK_BUCKETS_SECONDS: [f64; 12] =
@@ -157,6 +158,14 @@ impl Metrics {
         r.register(Box::new(ProcessCollector::for_self()))?;
         let build = gauges(r, "consent_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let memory_limit = int_gauge(
+            r,
+            "consent_memory_limit_bytes",
+            "The memory limit of the container at the start, beyond which the kernel kills the \
+             process; 0 where there is none.",
+        )?;
+        let limit = memory_limit::memory_limit().unwrap_or(0);
+        memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         Ok(Self {
             decisions,
             check_duration: check_duration(r)?,

@@ -1,5 +1,5 @@
-//! The operating system, as consentd uses it: clocks, file identity and permissions, and hints for
-//! I/O errors. Other modules get times and open files as parameters, which keeps them testable.
+//! The operating system, as consentd uses it: clocks, file identity and permissions, the memory limit,
+//! and hints for I/O errors. Other modules get times and open files as parameters, which keeps them testable.
 
 #![warn(
     missing_docs,
@@ -15,3 +15,4 @@ pub mod backoff;
 pub mod clock;
 pub mod files;
 pub mod io_hint;
+pub mod memory_limit;
