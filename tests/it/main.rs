@@ -15,6 +15,7 @@ mod greedy;
 mod hangup;
 mod histories;
 mod ids;
+mod image;
 mod import;
 mod killed;
 mod limits;
