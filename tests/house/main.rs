@@ -2,6 +2,7 @@
 //! that the documents are true.
 
 mod alerts;
+mod chart;
 mod documents;
 mod links;
 mod tables;

@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""Tests of the Helm chart, run by scripts/chart: what it renders, refuses and documents.
+
+Golden files show a change of the output in a review; the assertions say what must hold of any output.
+"""
+import glob, json, os, subprocess, sys, tempfile, unittest
+
+import jsonschema, kubernetes_validate, yaml
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+HELM = os.environ.get("HELM", "helm")
+UPDATE = "--update" in sys.argv
+# The oldest version that the chart admits, and a newer one.
+VERSIONS = ["1.30.0", "1.34.0"]
+# Kinds of which the API server alone has no schema; their fields are asserted below.
+CUSTOM = {"PodMonitor", "PrometheusRule", "HTTPRoute"}
+SENDER = os.path.join(HERE, "example-sender")
+CHART = os.path.join(HERE, "consentd")
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def helm(*arguments):
+    return subprocess.run([HELM, *arguments], capture_output=True, text=True)
+
+
+def template(chart, *arguments, version="1.34.0"):
+    done = helm("template", "consentd", chart, "--namespace", "consent", "--kube-version", version, *arguments)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return done.stdout
+
+
+def objects(*arguments, chart=CHART, version="1.34.0"):
+    return [o for o in yaml.safe_load_all(template(chart, *arguments, version=version)) if o]
+
+
+def case(name):
+    return ["--values", os.path.join(HERE, "cases", name + ".yaml")]
+
+
+CASES = sorted(os.path.basename(f)[:-5] for f in glob.glob(os.path.join(HERE, "cases", "*.yaml")))
+EVERYTHING = {name: (CHART, case(name)) for name in CASES} | {"example-sender": (SENDER, [])}
+
+
+def without_helm(o):
+    """An object without what only Helm's releases have."""
+    if isinstance(o, dict):
+        ours = {k: without_helm(v) for k, v in o.items() if k not in ("helm.sh/chart", "app.kubernetes.io/managed-by")}
+        return {k: v for k, v in ours.items() if k != "checksum/config" and not (k == "annotations" and v == {})}
+    return [without_helm(v) for v in o] if isinstance(o, list) else o
+
+
+def kustomize_files():
+    """The files of deploy/kustomize, which come from the chart, so that the two cannot differ."""
+    note = "# Made from the Helm chart by scripts/chart --update.\n"
+    base = objects(*case("../../kustomize/values"))
+    yield "base/standalone.yaml", note + yaml.safe_dump_all(map(without_helm, base), sort_keys=False)
+    deployment = only(objects(*case("../../kustomize/sidecar-values"), chart=SENDER), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "any"},
+             "spec": {"template": {"spec": {k: v for k, v in pod.items() if k != "containers"}}}}
+    yield "components/sidecar/patch.yaml", note + yaml.safe_dump(patch, sort_keys=False)
+
+
+def only(objects, kind):
+    found = [o for o in objects if o["kind"] == kind]
+    assert len(found) == 1, f"{len(found)} of {kind}"
+    return found[0]
+
+
+def pod_specs(objects):
+    for o in objects:
+        spec = o.get("spec") or {}
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield o["kind"], spec["template"]["spec"]
+
+
+def env(container):
+    return {e["name"]: e["value"] for e in container["env"]}
+
+
+def sidecar(*arguments):
+    return next(pod_specs(objects(*arguments, chart=SENDER)))[1]
+
+
+class Rendered(unittest.TestCase):
+    maxDiff = None
+
+    def test_golden_files_are_current(self):
+        for name, (chart, arguments) in EVERYTHING.items():
+            path = os.path.join(HERE, "golden", name + ".yaml")
+            # The alerts and the dashboard are compared where they come from.
+            less = ["--set", "monitoring.prometheusRule=false,monitoring.dashboard=false"]
+            text = template(chart, *arguments, *(less if name == "monitoring" else []))
+            if UPDATE:
+                with open(path, "w") as file:
+                    file.write(text)
+            self.assertEqual(text, read(path), f"{path}: scripts/chart --update, and look at the difference")
+
+    def test_the_files_of_kustomize_are_the_charts(self):
+        for name, text in kustomize_files():
+            path = os.path.join(HERE, "..", "kustomize", name)
+            if UPDATE:
+                with open(path, "w") as file:
+                    file.write(text)
+            self.assertEqual(text, read(path), f"{path}: scripts/chart --update")
+
+    def test_kustomize_builds_the_base_and_the_sidecar_of_labelled_workloads(self):
+        kustomize = os.path.join(HERE, "..", "kustomize")
+        base = self.kustomize(os.path.join(kustomize, "base"))
+        self.assertEqual([o["kind"] for o in base], ["Service", "StatefulSet"])
+        app = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}}}
+        labelled = {**app, "metadata": {"name": "asks", "labels": {"consentd-sidecar": "true"}}}
+        other = {**app, "metadata": {"name": "other"}}
+        with tempfile.TemporaryDirectory(dir=kustomize) as folder:
+            with open(os.path.join(folder, "apps.yaml"), "w") as file:
+                yaml.safe_dump_all([labelled, other], file)
+            with open(os.path.join(folder, "kustomization.yaml"), "w") as file:
+                yaml.safe_dump({"resources": ["apps.yaml"], "components": ["../components/sidecar"]}, file)
+            built = {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in self.kustomize(folder)}
+        self.assertNotIn("initContainers", built["other"])
+        self.assertEqual(built["asks"]["initContainers"][0]["restartPolicy"], "Always")
+        self.assertEqual(built["asks"]["containers"], [{"name": "app", "image": "app"}])
+
+    def kustomize(self, folder):
+        done = subprocess.run([os.environ.get("KUSTOMIZE", "kustomize"), "build", folder], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return [o for o in yaml.safe_load_all(done.stdout) if o]
+
+    def test_lint_finds_nothing(self):
+        for name, (chart, arguments) in EVERYTHING.items():
+            done = helm("lint", "--strict", chart, "--kube-version", "1.34.0", *arguments)
+            self.assertEqual(done.returncode, 0, f"{name}: {done.stdout}{done.stderr}")
+
+    def test_manifests_fit_the_schemas_of_the_api(self):
+        for version in VERSIONS:
+            for name, (chart, arguments) in EVERYTHING.items():
+                for o in objects(*arguments, chart=chart, version=version):
+                    if o["kind"] not in CUSTOM:
+                        with self.subTest(version=version, case=name, kind=o["kind"]):
+                            kubernetes_validate.validate(o, version, strict=True)
+
+    def test_a_manifest_with_an_unknown_field_does_not_fit(self):
+        o = only(objects(*case("recorder")), "Deployment")
+        o["spec"]["template"]["spec"]["containers"][0]["resurces"] = {}
+        with self.assertRaises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(o, "1.34.0", strict=True)
+
+    def test_all_pods_keep_to_restricted_pod_security(self):
+        seen = 0
+        for name, (chart, arguments) in EVERYTHING.items():
+            for kind, pod in pod_specs(objects(*arguments, chart=chart)):
+                with self.subTest(case=name, kind=kind):
+                    self.assertEqual(pod["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
+                    self.assertTrue(pod["securityContext"]["runAsNonRoot"])
+                    for volume in pod["volumes"]:
+                        kinds = set(volume) - {"name"}
+                        self.assertLessEqual(kinds, {"configMap", "emptyDir", "secret"}, volume)
+                    for container in pod.get("initContainers", []) + pod["containers"]:
+                        context = container["securityContext"]
+                        self.assertIs(context["allowPrivilegeEscalation"], False)
+                        self.assertIs(context["readOnlyRootFilesystem"], True)
+                        self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
+                        self.assertNotEqual(context.get("runAsUser"), 0)
+                        self.assertNotIn("hostPort", json.dumps(container))
+                        seen += 1
+        self.assertGreater(seen, 10)
+
+    def test_no_secret_is_mounted_by_subpath(self):
+        for name, (chart, arguments) in EVERYTHING.items():
+            self.assertNotIn("subPath", template(chart, *arguments), name)
+
+
+class Sidecars(unittest.TestCase):
+    def test_every_kind_of_workload_gets_a_native_sidecar(self):
+        kinds = {}
+        for kind, pod in pod_specs(objects(chart=SENDER)):
+            (consentd,), (app,) = pod["initContainers"], pod["containers"]
+            kinds[kind] = pod
+            self.assertEqual(consentd["restartPolicy"], "Always")
+            self.assertEqual(consentd["startupProbe"]["httpGet"]["path"], "/readyz")
+            self.assertEqual(consentd["startupProbe"]["failureThreshold"], 86400)
+            self.assertEqual(consentd["livenessProbe"]["httpGet"]["path"], "/livez")
+            self.assertNotIn("readinessProbe", consentd)
+            self.assertNotIn("lifecycle", consentd)
+            self.assertNotIn("cpu", consentd["resources"]["limits"])
+            self.assertEqual(app["volumeMounts"], [{"name": "consentd-socket", "mountPath": "/run/consentd", "readOnly": True}])
+            self.assertEqual(env(app)["CONSENTD_ADDR"], "unix:" + env(consentd)["CONSENTD_UNIX"])
+            self.assertEqual(pod["securityContext"]["fsGroup"], 65532)
+        self.assertEqual(set(kinds), {"Deployment", "StatefulSet", "Job", "CronJob"})
+
+    def test_the_grace_period_is_the_apps_and_two_drains(self):
+        for app, drain in [(30, 5), (0, 1), (600, 10)]:
+            pod = sidecar("--set", f"consentd.sidecar.appSeconds={app},consentd.sidecar.drainSeconds={drain}")
+            self.assertEqual(pod["terminationGracePeriodSeconds"], app + 2 * drain + 2)
+            self.assertEqual(env(pod["initContainers"][0])["CONSENTD_DRAIN_TIMEOUT"], f"{drain}s")
+        longer = sidecar("--set", "consentd.sidecar.terminationGracePeriodSeconds=90")
+        self.assertEqual(longer["terminationGracePeriodSeconds"], 90)
+        with self.assertRaisesRegex(AssertionError, "is 41, and the app's 30 seconds and twice a drain of 5 need 42"):
+            sidecar("--set", "consentd.sidecar.terminationGracePeriodSeconds=41")
+
+    def test_memory_follows_from_pairs(self):
+        def memory(*settings):
+            pod = sidecar("--set", ",".join("consentd." + s for s in settings))
+            resources = pod["initContainers"][0]["resources"]
+            self.assertEqual(resources["requests"]["memory"], resources["limits"]["memory"])
+            return resources["limits"]["memory"]
+        # 30 + pairs x 64 bytes + 32 + 32 x 1.2, rounded up.
+        self.assertEqual(memory("pairs=0"), "101Mi")
+        self.assertEqual(memory("pairs=1"), "102Mi")
+        self.assertEqual(memory("pairs=16384"), "102Mi")
+        self.assertEqual(memory("pairs=5000000"), "407Mi")
+        self.assertEqual(memory("pairs=5000000", "sidecar.maxConnections=10", "sidecar.maxRequestMiB=64"), "412Mi")
+        self.assertEqual(memory("pairs=5000000", "sidecar.resources.memoryMiB=407"), "407Mi")
+        with self.assertRaisesRegex(AssertionError, "memoryMiB is 128, and 5000000 pairs .* need 407: raise it"):
+            memory("pairs=5000000", "sidecar.resources.memoryMiB=128")
+
+    def test_an_app_may_start_before_the_table_is_loaded(self):
+        pod = sidecar("--set", "consentd.sidecar.waitForTable=false")
+        self.assertEqual(pod["initContainers"][0]["startupProbe"]["httpGet"]["path"], "/livez")
+
+
+class Parts(unittest.TestCase):
+    def test_nothing_is_made_by_default(self):
+        self.assertEqual(objects(), [])
+
+    def test_a_deleted_recorder_goes_on_until_no_endpoint_leads_to_it(self):
+        for name in ["recorder", "receiver"]:
+            deployment = only(objects(*case(name)), "Deployment")
+            pod = deployment["spec"]["template"]["spec"]
+            self.assertEqual(pod["containers"][0]["lifecycle"], {"preStop": {"sleep": {"seconds": 5}}})
+            self.assertEqual(pod["terminationGracePeriodSeconds"], 5 + 2 * 10 + 2)
+            self.assertEqual(deployment["spec"]["strategy"]["rollingUpdate"], {"maxSurge": 1, "maxUnavailable": 0})
+
+    def test_services_lead_to_the_ports_of_their_pods(self):
+        for name in ["recorder", "receiver", "standalone"]:
+            rendered = objects(*case(name))
+            service = only(rendered, "Service")
+            ((_, pod),) = pod_specs(rendered)
+            workload = next(o for o in rendered if o["kind"] in ("Deployment", "StatefulSet"))
+            labels = workload["spec"]["template"]["metadata"]["labels"]
+            self.assertLessEqual(service["spec"]["selector"].items(), labels.items())
+            self.assertEqual(workload["spec"]["selector"]["matchLabels"], service["spec"]["selector"])
+            ports = {port["name"] for port in pod["containers"][0]["ports"]}
+            self.assertLessEqual({port["targetPort"] for port in service["spec"]["ports"]}, ports)
+
+    def test_a_ledger_in_a_file_has_one_pod_and_keeps_its_claim(self):
+        stateful = only(objects(*case("standalone")), "StatefulSet")["spec"]
+        self.assertEqual(stateful["replicas"], 1)
+        self.assertEqual(stateful["persistentVolumeClaimRetentionPolicy"]["whenDeleted"], "Retain")
+        (claim,) = stateful["volumeClaimTemplates"]
+        self.assertEqual(claim["spec"]["accessModes"], ["ReadWriteOncePod"])
+        path = env(stateful["template"]["spec"]["containers"][0])["CONSENTD_LEDGER"].removeprefix("file:")
+        mounts = stateful["template"]["spec"]["containers"][0]["volumeMounts"]
+        self.assertIn({"name": "ledger", "mountPath": os.path.dirname(path)}, mounts)
+
+    def test_a_cluster_may_assign_users_and_groups(self):
+        ((_, pod),) = pod_specs(objects(*case("openshift")))
+        self.assertNotIn("fsGroup", pod["securityContext"])
+        self.assertNotIn("runAsUser", pod["containers"][0]["securityContext"])
+
+    def test_one_replica_has_no_disruption_budget(self):
+        kinds = [o["kind"] for o in objects(*case("gateway"))]
+        self.assertNotIn("PodDisruptionBudget", kinds)
+        self.assertEqual(only(objects(*case("recorder")), "PodDisruptionBudget")["spec"]["maxUnavailable"], 1)
+
+    def test_network_policies_name_ports_of_the_pods_and_admit_nothing_unsaid(self):
+        for name in ["recorder", "receiver", "standalone"]:
+            rendered = objects(*case(name))
+            policy = only(rendered, "NetworkPolicy")["spec"]
+            ((_, pod),) = pod_specs(rendered)
+            ports = {port["name"] for port in pod["containers"][0]["ports"]}
+            for rule in policy["ingress"]:
+                self.assertTrue(rule["from"])
+                self.assertLessEqual({port["port"] for port in rule["ports"]}, ports)
+        closed = objects(*case("openshift"), "--set", "networkPolicy.enabled=true")
+        policy = only(closed, "NetworkPolicy")["spec"]
+        self.assertEqual((policy["ingress"], policy["egress"]), ([], []))
+
+    def test_a_changed_configuration_starts_new_pods(self):
+        def checksum(*more):
+            deployment = only(objects(*case("receiver"), *more), "Deployment")
+            return deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        self.assertNotEqual(checksum(), checksum("--set", "config=other"))
+
+    def test_monitoring_finds_sidecars_by_the_name_of_their_port(self):
+        rendered = objects(*case("monitoring"))
+        monitor = only(rendered, "PodMonitor")
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        port = sidecar()["initContainers"][0]["ports"][0]["name"]
+        self.assertEqual((endpoint["port"], monitor["spec"]["selector"]), (port, {}))
+        rules = only(rendered, "PrometheusRule")["spec"]["groups"]
+        alerts = [rule for group in rules for rule in group["rules"]]
+        self.assertGreater(len(alerts), 20)
+        for alert in alerts:
+            url = alert["annotations"]["runbook_url"]
+            self.assertEqual(url, f"https://git.example/consentd/docs/runbooks/{alert['alert']}.md")
+        dashboard = only(rendered, "ConfigMap")
+        self.assertEqual(json.loads(dashboard["data"]["consentd.json"])["uid"], "consentd")
+        self.assertEqual(monitor["metadata"]["labels"]["release"], "prometheus")
+
+
+class Values(unittest.TestCase):
+    def test_the_table_of_values_is_current(self):
+        done = subprocess.run([os.environ.get("HELM_DOCS", "helm-docs"), "--chart-search-root", CHART,
+                               "--sort-values-order", "file", "--dry-run"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        path = os.path.join(CHART, "README.md")
+        text = done.stdout.rstrip() + "\n"
+        if UPDATE:
+            with open(path, "w") as file:
+                file.write(text)
+        self.assertEqual(text, read(path), "scripts/chart --update")
+
+    def refused(self, message, *arguments):
+        done = helm("template", "test", CHART, "--kube-version", "1.34.0", *arguments)
+        self.assertNotEqual(done.returncode, 0, f"{arguments} was not refused")
+        self.assertRegex(done.stderr, message)
+
+    def test_what_is_missing_is_named(self):
+        self.refused("ledger.url is needed", "--set", "recorder.enabled=true,recorder.tokenSecret=t")
+        self.refused("recorder.tokenSecret is needed", "--set", "recorder.enabled=true,ledger.url=redis://r")
+        self.refused("receiver.secret is needed", "--set", "receiver.enabled=true,ledger.url=redis://r,config=a")
+        self.refused("config is needed by receivers", "--set", "receiver.enabled=true,ledger.url=redis://r,receiver.secret=s")
+        self.refused("standalone.tokenSecret is needed", "--set", "standalone.enabled=true")
+        self.refused("ingress.host is needed", *case("receiver"), "--set", "receiver.ingress.host=")
+
+    def test_what_is_wrong_is_refused_by_the_schema(self):
+        self.refused("pairs", "--set", "pairs=-1")
+        self.refused("'?unknown'?", "--set", "sidecar.unknown=1")
+        self.refused("ledger.?/?url", "--set", "ledger.url=redis://user:secret@host")
+        self.refused("repository|digest", "--set", "image.digest=abc")
+        self.refused("maxRequestMiB", "--set", "sidecar.maxRequestMiB=16")
+        self.refused("memoryMiB is 64, and 1000000 pairs", *case("recorder"), "--set", "pairs=1000000,recorder.resources.memoryMiB=64")
+
+    def test_an_older_kubernetes_is_refused(self):
+        done = helm("template", "test", CHART, "--kube-version", "1.29.0")
+        self.assertNotEqual(done.returncode, 0)
+
+    def test_the_schema_names_every_value_and_no_other(self):
+        def keys(values, schema, path=""):
+            known = set(schema["properties"]) - ({"global"} if not path else set())
+            self.assertEqual(known, set(values), path)
+            for key, value in values.items():
+                below = schema["properties"][key]
+                if isinstance(value, dict) and "properties" in below:
+                    keys(value, below, f"{path}.{key}")
+        schema = json.loads(read(os.path.join(CHART, "values.schema.json")))
+        jsonschema.Draft7Validator.check_schema(schema)
+        keys(yaml.safe_load(read(os.path.join(CHART, "values.yaml"))), schema)
+
+
+if __name__ == "__main__":
+    sys.argv = [argument for argument in sys.argv if argument != "--update"]
+    unittest.main(verbosity=1)
