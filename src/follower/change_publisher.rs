@@ -1,6 +1,6 @@
 //! Publishes changes of the table to the change feed.
 
-use super::applier::ActionOutcome;
+use super::applier::{ActionOutcome, BucketOutcome, Judgement};
 use super::state_machine::Action;
 use crate::change_feed::{GapCause, Publisher};
 use consentd_ledger::LogBody;
@@ -24,22 +24,21 @@ impl ChangePublisher {
 
     /// Handles an action that was performed, and its outcome.
     pub(super) fn on(&mut self, action: Action, done: ActionOutcome) {
-        match done {
-            ActionOutcome::Valid { .. } if !self.valid => {
-                self.valid = true;
-                self.publisher.publish_gap(GapCause::Rebuilt);
-            }
-            ActionOutcome::Overflowed { .. } => self.valid = false,
-            ActionOutcome::BucketDenied { pairs } if pairs > 0 && self.valid => {
-                self.publisher.publish_gap(GapCause::Mended);
-            }
-            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 && self.valid => {
-                self.publisher.publish_gap(GapCause::Mended);
-            }
-            ActionOutcome::Valid { .. }
-            | ActionOutcome::BucketDenied { .. }
-            | ActionOutcome::BucketCompared { .. }
-            | ActionOutcome::Performed => {}
+        let was_valid = self.valid;
+        match done.judgement {
+            Some(Judgement::Valid { .. }) => self.valid = true,
+            Some(Judgement::Overflowed { .. }) => self.valid = false,
+            None => {}
+        }
+        let is_corrected = match done.bucket {
+            Some(BucketOutcome::Denied { pairs }) => pairs > 0,
+            Some(BucketOutcome::Compared { mismatches }) => mismatches > 0,
+            None => false,
+        };
+        if self.valid && !was_valid {
+            self.publisher.publish_gap(GapCause::Rebuilt);
+        } else if self.valid && is_corrected {
+            self.publisher.publish_gap(GapCause::Mended);
         }
         match action {
             Action::Invalidate(_) => {
@@ -85,7 +84,7 @@ mod tests {
             record_time: Timestamp::MIN,
         };
         feed.on(Action::Apply(Box::new(body)), done);
-        feed.on(Action::AdvanceRevision(revision, Timestamp::MIN), ActionOutcome::Performed);
+        feed.on(Action::AdvanceRevision(revision, Timestamp::MIN), PERFORMED);
         feed.flush();
     }
 
@@ -99,38 +98,56 @@ mod tests {
         Err(MissedChanges { cause, revision })
     }
 
+    const PERFORMED: ActionOutcome = ActionOutcome { bucket: None, judgement: None };
+
+    fn valid(retained: usize) -> ActionOutcome {
+        ActionOutcome { judgement: Some(Judgement::Valid { retained }), bucket: None }
+    }
+
+    fn compared(mismatches: usize, judgement: Option<Judgement>) -> ActionOutcome {
+        ActionOutcome { bucket: Some(BucketOutcome::Compared { mismatches }), judgement }
+    }
+
     #[test]
     fn changes_are_told_while_the_table_is_valid_and_anything_else_as_missed() {
         let (changes, publisher) = change_feed::new();
         let mut feed = ChangePublisher::new(publisher);
         let mut watching = changes.subscribe(1).unwrap();
-        apply(&mut feed, 1, ActionOutcome::Performed);
+        apply(&mut feed, 1, PERFORMED);
         assert_eq!(read(&mut watching), Ok(vec![]), "it is being loaded");
-        feed.on(Action::Validate, ActionOutcome::Valid { retained: 0 });
+        feed.on(Action::Validate, valid(0));
         assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 1));
-        apply(&mut feed, 2, ActionOutcome::Performed);
+        apply(&mut feed, 2, PERFORMED);
         // A denial that is remembered no more, or once more, makes nothing anew.
-        apply(&mut feed, 3, ActionOutcome::Valid { retained: 1 });
+        apply(&mut feed, 3, valid(1));
         assert_eq!(read(&mut watching), Ok(vec![2, 3]));
-        feed.on(Action::Validate, ActionOutcome::BucketCompared { mismatches: 0 });
+        feed.on(Action::Validate, compared(0, None));
         assert_eq!(read(&mut watching), Ok(vec![]));
-        feed.on(Action::Validate, ActionOutcome::BucketCompared { mismatches: 1 });
+        feed.on(Action::Validate, compared(1, None));
         assert_eq!(read(&mut watching), missed(GapCause::Mended, 3));
 
-        feed.on(Action::Invalidate(ResyncCause::Fork), ActionOutcome::Performed);
-        apply(&mut feed, 2, ActionOutcome::Performed);
+        feed.on(Action::Invalidate(ResyncCause::Fork), PERFORMED);
+        apply(&mut feed, 2, PERFORMED);
         assert_eq!(read(&mut watching), Ok(vec![]), "it is read anew");
-        feed.on(Action::Validate, ActionOutcome::Valid { retained: 0 });
-        apply(&mut feed, 3, ActionOutcome::Performed);
+        feed.on(Action::Validate, valid(0));
+        apply(&mut feed, 3, PERFORMED);
         assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 3));
 
         // Of a table that remembers too much to be valid, and then less.
-        apply(&mut feed, 4, ActionOutcome::Overflowed { retained: 9 });
-        apply(&mut feed, 5, ActionOutcome::Performed);
+        let overflowed = Some(Judgement::Overflowed { retained: 9 });
+        apply(&mut feed, 4, ActionOutcome { bucket: None, judgement: overflowed });
+        apply(&mut feed, 5, PERFORMED);
         assert_eq!(read(&mut watching), Ok(vec![]));
-        apply(&mut feed, 6, ActionOutcome::Valid { retained: 8 });
+        apply(&mut feed, 6, valid(8));
         assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 6));
-        apply(&mut feed, 7, ActionOutcome::Performed);
+        apply(&mut feed, 7, PERFORMED);
         assert_eq!(read(&mut watching), Ok(vec![7]));
+
+        // A scrub may be what makes so little of it that the table is valid again.
+        apply(&mut feed, 8, ActionOutcome { bucket: None, judgement: overflowed });
+        feed.on(Action::Poll, compared(1, Some(Judgement::Valid { retained: 8 })));
+        assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 8));
+        apply(&mut feed, 9, PERFORMED);
+        assert_eq!(read(&mut watching), Ok(vec![9]));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::applier::ActionOutcome;
+use super::applier::{ActionOutcome, BucketOutcome, Judgement};
 use super::state_machine::{Action, ResyncCause};
 use crate::metrics::Metrics;
 use crate::table::Writer;
@@ -167,19 +167,22 @@ impl Report {
             }
             _ => {}
         }
-        match outcome {
-            ActionOutcome::BucketDenied { pairs } => {
+        match outcome.bucket {
+            Some(BucketOutcome::Denied { pairs }) => {
                 warn!(
                     pairs,
                     "this many pairs are denied because their bucket of the ledger was lost: run \
                      `consentd ledger repair`, or restore a backup of Redis"
                 );
             }
-            ActionOutcome::BucketCompared { mismatches } if mismatches > 0 => {
+            Some(BucketOutcome::Compared { mismatches }) if mismatches > 0 => {
                 warn!(pairs = mismatches, "the table differed from the ledger, and was corrected");
                 self.metrics.scrub_mismatched(mismatches);
             }
-            ActionOutcome::Valid { retained } => {
+            Some(BucketOutcome::Compared { .. }) | None => {}
+        }
+        match outcome.judgement {
+            Some(Judgement::Valid { retained }) => {
                 if matches!(action, Action::Validate) {
                     info!(remembered = retained, "the table holds the ledger");
                     self.on_loaded();
@@ -188,7 +191,7 @@ impl Report {
                     writer.set_cause("");
                 }
             }
-            ActionOutcome::Overflowed { retained } => {
+            Some(Judgement::Overflowed { retained }) => {
                 self.overflow = format!(
                     "the ledger has lost denials of {retained} users, more than are remembered \
                      beside it: bring it back from a backup, or say that it is right as it is \
@@ -198,7 +201,7 @@ impl Report {
                 writer.set_cause(self.overflow.clone());
                 self.on_loaded();
             }
-            ActionOutcome::BucketCompared { .. } | ActionOutcome::Performed => {}
+            None => {}
         }
     }
 

@@ -6,7 +6,7 @@ mod warm_start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::applier::{ActionOutcome, Applier};
+use super::applier::{ActionOutcome, Applier, BucketOutcome};
 use super::scheduler::{PageRequest, ReadFailure, Scheduler, Task};
 use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
@@ -244,8 +244,8 @@ impl Follower {
     }
 
     fn mismatches(&self) -> Vec<usize> {
-        let found = self.done.iter().filter_map(|done| match done {
-            ActionOutcome::BucketCompared { mismatches } => Some(*mismatches),
+        let found = self.done.iter().filter_map(|done| match done.bucket {
+            Some(BucketOutcome::Compared { mismatches }) => Some(mismatches),
             _ => None,
         });
         found.collect()
@@ -503,7 +503,8 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     for cause in causes {
         assert!(crate::metrics::RESYNC_CAUSES.contains(&cause.label()), "{cause}");
         let action = Action::Invalidate(cause);
-        follower.report.on_action(follower.applier.writer(), &action, ActionOutcome::Performed);
+        let outcome = ActionOutcome::default();
+        follower.report.on_action(follower.applier.writer(), &action, outcome);
     }
     let count = |name: &str| {
         let families = registry.gather();

@@ -47,6 +47,23 @@ fn inbound() -> What {
     What::Inbound { message_id: String::new(), text: String::new() }
 }
 
+#[test]
+fn opt_outs_under_expiring_opt_ins_are_among_the_denials_of_a_pair() {
+    let (_, mut writer) = new();
+    let before = [(1, opt_out("marketing")), (2, opt_in("marketing", Some(50)))];
+    let boxed = [&before[..], &[(3, opt_in("utility", Some(60)))]].concat();
+    for (user, whats) in [("1", &before[..]), ("2", &boxed)] {
+        let whole = state(whats);
+        writer.apply(key(user), Ok(&whole));
+        let denials = writer.denials(key(user)).unwrap();
+        assert_eq!(denials.missing_from(&whole, at(9)), None);
+        assert!(denials.missing_from(&State::default(), at(9)).is_some());
+        let mut listed = Vec::new();
+        writer.for_each_denied(|key, denials| listed.push((key, denials.clone())));
+        assert!(listed.contains(&(key(user), denials.into())));
+    }
+}
+
 /// The number of pairs that are stored as expiring.
 fn expiring(writer: &Writer) -> usize {
     let expires = |(_, entry, shard): (_, _, &Shard)| shard.expiring_entry(entry).is_some();

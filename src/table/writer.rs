@@ -45,6 +45,11 @@ impl EncodedPair {
     }
 }
 
+fn denials_of(pair: &PairRef<'_>) -> Option<RetainedDenials> {
+    let (profile, _, times) = pair.parts();
+    RetainedDenials::of(profile, times)
+}
+
 /// The heap bytes of a boxed pair, without its slot in the map.
 pub(super) fn heap_bytes(boxed: &ResolvedState) -> usize {
     let expiries = boxed.expiries.as_ref().map_or(0, Expiries::heap_bytes);
@@ -328,7 +333,7 @@ impl Writer {
     #[must_use]
     pub fn denials(&self, key: Key) -> Option<RetainedDenials> {
         let pair = self.lookup(key)?.ok()?;
-        RetainedDenials::of(pair.parts().0)
+        denials_of(&pair)
     }
 
     /// Calls `each` for every pair with denials.
@@ -338,7 +343,7 @@ impl Writer {
         for (key, entry, shard) in self.pairs() {
             let denials = || {
                 let pair = self.shared.resolve(key, entry, shard, profiles).ok()?;
-                RetainedDenials::of(pair.parts().0).map(Arc::new)
+                denials_of(&pair).map(Arc::new)
             };
             let denied = match entry.encoding() {
                 Encoding::Inline(number, _) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consentd::checker::{CheckRequest, Checker};
-use consentd::follower::applier::{ActionOutcome, Applier};
+use consentd::follower::applier::{ActionOutcome, Applier, Judgement};
 use consentd::follower::scheduler::{BucketRequest, PageRequest, ReadFailure, Scheduler, Task};
 use consentd::follower::state_machine::Action;
 use consentd::metrics::Metrics;
@@ -281,16 +281,12 @@ impl Sidecar {
                 }
                 Task::Table(action) => {
                     let done = self.applier.perform(&action);
-                    if self.traced && done != ActionOutcome::Performed {
+                    if self.traced && done != ActionOutcome::default() {
                         println!("          {done:?}");
                     }
                     self.notice(&action, done);
-                    match done {
-                        ActionOutcome::Valid { .. } => self.overflowed = false,
-                        ActionOutcome::Overflowed { .. } => self.overflowed = true,
-                        ActionOutcome::Performed
-                        | ActionOutcome::BucketDenied { .. }
-                        | ActionOutcome::BucketCompared { .. } => {}
+                    if let Some(judgement) = done.judgement {
+                        self.overflowed = matches!(judgement, Judgement::Overflowed { .. });
                     }
                 }
             }
@@ -309,10 +305,10 @@ impl Sidecar {
             Action::CompareBucket(bucket) => self.lost |= self.lost_buckets.remove(&bucket.number),
             _ => {}
         }
-        let is_judged = match done {
-            ActionOutcome::Valid { .. } => matches!(action, Action::Validate),
-            ActionOutcome::Overflowed { .. } => true,
-            _ => false,
+        let is_judged = match done.judgement {
+            Some(Judgement::Valid { .. }) => matches!(action, Action::Validate),
+            Some(Judgement::Overflowed { .. }) => true,
+            None => false,
         };
         if is_judged {
             self.lost |= !std::mem::take(&mut self.lost_buckets).is_empty();
@@ -347,7 +343,13 @@ impl Sidecar {
     pub fn allows(&self, user_id: &str, category: usize, now: Moment) -> Result<bool, Violation> {
         let category = CATEGORIES[category];
         let form = Form::Template;
-        let question = CheckRequest { user_id, business_id: BUSINESS, category, form: Ok(form) };
+        let question = CheckRequest {
+            user_id,
+            business_id: BUSINESS,
+            category,
+            form: Ok(form),
+            min_revision: 0,
+        };
         let allowed =
             self.checker.check_at(&question, || now).is_ok_and(|answer| answer.decision.allowed());
         if allowed && !self.is_live(now) {

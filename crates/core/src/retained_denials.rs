@@ -4,26 +4,38 @@
 //! detected, and only a later event lifts them.
 
 use super::scope::{Category, Class, Scope};
-use super::standing::{Facts, Profile, ScopeStanding, Standing};
+use super::standing::{ExpiriesRef, Facts, Profile, ScopeStanding, Standing};
 use super::state::{Choice, Effect, State};
 use super::time::Timestamp;
 
-/// Whether a class or a topic was opted out of.
+/// Since when a class or a topic is opted out of.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Deny {
-    denied: bool,
-    /// Whether by an opt-out of this scope itself, and not of a broader one.
+struct Denial {
+    /// The moment from which the opt-out applies, [`Timestamp::MIN`] if it applies already: an opt-in
+    /// that expires may suspend it until then. `None` if there is no opt-out.
+    start: Option<Timestamp>,
+    /// Whether the opt-out, or the opt-in that suspends it, is of this scope itself, and not of a
+    /// broader one.
     own: bool,
 }
 
-impl Deny {
-    fn of(on_scope: ScopeStanding) -> Self {
-        let denied = on_scope.kind.is_opt_out();
-        Self { denied, own: denied && on_scope.own }
+impl Denial {
+    /// The denial of a scope with this standing, and with this expiry if an opt-in of it expires.
+    fn of(on_scope: ScopeStanding, expire: Option<Timestamp>) -> Self {
+        let start = on_scope.kind.opt_out_start(expire);
+        Self { start, own: start.is_some() && on_scope.own }
     }
 
+    /// The denial of a scope by a state.
+    fn by(state: &State, scope: &Scope) -> (Self, ScopeStanding) {
+        let (on_scope, expire) = ScopeStanding::of(state, scope);
+        (Self::of(on_scope, expire), on_scope)
+    }
+
+    /// The earlier of both.
     fn join(self, other: Self) -> Self {
-        Self { denied: self.denied || other.denied, own: self.own || other.own }
+        let start = [self.start, other.start].into_iter().flatten().min();
+        Self { start, own: self.own || other.own }
     }
 }
 
@@ -34,30 +46,38 @@ pub struct RetainedDenials {
     platform_stopped: bool,
     /// Whether there was an opt-out of everything, even if there were narrower opt-ins since.
     all: bool,
-    classes: [Deny; 4],
+    classes: [Denial; 4],
     /// The topics whose denial may differ from that of their class.
-    topics: Vec<(Class, Box<str>, Deny)>,
+    topics: Vec<(Class, Box<str>, Denial)>,
 }
 
 impl RetainedDenials {
-    /// The denials of a pair with this profile, or `None` if it has none.
+    /// The denials of a pair with this profile and these times, or `None` if it has none. An opt-out that
+    /// applies only once an opt-in has expired is a denial from then on.
     #[must_use]
-    pub fn of(profile: &Profile) -> Option<Self> {
+    pub fn of(profile: &Profile, times: ExpiriesRef<'_>) -> Option<Self> {
+        let scopes = profile.classes.iter().chain(profile.topics.iter().map(|(_, _, on)| on));
         let denies = profile.suppressed
             || profile.platform_stopped
             || profile.opted_out_all.is_some()
-            || profile.classes.iter().any(|on_scope| on_scope.kind.is_opt_out())
-            || profile.topics.iter().any(|(_, _, on_scope)| on_scope.kind.is_opt_out());
-        denies.then(|| Self {
+            || scopes.into_iter().any(|on_scope| on_scope.kind.opt_out_start(None).is_some());
+        if !denies {
+            return None;
+        }
+        let mut classes = [Denial::default(); 4];
+        for (index, (slot, on_scope)) in classes.iter_mut().zip(profile.classes).enumerate() {
+            *slot = Denial::of(on_scope, times.expiry(index));
+        }
+        let topics = profile.topics.iter().enumerate().map(|(index, (class, topic, on_scope))| {
+            let expire = times.expiry(Class::ALL.len().saturating_add(index));
+            (*class, topic.clone(), Denial::of(*on_scope, expire))
+        });
+        Some(Self {
             suppressed: profile.suppressed,
             platform_stopped: profile.platform_stopped,
             all: profile.opted_out_all.is_some(),
-            classes: profile.classes.map(Deny::of),
-            topics: profile
-                .topics
-                .iter()
-                .map(|(class, topic, on_scope)| (*class, topic.clone(), Deny::of(*on_scope)))
-                .collect(),
+            classes,
+            topics: topics.collect(),
         })
     }
 
@@ -69,11 +89,11 @@ impl RetainedDenials {
             *ours = ours.join(theirs);
         }
         let named = self.topics.iter().chain(&other.topics);
-        let mut topics: Vec<(Class, Box<str>, Deny)> = Vec::new();
+        let mut topics: Vec<(Class, Box<str>, Denial)> = Vec::new();
         for (class, topic, _) in named {
             if !topics.iter().any(|(known, name, _)| known == class && name == topic) {
-                let deny = self.on_topic(*class, topic).join(other.on_topic(*class, topic));
-                topics.push((*class, topic.clone(), deny));
+                let denial = self.on_topic(*class, topic).join(other.on_topic(*class, topic));
+                topics.push((*class, topic.clone(), denial));
             }
         }
         Self {
@@ -85,14 +105,37 @@ impl RetainedDenials {
         }
     }
 
-    fn on_class(&self, class: Class) -> Deny {
-        let all = Class::ALL.into_iter().zip(self.classes);
-        all.into_iter().find(|(known, _)| *known == class).map(|(_, deny)| deny).unwrap_or_default()
+    fn on_class(&self, class: Class) -> Denial {
+        let mut all = Class::ALL.into_iter().zip(self.classes);
+        all.find(|(known, _)| *known == class).map(|(_, denial)| denial).unwrap_or_default()
     }
 
-    fn on_topic(&self, class: Class, topic: &str) -> Deny {
+    fn on_topic(&self, class: Class, topic: &str) -> Denial {
         let own = self.topics.iter().find(|(known, name, _)| *known == class && **name == *topic);
-        own.map_or_else(|| Deny { own: false, ..self.on_class(class) }, |(_, _, deny)| *deny)
+        own.map_or_else(|| Denial { own: false, ..self.on_class(class) }, |(_, _, denial)| *denial)
+    }
+
+    fn on_scope(&self, scope: &Scope) -> Denial {
+        match scope {
+            Scope::All => Denial::default(),
+            Scope::Class(class) => self.on_class(*class),
+            Scope::Topic(class, topic) => self.on_topic(*class, topic),
+        }
+    }
+
+    /// Whether a later message from the user does not lift the denial of this scope for replies, because
+    /// of an opt-out narrower than everything. Marketing is never a reply.
+    fn is_narrow(&self, scope: &Scope) -> bool {
+        let is_own = |class| self.on_scope(scope).own || self.on_class(class).own;
+        scope.class().is_some_and(|class| class != Class::Marketing && is_own(class))
+    }
+
+    /// Whether `state` denies this scope at least as early, and as narrowly, as these denials do.
+    fn is_implied(&self, scope: &Scope, state: &State) -> bool {
+        let Some(start) = self.on_scope(scope).start else { return true };
+        let (theirs, on_scope) = Denial::by(state, scope);
+        theirs.start.is_some_and(|theirs| theirs <= start)
+            && (on_scope.kind.is_narrow() || !self.is_narrow(scope))
     }
 
     /// The denials that `state` does not have, as a state in which they happened at `at`. `None` if
@@ -100,15 +143,17 @@ impl RetainedDenials {
     #[must_use]
     pub fn missing_from(&self, state: &State, at: Timestamp) -> Option<State> {
         let mut lost = State::default();
-        let denies =
-            |scope: &Scope| state.standing_on(scope).choice.is_some_and(Choice::is_opt_out);
         let is_set = |mark: Option<(Timestamp, bool)>| mark.is_some_and(|(_, set)| set);
-        let classes = Class::ALL.into_iter().filter(|class| self.on_class(*class).denied);
-        let classes: Vec<_> = classes.map(Scope::Class).filter(|scope| !denies(scope)).collect();
-        if self.all && classes.len() == Class::ALL.len() {
+        let is_missing = |scope: &Scope| !self.is_implied(scope, state);
+        let classes: Vec<_> =
+            Class::ALL.into_iter().map(Scope::Class).filter(|scope| is_missing(scope)).collect();
+        let all = self.all && classes.len() == Class::ALL.len();
+        if all {
             deny(&mut lost, &Effect::Choice(Scope::All, Choice::opt_out(at)));
-        } else {
-            for scope in classes {
+        }
+        for scope in classes {
+            // An opt-out of everything may be lifted for replies, and the narrower one must not be.
+            if !all || self.on_scope(&scope).own {
                 deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
@@ -119,8 +164,7 @@ impl RetainedDenials {
         });
         for (class, topic) in ours.chain(theirs) {
             let scope = Scope::Topic(class, topic.clone());
-            let covered = lost.standing_on(&scope).choice.is_some();
-            if !covered && self.on_topic(class, topic).denied && !denies(&scope) {
+            if is_missing(&scope) && !self.is_implied(&scope, &lost) {
                 deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
@@ -146,7 +190,7 @@ impl RetainedDenials {
         let mut lost = State::default();
         let all = self.all.then_some(Scope::All);
         let classes = Class::ALL.into_iter().filter(|class| self.on_class(*class).own);
-        let topics = self.topics.iter().filter(|(_, _, deny)| deny.own);
+        let topics = self.topics.iter().filter(|(_, _, denial)| denial.own);
         let topics = topics.map(|(class, topic, _)| Scope::Topic(*class, topic.clone()));
         for scope in all.into_iter().chain(classes.map(Scope::Class)).chain(topics) {
             if state.scopes.get(&scope).is_none_or(|scope_state| scope_state.choice.is_none()) {
@@ -162,15 +206,23 @@ impl RetainedDenials {
         (lost != State::default()).then_some(lost)
     }
 
-    /// The facts about `category` with these denials added.
+    /// The facts about `category` with these denials added. It does not know the time: an opt-out that an
+    /// opt-in suspends applies at once, unless the facts say that it applies no later.
     #[must_use]
     pub fn overlay(&self, category: Category<'_>, facts: Facts) -> Facts {
-        let deny = match category.topic {
+        let denial = match category.topic {
             Some(topic) => self.on_topic(category.class, topic),
             None => self.on_class(category.class),
         };
+        let standing = match (denial.start, facts.standing) {
+            (None, standing) => standing,
+            (Some(start), Standing::OptedInOverOptOut { expire, .. }) if expire <= start => {
+                facts.standing
+            }
+            (Some(_), _) => Standing::OptedOut,
+        };
         Facts {
-            standing: if deny.denied { Standing::OptedOut } else { facts.standing },
+            standing,
             suppressed: facts.suppressed || self.suppressed,
             platform_stopped: facts.platform_stopped || self.platform_stopped,
             ..facts
@@ -206,7 +258,8 @@ mod tests {
     }
 
     fn denied(state: &State) -> Option<RetainedDenials> {
-        RetainedDenials::of(&ResolvedState::of(state).profile)
+        let resolved = ResolvedState::of(state);
+        RetainedDenials::of(&resolved.profile, resolved.expiries.as_ref().into())
     }
 
     fn out(millis: i64) -> Choice {
@@ -264,6 +317,64 @@ mod tests {
         assert_eq!(old.missing_from(&state(&topic), at(NOW)), None);
     }
 
+    fn lapsing(millis: i64, expire: i64) -> Choice {
+        Choice::opt_in(at(millis), Some(at(expire)))
+    }
+
+    #[test]
+    fn opt_out_under_an_expiring_opt_in_is_missing_if_both_are_lost() {
+        for before in [
+            state(&[("marketing", out(5)), ("marketing", lapsing(9, 20))]),
+            state(&[("*", out(5)), ("marketing", lapsing(9, 20))]),
+            state(&[("marketing", out(5)), ("marketing.sale", lapsing(9, 20))]),
+        ] {
+            let old = denied(&before).unwrap();
+            assert_eq!(old.missing_from(&before, at(NOW)), None);
+            assert_eq!(old.dropped_scopes(&before, at(NOW)), None);
+            let lost = old.missing_from(&State::default(), at(NOW)).unwrap();
+            for category in ["marketing", "marketing.sale"] {
+                let standing = lost.standing_on(&scope(category));
+                assert_eq!(standing.choice, Some(out(NOW)), "{category} after {before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn opt_in_that_expires_later_than_the_lost_one_does_not_suspend_the_opt_out() {
+        let before = [("marketing", out(10)), ("marketing", lapsing(20, 100))];
+        let now = [("marketing", out(30)), ("marketing", lapsing(40, 45))];
+        let old = denied(&state(&[before, now].concat())).unwrap();
+        let lost = old.missing_from(&state(&before), at(NOW));
+        assert_eq!(lost, Some(state(&[("marketing", out(NOW))])));
+        let earlier = state(&[("marketing", out(30)), ("marketing", lapsing(40, 44))]);
+        assert_eq!(old.missing_from(&earlier, at(NOW)), None);
+    }
+
+    #[test]
+    fn narrower_opt_out_is_missing_beside_a_lost_opt_out_of_everything() {
+        let before = state(&[("utility", out(5)), ("service.news", out(6)), ("*", out(7))]);
+        let old = denied(&before).unwrap();
+        assert_eq!(old.missing_from(&before, at(NOW)), None);
+        let all = state(&[("utility", out(NOW)), ("service.news", out(NOW)), ("*", out(NOW))]);
+        assert_eq!(old.missing_from(&State::default(), at(NOW)), Some(all));
+        let narrow = state(&[("utility", out(NOW)), ("service.news", out(NOW))]);
+        assert_eq!(old.missing_from(&state(&[("*", out(9))]), at(NOW)), Some(narrow));
+    }
+
+    #[test]
+    fn overlay_keeps_an_opt_in_that_suspends_the_opt_out_no_longer() {
+        let before = state(&[("marketing", out(5)), ("marketing", lapsing(9, 20))]);
+        let old = denied(&before).unwrap();
+        let marketing = Category::parse("marketing").unwrap();
+        let over = |expire| Facts {
+            standing: Standing::OptedInOverOptOut { expire: at(expire), all: false },
+            ..Facts::NOTHING
+        };
+        assert_eq!(old.overlay(marketing, over(20)), over(20));
+        assert_eq!(old.overlay(marketing, over(21)).standing, Standing::OptedOut);
+        assert_eq!(old.overlay(marketing, Facts::NOTHING).standing, Standing::OptedOut);
+    }
+
     #[test]
     fn stop_and_suppression_are_retained() {
         let mut before = State::default();
@@ -300,8 +411,8 @@ mod tests {
         let one = denied(&state(&[("utility", out(10)), ("utility.orders", opt_in(20))])).unwrap();
         let other = denied(&state(&[("utility", out(30))])).unwrap();
         let both = one.join(&other);
-        assert!(both.on_topic(Class::Utility, "orders").denied);
-        assert!(!one.on_topic(Class::Utility, "orders").denied);
+        assert!(both.on_topic(Class::Utility, "orders").start.is_some());
+        assert!(one.on_topic(Class::Utility, "orders").start.is_none());
         assert_eq!(both, other.join(&one));
         assert_eq!(both.join(&both), both);
     }

@@ -121,6 +121,29 @@ impl StandingKind {
         }
     }
 
+    /// The moment from which an opt-out applies: [`Timestamp::MIN`] if it does already, and `expire` if
+    /// an opt-in suspends it until then. `None` if there is no opt-out.
+    pub(super) fn opt_out_start(self, expire: Option<Timestamp>) -> Option<Timestamp> {
+        match self {
+            Self::None | Self::OptedIn | Self::Pending => None,
+            // An opt-in whose expiry is missing counts as expired, which denies.
+            Self::OptedInOverAll | Self::OptedInOverClass | Self::OptedInOverOwn => {
+                Some(expire.unwrap_or(Timestamp::MIN))
+            }
+            // A check denies it as pending, as it does over an opt-out that applies.
+            Self::PendingOverExpiring
+            | Self::PendingOverOptOut
+            | Self::PendingOverOptOutAll
+            | Self::OptedOut
+            | Self::OptedOutAll => Some(Timestamp::MIN),
+        }
+    }
+
+    /// Whether a later message from the user does not lift the opt-out for replies.
+    pub(super) fn is_narrow(self) -> bool {
+        !matches!(self, Self::OptedOutAll | Self::PendingOverOptOutAll)
+    }
+
     /// Whether an opt-in applies, until it expires.
     fn is_opt_in(self) -> bool {
         matches!(
@@ -179,7 +202,8 @@ impl<'a> From<Option<&'a Expiries>> for ExpiriesRef<'a> {
 }
 
 impl ExpiriesRef<'_> {
-    fn expiry(self, index: usize) -> Option<Timestamp> {
+    /// When the opt-in of the scope with this index expires; `None` if it does not.
+    pub(super) fn expiry(self, index: usize) -> Option<Timestamp> {
         match self {
             Self::None => None,
             Self::OneTime { bits, time } => {
@@ -242,7 +266,7 @@ impl ResolvedState {
         };
         let mut expiries = Vec::new();
         for (index, class) in Class::ALL.into_iter().enumerate() {
-            let (on_scope, expire) = scope_standing(state, &Scope::Class(class));
+            let (on_scope, expire) = ScopeStanding::of(state, &Scope::Class(class));
             if let Some(slot) = profile.classes.get_mut(index) {
                 *slot = on_scope;
             }
@@ -251,7 +275,7 @@ impl ResolvedState {
         let mut topics = Vec::new();
         for (scope, scope_state) in &state.scopes {
             let Scope::Topic(class, topic) = scope else { continue };
-            let (on_scope, expire) = scope_standing(state, scope);
+            let (on_scope, expire) = ScopeStanding::of(state, scope);
             let on_class = Class::ALL.into_iter().zip(profile.classes);
             let on_class = on_class.into_iter().find(|(known, _)| known == class);
             let same = on_class.is_some_and(|(_, on)| on.kind == on_scope.kind)
@@ -279,37 +303,42 @@ impl ResolvedState {
     }
 }
 
-/// The standing of a scope, and its expiry if it is an opt-in that expires.
-fn scope_standing(state: &State, scope: &Scope) -> (ScopeStanding, Option<Timestamp>) {
-    let choice_on =
-        |scope: &Scope| state.scopes.get(scope).and_then(|scope_state| scope_state.choice);
-    let standing = state.standing_on(scope);
-    let Some(choice) = standing.choice else {
-        let kind =
-            if standing.pending.is_some() { StandingKind::Pending } else { StandingKind::None };
-        return (ScopeStanding { kind, own: false }, None);
-    };
-    let class = scope.class().map(Scope::Class);
-    // The latest choice about a scope narrower than everything.
-    let narrower = class.as_ref().and_then(choice_on).max(choice_on(scope));
-    let all = choice_on(&Scope::All) == Some(choice);
-    let both = choice.is_opt_out() && narrower.is_some_and(Choice::is_opt_out);
-    let own = choice_on(scope).is_some_and(|own| own == choice || both && Some(own) == narrower);
-    let pending = standing.pending.is_some_and(|pending| pending.is_pending_over(Some(choice)));
-    let (kind, expire) = match choice.kind {
-        ChoiceKind::OptIn { expire: None, .. } if pending => (StandingKind::Pending, None),
-        ChoiceKind::OptIn { expire: None, .. } => (StandingKind::OptedIn, None),
-        ChoiceKind::OptIn { expire, .. } => match over_opt_out(state, scope) {
-            StandingKind::OptedIn if pending => (StandingKind::Pending, None),
-            _ if pending => (StandingKind::PendingOverExpiring, None),
-            kind => (kind, expire),
-        },
-        ChoiceKind::OptOut if pending && all && !both => (StandingKind::PendingOverOptOutAll, None),
-        ChoiceKind::OptOut if pending => (StandingKind::PendingOverOptOut, None),
-        ChoiceKind::OptOut if all && !both => (StandingKind::OptedOutAll, None),
-        ChoiceKind::OptOut => (StandingKind::OptedOut, None),
-    };
-    (ScopeStanding { kind, own }, expire)
+impl ScopeStanding {
+    /// The standing of a scope, and its expiry if it is an opt-in that expires.
+    pub(super) fn of(state: &State, scope: &Scope) -> (Self, Option<Timestamp>) {
+        let choice_on =
+            |scope: &Scope| state.scopes.get(scope).and_then(|scope_state| scope_state.choice);
+        let standing = state.standing_on(scope);
+        let Some(choice) = standing.choice else {
+            let kind =
+                if standing.pending.is_some() { StandingKind::Pending } else { StandingKind::None };
+            return (Self { kind, own: false }, None);
+        };
+        let class = scope.class().map(Scope::Class);
+        // The latest choice about a scope narrower than everything.
+        let narrower = class.as_ref().and_then(choice_on).max(choice_on(scope));
+        let all = choice_on(&Scope::All) == Some(choice);
+        let both = choice.is_opt_out() && narrower.is_some_and(Choice::is_opt_out);
+        let own =
+            choice_on(scope).is_some_and(|own| own == choice || both && Some(own) == narrower);
+        let pending = standing.pending.is_some_and(|pending| pending.is_pending_over(Some(choice)));
+        let (kind, expire) = match choice.kind {
+            ChoiceKind::OptIn { expire: None, .. } if pending => (StandingKind::Pending, None),
+            ChoiceKind::OptIn { expire: None, .. } => (StandingKind::OptedIn, None),
+            ChoiceKind::OptIn { expire, .. } => match over_opt_out(state, scope) {
+                StandingKind::OptedIn if pending => (StandingKind::Pending, None),
+                _ if pending => (StandingKind::PendingOverExpiring, None),
+                kind => (kind, expire),
+            },
+            ChoiceKind::OptOut if pending && all && !both => {
+                (StandingKind::PendingOverOptOutAll, None)
+            }
+            ChoiceKind::OptOut if pending => (StandingKind::PendingOverOptOut, None),
+            ChoiceKind::OptOut if all && !both => (StandingKind::OptedOutAll, None),
+            ChoiceKind::OptOut => (StandingKind::OptedOut, None),
+        };
+        (Self { kind, own }, expire)
+    }
 }
 
 /// The kind of an opt-in that expires. For marketing, the latest opt-out that it replaced applies again

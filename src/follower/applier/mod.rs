@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use self::bucket_counts::BucketCounts;
-use self::retained_pairs::RetainedPairs;
+use self::retained_pairs::{Change, RetainedPairs};
 use super::state_machine::{Action, StateMachine};
 use crate::table::{TableImage, UnreadablePair, Validity, Writer};
 use consentd_core::id::Key;
@@ -26,11 +26,33 @@ use consentd_os::clock::Moment;
 /// stays invalid until an operator restores it, or runs `consentd ledger accept`.
 pub const MAX_RETAINED_PAIRS: usize = 100_000;
 
-/// The outcome of an action, for metrics and the log.
+/// The outcome of an action, for metrics, watchers and the log.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ActionOutcome {
+    /// What became of a bucket that was denied or compared.
+    pub bucket: Option<BucketOutcome>,
+    /// Whether the table can be used, if the action may have changed that.
+    pub judgement: Option<Judgement>,
+}
+
+/// What became of a bucket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ActionOutcome {
-    /// The action was performed.
-    Performed,
+pub enum BucketOutcome {
+    /// It was lost: its pairs are denied until it is restored.
+    Denied {
+        /// How many pairs.
+        pairs: usize,
+    },
+    /// It was compared with the table.
+    Compared {
+        /// How many pairs differed, and were corrected.
+        mismatches: usize,
+    },
+}
+
+/// Whether the table can be used, by how much is retained beside the ledger.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Judgement {
     /// The table is valid.
     Valid {
         /// How many pairs have retained denials.
@@ -40,16 +62,6 @@ pub enum ActionOutcome {
     Overflowed {
         /// How many pairs have retained denials.
         retained: usize,
-    },
-    /// A bucket was lost: its pairs are denied until it is restored.
-    BucketDenied {
-        /// How many pairs.
-        pairs: usize,
-    },
-    /// A bucket was compared with the table.
-    BucketCompared {
-        /// How many pairs differed, and were corrected.
-        mismatches: usize,
     },
 }
 
@@ -139,26 +151,26 @@ impl Applier {
             Action::NoteIds(body) => self.note_ids(body),
             Action::CompareBucket(bucket) => {
                 let mismatches = self.compare(bucket);
-                return self.judge_after(ActionOutcome::BucketCompared { mismatches });
+                let bucket = Some(BucketOutcome::Compared { mismatches });
+                return ActionOutcome { bucket, judgement: self.judge_if_changed() };
             }
             Action::DenyBucket(number) => {
-                let pairs = self.deny_bucket(*number);
-                return self.judge_after(ActionOutcome::BucketDenied { pairs });
+                let bucket = Some(BucketOutcome::Denied { pairs: self.deny_bucket(*number) });
+                return ActionOutcome { bucket, judgement: self.judge_if_changed() };
             }
             Action::AdvanceRevision(revision, _) => self.writer.set_revision(*revision),
             Action::SetProof(asked, clock) => {
                 self.latest_seen = self.latest_seen.max(*clock);
                 self.writer.set_proof(*asked, *clock);
             }
-            Action::Validate => return self.validate(),
+            Action::Validate => {
+                return ActionOutcome { judgement: Some(self.validate()), bucket: None };
+            }
             Action::Invalidate(_) => self.writer.invalidate(),
             Action::Poll | Action::ReadBucket(_) | Action::GapRepaired => {}
         }
-        if self.retained.is_changed() && !self.loading {
-            self.judge()
-        } else {
-            ActionOutcome::Performed
-        }
+        let judgement = if self.loading { None } else { self.judge_if_changed() };
+        ActionOutcome { judgement, bucket: None }
     }
 
     /// Empties the table for a ledger that is loaded, after collecting what it denied.
@@ -205,7 +217,7 @@ impl Applier {
 
     fn load(&mut self, bucket: &Bucket) {
         for (key, record) in &bucket.pairs {
-            self.apply(*key, record.as_ref(), self.latest_seen);
+            self.apply(*key, record.as_ref(), self.latest_seen, Change::Event);
         }
     }
 
@@ -236,7 +248,8 @@ impl Applier {
         // The bucket may have been read ahead of the log, and then was loaded without the denials
         // that were assigned just now. The last entry up to there has the record that was loaded.
         if self.retained.was_denied_before_reload(body.key) && self.writer.contains(body.key) {
-            self.apply(body.key, body.record.as_ref(), body.record_time.max(self.latest_seen));
+            let now = body.record_time.max(self.latest_seen);
+            self.apply(body.key, body.record.as_ref(), now, Change::Event);
         }
         if let Some(key) = previous {
             self.writer.remove_previous_ledger_denials(key);
@@ -247,19 +260,25 @@ impl Applier {
         let previous = self.match_previous_ledger(body);
         // The ledger's clock had reached this time when the event was recorded.
         self.latest_seen = self.latest_seen.max(body.record_time);
-        self.apply(body.key, body.record.as_ref(), self.latest_seen);
+        self.apply(body.key, body.record.as_ref(), self.latest_seen, Change::Event);
         if let Some(key) = previous {
             self.writer.remove_previous_ledger_denials(key);
         }
     }
 
     /// Writes a pair's record, with the denials that it retains, into the table.
-    fn apply(&mut self, key: Key, record: Result<&Record, &UnreadableRecord>, now: Timestamp) {
+    fn apply(
+        &mut self,
+        key: Key,
+        record: Result<&Record, &UnreadableRecord>,
+        now: Timestamp,
+        change: Change,
+    ) {
         let is_new = !self.writer.contains(key);
         if let Ok(record) = record {
             // No event in the table is later than this, once the record is in it.
             self.see(Some(&record.state));
-            self.retained.write_record(&mut self.writer, key, record, now);
+            self.retained.write_record(&mut self.writer, key, record, now, change);
         } else {
             self.retained.write_unreadable(&mut self.writer, key, self.latest_seen);
         }
@@ -273,33 +292,29 @@ impl Applier {
         self.latest_seen = self.latest_seen.max(latest.unwrap_or(self.latest_seen));
     }
 
-    fn validate(&mut self) -> ActionOutcome {
+    fn validate(&mut self) -> Judgement {
         self.retained.finish_reload(&mut self.writer);
         self.loading = false;
         self.judge()
     }
 
-    /// Judges what an action left to be retained, if that changed; returns the action's outcome
-    /// unless that is too much.
-    fn judge_after(&mut self, outcome: ActionOutcome) -> ActionOutcome {
-        match self.retained.is_changed().then(|| self.judge()) {
-            Some(overflowed @ ActionOutcome::Overflowed { .. }) => overflowed,
-            _ => outcome,
-        }
+    /// Judges what an action left to be retained, if that changed.
+    fn judge_if_changed(&mut self) -> Option<Judgement> {
+        self.retained.is_changed().then(|| self.judge())
     }
 
     /// Makes the table valid, unless more would have to be retained than is allowed.
-    fn judge(&mut self) -> ActionOutcome {
+    fn judge(&mut self) -> Judgement {
         self.retained.take_changed();
         let retained =
             self.retained.len().saturating_add(self.writer.previous_ledger_denied_pairs());
         self.writer.set_retained_pairs(retained);
         if retained > self.max_retained || self.retained.is_incomplete() {
             self.writer.invalidate();
-            return ActionOutcome::Overflowed { retained };
+            return Judgement::Overflowed { retained };
         }
         self.writer.validate();
-        ActionOutcome::Valid { retained }
+        Judgement::Valid { retained }
     }
 
     /// Denies all pairs of a bucket that the ledger has lost, as if their records could not be read.
@@ -329,7 +344,7 @@ impl Applier {
             let state = record.map(|record| joined.as_ref().unwrap_or(&record.state));
             if !self.writer.holds_state(*key, state.map_err(|_| UnreadablePair)) {
                 mismatches = mismatches.saturating_add(1);
-                self.apply(*key, record, self.latest_seen);
+                self.apply(*key, record, self.latest_seen, Change::OutOfBand);
             } else if self.retained.add_record(*key) {
                 self.counts.add(*key);
             }

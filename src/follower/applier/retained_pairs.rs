@@ -32,7 +32,7 @@ use consentd_core::time::Timestamp;
 /// |---|---|---|
 /// | the table | `before_reload` | a reload starts, or a bucket that was read on a fork is unloaded |
 /// | the table | `overwritten_by_replay` | the log replays a record over the snapshot's entry |
-/// | the table | `states` | a record loses a scope, becomes unreadable, or is removed past the log |
+/// | the table | `states` | a record loses a scope, becomes unreadable, or is changed or removed past the log |
 /// | `overwritten_by_replay` | `before_reload` | the replay turns into a reload |
 /// | `before_reload` | `states` | a record is loaded that lacks them; or the reload finishes, and there is no record of the pair (`without_record`) |
 /// | `before_reload` | the previous ledger's, in the table | the reload is of a ledger with another secret, so keys do not match |
@@ -53,6 +53,16 @@ pub(super) struct RetainedPairs {
     changed: bool,
     /// Whether denials were dropped that could not be retained.
     incomplete: bool,
+}
+
+/// How a record came to differ from what the table holds of its pair.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Change {
+    /// By events, which the log has or had: one of them may have lifted a denial.
+    Event,
+    /// By a write that the log does not have, for the table has applied all of the log. Whatever the
+    /// record lacks of the pair's denials was lost.
+    OutOfBand,
 }
 
 impl RetainedPairs {
@@ -166,7 +176,7 @@ impl RetainedPairs {
         for (key, state) in &self.states {
             if is_meant(*key)
                 && writer.holds_state(*key, Err(UnreadablePair))
-                && let Some(denied) = RetainedDenials::of(&ResolvedState::of(state).profile)
+                && let Some(denied) = denials_of(state)
             {
                 add(&mut self.before_reload, *key, &Arc::new(denied));
             }
@@ -198,6 +208,7 @@ impl RetainedPairs {
         key: Key,
         record: &Record,
         now: Timestamp,
+        change: Change,
     ) {
         let state = &record.state;
         let lost = if let Some(before) = self.before_reload.get(&key) {
@@ -208,10 +219,14 @@ impl RetainedPairs {
             // was lost.
             None
         } else {
-            // A record only grows, so nothing but a loss removes a scope from it.
             writer.denials(key).and_then(|denied| {
                 let joined = self.join(key, state);
-                denied.dropped_scopes(joined.as_ref().unwrap_or(state), now)
+                let state = joined.as_ref().unwrap_or(state);
+                match change {
+                    // A record only grows, so nothing but a loss removes a scope from it.
+                    Change::Event => denied.dropped_scopes(state, now),
+                    Change::OutOfBand => denied.missing_from(state, now),
+                }
             })
         };
         self.retain(key, lost);
@@ -321,6 +336,12 @@ impl RetainedPairs {
         self.states.insert(key, Arc::new(lost.join(known.unwrap_or_default())));
         self.changed = true;
     }
+}
+
+/// What a retained state denies.
+fn denials_of(state: &State) -> Option<RetainedDenials> {
+    let ResolvedState { profile, expiries, .. } = ResolvedState::of(state);
+    RetainedDenials::of(&profile, expiries.as_ref().into())
 }
 
 fn add(to: &mut HashMap<Key, Arc<RetainedDenials>>, key: Key, denied: &Arc<RetainedDenials>) {

@@ -56,11 +56,39 @@ fn what_a_scrub_finds_to_be_lost_is_later_than_all_that_was_applied() {
     let label = Position { epoch: identity.epoch, revision: 2, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: vec![(key, Ok(before))] };
     let done = applier.perform(&Action::CompareBucket(bucket));
-    assert_eq!(done, ActionOutcome::BucketCompared { mismatches: 1 });
+    assert_eq!(done.bucket, Some(BucketOutcome::Compared { mismatches: 1 }));
     let category = Category::parse("marketing").unwrap();
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(matches!(facts.standing, Standing::OptedOutAll { .. }), "{facts:?}");
     assert_eq!(table.retained_pairs(), 1);
+}
+
+#[test]
+fn scrub_that_finds_an_older_record_of_the_same_scope_retains_its_denials() {
+    let (table, mut applier, identity) = loaded(100);
+    let key = Key::from_bytes([7; 16]);
+    let marketing = || Scope::parse("marketing").unwrap();
+    let opted_in = Effect::Choice(marketing(), Choice::opt_in(at(150), None));
+    let before = record(std::slice::from_ref(&opted_in));
+    let stop = Effect::Platform { time: at(160), stopped: true };
+    let after =
+        record(&[opted_in, Effect::Choice(marketing(), Choice::opt_out(at(160))), stop.clone()]);
+    applier.perform(&Action::Apply(body(key, &before, 150)));
+    applier.perform(&Action::Apply(body(key, &after, 160)));
+    // The earlier record is written back to the ledger, past its log: it has the same scope.
+    let label = Position { epoch: identity.epoch, revision: 2, head: [0; 20] };
+    let bucket = Bucket { number: 0, label, pairs: vec![(key, Ok(before.clone()))] };
+    applier.perform(&Action::CompareBucket(bucket));
+    let facts = || table.facts(key.into(), Category::parse("marketing").unwrap()).0.unwrap();
+    assert_eq!(facts().standing, Standing::OptedOut);
+    assert!(facts().platform_stopped);
+    // An event may lift both, as ever.
+    let resumed = Effect::Platform { time: at(170), stopped: false };
+    let again = Effect::Choice(marketing(), Choice::opt_in(at(170), None));
+    let lifted = record(&[again, stop, resumed]);
+    applier.perform(&Action::Apply(body(key, &lifted, 170)));
+    assert_eq!(facts().standing, Standing::OptedIn { expire: None });
+    assert!(!facts().platform_stopped);
 }
 
 #[test]
@@ -82,7 +110,7 @@ fn a_pair_that_only_sticks_and_is_then_recorded_is_a_stranger_once_its_record_is
     let label = Position { epoch: identity.epoch, revision: 1, head: [0; 20] };
     let bucket = Bucket { number: 0, label, pairs: Vec::new() };
     let done = applier.perform(&Action::CompareBucket(bucket));
-    assert_eq!(done, ActionOutcome::BucketCompared { mismatches: 1 });
+    assert_eq!(done.bucket, Some(BucketOutcome::Compared { mismatches: 1 }));
     let category = Category::parse("marketing").unwrap();
     let facts = table.facts(key.into(), category).0.unwrap();
     assert!(!matches!(facts.standing, Standing::OptedIn { .. }), "{facts:?}");

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use consentd::grpc::pb::Reason;
+use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd::grpc::pb::get_status_response::Phase;
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
+use consentd::grpc::pb::{self, Reason};
 use sha1::{Digest as _, Sha1};
+use tonic::Code;
 
 use super::history::Did;
-use super::load::channel;
+use super::load::{BUSINESS, channel};
 use super::proxy::{Faults, Flow};
 use super::redis::Redis;
 use super::stage::{
@@ -191,6 +193,12 @@ async fn a_malformed_entry_of_the_log_makes_the_table_invalid_and_is_never_skipp
         eventually("it is invalid", || async { status(sidecar).await.phase() == Phase::Invalid })
             .await;
     }
+    // What it held of a user is not told, for it may lack an opt-out.
+    let mut checks = ConsentServiceClient::new(channel(&stage.reader.grpc));
+    let pair = pb::GetConsentRequest { user_id: "US.before".into(), business_id: BUSINESS.into() };
+    let error = checks.get_consent(pair).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    assert!(error.message().contains("known to be wrong"), "{error:?}");
     // It stays so while polls go on.
     let polled = stage.reader_net.counted().commands;
     eventually("it polls", || async { stage.reader_net.counted().commands > polled + 5 }).await;
@@ -210,16 +218,28 @@ async fn an_out_of_band_hset_is_found_by_the_scrub() {
     stage.say("US.band", Did::OptOut, "*").await;
     let (_, _, left) = only_pair(&stage.redis);
     stage.is_out(&stage.reader, "US.band", "marketing").await;
-    let set = |version: &[u8], record: &[u8]| {
+    let set = |redis: &Redis, version: &[u8], record: &[u8]| {
         let value = [&version[..16], &record[16..]].concat();
         let words: [&[u8]; 4] = [b"HSET", bucket.as_bytes(), &field, &value];
-        stage.redis.command(&words);
+        redis.command(&words);
     };
     // Somebody turns an opt-out into an opt-in behind the ledger's back.
-    set(&left, &agreed);
+    set(&stage.redis, &left, &agreed);
     wait_for_metric(&stage.reader, MISMATCHES, 1.0).await;
     assert!(!ask(&stage.reader, "US.band", "marketing").await.allowed, "a record only grows");
-    set(&left, &left);
+    set(&stage.redis, &left, &left);
+    // An older record of the same scope is believed no more than one that lacks a scope.
+    stage.say("US.band", Did::OptIn, "utility").await;
+    stage.is_in(&stage.reader, "US.band", "utility").await;
+    let (_, _, agreed) = only_pair(&stage.redis);
+    stage.say("US.band", Did::OptOut, "utility").await;
+    let (_, _, left) = only_pair(&stage.redis);
+    stage.is_out(&stage.reader, "US.band", "utility").await;
+    let before = metric(&stage.reader, MISMATCHES).await;
+    set(&stage.redis, &left, &agreed);
+    wait_for_metric(&stage.reader, MISMATCHES, before + 1.0).await;
+    assert!(!ask(&stage.reader, "US.band", "utility").await.allowed, "the log has no such event");
+    set(&stage.redis, &left, &left);
     // And an opt-in into an opt-out, which is believed at once.
     stage.say("US.band", Did::OptIn, "marketing").await;
     stage.is_in(&stage.reader, "US.band", "marketing").await;
