@@ -96,6 +96,7 @@ fn bench(criterion: &mut Criterion) {
                     business_id: "acme",
                     category: "utility.order_updates",
                     form: Ok(Form::Template),
+                    min_revision: 0,
                 };
                 checker.check(black_box(&question)).unwrap()
             });

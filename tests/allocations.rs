@@ -113,8 +113,8 @@ fn a_logged_check_allocates_nothing() {
     let users: Vec<String> = (0..70_000).map(|n| format!("+1 (555) 01{n:05}")).collect();
     let ask = |user: &String| {
         let category = "utility.order_updates";
-        let question =
-            CheckRequest { user_id: user, business_id: "acme", category, form: Ok(Form::Template) };
+        let (business_id, form) = ("acme", Ok(Form::Template));
+        let question = CheckRequest { user_id: user, business_id, category, form, min_revision: 0 };
         black_box(checker.check(&question).unwrap());
     };
     ask(&users[0]); // What a thread needs once.

@@ -114,6 +114,7 @@ impl CheckSection {
             business_id: &submitted.business_id,
             category: &submitted.category,
             form: form.map(|(.., form)| *form).ok_or(INVALID_FORM),
+            min_revision: 0,
         };
         let looked = checker.check_unrecorded(&question).and_then(|answer| {
             let known = checker.summary(&submitted.user_id, &submitted.business_id)?;
@@ -124,6 +125,11 @@ impl CheckSection {
             Ok(answer) => Some(CheckOutcome::Answered(Box::new(answer))),
             Err(CheckError::NotReady) => Some(CheckOutcome::Failed(format!(
                 "No answer yet: {}. A sender gets UNAVAILABLE, and must not send.",
+                checker.status().cause
+            ))),
+            Err(CheckError::Reloading) => Some(CheckOutcome::Failed(format!(
+                "Denied as STALE: {}. What the table holds of this user is not shown, for it is \
+                 known to be wrong.",
                 checker.status().cause
             ))),
             Err(CheckError::Invalid(found)) => {

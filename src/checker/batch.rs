@@ -5,6 +5,7 @@ use crate::table::{KeyDeriver, Pair};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
+use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
 
 /// The business and the category of the previous request: most requests of a batch share the business,
@@ -43,7 +44,8 @@ impl<'q> ParsedRequest<'q> {
         let user = UserId::parse(request.user_id);
         match (user, business, category, request.form) {
             (Ok(user), Ok(business), Ok(category), Ok(form)) => {
-                Ok(Self { pair: keys.pair(&user, business), category, form })
+                let (pair, min_revision) = (keys.pair(&user, business), request.min_revision);
+                Ok(Self { pair, category, form, min_revision })
             }
             (user, business, category, form) => {
                 let form = form.err().map(Violation::from);
@@ -72,7 +74,7 @@ fn cached<'q, T: Copy>(
 
 /// The requests of a batch in order. An invalid one takes a place among the requests and has no pair.
 pub(super) struct Batch<'q, E> {
-    pub(super) requests: Vec<Result<(Class, Form), E>>,
+    pub(super) requests: Vec<Result<(Class, Form, Revision), E>>,
     pub(super) pairs: Vec<Pair>,
     pub(super) categories: Vec<Category<'q>>,
 }
@@ -86,8 +88,9 @@ impl<'q, E> Batch<'q, E> {
         }
     }
 
-    pub(super) fn push(&mut self, pair: Pair, category: Category<'q>, form: Form) {
-        self.requests.push(Ok((category.class, form)));
+    pub(super) fn push(&mut self, request: &ParsedRequest<'q>) {
+        let ParsedRequest { pair, category, form, min_revision } = *request;
+        self.requests.push(Ok((category.class, form, min_revision)));
         self.pairs.push(pair);
         self.categories.push(category);
     }

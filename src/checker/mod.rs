@@ -19,7 +19,7 @@ use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
 use consentd_core::standing::Facts;
 use consentd_core::time::Clock;
-use consentd_os::clock::{self, Moment};
+use consentd_os::clock::Moment;
 
 pub use self::status::{TablePhase, TableStatus};
 pub use crate::table::PairSummary;
@@ -41,6 +41,8 @@ pub struct CheckRequest<'a> {
     pub category: &'a str,
     /// The form of the message.
     pub form: Result<Form, InvalidForm>,
+    /// The revision that the table must hold for the message to be allowed; 0 for any.
+    pub min_revision: Revision,
 }
 
 /// A form of a message that does not exist.
@@ -61,6 +63,7 @@ struct ParsedRequest<'q> {
     pair: Pair,
     category: Category<'q>,
     form: Form,
+    min_revision: Revision,
 }
 
 /// What the checks of all recipients of a campaign have in common.
@@ -94,6 +97,10 @@ pub enum CheckError {
     /// The table has not been loaded yet.
     #[error("the table has not been loaded yet")]
     NotReady,
+    /// The table is known to be wrong, so what it holds of a pair is not told. Checks are denied as stale
+    /// instead.
+    #[error("the table is known to be wrong, and is being loaded again")]
+    Reloading,
 }
 
 /// The table did not reach a revision in time.
@@ -143,10 +150,10 @@ impl Checker {
     ///
     /// [`CheckError`] if no decision was made.
     pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        let ParsedRequest { pair, category, form } = self.parse(request)?;
+        let ParsedRequest { pair, category, form, min_revision } = self.parse(request)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
-        let result = evaluation.result(&facts, category.class, form);
+        let result = evaluation.result(&facts, category.class, form, min_revision);
         self.metrics.decided(result.decision.reason);
         if let Some(log) = &self.log {
             log.log(&log_record(pair, category, form, &result, evaluation.now));
@@ -181,10 +188,10 @@ impl Checker {
         request: &CheckRequest<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<CheckResult, CheckError> {
-        let ParsedRequest { pair, category, form } = self.parse(request)?;
+        let ParsedRequest { pair, category, form, min_revision } = self.parse(request)?;
         let (facts, freshness) = self.table.facts(pair, category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
-        Ok(evaluation.result(&facts, category.class, form))
+        Ok(evaluation.result(&facts, category.class, form, min_revision))
     }
 
     fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
@@ -210,7 +217,7 @@ impl Checker {
         let mut batch = Batch::with_capacity(requests.len());
         for request in requests {
             match cache.parse(&keys, &request) {
-                Ok(ParsedRequest { pair, category, form }) => batch.push(pair, category, form),
+                Ok(parsed) => batch.push(&parsed),
                 Err(violations) => batch.push_invalid(violations),
             }
         }
@@ -235,7 +242,10 @@ impl Checker {
         let mut batch = Batch::with_capacity(users.len());
         for user in users {
             match UserId::parse(user) {
-                Ok(user) => batch.push(keys.pair(&user, business), category, form),
+                Ok(user) => {
+                    let pair = keys.pair(&user, business);
+                    batch.push(&ParsedRequest { pair, category, form, min_revision: 0 });
+                }
                 Err(_) => batch.push_invalid(()),
             }
         }
@@ -258,9 +268,9 @@ impl Checker {
         let mut facts = facts.iter();
         let mut looked_up = pairs.iter().zip(&categories);
         for request in requests {
-            each(request.map(|(class, form)| {
+            each(request.map(|(class, form, min_revision)| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
-                let result = evaluation.result(facts, class, form);
+                let result = evaluation.result(facts, class, form, min_revision);
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(result.decision.reason as usize) {
                     *count += 1;
@@ -278,7 +288,8 @@ impl Checker {
     }
 
     /// Waits until the table holds `revision`, until `deadline`, and for [`MAX_REVISION_WAIT`] at most.
-    /// It does not wait while the table is not live: such a check is denied as stale in any case.
+    /// It does not wait while the table is not live: such a check is denied as stale, even if
+    /// `--stale-allow` names its class, because its request says which revision it needs.
     ///
     /// # Errors
     ///
@@ -317,12 +328,16 @@ impl Checker {
     ///
     /// # Errors
     ///
-    /// [`CheckError`] if an id is invalid or the table has not been loaded.
+    /// [`CheckError`] if an id is invalid, or the table is not valid.
     pub fn summary(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
         let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
-        let (summary, freshness) = self.table.summary(pair, clock::wall());
-        if freshness.validity == Validity::Loading {
-            return Err(CheckError::NotReady);
+        let now = Moment::now();
+        let clock = Clock::of(now.wall, self.table.freshness().ledger_clock(now));
+        let (summary, freshness) = self.table.summary(pair, clock.latest);
+        match freshness.validity {
+            Validity::Valid => {}
+            Validity::Loading => return Err(CheckError::NotReady),
+            Validity::Invalid => return Err(CheckError::Reloading),
         }
         // An unreadable record denies everything, as a suppression does.
         let unreadable = |_| PairSummary { suppressed: true, ..PairSummary::default() };
@@ -415,8 +430,11 @@ impl<'a> Evaluation<'a> {
         facts: &Result<Facts, UnreadablePair>,
         class: Class,
         form: Form,
+        min_revision: Revision,
     ) -> CheckResult {
         let (facts, proof) = match facts {
+            // The table lacks an event that the caller knows of: for this check it is not valid.
+            Ok(facts) if self.revision < min_revision => (facts, Proof::Invalid),
             Ok(facts) => (facts, self.proof),
             Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
         };

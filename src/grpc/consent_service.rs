@@ -288,7 +288,9 @@ impl CheckService {
         match self.answer(asked) {
             Ok(answer) => Ok(Pb::Response(convert::answer(&answer))),
             Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_check_error(&found))),
-            Err(error @ CheckError::NotReady) => Err(status::check_error(&error)),
+            Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
+                Err(status::check_error(&error))
+            }
         }
     }
 
@@ -336,6 +338,6 @@ fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
 
 /// The request with its form parsed. The checker validates it and collects all violations.
 fn check_request<'a>(asked: &RawCheckRequest<'a>) -> CheckRequest<'a> {
-    let RawCheckRequest { user_id, business_id, category, form, .. } = *asked;
-    CheckRequest { user_id, business_id, category, form: convert::form(form) }
+    let RawCheckRequest { user_id, business_id, category, form, min_revision } = *asked;
+    CheckRequest { user_id, business_id, category, form: convert::form(form), min_revision }
 }

@@ -95,6 +95,12 @@ pub(super) fn check_error(error: &CheckError) -> Status {
             let message = "the table has not been loaded yet: do not send, ask again shortly";
             Status::with_error_details(Code::Unavailable, message, details)
         }
+        CheckError::Reloading => {
+            let mut details = ErrorDetails::with_retry_info(Some(RETRY_NOT_READY));
+            details.set_error_info("RELOADING", "consentd", HashMap::new());
+            let message = format!("{error}: ask again shortly; GetStatus tells the cause");
+            Status::with_error_details(Code::Unavailable, message, details)
+        }
     }
 }
 

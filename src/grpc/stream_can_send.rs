@@ -97,11 +97,13 @@ impl CheckService {
             Ok(answer) => Pb::Response(convert::answer(&answer)),
             Err(CheckError::Invalid(found)) => Pb::Error(status::item_check_error(&found)),
             // The stream stays open while the table is loaded.
-            Err(error @ CheckError::NotReady) => Pb::Error(pb::ItemError {
-                code: Code::Unavailable.into(),
-                field: String::new(),
-                message: error.to_string(),
-            }),
+            Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
+                Pb::Error(pb::ItemError {
+                    code: Code::Unavailable.into(),
+                    field: String::new(),
+                    message: error.to_string(),
+                })
+            }
         };
         self.metrics.checked(clock::boot().saturating_sub(started));
         sequenced(sequence, result)

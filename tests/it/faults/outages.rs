@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use consentd::grpc::pb::batch_can_send_result::Result as Answered;
 use consentd::grpc::pb::get_status_response::Phase;
-use consentd::grpc::pb::{Reason, consent_service_client::ConsentServiceClient};
+use consentd::grpc::pb::{self, Reason, consent_service_client::ConsentServiceClient};
 
 use super::history::Did;
 use super::load::{BUSINESS, channel};
@@ -32,6 +33,41 @@ async fn a_half_open_socket_denies_after_the_bound_and_recovers_by_itself() {
     stage.denies_all(&stage.reader).await;
     stage.reader_net.heal();
     stage.end().await;
+}
+
+/// Whoever knows of an opt-out, and asks a sidecar that does not, must not be told that it allows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_that_needs_a_later_revision_is_denied_whatever_stale_allow_says() {
+    let flags = ["--stale-allow", "utility"];
+    let mut stage = Stage::set(Setup { flags: &flags, ..Setup::default() }).await;
+    stage.say("US.knows", Did::OptIn, "utility").await;
+    stage.is_in(&stage.reader, "US.knows", "utility").await;
+    stage.reader_net.refuse(true);
+    stage.reader_net.reset();
+    stage.say("US.knows", Did::OptOut, "*").await;
+    let min_revision = status(&stage.recorder).await.revision;
+    eventually("it allows while it is stale", || async {
+        ask(&stage.reader, "US.knows", "utility").await.reason() == Reason::AllowedWhileStale
+    })
+    .await;
+    let mut checks = ConsentServiceClient::new(channel(&stage.reader.grpc));
+    let asked = pb::CanSendRequest { min_revision, ..question("US.knows", BUSINESS, "utility") };
+    let alone = checks.can_send(asked.clone()).await.unwrap().into_inner();
+    let requests = vec![asked.clone(), question("US.knows", BUSINESS, "utility")];
+    let batch = pb::BatchCanSendRequest { requests };
+    let batch = checks.batch_can_send(batch).await.unwrap().into_inner().results;
+    let streamed = pb::StreamCanSendRequest { sequence: 1, request: Some(asked) };
+    let streamed = checks.stream_can_send(tokio_stream::iter([streamed])).await.unwrap();
+    let streamed = streamed.into_inner().message().await.unwrap().unwrap().result.unwrap();
+    let reason = |result: pb::BatchCanSendResult| match result.result {
+        Some(Answered::Response(answer)) => Some(answer.reason()),
+        _ => None,
+    };
+    let reasons: Vec<_> = batch.into_iter().chain([streamed]).map(reason).collect();
+    assert_eq!(alone.reason(), Reason::Stale);
+    assert_eq!(reasons, [Reason::Stale, Reason::AllowedWhileStale, Reason::Stale].map(Some));
+    stage.reader_net.heal();
+    stage.is_out(&stage.reader, "US.knows", "utility").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
