@@ -15,8 +15,9 @@ use consentd_os::files;
 /// truncated it.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The beginning of every line, by which a file is recognised as a decision log.
-const LINE_PREFIX: &[u8] = br#"{"time":""#;
+/// The beginning of every line, by which a file is recognised as a decision log; `?` stands for any byte
+/// of the time. Other programs' JSON logs begin with a time, too, but not with a pair after it.
+const LINE_PREFIX: &[u8] = br#"{"time":"????????????????????????","pair":""#;
 
 /// The permissions of a new file, before the umask. The group may read it: no line names a user.
 const FILE_MODE: u32 = 0o640;
@@ -182,8 +183,8 @@ fn ensure_is_decision_log(path: &Path) -> io::Result<()> {
     let first = files::beginning(path, 64)?;
     // A newline may precede the first line: it ends a torn line.
     let line = first.trim_ascii_start();
-    let is_ours = line.starts_with(LINE_PREFIX) || LINE_PREFIX.starts_with(line);
-    if found.is_file() && is_ours {
+    let mut compared = line.iter().zip(LINE_PREFIX);
+    if found.is_file() && compared.all(|(byte, ours)| *ours == b'?' || byte == ours) {
         return Ok(());
     }
     Err(io::Error::other(format!(

@@ -77,9 +77,12 @@ fn content(folder: &Path) -> (Vec<String>, String) {
     (names, content)
 }
 
-/// A line in the format of a decision.
+/// The bytes of a [`short_line`].
+const SHORT_LINE: u64 = 44;
+
+/// The beginning of a decision, as a line of its own.
 fn short_line(number: u32) -> String {
-    format!("{{\"time\":\"{number}\n")
+    format!("{{\"time\":\"2026-11-29T20:00:00.{number:03}Z\",\"pair\":\"\n")
 }
 
 fn short_lines(numbers: impl IntoIterator<Item = u32>) -> String {
@@ -92,7 +95,7 @@ fn a_full_file_makes_room_for_another() {
     {
         let folder = tempfile::tempdir().unwrap();
         let target = LogTarget::File(folder.path().join("log"));
-        let mut output = Output::new(target.clone(), 40, keep).unwrap();
+        let mut output = Output::new(target.clone(), 3 * SHORT_LINE, keep).unwrap();
         let mut expected = String::new();
         for number in 10..32 {
             let line = short_line(number);
@@ -101,14 +104,14 @@ fn a_full_file_makes_room_for_another() {
             expected.push_str(&line);
             if number == 17 {
                 // A restarted writer appends to the file.
-                output = Output::new(target.clone(), 40, keep).unwrap();
+                output = Output::new(target.clone(), 3 * SHORT_LINE, keep).unwrap();
             }
         }
         let (names, content) = content(folder.path());
         assert_eq!(names, kept);
         assert!(expected.ends_with(&content) && !content.is_empty(), "{content}");
         for name in names {
-            assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 40);
+            assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 3 * SHORT_LINE);
         }
     }
 }
@@ -117,7 +120,7 @@ fn a_full_file_makes_room_for_another() {
 fn a_full_file_that_was_moved_away_moves_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let mut output = Output::new(LogTarget::File(path.clone()), 24, 2).unwrap();
+    let mut output = Output::new(LogTarget::File(path.clone()), 2 * SHORT_LINE, 2).unwrap();
     for number in 10..14 {
         assert_eq!(output.write(short_line(number).as_bytes()).0, 1);
     }
@@ -133,10 +136,10 @@ fn a_full_file_that_was_moved_away_moves_no_other() {
 fn what_cannot_be_written_is_told_and_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in/log");
-    let missing = Output::new(LogTarget::File(path.clone()), 50, 1);
+    let missing = Output::new(LogTarget::File(path.clone()), 4 * SHORT_LINE, 1);
     assert!(missing.is_err(), "at once");
     fs::create_dir(folder.path().join("in")).unwrap();
-    let mut output = Output::new(LogTarget::File(path.clone()), 50, 1).unwrap();
+    let mut output = Output::new(LogTarget::File(path.clone()), 4 * SHORT_LINE, 1).unwrap();
     assert_eq!(output.write(short_lines([1, 2]).as_bytes()).0, 2);
     // If the next file cannot be created, this one does not grow.
     fs::create_dir(folder.path().join("in/log.1")).unwrap();
@@ -165,9 +168,10 @@ fn a_torn_file_is_still_its_own_and_others_are_not() {
         (&whole, true),
         ("{\"user\"", false),
         ("time\n", false),
+        ("{\"time\":\"2026-11-29T20:00:00.000Z\",\"level\":\"INFO\"}\n", false),
     ] {
         fs::write(&path, content).unwrap();
-        let opened = Output::new(LogTarget::File(path.clone()), 50, 1);
+        let opened = Output::new(LogTarget::File(path.clone()), 4 * SHORT_LINE, 1);
         assert_eq!(opened.is_ok(), is_its_own, "{content:?}");
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
     }

@@ -34,7 +34,7 @@ pub struct DecisionLogWriter {
     lines: Vec<u8>,
     waiting: usize,
     /// Whether the last write failed.
-    is_failing: bool,
+    is_failure_logged: bool,
     failures: LogThrottle,
 }
 
@@ -46,7 +46,7 @@ impl DecisionLogWriter {
     ) -> Self {
         let lines = Vec::with_capacity(WRITE_BATCH_BYTES);
         let failures = LogThrottle::new(LOG_INTERVAL);
-        Self { entries, output, metrics, lines, waiting: 0, is_failing: false, failures }
+        Self { entries, output, metrics, lines, waiting: 0, is_failure_logged: false, failures }
     }
 
     /// Writes until `stop` is cancelled, and then drains the queue.
@@ -89,17 +89,17 @@ impl DecisionLogWriter {
         self.metrics.decisions_written(written);
         self.metrics.decisions_dropped("file", dropped);
         match failed {
-            None if self.is_failing => {
-                self.is_failing = false;
-                self.failures = LogThrottle::new(LOG_INTERVAL);
-                info!("decisions are logged again");
+            None => {
+                if std::mem::take(&mut self.is_failure_logged) {
+                    info!("decisions are logged again");
+                }
             }
-            None => {}
             Some(error) => {
-                self.is_failing = true;
+                // Both lines are written once a minute at most, however often writes fail and succeed.
                 if self.failures.record(1).is_none() {
                     return;
                 }
+                self.is_failure_logged = true;
                 let cause = error.to_string();
                 let why = "decisions cannot be logged; consent_decision_log_dropped_total counts \
                            them";

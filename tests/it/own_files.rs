@@ -101,7 +101,14 @@ async fn decision_log_is_appended_to_its_own_files_alone() {
     let at = |name: &str| folder.path().join(name);
     let (log, shown) = (at("log"), at("log").to_str().unwrap().to_owned());
     let flags = ["--decision-log", shown.as_str()];
-    for (name, content) in [("log", "a letter\n"), ("log", "{\"userId\":1}\n"), ("log.3", "mine")] {
+    let others = "{\"time\":\"2026-11-29T20:00:00.000Z\",\"level\":\"INFO\",\"msg\":\"started\"}\n";
+    for (name, content) in [
+        ("log", "a letter\n"),
+        ("log", "{\"userId\":1}\n"),
+        ("log", others),
+        ("log.3", others),
+        ("log.3", "mine"),
+    ] {
         fs::write(at(name), content).unwrap();
         assert_says(
             &refused(folder.path(), &flags),
