@@ -211,6 +211,8 @@ impl ServeArgs {
     fn validate(self) -> Result<Settings, ConfigError> {
         let listeners = self.listeners.clone().validate(self.webhook.webhook.is_some())?;
         let max_staleness = self.policy.max_staleness()?;
+        let names = self.policy.platform_names()?;
+        let keywords = self.keywords.clone().unwrap_or_default().settings(&names)?;
         let decision_log = self.decision_log.validate()?;
         let ledger = self.ledger.address()?;
         let storage = self.storage.validate(&ledger)?;
@@ -223,8 +225,8 @@ impl ServeArgs {
             webhook: self.webhook.validate(self.config.as_deref())?,
             max_staleness,
             policy: self.policy.policy()?,
-            names: self.policy.platform_names()?,
-            keywords: self.keywords.unwrap_or_default().settings()?,
+            names,
+            keywords,
             limits: self.limits.validate()?,
             log: self.telemetry.log()?,
             traces: self.telemetry.traces()?,

@@ -65,7 +65,11 @@ struct OptInArgs {
 
 impl KeywordArgs {
     /// Validates the lists of all businesses and of each one.
-    pub(super) fn settings(mut self) -> Result<KeywordSettings, ConfigError> {
+    /// The statements of opt-ins must call the platform by one of `names`.
+    pub(super) fn settings(
+        mut self,
+        names: &PlatformNames,
+    ) -> Result<KeywordSettings, ConfigError> {
         let mut business = BTreeMap::new();
         for (id, own) in std::mem::take(&mut self.business) {
             let place = format!("business.{id:?}");
@@ -75,10 +79,10 @@ impl KeywordArgs {
             if !own.business.is_empty() {
                 return Err(bad(&place, &"a business has no businesses of its own"));
             }
-            let lists = own.over(&self).lists().map_err(|why| bad(&place, &why))?;
+            let lists = own.over(&self).lists(names).map_err(|why| bad(&place, &why))?;
             business.insert(id, lists);
         }
-        let default = self.lists().map_err(|why| wrong("keywords", why))?;
+        let default = self.lists(names).map_err(|why| wrong("keywords", why))?;
         Ok(KeywordSettings { default, business })
     }
 
@@ -99,7 +103,7 @@ impl KeywordArgs {
         }
     }
 
-    fn lists(self) -> Result<KeywordLists, String> {
+    fn lists(self, names: &PlatformNames) -> Result<KeywordLists, String> {
         let languages = self.languages.unwrap_or_default();
         languages.iter().try_for_each(|tag| is_known_language(tag))?;
         let lists = KeywordLists {
@@ -108,7 +112,11 @@ impl KeywordArgs {
             languages,
             opt_out: self.opt_out.into_iter().map(opt_out).collect::<Result<_, _>>()?,
             topics: self.topics.iter().map(|text| topic(text)).collect::<Result<_, _>>()?,
-            opt_in: self.opt_in.into_iter().map(opt_in).collect::<Result<_, _>>()?,
+            opt_in: self
+                .opt_in
+                .into_iter()
+                .map(|args| opt_in(args, names))
+                .collect::<Result<_, _>>()?,
             confirm: self.confirm.map(|words| checked("confirm", words)).transpose()?,
         };
         if !Keywords::new(lists.clone()).can_opt_out_of_all() {
@@ -186,7 +194,7 @@ fn opt_out(args: OptOutArgs) -> Result<OptOutKeyword, String> {
     Ok(OptOutKeyword { words, buttons, scope, locale: locale("opt-out", args.locale)? })
 }
 
-fn opt_in(args: OptInArgs) -> Result<OptInKeyword, String> {
+fn opt_in(args: OptInArgs, names: &PlatformNames) -> Result<OptInKeyword, String> {
     let category = Category::parse(&args.category).map(Scope::from);
     let category = category.map_err(|violation| format!("opt-in: {violation}"))?;
     let words = checked("opt-in", args.words)?;
@@ -208,7 +216,7 @@ fn opt_in(args: OptInArgs) -> Result<OptInKeyword, String> {
         expire: None,
         pending: false,
     };
-    if let Some(violation) = what.violations(&PlatformNames::default()).first() {
+    if let Some(violation) = what.violations(names).first() {
         return Err(format!("opt-in: {violation}"));
     }
     Ok(OptInKeyword { words, category, evidence })

@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use super::values::{address, number, span, unless_none};
 use super::{
-    ConfigError, LedgerAddress, LedgerArgs, LimitArgs, ListenerArgs, ServeArgs, Settings,
-    StorageArgs, TelemetryArgs, config_file, wrong,
+    ConfigError, DecisionLogArgs, LedgerAddress, LedgerArgs, LimitArgs, ListenerArgs, PolicyArgs,
+    ServeArgs, Settings, StorageArgs, TelemetryArgs, config_file, wrong,
 };
 use crate::net::socket::Address;
 use crate::webhook::{ReceiverConfig, Secrets};
@@ -200,6 +200,18 @@ pub struct WebhookArgs {
     /// What an append in Redis waits for: ledger, replicas:N, or aof [default: ledger]
     #[arg(long, env = "CONSENTD_DURABILITY", value_name = "WHAT")]
     durability: Option<String>,
+    /// How long the ledger's log, which names users, is kept [default: 24h]
+    #[arg(long, env = "CONSENTD_LOG_RETENTION", value_name = "TIME", value_parser = span)]
+    log_retention: Option<std::time::Duration>,
+    /// How many entries the ledger's log keeps at most [default: 1000000]
+    #[arg(long, env = "CONSENTD_LOG_ENTRIES", value_name = "N", value_parser = number::<u64>)]
+    log_entries: Option<u64>,
+    /// How long inbound and failure events stay in histories; others stay for good [default: 90d]
+    #[arg(long, env = "CONSENTD_HISTORY_RETENTION", value_name = "TIME", value_parser = span)]
+    history_retention: Option<std::time::Duration>,
+    /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
+    #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
+    platform_names: Option<String>,
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
     #[arg(
         long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>
@@ -230,6 +242,7 @@ impl WebhookArgs {
         file.storage.snapshot_every = None;
         file.storage.new = None;
         file.storage.synthetic = None;
+        file.decision_log = DecisionLogArgs::default();
         let address = self.listen.or_else(|| file.webhook.webhook.take());
         let flags = ServeArgs {
             config: Some(self.config),
@@ -244,7 +257,14 @@ impl WebhookArgs {
                 webhook_app_secret_file: self.webhook_app_secret_file,
                 webhook_verify_token_file: self.webhook_verify_token_file,
             },
-            storage: StorageArgs { durability: self.durability, ..StorageArgs::default() },
+            storage: StorageArgs {
+                durability: self.durability,
+                log_retention: self.log_retention,
+                log_entries: self.log_entries,
+                history_retention: self.history_retention,
+                ..StorageArgs::default()
+            },
+            policy: PolicyArgs { platform_names: self.platform_names, ..PolicyArgs::default() },
             limits: LimitArgs {
                 workers: self.workers,
                 drain_timeout: self.drain_timeout,
@@ -281,6 +301,47 @@ mod tests {
         assert_eq!(rules.numbers["12"], "acme");
         assert_eq!(rules.opens_window.len(), 1);
         assert!(!rules.takes_signup);
+    }
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        webhook: WebhookArgs,
+    }
+
+    #[test]
+    fn receiver_keeps_the_ledger_as_its_flags_say_and_writes_no_decision_log() {
+        use clap::Parser as _;
+        use std::time::Duration;
+
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let shared = "decision-log = \"/nowhere/log\"\nhistory-retention = \"30d\"\n\
+                      log-retention = \"48h\"\n[whatsapp.numbers]\n12 = \"acme\"\n";
+        std::fs::write(at("config"), shared).unwrap();
+        let (config, secret, token) = (at("config"), at("secret"), at("token"));
+        for path in [&secret, &token] {
+            std::fs::write(path, "0123456789abcdef0123456789abcdef").unwrap();
+        }
+        let line = ["webhook", "--config", &config, "--ledger", "redis://127.0.0.1"];
+        let files = ["--webhook-app-secret-file", &secret, "--webhook-verify-token-file", &token];
+        let flags = ["--history-retention", "365d", "--platform-names", "Zap"];
+        let settings = |flags: &[&str]| {
+            let line = [&line[..], &files, flags].concat();
+            Command::parse_from(line).webhook.settings()
+        };
+        let by_file = settings(&[]).unwrap();
+        assert!(by_file.decision_log.is_none());
+        assert_eq!(by_file.storage.retention.history, Duration::from_hours(30 * 24));
+        let by_flag = settings(&flags).unwrap();
+        assert_eq!(by_flag.storage.retention.history, Duration::from_hours(365 * 24));
+        assert_eq!(by_flag.storage.retention.log, Duration::from_hours(48));
+        let opt_in = "[[keywords.business.acme.opt-in]]\nwords = [\"begin\"]\n\
+                      category = \"marketing\"\nstatement = \"offers from Acme on Zap\"\n\
+                      business-name = \"Acme\"\n";
+        std::fs::write(at("config"), format!("{shared}{opt_in}")).unwrap();
+        assert!(settings(&[]).is_err());
+        assert!(settings(&flags).is_ok(), "the keyword's statement is judged by the same names");
     }
 
     #[test]
