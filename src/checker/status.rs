@@ -67,7 +67,9 @@ impl Checker {
             Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
         };
         let mut warnings = self.table.warnings();
-        if let Some(warning) = clock_offset_warning(now.wall, ledger_now) {
+        let ahead = now.wall.as_millis().saturating_add(self.table.clock_offset());
+        let ahead = Timestamp::saturating_from_millis(ahead);
+        if let Some(warning) = clock_offset_warning(now.wall, ahead) {
             warnings = warnings.iter().cloned().chain([warning]).collect();
         }
         TableStatus {
@@ -87,7 +89,6 @@ impl Checker {
     pub fn gauges(&self) -> TableGauges {
         let freshness = self.table.freshness();
         let now = Moment::now();
-        let offset = freshness.ledger_clock(now).as_millis() - now.wall.as_millis();
         let loaded = freshness.validity != Validity::Loading;
         TableGauges {
             // An alert on staleness must see a table that never gets its first proof.
@@ -95,7 +96,7 @@ impl Checker {
             revision: freshness.revision,
             pairs: self.table.pairs(),
             bytes: self.table.bytes(),
-            clock_offset: if loaded { seconds(offset) } else { 0.0 },
+            clock_offset: seconds(self.table.clock_offset()),
             remembered: self.table.retained_pairs(),
         }
     }

@@ -147,7 +147,11 @@ impl Report {
         outcome: ActionOutcome,
     ) {
         match action {
-            Action::AdvanceRevision(_, recorded) if *recorded > Timestamp::MIN => {
+            // What is replayed over a snapshot, or read while the table is loaded, was not waiting to be
+            // propagated.
+            Action::AdvanceRevision(_, recorded)
+                if *recorded > Timestamp::MIN && writer.is_valid() =>
+            {
                 self.metrics.propagated(clock::wall().since(*recorded));
             }
             Action::SetProof(asked, ledger_clock) => {
@@ -206,7 +210,7 @@ impl Report {
     }
 
     fn on_proof(&mut self, writer: &mut Writer, asked: Moment, ledger_clock: Timestamp) {
-        self.check_clocks(asked, ledger_clock);
+        self.check_clocks(writer, asked, ledger_clock);
         self.check_ledger(writer);
         if self.unproven.take().is_some() {
             info!("this sidecar has all of the ledger's changes again, and answers by them");
@@ -264,9 +268,10 @@ impl Report {
     /// Reports a clock offset between this machine and the ledger.
     ///
     /// The ledger read its clock between `asked` and now, so that a slow answer is no offset.
-    fn check_clocks(&mut self, asked: Moment, ledger: Timestamp) {
+    fn check_clocks(&mut self, writer: &mut Writer, asked: Moment, ledger: Timestamp) {
         let answered = Moment::now();
         let ours = ledger.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
+        writer.set_clock_offset(ledger.as_millis().saturating_sub(ours.as_millis()));
         let Some(warning) = clock_offset_warning(ours, ledger) else {
             if self.clock_offset.take().is_some() {
                 info!("this machine's clock and the ledger's agree again");

@@ -162,6 +162,8 @@ struct Shared {
     proven_wall: AtomicI64,
     ledger_offset: AtomicI64,
     revision: AtomicU64,
+    /// How far the ledger's clock was ahead of this machine's at the last proof, in milliseconds.
+    clock_offset: AtomicI64,
     /// The applied revision once more, for tasks that wait for one.
     applied: watch::Sender<Revision>,
     cause: Mutex<String>,
@@ -203,6 +205,7 @@ pub fn new() -> (Table, Writer) {
         proven_wall: AtomicI64::new(0),
         ledger_offset: AtomicI64::new(0),
         revision: AtomicU64::new(0),
+        clock_offset: AtomicI64::new(0),
         applied: watch::Sender::new(0),
         cause: Mutex::new("reading the ledger for the first time".to_owned()),
         warnings: Mutex::new(Arc::from([])),
@@ -433,6 +436,13 @@ impl Table {
     #[must_use]
     pub fn warnings(&self) -> Arc<[String]> {
         Arc::clone(&self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How far the ledger's clock was ahead of this machine's at the last proof, in milliseconds; zero
+    /// before the first one. The time that the proof took is no part of it.
+    #[must_use]
+    pub fn clock_offset(&self) -> i64 {
+        self.0.clock_offset.load(Ordering::Relaxed)
     }
 
     /// The number of pairs.

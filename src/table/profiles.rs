@@ -102,7 +102,8 @@ impl Profiles {
         if let Some(number) = self.numbers.get(profile) {
             return Some(*number);
         }
-        if self.free.is_empty() && self.uses.len() > MAX_PROFILES {
+        // Only if one is unused: the search for it goes through all of them.
+        if self.free.is_empty() && self.uses.len() > MAX_PROFILES && self.unused_bytes > 0 {
             self.replace_next(directory);
         }
         let number = match self.free.pop() {

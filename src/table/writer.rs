@@ -460,6 +460,17 @@ impl Writer {
         *self.shared.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause.into();
     }
 
+    /// Publishes how far the ledger's clock is ahead of this machine's, in milliseconds.
+    pub fn set_clock_offset(&mut self, millis: i64) {
+        self.shared.clock_offset.store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether the table is valid.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.shared.freshness().validity == Validity::Valid
+    }
+
     /// Publishes what an operator should correct about the ledger.
     pub fn set_warnings(&mut self, warnings: Arc<[String]>) {
         *self.shared.warnings.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
