@@ -36,7 +36,7 @@ pub struct ListenerArgs {
     #[arg(long, env = "CONSENTD_RECORD", value_name = "ADDR")]
     pub record: Option<String>,
     /// Bearer tokens that may record, one a line; needed where RecordService is served on an
-    /// address that is neither loopback nor a Unix socket
+    /// address that is neither loopback nor a Unix socket; read again when it changes
     #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
     pub record_token_file: Option<PathBuf>,
 }

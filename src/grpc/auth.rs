@@ -65,14 +65,19 @@ impl BearerTokens {
         Ok(Self(Arc::new(ArcSwap::from_pointee(read_digests(path)?))))
     }
 
-    /// Reloads the tokens of all clones. An invalid file changes nothing.
+    /// Reloads the tokens of all clones, and returns whether they changed. An invalid file changes
+    /// nothing.
     ///
     /// # Errors
     ///
     /// [`BearerTokensError`] names the file, never a token.
-    pub fn reload(&self, path: &Path) -> Result<(), BearerTokensError> {
-        self.0.store(Arc::new(read_digests(path)?));
-        Ok(())
+    pub fn reload(&self, path: &Path) -> Result<bool, BearerTokensError> {
+        let digests = read_digests(path)?;
+        let changed = **self.0.load() != digests;
+        if changed {
+            self.0.store(Arc::new(digests));
+        }
+        Ok(changed)
     }
 
     /// Whether a request's `authorization` header has one of the tokens.
