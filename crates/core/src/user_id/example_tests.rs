@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Reading, read};
+use super::{Reading, Region, read};
 
 /// A number of the fixture.
 struct Example<'a> {
@@ -167,4 +167,37 @@ fn trunk_prefixes_are_dropped_where_libphonenumber_drops_them() {
     // Colombia's 03 is read as a carrier's code, and Canada's 310 numbers have seven digits: both
     // only while a trunk prefix is before them.
     assert!(not.len() <= 2, "{not:#?}");
+}
+
+#[test]
+fn numbers_as_dialled_in_their_region_are_the_same_person_or_refused() {
+    let mut counts: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for example in examples().filter(|example| example.region != "001") {
+        let Example { region, code, number, trunk, national, international, .. } = example;
+        if code.len() + number.len() > 15 || number.len() < 4 {
+            continue;
+        }
+        let plan = Region::from_code(region).expect("each region has a plan");
+        let person = read(international);
+        for (name, notation) in [
+            ("national", national.to_owned()),
+            ("with its trunk prefix", format!("{trunk}{number}")),
+            ("without its trunk prefix", number.to_owned()),
+            ("without its plus sign", format!("{code}{number}")),
+            ("international", international.to_owned()),
+        ] {
+            let [read_as, refused] = counts.entry(name).or_default();
+            match plan.international(&notation) {
+                Err(_) => *refused += 1,
+                Ok(completed) if read(&completed) == person => *read_as += 1,
+                Ok(_) => wrong.push(format!("{region} {name}: {notation}")),
+            }
+        }
+    }
+    println!("{counts:?}");
+    assert!(wrong.is_empty(), "{}: {wrong:#?}", wrong.len());
+    for (name, [read_as, refused]) in counts {
+        assert!(read_as > 1_000 && refused * 20 < read_as, "{name}: {read_as}, {refused} refused");
+    }
 }

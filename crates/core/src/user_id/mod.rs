@@ -11,10 +11,11 @@
 //! number is written with, [`number`] makes the number of a line out of its digits by
 //! [`numbering_plan`] (generated from libphonenumber) and [`renumbering`], and [`opaque`] looks
 //! for numbers in disguise in all other ids. [`former`] is how versions before read an id: what they
-//! recorded has its key.
+//! recorded has its key. [`national`] completes the numbers of a list that was kept in one country.
 
 mod address;
 mod former;
+mod national;
 mod notation;
 mod number;
 mod numbering_plan;
@@ -28,6 +29,7 @@ mod example_tests;
 mod tests;
 
 pub use former::read as read_formerly;
+pub use national::{NationalRefusal, Region};
 use notation::Digits;
 pub use number::PhoneNumber;
 pub use refusal::Refusal;
