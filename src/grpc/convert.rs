@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::pb;
 use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus};
+use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
-use consentd_core::event::{Event, Evidence, Method, What};
+use consentd_core::event::{Event, Evidence, Method, PlatformNames, What};
 use consentd_core::expiring_opt_ins::ExpiringOptIn;
-use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::submission::Submission;
@@ -152,6 +153,26 @@ pub(super) fn submission(
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
     Ok(Submission::new(Event { user_id, business_id, time, what }, request_id))
+}
+
+/// Why no sidecar would record an event, so far as that can be said without the state of its pair. For
+/// clients.
+#[must_use]
+pub fn event_error(event: pb::ConsentEvent) -> Option<pb::ItemError> {
+    let names = PlatformNames::default();
+    let found = match submission(Some(event), String::new()) {
+        Ok(Submission { event: Event { user_id, business_id, what, .. }, .. }) => {
+            // The key is used for nothing else, so that its secret does not matter.
+            let ids = KeySecret::new(&[0; 16]).parse(&user_id, &business_id).err();
+            ids.into_iter().flatten().chain(what.violations(&names)).collect()
+        }
+        Err(NotAnEvent::Invalid { mut found, rest }) => {
+            found.extend(rest.into_iter().flat_map(|what| what.violations(&names)));
+            found
+        }
+    };
+    let refusal = (!found.is_empty()).then_some(Refusal::Invalid(found));
+    refusal.as_ref().map(super::status::item_refusal)
 }
 
 fn what_of(what: pb::consent_event::What, found: &mut Vec<Violation>) -> Option<What> {

@@ -33,7 +33,7 @@ pub(crate) use auth::parse_token_file;
 pub use auth::{BearerTokens, BearerTokensError};
 pub use call_telemetry::CallTelemetry;
 pub use consent_service::{CheckLimits, CheckService};
-pub use convert::entry;
+pub use convert::{entry, event_error};
 pub use health::HealthService;
 pub use record_service::{LEDGER_ID, REVISION, RecordService};
 pub use router::{ReflectionError, Router};
