@@ -17,6 +17,7 @@ mod histories;
 mod ids;
 mod image;
 mod import;
+mod import_files;
 mod killed;
 mod limits;
 mod linked;

@@ -424,12 +424,13 @@ async fn a_spreadsheets_csv() {
     let sidecar = Sidecar::live(folder.path(), &[]).await;
     let file = folder.path().join("crm.csv");
     let path = file.to_str().unwrap();
+    let import = ["import", path, "--addr", &sidecar.grpc];
+    fs::write(&file, format!("user_id,notes;event\n{USER},acme;opt_out\n")).unwrap();
+    assert_says(&told(&import), &[path, "line 1", "`notes;event`", "--ignore-other-columns"]);
+    // Its delimiter is found, and the mark before the first column is no part of its name.
     let header = "user_id;business_id;event;scope";
     fs::write(&file, format!("\u{feff}{header}\r\n{USER};acme;opt_out;*\r\n")).unwrap();
-    let import = ["import", path, "--addr", &sidecar.grpc];
-    assert_says(&told(&import), &[path, "line 1", "`;`", "--delimiter ';'"]);
-    // The remedy is one, and the mark before the first column is no part of its name.
-    let (code, printed, error) = run(&[&import[..], &["--delimiter", ";"]].concat());
+    let (code, printed, error) = run(&import);
     assert_eq!((code, error.as_str()), (0, ""), "{printed}");
     let (_, history, _) = run(&["history", USER, "acme", "--addr", &sidecar.grpc]);
     assert_says(&history, &["opt-out *"]);

@@ -1,11 +1,9 @@
-//! The columns of a CSV input.
+//! The columns of a CSV input: which of them are ours, and which are none.
 
 use anyhow::bail;
-use csv::StringRecord;
 
-use super::fault::{Fault, INVALID_TIME};
-use crate::grpc::pb;
-use crate::grpc::pb::consent_event::What;
+use super::csv_options::{Condition, CsvOptions, column_of, folded};
+use super::rows::Shape;
 
 /// All columns. An input may have them in any order.
 pub(super) const COLUMNS: [&str; 21] = [
@@ -57,175 +55,245 @@ pub(super) const EVENTS: [(&str, &[&str]); 7] = [
     ("link", &["other_user_id", "moved"]),
 ];
 
-/// The header of an input.
+/// The columns of an input.
+#[derive(Debug)]
 pub(super) struct Columns {
-    header: StringRecord,
+    /// What the header calls each; a number where it does not.
+    names: Vec<String>,
     /// The cell of each of [`COLUMNS`], if the input has it.
     cells: [Option<usize>; COLUMNS.len()],
+    /// Columns without a name, which must be empty.
+    unnamed: Vec<usize>,
+    conditions: Vec<(usize, Condition)>,
+    pub(super) shape: Shape,
+}
+
+/// What a column of an input is.
+#[derive(Clone, Copy)]
+enum Meaning {
+    /// One of [`COLUMNS`].
+    Ours(usize),
+    /// Left out by a flag.
+    LeftOut,
+    Unnamed,
+    Unknown,
 }
 
 impl Columns {
-    /// Reads a header.
-    pub(super) fn new(header: StringRecord, delimiter: char) -> anyhow::Result<Self> {
-        let mut cells = [None; COLUMNS.len()];
-        if header.len() == 1
-            && let Some(other) = [';', '\t', '|', ','].into_iter().find(|other| {
-                *other != delimiter && header.get(0).is_some_and(|cell| cell.contains(*other))
-            })
-        {
-            let name = if other == '\t' { "tabs".to_owned() } else { format!("`{other}`") };
-            let flag = if other == '\t' { "$'\\t'".to_owned() } else { format!("'{other}'") };
-            bail!(
-                "the columns are separated by {name} and not by `{delimiter}`, as some \
-                 spreadsheets save them: give --delimiter {flag}"
-            );
-        }
-        for (index, cell) in header.iter().enumerate() {
-            let name = cell.trim();
-            let Some(column) = COLUMNS.iter().position(|column| *column == name) else {
-                bail!("no column `{name}` is known: there are {}", COLUMNS.join(", "));
-            };
-            match cells.get_mut(column) {
-                Some(slot @ None) => *slot = Some(index),
-                _ => bail!("the column {name} is there twice"),
+    /// The columns of a header, or with `--no-header` of the first row.
+    pub(super) fn new(
+        header: &[String],
+        options: &CsvOptions,
+        delimiter: u8,
+    ) -> anyhow::Result<Self> {
+        let meanings =
+            if options.no_header { by_place(header, options)? } else { by_name(header, options)? };
+        let named = meanings.iter().rposition(|meaning| !matches!(meaning, Meaning::Unnamed));
+        let mut columns = Self {
+            names: names(header, options),
+            cells: [None; COLUMNS.len()],
+            unnamed: Vec::new(),
+            conditions: Vec::new(),
+            shape: Shape {
+                delimiter,
+                named: named.map_or(0, |last| last + 1),
+                width: meanings.len(),
+            },
+        };
+        let mut unknown = Vec::new();
+        for (place, meaning) in meanings.into_iter().enumerate() {
+            match meaning {
+                Meaning::Ours(column) => match columns.cells.get_mut(column) {
+                    Some(slot @ None) => *slot = Some(place),
+                    _ => bail!(
+                        "the column {} is there twice: `--columns NAME=-` leaves one out",
+                        COLUMNS.get(column).copied().unwrap_or_default()
+                    ),
+                },
+                Meaning::Unnamed if place < columns.shape.named => unknown.push(place),
+                Meaning::Unnamed => columns.unnamed.push(place),
+                Meaning::Unknown => unknown.push(place),
+                Meaning::LeftOut => {}
             }
         }
-        let columns = Self { header, cells };
-        for needed in ["user_id", "business_id", "event"] {
-            if columns.index(needed).is_none() {
-                bail!(
-                    "the column {needed} is missing; the first line must name the columns: {}",
-                    COLUMNS.join(", ")
-                );
-            }
+        if options.ignore_other_columns {
+            columns.unnamed.clear();
+        } else if !unknown.is_empty() {
+            bail!(columns.unknown(&unknown, options.no_header));
+        }
+        for condition in &options.conditions {
+            let place = columns.place(&condition.name, "--where")?;
+            columns.conditions.push((place, condition.clone()));
         }
         Ok(columns)
     }
 
-    pub(super) fn header(&self) -> &StringRecord {
-        &self.header
+    /// Checks that the columns that each row needs are there, or have a value.
+    pub(super) fn check(&self, values: &[Option<String>; COLUMNS.len()]) -> anyhow::Result<()> {
+        for (needed, or) in [
+            ("user_id", ""),
+            ("business_id", ", or give --business ID"),
+            ("event", ", or give --event, such as opt_out"),
+        ] {
+            let has_value = column_of(needed)
+                .is_some_and(|column| values.get(column).is_some_and(Option::is_some));
+            if self.index(needed).is_none() && !has_value {
+                bail!(
+                    "the column {needed} is missing: say with --columns NAME={needed} which one it \
+                     is{or}; the first line must name the columns, of which ours are {}",
+                    COLUMNS.join(", ")
+                );
+            }
+        }
+        Ok(())
     }
 
-    fn index(&self, name: &str) -> Option<usize> {
+    /// What is said of columns that are not ours.
+    fn unknown(&self, unknown: &[usize], has_no_header: bool) -> String {
+        let name = |place: &usize| match self.names.get(*place) {
+            Some(name) if name.parse::<usize>().is_err() && !is_like_id(name) => {
+                format!("`{name}`")
+            }
+            _ => format!("{} (without a name)", place + 1),
+        };
+        let names: Vec<_> = unknown.iter().map(name).collect();
+        if has_no_header {
+            return format!(
+                "{} columns of the first line have no name in --columns: name them in their order, \
+                 - for one that is left out, or give --ignore-other-columns",
+                names.len()
+            );
+        }
+        format!(
+            "no column {} is known: --columns NAME=COLUMN says which of ours one is, \
+             --ignore-other-columns leaves all others out; ours are {}",
+            names.join(", "),
+            COLUMNS.join(", ")
+        )
+    }
+
+    /// The place of a column by its name in the file.
+    fn place(&self, name: &str, flag: &str) -> anyhow::Result<usize> {
+        let mut places = (0..).zip(&self.names).filter(|(_, other)| folded(other) == folded(name));
+        match (places.next(), places.next()) {
+            (Some((place, _)), None) => Ok(place),
+            (None, _) => {
+                bail!("{flag}: the file has no column `{name}`: {}", self.names.join(", "))
+            }
+            _ => bail!("{flag}: the file has the column `{name}` twice"),
+        }
+    }
+
+    /// The place of one of [`COLUMNS`] in a row.
+    pub(super) fn index(&self, name: &str) -> Option<usize> {
         let column = COLUMNS.iter().position(|column| *column == name)?;
         self.cells.get(column).copied().flatten()
     }
 
-    /// The event of a row.
-    pub(super) fn event(&self, cells: &StringRecord) -> Result<pb::ConsentEvent, Fault> {
-        if cells.len() != self.header.len() {
-            let (found, wanted) = (cells.len(), self.header.len());
-            let why = format!("has {found} cells, and the header {wanted}: is a comma not quoted?");
-            return Err(Fault::new("", why));
-        }
-        let row = Cells { columns: self, cells };
-        let event = row.text("event");
-        let Some((_, used)) = EVENTS.iter().find(|(name, _)| *name == event) else {
-            let known = EVENTS.map(|(name, _)| name).join(", ");
-            return Err(Fault::new("event", format!("must be one of {known}")));
+    /// The name of the column at this place, for messages: ours, if it is one of ours.
+    pub(super) fn name_at(&self, place: usize) -> String {
+        let ours = self.cells.iter().position(|cell| *cell == Some(place));
+        let ours = ours.and_then(|column| COLUMNS.get(column));
+        let named = || self.names.get(place).cloned();
+        ours.map(|name| (*name).to_owned()).or_else(named).unwrap_or_default()
+    }
+
+    /// A column without a name that is not empty in this row.
+    pub(super) fn unnamed_cell<'c>(&self, text: impl Fn(usize) -> &'c str) -> Option<usize> {
+        self.unnamed.iter().copied().find(|place| !text(*place).trim().is_empty())
+    }
+
+    /// Whether a row meets the conditions of `--where`.
+    pub(super) fn are_met<'c>(&self, text: impl Fn(usize) -> &'c str) -> bool {
+        self.conditions.iter().all(|(place, condition)| {
+            (folded(text(*place)) == condition.value) == condition.is_equal
+        })
+    }
+}
+
+/// What the columns are called, for messages.
+fn names(header: &[String], options: &CsvOptions) -> Vec<String> {
+    let name = |(place, cell): (usize, &String)| {
+        let given = if options.no_header { options.columns.get(place) } else { Some(cell) };
+        let given = given.map(|name| name.trim()).filter(|name| !name.is_empty());
+        given.map_or_else(|| (place + 1).to_string(), str::to_owned)
+    };
+    header.iter().enumerate().map(name).collect()
+}
+
+/// What each column is by `--columns`, which names them in their order.
+fn by_place(row: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>> {
+    let user_id = ["user_id".to_owned()];
+    let names = if options.columns.is_empty() { &user_id[..] } else { &options.columns };
+    if names.len() > row.len() {
+        bail!("--columns names {} columns, and the first line has {}", names.len(), row.len());
+    }
+    let mut meanings = vec![Meaning::Unnamed; row.len()];
+    for (meaning, name) in meanings.iter_mut().zip(names) {
+        *meaning = match name.trim() {
+            "-" | "" => Meaning::LeftOut,
+            name => match column_of(name) {
+                Some(column) => Meaning::Ours(column),
+                None => bail!("--columns: {name} is none of {}", COLUMNS.join(", ")),
+            },
         };
-        let own = ["user_id", "business_id", "event_time", "event"];
-        let filled = |name: &&&str| !row.text(name).is_empty();
-        let mut stray = COLUMNS.iter().filter(|name| !own.contains(name) && !used.contains(name));
-        if let Some(stray) = stray.find(|name| filled(name)) {
-            return Err(Fault::new(*stray, format!("must be empty where event is {event}")));
+    }
+    // What has cells in the first line needs a name, or the flag.
+    for (meaning, cell) in meanings.iter_mut().zip(row).skip(names.len()) {
+        if !cell.trim().is_empty() {
+            *meaning = Meaning::Unknown;
         }
-        Ok(pb::ConsentEvent {
-            user_id: row.text("user_id").to_owned(),
-            business_id: row.text("business_id").to_owned(),
-            event_time: row.time("event_time")?,
-            what: Some(row.what(event)?),
-        })
     }
+    Ok(meanings)
 }
 
-struct Cells<'a> {
-    columns: &'a Columns,
-    cells: &'a StringRecord,
-}
-
-impl Cells<'_> {
-    fn text(&self, name: &str) -> &str {
-        self.columns.index(name).and_then(|index| self.cells.get(index)).unwrap_or("").trim()
+/// What each column is by its name in the header.
+fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>> {
+    let by_own_name = |cell: &String| match (cell.trim(), column_of(cell)) {
+        ("", _) => Meaning::Unnamed,
+        (_, Some(column)) => Meaning::Ours(column),
+        (_, None) => Meaning::Unknown,
+    };
+    let mut meanings: Vec<_> = header.iter().map(by_own_name).collect();
+    if !meanings.iter().any(|meaning| matches!(meaning, Meaning::Ours(_)))
+        && header.iter().any(|cell| is_like_id(cell))
+    {
+        bail!(
+            "the first line looks like a row and not like a header: give --no-header, and with \
+             --columns the names of its columns in their order"
+        );
     }
-
-    fn owned(&self, name: &str) -> String {
-        self.text(name).to_owned()
-    }
-
-    fn what(&self, event: &str) -> Result<What, Fault> {
-        Ok(match event {
-            "opt_in" => What::OptIn(pb::OptIn {
-                category: self.owned("category"),
-                evidence: Some(pb::Evidence {
-                    method: self.method()?.into(),
-                    statement: self.owned("statement"),
-                    business_name: self.owned("business_name"),
-                    locale: self.owned("locale"),
-                    reference: self.owned("reference"),
-                    confirmation: self.owned("confirmation"),
-                }),
-                expire_time: self.time("expire_time")?,
-                pending: self.flag("pending", Some(false))?,
-            }),
-            "opt_out" => What::OptOut(pb::OptOut {
-                scope: self.owned("scope"),
-                reference: self.owned("reference"),
-            }),
-            "inbound_message" => What::InboundMessage(pb::InboundMessage {
-                message_id: self.owned("message_id"),
-                text: self.owned("text"),
-            }),
-            "platform_preference" => What::PlatformPreference(pb::PlatformPreference {
-                marketing_stopped: self.flag("marketing_stopped", None)?,
-            }),
-            "delivery_failure" => {
-                let code = self.text("code").parse();
-                let why = "must be WhatsApp's error code, such as 131047";
-                let code = code.map_err(|_| Fault::new("code", why))?;
-                What::DeliveryFailure(pb::DeliveryFailure { code })
+    for given in &options.columns {
+        let Some((name, ours)) = given.rsplit_once('=') else {
+            bail!("--columns: `{given}` must be NAME=COLUMN, such as 'Phone Number=user_id'");
+        };
+        let meaning = match (ours.trim(), column_of(ours)) {
+            ("-", _) => Meaning::LeftOut,
+            (_, Some(column)) => Meaning::Ours(column),
+            _ => bail!("--columns: {ours} is none of {}", COLUMNS.join(", ")),
+        };
+        let same: Vec<_> = (0..header.len())
+            .filter(|place| header.get(*place).is_some_and(|cell| folded(cell) == folded(name)))
+            .collect();
+        if same.is_empty() {
+            bail!("--columns: the file has no column `{name}`: it has {}", header.join(", "));
+        }
+        if same.len() > 1 && !matches!(meaning, Meaning::LeftOut) {
+            bail!("--columns: the file has the column `{name}` twice");
+        }
+        for place in same {
+            if let Some(slot) = meanings.get_mut(place) {
+                *slot = meaning;
             }
-            "link" => What::Link(pb::Link {
-                other_user_id: self.owned("other_user_id"),
-                moved: self.flag("moved", Some(false))?,
-            }),
-            _ => What::Suppression(pb::Suppression {
-                suppressed: self.flag("suppressed", None)?,
-                reference: self.owned("reference"),
-            }),
-        })
-    }
-
-    fn method(&self) -> Result<pb::OptInMethod, Fault> {
-        let name = self.text("method").to_ascii_uppercase().replace([' ', '-'], "_");
-        let full =
-            if name.starts_with("OPT_IN_METHOD_") { name } else { format!("OPT_IN_METHOD_{name}") };
-        let method = pb::OptInMethod::from_str_name(&full);
-        method.filter(|method| *method != pb::OptInMethod::Unspecified).ok_or_else(|| {
-            let why = "must be one of sms, website, whatsapp, phone, in_person, whatsapp_signup";
-            Fault::new("method", why)
-        })
-    }
-
-    fn flag(&self, name: &str, default: Option<bool>) -> Result<bool, Fault> {
-        match (self.text(name).to_ascii_lowercase().as_str(), default) {
-            ("true" | "1" | "yes", _) => Ok(true),
-            ("false" | "0" | "no", _) => Ok(false),
-            ("", Some(default)) => Ok(default),
-            _ => Err(Fault::new(name, "must be true or false")),
         }
     }
+    Ok(meanings)
+}
 
-    fn time(&self, name: &str) -> Result<Option<prost_types::Timestamp>, Fault> {
-        let text = self.text(name);
-        if text.is_empty() {
-            return Ok(None);
-        }
-        // prost assumes UTC if there is no zone, which the author may not have meant.
-        let zone = text.get(10..).is_some_and(|time| time.contains(['Z', 'z', '+', '-']));
-        let time = text.parse::<prost_types::Timestamp>().ok().filter(|_| zone);
-        time.map(Some).ok_or_else(|| Fault::new(name, INVALID_TIME))
-    }
+/// Whether this is a person's id and not the name of a column, so that no message may quote it.
+fn is_like_id(cell: &str) -> bool {
+    let digits = cell.chars().filter(|c| c.is_numeric()).count();
+    digits >= 7 || cell.contains('@')
 }
 
 #[cfg(test)]

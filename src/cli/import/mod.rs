@@ -1,14 +1,21 @@
 //! `import`: records the events of a file, over `RecordEvents`.
 //!
-//! [`input`] opens the file, a thread reads its [`rows`], and [`parser`] (for CSV with [`columns`])
-//! turns them into events. [`session`] sends them over [`streams`] and keeps those in flight in a
-//! [`window`], which counts their outcomes in the order of the rows. [`progress`] saves how far the
-//! import is, [`rejects`] writes the rows that were not recorded.
+//! [`input`] opens the file, a thread reads its [`rows`], and [`parser`] turns them into events. For
+//! CSV, [`csv_options`] are the flags, [`columns`] what the header says, and [`csv_event`] makes an
+//! event of the [`cells`] of a row, with the [`times`] and the [`guard`]s that other tools write.
+//! [`session`] sends the events over [`streams`] and keeps those in flight in a [`window`], which counts
+//! their outcomes in the order of the rows; [`dry_run`] only counts them. [`progress`] saves how far the
+//! import is, [`rejects`] writes the rows that were not recorded, [`summary`] prints the counts.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
+mod cells;
 mod columns;
+mod csv_event;
+mod csv_options;
+mod dry_run;
 mod fault;
+mod guard;
 mod input;
 mod parser;
 mod progress;
@@ -16,19 +23,22 @@ mod rejects;
 mod rows;
 mod session;
 mod streams;
+mod summary;
+mod times;
 mod window;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::HumanCount;
 
 use self::columns::EVENTS;
+use self::csv_options::{CsvOptions, Defaults};
 use self::fault::Fault;
-use self::input::Format;
+use self::input::{Format, Input, Reading};
 use self::progress::{Progress, ProgressFile, RowCounts};
 use self::rejects::Rejects;
 use self::rows::Row;
@@ -52,12 +62,12 @@ pub(super) struct ImportArgs {
     /// Its format [default: by its name, or its first character]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// What separates the columns of a CSV file [default: a comma, or a tab in *.tsv]
-    #[arg(long, value_name = "CHARACTER")]
-    delimiter: Option<char>,
     /// Write rejected rows to this file, as they are in the input
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
+    /// Record nothing, and say what would be recorded, refused and folded into one person
+    #[arg(long)]
+    dry_run: bool,
     /// Begin with the first row, even if an import of this file was interrupted
     #[arg(long)]
     from_start: bool,
@@ -66,6 +76,10 @@ pub(super) struct ImportArgs {
           value_parser = humantime::parse_duration)]
     retry_for: Duration,
     #[command(flatten)]
+    defaults: Defaults,
+    #[command(flatten, next_help_heading = "CSV files")]
+    csv: CsvOptions,
+    #[command(flatten, next_help_heading = "Sidecar")]
     client: ClientArgs,
     #[command(flatten)]
     token: TokenArgs,
@@ -96,38 +110,66 @@ impl ImportArgs {
         Ok(())
     }
 
-    fn delimiter(&self) -> anyhow::Result<u8> {
-        let extension = std::path::Path::new(&self.input).extension();
-        let tabs = extension.is_some_and(|extension| extension == "tsv");
-        let delimiter = self.delimiter.unwrap_or(if tabs { '\t' } else { ',' });
-        let delimiter = u8::try_from(delimiter).ok().filter(u8::is_ascii);
-        delimiter.context("--delimiter: must be one ASCII character, such as ; or ,")
+    fn reading(&self) -> Reading<'_> {
+        Reading { format: self.format, csv: &self.csv, defaults: &self.defaults }
+    }
+
+    /// The flags that say what a row means, as text.
+    fn meaning(&self) -> String {
+        let format = self.format.map(|format| format!("--format={format:?} ")).unwrap_or_default();
+        (format + &self.csv.meaning(&self.defaults)).trim_end().to_owned()
+    }
+
+    /// The progress of an interrupted import, from which this one goes on.
+    fn saved_progress(
+        &self,
+        progress_file: Option<&ProgressFile>,
+        meaning: &str,
+    ) -> anyhow::Result<Option<Progress>> {
+        let saved = progress_file.and_then(ProgressFile::load).filter(|_| !self.from_start);
+        if let Some(saved) = &saved
+            && saved.meaning != meaning
+        {
+            let flags = |flags: &str| match flags {
+                "" => "no flags".to_owned(),
+                flags => format!("the flags {flags}"),
+            };
+            bail!(
+                "the import of {} was interrupted with {}, and goes on with those alone; now there \
+                 are {}: give the same ones, or begin with the first row by --from-start",
+                self.input,
+                flags(&saved.meaning),
+                flags(meaning)
+            );
+        }
+        Ok(saved)
     }
 }
 
 pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
-    let progress_file = ProgressFile::of(&args.input);
+    let progress_file = ProgressFile::of(&args.input).filter(|_| !args.dry_run);
     args.check_files(progress_file.as_ref())?;
-    let delimiter = args.delimiter()?;
     // A missing file or an invalid header is an error before anything is sent.
-    let open = |position| input::open(&args.input, args.format, delimiter, position);
-    let (parser, rows) = open(None)?;
+    let mut input = input::open(&args.input, &args.reading())?;
+    if args.dry_run {
+        return dry_run::run(&args, input);
+    }
+    let meaning = args.meaning();
+    let saved = args.saved_progress(progress_file.as_ref(), &meaning)?;
     let token = args.token.header()?;
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
-    let saved = progress_file.as_ref().and_then(ProgressFile::load);
+    let mut progress = Progress::of(session.ledger().id.clone(), meaning, input.first);
     // An import from the start may replace the file of rejected rows that an interrupted one made.
-    let rejects_inode = saved.as_ref().and_then(|saved| saved.rejects_inode);
-    let saved = saved.filter(|_| !args.from_start);
-    let (rows, progress) = match saved.filter(|saved| can_continue(saved, session.ledger())) {
-        None => {
-            let mut progress = Progress::of(session.ledger().id.clone());
-            progress.rejects_inode = rejects_inode;
-            (rows, progress)
-        }
-        Some(saved) => (open(Some(saved.position()))?.1, saved),
-    };
-    let rejects = Rejects::open(args.rejects.as_deref(), &progress, &parser, delimiter)?;
+    let before = progress_file.as_ref().and_then(ProgressFile::load);
+    progress.rejects_inode = before.and_then(|before| before.rejects_inode);
+    if let Some(saved) = saved.filter(|saved| can_continue(saved, session.ledger()))
+        && input.continue_at(saved.position())?
+    {
+        progress = saved;
+    }
+    let Input { parser, rows, preamble, .. } = input;
+    let rejects = Rejects::open(args.rejects.as_deref(), &progress, &preamble)?;
     let size = progress_file.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
     let mut import = Import {
         bar: ProgressBar::new(size.map(|size| size.len())),
@@ -143,7 +185,12 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let ended = session.run(parser, rows, &mut import).await;
     let counts = import.finish(ended)?;
     let elapsed = clock::boot().saturating_sub(started);
-    print_counts(&counts, counts.rows() - rows_before, elapsed, args.client.json)?;
+    summary::print(&counts, counts.rows() - rows_before, elapsed, args.client.json)?;
+    conclude(&args, &counts)
+}
+
+/// Says where the rejected rows are. Returns whether there are none.
+fn conclude(args: &ImportArgs, counts: &RowCounts) -> anyhow::Result<Verdict> {
     if counts.rejected > 0 && !args.client.json {
         output::line(&match &args.rejects {
             Some(path) => format!("the rejected rows are in {}", path.display()),
@@ -167,43 +214,6 @@ fn can_continue(saved: &Progress, ledger: &LedgerName) -> bool {
         "this is not the ledger that the file was being imported into: beginning anew".to_owned()
     });
     has_all_rows
-}
-
-/// Prints the counts, and the rate at which this run recorded `rows` in `elapsed`.
-fn print_counts(
-    counts: &RowCounts,
-    rows: u64,
-    elapsed: Duration,
-    json: bool,
-) -> anyhow::Result<()> {
-    let RowCounts { applied, unchanged, rejected } = *counts;
-    if json {
-        let result = serde_json::json!({
-            "rows": counts.rows(), "applied": applied, "unchanged": unchanged, "rejected": rejected,
-        });
-        return output::line(&result.to_string());
-    }
-    #[allow(clippy::cast_precision_loss, reason = "for people to read")]
-    let rate = rows as f64 / elapsed.as_secs_f64().max(0.001);
-    output::line(&format!(
-        "{} rows: {} recorded, {} known before or older than what is known, {} rejected; {:.1} s, \
-         {} a second",
-        HumanCount(counts.rows()),
-        HumanCount(applied),
-        HumanCount(unchanged),
-        HumanCount(rejected),
-        elapsed.as_secs_f64(),
-        HumanCount(to_u64(rate)),
-    ))
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rate: it is positive, and its fraction does not matter"
-)]
-fn to_u64(rate: f64) -> u64 {
-    rate.round() as u64
 }
 
 /// The results of an import.
@@ -243,6 +253,12 @@ impl Import {
         self.progress.tally.rejected += 1;
         let rejects = &mut self.rejects;
         self.bar.suspend(|| rejects.add(row, fault))
+    }
+
+    /// Notes that the import is behind a row.
+    fn pass(&mut self, row: &Row) {
+        self.progress.tally.further_lines += row.lines().saturating_sub(1);
+        (self.progress.offset, self.progress.line) = (row.end, row.next_line);
     }
 
     fn save(&mut self) -> anyhow::Result<()> {

@@ -33,6 +33,9 @@ pub(super) struct Progress {
     /// The inode of that file, if there is one, to recognise it.
     #[serde(default)]
     pub(super) rejects_inode: Option<u64>,
+    /// The flags that say what a row means; empty if there were none.
+    #[serde(default)]
+    pub(super) meaning: String,
 }
 
 /// The outcomes of rows, counted.
@@ -44,11 +47,28 @@ pub(super) struct RowCounts {
     pub(super) unchanged: u64,
     /// Not recorded.
     pub(super) rejected: u64,
+    /// Left out by `--where`.
+    #[serde(default)]
+    pub(super) left_out: u64,
+    /// Lines before the first row.
+    #[serde(default)]
+    pub(super) header_lines: u64,
+    /// Lines with nothing on them, or with nothing but delimiters.
+    #[serde(default)]
+    pub(super) blank_lines: u64,
+    /// Lines on which a row goes on that began on a line before.
+    #[serde(default)]
+    pub(super) further_lines: u64,
 }
 
 impl RowCounts {
     pub(super) fn rows(&self) -> u64 {
-        self.applied + self.unchanged + self.rejected
+        self.applied + self.unchanged + self.rejected + self.left_out
+    }
+
+    /// All lines that were read.
+    pub(super) fn lines(&self) -> u64 {
+        self.rows() + self.header_lines + self.blank_lines + self.further_lines
     }
 }
 
@@ -118,9 +138,11 @@ impl ProgressFile {
 }
 
 impl Progress {
-    /// The beginning of an import into a ledger.
-    pub(super) fn of(ledger: String) -> Self {
-        Self { ledger, line: 1, ..Self::default() }
+    /// The beginning of an import into a ledger, at its first row.
+    pub(super) fn of(ledger: String, meaning: String, first: Position) -> Self {
+        let tally = RowCounts { header_lines: first.line - 1, ..RowCounts::default() };
+        let Position { offset, line } = first;
+        Self { ledger, offset, line, tally, meaning, ..Self::default() }
     }
 
     pub(super) fn position(&self) -> Position {

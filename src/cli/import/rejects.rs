@@ -8,28 +8,26 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 
 use super::fault::Fault;
-use super::parser::Parser;
 use super::progress::Progress;
-use super::rows::{Raw, Row};
+use super::rows::Row;
 use crate::cli::output;
 use consentd_os::files;
 
 /// The file of rejected rows, if there is one.
 pub(super) struct Rejects {
     file: Option<BufWriter<File>>,
-    delimiter: u8,
 }
 
 impl Rejects {
     /// Opens the file: a new or empty one, or the one of an interrupted import that continues. Any
-    /// other file is refused and left as it is.
+    /// other file is refused and left as it is. It begins with what the input has before its rows, so
+    /// that it can be imported by the same command.
     pub(super) fn open(
         path: Option<&Path>,
         progress: &Progress,
-        parser: &Parser,
-        delimiter: u8,
+        preamble: &[u8],
     ) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self { file: None, delimiter }) };
+        let Some(path) = path else { return Ok(Self { file: None }) };
         let cannot = || format!("cannot write the rejected rows to {}", path.display());
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true);
@@ -45,13 +43,11 @@ impl Rejects {
         let keep = progress.rejects.min(found.len());
         file.set_len(keep).with_context(cannot)?;
         file.seek(SeekFrom::Start(keep)).with_context(cannot)?;
-        let mut rejects = Self { file: Some(BufWriter::new(file)), delimiter };
-        if keep == 0
-            && let Some(header) = parser.header()
-        {
-            rejects.write(&Raw::Cells(header.clone())).with_context(cannot)?;
+        let mut file = BufWriter::new(file);
+        if keep == 0 {
+            file.write_all(preamble).with_context(cannot)?;
         }
-        Ok(rejects)
+        Ok(Self { file: Some(file) })
     }
 
     /// Reports a row, and writes it.
@@ -59,25 +55,13 @@ impl Rejects {
         let Fault { field, reason } = fault;
         let at = if field.is_empty() { String::new() } else { format!("{field}: ") };
         output::note(&format!("line {}: {at}{reason}", row.line));
-        self.write(&row.raw).context("cannot write a rejected row")
-    }
-
-    fn write(&mut self, raw: &Raw) -> anyhow::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
-        match raw {
-            Raw::Line(line) => {
-                file.write_all(line)?;
-                file.write_all(b"\n")?;
-            }
-            Raw::Cells(cells) => {
-                let mut builder = csv::WriterBuilder::new();
-                let mut writer = builder.flexible(true).delimiter(self.delimiter).from_writer(file);
-                writer.write_record(cells)?;
-                writer.flush()?;
-            }
-            Raw::TooLong => {}
+        // A row that was too long to be kept has no bytes.
+        if row.raw.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let written = file.write_all(&row.raw).and_then(|()| file.write_all(b"\n"));
+        written.context("cannot write a rejected row")
     }
 
     /// The file's inode, if there is a file.

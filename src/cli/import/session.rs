@@ -21,6 +21,9 @@ use crate::cli::interrupted;
 /// How many rows the reading thread hands over at once.
 const CHUNK_ROWS: usize = 128;
 
+/// The bytes of rows at which a chunk is complete. Its last row may exceed them.
+const CHUNK_BYTES: usize = 256 * 1024;
+
 /// The most chunks that are read ahead.
 const MAX_CHUNKS: usize = 8;
 
@@ -263,14 +266,16 @@ enum ChunkEnd {
 
 fn read_chunk(parser: &Parser, rows: &mut RowReader) -> (Vec<ParsedRow>, ChunkEnd) {
     let mut chunk = Vec::with_capacity(CHUNK_ROWS);
-    while chunk.len() < CHUNK_ROWS {
+    let mut bytes = 0;
+    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
         match rows.next() {
             Ok(Some(row)) => {
+                bytes += row.raw.len();
                 let request = parser.request(&row);
                 chunk.push((row, request));
             }
             Ok(None) => return (chunk, ChunkEnd::EndOfInput),
-            Err(error) => return (chunk, ChunkEnd::Failed(error)),
+            Err(error) => return (chunk, ChunkEnd::Failed(error.into())),
         }
     }
     (chunk, ChunkEnd::Full)

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 
 use super::Import;
 use super::fault::Fault;
-use super::parser::Parser;
+use super::parser::{Parsed, Parser};
 use super::rows::Row;
 use super::streams::Streams;
 use crate::grpc::pb;
@@ -19,12 +19,14 @@ pub(super) const MAX_ROWS: usize = 16 * 1024;
 const MAX_BYTES: u64 = 32 << 20;
 
 /// A row, and the request that records it.
-pub(super) type ParsedRow = (Row, Result<pb::RecordEventsRequest, Fault>);
+pub(super) type ParsedRow = (Row, Parsed<pb::RecordEventsRequest>);
 
 enum State {
     Sent,
     Recorded(pb::RecordEventResponse),
     Rejected(Fault),
+    Blank,
+    LeftOut,
 }
 
 pub(super) struct Window {
@@ -54,11 +56,13 @@ impl Window {
     pub(super) fn push(&mut self, (row, request): ParsedRow, streams: &Streams) {
         let sequence = self.first + u64::try_from(self.rows.len()).unwrap_or(0);
         let state = match request {
-            Ok(request) => {
+            Parsed::Event(request) => {
                 streams.send(pb::RecordEventsRequest { sequence, ..request });
                 State::Sent
             }
-            Err(fault) => State::Rejected(fault),
+            Parsed::Fault(fault) => State::Rejected(fault),
+            Parsed::Blank => State::Blank,
+            Parsed::LeftOut => State::LeftOut,
         };
         self.rows.push_back((row, state));
     }
@@ -101,9 +105,11 @@ impl Window {
             match state {
                 State::Recorded(response) => import.count(&response),
                 State::Rejected(fault) => import.reject(&row, &fault)?,
+                State::LeftOut => import.progress.tally.left_out += 1,
+                State::Blank => import.progress.tally.blank_lines += 1,
                 State::Sent => {}
             }
-            (import.progress.offset, import.progress.line) = (row.end, row.next_line);
+            import.pass(&row);
         }
         Ok(())
     }
@@ -112,7 +118,7 @@ impl Window {
     pub(super) fn send_again(&self, parser: &Parser, streams: &Streams) {
         for (sequence, (row, state)) in (self.first..).zip(&self.rows) {
             if matches!(state, State::Sent)
-                && let Ok(request) = parser.request(row)
+                && let Parsed::Event(request) = parser.request(row)
             {
                 streams.send(pb::RecordEventsRequest { sequence, ..request });
             }

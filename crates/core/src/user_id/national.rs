@@ -1,7 +1,7 @@
 //! Phone numbers as they are dialled inside one region, for lists that were kept there.
 //!
 //! Checks, recordings and webhooks never read them: `07700 900123` is another line in each country.
-//! An import may, because whoever starts it knows where its list is from.
+//! An import may, because its operator knows where the list is from.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -153,9 +153,9 @@ impl Region {
     fn line(&self, digits: &str) -> Option<Reading<'static>> {
         let Ok(Reading::Phone(number)) = read(digits) else { return None };
         let line = number.value().to_string();
-        let is_own = [digits, &line].iter().any(|digits| {
-            digits.strip_prefix(self.code).is_some_and(|own| self.has(own))
-        });
+        let is_own = [digits, &line]
+            .iter()
+            .any(|digits| digits.strip_prefix(self.code).is_some_and(|own| self.has(own)));
         is_own.then_some(Reading::Phone(number))
     }
 
@@ -184,7 +184,7 @@ mod tests {
         for (region, id, expected) in [
             ("GB", "07700 900123", "447700900123"),
             ("gb", "(07700) 900-123", "447700900123"),
-            ("GB", "7700900123", "447700900123"),   // a spreadsheet took the 0 off
+            ("GB", "7700900123", "447700900123"), // a spreadsheet took the 0 off
             ("GB", "447700900123", "447700900123"), // a tool took the + off
             ("US", "(201) 555-0123", "12015550123"),
             ("US", "1 201 555 0123", "12015550123"),

@@ -1,0 +1,197 @@
+//! The flags that say what a CSV file means: the names of its columns, what it lacks, how it writes
+//! times and numbers.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use consentd_core::user_id::Region;
+
+use super::columns::{COLUMNS, EVENTS};
+use super::times::{TimeFormat, TimeZone};
+
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct CsvOptions {
+    /// What separates the columns [default: what the header shows, or what its line sep= says]
+    #[arg(long, value_name = "CHARACTER")]
+    pub(super) delimiter: Option<char>,
+    /// How the file's characters are encoded
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) encoding: Encoding,
+    /// Which columns of the file are which of ours: 'Phone Number=user_id,Date=event_time'; NAME=- is
+    /// left out. With --no-header the names alone, in the file's order
+    #[arg(long, value_name = "NAME=COLUMN,…", value_delimiter = ',')]
+    pub(super) columns: Vec<String>,
+    /// The file has no header: its first line is a row
+    #[arg(long)]
+    pub(super) no_header: bool,
+    /// Leave columns out that have another name or none
+    #[arg(long)]
+    pub(super) ignore_other_columns: bool,
+    /// Import only rows whose column of the file has this value (NAME=VALUE), or has another one
+    /// (NAME!=VALUE); may be repeated
+    #[arg(id = "where", long = "where", value_name = "NAME=VALUE", value_parser = Condition::parse)]
+    pub(super) conditions: Vec<Condition>,
+    /// What happened, where the file does not say so: opt_out
+    #[arg(long, value_name = "EVENT", value_parser = EVENTS.map(|(event, _)| event))]
+    pub(super) event: Option<String>,
+    /// What opt-outs are of, where the file does not say so: '*' for everything
+    #[arg(long)]
+    pub(super) scope: Option<String>,
+    /// The value of one of our columns where the file has none: category=marketing; may be repeated
+    #[arg(long, value_name = "COLUMN=VALUE", value_parser = parse_default)]
+    pub(super) default: Vec<(usize, String)>,
+    /// How times are written
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) time_format: TimeFormat,
+    /// The zone of times that have none: UTC, or an offset such as -06:00
+    #[arg(long, value_name = "OFFSET", allow_hyphen_values = true)]
+    pub(super) time_zone: Option<TimeZone>,
+}
+
+/// What an NDJSON file may lack, too.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct Defaults {
+    /// The business, where the file names none
+    #[arg(long, value_name = "ID")]
+    pub(super) business: Option<String>,
+    /// The region whose numbers the file writes as they are dialled there, without country code: GB
+    #[arg(long, value_name = "CODE", value_parser = parse_region)]
+    pub(super) region: Option<Region>,
+    /// Record opt-outs, stops and suppressions whose time is a null date or cannot be read as of now
+    #[arg(long, value_name = "now", value_parser = ["now"])]
+    pub(super) undated_opt_outs: Option<String>,
+}
+
+/// How the characters of a file are encoded.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub(super) enum Encoding {
+    #[default]
+    #[value(name = "utf-8")]
+    Utf8,
+    /// Western European, as Windows' programs save it
+    #[value(name = "windows-1252")]
+    Windows1252,
+}
+
+/// A condition of `--where`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Condition {
+    /// The name of the file's column.
+    pub(super) name: String,
+    /// Whether the column must have the value, or must not.
+    pub(super) is_equal: bool,
+    /// The value, case-folded and trimmed.
+    pub(super) value: String,
+}
+
+impl Condition {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE or NAME!=VALUE")?;
+        let unequal = name.strip_suffix('!');
+        let name = unequal.unwrap_or(name).to_owned();
+        Ok(Self { name, is_equal: unequal.is_none(), value: folded(value) })
+    }
+}
+
+fn parse_region(code: &str) -> Result<Region, String> {
+    Region::from_code(code).ok_or_else(|| {
+        "must be a region's two letters (ISO 3166-1), such as GB for the United Kingdom".to_owned()
+    })
+}
+
+fn parse_default(text: &str) -> Result<(usize, String), String> {
+    let (column, value) = text.split_once('=').ok_or("must be COLUMN=VALUE")?;
+    let unknown = || format!("{column} is none of {}", COLUMNS.join(", "));
+    Ok((column_of(column).ok_or_else(unknown)?, value.to_owned()))
+}
+
+/// A name as names are compared: case-folded, without space around it.
+pub(super) fn folded(name: &str) -> String {
+    caseless::default_case_fold_str(name.trim())
+}
+
+/// The place in [`COLUMNS`] of a name.
+pub(super) fn column_of(name: &str) -> Option<usize> {
+    let name = folded(name);
+    COLUMNS.iter().position(|column| *column == name)
+}
+
+impl CsvOptions {
+    /// The values of [`COLUMNS`] where the file has none.
+    pub(super) fn values(&self, defaults: &Defaults) -> [Option<String>; COLUMNS.len()] {
+        let mut values = [const { None }; COLUMNS.len()];
+        let named =
+            [("business_id", &defaults.business), ("event", &self.event), ("scope", &self.scope)];
+        let named =
+            named.into_iter().filter_map(|(name, value)| Some((column_of(name)?, value.clone()?)));
+        for (column, value) in self.default.iter().cloned().chain(named) {
+            if let Some(slot) = values.get_mut(column) {
+                *slot = Some(value);
+            }
+        }
+        values
+    }
+
+    /// The first flag of those that are given and that only a CSV file has a use for.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--delimiter", self.delimiter.is_some()),
+            ("--encoding", self.encoding != Encoding::Utf8),
+            ("--columns", !self.columns.is_empty()),
+            ("--no-header", self.no_header),
+            ("--ignore-other-columns", self.ignore_other_columns),
+            ("--where", !self.conditions.is_empty()),
+            ("--event", self.event.is_some()),
+            ("--scope", self.scope.is_some()),
+            ("--default", !self.default.is_empty()),
+            ("--time-format", self.time_format != TimeFormat::default()),
+            ("--time-zone", self.time_zone.is_some()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
+    /// These flags as an interrupted import keeps them: with others, its rows would mean something else.
+    /// Empty if none is given.
+    pub(super) fn meaning(&self, defaults: &Defaults) -> String {
+        let mut text = String::new();
+        let mut add = |flag: &str, value: &dyn std::fmt::Debug| {
+            let _ = write!(text, "{flag}={value:?} ");
+        };
+        if let Some(delimiter) = self.delimiter {
+            add("--delimiter", &delimiter);
+        }
+        if self.encoding != Encoding::Utf8 {
+            add("--encoding", &self.encoding);
+        }
+        if !self.columns.is_empty() {
+            add("--columns", &self.columns);
+        }
+        if self.no_header {
+            add("--no-header", &true);
+        }
+        if self.ignore_other_columns {
+            add("--ignore-other-columns", &true);
+        }
+        if !self.conditions.is_empty() {
+            add("--where", &self.conditions);
+        }
+        for (column, value) in self.values(defaults).iter().enumerate() {
+            if let (Some(column), Some(value)) = (COLUMNS.get(column), value) {
+                add(column, value);
+            }
+        }
+        if let Some(region) = &defaults.region {
+            add("--region", &region.name());
+        }
+        if self.time_format != TimeFormat::default() {
+            add("--time-format", &self.time_format);
+        }
+        if let Some(zone) = &self.time_zone {
+            add("--time-zone", zone);
+        }
+        if defaults.undated_opt_outs.is_some() {
+            add("--undated-opt-outs", &"now");
+        }
+        text.trim_end().to_owned()
+    }
+}
