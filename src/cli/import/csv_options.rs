@@ -41,7 +41,7 @@ pub(super) struct CsvOptions {
     #[arg(long, value_name = "COLUMN=VALUE", value_parser = parse_default)]
     pub(super) default: Vec<(usize, String)>,
     /// How times are written
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub(super) time_format: TimeFormat,
     /// The zone of times that have none: UTC, or an offset such as -06:00
     #[arg(long, value_name = "OFFSET", allow_hyphen_values = true)]

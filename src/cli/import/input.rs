@@ -58,10 +58,9 @@ pub(super) fn open(path: &str, reading: &Reading<'_>) -> anyhow::Result<Input> {
     let cannot_read = || format!("cannot read {path}");
     let (mut reader, file) = open_reader(path)?;
     let beginning = reader.fill_buf().with_context(cannot_read)?;
-    if UTF16_BOMS.iter().any(|bom| beginning.starts_with(bom))
-        || beginning.get(..8).is_some_and(|beginning| beginning.contains(&0))
-    {
-        bail!("{path} is UTF-16: save it as UTF-8");
+    let has_nul = beginning.get(..8).is_some_and(|beginning| beginning.contains(&0));
+    if has_nul || UTF16_BOMS.iter().any(|bom| beginning.starts_with(bom)) {
+        bail!("{path} is UTF-16 or no text: save it as UTF-8");
     }
     let bom = if beginning.starts_with(BOM) { BOM.len() } else { 0 };
     let text = beginning.get(bom..).unwrap_or_default();
