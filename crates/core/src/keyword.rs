@@ -130,7 +130,8 @@ pub fn are_same(one: &str, other: &str) -> bool {
 /// The meaning of a keyword.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Meaning {
-    /// An opt-out of these scopes. There are several only if a topic is known under several classes.
+    /// An opt-out of these scopes. There are several if a topic is known under several classes, or if the
+    /// text is listed with scopes of which none covers the others.
     OptOut(Vec<Scope>),
     /// An opt-in as configured.
     OptIn(Arc<OptInKeyword>),
@@ -157,17 +158,17 @@ struct Keyword {
 }
 
 impl Keyword {
-    /// The scope that the keyword opts out of, if it opts out.
-    fn scope(&self) -> Option<&Scope> {
+    /// The scopes that the keyword opts out of; none if it does not opt out.
+    fn scopes(&self) -> &[Scope] {
         match &self.action {
-            Action::OptOut(scope) => Some(scope),
-            Action::OptIn(_) | Action::Confirm => None,
+            Action::OptOut(scopes) => scopes,
+            Action::OptIn(_) | Action::Confirm => &[],
         }
     }
 
     fn to_match(&self) -> KeywordMatch {
         let meaning = match &self.action {
-            Action::OptOut(scope) => Meaning::OptOut(vec![scope.clone()]),
+            Action::OptOut(scopes) => Meaning::OptOut(scopes.clone()),
             Action::OptIn(keyword) => Meaning::OptIn(Arc::clone(keyword)),
             Action::Confirm => Meaning::Confirm,
         };
@@ -176,7 +177,7 @@ impl Keyword {
 }
 
 enum Action {
-    OptOut(Scope),
+    OptOut(Vec<Scope>),
     OptIn(Arc<OptInKeyword>),
     Confirm,
 }
@@ -202,34 +203,29 @@ impl Keywords {
     pub fn new(lists: KeywordLists) -> Self {
         let KeywordLists { built_in, except, languages, opt_out, topics, opt_in, confirm } = lists;
         let (mut words, mut buttons) = (HashMap::new(), HashMap::new());
-        let entry = |word: &str, locale: &str, action: Action| {
-            let word = Keyword { action, listed: word.to_owned(), locale: locale.to_owned() };
-            (normalize(&word.listed), word)
-        };
-        let mut put =
-            |word: &str, locale: &str, action: Action| words.extend([entry(word, locale, action)]);
         for (word, locale) in confirming(confirm, &languages) {
-            put(&word, &locale, Action::Confirm);
+            put(&mut words, &word, &locale, Action::Confirm);
         }
         for keyword in opt_in {
             let keyword = Arc::new(keyword);
             for word in &keyword.words {
-                put(word, &keyword.evidence.locale, Action::OptIn(Arc::clone(&keyword)));
+                let action = Action::OptIn(Arc::clone(&keyword));
+                put(&mut words, word, &keyword.evidence.locale, action);
             }
         }
-        // From the narrowest to the broadest, so that the broadest overwrites the others.
+        // From the narrowest to the broadest, so that the broadest is the one that is reported.
         let mut opt_out = opt_out;
         if built_in {
             opt_out.extend(built_in_words(&except, &languages));
         }
         opt_out.sort_by(|a, b| b.scope.cmp(&a.scope));
-        for OptOutKeyword { words, buttons: labels, scope, locale } in opt_out {
-            for word in words {
-                put(&word, &locale, Action::OptOut(scope.clone()));
+        for OptOutKeyword { words: listed, buttons: labels, scope, locale } in opt_out {
+            for word in listed {
+                put(&mut words, &word, &locale, Action::OptOut(vec![scope.clone()]));
             }
-            let labels = labels.iter();
-            buttons
-                .extend(labels.map(|label| entry(label, &locale, Action::OptOut(scope.clone()))));
+            for label in labels {
+                put(&mut buttons, &label, &locale, Action::OptOut(vec![scope.clone()]));
+            }
         }
         for known in [&mut words, &mut buttons] {
             known.remove("");
@@ -241,8 +237,8 @@ impl Keywords {
     }
 
     /// The meaning of a button, by its label or by the payload behind it: the meaning of the same text
-    /// if it is typed, or the configured one, or an opt-out of marketing if the label stops promotions.
-    /// Of two opt-outs, the broader one.
+    /// if it is typed, the configured one, and an opt-out of marketing if the label stops promotions.
+    /// Several opt-outs are one opt-out of all their scopes.
     #[must_use]
     pub fn meaning_of_button(&self, text: &str, state: &State) -> Option<KeywordMatch> {
         let by_word = self.meaning(text, state);
@@ -251,24 +247,25 @@ impl Keywords {
         }
         let text = normalize(text);
         let configured = self.buttons.get(&text).map(Keyword::to_match);
-        let by_button = configured.or_else(|| {
-            let applies = self.except.as_ref().is_some_and(|except| !except.contains(&text));
-            let stopped = stops_promotions(&text).filter(|_| applies)?;
+        let applies = self.except.as_ref().is_some_and(|except| !except.contains(&text));
+        let by_rule = stops_promotions(&text).filter(|_| applies).map(|stopped| {
             let meaning = Meaning::OptOut(vec![Scope::Class(Class::Marketing)]);
             let locale = stopped.locale.to_owned();
-            Some(KeywordMatch { meaning, keyword: stopped.keyword, locale })
+            KeywordMatch { meaning, keyword: stopped.keyword, locale }
         });
-        // A broader scope is ordered before a narrower one.
-        let scopes = |matched: &Option<KeywordMatch>| match matched.as_ref().map(|one| &one.meaning)
-        {
-            Some(Meaning::OptOut(scopes)) => scopes.first().cloned(),
-            _ => None,
+        let scopes_of = |matched: &KeywordMatch| match &matched.meaning {
+            Meaning::OptOut(scopes) => scopes.clone(),
+            Meaning::OptIn(_) | Meaning::Confirm => Vec::new(),
         };
-        match (scopes(&by_word), scopes(&by_button)) {
-            (_, None) => by_word,
-            (Some(word), Some(button)) if word <= button => by_word,
-            (_, Some(_)) => by_button,
-        }
+        let found = [&by_word, &configured, &by_rule].into_iter().flatten();
+        let scopes = broadest(found.clone().flat_map(scopes_of));
+        // Of several opt-outs, the first one with the broadest scope is reported. A broader scope is
+        // ordered before a narrower one.
+        let reported = found.filter(|one| !scopes_of(one).is_empty());
+        let Some(reported) = reported.min_by_key(|one| scopes_of(one).into_iter().min()) else {
+            return by_word;
+        };
+        Some(KeywordMatch { meaning: Meaning::OptOut(scopes), ..reported.clone() })
     }
 
     /// The meaning of `text`, if the whole of it is a keyword.
@@ -284,7 +281,7 @@ impl Keywords {
         if let Some(matched) = self.opt_out_of_name(&text, state) {
             return Some(matched);
         }
-        let opt_out = |phrase| self.words.get(phrase).filter(|word| word.scope().is_some());
+        let opt_out = |phrase| self.words.get(phrase).filter(|word| !word.scopes().is_empty());
         match courtesy::opt_outs(&text, self.longest_word_bytes, opt_out).as_slice() {
             [] => self.opt_out_of_name(courtesy::without_courtesies(&text), state),
             words => Some(all_of(words)),
@@ -294,7 +291,7 @@ impl Keywords {
     /// Whether any keyword opts out of everything.
     #[must_use]
     pub fn can_opt_out_of_all(&self) -> bool {
-        self.words.values().any(|word| matches!(word.action, Action::OptOut(Scope::All)))
+        self.words.values().any(|word| word.scopes().contains(&Scope::All))
     }
 
     /// The meaning of `stop <name>`, in its normal form.
@@ -339,16 +336,39 @@ impl Keywords {
 /// The meaning of several opt-outs in one text: everything if one of them covers everything, else each
 /// scope.
 fn all_of(words: &[&Keyword]) -> KeywordMatch {
-    let by_scope: BTreeMap<_, _> = words.iter().map(|word| (word.scope(), *word)).collect();
-    if let Some(all) = by_scope.get(&Some(&Scope::All)) {
+    let scopes =
+        words.iter().flat_map(|word| word.scopes().iter().map(move |scope| (scope, *word)));
+    let by_scope: BTreeMap<_, _> = scopes.collect();
+    if let Some(all) = by_scope.get(&Scope::All) {
         return all.to_match();
     }
-    let listed: Vec<&str> = by_scope.values().map(|word| word.listed.as_str()).collect();
+    let mut listed: Vec<&str> = by_scope.values().map(|word| word.listed.as_str()).collect();
+    listed.dedup();
     KeywordMatch {
-        meaning: Meaning::OptOut(by_scope.keys().copied().flatten().cloned().collect()),
         keyword: listed.join(" "),
         locale: by_scope.values().next().map(|word| word.locale.clone()).unwrap_or_default(),
+        meaning: Meaning::OptOut(by_scope.into_keys().cloned().collect()),
     }
+}
+
+/// Lists a keyword by its normal form. A word that opts out keeps the scopes that it had as an opt-out,
+/// and replaces any other meaning.
+fn put(index: &mut HashMap<String, Keyword>, word: &str, locale: &str, mut action: Action) {
+    let normal = normalize(word);
+    if let Action::OptOut(scopes) = &mut action {
+        let known = index.get(&normal).map_or(&[][..], Keyword::scopes);
+        *scopes = broadest(known.iter().chain(scopes.iter()).cloned());
+    }
+    let (listed, locale) = (word.to_owned(), locale.to_owned());
+    index.insert(normal, Keyword { action, listed, locale });
+}
+
+/// These scopes without those that another one of them covers, the broadest first.
+fn broadest(scopes: impl Iterator<Item = Scope>) -> Vec<Scope> {
+    let scopes: BTreeSet<Scope> = scopes.collect();
+    let is_covered =
+        |scope: &Scope| scopes.iter().any(|other| other != scope && other.covers(scope));
+    scopes.iter().filter(|scope| !is_covered(scope)).cloned().collect()
 }
 
 /// The indexed keywords of every business.

@@ -262,6 +262,16 @@ impl Scope {
         }
     }
 
+    /// Whether whatever is in the other scope is in this one.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Class(class) => other.class() == Some(*class),
+            Self::Topic(..) => self == other,
+        }
+    }
+
     /// The class of this scope; `None` for `*`.
     #[must_use]
     pub fn class(&self) -> Option<Class> {

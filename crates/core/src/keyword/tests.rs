@@ -265,6 +265,9 @@ fn buttons_opt_out_by_configuration_and_by_what_they_show() {
         opt_out: vec![
             out(marketing(), &["basta promo"], &["No, thanks", "promo:no", "Stop"]),
             out(Scope::All, &[], &["leave-all", "Basta promo"]),
+            out(Scope::Class(Class::Utility), &["no news"], &["No offers", "Stop promos", "both"]),
+            out(marketing(), &["no news"], &["no offers", "both"]),
+            out(Scope::parse("marketing.deals").unwrap(), &["no news"], &["both", "Stop ads"]),
         ],
         ..KeywordLists::default()
     });
@@ -292,6 +295,15 @@ fn buttons_opt_out_by_configuration_and_by_what_they_show() {
         assert_eq!(scope(keywords.meaning_of_button(label, &state)), pressed, "{label}");
         assert_eq!(scope(keywords.meaning(label, &state)), typed, "{label}");
     }
+    // Of two meanings of different classes, both.
+    let both = vec![marketing(), Scope::Class(Class::Utility)];
+    for label in ["No offers", "Stop promos", "BOTH", "no news"] {
+        let matched = keywords.meaning_of_button(label, &state).unwrap();
+        assert_eq!(matched.meaning, Meaning::OptOut(both.clone()), "{label}");
+    }
+    assert_eq!(keywords.meaning("No news!", &state).unwrap().meaning, Meaning::OptOut(both));
+    let narrow = keywords.meaning_of_button("Stop ads", &state).unwrap();
+    assert_eq!(narrow.meaning, Meaning::OptOut(vec![marketing()]), "the rule covers the topic");
     let built_in = KeywordLists { built_in: false, ..KeywordLists::default() };
     let label = "Arrêter les promotions";
     assert_eq!(Keywords::new(built_in).meaning_of_button(label, &state), None);
