@@ -59,10 +59,15 @@ fn whole(number: f64) -> Option<String> {
     ((0.0..MAX_EXACT).contains(&number) && number.fract() == 0.0).then(|| format!("{number:.0}"))
 }
 
+/// The longest id that is read, in bytes: the longest user id that can be recorded, and several invisible
+/// characters before each of its own.
+const MAX_NAME_BYTES: usize = 2 * 1024;
+
 /// The id of a user or a number, without invisible characters. Checks refuse such characters, so a STOP
-/// that was recorded with them would apply to another id.
+/// that was recorded with them would apply to another id. Nothing if it is longer than
+/// [`MAX_NAME_BYTES`]: no id is, and the characters of each are looked up.
 pub(super) fn name(object: &Value, name: &str) -> Option<String> {
-    let id = id(object, name).filter(|id| is_whole(id))?;
+    let id = id(object, name).filter(|id| id.len() <= MAX_NAME_BYTES && is_whole(id))?;
     Some(hidden_chars::cleaned(&id).into_owned()).filter(|id| !id.is_empty())
 }
 

@@ -48,12 +48,23 @@ pub fn is_plain_ascii(text: &str) -> bool {
     ends && bytes.iter().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// The first hidden character of a text. Allocates nothing for plain ASCII.
+/// The first hidden character of a text. Allocates nothing for plain ASCII. It takes time in proportion
+/// to the text's length, and times the logarithm of it for a text that is not in NFKC.
 #[must_use]
 pub fn find(text: &str) -> Option<HiddenChar> {
     if is_plain_ascii(text) {
         return None;
     }
+    invisible_or_space(text).or_else(|| not_normal(text))
+}
+
+/// Whether a text has no hidden character.
+fn is_plain(text: &str) -> bool {
+    is_plain_ascii(text) || (invisible_or_space(text).is_none() && is_normal(text))
+}
+
+/// The first hidden character of a text that is not one by NFKC.
+fn invisible_or_space(text: &str) -> Option<HiddenChar> {
     let end = text.len().saturating_sub(text.chars().next_back().map_or(0, char::len_utf8));
     for (offset, character) in text.char_indices() {
         let kind = match invisible(character) {
@@ -67,13 +78,13 @@ pub fn find(text: &str) -> Option<HiddenChar> {
         };
         return Some(HiddenChar { character, offset, kind });
     }
-    not_normal(text)
+    None
 }
 
 /// The text without hidden characters: trimmed, without invisible characters, in NFKC.
 #[must_use]
 pub fn cleaned(text: &str) -> Cow<'_, str> {
-    if find(text).is_none() {
+    if is_plain(text) {
         return Cow::Borrowed(text);
     }
     let seen = |text: &str| -> String {
@@ -111,21 +122,38 @@ fn invisible(character: char) -> Option<Kind> {
 /// The Braille pattern without dots, which fonts show as a space although Unicode calls it a symbol.
 const BRAILLE_BLANK: char = '\u{2800}';
 
-/// The first character that NFKC changes.
+/// Whether a text is in NFKC.
+fn is_normal(text: &str) -> bool {
+    is_nfkc_quick(text.chars()) == IsNormalized::Yes || text.nfkc().eq(text.chars())
+}
+
+/// The first character that NFKC changes: the last one of the shortest beginning of the text that is
+/// not in NFKC.
+///
+/// It is found by bisection. Each part of a text in NFKC is in NFKC too (UAX #15, "closed under
+/// substrings"), so that all beginnings from the shortest such one on are not in NFKC.
 fn not_normal(text: &str) -> Option<HiddenChar> {
-    if is_nfkc_quick(text.chars()) == IsNormalized::Yes || text.nfkc().eq(text.chars()) {
+    if is_normal(text) {
         return None;
     }
-    text.char_indices().find_map(|(offset, character)| {
-        let until = text.get(..offset.saturating_add(character.len_utf8()))?;
-        if until.nfkc().eq(until.chars()) {
-            return None;
+    // The beginning that ends at `normal` is in NFKC, and the one that ends at `changed` is not.
+    let (mut normal, mut changed) = (0_usize, text.len());
+    let (offset, character) = loop {
+        let mut rest = text.get(normal..changed)?.char_indices();
+        let (_, first) = rest.next()?;
+        if rest.next().is_none() {
+            break (normal, first);
         }
-        let alone: String = std::iter::once(character).nfkc().collect();
-        let is_same = alone.chars().eq(std::iter::once(character));
-        let kind = if is_same { Kind::Uncomposed } else { Kind::Compatible(alone) };
-        Some(HiddenChar { character, offset, kind })
-    })
+        let middle =
+            text.ceil_char_boundary(normal.midpoint(changed).max(normal.saturating_add(1)));
+        let middle =
+            if middle < changed { middle } else { normal.saturating_add(first.len_utf8()) };
+        if is_normal(text.get(..middle)?) { normal = middle } else { changed = middle }
+    };
+    let alone: String = std::iter::once(character).nfkc().collect();
+    let is_same = alone.chars().eq(std::iter::once(character));
+    let kind = if is_same { Kind::Uncomposed } else { Kind::Compatible(alone) };
+    Some(HiddenChar { character, offset, kind })
 }
 
 impl fmt::Display for HiddenChar {
@@ -250,6 +278,20 @@ mod tests {
         ] {
             let found = find(text).map(|hidden| hidden.to_string()).unwrap_or_default();
             assert!(found.contains(said), "{text:?}: {found}");
+        }
+    }
+
+    /// A search that tests each beginning of this text would take minutes.
+    #[test]
+    fn a_hidden_character_far_inside_a_text_is_found() {
+        let before = "\u{e9}\u{939}".repeat(20_000);
+        for (hidden, offset) in [("\u{ff41}", 0), ("e\u{301}", 1), ("\u{1100}\u{1161}", 3)] {
+            for after in [String::new(), "\u{ff41}\u{301}".to_owned(), before.clone()] {
+                let text = format!("{before}{hidden}{after}");
+                let found = find(&text).map(|found| found.offset);
+                assert_eq!(found, Some(before.len() + offset), "{hidden:?}");
+            }
+            assert!(!cleaned(&format!("{before}{hidden}")).contains(hidden));
         }
     }
 
