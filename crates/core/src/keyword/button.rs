@@ -7,7 +7,9 @@
 //! ends with one where a language has its verbs last, and names promotions in the same language.
 //!
 //! The verbs are narrower than the words of a text that opt out: *cancel* and *remove* are often about
-//! an order. The rule is for labels and payloads of buttons alone, and never for what a user types.
+//! an order. The rule is for texts that a business offers: labels and payloads of buttons, rows of
+//! lists, and answers in forms, which do not say whether the user chose or typed them. It is not for
+//! messages that a user types.
 
 use std::sync::LazyLock;
 
