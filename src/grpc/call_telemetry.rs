@@ -180,12 +180,12 @@ impl CallNotes {
 
     /// Logs an item of a stream that failed, which does not end the call.
     pub(super) fn item_failed(&self, code: Code, cause: &str) {
-        if let Some(untold) = self.failures.record(code) {
+        if let Some(suppressed) = self.failures.record(code) {
             warn!(
                 target: CALLS,
                 code = code_name(code),
                 cause,
-                untold,
+                suppressed,
                 "a request in a gRPC stream failed"
             );
         }
@@ -230,8 +230,8 @@ impl ObservedCall {
         let outcome = self.notes.outcome.get().copied();
         // A check before the table is loaded is answered UNAVAILABLE, which is no fault.
         let is_loading = code == Code::Unavailable && self.method.service() == Service::Consent;
-        if !is_loading && let Some(untold) = self.notes.failures.record(code) {
-            warn!(target: CALLS, code = code_name(code), cause, untold, "a call failed");
+        if !is_loading && let Some(suppressed) = self.notes.failures.record(code) {
+            warn!(target: CALLS, code = code_name(code), cause, suppressed, "a call failed");
         }
         let seconds = self.started.elapsed().as_secs_f64();
         let code_name = code_name(code);

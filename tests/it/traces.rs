@@ -370,7 +370,7 @@ async fn what_fails_by_our_fault_is_logged_with_its_id_and_not_once_a_call() {
     assert_eq!(failed[0]["span"]["request_id"], "order-0");
     assert_eq!(failed[0]["span"]["method"], CAN_SEND);
     assert_eq!(failed[0]["code"], "RESOURCE_EXHAUSTED");
-    assert_eq!(failed[0]["untold"], 0);
+    assert_eq!(failed[0]["suppressed"], 0);
     // The next that is told says how many were not.
     eventually("another failure is told", || {
         let (mut wire, body, sidecar) = (wire.clone(), body.clone(), &sidecar);
@@ -384,8 +384,8 @@ async fn what_fails_by_our_fault_is_logged_with_its_id_and_not_once_a_call() {
     let failed = lines(&sidecar, "a call failed", 2).await;
     let told = failed.last().unwrap();
     assert_eq!(told["span"]["request_id"], "last");
-    let untold: u64 = failed.iter().map(|line| line["untold"].as_u64().unwrap()).sum();
-    assert!(untold >= REFUSED - u64::try_from(failed.len() - 1).unwrap(), "{failed:?}");
+    let suppressed: u64 = failed.iter().map(|line| line["suppressed"].as_u64().unwrap()).sum();
+    assert!(suppressed >= REFUSED - u64::try_from(failed.len() - 1).unwrap(), "{failed:?}");
     assert_names_nobody(sidecar.said().as_bytes());
 }
 
