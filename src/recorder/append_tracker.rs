@@ -65,7 +65,7 @@ impl<'a> AppendTracker<'a> {
 
     /// Also retains a change that the ledger was found to have.
     pub(super) fn retain(&self, change: Replayable) {
-        self.sent().keep(change);
+        self.sent().retain(change);
     }
 
     /// Waits until this process' own follower has applied all appended changes.
@@ -75,7 +75,7 @@ impl<'a> AppendTracker<'a> {
             // The connection may be to a server that is no longer the proven primary.
             self.recorder.ledger.reconnect_appends();
         }
-        let retained = self.sent().take_kept(followed.is_ok());
+        let retained = self.sent().take_retained(followed.is_ok());
         for (change, is_confirmed) in retained {
             self.recorder.recent_denials.retain(change, is_confirmed.then_some(self.losses));
         }
@@ -105,7 +105,7 @@ impl<'a> AppendTracker<'a> {
 
 impl Drop for AppendTracker<'_> {
     fn drop(&mut self) {
-        let retained = self.sent().take_kept(false);
+        let retained = self.sent().take_retained(false);
         for (change, _) in retained {
             self.recorder.recent_denials.retain(change, None);
         }

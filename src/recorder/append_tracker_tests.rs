@@ -231,10 +231,10 @@ fn copy_under_a_linked_id_is_kept_only_while_its_outcome_is_unknown() {
         let mut sent = SentChanges::new(true);
         let event = sent.send(&[denying("US.one")], Origin::Event);
         sent.answered(event, &[written(1)]);
-        let copy = sent.send(&[denying("US.two")], Origin::Walk);
+        let copy = sent.send(&[denying("US.two")], Origin::Propagation);
         if is_answered {
             sent.answered(copy, &[written(2)]);
         }
-        assert_eq!(sent.take_kept(is_followed), kept, "{is_answered}, {is_followed}");
+        assert_eq!(sent.take_retained(is_followed), kept, "{is_answered}, {is_followed}");
     }
 }

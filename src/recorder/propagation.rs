@@ -145,7 +145,7 @@ impl Recorder {
                     Step::Append(changes) => break changes,
                 }
             };
-            let appended = tracker.append(changes, Origin::Walk).await?;
+            let appended = tracker.append(changes, Origin::Propagation).await?;
             if let Some(revision) = round.appended(&appended)? {
                 return Ok(revision);
             }

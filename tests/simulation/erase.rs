@@ -178,7 +178,7 @@ impl World {
             Appended::Committed(_) => {
                 if let (true, Some(call)) = (is_there, &mut self.recorders[index].call) {
                     let key = self.primary.key_of(number);
-                    call.sent.keep(Replayable::Erase { key, time });
+                    call.sent.retain(Replayable::Erase { key, time });
                 }
                 erasing.done.push((number, time));
             }

@@ -193,7 +193,7 @@ impl World {
             return None;
         }
         let said = change.update.as_ref().map(|update| Rc::new(Said::of(update.record.clone())));
-        let what = (Origin::Walk, Vec::new());
+        let what = (Origin::Propagation, Vec::new());
         let answer = self.append_of_call(index, number, change, said, what)?;
         Some(answer.ok()?.outcome)
     }

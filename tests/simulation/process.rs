@@ -126,9 +126,9 @@ impl World {
         let Some(process) = process_of(index) else { return };
         let now = self.time();
         let memory = &mut self.processes[process].memory;
-        for (what, is_settled) in call.sent.take_kept(is_followed) {
-            let is_settled = is_settled && call.losses == memory.losses();
-            memory.retain(now, what, is_settled);
+        for (what, is_confirmed) in call.sent.take_retained(is_followed) {
+            let is_confirmed = is_confirmed && call.losses == memory.losses();
+            memory.retain(now, what, is_confirmed);
         }
         if !gives_back(index) {
             self.owed.extend(call.written.into_iter().map(|owed| (process, owed)));
@@ -287,8 +287,8 @@ impl World {
     /// Whether nothing is left to give back.
     pub fn all_is_given_back(&mut self) -> bool {
         let now = self.time();
-        let is_settled = |process: &mut Process| process.memory.unconfirmed(now, 1).is_empty();
-        self.processes.iter_mut().all(is_settled)
+        let is_confirmed = |process: &mut Process| process.memory.unconfirmed(now, 1).is_empty();
+        self.processes.iter_mut().all(is_confirmed)
     }
 
     /// Property 8: what a process wrote to any branch is in the ledger, and an erased pair names no id
