@@ -279,17 +279,12 @@ impl Recorder {
                     numbers.push(number);
                     submissions.push(resubmission(&denial));
                 }
-                Replayable::Erase { key, time } => match self.erase_again(key, time).await {
-                    Ok(is_new) => {
-                        replayed.erases = replayed.erases.saturating_add(usize::from(is_new));
-                        self.metrics.erased_again(usize::from(is_new));
+                Replayable::Erase { key, time } => {
+                    let result = self.erase_again(key, time).await;
+                    if self.is_erase_confirmed(result, replayed) {
                         confirmed.insert(number);
                     }
-                    Err(refusal) if is_unknown(&refusal) => {}
-                    // A retry cannot help: the pair's record needs a newer version to be erased, as
-                    // the error of the erasure says.
-                    Err(_) => drop(confirmed.insert(number)),
-                },
+                }
             }
         }
         let results = self.record_tracked(&submissions, false).await;
@@ -308,6 +303,23 @@ impl Recorder {
             confirmed.insert(number);
         }
         confirmed
+    }
+
+    /// Counts the replay of an erasure by its result. Returns whether the change is confirmed. A refused
+    /// one is, because a retry cannot help, as when the pair's record needs a newer version to be erased.
+    fn is_erase_confirmed(&self, result: Result<bool, Refusal>, replayed: &mut Replayed) -> bool {
+        match result {
+            Ok(is_new) => {
+                replayed.erases = replayed.erases.saturating_add(usize::from(is_new));
+                self.metrics.erased_again(usize::from(is_new));
+            }
+            Err(refusal) if is_unknown(&refusal) => return false,
+            Err(refusal) => {
+                self.metrics.recorded("refused");
+                warn!(cause = %refusal, "the ledger refuses to record a lost erase again");
+            }
+        }
+        true
     }
 }
 
@@ -335,30 +347,73 @@ fn is_unknown(refusal: &Refusal) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::path::Path;
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
     use tokio::sync::watch;
 
-    use super::Replayable;
+    use super::{Replayable, Replayed};
     use crate::metrics::Metrics;
-    use crate::recorder::Recorder;
+    use crate::recorder::{Recorder, Refusal};
     use consentd_core::event::{Event, PlatformNames, What};
     use consentd_core::keyword::{KeywordLists, Keywords};
     use consentd_core::record::HistoryEntry;
     use consentd_core::submission::Submission;
     use consentd_core::time::Timestamp;
-    use consentd_ledger::{Embedded, Ledger, Retention};
+    use consentd_ledger::{Embedded, Ledger, Retention, UnreadableRecord};
     use consentd_os::clock;
 
+    /// The log of a test.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn refused_replay_of_an_erasure_is_confirmed_logged_and_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = prometheus::Registry::new();
+        let recorder = recorder_with(folder.path(), registry.clone());
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let mut replayed = Replayed::default();
+        let unknown = Refusal::Unreadable(UnreadableRecord::Lost { bucket: 7 });
+        assert!(!recorder.is_erase_confirmed(Err(unknown), &mut replayed));
+        assert!(log.0.lock().unwrap().is_empty());
+        let refused = Refusal::Unreadable(UnreadableRecord::Newer { format: 99 });
+        assert!(recorder.is_erase_confirmed(Err(refused), &mut replayed));
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(said.contains("refuses to record a lost erase again"), "{said}");
+        assert!(said.contains("format 99"), "{said}");
+        let metrics = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert!(metrics.contains("consent_records_total{outcome=\"refused\"} 1"), "{metrics}");
+        assert!(recorder.is_erase_confirmed(Ok(true), &mut replayed));
+        assert_eq!((replayed.denials, replayed.erases), (0, 1));
+    }
+
     fn recorder_in(folder: &Path) -> Recorder {
+        recorder_with(folder, prometheus::Registry::new())
+    }
+
+    fn recorder_with(folder: &Path, registry: prometheus::Registry) -> Recorder {
         let path = folder.join("ledger.redb");
         let (ledger, appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();
         std::thread::spawn(move || appender.run());
         let names = PlatformNames::default();
         let keywords = Keywords::new(KeywordLists::default());
-        let metrics = Metrics::new(prometheus::Registry::new()).unwrap();
+        let metrics = Metrics::new(registry).unwrap();
         Recorder::new(Ledger::Embedded(ledger), names, keywords, Arc::new(metrics))
     }
 
