@@ -289,17 +289,21 @@ impl Recorder {
         Ok(None)
     }
 
-    /// Whether an event is a keyword that confirms a pending opt-in.
+    /// Whether an event is a keyword that may confirm a pending opt-in of the stored record. Most pairs
+    /// have none, and a `yes` that confirms nothing needs no history, which may be long. The evidence of
+    /// an opt-in in the same call is not in the ledger yet.
     fn confirms(&self, transaction: &PairTransaction<'_>, stored: &StoredRecord) -> bool {
         let state = &stored.record.state;
-        transaction.submissions().any(|submission| match &submission.event.what {
-            What::Inbound { text, .. } => {
-                let keywords = self.keywords.of(&submission.event.business_id);
-                let keyword = keyword_match(keywords, submission, text, state);
-                keyword.is_some_and(|keyword| keyword.meaning == Meaning::Confirm)
-            }
-            _ => false,
-        })
+        let is_pending = state.scopes.values().any(|scope_state| scope_state.pending.is_some());
+        is_pending
+            && transaction.submissions().any(|submission| match &submission.event.what {
+                What::Inbound { text, .. } => {
+                    let keywords = self.keywords.of(&submission.event.business_id);
+                    let keyword = keyword_match(keywords, submission, text, state);
+                    keyword.is_some_and(|keyword| keyword.meaning == Meaning::Confirm)
+                }
+                _ => false,
+            })
     }
 }
 

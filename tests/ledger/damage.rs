@@ -430,3 +430,52 @@ async fn recorder_refuses_what_it_cannot_read_and_records_other_pairs() {
     }
     record(event("15550123457")).await.unwrap();
 }
+
+/// A `yes` reads the pair's history only if an opt-in is pending.
+#[tokio::test]
+async fn a_confirmation_of_nothing_needs_no_history() {
+    const HISTORY: redb::TableDefinition<u64, &[u8]> = redb::TableDefinition::new("history");
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let record = async |user: &str, what: What| {
+        let (user_id, business_id) = (user.to_owned(), "acme".to_owned());
+        let event = Event { user_id, business_id, time: None, what };
+        let request_id =
+            format!("{user} {}", i32::from(matches!(event.what, What::Inbound { .. })));
+        let open = run(serve(&path).unwrap());
+        let submission = Submission::new(event, request_id);
+        let result = super::linked::recorder(&open.ledger).record(&[submission]).await.remove(0);
+        open.close().await;
+        result
+    };
+    let mut asked = opt_in("Yes to WhatsApp from Acme");
+    if let What::OptIn { expire, pending, .. } = &mut asked {
+        (*expire, *pending) = (None, true);
+    }
+    for (user, what) in [("US.none", opt_out("letter")), ("US.pending", asked)] {
+        record(user, what).await.unwrap();
+    }
+    let database = redb::Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut history = transaction.open_table(HISTORY).unwrap();
+        let rows = history.iter().unwrap().map(|row| {
+            let (number, row) = row.unwrap();
+            (number.value(), row.value().to_vec())
+        });
+        let rows: Vec<(u64, Vec<u8>)> = rows.collect();
+        assert_eq!(rows.len(), 2);
+        for (number, mut row) in rows {
+            // The end of a row is the end of its entry.
+            let end = row.len() - 6;
+            row[end..].fill(0xff);
+            history.insert(number, row.as_slice()).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let yes = || What::Inbound { message_id: "wamid.1".to_owned(), text: "yes".to_owned() };
+    assert!(record("US.none", yes()).await.unwrap().applied);
+    let refused = record("US.pending", yes()).await;
+    assert!(matches!(&refused, Err(Refusal::Ledger(_))), "{refused:?}");
+}
