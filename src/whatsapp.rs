@@ -243,7 +243,7 @@ pub(crate) struct WebhookUpdate {
 pub(crate) struct LinkedCopy {
     /// The index of the link between the two ids in [`ParsedPayload::links`].
     pub link: usize,
-    /// The event.
+    /// The event, which requires the two ids to be linked.
     pub submission: Submission,
 }
 

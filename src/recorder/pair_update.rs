@@ -136,7 +136,7 @@ impl<'a> PairUpdate<'a> {
         secret: &KeySecret,
     ) -> Result<Outcome, Refusal> {
         let Submission { event, request_id, .. } = submission;
-        if self.is_erased(event) {
+        if self.is_erased(event) || !self.is_linked_as_required(submission, secret) {
             return Ok(Outcome::default());
         }
         let request = RequestIdentity::of(event, request_id, secret);
@@ -231,6 +231,16 @@ impl<'a> PairUpdate<'a> {
         erased.is_some_and(|erased| event.time.is_some_and(|time| time <= erased))
     }
 
+    /// Whether the pair's id is linked to the one that the event requires, if it requires one. A link
+    /// may have been accepted without an effect, as one from before an erasure is.
+    fn is_linked_as_required(&self, submission: &Submission, secret: &KeySecret) -> bool {
+        let business_id = &submission.event.business_id;
+        submission.only_if_linked_to.as_ref().is_none_or(|other| {
+            let other = secret.read(other, business_id).ok();
+            other.is_some_and(|key| known_link(&self.record, secret, business_id, key).is_some())
+        })
+    }
+
     /// The change to append. It writes nothing, and only compares, if the record is unchanged. `last`
     /// is the pair's last event; its ids are those of the log entry.
     pub(super) fn into_change(mut self, key: Key, last: Option<&Submission>) -> Change {
@@ -259,8 +269,8 @@ impl<'a> PairUpdate<'a> {
         if let What::OptIn { expire: Some(expire), .. } = &event.what
             && *expire <= event.time.unwrap_or(now)
         {
-            let why = "must be later than the event's own time: an opt-in that had lapsed when it \
-                       was given is none";
+            let why = "must be later than the event's own time: an opt-in that expires before it is \
+                       given allows nothing";
             return refuse("opt_in.expire_time", why.to_owned());
         }
         match event.time {

@@ -167,7 +167,8 @@ impl Webhook {
     ///
     /// Links come first: what is denied under one id of a user denies under the other before an event
     /// may allow there. If two ids could not be linked, an event that allows counts under its first id
-    /// alone.
+    /// alone. A failed link may be written under the second id although denials are missing there, so
+    /// that a copy waits for the link's outcome, besides what the recorder knows of the link.
     async fn record(&self, payload: ParsedPayload) -> bool {
         let ParsedPayload { links, mut updates, .. } = payload;
         let linked = self.record_updates(links).await;
@@ -217,8 +218,7 @@ impl Webhook {
         for (((place, before), denial), result) in ahead.into_iter().zip(&denials).zip(results) {
             let outcome =
                 result.map_or(UpdateOutcome::Failed, |result| self.classify(denial, &result));
-            let is_recorded =
-                before == UpdateOutcome::ReceiveError && outcome == UpdateOutcome::Applied;
+            let is_recorded = before == UpdateOutcome::Refused && outcome == UpdateOutcome::Applied;
             raise(&mut kinds, place, if is_recorded { outcome } else { outcome.max(before) });
         }
         for (kind, outcome) in &kinds {
@@ -255,7 +255,7 @@ impl Webhook {
             }
             Err(refusal) => {
                 self.warnings.refused(refusal);
-                UpdateOutcome::ReceiveError
+                UpdateOutcome::Refused
             }
         }
     }
@@ -266,7 +266,7 @@ impl Webhook {
 enum UpdateOutcome {
     Unchanged,
     Applied,
-    ReceiveError,
+    Refused,
     Failed,
 }
 
@@ -275,7 +275,7 @@ impl UpdateOutcome {
         match self {
             Self::Unchanged => "unchanged",
             Self::Applied => "applied",
-            Self::ReceiveError => "refused",
+            Self::Refused => "refused",
             Self::Failed => "failed",
         }
     }

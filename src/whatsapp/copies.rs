@@ -8,25 +8,18 @@
 //! A typed `yes` or `start` counts under the first id alone.
 
 use super::LinkedCopy;
-use super::denial_at_arrival::denies;
+use super::denial_at_arrival::denial_of;
 use consentd_core::event::What;
 use consentd_core::submission::{InboundEffect, Submission};
 
 /// What is recorded under another id of an event's user whether or not the ids can be linked: what
 /// denies. Ids beyond the most that one person may have are linked no more.
 pub(super) fn denial(submission: &Submission, other: &str) -> Option<Submission> {
-    let mut copy = under(submission, other);
-    match &submission.event.what {
-        What::Inbound { text, .. } if text.is_empty() => return None,
-        What::Inbound { .. } => copy.inbound_effect = InboundEffect::OptOutKeywords,
-        What::Failure { code } if denies(*code) => {}
-        what if what.is_denial() => {}
-        _ => return None,
-    }
-    Some(copy)
+    denial_of(submission).map(|denial| under(&denial, other))
 }
 
-/// What is recorded under another id of an event's user once the ids are linked: what allows.
+/// What is recorded under another id of an event's user once the ids are linked: what allows. The
+/// recorder checks that they are, because a link from before an erasure is accepted without an effect.
 pub(super) fn allow(submission: &Submission, other: &str, link: usize) -> Option<LinkedCopy> {
     let mut copy = under(submission, other);
     match &mut copy.event.what {
@@ -36,6 +29,7 @@ pub(super) fn allow(submission: &Submission, other: &str, link: usize) -> Option
         What::Platform { stopped: false } | What::OptIn { .. } => {}
         _ => return None,
     }
+    copy.only_if_linked_to = Some(submission.event.user_id.clone());
     Some(LinkedCopy { link, submission: copy })
 }
 

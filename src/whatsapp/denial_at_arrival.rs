@@ -12,30 +12,42 @@ pub(super) fn denies(code: i32) -> bool {
     matches!(code, CODE_WINDOW_CLOSED | CODE_FREQUENCY_CAPPED | CODE_PLATFORM_STOPPED)
 }
 
-/// The denial in an event, without a time: the recorder stamps it by the ledger's clock. Nothing if
-/// the event denies nothing. For events whose time is missing, invalid, or too far ahead to be
-/// recorded.
+/// The part of an event that denies, without anything that allows. Nothing if no part denies. Of a
+/// message only the opt-outs in its text are left, whatever they are.
+pub(super) fn denial_of(submission: &Submission) -> Option<Submission> {
+    let mut denial = submission.clone();
+    match &submission.event.what {
+        What::Inbound { text, .. } if text.is_empty() => return None,
+        What::Inbound { .. } => denial.inbound_effect = InboundEffect::OptOutKeywords,
+        What::Failure { code } if denies(*code) => {}
+        what if what.is_denial() => {}
+        _ => return None,
+    }
+    Some(denial)
+}
+
+/// The [denial](denial_of) in an event, without a time: the recorder stamps it by the ledger's clock.
+/// Nothing if the event denies nothing. For events whose time is missing, invalid, or too far ahead to
+/// be recorded.
 ///
-/// Only the denial is kept. A message can only opt out, because a window opens at the message's own
-/// time. A link counts as a denial, because it copies denials to another id.
+/// A window opens at the message's own time, and so not without one. A link counts as a denial, because
+/// it copies denials to another id.
 ///
-/// The result is idempotent for a message with an id, which becomes its request id: the platform
+/// The result is idempotent for a message with an id, which becomes its request id, by itself or in the
+/// reference of an opt-out: the platform
 /// repeats a message for seven days, and a user who opted in again meanwhile must stay opted in. An
 /// event without an id is recorded at each arrival, which can only deny too much.
 #[must_use]
 pub(crate) fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
-    let mut denial = submission.clone();
+    let mut denial = match submission.event.what {
+        What::Link { .. } => submission.clone(),
+        _ => denial_of(submission)?,
+    };
     denial.event.time = None;
     match &submission.event.what {
-        What::Inbound { text, .. } if text.is_empty() => return None,
-        What::Inbound { message_id, text } => {
-            denial.inbound_effect = InboundEffect::OptOutKeywords;
-            denial.request_id = request_id(message_id, text);
-        }
-        What::Link { .. } => {}
-        What::Failure { code } if denies(*code) => {}
-        what if what.is_denial() => {}
-        _ => return None,
+        What::Inbound { message_id, text } => denial.request_id = request_id(message_id, text),
+        What::OptOut { reference, .. } => denial.request_id = request_id(reference, ""),
+        _ => {}
     }
     Some(denial)
 }

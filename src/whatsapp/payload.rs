@@ -234,13 +234,20 @@ impl PayloadParser<'_> {
         malformed.map(|cause| (kind, cause))
     }
 
-    /// Adds a link, unless the payload has it already: most payloads repeat the ids of one user.
-    /// Returns the other id and the link's index.
+    /// Adds a link, unless the payload has it already: most payloads repeat the ids of one user. The
+    /// link then counts as of the latest of its times, because one from before an erasure has no
+    /// effect. Returns the other id and the link's index.
     fn link(&mut self, link: Submission) -> Option<(String, usize)> {
         let What::Link { other_user_id, .. } = &link.event.what else { return None };
         let other = other_user_id.clone();
         let ids = (link.event.user_id.clone(), link.event.business_id.clone());
         let links = &mut self.parsed.links;
+        let known = self.linked.get(&(ids.clone(), other.clone()));
+        let known = known.and_then(|index| links.get_mut(*index)?.submissions.first_mut());
+        if let Some(Submission { event, .. }) = known {
+            // A link without a time counts as of its arrival.
+            event.time = event.time.zip(link.event.time).map(|(known, time)| known.max(time));
+        }
         let index = *self.linked.entry((ids, other.clone())).or_insert_with(|| {
             let (kind, submissions) = (UpdateKind::Link, vec![link]);
             links.push(WebhookUpdate { kind, submissions, copies: Vec::new() });

@@ -17,6 +17,9 @@ pub struct Submission {
     /// Whether the text of an inbound message is a button's label or payload. Some of them opt out only
     /// if they are pressed, and mean nothing if a user types them.
     pub is_button: bool,
+    /// The id that the event's own one must be linked to. If the two are not linked in the record that
+    /// the event is applied to, the event changes nothing.
+    pub only_if_linked_to: Option<String>,
     /// Whether this records an event again that a ledger had, such as a denial that a failover lost.
     /// Its ids are then accepted in notations that only older versions accepted, and its time may be
     /// ahead of the ledger's clock by any amount.
@@ -57,6 +60,7 @@ impl Submission {
             precision: SourcePrecision::default(),
             inbound_effect: InboundEffect::default(),
             is_button: false,
+            only_if_linked_to: None,
             is_replay: false,
         }
     }

@@ -1,8 +1,11 @@
 //! Ids that change, and users with several: what is denied under one is denied under all.
 
+use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 
-use super::client::{Files, SCOPED, USER, answers, deliver, file, fixture, reason, redis};
+use super::client::{
+    Files, NUMBER, SCOPED, USER, acme, answers, deliver, file, fixture, history, reason, redis,
+};
 use crate::sidecar::{Sidecar, eventually};
 use crate::world::wall;
 
@@ -181,4 +184,57 @@ async fn an_update_with_several_ids_counts_under_each_and_a_link_alone_allows_no
     for id in [USER, "US.3", "US.one-more"] {
         answers(&sidecar, id, "full", "marketing", Reason::OptedOutAll).await;
     }
+}
+
+#[tokio::test]
+async fn an_allow_under_a_second_id_needs_a_link_that_was_recorded() {
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&file(files.folder.path()), &[]).await;
+    let now = wall() / 1_000;
+    // The link is from before the erasure of the first id, so that it leaves no trace.
+    delivered(&sidecar, &text("Hello", &[USER], now - 600, NUMBER)).await;
+    answers(&sidecar, USER, "acme", "marketing", Reason::WindowOpen).await;
+    let request = pb::EraseUserRequest { user_id: USER.into(), business_id: "acme".into() };
+    sidecar.records().await.erase_user(request).await.expect("it is erased");
+    answers(&sidecar, USER, "acme", "marketing", Reason::Suppressed).await;
+    for seconds in [now - 300, now - 200] {
+        delivered(&sidecar, &text("Hello", &[USER, SCOPED], seconds, NUMBER)).await;
+        assert_eq!(reason(&sidecar, SCOPED, "acme", "marketing").await, Reason::NoConsent);
+    }
+    assert!(history(&sidecar, SCOPED, "acme").await.is_empty());
+    // A repeated link changes nothing, and the two ids are linked.
+    for (seconds, id) in [(now - 300, SCOPED), (now - 200, PARENT), (now - 100, SCOPED)] {
+        delivered(&sidecar, &text("Hello", &[NEW, id], seconds, NUMBER)).await;
+        let message = format!("wamid.{seconds}.{NUMBER}");
+        let recorded = history(&sidecar, id, "acme").await;
+        let is_message = |event: &pb::ListEventsResponse| format!("{event:?}").contains(&message);
+        assert!(recorded.iter().any(is_message), "{recorded:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_payload_links_two_ids_as_of_its_latest_update_that_names_them() {
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&file(files.folder.path()), &[]).await;
+    let now = wall() / 1_000;
+    delivered(&sidecar, &text("Hello", &[SCOPED], now - 600, NUMBER)).await;
+    let request = pb::EraseUserRequest { user_id: SCOPED.into(), business_id: "acme".into() };
+    sidecar.records().await.erase_user(request).await.expect("it is erased");
+    // One update is from before the erasure of the second id, and one from after it.
+    let message = |seconds: i64| {
+        format!(
+            r#"{{"from":"{USER}","from_user_id":"{SCOPED}","id":"wamid.{seconds}",
+            "timestamp":"{seconds}","type":"image"}}"#
+        )
+    };
+    let body = format!(
+        r#"{{"object":"whatsapp_business_account","entry":[{{"id":"1","changes":[{{
+        "field":"messages","value":{{"metadata":{{"phone_number_id":"{NUMBER}"}},
+        "messages":[{},{}]}}}}]}}]}}"#,
+        message(now - 300),
+        message(now + 60)
+    );
+    delivered(&sidecar, body.as_bytes()).await;
+    // What suppresses the erased id is copied along the link.
+    answers(&sidecar, USER, "acme", "marketing", Reason::Suppressed).await;
 }
