@@ -34,9 +34,9 @@ pub(super) fn denial_of(submission: &Submission) -> Option<Submission> {
 /// it copies denials to another id.
 ///
 /// The result is idempotent for a message with an id, which becomes its request id, by itself or in the
-/// reference of an opt-out: the platform
-/// repeats a message for seven days, and a user who opted in again meanwhile must stay opted in. An
-/// event without an id is recorded at each arrival, which can only deny too much.
+/// reference of an opt-out: the platform repeats a message for seven days, and a user who opted in again
+/// meanwhile must stay opted in. An event without an id is recorded at each arrival, which can only deny
+/// too much.
 #[must_use]
 pub(crate) fn denial_at_arrival(submission: &Submission) -> Option<Submission> {
     let mut denial = match submission.event.what {
@@ -68,6 +68,7 @@ fn request_id(message_id: &str, text: &str) -> String {
 mod tests {
     use super::*;
     use consentd_core::event::Event;
+    use consentd_core::scope::Scope;
     use consentd_core::time::Timestamp;
 
     fn arrived(what: What) -> Option<Submission> {
@@ -113,6 +114,11 @@ mod tests {
         assert_ne!(id("wamid.1", "STOP"), id("wamid.2", "STOP"));
         assert_ne!(id("wamid.1", "STOP"), id("wamid.1", "stop-button"));
         assert_eq!(id("", "STOP"), "");
+        let opt_out =
+            |reference: &str| What::OptOut { scope: Scope::All, reference: reference.into() };
+        let id_of = |reference| arrived(opt_out(reference)).unwrap().request_id;
+        assert_ne!(id_of("message wamid.1"), id_of("message wamid.2"));
+        assert_eq!(id_of(""), "");
         assert!(id("wamid.1", "STOP").len() <= consentd_core::event::MAX_REQUEST_ID_BYTES);
     }
 }

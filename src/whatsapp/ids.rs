@@ -5,10 +5,13 @@
 //! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/business-scoped-user-ids>,
 //! 2026-06-29). Ids of one update are of one person.
 
+use std::collections::HashMap;
+
 use consentd_core::id::UserId;
 use serde_json::Value;
 
 use super::fields::{list, name, text, word};
+use super::source::is_number;
 
 /// The most numbers of a shared contact that are linked to its user.
 const MAX_SHARED_NUMBERS: usize = 4;
@@ -41,7 +44,7 @@ pub(super) const CONTACT: IdFields =
     IdFields { number: "wa_id", scoped: "user_id", parent: "parent_user_id" };
 
 /// The ids of one user, as far as an update has them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct UserIds {
     number: Option<String>,
     scoped: Option<String>,
@@ -57,28 +60,30 @@ impl UserIds {
     }
 
     /// The user's ids, from the update itself and from the contact that it refers to.
-    pub(super) fn of(update: &Value, fields: IdFields, value: &Value) -> Self {
+    pub(super) fn of(update: &Value, fields: IdFields, contacts: &Contacts) -> Self {
         let own = Self::read(update, fields);
-        let contacts = list(value, "contacts").unwrap_or_default();
-        let read = |contact| Self::read(contact, CONTACT);
-        let meant = match contacts {
-            // Without any id, the only contact must be the user.
-            [only] if own.all().next().is_none() => Some(read(only)),
-            contacts => contacts.iter().map(read).find(|contact| own.shares_an_id_with(contact)),
-        };
-        let contact = meant.unwrap_or_default();
+        let contact = contacts.of(&own).cloned().unwrap_or_default();
+        own.or(contact)
+    }
+
+    /// These ids, and of the other ones those of kinds that are missing here.
+    fn or(self, other: Self) -> Self {
         Self {
-            number: own.number.or(contact.number),
-            scoped: own.scoped.or(contact.scoped),
-            parent: own.parent.or(contact.parent),
+            number: self.number.or(other.number),
+            scoped: self.scoped.or(other.scoped),
+            parent: self.parent.or(other.parent),
         }
     }
 
-    fn shares_an_id_with(&self, other: &Self) -> bool {
-        let same = |one: &Option<String>, other: &Option<String>| one.is_some() && one == other;
-        same(&self.number, &other.number)
-            || same(&self.scoped, &other.scoped)
-            || same(&self.parent, &other.parent)
+    /// These ids, and those of the history's thread that they are in, whose user they are of.
+    pub(super) fn or_of_thread(self, thread: &Value) -> Self {
+        let mut ids = Self::read(thread, CONTACT);
+        // A thread has its user's id in a field of its own, whatever kind it is of.
+        let named = name(thread, "id");
+        let is_number = named.as_deref().is_some_and(is_number);
+        let field = if is_number { &mut ids.number } else { &mut ids.scoped };
+        *field = field.take().or(named);
+        self.or(ids)
     }
 
     /// The id under which the events are recorded: the phone number, or else the scoped id, or else
@@ -99,7 +104,47 @@ impl UserIds {
     }
 
     fn all(&self) -> impl Iterator<Item = &String> {
-        [&self.number, &self.scoped, &self.parent].into_iter().flatten()
+        self.by_kind().map(|(_, id)| id)
+    }
+
+    /// The ids, each with the place of its kind.
+    fn by_kind(&self) -> impl Iterator<Item = (usize, &String)> {
+        let ids = [&self.number, &self.scoped, &self.parent].into_iter().enumerate();
+        ids.filter_map(|(kind, id)| Some((kind, id.as_ref()?)))
+    }
+}
+
+/// The contacts of a part of a payload, with an index of their ids: a part may have thousands of updates,
+/// and as many contacts.
+pub(super) struct Contacts {
+    all: Vec<UserIds>,
+    /// The first contact that has an id, by the place of the id's kind among `number`, `scoped` and
+    /// `parent`, and by the id.
+    first: HashMap<(usize, String), usize>,
+}
+
+impl Contacts {
+    /// The contacts of the object that holds the updates' lists.
+    pub(super) fn of_value(value: &Value) -> Self {
+        let contacts = list(value, "contacts").unwrap_or_default();
+        let all: Vec<_> = contacts.iter().map(|contact| UserIds::read(contact, CONTACT)).collect();
+        let mut first = HashMap::new();
+        for (place, contact) in all.iter().enumerate() {
+            for (kind, id) in contact.by_kind() {
+                first.entry((kind, id.clone())).or_insert(place);
+            }
+        }
+        Self { all, first }
+    }
+
+    /// The contact that has one of these ids, which is the first one of several. Without any id, the
+    /// only contact must be the user.
+    fn of(&self, ids: &UserIds) -> Option<&UserIds> {
+        if let ([only], None) = (self.all.as_slice(), ids.id()) {
+            return Some(only);
+        }
+        let named = ids.by_kind().filter_map(|(kind, id)| self.first.get(&(kind, id.clone())));
+        self.all.get(*named.min()?)
     }
 }
 

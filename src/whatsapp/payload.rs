@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::Value;
 
 use super::fields::{has, list, name, text, word};
+use super::ids::Contacts;
 use super::source::Source;
 use super::update::{ParsedUpdate, UpdateContext};
 use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies};
@@ -110,9 +111,10 @@ impl PayloadParser<'_> {
         let number = metadata.find_map(|value| name(value.get("metadata")?, "phone_number_id"));
         let broken = field.is_none().then_some(SkipCause::BadShape);
         for section in &sections {
+            let contacts = Contacts::of_value(section.value);
             for (list, kind) in section.lists() {
                 for item in self.items(section.value, list, kind) {
-                    self.item(section, number.as_deref(), broken, kind, item);
+                    self.item((section, &contacts), number.as_deref(), broken, kind, item);
                 }
             }
         }
@@ -171,7 +173,7 @@ impl PayloadParser<'_> {
     /// unreadable.
     fn item(
         &mut self,
-        section: &Section<'_>,
+        (section, contacts): (&Section<'_>, &Contacts),
         number: Option<&str>,
         broken: Option<SkipCause>,
         kind: UpdateKind,
@@ -190,8 +192,8 @@ impl PayloadParser<'_> {
         }
         let mut skipped = None;
         for business in businesses {
-            let Section { source, value, .. } = *section;
-            let context = UpdateContext { rules: self.rules, business, value, source, broken };
+            let Section { source, .. } = *section;
+            let context = UpdateContext { rules: self.rules, business, contacts, source, broken };
             skipped = self.update(&context, kind, item).or(skipped);
         }
         if let Some((kind, cause)) = skipped {

@@ -44,6 +44,7 @@ fn says(kind: &str, submission: &Submission) -> Vec<String> {
         },
         What::Platform { stopped } => format!("stopped {stopped}"),
         What::Failure { code } => format!("failure {code}"),
+        What::OptOut { scope, reference } => format!("all {scope} by {reference:?}"),
         What::OptIn { category, evidence, pending: false, .. } => {
             assert_eq!(evidence.method, Method::WhatsappSignup);
             format!("opt-in {category} {}", evidence.reference)
@@ -222,7 +223,10 @@ fn texts_are_those_that_are_shown_and_those_behind_them() {
             r#""image","image":{},"text":{"body":"a"}"#,
             "1 1749416383: opt-out \"a\"; message bad_shape 1",
         ),
-        (r#""order","order":{"text":"a"}"#, "1 1749416383: inbound \"\""),
+        (
+            r#""order","order":{"text":"a"}"#,
+            "1 1749416383: inbound \"\"; message 1 1749416383: opt-out \"a\"",
+        ),
         (
             r#""SYSTEM","system":{"type":"USER_CHANGED_NUMBER","wa_id":"2"}"#,
             "number_change 1 1749416383: link 2 true",

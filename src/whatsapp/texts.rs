@@ -5,6 +5,7 @@
 //! picture or a field of a form is no answer to a question that was asked in the conversation.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::Value;
 
@@ -17,7 +18,9 @@ use super::{Rules, SkipCause};
 /// 2026-06-17).
 const MEDIA: [&str; 6] = ["image", "video", "document", "audio", "sticker", "voice"];
 
-/// The most answers of one submitted form that are read: a form has at most 50 components a screen.
+/// The most different answers of one submitted form that are read. A form has at most 50 components a
+/// screen, of which few have texts that the user wrote. A form with more answers is an opt-out of
+/// everything: one of the others may be a STOP.
 const MAX_FORM_ANSWERS: usize = 256;
 
 /// The field of a submitted form that is the business's own: it identifies the form's session.
@@ -49,6 +52,8 @@ pub(super) struct Texts<'a> {
     pub(super) said: Vec<Text<'a>>,
     /// Texts that are read for opt-outs alone.
     pub(super) opt_outs: Vec<Text<'a>>,
+    /// Whether the message has more texts than are read, so that an opt-out among them may be missed.
+    pub(super) has_more: bool,
     /// The message's fault, if it is malformed.
     pub(super) malformed: Option<SkipCause>,
 }
@@ -61,7 +66,26 @@ impl<'a> Texts<'a> {
             Some(kind) => said(kind, message),
             None => (said_anywhere(message), Some(SkipCause::BadShape)),
         };
-        Self { said, opt_outs: opt_outs(kind, message), malformed }
+        let mut texts = Self { said, malformed, ..Self::default() };
+        texts.add_opt_outs(kind, message);
+        texts
+    }
+
+    /// Adds the texts that are read for opt-outs alone.
+    fn add_opt_outs(&mut self, kind: Option<&str>, message: &'a Value) {
+        // The plain types have nothing but what they say, and are nearly all messages.
+        if matches!(kind, Some("text" | "button" | "reaction")) {
+            return;
+        }
+        let texts = &mut self.opt_outs;
+        texts.extend(captions(message).map(Text::typed));
+        texts.extend(beside_order(message).map(Text::typed));
+        texts.extend(description(message).map(Text::button));
+        texts.extend(edited(message));
+        let answers = form_answers(message);
+        self.has_more = answers.has_more;
+        let answer = |text| Text { text: Cow::Owned(text), is_button: true };
+        texts.extend(answers.texts.into_iter().map(answer));
     }
 }
 
@@ -94,23 +118,21 @@ fn said<'a>(kind: &str, message: &'a Value) -> (Vec<Text<'a>>, Option<SkipCause>
     (texts, malformed)
 }
 
-/// The texts that are read for opt-outs alone.
-fn opt_outs<'a>(kind: Option<&str>, message: &'a Value) -> Vec<Text<'a>> {
-    let mut texts = Vec::new();
-    // The plain types have nothing but what they say, and are nearly all messages.
-    if matches!(kind, Some("text" | "button" | "reaction")) {
-        return texts;
-    }
-    texts.extend(captions(message).map(Text::typed));
-    let answer = |text| Text { text: Cow::Owned(text), is_button: true };
-    texts.extend(form_answers(message).into_iter().map(answer));
-    texts.extend(edited(message));
-    texts
-}
-
 /// The captions of a message's media.
 fn captions(message: &Value) -> impl Iterator<Item = &str> {
     MEDIA.iter().filter_map(|kind| text(member(message, kind)?, "caption"))
+}
+
+/// The text that a user writes with an order
+/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/order>,
+/// 2026-05-21).
+fn beside_order(message: &Value) -> Option<&str> {
+    text(member(message, "order")?, "text")
+}
+
+/// The description of the row that a user chose in a list, which is shown below its title.
+fn description(message: &Value) -> Option<&str> {
+    text(member(message, "interactive")?.get("list_reply")?, "description")
 }
 
 /// The texts of an edited message. The message is in `edit.message`; for a time, edits came as
@@ -132,39 +154,57 @@ fn edited(message: &Value) -> Vec<Text<'_>> {
 /// `interactive.nfm_reply.response_json`, whose fields the business has named
 /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/flows/guides/receiveflowresponse>,
 /// read on 2026-11-28). What is no JSON is read as one text.
-fn form_answers(message: &Value) -> Vec<String> {
+fn form_answers(message: &Value) -> FormAnswers {
+    let mut answers = FormAnswers::default();
     let reply = member(message, "interactive").and_then(|body| body.get("nfm_reply"));
     let Some(response) = reply.and_then(|reply| reply.get("response_json")) else {
-        return Vec::new();
+        return answers;
     };
-    let Value::String(response) = response else { return strings_in(response) };
-    let parsed = serde_json::from_str(response)
+    let Value::String(response) = response else {
+        answers.add(response);
+        return answers;
+    };
+    let parsed: Result<Value, _> = serde_json::from_str(response)
         .or_else(|_| serde_json::from_slice(&repair_json(response.as_bytes())));
     match parsed {
-        Ok(answers) => strings_in(&answers),
-        Err(_) => Some(response.clone()).filter(|text| !text.is_empty()).into_iter().collect(),
+        Ok(parsed) => answers.add(&parsed),
+        Err(_) => answers.texts.extend(Some(response.clone()).filter(|text| !text.is_empty())),
     }
+    answers
 }
 
-/// The texts in a value and in all that is nested in it, but for the form's token. The nesting is
-/// bounded by the parser.
-fn strings_in(value: &Value) -> Vec<String> {
-    let (mut found, mut open) = (Vec::new(), vec![value]);
-    while let Some(value) = open.pop() {
-        match value {
-            Value::String(text) if !text.is_empty() => found.push(text.clone()),
-            Value::Array(items) => open.extend(items.iter().rev()),
-            Value::Object(fields) => {
-                let answers = fields.iter().rev().filter(|(name, _)| *name != FORM_TOKEN);
-                open.extend(answers.map(|(_, value)| value));
+/// The answers in a submitted form.
+#[derive(Default)]
+struct FormAnswers {
+    /// Texts of which no two are equal.
+    texts: Vec<String>,
+    /// Whether the form has more than [`MAX_FORM_ANSWERS`] of them.
+    has_more: bool,
+}
+
+impl FormAnswers {
+    /// Adds the texts in a value and in all that is nested in it, but for the form's token. The nesting
+    /// is bounded by the parser.
+    fn add(&mut self, value: &Value) {
+        let (mut seen, mut open) = (HashSet::new(), vec![value]);
+        while let Some(value) = open.pop() {
+            match value {
+                Value::String(text) if !text.is_empty() && seen.insert(text) => {
+                    if self.texts.len() >= MAX_FORM_ANSWERS {
+                        self.has_more = true;
+                        return;
+                    }
+                    self.texts.push(text.clone());
+                }
+                Value::Array(items) => open.extend(items.iter().rev()),
+                Value::Object(fields) => {
+                    let answers = fields.iter().rev().filter(|(name, _)| *name != FORM_TOKEN);
+                    open.extend(answers.map(|(_, value)| value));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        if found.len() >= MAX_FORM_ANSWERS {
-            break;
         }
     }
-    found
 }
 
 fn typed(texts: Vec<&str>) -> Vec<Text<'_>> {

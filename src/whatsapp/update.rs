@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::denial_at_arrival::{denial_at_arrival, denies};
 use super::fields::{code, has, id, list, member, seconds, text, word};
-use super::ids::{self, UserIds};
+use super::ids::{self, Contacts, UserIds};
 use super::source::Source;
 use super::texts::{Text, Texts};
 use super::{CALL, CALL_PERMISSION, GROUP, Rules, SkipCause, UpdateKind};
@@ -24,8 +24,8 @@ const TYPES_WITHOUT_WINDOW: [&str; 6] =
 pub(super) struct UpdateContext<'a> {
     pub(super) rules: &'a Rules,
     pub(super) business: &'a str,
-    /// The object that holds the update's list.
-    pub(super) value: &'a Value,
+    /// The contacts beside the update's list.
+    pub(super) contacts: &'a Contacts,
     /// Which part of the payload the update is in.
     pub(super) source: Source<'a>,
     /// A fault of the enclosing parts, if there is one: then only denials are taken from the update.
@@ -106,7 +106,7 @@ impl UpdateContext<'_> {
         let opens = kind.is_some_and(|kind| self.rules.opens(kind))
             && !is_elsewhere
             && (self.rules.opens(CALL_PERMISSION) || !is_call_permission(message));
-        let Texts { said, opt_outs, malformed } = Texts::of(kind, message);
+        let Texts { said, opt_outs, has_more, malformed } = Texts::of(kind, message);
         if said.is_empty() && opt_outs.is_empty() {
             if let Some(cause) = malformed {
                 return Err(cause);
@@ -142,6 +142,10 @@ impl UpdateContext<'_> {
         submissions.extend(
             opt_outs.into_iter().map(|text| inbound(Some(text), InboundEffect::OptOutKeywords)),
         );
+        submissions.extend(has_more.then(|| {
+            let what = What::OptOut { scope: Scope::All, reference: unread_texts(&message_id) };
+            self.submission(&user, time, what, InboundEffect::default())
+        }));
         Ok((submissions, malformed))
     }
 
@@ -197,7 +201,11 @@ impl UpdateContext<'_> {
             }
             _ => ids::SENDER,
         };
-        UserIds::of(item, fields, self.value)
+        let ids = UserIds::of(item, fields, self.contacts);
+        match self.source {
+            Source::History { thread: Some(thread), .. } => ids.or_of_thread(thread),
+            _ => ids,
+        }
     }
 
     /// A call that opens the window: one that a user has begun, answered or not, or one by the
@@ -311,6 +319,14 @@ fn is_to_group(status: &Value) -> bool {
 fn message_id(message: &Value) -> String {
     let id = id(message, "id").filter(|id| id.len() <= MAX_REFERENCE_BYTES);
     id.unwrap_or_default()
+}
+
+/// The reference of the opt-out by a message with more texts than are read. It has the message's whole
+/// id, by which a repeat is recognised, and is empty without one.
+fn unread_texts(message_id: &str) -> String {
+    let reference = format!("more answers than are read in message {message_id}");
+    let fits = !message_id.is_empty() && reference.len() <= MAX_REFERENCE_BYTES;
+    if fits { reference } else { message_id.to_owned() }
 }
 
 /// The event of a preference.

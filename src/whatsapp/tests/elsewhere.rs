@@ -27,13 +27,65 @@ fn read_form_answers_of_any_shape_as_opt_outs_alone() {
 }
 
 #[test]
-fn read_a_very_long_form_up_to_its_bound() {
-    let answers = vec!["\\\"stop\\\""; 1_000].join(",");
-    let heard = hear(&message(&format!(
-        r#""from":"1","timestamp":"1749416383","type":"interactive",
-        "interactive":{{"type":"nfm_reply","nfm_reply":{{"response_json":"[{answers}]"}}}}"#
-    )));
-    assert_eq!(heard.updates[0].submissions.len(), 1 + 256);
+fn a_form_with_more_answers_than_are_read_opts_out_of_everything() {
+    let heard = |ids: &str, answers: &mut dyn Iterator<Item = String>| {
+        let answers = answers.map(|answer| format!(r#"\"{answer}\""#)).collect::<Vec<_>>();
+        let answers = answers.join(",");
+        said(&hear(&message(&format!(
+            r#"{ids},"type":"interactive",
+            "interactive":{{"type":"nfm_reply","nfm_reply":{{"response_json":"[{answers}]"}}}}"#
+        ))))
+    };
+    let timed = r#""from":"1","id":"w","timestamp":"1749416383""#;
+    // Equal answers are one.
+    let equal = heard(timed, &mut (0..100_000).map(|_| "stop".to_owned()));
+    let one = "message 1 1749416383: inbound \"\"; message 1 1749416383: opt-out \"stop\"";
+    assert_eq!(equal, one);
+    let different = |count: usize| (0..count).map(|place| format!("answer {place}"));
+    let read = heard(timed, &mut different(256));
+    assert_eq!(read.matches("; ").count(), 256);
+    assert!(read.ends_with("opt-out \"answer 255\""), "{read}");
+    let of_all = "all * by \"more answers than are read in message w\"";
+    for more in [257, 100_000] {
+        let more = heard(timed, &mut different(more));
+        assert_eq!(more, format!("{read}; message 1 1749416383: {of_all}"));
+    }
+    // It is denied under each id, and without a time as of its arrival.
+    let both = heard(&format!(r#"{timed},"from_user_id":"US.a""#), &mut different(257));
+    assert!(both.contains(&format!("message US.a 1749416383: {of_all}")), "{both}");
+    let untimed = heard(r#""from":"1","id":"w""#, &mut different(257));
+    assert!(untimed.contains(&format!("message 1 arrival: {of_all}")), "{untimed}");
+    // The reference has the whole id, or none.
+    let long = "w".repeat(2_040);
+    for id in [&*long, ""] {
+        let heard = heard(&format!(r#""from":"1","id":"{id}""#), &mut different(257));
+        assert!(heard.contains(&format!("message 1 arrival: all * by {id:?}")), "{heard}");
+    }
+}
+
+#[test]
+fn read_what_a_user_writes_with_an_order_and_the_description_of_a_row() {
+    let at = r#""from":"1","timestamp":"1749416383","type":"#;
+    let window = |text: &str| format!("message 1 1749416383: inbound {text:?}");
+    for (fields, says) in [
+        (
+            r#""order","order":{"catalog_id":"7","text":"stop","product_items":[]}"#,
+            format!("{}; message 1 1749416383: opt-out \"stop\"", window("")),
+        ),
+        (r#""order","order":{"text":7}"#, window("")),
+        (r#""order","order":"stop""#, window("")),
+        (
+            r#""interactive","interactive":{"type":"list_reply",
+            "list_reply":{"id":"7","title":"Less","description":"Stop promotions"}}"#,
+            format!(
+                "{}; message 1 1749416383: keyword \"7\"; \
+                 message 1 1749416383: opt-out \"Stop promotions\"",
+                window("Less")
+            ),
+        ),
+    ] {
+        assert_eq!(said(&hear(&message(&format!("{at}{fields}")))), says, "{fields}");
+    }
 }
 
 #[test]
@@ -102,24 +154,52 @@ fn read_of_the_history_only_what_the_user_wrote() {
             r#""display_phone_number":"+1 555-078-3881","phone_number_id":"#,
         )
     };
-    let says = |user: &str| format!("message {user} 1739230970: opt-out \"stop\"");
-    for (thread, ids, user) in [
-        (r#""id":"1""#, r#""from":"1""#, Some("1")),
-        (r#""id":"1""#, r#""from":"15550783881""#, None),
-        (r#""id":"1""#, r#""from":"2""#, None),
-        (r#""id":"US.a""#, r#""from_user_id":"US.a""#, Some("US.a")),
-        (r#""id":"1","user_id":"US.a""#, r#""from_user_id":"US.a""#, Some("US.a")),
+    let says = |user: &&str| format!("message {user} 1739230970: opt-out \"stop\"");
+    let own = r#""from":"15550783881""#;
+    for (thread, ids, users) in [
+        (r#""id":"1""#, r#""from":"1""#, &["1"][..]),
+        (r#""id":"1""#, own, &[]),
+        (r#""id":"1""#, r#""from":"2""#, &[]),
+        (r#""id":"US.a""#, r#""from_user_id":"US.a""#, &["US.a"]),
+        (r#""id":"1","user_id":"US.a""#, r#""from_user_id":"US.a""#, &["1", "US.a"]),
         // A business has no such id.
-        (r#""id":"1""#, r#""from_user_id":"US.a""#, Some("US.a")),
-        (r#""id":"1""#, r#""from_user_id":"US.a","to":"1""#, None),
+        (r#""id":"1""#, r#""from_user_id":"US.a""#, &["1", "US.a"]),
+        (r#""id":"1""#, r#""from_user_id":"US.a","to":"1""#, &[]),
+        // The thread has an id of another kind.
+        (r#""id":"US.a""#, r#""from":"1""#, &["1", "US.a"]),
+        (r#""id":"7","user_id":"US.a""#, r#""from":"1""#, &[]),
+        (r#""id":"US.a""#, own, &[]),
+        (r#""id":"US.a""#, r#""from":"+1 (555) 078-3881""#, &[]),
+        (r#""id":"US.a""#, r#""from":"1","to":"2""#, &[]),
+        (r#""id":"US.a""#, r#""from":"15550783881","from_user_id":"US.b""#, &[]),
+        // Notations of one number.
+        (r#""id":"5215512345678""#, r#""from":"525512345678""#, &["525512345678"]),
+        (r#""id":"525512345678""#, r#""from":"5215512345678""#, &["5215512345678"]),
+        (r#""id":"541123456789""#, r#""from":"5491123456789""#, &["5491123456789"]),
+        (r#""id":"551187654321""#, r#""from":"5511987654321""#, &["5511987654321"]),
+        (r#""id":"5511987654321""#, r#""from":"551187654321""#, &["551187654321"]),
         // The thread's user is unreadable.
-        (r#""id":[]"#, r#""from":"1""#, Some("1")),
-        (r#""id":[]"#, r#""from":"15550783881""#, None),
-        (r#""id":[]"#, r#""from":"1","to":"2""#, None),
+        (r#""id":[]"#, r#""from":"1""#, &["1"]),
+        (r#""id":[]"#, own, &[]),
+        (r#""id":[]"#, r#""from":"1","to":"2""#, &[]),
     ] {
         let heard = said(&hear(&threads(thread, &stop(ids))));
-        let expected = user.map_or("message not_by_user 1".to_owned(), says);
-        assert_eq!(heard, expected, "{thread} {ids}");
+        let mut expected: Vec<_> = users.iter().map(says).collect();
+        if users.is_empty() {
+            expected.push("message not_by_user 1".to_owned());
+        }
+        assert_eq!(heard, expected.join("; "), "{thread} {ids}");
+    }
+    // The business's number is unknown, and may be the one of the message.
+    let unknown = threads(r#""id":"US.a""#, &stop(own)).replace("+1 555-078-3881", "");
+    assert_eq!(said(&hear(&unknown)), "message not_by_user 1");
+    // The business's number may be written in another notation, too.
+    for (own, from) in
+        [("+52 1 55 1234 5678", "525512345678"), ("+54 11 2345-6789", "5491123456789")]
+    {
+        let body = threads(r#""id":"US.a""#, &stop(&format!(r#""from":"{from}""#)));
+        let body = body.replace("+1 555-078-3881", own);
+        assert_eq!(said(&hear(&body)), "message not_by_user 1", "{own}");
     }
     // Nothing else of it counts: no link, no window, no yes, no new number.
     let both = r#"{"from":"1","from_user_id":"US.a","timestamp":"1739230970","type":"image"}"#;

@@ -64,6 +64,10 @@ fn every_fixture_says_what_it_should() {
         ("inbound_group_stop", "message USER 1749416383: opt-out \"Stop\""),
         ("inbound_group_text", "message USER 1749416383: opt-out \"Hello all\""),
         (
+            "inbound_order_stop",
+            "message USER 1749416402: inbound \"\"; message USER 1749416402: opt-out \"Unsubscribe\"",
+        ),
+        (
             "inbound_image",
             "message USER 1749416383: inbound \"\"; \
              message USER 1749416383: opt-out \"The red one?\"",
@@ -76,7 +80,8 @@ fn every_fixture_says_what_it_should() {
         (
             "inbound_interactive_list_reply",
             "message USER 1749416383: inbound \"No more messages\"; \
-             message USER 1749416383: keyword \"stop\"",
+             message USER 1749416383: keyword \"stop\"; \
+             message USER 1749416383: opt-out \"You will not hear from us again\"",
         ),
         (
             "inbound_number_and_id",

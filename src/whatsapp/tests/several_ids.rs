@@ -183,3 +183,45 @@ fn a_number_is_linked_if_the_user_shared_it_because_it_was_asked_for() {
         assert_eq!(shared((asked, ""), phones), "", "{phones}");
     }
 }
+
+/// Comparing each update with each contact would take minutes.
+#[test]
+fn many_updates_are_each_of_the_contact_that_has_their_id() {
+    const COUNT: usize = 30_000;
+    let contacts: Vec<_> = (0..COUNT)
+        .map(|place| format!(r#"{{"wa_id":"1555{place:07}","user_id":"US.{place}"}}"#))
+        .collect();
+    let messages: Vec<_> = (0..COUNT)
+        .rev()
+        .map(|place| format!(r#"{{"from_user_id":"US.{place}",{AT},"type":"image"}}"#))
+        .collect();
+    let (contacts, messages) = (contacts.join(","), messages.join(","));
+    let heard =
+        hear(&change("messages", &format!(r#""contacts":[{contacts}],"messages":[{messages}]"#)));
+    assert_eq!(heard.updates.len(), COUNT);
+    for (update, place) in heard.updates.iter().zip((0..COUNT).rev()) {
+        assert_eq!(update.submissions[0].event.user_id, format!("1555{place:07}"));
+    }
+}
+
+#[test]
+fn a_contact_is_found_by_any_of_its_ids_and_the_first_one_counts() {
+    for (contacts, ids, says) in [
+        (r#"{"wa_id":"1"}"#, "", "1"),
+        (r#"{"wa_id":"1"},{"wa_id":"2"}"#, "", ""),
+        (r#"{"wa_id":"1","user_id":"US.a"},{"wa_id":"2","user_id":"US.a"}"#, "US.a", "1"),
+        (r#"{"wa_id":"2"},{"wa_id":"1","user_id":"US.a"}"#, "US.a", "1"),
+        // One id in a field of another kind is not the same.
+        (r#"{"wa_id":"US.a","user_id":"US.b"}"#, "US.a", "US.a"),
+    ] {
+        let from = Some(ids).filter(|ids| !ids.is_empty());
+        let from = from.map_or(String::new(), |id| format!(r#""from_user_id":"{id}","#));
+        let heard = hear(&change(
+            "messages",
+            &format!(r#""contacts":[{contacts}],"messages":[{{{from}{AT},"type":"image"}}]"#),
+        ));
+        let user =
+            heard.updates.first().map_or("", |update| update.submissions[0].event.user_id.as_str());
+        assert_eq!(user, says, "{contacts} {ids}");
+    }
+}
