@@ -40,6 +40,54 @@ struct Update {
     json: Value,
 }
 
+/// The ids of one person, by which updates may name them.
+struct Person {
+    /// The first is the one that they have at the beginning of the week.
+    ids: Vec<String>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One id.
+    Single,
+    /// A number and a business-scoped id, which most updates name both.
+    Double,
+    /// One id, and in the week a new number with a new business-scoped id.
+    Moving,
+}
+
+impl Person {
+    fn new(number: usize) -> Self {
+        let first = user(number as u64);
+        let (kind, others) = match number % 4 {
+            1 if first.starts_with("US.") => (Kind::Double, vec![format!("4917{number:08}")]),
+            1 => (Kind::Double, vec![format!("US.double{number}")]),
+            3 => (Kind::Moving, vec![format!("4918{number:08}"), format!("US.moved{number}")]),
+            _ => (Kind::Single, Vec::new()),
+        };
+        Self { ids: std::iter::once(first).chain(others).collect(), kind }
+    }
+
+    /// Those of the ids that one update names. What lifts a denial names both of two ids, and is not
+    /// said by somebody who moves: whether it came before the link or after it would matter.
+    fn named(&self, rng: &mut Rng) -> Vec<String> {
+        match self.kind {
+            Kind::Double if rng.percent(75) => self.ids.clone(),
+            Kind::Moving if rng.percent(25) => self.ids[1..].to_vec(),
+            _ => vec![self.ids[rng.below(self.ids.len())].clone()],
+        }
+    }
+}
+
+/// The fields that name these ids, after their prefix in some list; a number has a field of its own.
+fn name_in(json: &mut Value, ids: &[String], number: &str, scoped: &str) {
+    for id in ids {
+        let field = if id.starts_with("US.") { scoped } else { number };
+        json[field] = id.clone().into();
+    }
+}
+
 struct Week {
     users: usize,
     now: i64,
@@ -62,43 +110,120 @@ impl Week {
         let mut week =
             Self { users, now: wall(), model: Model::new(Rules::default()), updates: Vec::new() };
         let mut rng = Rng::new(7);
+        for number in 0..users {
+            week.link(&mut rng, &Person::new(number), number);
+        }
         for number in 0..count {
             week.happen(&mut rng, number);
         }
         week
     }
 
+    /// Makes up the updates that link the ids of one person, at every business.
+    fn link(&mut self, rng: &mut Rng, person: &Person, number: usize) {
+        for (phone, business) in NUMBERS {
+            let seconds = moment(rng, self.now);
+            let mut json = json!({"id": format!("wamid.link.{number}"),
+                "timestamp": seconds.to_string(), "type": "image"});
+            match person.kind {
+                Kind::Single => continue,
+                Kind::Double => {
+                    name_in(&mut json, &person.ids, "from", "from_user_id");
+                    let hello = What::Inbound { text: String::new() };
+                    self.tell(person, &person.ids, business, &hello, seconds * 1_000);
+                }
+                Kind::Moving => {
+                    name_in(&mut json, &person.ids[..1], "from", "from_user_id");
+                    json["type"] = "system".into();
+                    let kinds = ["user_changed_number", "user_changed_user_id"];
+                    json["system"] = json!({"type": rng.pick(&kinds), "wa_id": person.ids[1],
+                        "user_id": person.ids[2]});
+                    if json["from_user_id"].is_string() && rng.percent(50) {
+                        json["system"]["previous_user_id"] = json["from_user_id"].take();
+                    }
+                }
+            }
+            self.updates.push(Update { number: phone, list: "messages", json });
+        }
+    }
+
+    /// Tells the model what happened: under the ids that an update names, and what denies under all
+    /// ids of the person.
+    fn tell(&mut self, person: &Person, named: &[String], business: &str, what: &What, time: i64) {
+        let denies = matches!(
+            what,
+            What::OptOut { .. }
+                | What::Platform { stopped: true }
+                | What::Failure { code: 131_050 }
+        );
+        for user in if denies { person.ids.as_slice() } else { named } {
+            let event = Event {
+                user: user.clone(),
+                business: business.to_owned(),
+                time: Some(time),
+                request_id: String::new(),
+                what: what.clone(),
+            };
+            self.model.record(&event, self.now).expect("it is against no rule");
+        }
+    }
+
     /// Makes up one update, and tells the model what it says.
+    #[allow(clippy::too_many_lines, reason = "it is a list of what may happen")]
     fn happen(&mut self, rng: &mut Rng, number: usize) {
         let (phone, business) = rng.pick(&NUMBERS);
-        let user = user(rng.below(self.users) as u64);
+        let person = Person::new(rng.below(self.users));
+        let named = person.named(rng);
         // Some seconds are busy: ties must end alike in every order.
         let mut seconds = moment(rng, self.now);
         if rng.percent(20) {
             seconds -= seconds.rem_euclid(600);
         }
         let (first, last) = (seconds * 1_000, seconds * 1_000 + 999);
-        let scoped = user.starts_with("US.");
-        let from = if scoped { "from_user_id" } else { "from" };
         let id = format!("wamid.{number}");
         let out = |scope: &str| (What::OptOut { scope: scope.to_owned() }, last);
         let hello = || (What::Inbound { text: String::new() }, first);
-        let message = |kind: &str, body: Value| json!({from: user, "id": id, "timestamp": seconds.to_string(), "type": kind, kind: body});
+        let message = |kind: &str, body: Value| {
+            let mut json =
+                json!({"id": id, "timestamp": seconds.to_string(), "type": kind, kind: body});
+            name_in(&mut json, &named, "from", "from_user_id");
+            json
+        };
         let text = |said: &str| message("text", json!({"body": said}));
-        let preference = |value: &str| {
-            let whom = if scoped { "user_id" } else { "wa_id" };
-            json!({whom: user, "category": "marketing_messages", "value": value,
-                "signup_id": "13176843987434774", "timestamp": seconds})
+        let preference = |value: &str, ids: &[String]| {
+            let mut json = json!({"category": "marketing_messages", "value": value,
+                "signup_id": "13176843987434774", "timestamp": seconds});
+            name_in(&mut json, ids, "wa_id", "user_id");
+            json
         };
         let status = |value: &str, code: i32| {
-            let whom = if scoped { "recipient_user_id" } else { "recipient_id" };
-            json!({whom: user, "id": id, "timestamp": seconds.to_string(), "status": value,
-                "errors": [{"code": code}]})
+            let mut json = json!({"id": id, "timestamp": seconds.to_string(), "status": value,
+                "errors": [{"code": code}]});
+            name_in(&mut json, &named, "recipient_id", "recipient_user_id");
+            json
         };
+        // What lifts names all ids of the person.
+        let lifting = if person.kind == Kind::Double { &person.ids } else { &named };
+        let edit = json!({"message": {"type": "text", "text": {"body": "Stop"}}});
+        let form = json!({"type": "nfm_reply",
+            "nfm_reply": {"response_json": r#"{"flow_token":"STOP","more":["Stop"]}"#}});
         let failed =
             |code| ("statuses", status("failed", code), vec![(What::Failure { code }, first)]);
         let (to, json, happened): (_, _, Vec<(What, i64)>) = match rng.below(100) {
-            0..40 => ("messages", text("Where is my order?"), vec![hello()]),
+            0..28 => ("messages", text("Where is my order?"), vec![hello()]),
+            28..30 => ("messages", message("edit", edit), vec![out("*")]),
+            30..32 => {
+                ("messages", message("image", json!({"caption": "STOP!"})), vec![hello(), out("*")])
+            }
+            32..34 => ("messages", message("interactive", form), vec![hello(), out("*")]),
+            34..36 => ("standby", text("stop marketing"), vec![out("marketing")]),
+            36..38 => ("standby", text("Where is my order?"), Vec::new()),
+            38..39 => ("history", text("stop utility"), vec![out("utility")]),
+            39..40 => (
+                "messages",
+                message("button", json!({"text": "Arrêter les promotions", "payload": "7"})),
+                vec![hello(), out("marketing")],
+            ),
             40..44 => ("messages", text("STOP"), vec![hello(), out("*")]),
             44..47 => ("messages", text("désabonner!"), vec![hello(), out("*")]),
             47..50 => ("messages", text("stop utility"), vec![hello(), out("utility")]),
@@ -110,17 +235,24 @@ impl Week {
             54..60 => ("messages", message("reaction", json!({"emoji": "x"})), Vec::new()),
             60..64 => (
                 "calls",
-                json!({from: user, "id": id, "timestamp": seconds.to_string(),
-                    "event": "connect", "direction": "USER_INITIATED"}),
+                {
+                    let mut call = json!({"id": id, "timestamp": seconds.to_string(),
+                        "event": "connect", "direction": "USER_INITIATED"});
+                    name_in(&mut call, &named, "from", "from_user_id");
+                    call
+                },
                 vec![hello()],
             ),
             64..69 => {
                 let what = What::Platform { stopped: true };
-                ("user_preferences", preference("stop"), vec![(what, last)])
+                ("user_preferences", preference("stop", &named), vec![(what, last)])
+            }
+            69..80 if person.kind == Kind::Moving => {
+                ("statuses", status("delivered", 0), Vec::new())
             }
             69..74 => {
                 let what = What::Platform { stopped: false };
-                ("user_preferences", preference("resume"), vec![(what, first)])
+                ("user_preferences", preference("resume", lifting), vec![(what, first)])
             }
             74..80 => {
                 let what = What::OptIn {
@@ -129,7 +261,7 @@ impl Week {
                     pending: false,
                     expire: None,
                 };
-                ("user_preferences", preference("signup"), vec![(what, first)])
+                ("user_preferences", preference("signup", lifting), vec![(what, first)])
             }
             80..85 => failed(131_047),
             85..89 => failed(131_049),
@@ -141,14 +273,8 @@ impl Week {
             _ => ("statuses", status("delivered", 0), Vec::new()),
         };
         for (what, time) in happened {
-            let event = Event {
-                user: user.clone(),
-                business: business.to_owned(),
-                time: Some(time),
-                request_id: String::new(),
-                what,
-            };
-            self.model.record(&event, self.now).expect("it is against no rule");
+            let lifts = matches!(what, What::OptIn { .. } | What::Platform { stopped: false });
+            self.tell(&person, if lifts { lifting } else { &named }, business, &what, time);
         }
         self.updates.push(Update { number: phone, list: to, json });
     }
@@ -190,8 +316,11 @@ impl Week {
             (Form::Template, pb::MessageForm::Template),
             (Form::FreeForm, pb::MessageForm::FreeForm),
         ];
-        for number in 0..self.users {
-            let user = user(number as u64);
+        let people = (0..self.users).map(|number| (number, Person::new(number)));
+        let ids = people.flat_map(|(number, person)| {
+            person.ids.into_iter().map(move |user| (number, user)).collect::<Vec<_>>()
+        });
+        for (number, user) in ids {
             let asked = NUMBERS.iter().flat_map(|(_, business)| {
                 let forms = move |category| forms.map(|form| (*business, category, form));
                 CATEGORIES.iter().flat_map(forms)
@@ -232,13 +361,29 @@ fn payload(updates: &[Update]) -> Vec<u8> {
     }
     let changes = changes.into_iter().map(|((number, list), items)| {
         let field = if list == "statuses" { "messages" } else { list };
+        let (name, lists) = match list {
+            "standby" => ("standby", json!({"messages": items})),
+            "history" => ("history", json!([{"threads": threads(&items)}])),
+            list => (list, items.into()),
+        };
         json!({"field": field, "value": {"messaging_product": "whatsapp",
-            "metadata": {"phone_number_id": number}, list: items}})
+            "metadata": {"phone_number_id": number}, name: lists}})
     });
     let changes: Vec<_> = changes.collect();
     let payload = json!({"object": "whatsapp_business_account",
         "entry": [{"id": "1", "changes": changes}]});
     payload.to_string().into_bytes()
+}
+
+/// A thread for each message of a history, with something that the business wrote.
+fn threads(messages: &[Value]) -> Value {
+    let threads = messages.iter().map(|message| {
+        let from = ["from", "from_user_id"].iter().find_map(|field| message[field].as_str());
+        let own = json!({"from": "15550783881", "id": "wamid.own", "type": "text",
+            "timestamp": message["timestamp"], "text": {"body": "STOP"}});
+        json!({"id": from, "messages": [own, message]})
+    });
+    threads.collect()
 }
 
 /// Sends what is left, one request after the other, each until it is recorded.
