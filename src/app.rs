@@ -350,7 +350,6 @@ impl Services {
             let service = RecordService::new(
                 self.ledger.clone(),
                 self.recorder.clone(),
-                self.checker.clone(),
                 self.draining.clone(),
                 Arc::clone(&self.metrics),
             );

@@ -48,7 +48,7 @@ impl RecordService {
         Ok(Box::pin(stream::iter(listed(history).map(Ok).chain(broken))))
     }
 
-    pub(super) fn export(
+    pub(super) async fn export(
         &self,
         request: pb::ExportEventsRequest,
     ) -> Result<ResponseStream<pb::ExportEventsResponse>, Status> {
@@ -65,8 +65,10 @@ impl RecordService {
             (business_id.is_empty() || entry.business_id == business_id)
                 && since.is_none_or(|since| entry.record_time >= since)
         };
-        // The export ends at the current revision: under a steady flow of events it would never end.
-        let end = self.checker.status().revision;
+        // The export ends at the ledger's current end: under a steady flow of events it would never
+        // end. This process' table may be behind that end, or not loaded yet.
+        let end = history::end_of_log(&self.ledger).await;
+        let end = end.map_err(|error| status::read_error(error.into()))?.revision;
         let pages =
             stream::unfold(Some((self.clone(), Cursor::default())), move |state| async move {
                 let (service, after) = state?;

@@ -15,7 +15,6 @@ use super::call_telemetry::CallNotes;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, ConnectionBudget, Pool};
-use crate::checker::Checker;
 use crate::history;
 use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal};
@@ -41,7 +40,6 @@ pub const REVISION: &str = "consentd-revision";
 pub struct RecordService {
     pub(super) ledger: Ledger,
     recorder: Recorder,
-    pub(super) checker: Checker,
     pub(super) draining: CancellationToken,
     metrics: Arc<Metrics>,
 }
@@ -54,11 +52,10 @@ impl RecordService {
     pub fn new(
         ledger: Ledger,
         recorder: Recorder,
-        checker: Checker,
         draining: CancellationToken,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { ledger, recorder, checker, draining, metrics }
+        Self { ledger, recorder, draining, metrics }
     }
 
     /// Records events. The recorder waits for this process' own table, so that the next check here
@@ -277,7 +274,7 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ExportEventsRequest>,
     ) -> Result<Response<Self::ExportEventsStream>, Status> {
-        Ok(Response::new(self.export(request.into_inner())?))
+        Ok(Response::new(self.export(request.into_inner()).await?))
     }
 
     type CheckEventsStream = ResponseStream<pb::CheckEventsResponse>;

@@ -9,6 +9,7 @@ mod comfort;
 mod commands;
 mod decision_log;
 mod erase;
+mod exports;
 mod faults;
 mod fuzz;
 mod greedy;
