@@ -32,6 +32,7 @@
 //! | `budget` | how much memory clients can make the process hold, and each connection's share |
 //! | `grpc` | translates between the wire and the domain; connections, limits, draining |
 //! | `whatsapp` | converts WhatsApp's webhook payloads to events; pure |
+//! | `secrets` | files of secrets, any of which is valid |
 //! | `webhook` | receives webhooks over HTTP: signatures, limits, responses once all is durable |
 //! | `admin` | metrics, probes and a status page over HTTP |
 //! | `metrics` | every instrument |
@@ -86,6 +87,7 @@ pub mod history;
 pub mod metrics;
 pub mod net;
 pub mod recorder;
+mod secrets;
 pub mod table;
 mod telemetry;
 mod webhook;

@@ -30,7 +30,7 @@ impl Sockets {
     pub(super) async fn bind(settings: &Settings) -> anyhow::Result<Self> {
         let tokens = settings.listeners.record_token_file.clone();
         let tokens = tokens.map(|path| BearerTokens::read(&path).map(|tokens| (path, tokens)));
-        let tokens = tokens.transpose()?;
+        let tokens = tokens.transpose().context("--record-token-file")?;
         let grpc = bind_grpc(settings, tokens.as_ref().map(|(_, tokens)| tokens)).await?;
         let admin = match &settings.listeners.admin {
             None => None,

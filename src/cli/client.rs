@@ -311,7 +311,7 @@ impl TokenArgs {
             let hint = io_hint::hint(path, &error);
             anyhow!("cannot read the token file {}: {error}{hint}", path.display())
         })?;
-        let Some((_, token)) = crate::grpc::parse_token_file(&text).next() else {
+        let Some((_, token)) = crate::secrets::lines(&text).next() else {
             bail!("the token file {} is empty", path.display());
         };
         let header = MetadataValue::try_from(format!("Bearer {token}"));

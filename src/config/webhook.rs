@@ -13,13 +13,17 @@ use super::{
     ServeArgs, Settings, StorageArgs, TelemetryArgs, config_file, wrong,
 };
 use crate::net::socket::Address;
-use crate::webhook::{ReceiverConfig, Secrets};
+use crate::secrets::Secrets;
+use crate::webhook::ReceiverConfig;
 use crate::whatsapp::Rules;
 use consentd_core::hidden_chars;
 use consentd_core::id::BusinessId;
 
 /// Where `consentd webhook` listens by default.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+
+/// The most secrets of a setting at once: the current one, and those that it replaces.
+const MAX_SECRETS: usize = 16;
 
 /// The table `[whatsapp]` of the configuration file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -87,7 +91,7 @@ impl WebhookSources {
     /// [`ConfigError`] names the file or the setting, and quotes no secret.
     pub fn read(&self) -> Result<ReceiverConfig, ConfigError> {
         let secrets = |setting, paths: &[PathBuf]| {
-            Secrets::read(paths.iter().map(PathBuf::as_path))
+            Secrets::read(paths.iter().map(PathBuf::as_path), MAX_SECRETS)
                 .map_err(|error| wrong(setting, error.to_string()))
         };
         Ok(ReceiverConfig {

@@ -29,8 +29,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-pub(crate) use auth::parse_token_file;
-pub use auth::{BearerTokens, BearerTokensError};
+pub use auth::BearerTokens;
 pub use call_telemetry::CallTelemetry;
 pub use consent_service::{CheckLimits, CheckService};
 pub use convert::{entry, event_error};

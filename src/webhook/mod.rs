@@ -30,7 +30,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-pub(crate) use self::credentials::{ReceiverConfig, Secrets, reload};
+pub(crate) use self::credentials::{ReceiverConfig, reload};
 use self::warnings::WebhookWarnings;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;

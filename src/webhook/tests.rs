@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use tower::ServiceExt as _;
 
-use super::{ReceiverConfig, Secrets, Sender, Webhook, router};
+use super::{ReceiverConfig, Sender, Webhook, router};
 use crate::budget::{Budget, BudgetSizes, MIN_BYTES, MIN_CONNECTION_BYTES};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
+use crate::secrets::Secrets;
 use crate::whatsapp::{self, Rules};
 use consentd_core::event::PlatformNames;
 use consentd_core::id::KeySecret;
@@ -188,7 +189,7 @@ async fn receiver_beside(
     };
     let path = folder.join("secret");
     std::fs::write(&path, SECRET).unwrap();
-    let secrets = Secrets::read([path.as_path()]).unwrap();
+    let secrets = Secrets::read([path.as_path()], 1).unwrap();
     let config =
         ReceiverConfig { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
     let sizes = BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };

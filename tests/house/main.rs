@@ -72,6 +72,7 @@ fn modules_import_what_the_map_allows() {
         ("metrics", &[]),
         ("telemetry", &["metrics"]),
         ("table", &[]),
+        ("secrets", &[]),
         ("change_feed", &[]),
         ("follower", &["change_feed", "metrics", "table"]),
         ("history", &[]),
@@ -90,13 +91,26 @@ fn modules_import_what_the_map_allows() {
                 "metrics",
                 "net",
                 "recorder",
+                "secrets",
                 "telemetry",
             ],
         ),
         ("whatsapp", &[]),
-        ("webhook", &["budget", "metrics", "net", "recorder", "whatsapp"]),
+        ("webhook", &["budget", "metrics", "net", "recorder", "secrets", "whatsapp"]),
         ("admin", &["budget", "checker", "metrics", "net"]),
-        ("config", &["budget", "decision_log", "grpc", "net", "telemetry", "webhook", "whatsapp"]),
+        (
+            "config",
+            &[
+                "budget",
+                "decision_log",
+                "grpc",
+                "net",
+                "secrets",
+                "telemetry",
+                "webhook",
+                "whatsapp",
+            ],
+        ),
     ];
     for path in files("src", "rs").into_iter().filter(|path| !is_test(path)) {
         let module = module(&path);

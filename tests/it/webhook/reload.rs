@@ -10,6 +10,8 @@ use crate::sidecar::eventually;
 
 const DONE: &str = "consent_webhook_reloads_total{outcome=\"done\"}";
 const FAILED: &str = "consent_webhook_reloads_total{outcome=\"failed\"}";
+/// A line that says what a secret is for, as files of tokens have them.
+const COMMENT: &str = "# the secret of the app since May";
 const NEW: &str = "the app's new secret, of today";
 
 #[tokio::test]
@@ -20,10 +22,11 @@ async fn a_secret_is_replaced_while_both_are_good() {
     let body = fixture("inbound_text", NUMBER);
     let status = async |secret: &str| post(address, &sign(secret, &body), &body).await.status;
     assert_eq!((status(SECRET).await, status(NEW).await), (200, 403));
-    files.write("secret", &format!("{NEW}\n\n{SECRET}\n"));
+    files.write("secret", &format!("{COMMENT}\n{NEW}\n\n  # old\n{SECRET}\n"));
     sidecar.signal("HUP");
     wait_for_metric(&sidecar, DONE, 1.0).await;
     assert_eq!((status(SECRET).await, status(NEW).await), (200, 200));
+    assert_eq!(status(COMMENT).await, 403, "whoever guesses a comment has no secret");
     files.write("secret", &format!("{NEW}\n"));
     sidecar.signal("HUP");
     wait_for_metric(&sidecar, DONE, 2.0).await;
@@ -88,7 +91,7 @@ async fn what_is_wrong_at_the_start_is_told_there() {
     };
     assert!(started(&files).contains("whatsapp.numbers"));
     files.name(&acme());
-    files.write("secret", "\n");
+    files.write("secret", "\n# none of them yet\n");
     assert!(started(&files).contains("--webhook-app-secret-file: there is no secret in"));
     files.write("secret", SECRET);
     std::fs::remove_file(files.path("token")).unwrap();
