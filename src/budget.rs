@@ -82,8 +82,8 @@ pub struct Budget {
 pub struct ConnectionBudget {
     budget: Arc<Budget>,
     held: [AtomicUsize; POOL_COUNT],
-    /// The number of streamed checks that wait for a revision.
-    waiting: AtomicUsize,
+    /// The number of charges for work that has no place of `Checking` or `Recording`.
+    working: AtomicUsize,
     /// Set by any activity; cleared by [`is_silent`](Self::is_silent).
     was_used: AtomicBool,
     /// Whether it came beyond the listener's capacity, and may make no calls but probes.
@@ -152,11 +152,11 @@ impl Budget {
     }
 
     fn share(self: &Arc<Self>, probes_only: bool) -> Arc<ConnectionBudget> {
-        let (held, waiting, was_used) = Default::default();
+        let (held, working, was_used) = Default::default();
         Arc::new(ConnectionBudget {
             budget: Arc::clone(self),
             held,
-            waiting,
+            working,
             was_used,
             probes_only,
         })
@@ -207,7 +207,7 @@ impl ConnectionBudget {
     pub fn charge(self: &Arc<Self>, pool: Pool, amount: usize) -> Result<Charge, LimitReached> {
         self.was_used.store(true, Ordering::Relaxed);
         let mut charge =
-            Charge { connection: Arc::clone(self), pool, amount: 0, is_waiting: false };
+            Charge { connection: Arc::clone(self), pool, amount: 0, is_working: false };
         charge.grow(amount)?;
         Ok(charge)
     }
@@ -218,7 +218,7 @@ impl ConnectionBudget {
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let nothing = |held: &AtomicUsize| held.load(Ordering::Relaxed) == 0;
-        let is_at_work = !nothing(&self.waiting)
+        let is_at_work = !nothing(&self.working)
             || [Pool::Checking, Pool::Recording]
                 .iter()
                 .any(|pool| !nothing(&self.held[*pool as usize]));
@@ -244,7 +244,7 @@ pub struct Charge {
     connection: Arc<ConnectionBudget>,
     pool: Pool,
     amount: usize,
-    is_waiting: bool,
+    is_working: bool,
 }
 
 impl Charge {
@@ -254,12 +254,11 @@ impl Charge {
         self.connection.was_used.store(true, Ordering::Relaxed);
     }
 
-    /// Counts as a check that waits for a revision until dropped; its connection is not silent
-    /// meanwhile.
+    /// Counts as work on a call until dropped; its connection is not silent meanwhile.
     #[must_use]
-    pub fn mark_waiting(mut self) -> Self {
-        self.connection.waiting.fetch_add(1, Ordering::Relaxed);
-        self.is_waiting = true;
+    pub fn mark_working(mut self) -> Self {
+        self.connection.working.fetch_add(1, Ordering::Relaxed);
+        self.is_working = true;
         self
     }
 
@@ -281,6 +280,24 @@ impl Charge {
         taken
     }
 
+    /// How much is charged.
+    #[must_use]
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Charges more, up to a total.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConnectionBudget::charge`]; the charge is unchanged then.
+    pub fn grow_to(&mut self, total: usize) -> Result<(), LimitReached> {
+        match total.saturating_sub(self.amount) {
+            0 => Ok(()),
+            more => self.grow(more),
+        }
+    }
+
     /// Charges memory that is held already, regardless of the limits: later charges are refused.
     pub fn grow_unchecked(&mut self, amount: usize) {
         let _ = self.connection.budget.take(&self.connection, self.pool, amount);
@@ -300,7 +317,7 @@ impl Charge {
     #[must_use]
     pub fn empty(&self) -> Self {
         let connection = Arc::clone(&self.connection);
-        Self { connection, pool: self.pool, amount: 0, is_waiting: false }
+        Self { connection, pool: self.pool, amount: 0, is_working: false }
     }
 
     /// A new charge to the same connection and another pool.
@@ -315,8 +332,8 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        if self.is_waiting {
-            self.connection.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.is_working {
+            self.connection.working.fetch_sub(1, Ordering::Relaxed);
         }
         if self.amount > 0 {
             self.connection.budget.give_back(&self.connection, self.pool, self.amount);
@@ -402,7 +419,7 @@ mod tests {
             drop(place);
             assert!(connection.is_silent());
         }
-        let waits = open.charge_same_pool(1).unwrap().mark_waiting();
+        let waits = open.charge_same_pool(1).unwrap().mark_working();
         assert!(!connection.is_silent() && !connection.is_silent());
         drop(waits);
         assert!(connection.is_silent());

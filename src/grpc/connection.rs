@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::body::ResponseBody;
+use super::connection_context::ConnectionContext;
 use super::router::{ResponseFuture, Router};
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
@@ -180,11 +181,8 @@ impl Connection {
         let handshaken = Arc::new(AtomicBool::new(false));
         let ending = CancellationToken::new();
         let share = self.share;
-        let service = ConnectionService {
-            router: self.router,
-            share: Arc::clone(&share),
-            ending: ending.clone(),
-        };
+        let context = ConnectionContext::new(Arc::clone(&share), ending.clone());
+        let service = ConnectionService { router: self.router, context };
         let stream =
             PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };
         let (finish, finishing) = oneshot::channel();
@@ -291,9 +289,7 @@ async fn serve_connection(
 /// The service of one connection: routes its calls, and has them charged to the connection.
 struct ConnectionService {
     router: Router,
-    share: Arc<budget::ConnectionBudget>,
-    /// Cancelled once the connection is to end, for streams that could go on.
-    ending: CancellationToken,
+    context: ConnectionContext,
 }
 
 type InfallibleResponse = Result<Response<ResponseBody>, Infallible>;
@@ -304,7 +300,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     type Future = Map<ResponseFuture, fn(Response<ResponseBody>) -> InfallibleResponse>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.router.call(request, &self.ending, &self.share).map(Ok)
+        self.router.call(request, &self.context).map(Ok)
     }
 }
 

@@ -16,16 +16,12 @@ use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{EntryPosition, History};
 
-/// Why a message is not an event.
-pub(super) enum NotAnEvent {
-    /// It is malformed; fields are seen from the event. Where enough of it could be read, the rest
-    /// of its faults can be found in `rest`.
-    Invalid {
-        /// What is wrong.
-        found: Vec<Violation>,
-        /// What could be read.
-        rest: Option<Box<What>>,
-    },
+/// Why a message is not an event: it is malformed. Fields are seen from the event.
+pub(super) struct NotAnEvent {
+    /// What is wrong.
+    pub(super) found: Vec<Violation>,
+    /// What could be read, in which the rest of its faults can be found.
+    pub(super) rest: Option<Box<What>>,
 }
 
 /// Parses the form of a message. `MESSAGE_FORM_UNSPECIFIED` stands for any.
@@ -129,7 +125,7 @@ pub(super) fn submission(
 ) -> Result<Submission, NotAnEvent> {
     let Some(event) = event else {
         let why = "required: what happened, to whom and where";
-        return Err(NotAnEvent::Invalid { found: vec![Violation::new("", why)], rest: None });
+        return Err(NotAnEvent { found: vec![Violation::new("", why)], rest: None });
     };
     let mut found = Vec::new();
     let time = moment("event_time", event.event_time, &mut found);
@@ -148,7 +144,7 @@ pub(super) fn submission(
             let user = UserId::parse(&event.user_id).err();
             let business = BusinessId::parse(&event.business_id).err();
             let found = [user, business].into_iter().flatten().chain(found).collect();
-            return Err(NotAnEvent::Invalid { found, rest: rest.map(Box::new) });
+            return Err(NotAnEvent { found, rest: rest.map(Box::new) });
         }
     };
     let (user_id, business_id) = (event.user_id, event.business_id);

@@ -8,21 +8,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Code, Status, Streaming};
 
-use super::record_service::{Chunk, RecordService, ResponseStream};
+use super::connection_context::{ConnectionContext, Page};
+use super::record_service::{RecordService, ResponseStream, answer_chunks};
 use super::{convert, pb, status};
-use crate::budget::ConnectionBudget;
+use crate::budget::{Charge, Pool};
 use crate::history;
 use crate::history::by_user::{UserPair, UserPairs, pairs_of_user};
 use crate::history::expiring_opt_ins::{self, OptInFilter};
 use consentd_core::Violation;
 use consentd_core::id::BusinessId;
-use consentd_core::record::{ChainHead, HistoryEntry};
+use consentd_core::record::{ChainHead, HistoryEntry, Revision};
 use consentd_core::standing::ResolvedState;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Cursor, EntryPosition, History, Ledger, LedgerError};
+use consentd_ledger::{Cursor, EntryPosition, Events, History, Ledger, LedgerError};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";
+
+/// About the memory of a pair that was found for a user, with its record.
+const USER_PAIR_BYTES: usize = 2 * 1024;
 
 const DRAINING: &str = "draining: ask again elsewhere";
 
@@ -40,17 +44,20 @@ impl RecordService {
     pub(super) async fn list(
         &self,
         request: pb::ListEventsRequest,
+        connection: &ConnectionContext,
     ) -> Result<ResponseStream<pb::ListEventsResponse>, Status> {
+        let turn = connection.history_turn().await?;
         let history = history::of_pair(&self.ledger, &request.user_id, &request.business_id).await;
         let history = history.map_err(status::read_error)?;
         // Entries are listed even if the history was tampered with; the final status says so.
         let broken = (!history.intact).then(|| Err(Status::data_loss(BROKEN)));
-        Ok(Box::pin(stream::iter(listed(history).map(Ok).chain(broken))))
+        Ok(Box::pin(stream::iter(turn.page(listed(history))?.chain(broken))))
     }
 
     pub(super) async fn export(
         &self,
         request: pb::ExportEventsRequest,
+        connection: ConnectionContext,
     ) -> Result<ResponseStream<pb::ExportEventsResponse>, Status> {
         let pb::ExportEventsRequest { business_id, since_time } = request;
         let mut found = Vec::new();
@@ -61,88 +68,62 @@ impl RecordService {
         if !found.is_empty() {
             return Err(status::invalid(&found));
         }
-        let wanted = move |entry: &HistoryEntry| {
-            (business_id.is_empty() || entry.business_id == business_id)
-                && since.is_none_or(|since| entry.record_time >= since)
-        };
         // The export ends at the ledger's current end: under a steady flow of events it would never
         // end. This process' table may be behind that end, or not loaded yet.
         let end = history::end_of_log(&self.ledger).await;
         let end = end.map_err(|error| status::read_error(error.into()))?.revision;
-        let pages =
-            stream::unfold(Some((self.clone(), Cursor::default())), move |state| async move {
-                let (service, after) = state?;
-                if service.draining.is_cancelled() {
-                    return Some((
-                        Err(Status::unavailable("draining: export again elsewhere")),
-                        None,
-                    ));
-                }
-                let page = match service.ledger.events_after(after).await {
-                    Ok(page) => page,
-                    Err(error) => return Some((Err(status::read_error(error.into())), None)),
-                };
-                let next = page.next.filter(|next| !page.by_revision || next.after < end);
-                Some((Ok(page.entries), next.map(|next| (service, next))))
-            });
-        let answers = pages.flat_map(move |page| {
-            let (entries, failed) = match page {
-                Ok(entries) => (entries, None),
-                Err(status) => (Vec::new(), Some(Err(status))),
-            };
-            let kept =
-                |(at, entry): &(EntryPosition, HistoryEntry)| at.revision <= end && wanted(entry);
-            let entries = entries.into_iter().filter(kept);
-            let answers = entries.map(|(at, entry)| Ok(convert::exported(at, entry)));
-            stream::iter(answers.chain(failed).collect::<Vec<_>>())
+        let cache = connection.budget.charge(Pool::Records, 0).map_err(status::limit_reached)?;
+        let export = Export {
+            service: self.clone(),
+            connection,
+            business_id,
+            since,
+            end,
+            next: Some(Cursor::default()),
+            cache,
+        };
+        let pages = stream::unfold(export, |mut export| async move {
+            let page = export.next_page().await?;
+            Some((page, export))
         });
-        Ok(Box::pin(answers))
+        Ok(Box::pin(pages.map_ok(stream::iter).try_flatten()))
     }
 
     pub(super) fn check(
         &self,
         requests: Streaming<pb::CheckEventsRequest>,
-        share: Arc<ConnectionBudget>,
+        connection: ConnectionContext,
     ) -> ResponseStream<pb::CheckEventsResponse> {
-        let start = Some((self.clone(), requests, share));
-        let answers = stream::unfold(start, |state| async move {
-            let (service, mut requests, share) = state?;
-            let chunk = tokio::select! {
-                biased;
-                () = service.draining.cancelled() => {
-                    return Some((vec![Err(Status::unavailable(DRAINING))], None));
-                }
-                chunk = Chunk::next(&mut requests, &share) => chunk?,
-            };
-            let mut chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(status) => return Some((vec![Err(status)], None)),
-            };
-            let asked = std::mem::take(&mut chunk.requests);
-            let mut answers: Vec<_> =
-                check_chunk(&service.ledger, asked).await.into_iter().map(Ok).collect();
-            let next = chunk.broken.is_none().then_some((service, requests, share));
-            answers.extend(chunk.broken.take().map(Err));
-            Some((answers, next))
-        });
-        Box::pin(answers.flat_map(stream::iter))
+        let (service, turns) = (self.clone(), connection.clone());
+        answer_chunks(requests, connection, DRAINING, move |asked| {
+            let (service, turns) = (service.clone(), turns.clone());
+            async move { check_chunk(&service.ledger, &turns, asked).await }
+        })
     }
 
     pub(super) fn list_user(
         &self,
         request: pb::ListUserEventsRequest,
+        connection: ConnectionContext,
     ) -> ResponseStream<pb::ListUserEventsResponse> {
         // The stream begins at once, because finding the pairs may take longer than a client waits for
         // its beginning.
         let service = self.clone();
         let found = stream::once(async move {
             let pb::ListUserEventsRequest { user_id, business_ids } = request;
+            let search = async {
+                let _turn = connection.search_turn(&service.searches).await?;
+                let found = pairs_of_user(&service.ledger, &user_id, &business_ids).await;
+                found.map_err(status::read_error)
+            };
             let found = tokio::select! {
                 () = service.draining.cancelled() => return Err(Status::unavailable(DRAINING)),
-                found = pairs_of_user(&service.ledger, &user_id, &business_ids) => found,
+                found = search => found?,
             };
-            let found = found.map_err(status::read_error)?;
-            Ok(all_of(service.ledger, found))
+            let bytes = found.pairs.len().saturating_mul(USER_PAIR_BYTES);
+            let charge =
+                connection.budget.charge(Pool::Records, bytes).map_err(status::limit_reached)?;
+            Ok(all_of(service.ledger, connection, found, charge))
         });
         Box::pin(found.try_flatten())
     }
@@ -150,6 +131,7 @@ impl RecordService {
     pub(super) async fn list_due(
         &self,
         request: pb::ListDueOptInsRequest,
+        connection: ConnectionContext,
     ) -> Result<ResponseStream<pb::ListDueOptInsResponse>, Status> {
         let pb::ListDueOptInsRequest { business_id, since_time, until_time, pending } = request;
         let mut found = Vec::new();
@@ -170,40 +152,108 @@ impl RecordService {
         let filter = OptInFilter { span, unconfirmed_at: pending.then_some(clock) };
         let draining = self.draining.clone();
         let found = stream::iter(0..buckets).then(move |bucket| {
-            let (ledger, filter) = (ledger.clone(), filter.clone());
+            let (ledger, filter, connection) = (ledger.clone(), filter.clone(), connection.clone());
             let (draining, business_id) = (draining.clone(), business_id.clone());
             async move {
                 if draining.is_cancelled() {
                     return Err(Status::unavailable(DRAINING));
                 }
+                let turn = connection.history_turn().await?;
                 let due = expiring_opt_ins::in_bucket(&ledger, bucket, &filter).await;
                 let mut due = due.map_err(status::read_error)?;
                 due.retain(|(_, entry)| business_id.is_empty() || entry.business_id == business_id);
-                Ok(stream::iter(due.into_iter().map(|(due, by)| Ok(convert::due(&due, by)))))
+                let due = due.into_iter().map(|(due, by)| convert::due(&due, by));
+                turn.page(due).map(stream::iter)
             }
         });
         Ok(Box::pin(found.try_flatten()))
     }
 }
 
-/// Everything about the pairs of one user. A broken history is reported after all pairs are listed.
+/// An export, as far as it has come.
+struct Export {
+    service: RecordService,
+    connection: ConnectionContext,
+    /// The only business that is exported; empty for all.
+    business_id: String,
+    since: Option<Timestamp>,
+    /// The last revision that is exported.
+    end: Revision,
+    /// Where the next page begins; `None` after the last one.
+    next: Option<Cursor>,
+    /// Charges the cursor.
+    cache: Charge,
+}
+
+impl Export {
+    /// Reads the next page; `None` after the last one.
+    async fn next_page(&mut self) -> Option<Result<Page<pb::ExportEventsResponse>, Status>> {
+        let cursor = self.next.take()?;
+        if self.service.draining.is_cancelled() {
+            return Some(Err(Status::unavailable("draining: export again elsewhere")));
+        }
+        Some(self.read(cursor).await)
+    }
+
+    async fn read(&mut self, cursor: Cursor) -> Result<Page<pb::ExportEventsResponse>, Status> {
+        let turn = self.connection.history_turn().await?;
+        let read = self.service.ledger.events_after(cursor).await;
+        let Events { entries, next, by_revision } =
+            read.map_err(|error| status::read_error(error.into()))?;
+        self.next = next.filter(|next| !by_revision || next.after < self.end);
+        let entries = entries.into_iter().filter(|(at, entry)| self.has(at, entry));
+        let messages = entries.map(|(at, entry)| convert::exported(at, entry)).collect();
+        let page = match turn.charge(messages) {
+            // The page goes first: without its cache the cursor is only slower.
+            Err((messages, _)) if self.cache.amount() > 0 => {
+                self.next = self.next.take().map(Cursor::without_cache);
+                self.cache = self.cache.empty();
+                turn.charge(messages)
+            }
+            charged => charged,
+        };
+        let bytes = self.next.as_ref().map_or(0, Cursor::bytes);
+        if self.cache.grow_to(bytes).is_err() {
+            self.next = self.next.take().map(Cursor::without_cache);
+            self.cache = self.cache.empty();
+        }
+        page.map_err(|(_, status)| status)
+    }
+
+    /// Whether an entry is exported.
+    fn has(&self, at: &EntryPosition, entry: &HistoryEntry) -> bool {
+        at.revision <= self.end
+            && (self.business_id.is_empty() || entry.business_id == self.business_id)
+            && self.since.is_none_or(|since| entry.record_time >= since)
+    }
+}
+
+/// Everything about the pairs of one user, whose records are charged by `charge`. A broken history is
+/// reported after all pairs are listed.
 fn all_of(
     ledger: Ledger,
+    connection: ConnectionContext,
     found: UserPairs,
+    charge: Charge,
 ) -> impl Stream<Item = Result<pb::ListUserEventsResponse, Status>> + Send {
     let UserPairs { pairs, clock } = found;
     let broken = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&broken);
     let pairs = stream::iter(pairs).then(move |pair| {
         let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
+        let connection = connection.clone();
         async move {
+            let turn = connection.history_turn().await?;
             let history = ledger.history(pair.key).await;
             let history = history.map_err(|error| status::read_error(error.into()))?;
             seen.fetch_or(!history.intact, Ordering::Relaxed);
-            Ok::<_, Status>(stream::iter(pair_responses(&pair, history, clock).map(Ok)))
+            turn.page(pair_responses(&pair, history, clock)).map(stream::iter)
         }
     });
-    let end = stream::once(async move { broken.load(Ordering::Relaxed) });
+    let end = stream::once(async move {
+        drop(charge);
+        broken.load(Ordering::Relaxed)
+    });
     let end =
         end.filter_map(|broken| async move { broken.then(|| Err(Status::data_loss(BROKEN))) });
     pairs.try_flatten().chain(end)
@@ -239,6 +289,7 @@ fn pair_responses(
 /// Verifies exported events. Each pair's history is read once.
 async fn check_chunk(
     ledger: &Ledger,
+    connection: &ConnectionContext,
     asked: Vec<pb::CheckEventsRequest>,
 ) -> Vec<pb::CheckEventsResponse> {
     use pb::check_events_response::Result as Pb;
@@ -253,7 +304,10 @@ async fn check_chunk(
         .map(|request| pb::CheckEventsResponse { sequence: request.sequence, result: None })
         .collect();
     for ((user_id, business_id), indices) in pairs {
-        let history = history::of_pair(ledger, &user_id, &business_id).await;
+        let history = {
+            let _turn = connection.history_turn().await;
+            history::of_pair(ledger, &user_id, &business_id).await
+        };
         for index in indices {
             let (Some(request), Some(answer)) = (asked.get(index), answers.get_mut(index)) else {
                 continue;

@@ -1,6 +1,7 @@
 //! The gRPC services: they translate between the wire and the domain. Only this module uses `Status`.
 //!
-//! In reading order: [`connection`] (HTTP/2 connections and their end), `router` (which service takes
+//! In reading order: [`connection`] (HTTP/2 connections and their end), `connection_context` (what the
+//! calls of a connection share), `router` (which service takes
 //! a call, and which calls are refused), `body` (bodies whose bytes are charged to a budget),
 //! `call_telemetry` (logs and traces of single calls), `consent_service` (with `stream_can_send`,
 //! `filter_recipients` and [`watch_consents`]) and `record_service` (with `history_service`), `health`,
@@ -11,6 +12,7 @@ mod body;
 mod call_telemetry;
 pub mod codec;
 pub mod connection;
+mod connection_context;
 mod consent_service;
 mod convert;
 mod fast_decode;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use prost::Message;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call_telemetry::CallNotes;
+use super::connection_context::ConnectionContext;
 use super::convert::{self, NotAnEvent};
 use super::{deadline, pb, status};
 use crate::budget::{Charge, ConnectionBudget, Pool};
@@ -29,6 +31,13 @@ const MAX_RECORDING: Duration = Duration::from_secs(30);
 /// The longest that an erasure may take: it may have to read the whole ledger.
 const MAX_ERASE: Duration = Duration::from_mins(10);
 
+/// The most searches of all businesses for a user at once. Each reads the whole ledger, and keeps the
+/// names of all businesses meanwhile.
+const MAX_SEARCHES: usize = 1;
+
+/// How `RecordEvents` ends with its connection.
+const RECORD_ELSEWHERE: &str = "draining: what was answered is recorded, send the rest elsewhere";
+
 /// The header that names the ledger: see `RecordEvents` in the contract.
 pub const LEDGER_ID: &str = "consentd-ledger-id";
 
@@ -41,6 +50,8 @@ pub struct RecordService {
     pub(super) ledger: Ledger,
     recorder: Recorder,
     pub(super) draining: CancellationToken,
+    /// The places of [`MAX_SEARCHES`].
+    pub(super) searches: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -55,7 +66,8 @@ impl RecordService {
         draining: CancellationToken,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { ledger, recorder, draining, metrics }
+        let searches = Arc::new(Semaphore::new(MAX_SEARCHES));
+        Self { ledger, recorder, draining, searches, metrics }
     }
 
     /// Records events. The recorder waits for this process' own table, so that the next check here
@@ -99,7 +111,7 @@ impl RecordService {
                     places.push(place);
                     None
                 }
-                Err(NotAnEvent::Invalid { found, rest }) => {
+                Err(NotAnEvent { found, rest }) => {
                     let refusal = self.refusal(found, rest.as_deref());
                     Some(Pb::Error(status::item_refusal(&refusal)))
                 }
@@ -127,21 +139,21 @@ impl RecordService {
 /// The bytes of a stream's messages at which a chunk is complete. The last message may exceed it.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Messages of a stream that are processed together. They are charged until the chunk is dropped.
-pub(super) struct Chunk<T> {
-    pub(super) requests: Vec<T>,
+/// Messages of a stream that are processed together.
+struct Chunk<T> {
+    requests: Vec<T>,
     /// The error of the next message, which ends the stream: bytes after a malformed message cannot be
     /// trusted.
-    pub(super) broken: Option<Status>,
-    _bytes: Charge,
-    _place: Charge,
+    broken: Option<Status>,
+    bytes: Charge,
+    place: Charge,
 }
 
 impl<T: Message> Chunk<T> {
     /// Waits for a message, and takes those that have arrived with it. `None` at the end of the stream.
-    pub(super) async fn next(
+    async fn next(
         messages: &mut Streaming<T>,
-        share: &Arc<ConnectionBudget>,
+        budget: &Arc<ConnectionBudget>,
     ) -> Option<Result<Self, Status>> {
         let mut next = messages.next().await?;
         let (mut requests, mut bytes) = (Vec::new(), 0_usize);
@@ -163,27 +175,75 @@ impl<T: Message> Chunk<T> {
         };
         // Decoded texts take about twice the bytes; a short message takes the size of its struct.
         let decoded = requests.len().saturating_mul(2 * size_of::<T>());
-        let charged = share.charge(Pool::Records, bytes.saturating_mul(2).saturating_add(decoded));
-        let charged = charged.and_then(|bytes| Ok((bytes, share.charge(Pool::Recording, 1)?)));
+        let bytes = bytes.saturating_mul(2).saturating_add(decoded);
+        let charged = budget.charge(Pool::Records, bytes);
+        let charged = charged.and_then(|bytes| Ok((bytes, budget.charge(Pool::Recording, 1)?)));
         Some(match charged {
-            Ok((bytes, place)) => Ok(Self { requests, broken, _bytes: bytes, _place: place }),
+            Ok((bytes, place)) => Ok(Self { requests, broken, bytes, place }),
             Err(full) => Err(status::limit_reached(full)),
         })
     }
 }
 
-/// Charges a recording in flight, and its message, which takes twice as many bytes once decoded.
-fn charge_recording<T: Message>(request: &Request<T>) -> Result<(Charge, Charge), Status> {
-    let share = share(request)?;
-    let place = share.charge(Pool::Recording, 1).map_err(status::limit_reached)?;
-    let bytes = 2 * request.get_ref().encoded_len();
-    Ok((place, share.charge(Pool::Records, bytes).map_err(status::limit_reached)?))
+/// The answers to a chunk, and the error that ends the stream behind them.
+struct ChunkAnswers<T> {
+    answers: std::vec::IntoIter<T>,
+    end: Option<Status>,
+    /// The charge for the chunk's messages. It covers their answers, until the client has taken them.
+    _bytes: Option<Charge>,
 }
 
-/// The budget of a call's connection.
-pub(super) fn share<T>(request: &Request<T>) -> Result<Arc<ConnectionBudget>, Status> {
-    let share = request.extensions().get::<Arc<ConnectionBudget>>();
-    share.cloned().ok_or_else(|| Status::internal("the call has no connection"))
+impl<T> Iterator for ChunkAnswers<T> {
+    type Item = Result<T, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.answers.next().map(Ok).or_else(|| self.end.take().map(Err))
+    }
+}
+
+/// Answers the messages of a stream: those that have arrived together, before the next are read. So
+/// they are processed in order, and a client that does not read its answers is not read from. When the
+/// connection is to end, the stream ends with `UNAVAILABLE` and `farewell`.
+pub(super) fn answer_chunks<Q, A, F>(
+    messages: Streaming<Q>,
+    connection: ConnectionContext,
+    farewell: &'static str,
+    answer: impl Fn(Vec<Q>) -> F + Send + 'static,
+) -> ResponseStream<A>
+where
+    Q: Message + 'static,
+    A: Send + 'static,
+    F: Future<Output = Vec<A>> + Send,
+{
+    let start = Some((messages, connection, answer));
+    let chunks = stream::unfold(start, move |state| async move {
+        let (mut messages, connection, answer) = state?;
+        let chunk = tokio::select! {
+            biased;
+            () = connection.ending.cancelled() => Err(Status::unavailable(farewell)),
+            chunk = Chunk::next(&mut messages, &connection.budget) => chunk?,
+        };
+        let Chunk { requests, broken, bytes, place } = match chunk {
+            Ok(chunk) => chunk,
+            Err(end) => {
+                let none = Vec::new().into_iter();
+                return Some((ChunkAnswers { answers: none, end: Some(end), _bytes: None }, None));
+            }
+        };
+        let answers = answer(requests).await.into_iter();
+        drop(place);
+        let next = broken.is_none().then_some((messages, connection, answer));
+        Some((ChunkAnswers { answers, end: broken, _bytes: Some(bytes) }, next))
+    });
+    Box::pin(chunks.flat_map(stream::iter))
+}
+
+/// Charges a recording in flight, and its message, which takes twice as many bytes once decoded.
+fn charge_recording<T: Message>(request: &Request<T>) -> Result<(Charge, Charge), Status> {
+    let budget = ConnectionContext::of(request)?.budget;
+    let place = budget.charge(Pool::Recording, 1).map_err(status::limit_reached)?;
+    let bytes = 2 * request.get_ref().encoded_len();
+    Ok((place, budget.charge(Pool::Records, bytes).map_err(status::limit_reached)?))
 }
 
 #[tonic::async_trait]
@@ -198,7 +258,7 @@ impl pb::record_service_server::RecordService for RecordService {
         let pb::RecordEventRequest { event, request_id } = request.into_inner();
         let submission = match convert::submission(event, request_id) {
             Ok(submission) => submission,
-            Err(NotAnEvent::Invalid { found, rest }) => {
+            Err(NotAnEvent { found, rest }) => {
                 return Err(status::refusal_error(&self.refusal(found, rest.as_deref())));
             }
         };
@@ -222,38 +282,14 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<Streaming<pb::RecordEventsRequest>>,
     ) -> Result<Response<Self::RecordEventsStream>, Status> {
-        // Messages that have arrived are recorded together, before the next are read. So the events of
-        // a stream are applied in order, and a client that does not read responses is not read from.
         let notes = request.extensions().get::<CallNotes>().cloned();
-        let share = share(&request)?;
-        let start = Some((self.clone(), request.into_inner(), notes, share));
-        let answers = stream::unfold(start, |state| async move {
-            let (service, mut messages, notes, share) = state?;
-            let chunk = tokio::select! {
-                biased;
-                () = service.draining.cancelled() => {
-                    let why = "draining: what was answered is recorded, send the rest elsewhere";
-                    return Some((vec![Err(Status::unavailable(why))], None));
-                }
-                chunk = Chunk::next(&mut messages, &share) => chunk?,
-            };
-            let mut chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(status) => return Some((vec![Err(status)], None)),
-            };
-            let requests = std::mem::take(&mut chunk.requests);
-            let answered = service.record_chunk(requests, notes.as_ref()).await;
-            let mut answers: Vec<_> = answered.into_iter().map(Ok).collect();
-            let next = if let Some(status) = chunk.broken.take() {
-                answers.push(Err(status));
-                None
-            } else {
-                Some((service, messages, notes, share))
-            };
-            Some((answers, next))
-        });
-        let mut response: Response<Self::RecordEventsStream> =
-            Response::new(Box::pin(answers.flat_map(stream::iter)));
+        let (service, connection) = (self.clone(), ConnectionContext::of(&request)?);
+        let answers =
+            answer_chunks(request.into_inner(), connection, RECORD_ELSEWHERE, move |chunk| {
+                let (service, notes) = (service.clone(), notes.clone());
+                async move { service.record_chunk(chunk, notes.as_ref()).await }
+            });
+        let mut response: Response<Self::RecordEventsStream> = Response::new(answers);
         let named = self.name_ledger(response.metadata_mut()).await;
         named.map_err(|error| status::read_error(error.into()))?;
         Ok(response)
@@ -265,7 +301,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
-        Ok(Response::new(self.list(request.into_inner()).await?))
+        let connection = ConnectionContext::of(&request)?;
+        Ok(Response::new(self.list(request.into_inner(), &connection).await?))
     }
 
     type ExportEventsStream = ResponseStream<pb::ExportEventsResponse>;
@@ -274,7 +311,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ExportEventsRequest>,
     ) -> Result<Response<Self::ExportEventsStream>, Status> {
-        Ok(Response::new(self.export(request.into_inner()).await?))
+        let connection = ConnectionContext::of(&request)?;
+        Ok(Response::new(self.export(request.into_inner(), connection).await?))
     }
 
     type CheckEventsStream = ResponseStream<pb::CheckEventsResponse>;
@@ -283,8 +321,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<Streaming<pb::CheckEventsRequest>>,
     ) -> Result<Response<Self::CheckEventsStream>, Status> {
-        let share = share(&request)?;
-        Ok(Response::new(self.check(request.into_inner(), share)))
+        let connection = ConnectionContext::of(&request)?;
+        Ok(Response::new(self.check(request.into_inner(), connection)))
     }
 
     type ListUserEventsStream = ResponseStream<pb::ListUserEventsResponse>;
@@ -293,7 +331,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ListUserEventsRequest>,
     ) -> Result<Response<Self::ListUserEventsStream>, Status> {
-        Ok(Response::new(self.list_user(request.into_inner())))
+        let connection = ConnectionContext::of(&request)?;
+        Ok(Response::new(self.list_user(request.into_inner(), connection)))
     }
 
     type ListDueOptInsStream = ResponseStream<pb::ListDueOptInsResponse>;
@@ -302,7 +341,8 @@ impl pb::record_service_server::RecordService for RecordService {
         &self,
         request: Request<pb::ListDueOptInsRequest>,
     ) -> Result<Response<Self::ListDueOptInsStream>, Status> {
-        Ok(Response::new(self.list_due(request.into_inner()).await?))
+        let connection = ConnectionContext::of(&request)?;
+        Ok(Response::new(self.list_due(request.into_inner(), connection).await?))
     }
 
     async fn erase_user(
@@ -312,18 +352,27 @@ impl pb::record_service_server::RecordService for RecordService {
         let limit = Instant::now() + MAX_ERASE;
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
         let (_place, _bytes) = charge_recording(&request)?;
+        let connection = ConnectionContext::of(&request)?;
         let pb::EraseUserRequest { user_id, business_id } = request.into_inner();
-        let erased = timeout_at(limit, self.recorder.erase(&user_id, &business_id)).await;
-        let Ok(erased) = erased else {
+        let erased = timeout_at(limit, async {
+            let _turn = if business_id.is_empty() {
+                Some(connection.search_turn(&self.searches).await?)
+            } else {
+                None
+            };
+            let erased = self.recorder.erase(&user_id, &business_id).await;
+            erased.map_err(|refusal| match refusal {
+                Refusal::Invalid(found) => status::invalid(&found),
+                refusal => status::refusal_error(&refusal),
+            })
+        });
+        let Ok(erased) = erased.await else {
             return Err(Status::deadline_exceeded(
                 "some of what is known of the user may be erased, and some not: ask again, with \
                  more time, to be sure",
             ));
         };
-        let erased = erased.map_err(|refusal| match refusal {
-            Refusal::Invalid(found) => status::invalid(&found),
-            refusal => status::refusal_error(&refusal),
-        })?;
+        let erased = erased?;
         Ok(Response::new(pb::EraseUserResponse {
             erased_count: erased.erased,
             log_expire_time: erased.log_expire.map(convert::timestamp),

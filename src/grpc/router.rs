@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tonic_health::pb::health_server::HealthServer;
@@ -16,6 +15,7 @@ use tower::Service as _;
 use super::auth::BearerTokens;
 use super::body::{MeteredBody, ResponseBody};
 use super::call_telemetry::{CallTelemetry, ObservedCall};
+use super::connection_context::ConnectionContext;
 use super::method::{Method, Service};
 use super::pb::record_service_server::RecordServiceServer;
 use super::timeout_of;
@@ -122,13 +122,11 @@ impl Router {
         self.record.is_some()
     }
 
-    /// Answers a call, and charges it to its connection. Streams that could go on end once `ending`
-    /// is cancelled.
+    /// Answers a call, and charges it to its connection. Streams that could go on end with it.
     pub(super) fn call(
         &self,
         request: Request<Incoming>,
-        ending: &CancellationToken,
-        connection: &Arc<ConnectionBudget>,
+        connection: &ConnectionContext,
     ) -> ResponseFuture {
         let Some(header_bytes) = grpc_header_bytes(request.headers()) else {
             return not_grpc(request.headers());
@@ -140,9 +138,12 @@ impl Router {
                 Service::Consent => Pool::Checks,
                 Service::Record => Pool::Records,
             };
-            return match (admit(connection, pool, open + header_bytes), method.service()) {
+            let admitted = admit(&connection.budget, pool, open + header_bytes);
+            return match (admitted, method.service()) {
                 (Err(limit), _) => self.reject(Some(method), &request, limit),
-                (Ok(charge), Service::Consent) => self.call_check(method, request, ending, charge),
+                (Ok(charge), Service::Consent) => {
+                    self.call_check(method, request, connection, charge)
+                }
                 (Ok(charge), Service::Record) => {
                     self.call_record(method, request, connection, charge)
                 }
@@ -156,8 +157,8 @@ impl Router {
         } else {
             return refuse(&status::unknown_method(path, self.health.services()));
         };
-        match admit(connection, pool, open + header_bytes) {
-            Ok(charge) => self.call_other(request, charge),
+        match admit(&connection.budget, pool, open + header_bytes) {
+            Ok(charge) => self.call_other(request, connection, charge),
             Err(limit) => self.reject(None, &request, limit),
         }
     }
@@ -166,7 +167,7 @@ impl Router {
         &self,
         method: Method,
         mut request: Request<Incoming>,
-        ending: &CancellationToken,
+        connection: &ConnectionContext,
         charge: Charge,
     ) -> ResponseFuture {
         let Some(service) = self.check.clone() else {
@@ -176,7 +177,7 @@ impl Router {
         };
         let call_timeout = call_timeout(&request);
         let observed = self.telemetry.observe_check(method, &mut request);
-        let ending = ending.clone();
+        let ending = connection.ending.clone();
         let response: ResponseFuture = if method.is_stream() {
             let request = request.map(|body| MeteredBody::stream(body, charge.empty()));
             Box::pin(async move {
@@ -199,7 +200,7 @@ impl Router {
         &self,
         method: Method,
         mut request: Request<Incoming>,
-        connection: &Arc<ConnectionBudget>,
+        connection: &ConnectionContext,
         charge: Charge,
     ) -> ResponseFuture {
         let Some(service) = &self.record else {
@@ -215,8 +216,8 @@ impl Router {
         }
         let call_timeout = call_timeout(&request);
         let observed = self.telemetry.observe(method, &mut request);
-        // The handler charges it for what it keeps of the request.
-        request.extensions_mut().insert(Arc::clone(connection));
+        // The handler charges it for what it keeps of the request, and ends with it.
+        request.extensions_mut().insert(connection.clone());
         let mut service = service.clone();
         let response: ResponseFuture = if method.is_stream() {
             let call = service.call(request.map(|body| MeteredBody::stream(body, charge.empty())));
@@ -237,8 +238,14 @@ impl Router {
     }
 
     /// Calls health or reflection.
-    fn call_other(&self, request: Request<Incoming>, charge: Charge) -> ResponseFuture {
+    fn call_other(
+        &self,
+        mut request: Request<Incoming>,
+        connection: &ConnectionContext,
+        charge: Charge,
+    ) -> ResponseFuture {
         let call_timeout = call_timeout(&request);
+        request.extensions_mut().insert(connection.clone());
         let request = request.map(|body| MeteredBody::stream(body, charge.empty()));
         let call = self.others.clone().call(request);
         let call = async move { into_ok(call.await) };

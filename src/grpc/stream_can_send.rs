@@ -142,7 +142,7 @@ impl StreamResponses {
             Err(waits) => waits,
         };
         let charge = match self.charge.charge_same_pool(WAITING_BYTES + kept.bytes()) {
-            Ok(charge) => charge.mark_waiting(),
+            Ok(charge) => charge.mark_working(),
             Err(full) => {
                 let full = Pb::Error(status::item_limit_reached(full));
                 return Ok(Handled::Answered(sequenced(sequence, full)));

@@ -40,7 +40,7 @@ pub async fn in_bucket(
     filter: &OptInFilter,
 ) -> Result<Vec<(ExpiringOptIn, HistoryEntry)>, ReadError> {
     let mut found = Vec::new();
-    for (key, record) in ledger.bucket(bucket).await?.pairs {
+    for (key, record) in ledger.bucket_in_turn(bucket).await?.pairs {
         let opt_ins = filter.matching(&record?.state);
         if !opt_ins.is_empty() {
             found.extend(with_events(ledger, key, opt_ins).await?);

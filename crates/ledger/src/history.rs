@@ -5,7 +5,38 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::codec;
+use consentd_core::event::{Evidence, What};
+use consentd_core::id::Key;
 use consentd_core::record::{ChainHead, HistoryEntry, Record, Revision, extend_chain, sha256};
+
+/// How many reads of histories run at once. Each may take long; the follower's polls and the reads of
+/// recordings go on beside them.
+pub(super) const MAX_READS: usize = 4;
+
+/// The bytes of entries at which a page of [`events_after`](super::Ledger::events_after) is complete.
+/// The last pair's entries may exceed it.
+pub(super) const MAX_PAGE_BYTES: usize = 256 * 1024;
+
+/// About the memory that a history's entry takes.
+pub(super) fn bytes_of(entry: &HistoryEntry) -> usize {
+    let HistoryEntry { user_id, business_id, time: _, record_time: _, what } = entry;
+    let texts = match what {
+        What::OptIn { evidence, .. } => {
+            let Evidence { method: _, statement, business_name, locale, reference, confirmation } =
+                evidence;
+            [statement, business_name, locale, reference, confirmation]
+                .iter()
+                .map(|text| text.len())
+                .sum()
+        }
+        What::OptOut { reference, .. } | What::Suppression { reference, .. } => reference.len(),
+        What::Inbound { message_id, text } => message_id.len() + text.len(),
+        What::Link { other_user_id, .. } => other_user_id.len(),
+        What::Platform { .. } | What::Failure { .. } => 0,
+    };
+    let places = size_of::<(EntryPosition, HistoryEntry)>();
+    places + user_id.len() + business_id.len() + texts
+}
 
 /// The capacity of each of the two generations of a [`ChainCache`]; together about 8 MB.
 const MAX_CHAINS_PER_GENERATION: usize = 65_536;
@@ -218,10 +249,29 @@ pub struct Events {
 /// How far the histories of all pairs have been read.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
-    /// The last revision or bucket that was read; which of them depends on the ledger.
+    /// The last revision that was read, or the bucket that is read next; which of them depends on the
+    /// ledger.
     pub after: u64,
+    /// The last pair of that bucket that was read.
+    pub(super) pair: Option<Key>,
     /// The chains up to there, for a ledger that does not store histories by pair.
     pub(super) chains: ChainCache,
+}
+
+impl Cursor {
+    /// About the memory that it takes: some 8 MB at the most, for a ledger that does not store histories
+    /// by pair.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let slot = size_of::<(Revision, (u64, ChainHead))>() + 1;
+        (self.chains.young.capacity() + self.chains.old.capacity()) * slot
+    }
+
+    /// The same place without what makes reading on from it quick.
+    #[must_use]
+    pub fn without_cache(self) -> Self {
+        Self { chains: ChainCache::default(), ..self }
+    }
 }
 
 /// Caches the chain state of pairs while their histories are read by revision, keyed by the

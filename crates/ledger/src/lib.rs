@@ -205,9 +205,9 @@ impl Ledger {
         }
     }
 
-    /// Reads the histories of all pairs, about [`MAX_PAGE`] entries at a time. The entries of one
-    /// pair are in the order of recording. Start with the default cursor, and continue with each
-    /// page's `next`.
+    /// Reads the histories of all pairs, about [`MAX_PAGE`] entries or 256 KiB at a time. The entries of
+    /// one pair are in the order of recording. Start with the default cursor, and continue with each
+    /// page's `next`. At most four reads of histories are under way at once; others wait.
     ///
     /// # Errors
     ///
@@ -228,6 +228,19 @@ impl Ledger {
         match self {
             Self::Embedded(ledger) => ledger.bucket(number).await,
             Self::Redis(ledger) => ledger.bucket(number).await,
+        }
+    }
+
+    /// Like [`bucket`](Self::bucket), for a reader that has time: it waits its turn behind other reads of
+    /// histories, and holds up no poll and no recording.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if it cannot be read.
+    pub async fn bucket_in_turn(&self, number: u32) -> Result<Bucket, LedgerError> {
+        match self {
+            Self::Embedded(ledger) => ledger.bucket_in_turn(number).await,
+            Self::Redis(ledger) => ledger.bucket_in_turn(number).await,
         }
     }
 

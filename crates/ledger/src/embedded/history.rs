@@ -8,7 +8,7 @@ use super::read::pair_row;
 use super::tables::{
     EXPIRED_TO, HISTORY, PairRow, STATEMENTS, Tables, damaged, read_number, storage_error,
 };
-use crate::history::{ChainCache, HistoryBuilder, HistoryItem};
+use crate::history::{ChainCache, HistoryBuilder, HistoryItem, MAX_PAGE_BYTES, bytes_of};
 use crate::{Cursor, EntryPosition, Events, History, LedgerError, MAX_PAGE, codec};
 use consentd_core::id::Key;
 use consentd_core::record::{ChainHead, Record, Revision, extend_chain};
@@ -56,12 +56,13 @@ pub(super) fn history(
 /// Reads a page of the histories of all pairs, in the order of recording.
 pub(super) fn events_after(
     database: &Database,
-    Cursor { after, mut chains }: Cursor,
+    Cursor { after, pair: _, mut chains }: Cursor,
 ) -> Result<Events, LedgerError> {
     let transaction = database.begin_read().map_err(storage_error)?;
     let table = transaction.open_table(HISTORY).map_err(storage_error)?;
     let statements = transaction.open_table(STATEMENTS).map_err(storage_error)?;
     let mut events = Events { entries: Vec::new(), next: None, by_revision: true };
+    let mut bytes = 0;
     for row in table.range(after.saturating_add(1)..).map_err(storage_error)? {
         let (revision, row) = row.map_err(storage_error)?;
         let revision = revision.value();
@@ -75,12 +76,13 @@ pub(super) fn events_after(
             head = extend_chain(&head, &item.digest());
             let Some(entry) = item.encoded_entry() else { continue };
             let entry = codec::decode_history(entry, |digest| statement(&statements, digest));
-            let position = EntryPosition { revision, number, head };
-            events.entries.push((position, entry.ok_or(damaged("a history entry"))?));
+            let entry = entry.ok_or(damaged("a history entry"))?;
+            bytes += bytes_of(&entry);
+            events.entries.push((EntryPosition { revision, number, head }, entry));
         }
         chains.put(revision, (number, head));
-        if events.entries.len() >= MAX_PAGE {
-            events.next = Some(Cursor { after: revision, chains });
+        if events.entries.len() >= MAX_PAGE || bytes >= MAX_PAGE_BYTES {
+            events.next = Some(Cursor { after: revision, pair: None, chains });
             break;
         }
     }

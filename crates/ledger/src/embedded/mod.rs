@@ -36,7 +36,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::Database;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 
 use self::append::EncodedChange;
 pub use self::appender::Appender;
@@ -58,6 +58,7 @@ use super::{
     Appended, Bucket, Change, Cursor, Events, History, Identity, LedgerError, MAX_ANNOUNCEMENTS,
     Notification, Page, Read, Retention,
 };
+use crate::history::MAX_READS;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
 
@@ -99,6 +100,8 @@ struct Shared {
     identity: Arc<Identity>,
     describe: String,
     retention: Retention,
+    /// Bounds the reads of histories that are under way.
+    history_reads: Arc<Semaphore>,
     announcements: broadcast::Sender<Notification>,
 }
 
@@ -144,6 +147,7 @@ impl Embedded {
             }),
             describe: format!("file:{}", path.display()),
             retention,
+            history_reads: Arc::new(Semaphore::new(MAX_READS)),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
         });
         let appender = Appender::new(Arc::clone(&shared), jobs, flusher);
@@ -173,11 +177,12 @@ impl Embedded {
     }
 
     pub(super) async fn history(&self, key: Key) -> Result<History, LedgerError> {
-        self.blocking(move |database, memtable| history::history(database, memtable, key)).await
+        self.blocking_in_turn(move |database, memtable| history::history(database, memtable, key))
+            .await
     }
 
     pub(super) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
-        self.blocking(move |database, _| history::events_after(database, cursor)).await
+        self.blocking_in_turn(move |database, _| history::events_after(database, cursor)).await
     }
 
     pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
@@ -186,9 +191,33 @@ impl Embedded {
             .await
     }
 
+    pub(super) async fn bucket_in_turn(&self, number: u32) -> Result<Bucket, LedgerError> {
+        let identity = self.identity();
+        self.blocking_in_turn(move |database, memtable| {
+            read::bucket(database, memtable, &identity, number)
+        })
+        .await
+    }
+
     pub(super) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         let identity = self.identity();
         self.blocking(move |database, _| read::read_after(database, identity, revision)).await
+    }
+
+    /// Runs a query that may take long, once fewer than [`MAX_READS`] such queries are under way, so that
+    /// they leave threads to the polls and to the reads of recordings. A query whose caller has gone
+    /// counts until it ends.
+    async fn blocking_in_turn<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Database, &Memtable) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let turn = Arc::clone(&self.shared.history_reads).acquire_owned().await;
+        let turn = turn.map_err(|_| LedgerError::Closed)?;
+        self.blocking(move |database, memtable| {
+            let _turn = turn;
+            query(database, memtable)
+        })
+        .await
     }
 
     /// Runs a query on a thread that may block.

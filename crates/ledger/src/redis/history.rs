@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use redis::Value;
+use tokio::sync::SemaphorePermit;
 
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
-use crate::history::HistoryBuilder;
+use crate::history::{HistoryBuilder, MAX_PAGE_BYTES, bytes_of};
 use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
 use consentd_core::id::Key;
 use consentd_core::record::{Record, sha256};
@@ -22,21 +23,30 @@ const MAX_TRIES: usize = 4;
 impl Redis {
     pub(crate) async fn history(&self, key: Key) -> Result<History, LedgerError> {
         let shared = &*self.shared;
+        let _turn = shared.history_turn().await?;
         let identity = shared.identity().await?;
         let record = shared.record(&identity, key).await?;
         shared.history_of(&identity, key, record, &mut Texts::default()).await
     }
 
-    /// Reads a page of all recorded events: whole buckets, until there are [`MAX_PAGE`] entries. Each pair's
-    /// events are in the order in which they were recorded. The cursor is the number of the next bucket.
+    /// Reads a page of all recorded events: the histories of whole pairs, bucket by bucket and by key,
+    /// until there are [`MAX_PAGE`] entries or [`MAX_PAGE_BYTES`]. Each pair's events are in the order in
+    /// which they were recorded. The cursor has the number of the next bucket, and the last pair of it that
+    /// was read.
     pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         let shared = &*self.shared;
+        let _turn = shared.history_turn().await?;
         let identity = shared.identity().await?;
         let mut events = Events { entries: Vec::new(), next: None, by_revision: false };
         let mut texts = Texts::default();
-        for number in u32::try_from(cursor.after).unwrap_or(u32::MAX)..identity.buckets {
-            if events.entries.len() >= MAX_PAGE {
-                events.next = Some(Cursor { after: number.into(), ..Cursor::default() });
+        let mut bytes = 0;
+        let is_full =
+            |events: &Events, bytes| events.entries.len() >= MAX_PAGE || bytes >= MAX_PAGE_BYTES;
+        let Cursor { after, pair: mut last, chains: _ } = cursor;
+        for number in u32::try_from(after).unwrap_or(u32::MAX)..identity.buckets {
+            let next = Cursor { after: number.into(), ..Cursor::default() };
+            if is_full(&events, bytes) {
+                events.next = Some(next);
                 break;
             }
             let bucket =
@@ -45,7 +55,12 @@ impl Redis {
                 shared.forget(identity.epoch);
                 return Err(RedisRejection::Replaced.into());
             }
-            for (key, record) in bucket.pairs {
+            let mut pairs = bucket.pairs;
+            pairs.sort_unstable_by_key(|(key, _)| *key);
+            let last = last.take();
+            let pairs = pairs.into_iter().filter(|(key, _)| last.is_none_or(|last| *key > last));
+            let mut pairs = pairs.peekable();
+            while let Some((key, record)) = pairs.next() {
                 let record = record.map_err(|_| {
                     LedgerError::Damaged("a pair's record, or this version cannot read it")
                 })?;
@@ -53,7 +68,12 @@ impl Redis {
                 if history.unreadable > 0 {
                     return Err(LedgerError::Damaged("a history entry"));
                 }
+                bytes += history.entries.iter().map(|(_, entry)| bytes_of(entry)).sum::<usize>();
                 events.entries.extend(history.entries);
+                if is_full(&events, bytes) && pairs.peek().is_some() {
+                    events.next = Some(Cursor { pair: Some(key), ..next });
+                    return Ok(events);
+                }
             }
         }
         Ok(events)
@@ -65,6 +85,11 @@ impl Redis {
 struct Texts(HashMap<Vec<u8>, Option<String>>);
 
 impl Shared {
+    /// Waits until fewer than [`MAX_READS`](crate::history::MAX_READS) reads of histories are under way.
+    pub(super) async fn history_turn(&self) -> Result<SemaphorePermit<'_>, LedgerError> {
+        self.history_reads.acquire().await.map_err(|_| LedgerError::Closed)
+    }
+
     /// A pair's record; the empty record if it has none.
     async fn record(&self, identity: &Identity, key: Key) -> Result<Record, LedgerError> {
         let values = self.values(identity, &[key]).await;

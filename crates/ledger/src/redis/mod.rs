@@ -52,6 +52,7 @@ pub use self::server_info::{
 use super::{
     DurabilityStatus, Epoch, Identity, LedgerError, MAX_ANNOUNCEMENTS, Notification, Retention,
 };
+use crate::history::MAX_READS;
 use consentd_core::id::KeySecret;
 
 /// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
@@ -168,6 +169,8 @@ struct Shared {
     missing_keys: Mutex<MissingKeys>,
     /// The server that was found to sync its append-only file before it confirms.
     fsync_proof: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
+    /// Bounds the reads of histories that are under way.
+    history_reads: tokio::sync::Semaphore,
     announcements: broadcast::Sender<Notification>,
     /// The number of appends that the ACL does not permit to announce.
     unannounced: AtomicU64,
@@ -201,6 +204,7 @@ impl Redis {
             checked_server: Mutex::default(),
             missing_keys: Mutex::default(),
             fsync_proof: tokio::sync::Mutex::default(),
+            history_reads: tokio::sync::Semaphore::new(MAX_READS),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
             unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),

@@ -61,6 +61,11 @@ impl Redis {
         Ok(bucket)
     }
 
+    pub(crate) async fn bucket_in_turn(&self, number: u32) -> Result<Bucket, LedgerError> {
+        let _turn = self.shared.history_turn().await?;
+        self.bucket(number).await
+    }
+
     pub(crate) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;

@@ -1,0 +1,99 @@
+//! What the calls of one connection share: its budget, its end, and its turns to read histories.
+
+use std::sync::Arc;
+
+use prost::Message;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status};
+
+use super::status;
+use crate::budget::{Charge, ConnectionBudget, Pool};
+
+/// What the calls of one connection share. Clones are of the same connection.
+#[derive(Clone)]
+pub(super) struct ConnectionContext {
+    pub(super) budget: Arc<ConnectionBudget>,
+    /// Cancelled once the connection is to end, for streams that could go on.
+    pub(super) ending: CancellationToken,
+    /// Held by the call that reads a history. With one at a time, a client that opens many such calls
+    /// has one place in the ledger's queue of reads, as every other client.
+    history_turn: Arc<Semaphore>,
+    /// Held by the call that searches all businesses for a user, likewise.
+    search_turn: Arc<Semaphore>,
+}
+
+impl ConnectionContext {
+    pub(super) fn new(budget: Arc<ConnectionBudget>, ending: CancellationToken) -> Self {
+        let turn = || Arc::new(Semaphore::new(1));
+        Self { budget, ending, history_turn: turn(), search_turn: turn() }
+    }
+
+    /// The context of a call's connection, which the router put into the request.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let context = request.extensions().get::<Self>();
+        context.cloned().ok_or_else(|| Status::internal("the call has no connection"))
+    }
+
+    /// Waits until no other call of the connection reads a history.
+    pub(super) async fn history_turn(&self) -> Result<HistoryTurn<'_>, Status> {
+        let working = self.budget.charge(Pool::Records, 0).map_err(status::limit_reached)?;
+        let turn = self.history_turn.acquire().await.map_err(|_| closed())?;
+        Ok(HistoryTurn { budget: &self.budget, _turn: turn, _working: working.mark_working() })
+    }
+
+    /// Waits until no other call of the connection searches all businesses, and then for one of the
+    /// places of `searches`.
+    pub(super) async fn search_turn<'a>(
+        &'a self,
+        searches: &'a Semaphore,
+    ) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), Status> {
+        let turn = self.search_turn.acquire().await.map_err(|_| closed())?;
+        Ok((turn, searches.acquire().await.map_err(|_| closed())?))
+    }
+}
+
+fn closed() -> Status {
+    Status::unavailable("the server ends")
+}
+
+/// A connection's turn to read a history, until dropped.
+pub(super) struct HistoryTurn<'a> {
+    budget: &'a Arc<ConnectionBudget>,
+    _turn: SemaphorePermit<'a>,
+    _working: Charge,
+}
+
+impl HistoryTurn<'_> {
+    /// Charges messages that were read, until they are taken. The ledger bounds how many are read at
+    /// once, so that those that are read and not charged yet are few.
+    pub(super) fn charge<T: Message>(&self, messages: Vec<T>) -> Result<Page<T>, (Vec<T>, Status)> {
+        let bytes = messages.iter().map(|message| size_of::<T>() + message.encoded_len());
+        match self.budget.charge(Pool::Records, bytes.sum()) {
+            Ok(charge) => Ok(Page { messages: messages.into_iter(), _charge: charge }),
+            Err(full) => Err((messages, status::limit_reached(full))),
+        }
+    }
+
+    /// Charges messages, and ends the turn.
+    pub(super) fn page<T: Message>(
+        self,
+        messages: impl Iterator<Item = T>,
+    ) -> Result<Page<T>, Status> {
+        self.charge(messages.collect()).map_err(|(_, status)| status)
+    }
+}
+
+/// Messages that were read from the ledger. They are charged until all are taken, or it is dropped.
+pub(super) struct Page<T> {
+    messages: std::vec::IntoIter<T>,
+    _charge: Charge,
+}
+
+impl<T> Iterator for Page<T> {
+    type Item = Result<T, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.messages.next().map(Ok)
+    }
+}
