@@ -4,11 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -26,9 +28,11 @@ const PREFIX_BYTES: usize = 5;
 
 /// A request's body. Its bytes are charged as they arrive, so that an incomplete body counts, too. Over
 /// the budget it ends with `RESOURCE_EXHAUSTED`.
-pub(super) struct MeteredBody {
-    body: Incoming,
+pub(super) struct MeteredBody<B = Incoming> {
+    body: B,
     charge: Charge,
+    /// When it must have arrived whole.
+    late: Option<Pin<Box<Sleep>>>,
     messages: Option<MessageBoundaries>,
     /// The most bytes that the decoder holds.
     held: usize,
@@ -36,15 +40,21 @@ pub(super) struct MeteredBody {
     paid: usize,
 }
 
-impl MeteredBody {
+impl<B> MeteredBody<B> {
     /// The body of a unary call. The charge is released with the body.
-    pub(super) fn unary(body: Incoming, charge: Charge) -> Self {
-        Self { body, charge, messages: None, held: 0, paid: INCLUDED_BYTES }
+    pub(super) fn unary(body: B, charge: Charge) -> Self {
+        Self { body, charge, late: None, messages: None, held: 0, paid: INCLUDED_BYTES }
+    }
+
+    /// Ends the body with `DEADLINE_EXCEEDED` unless it has arrived whole by then. For a call that may
+    /// take longer than its request.
+    pub(super) fn arriving_within(self, limit: Duration) -> Self {
+        Self { late: Some(Box::pin(sleep(limit))), ..self }
     }
 
     /// The body of a stream of messages. The decoder's buffer stays as large as the largest message
     /// was, and so does the charge.
-    pub(super) fn stream(body: Incoming, charge: Charge) -> Self {
+    pub(super) fn stream(body: B, charge: Charge) -> Self {
         Self { messages: Some(MessageBoundaries::default()), ..Self::unary(body, charge) }
     }
 
@@ -64,7 +74,10 @@ impl MeteredBody {
     }
 }
 
-impl http_body::Body for MeteredBody {
+impl<B> http_body::Body for MeteredBody<B>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
+{
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -72,7 +85,14 @@ impl http_body::Body for MeteredBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending()
+            && let Some(late) = &mut self.late
+        {
+            ready!(late.as_mut().poll(context));
+            return Poll::Ready(Some(Err(status::late().into())));
+        }
+        let frame = match ready!(polled) {
             None => return Poll::Ready(None),
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
@@ -282,6 +302,8 @@ impl Buf for ChargedBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::{Budget, BudgetSizes, MIN_BYTES, MIN_CONNECTION_BYTES};
+    use crate::metrics::Metrics;
 
     /// A message of so many bytes, behind its prefix.
     fn framed(length: usize) -> Vec<u8> {
@@ -302,5 +324,38 @@ mod tests {
                 assert_eq!(messages.incomplete_after(part), seen - begun, "by {step} at {seen}");
             }
         }
+    }
+
+    /// A body of which nothing more arrives.
+    struct Silent;
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_does_not_arrive_in_time_ends() {
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
+        let sizes =
+            BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
+        let charge = Budget::new(sizes, metrics).connection().charge(Pool::Records, 0).unwrap();
+        let limit = Duration::from_secs(35);
+        let began = tokio::time::Instant::now();
+        let mut body = MeteredBody::unary(Silent, charge).arriving_within(limit);
+        let ended = std::future::poll_fn(|context| {
+            http_body::Body::poll_frame(Pin::new(&mut body), context)
+        });
+        let Some(Err(error)) = ended.await else { panic!("nothing arrived") };
+        assert!(began.elapsed() >= limit);
+        let status = error.downcast_ref::<Status>().map(Status::code);
+        assert_eq!(status, Some(tonic::Code::DeadlineExceeded));
     }
 }

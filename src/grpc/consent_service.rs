@@ -123,11 +123,23 @@ impl CheckService {
                 let service = service_fn(|request| ready(self.get_consent(&request)));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
             }
-            _ => {
+            Method::GetStatus => {
                 let service =
                     service_fn(|_: Request<pb::GetStatusRequest>| ready(Ok(self.get_status())));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).unary(service, request).await
             }
+            // Listed, so that a method that is added is served here, or is listed too.
+            Method::StreamCanSend
+            | Method::FilterRecipients
+            | Method::WatchConsents
+            | Method::RecordEvent
+            | Method::RecordEvents
+            | Method::ListEvents
+            | Method::ExportEvents
+            | Method::CheckEvents
+            | Method::ListUserEvents
+            | Method::ListDueOptIns
+            | Method::EraseUser => misrouted(),
         }
     }
 
@@ -150,11 +162,24 @@ impl CheckService {
                 let service = service_fn(|request| ready(self.watch_consents(request, ending)));
                 grpc(Codec::default(), MAX_REQUEST_BYTES).server_streaming(service, request).await
             }
-            _ => {
+            Method::StreamCanSend => {
                 let service =
                     service_fn(|request| ready(Ok(self.stream_can_send(request, ending, charge))));
                 grpc(RawDecodeCodec::large(), MAX_REQUEST_BYTES).streaming(service, request).await
             }
+            // Listed, as in `call`.
+            Method::CanSend
+            | Method::BatchCanSend
+            | Method::GetConsent
+            | Method::GetStatus
+            | Method::RecordEvent
+            | Method::RecordEvents
+            | Method::ListEvents
+            | Method::ExportEvents
+            | Method::CheckEvents
+            | Method::ListUserEvents
+            | Method::ListDueOptIns
+            | Method::EraseUser => misrouted(),
         }
     }
 
@@ -329,6 +354,11 @@ impl CheckService {
     fn get_status(&self) -> Response<pb::GetStatusResponse> {
         Response::new(convert::status(self.checker.status(), self.ledger.clone()))
     }
+}
+
+/// The response to a call of a method that is served elsewhere.
+fn misrouted() -> http::Response<Body> {
+    Status::internal("the call was routed to the wrong service").into_http()
 }
 
 /// A gRPC handler that refuses messages of more than `limit` bytes.

@@ -29,7 +29,7 @@ use consentd_ledger::{Ledger, LedgerError};
 const MAX_RECORDING: Duration = Duration::from_secs(30);
 
 /// The longest that an erasure may take: it may have to read the whole ledger.
-const MAX_ERASE: Duration = Duration::from_mins(10);
+pub(super) const MAX_ERASE: Duration = Duration::from_mins(10);
 
 /// The most searches of all businesses for a user at once. Each reads the whole ledger, and keeps the
 /// names of all businesses meanwhile.

@@ -18,6 +18,7 @@ use super::call_telemetry::{CallTelemetry, ObservedCall};
 use super::connection_context::ConnectionContext;
 use super::method::{Method, Service};
 use super::pb::record_service_server::RecordServiceServer;
+use super::record_service::MAX_ERASE;
 use super::timeout_of;
 use super::{
     CheckService, DESCRIPTOR_SET, HealthService, MAX_REQUEST_BYTES, RecordService, status,
@@ -27,8 +28,12 @@ use crate::budget::{Charge, ConnectionBudget, LimitReached, Pool};
 /// The response of a call, once it begins.
 pub(super) type ResponseFuture = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 
-/// The longest that a call may take until its response begins. It exceeds every wait of our own.
+/// The longest that a request may take to arrive, and a call until its response begins. It exceeds
+/// every wait of our own but those of [`EraseUser`](Method::EraseUser).
 const MAX_CALL: Duration = Duration::from_secs(35);
+
+/// The longest that a call may take that erases a user: the erasure itself ends a little before.
+const MAX_ERASE_CALL: Duration = MAX_ERASE.saturating_add(Duration::from_secs(5));
 
 /// About the memory of an open unary call: its task, its header table, HTTP/2's state of it, and
 /// [`INCLUDED_BYTES`](super::body::INCLUDED_BYTES) of its message.
@@ -175,7 +180,7 @@ impl Router {
                 "checks are not served on this listener, but on those of --listen and --unix",
             ));
         };
-        let call_timeout = call_timeout(&request);
+        let call_timeout = call_timeout(Some(method), request.headers());
         let observed = self.telemetry.observe_check(method, &mut request);
         let ending = connection.ending.clone();
         let response: ResponseFuture = if method.is_stream() {
@@ -214,7 +219,7 @@ impl Router {
                  server's --record-token-file",
             ));
         }
-        let call_timeout = call_timeout(&request);
+        let call_timeout = call_timeout(Some(method), request.headers());
         let observed = self.telemetry.observe(method, &mut request);
         // The handler charges it for what it keeps of the request, and ends with it.
         request.extensions_mut().insert(connection.clone());
@@ -228,7 +233,8 @@ impl Router {
                     .map(|body| ResponseBody::stream(body, charge))
             })
         } else {
-            let call = service.call(request.map(|body| MeteredBody::unary(body, charge.empty())));
+            let body = |body| MeteredBody::unary(body, charge.empty()).arriving_within(MAX_CALL);
+            let call = service.call(request.map(body));
             let call = async move { into_ok(call.await) };
             Box::pin(async move {
                 with_timeout(call_timeout, call).await.map(|body| ResponseBody::unary(body, charge))
@@ -244,7 +250,7 @@ impl Router {
         connection: &ConnectionContext,
         charge: Charge,
     ) -> ResponseFuture {
-        let call_timeout = call_timeout(&request);
+        let call_timeout = call_timeout(None, request.headers());
         request.extensions_mut().insert(connection.clone());
         let request = request.map(|body| MeteredBody::stream(body, charge.empty()));
         let call = self.others.clone().call(request);
@@ -336,11 +342,15 @@ fn observe(call: Option<ObservedCall>, response: ResponseFuture) -> ResponseFutu
     }
 }
 
-/// How long a call may take until its response begins: the caller's timeout, or [`MAX_CALL`] if that
-/// is shorter.
-fn call_timeout(request: &Request<Incoming>) -> Duration {
-    let header = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
-    header.and_then(timeout_of).map_or(MAX_CALL, |timeout| timeout.min(MAX_CALL))
+/// How long a call may take until its response begins: the caller's timeout, or the limit of its
+/// method if that is shorter. `None` stands for a method of health or reflection.
+fn call_timeout(method: Option<Method>, headers: &HeaderMap) -> Duration {
+    let limit = match method {
+        Some(Method::EraseUser) => MAX_ERASE_CALL,
+        _ => MAX_CALL,
+    };
+    let header = headers.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    header.and_then(timeout_of).map_or(limit, |timeout| timeout.min(limit))
 }
 
 /// Ends a call after its timeout, so that one whose request never arrives whole is not counted as
@@ -349,10 +359,7 @@ async fn with_timeout(
     call_timeout: Duration,
     call: impl Future<Output = Response<Body>>,
 ) -> Response<Body> {
-    tokio::time::timeout(call_timeout, call).await.unwrap_or_else(|_| {
-        let why = "the deadline passed before the request had arrived, or was answered";
-        Status::deadline_exceeded(why).into_http()
-    })
+    tokio::time::timeout(call_timeout, call).await.unwrap_or_else(|_| status::late().into_http())
 }
 
 fn into_ok<T>(result: Result<T, Infallible>) -> T {
@@ -364,4 +371,21 @@ fn into_ok<T>(result: Result<T, Infallible>) -> T {
 fn refuse(status: &Status) -> ResponseFuture {
     let response = status.clone().into_http::<Body>().map(ResponseBody::refusal);
     Box::pin(std::future::ready(response))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_timeout_of_an_erase_leaves_it_the_time_that_it_may_take() {
+        let none = HeaderMap::new();
+        assert!(call_timeout(Some(Method::EraseUser), &none) > MAX_ERASE);
+        assert_eq!(call_timeout(Some(Method::RecordEvent), &none), MAX_CALL);
+        assert_eq!(call_timeout(None, &none), MAX_CALL);
+        let mut minute = HeaderMap::new();
+        minute.insert("grpc-timeout", "1M".parse().unwrap());
+        assert_eq!(call_timeout(Some(Method::EraseUser), &minute), Duration::from_mins(1));
+        assert_eq!(call_timeout(Some(Method::CanSend), &minute), MAX_CALL);
+    }
 }

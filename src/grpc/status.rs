@@ -79,6 +79,11 @@ pub(super) fn limit_reached(full: LimitReached) -> Status {
     })
 }
 
+/// `DEADLINE_EXCEEDED` of a call that took too long, or whose request did.
+pub(super) fn late() -> Status {
+    Status::deadline_exceeded("the deadline passed before the request had arrived, or was answered")
+}
+
 /// What a question of a stream answers for which there was no room to wait.
 pub(super) fn item_limit_reached(full: LimitReached) -> pb::ItemError {
     let message = limit_reached(full).message().to_owned();
