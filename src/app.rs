@@ -130,7 +130,6 @@ impl Sidecar {
             checker: checker.clone(),
             ledger: ledger.clone(),
             recorder: recorder.clone(),
-            draining: drain.begun.clone(),
             check_limits: CheckLimits {
                 batch: settings.limits.max_batch,
                 recipients: settings.limits.max_recipients,
@@ -330,7 +329,6 @@ struct Services {
     checker: Checker,
     ledger: Ledger,
     recorder: Recorder,
-    draining: CancellationToken,
     check_limits: CheckLimits,
     metrics: Arc<Metrics>,
 }
@@ -350,7 +348,6 @@ impl Services {
             let service = RecordService::new(
                 self.ledger.clone(),
                 self.recorder.clone(),
-                self.draining.clone(),
                 Arc::clone(&self.metrics),
             );
             router = router.with_records(service, tokens)?;

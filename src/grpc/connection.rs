@@ -179,10 +179,9 @@ impl Connection {
     /// task: its only work is its calls.
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let handshaken = Arc::new(AtomicBool::new(false));
-        let ending = CancellationToken::new();
         let share = self.share;
-        let context = ConnectionContext::new(Arc::clone(&share), ending.clone());
-        let service = ConnectionService { router: self.router, context };
+        let context = ConnectionContext::new(Arc::clone(&share));
+        let service = ConnectionService { router: self.router, context: context.clone() };
         let stream =
             PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };
         let (finish, finishing) = oneshot::channel();
@@ -197,19 +196,33 @@ impl Connection {
         let close = &self.guard.permit.close;
         // `None`, if the clock cannot represent the end of the grace, means no limit.
         let graceful = || Instant::now().checked_add(self.limits.connection_age_grace);
-        let grace = tokio::select! {
+        let (grace, is_old) = tokio::select! {
             _ = &mut task => return,
-            () = close.immediate.cancelled() => None,
+            () = close.immediate.cancelled() => (None, false),
             () = handshake_missed(&handshaken) => {
                 self.guard.metrics.refused("handshake");
                 return end(task).await;
             }
-            () = self.drain.begun.cancelled() => None,
-            () = close.graceful.cancelled() => graceful(),
-            () = &mut age => graceful(),
+            () = self.drain.begun.cancelled() => (None, false),
+            () = close.graceful.cancelled() => (graceful(), false),
+            () = &mut age => (graceful(), true),
         };
         let _ = finish.send(());
-        ending.cancel();
+        if !is_old {
+            context.closing.cancel();
+        }
+        context.ending.cancel();
+        // An old connection is kept for the calls that read the whole ledger, unless it is to end for
+        // another reason as well.
+        let close_for_good = async {
+            tokio::select! {
+                () = self.drain.begun.cancelled() => {}
+                () = close.graceful.cancelled() => {}
+                () = close.immediate.cancelled() => {}
+            }
+            context.closing.cancel();
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             _ = &mut task => return,
             () = self.drain.over.cancelled() => {}
@@ -218,11 +231,13 @@ impl Connection {
                 sleep(GOAWAY_GRACE).await;
             } => {}
             () = idle(&share) => {}
+            () = close_for_good => {}
             () = async {
                 match grace {
                     Some(grace) => sleep_until(grace).await,
                     None => std::future::pending().await,
                 }
+                context.without_long_calls().await;
             } => {}
         }
         end(task).await;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use prost::Message;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Request, Status};
 
 use super::status;
@@ -14,8 +16,14 @@ use crate::budget::{Charge, ConnectionBudget, Pool};
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
     pub(super) budget: Arc<ConnectionBudget>,
-    /// Cancelled once the connection is to end, for streams that could go on.
+    /// Cancelled once the connection is to end, for streams that could go on without an end.
     pub(super) ending: CancellationToken,
+    /// Cancelled once the connection is to end for another reason than its age. Calls that read the
+    /// whole ledger end by themselves, and their caller would have to start over: see
+    /// [`long_call`](Self::long_call).
+    pub(super) closing: CancellationToken,
+    /// The calls that the end of the connection by its age waits for.
+    long_calls: TaskTracker,
     /// Held by the call that reads a history. With one at a time, a client that opens many such calls
     /// has one place in the ledger's queue of reads, as every other client.
     history_turn: Arc<Semaphore>,
@@ -24,9 +32,28 @@ pub(super) struct ConnectionContext {
 }
 
 impl ConnectionContext {
-    pub(super) fn new(budget: Arc<ConnectionBudget>, ending: CancellationToken) -> Self {
+    pub(super) fn new(budget: Arc<ConnectionBudget>) -> Self {
         let turn = || Arc::new(Semaphore::new(1));
-        Self { budget, ending, history_turn: turn(), search_turn: turn() }
+        Self {
+            budget,
+            ending: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            long_calls: TaskTracker::new(),
+            history_turn: turn(),
+            search_turn: turn(),
+        }
+    }
+
+    /// Marks a call that reads the whole ledger, until the token is dropped: the connection's age does
+    /// not end it. It must end once [`closing`](Self::closing) is cancelled.
+    pub(super) fn long_call(&self) -> TaskTrackerToken {
+        self.long_calls.token()
+    }
+
+    /// Returns once there are no calls that read the whole ledger.
+    pub(super) async fn without_long_calls(&self) {
+        self.long_calls.close();
+        self.long_calls.wait().await;
     }
 
     /// The context of a call's connection, which the router put into the request.

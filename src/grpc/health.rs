@@ -10,6 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::connection_context::ConnectionContext;
 use crate::checker::Checker;
 
 /// How often a health watch checks for a change.
@@ -72,15 +73,16 @@ impl Health for HealthService {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// Sends the status now and whenever it changes, until the process drains.
+    /// Sends the status now and whenever it changes, until the process drains or the connection ends.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let ending = ConnectionContext::of(&request)?.ending;
         let service = request.into_inner().service;
         let known = self.clone();
         let changes = stream::unfold(None, move |sent: Option<(ServingStatus, bool)>| {
-            let (known, service) = (known.clone(), service.clone());
+            let (known, service, ending) = (known.clone(), service.clone(), ending.clone());
             async move {
                 loop {
                     // The change by draining is sent, and is the last.
@@ -91,8 +93,13 @@ impl Health for HealthService {
                         Some((before, false)) if before == status && !last => {}
                         _ => return Some((Ok(response(status)), Some((status, last)))),
                     }
+                    if ending.is_cancelled() && !known.draining.is_cancelled() {
+                        let ended = Status::unavailable("the connection ends: watch on another");
+                        return Some((Err(ended), Some((status, true))));
+                    }
                     tokio::select! {
                         () = known.draining.cancelled() => {}
+                        () = ending.cancelled() => {}
                         () = tokio::time::sleep(WATCH_INTERVAL) => {}
                     }
                 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Status, Streaming};
 
 use super::connection_context::{ConnectionContext, Page};
@@ -28,7 +29,8 @@ const BROKEN: &str = "the history's chain does not match: entries were changed, 
 /// About the memory of a pair that was found for a user, with its record.
 const USER_PAIR_BYTES: usize = 2 * 1024;
 
-const DRAINING: &str = "draining: ask again elsewhere";
+/// How a stream that reads histories ends with its connection.
+const ASK_ELSEWHERE: &str = "the connection ends: ask again on another";
 
 /// The responses that list a history: its entries, then the result of verifying its chain.
 fn listed(history: History) -> impl Iterator<Item = pb::ListEventsResponse> {
@@ -75,6 +77,7 @@ impl RecordService {
         let cache = connection.budget.charge(Pool::Records, 0).map_err(status::limit_reached)?;
         let export = Export {
             service: self.clone(),
+            _long_call: connection.long_call(),
             connection,
             business_id,
             since,
@@ -95,7 +98,7 @@ impl RecordService {
         connection: ConnectionContext,
     ) -> ResponseStream<pb::CheckEventsResponse> {
         let (service, turns) = (self.clone(), connection.clone());
-        answer_chunks(requests, connection, DRAINING, move |asked| {
+        answer_chunks(requests, connection, ASK_ELSEWHERE, move |asked| {
             let (service, turns) = (service.clone(), turns.clone());
             async move { check_chunk(&service.ledger, &turns, asked).await }
         })
@@ -109,6 +112,7 @@ impl RecordService {
         // The stream begins at once, because finding the pairs may take longer than a client waits for
         // its beginning.
         let service = self.clone();
+        let long_call = connection.long_call();
         let found = stream::once(async move {
             let pb::ListUserEventsRequest { user_id, business_ids } = request;
             let search = async {
@@ -117,13 +121,15 @@ impl RecordService {
                 found.map_err(status::read_error)
             };
             let found = tokio::select! {
-                () = service.draining.cancelled() => return Err(Status::unavailable(DRAINING)),
+                () = connection.closing.cancelled() => {
+                    return Err(Status::unavailable(ASK_ELSEWHERE));
+                }
                 found = search => found?,
             };
             let bytes = found.pairs.len().saturating_mul(USER_PAIR_BYTES);
             let charge =
                 connection.budget.charge(Pool::Records, bytes).map_err(status::limit_reached)?;
-            Ok(all_of(service.ledger, connection, found, charge))
+            Ok(all_of(service.ledger, connection, found, (charge, long_call)))
         });
         Box::pin(found.try_flatten())
     }
@@ -150,13 +156,14 @@ impl RecordService {
         // `MAX` means that an opt-in never expires, and the span excludes it.
         let span = since.unwrap_or(clock)..until.unwrap_or(Timestamp::MAX);
         let filter = OptInFilter { span, unconfirmed_at: pending.then_some(clock) };
-        let draining = self.draining.clone();
+        let long_call = Arc::new(connection.long_call());
         let found = stream::iter(0..buckets).then(move |bucket| {
             let (ledger, filter, connection) = (ledger.clone(), filter.clone(), connection.clone());
-            let (draining, business_id) = (draining.clone(), business_id.clone());
+            let (long_call, business_id) = (Arc::clone(&long_call), business_id.clone());
             async move {
-                if draining.is_cancelled() {
-                    return Err(Status::unavailable(DRAINING));
+                let _long_call = long_call;
+                if connection.closing.is_cancelled() {
+                    return Err(Status::unavailable(ASK_ELSEWHERE));
                 }
                 let turn = connection.history_turn().await?;
                 let due = expiring_opt_ins::in_bucket(&ledger, bucket, &filter).await;
@@ -183,16 +190,21 @@ struct Export {
     next: Option<Cursor>,
     /// Charges the cursor.
     cache: Charge,
+    _long_call: TaskTrackerToken,
 }
 
 impl Export {
     /// Reads the next page; `None` after the last one.
     async fn next_page(&mut self) -> Option<Result<Page<pb::ExportEventsResponse>, Status>> {
         let cursor = self.next.take()?;
-        if self.service.draining.is_cancelled() {
-            return Some(Err(Status::unavailable("draining: export again elsewhere")));
-        }
-        Some(self.read(cursor).await)
+        let closing = self.connection.closing.clone();
+        Some(tokio::select! {
+            biased;
+            () = closing.cancelled() => {
+                Err(Status::unavailable("the connection ends: export again on another"))
+            }
+            page = self.read(cursor) => page,
+        })
     }
 
     async fn read(&mut self, cursor: Cursor) -> Result<Page<pb::ExportEventsResponse>, Status> {
@@ -228,13 +240,13 @@ impl Export {
     }
 }
 
-/// Everything about the pairs of one user, whose records are charged by `charge`. A broken history is
-/// reported after all pairs are listed.
+/// Everything about the pairs of one user. A broken history is reported after all pairs are listed, and
+/// `held` is dropped then.
 fn all_of(
     ledger: Ledger,
     connection: ConnectionContext,
     found: UserPairs,
-    charge: Charge,
+    held: impl Send + 'static,
 ) -> impl Stream<Item = Result<pb::ListUserEventsResponse, Status>> + Send {
     let UserPairs { pairs, clock } = found;
     let broken = Arc::new(AtomicBool::new(false));
@@ -243,6 +255,9 @@ fn all_of(
         let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
         let connection = connection.clone();
         async move {
+            if connection.closing.is_cancelled() {
+                return Err(Status::unavailable(ASK_ELSEWHERE));
+            }
             let turn = connection.history_turn().await?;
             let history = ledger.history(pair.key).await;
             let history = history.map_err(|error| status::read_error(error.into()))?;
@@ -251,7 +266,7 @@ fn all_of(
         }
     });
     let end = stream::once(async move {
-        drop(charge);
+        drop(held);
         broken.load(Ordering::Relaxed)
     });
     let end =

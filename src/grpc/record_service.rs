@@ -8,7 +8,6 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -36,7 +35,8 @@ pub(super) const MAX_ERASE: Duration = Duration::from_mins(10);
 const MAX_SEARCHES: usize = 1;
 
 /// How `RecordEvents` ends with its connection.
-const RECORD_ELSEWHERE: &str = "draining: what was answered is recorded, send the rest elsewhere";
+const RECORD_ELSEWHERE: &str =
+    "the connection ends: what was answered is recorded, send the rest on another";
 
 /// The header that names the ledger: see `RecordEvents` in the contract.
 pub const LEDGER_ID: &str = "consentd-ledger-id";
@@ -49,7 +49,6 @@ pub const REVISION: &str = "consentd-revision";
 pub struct RecordService {
     pub(super) ledger: Ledger,
     recorder: Recorder,
-    pub(super) draining: CancellationToken,
     /// The places of [`MAX_SEARCHES`].
     pub(super) searches: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -58,16 +57,11 @@ pub struct RecordService {
 pub(super) type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl RecordService {
-    /// The service. Its streams end when `draining` is cancelled.
+    /// The service.
     #[must_use]
-    pub fn new(
-        ledger: Ledger,
-        recorder: Recorder,
-        draining: CancellationToken,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(ledger: Ledger, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
         let searches = Arc::new(Semaphore::new(MAX_SEARCHES));
-        Self { ledger, recorder, draining, searches, metrics }
+        Self { ledger, recorder, searches, metrics }
     }
 
     /// Records events. The recorder waits for this process' own table, so that the next check here
@@ -353,6 +347,7 @@ impl pb::record_service_server::RecordService for RecordService {
         let limit = deadline(request.metadata()).map_or(limit, |deadline| deadline.min(limit));
         let (_place, _bytes) = charge_recording(&request)?;
         let connection = ConnectionContext::of(&request)?;
+        let _long_call = connection.long_call();
         let pb::EraseUserRequest { user_id, business_id } = request.into_inner();
         let erased = timeout_at(limit, async {
             let _turn = if business_id.is_empty() {
