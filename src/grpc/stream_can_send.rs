@@ -20,7 +20,7 @@ use super::consent_service::CheckService;
 use super::fast_decode::{OwnedCheckRequest, RawCheckRequest, RawStreamRequest};
 use super::pb::batch_can_send_result::Result as Pb;
 use super::{convert, deadline, pb, status};
-use crate::budget::Charge;
+use crate::budget::{Charge, Pool};
 use crate::checker::CheckError;
 use consentd_os::clock;
 
@@ -141,8 +141,11 @@ impl StreamResponses {
             Ok(answer) => return Ok(Handled::Answered(answer)),
             Err(waits) => waits,
         };
-        let charge = match self.charge.charge_same_pool(WAITING_BYTES + kept.bytes()) {
-            Ok(charge) => charge.mark_working(),
+        let place = self.charge.charge(Pool::Checking, 1);
+        let bytes = WAITING_BYTES + kept.bytes();
+        let charges = place.and_then(|place| Ok((place, self.charge.charge_same_pool(bytes)?)));
+        let charges = match charges {
+            Ok(charges) => charges,
             Err(full) => {
                 let full = Pb::Error(status::item_limit_reached(full));
                 return Ok(Handled::Answered(sequenced(sequence, full)));
@@ -150,7 +153,7 @@ impl StreamResponses {
         };
         let (service, deadline) = (Arc::clone(service), self.deadline);
         self.waiting.push(Box::pin(async move {
-            let _charge = charge;
+            let _charges = charges;
             let asked = kept.asked();
             match service.checker.wait_for_revision(asked.min_revision, deadline).await {
                 Ok(()) => service.respond(sequence, &asked),

@@ -102,7 +102,9 @@ async fn stream_questions_that_are_invalid_are_answered_at_once_and_not_held() {
 #[tokio::test]
 async fn stream_questions_that_wait_are_charged_and_the_others_are_answered() {
     let folder = tempfile::tempdir().unwrap();
-    let sidecar = Sidecar::live(folder.path(), &["--max-connection-bytes", "5MiB"]).await;
+    // So many places that the bytes come to their end first.
+    let flags = ["--max-connection-bytes", "5MiB", "--max-in-flight", "100000"];
+    let sidecar = Sidecar::live(folder.path(), &flags).await;
     eventually("the connections of before are gone", || async {
         metric(&sidecar, "consent_connections").await < 0.5
     })
@@ -231,6 +233,37 @@ async fn checks_that_wait_for_a_revision_keep_nobody_out() {
     let body = framed(&asked.encode_to_vec());
     let call = wire.begin(CAN_SEND, &[("grpc-timeout", "300m")], body).await.unwrap();
     assert_eq!(call.end().await.unwrap_err().code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn stream_questions_that_wait_take_places_and_those_without_one_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::live(folder.path(), &["--max-in-flight", "30"]).await;
+    let mut wire = Wire::to(&sidecar.grpc).await;
+    let (mut call, mut sending) = wire.begin_headers(STREAM, &[]).await.unwrap();
+    let body: Vec<u8> = (0..100).flat_map(|n| waiting(n, "1")).collect();
+    let length = body.len();
+    assert_eq!(push(&mut sending, body.into()).await, length);
+    // One connection gets a third of the places.
+    let (mut bytes, mut refused) = (Vec::new(), Vec::new());
+    while refused.len() < 90 {
+        let next = timeout(PATIENCE, call.next()).await.expect("they are answered at once");
+        bytes.extend(next.unwrap().expect("the stream goes on"));
+        refused.extend(answers(&mut bytes));
+    }
+    for (answer, sequence) in refused.into_iter().zip(10..) {
+        assert_eq!(answer.sequence, sequence);
+        let Some(Answered::Error(error)) = answer.result.unwrap().result else { panic!() };
+        assert_eq!(error.code, i32::from(Code::ResourceExhausted), "{error:?}");
+    }
+    let waiting = metric(&sidecar, "consent_in_flight{pool=\"checks\"}").await;
+    assert!((waiting - 10.0).abs() < 0.5, "{waiting}");
+    assert_serves_others(&sidecar).await;
+    drop((call, sending, wire));
+    eventually("all places are given back", || async {
+        metric(&sidecar, "consent_in_flight{pool=\"checks\"}").await < 0.5
+    })
+    .await;
 }
 
 #[tokio::test]
