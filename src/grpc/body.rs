@@ -14,6 +14,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::call_telemetry::CallWatch;
 use super::status;
 use crate::budget::{Charge, Pool};
 
@@ -165,12 +166,14 @@ pub(super) struct ResponseBody {
     included: Option<Arc<AtomicBool>>,
     /// Whether the stream was ended because it was over the budget.
     ended: bool,
+    /// What the call's status is reported to.
+    watch: Option<CallWatch>,
 }
 
 impl ResponseBody {
     /// The response of a unary call.
     pub(super) fn unary(body: Body, charge: Charge) -> Self {
-        Self { body, charge: Some(charge), included: None, ended: false }
+        Self { body, charge: Some(charge), included: None, ended: false, watch: None }
     }
 
     /// The response of a stream.
@@ -180,13 +183,19 @@ impl ResponseBody {
 
     /// A response that consists of headers alone.
     pub(super) fn refusal(body: Body) -> Self {
-        Self { body, charge: None, included: None, ended: false }
+        Self { body, charge: None, included: None, ended: false, watch: None }
     }
 
-    /// Wraps the inner body.
-    pub(super) fn wrap(mut self, wrap: impl FnOnce(Body) -> Body) -> Self {
-        self.body = wrap(self.body);
-        self
+    /// Reports the call's status, however it ends.
+    pub(super) fn watched(self, watch: CallWatch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    /// Reports the call's status, unless that was done.
+    fn report(&mut self, status: &Status) {
+        if let Some(watch) = self.watch.take() {
+            watch.end(status);
+        }
     }
 
     /// Charges bytes that are about to be sent.
@@ -227,11 +236,16 @@ impl http_body::Body for ResponseBody {
         if self.ended {
             return Poll::Ready(None);
         }
+        let log = self.watch.as_ref().map_or_else(tracing::Span::none, CallWatch::log);
+        let _in = log.enter();
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             None => return Poll::Ready(None),
             Some(Ok(frame)) => frame,
             Some(Err(status)) => return Poll::Ready(Some(Err(status))),
         };
+        if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+            self.report(&status);
+        }
         let frame = match frame.into_data() {
             Ok(bytes) => match self.pay(bytes) {
                 Ok(unsent) => Frame::data(unsent),
@@ -239,6 +253,7 @@ impl http_body::Body for ResponseBody {
                 Err(full) => {
                     self.ended = true;
                     self.body = Body::empty();
+                    self.report(&full);
                     let mut trailers = HeaderMap::new();
                     // This cannot fail: the message is short and of visible characters.
                     let _ = full.add_header(&mut trailers);

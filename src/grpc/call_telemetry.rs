@@ -1,25 +1,20 @@
 //! Logs and traces of single calls: a span if the call is sampled, and log lines.
 //!
 //! Recordings are always observed: next to a disk's sync the cost does not matter. A check is
-//! observed only if traces are exported or calls are logged. Otherwise none of this is on its path;
-//! the one failure of a check that is the server's fault, a limit, is logged where it is refused.
+//! observed only if traces are exported or calls are logged. Otherwise next to none of this is on its
+//! path: only a limit that refuses it, the one failure of a check that is the server's fault, is logged.
 
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use consentd_proto::code_name;
-use http::{HeaderMap, Request};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, HeaderName, Request, Response};
 use tokio::time::Instant;
-use tonic::body::Body;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
 
+use super::body::ResponseBody;
 use super::method::{Method, Service};
-use super::router::ResponseFuture;
 use crate::checker::CheckResult;
 use crate::net::log_throttle::LogThrottle;
 use crate::telemetry::{Parent, Span, Tracer};
@@ -47,26 +42,36 @@ impl CallTelemetry {
         Self { tracer, failures: Arc::new(FailureThrottles::new()) }
     }
 
+    /// Begins to watch a check.
+    pub(super) fn watch_check<B>(&self, method: Method, request: &mut Request<B>) -> CallWatch {
+        match self.observe_check(method, request) {
+            Some(call) => CallWatch::Observed(Box::new(call)),
+            None => self.watch_limits(method, request.headers()),
+        }
+    }
+
+    /// Begins to watch any other call, which is observed.
+    pub(super) fn watch<B>(&self, method: Method, request: &mut Request<B>) -> CallWatch {
+        match self.observe_if(method, request, true) {
+            Some(call) => CallWatch::Observed(Box::new(call)),
+            None => self.watch_limits(method, request.headers()),
+        }
+    }
+
+    fn watch_limits(&self, method: Method, headers: &HeaderMap) -> CallWatch {
+        let ids = ["x-request-id", "traceparent"].into_iter();
+        let ids = ids
+            .filter_map(|name| Some((HeaderName::from_static(name), headers.get(name)?.clone())));
+        CallWatch::Limits(LimitWatch { telemetry: self.clone(), method, ids: ids.collect() })
+    }
+
     /// Begins to observe a check, if it may be sampled or calls are logged.
-    pub(super) fn observe_check<B>(
-        &self,
-        method: Method,
-        request: &mut Request<B>,
-    ) -> Option<ObservedCall> {
+    fn observe_check<B>(&self, method: Method, request: &mut Request<B>) -> Option<ObservedCall> {
         let logged = are_logged();
         if self.tracer.is_none() && !logged {
             return None;
         }
         self.observe_if(method, request, logged)
-    }
-
-    /// Begins to observe a call.
-    pub(super) fn observe<B>(
-        &self,
-        method: Method,
-        request: &mut Request<B>,
-    ) -> Option<ObservedCall> {
-        self.observe_if(method, request, true)
     }
 
     fn observe_if<B>(
@@ -92,6 +97,11 @@ impl CallTelemetry {
             (None, Some(throttle)) => throttle.suppress(1),
             (None, None) => {}
         }
+    }
+
+    /// Logs an item of a stream that was refused by a limit, which does not end the call.
+    pub(super) fn item_refused(&self, cause: &str) {
+        self.failures.item_failed(Code::ResourceExhausted, cause);
     }
 
     fn begin(
@@ -180,15 +190,7 @@ impl CallNotes {
 
     /// Logs an item of a stream that failed, which does not end the call.
     pub(super) fn item_failed(&self, code: Code, cause: &str) {
-        if let Some(suppressed) = self.failures.record(code) {
-            warn!(
-                target: CALLS,
-                code = code_name(code),
-                cause,
-                suppressed,
-                "a request in a gRPC stream failed"
-            );
-        }
+        self.failures.item_failed(code, cause);
     }
 }
 
@@ -204,19 +206,18 @@ pub(super) struct ObservedCall {
 
 impl ObservedCall {
     /// Observes the call's response.
-    pub(super) fn observe(self, response: ResponseFuture) -> ResponseFuture {
-        Box::pin(async move {
-            let response = response.instrument(self.log.clone()).await;
-            match Status::from_header_map(response.headers()) {
-                Some(status) => {
-                    self.end(&status);
-                    response
-                }
-                None => response.map(|body| {
-                    body.wrap(|body| Body::new(ObservedBody { body, call: Some(self) }))
-                }),
+    pub(super) async fn observe(
+        self: Box<Self>,
+        response: impl Future<Output = Response<ResponseBody>>,
+    ) -> Response<ResponseBody> {
+        let response = response.instrument(self.log.clone()).await;
+        match Status::from_header_map(response.headers()) {
+            Some(status) => {
+                self.end(&status);
+                response
             }
-        })
+            None => response.map(|body| body.watched(CallWatch::Observed(self))),
+        }
     }
 
     fn end(mut self, status: &Status) {
@@ -309,6 +310,19 @@ impl FailureThrottles {
         self.0.iter().find(|(one, _)| *one == code).map(|(_, throttle)| throttle)
     }
 
+    /// Logs an item of a stream that failed.
+    fn item_failed(&self, code: Code, cause: &str) {
+        if let Some(untold) = self.record(code) {
+            warn!(
+                target: CALLS,
+                code = code_name(code),
+                cause,
+                untold,
+                "a request in a gRPC stream failed"
+            );
+        }
+    }
+
     /// Counts a failure. If it is to be logged, returns how many of its code were not since the last
     /// that was.
     fn record(&self, code: Code) -> Option<u64> {
@@ -317,39 +331,55 @@ impl FailureThrottles {
     }
 }
 
-/// A response's body. Its trailers, the last frame, hold the call's status.
-struct ObservedBody {
-    body: Body,
-    call: Option<ObservedCall>,
+/// Watches a check that is not observed, until its response was sent or given up.
+pub(super) struct LimitWatch {
+    telemetry: CallTelemetry,
+    method: Method,
+    /// The headers that name the call.
+    ids: HeaderMap,
 }
 
-impl http_body::Body for ObservedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        let log = this.call.as_ref().map_or_else(tracing::Span::none, |call| call.log.clone());
-        let _in = log.enter();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
-        let trailers = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.trailers_ref());
-        if let Some(status) = trailers.and_then(Status::from_header_map)
-            && let Some(call) = this.call.take()
-        {
-            call.end(&status);
+impl LimitWatch {
+    /// Watches the call's response.
+    pub(super) fn watch(self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        match Status::from_header_map(response.headers()) {
+            Some(status) => {
+                self.end(&status);
+                response
+            }
+            // A unary response has no room to find.
+            None if !self.method.is_stream() => response,
+            None => response.map(|body| body.watched(CallWatch::Limits(self))),
         }
-        Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    fn end(self, status: &Status) {
+        if status.code() == Code::ResourceExhausted {
+            self.telemetry.on_rejected(Some(self.method), &self.ids, status);
+        }
+    }
+}
+
+/// What a response's body reports the call's status to, which is in its trailers, the last frame.
+pub(super) enum CallWatch {
+    Observed(Box<ObservedCall>),
+    Limits(LimitWatch),
+}
+
+impl CallWatch {
+    /// The span that lines are logged in while the body is made.
+    pub(super) fn log(&self) -> tracing::Span {
+        match self {
+            Self::Observed(call) => call.log.clone(),
+            Self::Limits(_) => tracing::Span::none(),
+        }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    pub(super) fn end(self, status: &Status) {
+        match self {
+            Self::Observed(call) => call.end(status),
+            Self::Limits(watch) => watch.end(status),
+        }
     }
 }
 

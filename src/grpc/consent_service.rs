@@ -11,9 +11,8 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::metadata::MetadataMap;
 use tonic::server::Grpc;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tower::service_fn;
 
 use super::body::MeteredBody;
@@ -45,7 +44,7 @@ pub struct CheckService {
     pub(super) limits: CheckLimits,
     ledger: String,
     watch: Option<WatchService>,
-    telemetry: CallTelemetry,
+    pub(super) telemetry: CallTelemetry,
 }
 
 /// How many checks may be in one message.
@@ -76,30 +75,10 @@ impl CheckService {
         self
     }
 
-    /// Reports calls that are over a limit to `telemetry`.
+    /// Reports requests of streams that are over a limit to `telemetry`.
     pub(super) fn with_telemetry(mut self, telemetry: CallTelemetry) -> Self {
         self.telemetry = telemetry;
         self
-    }
-
-    /// Charges a check in flight, and its request, which takes twice as many bytes once decoded.
-    fn admit(
-        &self,
-        method: Method,
-        (metadata, extensions): (&MetadataMap, &Extensions),
-        charge: &Charge,
-        bytes: usize,
-    ) -> Result<(Charge, Charge), Status> {
-        let places = charge.charge(Pool::Checking, 1);
-        let places = places.and_then(|place| Ok((place, charge.charge(Pool::Checks, 2 * bytes)?)));
-        places.map_err(|full| {
-            let status = status::limit_reached(full);
-            // An observed call is logged anyway.
-            if extensions.get::<CallNotes>().is_none() {
-                self.telemetry.on_rejected(Some(method), metadata.as_ref(), &status);
-            }
-            status
-        })
     }
 
     /// Answers a unary call. What it keeps of the request while it waits is charged in addition to
@@ -198,8 +177,7 @@ impl CheckService {
             RawCheckRequest::from(&decoded)
         };
         if asked.min_revision > self.checker.revision() && self.is_valid(&asked) {
-            let _places =
-                self.admit(Method::CanSend, (&metadata, &extensions), charge, bytes.len())?;
+            let _places = admit(charge, bytes.len())?;
             let reached =
                 self.checker.wait_for_revision(asked.min_revision, deadline(&metadata)).await;
             reached.map_err(|error| status::revision_timeout(&error))?;
@@ -232,8 +210,7 @@ impl CheckService {
     ) -> Result<Response<Vec<u8>>, Status> {
         let started = clock::boot();
         let (metadata, extensions, bytes) = request.into_parts();
-        let (_place, mut held) =
-            self.admit(Method::BatchCanSend, (&metadata, &extensions), charge, bytes.len())?;
+        let (_place, mut held) = admit(charge, bytes.len())?;
         let decoded: pb::BatchCanSendRequest;
         let mut item_bytes = ITEM_BYTES;
         let batch = if let Ok(batch) = RawCheckRequest::read_batch(&bytes, self.limits.batch) {
@@ -354,6 +331,13 @@ impl CheckService {
     fn get_status(&self) -> Response<pb::GetStatusResponse> {
         Response::new(convert::status(self.checker.status(), self.ledger.clone()))
     }
+}
+
+/// Charges a check in flight, and its request, which takes twice as many bytes once decoded.
+fn admit(charge: &Charge, bytes: usize) -> Result<(Charge, Charge), Status> {
+    let places = charge.charge(Pool::Checking, 1);
+    let places = places.and_then(|place| Ok((place, charge.charge(Pool::Checks, 2 * bytes)?)));
+    places.map_err(status::limit_reached)
 }
 
 /// The response to a call of a method that is served elsewhere.

@@ -14,7 +14,7 @@ use tower::Service as _;
 
 use super::auth::BearerTokens;
 use super::body::{MeteredBody, ResponseBody};
-use super::call_telemetry::{CallTelemetry, ObservedCall};
+use super::call_telemetry::{CallTelemetry, CallWatch};
 use super::connection_context::ConnectionContext;
 use super::method::{Method, Service};
 use super::pb::record_service_server::RecordServiceServer;
@@ -181,11 +181,11 @@ impl Router {
             ));
         };
         let call_timeout = call_timeout(Some(method), request.headers());
-        let observed = self.telemetry.observe_check(method, &mut request);
+        let watch = self.telemetry.watch_check(method, &mut request);
         let ending = connection.ending.clone();
-        let response: ResponseFuture = if method.is_stream() {
+        if method.is_stream() {
             let request = request.map(|body| MeteredBody::stream(body, charge.empty()));
-            Box::pin(async move {
+            observe(watch, async move {
                 let call = service.call_stream(method, request, &ending, &charge);
                 with_timeout(call_timeout, call)
                     .await
@@ -193,12 +193,11 @@ impl Router {
             })
         } else {
             let request = request.map(|body| MeteredBody::unary(body, charge.empty()));
-            Box::pin(async move {
+            observe(watch, async move {
                 let call = service.call(method, request, &charge);
                 with_timeout(call_timeout, call).await.map(|body| ResponseBody::unary(body, charge))
             })
-        };
-        observe(observed, response)
+        }
     }
 
     fn call_record(
@@ -220,14 +219,14 @@ impl Router {
             ));
         }
         let call_timeout = call_timeout(Some(method), request.headers());
-        let observed = self.telemetry.observe(method, &mut request);
+        let watch = self.telemetry.watch(method, &mut request);
         // The handler charges it for what it keeps of the request, and ends with it.
         request.extensions_mut().insert(connection.clone());
         let mut service = service.clone();
-        let response: ResponseFuture = if method.is_stream() {
+        if method.is_stream() {
             let call = service.call(request.map(|body| MeteredBody::stream(body, charge.empty())));
             let call = async move { into_ok(call.await) };
-            Box::pin(async move {
+            observe(watch, async move {
                 with_timeout(call_timeout, call)
                     .await
                     .map(|body| ResponseBody::stream(body, charge))
@@ -236,11 +235,10 @@ impl Router {
             let body = |body| MeteredBody::unary(body, charge.empty()).arriving_within(MAX_CALL);
             let call = service.call(request.map(body));
             let call = async move { into_ok(call.await) };
-            Box::pin(async move {
+            observe(watch, async move {
                 with_timeout(call_timeout, call).await.map(|body| ResponseBody::unary(body, charge))
             })
-        };
-        observe(observed, response)
+        }
     }
 
     /// Calls health or reflection.
@@ -335,10 +333,14 @@ fn others(health: &HealthService) -> Result<tonic::service::Routes, ReflectionEr
         .prepare())
 }
 
-fn observe(call: Option<ObservedCall>, response: ResponseFuture) -> ResponseFuture {
-    match call {
-        Some(call) => call.observe(response),
-        None => response,
+/// Answers a call, whose status is reported to `watch`.
+fn observe(
+    watch: CallWatch,
+    response: impl Future<Output = Response<ResponseBody>> + Send + 'static,
+) -> ResponseFuture {
+    match watch {
+        CallWatch::Observed(call) => Box::pin(call.observe(response)),
+        CallWatch::Limits(watch) => Box::pin(async move { watch.watch(response.await) }),
     }
 }
 

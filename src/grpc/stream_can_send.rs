@@ -147,7 +147,9 @@ impl StreamResponses {
         let charges = match charges {
             Ok(charges) => charges,
             Err(full) => {
-                let full = Pb::Error(status::item_limit_reached(full));
+                let full = status::item_limit_reached(full);
+                service.telemetry.item_refused(&full.message);
+                let full = Pb::Error(full);
                 return Ok(Handled::Answered(sequenced(sequence, full)));
             }
         };
