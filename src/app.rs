@@ -46,6 +46,10 @@ use consentd_os::files;
 /// How long the ledger may take to write out what is queued, at shutdown.
 const LEDGER_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the parts may take to end after they were asked to. The follower may have to save the whole
+/// table.
+const PARTS_END_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long the export of the last traces may take, at shutdown; less, if the drain timeout ends
 /// before.
 const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -99,7 +103,15 @@ impl Sidecar {
         let snapshot = settings.storage.snapshot.clone();
         let snapshot = snapshot.map(|(path, every)| SnapshotTarget::new(path, every));
         let snapshot = snapshot.transpose().context("--snapshot")?;
-        let (ledger, ledger_task) = ledger::open(&settings).await?;
+        // That may take long, and the process is alive meanwhile.
+        let opened = ledger::open(&settings);
+        let opened = match &sockets.admin {
+            Some(listener) => {
+                admin::serve_while_opening(listener, Arc::clone(&metrics), opened).await
+            }
+            None => opened.await,
+        };
+        let (ledger, ledger_task) = opened?;
         warn_of_readable_secrets(&settings);
 
         let (table, writer) = table::new();
@@ -317,7 +329,16 @@ impl Running {
         if timeout(LEDGER_CLOSE_TIMEOUT, ledger.close()).await.is_err() {
             warn!("the ledger did not close in time: exiting all the same");
         }
-        while self.parts.join_next().await.is_some() {}
+        end_parts(&mut self.parts, PARTS_END_TIMEOUT).await;
+    }
+}
+
+/// Waits for the end of the parts, which were asked to end. Those that have not ended by `limit` are
+/// aborted: one that waits for a file system that is gone would keep the process for ever.
+async fn end_parts(parts: &mut JoinSet<String>, limit: Duration) {
+    if timeout(limit, async { while parts.join_next().await.is_some() {} }).await.is_err() {
+        warn!("{} parts of the sidecar did not end in time: exiting all the same", parts.len());
+        parts.abort_all();
     }
 }
 
@@ -382,5 +403,25 @@ fn warn_of_readable_secrets(settings: &Settings) {
             mode = format!("{mode:04o}"),
             "every user of this machine may read this secret file: run `chmod o-r` on it"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn end_parts_waits_for_those_that_end_and_gives_up_the_others() {
+        let (ended, end) = oneshot::channel();
+        let mut parts = JoinSet::new();
+        parts.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let _ = ended.send(());
+            "it ended".to_owned()
+        });
+        parts.spawn(std::future::pending());
+        end_parts(&mut parts, Duration::from_millis(200)).await;
+        end.await.unwrap();
+        assert!(parts.join_next().await.unwrap().unwrap_err().is_cancelled());
     }
 }

@@ -212,6 +212,11 @@ impl ConnectionBudget {
         Ok(charge)
     }
 
+    /// Counts a call that was refused because it had no valid token.
+    pub fn count_unauthenticated(&self) {
+        self.budget.metrics.refused("unauthenticated");
+    }
+
     /// Whether there was no activity since the last call of this function, and no call is being
     /// worked on. Open calls do not count as activity: an idle stream, a body that does not arrive and
     /// responses that the client does not read are silent.

@@ -56,7 +56,7 @@ pub const RECORD_OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "fail
 /// The outcomes of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits by which connections and calls are refused.
-pub const LIMITS: [&str; 10] = [
+pub const LIMITS: [&str; 11] = [
     "accept",
     "admin",
     "bytes",
@@ -65,6 +65,7 @@ pub const LIMITS: [&str; 10] = [
     "handshake",
     "in_flight",
     "recording",
+    "unauthenticated",
     "watchers",
     "webhook",
 ];

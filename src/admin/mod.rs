@@ -17,6 +17,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::future::join;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
@@ -116,6 +117,26 @@ pub(crate) async fn serve(
         () = http1::serve(listener, LIMITS, metrics, drain, connect) => {}
         () = sampling => {}
     }
+}
+
+/// Serves probes until the ledger is `opened`: the process is alive, and not ready. Nothing else is
+/// known yet.
+pub(crate) async fn serve_while_opening<T>(
+    listener: &TcpListener,
+    metrics: Arc<Metrics>,
+    opened: impl Future<Output = T>,
+) -> T {
+    let opening = || async { (StatusCode::SERVICE_UNAVAILABLE, "opening the ledger\n") };
+    let router = Router::new().route("/livez", get(|| async { "ok\n" })).fallback(opening);
+    let drain = Drain::default();
+    let connect = || (TowerToHyperService::new(router.clone()), || true);
+    let served = http1::serve(listener, LIMITS, metrics, drain.clone(), connect);
+    let opened = async {
+        let opened = opened.await;
+        drain.begun.cancel();
+        opened
+    };
+    join(opened, served).await.0
 }
 
 fn router(admin: Admin) -> Router {

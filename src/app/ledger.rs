@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{LedgerAddress, Settings};
+use crate::config::{LedgerAddress, Settings, StorageSettings};
 use crate::follower::ExtraPairs;
 use crate::follower::scheduler::period;
 use crate::metrics::Metrics;
@@ -46,7 +46,10 @@ pub(super) enum LedgerTask {
 pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerTask)> {
     match &settings.ledger {
         LedgerAddress::File(path) => {
-            let (ledger, appender) = open_file(path, settings)?;
+            let (path, storage) = (path.clone(), settings.storage.clone());
+            // It may read or rewrite the whole file.
+            let opened = tokio::task::spawn_blocking(move || open_file(&path, &storage)).await;
+            let (ledger, appender) = opened.context("opening the ledger's file")??;
             Ok((Ledger::Embedded(ledger.clone()), LedgerTask::File(Box::new(appender), ledger)))
         }
         LedgerAddress::Redis(target) => {
@@ -87,9 +90,8 @@ pub(super) fn refuse_to_replace_lost_ledger(settings: &Settings) -> anyhow::Resu
     );
 }
 
-fn open_file(path: &Path, settings: &Settings) -> anyhow::Result<(Embedded, Appender)> {
-    let opened =
-        Embedded::open_to_serve(path, settings.storage.retention, settings.storage.ledger_cache)?;
+fn open_file(path: &Path, storage: &StorageSettings) -> anyhow::Result<(Embedded, Appender)> {
+    let opened = Embedded::open_to_serve(path, storage.retention, storage.ledger_cache)?;
     let OpenedLedger { ledger, appender, is_new, compacted, mode_before } = opened;
     let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let full = full.display();

@@ -1,5 +1,7 @@
 //! `serve` and `webhook`: run a sidecar, or a webhook receiver, until a signal.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -12,6 +14,9 @@ use crate::telemetry;
 
 /// The most threads for blocking work, such as reading the ledger's file. Further work queues.
 const MAX_BLOCKING_THREADS: usize = 16;
+
+/// How long blocking work may take that is still under way at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Verdict> {
     run_with(args.settings().map_err(ledger_target::name_variable)?)
@@ -40,24 +45,35 @@ fn run_with(settings: Settings) -> anyhow::Result<Verdict> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .enable_all()
         .build();
-    runtime.context("cannot start the runtime")?.block_on(serve(settings))?;
-    Ok(Verdict::Yes)
+    let runtime = runtime.context("cannot start the runtime")?;
+    let served = runtime.block_on(serve(settings));
+    // A thread that waits for a disk that is gone must not keep the process.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    served.map(|()| Verdict::Yes)
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(stop);
     let (ledger, workers) = (settings.ledger.to_string(), settings.limits.workers);
-    let sidecar = Sidecar::new(settings).await?;
+    let sidecar = tokio::select! {
+        biased;
+        // What is done to the ledger's file meanwhile ends with the process, as in a crash.
+        () = &mut stop => {
+            info!("ending: the ledger was not open yet");
+            return Ok(());
+        }
+        sidecar = Sidecar::new(settings) => sidecar?,
+    };
     log_addresses(&sidecar.bound()?, &ledger, workers);
-    sidecar
-        .run(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        })
-        .await
+    sidecar.run(stop).await
 }
 
 fn log_addresses(bound: &Bound, ledger: &str, workers: usize) {

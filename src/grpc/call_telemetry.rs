@@ -86,7 +86,8 @@ impl CallTelemetry {
         Some(call)
     }
 
-    /// Logs a call that was over a limit. Under overload there are many, and most are only counted.
+    /// Logs a call that was over a limit, or had no valid token. There may be many, and most are only
+    /// counted.
     /// A call of no method of the contract is counted only.
     pub(super) fn on_rejected(&self, method: Option<Method>, headers: &HeaderMap, status: &Status) {
         let throttle = self.failures.of(status.code());
@@ -289,9 +290,9 @@ impl Drop for ObservedCall {
     }
 }
 
-/// The throttles of warnings about failed calls: one for each code that is the server's fault, or
-/// overload.
-struct FailureThrottles([(Code, LogThrottle); 5]);
+/// The throttles of warnings about failed calls: one for each code that is the server's fault, overload,
+/// or a caller without a valid token, who may be guessing one.
+struct FailureThrottles([(Code, LogThrottle); 6]);
 
 impl FailureThrottles {
     fn new() -> Self {
@@ -301,6 +302,7 @@ impl FailureThrottles {
             Code::Internal,
             Code::Unavailable,
             Code::DataLoss,
+            Code::Unauthenticated,
         ];
         Self(codes.map(|code| (code, LogThrottle::new(LOG_INTERVAL))))
     }
@@ -312,12 +314,12 @@ impl FailureThrottles {
 
     /// Logs an item of a stream that failed.
     fn item_failed(&self, code: Code, cause: &str) {
-        if let Some(untold) = self.record(code) {
+        if let Some(suppressed) = self.record(code) {
             warn!(
                 target: CALLS,
                 code = code_name(code),
                 cause,
-                untold,
+                suppressed,
                 "a request in a gRPC stream failed"
             );
         }

@@ -17,7 +17,7 @@ use futures_util::future::Map;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -102,7 +102,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     drain: Drain,
 ) {
-    let connections = TaskTracker::new();
+    let (connections, calls) = (TaskTracker::new(), TaskTracker::new());
     let max = limits.connections;
     let capacity = Capacity { max, crowded: max - max / 8, min_silence: MIN_SILENCE };
     let mut acceptor = Acceptor::new(capacity, Some("connections"), Arc::clone(&metrics));
@@ -140,6 +140,7 @@ pub async fn serve(
             share,
             limits,
             drain: connection_drain.clone(),
+            calls: CallExecutor(calls.clone()),
             guard: ConnectionGuard { permit, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
@@ -152,6 +153,23 @@ pub async fn serve(
     connection_drain.begun.cancel();
     connections.close();
     connections.wait().await;
+    // The calls of a connection that was ended are dropped when they are next polled, which its end
+    // brings about.
+    calls.close();
+    calls.wait().await;
+}
+
+/// Spawns the tasks of calls, so that the listener can wait for their end.
+#[derive(Clone)]
+struct CallExecutor(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for CallExecutor
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, call: F) {
+        self.0.spawn(call);
+    }
 }
 
 struct Connection {
@@ -159,6 +177,7 @@ struct Connection {
     share: Arc<budget::ConnectionBudget>,
     limits: Limits,
     drain: Drain,
+    calls: CallExecutor,
     guard: ConnectionGuard,
 }
 
@@ -186,7 +205,7 @@ impl Connection {
             PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
-        let mut task = tokio::spawn(serve_connection(stream, service, finishing));
+        let mut task = tokio::spawn(serve_connection(stream, service, self.calls, finishing));
 
         // Jitter keeps connections of one age from ending together.
         let jittered =
@@ -269,9 +288,10 @@ async fn idle(share: &budget::ConnectionBudget) {
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: ConnectionService,
+    calls: CallExecutor,
     mut finish: oneshot::Receiver<()>,
 ) {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(calls);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -389,5 +409,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PrefaceStream<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::rt::Executor as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn execute_is_waited_for() {
+        let calls = TaskTracker::new();
+        let (finish, finishing) = oneshot::channel::<()>();
+        CallExecutor(calls.clone()).execute(finishing);
+        calls.close();
+        assert!(calls.wait().now_or_never().is_none(), "the call goes on");
+        finish.send(()).unwrap();
+        calls.wait().await;
     }
 }

@@ -213,10 +213,13 @@ impl Router {
             ));
         };
         if self.tokens.as_ref().is_some_and(|tokens| !tokens.authorize(request.headers())) {
-            return refuse(&Status::unauthenticated(
+            let status = Status::unauthenticated(
                 "recording needs the header `authorization: Bearer TOKEN`, with a token of the \
                  server's --record-token-file",
-            ));
+            );
+            connection.budget.count_unauthenticated();
+            self.telemetry.on_rejected(Some(method), request.headers(), &status);
+            return refuse(&status);
         }
         let call_timeout = call_timeout(Some(method), request.headers());
         let watch = self.telemetry.watch(method, &mut request);

@@ -1,5 +1,6 @@
 //! The accept-and-serve loop of the two HTTP/1 listeners: the admin listener and the webhook receiver.
 
+use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub(crate) struct Http1Limits {
 /// `connect` is called for each connection. It returns the service of that connection, and a test
 /// of whether the connection has nothing in progress and may be closed for another.
 pub(crate) async fn serve<S, Silent>(
-    listener: TcpListener,
+    listener: impl Borrow<TcpListener>,
     limits: Http1Limits,
     metrics: Arc<Metrics>,
     drain: Drain,
@@ -64,7 +65,7 @@ pub(crate) async fn serve<S, Silent>(
         tokio::select! {
             biased;
             () = drain.begun.cancelled() => break,
-            (stream, _) = acceptor.accept_next(|| listener.accept()) => {
+            (stream, _) = acceptor.accept_next(|| listener.borrow().accept()) => {
                 let (service, is_silent) = connect();
                 if let Some(permit) = acceptor.admit(is_silent) {
                     connections.spawn(serve_connection(stream, service, limits, drain.clone(), permit));

@@ -221,8 +221,12 @@ async fn recording_from_other_machines_needs_a_token() {
     }
     let mut checks = sidecar.checks().await;
     checks.can_send(question("u", "b", "utility")).await.unwrap();
+    let (_, metrics) = sidecar.get("/metrics").await;
+    let refused = "consent_refused_total{limit=\"unauthenticated\"} 12\n";
+    assert!(metrics.contains(refused), "six headers, two calls each: {metrics}");
     sidecar.signal("TERM");
     assert!(sidecar.ended().await.success());
+    assert!(sidecar.said().contains("UNAUTHENTICATED"), "{}", sidecar.said());
     assert!(!sidecar.said().contains("secret-token"), "{}", sidecar.said());
 }
 

@@ -31,6 +31,7 @@ mod mistakes;
 mod model;
 mod monitoring;
 mod moved;
+mod opening;
 mod operators;
 mod own_files;
 mod page;
