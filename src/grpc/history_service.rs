@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use prost::Message as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Status, Streaming};
 
@@ -17,7 +18,7 @@ use crate::history;
 use crate::history::by_user::{UserPair, UserPairs, pairs_of_user};
 use crate::history::expiring_opt_ins::{self, OptInFilter};
 use consentd_core::Violation;
-use consentd_core::id::BusinessId;
+use consentd_core::id::{BusinessId, Key};
 use consentd_core::record::{ChainHead, HistoryEntry, Revision};
 use consentd_core::standing::ResolvedState;
 use consentd_core::time::Timestamp;
@@ -29,31 +30,29 @@ const BROKEN: &str = "the history's chain does not match: entries were changed, 
 /// About the memory of a pair that was found for a user, with its record.
 const USER_PAIR_BYTES: usize = 2 * 1024;
 
+/// The bytes at which a page of a listed history is complete. The last entry may exceed it.
+const LISTING_PAGE_BYTES: usize = 256 * 1024;
+
 /// How a stream that reads histories ends with its connection.
 const ASK_ELSEWHERE: &str = "the connection ends: ask again on another";
-
-/// The responses that list a history: its entries, then the result of verifying its chain.
-fn listed(history: History) -> impl Iterator<Item = pb::ListEventsResponse> {
-    let chain = pb::ListEventsResponse {
-        chain: Some(convert::chain(&history)),
-        ..pb::ListEventsResponse::default()
-    };
-    let entries = history.entries.into_iter();
-    entries.map(|(place, entry)| convert::listed(place, entry)).chain([chain])
-}
 
 impl RecordService {
     pub(super) async fn list(
         &self,
         request: pb::ListEventsRequest,
-        connection: &ConnectionContext,
+        connection: ConnectionContext,
     ) -> Result<ResponseStream<pb::ListEventsResponse>, Status> {
-        let turn = connection.history_turn().await?;
-        let history = history::of_pair(&self.ledger, &request.user_id, &request.business_id).await;
-        let history = history.map_err(status::read_error)?;
+        let pair = history::key_of_pair(&self.ledger, &request.user_id, &request.business_id).await;
+        let pair = pair.map_err(status::read_error)?;
+        let mut listing = Listing::new(self.ledger.clone(), connection, pair);
+        // The first page is read here, so that a call that fails has no answers.
+        let first = listing.next_page().await?;
+        let pages = stream::iter(first.map(Ok)).chain(listing.pages());
         // Entries are listed even if the history was tampered with; the final status says so.
-        let broken = (!history.intact).then(|| Err(Status::data_loss(BROKEN)));
-        Ok(Box::pin(stream::iter(turn.page(listed(history))?.chain(broken))))
+        let responses = pages.map_ok(|(page, is_broken)| {
+            stream::iter(page.chain(is_broken.then(|| Err(Status::data_loss(BROKEN)))))
+        });
+        Ok(Box::pin(responses.try_flatten()))
     }
 
     pub(super) async fn export(
@@ -240,6 +239,66 @@ impl Export {
     }
 }
 
+/// The history of a pair, page by page. Each page reads the whole history again and verifies it, so
+/// that what a client does not take is not kept; almost all histories have one page.
+struct Listing {
+    ledger: Ledger,
+    connection: ConnectionContext,
+    pair: Key,
+    /// The number of the last entry that was listed; `None` once all were.
+    last: Option<u64>,
+    _long_call: TaskTrackerToken,
+}
+
+impl Listing {
+    fn new(ledger: Ledger, connection: ConnectionContext, pair: Key) -> Self {
+        let long_call = connection.long_call();
+        Self { ledger, connection, pair, last: Some(0), _long_call: long_call }
+    }
+
+    /// Reads the next page; `None` after the last one. The last one ends with the result of verifying
+    /// the chain, and comes with whether that is broken.
+    async fn next_page(&mut self) -> Result<Option<(Page<pb::ListEventsResponse>, bool)>, Status> {
+        let Some(mut last) = self.last.take() else { return Ok(None) };
+        if self.connection.closing.is_cancelled() {
+            return Err(Status::unavailable(ASK_ELSEWHERE));
+        }
+        let turn = self.connection.history_turn().await?;
+        let history = self.ledger.history(self.pair).await;
+        let history = history.map_err(|error| status::read_error(error.into()))?;
+        let end = pb::ListEventsResponse {
+            chain: Some(convert::chain(&history)),
+            ..pb::ListEventsResponse::default()
+        };
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        for (at, entry) in history.entries {
+            if at.number <= last {
+                continue;
+            }
+            if bytes >= LISTING_PAGE_BYTES {
+                self.last = Some(last);
+                break;
+            }
+            last = at.number;
+            let message = convert::listed(at, entry);
+            bytes += size_of_val(&message) + message.encoded_len();
+            messages.push(message);
+        }
+        let is_last = self.last.is_none();
+        messages.extend(is_last.then_some(end));
+        Ok(Some((turn.page(messages.into_iter())?, is_last && !history.intact)))
+    }
+
+    /// The pages that are left.
+    fn pages(
+        self,
+    ) -> impl Stream<Item = Result<(Page<pb::ListEventsResponse>, bool), Status>> + Send {
+        stream::try_unfold(self, |mut listing| async move {
+            Ok(listing.next_page().await?.map(|page| (page, listing)))
+        })
+    }
+}
+
 /// Everything about the pairs of one user. A broken history is reported after all pairs are listed, and
 /// `held` is dropped then.
 fn all_of(
@@ -248,39 +307,31 @@ fn all_of(
     found: UserPairs,
     held: impl Send + 'static,
 ) -> impl Stream<Item = Result<pb::ListUserEventsResponse, Status>> + Send {
+    use pb::list_user_events_response::What;
     let UserPairs { pairs, clock } = found;
     let broken = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&broken);
-    let pairs = stream::iter(pairs).then(move |pair| {
-        let (ledger, seen) = (ledger.clone(), Arc::clone(&seen));
-        let connection = connection.clone();
-        async move {
-            if connection.closing.is_cancelled() {
-                return Err(Status::unavailable(ASK_ELSEWHERE));
-            }
-            let turn = connection.history_turn().await?;
-            let history = ledger.history(pair.key).await;
-            let history = history.map_err(|error| status::read_error(error.into()))?;
-            seen.fetch_or(!history.intact, Ordering::Relaxed);
-            turn.page(pair_responses(&pair, history, clock)).map(stream::iter)
-        }
+    let pairs = stream::iter(pairs).flat_map(move |pair| {
+        let seen = Arc::clone(&seen);
+        let pages = Listing::new(ledger.clone(), connection.clone(), pair.key).pages();
+        let listed = pages.map_ok(move |(page, is_broken)| {
+            seen.fetch_or(is_broken, Ordering::Relaxed);
+            stream::iter(page.map(|listed| Ok(What::Listed(listed?))))
+        });
+        stream::iter([Ok(What::Pair(user_pair(pair, clock)))]).chain(listed.try_flatten())
     });
+    let pairs = pairs.map_ok(|what| pb::ListUserEventsResponse { what: Some(what) });
     let end = stream::once(async move {
         drop(held);
         broken.load(Ordering::Relaxed)
     });
     let end =
         end.filter_map(|broken| async move { broken.then(|| Err(Status::data_loss(BROKEN))) });
-    pairs.try_flatten().chain(end)
+    pairs.chain(end)
 }
 
-/// The responses for one pair of a user: its state, and its history.
-fn pair_responses(
-    pair: &UserPair,
-    history: History,
-    clock: Timestamp,
-) -> impl Iterator<Item = pb::ListUserEventsResponse> + use<> {
-    use pb::list_user_events_response::What;
+/// The state of one pair of a user.
+fn user_pair(pair: UserPair, clock: Timestamp) -> pb::UserPair {
     let state = &pair.stored.record.state;
     let ResolvedState { profile, last_inbound, expiries } = ResolvedState::of(state);
     let (opted_in, opted_out) = profile.in_force(expiries.as_ref().into(), clock);
@@ -295,10 +346,7 @@ fn pair_responses(
         staleness: None,
         pair_key: convert::pair_key(pair.key),
     };
-    let pair = pb::UserPair { business_id: pair.business_id.clone(), consent: Some(consent) };
-    let listed = listed(history).map(What::Listed);
-    let responses = std::iter::once(What::Pair(pair)).chain(listed);
-    responses.map(|what| pb::ListUserEventsResponse { what: Some(what) })
+    pb::UserPair { business_id: pair.business_id, consent: Some(consent) }
 }
 
 /// Verifies exported events. Each pair's history is read once.

@@ -296,7 +296,7 @@ impl pb::record_service_server::RecordService for RecordService {
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
         let connection = ConnectionContext::of(&request)?;
-        Ok(Response::new(self.list(request.into_inner(), &connection).await?))
+        Ok(Response::new(self.list(request.into_inner(), connection).await?))
     }
 
     type ExportEventsStream = ResponseStream<pb::ExportEventsResponse>;

@@ -10,6 +10,7 @@ pub mod expiring_opt_ins;
 
 use self::by_user::TooManyBusinesses;
 use consentd_core::Violation;
+use consentd_core::id::Key;
 use consentd_core::record::Revision;
 use consentd_ledger::{History, Ledger, LedgerError, Position, UnreadableRecord};
 
@@ -41,9 +42,22 @@ pub async fn of_pair(
     user_id: &str,
     business_id: &str,
 ) -> Result<History, ReadError> {
+    Ok(ledger.history(key_of_pair(ledger, user_id, business_id).await?).await?)
+}
+
+/// The key of a pair. The ids may be in notations that only older versions accepted, as for
+/// [`of_pair`].
+///
+/// # Errors
+///
+/// As [`of_pair`].
+pub async fn key_of_pair(
+    ledger: &Ledger,
+    user_id: &str,
+    business_id: &str,
+) -> Result<Key, ReadError> {
     let identity = ledger.identity().await?;
-    let key = identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
-    Ok(ledger.history(key).await?)
+    identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)
 }
 
 /// The end of the ledger's log, with the ledger's epoch.

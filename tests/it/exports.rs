@@ -170,16 +170,15 @@ async fn export_outlives_the_age_of_its_connection_and_not_the_sidecar() {
     const EVENTS: usize = 300;
     let folder = tempfile::tempdir().unwrap();
     record_long(&mut Sidecar::live(folder.path(), &[]).await.records().await, EVENTS).await;
-    let flags = ["--max-connection-age", "300ms", "--drain-timeout", "300ms"];
+    let flags = ["--max-connection-age", "300ms", "--drain-timeout", "500ms"];
     let mut sidecar = Sidecar::live(folder.path(), &flags).await;
     let channel = sidecar.channel().await;
-    let mut records = RecordServiceClient::new(channel.clone());
-    let exports = [(); 2].map(|()| records.clone());
+    let records = RecordServiceClient::new(channel.clone());
     let mut health = HealthClient::new(channel);
     let watch = health.watch(HealthCheckRequest::default()).await.unwrap();
     let mut watching = watch.into_inner();
     let mut open = Vec::new();
-    for mut records in exports {
+    for mut records in [records.clone(), records] {
         let export = records.export_events(pb::ExportEventsRequest::default()).await.unwrap();
         let mut export = export.into_inner();
         export.message().await.unwrap().expect("an event");
@@ -187,7 +186,7 @@ async fn export_outlives_the_age_of_its_connection_and_not_the_sidecar() {
     }
     // The watch ends when the connection is old, and other calls' time is over soon after.
     while watching.message().await.is_ok() {}
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let mut exported = 1;
     while open[0].message().await.unwrap().is_some() {
         exported += 1;
