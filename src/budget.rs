@@ -273,6 +273,9 @@ impl Charge {
     ///
     /// As [`ConnectionBudget::charge`]; the charge is unchanged then.
     pub fn grow(&mut self, amount: usize) -> Result<(), LimitReached> {
+        if amount == 0 {
+            return Ok(());
+        }
         let budget = &self.connection.budget;
         let taken = budget.take(&self.connection, self.pool, amount);
         match taken {

@@ -252,14 +252,26 @@ impl Connection {
             () = idle(&share) => {}
             () = close_for_good => {}
             () = async {
-                match grace {
-                    Some(grace) => sleep_until(grace).await,
-                    None => std::future::pending().await,
+                sleep_until_some(grace).await;
+                if is_old && context.has_long_calls() {
+                    tokio::select! {
+                        () = context.without_long_calls() => {}
+                        () = context.closing.cancelled() => {}
+                    }
+                    // They have ended, or end by themselves now: their last answers are sent.
+                    sleep_until_some(graceful()).await;
                 }
-                context.without_long_calls().await;
             } => {}
         }
         end(task).await;
+    }
+}
+
+/// Returns at a moment; never if there is none.
+async fn sleep_until_some(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -50,6 +50,11 @@ impl ConnectionContext {
         self.long_calls.token()
     }
 
+    /// Whether there are calls that read the whole ledger.
+    pub(super) fn has_long_calls(&self) -> bool {
+        !self.long_calls.is_empty()
+    }
+
     /// Returns once there are no calls that read the whole ledger.
     pub(super) async fn without_long_calls(&self) {
         self.long_calls.close();

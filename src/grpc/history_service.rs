@@ -316,7 +316,7 @@ fn all_of(
         let pages = Listing::new(ledger.clone(), connection.clone(), pair.key).pages();
         let listed = pages.map_ok(move |(page, is_broken)| {
             seen.fetch_or(is_broken, Ordering::Relaxed);
-            stream::iter(page.map(|listed| Ok(What::Listed(listed?))))
+            stream::iter(page.map(|listed| listed.map(What::Listed)))
         });
         stream::iter([Ok(What::Pair(user_pair(pair, clock)))]).chain(listed.try_flatten())
     });
