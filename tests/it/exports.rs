@@ -49,7 +49,8 @@ async fn record_long(records: &mut RecordServiceClient<Channel>, events: usize) 
         let pb::consent_event::What::OptIn(mut opt_in) = opt_in("marketing") else {
             unreachable!("an opt-in is one");
         };
-        opt_in.evidence.as_mut().unwrap().statement = format!("{n} {}", "x".repeat(4_000));
+        let words = "Yes to messages from Acme on WhatsApp";
+        opt_in.evidence.as_mut().unwrap().statement = format!("{words} {n} {}", "x".repeat(4_000));
         pb::consent_event::What::OptIn(opt_in)
     };
     let users = (0..events).map(|n| n.to_string()).chain((0..events).map(|_| "one".to_owned()));
