@@ -143,6 +143,23 @@ fn bench(criterion: &mut Criterion) {
     criterion.bench_function("key alone", |bencher| {
         bencher.iter(|| key(&secret, black_box("15550123456")));
     });
+    let mut group = criterion.benchmark_group("reading a user id");
+    for id in [
+        "15550123456",
+        "447700900123",
+        "5511987654321",
+        "+1 (555) 012-3456",
+        "US.13491208655302741918",
+        "whatsapp:+15550123456",
+        "+44 (0)7700 900123",
+        "+54 11 15 2345 6789",
+        "https://wa.me/15550123456?text=hello",
+        "15550123456:12@s.whatsapp.net",
+        "\u{202a}+١ ٥٥٥ ٠١٢ ٣٤٥٦\u{202c}",
+    ] {
+        group.bench_function(id, |bencher| bencher.iter(|| UserId::parse(black_box(id))));
+    }
+    group.finish();
 }
 
 fn main() {

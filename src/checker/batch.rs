@@ -44,8 +44,8 @@ impl<'q> ParsedRequest<'q> {
         let user = UserId::parse(request.user_id);
         match (user, business, category, request.form) {
             (Ok(user), Ok(business), Ok(category), Ok(form)) => {
-                let (pair, min_revision) = (keys.pair(&user, business), request.min_revision);
-                Ok(Self { pair, category, form, min_revision })
+                let min_revision = request.min_revision;
+                Ok(Self::of_user(keys, &user, business, category, form, min_revision))
             }
             (user, business, category, form) => {
                 let form = form.err().map(Violation::from);
@@ -53,6 +53,19 @@ impl<'q> ParsedRequest<'q> {
                 Err(violations.into_iter().flatten().collect())
             }
         }
+    }
+
+    /// The check of a user whose id was read.
+    pub(super) fn of_user(
+        keys: &KeyDeriver,
+        user: &UserId<'_>,
+        business: BusinessId<'_>,
+        category: Category<'q>,
+        form: Form,
+        min_revision: Revision,
+    ) -> Self {
+        let (pair, former) = (keys.pair(user, business), keys.former_pair(user, business));
+        Self { pair, former, category, form, min_revision }
     }
 }
 
@@ -77,6 +90,8 @@ pub(super) struct Batch<'q, E> {
     pub(super) requests: Vec<Result<(Class, Form, Revision), E>>,
     pub(super) pairs: Vec<Pair>,
     pub(super) categories: Vec<Category<'q>>,
+    /// The former pairs of the few requests that have one, by their place among the pairs.
+    pub(super) former: Vec<(usize, Pair)>,
 }
 
 impl<'q, E> Batch<'q, E> {
@@ -85,11 +100,13 @@ impl<'q, E> Batch<'q, E> {
             requests: Vec::with_capacity(requests),
             pairs: Vec::with_capacity(requests),
             categories: Vec::with_capacity(requests),
+            former: Vec::new(),
         }
     }
 
     pub(super) fn push(&mut self, request: &ParsedRequest<'q>) {
-        let ParsedRequest { pair, category, form, min_revision } = *request;
+        let ParsedRequest { pair, former, category, form, min_revision } = *request;
+        self.former.extend(former.map(|former| (self.pairs.len(), former)));
         self.requests.push(Ok((category.class, form, min_revision)));
         self.pairs.push(pair);
         self.categories.push(category);

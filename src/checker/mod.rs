@@ -59,8 +59,11 @@ impl From<InvalidForm> for Violation {
 }
 
 /// A valid check.
+#[derive(Clone, Copy)]
 struct ParsedRequest<'q> {
     pair: Pair,
+    /// The pair under whose key versions before recorded the user, if they read the id otherwise.
+    former: Option<Pair>,
     category: Category<'q>,
     form: Form,
     min_revision: Revision,
@@ -150,8 +153,8 @@ impl Checker {
     ///
     /// [`CheckError`] if no decision was made.
     pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
-        let ParsedRequest { pair, category, form, min_revision } = self.parse(request)?;
-        let (facts, freshness) = self.table.facts(pair, category);
+        let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
+        let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let result = evaluation.result(&facts, category.class, form, min_revision);
         self.metrics.decided(result.decision.reason);
@@ -188,10 +191,22 @@ impl Checker {
         request: &CheckRequest<'_>,
         clock: impl FnOnce() -> Moment,
     ) -> Result<CheckResult, CheckError> {
-        let ParsedRequest { pair, category, form, min_revision } = self.parse(request)?;
-        let (facts, freshness) = self.table.facts(pair, category);
+        let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
+        let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
         Ok(evaluation.result(&facts, category.class, form, min_revision))
+    }
+
+    fn facts(
+        &self,
+        pair: Pair,
+        former: Option<Pair>,
+        category: Category<'_>,
+    ) -> (Result<Facts, UnreadablePair>, Freshness) {
+        match former {
+            None => self.table.facts(pair, category),
+            Some(former) => self.table.facts_joined(pair, former, category),
+        }
     }
 
     fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
@@ -243,8 +258,8 @@ impl Checker {
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => {
-                    let pair = keys.pair(&user, business);
-                    batch.push(&ParsedRequest { pair, category, form, min_revision: 0 });
+                    let parsed = ParsedRequest::of_user(&keys, &user, business, category, form, 0);
+                    batch.push(&parsed);
                 }
                 Err(_) => batch.push_invalid(()),
             }
@@ -260,9 +275,14 @@ impl Checker {
         batch: Batch<'_, E>,
         mut each: impl FnMut(Result<CheckResult, E>),
     ) -> Result<Duration, CheckError> {
-        let Batch { requests, pairs, categories } = batch;
+        let Batch { requests, pairs, categories, former } = batch;
         let mut facts = Vec::with_capacity(pairs.len());
-        let freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
+        let mut freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
+        for (place, former) in former {
+            if let (Some(facts), Some(category)) = (facts.get_mut(place), categories.get(place)) {
+                freshness = self.table.join_former(facts, former, *category, freshness);
+            }
+        }
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
@@ -330,10 +350,11 @@ impl Checker {
     ///
     /// [`CheckError`] if an id is invalid, or the table is not valid.
     pub fn summary(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
-        let pair = self.table.pair(user_id, business_id).map_err(CheckError::Invalid)?;
+        let keys = self.table.key_deriver();
+        let (pair, former) = keys.parse(user_id, business_id).map_err(CheckError::Invalid)?;
         let now = Moment::now();
         let clock = Clock::of(now.wall, self.table.freshness().ledger_clock(now));
-        let (summary, freshness) = self.table.summary(pair, clock.latest);
+        let (summary, freshness) = self.table.summary(pair, former, clock.latest);
         match freshness.validity {
             Validity::Valid => {}
             Validity::Loading => return Err(CheckError::NotReady),

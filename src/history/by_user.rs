@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::ReadError;
 use consentd_core::Violation;
-use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Cursor, Ledger, MAX_APPEND, StoredRecord};
 
@@ -59,6 +59,21 @@ async fn businesses(ledger: &Ledger) -> Result<BTreeSet<String>, ReadError> {
     Ok(businesses)
 }
 
+/// The key of a pair, and the one under which versions before recorded it, if they read the user's id
+/// otherwise.
+///
+/// # Errors
+///
+/// The violations of either id, or of both.
+pub fn keys_of(
+    secret: &KeySecret,
+    user_id: &str,
+    business_id: &str,
+) -> Result<impl Iterator<Item = Key> + use<>, Vec<Violation>> {
+    let key = secret.read(user_id, business_id)?;
+    Ok(std::iter::once(key).chain(secret.read_formerly(user_id, business_id)))
+}
+
 /// Every pair of a user that has a record in the ledger, even if none of its events are left: at each
 /// business that an event of anyone names, and at `more` businesses.
 ///
@@ -85,8 +100,8 @@ pub async fn pairs_of_user(
     businesses.extend(more.iter().cloned());
     let mut keyed = Vec::with_capacity(businesses.len());
     for business_id in businesses {
-        let key = identity.secret.read(user_id, &business_id).map_err(ReadError::Invalid)?;
-        keyed.push((key, business_id));
+        let keys = keys_of(&identity.secret, user_id, &business_id).map_err(ReadError::Invalid)?;
+        keyed.extend(keys.map(|key| (key, business_id.clone())));
     }
     let mut found = UserPairs { pairs: Vec::new(), clock: Timestamp::MIN };
     for chunk in keyed.chunks(MAX_APPEND) {

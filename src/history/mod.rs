@@ -32,7 +32,8 @@ pub enum ReadError {
 }
 
 /// The history of a pair, whose chain was verified. The ids may be in notations that only older
-/// versions accepted: their events are still in the ledger.
+/// versions accepted: their events are still in the ledger. Of an id that those versions read otherwise,
+/// and under which nothing was recorded since, it is what they recorded.
 ///
 /// # Errors
 ///
@@ -57,7 +58,11 @@ pub async fn key_of_pair(
     business_id: &str,
 ) -> Result<Key, ReadError> {
     let identity = ledger.identity().await?;
-    identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)
+    let key = identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
+    match identity.secret.read_formerly(user_id, business_id) {
+        Some(former) if ledger.history(key).await?.entries.is_empty() => Ok(former),
+        _ => Ok(key),
+    }
 }
 
 /// The end of the ledger's log, with the ledger's epoch.

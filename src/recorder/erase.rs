@@ -7,8 +7,8 @@ use super::linked_ids::must_stay;
 use super::replay_denials::{Replayable, resubmission};
 use super::sent_changes::Origin;
 use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, pause};
-use crate::history::by_user::{UserPair, pairs_of_user};
-use consentd_core::id::{Key, KeySecret};
+use crate::history::by_user::{UserPair, keys_of, pairs_of_user};
+use consentd_core::id::{Key, KeySecret, UserId};
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord, UnreadableRecord, Update};
@@ -29,8 +29,9 @@ impl Found {
     /// The pairs that its record links it to; none where that cannot be read.
     fn links(&self, secret: &KeySecret) -> Result<Vec<Key>, Refusal> {
         let links = self.stored.as_ref().map_or(&[][..], |stored| &stored.record.links);
-        let keys = links.iter().map(|link| secret.read(&link.user_id, &self.business_id));
-        keys.collect::<Result<_, _>>().map_err(Refusal::Invalid)
+        let keys = links.iter().map(|link| keys_of(secret, &link.user_id, &self.business_id));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>().map_err(Refusal::Invalid)?;
+        Ok(keys.into_iter().flatten().collect())
     }
 }
 
@@ -124,11 +125,13 @@ impl Recorder {
                 key,
                 stored: Ok(stored),
             });
-            return Ok(found.collect());
+            let found: Vec<_> = found.collect();
+            return reject_unreadable(user_id, found);
         }
         let identity = self.ledger.identity().await?;
-        let key = identity.secret.read(user_id, business_id).map_err(Refusal::Invalid)?;
-        self.read_existing(vec![(business_id.to_owned(), key)]).await
+        let keys = keys_of(&identity.secret, user_id, business_id).map_err(Refusal::Invalid)?;
+        let pairs = keys.map(|key| (business_id.to_owned(), key)).collect();
+        reject_unreadable(user_id, self.read_existing(pairs).await?)
     }
 
     /// Reads pairs, and returns those that have records.
@@ -282,6 +285,15 @@ impl Recorder {
             key.is_ok_and(|key| keys.contains(&key))
         });
         Ok(())
+    }
+}
+
+/// Refuses an id that cannot be read today, unless pairs were recorded under it when it could: nobody is to
+/// believe that it was erased.
+fn reject_unreadable(user_id: &str, found: Vec<Found>) -> Result<Vec<Found>, Refusal> {
+    match UserId::parse(user_id) {
+        Err(violation) if found.is_empty() => Err(Refusal::Invalid(vec![violation])),
+        _ => Ok(found),
     }
 }
 

@@ -253,7 +253,7 @@ impl LinkedIds {
 }
 
 /// The denials of a state, as events. They have no references, because a state keeps none.
-fn denials_of(state: &State) -> Vec<Denial> {
+pub(super) fn denials_of(state: &State) -> Vec<Denial> {
     let choices = state.scopes.iter().filter_map(|(scope, scope_state)| {
         let choice =
             scope_state.choice.filter(|choice| matches!(choice.kind, ChoiceKind::OptOut))?;

@@ -20,6 +20,7 @@ mod backoff;
 #[cfg(test)]
 mod clock_tests;
 mod erase;
+mod former;
 mod keyword_match;
 pub mod linked_ids;
 mod message_references;
@@ -152,6 +153,13 @@ impl Recorder {
     /// Records events as [`record`](Self::record) does. `retain` is whether to retain denials for a
     /// replay; it is false for a replay, whose denials are retained already.
     async fn record_tracked(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
+        if let Err(refusal) = self.take_over_former(submissions).await {
+            return vec![Err(refusal); submissions.len()];
+        }
+        self.record_events(submissions, retain).await
+    }
+
+    async fn record_events(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
         let tracker = AppendTracker::new(self, retain);
         let mut results = Results::new(submissions.len());
         match self.ledger.identity().await {

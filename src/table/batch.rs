@@ -29,14 +29,30 @@ impl KeyDeriver {
         Pair { key: self.secret.key(user, business), previous_key }
     }
 
-    /// The pair of two unvalidated ids.
+    /// The pair under whose key versions before recorded the user, if they read the id otherwise. What
+    /// they recorded counts, too: see [`Table::facts_joined`].
+    #[must_use]
+    pub fn former_pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Option<Pair> {
+        let key = self.secret.former_key(user, business)?;
+        let previous = self.previous.as_ref();
+        let previous_key = previous.and_then(|previous| previous.secret.former_key(user, business));
+        Some(Pair { key, previous_key })
+    }
+
+    /// The pair of two unvalidated ids, and its former pair.
     ///
     /// # Errors
     ///
     /// The violations of either id, or of both.
-    pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+    pub fn parse(
+        &self,
+        user_id: &str,
+        business_id: &str,
+    ) -> Result<(Pair, Option<Pair>), Vec<Violation>> {
         match (UserId::parse(user_id), BusinessId::parse(business_id)) {
-            (Ok(user), Ok(business)) => Ok(self.pair(&user, business)),
+            (Ok(user), Ok(business)) => {
+                Ok((self.pair(&user, business), self.former_pair(&user, business)))
+            }
             (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
         }
     }

@@ -208,7 +208,7 @@ fn in_body(system: &Value) -> Option<String> {
             |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.');
         country.len() == 2 && !rest.is_empty() && is_id(country) && is_id(rest)
     });
-    let is_number = matches!(UserId::parse(old), Ok(UserId::Phone(_)));
+    let is_number = UserId::parse(old).is_ok_and(|id| id.is_phone());
     (is_scoped || is_number).then(|| old.to_owned())
 }
 
@@ -224,6 +224,6 @@ pub(super) fn shared_numbers(message: &Value) -> Vec<String> {
     let own = contacts.filter(|contact| is_own(contact).or(of_message) == Some(true));
     let phones = own.flat_map(|contact| list(contact, "phones").unwrap_or_default());
     let numbers = phones.filter_map(|phone| name(phone, "wa_id").or_else(|| name(phone, "phone")));
-    let is_number = |id: &String| matches!(UserId::parse(id), Ok(UserId::Phone(_)));
+    let is_number = |id: &String| UserId::parse(id).is_ok_and(|id| id.is_phone());
     numbers.filter(is_number).take(MAX_SHARED_NUMBERS).collect()
 }

@@ -201,7 +201,7 @@ async fn what_went_wrong_is_said_with_what_to_do() {
     let address = sidecar.grpc.as_str();
     assert_eq!(
         told(2, address, &["check", "", "acme", "news", "--json"]),
-        "consentd: the request is not valid:\n  USER: required: 1 to 128 bytes of UTF-8\n  \
+        "consentd: the request is not valid:\n  USER: required: 1 to 160 bytes of UTF-8\n  \
          CATEGORY: unknown class \"news\", did you mean marketing? It is one of marketing, utility, \
          authentication or service, perhaps with a topic: utility.order_updates\n"
     );

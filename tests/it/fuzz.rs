@@ -320,8 +320,7 @@ impl Taken {
 
     /// Those who neither opted in nor wrote. Of a number, another notation may have done that.
     fn denied(&self) -> Vec<&(String, String)> {
-        let is_number =
-            |user: &str| user.chars().all(|c| c.is_whitespace() || "0123456789+().-".contains(c));
+        let is_number = |user: &str| !user.chars().any(char::is_alphabetic);
         self.all.difference(&self.allowed).filter(|(user, _)| !is_number(user)).collect()
     }
 }

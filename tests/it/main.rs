@@ -42,6 +42,7 @@ mod shutdown;
 mod sidecar;
 mod streams;
 mod traces;
+mod user_ids;
 mod warm;
 mod watching;
 mod webhook;

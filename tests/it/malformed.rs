@@ -42,7 +42,7 @@ fn assert_faults(status: &Status, expected: &[Fault]) {
 
 /// Every way in which a question can be wrong, and what is said of it.
 fn bad_questions() -> Vec<(pb::CanSendRequest, Vec<Fault>)> {
-    let long = "x".repeat(129);
+    let (long, longer) = ("x".repeat(129), "x".repeat(161));
     let topic = format!("utility.{}", "a".repeat(49));
     let form = pb::CanSendRequest { form: 3, ..question("u", "b", "utility") };
     let everything = pb::CanSendRequest { form: -1, ..question("", "", "") };
@@ -61,7 +61,7 @@ fn bad_questions() -> Vec<(pb::CanSendRequest, Vec<Fault>)> {
         (question("u", "b", "utility.a.b"), vec![("category", "1 to 48 of a-z")]),
         (question("u", "b", " utility"), vec![("category", "U+0020 SPACE at byte 0")]),
         (question("u", "b", &topic), vec![("category", "1 to 48 of a-z")]),
-        (question(&long, "b", "utility"), vec![("user_id", "longer than 128 bytes")]),
+        (question(&longer, "b", "utility"), vec![("user_id", "longer than 160 bytes")]),
         (question("u", &long, "utility"), vec![("business_id", "longer than 128 bytes")]),
         (question("u\n", "b", "utility"), vec![("user_id", "control character")]),
         (question("u", "b\0", "utility"), vec![("business_id", "control character")]),

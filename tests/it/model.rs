@@ -198,7 +198,7 @@ pub struct Consent {
 
 /// The key that the notations of one user share, or None where the id is malformed.
 pub fn user_key(id: &str) -> Option<String> {
-    // > Ids are 1 to 128 bytes of UTF-8, without control characters.
+    // > Ids are 1 to 160 bytes of UTF-8, without control characters.
     if !is_id(id) {
         return None;
     }
@@ -234,7 +234,7 @@ pub fn user_key(id: &str) -> Option<String> {
 }
 
 fn is_id(id: &str) -> bool {
-    (1..=128).contains(&id.len()) && !id.chars().any(char::is_control)
+    (1..=160).contains(&id.len()) && !id.chars().any(char::is_control)
 }
 
 /// The class of a category, or None where the category is malformed.

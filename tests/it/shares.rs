@@ -121,7 +121,7 @@ fn campaign(users: usize) -> Vec<u8> {
     let message = pb::FilterRecipientsRequest {
         business_id: "acme".into(),
         category: "utility".into(),
-        user_ids: (0..users).map(|n| format!("{n:05}")).collect(),
+        user_ids: (0..users).map(|n| format!("1{n:05}")).collect(),
         ..Default::default()
     };
     message.encode_to_vec()

@@ -1,169 +1,76 @@
 //! User ids and their notations, business ids, and the key of a pair.
 //!
-//! Ids are parsed by one of two rules. `parse` is for checks and new events: it refuses an id with a
-//! [hidden character](hidden_chars), so that two ids that look alike are never two users. `recorded` is
-//! for ids that are in a ledger already, to show and erase what was recorded under them: older versions
-//! accepted such ids, and their records keep their keys.
+//! An id is read by one of two rules. `parse` is for whoever asks and records: it reads a user id in
+//! any notation ([`user_id`]), and refuses an id with a [hidden](hidden_chars) character, so that two ids that look
+//! alike are never two people.
+//! `recorded` is for ids that are in a ledger already, and for erasing and showing what was recorded
+//! under them: versions before took such ids, and their records keep their keys.
 
 use std::fmt;
 
 use siphasher::sip128::SipHasher24;
 
+use super::user_id::{self, MAX_USER_ID_BYTES, Reading};
 use super::{Violation, hidden_chars};
 
-/// The longest user or business id, in bytes of UTF-8.
-pub const MAX_ID_BYTES: usize = 128;
+/// The longest business id, in bytes of UTF-8.
+pub const MAX_BUSINESS_ID_BYTES: usize = 128;
 
-/// The most digits of a phone number (ITU-T E.164).
-pub const MAX_PHONE_DIGITS: usize = 15;
+/// The version of the keys that [`KeySecret::key`] derives: which notations of a user's id have one key.
+///
+/// Version 1 is the reading of [`user_id::read_formerly`], and version 2 that of [`user_id::read`]. A ledger
+/// says by which version its keys were derived: read by another one, a person would be several.
+pub const KEY_VERSION: u32 = 2;
 
-/// A parsed user id: the digits of a phone number, or an opaque id.
+/// A user's id, as the rules read it.
+///
+/// Versions before read some notations otherwise, such as `+44 (0)7700 900123` with the 0, or
+/// `whatsapp:+15550123456` as an opaque id. What they recorded has the key of that reading, so that
+/// the id has both.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum UserId<'a> {
-    /// A phone number: only its digits count.
-    Phone(Digits),
-    /// Any other id, such as WhatsApp's business-scoped `US.1349…`; case counts.
-    Opaque(&'a str),
-}
-
-/// The digits of a phone number, as a number and their count. The count distinguishes `01` from `1`.
-#[derive(Clone, Copy, Eq, PartialEq)]
-pub struct Digits {
-    value: u64,
-    count: usize,
-}
-
-impl Digits {
-    const NONE: Self = Self { value: 0, count: 0 };
-
-    /// Appends an ASCII digit. `None` if there are [`MAX_PHONE_DIGITS`] already.
-    fn push(self, digit: u8) -> Option<Self> {
-        if self.count >= MAX_PHONE_DIGITS {
-            return None;
-        }
-        let digit = u64::from(digit.wrapping_sub(b'0'));
-        // Fifteen digits fit: 10¹⁵ < 2⁶⁴.
-        let value = self.value.wrapping_mul(10).wrapping_add(digit);
-        Some(Self { value, count: self.count.wrapping_add(1) })
-    }
-
-    /// The digits of a phone number in a usual notation, in one pass. The fast path: most ids are one.
-    fn of_plain_phone(id: &str) -> Option<Self> {
-        if id.len() > MAX_ID_BYTES {
-            return None;
-        }
-        let mut digits = Self::NONE;
-        for byte in id.bytes() {
-            match byte {
-                b'0'..=b'9' => digits = digits.push(byte)?,
-                b'+' | b'(' | b')' | b'-' | b' ' => {}
-                // A dot may come from a spreadsheet; the slow path checks that.
-                _ => return None,
-            }
-        }
-        (digits.count > 0).then_some(digits)
-    }
-
-    /// The shorter notation of the same phone line.
-    ///
-    /// The platform's `wa_id` and a CRM's number differ by a mobile digit in three countries:
-    /// Mexico `521` + 10 digits / `52` + 10, Argentina `549` + 10 / `54` + 10, and Brazil
-    /// `55 DD 9XXXXXXXX` / `55 DD XXXXXXXX`, mobiles only, whose eight digits start with 6 to 9.
-    #[allow(clippy::arithmetic_side_effects, reason = "all are below 10 to the 13th")]
-    fn folded(self) -> Self {
-        const TEN: u64 = 10_u64.pow(10);
-        const EIGHT: u64 = 10_u64.pow(8);
-        const SEVEN: u64 = 10_u64.pow(7);
-        if self.count != 13 {
-            return self;
-        }
-        let (country, rest) = (self.value / TEN, self.value % TEN);
-        let (prefix, mobile) = (self.value / EIGHT, self.value % EIGHT);
-        let value = match country {
-            521 => 52 * TEN + rest,
-            549 => 54 * TEN + rest,
-            // 55, two digits of an area, and the 9.
-            550..=559 if prefix % 10 == 9 && mobile / SEVEN >= 6 => (prefix / 10) * EIGHT + mobile,
-            _ => return self,
-        };
-        Self { value, count: 12 }
-    }
-}
-
-impl fmt::Debug for Digits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} digits", self.count)
-    }
+pub struct UserId<'a> {
+    reading: Reading<'a>,
+    former: Option<Reading<'a>>,
 }
 
 impl<'a> UserId<'a> {
-    /// Parses a user id.
-    ///
-    /// An id made only of digits, `+ ( ) . -` and spaces is a phone number.
+    /// Reads a user id: see [`user_id::read`].
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `user_id` if the id is empty, longer than [`MAX_ID_BYTES`], holds
-    /// a [hidden character](hidden_chars), which is named, or is a phone number with no digits, with
-    /// more than [`MAX_PHONE_DIGITS`], or ends in a spreadsheet's `.0`.
+    /// A [`Violation`] of `user_id`, with what was wrong and what would be right.
+    #[inline]
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
-        Self::read(id, check_plain)
+        match user_id::read_both(id) {
+            Ok((reading, former)) => Ok(Self { reading, former }),
+            Err(refusal) => Err(Violation::new("user_id", refusal.to_string())),
+        }
     }
 
-    /// Parses a user id that is in a ledger already. It may have the hidden characters that older
-    /// versions accepted.
+    /// Reads a user id that is in a ledger already: as [`parse`](Self::parse) does, and what that
+    /// refuses as versions before read it.
     ///
     /// # Errors
     ///
-    /// As for [`parse`](Self::parse), except for those hidden characters.
+    /// As for [`parse`](Self::parse), for ids that no version took.
     pub fn recorded(id: &'a str) -> Result<Self, Violation> {
-        Self::read(id, check_recorded)
+        Self::parse(id).or_else(|violation| {
+            let reading = user_id::read_formerly(id).ok_or(violation)?;
+            Ok(Self { reading, former: None })
+        })
     }
 
-    fn read(
-        id: &'a str,
-        check: impl FnOnce(&str, &str) -> Result<(), Violation>,
-    ) -> Result<Self, Violation> {
-        if let Some(digits) = Digits::of_plain_phone(id) {
-            return Ok(Self::Phone(digits));
-        }
-        let is_phone = id.chars().all(is_phone_char) && !id.chars().any(char::is_control);
-        if id.is_empty() || id.len() > MAX_ID_BYTES || !is_phone {
-            check("user_id", id)?;
-            return Ok(Self::Opaque(id));
-        }
-        let refuse = |why: &str| Err(Violation::new("user_id", why));
-        let trimmed = id.trim_end();
-        if trimmed.ends_with(".0") || trimmed.ends_with(".00") {
-            return refuse(
-                "a phone number that ends in \".0\" was read from a spreadsheet as a decimal \
-                 number; format that column as text and give the number without it",
-            );
-        }
-        let mut digits = Digits::NONE;
-        for digit in id.bytes().filter(u8::is_ascii_digit) {
-            let Some(more) = digits.push(digit) else {
-                return refuse("a phone number has at most 15 digits (E.164), country code first");
-            };
-            digits = more;
-        }
-        if digits.count == 0 {
-            return refuse("a phone number needs at least one digit, such as +1 555 012 3456");
-        }
-        Ok(Self::Phone(digits))
+    /// Whether it is a phone number.
+    #[must_use]
+    pub fn is_phone(&self) -> bool {
+        matches!(self.reading, Reading::Phone(_))
     }
-}
-
-/// The characters of phone numbers. White space of any kind is accepted: only digits count, so that it
-/// cannot make another number.
-fn is_phone_char(c: char) -> bool {
-    matches!(c, '0'..='9' | '+' | '(' | ')' | '.' | '-') || c.is_whitespace()
 }
 
 fn check_length(field: &str, id: &str) -> Result<(), Violation> {
     let why = match id.len() {
         0 => "required: 1 to 128 bytes of UTF-8",
-        1..=MAX_ID_BYTES => return Ok(()),
+        1..=MAX_BUSINESS_ID_BYTES => return Ok(()),
         _ => "longer than 128 bytes of UTF-8",
     };
     Err(Violation::new(field, why))
@@ -180,18 +87,11 @@ fn check_plain(field: &str, id: &str) -> Result<(), Violation> {
 
 /// Refuses what every version refused.
 fn check_recorded(field: &str, id: &str) -> Result<(), Violation> {
-    if id.chars().any(was_always_refused) {
+    if id.chars().any(user_id::was_never_taken) {
         check_plain(field, id)
     } else {
         check_length(field, id)
     }
-}
-
-/// Characters that were refused from the first version on.
-fn was_always_refused(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-            | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A business's id, by the deployment's own naming; opaque and case-sensitive.
@@ -203,8 +103,8 @@ impl<'a> BusinessId<'a> {
     ///
     /// # Errors
     ///
-    /// A [`Violation`] of `business_id` if the id is empty, longer than [`MAX_ID_BYTES`], or
-    /// holds a [hidden character](hidden_chars), which is named.
+    /// A [`Violation`] of `business_id` where the id is empty, longer than [`MAX_BUSINESS_ID_BYTES`], or
+    /// holds a [hidden](hidden_chars) character, which is named.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         check_plain("business_id", id)?;
         Ok(Self(id))
@@ -274,9 +174,9 @@ impl fmt::Debug for KeySecret {
     }
 }
 
-/// The longest input of a key: a tag, the user, a separator after an opaque id, the business.
-const KEY_INPUT_BYTES: usize = 2 * MAX_ID_BYTES + 2;
-/// The input size that fits most users and businesses.
+/// A key's input: a tag, the user, a separator where the user may be of any length, the business.
+const KEY_INPUT_BYTES: usize = MAX_USER_ID_BYTES + MAX_BUSINESS_ID_BYTES + 2;
+/// The same of a phone number or a usual id at a business whose id is as long as most are.
 const SHORT_KEY_INPUT_BYTES: usize = 64;
 
 impl KeySecret {
@@ -289,15 +189,25 @@ impl KeySecret {
     /// The key of a pair, the same for every notation of one phone line.
     #[must_use]
     pub fn key(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Key {
+        self.key_of_reading(&user.reading, business)
+    }
+
+    /// The key under which versions before recorded the pair, if they read the id otherwise.
+    #[inline]
+    #[must_use]
+    pub fn former_key(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Option<Key> {
+        user.former.map(|former| self.key_of_reading(&former, business))
+    }
+
+    fn key_of_reading(&self, user: &Reading<'_>, business: BusinessId<'_>) -> Key {
         let business = business.0.as_bytes();
         match user {
-            UserId::Phone(digits) => {
-                let Digits { value, count } = digits.folded();
-                let count = u8::try_from(count).unwrap_or(u8::MAX);
-                self.key_of(&[&[b'p', count], &value.to_be_bytes(), business])
+            Reading::Phone(number) => {
+                let len = u8::try_from(number.len()).unwrap_or(u8::MAX);
+                self.key_of(&[&[b'p', len], &number.value().to_be_bytes(), business])
             }
-            // Ids have no control characters, so that NUL separates them unambiguously.
-            UserId::Opaque(id) => self.key_of(&[b"o", id.as_bytes(), b"\0", business]),
+            // Ids hold no control characters, so NUL parts them without doubt.
+            Reading::Opaque(id) => self.key_of(&[b"o", id.as_bytes(), b"\0", business]),
         }
     }
 
@@ -334,6 +244,22 @@ impl KeySecret {
     /// The [`Violation`]s of both ids.
     pub fn read(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
         self.key_of_both(UserId::recorded(user_id), BusinessId::recorded(business_id))
+    }
+
+    /// The key under which versions before recorded what was said under this id, if they read the id
+    /// otherwise than [`read`](Self::read) does.
+    #[must_use]
+    pub fn read_formerly(&self, user_id: &str, business_id: &str) -> Option<Key> {
+        let (user, business) = (UserId::recorded(user_id), BusinessId::recorded(business_id));
+        self.former_key(&user.ok()?, business.ok()?)
+    }
+
+    /// The key of a pair that is in a ledger already, by the reading of today; `None` if the user's id is
+    /// refused today.
+    #[must_use]
+    pub fn key_today(&self, user_id: &str, business_id: &str) -> Option<Key> {
+        let (user, business) = (UserId::parse(user_id), BusinessId::recorded(business_id));
+        Some(self.key(&user.ok()?, business.ok()?))
     }
 
     fn key_of_both(
@@ -387,10 +313,15 @@ mod tests {
         for (a, b) in [
             ("+1 (555) 012-3456", "15550123456"),
             ("1.555.012.3456", "15550123456"),
+            ("whatsapp:+15550123456", "15550123456"),
+            ("15550123456:3@s.whatsapp.net", "15550123456"),
+            ("+44 (0)7700 900123", "447700900123"),
             ("+52 1 55 1234 5678", "+52 55 1234 5678"),
             ("+54 9 11 1234 5678", "+54 11 1234 5678"),
             ("+55 11 9 8765-4321", "+55 11 8765-4321"),
             ("+55\u{a0}11\u{a0}98765-4321", "551187654321"),
+            ("+229 97 12 34 56", "2290197123456"),
+            ("whatsapp:US.1349", "US.1349"),
         ] {
             assert_eq!(key(a), key(b), "{a} and {b}");
         }
@@ -403,7 +334,6 @@ mod tests {
             ("+52 1 55 1234 567", "+52 55 1234 567"),   // too short to be that notation
             ("US.1349", "us.1349"),
             ("US.1349", "1349"),
-            ("01", "1"),
             ("+54 9 11 1234 567", "+54 11 1234 567"),
             ("15550123456", "15550123457"),
         ] {
@@ -412,27 +342,17 @@ mod tests {
     }
 
     #[test]
-    fn invalid_id_is_refused_with_its_fault() {
-        let long = "x".repeat(129);
-        for (id, part) in [
-            ("", "required"),
-            (long.as_str(), "128 bytes"),
-            ("a\tb", "control"),
-            ("\u{202a}+15550123456\u{202c}", "invisible"),
-            ("+()", "at least one digit"),
-            ("   ", "at least one digit"),
-            ("1234567890123456", "at most 15 digits"),
-            ("15550123456.0", "spreadsheet"),
-            ("US.1349 ", "U+0020 SPACE at byte 7"),
-            ("\u{ff11}5550123456", "a compatibility form of \"1\": U+FF11 at byte 0"),
-        ] {
+    fn bad_ids_say_what_is_wrong() {
+        for id in ["", "a\tb", "+()", "07700900123", "15550123456.0", "US.1349 "] {
             let violation = UserId::parse(id).unwrap_err();
-            assert!(violation.description.contains(part), "{part}: {violation}");
             assert_eq!(violation.field, "user_id");
+            let refusal = user_id::read(id).unwrap_err();
+            assert_eq!(violation.description, refusal.to_string());
         }
-        assert!(UserId::parse(&"x".repeat(128)).is_ok());
-        assert!(UserId::parse("123456789012345").is_ok());
-        assert!(UserId::parse("+1.555.555.0000").is_ok());
+        assert!(UserId::parse(&"x".repeat(160)).is_ok());
+        assert!(UserId::parse(&"x".repeat(161)).is_err());
+        assert!(BusinessId::parse(&"x".repeat(128)).is_ok());
+        assert!(BusinessId::parse(&"x".repeat(129)).is_err());
         assert!(BusinessId::parse("").unwrap_err().field == "business_id");
     }
 
@@ -443,7 +363,7 @@ mod tests {
             assert!(secret.parse(id, "shop").is_err(), "{id:?}");
             assert!(secret.parse("US.1349", id).is_err(), "{id:?}");
             let key = secret.read(id, "shop").unwrap();
-            assert_eq!(key, secret.key(&UserId::Opaque(id), BusinessId("shop")));
+            assert_eq!(key, secret.key_of_reading(&Reading::Opaque(id), BusinessId("shop")));
             assert_ne!(key, secret.read("US.1349", "shop").unwrap());
             assert!(secret.read("US.1349", id).is_ok());
         }
@@ -453,6 +373,35 @@ mod tests {
         for id in [" +1 555 012 3456 ", "US.1349", "+55\u{a0}11\u{a0}98765-4321"] {
             assert_eq!(secret.parse(id, "shop").unwrap(), secret.read(id, "shop").unwrap());
         }
+    }
+
+    /// The keys of versions before, in a ledger with this secret.
+    #[test]
+    fn former_keys_are_those_of_versions_before() {
+        let secret = KeySecret::new(&[7; 16]);
+        let shop = BusinessId("shop");
+        let phone = |digits: &str| {
+            let value: u64 = digits.parse().unwrap();
+            let len = u8::try_from(digits.len()).unwrap();
+            secret.key_of(&[&[b'p', len], &value.to_be_bytes(), b"shop"])
+        };
+        for (id, digits) in [
+            ("+44 (0)7700 900123", "4407700900123"),
+            ("0044 7700 900123", "00447700900123"),
+            ("22997123456", "22997123456"),
+            ("+54 11 15 2345 6789", "54111523456789"),
+        ] {
+            assert_eq!(secret.read_formerly(id, "shop"), Some(phone(digits)), "{id}");
+        }
+        let opaque = "whatsapp:+15550123456";
+        let key = secret.key_of_reading(&Reading::Opaque(opaque), shop);
+        assert_eq!(secret.read_formerly(opaque, "shop"), Some(key));
+        for id in ["15550123456", "+1 555 012 3456", "5215512345678", "US.1349", "customer-7"] {
+            assert_eq!(secret.read_formerly(id, "shop"), None, "{id}");
+        }
+        // What is refused today has only the former key.
+        assert_eq!(secret.read("07700900123", "shop").unwrap(), phone("07700900123"));
+        assert_eq!(secret.read_formerly("07700900123", "shop"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Reading, Region, read};
+use super::{Reading, Region, read, read_formerly};
 
 /// A number of the fixture.
 struct Example<'a> {
@@ -87,8 +87,39 @@ fn notations(example: &Example<'_>) -> Vec<(&'static str, String)> {
         ("unknown scheme", format!("signal:+{digits}")),
         ("twice", format!("+{digits}, +{digits}")),
         ("formula", format!("=\"{digits}\"")),
+        ("thin spaces", groups("\u{2009}")),
+        ("figure spaces", groups("\u{2007}")),
+        ("ideographic spaces", groups("\u{3000}")),
+        ("figure dashes", groups("\u{2012}")),
+        ("minus signs", groups("\u{2212}")),
+        ("square brackets", format!("+{code} [{}] {}", &number[..2], &number[2..])),
+        ("full-width brackets", format!("+{code}\u{ff08}{}\u{ff09}{}", &number[..2], &number[2..])),
+        ("marks", format!("\u{200e}+{code}\u{200f}{number}\u{200e}")),
+        ("word joiners", format!("\u{2060}+{code}\u{2060}{number}\u{2060}")),
+        ("tel:", format!("tel:+{digits}")),
+        ("TEL: spaced", format!("TEL: +{code} {number}")),
+        ("smsto:", format!("smsto:{digits}")),
+        ("rcs:", format!("rcs:+{digits}")),
+        ("whatsapp: digits", format!("whatsapp:{digits}")),
+        ("http wa.me", format!("http://wa.me/{digits}")),
+        ("api.whatsapp.com", format!("https://api.whatsapp.com/send?phone=%2B{digits}&text=a")),
+        ("C.US", format!("{digits}@C.US")),
+        ("device at c.us", format!("{digits}:12@c.us")),
+        ("grouping commas", format!("+{code},{number}")),
+        ("parameter", format!("tel:+{digits};ext=5")),
+        ("x extension", format!("+{digits}x5")),
+        ("several", format!("+{digits} / +{digits}")),
+        ("lid", format!("{digits}@lid")),
+        ("group", format!("{digits}@g.us")),
+        ("in quotes", format!("\"{digits}\"")),
+        ("hash", format!("#{digits}")),
         ("scientific", format!("{}.{}E+{}", &digits[..1], &digits[1..], digits.len() - 1)),
     ];
+    // Shorter ones are digits in groups, or an id of the operator's own.
+    if digits.len() >= 7 {
+        all.push(("decimal", format!("{digits}.5")));
+        all.push(("several by or", format!("{digits} or {digits}")));
+    }
     if !trunk.is_empty() {
         all.push(("trunk", format!("+{code} {trunk}{number}")));
         all.push(("trunk in digits", format!("{code}{trunk}{number}")));
@@ -136,6 +167,24 @@ fn every_example_number_is_the_same_person_in_every_notation_or_refused() {
         let [read_as, refused] = counts[name];
         assert!(refused * 20 < read_as, "{name}: {read_as} read, {refused} refused");
     }
+}
+
+/// The pair of a version before gets the key of one of its notations.
+#[test]
+fn notations_that_were_one_person_before_are_one_person_or_refused() {
+    let mut people: BTreeMap<(u64, usize), Reading<'static>> = BTreeMap::new();
+    let mut notations_of = 0;
+    for example in examples().filter(|example| example.number.len() >= 3) {
+        for (name, notation) in notations(&example) {
+            let Some(Reading::Phone(former)) = read_formerly(&notation) else { continue };
+            let Ok(Reading::Phone(today)) = read(&notation) else { continue };
+            notations_of += 1;
+            let today = Reading::Phone(today);
+            let other = people.insert((former.value(), former.len()), today);
+            assert!(other.is_none_or(|other| other == today), "{name}: {notation}");
+        }
+    }
+    assert!(notations_of > 10_000, "{notations_of}");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! How versions before read a user id. What they recorded has the key of this reading.
 //!
 //! An id made only of digits, white space and `+ ( ) . -` was a phone number, whatever its digits
-//! were, and any other one was opaque.
+//! were but for a mobile digit, and any other one was opaque.
 
 use super::Reading;
 use super::number::{MAX_PHONE_DIGITS, PhoneNumber};
+use super::renumbering::without_mobile_digit;
 
 /// The longest id that they took, in bytes.
 const MAX_BYTES: usize = 128;
@@ -34,23 +35,11 @@ pub fn read(id: &str) -> Option<Reading<'_>> {
         value = value.wrapping_mul(10).wrapping_add(u64::from(digit.wrapping_sub(b'0')));
         len = len.saturating_add(1);
     }
-    (len > 0).then(|| Reading::Phone(line(PhoneNumber::new(value, len))))
-}
-
-/// The notations of a line that were unified.
-pub(super) fn line(number: PhoneNumber) -> PhoneNumber {
-    if number.len() != 13 {
-        return number;
-    }
-    match number.first(3) {
-        521 | 549 => number.with(2, 3, 0, 0),
-        550..=559 if number.part(4, 5) == 9 && number.part(5, 6) >= 6 => number.with(4, 5, 0, 0),
-        _ => number,
-    }
+    (len > 0).then(|| Reading::Phone(without_mobile_digit(PhoneNumber::new(value, len))))
 }
 
 /// Characters that were refused from the first version on.
-fn was_never_taken(c: char) -> bool {
+pub(crate) fn was_never_taken(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
             | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

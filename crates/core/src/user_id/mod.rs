@@ -1,10 +1,8 @@
 //! Reading a user id: a phone number in any of the world's notations, an id of WhatsApp's, or an
 //! operator's own.
 //!
-//! One pure function, [`read`], is made for recording, asking, importing, webhooks and erasing, so
-//! that a person is the same pair wherever the id comes from. It has no caller yet: ids are still read
-//! by [`UserId::parse`](crate::id::UserId::parse), because the keys of existing ledgers depend on the
-//! reading. What looks like a number and cannot be read as one is refused with the reason: as an opaque
+//! One pure function, [`read`], serves recording, asking, importing, webhooks and erasing, so that a
+//! person is the same pair wherever the id comes from. What looks like a number and cannot be read as one is refused with the reason: as an opaque
 //! id it would be acknowledged, and would forbid nothing.
 //!
 //! [`address`] takes channel prefixes, links and gateways' addresses off, [`notation`] knows what a
@@ -29,8 +27,10 @@ mod example_tests;
 mod tests;
 
 pub use former::read as read_formerly;
+pub(crate) use former::was_never_taken;
 pub use national::{NationalRefusal, Region};
 use notation::Digits;
+use number::Marks;
 pub use number::PhoneNumber;
 pub use refusal::Refusal;
 
@@ -51,13 +51,43 @@ pub enum Reading<'a> {
 /// # Errors
 ///
 /// A [`Refusal`], which says what was wrong and what would be right, and does not hold the id.
-#[inline]
 pub fn read(id: &str) -> Result<Reading<'_>, Refusal> {
+    read_both(id).map(|(reading, _)| reading)
+}
+
+/// Reads a user id as [`read`] does; gives also how versions before read it, if that was otherwise:
+/// what they recorded has the key of that reading.
+///
+/// # Errors
+///
+/// As for [`read`].
+#[inline]
+pub fn read_both(id: &str) -> Result<(Reading<'_>, Option<Reading<'_>>), Refusal> {
     // Nearly all ids are plain digits, as the platform writes them.
     match PhoneNumber::of_plain_digits(id.as_bytes()) {
-        Some(number) => Ok(Reading::Phone(number)),
-        None => read_notation(id),
+        Some((number, marks)) if marks.is_empty() => Ok((Reading::Phone(number), None)),
+        // Mobile numbers of Brazil, Mexico and Argentina, which versions before read so, too.
+        Some((number, marks)) if marks.is_of_mobile_digit(number.len()) => {
+            Ok((Reading::Phone(renumbering::without_mobile_digit(number)), None))
+        }
+        Some((number, marks)) => read_marked(number, marks),
+        // The other kind that is common; versions before read it so, too.
+        None if opaque::is_platform_id(id)? => Ok((Reading::Opaque(id), None)),
+        None => {
+            let reading = read_notation(id)?;
+            Ok((reading, former::read(id).filter(|former| *former != reading)))
+        }
     }
+}
+
+/// Reads plain digits whose line may have another notation.
+fn read_marked<'a>(
+    number: PhoneNumber,
+    marks: Marks,
+) -> Result<(Reading<'a>, Option<Reading<'a>>), Refusal> {
+    let former = renumbering::without_mobile_digit(number);
+    let line = if marks.has_trunk() { number.line()? } else { renumbering::current(number) };
+    Ok((Reading::Phone(line), (former != line).then_some(Reading::Phone(former))))
 }
 
 /// Reads whatever is not just digits.

@@ -146,7 +146,9 @@ pub(super) struct Digits {
     has_separator: bool,
     /// How many digits stand before each slash, the last one.
     before_slash: usize,
-    /// Whether a slash has seven digits before it and as many behind it.
+    /// How many digits before a slash are a number of their own: more behind a + or 00.
+    number_before_slash: usize,
+    /// Whether a slash has a number before it and another one behind it.
     has_two_numbers: bool,
     /// How many digits stand before a 0 that is alone in brackets.
     before_bracketed_zero: Option<usize>,
@@ -157,6 +159,9 @@ pub(super) struct Digits {
 /// How many digits make a number of its own, and not a part of one.
 pub(super) const DIGITS_OF_A_NUMBER: usize = 7;
 
+/// How many digits before a slash are a number of their own behind a + or 00.
+const DIGITS_BEFORE_A_SLASH: usize = 11;
+
 /// The most digits that are kept: the longest number, with a prefix of either kind before it. They
 /// fit: 10¹⁹ < 2⁶⁴.
 const MAX_SCANNED: usize = 19;
@@ -164,12 +169,15 @@ const MAX_SCANNED: usize = 19;
 impl Digits {
     /// Reads a text up to the first character that is no part of a phone number.
     pub(super) fn scan(text: &str) -> Self {
-        let mut found = Self::default();
+        let mut found = Self { number_before_slash: DIGITS_OF_A_NUMBER, ..Self::default() };
         let mut opened_at = None;
         for (place, character) in text.char_indices() {
             match sign(character) {
                 Sign::Digit(digit) => found.push(digit),
-                Sign::Plus => found.has_plus_inside |= found.len > 0,
+                Sign::Plus => {
+                    found.has_plus_inside |= found.len > 0;
+                    found.number_before_slash = DIGITS_BEFORE_A_SLASH;
+                }
                 Sign::Open => {
                     opened_at = Some(found.len);
                     found.has_separator = true;
@@ -216,13 +224,17 @@ impl Digits {
         }
         self.fraction = self.fraction.saturating_mul(10).saturating_add(digit);
         self.len = self.len.saturating_add(1);
+        if self.len == 2 && self.value == 0 {
+            self.number_before_slash = DIGITS_BEFORE_A_SLASH;
+        }
     }
 
     /// A slash, or the end.
     fn end_of_part(&mut self) {
         let behind = self.len.saturating_sub(self.before_slash);
+        // Country and area code, with the prefixes before either, may be before a slash.
         self.has_two_numbers |=
-            self.before_slash >= DIGITS_OF_A_NUMBER && behind >= DIGITS_OF_A_NUMBER;
+            self.before_slash >= self.number_before_slash && behind >= DIGITS_OF_A_NUMBER;
         self.before_slash = self.len;
     }
 

@@ -74,11 +74,12 @@ impl PhoneNumber {
         self.len == 0
     }
 
-    /// The number of 8 to 15 ASCII digits without a leading zero; `None` for any other notation.
+    /// The number of 8 to 15 ASCII digits without a leading zero, as they are, and what its beginning is
+    /// marked with; `None` for any other notation.
     #[inline]
-    pub(super) fn of_plain_digits(text: &[u8]) -> Option<Self> {
+    pub(super) fn of_plain_digits(text: &[u8]) -> Option<(Self, Marks)> {
         let (number, first_four) = plain_digits(text)?;
-        if is_marked(first_four) { number.line().ok() } else { Some(number) }
+        Some((number, Marks::of(first_four)))
     }
 
     /// The number of these digits, which may have an international prefix, a 0 in brackets with so
@@ -150,9 +151,9 @@ impl PhoneNumber {
     }
 
     /// The line: without a trunk prefix, and in one of the notations that reach it.
-    fn line(self) -> Result<Self, Refusal> {
-        let is_marked = self.len >= 4 && is_marked(self.first(4));
-        let line = if is_marked { renumbering::current(self.without_trunk()) } else { self };
+    pub(super) fn line(self) -> Result<Self, Refusal> {
+        let has_trunk = self.len >= 4 && Marks::of(self.first(4)).has_trunk();
+        let line = renumbering::current(if has_trunk { self.without_trunk() } else { self });
         if line.len > MAX_PHONE_DIGITS { Err(Refusal::TooManyDigits) } else { Ok(line) }
     }
 
@@ -186,9 +187,45 @@ fn trunks(code: u16) -> &'static [Trunk] {
     TRUNKS.get(from..until).unwrap_or_default()
 }
 
-/// Of each four digits that a number may begin with, whether it may have another notation: one bit
-/// each. All others, which are most, are looked at no further.
-static MARKED: [u64; 157] = marked();
+/// What is known of the first four digits of a number. Most have no mark, and their numbers are looked
+/// at no further.
+#[derive(Clone, Copy)]
+pub(super) struct Marks(u8);
+
+/// A trunk prefix may be behind the country code.
+const TRUNK: u8 = 1;
+/// The line may have another number, of another length than 13 digits.
+const RENUMBERED: u8 = 2;
+/// The line may have a mobile digit, as one of 13.
+const MOBILE_DIGIT: u8 = 4;
+
+static MARKS: [u8; 10_000] = marks();
+
+impl Marks {
+    #[inline]
+    fn of(first_four: u64) -> Self {
+        let place = usize::try_from(first_four).unwrap_or(usize::MAX);
+        Self(MARKS.get(place).copied().unwrap_or_default())
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a mobile digit is all that a number of this length may have more than its line.
+    #[inline]
+    pub(super) fn is_of_mobile_digit(self, len: usize) -> bool {
+        self.0 == MOBILE_DIGIT || (len == 13 && !self.has_trunk())
+    }
+
+    /// Whether a trunk prefix may be behind the country code.
+    #[inline]
+    pub(super) fn has_trunk(self) -> bool {
+        self.0 & TRUNK != 0
+    }
+}
 
 #[allow(
     clippy::indexing_slicing,
@@ -196,23 +233,36 @@ static MARKED: [u64; 157] = marked();
     clippy::as_conversions,
     reason = "run by the compiler, where a panic is a compile error"
 )]
-const fn marked() -> [u64; 157] {
-    let mut marked = [0; 157];
+const fn marks() -> [u8; 10_000] {
+    let mut marks = [0; 10_000];
     let mut row = 0;
     while row < TRUNKS.len() {
         let Trunk { code, prefix, prefix_len, .. } = TRUNKS[row];
         let start = code as u64 * ten_to(prefix_len as usize) + prefix as u64;
         let code_len = 1 + (code >= 10) as usize + (code >= 100) as usize;
-        marked = mark(marked, start, code_len + prefix_len as usize);
+        marks = mark(marks, start, code_len + prefix_len as usize, TRUNK);
+        // The rows of one prefix follow each other.
+        while row + 1 < TRUNKS.len()
+            && TRUNKS[row + 1].code == code
+            && TRUNKS[row + 1].prefix == prefix
+        {
+            row += 1;
+        }
         row += 1;
     }
     let mut row = 0;
     while row < renumbering::BEGINNINGS.len() {
         let (start, len) = renumbering::BEGINNINGS[row];
-        marked = mark(marked, start, len);
+        marks = mark(marks, start, len, RENUMBERED);
         row += 1;
     }
-    marked
+    let mut row = 0;
+    while row < renumbering::MOBILE_DIGITS.len() {
+        let (start, len) = renumbering::MOBILE_DIGITS[row];
+        marks = mark(marks, start, len, MOBILE_DIGIT);
+        row += 1;
+    }
+    marks
 }
 
 /// Marks the four digits that begin with these, or that these begin with.
@@ -220,25 +270,20 @@ const fn marked() -> [u64; 157] {
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
+    clippy::cast_possible_truncation,
     reason = "run by the compiler, where a panic is a compile error"
 )]
-const fn mark(mut marked: [u64; 157], start: u64, len: usize) -> [u64; 157] {
+const fn mark(mut marks: [u8; 10_000], start: u64, len: usize, with: u8) -> [u8; 10_000] {
     let (mut four, count) = match len {
         4.. => (start / ten_to(len - 4), 1),
         _ => (start * ten_to(4 - len), ten_to(4 - len)),
     };
     let end = four + count;
     while four < end {
-        marked[(four / 64) as usize] |= 1 << (four % 64);
+        marks[four as usize] |= with;
         four += 1;
     }
-    marked
-}
-
-#[inline]
-fn is_marked(first_four: u64) -> bool {
-    let word = usize::try_from(first_four / 64).unwrap_or(usize::MAX);
-    MARKED.get(word).is_some_and(|bits| (bits >> (first_four % 64)) & 1 == 1)
+    marks
 }
 
 /// The number of 8 to 15 ASCII digits without a leading zero, and the first four of them. Eight are read

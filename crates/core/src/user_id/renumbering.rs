@@ -4,35 +4,66 @@ use super::number::PhoneNumber;
 use super::numbering_plan::{ARGENTINE_AREAS_OF_FOUR, ARGENTINE_AREAS_OF_THREE};
 
 /// The digits that the numbers below begin with, and how many they are.
-pub(super) const BEGINNINGS: [(u64, usize); 8] =
-    [(521, 3), (54, 2), (55, 2), (225, 3), (229, 3), (230, 3), (241, 3), (84, 2)];
+pub(super) const BEGINNINGS: [(u64, usize); 6] =
+    [(54, 2), (225, 3), (229, 3), (230, 3), (241, 3), (84, 2)];
+
+/// The digits that numbers with a mobile digit begin with, and how many they are.
+pub(super) const MOBILE_DIGITS: [(u64, usize); 3] = [(521, 3), (54, 2), (55, 2)];
 
 /// The notation that stands for all of a line's.
+///
+/// Every number of these countries comes by here: it divides by constants alone, which is cheap.
+#[inline]
+#[allow(clippy::arithmetic_side_effects, reason = "no divisor is 0")]
 pub(super) fn current(number: PhoneNumber) -> PhoneNumber {
-    match number.first(3) {
-        225 => ivorian(number),
-        229 => beninese(number),
-        230 => mauritian(number),
-        241 => gabonese(number),
-        521 => mexican(number),
-        540..=549 => argentine(number),
-        550..=559 => brazilian(number),
-        840..=849 => vietnamese(number),
+    let value = number.value();
+    match number.len() {
+        10 if value / 10_u64.pow(7) == 230 => mauritian(number),
+        11 => match value / 10_u64.pow(8) {
+            225 => ivorian(number),
+            229 => beninese(number),
+            241 => gabonese(number),
+            _ => number,
+        },
+        12 if value / 10_u64.pow(10) == 84 => vietnamese(number),
+        13 => without_mobile_digit(number),
+        14 if value / 10_u64.pow(12) == 54 => argentine(number),
+        15 if value / 10_u64.pow(13) == 54 => argentine(number),
         _ => number,
     }
 }
 
-/// `52 1` and ten digits was the international form of a mobile number until 2020; the platform's
-/// `wa_id` still has it.
-fn mexican(number: PhoneNumber) -> PhoneNumber {
-    if number.len() == 13 { number.with(2, 3, 0, 0) } else { number }
+/// The same line without the digit that only mobile numbers have, in three countries.
+///
+/// - Mexico: `52 1` and ten digits was the international form until 2020, and the platform's `wa_id`
+///   still has it.
+/// - Argentina: the 9 behind the country code.
+/// - Brazil: mobile numbers got a 9 before their eight digits from 2012 to 2016, and old accounts keep
+///   the `wa_id` without it. Landlines begin with 2 to 5, mobiles with 6 to 9.
+#[allow(clippy::arithmetic_side_effects, reason = "all are below 10 to the 13th")]
+pub(super) fn without_mobile_digit(number: PhoneNumber) -> PhoneNumber {
+    const TEN: u64 = 10_u64.pow(10);
+    const EIGHT: u64 = 10_u64.pow(8);
+    const SEVEN: u64 = 10_u64.pow(7);
+    if number.len() != 13 {
+        return number;
+    }
+    let (country, rest) = (number.value() / TEN, number.value() % TEN);
+    let (prefix, mobile) = (number.value() / EIGHT, number.value() % EIGHT);
+    let value = match country {
+        521 => 52 * TEN + rest,
+        549 => 54 * TEN + rest,
+        // 55, two digits of an area, and the 9.
+        550..=559 if prefix % 10 == 9 && mobile / SEVEN >= 6 => (prefix / 10) * EIGHT + mobile,
+        _ => return number,
+    };
+    PhoneNumber::new(value, 12)
 }
 
 /// A mobile number is written with a 9 behind the country code, or inside the country with a 15
 /// behind the area code, or with neither. Area code and local number have ten digits together.
 fn argentine(given: PhoneNumber) -> PhoneNumber {
     let number = match (given.len(), given.first(3)) {
-        (13, 549) => return given.with(2, 3, 0, 0),
         (14, _) => given,
         // The trunk prefix or the mobile digit, and the 15 as well.
         (15, 540 | 549) => given.with(2, 3, 0, 0),
@@ -59,24 +90,14 @@ fn argentine(given: PhoneNumber) -> PhoneNumber {
     number.with(place, place.saturating_add(2), 0, 0)
 }
 
-/// Mobile numbers got a 9 before their eight digits from 2012 to 2016; old accounts keep the `wa_id`
-/// without it. Those of landlines begin with 2 to 5, those of mobiles with 6 to 9.
-fn brazilian(number: PhoneNumber) -> PhoneNumber {
-    let is_mobile = number.part(4, 5) == 9 && number.part(5, 6) >= 6;
-    if number.len() == 13 && is_mobile { number.with(4, 5, 0, 0) } else { number }
-}
-
 /// Since 30 November 2024 every number has `01` before its eight digits.
 fn beninese(number: PhoneNumber) -> PhoneNumber {
-    if number.len() == 11 { number.with(3, 3, 1, 2) } else { number }
+    number.with(3, 3, 1, 2)
 }
 
 /// Since 31 January 2021 a mobile number has two digits of its operator before its eight. The
 /// operator is known by the first two of the eight.
 fn ivorian(number: PhoneNumber) -> PhoneNumber {
-    if number.len() != 11 {
-        return number;
-    }
     let operator = match number.part(3, 5) {
         1..=3 | 40..=43 | 50..=53 | 70..=73 => 1,
         4..=6 | 44..=46 | 54..=56 | 64..=66 | 74..=76 | 84..=86 | 94..=96 => 5,
@@ -90,15 +111,12 @@ fn ivorian(number: PhoneNumber) -> PhoneNumber {
 /// digits and begin with 2, 4, 6 and 8; only where no landline begins is the notation read.
 fn mauritian(number: PhoneNumber) -> PhoneNumber {
     let is_mobile = matches!(number.part(3, 4), 7 | 9);
-    if number.len() == 10 && is_mobile { number.with(3, 3, 5, 1) } else { number }
+    if is_mobile { number.with(3, 3, 5, 1) } else { number }
 }
 
 /// Since 15 November 2019 the 0 that numbers had abroad, too, is replaced by the operator's digit: 6
 /// (Gabon Télécom and Moov), 7 (Airtel), 1 (landlines).
 fn gabonese(number: PhoneNumber) -> PhoneNumber {
-    if number.len() != 11 {
-        return number;
-    }
     let operator = match number.part(3, 5) {
         1 => 1,
         2 | 5 | 6 => 6,
@@ -110,9 +128,6 @@ fn gabonese(number: PhoneNumber) -> PhoneNumber {
 
 /// From 15 September 2018 mobile numbers lost a digit: `1xx` became `3x`, `5x`, `7x` or `8x`.
 fn vietnamese(number: PhoneNumber) -> PhoneNumber {
-    if number.len() != 12 {
-        return number;
-    }
     let prefix = match number.part(2, 5) {
         prefix @ 162..=169 => prefix.saturating_sub(130),
         120 => 70,
