@@ -61,6 +61,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerT
                 retention: (settings.listeners.record.is_some() || settings.webhook.is_some())
                     .then_some(settings.storage.retention),
                 sweep_interval: settings.storage.retention.sweep_interval(),
+                any_keys: false,
             };
             let (ledger, task) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;

@@ -10,7 +10,7 @@ use super::applier::{ActionOutcome, Applier, BucketOutcome};
 use super::scheduler::{PageRequest, ReadFailure, Scheduler, Task};
 use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::{KEY_VERSION, Key, KeySecret};
 use consentd_core::record::{Record, Revision};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::Standing;
@@ -107,7 +107,12 @@ impl Model {
         let entries = self.log.iter().filter(|entry| entry.revision > after).cloned().collect();
         let secret = KeySecret::new(&[self.secret; 16]);
         Page {
-            identity: Arc::new(Identity { epoch: [self.epoch; 16], secret, buckets: BUCKETS }),
+            identity: Arc::new(Identity {
+                epoch: [self.epoch; 16],
+                secret,
+                key_version: KEY_VERSION,
+                buckets: BUCKETS,
+            }),
             end: self.end(),
             accepted: self.accepted,
             clock: at(self.seconds),

@@ -1,6 +1,8 @@
 //! One person under every notation of a number: what is said by webhook under the platform's digits
 //! denies under each of them, and what is said under each of them denies under the digits.
 
+mod rekeyed;
+
 use consentd::grpc::pb::{self, Reason};
 use tonic::Status;
 use tonic_types::StatusExt as _;

@@ -117,7 +117,7 @@ async fn a_newer_versions_file_is_refused_and_left_alone() {
     a_ledger(&path).await;
     let database = Database::create(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    let newer = &3_u32.to_be_bytes()[..];
+    let newer = &4_u32.to_be_bytes()[..];
     transaction.open_table(META).unwrap().insert("format", newer).unwrap();
     transaction.commit().unwrap();
     drop(database);
@@ -129,7 +129,7 @@ async fn a_newer_versions_file_is_refused_and_left_alone() {
     };
     let before = values();
     let Err(error) = open(&path) else { panic!("it was opened") };
-    assert!(matches!(error, OpenError::Newer { format: 3, known: 2, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { format: 4, known: 3, .. }), "{error:?}");
     assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     assert!(error.to_string().contains("upgrade"), "it says what to do: {error}");
     assert_eq!(values(), before);

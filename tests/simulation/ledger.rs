@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::{KEY_VERSION, Key, KeySecret};
 use consentd_core::record::{Erased, Link, Record, Revision};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::{Facts, ResolvedState};
@@ -208,7 +208,7 @@ impl Server {
             pairs.clone().map(|said| said.map(|said| Stored { version: (revision, head), said }));
         let keys = std::array::from_fn(|number| key.read(user(number), BUSINESS).unwrap());
         Self {
-            identity: Arc::new(Identity { epoch, secret: key, buckets }),
+            identity: Arc::new(Identity { epoch, secret: key, key_version: KEY_VERSION, buckets }),
             secret,
             accepted: 0,
             node: Rc::new(Node { position, pairs, parent: None, entry: None }),

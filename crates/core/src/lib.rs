@@ -7,8 +7,8 @@
 //! [`state`] (how events change a state), [`claims`] (the claimed times of clamped events), [`record`] (a
 //! state with the head of its history), [`standing`] (the facts that a decision needs), [`decision`]
 //! (whether a message may be sent), [`retained_denials`] (denials that survive a loss of the ledger),
-//! [`expiring_opt_ins`], [`keyword`] (the meaning of a text), [`replay`] (the state and decisions as of a
-//! past time).
+//! [`unified`] (pairs that turn out to be one person), [`expiring_opt_ins`], [`keyword`] (the meaning of a
+//! text), [`replay`] (the state and decisions as of a past time).
 
 #![warn(
     missing_docs,
@@ -39,6 +39,7 @@ pub mod standing;
 pub mod state;
 pub mod submission;
 pub mod time;
+pub mod unified;
 pub mod user_id;
 
 /// An invalid field of a request, described so that the caller can correct it.

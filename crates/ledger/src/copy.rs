@@ -1,5 +1,5 @@
 //! Copying a ledger into another: all pairs with their histories and statements, in the same
-//! encoding, under a new epoch.
+//! encoding, under a new epoch. A ledger whose keys are of an older version is re-keyed.
 //!
 //! The source may be written to meanwhile. Its buckets are copied one after the other. Changes in
 //! buckets that are already copied are found in the log, which is followed from before the first
@@ -7,7 +7,7 @@
 //! what is written after that is only in the source. The log itself is not copied: its readers notice
 //! the new epoch and read the whole ledger.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -16,9 +16,11 @@ use tokio::time::sleep;
 use super::embedded::{NewFile, OpenError};
 use super::portable_pair::{PortableBucket, PortablePair, statement_digests};
 use super::redis::{CreateError, NewRedis};
+use super::rekeying::{RekeyReport, Rekeying};
+use super::stored_secret::StoredSecret;
 use super::verify::Progress;
 use super::{Epoch, Ledger, LedgerError, Position, Tail, bucket_of};
-use consentd_core::id::Key;
+use consentd_core::id::{KEY_VERSION, Key};
 use consentd_core::record::{Record, Revision};
 use consentd_os::clock;
 
@@ -49,6 +51,12 @@ pub enum CopyError {
          (--log-entries, --log-retention), and begin anew with --anew"
     )]
     Trimmed,
+    /// The source's keys were made by a newer reading of user ids.
+    #[error(
+        "the ledger to copy from was made by a newer consentd, which reads user ids otherwise (key \
+         version {0}; this one has {KEY_VERSION}): copy it with that one"
+    )]
+    NewerKeys(u32),
     /// A pair was erased from the source after it had been copied.
     #[error(
         "somebody was erased from the ledger to copy from, after the copy had taken what is gone \
@@ -93,6 +101,8 @@ pub struct CopyReport {
     pub missing_statements: u64,
     /// The number of changes that were made to the source at the end and are not in the copy.
     pub late: u64,
+    /// What became of the keys, if those of the source were of an older version.
+    pub rekeyed: Option<RekeyReport>,
 }
 
 /// The target of a copy.
@@ -115,7 +125,11 @@ impl NewLedger {
         }
     }
 
-    async fn finish(self, end: &Position, secret: &[u8; 16]) -> Result<(Epoch, u32), CopyError> {
+    async fn finish(
+        self,
+        end: &Position,
+        secret: &StoredSecret,
+    ) -> Result<(Epoch, u32), CopyError> {
         match self {
             Self::File(file) => file.finish(end, secret),
             Self::Redis(redis) => {
@@ -148,7 +162,7 @@ impl Ledger {
         }
     }
 
-    async fn secret(&self) -> Result<[u8; 16], LedgerError> {
+    async fn secret(&self) -> Result<StoredSecret, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.secret().await,
             Self::Redis(ledger) => ledger.secret().await,
@@ -169,6 +183,14 @@ pub async fn copy(
     report_progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<CopyReport, CopyError> {
     let identity = from.identity().await.map_err(CopyError::Source)?;
+    let rekeying = match identity.key_version {
+        KEY_VERSION => None,
+        newer if newer > KEY_VERSION => return Err(CopyError::NewerKeys(newer)),
+        _ => {
+            let clock = from.read(Vec::new()).await.map_err(CopyError::Source)?.clock;
+            Some(Rekeying::new(identity.secret.clone(), clock))
+        }
+    };
     let cursor = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
     let mut copying = Copying {
         from,
@@ -178,7 +200,9 @@ pub async fn copy(
         done: 0,
         pairs: 0,
         missing: BTreeSet::new(),
+        rekeying,
     };
+    copying.survey(report_progress).await?;
     let mut followed = clock::boot();
     while copying.done < identity.buckets {
         copying.copy_next_buckets().await?;
@@ -204,16 +228,18 @@ pub async fn copy(
         }
     }
     let secret = from.secret().await.map_err(CopyError::Source)?;
-    let Copying { to, cursor, pairs, missing, .. } = copying;
-    let (epoch, buckets) = to.finish(&cursor, &secret).await?;
+    let Copying { to, cursor, pairs, missing, rekeying, .. } = copying;
+    let (epoch, buckets) = to.finish(&cursor, &StoredSecret::new(secret.secret)).await?;
+    let rekeyed = rekeying.map(|rekeying| rekeying.report());
     let end = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
     Ok(CopyReport {
         epoch,
         buckets,
-        pairs,
+        pairs: pairs.saturating_sub(rekeyed.map_or(0, |report| report.unified)),
         revision: cursor.revision,
         missing_statements: missing.len().try_into().unwrap_or(u64::MAX),
         late: end.revision.saturating_sub(cursor.revision),
+        rekeyed,
     })
 }
 
@@ -227,15 +253,54 @@ struct Copying<'a> {
     done: u32,
     pairs: u64,
     missing: BTreeSet<[u8; 32]>,
+    rekeying: Option<Rekeying>,
 }
 
 impl Copying<'_> {
+    /// Collects the keys that change. Pairs that become one may be in any two buckets, so that all of them are
+    /// known before the first is written.
+    async fn survey(
+        &mut self,
+        report_progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), CopyError> {
+        if self.rekeying.is_none() {
+            return Ok(());
+        }
+        let (mut done, mut pairs) = (0, 0_u64);
+        let mut followed = clock::boot();
+        while done < self.buckets {
+            let (next, read) = self.read_buckets(done).await?;
+            pairs = pairs.saturating_add(read.len().try_into().unwrap_or(u64::MAX));
+            for pair in &read {
+                if let Some(rekeying) = &mut self.rekeying {
+                    rekeying.survey(pair);
+                }
+            }
+            done = next;
+            report_progress(Progress { done, of: self.buckets, pairs });
+            if clock::boot().saturating_sub(followed) >= FOLLOW_INTERVAL {
+                self.follow().await?;
+                followed = clock::boot();
+            }
+        }
+        Ok(())
+    }
+
     /// Copies the next batch of buckets.
     async fn copy_next_buckets(&mut self) -> Result<(), CopyError> {
+        let (next, pairs) = self.read_buckets(self.done).await?;
+        self.pairs = self.pairs.saturating_add(pairs.len().try_into().unwrap_or(u64::MAX));
+        self.put(pairs).await?;
+        self.done = next;
+        Ok(())
+    }
+
+    /// Reads a batch of buckets from this one on. Returns the number of the next bucket, and the pairs.
+    async fn read_buckets(&self, first: u32) -> Result<(u32, Vec<PortablePair>), CopyError> {
         let most = u32::try_from(BUCKETS_PER_BATCH).unwrap_or(1);
-        let next = self.done.saturating_add(most).min(self.buckets);
+        let next = first.saturating_add(most).min(self.buckets);
         let from = self.from;
-        let reads = (self.done..next).map(|number| from.portable_bucket(number));
+        let reads = (first..next).map(|number| from.portable_bucket(number));
         let read: Vec<_> =
             futures_util::stream::iter(reads).buffered(BUCKETS_PER_BATCH).collect().await;
         let mut pairs = Vec::new();
@@ -247,10 +312,7 @@ impl Copying<'_> {
             }
             pairs.extend(bucket.pairs);
         }
-        self.pairs = self.pairs.saturating_add(pairs.len().try_into().unwrap_or(u64::MAX));
-        self.put(pairs).await?;
-        self.done = next;
-        Ok(())
+        Ok((next, pairs))
     }
 
     /// Follows the log to its current end, and copies changed pairs again. Returns whether there were
@@ -278,6 +340,9 @@ impl Copying<'_> {
                     .body
                     .as_ref()
                     .map_err(|_| CopyError::Source(LedgerError::Damaged("an entry of the log")))?;
+                if let Some(rekeying) = &mut self.rekeying {
+                    rekeying.note(body.key, &body.user_id, &body.business_id);
+                }
                 if bucket_of(body.key, self.buckets) < self.done {
                     let record = body.record.as_ref();
                     if body.user_id.is_empty() && record.is_ok_and(Record::is_without_history) {
@@ -301,6 +366,7 @@ impl Copying<'_> {
 
     /// Writes pairs, and the statements that their histories refer to.
     async fn put(&mut self, pairs: Vec<PortablePair>) -> Result<(), CopyError> {
+        let pairs = self.rekey(pairs).await?;
         let digests: Vec<_> = statement_digests(&pairs).into_iter().collect();
         let texts = self.from.statements(&digests).await.map_err(CopyError::Source)?;
         let mut found = Vec::with_capacity(texts.len());
@@ -313,5 +379,32 @@ impl Copying<'_> {
             }
         }
         self.to.put(pairs, found).await
+    }
+
+    /// The source's pairs as the copy has them. A pair that several become is written with the first of them,
+    /// and again with each other one.
+    async fn rekey(&mut self, pairs: Vec<PortablePair>) -> Result<Vec<PortablePair>, CopyError> {
+        let Some(rekeying) = &mut self.rekeying else { return Ok(pairs) };
+        let mut rekeyed = Vec::with_capacity(pairs.len());
+        let mut shared = HashMap::new();
+        for mut pair in pairs {
+            let key = rekeying.key_today(pair.key());
+            if let Some(sources) = rekeying.sources(key) {
+                shared.insert(key, sources);
+            } else {
+                pair.key = key.to_bytes();
+                rekeyed.push(pair);
+            }
+        }
+        for (key, sources) in shared {
+            let parts = self.from.portable_pairs(&sources).await.map_err(CopyError::Source)?;
+            let unified = rekeying.unify(key, parts).map_err(|_| {
+                CopyError::Source(LedgerError::Damaged(
+                    "a pair's record, or it is of a newer version",
+                ))
+            })?;
+            rekeyed.extend(unified);
+        }
+        Ok(rekeyed)
     }
 }

@@ -32,7 +32,9 @@ mod log;
 mod pair;
 mod portable_pair;
 mod redis;
+mod rekeying;
 mod retention_schedule;
+mod stored_secret;
 mod verify;
 
 use std::sync::Arc;
@@ -65,6 +67,7 @@ pub use redis::{
     ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, UnsupportedServer,
     Warning, create, inspect_server, plan,
 };
+pub use rekeying::RekeyReport;
 pub use retention_schedule::Retention;
 pub use verify::{Damage, Depth, Finding, MAX_FINDINGS, Progress, Report};
 
@@ -75,6 +78,8 @@ pub struct Identity {
     pub epoch: Epoch,
     /// The secret that pairs' keys are derived with.
     pub secret: KeySecret,
+    /// The version of these keys: see [`KEY_VERSION`](consentd_core::id::KEY_VERSION).
+    pub key_version: u32,
     /// The number of buckets that pairs are divided into: see [`bucket_of`].
     pub buckets: u32,
 }

@@ -11,9 +11,10 @@ use super::{bucket_progress, show_progress, verify, with_ledger};
 use crate::cli::ledger_target::{DEFAULT_BUCKETS, check_server, name_variable, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
+use consentd_core::id::KEY_VERSION;
 use consentd_ledger::{
-    CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, Report,
-    copy as copy_ledger,
+    CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, RekeyReport,
+    Report, copy as copy_ledger,
 };
 use consentd_os::clock;
 
@@ -24,6 +25,9 @@ continue from those of FROM. The copy is a ledger of its own with another id: it
 completely, and retain their denials. It becomes a ledger at the very end; until then it cannot be
 followed. A ledger in Redis may be written to meanwhile, but not at the end: stop the recorders, or
 wait for a quiet second. A file must not be open in a sidecar.
+
+The keys of a ledger of an earlier consentd are derived again, because user ids are read otherwise today:
+notations that are one person become one pair, which denies what any of them denied.
 
   consentd ledger copy file:consentd.redb redis://10.0.0.5:6379
   consentd ledger copy redis://10.0.0.5:6379/0 redis://10.0.0.5:6379/1 --buckets 65536
@@ -138,11 +142,12 @@ async fn plan(
     }
     let page = from.read_after(u64::MAX).await?;
     output::line(&format!(
-        "would copy ledger {} at {}, revision {}, to {to}, into {} buckets",
+        "would copy ledger {} at {}, revision {}, to {to}, into {} buckets{}",
         hex::encode(page.end.epoch),
         from.describe(),
         page.end.revision,
         HumanCount(buckets.into()),
+        if page.identity.key_version < KEY_VERSION { ", with the keys of today" } else { "" },
     ))
 }
 
@@ -160,6 +165,30 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
     })
 }
 
+fn print_rekeyed(report: &RekeyReport) -> anyhow::Result<()> {
+    let RekeyReport { moved, unified, nameless, refused } = report;
+    output::line(&format!(
+        "re-keyed     {} pairs have another key, {} of which were another notation of somebody",
+        HumanCount(*moved),
+        HumanCount(*unified),
+    ))?;
+    if *nameless > 0 {
+        output::line(&format!(
+            "{} pairs name nobody any more, such as those of erased people: they keep their key, and deny \
+             under the notations that they denied under",
+            HumanCount(*nameless)
+        ))?;
+    }
+    if *refused > 0 {
+        output::line(&format!(
+            "{} pairs have an id that is refused today: they keep their key, and checks of that id are \
+             refused",
+            HumanCount(*refused)
+        ))?;
+    }
+    Ok(())
+}
+
 fn print(
     args: &CopyArgs,
     to: &LedgerAddress,
@@ -167,12 +196,18 @@ fn print(
     report: &Report,
     elapsed: Duration,
 ) -> anyhow::Result<()> {
-    let CopyReport { epoch, buckets, revision, missing_statements, late, .. } = copied;
+    let CopyReport { epoch, buckets, revision, missing_statements, late, rekeyed, .. } = copied;
     if args.json {
+        let rekeyed = rekeyed.map(|report| {
+            json!({
+                "moved": report.moved, "unified": report.unified, "nameless": report.nameless,
+                "refused": report.refused,
+            })
+        });
         let result = json!({
             "ledger": hex::encode(epoch), "address": to.to_string(), "buckets": buckets,
             "pairs": report.pairs, "revision": revision, "late": late,
-            "missingStatements": missing_statements, "verified": verify::as_json(report, 20),
+            "missingStatements": missing_statements, "rekeyed": rekeyed, "verified": verify::as_json(report, 20),
         });
         return output::line(&result.to_string());
     }
@@ -182,6 +217,9 @@ fn print(
     output::line(&format!("pairs        {}", HumanCount(report.pairs)))?;
     output::line(&format!("revision     {}", HumanCount(*revision)))?;
     output::line(&format!("took         {:.1} s", elapsed.as_secs_f64()))?;
+    if let Some(report) = rekeyed {
+        print_rekeyed(report)?;
+    }
     verify::list(report, 20)?;
     verify::summarize(report)?;
     if *missing_statements > 0 {

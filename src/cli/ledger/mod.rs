@@ -95,12 +95,14 @@ async fn with_ledger<T>(
         LedgerAddress::File(path) => {
             check_exists(path, address)?;
             // Without its appender, the ledger is only read.
-            let (ledger, _appender) = Embedded::open(path, Retention::default(), CACHE_BYTES)?;
+            let (ledger, _appender) =
+                Embedded::open_with_any_keys(path, Retention::default(), CACHE_BYTES)?;
             work(&Ledger::Embedded(ledger)).await
         }
         LedgerAddress::Redis(target) => {
             // Without a retention, nothing is removed: that is left to recorders.
-            let options = Options { retention: None, ..Options::default() };
+            // These commands look no user up.
+            let options = Options { retention: None, any_keys: true, ..Options::default() };
             check_server(target, address).await?;
             let (ledger, task) = Redis::new((**target).clone(), options);
             let stop = CancellationToken::new();

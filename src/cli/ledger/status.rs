@@ -1,5 +1,6 @@
 //! `ledger status`: the state of a ledger, read from the ledger itself.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -12,6 +13,7 @@ use super::{TargetArgs, with_ledger};
 use crate::cli::ledger_target::{durability_text, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
+use consentd_core::id::KEY_VERSION;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
     DiskUsage, Ledger, Page, ServerInfo, Status, UnsupportedServer, Warning, inspect_server,
@@ -156,7 +158,8 @@ impl StatusReport {
             "revision": page.end.revision, "head": hex::encode(page.end.head),
             "logEntries": status.log_entries,
             "oldestLogEntry": status.oldest.map(Timestamp::rfc3339_millis),
-            "buckets": page.identity.buckets, "pairs": status.pairs, "accepted": page.accepted,
+            "buckets": page.identity.buckets, "keyVersion": page.identity.key_version,
+            "pairs": status.pairs, "accepted": page.accepted,
             "cutShort": status.cut_short, "takesAppends": status.takes_appends,
             "fence": status.has_fence,
             "lostKeys": status.lost_keys, "lost": status.lost, "server": server,
@@ -176,6 +179,7 @@ impl StatusReport {
         line("log", &log_text(status.log_entries, age))?;
         line("buckets", &HumanCount(page.identity.buckets.into()).to_string())?;
         line("pairs", &HumanCount(status.pairs).to_string())?;
+        line("keys", &keys_text(page.identity.key_version))?;
         line("accepted", &format!("{} times", page.accepted))?;
         if let Some(server) = &self.server {
             print_server(server)?;
@@ -219,6 +223,17 @@ impl StatusReport {
         print_warnings(&self.warnings);
         Ok(())
     }
+}
+
+fn keys_text(version: u32) -> String {
+    let what = match version.cmp(&KEY_VERSION) {
+        Ordering::Less => {
+            ": not served by this consentd before consentd ledger copy has re-keyed it"
+        }
+        Ordering::Equal => "",
+        Ordering::Greater => ": made by a newer consentd, and not served by this one",
+    };
+    format!("version {version}{what}")
 }
 
 fn log_text(entries: u64, age: Option<Duration>) -> String {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::follower::state_machine::ResyncCause;
 use crate::table::{self, Table};
-use consentd_core::id::KeySecret;
+use consentd_core::id::{KEY_VERSION, KeySecret};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::Standing;
 use consentd_core::state::{Choice, Effect};
@@ -32,7 +32,8 @@ fn body(key: Key, record: &Record, time: i64) -> Box<LogBody> {
 fn loaded(clock: i64) -> (Table, Applier, Identity) {
     let (table, writer) = table::new();
     let mut applier = Applier::new(writer, 10);
-    let identity = Identity { epoch: [1; 16], secret: KeySecret::new(&[2; 16]), buckets: 1 };
+    let secret = KeySecret::new(&[2; 16]);
+    let identity = Identity { epoch: [1; 16], secret, key_version: KEY_VERSION, buckets: 1 };
     let shared = Arc::new(identity.clone());
     applier.perform(&Action::ResetTable { identity: shared, clock: at(clock), forget: false });
     let now = Moment { boot: std::time::Duration::ZERO, wall: at(clock) };

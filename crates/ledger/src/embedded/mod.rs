@@ -59,7 +59,7 @@ use super::{
     Notification, Page, Read, Retention,
 };
 use crate::history::MAX_READS;
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::Key;
 use consentd_core::record::Revision;
 
 /// The capacity of the append queue; beyond it, appends fail with [`LedgerError::Busy`].
@@ -119,6 +119,24 @@ impl Embedded {
     ) -> Result<(Self, Appender), OpenError> {
         panics_as_damage(path, || {
             let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
+            tables::prepare(&database, path)?.check_keys(path)?;
+            Self::with_database(database, Some(identity), path, retention)
+        })
+    }
+
+    /// Opens the ledger like [`open`](Self::open), whichever [version](consentd_core::id::KEY_VERSION) its
+    /// keys have. For what neither decides nor records under a user's id.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the file.
+    pub fn open_with_any_keys(
+        path: &Path,
+        retention: Retention,
+        cache_bytes: usize,
+    ) -> Result<(Self, Appender), OpenError> {
+        panics_as_damage(path, || {
+            let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
             Self::with_database(database, Some(identity), path, retention)
         })
     }
@@ -142,7 +160,8 @@ impl Embedded {
             memtable,
             identity: Arc::new(Identity {
                 epoch: meta.epoch,
-                secret: KeySecret::new(&meta.secret),
+                secret: meta.secret.hasher(),
+                key_version: meta.secret.key_version,
                 buckets,
             }),
             describe: format!("file:{}", path.display()),

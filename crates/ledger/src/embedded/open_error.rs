@@ -116,6 +116,34 @@ pub enum OpenError {
         /// Ours.
         known: u32,
     },
+    /// Its keys were made by an older reading of user ids.
+    #[error(
+        "{path} was made by an earlier consentd, which read user ids otherwise (key version {version}; \
+             this one has {known}), so that one person may have several keys in it: stop the sidecar that \
+             has it open, run `consentd ledger copy file:{path} file:{path}.rekeyed`, and serve that copy; \
+             nothing was changed here"
+    )]
+    OlderKeys {
+        /// The file.
+        path: PathBuf,
+        /// The version of its keys.
+        version: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Its keys were made by a newer reading of user ids.
+    #[error(
+        "{path} was made by a newer consentd, which reads user ids otherwise (key version {version}; this \
+             one has {known}): upgrade this one, or give it another file with --ledger file:PATH"
+    )]
+    NewerKeys {
+        /// The file.
+        path: PathBuf,
+        /// The version of its keys.
+        version: u32,
+        /// Ours.
+        known: u32,
+    },
     /// It was created by a newer version.
     #[error(
         "{path} was made by a newer consentd (format {format}; this one knows {known}): \

@@ -20,6 +20,7 @@ use super::tables::{
 use super::{Embedded, buckets_for, high_water_mark, retention};
 use crate::history::HistoryItem;
 use crate::portable_pair::{PortableBucket, PortableEntry, PortablePair};
+use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Epoch, LedgerError, Position};
 use consentd_core::id::Key;
 use consentd_core::record::{Revision, sha256};
@@ -73,12 +74,11 @@ impl Embedded {
     }
 
     /// The secret that pairs' keys are derived with.
-    pub(crate) async fn secret(&self) -> Result<[u8; 16], LedgerError> {
+    pub(crate) async fn secret(&self) -> Result<StoredSecret, LedgerError> {
         self.blocking(move |database, _| {
             let transaction = database.begin_read().map_err(storage_error)?;
             let meta = transaction.open_table(META).map_err(storage_error)?;
-            let secret = meta.get("secret").map_err(storage_error)?.ok_or(damaged("secret"))?;
-            secret.value().try_into().map_err(|_| damaged("secret"))
+            tables::read_secret(&meta)
         })
         .await
     }
@@ -213,7 +213,7 @@ impl NewFile {
     pub(crate) fn finish(
         self,
         end: &Position,
-        secret: &[u8; 16],
+        secret: &StoredSecret,
     ) -> Result<(Epoch, u32), CopyError> {
         let epoch = self.write_meta(end, secret).map_err(CopyError::Writing)?;
         let pairs = tables::count_pairs(&self.database).map_err(CopyError::Writing)?;
@@ -235,7 +235,7 @@ impl NewFile {
         Ok((epoch, buckets))
     }
 
-    fn write_meta(&self, end: &Position, secret: &[u8; 16]) -> Result<Epoch, LedgerError> {
+    fn write_meta(&self, end: &Position, secret: &StoredSecret) -> Result<Epoch, LedgerError> {
         // `prepare` drew an epoch and a secret. The secret is replaced by the other ledger's, because
         // keys are derived with it.
         let transaction = self.database.begin_write().map_err(storage_error)?;
@@ -244,9 +244,9 @@ impl NewFile {
             let epoch = meta.get("epoch").map_err(storage_error)?;
             let epoch = epoch.ok_or(damaged("epoch"))?.value().try_into();
             let epoch = epoch.map_err(|_| damaged("epoch"))?;
-            let revision = end.revision.to_be_bytes();
+            let (revision, secret) = (end.revision.to_be_bytes(), secret.encode());
             let values: [(&str, &[u8]); 4] = [
-                ("secret", secret),
+                ("secret", &secret),
                 ("revision", &revision),
                 ("head", &end.head),
                 // All pairs are in their table: there is no log to replay.

@@ -42,6 +42,7 @@ impl Embedded {
         panics_as_damage(path, || {
             let mut file = LedgerFile::open(path, cache_bytes)?;
             let meta = tables::prepare(&file.database, path)?;
+            meta.check_keys(path)?;
             check_high_water_mark(path, &file.database, meta.epoch)?;
             let compacted = compact::after_erasure(&mut file, path, retention, cache_bytes)?;
             let LedgerFile { database, identity, is_new, mode_before } = file;

@@ -11,12 +11,19 @@ use redb::{
 };
 
 use super::open_error::{OpenError, damaged_file};
+use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead, StoredRecord, UnreadableRecord, Version, codec};
+use consentd_core::id::KEY_VERSION;
 use consentd_core::record::Revision;
 
 /// The version of the file's format: its tables and their rows. Records and entries are versioned
 /// separately.
-pub(super) const FILE_FORMAT: u32 = 2;
+///
+/// Format 3 has the version of the keys beside their secret; in format 2 that version is 1.
+pub(super) const FILE_FORMAT: u32 = 3;
+
+/// The oldest format that is read. Files of this format are left as they are.
+const OLDEST_FORMAT: u32 = 2;
 
 /// Names to values: `epoch`, `secret`, `format`, `revision`, `head`, and the constants below.
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -51,7 +58,19 @@ pub(super) const LAST_ERASURE: &str = "erased";
 /// The ledger's constants in the meta table.
 pub(super) struct Meta {
     pub(super) epoch: Epoch,
-    pub(super) secret: [u8; 16],
+    pub(super) secret: StoredSecret,
+}
+
+impl Meta {
+    /// Refuses keys that were made by another reading of user ids than this program's.
+    pub(super) fn check_keys(&self, path: &Path) -> Result<(), OpenError> {
+        let (path, version, known) = (path.to_owned(), self.secret.key_version, KEY_VERSION);
+        match version.cmp(&KEY_VERSION) {
+            Ordering::Less => Err(OpenError::OlderKeys { path, version, known }),
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => Err(OpenError::NewerKeys { path, version, known }),
+        }
+    }
 }
 
 /// An error of redb, or of the disk.
@@ -82,10 +101,10 @@ pub(super) fn prepare(database: &Database, path: &Path) -> Result<Meta, OpenErro
         None => (FILE_FORMAT, create(&transaction).map_err(boxed)?),
     };
     let (path, known) = (path.to_owned(), FILE_FORMAT);
-    match format.cmp(&FILE_FORMAT) {
-        Ordering::Less => return Err(OpenError::Older { path, format, known }),
-        Ordering::Equal => {}
-        Ordering::Greater => return Err(OpenError::Newer { path, format, known }),
+    match format {
+        ..OLDEST_FORMAT => return Err(OpenError::Older { path, format, known }),
+        OLDEST_FORMAT..=FILE_FORMAT => {}
+        _ => return Err(OpenError::Newer { path, format, known }),
     }
     // Files from before erasures existed lack only this table.
     drop(transaction.open_table(CONDEMNED).map_err(|e| boxed(storage_error(e)))?);
@@ -98,24 +117,29 @@ pub(super) fn read_meta(
 ) -> Result<Option<(u32, Meta)>, LedgerError> {
     let Some(format) = meta.get("format").map_err(storage_error)? else { return Ok(None) };
     let format = format.value().try_into().map_err(|_| damaged("its format"))?;
-    let sixteen = |name: &'static str| {
-        let value = meta.get(name).map_err(storage_error)?.ok_or(damaged(name))?;
-        value.value().try_into().map_err(|_| damaged(name))
-    };
-    let meta = Meta { epoch: sixteen("epoch")?, secret: sixteen("secret")? };
+    let epoch = meta.get("epoch").map_err(storage_error)?.ok_or(damaged("epoch"))?;
+    let epoch = epoch.value().try_into().map_err(|_| damaged("epoch"))?;
+    let meta = Meta { epoch, secret: read_secret(meta)? };
     Ok(Some((u32::from_be_bytes(format), meta)))
 }
 
+/// Reads the secret of the pairs' keys.
+pub(super) fn read_secret(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<StoredSecret, LedgerError> {
+    let secret = meta.get("secret").map_err(storage_error)?.ok_or(damaged("secret"))?;
+    StoredSecret::decode(secret.value()).ok_or(damaged("secret"))
+}
+
 fn create(transaction: &WriteTransaction) -> Result<Meta, LedgerError> {
-    let mut meta = Meta { epoch: [0; 16], secret: [0; 16] };
-    for random in [&mut meta.epoch, &mut meta.secret] {
-        getrandom::fill(random).map_err(storage_error)?;
-    }
+    let secret = StoredSecret::random().map_err(storage_error)?;
+    let mut meta = Meta { epoch: [0; 16], secret };
+    getrandom::fill(&mut meta.epoch).map_err(storage_error)?;
     let mut table = transaction.open_table(META).map_err(storage_error)?;
-    let format = FILE_FORMAT.to_be_bytes();
+    let (format, secret) = (FILE_FORMAT.to_be_bytes(), secret.encode());
     let values: [(&str, &[u8]); 5] = [
         ("epoch", &meta.epoch),
-        ("secret", &meta.secret),
+        ("secret", &secret),
         ("revision", &[0; 8]),
         ("head", &[0; 20]),
         ("format", &format),

@@ -7,6 +7,7 @@ use redis::{RedisError, ServerError};
 
 use super::server_info::UnsupportedServer;
 use crate::LedgerError;
+use consentd_core::id::KEY_VERSION;
 
 /// Marks an error reply of a command that a script ran: Redis appends it and the script's name.
 const IN_SCRIPT: &str = "script: ";
@@ -73,6 +74,28 @@ pub enum RedisRejection {
     /// The ledger's epoch is not the known one: it was replaced by another ledger.
     #[error("another ledger is in this Redis than a moment ago")]
     Replaced,
+    /// The ledger's keys were made by an older reading of user ids.
+    #[error(
+        "the ledger was made by an earlier consentd, which read user ids otherwise (key version \
+             {version}; this one has {KEY_VERSION}), so that one person may have several keys in it: run \
+             `consentd ledger copy {from} TO`, where TO is another database, server or file, stop its \
+             recorders when that asks for it, and serve TO; nothing was changed here"
+    )]
+    OlderKeys {
+        /// The version of its keys.
+        version: u32,
+        /// The ledger's address, without credentials.
+        from: Box<str>,
+    },
+    /// The ledger's keys were made by a newer reading of user ids.
+    #[error(
+        "the ledger was made by a newer consentd, which reads user ids otherwise (key version {version}; \
+             this one has {KEY_VERSION}): upgrade this one"
+    )]
+    NewerKeys {
+        /// The version of its keys.
+        version: u32,
+    },
     /// A ledger, or parts of one, exist already.
     #[error("there is a ledger in this Redis already, or a part of one")]
     Exists,
@@ -149,6 +172,8 @@ impl RedisRejection {
             Self::Missing => "missing",
             Self::LostKey { .. } => "lost_key",
             Self::Replaced => "replaced",
+            Self::OlderKeys { .. } => "older_keys",
+            Self::NewerKeys { .. } => "newer_keys",
             Self::Exists => "exists",
             Self::CutShort => "cut_short",
             Self::BadLog => "bad_log",

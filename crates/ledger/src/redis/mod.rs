@@ -53,7 +53,8 @@ use super::{
     DurabilityStatus, Epoch, Identity, LedgerError, MAX_ANNOUNCEMENTS, Notification, Retention,
 };
 use crate::history::MAX_READS;
-use consentd_core::id::KeySecret;
+use crate::stored_secret::StoredSecret;
+use consentd_core::id::KEY_VERSION;
 
 /// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
 const MAX_WAITING: usize = 8_192;
@@ -121,6 +122,9 @@ pub struct Options {
     pub retention: Option<Retention>,
     /// The interval at which expired entries are removed.
     pub sweep_interval: Duration,
+    /// Whether the ledger may have keys of any [version](KEY_VERSION). For what neither decides nor records
+    /// under a user's id.
+    pub any_keys: bool,
 }
 
 impl Default for Options {
@@ -131,6 +135,7 @@ impl Default for Options {
             poll_within: Duration::from_secs(1),
             retention: Some(Retention::default()),
             sweep_interval: Duration::from_mins(1),
+            any_keys: false,
         }
     }
 }
@@ -253,13 +258,28 @@ impl Shared {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Refuses keys that were made by another reading of user ids than this program's.
+    fn check_keys(&self, secret: &StoredSecret) -> Result<(), RedisFailure> {
+        let version = secret.key_version;
+        let refusal = match version.cmp(&KEY_VERSION) {
+            _ if self.options.any_keys => return Ok(()),
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Less => {
+                RedisRejection::OlderKeys { version, from: self.describe.as_str().into() }
+            }
+            std::cmp::Ordering::Greater => RedisRejection::NewerKeys { version },
+        };
+        Err(RedisFailure::Rejected(refusal))
+    }
+
     /// Remembers the identity in a reply, and returns the same value for as long as the epoch is the
     /// same.
-    fn remember(&self, epoch: Epoch, secret: &[u8; 16], buckets: u32) -> Arc<Identity> {
+    fn remember(&self, epoch: Epoch, secret: &StoredSecret, buckets: u32) -> Arc<Identity> {
         if let Some(known) = self.known_identity().filter(|known| known.epoch == epoch) {
             return known;
         }
-        let new = Arc::new(Identity { epoch, secret: KeySecret::new(secret), buckets });
+        let key_version = secret.key_version;
+        let new = Arc::new(Identity { epoch, secret: secret.hasher(), key_version, buckets });
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&new));
         new
     }
@@ -293,7 +313,14 @@ impl Shared {
 
 /// Whether an operator must act before a retry can succeed.
 pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    let denied = matches!(why.downcast_ref(), Some(RedisRejection::Denied { .. }));
+    let denied = matches!(
+        why.downcast_ref(),
+        Some(
+            RedisRejection::Denied { .. }
+                | RedisRejection::OlderKeys { .. }
+                | RedisRejection::NewerKeys { .. }
+        )
+    );
     let connecting =
         why.downcast_ref::<ConnectionError>().is_some_and(ConnectionError::needs_an_operator);
     denied || connecting || why.is::<UnsupportedServer>()

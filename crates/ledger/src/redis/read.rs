@@ -7,6 +7,7 @@ use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
 use super::scripts::{self, Answer, ask};
 use super::{Redis, Shared};
+use crate::stored_secret::StoredSecret;
 use crate::{
     Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
     bucket_of, codec,
@@ -248,7 +249,10 @@ impl Shared {
         let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
-        let (secret, buckets) = (answer.exactly()?, answer.number()?);
+        let (secret, buckets) = (answer.bytes()?, answer.number()?);
+        let secret = StoredSecret::decode(&secret)
+            .ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
+        self.check_keys(&secret)?;
         let buckets = u32::try_from(buckets)
             .map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         let accepted = answer.number()?;

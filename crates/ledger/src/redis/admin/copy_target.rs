@@ -14,6 +14,7 @@ use super::super::keyspace::{
 use super::super::scripts::{self, Answer, Script, ask};
 use super::create::{CreateError, MAX_KEYS, hashes};
 use crate::portable_pair::{PortableEntry, PortablePair};
+use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
 
 /// The maximum number of fields that one script writes.
@@ -140,16 +141,16 @@ impl NewRedis {
     pub(crate) async fn finish(
         self,
         end: &Position,
-        secret: &[u8; 16],
+        secret: &StoredSecret,
     ) -> Result<Created, CopyError> {
         let mut epoch: Epoch = [0; 16];
         getrandom::fill(&mut epoch).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
         let (format, buckets) = (LAYOUT_FORMAT.to_string(), self.buckets.to_string());
-        let revision = end.revision.to_string();
+        let (revision, secret) = (end.revision.to_string(), secret.encode());
         let meta: [(&str, &[u8]); 9] = [
             ("format", format.as_bytes()),
             ("epoch", &epoch),
-            ("secret", secret),
+            ("secret", &secret),
             ("partitions", b"1"),
             ("buckets", buckets.as_bytes()),
             ("rev", revision.as_bytes()),

@@ -8,6 +8,7 @@ use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD};
 use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
+use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead};
 
 /// The maximum number of buckets of a ledger: reading a whole ledger takes a command for each.
@@ -119,10 +120,9 @@ pub async fn create(target: Target, buckets: u32) -> Result<Created, CreateError
     plan(target.clone(), buckets).await?;
     let (connections, keyspace) = (ConnectionManager::new(target.into()), Keyspace::new());
     let hashes = hashes(&keyspace, buckets)?;
-    let (mut epoch, mut secret): (Epoch, _) = ([0; 16], [0; 16]);
-    for random in [&mut epoch, &mut secret] {
-        getrandom::fill(random).map_err(CreateError::Random)?;
-    }
+    let mut epoch: Epoch = [0; 16];
+    getrandom::fill(&mut epoch).map_err(CreateError::Random)?;
+    let secret = StoredSecret::random().map_err(CreateError::Random)?.encode();
     for some in hashes.chunks(MAX_KEYS) {
         let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
         run(&scripts::CREATE_HASHES, &connections, &keys, &[SENTINEL_FIELD]).await?;

@@ -10,6 +10,7 @@ use super::super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_v
 use super::super::scripts::{self, Answer, ask};
 use super::super::{Redis, Shared};
 use crate::portable_pair::{PortableBucket, PortableEntry, PortablePair};
+use crate::stored_secret::StoredSecret;
 use crate::{LedgerError, Position, bucket_of, codec};
 use consentd_core::id::Key;
 
@@ -194,10 +195,11 @@ impl Redis {
     }
 
     /// Reads the secret of the pairs' keys.
-    pub(crate) async fn secret(&self) -> Result<[u8; 16], LedgerError> {
+    pub(crate) async fn secret(&self) -> Result<StoredSecret, LedgerError> {
         let mut command = redis::cmd("HGET");
         command.arg(&self.shared.keyspace.meta).arg("secret");
         let value = ask(&self.shared.reads, &command).await?;
-        Ok(Answer::of(Value::Array(vec![value]))?.exactly()?)
+        let secret = Answer::of(Value::Array(vec![value]))?.bytes()?;
+        StoredSecret::decode(&secret).ok_or(LedgerError::Damaged("the secret of the keys"))
     }
 }

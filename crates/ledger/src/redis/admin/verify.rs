@@ -11,6 +11,7 @@ use super::super::scripts::{Answer, ask};
 use super::super::{Redis, Shared};
 use super::portable::RawBucket;
 use crate::portable_pair::{PortableEntry, PortablePair};
+use crate::stored_secret::StoredSecret;
 use crate::verify::{Damage, Depth, Finding, LogIndex, Progress, Report};
 use crate::{Identity, LedgerError, Position, bucket_of};
 use consentd_core::id::Key;
@@ -82,7 +83,8 @@ impl Shared {
         }
         let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
         let is_good = |name: &str, value: &[u8]| match name {
-            "epoch" | "secret" => value.len() == 16,
+            "epoch" => value.len() == 16,
+            "secret" => StoredSecret::decode(value).is_some(),
             "head" => value.len() == 20,
             _ => number(value).is_some(),
         };
@@ -122,15 +124,14 @@ impl Shared {
             return Ok(None);
         }
         // Read from meta, because polls fail without a fence.
-        let sixteen = |name: &str| {
-            let value = meta.get(name.as_bytes()).map(Vec::as_slice).unwrap_or_default();
-            value.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))
-        };
+        let value = |name: &str| meta.get(name.as_bytes()).map(Vec::as_slice).unwrap_or_default();
+        let malformed = || RedisFailure::Rejected(RedisRejection::MalformedReply);
         let buckets = meta.get(&b"buckets"[..]).and_then(|value| number(value)).unwrap_or(0);
         let buckets = u32::try_from(buckets).unwrap_or(0);
-        let (epoch, secret): ([u8; 16], [u8; 16]) = (sixteen("epoch")?, sixteen("secret")?);
-        let secret = consentd_core::id::KeySecret::new(&secret);
-        Ok(Some(Identity { epoch, secret, buckets }))
+        let epoch = value("epoch").try_into().map_err(|_| malformed())?;
+        let secret = StoredSecret::decode(value("secret")).ok_or_else(malformed)?;
+        let key_version = secret.key_version;
+        Ok(Some(Identity { epoch, secret: secret.hasher(), key_version, buckets }))
     }
 
     async fn verify_sentinel(&self, hash: &str, report: &mut Report) -> Result<(), RedisFailure> {

@@ -1,0 +1,170 @@
+//! Re-keying a ledger while it is copied: pairs get the keys of today's reading of user ids, and pairs that are
+//! one person by that reading become one.
+//!
+//! A pair's names are in its history, and in the log's entries while the copy runs. A pair without names, such as
+//! one of somebody who was erased, keeps its key, and so does a pair whose id is refused today: checks that look
+//! at the former key of a notation still find them there.
+
+use std::collections::HashMap;
+
+use super::history::HistoryItem;
+use super::portable_pair::{PortableEntry, PortablePair};
+use super::{UnreadableRecord, codec};
+use consentd_core::event::What;
+use consentd_core::id::{Key, KeySecret};
+use consentd_core::record::{ChainHead, HistoryEntry, Record, extend_chain};
+use consentd_core::time::Timestamp;
+use consentd_core::unified::{Unified, unify};
+
+/// What became of a ledger's keys.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RekeyReport {
+    /// The number of pairs that have another key than before.
+    pub moved: u64,
+    /// The number of pairs that became a part of another one.
+    pub unified: u64,
+    /// The number of pairs whose names are gone, which keep their key: those of erased people, and those of
+    /// which only expired events are left.
+    pub nameless: u64,
+    /// The number of pairs whose user id is refused today, which keep their key.
+    pub refused: u64,
+}
+
+/// The keys that change.
+pub(super) struct Rekeying {
+    secret: KeySecret,
+    /// When it began, by the ledger's clock.
+    clock: Timestamp,
+    /// Former keys to the keys of today, of the pairs that move.
+    moved: HashMap<Key, Key>,
+    /// Keys of today to the former keys of the pairs that move there.
+    former: HashMap<Key, Vec<Key>>,
+    /// Keys of today to the number of pairs that became a part of another one there.
+    unified: HashMap<Key, u64>,
+    nameless: u64,
+    refused: u64,
+}
+
+impl Rekeying {
+    pub(super) fn new(secret: KeySecret, clock: Timestamp) -> Self {
+        Self {
+            secret,
+            clock,
+            moved: HashMap::new(),
+            former: HashMap::new(),
+            unified: HashMap::new(),
+            nameless: 0,
+            refused: 0,
+        }
+    }
+
+    /// Notes a pair of the source.
+    pub(super) fn survey(&mut self, pair: &PortablePair) {
+        let mut is_named = false;
+        for entry in pair.history.iter().rev().flatten() {
+            let Some(entry) = entry.item.decode_without_statement() else { continue };
+            is_named = true;
+            if self.note(pair.key(), &entry.user_id, &entry.business_id) {
+                return;
+            }
+        }
+        *if is_named { &mut self.refused } else { &mut self.nameless } += 1;
+    }
+
+    /// Notes the names of a pair. Returns whether these are read today.
+    pub(super) fn note(&mut self, key: Key, user_id: &str, business_id: &str) -> bool {
+        let Some(today) = self.secret.key_today(user_id, business_id) else { return false };
+        if today != key && !self.moved.contains_key(&key) {
+            self.moved.insert(key, today);
+            self.former.entry(today).or_default().push(key);
+        }
+        true
+    }
+
+    /// The key in the copy of a pair with this key in the source.
+    pub(super) fn key_today(&self, key: Key) -> Key {
+        self.moved.get(&key).copied().unwrap_or(key)
+    }
+
+    /// The keys of the source's pairs that have this key in the copy, if there may be several.
+    pub(super) fn sources(&self, today: Key) -> Option<Vec<Key>> {
+        let mut sources = self.former.get(&today)?.clone();
+        if !self.moved.contains_key(&today) {
+            sources.push(today);
+        }
+        (sources.len() > 1).then_some(sources)
+    }
+
+    /// Makes one pair with this key of these, which are one person.
+    pub(super) fn unify(
+        &mut self,
+        key: Key,
+        mut parts: Vec<PortablePair>,
+    ) -> Result<Option<PortablePair>, UnreadableRecord> {
+        // Of the same event times, the one that was written first comes first, in every run.
+        parts.sort_by_key(|part| (part.revision, part.key));
+        let others = u64::try_from(parts.len().saturating_sub(1)).unwrap_or(u64::MAX);
+        self.unified.insert(key, others);
+        let Some(last) = parts.last() else { return Ok(None) };
+        let (revision, head_prefix) = (last.revision, last.head_prefix);
+        let mut records = Vec::with_capacity(parts.len());
+        let mut is_intact = true;
+        for part in &parts {
+            let mut record = part.decode()?;
+            is_intact &= part.is_intact(&record);
+            record.written_at(part.revision);
+            records.push(record);
+        }
+        let mut history: Vec<_> =
+            parts.into_iter().flat_map(|part| part.history).flatten().collect();
+        // Of one pair, revisions only grow: its entries stay in their order.
+        history.sort_by_key(|entry| entry.revision);
+        let named = history.iter().rev().find_map(|entry| entry.item.decode_without_statement());
+        let (user_id, business_id) =
+            named.map(|entry| (entry.user_id, entry.business_id)).unwrap_or_default();
+        let Unified { mut record, denials } = unify(&records, self.clock);
+        record.links.retain(|link| self.secret.key_today(&link.user_id, &business_id) != Some(key));
+        for (time, what) in denials {
+            let (user_id, business_id) = (user_id.clone(), business_id.clone());
+            let item = self.item(user_id, business_id, time, what);
+            history.push(PortableEntry { revision, item });
+        }
+        if is_intact {
+            extend(&mut record, &history);
+        } else {
+            // What is damaged in the source is found damaged in the copy.
+            record.chain = ChainHead::default();
+        }
+        let history = history.into_iter().map(Some).collect();
+        let record = codec::encode_record(&record);
+        Ok(Some(PortablePair { key: key.to_bytes(), revision, head_prefix, record, history }))
+    }
+
+    fn item(
+        &self,
+        user_id: String,
+        business_id: String,
+        time: Timestamp,
+        what: What,
+    ) -> HistoryItem<'static> {
+        let record_time = self.clock;
+        let entry = HistoryEntry { user_id, business_id, time, record_time, what };
+        HistoryItem::Permanent(codec::encode_history(&entry).into())
+    }
+
+    pub(super) fn report(&self) -> RekeyReport {
+        RekeyReport {
+            moved: self.moved.len().try_into().unwrap_or(u64::MAX),
+            unified: self.unified.values().sum(),
+            nameless: self.nameless,
+            refused: self.refused,
+        }
+    }
+}
+
+fn extend(record: &mut Record, history: &[PortableEntry]) {
+    for entry in history {
+        record.chain = extend_chain(&record.chain, &entry.item.digest());
+        record.history_len = record.history_len.saturating_add(1);
+    }
+}
