@@ -162,7 +162,7 @@ pub fn event_error(event: pb::ConsentEvent) -> Option<pb::ItemError> {
             let ids = KeySecret::new(&[0; 16]).parse(&user_id, &business_id).err();
             ids.into_iter().flatten().chain(what.violations(&names)).collect()
         }
-        Err(NotAnEvent::Invalid { mut found, rest }) => {
+        Err(NotAnEvent { mut found, rest }) => {
             found.extend(rest.into_iter().flat_map(|what| what.violations(&names)));
             found
         }
