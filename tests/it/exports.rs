@@ -13,9 +13,10 @@ use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::limits::{assert_exhausted, assert_serves_others, peak};
+use crate::limits::{assert_exhausted, assert_serves_others, metric, peak};
 use crate::sidecar::{
-    Call, PATIENCE, Sidecar, Wire, event, framed, ledger_in, opt_in, opt_out, question, run,
+    Call, PATIENCE, Sidecar, Wire, ago, event, eventually, framed, ledger_in, opt_in, opt_out,
+    question, run,
 };
 
 const EXPORT: &str = "consent.v1.RecordService/ExportEvents";
@@ -54,9 +55,12 @@ async fn record_long(records: &mut RecordServiceClient<Channel>, events: usize) 
         pb::consent_event::What::OptIn(opt_in)
     };
     let users = (0..events).map(|n| n.to_string()).chain((0..events).map(|_| "one".to_owned()));
-    let requests = users.enumerate().map(move |(n, user)| pb::RecordEventsRequest {
-        event: event(&user, "acme", long(n)).event,
-        ..Default::default()
+    // Each is later than the one before, so that all of them change something.
+    let requests = users.enumerate().map(move |(n, user)| {
+        let mut event = event(&user, "acme", long(n)).event;
+        let before = Duration::from_secs(u64::try_from(3 * events - n).unwrap());
+        event.as_mut().unwrap().event_time = Some(ago(before));
+        pb::RecordEventsRequest { event, ..Default::default() }
     });
     let requests: Vec<_> = requests.collect();
     let mut answers =
@@ -122,6 +126,10 @@ async fn histories_that_nobody_reads_take_no_more_than_the_budget_and_hold_up_no
     // One that is read goes on after the others have gone.
     let mut first = held.swap_remove(0);
     drop(held);
+    eventually("what the others held is given back", || async {
+        metric(&sidecar, "consent_request_bytes{pool=\"records\"}").await < 1e6
+    })
+    .await;
     while timeout(PATIENCE, first.next()).await.unwrap().unwrap().is_some() {}
     first.status().await.unwrap();
 }
