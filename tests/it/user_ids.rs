@@ -185,14 +185,16 @@ async fn a_number_that_cannot_be_read_is_refused_with_the_reason_by_every_call()
 async fn a_number_that_cannot_be_read_is_refused_with_the_reason_by_imports() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::live(folder.path(), &[]).await;
-    let mut rows = String::new();
-    for (id, _) in REFUSED {
-        let id = serde_json::Value::from(id);
-        rows.push_str(&format!(
-            "{{\"userId\":{id},\"businessId\":\"acme\",\"eventTime\":\"2026-01-31T09:30:00Z\",\
-             \"optOut\":{{\"scope\":\"*\"}}}}\n"
-        ));
-    }
+    let row = |(id, _)| {
+        let event = serde_json::json!({
+            "userId": id,
+            "businessId": "acme",
+            "eventTime": "2026-01-31T09:30:00Z",
+            "optOut": {"scope": "*"},
+        });
+        format!("{event}\n")
+    };
+    let rows: String = REFUSED.into_iter().map(row).collect();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (file, rejects) = (path("rows.ndjson"), path("rejects.ndjson"));
     std::fs::write(&file, &rows).unwrap();

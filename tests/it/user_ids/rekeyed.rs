@@ -110,9 +110,10 @@ async fn append_as_before(ledger: &Ledger) {
         let key = key_of(id);
         let stored = ledger.read(vec![key]).await.unwrap().pairs.remove(0).unwrap();
         let (record, history) = make(stored.record);
-        let (user_id, business_id) = match history.is_empty() {
-            true => (String::new(), String::new()),
-            false => (id.to_owned(), "acme".to_owned()),
+        let (user_id, business_id) = if history.is_empty() {
+            (String::new(), String::new())
+        } else {
+            (id.to_owned(), "acme".to_owned())
         };
         let update = Update { user_id, business_id, record, history, record_time: at(20) };
         let change = Change { key, base: stored.version, update: Some(update) };

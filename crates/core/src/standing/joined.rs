@@ -149,7 +149,10 @@ mod tests {
                         let joined = decided(&both, class, form);
                         if joined.allowed() {
                             allowed += 1;
-                            assert!(either.iter().any(|one| one.allowed()), "{a:?} {b:?}");
+                            assert!(
+                                either.iter().any(crate::decision::Decision::allowed),
+                                "{a:?} {b:?}"
+                            );
                             assert!(!either.iter().any(|one| is_denial(one.reason)), "{a:?} {b:?}");
                         } else {
                             denied += 1;
