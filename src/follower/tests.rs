@@ -106,14 +106,10 @@ impl Model {
 
     fn page(&self, after: Revision) -> Page {
         let entries = self.log.iter().filter(|entry| entry.revision > after).cloned().collect();
-        let secret = KeySecret::new(&[self.secret; 16]);
+        let (epoch, secret) = ([self.epoch; 16], KeySecret::new(&[self.secret; 16]));
+        let (key_version, buckets) = (KEY_VERSION, BUCKETS);
         Page {
-            identity: Arc::new(Identity {
-                epoch: [self.epoch; 16],
-                secret,
-                key_version: KEY_VERSION,
-                buckets: BUCKETS,
-            }),
+            identity: Arc::new(Identity { epoch, secret, key_version, buckets }),
             end: self.end(),
             accepted: self.accepted,
             clock: at(self.seconds),

@@ -39,6 +39,7 @@ use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 mod batch;
+mod former;
 mod packed_entry;
 mod profiles;
 mod serialize;
@@ -77,14 +78,6 @@ pub struct Freshness {
 }
 
 impl Freshness {
-    /// The same, or invalid if the table was that at a look-up since.
-    fn and(self, later: Validity) -> Self {
-        match later {
-            Validity::Valid => self,
-            validity => Self { validity, ..self },
-        }
-    }
-
     /// How long ago the table was proven to have everything.
     #[must_use]
     pub fn staleness(&self, now: Moment) -> Duration {
@@ -146,23 +139,6 @@ pub struct PairSummary {
     pub platform_stopped: bool,
     /// Whether the user must not be contacted.
     pub suppressed: bool,
-}
-
-impl PairSummary {
-    fn joined(mut self, other: Self) -> Self {
-        self.last_inbound = self.last_inbound.max(other.last_inbound);
-        for (own, more) in
-            [(&mut self.opted_in, other.opted_in), (&mut self.opted_out, other.opted_out)]
-        {
-            own.extend(more);
-            own.sort();
-            own.dedup();
-        }
-        self.opted_in.retain(|scope| !self.opted_out.contains(scope));
-        self.platform_stopped |= other.platform_stopped;
-        self.suppressed |= other.suppressed;
-        self
-    }
 }
 
 struct Shared {
@@ -373,34 +349,6 @@ impl Table {
     /// The violations of either id, or of both.
     pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
         self.key_deriver().parse(user_id, business_id).map(|(pair, _)| pair)
-    }
-
-    /// The facts of a person from two pairs: the id's own, and the one under whose key versions before
-    /// recorded it. The freshness is that of the first look-up, unless the table became invalid since.
-    ///
-    /// The caller must read the clock after this call. It allocates nothing.
-    pub fn facts_joined(
-        &self,
-        pair: Pair,
-        former: Pair,
-        category: Category<'_>,
-    ) -> (Result<Facts, UnreadablePair>, Freshness) {
-        let (mut facts, freshness) = self.facts(pair, category);
-        let freshness = self.join_former(&mut facts, former, category, freshness);
-        (facts, freshness)
-    }
-
-    /// Joins the facts of the former pair to facts that were looked up before, at this freshness.
-    pub fn join_former(
-        &self,
-        facts: &mut Result<Facts, UnreadablePair>,
-        former: Pair,
-        category: Category<'_>,
-        freshness: Freshness,
-    ) -> Freshness {
-        let (former, later) = self.facts(former, category);
-        *facts = facts.and_then(|facts| former.map(|former| facts.joined(former)));
-        freshness.and(later.validity)
     }
 
     /// The facts that a decision about `category` needs, and how current they are.
