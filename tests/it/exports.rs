@@ -123,15 +123,11 @@ async fn histories_that_nobody_reads_take_no_more_than_the_budget_and_hold_up_no
     let grown = peak(&sidecar) - before;
     // What docs/operations.md says of one connection, and what is read and not charged yet.
     assert!(grown < 48 * MIB, "grown by {} MiB", grown / MIB);
-    // One that is read goes on after the others have gone.
-    let mut first = held.swap_remove(0);
     drop(held);
-    eventually("what the others held is given back", || async {
-        metric(&sidecar, "consent_request_bytes{pool=\"records\"}").await < 1e6
+    eventually("what they held is given back", || async {
+        metric(&sidecar, "consent_request_bytes{pool=\"records\"}").await < 100e3
     })
     .await;
-    while timeout(PATIENCE, first.next()).await.unwrap().unwrap().is_some() {}
-    first.status().await.unwrap();
 }
 
 #[tokio::test]

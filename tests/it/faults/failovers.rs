@@ -60,7 +60,12 @@ impl Fleet {
     /// Has a Sentinel fail over, and waits until all of them name the next primary.
     async fn fail_over(&self, stage: &Stage) {
         let old = stage.redis.port();
-        self.sentinels.servers[0].command(&["SENTINEL", "FAILOVER", MASTER]);
+        // A Sentinel that has not heard lately how the replica is refuses: NOGOODSLAVE.
+        eventually("a Sentinel begins the failover", || async {
+            let answer = self.sentinels.servers[0].try_command(&["SENTINEL", "FAILOVER", MASTER]);
+            answer.is_ok_and(|answer| answer.text() == "OK")
+        })
+        .await;
         eventually("another primary is named", || async { self.sentinels.have_left(old) }).await;
         assert_eq!(self.sentinels.primary(), Some(self.next.port()));
         assert_eq!(stage.redis.info("role"), "master", "the old one knows nothing of it");
