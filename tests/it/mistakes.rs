@@ -379,7 +379,7 @@ fn a_file_that_is_anothers() {
     nobody.assert_denied(&said, &["cannot open the ledger file", &ledger, "give another path"]);
     let tokens = nobody.locked("tokens", "a-token-that-is-secret\n");
     let said = nobody.told(&[&serve[..], &["--record-token-file", &tokens]].concat());
-    nobody.assert_denied(&said, &["cannot read the token file", &tokens]);
+    nobody.assert_denied(&said, &["--record-token-file", "cannot read the secret in", &tokens]);
     let config = nobody.locked("consentd.toml", "workers = 1\n");
     let said = nobody.told(&[&serve[..], &["--config", &config]].concat());
     nobody.assert_denied(&said, &["cannot read the configuration file", &config]);
