@@ -54,7 +54,8 @@ async fn record_long(records: &mut RecordServiceClient<Channel>, events: usize) 
         opt_in.evidence.as_mut().unwrap().statement = format!("{words} {n} {}", "x".repeat(4_000));
         pb::consent_event::What::OptIn(opt_in)
     };
-    let users = (0..events).map(|n| n.to_string()).chain((0..events).map(|_| "one".to_owned()));
+    let users = (0..events).map(|n| format!("US.{n}"));
+    let users = users.chain((0..events).map(|_| "one".to_owned()));
     // Each is later than the one before, so that all of them change something.
     let requests = users.enumerate().map(move |(n, user)| {
         let mut event = event(&user, "acme", long(n)).event;
