@@ -10,7 +10,8 @@ use crate::decision::Policy;
 use crate::event::What;
 use crate::record::{MAX_REQUESTS, Record};
 use crate::scope::{Class, Scope};
-use crate::state::{ChoiceKind, State};
+use crate::standing::ScopeStanding;
+use crate::state::State;
 use crate::time::Timestamp;
 
 /// The reference of a denial that stands again in a unified record.
@@ -33,6 +34,19 @@ pub struct Unified {
 pub fn unify(parts: &[Record], now: Timestamp) -> Unified {
     let mut state = parts.iter().fold(State::default(), |all, part| all.join(part.state.clone()));
     let mut denials = Vec::new();
+    let erased = parts.iter().filter_map(|part| part.erased.as_ref());
+    let erased = erased.max_by_key(|erased| erased.time).cloned();
+    let is_alive = |part: &Record, time| {
+        !part.is_tombstone() && part.erased.as_ref().is_none_or(|own| own.time < time)
+    };
+    if let Some(time) = erased.as_ref().map(|erased| erased.time)
+        && parts.iter().any(|part| is_alive(part, time))
+    {
+        // What is older than the erasure leaves no trace from now on, a denial neither. So no allow that is
+        // older may stand.
+        let reference = UNIFIED.to_owned();
+        deny(&mut state, &mut denials, time, What::OptOut { scope: Scope::All, reference });
+    }
     for part in parts {
         for (time, what) in [denied_marks(&state, &part.state), replies(&state, &part.state, now)]
             .into_iter()
@@ -43,7 +57,8 @@ pub fn unify(parts: &[Record], now: Timestamp) -> Unified {
         // Broader scopes come first: their denial covers narrower ones.
         for scope in scopes(&state) {
             let known = state.standing_on(&scope).choice;
-            if !is_denied(&part.state, &scope, now) || is_denied(&state, &scope, now) {
+            let Some(theirs) = denial_start(&part.state, &scope, now) else { continue };
+            if denial_start(&state, &scope, now).is_some_and(|start| start <= theirs) {
                 continue;
             }
             // At equal times the opt-out stands.
@@ -57,8 +72,6 @@ pub fn unify(parts: &[Record], now: Timestamp) -> Unified {
         parts.iter().flat_map(|part| part.requests.iter().cloned()).collect();
     requests.sort_by_key(|request| request.outcome.revision);
     requests.drain(..requests.len().saturating_sub(MAX_REQUESTS));
-    let erased = parts.iter().filter_map(|part| part.erased.as_ref());
-    let erased = erased.max_by_key(|erased| erased.time).cloned();
     let mut record = Record { state, requests, erased, ..Record::default() };
     (record.history_len, record.chain) = record.history_start();
     for link in parts.iter().flat_map(|part| &part.links) {
@@ -73,14 +86,12 @@ fn scopes(state: &State) -> BTreeSet<Scope> {
     std::iter::once(Scope::All).chain(classes).chain(state.scopes.keys().cloned()).collect()
 }
 
-/// Whether an opt-out of this scope stands. Over an opt-out, an expired opt-in to marketing lets it stand again.
-fn is_denied(state: &State, scope: &Scope, now: Timestamp) -> bool {
-    let standing = state.standing_on(scope);
-    let stands_again = scope.class() == Some(Class::Marketing) && standing.opt_out.is_some();
-    standing.choice.is_some_and(|choice| match choice.kind {
-        ChoiceKind::OptOut => true,
-        ChoiceKind::OptIn { expire, .. } => stands_again && expire.is_some_and(|end| end <= now),
-    })
+/// From when an opt-out of this scope stands: [`Timestamp::MIN`] if it does already, and the expiry of an opt-in
+/// to marketing that suspends it. `None` if there is none.
+fn denial_start(state: &State, scope: &Scope, now: Timestamp) -> Option<Timestamp> {
+    let (standing, expire) = ScopeStanding::of(state, scope);
+    let start = standing.kind.opt_out_start(expire)?;
+    Some(if start <= now { Timestamp::MIN } else { start })
 }
 
 /// The suppression and the stop inside WhatsApp that a part has, and the whole has not.
@@ -100,7 +111,8 @@ fn denied_marks(whole: &State, part: &State) -> Vec<(Timestamp, What)> {
 fn replies(whole: &State, part: &State, now: Timestamp) -> Vec<(Timestamp, What)> {
     let out = part.standing_on(&Scope::All).choice.filter(|choice| choice.is_opt_out());
     let (Some(out), Some(wrote)) = (out, whole.last_inbound) else { return Vec::new() };
-    let answered = part.last_inbound.is_some_and(|wrote| wrote > out.time);
+    let is_open = |wrote: Timestamp| wrote > out.time && wrote.plus(Policy::WINDOW) > now;
+    let answered = part.last_inbound.is_some_and(is_open);
     if answered || wrote <= out.time || wrote.plus(Policy::WINDOW) <= now {
         return Vec::new();
     }
@@ -157,6 +169,7 @@ mod tests {
         let what = match kind {
             0 => opt_in(None, false),
             1 => opt_in(Some(at(0)), false),
+            12 => opt_in(Some(at(5_000)), false),
             2 => opt_in(None, true),
             3 => What::OptOut { scope: category.clone(), reference },
             4 => What::OptOut { scope: Scope::All, reference },
@@ -181,10 +194,10 @@ mod tests {
         record
     }
 
-    fn reason(record: &Record, category: &str, form: Form) -> Reason {
+    fn reason(record: &Record, category: &str, form: Form, now: i64) -> Reason {
         let category = Category::parse(category).unwrap();
         let facts = ResolvedState::of(&record.state).facts(category);
-        let clock = Clock::at(at(1_000));
+        let clock = Clock::at(at(now));
         decide(&facts, category.class, form, &Policy::default(), clock, Proof::Fresh).reason
     }
 
@@ -205,15 +218,17 @@ mod tests {
         #[test]
         fn what_any_part_denies_is_denied(
             parts in proptest::collection::vec(
-                proptest::collection::vec((0_u8..12, 0_usize..5, -1_000_i64..900), 0..8), 1..4)
+                proptest::collection::vec((0_u8..13, 0_usize..5, -1_000_i64..900), 0..8), 1..4)
         ) {
             let records: Vec<_> = parts.iter().map(|events| record(events)).collect();
             let Unified { record: whole, denials } = unify(&records, at(1_000));
+            let forms = [Form::Template, Form::FreeForm];
+            let clocks = forms.into_iter().flat_map(|form| [(form, 1_000), (form, 9_000)]);
             for category in CATEGORIES {
-                for form in [Form::Template, Form::FreeForm] {
+                for (form, now) in clocks.clone() {
                     let of_parts: Vec<_> =
-                        records.iter().map(|part| reason(part, category, form)).collect();
-                    let of_whole = reason(&whole, category, form);
+                        records.iter().map(|part| reason(part, category, form, now)).collect();
+                    let of_whole = reason(&whole, category, form, now);
                     if of_parts.iter().any(|one| is_of_the_user(*one)) {
                         prop_assert!(!of_whole.allows(), "{category} {form:?}: {of_parts:?} {of_whole:?}");
                     }
@@ -264,6 +279,21 @@ mod tests {
         let erased = Erased { time: at(1), history_len: 7, chain: [0; 32] };
         assert_eq!((both.erased.as_deref(), both.links), (Some(&erased), vec![link]));
         assert_eq!(both.state.suppression, Some((at(8), true)));
-        assert_eq!(denials.len(), 1);
+        // The opt-in is later than the erasure, and stands; one that is older does not.
+        assert_eq!(denials.len(), 2);
+        assert!(
+            both.state
+                .standing_on(&Scope::Class(Class::Marketing))
+                .choice
+                .is_some_and(|choice| !choice.is_opt_out())
+        );
+        let old = record(&[(0, 0, 2)]);
+        let lifted = record(&[(8, 0, 3), (9, 0, 6)]);
+        let erased = Record {
+            erased: Some(Box::new(Erased { time: at(4), history_len: 1, chain: [0; 32] })),
+            ..lifted
+        };
+        let both = unify(&[old, erased], at(9)).record;
+        assert_eq!(reason(&both, "marketing", Form::Template, 1_000), Reason::OptedOutAll);
     }
 }

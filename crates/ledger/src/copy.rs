@@ -63,6 +63,12 @@ pub enum CopyError {
          there: begin anew with --anew"
     )]
     Erased,
+    /// A notation was recorded meanwhile that is another person today than the pair it belongs to.
+    #[error(
+        "an event was recorded meanwhile under a notation of an id that is another person today than \
+         what was recorded before under the same key: stop those who record, and begin anew with --anew"
+    )]
+    Respelled,
     /// The source is still being written to.
     #[error(
         "the ledger to copy from is still being written to, so that a copy would lack what comes \
@@ -341,7 +347,13 @@ impl Copying<'_> {
                     .as_ref()
                     .map_err(|_| CopyError::Source(LedgerError::Damaged("an entry of the log")))?;
                 if let Some(rekeying) = &mut self.rekeying {
-                    rekeying.note(body.key, &body.user_id, &body.business_id);
+                    let is_new = body
+                        .record
+                        .as_ref()
+                        .is_ok_and(|record| record.history_len == 1 && record.erased.is_none());
+                    if !rekeying.note(body.key, &body.user_id, &body.business_id, is_new) {
+                        return Err(CopyError::Respelled);
+                    }
                 }
                 if bucket_of(body.key, self.buckets) < self.done {
                     let record = body.record.as_ref();

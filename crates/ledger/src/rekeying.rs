@@ -3,9 +3,11 @@
 //!
 //! A pair's names are in its history, and in the log's entries while the copy runs. A pair without names, such as
 //! one of somebody who was erased, keeps its key, and so does a pair whose id is refused today: checks that look
-//! at the former key of a notation still find them there.
+//! at the former key of a notation still find them there. So does a pair that was recorded under notations which
+//! are several people today: which of them an event was about is not known, and what is denied there is denied
+//! to all of them, by their former keys.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::history::HistoryItem;
 use super::portable_pair::{PortableEntry, PortablePair};
@@ -28,6 +30,8 @@ pub struct RekeyReport {
     pub nameless: u64,
     /// The number of pairs whose user id is refused today, which keep their key.
     pub refused: u64,
+    /// The number of pairs whose notations are several people today, which keep their key.
+    pub several: u64,
 }
 
 /// The keys that change.
@@ -41,6 +45,8 @@ pub(super) struct Rekeying {
     former: HashMap<Key, Vec<Key>>,
     /// Keys of today to the number of pairs that became a part of another one there.
     unified: HashMap<Key, u64>,
+    /// Pairs whose notations are several people today.
+    several: HashSet<Key>,
     nameless: u64,
     refused: u64,
 }
@@ -53,32 +59,61 @@ impl Rekeying {
             moved: HashMap::new(),
             former: HashMap::new(),
             unified: HashMap::new(),
+            several: HashSet::new(),
             nameless: 0,
             refused: 0,
         }
     }
 
-    /// Notes a pair of the source.
+    /// Notes a pair of the source, by all names that its history has.
     pub(super) fn survey(&mut self, pair: &PortablePair) {
+        let key = pair.key();
         let mut is_named = false;
-        for entry in pair.history.iter().rev().flatten() {
+        let mut today = Vec::new();
+        for entry in pair.history.iter().flatten() {
             let Some(entry) = entry.item.decode_without_statement() else { continue };
             is_named = true;
-            if self.note(pair.key(), &entry.user_id, &entry.business_id) {
-                return;
+            today.extend(self.secret.key_today(&entry.user_id, &entry.business_id));
+        }
+        today.sort_unstable();
+        today.dedup();
+        match today[..] {
+            [] if is_named => self.refused += 1,
+            [] => self.nameless += 1,
+            [today] => self.move_to(key, today),
+            _ => {
+                self.several.insert(key);
+                if let Some(noted) = self.moved.remove(&key) {
+                    self.former.entry(noted).or_default().retain(|former| *former != key);
+                }
             }
         }
-        *if is_named { &mut self.refused } else { &mut self.nameless } += 1;
     }
 
-    /// Notes the names of a pair. Returns whether these are read today.
-    pub(super) fn note(&mut self, key: Key, user_id: &str, business_id: &str) -> bool {
-        let Some(today) = self.secret.key_today(user_id, business_id) else { return false };
-        if today != key && !self.moved.contains_key(&key) {
+    /// Notes the names of a pair of which an event was recorded while the copy runs, the first one if `is_new`.
+    /// Returns false if they have another key today than the pair has in the copy, which may be written already.
+    pub(super) fn note(
+        &mut self,
+        key: Key,
+        user_id: &str,
+        business_id: &str,
+        is_new: bool,
+    ) -> bool {
+        match self.secret.key_today(user_id, business_id) {
+            Some(today) if is_new => {
+                self.move_to(key, today);
+                true
+            }
+            Some(today) => self.several.contains(&key) || self.key_today(key) == today,
+            None => true,
+        }
+    }
+
+    fn move_to(&mut self, key: Key, today: Key) {
+        if today != key && !self.several.contains(&key) && !self.moved.contains_key(&key) {
             self.moved.insert(key, today);
             self.former.entry(today).or_default().push(key);
         }
-        true
     }
 
     /// The key in the copy of a pair with this key in the source.
@@ -158,6 +193,7 @@ impl Rekeying {
             unified: self.unified.values().sum(),
             nameless: self.nameless,
             refused: self.refused,
+            several: self.several.len().try_into().unwrap_or(u64::MAX),
         }
     }
 }

@@ -166,7 +166,7 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
 }
 
 fn print_rekeyed(report: &RekeyReport) -> anyhow::Result<()> {
-    let RekeyReport { moved, unified, nameless, refused } = report;
+    let RekeyReport { moved, unified, nameless, refused, several } = report;
     output::line(&format!(
         "re-keyed     {} pairs have another key, {} of which were another notation of somebody",
         HumanCount(*moved),
@@ -186,6 +186,13 @@ fn print_rekeyed(report: &RekeyReport) -> anyhow::Result<()> {
             HumanCount(*refused)
         ))?;
     }
+    if *several > 0 {
+        output::line(&format!(
+            "{} pairs were recorded under notations that are several people today: they keep their key, \
+             and deny all of them what they denied",
+            HumanCount(*several)
+        ))?;
+    }
     Ok(())
 }
 
@@ -201,7 +208,7 @@ fn print(
         let rekeyed = rekeyed.map(|report| {
             json!({
                 "moved": report.moved, "unified": report.unified, "nameless": report.nameless,
-                "refused": report.refused,
+                "refused": report.refused, "several": report.several,
             })
         });
         let result = json!({

@@ -44,8 +44,8 @@ fn opted_out(scope: &str) -> What {
     What::OptOut { scope: Scope::parse(scope).unwrap(), reference: "letter".into() }
 }
 
-/// What the version before recorded, under these ids: each a pair of its own, but for the last two of
-/// the second kind.
+/// What the version before recorded, under these ids: each a pair of its own, but for those of which it
+/// is said.
 fn recorded() -> Vec<(&'static str, i64, What)> {
     let suppressed = What::Suppression { suppressed: true, reference: String::new() };
     let link = |other: &str| What::Link { other_user_id: other.into(), moved: false };
@@ -71,6 +71,9 @@ fn recorded() -> Vec<(&'static str, i64, What)> {
         // Linked.
         ("whatsapp:+15550100008", 1, link("US.8")),
         ("US.8", 1, link("whatsapp:+15550100008")),
+        // Notations that were one pair, and are two people today: Spain has no trunk prefix.
+        ("340612345012", 1, opted_out("*")),
+        ("+34 (0)612 345 012", 2, opted_out("marketing")),
         // Nothing changes.
         ("15550100009", 1, opted_out("*")),
         ("US.10", 1, opted_in()),
@@ -217,6 +220,7 @@ fn copied(arguments: &[&str]) -> String {
         "re-keyed     7 pairs have another key, 4 of which",
         "2 pairs name nobody any more",
         "1 pairs have an id that is refused today",
+        "1 pairs were recorded under notations that are several people today",
     ] {
         assert!(printed.contains(part), "{printed} has no {part:?}");
     }
@@ -231,6 +235,9 @@ async fn assert_denies_all(ledger: &str, sidecar: &Sidecar) {
     }
     for id in ["US.10", "15550100011"] {
         assert_eq!(reason(sidecar, id, "acme", "marketing").await, Reason::OptedIn, "{id}");
+    }
+    for id in ["340612345012", "+34 (0)612 345 012"] {
+        assert_eq!(reason(sidecar, id, "acme", "utility").await, Reason::OptedOutAll, "{id}");
     }
     for id in ["15550100004", "tel:+15550100005", "whatsapp:+15550100006"] {
         assert_eq!(reason(sidecar, id, "acme", "utility").await, Reason::Suppressed, "{id}");
