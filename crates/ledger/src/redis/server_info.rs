@@ -155,6 +155,10 @@ pub enum ServerInfoError {
     /// INFO lacks a field.
     #[error("INFO does not say {0}")]
     Silent(&'static str),
+    /// The server loads its data. Meanwhile INFO has `aof_enabled:0` even if there is an append-only file
+    /// (Redis 7.0), so that nothing can be said of its durability.
+    #[error("Redis is loading its data, and answers once that is done")]
+    Loading,
 }
 
 /// Reads a server's version, role and configuration.
@@ -194,6 +198,9 @@ impl ServerInfo {
             config.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
         };
         let needed = |name: &'static str| of(name).ok_or(ServerInfoError::Silent(name));
+        if of("loading") == Some("1") {
+            return Err(ServerInfoError::Loading);
+        }
         let said = needed("redis_version")?;
         let version = version(said).ok_or(ServerInfoError::Silent("redis_version"))?;
         let called = match (of("server_name"), of("valkey_version")) {

@@ -24,6 +24,12 @@ fn with(from: &str, to: &str) -> ServerInfo {
 }
 
 #[test]
+fn server_that_loads_its_data_is_not_judged() {
+    let info = REDIS.replace("loading:0", "loading:1");
+    assert!(matches!(ServerInfo::parse(&info, &[]), Err(ServerInfoError::Loading)));
+}
+
+#[test]
 fn persistence_is_derived_from_info_and_config() {
     assert_eq!(read(REDIS, &[]).durability, Persistence::Unstated);
     assert_eq!(read(REDIS, &[("save", "")]).durability, Persistence::Memory);
