@@ -88,6 +88,19 @@ impl Reason {
         )
     }
 
+    /// Whether an event denies the message, and not merely the lack of one; for tests of joined pairs.
+    #[cfg(test)]
+    pub(crate) const fn is_denial_by_events(self) -> bool {
+        matches!(
+            self,
+            Self::Suppressed
+                | Self::OptedOut
+                | Self::OptedOutAll
+                | Self::PlatformStopped
+                | Self::FrequencyCapped
+        )
+    }
+
     /// The reason's name, as on the wire without its prefix.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -201,17 +201,6 @@ mod tests {
         decide(&facts, category.class, form, &Policy::default(), clock, Proof::Fresh).reason
     }
 
-    fn is_of_the_user(reason: Reason) -> bool {
-        matches!(
-            reason,
-            Reason::Suppressed
-                | Reason::OptedOut
-                | Reason::OptedOutAll
-                | Reason::PlatformStopped
-                | Reason::FrequencyCapped
-        )
-    }
-
     proptest! {
         /// The record of one person denies all that the record of any pair denied, and allows nothing
         /// that none of them allowed; its history makes its state.
@@ -229,7 +218,7 @@ mod tests {
                     let of_parts: Vec<_> =
                         records.iter().map(|part| reason(part, category, form, now)).collect();
                     let of_whole = reason(&whole, category, form, now);
-                    if of_parts.iter().any(|one| is_of_the_user(*one)) {
+                    if of_parts.iter().any(|one| one.is_denial_by_events()) {
                         prop_assert!(!of_whole.allows(), "{category} {form:?}: {of_parts:?} {of_whole:?}");
                     }
                     if of_whole.allows() {

@@ -72,7 +72,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::{Form, Policy, Proof, Reason, decide};
+    use crate::decision::{Form, Policy, Proof, decide};
     use crate::scope::Class;
     use crate::time::Clock;
 
@@ -126,16 +126,6 @@ mod tests {
         let decided = |facts: &Facts, class, form| {
             decide(facts, class, form, &Policy::default(), Clock::at(at(0)), Proof::Fresh)
         };
-        let is_denial = |reason| {
-            matches!(
-                reason,
-                Reason::Suppressed
-                    | Reason::OptedOut
-                    | Reason::OptedOutAll
-                    | Reason::PlatformStopped
-                    | Reason::FrequencyCapped
-            )
-        };
         let (mut denied, mut allowed) = (0, 0);
         for a in every() {
             assert_eq!(a.joined(Facts::NOTHING), a);
@@ -153,7 +143,10 @@ mod tests {
                                 either.iter().any(crate::decision::Decision::allowed),
                                 "{a:?} {b:?}"
                             );
-                            assert!(!either.iter().any(|one| is_denial(one.reason)), "{a:?} {b:?}");
+                            assert!(
+                                !either.iter().any(|one| one.reason.is_denial_by_events()),
+                                "{a:?} {b:?}"
+                            );
                         } else {
                             denied += 1;
                         }
