@@ -100,7 +100,7 @@ pub enum CheckError {
     /// The table has not been loaded yet.
     #[error("the table has not been loaded yet")]
     NotReady,
-    /// The table is known to be wrong, so what it holds of a pair is not told. Checks are denied as stale
+    /// The table is known to be wrong, so what it holds of a pair is not returned. Checks are denied as stale
     /// instead.
     #[error("the table is known to be wrong, and is being loaded again")]
     Reloading,

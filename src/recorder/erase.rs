@@ -288,8 +288,8 @@ impl Recorder {
     }
 }
 
-/// Refuses an id that cannot be read today, unless pairs were recorded under it when it could: nobody is to
-/// believe that it was erased.
+/// Refuses an id that cannot be read today, unless pairs were recorded under it when it could: an answer without
+/// an error would mean that it was erased.
 fn reject_unreadable(user_id: &str, found: Vec<Found>) -> Result<Vec<Found>, Refusal> {
     match UserId::parse(user_id) {
         Err(violation) if found.is_empty() => Err(Refusal::Invalid(vec![violation])),

@@ -1,6 +1,6 @@
 //! User ids and their notations, business ids, and the key of a pair.
 //!
-//! An id is read by one of two rules. `parse` is for whoever asks and records: it reads a user id in
+//! An id is read by one of two rules. `parse` is for asking and recording: it reads a user id in
 //! any notation ([`user_id`]), and refuses an id with a [hidden](hidden_chars) character, so that two ids that look
 //! alike are never two people.
 //! `recorded` is for ids that are in a ledger already, and for erasing and showing what was recorded
