@@ -236,8 +236,8 @@ impl http_body::Body for ResponseBody {
         if self.ended {
             return Poll::Ready(None);
         }
-        let log = self.watch.as_ref().map_or_else(tracing::Span::none, CallWatch::log);
-        let _in = log.enter();
+        let log = self.watch.as_ref().and_then(CallWatch::log).cloned();
+        let _in = log.as_ref().map(tracing::Span::enter);
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             None => return Poll::Ready(None),
             Some(Ok(frame)) => frame,

@@ -8,13 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use consentd_proto::code_name;
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
 
 use super::body::ResponseBody;
 use super::method::{Method, Service};
+use super::router::ResponseFuture;
 use crate::checker::CheckResult;
 use crate::net::log_throttle::LogThrottle;
 use crate::telemetry::{Parent, Span, Tracer};
@@ -42,53 +43,21 @@ impl CallTelemetry {
         Self { tracer, failures: Arc::new(FailureThrottles::new()) }
     }
 
-    /// Begins to watch a check.
-    pub(super) fn watch_check<B>(&self, method: Method, request: &mut Request<B>) -> CallWatch {
-        match self.observe_check(method, request) {
-            Some(call) => CallWatch::Observed(Box::new(call)),
-            None => self.watch_limits(method, request.headers()),
-        }
-    }
-
-    /// Begins to watch any other call, which is observed.
+    /// Begins to watch a call. A check is observed only if it may be sampled or calls are logged.
     pub(super) fn watch<B>(&self, method: Method, request: &mut Request<B>) -> CallWatch {
-        match self.observe_if(method, request, true) {
-            Some(call) => CallWatch::Observed(Box::new(call)),
-            None => self.watch_limits(method, request.headers()),
+        let even_unsampled = method.service() == Service::Record || are_logged();
+        match self.begin(method, request.headers(), even_unsampled) {
+            Some(call) => {
+                // For the handler, which alone knows what it decided.
+                request.extensions_mut().insert(call.notes.clone());
+                CallWatch::Observed(Box::new(call))
+            }
+            None => CallWatch::Limits(LimitWatch::new(self.clone(), method, request.headers())),
         }
-    }
-
-    fn watch_limits(&self, method: Method, headers: &HeaderMap) -> CallWatch {
-        let ids = ["x-request-id", "traceparent"].into_iter();
-        let ids = ids
-            .filter_map(|name| Some((HeaderName::from_static(name), headers.get(name)?.clone())));
-        CallWatch::Limits(LimitWatch { telemetry: self.clone(), method, ids: ids.collect() })
-    }
-
-    /// Begins to observe a check, if it may be sampled or calls are logged.
-    fn observe_check<B>(&self, method: Method, request: &mut Request<B>) -> Option<ObservedCall> {
-        let logged = are_logged();
-        if self.tracer.is_none() && !logged {
-            return None;
-        }
-        self.observe_if(method, request, logged)
-    }
-
-    fn observe_if<B>(
-        &self,
-        method: Method,
-        request: &mut Request<B>,
-        even_unsampled: bool,
-    ) -> Option<ObservedCall> {
-        let call = self.begin(method, request.headers(), even_unsampled)?;
-        // For the handler, which alone knows what it decided.
-        request.extensions_mut().insert(call.notes.clone());
-        Some(call)
     }
 
     /// Logs a call that was over a limit, or had no valid token. There may be many, and most are only
-    /// counted.
-    /// A call of no method of the contract is counted only.
+    /// counted, as is every call of a method that the contract does not have.
     pub(super) fn on_rejected(&self, method: Option<Method>, headers: &HeaderMap, status: &Status) {
         let throttle = self.failures.of(status.code());
         let is_due = throttle.is_some_and(LogThrottle::is_due);
@@ -206,21 +175,6 @@ pub(super) struct ObservedCall {
 }
 
 impl ObservedCall {
-    /// Observes the call's response.
-    pub(super) async fn observe(
-        self: Box<Self>,
-        response: impl Future<Output = Response<ResponseBody>>,
-    ) -> Response<ResponseBody> {
-        let response = response.instrument(self.log.clone()).await;
-        match Status::from_header_map(response.headers()) {
-            Some(status) => {
-                self.end(&status);
-                response
-            }
-            None => response.map(|body| body.watched(CallWatch::Observed(self))),
-        }
-    }
-
     fn end(mut self, status: &Status) {
         self.report(status.code(), status.message());
     }
@@ -333,47 +287,70 @@ impl FailureThrottles {
     }
 }
 
+/// The headers that name a call in the log and in traces.
+const ID_HEADERS: [&str; 2] = ["x-request-id", "traceparent"];
+
 /// Watches a check that is not observed, until its response was sent or given up.
 pub(super) struct LimitWatch {
     telemetry: CallTelemetry,
     method: Method,
-    /// The headers that name the call.
-    ids: HeaderMap,
+    /// The values of [`ID_HEADERS`]. Most checks are not refused, so no map is built of them here.
+    ids: [Option<HeaderValue>; ID_HEADERS.len()],
 }
 
 impl LimitWatch {
-    /// Watches the call's response.
-    pub(super) fn watch(self, response: Response<ResponseBody>) -> Response<ResponseBody> {
-        match Status::from_header_map(response.headers()) {
-            Some(status) => {
-                self.end(&status);
-                response
-            }
-            // A unary response has no room to find.
-            None if !self.method.is_stream() => response,
-            None => response.map(|body| body.watched(CallWatch::Limits(self))),
-        }
+    fn new(telemetry: CallTelemetry, method: Method, headers: &HeaderMap) -> Self {
+        Self { telemetry, method, ids: ID_HEADERS.map(|name| headers.get(name).cloned()) }
     }
 
     fn end(self, status: &Status) {
-        if status.code() == Code::ResourceExhausted {
-            self.telemetry.on_rejected(Some(self.method), &self.ids, status);
+        if status.code() != Code::ResourceExhausted {
+            return;
         }
+        let ids = ID_HEADERS.into_iter().zip(self.ids);
+        let ids = ids.filter_map(|(name, value)| Some((HeaderName::from_static(name), value?)));
+        self.telemetry.on_rejected(Some(self.method), &ids.collect(), status);
     }
 }
 
-/// What a response's body reports the call's status to, which is in its trailers, the last frame.
+/// What a call's status is reported to: by the response's headers, or by its body, which has the
+/// status in its trailers, the last frame.
 pub(super) enum CallWatch {
     Observed(Box<ObservedCall>),
     Limits(LimitWatch),
 }
 
 impl CallWatch {
-    /// The span that lines are logged in while the body is made.
-    pub(super) fn log(&self) -> tracing::Span {
+    /// Watches the call's response.
+    pub(super) fn observe(
+        self,
+        response: impl Future<Output = Response<ResponseBody>> + Send + 'static,
+    ) -> ResponseFuture {
+        match self.log().cloned() {
+            Some(log) => {
+                Box::pin(async move { self.watch_response(response.instrument(log).await) })
+            }
+            None => Box::pin(async move { self.watch_response(response.await) }),
+        }
+    }
+
+    fn watch_response(self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            self.end(&status);
+            return response;
+        }
+        match &self {
+            // Limits are checked before a unary response has a body.
+            Self::Limits(watch) if !watch.method.is_stream() => response,
+            _ => response.map(|body| body.watched(self)),
+        }
+    }
+
+    /// The span that lines are logged in while the response is made, if the call is observed.
+    pub(super) fn log(&self) -> Option<&tracing::Span> {
         match self {
-            Self::Observed(call) => call.log.clone(),
-            Self::Limits(_) => tracing::Span::none(),
+            Self::Observed(call) => Some(&call.log),
+            Self::Limits(_) => None,
         }
     }
 
@@ -390,19 +367,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn observe_check_without_tracing_or_logging_allocates_nothing() {
+    fn watch_of_a_check_without_tracing_or_logging_allocates_nothing() {
         let method = Method::CanSend;
         let mut request = Request::post(format!("/{}", method.full_name()));
         for (name, value) in [
             ("x-request-id", "order-42"),
             ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ] {
-            request = request.header(name, value);
+            // As in HTTP/2, where a value shares the memory of the frame that it came in.
+            request = request.header(name, HeaderValue::from_static(value));
         }
         let mut request = request.body(()).unwrap();
         let off = CallTelemetry::new(None);
         let check = |telemetry: &CallTelemetry, request: &mut Request<()>| {
-            telemetry.observe_check(method, request).is_some()
+            telemetry.watch(method, request).log().is_some()
         };
         let spent = allocation_counter::measure(|| assert!(!check(&off, &mut request)));
         assert_eq!(spent.count_total, 0);
@@ -415,7 +393,7 @@ mod tests {
         let on = CallTelemetry::new(Some(tracer));
         assert!(check(&on, &mut request), "it is sampled");
         let unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-        request.headers_mut().insert("traceparent", unsampled.parse().unwrap());
+        request.headers_mut().insert("traceparent", HeaderValue::from_static(unsampled));
         let spent = allocation_counter::measure(|| assert!(!check(&on, &mut request)));
         assert_eq!(spent.count_total, 0, "its caller does not sample it");
         request.headers_mut().remove("traceparent");

@@ -14,7 +14,7 @@ use tower::Service as _;
 
 use super::auth::BearerTokens;
 use super::body::{MeteredBody, ResponseBody};
-use super::call_telemetry::{CallTelemetry, CallWatch};
+use super::call_telemetry::CallTelemetry;
 use super::connection_context::ConnectionContext;
 use super::method::{Method, Service};
 use super::pb::record_service_server::RecordServiceServer;
@@ -181,11 +181,11 @@ impl Router {
             ));
         };
         let call_timeout = call_timeout(Some(method), request.headers());
-        let watch = self.telemetry.watch_check(method, &mut request);
+        let watch = self.telemetry.watch(method, &mut request);
         let ending = connection.ending.clone();
         if method.is_stream() {
             let request = request.map(|body| MeteredBody::stream(body, charge.empty()));
-            observe(watch, async move {
+            watch.observe(async move {
                 let call = service.call_stream(method, request, &ending, &charge);
                 with_timeout(call_timeout, call)
                     .await
@@ -193,7 +193,7 @@ impl Router {
             })
         } else {
             let request = request.map(|body| MeteredBody::unary(body, charge.empty()));
-            observe(watch, async move {
+            watch.observe(async move {
                 let call = service.call(method, request, &charge);
                 with_timeout(call_timeout, call).await.map(|body| ResponseBody::unary(body, charge))
             })
@@ -229,7 +229,7 @@ impl Router {
         if method.is_stream() {
             let call = service.call(request.map(|body| MeteredBody::stream(body, charge.empty())));
             let call = async move { into_ok(call.await) };
-            observe(watch, async move {
+            watch.observe(async move {
                 with_timeout(call_timeout, call)
                     .await
                     .map(|body| ResponseBody::stream(body, charge))
@@ -238,7 +238,7 @@ impl Router {
             let body = |body| MeteredBody::unary(body, charge.empty()).arriving_within(MAX_CALL);
             let call = service.call(request.map(body));
             let call = async move { into_ok(call.await) };
-            observe(watch, async move {
+            watch.observe(async move {
                 with_timeout(call_timeout, call).await.map(|body| ResponseBody::unary(body, charge))
             })
         }
@@ -334,17 +334,6 @@ fn others(health: &HealthService) -> Result<tonic::service::Routes, ReflectionEr
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .prepare())
-}
-
-/// Answers a call, whose status is reported to `watch`.
-fn observe(
-    watch: CallWatch,
-    response: impl Future<Output = Response<ResponseBody>> + Send + 'static,
-) -> ResponseFuture {
-    match watch {
-        CallWatch::Observed(call) => Box::pin(call.observe(response)),
-        CallWatch::Limits(watch) => Box::pin(async move { watch.watch(response.await) }),
-    }
 }
 
 /// How long a call may take until its response begins: the caller's timeout, or the limit of its
