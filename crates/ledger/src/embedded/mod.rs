@@ -53,7 +53,7 @@ use self::open_error::{damaged_file, panics_as_damage};
 use self::panic_guard::catch_panic;
 pub use self::portable::NewFile;
 pub use self::serve::OpenedLedger;
-use self::tables::storage_error;
+use self::tables::{Meta, storage_error};
 use super::{
     Appended, Bucket, Change, Cursor, Events, History, Identity, LedgerError, MAX_ANNOUNCEMENTS,
     Notification, Page, Read, Retention,
@@ -119,8 +119,9 @@ impl Embedded {
     ) -> Result<(Self, Appender), OpenError> {
         panics_as_damage(path, || {
             let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
-            tables::prepare(&database, path)?.check_keys(path)?;
-            Self::with_database(database, Some(identity), path, retention)
+            let meta = tables::prepare(&database, path)?;
+            meta.check_keys(path)?;
+            Self::with_database(database, &meta, Some(identity), path, retention)
         })
     }
 
@@ -137,18 +138,19 @@ impl Embedded {
     ) -> Result<(Self, Appender), OpenError> {
         panics_as_damage(path, || {
             let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
-            Self::with_database(database, Some(identity), path, retention)
+            let meta = tables::prepare(&database, path)?;
+            Self::with_database(database, &meta, Some(identity), path, retention)
         })
     }
 
     /// `file` is `None` for a database that is not in a file.
     fn with_database(
         database: Database,
+        meta: &Meta,
         file: Option<FileIdentity>,
         path: &Path,
         retention: Retention,
     ) -> Result<(Self, Appender), OpenError> {
-        let meta = tables::prepare(&database, path)?;
         let damaged = |error| damaged_file(path, error);
         let (memtable, flusher) = Memtable::load(&database).map_err(damaged)?;
         let pairs = tables::count_pairs(&database).map_err(damaged)?;

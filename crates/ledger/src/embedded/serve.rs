@@ -47,7 +47,7 @@ impl Embedded {
             let compacted = compact::after_erasure(&mut file, path, retention, cache_bytes)?;
             let LedgerFile { database, identity, is_new, mode_before } = file;
             let (ledger, mut appender) =
-                Self::with_database(database, Some(identity), path, retention)?;
+                Self::with_database(database, &meta, Some(identity), path, retention)?;
             appender.mark = Some(HighWaterMark::new(path));
             Ok(OpenedLedger { ledger, appender, is_new, compacted, mode_before })
         })

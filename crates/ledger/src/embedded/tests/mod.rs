@@ -52,8 +52,9 @@ impl Running {
         let builder_disk = disk.clone();
         let database =
             Database::builder().set_cache_size(CACHE).create_with_backend(builder_disk)?;
-        let (ledger, appender) =
-            Embedded::with_database(database, None, Path::new("disk"), retention)?;
+        let path = Path::new("disk");
+        let meta = tables::prepare(&database, path)?;
+        let (ledger, appender) = Embedded::with_database(database, &meta, None, path, retention)?;
         Ok(Self { disk, ledger, writer: std::thread::spawn(move || appender.run()) })
     }
 
