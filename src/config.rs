@@ -33,7 +33,7 @@ pub use self::decision_log::DecisionLogArgs;
 pub use self::keywords::KeywordArgs;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
 pub use self::limits::{LimitArgs, LimitSettings};
-pub use self::listeners::{ListenerArgs, Listeners};
+pub use self::listeners::{DEFAULT_GRPC_ADDRESS, ListenerArgs, Listeners};
 pub use self::policy::{PastPolicyArgs, PolicyArgs};
 pub use self::storage::{StorageArgs, StorageSettings};
 pub use self::telemetry::TelemetryArgs;

@@ -18,12 +18,10 @@ use tower::service_fn;
 
 use super::args;
 use super::port_probe::{self, Service};
+use crate::config::DEFAULT_GRPC_ADDRESS;
 use crate::net::socket::{Address, connect_unix};
 use consentd_os::files;
 use consentd_os::io_hint;
-
-/// Where `serve` listens if nothing says otherwise.
-const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
 /// The time between two attempts to connect to a Unix socket whose backlog is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -58,7 +56,7 @@ fn served_address() -> Address {
     match listen {
         Some(Address::Tcp(listen)) => Address::Tcp(reachable(&listen)),
         Some(unix) => unix,
-        None => Address::Tcp(DEFAULT_ADDRESS.to_owned()),
+        None => Address::Tcp(DEFAULT_GRPC_ADDRESS.to_owned()),
     }
 }
 

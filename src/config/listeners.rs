@@ -9,6 +9,9 @@ use super::values::{address, unless_none};
 use super::{ConfigError, wrong};
 use crate::net::socket::Address;
 
+/// Where gRPC is served, and where the commands expect it, if nothing says otherwise.
+pub const DEFAULT_GRPC_ADDRESS: &str = "127.0.0.1:50051";
+
 /// Where the sidecar listens, but for webhooks.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -97,17 +100,12 @@ fn grpc(
     unix: Option<&str>,
     receives_webhooks: bool,
 ) -> Result<Vec<Address>, ConfigError> {
-    let tcp = unless_none(tcp.unwrap_or("127.0.0.1:50051"));
+    let tcp = unless_none(tcp.unwrap_or(DEFAULT_GRPC_ADDRESS));
     let tcp = tcp.map(|text| address("--listen", text)).transpose()?;
     if matches!(unix, Some("" | "@" | "unix:" | "unix:@")) {
         return Err(wrong("--unix", "must be a path such as /run/consentd.sock, or @ and a name"));
     }
-    // The notation of the commands' --addr is accepted here too, so that one can be pasted into
-    // the other.
-    let path = unix.map(|path| {
-        path.strip_prefix("unix://").or_else(|| path.strip_prefix("unix:")).unwrap_or(path)
-    });
-    let listen: Vec<_> = tcp.into_iter().chain(path.map(Address::unix)).collect();
+    let listen: Vec<_> = tcp.into_iter().chain(unix.map(Address::unix)).collect();
     if listen.is_empty() && !receives_webhooks {
         return Err(wrong("--listen", "none is left to listen on: give --unix, or an address"));
     }

@@ -33,9 +33,11 @@ pub enum Address {
 pub struct NotAnAddress;
 
 impl Address {
-    /// A Unix socket as `--unix` names it: a path, or `@name`.
+    /// A Unix socket as `--unix` names it: a path, or `@name`. The prefix that such an address has
+    /// where TCP is possible too is accepted, so that one setting can be copied to the other.
     #[must_use]
     pub fn unix(path: &str) -> Self {
+        let path = strip_unix_prefix(path).unwrap_or(path);
         match path.strip_prefix('@') {
             Some(name) => Self::Abstract(name.to_owned()),
             None => Self::Unix(path.into()),
@@ -43,12 +45,17 @@ impl Address {
     }
 }
 
+/// The socket that an address with the prefix of Unix sockets names. ghz and grpc-go write
+/// `unix:///path` for `unix:/path`.
+fn strip_unix_prefix(text: &str) -> Option<&str> {
+    text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:"))
+}
+
 impl FromStr for Address {
     type Err = NotAnAddress;
 
     fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        // `unix:///path` is how ghz and grpc-go write `unix:/path`.
-        if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
+        if let Some(path) = strip_unix_prefix(text) {
             return if matches!(path, "" | "@") { Err(NotAnAddress) } else { Ok(Self::unix(path)) };
         }
         let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
@@ -307,6 +314,16 @@ mod tests {
         assert_eq!("unix:///a/b".parse::<Address>().unwrap().to_string(), "unix:/a/b");
         for text in ["", "50051", ":50051", "host:", "host:99999", "unix:", "http://a:1"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn unix_takes_the_prefix_of_addresses_off() {
+        for path in ["/a/b", "unix:/a/b", "unix:///a/b"] {
+            assert_eq!(Address::unix(path).to_string(), "unix:/a/b");
+        }
+        for name in ["@name", "unix:@name"] {
+            assert_eq!(Address::unix(name).to_string(), "unix:@name");
         }
     }
 
