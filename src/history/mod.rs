@@ -60,9 +60,19 @@ pub async fn key_of_pair(
     let identity = ledger.identity().await?;
     let key = identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
     match identity.secret.read_formerly(user_id, business_id) {
-        Some(former) if ledger.history(key).await?.entries.is_empty() => Ok(former),
+        Some(former) if !was_recorded(ledger, key).await? => Ok(former),
         _ => Ok(key),
     }
+}
+
+/// Whether a pair's record has a history. A record is read for this, and not the history itself, which
+/// may be long. An unreadable record was recorded, and is reported once its history is read.
+async fn was_recorded(ledger: &Ledger, key: Key) -> Result<bool, LedgerError> {
+    let stored = ledger.read(vec![key]).await?.pairs;
+    Ok(stored.iter().any(|pair| match pair {
+        Ok(stored) => stored.record.history_len > stored.record.history_start().0,
+        Err(_) => true,
+    }))
 }
 
 /// The end of the ledger's log, with the ledger's epoch.
