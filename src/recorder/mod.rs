@@ -153,10 +153,20 @@ impl Recorder {
     /// Records events as [`record`](Self::record) does. `retain` is whether to retain denials for a
     /// replay; it is false for a replay, whose denials are retained already.
     async fn record_tracked(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
-        if let Err(refusal) = self.take_over_former(submissions).await {
-            return vec![Err(refusal); submissions.len()];
+        let refused = self.take_over_former(submissions).await;
+        if refused.iter().all(Option::is_none) {
+            return self.record_events(submissions, retain).await;
         }
-        self.record_events(submissions, retain).await
+        let others = submissions.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
+        let others: Vec<_> = others.map(|(one, _)| one.clone()).collect();
+        let mut recorded = self.record_events(&others, retain).await.into_iter();
+        let mut results = Results::new(submissions.len());
+        for (position, refused) in refused.into_iter().enumerate() {
+            if let Some(result) = refused.map(Err).or_else(|| recorded.next()) {
+                results.set(position, result);
+            }
+        }
+        results.into_vec()
     }
 
     async fn record_events(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
