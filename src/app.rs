@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::ledger::LedgerTask;
-use self::reload::Reload;
+use self::reload::Reloading;
 use self::sockets::{GrpcSocket, Sockets};
 use crate::admin::{self, AdminConfig};
 use crate::budget::{Budget, BudgetSizes};
@@ -70,7 +70,7 @@ pub(crate) struct Sidecar {
     drain_timeout: Duration,
     exporter: Option<Exporter>,
     decisions: Option<DecisionLogWriter>,
-    reload: Reload,
+    reload: Reloading,
 }
 
 /// The addresses that a sidecar listens on.
@@ -161,7 +161,7 @@ impl Sidecar {
             let (metrics, checks) = (Arc::clone(&metrics), settings.listeners.admin_checks);
             (listener, AdminConfig { checker, metrics, ledger, checks })
         });
-        let reload = Reload { hangup, tokens: sockets.tokens, receives: webhook.is_some() };
+        let reload = Reloading { hangup, tokens: sockets.tokens, receives: webhook.is_some() };
         Ok(Self {
             limits: limits(&settings),
             budget: Budget::new(budget_sizes(&settings), Arc::clone(&metrics)),

@@ -33,6 +33,7 @@
 //! | `grpc` | translates between the wire and the domain; connections, limits, draining |
 //! | `whatsapp` | converts WhatsApp's webhook payloads to events; pure |
 //! | `secrets` | files of secrets, any of which is valid |
+//! | `reload` | reads files again while the process runs |
 //! | `webhook` | receives webhooks over HTTP: signatures, limits, responses once all is durable |
 //! | `admin` | metrics, probes and a status page over HTTP |
 //! | `metrics` | every instrument |
@@ -87,6 +88,7 @@ pub mod history;
 pub mod metrics;
 pub mod net;
 pub mod recorder;
+mod reload;
 mod secrets;
 pub mod table;
 mod telemetry;

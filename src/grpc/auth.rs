@@ -16,6 +16,12 @@ const MAX_TOKENS: usize = 1_024;
 #[derive(Clone)]
 pub struct BearerTokens(Arc<ArcSwap<Secrets>>);
 
+impl PartialEq for BearerTokens {
+    fn eq(&self, other: &Self) -> bool {
+        **self.0.load() == **other.0.load()
+    }
+}
+
 impl BearerTokens {
     /// Reads a token file.
     ///
@@ -26,19 +32,15 @@ impl BearerTokens {
         Ok(Self(Arc::new(ArcSwap::from_pointee(Secrets::read([path], MAX_TOKENS)?))))
     }
 
-    /// Reloads the tokens of all clones, and returns whether they changed. An invalid file changes
-    /// nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`SecretsError`] names the file, never a token.
-    pub fn reload(&self, path: &Path) -> Result<bool, SecretsError> {
-        let tokens = Secrets::read([path], MAX_TOKENS)?;
-        let changed = **self.0.load() != tokens;
+    /// Replaces the tokens of all clones, and returns whether they changed.
+    #[must_use]
+    pub fn replace(&self, by: &Self) -> bool {
+        let tokens = by.0.load_full();
+        let changed = **self.0.load() != *tokens;
         if changed {
-            self.0.store(Arc::new(tokens));
+            self.0.store(tokens);
         }
-        Ok(changed)
+        changed
     }
 
     /// Whether a request's `authorization` header has one of the tokens.

@@ -3,18 +3,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::Webhook;
+use crate::reload::{self, Reload};
 use crate::secrets::Secrets;
 use crate::whatsapp::Rules;
-
-/// How often the files are read to see whether they changed.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The configuration that requests are verified and parsed by.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,61 +23,37 @@ pub struct ReceiverConfig {
     pub rules: Rules,
 }
 
-/// Reloads the configuration on SIGHUP and whenever its files change. An invalid configuration is
-/// logged and changes nothing.
+/// Reads the configuration again while requests are received. An invalid one is logged and changes
+/// nothing.
 pub(crate) async fn reload<E>(
     webhook: Webhook,
     read: impl Fn() -> Result<ReceiverConfig, E> + Send + Sync + 'static,
-    mut hangup: Signal,
+    hangup: Signal,
 ) where
     E: fmt::Display + Send + 'static,
 {
-    let read = Arc::new(read);
-    let mut ticks = interval(RELOAD_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The last error, so that the same error is logged once.
-    let mut last_error: Option<String> = None;
-    loop {
-        let asked = tokio::select! {
-            _ = ticks.tick() => false,
-            signal = hangup.recv() => {
-                if signal.is_none() { return }
-                true
+    reload::reload(hangup, read, |Reload { is_news, content, .. }| match content {
+        Ok(config) => {
+            let changed = **webhook.config.load() != config;
+            if changed || is_news {
+                let numbers = config.rules.numbers.len();
+                info!(numbers, changed, "reloaded the webhook's secrets and [whatsapp]");
+                webhook.metrics.webhook_reloaded("done");
             }
-        };
-        let read = Arc::clone(&read);
-        let found = match tokio::task::spawn_blocking(move || read()).await {
-            Ok(found) => found.map_err(|error| error.to_string()),
-            Err(panicked) => Err(panicked.to_string()),
-        };
-        match found {
-            Ok(config) => {
-                let is_new = **webhook.config.load() != config;
-                if is_new || asked || last_error.is_some() {
-                    let numbers = config.rules.numbers.len();
-                    info!(
-                        numbers,
-                        changed = is_new,
-                        "reloaded the webhook's secrets and [whatsapp]"
-                    );
-                    webhook.metrics.webhook_reloaded("done");
-                }
-                if is_new {
-                    webhook.config.store(Arc::new(config));
-                }
-                last_error = None;
-            }
-            Err(error) => {
-                if asked || last_error.as_ref() != Some(&error) {
-                    warn!(
-                        cause = error,
-                        "keeping the webhook's previous secrets and numbers: the changed \
-                         configuration cannot be used; mend it, it is read again within five seconds"
-                    );
-                    webhook.metrics.webhook_reloaded("failed");
-                }
-                last_error = Some(error);
+            if changed {
+                webhook.config.store(Arc::new(config));
             }
         }
-    }
+        Err(cause) => {
+            if is_news {
+                warn!(
+                    cause,
+                    "keeping the webhook's previous secrets and numbers: the changed \
+                     configuration cannot be used; mend it, it is read again within five seconds"
+                );
+                webhook.metrics.webhook_reloaded("failed");
+            }
+        }
+    })
+    .await;
 }
