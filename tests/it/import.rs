@@ -327,7 +327,7 @@ async fn another_ledger_gets_all_rows_though_an_import_was_broken_off() {
     let other = tempdir().unwrap();
     let sidecar = Sidecar::live(other.path(), &["--listen", &address]).await;
     let (_, printed, said) = end(begin(&file, &sidecar.grpc, &["--json"]));
-    assert!(said.contains("beginning anew"), "{said}");
+    assert!(said.contains("beginning with the first row"), "{said}");
     assert_eq!(tally(&printed)["rows"], u64::try_from(world.rows.len()).unwrap());
     world.assert_agrees(&sidecar).await;
 }

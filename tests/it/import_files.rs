@@ -245,6 +245,16 @@ async fn line_ends_and_delimiters_of_every_system_are_found() {
 }
 
 #[tokio::test]
+async fn column_whose_name_has_a_comma_is_named_as_it_is_written() {
+    let rows = "Phone,\"Opted out, on\"\n15550100001,2026-01-31T09:30:00Z\n";
+    let given = Given::new("rows.csv", rows).await;
+    let columns = ["--columns", "Phone=user_id,Opted out, on=event_time", "--json"];
+    let (code, printed, said) = given.import("rows.csv", &[&OPT_OUTS[..], &columns].concat());
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    assert_eq!(tally(&printed)["applied"], 1);
+}
+
+#[tokio::test]
 async fn file_that_is_not_understood_is_refused_with_what_to_give() {
     let given = Given::new("events.ndjson", "{}\n").await;
     for (content, flags, parts) in [

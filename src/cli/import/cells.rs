@@ -7,6 +7,9 @@ use std::borrow::Cow;
 
 use memchr::memchr;
 
+/// What is said of a row that ends [`Ending::Malformed`].
+pub(super) const DOUBLED_QUOTES: &str = "a quote inside of quotes must be doubled: \"\"";
+
 /// Where a cell is in its row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Cell {

@@ -1,4 +1,4 @@
-//! The columns of a CSV input: which of them are ours, and which are none.
+//! The columns of a CSV input: which of [`COLUMNS`] each of them is, if any.
 
 use anyhow::bail;
 
@@ -72,7 +72,7 @@ pub(super) struct Columns {
 #[derive(Clone, Copy)]
 enum Meaning {
     /// One of [`COLUMNS`].
-    Ours(usize),
+    Known(usize),
     /// Left out by a flag.
     LeftOut,
     Unnamed,
@@ -103,7 +103,7 @@ impl Columns {
         let mut unknown = Vec::new();
         for (place, meaning) in meanings.into_iter().enumerate() {
             match meaning {
-                Meaning::Ours(column) => match columns.cells.get_mut(column) {
+                Meaning::Known(column) => match columns.cells.get_mut(column) {
                     Some(slot @ None) => *slot = Some(place),
                     _ => bail!(
                         "the column {} is there twice: `--columns NAME=-` leaves one out",
@@ -140,7 +140,7 @@ impl Columns {
             if self.index(needed).is_none() && !has_value {
                 bail!(
                     "the column {needed} is missing: say with --columns NAME={needed} which one it \
-                     is{or}; the first line must name the columns, of which ours are {}",
+                     is{or}; the first line must name the columns, and {} are known",
                     COLUMNS.join(", ")
                 );
             }
@@ -148,7 +148,7 @@ impl Columns {
         Ok(())
     }
 
-    /// What is said of columns that are not ours.
+    /// What is said of columns that are none of [`COLUMNS`].
     fn unknown(&self, unknown: &[usize], has_no_header: bool) -> String {
         let name = |place: &usize| match self.names.get(*place) {
             Some(name) if name.parse::<usize>().is_err() && !is_like_id(name) => {
@@ -165,8 +165,8 @@ impl Columns {
             );
         }
         format!(
-            "no column {} is known: --columns NAME=COLUMN says which of ours one is, \
-             --ignore-other-columns leaves all others out; ours are {}",
+            "no column {} is known: --columns NAME=COLUMN says which one it is, \
+             --ignore-other-columns leaves all others out; {} are known",
             names.join(", "),
             COLUMNS.join(", ")
         )
@@ -190,12 +190,12 @@ impl Columns {
         self.cells.get(column).copied().flatten()
     }
 
-    /// The name of the column at this place, for messages: ours, if it is one of ours.
+    /// The name of the column at this place, for messages: that of [`COLUMNS`], if it is one of them.
     pub(super) fn name_at(&self, place: usize) -> String {
-        let ours = self.cells.iter().position(|cell| *cell == Some(place));
-        let ours = ours.and_then(|column| COLUMNS.get(column));
+        let known = self.cells.iter().position(|cell| *cell == Some(place));
+        let known = known.and_then(|column| COLUMNS.get(column));
         let named = || self.names.get(place).cloned();
-        ours.map(|name| (*name).to_owned()).or_else(named).unwrap_or_default()
+        known.map(|name| (*name).to_owned()).or_else(named).unwrap_or_default()
     }
 
     /// A column without a name that is not empty in this row.
@@ -233,7 +233,7 @@ fn by_place(row: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>
         *meaning = match name.trim() {
             "-" | "" => Meaning::LeftOut,
             name => match column_of(name) {
-                Some(column) => Meaning::Ours(column),
+                Some(column) => Meaning::Known(column),
                 None => bail!("--columns: {name} is none of {}", COLUMNS.join(", ")),
             },
         };
@@ -251,11 +251,11 @@ fn by_place(row: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>
 fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>> {
     let by_own_name = |cell: &String| match (cell.trim(), column_of(cell)) {
         ("", _) => Meaning::Unnamed,
-        (_, Some(column)) => Meaning::Ours(column),
+        (_, Some(column)) => Meaning::Known(column),
         (_, None) => Meaning::Unknown,
     };
     let mut meanings: Vec<_> = header.iter().map(by_own_name).collect();
-    if !meanings.iter().any(|meaning| matches!(meaning, Meaning::Ours(_)))
+    if !meanings.iter().any(|meaning| matches!(meaning, Meaning::Known(_)))
         && header.iter().any(|cell| is_like_id(cell))
     {
         bail!(
@@ -263,14 +263,15 @@ fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meanin
              --columns the names of its columns in their order"
         );
     }
-    for given in &options.columns {
-        let Some((name, ours)) = given.rsplit_once('=') else {
+    let has = |name: &str| header.iter().any(|cell| folded(cell) == folded(name));
+    for given in joined_names(&options.columns, has) {
+        let Some((name, column)) = given.rsplit_once('=') else {
             bail!("--columns: `{given}` must be NAME=COLUMN, such as 'Phone Number=user_id'");
         };
-        let meaning = match (ours.trim(), column_of(ours)) {
+        let meaning = match (column.trim(), column_of(column)) {
             ("-", _) => Meaning::LeftOut,
-            (_, Some(column)) => Meaning::Ours(column),
-            _ => bail!("--columns: {ours} is none of {}", COLUMNS.join(", ")),
+            (_, Some(column)) => Meaning::Known(column),
+            _ => bail!("--columns: {column} is none of {}", COLUMNS.join(", ")),
         };
         let same: Vec<_> = (0..header.len())
             .filter(|place| header.get(*place).is_some_and(|cell| folded(cell) == folded(name)))
@@ -290,6 +291,25 @@ fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meanin
     Ok(meanings)
 }
 
+/// The parts of `--columns`, which the command line splits at every comma. Parts that are the name of a
+/// column with a comma in it are joined again.
+fn joined_names(parts: &[String], has: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = parts;
+    while let Some((first, behind)) = rest.split_first() {
+        let end = behind.iter().position(|part| part.contains('='));
+        let joined = end.and_then(|end| {
+            let joined = rest.get(..end + 2)?.join(",");
+            let is_name = joined.rsplit_once('=').is_some_and(|(name, _)| has(name));
+            (!first.contains('=') && is_name).then_some((joined, end + 2))
+        });
+        let (name, count) = joined.unwrap_or_else(|| (first.clone(), 1));
+        names.push(name);
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    names
+}
+
 /// Whether this is a person's id and not the name of a column, so that no message may quote it.
 fn is_like_id(cell: &str) -> bool {
     let digits = cell.chars().filter(|c| c.is_numeric()).count();
@@ -299,6 +319,23 @@ fn is_like_id(cell: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn joined_names_keep_the_commas_of_a_header() {
+        let has = |name: &str| matches!(name, "Date, created" | "a,b,c" | "Phone");
+        for (parts, names) in [
+            (
+                "Phone=user_id,Date, created=event_time",
+                &["Phone=user_id", "Date, created=event_time"][..],
+            ),
+            ("a,b,c=-,Phone=user_id", &["a,b,c=-", "Phone=user_id"]),
+            ("Phone,Date=event_time", &["Phone", "Date=event_time"]),
+            ("Phone", &["Phone"]),
+        ] {
+            let parts: Vec<_> = parts.split(',').map(str::to_owned).collect();
+            assert_eq!(joined_names(&parts, has), names, "{parts:?}");
+        }
+    }
 
     #[test]
     fn import_page_lists_every_event_and_its_columns() {

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use consentd_core::user_id::Region;
 use consentd_os::clock;
 
-use super::cells::{Ending, Splitter};
+use super::cells::{DOUBLED_QUOTES, Ending, Splitter};
 use super::columns::{COLUMNS, Columns, EVENTS};
-use super::csv_options::{CsvOptions, Defaults, Encoding};
+use super::csv_options::{CsvOptions, Defaults};
 use super::fault::Fault;
 use super::guard::without_guard;
 use super::parser::{Parsed, is_denial};
@@ -63,10 +63,7 @@ impl CsvParser {
         let ending = splitter.split(text.as_bytes());
         if ending != Ending::Closed {
             let field = self.columns.name_at(splitter.len());
-            return Parsed::Fault(Fault::new(
-                field,
-                "a quote inside of quotes must be doubled: \"\"",
-            ));
+            return Parsed::Fault(Fault::new(field, DOUBLED_QUOTES));
         }
         if splitter.are_empty_from(text.as_bytes(), 0) {
             return Parsed::Blank;
@@ -87,21 +84,13 @@ impl CsvParser {
     }
 
     fn decoded<'r>(&self, raw: &'r [u8]) -> Result<Cow<'r, str>, Fault> {
-        match self.options.encoding {
-            Encoding::Windows1252 => {
-                let (text, _) = encoding_rs::WINDOWS_1252.decode_without_bom_handling(raw);
-                Ok(text)
-            }
-            Encoding::Utf8 => std::str::from_utf8(raw).map(Cow::Borrowed).map_err(|error| {
-                let (before, _) = raw.split_at(error.valid_up_to());
-                let mut splitter = Splitter::new(self.columns.shape.delimiter);
-                splitter.split(before);
-                let field = self.columns.name_at(splitter.len().saturating_sub(1));
-                let why = "is not UTF-8: save the file as UTF-8, or give --encoding windows-1252 if \
-                           it is that";
-                Fault::new(field, why)
-            }),
-        }
+        self.options.encoding.decode(raw).map_err(|error| {
+            let (before, _) = raw.split_at(error.valid_up_to);
+            let mut splitter = Splitter::new(self.columns.shape.delimiter);
+            splitter.split(before);
+            let field = self.columns.name_at(splitter.len().saturating_sub(1));
+            Fault::new(field, error.to_string())
+        })
     }
 
     fn fault_of(&self, defect: Defect) -> Fault {

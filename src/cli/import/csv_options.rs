@@ -1,7 +1,7 @@
 //! The flags that say what a CSV file means: the names of its columns, what it lacks, how it writes
 //! times and numbers.
 
-use std::fmt::Write as _;
+use std::borrow::Cow;
 
 use clap::Args;
 use consentd_core::user_id::Region;
@@ -17,8 +17,8 @@ pub(super) struct CsvOptions {
     /// How the file's characters are encoded
     #[arg(long, value_enum, default_value_t)]
     pub(super) encoding: Encoding,
-    /// Which columns of the file are which of ours: 'Phone Number=user_id,Date=event_time'; NAME=- is
-    /// left out. With --no-header the names alone, in the file's order
+    /// Which column each column of the file is: 'Phone Number=user_id,Date=event_time'; NAME=- is left
+    /// out. With --no-header the names alone, in the file's order
     #[arg(long, value_name = "NAME=COLUMN,…", value_delimiter = ',')]
     pub(super) columns: Vec<String>,
     /// The file has no header: its first line is a row
@@ -37,7 +37,7 @@ pub(super) struct CsvOptions {
     /// What opt-outs are of, where the file does not say so: '*' for everything
     #[arg(long)]
     pub(super) scope: Option<String>,
-    /// The value of one of our columns where the file has none: category=marketing; may be repeated
+    /// The value of a column where the file has none: category=marketing; may be repeated
     #[arg(long, value_name = "COLUMN=VALUE", value_parser = parse_default)]
     pub(super) default: Vec<(usize, String)>,
     /// How times are written
@@ -134,64 +134,78 @@ impl CsvOptions {
 
     /// The first flag of those that are given and that only a CSV file has a use for.
     pub(super) fn given(&self) -> Option<&'static str> {
-        let given = [
-            ("--delimiter", self.delimiter.is_some()),
-            ("--encoding", self.encoding != Encoding::Utf8),
-            ("--columns", !self.columns.is_empty()),
-            ("--no-header", self.no_header),
-            ("--ignore-other-columns", self.ignore_other_columns),
-            ("--where", !self.conditions.is_empty()),
-            ("--event", self.event.is_some()),
-            ("--scope", self.scope.is_some()),
-            ("--default", !self.default.is_empty()),
-            ("--time-format", self.time_format != TimeFormat::default()),
-            ("--time-zone", self.time_zone.is_some()),
-        ];
-        given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+        self.flags().next().map(|(flag, _)| flag)
     }
 
-    /// These flags as an interrupted import keeps them: with others, its rows would mean something else.
-    /// Empty if none is given.
+    /// The flags that say what a row means, as an interrupted import keeps them: with others, its rows
+    /// would mean something else. Empty if none is given.
     pub(super) fn meaning(&self, defaults: &Defaults) -> String {
-        let mut text = String::new();
-        let mut add = |flag: &str, value: &dyn std::fmt::Debug| {
-            let _ = write!(text, "{flag}={value:?} ");
-        };
-        if let Some(delimiter) = self.delimiter {
-            add("--delimiter", &delimiter);
-        }
-        if self.encoding != Encoding::Utf8 {
-            add("--encoding", &self.encoding);
-        }
-        if !self.columns.is_empty() {
-            add("--columns", &self.columns);
-        }
-        if self.no_header {
-            add("--no-header", &true);
-        }
-        if self.ignore_other_columns {
-            add("--ignore-other-columns", &true);
-        }
-        if !self.conditions.is_empty() {
-            add("--where", &self.conditions);
-        }
-        for (column, value) in self.values(defaults).iter().enumerate() {
-            if let (Some(column), Some(value)) = (COLUMNS.get(column), value) {
-                add(column, value);
+        let flags: Vec<_> = self.flags().chain(defaults.flags()).collect();
+        flags.iter().map(|(flag, value)| format!("{flag}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The flags that are given, with their values.
+    fn flags(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let defaults = self.default.iter().map(|(column, value)| {
+            format!("{}={value}", COLUMNS.get(*column).copied().unwrap_or_default())
+        });
+        let defaults: Vec<_> = defaults.collect();
+        [
+            ("--delimiter", self.delimiter.map(debug)),
+            ("--encoding", (self.encoding != Encoding::Utf8).then(|| debug(self.encoding))),
+            ("--columns", (!self.columns.is_empty()).then(|| debug(&self.columns))),
+            ("--no-header", self.no_header.then(|| debug(true))),
+            ("--ignore-other-columns", self.ignore_other_columns.then(|| debug(true))),
+            ("--where", (!self.conditions.is_empty()).then(|| debug(&self.conditions))),
+            ("--event", self.event.as_ref().map(debug)),
+            ("--scope", self.scope.as_ref().map(debug)),
+            ("--default", (!defaults.is_empty()).then(|| debug(&defaults))),
+            (
+                "--time-format",
+                (self.time_format != TimeFormat::default()).then(|| debug(self.time_format)),
+            ),
+            ("--time-zone", self.time_zone.as_ref().map(debug)),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some((flag, value?)))
+    }
+}
+
+impl Defaults {
+    /// The flags that are given, with their values.
+    fn flags(&self) -> impl Iterator<Item = (&'static str, String)> {
+        [
+            ("--business", self.business.as_ref().map(debug)),
+            ("--region", self.region.as_ref().map(|region| debug(region.name()))),
+            ("--undated-opt-outs", self.undated_opt_outs.as_ref().map(debug)),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some((flag, value?)))
+    }
+}
+
+fn debug(value: impl std::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+impl Encoding {
+    /// The text of these bytes.
+    pub(super) fn decode(self, bytes: &[u8]) -> Result<Cow<'_, str>, NotUtf8> {
+        match self {
+            Self::Windows1252 => Ok(encoding_rs::WINDOWS_1252.decode_without_bom_handling(bytes).0),
+            Self::Utf8 => {
+                let text = std::str::from_utf8(bytes);
+                text.map(Cow::Borrowed)
+                    .map_err(|error| NotUtf8 { valid_up_to: error.valid_up_to() })
             }
         }
-        if let Some(region) = &defaults.region {
-            add("--region", &region.name());
-        }
-        if self.time_format != TimeFormat::default() {
-            add("--time-format", &self.time_format);
-        }
-        if let Some(zone) = &self.time_zone {
-            add("--time-zone", zone);
-        }
-        if defaults.undated_opt_outs.is_some() {
-            add("--undated-opt-outs", &"now");
-        }
-        text.trim_end().to_owned()
     }
+}
+
+/// Bytes that are not UTF-8, in a file that is said to be.
+#[derive(Debug, thiserror::Error)]
+#[error("is not UTF-8: save the file as UTF-8, or give --encoding windows-1252 if it is that")]
+pub(super) struct NotUtf8 {
+    /// How many bytes before them are UTF-8.
+    pub(super) valid_up_to: usize,
 }

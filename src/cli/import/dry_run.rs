@@ -15,7 +15,6 @@ use super::parser::{Parsed, Parser};
 use super::progress::Progress;
 use super::rejects::Rejects;
 use super::{Import, ImportArgs, conclude, summary};
-use crate::cli::progress_bar::ProgressBar;
 use crate::cli::time::from_wire;
 use crate::cli::{Verdict, output};
 use crate::grpc::{self, pb};
@@ -64,14 +63,7 @@ pub(super) fn run(args: &ImportArgs, input: Input) -> anyhow::Result<Verdict> {
     let Input { parser, mut rows, preamble, first, .. } = input;
     let progress = Progress::of(String::new(), String::new(), first);
     let rejects = Rejects::open(args.rejects.as_deref(), &progress, &preamble)?;
-    let size = std::fs::metadata(&args.input).ok().filter(std::fs::Metadata::is_file);
-    let mut import = Import {
-        bar: ProgressBar::new(size.map(|size| size.len())),
-        rejects,
-        progress_file: None,
-        progress,
-        last_saved: clock::boot(),
-    };
+    let mut import = Import::new(&args.input, rejects, None, progress);
     let mut people = People::new();
     while let Some(row) = rows.next().context("cannot read on")? {
         match parser.event(&row).and_then(|event| checked(&parser, event)) {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use super::cells::{Ending, Splitter};
+use super::cells::{DOUBLED_QUOTES, Ending, Splitter};
 use super::columns::Columns;
 use super::csv_event::CsvParser;
-use super::csv_options::{CsvOptions, Defaults, Encoding};
+use super::csv_options::{CsvOptions, Defaults};
 use super::parser::{NdjsonParser, Parser};
 use super::rows::{Lines, MAX_ROW_BYTES, Position, RowReader};
 use crate::cli::output;
@@ -251,17 +251,10 @@ fn complete_header(lines: &mut Lines, text: &mut Vec<u8>, delimiter: u8) -> anyh
 
 /// The names in a header.
 fn header_cells(text: &[u8], delimiter: u8, options: &CsvOptions) -> anyhow::Result<Vec<String>> {
-    let text = match options.encoding {
-        Encoding::Utf8 => std::str::from_utf8(text)
-            .context("is not UTF-8: save the file as UTF-8, or give --encoding windows-1252")?
-            .to_owned(),
-        Encoding::Windows1252 => {
-            encoding_rs::WINDOWS_1252.decode_without_bom_handling(text).0.into_owned()
-        }
-    };
+    let text = options.encoding.decode(text)?;
     let mut splitter = Splitter::new(delimiter);
     if splitter.split(text.as_bytes()) == Ending::Malformed {
-        bail!("a quote inside of quotes must be doubled: \"\"");
+        bail!(DOUBLED_QUOTES);
     }
     Ok(splitter.texts(&text).into_iter().map(std::borrow::Cow::into_owned).collect())
 }

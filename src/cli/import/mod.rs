@@ -120,14 +120,9 @@ impl ImportArgs {
         (format + &self.csv.meaning(&self.defaults)).trim_end().to_owned()
     }
 
-    /// The progress of an interrupted import, from which this one goes on.
-    fn saved_progress(
-        &self,
-        progress_file: Option<&ProgressFile>,
-        meaning: &str,
-    ) -> anyhow::Result<Option<Progress>> {
-        let saved = progress_file.and_then(ProgressFile::load).filter(|_| !self.from_start);
-        if let Some(saved) = &saved
+    /// Checks that an interrupted import goes on with the flags that it began with.
+    fn check_meaning(&self, saved: Option<&Progress>, meaning: &str) -> anyhow::Result<()> {
+        if let Some(saved) = saved
             && saved.meaning != meaning
         {
             let flags = |flags: &str| match flags {
@@ -142,7 +137,7 @@ impl ImportArgs {
                 flags(meaning)
             );
         }
-        Ok(saved)
+        Ok(())
     }
 }
 
@@ -155,29 +150,23 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
         return dry_run::run(&args, input);
     }
     let meaning = args.meaning();
-    let saved = args.saved_progress(progress_file.as_ref(), &meaning)?;
+    let before = progress_file.as_ref().and_then(ProgressFile::load);
+    let saved = before.as_ref().filter(|_| !args.from_start);
+    args.check_meaning(saved, &meaning)?;
     let token = args.token.header()?;
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
     let mut progress = Progress::of(session.ledger().id.clone(), meaning, input.first);
     // An import from the start may replace the file of rejected rows that an interrupted one made.
-    let before = progress_file.as_ref().and_then(ProgressFile::load);
-    progress.rejects_inode = before.and_then(|before| before.rejects_inode);
+    progress.rejects_inode = before.as_ref().and_then(|before| before.rejects_inode);
     if let Some(saved) = saved.filter(|saved| can_continue(saved, session.ledger()))
         && input.continue_at(saved.position())?
     {
-        progress = saved;
+        progress = saved.clone();
     }
     let Input { parser, rows, preamble, .. } = input;
     let rejects = Rejects::open(args.rejects.as_deref(), &progress, &preamble)?;
-    let size = progress_file.as_ref().and_then(|_| std::fs::metadata(&args.input).ok());
-    let mut import = Import {
-        bar: ProgressBar::new(size.map(|size| size.len())),
-        rejects,
-        progress_file,
-        progress,
-        last_saved: clock::boot(),
-    };
+    let mut import = Import::new(&args.input, rejects, progress_file, progress);
     // Saved before the first row, so that the same command can continue wherever this one ends.
     import.save()?;
     let started = clock::boot();
@@ -208,10 +197,11 @@ fn can_continue(saved: &Progress, ledger: &LedgerName) -> bool {
         let line = HumanCount(saved.line);
         format!(
             "going on with line {line}; the rows before it are in the ledger (--from-start begins \
-             anew)"
+             with the first row)"
         )
     } else {
-        "this is not the ledger that the file was being imported into: beginning anew".to_owned()
+        "this is not the ledger that the file was being imported into: beginning with the first row"
+            .to_owned()
     });
     has_all_rows
 }
@@ -226,6 +216,17 @@ struct Import {
 }
 
 impl Import {
+    fn new(
+        input: &str,
+        rejects: Rejects,
+        progress_file: Option<ProgressFile>,
+        progress: Progress,
+    ) -> Self {
+        let size = std::fs::metadata(input).ok().filter(std::fs::Metadata::is_file);
+        let bar = ProgressBar::new(size.map(|size| size.len()));
+        Self { bar, rejects, progress_file, progress, last_saved: clock::boot() }
+    }
+
     /// Saves the progress and shows it, at most every [`TICK`].
     fn tick(&mut self) -> anyhow::Result<()> {
         if clock::boot().saturating_sub(self.last_saved) < TICK {
@@ -267,7 +268,9 @@ impl Import {
         let Some(progress_file) = &self.progress_file else { return Ok(()) };
         if let Err(error) = progress_file.save(&mut self.progress) {
             // The import goes on: repeating it from the start is idempotent.
-            self.bar.note(&format!("{error:#}: a broken import will begin anew"));
+            self.bar.note(&format!(
+                "{error:#}: an import that is broken off will begin with the first row"
+            ));
             self.progress_file = None;
         }
         Ok(())
