@@ -95,18 +95,20 @@ pub(super) fn check_error(error: &CheckError) -> Status {
     match error {
         CheckError::Invalid(violations) => invalid(violations),
         CheckError::NotReady => {
-            let mut details = ErrorDetails::with_retry_info(Some(RETRY_NOT_READY));
-            details.set_error_info("NOT_READY", "consentd", HashMap::new());
-            let message = "the table has not been loaded yet: do not send, ask again shortly";
-            Status::with_error_details(Code::Unavailable, message, details)
+            not_ready("NOT_READY", format!("{error}: do not send, ask again shortly"))
         }
         CheckError::Reloading => {
-            let mut details = ErrorDetails::with_retry_info(Some(RETRY_NOT_READY));
-            details.set_error_info("RELOADING", "consentd", HashMap::new());
-            let message = format!("{error}: ask again shortly; GetStatus tells the cause");
-            Status::with_error_details(Code::Unavailable, message, details)
+            let what = "ask again shortly; GetStatus has the cause";
+            not_ready("RELOADING", format!("{error}: {what}"))
         }
     }
+}
+
+/// `UNAVAILABLE` until the table is loaded, with this reason as the `ErrorInfo`.
+fn not_ready(reason: &str, message: String) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY_NOT_READY));
+    details.set_error_info(reason, "consentd", HashMap::new());
+    Status::with_error_details(Code::Unavailable, message, details)
 }
 
 /// What an item of a batch answers that could not be decided.
