@@ -20,14 +20,14 @@ use tracing::{error, info, warn};
 
 use self::ledger::LedgerTask;
 use self::reload::Reloading;
-use self::sockets::{GrpcSocket, Sockets};
-use crate::admin::{self, AdminConfig};
+use self::sockets::{GrpcSocket, HttpSocket, Sockets};
+use crate::admin::{self, AdminConfig, AdminSockets};
 use crate::budget::{Budget, BudgetSizes};
 use crate::checker::Checker;
 use crate::config::{Settings, WebhookSources};
 use crate::decision_log::DecisionLogWriter;
 use crate::follower::{Follower, SnapshotTarget};
-use crate::grpc::connection::{self, Limits};
+use crate::grpc::connection::{self, Limits, Security};
 use crate::grpc::{
     CallTelemetry, CheckLimits, CheckService, HealthService, RecordService, ReflectionError,
     Router, WatchService,
@@ -61,9 +61,9 @@ pub(crate) struct Sidecar {
     follower: Follower,
     recorder: Recorder,
     metrics: Arc<Metrics>,
-    listeners: Vec<(Listener, Router)>,
-    admin: Option<(TcpListener, AdminConfig)>,
-    webhook: Option<(TcpListener, Webhook, WebhookSources)>,
+    listeners: Vec<GrpcListener>,
+    admin: (AdminSockets, AdminConfig),
+    webhook: Option<(HttpSocket, Webhook, WebhookSources)>,
     limits: Limits,
     budget: Arc<Budget>,
     drain: Drain,
@@ -73,8 +73,15 @@ pub(crate) struct Sidecar {
     reload: Reloading,
 }
 
+/// A gRPC listener, and the calls that it serves.
+struct GrpcListener {
+    listener: Listener,
+    security: Security,
+    router: Router,
+}
+
 /// The addresses that a sidecar listens on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Bound {
     /// For checks.
     pub(crate) grpc: Vec<Address>,
@@ -82,6 +89,8 @@ pub(crate) struct Bound {
     pub(crate) record: Vec<Address>,
     /// For metrics and probes.
     pub(crate) admin: Option<SocketAddr>,
+    /// For probes alone.
+    pub(crate) probes: Option<SocketAddr>,
     /// For webhooks.
     pub(crate) webhook: Option<SocketAddr>,
 }
@@ -98,19 +107,14 @@ impl Sidecar {
         let hangup = signal(SignalKind::hangup())?;
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
         ledger::refuse_to_replace_lost_ledger(&settings)?;
-        let sockets = Sockets::bind(&settings).await?;
+        let sockets = Sockets::bind(&settings, &metrics).await?;
         let (log, decisions) = decision_log::open(&settings, &metrics)?;
         let snapshot = settings.storage.snapshot.clone();
         let snapshot = snapshot.map(|(path, every)| SnapshotTarget::new(path, every));
         let snapshot = snapshot.transpose().context("--snapshot")?;
         // That may take long, and the process is alive meanwhile.
         let opened = ledger::open(&settings);
-        let opened = match &sockets.admin {
-            Some(listener) => {
-                admin::serve_while_opening(listener, Arc::clone(&metrics), opened).await
-            }
-            None => opened.await,
-        };
+        let opened = admin::serve_while_opening(&sockets.admin, &metrics, opened).await;
         let (ledger, ledger_task) = opened?;
         warn_of_readable_secrets(&settings);
 
@@ -150,18 +154,21 @@ impl Sidecar {
         };
         let listeners = sockets.grpc.into_iter().map(|socket| services.route(socket));
         let listeners = listeners.collect::<Result<_, ReflectionError>>()?;
-        let webhook = sockets.webhook.map(|(listener, sources)| {
+        let webhook = sockets.webhook.map(|(socket, sources)| {
             let config = sources.read().context("--webhook")?;
             let webhook = Webhook::new(recorder.clone(), config, Arc::clone(&metrics));
-            anyhow::Ok((listener, webhook, sources))
+            anyhow::Ok((socket, webhook, sources))
         });
         let webhook = webhook.transpose()?;
-        let admin = sockets.admin.map(|listener| {
-            let ledger = ledger.describe().to_owned();
-            let (metrics, checks) = (Arc::clone(&metrics), settings.listeners.admin_checks);
-            (listener, AdminConfig { checker, metrics, ledger, checks })
-        });
-        let reload = Reloading { hangup, tokens: sockets.tokens, receives: webhook.is_some() };
+        let config = AdminConfig {
+            checker,
+            metrics: Arc::clone(&metrics),
+            ledger: ledger.describe().to_owned(),
+            checks: settings.listeners.admin_checks,
+        };
+        let admin = (sockets.admin, config);
+        let (tokens, tls) = (sockets.tokens, sockets.tls);
+        let reload = Reloading { hangup, tokens, tls, receives: webhook.is_some() };
         Ok(Self {
             limits: limits(&settings),
             budget: Budget::new(budget_sizes(&settings), Arc::clone(&metrics)),
@@ -187,8 +194,8 @@ impl Sidecar {
     ///
     /// If the system does not report one.
     pub(crate) fn bound(&self) -> anyhow::Result<Bound> {
-        let mut bound = Bound { grpc: Vec::new(), record: Vec::new(), admin: None, webhook: None };
-        for (listener, router) in &self.listeners {
+        let mut bound = Bound::default();
+        for GrpcListener { listener, router, .. } in &self.listeners {
             let address = listener.address()?;
             if router.serves_records() {
                 bound.record.push(address.clone());
@@ -198,8 +205,10 @@ impl Sidecar {
             }
         }
         let webhook = self.webhook.as_ref();
-        bound.webhook = webhook.map(|(listener, ..)| listener.local_addr()).transpose()?;
-        bound.admin = self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
+        bound.webhook = webhook.map(|(socket, ..)| socket.listener.local_addr()).transpose()?;
+        let AdminSockets { admin, probes } = &self.admin.0;
+        bound.admin = admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
+        bound.probes = probes.as_ref().map(TcpListener::local_addr).transpose()?;
         Ok(bound)
     }
 
@@ -248,10 +257,11 @@ impl Sidecar {
             }
             "the follower ended unasked".to_owned()
         });
-        if let Some((listener, config)) = self.admin {
+        let (sockets, config) = self.admin;
+        if sockets.admin.is_some() || sockets.probes.is_some() {
             let (budget, drain) = (Arc::clone(&self.budget), self.drain.clone());
             parts.spawn(async move {
-                admin::serve(listener, config, budget, drain).await;
+                admin::serve(sockets, config, budget, drain).await;
                 "the admin listener ended unasked".to_owned()
             });
         }
@@ -267,20 +277,24 @@ impl Sidecar {
             let metrics = Arc::clone(&self.metrics);
             decision_log::run(writer, &mut parts, stop_log.clone(), metrics)?;
         }
-        for (listener, router) in self.listeners {
+        for GrpcListener { listener, security, router } in self.listeners {
             let (metrics, drain) = (Arc::clone(&self.metrics), self.drain.clone());
             let budget = Arc::clone(&self.budget);
-            servers.spawn(connection::serve(listener, router, self.limits, budget, metrics, drain));
+            let limits = self.limits;
+            servers.spawn(connection::serve(
+                listener, security, router, limits, budget, metrics, drain,
+            ));
         }
         let (reload, over) = (self.reload, self.drain.over.clone());
+        let tls_hangup = signal(SignalKind::hangup())?;
         parts.spawn(async move {
             tokio::select! {
-                () = reload.run() => {}
+                () = reload.run(tls_hangup) => {}
                 () = over.cancelled() => {}
             }
             "SIGHUP is not listened for any more".to_owned()
         });
-        if let Some((listener, webhook, sources)) = self.webhook {
+        if let Some((HttpSocket { listener, tls }, webhook, sources)) = self.webhook {
             let hangup = signal(SignalKind::hangup())?;
             let reload = webhook::reload(webhook.clone(), move || sources.read(), hangup);
             let over = self.drain.over.clone();
@@ -292,7 +306,7 @@ impl Sidecar {
                 "the webhook's configuration is not read again".to_owned()
             });
             let (budget, drain) = (Arc::clone(&self.budget), self.drain.clone());
-            servers.spawn(webhook::serve(listener, webhook, budget, drain));
+            servers.spawn(webhook::serve(listener, tls, webhook, budget, drain));
         }
         Ok(Running { parts, servers, finish_traces, stop_log, stop_follower })
     }
@@ -356,8 +370,8 @@ struct Services {
 
 impl Services {
     /// The router of a socket.
-    fn route(&self, socket: GrpcSocket) -> Result<(Listener, Router), ReflectionError> {
-        let GrpcSocket { listener, checks, records, tokens } = socket;
+    fn route(&self, socket: GrpcSocket) -> Result<GrpcListener, ReflectionError> {
+        let GrpcSocket { listener, security, checks, records, tokens } = socket;
         let mut router = Router::new(self.health.clone())?.with_telemetry(self.telemetry.clone());
         if checks {
             let (checker, metrics) = (self.checker.clone(), Arc::clone(&self.metrics));
@@ -373,7 +387,7 @@ impl Services {
             );
             router = router.with_records(service, tokens)?;
         }
-        Ok((listener, router))
+        Ok(GrpcListener { listener, security, router })
     }
 }
 

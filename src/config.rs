@@ -20,6 +20,7 @@ mod listeners;
 mod policy;
 mod storage;
 mod telemetry;
+mod tls;
 mod used_files;
 mod values;
 mod webhook;
@@ -37,10 +38,12 @@ pub use self::listeners::{DEFAULT_GRPC_ADDRESS, ListenerArgs, Listeners};
 pub use self::policy::{PastPolicyArgs, PolicyArgs};
 pub use self::storage::{StorageArgs, StorageSettings};
 pub use self::telemetry::TelemetryArgs;
+pub use self::tls::{RoleArgs, TlsArgs, TlsListener, TlsSettings};
 pub use self::webhook::{
     WebhookArgs, WebhookListenerArgs, WebhookSettings, WebhookSources, WhatsappArgs,
 };
 use crate::decision_log::DecisionLogSettings;
+use crate::grpc::Roles;
 use crate::telemetry::TraceSettings;
 use consentd_core::decision::Policy;
 use consentd_core::event::PlatformNames;
@@ -63,6 +66,9 @@ pub struct ServeArgs {
     /// The listeners, but for webhooks.
     #[command(flatten)]
     pub listeners: ListenerArgs,
+    /// TLS on the listeners.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// The receiver of webhooks.
     #[command(flatten)]
     pub webhook: WebhookListenerArgs,
@@ -87,6 +93,9 @@ pub struct ServeArgs {
     /// The table `[whatsapp]`, which the file alone can have.
     #[arg(skip)]
     pub whatsapp: Option<WhatsappArgs>,
+    /// The table `[roles]`, which the file alone can have.
+    #[arg(skip)]
+    pub roles: Option<RoleArgs>,
 }
 
 /// Why settings are invalid.
@@ -145,6 +154,10 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// Where the sidecar listens, but for webhooks.
     pub listeners: Listeners,
+    /// TLS on the listeners, if they serve it.
+    pub tls: Option<TlsSettings>,
+    /// The roles of clients by the names in their certificates, if they count.
+    pub roles: Option<Roles>,
     /// The receiver of webhooks, if there is one.
     pub webhook: Option<WebhookSettings>,
     /// The staleness of the table beyond which checks are denied.
@@ -197,6 +210,7 @@ impl ServeArgs {
             config: self.config,
             ledger: self.ledger.or(weaker.ledger),
             listeners: self.listeners.or(weaker.listeners),
+            tls: self.tls.or(weaker.tls),
             webhook: self.webhook.or(weaker.webhook),
             policy: self.policy.or(weaker.policy),
             limits: self.limits.or(weaker.limits),
@@ -205,6 +219,7 @@ impl ServeArgs {
             decision_log: self.decision_log.or(weaker.decision_log),
             keywords: self.keywords.or(weaker.keywords),
             whatsapp: self.whatsapp.or(weaker.whatsapp),
+            roles: self.roles.or(weaker.roles),
         }
     }
 
@@ -222,6 +237,8 @@ impl ServeArgs {
             files,
             storage,
             listeners,
+            roles: self.roles.as_ref().map(|roles| tls::roles(roles, &self.tls)).transpose()?,
+            tls: self.tls.validate()?,
             webhook: self.webhook.validate(self.config.as_deref())?,
             max_staleness,
             policy: self.policy.policy()?,

@@ -28,7 +28,7 @@
 //! | `recorder` | validates, reads, applies, appends: the only way to write |
 //! | `decision_log` | writes decisions as lines of JSON; no check waits for it |
 //! | `checker` | makes a decision from the table, the policy and the clocks, for every reader |
-//! | `net` | sockets, connection limits, the HTTP/1 serving loop, the log throttle |
+//! | `net` | sockets, connection limits, TLS, the HTTP/1 serving loop, the log throttle |
 //! | `budget` | how much memory clients can make the process hold, and each connection's share |
 //! | `grpc` | translates between the wire and the domain; connections, limits, draining |
 //! | `whatsapp` | converts WhatsApp's webhook payloads to events; pure |

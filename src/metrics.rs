@@ -6,8 +6,10 @@ mod budget;
 mod change_feed;
 mod decision_log;
 mod ledger_file;
+mod registration;
 mod replication;
 mod snapshots;
+mod tls;
 mod webhook;
 
 use std::time::Duration;
@@ -15,8 +17,8 @@ use std::time::Duration;
 use prometheus::core::{Collector as _, Metric as _};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramTimer, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, Histogram, HistogramTimer, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Registry, TextEncoder,
 };
 
 use self::budget::BudgetMetrics;
@@ -26,9 +28,13 @@ pub use self::change_feed::WATCH_RESET_CAUSES;
 pub use self::decision_log::DECISION_DROP_CAUSES;
 use self::decision_log::DecisionLogMetrics;
 use self::ledger_file::LedgerFileMetrics;
+use self::registration::{
+    counter, counters, gauge, gauges, histogram, int_gauge, labelled_counters,
+};
 use self::replication::ReplicationMetrics;
 use self::snapshots::SnapshotMetrics;
 pub use self::snapshots::{SNAPSHOT_OUTCOMES, SNAPSHOT_REFUSAL_CAUSES};
+use self::tls::TlsMetrics;
 use self::webhook::WebhookMetrics;
 pub use self::webhook::{
     RELOAD_OUTCOMES, SKIP_CAUSES, UPDATE_KINDS, UPDATE_OUTCOMES, WEBHOOK_CODES,
@@ -56,7 +62,7 @@ pub const RECORD_OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "fail
 /// The outcomes of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits by which connections and calls are refused.
-pub const LIMITS: [&str; 11] = [
+pub const LIMITS: [&str; 12] = [
     "accept",
     "admin",
     "bytes",
@@ -65,6 +71,7 @@ pub const LIMITS: [&str; 11] = [
     "handshake",
     "in_flight",
     "recording",
+    "tls",
     "unauthenticated",
     "watchers",
     "webhook",
@@ -91,6 +98,7 @@ pub struct Metrics {
     change_feed: ChangeFeedMetrics,
     snapshots: SnapshotMetrics,
     ledger_file: LedgerFileMetrics,
+    pub(crate) tls: TlsMetrics,
     decision_log: DecisionLogMetrics,
     webhooks: WebhookMetrics,
     staleness: Gauge,
@@ -184,12 +192,13 @@ impl Metrics {
             erased: counter(
                 r,
                 "consent_erased_pairs_total",
-                "Pairs that were erased, and are suppressed.",
+                "Erased pairs, which are suppressed.",
             )?,
             replication: ReplicationMetrics::new(r)?,
             change_feed: ChangeFeedMetrics::new(r)?,
             snapshots: SnapshotMetrics::new(r)?,
             ledger_file: LedgerFileMetrics::new(r)?,
+            tls: TlsMetrics::new(r)?,
             decision_log: DecisionLogMetrics::new(r)?,
             webhooks: WebhookMetrics::new(r)?,
             staleness: gauge(
@@ -455,72 +464,4 @@ fn by_label(counters: &IntCounterVec) -> Vec<(String, u64)> {
     let mut counts: Vec<_> = metrics.map(count).collect();
     counts.sort_unstable();
     counts
-}
-
-fn counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<IntCounterVec, prometheus::Error> {
-    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(counters.clone()))?;
-    Ok(counters)
-}
-
-/// Registers counters with one label whose values are known. Each value is exported from the start,
-/// as zero, so that a rate can be computed from its first increment.
-fn labelled_counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: &[&str],
-) -> Result<IntCounterVec, prometheus::Error> {
-    let counters = counters(registry, name, help, &[label])?;
-    for value in values {
-        let _ = counters.with_label_values(&[value]);
-    }
-    Ok(counters)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    let counter = IntCounter::new(name, help)?;
-    registry.register(Box::new(counter.clone()))?;
-    Ok(counter)
-}
-
-fn histogram(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    buckets: &[f64],
-) -> Result<Histogram, prometheus::Error> {
-    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    let histogram = Histogram::with_opts(options)?;
-    registry.register(Box::new(histogram.clone()))?;
-    Ok(histogram)
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-    let gauge = Gauge::new(name, help)?;
-    registry.register(Box::new(gauge.clone()))?;
-    Ok(gauge)
-}
-
-fn int_gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    let gauge = IntGauge::new(name, help)?;
-    registry.register(Box::new(gauge.clone()))?;
-    Ok(gauge)
-}
-
-fn gauges(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<IntGaugeVec, prometheus::Error> {
-    let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(gauges.clone()))?;
-    Ok(gauges)
 }

@@ -8,16 +8,20 @@
 //! `OTEL_EXPORTER_OTLP_HEADERS`. None of them enables it.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{
     Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue, Value};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter, WithExportConfig as _, WithTonicConfig as _,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -28,10 +32,14 @@ use opentelemetry_sdk::trace::{
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Uri};
+use tower::service_fn;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::metrics::Metrics;
+use crate::net;
+use consentd_tls::ClientFiles;
 
 /// Spans that wait to be exported. Further ones are dropped and counted.
 const QUEUE_SPANS: usize = 4_096;
@@ -71,20 +79,21 @@ pub(crate) fn start_log(filter: &str) -> Result<(), FilterError> {
 
 /// The address of an OTLP collector.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Endpoint(String);
+pub struct Endpoint {
+    url: String,
+    /// `HOST:PORT`, if it is reached by TLS.
+    tls: Option<String>,
+}
+
+/// The port of collectors, for URLs without one.
+const OTLP_PORT: u16 = 4317;
 
 /// Why a collector's address is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EndpointError {
     /// It is not a URL of a collector.
-    #[error("must be http://HOST:PORT, such as http://localhost:4317")]
+    #[error("must be http://HOST:PORT or https://HOST:PORT, such as http://localhost:4317")]
     Malformed,
-    /// It requires TLS.
-    #[error(
-        "https is not supported yet: send to a collector on this machine or in this pod by http, \
-         and let that one speak TLS"
-    )]
-    Tls,
     /// It contains credentials.
     #[error("must not hold credentials: give them by OTEL_EXPORTER_OTLP_HEADERS")]
     Credentials,
@@ -96,14 +105,17 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let uri: http::Uri = text.parse().map_err(|_| EndpointError::Malformed)?;
         let authority = uri.authority().ok_or(EndpointError::Malformed)?;
-        match uri.scheme_str() {
-            Some("https") => Err(EndpointError::Tls),
-            Some("http") if authority.as_str().contains('@') => Err(EndpointError::Credentials),
-            Some("http") if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
-                Ok(Self(text.to_owned()))
-            }
-            _ => Err(EndpointError::Malformed),
+        let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"));
+        let scheme = scheme.ok_or(EndpointError::Malformed)?;
+        if authority.as_str().contains('@') {
+            return Err(EndpointError::Credentials);
         }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(EndpointError::Malformed);
+        }
+        let port = authority.port_u16().unwrap_or(OTLP_PORT);
+        let tls = (scheme == "https").then(|| format!("{}:{port}", authority.host()));
+        Ok(Self { url: text.to_owned(), tls })
     }
 }
 
@@ -112,6 +124,8 @@ impl FromStr for Endpoint {
 pub struct TraceSettings {
     /// The collector.
     pub endpoint: Endpoint,
+    /// The CA certificates that are trusted if it is reached by TLS, instead of the system's.
+    pub ca: Option<PathBuf>,
     /// The share of calls without a `traceparent` that are sampled. Those with one are sampled as
     /// their callers are.
     pub ratio: f64,
@@ -310,9 +324,13 @@ impl Exporter {
     }
 
     fn connect(&self) -> Result<SpanExporter, ExporterBuildError> {
-        let TraceSettings { endpoint: Endpoint(endpoint), ratio } = &self.settings;
+        let TraceSettings { endpoint: Endpoint { url: endpoint, tls }, ca, ratio } = &self.settings;
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint.clone());
-        let mut exporter = exporter.with_timeout(EXPORT_TIMEOUT).build()?;
+        let mut exporter = exporter.with_timeout(EXPORT_TIMEOUT);
+        if let Some(address) = tls {
+            exporter = exporter.with_channel(tls_channel(address.clone(), ca.clone()));
+        }
+        let mut exporter = exporter.build()?;
         exporter.set_resource(&self.resource);
         info!(endpoint, ratio, "exporting sampled traces");
         Ok(exporter)
@@ -368,6 +386,17 @@ impl Exporter {
     }
 }
 
+/// A channel to `HOST:PORT` by TLS, which connects when it is first used.
+fn tls_channel(address: String, ca: Option<PathBuf>) -> Channel {
+    let files = ClientFiles { ca, own: None };
+    // The scheme is that of a connection whose TLS is not tonic's: the address is the one below.
+    let endpoint = tonic::transport::Endpoint::from_static("http://collector");
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+        let (files, address) = (files.clone(), address.clone());
+        async move { net::tls::connect(&files, &address).await.map(TokioIo::new) }
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,12 +428,17 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_plain_http() {
-        for good in ["http://localhost:4317", "http://[::1]:4317/", "http://collector"] {
-            assert!(good.parse::<Endpoint>().is_ok(), "{good}");
+    fn endpoints_are_http_or_https() {
+        for (good, tls) in [
+            ("http://localhost:4317", None),
+            ("http://[::1]:4317/", None),
+            ("http://collector", None),
+            ("https://collector", Some("collector:4317")),
+            ("https://[::1]:1/", Some("[::1]:1")),
+        ] {
+            assert_eq!(good.parse::<Endpoint>().unwrap().tls.as_deref(), tls, "{good}");
         }
         let wrong = |text: &str| text.parse::<Endpoint>().unwrap_err();
-        assert_eq!(wrong("https://collector:4317"), EndpointError::Tls);
         assert_eq!(wrong("http://user:secret@collector"), EndpointError::Credentials);
         for bad in ["", "collector", "collector:4317", "grpc://c:1", "http://c/v1/traces"] {
             assert_eq!(wrong(bad), EndpointError::Malformed, "{bad}");

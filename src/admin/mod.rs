@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::accept::Capacity;
 use crate::net::http1::{self, Http1Limits};
+use crate::net::tls::ServerTls;
 use consentd_os::clock;
 
 /// The listener's limits. It serves a few scrapers, probes and people, and must never take the file
@@ -80,10 +81,41 @@ impl Admin {
     }
 }
 
-/// Serves the listener until `drain.over`. From `drain.begun` on, `/readyz` reports that the process
+/// The sockets of probes, metrics and the page.
+pub(crate) struct AdminSockets {
+    /// That of all of them.
+    pub(crate) admin: Option<(TcpListener, Option<ServerTls>)>,
+    /// That of the probes alone, which have no certificate.
+    pub(crate) probes: Option<TcpListener>,
+}
+
+impl AdminSockets {
+    /// Serves both sockets until `drain.begun`.
+    async fn serve(&self, admin: Router, probes: Router, metrics: &Arc<Metrics>, drain: &Drain) {
+        // A new connection is always worth more than an open one.
+        let connect = |router: &Router| (TowerToHyperService::new(router.clone()), || true);
+        let serve = async |listener: &TcpListener, tls: Option<&ServerTls>, router: &Router| {
+            let (metrics, drain) = (Arc::clone(metrics), drain.clone());
+            http1::serve(listener, tls, LIMITS, metrics, drain, || connect(router)).await;
+        };
+        let admin = async {
+            if let Some((listener, tls)) = &self.admin {
+                serve(listener, tls.as_ref(), &admin).await;
+            }
+        };
+        let probes = async {
+            if let Some(listener) = &self.probes {
+                serve(listener, None, &probes).await;
+            }
+        };
+        join(admin, probes).await;
+    }
+}
+
+/// Serves the sockets until `drain.over`. From `drain.begun` on, `/readyz` reports that the process
 /// drains.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    sockets: AdminSockets,
     config: AdminConfig,
     budget: Arc<Budget>,
     drain: Drain,
@@ -100,11 +132,8 @@ pub(crate) async fn serve(
         started: clock::boot(),
         budget,
     };
-    let router = router(admin.clone());
     // Probes and metrics are served while the other listeners drain.
     let drain = Drain { begun: drain.over, over: CancellationToken::new() };
-    // A new connection is always worth more than an open one.
-    let connect = || (TowerToHyperService::new(router.clone()), || true);
     let sampling = async {
         let mut ticks = interval(rate::SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,8 +142,9 @@ pub(crate) async fn serve(
             admin.sample();
         }
     };
+    let probes = probes().with_state(admin.clone());
     tokio::select! {
-        () = http1::serve(listener, LIMITS, metrics, drain, connect) => {}
+        () = sockets.serve(router(admin.clone()), probes, &metrics, &drain) => {}
         () = sampling => {}
     }
 }
@@ -122,15 +152,14 @@ pub(crate) async fn serve(
 /// Serves probes until the ledger is `opened`: the process is alive, and not ready. Nothing else is
 /// known yet.
 pub(crate) async fn serve_while_opening<T>(
-    listener: &TcpListener,
-    metrics: Arc<Metrics>,
+    sockets: &AdminSockets,
+    metrics: &Arc<Metrics>,
     opened: impl Future<Output = T>,
 ) -> T {
     let opening = || async { (StatusCode::SERVICE_UNAVAILABLE, "opening the ledger\n") };
     let router = Router::new().route("/livez", get(|| async { "ok\n" })).fallback(opening);
     let drain = Drain::default();
-    let connect = || (TowerToHyperService::new(router.clone()), || true);
-    let served = http1::serve(listener, LIMITS, metrics, drain.clone(), connect);
+    let served = sockets.serve(router.clone(), router, metrics, &drain);
     let opened = async {
         let opened = opened.await;
         drain.begun.cancel();
@@ -139,12 +168,12 @@ pub(crate) async fn serve_while_opening<T>(
     join(opened, served).await.0
 }
 
+fn probes() -> Router<Admin> {
+    Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(ready))
+}
+
 fn router(admin: Admin) -> Router {
-    let mut router = Router::new()
-        .route("/", get(front))
-        .route("/metrics", get(exposition))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready));
+    let mut router = probes().route("/", get(front)).route("/metrics", get(exposition));
     if admin.checks {
         router = router.route("/check", get(check::form).post(check::ask));
     }

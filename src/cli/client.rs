@@ -9,7 +9,6 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
-use tokio_util::either::Either;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -20,8 +19,11 @@ use super::args;
 use super::port_probe::{self, Service};
 use crate::config::DEFAULT_GRPC_ADDRESS;
 use crate::net::socket::{Address, connect_unix};
+use crate::net::tls;
+use consentd_bench::load::Socket;
 use consentd_os::files;
 use consentd_os::io_hint;
+use consentd_tls::{ClientFiles, TlsFileError, failure};
 
 /// The time between two attempts to connect to a Unix socket whose backlog is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -36,6 +38,8 @@ pub(super) struct ClientArgs {
     /// `CONSENTD_LISTEN` says that `serve` listens, as in a container of its own
     #[arg(long, env = "CONSENTD_ADDR", value_name = "ADDR", default_value_t = served_address())]
     addr: Address,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// How long to wait for an answer
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = humantime::parse_duration)]
@@ -43,6 +47,36 @@ pub(super) struct ClientArgs {
     /// Print the answer as proto3 JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// TLS to the sidecar.
+#[derive(Args, Clone, Debug, Default)]
+struct TlsArgs {
+    /// Connect by TLS; so do the three flags below
+    #[arg(long, env = "CONSENTD_TLS", value_parser = clap::builder::BoolishValueParser::new(),
+          action = clap::ArgAction::SetTrue)]
+    tls: bool,
+    /// The CA certificates to trust, instead of the system's, in PEM form
+    #[arg(long, env = "CONSENTD_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// A certificate of this client, where the sidecar asks for one
+    #[arg(long, env = "CONSENTD_CERT_FILE", value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, env = "CONSENTD_KEY_FILE", value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// The files of TLS, if connections are to be made by it.
+    fn files(&self) -> Option<ClientFiles> {
+        // An empty variable counts as unset.
+        let given =
+            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let ca = given(&self.ca_file);
+        let own = given(&self.cert_file).zip(given(&self.key_file));
+        (self.tls || ca.is_some() || own.is_some()).then_some(ClientFiles { ca, own })
+    }
 }
 
 /// Where `serve` listens if it is started in this environment. A Unix socket comes first, because a
@@ -87,7 +121,7 @@ pub(super) struct TokenArgs {
 impl ClientArgs {
     /// A sidecar at an address that a command takes from flags of its own.
     pub(super) fn at(addr: Address, timeout: Duration) -> Self {
-        Self { addr, timeout, json: false }
+        Self { addr, tls: TlsArgs::default(), timeout, json: false }
     }
 
     pub(super) fn addr(&self) -> &Address {
@@ -98,38 +132,32 @@ impl ClientArgs {
         self.timeout
     }
 
-    /// Opens a socket, without HTTP/2.
-    pub(super) async fn socket(&self) -> io::Result<Either<TcpStream, UnixStream>> {
-        match &self.addr {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Either::Left(stream))
-            }
-            unix => connect_unix_with_retries(unix).await.map(Either::Right),
+    /// Opens a socket, with TLS if the flags say so, and without HTTP/2.
+    pub(super) async fn socket(&self) -> io::Result<Socket> {
+        let address = match &self.addr {
+            Address::Tcp(address) => address,
+            unix => return Ok(Box::new(connect_unix_with_retries(unix).await?)),
+        };
+        if let Some(files) = self.tls.files() {
+            return Ok(Box::new(tls::connect(&files, address).await?));
         }
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
     }
 
     /// Opens a gRPC channel.
     pub(super) async fn connect(&self) -> anyhow::Result<Channel> {
-        let connecting = async {
-            match &self.addr {
-                Address::Tcp(address) => {
-                    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-                    endpoint.timeout(self.timeout).connect().await
-                }
-                unix => {
-                    let unix = unix.clone();
-                    Endpoint::from_static("http://localhost")
-                        .timeout(self.timeout)
-                        .connect_with_connector(service_fn(move |_: Uri| {
-                            let unix = unix.clone();
-                            async move { connect_unix_with_retries(&unix).await.map(TokioIo::new) }
-                        }))
-                        .await
-                }
-            }
+        let authority = match &self.addr {
+            Address::Tcp(address) => address,
+            Address::Unix(_) | Address::Abstract(_) => "localhost",
         };
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))?.timeout(self.timeout);
+        let args = self.clone();
+        let connecting = endpoint.connect_with_connector(service_fn(move |_: Uri| {
+            let args = args.clone();
+            async move { args.socket().await.map(TokioIo::new) }
+        }));
         if let Ok(connected) = tokio::time::timeout(self.timeout, connecting).await {
             return connected.map_err(|error| self.unreachable(&error));
         }
@@ -146,6 +174,17 @@ impl ClientArgs {
     fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
         let io_error = sources(error).find_map(|error| error.downcast_ref::<io::Error>());
         let kind = io_error.map_or(io::ErrorKind::Other, io::Error::kind);
+        if let Some(error) = sources(error).find_map(|error| error.downcast_ref::<TlsFileError>()) {
+            let flag = if matches!(error, TlsFileError::NoRoots) { " with --ca-file" } else { "" };
+            return anyhow!("TLS with consentd at {}: {error}{flag}", self.addr);
+        }
+        if let Some(error) = io_error.filter(|error| is_of_tls(error)) {
+            return anyhow!(
+                "TLS with consentd at {} failed: {}\n  see --ca-file, --cert-file and --key-file",
+                self.addr,
+                failure(error)
+            );
+        }
         let or_where = "or say where it is with --addr or CONSENTD_ADDR";
         let advice = match (&self.addr, kind) {
             (Address::Tcp(address), io::ErrorKind::ConnectionRefused) => {
@@ -220,6 +259,13 @@ impl ClientArgs {
                     )
                 })
             }
+            // In TLS 1.3 a server refuses a client's certificate after the client's handshake.
+            _ if is_local(status) && self.tls.files().is_some() => anyhow!(
+                "TLS with consentd at {} broke: {}\n  it may require a client certificate that it \
+                 trusts: see --cert-file and --key-file",
+                self.addr,
+                root_cause(status)
+            ),
             _ if is_local(status) => {
                 let message = status.message();
                 let error = || {
@@ -249,7 +295,10 @@ impl ClientArgs {
             }
             Service::Http => "no gRPC port: a web server listens there",
             Service::Redis => "no gRPC port: a Redis listens there",
-            Service::Tls => "no plain gRPC port: what listens there expects TLS",
+            Service::Tls => {
+                "no plain gRPC port, but expects TLS: if a sidecar is there, give --tls, or --ca-file \
+                 with the CA of its certificate"
+            }
             Service::Unknown => {
                 let timeout = humantime::format_duration(self.timeout);
                 return Some(anyhow!(
@@ -286,6 +335,11 @@ fn serving(address: &str) -> String {
 fn is_local(status: &tonic::Status) -> bool {
     std::error::Error::source(status).is_some()
         || status.message().starts_with("grpc-status header missing")
+}
+
+/// Whether it is an error of TLS, and not of the socket.
+fn is_of_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
 impl TokenArgs {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{field, info, warn};
 
 use super::{Verdict, args, ledger_target};
 use crate::app::{Bound, Sidecar};
@@ -84,8 +84,7 @@ fn log_addresses(bound: &Bound, ledger: &str, workers: usize) {
     let record = list(&bound.record);
     let admin = bound.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
     let grpc = list(&bound.grpc);
-    match bound.webhook {
-        None => info!(grpc, record, admin, ledger, workers, "listening"),
-        Some(webhook) => info!(grpc, record, %webhook, admin, ledger, workers, "listening"),
-    }
+    let webhook = bound.webhook.map(field::display);
+    let probes = bound.probes.map(field::display);
+    info!(grpc, record, webhook, admin, probes, ledger, workers, "listening");
 }

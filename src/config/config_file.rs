@@ -8,7 +8,7 @@ use clap::Args as _;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{ConfigError, KeywordArgs, ServeArgs, WhatsappArgs};
+use super::{ConfigError, KeywordArgs, RoleArgs, ServeArgs, WhatsappArgs};
 
 /// The least similarity, from 0 to 1, of an unknown key to the known one that is suggested.
 const MIN_SIMILARITY: f64 = 0.6;
@@ -17,7 +17,7 @@ const MIN_SIMILARITY: f64 = 0.6;
 static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let command = ServeArgs::augment_args(clap::Command::new("serve"));
     let flags = command.get_arguments().filter_map(clap::Arg::get_long);
-    let keys = flags.filter(|flag| *flag != "config").chain(["keywords", "whatsapp"]);
+    let keys = flags.filter(|flag| *flag != "config").chain(["keywords", "whatsapp", "roles"]);
     keys.map(str::to_owned).collect()
 });
 
@@ -43,6 +43,7 @@ impl<'de> Deserialize<'de> for Key {
 struct Tables {
     keywords: Option<KeywordArgs>,
     whatsapp: Option<WhatsappArgs>,
+    roles: Option<RoleArgs>,
 }
 
 /// Reads and parses the file.
@@ -58,11 +59,12 @@ pub(super) fn read(path: &Path) -> Result<ServeArgs, ConfigError> {
 /// groups into one struct by serde would lose the line and column of an invalid value.
 pub(super) fn parse(text: &str) -> Result<ServeArgs, toml::de::Error> {
     toml::from_str::<BTreeMap<Key, toml::Value>>(text)?;
-    let Tables { keywords, whatsapp } = toml::from_str(text)?;
+    let Tables { keywords, whatsapp, roles } = toml::from_str(text)?;
     Ok(ServeArgs {
         config: None,
         ledger: toml::from_str(text)?,
         listeners: toml::from_str(text)?,
+        tls: toml::from_str(text)?,
         webhook: toml::from_str(text)?,
         policy: toml::from_str(text)?,
         limits: toml::from_str(text)?,
@@ -71,6 +73,7 @@ pub(super) fn parse(text: &str) -> Result<ServeArgs, toml::de::Error> {
         decision_log: toml::from_str(text)?,
         keywords,
         whatsapp,
+        roles,
     })
 }
 
@@ -126,7 +129,7 @@ mod tests {
         let far = error("log = \"info\"\nqqq = 1\n");
         assert!(far.contains("line 2, column 1"), "{far}");
         assert!(far.contains("expected one of `ledger`, `ledger-user`, "), "{far}");
-        assert!(far.contains("`keywords`, `whatsapp`"), "{far}");
+        assert!(far.contains("`keywords`, `whatsapp`, `roles`"), "{far}");
         // The file cannot name another one.
         assert!(error("config = \"other.toml\"").contains("unknown"));
     }

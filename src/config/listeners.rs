@@ -27,6 +27,10 @@ pub struct ListenerArgs {
     /// [default: 127.0.0.1:9464]
     #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
     pub admin: Option<String>,
+    /// Serve /livez and /readyz here too, without TLS, for probes that have no certificate: HOST:PORT, or
+    /// none [default: none]
+    #[arg(long, env = "CONSENTD_PROBES", value_name = "ADDR")]
+    pub probes: Option<String>,
     /// Put a form on that page that answers checks and shows what they rest on; on a loopback
     /// address alone, since whoever opens the page can ask about anybody [default: false]
     #[arg(
@@ -51,6 +55,7 @@ impl ListenerArgs {
             listen: self.listen.or(weaker.listen),
             unix: self.unix.or(weaker.unix),
             admin: self.admin.or(weaker.admin),
+            probes: self.probes.or(weaker.probes),
             admin_checks: self.admin_checks.or(weaker.admin_checks),
             record: self.record.or(weaker.record),
             record_token_file: self.record_token_file.or(weaker.record_token_file),
@@ -75,7 +80,14 @@ impl ListenerArgs {
         }
         let admin = admin.map(str::to_owned);
         let record_token_file = self.record_token_file;
-        Ok(Listeners { listen, admin, admin_checks, record, record_token_file })
+        let probes = self.probes.as_deref().and_then(unless_none);
+        if let Some(probes) = probes
+            && !matches!(probes.parse(), Ok(Address::Tcp(_)))
+        {
+            return Err(wrong("--probes", "must be HOST:PORT such as 0.0.0.0:9465, or none"));
+        }
+        let probes = probes.map(str::to_owned);
+        Ok(Listeners { listen, admin, probes, admin_checks, record, record_token_file })
     }
 }
 
@@ -86,6 +98,8 @@ pub struct Listeners {
     pub listen: Vec<Address>,
     /// The address of metrics, probes and the status page.
     pub admin: Option<String>,
+    /// The address of probes alone.
+    pub probes: Option<String>,
     /// Whether the status page answers checks.
     pub admin_checks: bool,
     /// The address of `RecordService`; if unset, every address of `listen` serves it.

@@ -1,5 +1,7 @@
 //! The process' log, and exported traces.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Deserialize;
 
@@ -16,9 +18,12 @@ pub struct TelemetryArgs {
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// Export sampled traces to this OpenTelemetry collector, by OTLP over gRPC: http://HOST:PORT,
-    /// or none [default: none]
+    /// https://HOST:PORT, or none [default: none]
     #[arg(long, env = "CONSENTD_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
+    /// The CA certificates to trust if the collector is at https, instead of the system's
+    #[arg(long, env = "CONSENTD_OTLP_CA_FILE", value_name = "FILE")]
+    pub otlp_ca_file: Option<PathBuf>,
     /// The share of calls to sample, of those that bring no traceparent; others are sampled as
     /// their caller's trace is [default: 0.01]
     #[arg(long, env = "CONSENTD_OTLP_SAMPLE", value_name = "RATIO", value_parser = ratio)]
@@ -31,6 +36,7 @@ impl TelemetryArgs {
         Self {
             log: self.log.or(weaker.log),
             otlp_endpoint: self.otlp_endpoint.or(weaker.otlp_endpoint),
+            otlp_ca_file: self.otlp_ca_file.or(weaker.otlp_ca_file),
             otlp_sample: self.otlp_sample.or(weaker.otlp_sample),
         }
     }
@@ -68,6 +74,7 @@ impl TelemetryArgs {
             .map(str::parse)
             .transpose()
             .map_err(|error: EndpointError| wrong("--otlp-endpoint", error.to_string()))?;
-        Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ratio }))
+        let ca = self.otlp_ca_file.clone().filter(|path| !path.as_os_str().is_empty());
+        Ok(endpoint.map(|endpoint| TraceSettings { endpoint, ca, ratio }))
     }
 }

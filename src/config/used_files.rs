@@ -47,6 +47,10 @@ pub(super) fn collect(
     add_named("--ledger-ca-file", &args.ledger.ledger_ca_file, Usage::Certificate);
     add_named("--ledger-cert-file", &args.ledger.ledger_cert_file, Usage::Certificate);
     add_named("--ledger-key-file", &args.ledger.ledger_key_file, Usage::Certificate);
+    add_named("--otlp-ca-file", &args.telemetry.otlp_ca_file, Usage::Certificate);
+    add_named("--tls-cert-file", &args.tls.tls_cert_file, Usage::Certificate);
+    add_named("--tls-key-file", &args.tls.tls_key_file, Usage::Certificate);
+    add_named("--tls-client-ca-file", &args.tls.tls_client_ca_file, Usage::Certificate);
     for path in args.webhook.webhook_app_secret_file.iter().flatten() {
         add("--webhook-app-secret-file", path, Usage::Secret);
     }

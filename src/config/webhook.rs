@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::values::{address, number, span, unless_none};
 use super::{
     ConfigError, DecisionLogArgs, LedgerAddress, LedgerArgs, LimitArgs, ListenerArgs, PolicyArgs,
-    ServeArgs, Settings, StorageArgs, TelemetryArgs, config_file, wrong,
+    ServeArgs, Settings, StorageArgs, TelemetryArgs, TlsArgs, config_file, wrong,
 };
 use crate::net::socket::Address;
 use crate::secrets::Secrets;
@@ -201,6 +201,10 @@ pub struct WebhookArgs {
     /// [default: 127.0.0.1:9464]
     #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
     admin: Option<String>,
+    /// Serve /livez and /readyz here too, without TLS, for probes that have no certificate: HOST:PORT, or
+    /// none [default: none]
+    #[arg(long, env = "CONSENTD_PROBES", value_name = "ADDR")]
+    probes: Option<String>,
     /// What an append in Redis waits for: ledger, replicas:N, or aof [default: ledger]
     #[arg(long, env = "CONSENTD_DURABILITY", value_name = "WHAT")]
     durability: Option<String>,
@@ -228,6 +232,8 @@ pub struct WebhookArgs {
     #[arg(long, env = "CONSENTD_LOG", value_name = "FILTER")]
     log: Option<String>,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     ledger: LedgerArgs,
 }
 
@@ -240,8 +246,11 @@ impl WebhookArgs {
     pub fn settings(self) -> Result<Settings, ConfigError> {
         let mut file = config_file::read(&self.config)?;
         // A file that is shared with a sidecar has settings that are not for this process.
-        file.listeners =
-            ListenerArgs { admin: file.listeners.admin.take(), ..ListenerArgs::default() };
+        file.listeners = ListenerArgs {
+            admin: file.listeners.admin.take(),
+            probes: file.listeners.probes.take(),
+            ..ListenerArgs::default()
+        };
         file.storage.snapshot = None;
         file.storage.snapshot_every = None;
         file.storage.new = None;
@@ -254,8 +263,10 @@ impl WebhookArgs {
             listeners: ListenerArgs {
                 listen: Some("none".to_owned()),
                 admin: self.admin,
+                probes: self.probes,
                 ..ListenerArgs::default()
             },
+            tls: self.tls,
             webhook: WebhookListenerArgs {
                 webhook: Some(address.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned())),
                 webhook_app_secret_file: self.webhook_app_secret_file,

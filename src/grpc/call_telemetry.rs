@@ -245,8 +245,8 @@ impl Drop for ObservedCall {
 }
 
 /// The throttles of warnings about failed calls: one for each code that is the server's fault, overload,
-/// or a caller without a valid token, who may be guessing one.
-struct FailureThrottles([(Code, LogThrottle); 6]);
+/// or a caller without a valid token or role, who may be trying what is possible.
+struct FailureThrottles([(Code, LogThrottle); 7]);
 
 impl FailureThrottles {
     fn new() -> Self {
@@ -257,6 +257,7 @@ impl FailureThrottles {
             Code::Unavailable,
             Code::DataLoss,
             Code::Unauthenticated,
+            Code::PermissionDenied,
         ];
         Self(codes.map(|code| (code, LogThrottle::new(LOG_INTERVAL))))
     }
@@ -388,7 +389,7 @@ mod tests {
 
         let endpoint = "http://localhost:4317".parse().unwrap();
         let metrics = crate::metrics::Metrics::new(prometheus::Registry::new()).unwrap();
-        let settings = crate::telemetry::TraceSettings { endpoint, ratio: 0.0 };
+        let settings = crate::telemetry::TraceSettings { endpoint, ca: None, ratio: 0.0 };
         let (tracer, _exporter) = crate::telemetry::traces(settings, Arc::new(metrics));
         let on = CallTelemetry::new(Some(tracer));
         assert!(check(&on, &mut request), "it is sampled");

@@ -18,6 +18,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,13 +29,16 @@ use tracing::debug;
 
 use super::body::ResponseBody;
 use super::connection_context::ConnectionContext;
+use super::roles::{Peer, Roles};
 use super::router::{ResponseFuture, Router};
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::accept::{Acceptor, Capacity, ConnectionPermit};
 use crate::net::socket::{Accepted, Listener};
+use crate::net::tls::ServerTls;
 use consentd_os::backoff;
+use consentd_tls::Protocol;
 
 /// How much the age at which a connection is closed varies, in percent either way.
 const AGE_JITTER_PERCENT: u8 = 10;
@@ -93,9 +97,19 @@ pub struct Limits {
     pub connection_age_grace: Duration,
 }
 
+/// How a listener's clients are recognised.
+#[derive(Clone, Default)]
+pub struct Security {
+    /// The certificate and key, if connections are made by TLS. A Unix socket never is.
+    pub(crate) tls: Option<ServerTls>,
+    /// The roles of clients, if they count on this listener.
+    pub roles: Option<Roles>,
+}
+
 /// Serves a listener until it is drained.
 pub async fn serve(
     listener: Listener,
+    security: Security,
     router: Router,
     limits: Limits,
     budget: Arc<Budget>,
@@ -135,7 +149,9 @@ pub async fn serve(
                 let limits = Limits { connection_age: PROBE_CONNECTION_AGE, ..limits };
                 (permit, budget.probe_connection(), limits)
             };
+        let peer = security.roles.clone().map(Peer::with_roles).unwrap_or_default();
         let connection = Connection {
+            peer: peer.clone(),
             router: router.clone(),
             share,
             limits,
@@ -145,7 +161,16 @@ pub async fn serve(
         };
         metrics.connection_opened();
         match accepted {
-            Accepted::Tcp(stream) => connections.spawn(connection.run(stream)),
+            Accepted::Tcp(stream) => match &security.tls {
+                None => connections.spawn(connection.run(stream)),
+                Some(tls) => {
+                    let identified = move |certificate: &CertificateDer<'_>| {
+                        peer.identified(certificate);
+                    };
+                    let stream = tls.accept(stream, Protocol::Http2, "grpc", identified);
+                    connections.spawn(connection.run(stream))
+                }
+            },
             Accepted::Unix(stream) => connections.spawn(connection.run(stream)),
         };
     }
@@ -173,6 +198,7 @@ where
 }
 
 struct Connection {
+    peer: Peer,
     router: Router,
     share: Arc<budget::ConnectionBudget>,
     limits: Limits,
@@ -199,7 +225,7 @@ impl Connection {
     async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let handshaken = Arc::new(AtomicBool::new(false));
         let share = self.share;
-        let context = ConnectionContext::new(Arc::clone(&share));
+        let context = ConnectionContext::new(Arc::clone(&share), self.peer);
         let service = ConnectionService { router: self.router, context: context.clone() };
         let stream =
             PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Request, Status};
 
+use super::roles::Peer;
 use super::status;
 use crate::budget::{Charge, ConnectionBudget, Pool};
 
@@ -16,6 +17,8 @@ use crate::budget::{Charge, ConnectionBudget, Pool};
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
     pub(super) budget: Arc<ConnectionBudget>,
+    /// What the client may do.
+    pub(super) peer: Peer,
     /// Cancelled once the connection is to end, for streams that could go on without an end.
     pub(super) ending: CancellationToken,
     /// Cancelled once the connection is to end for another reason than its age. Calls that read the
@@ -32,10 +35,11 @@ pub(super) struct ConnectionContext {
 }
 
 impl ConnectionContext {
-    pub(super) fn new(budget: Arc<ConnectionBudget>) -> Self {
+    pub(super) fn new(budget: Arc<ConnectionBudget>, peer: Peer) -> Self {
         let turn = || Arc::new(Semaphore::new(1));
         Self {
             budget,
+            peer,
             ending: CancellationToken::new(),
             closing: CancellationToken::new(),
             long_calls: TaskTracker::new(),

@@ -1,6 +1,7 @@
 //! The RPCs of the contract. The router establishes the method of a call once, by its path.
 
 use super::pb::{consent_service_server, record_service_server};
+use super::roles::Role;
 
 /// A method of the contract.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,6 +110,27 @@ impl Method {
             | Self::ListUserEvents
             | Self::ListDueOptIns
             | Self::EraseUser => Service::Record,
+        }
+    }
+
+    /// The role that a client needs where roles count.
+    pub(super) const fn role(self) -> Role {
+        match self {
+            Self::CanSend
+            | Self::BatchCanSend
+            | Self::StreamCanSend
+            | Self::FilterRecipients
+            | Self::GetConsent
+            | Self::GetStatus => Role::Check,
+            Self::WatchConsents => Role::Watch,
+            Self::RecordEvent
+            | Self::RecordEvents
+            | Self::ListEvents
+            | Self::ExportEvents
+            | Self::CheckEvents
+            | Self::ListUserEvents
+            | Self::ListDueOptIns => Role::Record,
+            Self::EraseUser => Role::Erase,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`connection`] (HTTP/2 connections and their end), `connection_context` (what the
 //! calls of a connection share), `router` (which service takes
-//! a call, and which calls are refused), `body` (bodies whose bytes are charged to a budget),
+//! a call, and which calls are refused), `auth` and `roles` (who may do what), `body` (bodies whose bytes are charged to a budget),
 //! `call_telemetry` (logs and traces of single calls), `consent_service` (with `stream_can_send`,
 //! `filter_recipients` and [`watch_consents`]) and `record_service` (with `history_service`), `health`,
 //! `convert`, `status` (errors on the wire), [`codec`], `fast_decode` (requests read in place).
@@ -21,6 +21,7 @@ mod health;
 mod history_service;
 mod method;
 mod record_service;
+mod roles;
 mod router;
 mod status;
 mod stream_can_send;
@@ -37,6 +38,7 @@ pub use consent_service::{CheckLimits, CheckService};
 pub use convert::{entry, event_error};
 pub use health::HealthService;
 pub use record_service::{LEDGER_ID, REVISION, RecordService};
+pub use roles::{Role, Roles};
 pub use router::{ReflectionError, Router};
 pub use watch_consents::WatchService;
 

@@ -138,6 +138,11 @@ impl Router {
         };
         let path = request.uri().path();
         if let Some(method) = Method::from_path(path) {
+            if let Err(status) = self.authorize(method, request.headers(), connection) {
+                connection.budget.count_unauthenticated();
+                self.telemetry.on_rejected(Some(method), request.headers(), &status);
+                return refuse(&status);
+            }
             let open = if method.is_stream() { STREAM_BYTES } else { CALL_BYTES };
             let pool = match method.service() {
                 Service::Consent => Pool::Checks,
@@ -165,6 +170,33 @@ impl Router {
         match admit(&connection.budget, pool, open + header_bytes) {
             Ok(charge) => self.call_other(request, connection, charge),
             Err(limit) => self.reject(None, &request, limit),
+        }
+    }
+
+    /// Whether the client may call a method: by a bearer token, which is for recording alone, or by a role.
+    fn authorize(
+        &self,
+        method: Method,
+        headers: &HeaderMap,
+        connection: &ConnectionContext,
+    ) -> Result<(), Status> {
+        let by_role = connection.peer.has(method.role());
+        let tokens = match method.service() {
+            Service::Record => self.tokens.as_ref(),
+            Service::Consent => None,
+        };
+        match (by_role, tokens) {
+            (Some(true), _) | (None, None) => Ok(()),
+            (_, Some(tokens)) if tokens.authorize(headers) => Ok(()),
+            (None, Some(_)) => Err(Status::unauthenticated(
+                "recording needs the header `authorization: Bearer TOKEN`, with a token of the \
+                 server's --record-token-file",
+            )),
+            (Some(false), _) => Err(Status::permission_denied(format!(
+                "the client has no certificate, or one whose names have not the role `{}`: see \
+                 [roles] in the server's --config",
+                method.role().name()
+            ))),
         }
     }
 
@@ -212,15 +244,6 @@ impl Router {
                 "events are not recorded on this listener; --record says on which they are",
             ));
         };
-        if self.tokens.as_ref().is_some_and(|tokens| !tokens.authorize(request.headers())) {
-            let status = Status::unauthenticated(
-                "recording needs the header `authorization: Bearer TOKEN`, with a token of the \
-                 server's --record-token-file",
-            );
-            connection.budget.count_unauthenticated();
-            self.telemetry.on_rejected(Some(method), request.headers(), &status);
-            return refuse(&status);
-        }
         let call_timeout = call_timeout(Some(method), request.headers());
         let watch = self.telemetry.watch(method, &mut request);
         // The handler charges it for what it keeps of the request, and ends with it.

@@ -6,17 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use consentd_tls::Protocol;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Drain;
 use super::accept::{Acceptor, Capacity, CloseSignals, ConnectionPermit};
+use super::tls::ServerTls;
 use crate::metrics::Metrics;
 
 /// The most bytes of a request's head.
@@ -38,13 +42,14 @@ pub(crate) struct Http1Limits {
     pub(crate) shutdown_grace: Duration,
 }
 
-/// Serves a listener until `drain.begun`, then finishes the requests that were begun, within the
+/// Serves a listener, with TLS if there is a certificate, until `drain.begun`, then finishes the requests that were begun, within the
 /// grace and at the latest until `drain.over`.
 ///
 /// `connect` is called for each connection. It returns the service of that connection, and a test
 /// of whether the connection has nothing in progress and may be closed for another.
 pub(crate) async fn serve<S, Silent>(
     listener: impl Borrow<TcpListener>,
+    tls: Option<&ServerTls>,
     limits: Http1Limits,
     metrics: Arc<Metrics>,
     drain: Drain,
@@ -68,6 +73,13 @@ pub(crate) async fn serve<S, Silent>(
             (stream, _) = acceptor.accept_next(|| listener.borrow().accept()) => {
                 let (service, is_silent) = connect();
                 if let Some(permit) = acceptor.admit(is_silent) {
+                    // Responses are short: the second must not wait for the acknowledgement of the
+                    // first.
+                    let _ = stream.set_nodelay(true);
+                    let stream = match tls {
+                        None => Either::Left(stream),
+                        Some(tls) => Either::Right(tls.accept(stream, Protocol::Http1, limits.label, |_| ())),
+                    };
                     connections.spawn(serve_connection(stream, service, limits, drain.clone(), permit));
                 }
             }
@@ -79,7 +91,7 @@ pub(crate) async fn serve<S, Silent>(
 }
 
 async fn serve_connection<S>(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     service: S,
     limits: Http1Limits,
     drain: Drain,
@@ -94,8 +106,6 @@ async fn serve_connection<S>(
             () = drain.begun.cancelled() => {}
         }
     };
-    // Responses are short: the second must not wait for the acknowledgement of the first.
-    let _ = stream.set_nodelay(true);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)

@@ -2,12 +2,14 @@
 //!
 //! In reading order: [`socket`] (addresses, TCP and Unix sockets), [`accept`] (how many connections a
 //! listener takes at once, and which one makes room for another), [`http1`] (the serving loop of the
-//! admin listener and the webhook receiver), [`log_throttle`] (limits how often a warning is logged).
+//! admin listener and the webhook receiver), [`tls`] (handshakes on accepted
+//! connections), [`log_throttle`] (limits how often a warning is logged).
 
 pub(crate) mod accept;
 pub(crate) mod http1;
 pub(crate) mod log_throttle;
 pub mod socket;
+pub(crate) mod tls;
 
 use tokio_util::sync::CancellationToken;
 

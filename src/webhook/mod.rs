@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::accept::Capacity;
 use crate::net::http1::{self, Http1Limits};
+use crate::net::tls::ServerTls;
 use crate::recorder::Recorder;
 use consentd_os::clock;
 
@@ -102,6 +103,7 @@ impl Webhook {
 /// `drain.over`.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<ServerTls>,
     webhook: Webhook,
     budget: Arc<Budget>,
     drain: Drain,
@@ -118,7 +120,7 @@ pub(crate) async fn serve(
         });
         (service, move || !records.load(Ordering::Relaxed))
     };
-    http1::serve(listener, LIMITS, metrics, drain, connect).await;
+    http1::serve(listener, tls.as_ref(), LIMITS, metrics, drain, connect).await;
 }
 
 /// The sender on one connection.

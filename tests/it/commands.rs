@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use consentd::budget::{Budget, BudgetSizes};
 use consentd::checker::Checker;
-use consentd::grpc::connection::{Limits, serve};
+use consentd::grpc::connection::{Limits, Security, serve};
 use consentd::grpc::{CheckLimits, CheckService, DESCRIPTOR_SET, HealthService, Router, pb};
 use consentd::metrics::Metrics;
 use consentd::net::Drain;
@@ -299,7 +299,15 @@ pub async fn served(prepare: impl FnOnce(&mut Writer)) -> (String, Drain) {
     let address = listener.address().unwrap().to_string();
     let limits =
         Limits { connections: 100, connection_age: PATIENCE, connection_age_grace: PATIENCE };
-    tokio::spawn(serve(listener, routes, limits, budget, metrics, drain.clone()));
+    tokio::spawn(serve(
+        listener,
+        Security::default(),
+        routes,
+        limits,
+        budget,
+        metrics,
+        drain.clone(),
+    ));
     (address, drain)
 }
 

@@ -31,6 +31,8 @@ pub struct Sidecar {
     pub record: String,
     /// `HOST:PORT` of its admin listener.
     pub admin: String,
+    /// `HOST:PORT` of its listener for probes alone.
+    pub probes: String,
     /// `HOST:PORT` where it receives webhooks.
     pub webhook: String,
     /// What it wrote to standard error after saying where it listens.
@@ -112,6 +114,7 @@ impl Sidecar {
                     grpc: text("grpc").split(',').next().unwrap_or("").to_owned(),
                     record: text("record").split(',').next().unwrap_or("").to_owned(),
                     admin: text("admin"),
+                    probes: text("probes"),
                     webhook: text("webhook"),
                     log,
                     reader: Some(reader),
@@ -218,7 +221,12 @@ impl Sidecar {
 
     /// Asks its admin listener; gives the status of the answer and its body.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.admin).await.expect("it has an admin listener");
+        self.get_at(&self.admin, path).await
+    }
+
+    /// The same of another of its listeners.
+    pub async fn get_at(&self, address: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.expect("it has this listener");
         let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("it reads");
         let mut answer = String::new();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use consentd::grpc::pb;
+use consentd_tls::{Protocol, ServerFiles};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -18,13 +19,16 @@ use opentelemetry_proto::tonic::trace::v1::{
     Span, Status as SpanStatus, span::SpanKind, status::StatusCode,
 };
 use prost::Message as _;
-use tokio::net::TcpListener;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status};
 
 use crate::sidecar::{
     BINARY, Sidecar, Wire, event, eventually, framed, inbound, ledger_in, opt_in, question,
 };
+use crate::tls::authority::{Authority, Signed};
 
 const CAN_SEND: &str = "consent.v1.ConsentService/CanSend";
 const USER: &str = "15550123456";
@@ -111,6 +115,55 @@ async fn end(sidecar: &mut Sidecar) -> Duration {
 fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
     let expected = expected.iter().map(|(key, value)| ((*key).into(), (*value).into()));
     assert_eq!(attributes(&span.attributes), expected.collect(), "{}", span.name);
+}
+
+/// Serves TLS with this certificate before a plain server; gives the port.
+async fn tls_before(url: &str, certificate: &Signed) -> u16 {
+    let files = ServerFiles {
+        certificate: certificate.certificate.clone(),
+        key: certificate.key.clone(),
+        client_ca: None,
+    };
+    let acceptor = TlsAcceptor::from(files.read().unwrap().config(Protocol::Http2));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let plain = url.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut plain = TcpStream::connect(&plain).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut stream, &mut plain).await });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn traces_reach_a_collector_by_tls_if_its_ca_is_trusted() {
+    let (collector, url) = Collector::serve().await;
+    let authority = Authority::new("collectors");
+    let port = tls_before(&url, &authority.server("collector")).await;
+    let (endpoint, ca) = (format!("https://localhost:{port}"), authority.ca());
+    for trusted in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut flags = vec!["--otlp-endpoint", &endpoint, "--otlp-sample", "1"];
+        if trusted {
+            flags.extend(["--otlp-ca-file", ca.to_str().unwrap()]);
+        }
+        let mut sidecar = Sidecar::live(folder.path(), &flags).await;
+        sidecar.checks().await.can_send(question(USER, BUSINESS, "marketing")).await.unwrap();
+        if trusted {
+            eventually("the spans arrive", || async { !collector.spans().is_empty() }).await;
+        } else {
+            eventually("the failure is said", || async {
+                sidecar.said().contains("cannot export traces")
+            })
+            .await;
+            assert!(collector.spans().is_empty());
+        }
+        end(&mut sidecar).await;
+    }
 }
 
 #[tokio::test]

@@ -18,9 +18,8 @@ use consentd_os::clock;
 use futures_util::StreamExt as _;
 use futures_util::future::{LocalBoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
-use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use self::connection::{LoadConnection, connect};
@@ -38,8 +37,13 @@ const START_DELAY: Duration = Duration::from_millis(5);
 /// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A connected socket.
-pub type Socket = Either<TcpStream, UnixStream>;
+/// What a connection reads from and writes to.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connected socket: TCP or Unix, with TLS or without.
+pub type Socket = Box<dyn Stream>;
 
 /// Connects to the server under load.
 pub trait Connect: Sync {

@@ -13,9 +13,10 @@ use tokio::time::timeout;
 
 use super::credentials::{Credentials, Secret};
 use super::resp::{Reply, RespConnection, RespError, Stream};
-use super::tls::TlsFiles;
+use super::tls;
 use super::url::Address;
 use consentd_os::io_hint;
+use consentd_tls::{ClientFiles, TlsFileError};
 
 /// The idle time after which the system sends TCP keepalive probes. Commands have shorter timeouts; this
 /// finds dead connections on which no reply is awaited.
@@ -36,12 +37,15 @@ pub(crate) enum ConnectionError {
         /// What the file must contain.
         why: &'static str,
     },
-    /// The certificates or the key are invalid, or do not match.
-    #[error("the certificates or the key cannot be used for TLS: {source}")]
-    TlsSetup { source: rustls::Error },
-    /// The system has no CA certificates.
-    #[error("this system has no CA certificates: name a file of them with --ledger-ca-file")]
-    NoRoots,
+    /// The files for TLS cannot be used.
+    #[error("{source}{}", if matches!(source, TlsFileError::NoRoots) { " with --ledger-ca-file" } else { "" })]
+    TlsFiles {
+        #[from]
+        source: TlsFileError,
+    },
+    /// Reading the files for TLS panicked.
+    #[error("the files for TLS cannot be read: {0}")]
+    TlsPanic(String),
     /// The host cannot be a name in a certificate.
     #[error("{address} is not a valid server name for TLS")]
     InvalidServerName { address: Address },
@@ -148,8 +152,8 @@ impl ConnectionError {
         match self {
             Self::File { .. }
             | Self::Content { .. }
-            | Self::TlsSetup { .. }
-            | Self::NoRoots
+            | Self::TlsFiles { .. }
+            | Self::TlsPanic(_)
             | Self::InvalidServerName { .. }
             | Self::Tls { .. }
             | Self::NotRedis { .. }
@@ -213,7 +217,7 @@ pub(crate) enum ServerKind {
 pub(crate) struct Handshake<'a> {
     pub(crate) address: &'a Address,
     pub(crate) credentials: &'a Credentials,
-    pub(crate) tls: Option<&'a TlsFiles>,
+    pub(crate) tls: Option<&'a ClientFiles>,
     pub(crate) kind: ServerKind,
 }
 
@@ -278,7 +282,7 @@ impl Handshake<'_> {
             None => Box::new(stream),
             Some(files) => {
                 in_tls.store(true, Ordering::Relaxed);
-                let stream = files.over(stream, host, address).await?;
+                let stream = tls::over(files, stream, host, address).await?;
                 in_tls.store(false, Ordering::Relaxed);
                 Box::new(stream)
             }

@@ -21,8 +21,8 @@ use super::connection::multiplexed;
 use super::credentials::Credentials;
 use super::handshake::{ConnectionError, Handshake, ServerKind};
 use super::primary::Timeouts;
-use super::tls::TlsFiles;
 use super::url::{Address, MAX_SENTINELS};
+use consentd_tls::ClientFiles;
 
 /// After how many consecutive unanswered questions a connection is closed. A distant Sentinel may always be
 /// slower than the majority, and must not be reconnected each time; one that hangs must be.
@@ -33,7 +33,7 @@ pub(crate) struct Sentinels {
     configured: Vec<Address>,
     master: String,
     credentials: Credentials,
-    tls: Option<TlsFiles>,
+    tls: Option<ClientFiles>,
     known: Mutex<Known>,
 }
 
@@ -68,7 +68,7 @@ impl Sentinels {
         configured: Vec<Address>,
         master: String,
         credentials: Credentials,
-        tls: Option<TlsFiles>,
+        tls: Option<ClientFiles>,
     ) -> Self {
         Self { configured, master, credentials, tls, known: Mutex::default() }
     }

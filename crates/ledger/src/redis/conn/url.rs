@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::credentials::{Credentials, Password, Secret};
-use super::tls::TlsFiles;
+use consentd_tls::ClientFiles;
 
 /// The default port of Redis.
 const REDIS_PORT: u16 = 6379;
@@ -25,7 +25,7 @@ pub struct Target {
     pub(crate) credentials: Credentials,
     pub(crate) database: u32,
     /// The files for TLS; `None` without TLS.
-    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) tls: Option<ClientFiles>,
     accept_unfenced: bool,
     described: String,
 }
@@ -398,7 +398,7 @@ fn tls_files(
     ca: Option<PathBuf>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
-) -> Result<Option<TlsFiles>, InvalidTarget> {
+) -> Result<Option<ClientFiles>, InvalidTarget> {
     const FLAGS: [&str; 3] = ["--ledger-ca-file", "--ledger-cert-file", "--ledger-key-file"];
     let wrong = |setting, why| Err(InvalidTarget { setting, why });
     if !matches!(scheme, Scheme::Tcp { tls: true } | Scheme::Sentinel { tls: true }) {
@@ -413,7 +413,7 @@ fn tls_files(
         (Some(_), None) => return wrong(of_certificate, TargetError::Half(of_key)),
         (None, Some(_)) => return wrong(of_key, TargetError::Half(of_certificate)),
     };
-    Ok(Some(TlsFiles { ca, own }))
+    Ok(Some(ClientFiles { ca, own }))
 }
 
 /// Parses the user and the password before an @.

@@ -1,0 +1,138 @@
+//! The files of a listener, and what its clients' certificates name.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
+use sha2::{Digest as _, Sha256};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::pem::{self, TlsFileError};
+use consentd_core::time::Timestamp;
+
+/// The files of a listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServerFiles {
+    /// The server's certificate, and the certificates between it and its CA.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The CA certificates of clients. If set, a client needs a certificate of one of them.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The protocol behind TLS, which client and server agree on by ALPN (RFC 7301).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// HTTP/2, as gRPC needs it.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+}
+
+/// What a server's files hold. Two are equal if their files have the same content.
+#[derive(Clone, Debug)]
+pub struct ServerIdentity {
+    http2: Arc<ServerConfig>,
+    http1: Arc<ServerConfig>,
+    digest: [u8; 32],
+    expires: Timestamp,
+}
+
+impl PartialEq for ServerIdentity {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl ServerFiles {
+    /// Reads the files. It may block.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsFileError`] names the file.
+    pub fn read(&self) -> Result<ServerIdentity, TlsFileError> {
+        let chain = pem::certificates(&self.certificate)?;
+        let key = pem::key(&self.key)?;
+        let clients = self.client_ca.as_deref().map(pem::authorities).transpose()?;
+        let mut digest = Sha256::new();
+        for part in chain.iter().map(AsRef::as_ref).chain([key.secret_der()]) {
+            digest.update(part.len().to_be_bytes());
+            digest.update(part);
+        }
+        for anchor in clients.iter().flat_map(|roots| &roots.roots) {
+            digest.update(&anchor.subject);
+            digest.update(&anchor.subject_public_key_info);
+        }
+        let expires = chain.first().and_then(expiry).ok_or_else(|| TlsFileError::Content {
+            path: self.certificate.clone(),
+            why: "its first certificate is not a valid X.509 certificate",
+        })?;
+        let builder = ServerConfig::builder_with_provider(pem::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(TlsFileError::Setup)?;
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), pem::provider());
+                let failed = |error: rustls::server::VerifierBuilderError| {
+                    TlsFileError::Setup(rustls::Error::General(error.to_string()))
+                };
+                builder.with_client_cert_verifier(verifier.build().map_err(failed)?)
+            }
+        };
+        let mut http1 =
+            builder.with_single_cert(chain, key).map_err(|source| TlsFileError::Pair {
+                certificate: self.certificate.clone(),
+                key: self.key.clone(),
+                source,
+            })?;
+        let mut http2 = http1.clone();
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        http2.alpn_protocols = vec![b"h2".to_vec()];
+        let (http2, http1) = (Arc::new(http2), Arc::new(http1));
+        Ok(ServerIdentity { http2, http1, digest: digest.finalize().into(), expires })
+    }
+}
+
+impl ServerIdentity {
+    /// The configuration of a listener that speaks this protocol.
+    #[must_use]
+    pub fn config(&self, protocol: Protocol) -> Arc<ServerConfig> {
+        Arc::clone(match protocol {
+            Protocol::Http2 => &self.http2,
+            Protocol::Http1 => &self.http1,
+        })
+    }
+
+    /// When the server's certificate expires.
+    #[must_use]
+    pub fn expires(&self) -> Timestamp {
+        self.expires
+    }
+}
+
+/// When a certificate expires.
+fn expiry(certificate: &CertificateDer<'static>) -> Option<Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = certificate.validity().not_after.timestamp();
+    Timestamp::from_millis(seconds.checked_mul(1_000)?)
+}
+
+/// The names of a certificate's owner: the DNS names and the URIs of its subject alternative names (SPIFFE ids
+/// are such URIs). The subject itself is not read, since that is what RFC 9525 says of it.
+#[must_use]
+pub fn peer_names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(name).collect()
+}
