@@ -138,7 +138,7 @@ fn invalid_setting_is_named() {
         ("listen = \"50051\"", ["--listen", "HOST:PORT"]),
         ("admin = \"unix:/a\"", ["--admin", "HOST:PORT"]),
         ("otlp-endpoint = \"localhost:4317\"", ["--otlp-endpoint", "http://HOST:PORT"]),
-        ("otlp-endpoint = \"https://c:4317\"", ["--otlp-endpoint", "https is not supported"]),
+        ("otlp-endpoint = \"ftp://c:4317\"", ["--otlp-endpoint", "must be http://HOST:PORT"]),
         ("otlp-sample = 1.1", ["--otlp-sample", "from 0 to 1"]),
         ("otlp-sample = nan", ["--otlp-sample", "from 0 to 1"]),
         ("admin = \"none\"\nadmin-checks = true", ["--admin-checks", "--admin a loopback"]),
