@@ -243,7 +243,10 @@ impl http_body::Body for ResponseBody {
             Some(Ok(frame)) => frame,
             Some(Err(status)) => return Poll::Ready(Some(Err(status))),
         };
-        if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+        // To read a status copies its headers, so it is read only if somebody wants it.
+        if self.watch.is_some()
+            && let Some(status) = frame.trailers_ref().and_then(Status::from_header_map)
+        {
             self.report(&status);
         }
         let frame = match frame.into_data() {
