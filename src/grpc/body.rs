@@ -167,7 +167,7 @@ pub(super) struct ResponseBody {
     /// Whether the stream was ended because it was over the budget.
     ended: bool,
     /// What the call's status is reported to.
-    watch: Option<CallWatch>,
+    watch: Option<Box<CallWatch>>,
 }
 
 impl ResponseBody {
@@ -188,7 +188,7 @@ impl ResponseBody {
 
     /// Reports the call's status, however it ends.
     pub(super) fn watched(self, watch: CallWatch) -> Self {
-        Self { watch: Some(watch), ..self }
+        Self { watch: Some(Box::new(watch)), ..self }
     }
 
     /// Reports the call's status, unless that was done.
@@ -236,7 +236,7 @@ impl http_body::Body for ResponseBody {
         if self.ended {
             return Poll::Ready(None);
         }
-        let log = self.watch.as_ref().and_then(CallWatch::log).cloned();
+        let log = self.watch.as_ref().and_then(|watch| watch.log()).cloned();
         let _in = log.as_ref().map(tracing::Span::enter);
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             None => return Poll::Ready(None),

@@ -4,11 +4,14 @@
 //! observed only if traces are exported or calls are logged. Otherwise next to none of this is on its
 //! path: only a limit that refuses it, the one failure of a check that is the server's fault, is logged.
 
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use consentd_proto::code_name;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Level, debug, field, warn};
@@ -31,7 +34,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Observes calls. Clones share the throttles of its warnings.
 #[derive(Clone)]
-pub struct CallTelemetry {
+pub struct CallTelemetry(Arc<Shared>);
+
+struct Shared {
     tracer: Option<Tracer>,
     failures: Arc<FailureThrottles>,
 }
@@ -40,7 +45,7 @@ impl CallTelemetry {
     /// Logs calls, and traces them if there is a tracer.
     #[must_use]
     pub fn new(tracer: Option<Tracer>) -> Self {
-        Self { tracer, failures: Arc::new(FailureThrottles::new()) }
+        Self(Arc::new(Shared { tracer, failures: Arc::new(FailureThrottles::new()) }))
     }
 
     /// Begins to watch a call. A check is observed only if it may be sampled or calls are logged.
@@ -59,7 +64,7 @@ impl CallTelemetry {
     /// Logs a call that was over a limit, or had no valid token. There may be many, and most are only
     /// counted, as is every call of a method that the contract does not have.
     pub(super) fn on_rejected(&self, method: Option<Method>, headers: &HeaderMap, status: &Status) {
-        let throttle = self.failures.of(status.code());
+        let throttle = self.0.failures.of(status.code());
         let is_due = throttle.is_some_and(LogThrottle::is_due);
         let call = method.and_then(|method| self.begin(method, headers, is_due || are_logged()));
         match (call, throttle) {
@@ -71,7 +76,7 @@ impl CallTelemetry {
 
     /// Logs an item of a stream that was refused by a limit, which does not end the call.
     pub(super) fn item_refused(&self, cause: &str) {
-        self.failures.item_failed(Code::ResourceExhausted, cause);
+        self.0.failures.item_failed(Code::ResourceExhausted, cause);
     }
 
     fn begin(
@@ -80,7 +85,7 @@ impl CallTelemetry {
         headers: &HeaderMap,
         even_unsampled: bool,
     ) -> Option<ObservedCall> {
-        if self.tracer.is_none() && !even_unsampled {
+        if self.0.tracer.is_none() && !even_unsampled {
             return None;
         }
         let text = |name| header_text(headers, name);
@@ -89,7 +94,7 @@ impl CallTelemetry {
             return None;
         }
         let parent = traceparent.and_then(|parent| Parent::read(parent, text("tracestate")));
-        let tracer = self.tracer.as_ref();
+        let tracer = self.0.tracer.as_ref();
         let mut span = tracer.and_then(|tracer| tracer.start(method.full_name(), parent.as_ref()));
         if span.is_none() && !even_unsampled {
             return None;
@@ -112,7 +117,7 @@ impl CallTelemetry {
         if let Some(id) = trace_id.or_else(|| parent.as_ref().map(Parent::trace_id)) {
             log.record("trace_id", id);
         }
-        let notes = CallNotes { failures: Arc::clone(&self.failures), outcome: Arc::default() };
+        let notes = CallNotes { failures: Arc::clone(&self.0.failures), outcome: Arc::default() };
         Some(ObservedCall { method, started: Instant::now(), log, span, notes, ended: false })
     }
 }
@@ -321,6 +326,29 @@ pub(super) enum CallWatch {
     Limits(LimitWatch),
 }
 
+pin_project! {
+    /// The response of a watched call. An async block would hold the future of the response twice, once as what
+    /// it captures and once as what it awaits, and that future is large.
+    struct Watched<F> {
+        #[pin]
+        response: F,
+        watch: Option<CallWatch>,
+    }
+}
+
+impl<F: Future<Output = Response<ResponseBody>>> Future for Watched<F> {
+    type Output = Response<ResponseBody>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.response.poll(context));
+        Poll::Ready(match this.watch.take() {
+            Some(watch) => watch.watch_response(response),
+            None => response,
+        })
+    }
+}
+
 impl CallWatch {
     /// Watches the call's response.
     pub(super) fn observe(
@@ -329,9 +357,9 @@ impl CallWatch {
     ) -> ResponseFuture {
         match self.log().cloned() {
             Some(log) => {
-                Box::pin(async move { self.watch_response(response.instrument(log).await) })
+                Box::pin(Watched { response: response.instrument(log), watch: Some(self) })
             }
-            None => Box::pin(async move { self.watch_response(response.await) }),
+            None => Box::pin(Watched { response, watch: Some(self) }),
         }
     }
 
