@@ -7,8 +7,9 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::Violation;
 use super::id::UserId;
-use super::scope::Scope;
+use super::scope::{Class, Scope};
 use super::state::{Choice, Effect, Pending};
+use super::template::Subject;
 use super::time::Timestamp;
 
 /// How far ahead of the ledger's clock an event's time may be. An allow is then clamped to the ledger's
@@ -30,6 +31,10 @@ pub const CODE_WINDOW_CLOSED: i32 = 131_047;
 pub const CODE_FREQUENCY_CAPPED: i32 = 131_049;
 /// WhatsApp's code for a marketing message refused because the user stopped marketing.
 pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
+
+/// What the topic begins with under which a restriction of an account is kept that ends. Its end, in seconds
+/// of Unix time, follows. So whatever keeps the restriction as an opt-out keeps its end.
+pub(crate) const UNTIL: &str = "until_";
 
 /// The field of a link that names the other id.
 pub const OTHER_USER_ID: &str = "link.other_user_id";
@@ -120,6 +125,28 @@ pub enum What {
         /// Whether the person left the event's own id for the other one, as by changing the number.
         moved: bool,
     },
+    /// The category that WhatsApp has a template in. The template is in the place of the user: see
+    /// [`template`](super::template).
+    TemplateCategory {
+        /// The class, never [`Class::Service`].
+        category: Class,
+        /// The time as of which the template may be sent as this class again, if a stricter one was known,
+        /// where that is earlier than the event's time; [`Timestamp::MIN`] if the event lifts nothing. Only a
+        /// recorder sets it, by the rules for allows: the event's time is by the rules for denials.
+        lift: Option<Timestamp>,
+        /// Who or what said so.
+        reference: String,
+    },
+    /// Whether WhatsApp counts all utility templates of an account as marketing. The
+    /// [account](super::template::ACCOUNT) is in the place of the user.
+    TemplateRestriction {
+        /// Whether it does.
+        restricted: bool,
+        /// When the restriction ends by itself; unset: not before it is lifted.
+        until: Option<Timestamp>,
+        /// Who or what said so.
+        reference: String,
+    },
 }
 
 /// An event as its source reports it.
@@ -141,9 +168,13 @@ impl What {
     #[must_use]
     pub fn is_denial(&self) -> bool {
         match self {
-            Self::OptOut { .. } | Self::Failure { code: CODE_PLATFORM_STOPPED } => true,
+            Self::OptOut { .. }
+            | Self::Failure { code: CODE_PLATFORM_STOPPED }
+            // It denies every class that is less strict.
+            | Self::TemplateCategory { .. } => true,
             Self::Platform { stopped } => *stopped,
             Self::Suppression { suppressed, .. } => *suppressed,
+            Self::TemplateRestriction { restricted, .. } => *restricted,
             // A link itself denies nothing: the denials that it copies are events of their own.
             Self::OptIn { .. }
             | Self::Inbound { .. }
@@ -161,7 +192,9 @@ impl What {
             Self::OptIn { .. } | Self::Inbound { .. } | Self::Link { .. } => true,
             Self::Platform { stopped } => !*stopped,
             Self::Suppression { suppressed, .. } => !*suppressed,
-            Self::OptOut { .. } | Self::Failure { .. } => false,
+            Self::TemplateRestriction { restricted, .. } => !*restricted,
+            // What a category lifts has a time of its own.
+            Self::OptOut { .. } | Self::Failure { .. } | Self::TemplateCategory { .. } => false,
         }
     }
 
@@ -173,7 +206,19 @@ impl What {
             Self::OptIn { .. } => true,
             Self::Platform { stopped } => !*stopped,
             Self::Suppression { suppressed, .. } => !*suppressed,
+            Self::TemplateRestriction { restricted, .. } => !*restricted,
+            Self::TemplateCategory { lift, .. } => *lift != Some(Timestamp::MIN),
             _ => false,
+        }
+    }
+
+    /// Who or what the event is about.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::TemplateCategory { .. } => Subject::Template,
+            Self::TemplateRestriction { .. } => Subject::Account,
+            _ => Subject::Person,
         }
     }
 
@@ -209,6 +254,20 @@ impl What {
             }],
             Self::Suppression { suppressed, .. } => {
                 vec![Effect::Suppression { time, suppressed: *suppressed }]
+            }
+            Self::TemplateCategory { category, lift, .. } => {
+                category_effects(*category, time, lift.unwrap_or(time))
+            }
+            Self::TemplateRestriction { restricted: true, until, .. } => {
+                let scope = match until {
+                    None => Scope::Class(Class::Utility),
+                    Some(end) => Scope::Topic(Class::Utility, until_topic(*end).into()),
+                };
+                vec![Effect::Choice(scope, Choice::opt_out(time))]
+            }
+            Self::TemplateRestriction { restricted: false, .. } => {
+                let choice = Choice::opt_in(time, None);
+                vec![Effect::Choice(Scope::Class(Class::Utility), choice)]
             }
             // A link is kept in the pair's record, outside of the state.
             Self::Link { .. } => Vec::new(),
@@ -264,6 +323,15 @@ impl What {
                 put(other_user_id.as_bytes());
                 put(&[u8::from(*moved)]);
             }
+            Self::TemplateCategory { category, .. } => {
+                put(b"template_category");
+                put(category.name().as_bytes());
+            }
+            Self::TemplateRestriction { restricted, until, .. } => {
+                put(b"template_restriction");
+                put(&[u8::from(*restricted)]);
+                put(&until.map_or(-1, Timestamp::as_millis).to_be_bytes());
+            }
         }
         bytes
     }
@@ -292,10 +360,43 @@ impl What {
                 let wrong = UserId::parse(other_user_id).err();
                 found.extend(wrong.map(|why| Violation::new(OTHER_USER_ID, why.description)));
             }
+            Self::TemplateCategory { category, reference, .. } => {
+                if *category == Class::Service {
+                    let why = "a template is marketing, utility or authentication";
+                    found.push(Violation::new("template_category.category", why));
+                }
+                let field = "template_category.reference";
+                at_most(MAX_REFERENCE_BYTES, field, reference, &mut found);
+            }
+            Self::TemplateRestriction { reference, .. } => {
+                let field = "template_restriction.reference";
+                at_most(MAX_REFERENCE_BYTES, field, reference, &mut found);
+            }
             Self::Failure { .. } | Self::Platform { .. } => {}
         }
         found
     }
+}
+
+/// The effects of a template's category: it may not be sent as what is less strict, and may be sent as it
+/// and as what is stricter.
+fn category_effects(category: Class, time: Timestamp, lift: Timestamp) -> Vec<Effect> {
+    let choice = |class: Class| {
+        if class.strictness() < category.strictness() {
+            Some(Choice::opt_out(time))
+        } else {
+            (lift > Timestamp::MIN).then(|| Choice::opt_in(lift, None))
+        }
+    };
+    let effect = |class| Some(Effect::Choice(Scope::Class(class), choice(class)?));
+    Class::ALL.into_iter().filter_map(effect).collect()
+}
+
+/// The topic under which a restriction with this end is kept. Its end is rounded up to the second.
+fn until_topic(end: Timestamp) -> String {
+    let millis = end.as_millis();
+    let seconds = millis.div_euclid(1_000).saturating_add(i64::from(millis.rem_euclid(1_000) > 0));
+    format!("{UNTIL}{seconds}")
 }
 
 impl Evidence {

@@ -10,6 +10,7 @@ use std::fmt;
 
 use siphasher::sip128::SipHasher24;
 
+use super::template::{self, Subject, TemplateId};
 use super::user_id::{self, MAX_USER_ID_BYTES, Reading};
 use super::{Violation, hidden_chars};
 
@@ -48,13 +49,16 @@ impl<'a> UserId<'a> {
     }
 
     /// Reads a user id that is in a ledger already: as [`parse`](Self::parse) does, and what that
-    /// refuses as versions before read it.
+    /// refuses as versions before read it. The ids of [templates](template) are read, too.
     ///
     /// # Errors
     ///
     /// As for [`parse`](Self::parse), for ids that no version took.
     pub fn recorded(id: &'a str) -> Result<Self, Violation> {
         Self::parse(id).or_else(|violation| {
+            if Subject::of(id) != Subject::Person {
+                return Ok(Self { reading: Reading::Opaque(id), former: None });
+            }
             let reading = user_id::read_formerly(id).ok_or(violation)?;
             Ok(Self { reading, former: None })
         })
@@ -214,13 +218,17 @@ impl KeySecret {
     fn key_of(&self, parts: &[&[u8]]) -> Key {
         let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
         // Nearly all inputs are short, and zeroing the longest buffer takes as long as hashing one.
-        let (mut short, mut long);
+        let (mut short, mut long, mut longest);
         let input: &mut [u8] = if len <= SHORT_KEY_INPUT_BYTES {
             short = [0_u8; SHORT_KEY_INPUT_BYTES];
             &mut short
-        } else {
+        } else if len <= KEY_INPUT_BYTES {
             long = [0_u8; KEY_INPUT_BYTES];
             &mut long
+        } else {
+            // Only the name of a template is as long as that.
+            longest = vec![0_u8; len];
+            &mut longest
         };
         let len = join(input, parts);
         let hash = self.0.hash(input.get(..len).unwrap_or_default());
@@ -234,6 +242,52 @@ impl KeySecret {
     /// The [`Violation`]s of both ids.
     pub fn parse(&self, user_id: &str, business_id: &str) -> Result<Key, Vec<Violation>> {
         self.key_of_both(UserId::parse(user_id), BusinessId::parse(business_id))
+    }
+
+    /// The key of a template at a business, in whose record its category is kept.
+    #[must_use]
+    pub fn template_key(&self, template: &TemplateId<'_>, business: BusinessId<'_>) -> Key {
+        let parts: [&[u8]; 7] = [
+            b"o",
+            template::PREFIX.as_bytes(),
+            template.name().as_bytes(),
+            b":",
+            template.language().as_bytes(),
+            b"\0",
+            business.0.as_bytes(),
+        ];
+        self.key_of(&parts)
+    }
+
+    /// The key of the account of a business, in whose record it is kept whether WhatsApp restricts it.
+    #[must_use]
+    pub fn account_key(&self, business: BusinessId<'_>) -> Key {
+        self.key_of_reading(&Reading::Opaque(template::ACCOUNT), business)
+    }
+
+    /// Parses the ids of an event about this kind of subject, and returns the key of their pair.
+    ///
+    /// # Errors
+    ///
+    /// The [`Violation`]s of both ids.
+    pub fn parse_subject(
+        &self,
+        subject: Subject,
+        user_id: &str,
+        business_id: &str,
+    ) -> Result<Key, Vec<Violation>> {
+        let user = match subject {
+            Subject::Person => UserId::parse(user_id),
+            subject if Subject::of(user_id) == subject => UserId::recorded(user_id),
+            Subject::Account => Err(Violation::new(
+                "user_id",
+                "must be template:*, which stands for all templates of the business",
+            )),
+            Subject::Template => {
+                Err(Violation::new("user_id", "must name a template: template:NAME:LANGUAGE"))
+            }
+        };
+        self.key_of_both(user, BusinessId::parse(business_id))
     }
 
     /// Parses a user and a business that are in a ledger, and returns the key of their pair: see
@@ -258,8 +312,11 @@ impl KeySecret {
     /// refused today.
     #[must_use]
     pub fn key_today(&self, user_id: &str, business_id: &str) -> Option<Key> {
-        let (user, business) = (UserId::parse(user_id), BusinessId::recorded(business_id));
-        Some(self.key(&user.ok()?, business.ok()?))
+        let user = match Subject::of(user_id) {
+            Subject::Person => UserId::parse(user_id),
+            Subject::Template | Subject::Account => UserId::recorded(user_id),
+        };
+        Some(self.key(&user.ok()?, BusinessId::recorded(business_id).ok()?))
     }
 
     fn key_of_both(

@@ -2,7 +2,8 @@
 //! Pure: no clock, no I/O, no async.
 //!
 //! In reading order: [`time`], [`hidden_chars`] (hidden characters in ids), [`user_id`] (the notations of
-//! user ids), [`id`] (users, businesses, keys), [`scope`] (classes, categories), [`event`] (events and
+//! user ids), [`id`] (users, businesses, keys), [`scope`] (classes, categories), [`template`]
+//! (templates in the place of users), [`event`] (events and
 //! their validation), [`submission`] (an event to be recorded, with what is known of its source),
 //! [`state`] (how events change a state), [`claims`] (the claimed times of clamped events), [`record`] (a
 //! state with the head of its history), [`standing`] (the facts that a decision needs), [`decision`]
@@ -38,6 +39,7 @@ pub mod scope;
 pub mod standing;
 pub mod state;
 pub mod submission;
+pub mod template;
 pub mod time;
 pub mod unified;
 pub mod user_id;

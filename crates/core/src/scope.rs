@@ -36,6 +36,24 @@ impl Class {
         }
     }
 
+    /// How strict WhatsApp's rules for templates of this class are: marketing is the strictest. WhatsApp
+    /// has no templates of the class `service`, which counts as the least strict.
+    #[must_use]
+    pub const fn strictness(self) -> u8 {
+        match self {
+            Self::Service => 0,
+            Self::Authentication => 1,
+            Self::Utility => 2,
+            Self::Marketing => 3,
+        }
+    }
+
+    /// The stricter of both.
+    #[must_use]
+    pub const fn stricter(self, other: Self) -> Self {
+        if other.strictness() > self.strictness() { other } else { self }
+    }
+
     /// The class of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

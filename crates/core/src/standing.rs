@@ -5,6 +5,7 @@
 //! profile once. The times that only few pairs have are in [`Expiries`].
 
 mod bytes;
+mod category_rule;
 mod joined;
 
 use super::scope::{Category, Class, Scope};

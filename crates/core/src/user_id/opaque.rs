@@ -4,6 +4,7 @@
 use super::notation::{DIGITS_OF_A_NUMBER, Digits, Sign, Unexpected, sign};
 use super::refusal::Refusal;
 use crate::hidden_chars;
+use crate::template::PREFIX;
 
 /// The most letters and digits of a business-scoped id behind its country and point.
 const MAX_PLATFORM_ID: usize = 128;
@@ -31,6 +32,9 @@ pub(super) fn read<'a>(
     body: &str,
     unexpected: Unexpected,
 ) -> Result<&'a str, Refusal> {
+    if body.starts_with(PREFIX) {
+        return Err(Refusal::Template);
+    }
     if !body.chars().any(char::is_alphabetic) {
         return Err(without_letter(id, body, unexpected));
     }

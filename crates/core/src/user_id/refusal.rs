@@ -61,6 +61,8 @@ pub enum Refusal {
     },
     /// It has the form of a business-scoped id and is longer than one.
     PlatformIdTooLong,
+    /// It is how a ledger names a template.
+    Template,
 }
 
 impl fmt::Display for Refusal {
@@ -143,6 +145,10 @@ impl fmt::Display for Refusal {
             Self::GroupAddress => {
                 "is the address of a group, a list or a channel; give the phone number or the \
                  business-scoped id of one person"
+            }
+            Self::Template => {
+                "begins with template:, which names a message template and no person; name the \
+                 template beside the user"
             }
             Self::PlatformIdTooLong => {
                 "has the form of a business-scoped id and more than 128 letters and digits behind \
