@@ -78,6 +78,8 @@ pub struct DecisionRecord<'a> {
     pub staleness: Duration,
     /// The time of the decision.
     pub now: Moment,
+    /// The class that decided, if that of the message's template is known to be stricter.
+    pub stricter: Option<Class>,
 }
 
 /// The sending half of the queue. Clones share the queue.
@@ -160,6 +162,7 @@ struct QueuedDecision {
     class: Class,
     form: Form,
     reason: Reason,
+    stricter: Option<Class>,
 }
 
 impl QueuedDecision {
@@ -179,6 +182,7 @@ impl QueuedDecision {
             class: decided.category.class,
             form: decided.form,
             reason: decided.reason,
+            stricter: decided.stricter,
         }
     }
 
@@ -197,10 +201,12 @@ impl QueuedDecision {
         let (allowed, reason) = (self.reason.allows(), self.reason.name());
         let (seconds, micros) = (self.staleness.as_secs(), self.staleness.subsec_micros());
         let revision = self.revision;
+        let used = self.stricter.map(|class| format!(",\"category_used\":\"{}\"", class.name()));
+        let used = used.unwrap_or_default();
         // Writing into memory does not fail.
         let _ = writeln!(
             line,
-            "{{\"time\":\"{time}\",\"pair\":\"{key:032x}\",\"category\":\"{class}{dot}{topic}\",\
+            "{{\"time\":\"{time}\",\"pair\":\"{key:032x}\",\"category\":\"{class}{dot}{topic}\"{used},\
              \"form\":\"{form}\",\"allowed\":{allowed},\"reason\":\"{reason}\",\
              \"revision\":{revision},\"staleness\":{seconds}.{micros:06}}}"
         );

@@ -95,6 +95,7 @@ fn screening_allocates_by_the_message_and_not_by_the_recipient() {
         business: BusinessId::parse("acme").unwrap(),
         category: Category::parse("marketing").unwrap(),
         form: Form::Template,
+        template: None,
     };
     let users: Vec<String> = (0..1_000).map(|n| format!("4915550100{n:04}")).collect();
     let spent = |many: usize| {
@@ -134,7 +135,14 @@ fn a_logged_check_allocates_nothing() {
     let ask = |user: &String| {
         let category = "utility.order_updates";
         let (business_id, form) = ("acme", Ok(Form::Template));
-        let question = CheckRequest { user_id: user, business_id, category, form, min_revision: 0 };
+        let question = CheckRequest {
+            user_id: user,
+            business_id,
+            category,
+            form,
+            min_revision: 0,
+            template: None,
+        };
         black_box(checker.check(&question).unwrap());
     };
     ask(&users[0]); // What a thread needs once.

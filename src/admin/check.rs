@@ -110,6 +110,7 @@ impl CheckSection {
     fn submit(checker: &Checker, submitted: CheckForm) -> Self {
         let form = FORMS.iter().find(|(value, ..)| *value == submitted.chosen());
         let question = CheckRequest {
+            template: None,
             user_id: &submitted.user_id,
             business_id: &submitted.business_id,
             category: &submitted.category,

@@ -1,12 +1,14 @@
 //! Batches of checks that are looked up together.
 
-use super::{CheckRequest, ParsedRequest};
-use crate::table::{KeyDeriver, Pair};
+use super::template::{KnownCategory, TemplateName, parse_template};
+use super::{CheckRequest, Checker, ParsedRequest};
+use crate::table::{Freshness, KeyDeriver, Pair};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
+use consentd_os::clock::Moment;
 
 /// The business and the category of the previous request: most requests of a batch share the business,
 /// and many the category, which are then parsed once.
@@ -85,13 +87,69 @@ fn cached<'q, T: Copy>(
     Ok(value)
 }
 
+/// What is known of the template of the previous request that named one: many requests of a batch name the
+/// same.
+#[derive(Default)]
+pub(super) struct TemplateCache<'q> {
+    known: Option<(&'q str, TemplateName<'q>, KnownCategory)>,
+}
+
+impl<'q> TemplateCache<'q> {
+    /// Parses a request that names a template, and looks up what is known of that; or returns all
+    /// violations.
+    pub(super) fn parse(
+        &mut self,
+        checker: &Checker,
+        keys: &KeyDeriver,
+        request: &CheckRequest<'q>,
+        template: TemplateName<'q>,
+    ) -> Result<(ParsedRequest<'q>, KnownCategory), Vec<Violation>> {
+        let (parsed, pairs) = parse_template(keys, request, template)?;
+        let known = match self.known {
+            Some((business, name, known))
+                if business == request.business_id && name == template =>
+            {
+                known
+            }
+            _ => checker.known_category(pairs, Moment::about_now),
+        };
+        self.known = Some((request.business_id, template, known));
+        Ok((parsed, known))
+    }
+}
+
+/// A valid request of a batch.
+#[derive(Clone, Copy)]
+pub(super) struct BatchItem {
+    /// The class that decides.
+    pub(super) class: Class,
+    pub(super) form: Form,
+    pub(super) min_revision: Revision,
+    /// As in [`CheckResult::stricter`](super::CheckResult::stricter).
+    pub(super) stricter: Option<Class>,
+}
+
+/// A request that another class decides than the one that was asked for, or none.
+pub(super) struct TemplateItem<'q> {
+    /// Its place among the pairs.
+    pub(super) place: usize,
+    pub(super) former: Option<Pair>,
+    pub(super) asked: Category<'q>,
+    /// Whether it could be read what is known of the template.
+    pub(super) is_readable: bool,
+}
+
 /// The requests of a batch in order. An invalid one takes a place among the requests and has no pair.
 pub(super) struct Batch<'q, E> {
-    pub(super) requests: Vec<Result<(Class, Form, Revision), E>>,
+    pub(super) requests: Vec<Result<BatchItem, E>>,
     pub(super) pairs: Vec<Pair>,
     pub(super) categories: Vec<Category<'q>>,
     /// The former pairs of the few requests that have one, by their place among the pairs.
     pub(super) former: Vec<(usize, Pair)>,
+    /// The requests that are decided otherwise than they ask, because of the templates that they name.
+    pub(super) templates: Vec<TemplateItem<'q>>,
+    /// How current the first look-up of a template was.
+    pub(super) known: Option<Freshness>,
 }
 
 impl<'q, E> Batch<'q, E> {
@@ -101,13 +159,42 @@ impl<'q, E> Batch<'q, E> {
             pairs: Vec::with_capacity(requests),
             categories: Vec::with_capacity(requests),
             former: Vec::new(),
+            templates: Vec::new(),
+            known: None,
         }
     }
 
     pub(super) fn push(&mut self, request: &ParsedRequest<'q>) {
-        let ParsedRequest { pair, former, category, form, min_revision } = *request;
+        self.push_as(request, request.category, None);
+    }
+
+    /// Adds a request whose template is known to be of a category.
+    pub(super) fn push_template(&mut self, request: &ParsedRequest<'q>, known: &KnownCategory) {
+        let ParsedRequest { former, category: asked, .. } = *request;
+        self.known = Some(self.known.map_or(known.freshness, |first| {
+            first.and(known.freshness.validity)
+        }));
+        let decides = known.decides(asked.class);
+        let class = decides.unwrap_or(Class::Marketing);
+        let is_readable = decides.is_ok();
+        if class == asked.class && is_readable {
+            return self.push_as(request, asked, None);
+        }
+        self.templates.push(TemplateItem { place: self.pairs.len(), former, asked, is_readable });
+        let stricter = (class != asked.class).then_some(class);
+        self.push_as(request, Category { class, topic: None }, stricter);
+    }
+
+    fn push_as(
+        &mut self,
+        request: &ParsedRequest<'q>,
+        category: Category<'q>,
+        stricter: Option<Class>,
+    ) {
+        let ParsedRequest { pair, former, category: _, form, min_revision } = *request;
         self.former.extend(former.map(|former| (self.pairs.len(), former)));
-        self.requests.push(Ok((category.class, form, min_revision)));
+        let class = category.class;
+        self.requests.push(Ok(BatchItem { class, form, min_revision, stricter }));
         self.pairs.push(pair);
         self.categories.push(category);
     }

@@ -2,13 +2,14 @@
 
 mod batch;
 mod status;
+mod template;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use self::batch::{Batch, ParseCache};
+use self::batch::{Batch, BatchItem, ParseCache, TemplateCache, TemplateItem};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
@@ -22,6 +23,8 @@ use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
 pub use self::status::{TablePhase, TableStatus};
+pub use self::template::{TemplateName, template_form};
+use self::template::parse_template;
 pub use crate::table::PairSummary;
 
 /// The longest that a check waits for a revision, whatever its deadline.
@@ -43,6 +46,8 @@ pub struct CheckRequest<'a> {
     pub form: Result<Form, InvalidForm>,
     /// The revision that the table must hold for the message to be allowed; 0 for any.
     pub min_revision: Revision,
+    /// The template that the message will be, if it is known.
+    pub template: Option<TemplateName<'a>>,
 }
 
 /// A form of a message that does not exist.
@@ -78,6 +83,8 @@ pub struct Campaign<'a> {
     pub category: Category<'a>,
     /// The form of the messages.
     pub form: Form,
+    /// The template that the messages will be, if it is known.
+    pub template: Option<TemplateName<'a>>,
 }
 
 /// A decision, and the state of the table that it rests on.
@@ -89,6 +96,18 @@ pub struct CheckResult {
     pub revision: Revision,
     /// How long ago the table was proven to be current.
     pub staleness: Duration,
+    /// The class that decided, if the template that the request names is known to be of a stricter one
+    /// than was asked for.
+    pub stricter: Option<Class>,
+}
+
+/// The result of filtering some recipients of a campaign.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterResult {
+    /// How long ago the table was proven to be current.
+    pub staleness: Duration,
+    /// As in [`CheckResult::stricter`].
+    pub stricter: Option<Class>,
 }
 
 /// Why no decision was made. A client that gets this error must not send.
@@ -153,6 +172,15 @@ impl Checker {
     ///
     /// [`CheckError`] if no decision was made.
     pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
+        if let Some(template) = request.template {
+            let (parsed, result, now) =
+                self.check_template(request, template, Moment::about_now)?;
+            self.metrics.decided(result.decision.reason);
+            if let Some(log) = &self.log {
+                log.log(&log_record(parsed.pair, parsed.category, parsed.form, &result, now));
+            }
+            return Ok(result);
+        }
         let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
         let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
@@ -167,7 +195,12 @@ impl Checker {
     /// Whether a request is valid. No pair is looked up, and nothing is counted or logged.
     #[must_use]
     pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
-        self.parse(request).is_ok()
+        match request.template {
+            None => self.parse(request).is_ok(),
+            Some(template) => {
+                parse_template(&self.table.key_deriver(), request, template).is_ok()
+            }
+        }
     }
 
     /// Checks one request without counting or logging the decision, for the status page: no message
@@ -189,8 +222,11 @@ impl Checker {
     pub fn check_at(
         &self,
         request: &CheckRequest<'_>,
-        clock: impl FnOnce() -> Moment,
+        clock: impl Fn() -> Moment,
     ) -> Result<CheckResult, CheckError> {
+        if let Some(template) = request.template {
+            return self.check_template(request, template, clock).map(|(_, result, _)| result);
+        }
         let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
         let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
@@ -229,8 +265,16 @@ impl Checker {
     ) -> Result<(), CheckError> {
         let keys = self.table.key_deriver();
         let mut cache = ParseCache::default();
+        let mut templates = TemplateCache::default();
         let mut batch = Batch::with_capacity(requests.len());
         for request in requests {
+            if let Some(template) = request.template {
+                match templates.parse(self, &keys, &request, template) {
+                    Ok((parsed, known)) => batch.push_template(&parsed, &known),
+                    Err(violations) => batch.push_invalid(violations),
+                }
+                continue;
+            }
             match cache.parse(&keys, &request) {
                 Ok(parsed) => batch.push(&parsed),
                 Err(violations) => batch.push_invalid(violations),
@@ -240,33 +284,45 @@ impl Checker {
     }
 
     /// Checks one message of a campaign to each user in order, like
-    /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. Returns the
-    /// table's staleness.
+    /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. The template's category
+    /// is looked up once.
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`].
+    /// [`CheckError::NotReady`], or [`CheckError::Invalid`] for the name of the template.
     pub fn filter<'q>(
         &self,
         campaign: &Campaign<'q>,
         users: impl ExactSizeIterator<Item = &'q str>,
         mut each: impl FnMut(Option<Reason>),
-    ) -> Result<Duration, CheckError> {
+    ) -> Result<FilterResult, CheckError> {
         let keys = self.table.key_deriver();
-        let Campaign { business, category, form } = *campaign;
+        let Campaign { business, category, form, template } = *campaign;
+        let known = match template {
+            None => None,
+            Some(template) => {
+                let pairs = template.pairs(&keys, business).map_err(CheckError::Invalid)?;
+                Some(self.known_category(pairs, Moment::about_now))
+            }
+        };
         let mut batch = Batch::with_capacity(users.len());
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => {
                     let parsed = ParsedRequest::of_user(&keys, &user, business, category, form, 0);
-                    batch.push(&parsed);
+                    match &known {
+                        None => batch.push(&parsed),
+                        Some(known) => batch.push_template(&parsed, known),
+                    }
                 }
                 Err(_) => batch.push_invalid(()),
             }
         }
-        self.check_batch(batch, |result: Result<CheckResult, ()>| {
+        let staleness = self.check_batch(batch, |result: Result<CheckResult, ()>| {
             each(result.ok().map(|result| result.decision.reason));
-        })
+        })?;
+        let class = known.and_then(|known| known.decides(category.class).ok());
+        Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
     }
 
     /// Looks all pairs of a batch up, reads the clocks once, and decides.
@@ -275,7 +331,7 @@ impl Checker {
         batch: Batch<'_, E>,
         mut each: impl FnMut(Result<CheckResult, E>),
     ) -> Result<Duration, CheckError> {
-        let Batch { requests, pairs, categories, former } = batch;
+        let Batch { requests, pairs, categories, former, templates, known } = batch;
         let mut facts = Vec::with_capacity(pairs.len());
         let mut freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
         for (place, former) in former {
@@ -283,14 +339,28 @@ impl Checker {
                 freshness = self.table.join_former(facts, former, *category, freshness);
             }
         }
+        for TemplateItem { place, former, asked, is_readable } in &templates {
+            let (Some(facts), Some(pair)) = (facts.get_mut(*place), pairs.get(*place)) else {
+                continue;
+            };
+            let (also, later) = self.facts(*pair, *former, *asked);
+            *facts = also.and_then(|asked| facts.map(|facts| facts.denied_as(&asked)));
+            if !is_readable {
+                *facts = Err(UnreadablePair);
+            }
+            freshness = freshness.and(later.validity);
+        }
+        // What is known of templates was looked up before, and is as current as it was then.
+        let freshness = known.map_or(freshness, |known| known.and(freshness.validity));
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         let mut looked_up = pairs.iter().zip(&categories);
         for request in requests {
-            each(request.map(|(class, form, min_revision)| {
+            each(request.map(|BatchItem { class, form, min_revision, stricter }| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
                 let result = evaluation.result(facts, class, form, min_revision);
+                let result = CheckResult { stricter, ..result };
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(result.decision.reason as usize) {
                     *count += 1;
@@ -416,9 +486,9 @@ fn log_record<'q>(
     result: &CheckResult,
     now: Moment,
 ) -> DecisionRecord<'q> {
-    let CheckResult { decision, revision, staleness } = *result;
+    let CheckResult { decision, revision, staleness, stricter } = *result;
     let (key, reason) = (pair.key(), decision.reason);
-    DecisionRecord { key, category, form, reason, revision, staleness, now }
+    DecisionRecord { key, category, form, reason, revision, staleness, now, stricter }
 }
 
 /// What all decisions of one look-up share: the clocks, the policy and the freshness.
@@ -460,6 +530,7 @@ impl<'a> Evaluation<'a> {
             Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
         };
         let decision = decide(facts, class, form, self.policy, self.clock, proof);
-        CheckResult { decision, revision: self.revision, staleness: self.staleness }
+        let (revision, staleness) = (self.revision, self.staleness);
+        CheckResult { decision, revision, staleness, stricter: None }
     }
 }

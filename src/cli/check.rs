@@ -46,6 +46,12 @@ pub(super) struct CheckArgs {
     /// Wait until the sidecar holds this revision, as a recording answered it
     #[arg(long, value_name = "REVISION", default_value_t = 0)]
     min_revision: u64,
+    /// The template that the message will be: what is known of its category counts, too
+    #[arg(long, value_name = "NAME", requires = "language")]
+    template: Option<String>,
+    /// The language of the template, such as pt_BR
+    #[arg(long, value_name = "CODE", requires = "template")]
+    language: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -58,6 +64,7 @@ pub(super) async fn check(args: CheckArgs) -> anyhow::Result<Verdict> {
         category: args.category,
         form: pb::MessageForm::from(args.form).into(),
         min_revision: args.min_revision,
+        template: args.template.zip(args.language).map(|(name, language)| pb::Template { name, language }),
     };
     let response = ConsentServiceClient::new(channel).can_send(args.client.request(request)).await;
     let response = response.map_err(|status| args.client.explain_as(&status, flag_of))?;
@@ -77,6 +84,9 @@ fn flag_of(field: &str) -> Option<&'static str> {
         "business_id" => "BUSINESS",
         "category" => "CATEGORY",
         "min_revision" => "--min-revision",
+        "template.name" => "--template",
+        "template.language" => "--language",
+        "form" => "--form",
         _ => return None,
     })
 }
@@ -105,6 +115,10 @@ fn text(response: &pb::CanSendResponse) -> String {
             text.push(' ');
             text.push_str(&output::time_text(time.as_ref()));
         }
+    }
+    if !response.category_used.is_empty() {
+        text.push_str("\n  decided as ");
+        text.push_str(&output::printable(&response.category_used));
     }
     let staleness = output::duration_text(response.staleness.as_ref());
     text + &format!("\n  revision {}, proven {staleness} ago", response.revision)

@@ -204,6 +204,7 @@ async fn play(channel: &Channel, address: &str, json: bool) -> anyhow::Result<()
     let mut answers = table(["to", "category", "form", "", "reason", "which means"]);
     for (who, category, form) in QUESTIONS {
         let request = pb::CanSendRequest {
+            template: None,
             user_id: number(who).into(),
             business_id: BUSINESS.into(),
             category: category.into(),

@@ -66,7 +66,8 @@ pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
     }
     let channel = args.client.connect().await?;
     let since_time = args.since.map(time::to_wire);
-    let request = pb::ExportEventsRequest { business_id: args.business.clone(), since_time };
+    let (business_id, templates_only) = (args.business.clone(), false);
+    let request = pb::ExportEventsRequest { business_id, since_time, templates_only };
     let mut request = Request::new(request);
     args.token.authorize(&mut request)?;
     let answers = RecordServiceClient::new(channel).export_events(request).await;

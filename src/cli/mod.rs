@@ -33,6 +33,7 @@ mod record;
 mod serve;
 mod status;
 mod subject_access;
+mod template;
 mod time;
 mod verify_export;
 mod warnings;
@@ -108,6 +109,9 @@ enum Command {
     Import(import::ImportArgs),
     /// Export all recorded events as NDJSON, to be imported elsewhere
     Export(export::ExportArgs),
+    /// Record, list and import the categories of message templates
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Erase what is known of a user; the user stays suppressed
     #[command(after_help = erase::WHAT_STAYS)]
     Erase(erase::EraseArgs),
@@ -158,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Watch(args) => block_on(watch::watch(args)),
         Command::Import(args) => block_on(import::import(args)),
         Command::Export(args) => block_on(export::export(args)),
+        Command::Template(command) => block_on(template::run(command)),
         Command::Erase(args) => block_on(erase::erase(args)),
         Command::VerifyExport(args) => block_on(verify_export::verify_export(args)),
         Command::Init(args) => block_on(init::init(*args)),

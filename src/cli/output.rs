@@ -162,6 +162,27 @@ pub(super) fn event_text(event: &pb::ConsentEvent) -> String {
             let how = if link.moved { "moved to" } else { "is also" };
             format!("{how} {}", printable(&link.other_user_id))
         }
+        Some(What::TemplateCategory(template)) => {
+            let lift = match &template.lift_time {
+                Some(time) if time::from_wire(time) == Timestamp::MIN => {
+                    ", lifting nothing".to_owned()
+                }
+                _ => String::new(),
+            };
+            let category = printable(&template.category);
+            format!("template is {category}{lift}{}", reference_text(&template.reference))
+        }
+        Some(What::TemplateRestriction(account)) => {
+            let reference = reference_text(&account.reference);
+            match &account.until_time {
+                _ if !account.restricted => format!("utility is no longer marketing{reference}"),
+                None => format!("utility counts as marketing{reference}"),
+                Some(until) => {
+                    let until = time_text(Some(until));
+                    format!("utility counts as marketing, until {until}{reference}")
+                }
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub(super) const WHAT_LINES_SAY: &str = "\
 A line of each kind:
   checkpoint 42                        all changes up to revision 42 were sent; comes first
   changed 43: 15550123456 at acme      whether this user may be sent to may have changed
+  changed 44: template sale en at acme whether this template may be sent may have changed
   reset                                changes were missed: ask again about everybody";
 
 #[derive(Args, Debug)]
@@ -65,6 +66,16 @@ fn line(answer: &pb::WatchConsentsResponse, json: Option<&JsonEncoder>) -> anyho
         Some(What::Changed(changed)) => {
             let (user, business) = (printable(&changed.user_id), printable(&changed.business_id));
             format!("changed {}: {user} at {business}", changed.revision)
+        }
+        Some(What::TemplateChanged(changed)) => {
+            let template = match &changed.template {
+                None => "all templates".to_owned(),
+                Some(pb::Template { name, language }) => {
+                    format!("template {} {}", printable(name), printable(language))
+                }
+            };
+            let business = printable(&changed.business_id);
+            format!("changed {}: {template} at {business}", changed.revision)
         }
         Some(What::Checkpoint(checkpoint)) => {
             let revisions = checkpoint.partition_revisions.iter().map(ToString::to_string);

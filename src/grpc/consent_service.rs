@@ -190,7 +190,7 @@ impl CheckService {
         }
         self.metrics.checked(clock::boot().saturating_sub(started));
         let answer = answer.map_err(|error| status::check_error(&error))?;
-        Ok(Response::new(convert::answer(&answer)))
+        Ok(Response::new(convert::answer(&asked, &answer)))
     }
 
     /// Whether a request is valid. An invalid one is refused without waiting for a revision.
@@ -264,9 +264,13 @@ impl CheckService {
     ) -> Result<(), Status> {
         if revision_timeout.is_none() {
             let requests = batch.iter().map(check_request);
-            let answered = self.checker.check_many(requests, |answer| match answer {
-                Ok(answer) => answers.put_answer(&answer),
-                Err(found) => answers.put(Pb::Error(status::item_check_error(&found))),
+            let mut batch = batch.iter();
+            let answered = self.checker.check_many(requests, |answer| match (answer, batch.next()) {
+                (Ok(answer), Some(asked)) if asked.template.is_some() => {
+                    answers.put(Pb::Response(convert::answer(asked, &answer)));
+                }
+                (Ok(answer), _) => answers.put_answer(&answer),
+                (Err(found), _) => answers.put(Pb::Error(status::item_check_error(&found))),
             });
             return answered.map_err(|error| status::check_error(&error));
         }
@@ -288,7 +292,7 @@ impl CheckService {
             return Ok(Pb::Error(status::item_revision_timeout(&missed)));
         }
         match self.answer(asked) {
-            Ok(answer) => Ok(Pb::Response(convert::answer(&answer))),
+            Ok(answer) => Ok(Pb::Response(convert::answer(asked, &answer))),
             Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_check_error(&found))),
             Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
                 Err(status::check_error(&error))
@@ -352,6 +356,7 @@ fn grpc<C: tonic::codec::Codec>(codec: C, limit: usize) -> Grpc<C> {
 
 /// The request with its form parsed. The checker validates it and collects all violations.
 fn check_request<'a>(asked: &RawCheckRequest<'a>) -> CheckRequest<'a> {
-    let RawCheckRequest { user_id, business_id, category, form, min_revision } = *asked;
-    CheckRequest { user_id, business_id, category, form: convert::form(form), min_revision }
+    let RawCheckRequest { user_id, business_id, category, form, min_revision, template } = *asked;
+    let (form, template) = (convert::form(form), template.map(convert::template_name));
+    CheckRequest { user_id, business_id, category, form, min_revision, template }
 }

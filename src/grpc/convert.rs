@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus};
+use super::fast_decode::RawCheckRequest;
+use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus, TemplateName};
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
 use consentd_core::event::{Event, Evidence, Method, PlatformNames, What};
 use consentd_core::expiring_opt_ins::ExpiringOptIn;
-use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
+use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::{HistoryEntry, Outcome};
-use consentd_core::scope::{Category, Scope};
+use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::submission::Submission;
+use consentd_core::template::{self, Subject};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{EntryPosition, History};
 
@@ -79,7 +81,7 @@ pub(super) fn duration(span: Duration) -> prost_types::Duration {
 }
 
 /// Converts a check's result.
-pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
+pub(super) fn answer(asked: &RawCheckRequest<'_>, answer: &CheckResult) -> pb::CanSendResponse {
     let decision = &answer.decision;
     pb::CanSendResponse {
         allowed: decision.allowed(),
@@ -90,7 +92,24 @@ pub(super) fn answer(answer: &CheckResult) -> pb::CanSendResponse {
         retry_time: decision.retry.map(timestamp),
         revision: answer.revision,
         staleness: Some(duration(answer.staleness)),
+        category_used: match asked.template {
+            None => String::new(),
+            Some(_) => category_used(answer.stricter, asked.category),
+        },
     }
+}
+
+/// The category that decided: the one asked for, or the stricter one that a template is known to be of.
+pub(super) fn category_used(stricter: Option<Class>, asked: &str) -> String {
+    match stricter {
+        Some(class) => class.name().to_owned(),
+        None => asked.to_owned(),
+    }
+}
+
+/// Converts the name of a template.
+pub(super) fn template_name(template: &pb::Template) -> TemplateName<'_> {
+    TemplateName { name: &template.name, language: &template.language }
 }
 
 /// Converts the status of the table.
@@ -132,7 +151,8 @@ pub(super) fn submission(
     let what = match event.what {
         None => {
             let why = "required: what happened, one of opt_in, opt_out, inbound_message, \
-                       platform_preference, delivery_failure, suppression and link";
+                       platform_preference, delivery_failure, suppression, link, \
+                       template_category and template_restriction";
             found.push(Violation::new("what", why));
             None
         }
@@ -141,14 +161,25 @@ pub(super) fn submission(
     let what = match what {
         Some(what) if found.is_empty() => what,
         rest => {
-            let user = UserId::parse(&event.user_id).err();
-            let business = BusinessId::parse(&event.business_id).err();
-            let found = [user, business].into_iter().flatten().chain(found).collect();
+            let subject = rest.as_ref().map_or(Subject::Person, What::subject);
+            let ids = id_violations(subject, &event.user_id, &event.business_id);
+            let found = ids.into_iter().chain(found).collect();
             return Err(NotAnEvent { found, rest: rest.map(Box::new) });
         }
     };
     let (user_id, business_id) = (event.user_id, event.business_id);
+    let user_id = match what.subject() {
+        Subject::Person => user_id,
+        Subject::Template | Subject::Account => template::canonical(&user_id).unwrap_or(user_id),
+    };
     Ok(Submission::new(Event { user_id, business_id, time, what }, request_id))
+}
+
+/// What is wrong with the ids of an event.
+fn id_violations(subject: Subject, user_id: &str, business_id: &str) -> Vec<Violation> {
+    // The key is used for nothing else, so that its secret does not matter.
+    let secret = KeySecret::new(&[0; 16]);
+    secret.parse_subject(subject, user_id, business_id).err().unwrap_or_default()
 }
 
 /// Why no sidecar would record an event, so far as that can be said without the state of its pair. For
@@ -158,9 +189,8 @@ pub fn event_error(event: pb::ConsentEvent) -> Option<pb::ItemError> {
     let names = PlatformNames::default();
     let found = match submission(Some(event), String::new()) {
         Ok(Submission { event: Event { user_id, business_id, what, .. }, .. }) => {
-            // The key is used for nothing else, so that its secret does not matter.
-            let ids = KeySecret::new(&[0; 16]).parse(&user_id, &business_id).err();
-            ids.into_iter().flatten().chain(what.violations(&names)).collect()
+            let ids = id_violations(what.subject(), &user_id, &business_id);
+            ids.into_iter().chain(what.violations(&names)).collect()
         }
         Err(NotAnEvent { mut found, rest }) => {
             found.extend(rest.into_iter().flat_map(|what| what.violations(&names)));
@@ -194,6 +224,31 @@ fn what_of(what: pb::consent_event::What, found: &mut Vec<Violation>) -> Option<
             reference: suppression.reference,
         }),
         Pb::Link(link) => Some(What::Link { other_user_id: link.other_user_id, moved: link.moved }),
+        Pb::TemplateCategory(template) => what_of_template(template, found),
+        Pb::TemplateRestriction(account) => {
+            let pb::TemplateRestriction { restricted, until_time, reference } = account;
+            let until = moment("template_restriction.until_time", until_time, found);
+            Some(What::TemplateRestriction { restricted, until, reference })
+        }
+    }
+}
+
+fn what_of_template(template: pb::TemplateCategory, found: &mut Vec<Violation>) -> Option<What> {
+    let pb::TemplateCategory { category, lift_time, reference } = template;
+    let lift = moment("template_category.lift_time", lift_time, found);
+    match Category::parse(&category) {
+        Ok(Category { class, topic: None }) => {
+            Some(What::TemplateCategory { category: class, lift, reference })
+        }
+        Ok(_) => {
+            let why = "must be a class alone: a template has no topic";
+            found.push(Violation::new("template_category.category", why));
+            None
+        }
+        Err(violation) => {
+            found.push(violation.within("template_category"));
+            None
+        }
     }
 }
 
@@ -313,6 +368,17 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
             Pb::Suppression(pb::Suppression { suppressed, reference })
         }
         What::Link { other_user_id, moved } => Pb::Link(pb::Link { other_user_id, moved }),
+        What::TemplateCategory { category, lift, reference } => {
+            Pb::TemplateCategory(pb::TemplateCategory {
+                category: category.name().to_owned(),
+                lift_time: lift.map(timestamp),
+                reference,
+            })
+        }
+        What::TemplateRestriction { restricted, until, reference } => {
+            let until_time = until.map(timestamp);
+            Pb::TemplateRestriction(pb::TemplateRestriction { restricted, until_time, reference })
+        }
     };
     pb::ConsentEvent {
         user_id: entry.user_id,

@@ -25,6 +25,8 @@ pub(super) struct RawCheckRequest<'a> {
     pub(super) category: &'a str,
     pub(super) form: i32,
     pub(super) min_revision: u64,
+    /// Only prost decodes a request with a template.
+    pub(super) template: Option<&'a pb::Template>,
 }
 
 /// A `StreamCanSendRequest`, likewise borrowed.
@@ -40,6 +42,8 @@ pub(super) struct RawCampaign<'a> {
     pub(super) business_id: &'a str,
     pub(super) category: &'a str,
     pub(super) form: i32,
+    /// Only prost decodes a campaign with a template.
+    pub(super) template: Option<&'a pb::Template>,
 }
 
 /// A field's value, by its wire type.
@@ -128,6 +132,7 @@ impl<'a> RawCheckRequest<'a> {
                 3 => self.category = value.text_like(like.category)?,
                 4 => self.form = value.choice()?,
                 5 => self.min_revision = value.number()?,
+                6 => return Err(FallBackToProst),
                 _ => {}
             }
             Ok(())
@@ -162,6 +167,7 @@ impl<'a> From<&'a pb::CanSendRequest> for RawCheckRequest<'a> {
             category: &request.category,
             form: request.form,
             min_revision: request.min_revision,
+            template: request.template.as_ref(),
         }
     }
 }
@@ -174,12 +180,16 @@ pub(super) struct OwnedCheckRequest {
     ends: (usize, usize),
     form: i32,
     min_revision: u64,
+    template: Option<Box<pb::Template>>,
 }
 
 impl OwnedCheckRequest {
     /// Bytes of the texts.
     pub(super) fn bytes(&self) -> usize {
-        self.text.len()
+        let of_template = |template: &pb::Template| {
+            size_of::<pb::Template>() + template.name.len() + template.language.len()
+        };
+        self.text.len() + self.template.as_deref().map_or(0, of_template)
     }
 
     /// The request, borrowed.
@@ -192,6 +202,7 @@ impl OwnedCheckRequest {
             category: part(business_end, self.text.len()),
             form: self.form,
             min_revision: self.min_revision,
+            template: self.template.as_deref(),
         }
     }
 }
@@ -204,6 +215,7 @@ impl From<&RawCheckRequest<'_>> for OwnedCheckRequest {
             ends: (user_end, user_end + asked.business_id.len()),
             form: asked.form,
             min_revision: asked.min_revision,
+            template: asked.template.cloned().map(Box::new),
         }
     }
 }
@@ -246,6 +258,7 @@ impl<'a> RawCampaign<'a> {
                 1 => read.business_id = value.text()?,
                 2 => read.category = value.text()?,
                 3 => read.form = value.choice()?,
+                5 => return Err(FallBackToProst),
                 4 if users.len() > most => return Err(FallBackToProst),
                 4 => users.push(value.text()?),
                 _ => {}
@@ -258,7 +271,12 @@ impl<'a> RawCampaign<'a> {
 
 impl<'a> From<&'a pb::FilterRecipientsRequest> for RawCampaign<'a> {
     fn from(request: &'a pb::FilterRecipientsRequest) -> Self {
-        Self { business_id: &request.business_id, category: &request.category, form: request.form }
+        Self {
+            business_id: &request.business_id,
+            category: &request.category,
+            form: request.form,
+            template: request.template.as_ref(),
+        }
     }
 }
 
@@ -292,9 +310,9 @@ impl BatchResponseEncoder {
         message::encode(1, &result, &mut self.bytes);
     }
 
-    /// Encodes the result of a check.
+    /// Encodes the result of a check that names no template.
     pub(super) fn put_answer(&mut self, answer: &CheckResult) {
-        let CheckResult { decision, revision, staleness } = answer;
+        let CheckResult { decision, revision, staleness, stricter: _ } = answer;
         if self.common.2.is_empty() || (self.common.0, self.common.1) != (*revision, *staleness) {
             let staleness_on_wire = Some(convert::duration(*staleness));
             let common = pb::CanSendResponse {

@@ -19,11 +19,11 @@ use crate::checker;
 use consentd_core::Violation;
 use consentd_core::decision::Reason;
 use consentd_core::id::BusinessId;
-use consentd_core::scope::Category;
+use consentd_core::scope::{Category, Class};
 use consentd_os::clock;
 
 /// The fields of a message other than its users.
-const OTHER_FIELDS: usize = 3;
+const OTHER_FIELDS: usize = 4;
 
 /// About the memory of a user while its message is filtered: entries in the list of users and in the
 /// list of reasons, whose capacity may be twice what they need.
@@ -44,6 +44,7 @@ struct FilterCall {
     business_id: String,
     category: String,
     form: i32,
+    template: Option<pb::Template>,
 }
 
 impl CheckService {
@@ -62,6 +63,7 @@ impl CheckService {
             business_id: String::new(),
             category: String::new(),
             form: 0,
+            template: None,
         };
         Response::new(stream::unfold(Some(call), |call| async move {
             let mut call = call?;
@@ -120,14 +122,15 @@ impl FilterCall {
         self.set(campaign);
         let campaign = self.campaign()?;
         let mut reasons = Vec::with_capacity(users.len());
-        let (mut allowed, mut staleness) = (0, Duration::ZERO);
+        let (mut allowed, mut staleness, mut stricter) = (0, Duration::ZERO, None);
         for some in users.chunks(CHECKS_PER_YIELD) {
             let filtered = self.service.checker.filter(&campaign, some.iter().copied(), |reason| {
                 allowed += u32::from(reason.is_some_and(Reason::allows));
                 reasons.push(reason.map_or(pb::Reason::Unspecified, convert::reason).into());
             });
             let filtered = filtered.map_err(|error| status::check_error(&error))?;
-            staleness = filtered.max(staleness);
+            staleness = filtered.staleness.max(staleness);
+            stricter = stricter_of(stricter, filtered.stricter);
             // A single check must not wait for a whole campaign.
             yield_now().await;
         }
@@ -136,6 +139,10 @@ impl FilterCall {
             reasons,
             allowed_count: allowed,
             staleness: Some(convert::duration(staleness)),
+            category_used: match self.template {
+                None => String::new(),
+                Some(_) => convert::category_used(stricter, &self.category),
+            },
         })
     }
 
@@ -151,20 +158,33 @@ impl FilterCall {
         if campaign.form != 0 {
             self.form = campaign.form;
         }
+        if let Some(template) = campaign.template {
+            let is_none = template.name.is_empty() && template.language.is_empty();
+            self.template = (!is_none).then(|| template.clone());
+        }
     }
 
     fn campaign(&self) -> Result<checker::Campaign<'_>, Status> {
         let business = BusinessId::parse(&self.business_id);
         let category = Category::parse(&self.category);
-        match (business, category, convert::form(self.form)) {
-            (Ok(business), Ok(category), Ok(form)) => {
-                Ok(checker::Campaign { business, category, form })
+        let template = self.template.as_ref().map(convert::template_name);
+        let form = convert::form(self.form).map_err(Violation::from);
+        let form = form.and_then(|form| template.map_or(Ok(form), |_| checker::template_form(form)));
+        let invalid = template.map(|template| template.violations()).unwrap_or_default();
+        match (business, category, form) {
+            (Ok(business), Ok(category), Ok(form)) if invalid.is_empty() => {
+                Ok(checker::Campaign { business, category, form, template })
             }
             (business, category, form) => {
-                let form = form.err().map(Violation::from);
-                let found = [business.err(), category.err(), form];
-                Err(status::invalid(&found.into_iter().flatten().collect::<Vec<_>>()))
+                let found = [business.err(), category.err(), form.err()];
+                let found = found.into_iter().flatten().chain(invalid);
+                Err(status::invalid(&found.collect::<Vec<_>>()))
             }
         }
     }
+}
+
+/// The stricter of two classes that decided.
+fn stricter_of(one: Option<Class>, other: Option<Class>) -> Option<Class> {
+    one.zip(other).map(|(one, other)| one.stricter(other)).or(one).or(other)
 }

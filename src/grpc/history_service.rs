@@ -21,6 +21,7 @@ use consentd_core::Violation;
 use consentd_core::id::{BusinessId, Key};
 use consentd_core::record::{ChainHead, HistoryEntry, Revision};
 use consentd_core::standing::ResolvedState;
+use consentd_core::template::Subject;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Cursor, EntryPosition, Events, History, Ledger, LedgerError};
 
@@ -60,7 +61,7 @@ impl RecordService {
         request: pb::ExportEventsRequest,
         connection: ConnectionContext,
     ) -> Result<ResponseStream<pb::ExportEventsResponse>, Status> {
-        let pb::ExportEventsRequest { business_id, since_time } = request;
+        let pb::ExportEventsRequest { business_id, since_time, templates_only } = request;
         let mut found = Vec::new();
         let since = convert::moment("since_time", since_time, &mut found);
         if !business_id.is_empty() {
@@ -80,6 +81,7 @@ impl RecordService {
             connection,
             business_id,
             since,
+            templates_only,
             end,
             next: Some(Cursor::default()),
             cache,
@@ -183,6 +185,8 @@ struct Export {
     /// The only business that is exported; empty for all.
     business_id: String,
     since: Option<Timestamp>,
+    /// Whether events about people are left out.
+    templates_only: bool,
     /// The last revision that is exported.
     end: Revision,
     /// Where the next page begins; `None` after the last one.
@@ -236,6 +240,7 @@ impl Export {
         at.revision <= self.end
             && (self.business_id.is_empty() || entry.business_id == self.business_id)
             && self.since.is_none_or(|since| entry.record_time >= since)
+            && !(self.templates_only && entry.what.subject() == Subject::Person)
     }
 }
 

@@ -94,7 +94,7 @@ impl CheckService {
     fn respond(&self, sequence: u64, asked: &RawCheckRequest<'_>) -> pb::StreamCanSendResponse {
         let started = clock::boot();
         let result = match self.answer(asked) {
-            Ok(answer) => Pb::Response(convert::answer(&answer)),
+            Ok(answer) => Pb::Response(convert::answer(asked, &answer)),
             Err(CheckError::Invalid(found)) => Pb::Error(status::item_check_error(&found)),
             // The stream stays open while the table is loaded.
             Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::pb::watch_consents_response::{Changed, Checkpoint, Reset, What};
+use super::pb::watch_consents_response::{Changed, Checkpoint, Reset, TemplateChanged, What};
 use super::{pb, status};
 use crate::change_feed::{ChangeFeed, MissedChanges, PairChange, Subscription};
 use crate::checker::{CheckError, Checker};
 use crate::metrics::Metrics;
 use consentd_core::id::BusinessId;
 use consentd_core::record::Revision;
+use consentd_core::template::{Subject, TemplateId};
 
 /// The longest time without a message to a watcher, while the table is proven to be current.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -112,6 +113,24 @@ pub(super) fn watching_disabled() -> Status {
     )
 }
 
+/// What a watcher is sent of a change: templates are not named as users.
+fn change_of(change: &PairChange) -> What {
+    let (business_id, revision) = (change.business_id.to_string(), change.revision);
+    match Subject::of(&change.user_id) {
+        Subject::Person => {
+            let user_id = change.user_id.to_string();
+            What::Changed(Changed { user_id, business_id, revision })
+        }
+        Subject::Template | Subject::Account => {
+            let template = TemplateId::of_subject(&change.user_id).map(|template| pb::Template {
+                name: template.name().to_owned(),
+                language: template.language().to_owned(),
+            });
+            What::TemplateChanged(TemplateChanged { template, business_id, revision })
+        }
+    }
+}
+
 fn checkpoint(revision: Revision) -> What {
     What::Checkpoint(Checkpoint { partition_revisions: vec![revision] })
 }
@@ -193,11 +212,7 @@ impl WatchStream {
             self.position = change.revision;
             if self.business_id.is_empty() || *self.business_id == *change.business_id {
                 self.pending = Some(PendingCheckpoint::OwnChanges);
-                return Some(What::Changed(Changed {
-                    user_id: change.user_id.to_string(),
-                    business_id: change.business_id.to_string(),
-                    revision: change.revision,
-                }));
+                return Some(change_of(&change));
             }
             self.pending = self.pending.or(Some(PendingCheckpoint::Others));
         }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::ReadError;
 use consentd_core::Violation;
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
+use consentd_core::template::Subject;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Cursor, Ledger, MAX_APPEND, StoredRecord};
 
@@ -88,7 +89,13 @@ pub async fn pairs_of_user(
 ) -> Result<UserPairs, ReadError> {
     // Ids that only older versions accepted are searched too: their events must be found, so that
     // they can be erased.
-    let user = UserId::recorded(user_id).err();
+    let user = match Subject::of(user_id) {
+        Subject::Person => UserId::recorded(user_id).err(),
+        Subject::Template | Subject::Account => {
+            let why = "names a message template and no person; give the business, too";
+            Some(Violation::new("user_id", why))
+        }
+    };
     let invalid = more.iter().filter_map(|id| BusinessId::recorded(id).err());
     let invalid = invalid.map(|found| Violation::new("business_ids", found.description));
     let violations: Vec<_> = user.into_iter().chain(invalid).collect();

@@ -31,6 +31,7 @@ mod propagation;
 pub mod replay_denials;
 mod request_identity;
 pub mod sent_changes;
+mod template_lift;
 mod transaction;
 
 use std::collections::{HashMap, HashSet};
@@ -216,7 +217,8 @@ impl Recorder {
             let (mut found, key) = if submission.is_replay {
                 (Vec::new(), secret.read(&event.user_id, &event.business_id))
             } else {
-                let key = secret.parse(&event.user_id, &event.business_id);
+                let subject = event.what.subject();
+                let key = secret.parse_subject(subject, &event.user_id, &event.business_id);
                 (self.violations(&event.what), key)
             };
             if submission.request_id.len() > MAX_REQUEST_ID_BYTES {

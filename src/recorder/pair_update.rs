@@ -7,6 +7,7 @@ use super::keyword_match::keyword_match;
 use super::linked_ids::{Denial, TooManyIds, known_link};
 use super::message_references::{by_keyword, by_message, confirmed_by};
 use super::request_identity::RequestIdentity;
+use super::template_lift::with_lift;
 use consentd_core::Violation;
 use consentd_core::claims::Claim;
 use consentd_core::event::{Event, Evidence, MAX_AHEAD, OTHER_USER_ID, What};
@@ -341,7 +342,9 @@ impl<'a> PairUpdate<'a> {
         let time = resolved.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
-            let what = event.what.clone();
+            let state = &mut self.record.state;
+            let (what, is_claimed) = with_lift(submission, state, time, self.clock);
+            self.is_changed |= is_claimed;
             let is_repeat = *is_replay && self.has_entry(&what, time);
             let time = if is_repeat { time } else { self.counts_as_of(&what, time) };
             outcome.applied = self.apply_effects_at(event, what, time)?;

@@ -6,9 +6,10 @@ use arc_swap::Guard;
 
 use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
-use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::Category;
 use consentd_core::standing::Facts;
+use consentd_core::template::TemplateId;
 
 /// How many look-ups are prefetched together: more than a core can have cache misses in flight, and
 /// few enough that the first prefetched line is still cached at the last look-up.
@@ -37,6 +38,23 @@ impl KeyDeriver {
         let previous = self.previous.as_ref();
         let previous_key = previous.and_then(|previous| previous.secret.former_key(user, business));
         Some(Pair { key, previous_key })
+    }
+
+    /// The pair of a template and a business, in whose record the template's category is kept.
+    #[must_use]
+    pub fn template_pair(&self, template: &TemplateId<'_>, business: BusinessId<'_>) -> Pair {
+        self.pair_of(|secret| secret.template_key(template, business))
+    }
+
+    /// The pair in whose record it is kept whether WhatsApp restricts the account of a business.
+    #[must_use]
+    pub fn account_pair(&self, business: BusinessId<'_>) -> Pair {
+        self.pair_of(|secret| secret.account_key(business))
+    }
+
+    fn pair_of(&self, key: impl Fn(&KeySecret) -> Key) -> Pair {
+        let previous_key = self.previous.as_ref().map(|previous| key(&previous.secret));
+        Pair { key: key(&self.secret), previous_key }
     }
 
     /// The pair of two unvalidated ids, and its former pair.

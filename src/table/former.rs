@@ -36,7 +36,8 @@ impl Table {
 
 impl Freshness {
     /// The same, or invalid if the table was that at a look-up since.
-    pub(super) fn and(self, later: Validity) -> Self {
+    #[must_use]
+    pub fn and(self, later: Validity) -> Self {
         match later {
             Validity::Valid => self,
             validity => Self { validity, ..self },

@@ -39,6 +39,7 @@ use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 mod batch;
+mod category;
 mod former;
 mod packed_entry;
 mod profiles;

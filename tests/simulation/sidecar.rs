@@ -349,6 +349,7 @@ impl Sidecar {
             category,
             form: Ok(form),
             min_revision: 0,
+            template: None,
         };
         let allowed =
             self.checker.check_at(&question, || now).is_ok_and(|answer| answer.decision.allowed());

@@ -156,7 +156,7 @@ impl Workload {
                         let (business_id, category, form) = campaign_of(&campaign[0]);
                         let user_ids = chunk.iter().map(|one| one.user_id.clone()).collect();
                         let message =
-                            pb::FilterRecipientsRequest { business_id, category, form, user_ids };
+                            pb::FilterRecipientsRequest { business_id, category, form, user_ids, template: None };
                         put_framed(&mut bytes, &message);
                         end(&bytes, chunk.len());
                     }

@@ -267,7 +267,8 @@ impl What {
             }
             Self::TemplateRestriction { restricted: false, .. } => {
                 let choice = Choice::opt_in(time, None);
-                vec![Effect::Choice(Scope::Class(Class::Utility), choice)]
+                let lifted = Effect::Choice(Scope::Class(Class::Utility), choice);
+                std::iter::once(lifted).chain(known_again(time)).collect()
             }
             // A link is kept in the pair's record, outside of the state.
             Self::Link { .. } => Vec::new(),
@@ -389,7 +390,12 @@ fn category_effects(category: Class, time: Timestamp, lift: Timestamp) -> Vec<Ef
         }
     };
     let effect = |class| Some(Effect::Choice(Scope::Class(class), choice(class)?));
-    Class::ALL.into_iter().filter_map(effect).collect()
+    Class::ALL.into_iter().filter_map(effect).chain(known_again(lift)).collect()
+}
+
+/// An erased template or account is suppressed until something is recorded of it again.
+fn known_again(time: Timestamp) -> Option<Effect> {
+    (time > Timestamp::MIN).then_some(Effect::Suppression { time, suppressed: false })
 }
 
 /// The topic under which a restriction with this end is kept. Its end is rounded up to the second.

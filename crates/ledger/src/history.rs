@@ -29,7 +29,10 @@ pub(super) fn bytes_of(entry: &HistoryEntry) -> usize {
                 .map(|text| text.len())
                 .sum()
         }
-        What::OptOut { reference, .. } | What::Suppression { reference, .. } => reference.len(),
+        What::OptOut { reference, .. }
+        | What::Suppression { reference, .. }
+        | What::TemplateCategory { reference, .. }
+        | What::TemplateRestriction { reference, .. } => reference.len(),
         What::Inbound { message_id, text } => message_id.len() + text.len(),
         What::Link { other_user_id, .. } => other_user_id.len(),
         What::Platform { .. } | What::Failure { .. } => 0,

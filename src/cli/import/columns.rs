@@ -6,7 +6,7 @@ use super::csv_options::{Condition, CsvOptions, column_of, folded};
 use super::rows::Shape;
 
 /// All columns. An input may have them in any order.
-pub(super) const COLUMNS: [&str; 21] = [
+pub(super) const COLUMNS: [&str; 25] = [
     "user_id",
     "business_id",
     "event_time",
@@ -28,11 +28,15 @@ pub(super) const COLUMNS: [&str; 21] = [
     "suppressed",
     "other_user_id",
     "moved",
+    "template_name",
+    "template_language",
+    "restricted",
+    "until_time",
 ];
 
 /// The values of the column `event`, which are the contract's names, and the columns that each
 /// uses.
-pub(super) const EVENTS: [(&str, &[&str]); 7] = [
+pub(super) const EVENTS: [(&str, &[&str]); 9] = [
     (
         "opt_in",
         &[
@@ -53,7 +57,13 @@ pub(super) const EVENTS: [(&str, &[&str]); 7] = [
     ("delivery_failure", &["code"]),
     ("suppression", &["suppressed", "reference"]),
     ("link", &["other_user_id", "moved"]),
+    ("template_category", &["template_name", "template_language", "category", "reference"]),
+    ("template_restriction", &["restricted", "until_time", "reference"]),
 ];
+
+/// What the columns of a list of templates may be called, and which of ours they are.
+const OF_TEMPLATES: [(&str, &str); 3] =
+    [("name", "template_name"), ("language", "template_language"), ("time", "event_time")];
 
 /// The columns of an input.
 #[derive(Debug)]
@@ -137,7 +147,9 @@ impl Columns {
         ] {
             let has_value = column_of(needed)
                 .is_some_and(|column| values.get(column).is_some_and(Option::is_some));
-            if self.index(needed).is_none() && !has_value {
+            // A template takes the user's place.
+            let is_replaced = needed == "user_id" && self.index("template_name").is_some();
+            if self.index(needed).is_none() && !has_value && !is_replaced {
                 bail!(
                     "the column {needed} is missing: say with --columns NAME={needed} which one it \
                      is{or}; the first line must name the columns, and {} are known",
@@ -249,7 +261,12 @@ fn by_place(row: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>
 
 /// What each column is by its name in the header.
 fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>> {
-    let by_own_name = |cell: &String| match (cell.trim(), column_of(cell)) {
+    let ours = |cell: &str| {
+        let called = OF_TEMPLATES.iter().find(|(called, _)| *called == folded(cell));
+        let called = called.filter(|_| options.of_templates);
+        column_of(called.map_or(cell, |(_, ours)| ours))
+    };
+    let by_own_name = |cell: &String| match (cell.trim(), ours(cell)) {
         ("", _) => Meaning::Unnamed,
         (_, Some(column)) => Meaning::Known(column),
         (_, None) => Meaning::Unknown,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use consentd_core::template;
 use consentd_core::user_id::Region;
 use consentd_os::clock;
 
@@ -179,11 +180,23 @@ impl Cells<'_> {
         }
         let what = self.what(event)?;
         Ok(pb::ConsentEvent {
-            user_id: self.owned("user_id"),
+            user_id: self.subject(event),
             business_id: self.owned("business_id"),
             event_time: self.event_time(&what)?,
             what: Some(what),
         })
+    }
+
+    /// Whom or what the event is about.
+    fn subject(&self, event: &str) -> String {
+        match (event, self.text("user_id")) {
+            ("template_category", "") => {
+                let (name, language) = (self.text("template_name"), self.text("template_language"));
+                format!("{}{name}:{language}", template::PREFIX)
+            }
+            ("template_restriction", "") => template::ACCOUNT.to_owned(),
+            (_, user_id) => user_id.to_owned(),
+        }
     }
 
     /// When the event happened. A denial holds over what happened on the same day or minute.
@@ -211,7 +224,7 @@ impl Cells<'_> {
                     reference: self.owned("reference"),
                     confirmation: self.owned("confirmation"),
                 }),
-                expire_time: self.expire_time()?,
+                expire_time: self.time_of("expire_time")?,
                 pending: self.flag("pending", Some(false))?,
             }),
             "opt_out" => What::OptOut(pb::OptOut {
@@ -231,6 +244,16 @@ impl Cells<'_> {
                 let code = code.map_err(|_| Fault::new("code", why))?;
                 What::DeliveryFailure(pb::DeliveryFailure { code })
             }
+            "template_category" => What::TemplateCategory(pb::TemplateCategory {
+                category: self.text("category").to_ascii_lowercase(),
+                lift_time: None,
+                reference: self.owned("reference"),
+            }),
+            "template_restriction" => What::TemplateRestriction(pb::TemplateRestriction {
+                restricted: self.flag("restricted", None)?,
+                until_time: self.time_of("until_time")?,
+                reference: self.owned("reference"),
+            }),
             "link" => What::Link(pb::Link {
                 other_user_id: self.owned("other_user_id"),
                 moved: self.flag("moved", Some(false))?,
@@ -242,8 +265,8 @@ impl Cells<'_> {
         })
     }
 
-    fn expire_time(&self) -> Result<Option<prost_types::Timestamp>, Fault> {
-        let moment = self.parser.moment("expire_time", self.text("expire_time"))?;
+    fn time_of(&self, column: &str) -> Result<Option<prost_types::Timestamp>, Fault> {
+        let moment = self.parser.moment(column, self.text(column))?;
         Ok(moment.map(|moment| to_wire(moment.first)))
     }
 

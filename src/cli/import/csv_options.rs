@@ -46,6 +46,9 @@ pub(super) struct CsvOptions {
     /// The zone of times that have none: UTC, or an offset such as -06:00
     #[arg(long, value_name = "OFFSET", allow_hyphen_values = true)]
     pub(super) time_zone: Option<TimeZone>,
+    /// Whether the file is a list of templates, whose columns have names of their own.
+    #[arg(skip)]
+    pub(super) of_templates: bool,
 }
 
 /// What an NDJSON file may lack, too.
@@ -165,6 +168,7 @@ impl CsvOptions {
                 (self.time_format != TimeFormat::default()).then(|| debug(self.time_format)),
             ),
             ("--time-zone", self.time_zone.as_ref().map(debug)),
+            ("templates", self.of_templates.then(|| debug(true))),
         ]
         .into_iter()
         .filter_map(|(flag, value)| Some((flag, value?)))

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 
 use anyhow::Context as _;
 use consentd_core::event::MAX_AHEAD;
+use consentd_core::template::Subject;
 use consentd_core::user_id::{self, Reading};
 use consentd_os::clock;
 use indicatif::HumanCount;
@@ -68,7 +69,9 @@ pub(super) fn run(args: &ImportArgs, input: Input) -> anyhow::Result<Verdict> {
     while let Some(row) = rows.next().context("cannot read on")? {
         match parser.event(&row).and_then(|event| checked(&parser, event)) {
             Parsed::Event((user_id, notation)) => {
-                people.note(notation.as_deref().unwrap_or(&user_id), &user_id);
+                if Subject::of(&user_id) == Subject::Person {
+                    people.note(notation.as_deref().unwrap_or(&user_id), &user_id);
+                }
                 import.progress.tally.applied += 1;
             }
             Parsed::Fault(fault) => import.reject(&row, &fault)?,

@@ -95,6 +95,13 @@ pub(super) fn help() -> String {
 }
 
 impl ImportArgs {
+    /// These arguments for a list of templates, whose rows are categories of templates.
+    pub(super) fn of_templates(mut self) -> Self {
+        self.csv.event.get_or_insert_with(|| "template_category".to_owned());
+        self.csv.of_templates = true;
+        self
+    }
+
     /// Checks that all files are different, and that no foreign file would be overwritten.
     fn check_files(&self, progress_file: Option<&ProgressFile>) -> anyhow::Result<()> {
         let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };

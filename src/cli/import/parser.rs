@@ -157,6 +157,9 @@ fn complete_numbers(
     if let Some(What::Link(link)) = &mut event.what {
         complete(&mut link.other_user_id, "other_user_id")?;
     }
+    if matches!(event.what, Some(What::TemplateCategory(_) | What::TemplateRestriction(_))) {
+        return Ok(None);
+    }
     complete(&mut event.user_id, "user_id")
 }
 

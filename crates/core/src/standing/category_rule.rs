@@ -143,6 +143,23 @@ mod tests {
         assert_eq!(until(&[(3, restriction(true, None)), free]), Some(Timestamp::MAX));
     }
 
+    #[test]
+    fn erased_template_is_marketing_until_its_category_is_recorded_again() {
+        let erased = crate::record::Record::default().tombstone_at(at(5)).state;
+        let after = |events: &[(i64, What)]| {
+            let mut state = erased.clone();
+            for effect in events.iter().flat_map(|(time, what)| what.effects(at(*time))) {
+                state.apply(&effect).unwrap();
+            }
+            ResolvedState::of(&state).profile
+        };
+        assert_eq!(after(&[]).least_class(), Class::Marketing);
+        assert_eq!(after(&[]).restricted_until(), Some(Timestamp::MAX));
+        assert_eq!(after(&[(4, category(Class::Utility))]).least_class(), Class::Marketing);
+        assert_eq!(after(&[(6, category(Class::Utility))]).least_class(), Class::Utility);
+        assert_eq!(after(&[(6, restriction(false, None))]).restricted_until(), None);
+    }
+
     fn any_event() -> impl Strategy<Value = (i64, What)> {
         let class = prop::sample::select(vec![
             Class::Marketing,

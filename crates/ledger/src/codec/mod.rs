@@ -13,7 +13,7 @@ use consentd_core::claims::Claim;
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::id::Key;
 use consentd_core::record::{Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
-use consentd_core::scope::Scope;
+use consentd_core::scope::{Class, Scope};
 use consentd_core::state::{Choice, ChoiceKind, Pending, ScopeState, State};
 use consentd_core::time::Timestamp;
 
@@ -309,6 +309,20 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         What::Link { other_user_id, moved } => {
             Pb::Link(pb::Link { other_user_id: other_user_id.clone(), moved: *moved })
         }
+        What::TemplateCategory { category, lift, reference } => {
+            Pb::TemplateCategory(pb::TemplateCategory {
+                category: category.name().to_owned(),
+                lift: lift.map(Timestamp::as_millis),
+                reference: reference.clone(),
+            })
+        }
+        What::TemplateRestriction { restricted, until, reference } => {
+            Pb::TemplateRestriction(pb::TemplateRestriction {
+                restricted: *restricted,
+                until: until.map(Timestamp::as_millis),
+                reference: reference.clone(),
+            })
+        }
     };
     pb::HistoryEntry {
         format: ENTRY_FORMAT,
@@ -387,6 +401,16 @@ pub(super) fn decode_history(
             reference: suppression.reference,
         },
         Pb::Link(link) => What::Link { other_user_id: link.other_user_id, moved: link.moved },
+        Pb::TemplateCategory(template) => What::TemplateCategory {
+            category: Class::from_name(&template.category)?,
+            lift: optional(template.lift)?,
+            reference: template.reference,
+        },
+        Pb::TemplateRestriction(account) => What::TemplateRestriction {
+            restricted: account.restricted,
+            until: optional(account.until)?,
+            reference: account.reference,
+        },
     };
     Some(HistoryEntry {
         user_id: entry.user_id,

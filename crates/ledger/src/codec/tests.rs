@@ -89,6 +89,18 @@ fn history_entries_survive_their_bytes_and_keep_statements_apart() {
         What::Failure { code: 131_047 },
         What::Suppression { suppressed: true, reference: "court".into() },
         What::Link { other_user_id: "US.1349".into(), moved: true },
+        What::TemplateCategory { category: Class::Utility, lift: None, reference: "a".into() },
+        What::TemplateCategory {
+            category: Class::Marketing,
+            lift: Some(at(1)),
+            reference: String::new(),
+        },
+        What::TemplateRestriction {
+            restricted: true,
+            until: Some(at(9)),
+            reference: String::new(),
+        },
+        What::TemplateRestriction { restricted: false, until: None, reference: "b".into() },
     ];
     for what in what {
         let entry = HistoryEntry {
