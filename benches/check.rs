@@ -97,6 +97,7 @@ fn bench(criterion: &mut Criterion) {
                     category: "utility.order_updates",
                     form: Ok(Form::Template),
                     min_revision: 0,
+                    template: None,
                 };
                 checker.check(black_box(&question)).unwrap()
             });

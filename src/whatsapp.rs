@@ -8,7 +8,7 @@
 //!
 //! In reading order: this file (the result), `payload` (the updates of a payload), `source` (which
 //! part of it an update is in), `update` (the events of an update), `texts` (what a user wrote or
-//! pressed), `ids` (whom it is about), `copies` (events under several ids), `denial_at_arrival` (denials without a usable time), `fields` (typed access to JSON),
+//! pressed), `templates` (changes of the account's templates), `ids` (whom it is about), `copies` (events under several ids), `denial_at_arrival` (denials without a usable time), `fields` (typed access to JSON),
 //! `json_repair` (JSON of which a part cannot be parsed).
 
 mod copies;
@@ -18,6 +18,7 @@ mod ids;
 mod json_repair;
 mod payload;
 mod source;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -33,6 +34,9 @@ use consentd_core::submission::Submission;
 pub struct Rules {
     /// The business id of each `phone_number_id`.
     pub numbers: HashMap<String, String>,
+    /// The business id of each WhatsApp business account, for what names the account alone. If none is
+    /// named, and all numbers are of one business, every account is that one's.
+    pub accounts: HashMap<String, String>,
     /// The types of messages that open the window. [`CALL`] stands for calls, [`GROUP`] for
     /// messages in groups, [`STANDBY`] for messages in a conversation that another app holds, and
     /// [`CALL_PERMISSION`] for replies to requests for the permission to call.
@@ -78,7 +82,21 @@ impl Rules {
     #[must_use]
     pub fn new(numbers: HashMap<String, String>) -> Self {
         let opens_window = Self::OPENS_WINDOW.map(str::to_owned).into();
-        Self { numbers, opens_window, takes_signup: false }
+        Self { numbers, accounts: HashMap::new(), opens_window, takes_signup: false }
+    }
+
+    /// All businesses.
+    fn businesses(&self) -> BTreeSet<&str> {
+        self.numbers.values().chain(self.accounts.values()).map(String::as_str).collect()
+    }
+
+    /// The business of a WhatsApp business account.
+    fn business_of_account(&self, account: &str) -> Option<&str> {
+        if !self.accounts.is_empty() {
+            return self.accounts.get(account).map(String::as_str);
+        }
+        let mut businesses = self.businesses().into_iter();
+        businesses.next().filter(|_| businesses.next().is_none())
     }
 
     fn opens(&self, kind: &str) -> bool {
@@ -101,6 +119,10 @@ pub(crate) enum UpdateKind {
     NumberChange,
     /// Two ids of one user.
     Link,
+    /// The category of a template.
+    Template,
+    /// The state of a WhatsApp business account.
+    Account,
     /// Anything else.
     Other,
 }
@@ -108,13 +130,15 @@ pub(crate) enum UpdateKind {
 impl UpdateKind {
     /// Every kind.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Message,
         Self::Call,
         Self::Preference,
         Self::Status,
         Self::NumberChange,
         Self::Link,
+        Self::Template,
+        Self::Account,
         Self::Other,
     ];
 
@@ -128,6 +152,8 @@ impl UpdateKind {
             Self::Status => "status",
             Self::NumberChange => "number_change",
             Self::Link => "link",
+            Self::Template => "template",
+            Self::Account => "account",
             Self::Other => "other",
         }
     }
@@ -154,12 +180,22 @@ pub(crate) enum SkipCause {
     UnknownNumber,
     /// The message was to a group.
     ToGroup,
+    /// No business is configured for the WhatsApp business account.
+    UnknownAccount,
+    /// The category of a template is announced, and not changed yet.
+    Announced,
+    /// The update of the account does not concern its templates.
+    NotARestriction,
     /// The message is the business's own, such as one in the history of a conversation.
     NotByUser,
     /// A value has the wrong type, or a required one is missing.
     BadShape,
     /// The `phone_number_id` is missing.
     NoNumber,
+    /// The account's id is missing.
+    NoAccount,
+    /// The template's name or language is missing, or is none.
+    NoTemplate,
     /// The user's id is missing.
     NoUser,
     /// The time is missing or unusable.
@@ -175,7 +211,7 @@ pub(crate) enum SkipCause {
 impl SkipCause {
     /// Every cause.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::UnknownObject,
         Self::UnknownField,
         Self::UnknownType,
@@ -185,9 +221,14 @@ impl SkipCause {
         Self::UnknownPreference,
         Self::UnknownNumber,
         Self::ToGroup,
+        Self::UnknownAccount,
+        Self::Announced,
+        Self::NotARestriction,
         Self::NotByUser,
         Self::BadShape,
         Self::NoNumber,
+        Self::NoAccount,
+        Self::NoTemplate,
         Self::NoUser,
         Self::NoTime,
         Self::NoText,
@@ -208,9 +249,14 @@ impl SkipCause {
             Self::UnknownPreference => "unknown_preference",
             Self::UnknownNumber => "unknown_number",
             Self::ToGroup => "to_group",
+            Self::UnknownAccount => "unknown_account",
+            Self::Announced => "announced",
+            Self::NotARestriction => "not_a_restriction",
             Self::NotByUser => "not_by_user",
             Self::BadShape => "bad_shape",
             Self::NoNumber => "no_number",
+            Self::NoAccount => "no_account",
+            Self::NoTemplate => "no_template",
             Self::NoUser => "no_user",
             Self::NoTime => "no_time",
             Self::NoText => "no_text",
@@ -260,6 +306,8 @@ pub(crate) struct ParsedPayload {
     pub skipped: BTreeMap<(UpdateKind, SkipCause), u64>,
     /// The first `phone_number_id` for which no business is configured.
     pub unknown_number: Option<String>,
+    /// The first account for which no business is configured.
+    pub unknown_account: Option<String>,
 }
 
 /// A body that is no payload.

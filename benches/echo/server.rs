@@ -47,6 +47,7 @@ impl UnaryService<pb::CanSendRequest> for Echo {
                 retry_time: None,
                 revision: REVISION,
                 staleness: Some(prost_types::Duration { seconds: 1, nanos: 123_456_789 }),
+                category_used: String::new(),
             }))
         })
     }

@@ -30,6 +30,7 @@ fn violations(status: &Status) -> Vec<String> {
 
 fn question(user: &str, category: &str, min_revision: u64) -> pb::CanSendRequest {
     pb::CanSendRequest {
+        template: None,
         user_id: user.to_owned(),
         business_id: "acme".to_owned(),
         category: category.to_owned(),

@@ -171,9 +171,8 @@ impl<'q, E> Batch<'q, E> {
     /// Adds a request whose template is known to be of a category.
     pub(super) fn push_template(&mut self, request: &ParsedRequest<'q>, known: &KnownCategory) {
         let ParsedRequest { former, category: asked, .. } = *request;
-        self.known = Some(self.known.map_or(known.freshness, |first| {
-            first.and(known.freshness.validity)
-        }));
+        self.known =
+            Some(self.known.map_or(known.freshness, |first| first.and(known.freshness.validity)));
         let decides = known.decides(asked.class);
         let class = decides.unwrap_or(Class::Marketing);
         let is_readable = decides.is_ok();

@@ -23,8 +23,8 @@ use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
 pub use self::status::{TablePhase, TableStatus};
-pub use self::template::{TemplateName, template_form};
 use self::template::parse_template;
+pub use self::template::{TemplateName, template_form};
 pub use crate::table::PairSummary;
 
 /// The longest that a check waits for a revision, whatever its deadline.
@@ -197,9 +197,7 @@ impl Checker {
     pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
         match request.template {
             None => self.parse(request).is_ok(),
-            Some(template) => {
-                parse_template(&self.table.key_deriver(), request, template).is_ok()
-            }
+            Some(template) => parse_template(&self.table.key_deriver(), request, template).is_ok(),
         }
     }
 

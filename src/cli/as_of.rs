@@ -6,14 +6,18 @@ mod report;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use consentd_core::decision::Policy;
 use consentd_core::replay::{AsOf, DeletedEvents, HistoryEvent};
 use consentd_core::scope::{Category, Scope};
+use consentd_core::template::{ACCOUNT, TemplateId};
 use consentd_core::time::Timestamp;
 use consentd_os::clock;
+use serde_json::Value;
 
-use self::report::Report;
+use self::report::{Report, Rule};
 use super::client::{ClientArgs, TokenArgs};
 use super::history::broken_chain;
+use super::output::JsonEncoder;
 use super::{Verdict, output, time};
 use crate::config::PastPolicyArgs;
 use crate::grpc::pb;
@@ -36,6 +40,12 @@ pub(super) struct ProveArgs {
     /// topics that the events name]
     #[arg(long, value_name = "CATEGORY", value_parser = category)]
     category: Vec<Scope>,
+    /// For a message by this template: what was known of its category counts, too
+    #[arg(long, value_name = "NAME", requires = "language")]
+    template: Option<String>,
+    /// The language of the template, such as pt_BR
+    #[arg(long, value_name = "CODE", requires = "template")]
+    language: Option<String>,
     #[command(flatten)]
     policy: PastPolicyArgs,
     #[command(flatten)]
@@ -76,17 +86,38 @@ struct History {
     deleted: DeletedEvents,
 }
 
+/// The histories in which a template's category is, with the ids that they have in the ledger.
+struct CategoryRules {
+    template: (String, History),
+    account: (String, History),
+}
+
 pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
     let policy = args.policy.policy()?;
-    let history = read(&args).await?;
+    let history = read(&args, &args.user).await?;
+    let rules = read_rules(&args).await?;
     // The default is the later of this machine's clock and the last event's, so that it covers all
     // events even if this machine's clock is behind.
-    let last = history.events.iter().map(|event| event.entry.record_time).max();
+    let of_rules = rules.iter().flat_map(|rules| [&rules.template.1, &rules.account.1]);
+    let all = of_rules.chain([&history]).flat_map(|history| &history.events);
+    let last = all.map(|event| event.entry.record_time).max();
     let at = args.at.unwrap_or_else(|| clock::wall().max(last.unwrap_or(Timestamp::MIN)));
-    let as_of = AsOf::of(&history.events, &history.deleted, &policy, at)
-        .context("the history cannot be replayed by the rules")?;
-    let categories = if args.category.is_empty() { as_of.categories() } else { args.category };
-    let report = Report { as_of: &as_of, history: &history, policy: &policy };
+    let person = replay(&history, &policy, at)?;
+    let rules = match &rules {
+        None => None,
+        Some(CategoryRules { template, account }) => Some([
+            Rule {
+                id: &template.0,
+                history: &template.1,
+                as_of: replay(&template.1, &policy, at)?,
+            },
+            Rule { id: &account.0, history: &account.1, as_of: replay(&account.1, &policy, at)? },
+        ]),
+    };
+    let categories = if args.category.is_empty() { person.categories() } else { args.category };
+    let is_intact =
+        history.chain.intact && rules.iter().flatten().all(|rule| rule.history.chain.intact);
+    let report = Report { as_of: &person, history: &history, policy: &policy, rules: &rules };
     if args.client.json {
         output::line(&report.json(&args.user, &args.business, &categories)?.to_string())?;
     } else {
@@ -96,11 +127,31 @@ pub(super) async fn prove(args: ProveArgs) -> anyhow::Result<Verdict> {
             output::line(&line)?;
         }
     }
-    if history.chain.intact { Ok(Verdict::Yes) } else { Err(broken_chain()) }
+    if is_intact { Ok(Verdict::Yes) } else { Err(broken_chain()) }
 }
 
-async fn read(args: &ProveArgs) -> anyhow::Result<History> {
-    let (user_id, business_id) = (args.user.clone(), args.business.clone());
+/// A pair as it was known at this time.
+fn replay<'a>(history: &'a History, policy: &Policy, at: Timestamp) -> anyhow::Result<AsOf<'a>> {
+    AsOf::of(&history.events, &history.deleted, policy, at)
+        .context("the history cannot be replayed by the rules")
+}
+
+/// Reads what was recorded of the template that the message is by, if one is named.
+async fn read_rules(args: &ProveArgs) -> anyhow::Result<Option<CategoryRules>> {
+    let Some((name, language)) = args.template.as_ref().zip(args.language.as_ref()) else {
+        return Ok(None);
+    };
+    let template = TemplateId::parse(name, language).map_err(|found| {
+        let found: Vec<_> = found.into_iter().map(|violation| violation.description).collect();
+        anyhow::anyhow!(found.join("; "))
+    })?;
+    let (template, account) = (template.to_string(), ACCOUNT.to_owned());
+    let histories = (read(args, &template).await?, read(args, &account).await?);
+    Ok(Some(CategoryRules { template: (template, histories.0), account: (account, histories.1) }))
+}
+
+async fn read(args: &ProveArgs, user_id: &str) -> anyhow::Result<History> {
+    let (user_id, business_id) = (user_id.to_owned(), args.business.clone());
     let channel = args.client.connect().await?;
     let mut request = args.client.request(pb::ListEventsRequest { user_id, business_id });
     args.token.authorize(&mut request)?;
@@ -150,5 +201,24 @@ impl History {
         let event = self.response(number).and_then(|response| response.event.as_ref());
         let text = event.map(output::event_text).unwrap_or_default();
         text.replace('\n', &format!("\n{indent}"))
+    }
+
+    /// An event, with the time at which it was recorded if that was later.
+    fn event_line(&self, event: &HistoryEvent) -> String {
+        let entry = &event.entry;
+        let recorded = match entry.record_time {
+            time if time == entry.time => String::new(),
+            time => format!(" (recorded {})", time.rfc3339_millis()),
+        };
+        let text = self.event_text(event.number, "    ");
+        format!("  #{}  {}{recorded}  {text}", event.number, entry.time.rfc3339_millis())
+    }
+
+    fn events_json(&self, events: &[&HistoryEvent]) -> anyhow::Result<Vec<Value>> {
+        let encoder = JsonEncoder::new("ListEventsResponse")?;
+        let responses = events.iter().filter_map(|event| self.response(event.number));
+        responses
+            .map(|response| Ok(serde_json::from_slice(&encoder.without_defaults(response)?)?))
+            .collect()
     }
 }

@@ -64,7 +64,10 @@ pub(super) async fn check(args: CheckArgs) -> anyhow::Result<Verdict> {
         category: args.category,
         form: pb::MessageForm::from(args.form).into(),
         min_revision: args.min_revision,
-        template: args.template.zip(args.language).map(|(name, language)| pb::Template { name, language }),
+        template: args
+            .template
+            .zip(args.language)
+            .map(|(name, language)| pb::Template { name, language }),
     };
     let response = ConsentServiceClient::new(channel).can_send(args.client.request(request)).await;
     let response = response.map_err(|status| args.client.explain_as(&status, flag_of))?;

@@ -179,11 +179,8 @@ impl Known {
 async fn list(args: ListArgs) -> anyhow::Result<Verdict> {
     let ListArgs { business, client, token } = args;
     let channel = client.connect().await?;
-    let request = pb::ExportEventsRequest {
-        business_id: business,
-        since_time: None,
-        templates_only: true,
-    };
+    let request =
+        pb::ExportEventsRequest { business_id: business, since_time: None, templates_only: true };
     // It takes as long as reading all events does.
     let mut request = tonic::Request::new(request);
     token.authorize(&mut request)?;

@@ -31,6 +31,8 @@ const MAX_SECRETS: usize = 16;
 pub struct WhatsappArgs {
     /// The business id of each `phone_number_id`.
     numbers: HashMap<String, String>,
+    /// The business id of each WhatsApp business account, for updates about templates.
+    accounts: HashMap<String, String>,
     /// The types of messages that open the window, in place of the default ones.
     opens_window: Option<Vec<String>>,
     /// Whether a `signup` among the preferences is an opt-in; false by default, as it is undocumented.
@@ -53,7 +55,16 @@ impl WhatsappArgs {
                 return bad(format!("numbers: {number}: {violation}"));
             }
         }
+        for (account, business) in &self.accounts {
+            if let Some(hidden) = hidden_chars::find(account) {
+                return bad(format!("accounts: {account}: the account's id {hidden}"));
+            }
+            if let Err(violation) = BusinessId::parse(business) {
+                return bad(format!("accounts: {account}: {violation}"));
+            }
+        }
         let mut rules = Rules::new(self.numbers);
+        rules.accounts = self.accounts;
         rules.takes_signup = self.undocumented_signup;
         if let Some(types) = self.opens_window {
             if types.iter().any(|kind| kind.trim() != kind || kind.is_empty()) {
@@ -364,6 +375,7 @@ mod tests {
         for (text, part) in [
             ("", "whatsapp.numbers"),
             ("[whatsapp.numbers]\n12 = \"\"", "numbers: 12: "),
+            ("[whatsapp.numbers]\n1 = \"a\"\n[whatsapp.accounts]\n12 = \"\"", "accounts: 12: "),
             ("[whatsapp.numbers]\n12 = \"acme \"", "U+0020 SPACE at byte 4"),
             ("[whatsapp.numbers]\n\"1\u{200b}2\" = \"acme\"", "U+200B ZERO WIDTH SPACE at byte 1"),
             ("[whatsapp]\nopens-window = [\"\"]\n[whatsapp.numbers]\n1 = \"a\"", "opens-window"),

@@ -12,6 +12,7 @@ fn decided(key: u64, nanos: u64) -> DecisionRecord<'static> {
         category: Category::parse("marketing.offers").unwrap(),
         form: Form::Template,
         reason: Reason::NoConsent,
+        stricter: None,
         revision: 41,
         staleness: Duration::from_micros(2_000_300),
         now: Moment {

@@ -265,13 +265,14 @@ impl CheckService {
         if revision_timeout.is_none() {
             let requests = batch.iter().map(check_request);
             let mut batch = batch.iter();
-            let answered = self.checker.check_many(requests, |answer| match (answer, batch.next()) {
-                (Ok(answer), Some(asked)) if asked.template.is_some() => {
-                    answers.put(Pb::Response(convert::answer(asked, &answer)));
-                }
-                (Ok(answer), _) => answers.put_answer(&answer),
-                (Err(found), _) => answers.put(Pb::Error(status::item_check_error(&found))),
-            });
+            let answered =
+                self.checker.check_many(requests, |answer| match (answer, batch.next()) {
+                    (Ok(answer), Some(asked)) if asked.template.is_some() => {
+                        answers.put(Pb::Response(convert::answer(asked, &answer)));
+                    }
+                    (Ok(answer), _) => answers.put_answer(&answer),
+                    (Err(found), _) => answers.put(Pb::Error(status::item_check_error(&found))),
+                });
             return answered.map_err(|error| status::check_error(&error));
         }
         for asked in batch {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::pb;
 use super::fast_decode::RawCheckRequest;
+use super::pb;
 use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus, TemplateName};
 use crate::recorder::Refusal;
 use consentd_core::Violation;

@@ -169,7 +169,8 @@ impl FilterCall {
         let category = Category::parse(&self.category);
         let template = self.template.as_ref().map(convert::template_name);
         let form = convert::form(self.form).map_err(Violation::from);
-        let form = form.and_then(|form| template.map_or(Ok(form), |_| checker::template_form(form)));
+        let form =
+            form.and_then(|form| template.map_or(Ok(form), |_| checker::template_form(form)));
         let invalid = template.map(|template| template.violations()).unwrap_or_default();
         match (business, category, form) {
             (Ok(business), Ok(category), Ok(form)) if invalid.is_empty() => {

@@ -10,15 +10,24 @@ use super::{Metrics, counters, histogram, labelled_counters};
 pub const WEBHOOK_CODES: [u16; 9] = [200, 400, 403, 404, 405, 408, 413, 500, 503];
 
 /// The kinds of updates.
-pub const UPDATE_KINDS: [&str; 7] =
-    ["message", "call", "preference", "status", "number_change", "link", "other"];
+pub const UPDATE_KINDS: [&str; 9] = [
+    "message",
+    "call",
+    "preference",
+    "status",
+    "number_change",
+    "link",
+    "template",
+    "account",
+    "other",
+];
 
 /// The outcomes of an update.
 pub const UPDATE_OUTCOMES: [&str; 6] =
     ["applied", "unchanged", "refused", "failed", "skipped", "malformed"];
 
 /// The causes for which an update is skipped or malformed.
-pub const SKIP_CAUSES: [&str; 17] = [
+pub const SKIP_CAUSES: [&str; 22] = [
     "unknown_object",
     "unknown_field",
     "unknown_type",
@@ -28,9 +37,14 @@ pub const SKIP_CAUSES: [&str; 17] = [
     "unknown_preference",
     "unknown_number",
     "to_group",
+    "unknown_account",
+    "announced",
+    "not_a_restriction",
     "not_by_user",
     "bad_shape",
     "no_number",
+    "no_account",
+    "no_template",
     "no_user",
     "no_time",
     "no_text",

@@ -18,6 +18,7 @@ const MAX_NUMBER_BYTES: usize = 32;
 pub(super) struct WebhookWarnings {
     bad_signature: LogThrottle,
     unknown_number: LogThrottle,
+    unknown_account: LogThrottle,
     malformed: LogThrottle,
     refused: LogThrottle,
     failed: LogThrottle,
@@ -29,6 +30,7 @@ impl Default for WebhookWarnings {
         Self {
             bad_signature: throttle(),
             unknown_number: throttle(),
+            unknown_account: throttle(),
             malformed: throttle(),
             refused: throttle(),
             failed: throttle(),
@@ -69,14 +71,22 @@ impl WebhookWarnings {
         if let Some(number) = &payload.unknown_number
             && let Some(updates) = self.unknown_number.record(unknown)
         {
-            // Text from an unknown sender is logged only if it can be nothing but such an id.
-            let is_id =
-                number.len() <= MAX_NUMBER_BYTES && number.bytes().all(|b| b.is_ascii_digit());
             warn!(
                 updates,
-                phone_number_id = if is_id { number } else { "not a number" },
+                phone_number_id = loggable(number),
                 "dropped webhook updates for a phone_number_id that is not configured: name its \
                  business in [whatsapp.numbers]"
+            );
+        }
+        let unknown = count(|cause| cause == SkipCause::UnknownAccount);
+        if let Some(account) = &payload.unknown_account
+            && let Some(updates) = self.unknown_account.record(unknown)
+        {
+            warn!(
+                updates,
+                account = loggable(account),
+                "dropped webhook updates about templates for a WhatsApp business account that is not \
+                 configured: name its business in [whatsapp.accounts]"
             );
         }
     }
@@ -108,4 +118,11 @@ impl WebhookWarnings {
             );
         }
     }
+}
+
+/// An id from a payload, for the log: text from an unknown sender is logged only if it can be nothing but
+/// such an id.
+fn loggable(id: &str) -> &str {
+    let is_id = id.len() <= MAX_NUMBER_BYTES && id.bytes().all(|b| b.is_ascii_digit());
+    if is_id { id } else { "not a number" }
 }

@@ -2,6 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::templates::without_lift;
 use consentd_core::event::{
     CODE_FREQUENCY_CAPPED, CODE_PLATFORM_STOPPED, CODE_WINDOW_CLOSED, What,
 };
@@ -20,7 +21,7 @@ pub(super) fn denial_of(submission: &Submission) -> Option<Submission> {
         What::Inbound { text, .. } if text.is_empty() => return None,
         What::Inbound { .. } => denial.inbound_effect = InboundEffect::OptOutKeywords,
         What::Failure { code } if denies(*code) => {}
-        what if what.is_denial() => {}
+        what if what.is_denial() => denial.event.what = without_lift(what.clone()),
         _ => return None,
     }
     Some(denial)

@@ -8,7 +8,7 @@ use super::fields::{has, list, name, text, word};
 use super::ids::Contacts;
 use super::source::Source;
 use super::update::{ParsedUpdate, UpdateContext};
-use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies};
+use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies, templates};
 use consentd_core::event::What;
 use consentd_core::submission::Submission;
 
@@ -88,16 +88,19 @@ impl PayloadParser<'_> {
                 self.skip(UpdateKind::Other, SkipCause::BadShape);
             }
             for change in self.items(entry, "changes", UpdateKind::Other) {
-                self.change(change);
+                self.change(entry, change);
             }
         }
     }
 
-    fn change(&mut self, change: &Value) {
+    fn change(&mut self, entry: &Value, change: &Value) {
         let Some(value) = change.get("value").filter(|value| value.is_object()) else {
             return self.skip(UpdateKind::Other, SkipCause::BadShape);
         };
         let field = word(change, "field");
+        if let Some(kind) = field.as_deref().and_then(templates::kind) {
+            return self.account_change(kind, entry, value);
+        }
         let Some(sections) = self.sections(field.as_deref(), value) else {
             return self.skip(UpdateKind::Other, SkipCause::UnknownField);
         };
@@ -117,6 +120,21 @@ impl PayloadParser<'_> {
                     self.item((section, &contacts), number.as_deref(), broken, kind, item);
                 }
             }
+        }
+    }
+
+    /// Adds the events of a change of an account or of its templates.
+    fn account_change(&mut self, kind: UpdateKind, entry: &Value, value: &Value) {
+        let found = templates::parse(kind, entry, value, self.rules);
+        if let Some(cause) = found.skipped {
+            self.skip(kind, cause);
+        }
+        if self.parsed.unknown_account.is_none() {
+            self.parsed.unknown_account = found.unknown_account;
+        }
+        if !found.submissions.is_empty() {
+            let (submissions, copies) = (found.submissions, Vec::new());
+            self.parsed.updates.push(WebhookUpdate { kind, submissions, copies });
         }
     }
 

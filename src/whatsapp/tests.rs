@@ -50,6 +50,14 @@ fn says(kind: &str, submission: &Submission) -> Vec<String> {
             format!("opt-in {category} {}", evidence.reference)
         }
         What::Link { other_user_id, moved } => format!("link {other_user_id} {moved}"),
+        What::TemplateCategory { category, lift, .. } => {
+            let lifts = if lift.is_some() { " lifting nothing" } else { "" };
+            format!("{}{lifts}", category.name())
+        }
+        What::TemplateRestriction { restricted, until, .. } => {
+            let until = until.map_or("lifted".into(), |end| (end.as_millis() / 1_000).to_string());
+            format!("utility is marketing {restricted} until {until}")
+        }
         other => panic!("{other:?}"),
     };
     said.push(format!("{kind} {} {seconds}: {what}", event.user_id));

@@ -41,6 +41,7 @@ async fn logging(folder: &Path, flags: &[&str]) -> (Sidecar, PathBuf) {
 async fn screen(sidecar: &Sidecar, users: usize) {
     let users: Vec<_> = (0..users).map(|user| format!("4915{user:08}")).collect();
     let asked = users.chunks(10_000).map(|users| pb::FilterRecipientsRequest {
+        template: None,
         business_id: "acme".into(),
         category: "marketing".into(),
         form: 0,
@@ -82,6 +83,7 @@ async fn every_decision_of_every_kind_of_call_is_logged_and_names_nobody() {
     let mut answers = checks.stream_can_send(stream).await.unwrap().into_inner();
     while answers.message().await.unwrap().is_some() {}
     let screened = pb::FilterRecipientsRequest {
+        template: None,
         business_id: "acme".into(),
         category: "service".into(),
         form: pb::MessageForm::FreeForm.into(),

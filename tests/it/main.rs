@@ -41,6 +41,7 @@ mod shares;
 mod shutdown;
 mod sidecar;
 mod streams;
+mod templates;
 mod tls;
 mod traces;
 mod user_ids;

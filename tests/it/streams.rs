@@ -164,6 +164,7 @@ async fn a_stream_outlives_the_loading_of_the_table() {
     let (1, Answered::Error(error)) = next(&mut answers).await else { panic!("decided") };
     assert_eq!(error.code, i32::from(Code::Unavailable));
     let asked = pb::FilterRecipientsRequest {
+        template: None,
         business_id: "acme".into(),
         category: "utility".into(),
         user_ids: vec!["7".into()],
@@ -294,6 +295,7 @@ async fn verdicts_are_the_reasons_of_single_calls() {
         ("other", "", 0, ("other", "utility.orders", 2)),
     ] {
         let message = pb::FilterRecipientsRequest {
+            template: None,
             business_id: business_id.into(),
             category: category.into(),
             form,
@@ -317,6 +319,7 @@ async fn verdicts_are_the_reasons_of_single_calls() {
     // An id that is none is told in its place.
     let users = ["", "1", "tab\t"].map(str::to_owned).into();
     let message = pb::FilterRecipientsRequest {
+        template: None,
         business_id: "acme".into(),
         category: "marketing".into(),
         user_ids: users,
@@ -346,6 +349,7 @@ async fn a_campaign_says_what_it_lacks() {
         ("a\tb", "marketing", 9, &["business_id", "form"]),
     ] {
         let message = pb::FilterRecipientsRequest {
+            template: None,
             business_id: business_id.into(),
             category: category.into(),
             form,
@@ -368,6 +372,7 @@ async fn a_message_of_two_mebibytes_is_screened_and_single_checks_go_on_meanwhil
     let user_ids: Vec<_> =
         (0..99_990).map(|n| format!("+4917{n:07}000")).chain(["1".into()]).collect();
     let message = pb::FilterRecipientsRequest {
+        template: None,
         business_id: "acme".into(),
         category: "marketing".into(),
         user_ids,

@@ -70,6 +70,7 @@ impl Watching {
             What::Changed(changed) => Some(changed),
             What::Checkpoint(_) => None,
             What::Reset(_) => panic!("nothing was missed"),
+            What::TemplateChanged(_) => panic!("no template changed"),
         })
         .await
     }
@@ -346,6 +347,7 @@ async fn a_ledger_that_lost_changes_resets_its_watchers() {
                 What::Changed(changed) => (changed.user_id == "US.new").then_some(()),
                 What::Checkpoint(_) => None,
                 What::Reset(_) => panic!("nothing was missed"),
+                What::TemplateChanged(_) => panic!("no template changed"),
             })
             .await;
     }

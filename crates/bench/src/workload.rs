@@ -155,8 +155,13 @@ impl Workload {
                     for chunk in campaign.chunks(batch) {
                         let (business_id, category, form) = campaign_of(&campaign[0]);
                         let user_ids = chunk.iter().map(|one| one.user_id.clone()).collect();
-                        let message =
-                            pb::FilterRecipientsRequest { business_id, category, form, user_ids, template: None };
+                        let message = pb::FilterRecipientsRequest {
+                            business_id,
+                            category,
+                            form,
+                            user_ids,
+                            template: None,
+                        };
                         put_framed(&mut bytes, &message);
                         end(&bytes, chunk.len());
                     }

@@ -4,8 +4,11 @@
 //! to the events that were recorded by that time. An event that had happened but was recorded later was
 //! not known then.
 
+mod category;
 #[cfg(test)]
 mod tests;
+
+pub use self::category::UsedCategory;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use crate::decision::{CAP, Form, Policy, Proof, Reason, decide};
 use crate::event::{MAX_AHEAD, What};
 use crate::record::{ChainHead, HistoryEntry};
 use crate::scope::{Category, Class, Scope};
-use crate::standing::ResolvedState;
+use crate::standing::{Facts, ResolvedState};
 use crate::state::{Choice, Effect, Pending, State, TooManyScopes};
 use crate::time::{Clock, Timestamp};
 
@@ -128,9 +131,20 @@ impl<'a> AsOf<'a> {
     /// The decisions of checks about this category, by a sidecar whose table was fresh.
     #[must_use]
     pub fn decision(&self, category: Category<'_>, policy: &Policy) -> PastDecision<'a> {
+        let facts = |state: &State| ResolvedState::of(state).facts(category);
+        self.decide_by(facts, category.class, &[category.into()], policy)
+    }
+
+    /// The decisions of checks of this class by these facts, which are about these scopes.
+    fn decide_by(
+        &self,
+        facts: impl Fn(&State) -> Facts,
+        class: Class,
+        scopes: &[Scope],
+        policy: &Policy,
+    ) -> PastDecision<'a> {
         let decide = |state: &State, form| {
-            let facts = ResolvedState::of(state).facts(category);
-            decide(&facts, category.class, form, policy, Clock::at(self.at), Proof::Fresh)
+            decide(&facts(state), class, form, policy, Clock::at(self.at), Proof::Fresh)
         };
         let possible_states = self.possible_states();
         let decision = |form| {
@@ -141,7 +155,13 @@ impl<'a> AsOf<'a> {
                     alternatives.push(other);
                 }
             }
-            FormDecision { reason, because: self.because(reason, &category.into()), alternatives }
+            let mut because = Vec::new();
+            for event in scopes.iter().flat_map(|scope| self.because(reason, scope)) {
+                if !because.contains(&event) {
+                    because.push(event);
+                }
+            }
+            FormDecision { reason, because, alternatives }
         };
         PastDecision {
             template: decision(Form::Template),

@@ -31,9 +31,8 @@ struct Language {
 impl Language {
     /// Parses a language with `_` or `-` between its parts, in any case.
     fn parse(text: &str) -> Option<Self> {
-        let is_part = |part: &str| {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        };
+        let is_part =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let begins = text.bytes().take(2).all(|byte| byte.is_ascii_alphabetic());
         if !(2..=MAX_LANGUAGE_BYTES).contains(&text.len())
             || !begins
@@ -134,8 +133,7 @@ impl Subject {
     /// What an id in a ledger names.
     #[must_use]
     pub fn of(id: &str) -> Self {
-        let is_canonical =
-            |template: TemplateId<'_>| id.ends_with(template.language());
+        let is_canonical = |template: TemplateId<'_>| id.ends_with(template.language());
         if id == ACCOUNT {
             Self::Account
         } else if TemplateId::of_subject(id).is_some_and(is_canonical) {
@@ -201,7 +199,9 @@ mod tests {
     #[test]
     fn only_the_notation_of_ledgers_is_a_subject() {
         assert_eq!(Subject::of(ACCOUNT), Subject::Account);
-        for person in ["template:", "template:a", "template:a:pt-br", "template:A:en", "15550123456"] {
+        for person in
+            ["template:", "template:a", "template:a:pt-br", "template:A:en", "15550123456"]
+        {
             assert_eq!(Subject::of(person), Subject::Person, "{person}");
         }
     }

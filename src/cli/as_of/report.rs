@@ -1,8 +1,8 @@
 //! Prints what was known at a time, for people and as JSON.
 
 use consentd_core::decision::Policy;
-use consentd_core::replay::{AsOf, FormDecision, HistoryEvent, Uncertainty};
-use consentd_core::scope::{Class, Scope};
+use consentd_core::replay::{AsOf, FormDecision, HistoryEvent, Uncertainty, UsedCategory};
+use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -14,6 +14,16 @@ pub(super) struct Report<'a> {
     pub(super) as_of: &'a AsOf<'a>,
     pub(super) history: &'a History,
     pub(super) policy: &'a Policy,
+    /// What was known of the template and of the account, if the message is by a template.
+    pub(super) rules: &'a Option<[Rule<'a>; 2]>,
+}
+
+/// What was known of a template, or of the account.
+pub(super) struct Rule<'a> {
+    /// Its id in the ledger.
+    pub(super) id: &'a str,
+    pub(super) history: &'a History,
+    pub(super) as_of: AsOf<'a>,
 }
 
 impl Report<'_> {
@@ -21,6 +31,7 @@ impl Report<'_> {
         let mut lines = vec![format!("policy assumed: {}", self.policy_text()), String::new()];
         lines.extend(self.event_lines());
         lines.extend(self.uncertainty_text());
+        lines.extend(self.rules.iter().flatten().flat_map(Rule::lines));
         lines.push(String::new());
         lines.push("what CanSend would have answered, from a sidecar that was current:".to_owned());
         lines.extend(categories.iter().flat_map(|scope| self.decision_lines(scope)));
@@ -59,23 +70,12 @@ impl Report<'_> {
             1 => "known then: 1 event".to_owned(),
             count => format!("known then: {count} events"),
         }];
-        lines.extend(self.as_of.known.iter().map(|event| self.event_line(event)));
+        lines.extend(self.as_of.known.iter().map(|event| self.history.event_line(event)));
         if !self.as_of.late.is_empty() {
             lines.push("happened by then, but recorded later, so not known:".to_owned());
-            lines.extend(self.as_of.late.iter().map(|event| self.event_line(event)));
+            lines.extend(self.as_of.late.iter().map(|event| self.history.event_line(event)));
         }
         lines
-    }
-
-    /// An event, with the time at which it was recorded if that was later.
-    fn event_line(&self, event: &HistoryEvent) -> String {
-        let entry = &event.entry;
-        let recorded = match entry.record_time {
-            time if time == entry.time => String::new(),
-            time => format!(" (recorded {})", time.rfc3339_millis()),
-        };
-        let text = self.history.event_text(event.number, "    ");
-        format!("  #{}  {}{recorded}  {text}", event.number, entry.time.rfc3339_millis())
     }
 
     fn uncertainty_text(&self) -> Option<String> {
@@ -104,8 +104,17 @@ impl Report<'_> {
 
     fn decision_lines(&self, scope: &Scope) -> Vec<String> {
         let Some(category) = scope.category() else { return Vec::new() };
-        let decision = self.as_of.decision(category, self.policy);
         let mut lines = vec![format!("  {category}")];
+        if let Some([template, account]) = self.rules {
+            let used = UsedCategory::of(category.class, &template.as_of, &account.as_of);
+            let decision = self.as_of.decision_as(category, used.class, self.policy);
+            lines.extend(self.form_lines("template ", &decision.template));
+            lines.push(format!("      decided as {}", used_text(category, used.class)));
+            lines.extend(template.because_lines(&used.by_template));
+            lines.extend(account.because_lines(&used.by_account));
+            return lines;
+        }
+        let decision = self.as_of.decision(category, self.policy);
         if decision.template == decision.free_form {
             lines.extend(self.form_lines("both     ", &decision.template));
         } else {
@@ -162,6 +171,7 @@ impl Report<'_> {
                 "mayHaveOpenedWindow": uncertainty.inbound,
                 "mayHaveBeenRefusal": uncertainty.failure,
             },
+            "categoryRules": self.rules_json()?,
             "answers": self.decisions_json(categories),
             "chainThen": {
                 "number": last.map(|event| event.number),
@@ -172,25 +182,82 @@ impl Report<'_> {
     }
 
     fn events_json(&self, events: &[&HistoryEvent]) -> anyhow::Result<Vec<Value>> {
-        let encoder = JsonEncoder::new("ListEventsResponse")?;
-        let responses = events.iter().filter_map(|event| self.history.response(event.number));
-        responses
-            .map(|response| Ok(serde_json::from_slice(&encoder.without_defaults(response)?)?))
-            .collect()
+        self.history.events_json(events)
+    }
+
+    fn rules_json(&self) -> anyhow::Result<Vec<Value>> {
+        self.rules.iter().flatten().map(Rule::json).collect()
     }
 
     fn decisions_json(&self, categories: &[Scope]) -> Vec<Value> {
         let categories = categories.iter().filter_map(Scope::category);
-        let decision = |category| {
+        categories.map(|category| self.decision_json(category)).collect()
+    }
+
+    fn decision_json(&self, category: Category<'_>) -> Value {
+        let Some([template, account]) = self.rules else {
             let decision = self.as_of.decision(category, self.policy);
-            json!({
+            return json!({
                 "category": category.to_string(),
                 "template": form_json(&decision.template),
                 "freeForm": form_json(&decision.free_form),
                 "windowExpireTime": decision.window_expire.map(Timestamp::rfc3339_millis),
-            })
+            });
         };
-        categories.map(decision).collect()
+        let used = UsedCategory::of(category.class, &template.as_of, &account.as_of);
+        let decision = self.as_of.decision_as(category, used.class, self.policy);
+        let of = |rule: &Rule<'_>, events: &[&HistoryEvent]| -> Vec<Value> {
+            let event = |event: &&HistoryEvent| json!({"of": rule.id, "number": event.number});
+            events.iter().map(event).collect()
+        };
+        let because = [of(template, &used.by_template), of(account, &used.by_account)].concat();
+        json!({
+            "category": category.to_string(),
+            "categoryUsed": used_text(category, used.class),
+            "usedBecause": because,
+            "template": form_json(&decision.template),
+            "windowExpireTime": decision.window_expire.map(Timestamp::rfc3339_millis),
+        })
+    }
+}
+
+/// The category that decided.
+fn used_text(asked: Category<'_>, class: Class) -> String {
+    if class == asked.class { asked.to_string() } else { class.name().to_owned() }
+}
+
+impl Rule<'_> {
+    /// What was known of it.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = vec![String::new()];
+        let count = self.as_of.known.len();
+        let events = if count == 1 { "event" } else { "events" };
+        lines.push(format!("{}, known then: {count} {events}", self.id));
+        lines.extend(self.as_of.known.iter().map(|event| self.history.event_line(event)));
+        if !self.as_of.late.is_empty() {
+            lines.push("happened by then, but recorded later, so not known:".to_owned());
+            lines.extend(self.as_of.late.iter().map(|event| self.history.event_line(event)));
+        }
+        lines.push(chain_text(&self.history.chain));
+        lines
+    }
+
+    fn because_lines(&self, events: &[&HistoryEvent]) -> Vec<String> {
+        let line = |event: &&HistoryEvent| {
+            let text = self.history.event_text(event.number, "      ");
+            format!("        for {}, by #{}: {text}", self.id, event.number)
+        };
+        events.iter().map(line).collect()
+    }
+
+    fn json(&self) -> anyhow::Result<Value> {
+        let chain = JsonEncoder::new("ChainCheck")?.with_defaults(&self.history.chain)?;
+        Ok(json!({
+            "id": self.id,
+            "known": self.history.events_json(&self.as_of.known)?,
+            "recordedLater": self.history.events_json(&self.as_of.late)?,
+            "chain": serde_json::from_slice::<Value>(&chain)?,
+        }))
     }
 }
 

@@ -192,7 +192,8 @@ impl Cells<'_> {
         match (event, self.text("user_id")) {
             ("template_category", "") => {
                 let (name, language) = (self.text("template_name"), self.text("template_language"));
-                format!("{}{name}:{language}", template::PREFIX)
+                let id = format!("{}{name}:{language}", template::PREFIX);
+                template::canonical(&id).unwrap_or(id)
             }
             ("template_restriction", "") => template::ACCOUNT.to_owned(),
             (_, user_id) => user_id.to_owned(),

@@ -15,12 +15,19 @@ fn number() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(1), Just(u64::MAX), any::<u64>()]
 }
 
+/// Most questions name no template.
+fn template() -> impl Strategy<Value = Option<pb::Template>> {
+    let template = (id(), id()).prop_map(|(name, language)| Some(pb::Template { name, language }));
+    prop_oneof![7 => Just(None), 1 => template]
+}
+
 prop_compose! {
     fn request()(
         user_id in id(), business_id in id(), category in id(),
         form in prop_oneof![0..4_i32, any::<i32>()], min_revision in number(),
+        template in template(),
     ) -> pb::CanSendRequest {
-        pb::CanSendRequest { user_id, business_id, category, form, min_revision }
+        pb::CanSendRequest { user_id, business_id, category, form, min_revision, template }
     }
 }
 
@@ -40,9 +47,9 @@ prop_compose! {
 prop_compose! {
     fn filter()(
         business_id in id(), category in id(), form in any::<i32>(),
-        user_ids in prop::collection::vec(id(), 0..6),
+        user_ids in prop::collection::vec(id(), 0..6), template in template(),
     ) -> pb::FilterRecipientsRequest {
-        pb::FilterRecipientsRequest { business_id, category, form, user_ids }
+        pb::FilterRecipientsRequest { business_id, category, form, user_ids, template }
     }
 }
 
@@ -106,12 +113,17 @@ fn befallen(message: &impl Message, fate: Fate) -> Vec<u8> {
     bytes
 }
 
+/// Whether a message must be read here: it is whole, and names no template.
+fn is_intact(fate: &Fate, template: Option<&pb::Template>) -> bool {
+    matches!(fate, Fate::Intact | Fate::Doubled) && template.is_none()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_096))]
 
     #[test]
     fn a_question_is_what_prost_reads(message in request(), fate in fate()) {
-        let intact = matches!(fate, Fate::Intact | Fate::Doubled);
+        let intact = is_intact(&fate, message.template.as_ref());
         let bytes = befallen(&message, fate);
         match RawCheckRequest::read(&bytes) {
             Ok(asked) => {
@@ -124,7 +136,8 @@ proptest! {
 
     #[test]
     fn a_question_of_a_stream_is_what_prost_reads(message in sequence(), fate in fate()) {
-        let intact = matches!(fate, Fate::Intact | Fate::Doubled);
+        let asked = message.request.as_ref();
+        let intact = is_intact(&fate, asked.and_then(|asked| asked.template.as_ref()));
         let bytes = befallen(&message, fate);
         match RawStreamRequest::read(&bytes) {
             Ok(read) => {
@@ -137,7 +150,8 @@ proptest! {
 
     #[test]
     fn a_batch_is_what_prost_reads(message in batch(), fate in fate()) {
-        let intact = matches!(fate, Fate::Intact | Fate::Doubled);
+        let mut named = message.requests.iter().filter_map(|asked| asked.template.as_ref());
+        let intact = is_intact(&fate, named.next());
         let bytes = befallen(&message, fate);
         match RawCheckRequest::read_batch(&bytes, 100) {
             Ok(batch) => {
@@ -150,7 +164,7 @@ proptest! {
 
     #[test]
     fn a_campaign_is_what_prost_reads(message in filter(), fate in fate()) {
-        let intact = matches!(fate, Fate::Intact | Fate::Doubled);
+        let intact = is_intact(&fate, message.template.as_ref());
         let bytes = befallen(&message, fate);
         let mut users = Vec::new();
         match RawCampaign::read(&bytes, 100, &mut users) {
@@ -178,7 +192,7 @@ prop_compose! {
         let retry = retry.map(time);
         let decision =
             Decision { reason, free_form_allowed, template_allowed, window_expire, retry };
-        CheckResult { decision, revision, staleness: Duration::from_nanos(staleness) }
+        CheckResult { decision, revision, staleness: Duration::from_nanos(staleness), stricter: None }
     }
 }
 
@@ -194,12 +208,22 @@ proptest! {
             results.put_answer(answer);
             let error = Pb::Error(pb::ItemError { code: 3, ..Default::default() });
             results.put(error.clone());
-            for result in [Pb::Response(convert::answer(answer)), error] {
+            for result in [Pb::Response(convert::answer(&RawCheckRequest::default(), answer)), error] {
                 expected.results.push(pb::BatchCanSendResult { result: Some(result) });
             }
         }
         prop_assert_eq!(results.into_bytes(), expected.encode_to_vec());
     }
+}
+
+#[test]
+fn what_names_a_template_is_left_to_prost() {
+    let template = Some(pb::Template { name: "a".into(), language: "en".into() });
+    let asked = pb::CanSendRequest { template: template.clone(), ..Default::default() };
+    assert_eq!(RawCheckRequest::read(&asked.encode_to_vec()), Err(FallBackToProst));
+    let campaign = pb::FilterRecipientsRequest { template, ..Default::default() };
+    let (bytes, mut users) = (campaign.encode_to_vec(), Vec::new());
+    assert_eq!(RawCampaign::read(&bytes, 3, &mut users), Err(FallBackToProst));
 }
 
 #[test]

@@ -11,6 +11,18 @@ const NEW_PARENT: &str = "US.ENT.20944180066153327741";
 #[allow(clippy::too_many_lines, reason = "it is a list")]
 fn every_fixture_says_what_it_should() {
     let expected = [
+        (
+            "account_restriction",
+            "account template:* 1760000300: utility is marketing true until 4102444800",
+        ),
+        ("account_restriction_other", "account not_a_restriction 1"),
+        ("account_terms_signed", "account not_a_restriction 1"),
+        ("template_category_announced", "template announced 1"),
+        (
+            "template_category_marketing",
+            "template template:order_update:en_US 1760000100: marketing",
+        ),
+        ("template_category_utility", "template template:order_update:en_US 1760000200: utility"),
         ("call_accepted", "call USER 1752583200: inbound \"\""),
         ("call_business_initiated", "call not_a_call_by_user 1"),
         ("call_permission_accept", "message opens_no_window 1"),

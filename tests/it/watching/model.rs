@@ -61,6 +61,7 @@ impl Client {
                     self.resets += 1;
                     anew = true;
                 }
+                What::TemplateChanged(_) => panic!("no template changed"),
                 checkpoint @ What::Checkpoint(_) => {
                     let upto = revision(&checkpoint).unwrap();
                     if std::mem::take(&mut anew) {

@@ -117,9 +117,7 @@ mod tests {
             reference: String::new(),
         };
         let marketing = (5, category(Class::Marketing));
-        let after = |lift_time| {
-            profile(&[marketing.clone(), (9, lift(lift_time))]).least_class()
-        };
+        let after = |lift_time| profile(&[marketing.clone(), (9, lift(lift_time))]).least_class();
         assert_eq!(after(None), Class::Utility);
         assert_eq!(after(Some(at(6))), Class::Utility);
         assert_eq!(after(Some(at(5))), Class::Marketing);
@@ -161,11 +159,8 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = (i64, What)> {
-        let class = prop::sample::select(vec![
-            Class::Marketing,
-            Class::Utility,
-            Class::Authentication,
-        ]);
+        let class =
+            prop::sample::select(vec![Class::Marketing, Class::Utility, Class::Authentication]);
         let lift = prop::option::of((0_i64..4).prop_map(at));
         let category = (class, lift).prop_map(|(category, lift)| What::TemplateCategory {
             category,
