@@ -123,6 +123,7 @@ struct Figures {
 fn question(n: usize) -> pb::CanSendRequest {
     let user = (n as u64).wrapping_mul(2_654_435_761) % (2 * PAIRS);
     pb::CanSendRequest {
+        template: None,
         user_id: format!("1555{user:08}"),
         business_id: "acme".into(),
         category: "utility.order_updates".into(),

@@ -1,6 +1,7 @@
 //! The checker: looks a pair up in the table and decides by the policy and both clocks.
 
 mod batch;
+mod filter;
 mod status;
 mod template;
 
@@ -15,13 +16,14 @@ use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 use consentd_core::Violation;
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
-use consentd_core::id::{BusinessId, Key, UserId};
+use consentd_core::id::{BusinessId, Key};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
 use consentd_core::standing::Facts;
 use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
+pub use self::filter::{Campaign, FilterResult};
 pub use self::status::{TablePhase, TableStatus};
 use self::template::parse_template;
 pub use self::template::{TemplateName, template_form};
@@ -74,19 +76,6 @@ struct ParsedRequest<'q> {
     min_revision: Revision,
 }
 
-/// What the checks of all recipients of a campaign have in common.
-#[derive(Clone, Copy, Debug)]
-pub struct Campaign<'a> {
-    /// The business that would send.
-    pub business: BusinessId<'a>,
-    /// The category of the messages.
-    pub category: Category<'a>,
-    /// The form of the messages.
-    pub form: Form,
-    /// The template that the messages will be, if it is known.
-    pub template: Option<TemplateName<'a>>,
-}
-
 /// A decision, and the state of the table that it rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckResult {
@@ -98,15 +87,6 @@ pub struct CheckResult {
     pub staleness: Duration,
     /// The class that decided, if the template that the request names is known to be of a stricter one
     /// than was asked for.
-    pub stricter: Option<Class>,
-}
-
-/// The result of filtering some recipients of a campaign.
-#[derive(Clone, Copy, Debug)]
-pub struct FilterResult {
-    /// How long ago the table was proven to be current.
-    pub staleness: Duration,
-    /// As in [`CheckResult::stricter`].
     pub stricter: Option<Class>,
 }
 
@@ -281,48 +261,6 @@ impl Checker {
         self.check_batch(batch, each).map(|_| ())
     }
 
-    /// Checks one message of a campaign to each user in order, like
-    /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. The template's category
-    /// is looked up once.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckError::NotReady`], or [`CheckError::Invalid`] for the name of the template.
-    pub fn filter<'q>(
-        &self,
-        campaign: &Campaign<'q>,
-        users: impl ExactSizeIterator<Item = &'q str>,
-        mut each: impl FnMut(Option<Reason>),
-    ) -> Result<FilterResult, CheckError> {
-        let keys = self.table.key_deriver();
-        let Campaign { business, category, form, template } = *campaign;
-        let known = match template {
-            None => None,
-            Some(template) => {
-                let pairs = template.pairs(&keys, business).map_err(CheckError::Invalid)?;
-                Some(self.known_category(pairs, Moment::about_now))
-            }
-        };
-        let mut batch = Batch::with_capacity(users.len());
-        for user in users {
-            match UserId::parse(user) {
-                Ok(user) => {
-                    let parsed = ParsedRequest::of_user(&keys, &user, business, category, form, 0);
-                    match &known {
-                        None => batch.push(&parsed),
-                        Some(known) => batch.push_template(&parsed, known),
-                    }
-                }
-                Err(_) => batch.push_invalid(()),
-            }
-        }
-        let staleness = self.check_batch(batch, |result: Result<CheckResult, ()>| {
-            each(result.ok().map(|result| result.decision.reason));
-        })?;
-        let class = known.and_then(|known| known.decides(category.class).ok());
-        Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
-    }
-
     /// Looks all pairs of a batch up, reads the clocks once, and decides.
     fn check_batch<E>(
         &self,
@@ -353,7 +291,14 @@ impl Checker {
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
-        let mut looked_up = pairs.iter().zip(&categories);
+        // Logged is what was asked for, and in addition what decided.
+        let mut asked = categories;
+        for TemplateItem { place, asked: category, .. } in &templates {
+            if let Some(slot) = asked.get_mut(*place) {
+                *slot = *category;
+            }
+        }
+        let mut looked_up = pairs.iter().zip(&asked);
         for request in requests {
             each(request.map(|BatchItem { class, form, min_revision, stricter }| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));

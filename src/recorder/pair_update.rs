@@ -342,9 +342,8 @@ impl<'a> PairUpdate<'a> {
         let time = resolved.time;
         let mut outcome = Outcome::default();
         let What::Inbound { message_id, text } = &event.what else {
-            let state = &mut self.record.state;
-            let (what, is_claimed) = with_lift(submission, state, time, self.clock);
-            self.is_changed |= is_claimed;
+            let (what, claims) = with_lift(submission, &mut self.record.state, time, self.clock);
+            self.is_changed |= claims;
             let is_repeat = *is_replay && self.has_entry(&what, time);
             let time = if is_repeat { time } else { self.counts_as_of(&what, time) };
             outcome.applied = self.apply_effects_at(event, what, time)?;

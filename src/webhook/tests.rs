@@ -226,7 +226,8 @@ fn is_recordable(payload: &whatsapp::ParsedPayload) -> bool {
     let events = updates.flat_map(|update| &update.submissions);
     let mut events = events.map(|submission| &submission.event);
     events.any(|event| {
-        secret.parse(&event.user_id, &event.business_id).is_ok()
+        let subject = event.what.subject();
+        secret.parse_subject(subject, &event.user_id, &event.business_id).is_ok()
             && event.what.violations(&names).is_empty()
     })
 }

@@ -1,5 +1,8 @@
 //! Events between a user and a business: their kinds, their effects on a state, and their validation.
 
+mod platform_names;
+mod template_effects;
+
 use std::time::Duration;
 
 use caseless::Caseless;
@@ -11,6 +14,9 @@ use super::scope::{Class, Scope};
 use super::state::{Choice, Effect, Pending};
 use super::template::Subject;
 use super::time::Timestamp;
+pub use platform_names::PlatformNames;
+pub(crate) use template_effects::UNTIL;
+use template_effects::{category_effects, restriction_effects};
 
 /// How far ahead of the ledger's clock an event's time may be. An allow is then clamped to the ledger's
 /// current time; a denial keeps its time.
@@ -31,10 +37,6 @@ pub const CODE_WINDOW_CLOSED: i32 = 131_047;
 pub const CODE_FREQUENCY_CAPPED: i32 = 131_049;
 /// WhatsApp's code for a marketing message refused because the user stopped marketing.
 pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
-
-/// What the topic begins with under which a restriction of an account is kept that ends. Its end, in seconds
-/// of Unix time, follows. So whatever keeps the restriction as an opt-out keeps its end.
-pub(crate) const UNTIL: &str = "until_";
 
 /// The field of a link that names the other id.
 pub const OTHER_USER_ID: &str = "link.other_user_id";
@@ -258,17 +260,8 @@ impl What {
             Self::TemplateCategory { category, lift, .. } => {
                 category_effects(*category, time, lift.unwrap_or(time))
             }
-            Self::TemplateRestriction { restricted: true, until, .. } => {
-                let scope = match until {
-                    None => Scope::Class(Class::Utility),
-                    Some(end) => Scope::Topic(Class::Utility, until_topic(*end).into()),
-                };
-                vec![Effect::Choice(scope, Choice::opt_out(time))]
-            }
-            Self::TemplateRestriction { restricted: false, .. } => {
-                let choice = Choice::opt_in(time, None);
-                let lifted = Effect::Choice(Scope::Class(Class::Utility), choice);
-                std::iter::once(lifted).chain(known_again(time)).collect()
+            Self::TemplateRestriction { restricted, until, .. } => {
+                restriction_effects(*restricted, *until, time)
             }
             // A link is kept in the pair's record, outside of the state.
             Self::Link { .. } => Vec::new(),
@@ -379,32 +372,6 @@ impl What {
     }
 }
 
-/// The effects of a template's category: it may not be sent as what is less strict, and may be sent as it
-/// and as what is stricter.
-fn category_effects(category: Class, time: Timestamp, lift: Timestamp) -> Vec<Effect> {
-    let choice = |class: Class| {
-        if class.strictness() < category.strictness() {
-            Some(Choice::opt_out(time))
-        } else {
-            (lift > Timestamp::MIN).then(|| Choice::opt_in(lift, None))
-        }
-    };
-    let effect = |class| Some(Effect::Choice(Scope::Class(class), choice(class)?));
-    Class::ALL.into_iter().filter_map(effect).chain(known_again(lift)).collect()
-}
-
-/// An erased template or account is suppressed until something is recorded of it again.
-fn known_again(time: Timestamp) -> Option<Effect> {
-    (time > Timestamp::MIN).then_some(Effect::Suppression { time, suppressed: false })
-}
-
-/// The topic under which a restriction with this end is kept. Its end is rounded up to the second.
-fn until_topic(end: Timestamp) -> String {
-    let millis = end.as_millis();
-    let seconds = millis.div_euclid(1_000).saturating_add(i64::from(millis.rem_euclid(1_000) > 0));
-    format!("{UNTIL}{seconds}")
-}
-
 impl Evidence {
     fn check(&self, names: &PlatformNames, found: &mut Vec<Violation>) {
         let field = |name: &str| format!("opt_in.evidence.{name}");
@@ -470,44 +437,6 @@ fn fold(text: &str) -> String {
         return text.to_ascii_lowercase();
     }
     text.nfkc().default_case_fold().nfkc().collect()
-}
-
-/// The names by which a statement may call WhatsApp.
-#[derive(Clone, Debug)]
-pub struct PlatformNames(Vec<String>);
-
-impl PlatformNames {
-    /// The name, and how it is written in other scripts.
-    pub const DEFAULT: [&'static str; 17] = [
-        "WhatsApp",
-        "व्हाट्सएप",
-        "व्हाट्सऐप",
-        "व्हॉट्सऐप",
-        "व्हाट्सप्प",
-        "वॉट्सऐप",
-        "واتساب",
-        "واتس اب",
-        "واتس آب",
-        "واٹس ایپ",
-        "হোয়াটসঅ্যাপ",
-        "வாட்ஸ்அப்",
-        "Ватсап",
-        "Вотсап",
-        "וואטסאפ",
-        "왓츠앱",
-        "ワッツアップ",
-    ];
-
-    /// These names, whatever their case. Blank ones are left out: they would fit any statement.
-    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(names.into_iter().map(fold).filter(|name| !name.trim().is_empty()).collect())
-    }
-}
-
-impl Default for PlatformNames {
-    fn default() -> Self {
-        Self::new(Self::DEFAULT)
-    }
 }
 
 #[cfg(test)]

@@ -145,6 +145,7 @@ mod tests {
             retry_time: None,
             revision: 1 << 40,
             staleness: Some(prost_types::Duration { seconds: 1, nanos: 5 }),
+            category_used: "marketing".into(),
         }
     }
 
@@ -178,6 +179,7 @@ mod tests {
             reasons: reasons.to_vec(),
             allowed_count: 1,
             staleness: None,
+            category_used: String::new(),
         };
         let expected =
             [Outcome::Error(3), Outcome::Decision(1), Outcome::Decision(10), Outcome::Decision(19)];

@@ -1,0 +1,76 @@
+//! The filtering of a campaign's recipients: one message to each of them.
+
+use std::time::Duration;
+
+use super::batch::Batch;
+use super::{CheckError, CheckResult, Checker, ParsedRequest, TemplateName};
+use consentd_core::decision::{Form, Reason};
+use consentd_core::id::{BusinessId, UserId};
+use consentd_core::scope::{Category, Class};
+use consentd_os::clock::Moment;
+
+/// What the checks of all recipients of a campaign have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Campaign<'a> {
+    /// The business that would send.
+    pub business: BusinessId<'a>,
+    /// The category of the messages.
+    pub category: Category<'a>,
+    /// The form of the messages.
+    pub form: Form,
+    /// The template that the messages will be, if it is known.
+    pub template: Option<TemplateName<'a>>,
+}
+
+/// The result of filtering some recipients of a campaign.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterResult {
+    /// How long ago the table was proven to be current.
+    pub staleness: Duration,
+    /// As in [`CheckResult::stricter`].
+    pub stricter: Option<Class>,
+}
+
+impl Checker {
+    /// Checks one message of a campaign to each user in order, like
+    /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. The template's category
+    /// is looked up once.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotReady`], or [`CheckError::Invalid`] for the name of the template.
+    pub fn filter<'q>(
+        &self,
+        campaign: &Campaign<'q>,
+        users: impl ExactSizeIterator<Item = &'q str>,
+        mut each: impl FnMut(Option<Reason>),
+    ) -> Result<FilterResult, CheckError> {
+        let keys = self.table.key_deriver();
+        let Campaign { business, category, form, template } = *campaign;
+        let known = match template {
+            None => None,
+            Some(template) => {
+                let pairs = template.pairs(&keys, business).map_err(CheckError::Invalid)?;
+                Some(self.known_category(pairs, Moment::about_now))
+            }
+        };
+        let mut batch = Batch::with_capacity(users.len());
+        for user in users {
+            match UserId::parse(user) {
+                Ok(user) => {
+                    let parsed = ParsedRequest::of_user(&keys, &user, business, category, form, 0);
+                    match &known {
+                        None => batch.push(&parsed),
+                        Some(known) => batch.push_template(&parsed, known),
+                    }
+                }
+                Err(_) => batch.push_invalid(()),
+            }
+        }
+        let staleness = self.check_batch(batch, |result: Result<CheckResult, ()>| {
+            each(result.ok().map(|result| result.decision.reason));
+        })?;
+        let class = known.and_then(|known| known.decides(category.class).ok());
+        Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
+    }
+}
