@@ -43,7 +43,10 @@ fn a_line_says_what_was_decided() {
         other.stricter = Some(Class::Marketing);
         other.category = Category::parse(category).unwrap();
         let read: serde_json::Value = serde_json::from_str(&line(&other)).unwrap();
-        assert_eq!((&read["category"], &read["category_used"]), (&category.into(), &"marketing".into()));
+        assert_eq!(
+            (&read["category"], &read["category_used"]),
+            (&category.into(), &"marketing".into())
+        );
         assert!(line(&other).len() <= MAX_LINE_BYTES);
         assert_eq!(
             (read["allowed"].as_bool(), read["revision"].as_u64()),

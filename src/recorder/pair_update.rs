@@ -6,7 +6,7 @@ use super::Refusal;
 use super::keyword_match::keyword_match;
 use super::linked_ids::{Denial, TooManyIds, known_link};
 use super::message_references::{by_keyword, by_message, confirmed_by};
-use super::request_identity::RequestIdentity;
+use super::request_identity::{RequestIdentity, reused};
 use super::template_lift::with_lift;
 use consentd_core::Violation;
 use consentd_core::claims::Claim;
@@ -518,12 +518,6 @@ fn denied_at(own: Timestamp, precision: SourcePrecision) -> Timestamp {
 pub(super) fn counts_as_of(state: &State, what: &What, time: Timestamp) -> Timestamp {
     let effects = what.effects(time);
     effects.iter().map(|effect| state.counts_as_of(effect, time)).max().unwrap_or(time)
-}
-
-/// The refusal of a request id that was used for a different event.
-fn reused() -> Refusal {
-    let why = "was used for a different event of this user before; give every event its own";
-    Refusal::Invalid(vec![Violation::new("request_id", why)])
 }
 
 fn list(scopes: &[Scope]) -> String {

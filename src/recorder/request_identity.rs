@@ -1,5 +1,7 @@
 //! By what a repeat of a request is recognised.
 
+use super::Refusal;
+use consentd_core::Violation;
 use consentd_core::event::Event;
 use consentd_core::id::KeySecret;
 
@@ -22,4 +24,10 @@ impl RequestIdentity {
         let what = secret.digest(&event.what.fingerprint());
         Some(Self { id: secret.digest(&named), what })
     }
+}
+
+/// The refusal of a request id that was used for a different event.
+pub(super) fn reused() -> Refusal {
+    let why = "was used for a different event of this user before; give every event its own";
+    Refusal::Invalid(vec![Violation::new("request_id", why)])
 }

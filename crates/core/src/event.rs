@@ -258,7 +258,7 @@ impl What {
                 vec![Effect::Suppression { time, suppressed: *suppressed }]
             }
             Self::TemplateCategory { category, lift, .. } => {
-                category_effects(*category, time, lift.unwrap_or(time))
+                category_effects(*category, time, lift.map_or(time, |lift| lift.min(time)))
             }
             Self::TemplateRestriction { restricted, until, .. } => {
                 restriction_effects(*restricted, *until, time)
