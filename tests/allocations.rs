@@ -4,15 +4,16 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consentd::checker::{Campaign, CheckRequest, Checker};
+use consentd::checker::{Campaign, CheckRequest, Checker, TemplateName};
 use consentd::decision_log::{self, DecisionFilter, DecisionLogSettings, LogTarget};
 use consentd::metrics::Metrics;
 use consentd::table;
 use consentd_core::decision::{Form, Policy, Proof, decide};
 use consentd_core::event::{Evidence, Method, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
-use consentd_core::scope::{Category, Scope};
+use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::state::{Choice, Effect, State};
+use consentd_core::template::TemplateId;
 use consentd_core::time::{Clock, Timestamp};
 use consentd_os::clock::Moment;
 
@@ -117,7 +118,17 @@ fn screening_allocates_by_the_message_and_not_by_the_recipient() {
 fn a_logged_check_allocates_nothing() {
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let (table, mut writer) = table::new();
-    writer.reset(&KeySecret::new(&[1; 16]));
+    let secret = KeySecret::new(&[1; 16]);
+    writer.reset(&secret);
+    let template = TemplateName { name: "order_update", language: "pt_BR" };
+    let known = TemplateId::parse(template.name, template.language).unwrap();
+    let (category, lift, reference) = (Class::Marketing, None, String::new());
+    let mut state = State::default();
+    for effect in (What::TemplateCategory { category, lift, reference }).effects(Timestamp::MAX) {
+        state.apply(&effect).unwrap();
+    }
+    let key = secret.template_key(&known, BusinessId::parse("acme").unwrap());
+    writer.apply(key, Ok(&state));
     writer.validate();
     let folder = tempfile::tempdir().unwrap();
     let settings = DecisionLogSettings {
@@ -132,24 +143,24 @@ fn a_logged_check_allocates_nothing() {
     let checker =
         Checker::new(table, Policy::default(), bound, Arc::clone(&metrics)).logging(Some(log));
     let users: Vec<String> = (0..70_000).map(|n| format!("+1 (555) 01{n:05}")).collect();
-    let ask = |user: &String| {
+    let ask_about = |user: &String, template| {
         let category = "utility.order_updates";
         let (business_id, form) = ("acme", Ok(Form::Template));
-        let question = CheckRequest {
-            user_id: user,
-            business_id,
-            category,
-            form,
-            min_revision: 0,
-            template: None,
-        };
-        black_box(checker.check(&question).unwrap());
+        let question =
+            CheckRequest { user_id: user, business_id, category, form, min_revision: 0, template };
+        black_box(checker.check(&question).unwrap()).stricter
     };
+    let ask = |user: &String| assert_eq!(ask_about(user, None), None);
     ask(&users[0]); // What a thread needs once.
     let info = allocation_counter::measure(|| users.iter().for_each(ask));
     assert_eq!(info.count_total, 0, "{info:?}");
     // Neither does one that finds the queue full.
     assert_eq!(metrics.decisions_dropped_by_queue(), 70_001 - 65_536);
+    // Nor one that names a template, which is known to be of a stricter category.
+    let info = allocation_counter::measure(|| {
+        assert_eq!(ask_about(&users[0], Some(template)), Some(Class::Marketing));
+    });
+    assert_eq!(info.count_total, 0, "{info:?}");
 }
 
 /// What one user has after a change: topics that no other user and no other change has, and now and

@@ -234,7 +234,7 @@ async fn bad_csv_rows_are_told_and_kept_and_the_others_recorded() {
             "15550123457,acme,optout,,,,,,*,".to_owned(),
             Some(
                 "event: must be one of opt_in, opt_out, inbound_message, platform_preference, \
-                 delivery_failure, suppression, link",
+                 delivery_failure, suppression, link, template_category, template_restriction",
             ),
         ),
         (

@@ -13,7 +13,8 @@ use serde_json::Value as Json;
 use tonic::Code;
 
 use self::model::{Said, class_that_decides};
-use crate::faults::stage::{metric, serve};
+use crate::faults::redis::Redis;
+use crate::faults::stage::{ledger_at, metric, serve};
 use crate::rng::Rng;
 use crate::sidecar::{Sidecar, ago, event, eventually, opt_in, opt_out, question, run};
 use crate::webhook::client::{ACCOUNT, Files, acme, deliver, file, fixture, redis};
@@ -24,12 +25,12 @@ const PERSON: &str = "15550123456";
 /// The template of the fixtures.
 const UPDATE: (&str, &str) = ("order_update", "en_US");
 
-fn template((name, language): (&str, &str)) -> Option<pb::Template> {
-    Some(pb::Template { name: name.into(), language: language.into() })
+fn template((name, language): (&str, &str)) -> pb::Template {
+    pb::Template { name: name.into(), language: language.into() }
 }
 
 fn about(user: &str, category: &str, named: (&str, &str)) -> pb::CanSendRequest {
-    pb::CanSendRequest { template: template(named), ..question(user, "acme", category) }
+    pb::CanSendRequest { template: Some(template(named)), ..question(user, "acme", category) }
 }
 
 /// The reason of an answer, and the category that decided.
@@ -77,8 +78,14 @@ async fn opt_in_to(sidecar: &Sidecar, user: &str, category: &str) {
     assert!(record(sidecar, given).await.applied);
 }
 
+fn redis_without_ledger() -> (Redis, String) {
+    let redis = Redis::start(&[]);
+    let ledger = ledger_at(&redis.address());
+    (redis, ledger)
+}
+
 /// Sidecars of both ledgers that receive webhooks.
-async fn receivers(files: &Files) -> (Sidecar, Sidecar, crate::faults::redis::Redis, String) {
+async fn receivers(files: &Files) -> (Sidecar, Sidecar, Redis, String) {
     let on_file = files.serve(&file(files.folder.path()), &[]).await;
     let (server, ledger) = redis(&[]);
     let on_redis = files.serve(&ledger, &["--record", "127.0.0.1:0"]).await;
@@ -281,7 +288,7 @@ async fn stricter_category_decides_in_every_kind_of_check_and_opt_outs_of_the_as
                 category: asked.into(),
                 form: pb::MessageForm::Template.into(),
                 user_ids: vec![user.into()],
-                template: template((name, "en")),
+                template: Some(template((name, "en"))),
             };
             let filtered = checks.filter_recipients(tokio_stream::iter([campaign])).await.unwrap();
             let filtered = filtered.into_inner().message().await.unwrap().unwrap();
@@ -343,7 +350,7 @@ async fn template_is_no_person_and_a_person_is_no_template() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(changed.template, template(("order", "en")));
+    assert_eq!(changed.template, Some(template(("order", "en"))));
     let (code, _, said) = run(&["subject", subject, "--addr", &sidecar.record]);
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("template"), "{said}");
@@ -407,6 +414,40 @@ async fn list_of_templates_is_imported_exported_and_listed() {
             assert!(listed.contains(part), "{listed} has no {part}");
         }
     }
+}
+
+#[tokio::test]
+async fn rules_are_verified_copied_and_survive_a_restart_like_any_pair() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sidecar = Sidecar::live(folder.path(), &[]).await;
+    opt_in_to(&sidecar, PERSON, "utility").await;
+    for class in ["utility", "marketing"] {
+        record(&sidecar, then(category("sale", class), wall())).await;
+    }
+    record(&sidecar, then(category("order", "utility"), wall())).await;
+    sidecar.kill();
+    drop(sidecar);
+    let from = file(folder.path());
+    let (server, to) = redis_without_ledger();
+    for arguments in [
+        &["ledger", "verify", "--ledger", &from][..],
+        &["ledger", "copy", &from, &to, "--buckets", "4", "--still", "10ms"],
+        &["ledger", "verify", "--ledger", &to],
+    ] {
+        let (code, printed, error) = run(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {printed}{error}");
+    }
+    let copied = serve(&to, &["--record", "127.0.0.1:0"], &[]);
+    copied.wait_until_live().await;
+    let restarted = Sidecar::live(folder.path(), &[]).await;
+    for sidecar in [&copied, &restarted] {
+        let sent = |name| about(PERSON, "utility", (name, "en"));
+        answers(sidecar, &sent("sale"), (Reason::NoConsent, "marketing")).await;
+        answers(sidecar, &sent("order"), (Reason::OptedIn, "utility")).await;
+        let status = crate::faults::stage::status(sidecar).await;
+        assert_eq!(status.pairs, 3, "a template is a pair of the table like any other");
+    }
+    drop(server);
 }
 
 #[tokio::test]
