@@ -80,6 +80,13 @@ fn length(bytes: &[u8], shards: usize) -> usize {
     })
 }
 
+/// Whether the profiles of the first saved table have the same numbers in the other one.
+fn lists_begin_alike(first: &[u8], other: &[u8]) -> bool {
+    // The list begins with the number of profiles.
+    let profiles = |bytes: &[u8]| bytes[length(bytes, SHARDS) + 4..].to_vec();
+    profiles(other).starts_with(&profiles(first))
+}
+
 impl World {
     /// The pair's record was written behind the log's back, or cannot be read: what a table knows
     /// of it that was saved may be denied beyond that, too.
@@ -145,6 +152,8 @@ impl World {
         }
         let (from, until) = (begun.from, machine.position());
         let (_, now) = self.sidecar.saved();
+        // A table that is saved for real has one list of profiles for all of its shards.
+        let cut = if lists_begin_alike(&begun.bytes, &now) { cut } else { 0 };
         let before = &begun.bytes[..length(&begun.bytes, cut)];
         let bytes = [before, &now[length(&now, cut)..]].concat();
         let identity = self.sidecar.identity()?;
