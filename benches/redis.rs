@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::record::{HistoryEntry, Outcome, Record, Request};
 use consentd_core::scope::Scope;
@@ -135,6 +135,8 @@ fn opt_in(secret: &KeySecret, number: u64) -> Change {
         locale: "en".into(),
         reference: format!("https://acme.example/forms/{number}"),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse("marketing").unwrap();
     let what = What::OptIn { category, evidence, expire: None, pending: false };

@@ -9,7 +9,7 @@ use consentd::decision_log::{self, DecisionFilter, DecisionLogSettings, LogTarge
 use consentd::metrics::Metrics;
 use consentd::table;
 use consentd_core::decision::{Form, Policy, Proof, decide};
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::state::{Choice, Effect, State};
@@ -47,6 +47,8 @@ fn a_check_allocates_nothing() {
             locale: String::new(),
             reference: String::new(),
             confirmation: String::new(),
+            phone_number_id: None,
+            statement_names: StatementNames::default(),
         };
         let category = Scope::parse("utility.order_updates").unwrap();
         let what = What::OptIn { category, evidence, expire, pending: false };

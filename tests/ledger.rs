@@ -24,12 +24,14 @@ mod pages;
 #[path = "ledger/server.rs"]
 mod server;
 mod servers;
+#[path = "ledger/stops.rs"]
+mod stops;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::Key;
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::scope::Scope;
@@ -153,6 +155,8 @@ fn opt_in(statement: &str) -> What {
         locale: "en".into(),
         reference: "form 1".into(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse("marketing").unwrap();
     What::OptIn { category, evidence, expire: Some(at(900)), pending: false }

@@ -9,7 +9,8 @@ mod hot_table;
 mod tables;
 
 use consentd_core::decision::{Form, Policy, Proof, Reason, decide};
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{CODE_PLATFORM_STOPPED, Evidence, Method, StatementNames, What};
+use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::standing::ResolvedState;
 use consentd_core::state::State;
@@ -39,16 +40,25 @@ fn moment() -> impl Strategy<Value = Timestamp> {
         .prop_map(|(hours, millis)| Timestamp::from_millis(NOW + hours * HOUR + millis).unwrap())
 }
 
+/// One of several numbers of the business, or none.
+fn number() -> impl Strategy<Value = Option<PhoneNumberId>> {
+    proptest::sample::select(&["", "1", "2"][..]).prop_map(|id| PhoneNumberId::parse(id).ok())
+}
+
 fn what() -> impl Strategy<Value = What> {
     let scope = proptest::sample::select(&SCOPES[..]);
     let out = prop_oneof![Just("*"), proptest::sample::select(&SCOPES[..])];
     let expire = proptest::option::of(prop_oneof![Just(-1_i64), Just(2)]);
     let code = proptest::sample::select(&[131_047, 131_049, 131_050, 131_026, 131_048][..]);
     prop_oneof![
-        4 => (scope, expire, any::<bool>(), any::<bool>()).prop_map(
+        4 => (scope, expire, any::<bool>(), proptest::option::of(number())).prop_map(
             |(scope, expire, pending, signup)| What::OptIn {
                 category: Scope::parse(scope).unwrap(),
-                evidence: evidence(if signup { Method::WhatsappSignup } else { Method::Website }),
+                evidence: if let Some(phone_number_id) = signup {
+                    Evidence { phone_number_id, ..evidence(Method::WhatsappSignup) }
+                } else {
+                    evidence(Method::Website)
+                },
                 expire: expire.map(|hours| Timestamp::from_millis(NOW + hours * HOUR).unwrap()),
                 pending,
             }
@@ -58,8 +68,10 @@ fn what() -> impl Strategy<Value = What> {
             reference: String::new(),
         }),
         2 => Just(What::Inbound { message_id: String::new(), text: String::new() }),
-        1 => any::<bool>().prop_map(|stopped| What::Platform { stopped }),
-        1 => code.prop_map(|code| What::Failure { code }),
+        2 => (any::<bool>(), number())
+            .prop_map(|(stopped, phone_number_id)| What::Platform { stopped, phone_number_id }),
+        1 => (code, number())
+            .prop_map(|(code, phone_number_id)| What::Failure { code, phone_number_id }),
         1 => any::<bool>().prop_map(|suppressed| What::Suppression {
             suppressed,
             reference: String::new(),
@@ -75,6 +87,8 @@ fn evidence(method: Method) -> Evidence {
         locale: String::new(),
         reference: String::new(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     }
 }
 
@@ -138,6 +152,37 @@ proptest! {
         prop_assert_eq!(state.clone().join(state.clone()), state);
     }
 
+    /// A stop at one number stands whatever is said at others, and after a resume that is older.
+    #[test]
+    fn a_stop_is_lifted_at_its_own_number_alone(
+        events in events(),
+        own in number(),
+        time in moment(),
+    ) {
+        let stop = What::Platform { stopped: true, phone_number_id: own.clone() };
+        let lifts = |what: &What| match what {
+            What::Platform { stopped: false, phone_number_id } => *phone_number_id == own,
+            What::OptIn { evidence, pending: false, .. } => {
+                evidence.method == Method::WhatsappSignup && evidence.phone_number_id == own
+            }
+            _ => false,
+        };
+        let is_lifted = events.iter().any(|(at, what)| *at > time && lifts(what));
+        let again = |what: &What| match what {
+            What::Platform { stopped: true, phone_number_id }
+            | What::Failure { code: CODE_PLATFORM_STOPPED, phone_number_id } => {
+                *phone_number_id == own
+            }
+            _ => false,
+        };
+        let is_stopped_again = events.iter().any(|(at, what)| *at > time && again(what));
+        let mut events = events;
+        events.push((time, stop));
+        let stopped = ResolvedState::of(&state_of(&events)).profile.stops().contains(&own);
+        prop_assert!(stopped || is_lifted);
+        prop_assert!(!stopped || !is_lifted || is_stopped_again);
+    }
+
     /// The latest word is obeyed. A pending opt-in is no such word, however late.
     #[test]
     fn an_opt_out_with_the_latest_time_is_never_followed_by_an_allow(
@@ -179,9 +224,15 @@ proptest! {
             | (What::OptIn { category: a, pending: false, .. }, What::OptOut { scope: b, .. })
             | (What::OptOut { scope: a, .. }, What::OptOut { scope: b, .. }) => a == b,
             (What::Inbound { .. }, What::Inbound { .. })
-            | (What::Platform { .. }, What::Platform { .. })
             | (What::Suppression { .. }, What::Suppression { .. }) => true,
-            (What::Failure { code: a }, What::Failure { code: b }) => a == b,
+            (
+                What::Platform { phone_number_id: a, .. },
+                What::Platform { phone_number_id: b, .. },
+            ) => a == b,
+            (
+                What::Failure { code: a, phone_number_id: one },
+                What::Failure { code: b, phone_number_id: other },
+            ) => a == b && (*a != CODE_PLATFORM_STOPPED || one == other),
             _ => false,
         };
         // A signup says two things, of which one may be news.

@@ -18,6 +18,7 @@ use super::page::{self, NO, YES};
 use crate::checker::{self, CheckError, CheckRequest, Checker, InvalidForm};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
+use consentd_core::id::PhoneNumberId;
 use consentd_core::record::Revision;
 use consentd_core::scope::{Class, Scope};
 use consentd_os::clock;
@@ -75,7 +76,7 @@ pub(super) struct CheckExplanation {
     pub(super) opted_in: String,
     pub(super) opted_out: String,
     pub(super) last_inbound: String,
-    pub(super) platform_stopped: &'static str,
+    pub(super) platform_stopped: String,
     pub(super) suppressed: &'static str,
 }
 
@@ -191,8 +192,23 @@ impl CheckExplanation {
             opted_in: scopes(&standing.opted_in),
             opted_out: scopes(&standing.opted_out),
             last_inbound: standing.last_inbound.map_or_else(|| "never".to_owned(), moment),
-            platform_stopped: yes(standing.platform_stopped),
+            platform_stopped: stops(&standing.stops),
             suppressed: yes(standing.suppressed),
+        }
+    }
+}
+
+/// Whether marketing is stopped inside WhatsApp, and at which of the business's numbers.
+fn stops(stops: &[Option<PhoneNumberId>]) -> String {
+    match stops {
+        [] => "no".to_owned(),
+        [None] => "yes".to_owned(),
+        stops => {
+            let name = |number: &Option<PhoneNumberId>| match number {
+                None => "a number unknown".to_owned(),
+                Some(id) => id.to_string(),
+            };
+            format!("yes, at {}", stops.iter().map(name).collect::<Vec<_>>().join(", "))
         }
     }
 }

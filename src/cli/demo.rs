@@ -84,13 +84,16 @@ fn story() -> Vec<Scene> {
             "Hana",
             HOUR,
             "gets an offer that WhatsApp refuses: 131049, too many lately",
-            What::DeliveryFailure(pb::DeliveryFailure { code: 131_049 }),
+            What::DeliveryFailure(pb::DeliveryFailure { code: 131_049, ..Default::default() }),
         ),
         scene(
             "Bo",
             HOUR,
             "turns offers off inside WhatsApp",
-            What::PlatformPreference(pb::PlatformPreference { marketing_stopped: true }),
+            What::PlatformPreference(pb::PlatformPreference {
+                marketing_stopped: true,
+                ..Default::default()
+            }),
         ),
     ]
 }
@@ -125,7 +128,7 @@ fn opt_in(category: &str, pending: bool) -> What {
             business_name: "Corner Bakery".into(),
             locale: "en".into(),
             reference: "https://bakery.example/signup".into(),
-            confirmation: String::new(),
+            ..Default::default()
         }),
         expire_time: None,
         pending,

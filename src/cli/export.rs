@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 use tonic::Request;
 
 use super::client::{ClientArgs, TokenArgs};
+use super::export_stops::{self, Stops};
 use super::{Verdict, export_line, output, time};
 use crate::grpc::pb;
 use crate::grpc::pb::record_service_client::RecordServiceClient;
@@ -29,6 +30,10 @@ pub(super) struct ExportArgs {
     /// Write to this file, which is replaced when the export is complete [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Only who has stopped marketing inside WhatsApp, at which number of the business and since when,
+    /// as CSV on standard output
+    #[arg(long, conflicts_with_all = ["output", "since"])]
+    stops: bool,
     #[command(flatten)]
     client: ClientArgs,
     #[command(flatten)]
@@ -72,16 +77,25 @@ pub(super) async fn export(args: ExportArgs) -> anyhow::Result<Verdict> {
     args.token.authorize(&mut request)?;
     let answers = RecordServiceClient::new(channel).export_events(request).await;
     let mut answers = answers.map_err(|status| args.client.explain(&status))?.into_inner();
+    let mut stops = Stops::default();
     let lines = export_line::Writer::new()?;
     let mut output = Output::new(args.output.as_deref())?;
     let mut count = 0_u64;
     while let Some(answer) =
         answers.message().await.map_err(|status| args.client.explain(&status))?
     {
-        if !output.line(&lines.line(answer)?)? {
+        if args.stops {
+            stops.add(answer);
+        } else if !output.line(&lines.line(answer)?)? {
             return Ok(Verdict::Yes); // The reader closed the pipe.
         }
         count += 1;
+    }
+    let header = args.stops.then(|| export_stops::HEADER.to_owned());
+    for row in header.into_iter().chain(stops.rows()) {
+        if !output.line(row.as_bytes())? {
+            return Ok(Verdict::Yes);
+        }
     }
     output.finish(args.output.as_deref())?;
     if let Some(path) = &args.output {

@@ -36,7 +36,7 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<Verdict> {
     output::line(&format!("opted in to      {}", output::scopes_text(&consent.opted_in)))?;
     output::line(&format!("opted out of     {}", output::scopes_text(&consent.opted_out)))?;
     output::line(&format!("last wrote       {last_inbound}"))?;
-    output::line(&format!("WhatsApp stop    {}", consent.platform_stopped))?;
+    output::line(&format!("WhatsApp stop    {}", output::stop_text(&consent)))?;
     output::line(&format!("suppressed       {}", consent.suppressed))?;
     output::line(&format!("revision         {}", consent.revision))?;
     output::line(&format!("pair             {}", output::printable(&consent.pair_key)))?;

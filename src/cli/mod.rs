@@ -17,6 +17,7 @@ mod erase;
 mod expiring;
 mod export;
 mod export_line;
+mod export_stops;
 mod get;
 mod healthcheck;
 mod history;

@@ -151,9 +151,12 @@ pub(super) fn event_text(event: &pb::ConsentEvent) -> String {
         }
         Some(What::PlatformPreference(preference)) => {
             let did = if preference.marketing_stopped { "stopped" } else { "resumed" };
-            format!("marketing {did} inside WhatsApp")
+            let number = at_number(&preference.phone_number_id);
+            format!("marketing {did} inside WhatsApp{number}")
         }
-        Some(What::DeliveryFailure(failure)) => format!("delivery failure {}", failure.code),
+        Some(What::DeliveryFailure(failure)) => {
+            format!("delivery failure {}{}", failure.code, at_number(&failure.phone_number_id))
+        }
         Some(What::Suppression(suppression)) => {
             let did = if suppression.suppressed { "suppressed" } else { "suppression lifted" };
             format!("{did}{}", reference_text(&suppression.reference))
@@ -186,6 +189,29 @@ pub(super) fn event_text(event: &pb::ConsentEvent) -> String {
     }
 }
 
+/// At which of the business's numbers something happened; empty if that is unknown.
+fn at_number(phone_number_id: &str) -> String {
+    match printable(phone_number_id) {
+        id if id.is_empty() => id,
+        id => format!(" at {id}"),
+    }
+}
+
+/// At which of the business's numbers a user stopped marketing, if any of them is known.
+pub(super) fn stopped_at(consent: &pb::GetConsentResponse) -> String {
+    let numbers = &consent.stopped_phone_number_ids;
+    if numbers.iter().all(String::is_empty) {
+        return String::new();
+    }
+    let name = |id: &String| if id.is_empty() { "a number unknown".into() } else { printable(id) };
+    format!(" at {}", numbers.iter().map(name).collect::<Vec<_>>().join(", "))
+}
+
+/// Whether marketing is stopped inside WhatsApp, and at which of the business's numbers.
+pub(super) fn stop_text(consent: &pb::GetConsentResponse) -> String {
+    format!("{}{}", consent.platform_stopped, stopped_at(consent))
+}
+
 /// Describes an opt-in. Its statement is on a line of its own.
 fn opt_in_text(opt_in: &pb::OptIn) -> String {
     let evidence = opt_in.evidence.clone().unwrap_or_default();
@@ -206,12 +232,18 @@ fn opt_in_text(opt_in: &pb::OptIn) -> String {
             locale if locale.is_empty() => locale,
             locale => format!(", {locale}"),
         };
-        format!("\n    {:?} ({name}{locale})", evidence.statement)
+        // Any other rule than the default one is said.
+        let rule = match evidence.statement_names() {
+            pb::StatementNames::Unspecified => "",
+            pb::StatementNames::Business => ", need not name WhatsApp",
+        };
+        format!("\n    {:?} ({name}{locale}{rule})", evidence.statement)
     };
     format!(
-        "opt-in {}{pending}{expiry}, by {}{}{confirmation}{statement}",
+        "opt-in {}{pending}{expiry}, by {}{}{}{confirmation}{statement}",
         opt_in.category,
         evidence.method().as_str_name().trim_start_matches("OPT_IN_METHOD_"),
+        at_number(&evidence.phone_number_id),
         reference_text(&evidence.reference),
     )
 }

@@ -73,6 +73,10 @@ enum WhatArgs {
         event: EventArgs,
         /// Which of the two
         preference: Preference,
+        /// Meta's id of the business's number that it was at; a resume lifts the stop at its own
+        /// number [default: unknown, which is a number of its own]
+        #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+        phone_number_id: String,
     },
     /// WhatsApp refused a message to the user
     Failure {
@@ -80,6 +84,9 @@ enum WhatArgs {
         event: EventArgs,
         /// WhatsApp's error code, such as 131047
         code: i32,
+        /// Meta's id of the business's number that the message was sent from [default: unknown]
+        #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+        phone_number_id: String,
     },
     /// The user must not be contacted
     Suppress {
@@ -123,7 +130,8 @@ struct OptInArgs {
     /// How it was obtained
     #[arg(long, value_enum, help_heading = EVIDENCE)]
     method: Option<Method>,
-    /// The words that the user agreed to; they must name WhatsApp and the business
+    /// The words that the user agreed to; they must name the business, and WhatsApp unless the
+    /// sidecar has --statement-names business
     #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     statement: String,
     /// The business's name as the user saw it
@@ -135,6 +143,15 @@ struct OptInArgs {
     /// Where the proof is kept; for whatsapp-signup its signup_id
     #[arg(long, default_value = "", hide_default_value = true, help_heading = EVIDENCE)]
     reference: String,
+    /// For whatsapp-signup: Meta's id of the business's number that the user signed up with
+    #[arg(
+        long,
+        value_name = "ID",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = EVIDENCE
+    )]
+    phone_number_id: String,
     /// When it expires, as RFC 3339 or as a time from now (365d) [default: never]
     #[arg(long, value_name = "TIME", value_parser = time::parse_future)]
     expires: Option<Timestamp>,
@@ -243,6 +260,9 @@ impl WhatArgs {
                     locale: args.locale,
                     reference: args.reference,
                     confirmation: String::new(),
+                    phone_number_id: args.phone_number_id,
+                    // The sidecar sets it.
+                    statement_names: pb::StatementNames::Unspecified.into(),
                 };
                 let opt_in = pb::OptIn {
                     category: args.category,
@@ -258,13 +278,14 @@ impl WhatArgs {
             Self::Inbound { event, text, message_id } => {
                 (event, What::InboundMessage(pb::InboundMessage { message_id, text }))
             }
-            Self::Platform { event, preference } => {
+            Self::Platform { event, preference, phone_number_id } => {
                 let marketing_stopped = matches!(preference, Preference::Stop);
                 let event = if marketing_stopped { event } else { event.with_request_id()? };
-                (event, What::PlatformPreference(pb::PlatformPreference { marketing_stopped }))
+                let preference = pb::PlatformPreference { marketing_stopped, phone_number_id };
+                (event, What::PlatformPreference(preference))
             }
-            Self::Failure { event, code } => {
-                (event, What::DeliveryFailure(pb::DeliveryFailure { code }))
+            Self::Failure { event, code, phone_number_id } => {
+                (event, What::DeliveryFailure(pb::DeliveryFailure { code, phone_number_id }))
             }
             Self::Suppress { event, lift, reference } => {
                 let event = if lift { event.with_request_id()? } else { event };
@@ -294,6 +315,9 @@ fn flag_of(field: &str) -> Option<&'static str> {
         "opt_in.evidence.reference" | "opt_out.reference" | "suppression.reference" => {
             "--reference"
         }
+        "opt_in.evidence.phone_number_id"
+        | "platform_preference.phone_number_id"
+        | "delivery_failure.phone_number_id" => "--phone-number-id",
         "inbound_message.message_id" => "--message-id",
         "delivery_failure.code" => "CODE",
         "link.other_user_id" => "OTHER",

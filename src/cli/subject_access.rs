@@ -86,8 +86,11 @@ fn text(answer: &pb::ListUserEventsResponse, number: u64) -> String {
                 time => output::time_text(time.as_ref()),
             };
             let suppressed = if consent.suppressed { "; must not be contacted" } else { "" };
-            let stopped =
-                if consent.platform_stopped { "; stopped marketing inside WhatsApp" } else { "" };
+            let stopped = if consent.platform_stopped {
+                format!("; stopped marketing inside WhatsApp{}", output::stopped_at(&consent))
+            } else {
+                String::new()
+            };
             let separator = if number > 1 { "\n" } else { "" };
             format!(
                 "{separator}{}: opted in to {}; opted out of {}; last wrote {last_inbound}{stopped}{suppressed}",

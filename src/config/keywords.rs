@@ -208,6 +208,8 @@ fn opt_in(args: OptInArgs, names: &PlatformNames) -> Result<OptInKeyword, String
         locale: locale("opt-in", args.locale)?,
         reference: String::new(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: names.rule_for(Method::Whatsapp),
     };
     // An opt-in by a keyword obeys the rules of every other opt-in, which are checked here, once.
     let what = What::OptIn {

@@ -8,9 +8,9 @@ use crate::checker::{CheckResult, InvalidForm, TablePhase, TableStatus, Template
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
-use consentd_core::event::{Event, Evidence, Method, PlatformNames, What};
+use consentd_core::event::{Event, Evidence, Method, PlatformNames, StatementNames, What};
 use consentd_core::expiring_opt_ins::ExpiringOptIn;
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::{BusinessId, Key, KeySecret, PhoneNumberId, UserId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::submission::Submission;
@@ -216,9 +216,15 @@ fn what_of(what: pb::consent_event::What, found: &mut Vec<Violation>) -> Option<
             Some(What::Inbound { message_id: inbound.message_id, text: inbound.text })
         }
         Pb::PlatformPreference(platform) => {
-            Some(What::Platform { stopped: platform.marketing_stopped })
+            let place = "platform_preference";
+            let phone_number_id = phone_number_id(place, &platform.phone_number_id, found);
+            Some(What::Platform { stopped: platform.marketing_stopped, phone_number_id })
         }
-        Pb::DeliveryFailure(failure) => Some(What::Failure { code: failure.code }),
+        Pb::DeliveryFailure(failure) => {
+            let place = "delivery_failure";
+            let phone_number_id = phone_number_id(place, &failure.phone_number_id, found);
+            Some(What::Failure { code: failure.code, phone_number_id })
+        }
         Pb::Suppression(suppression) => Some(What::Suppression {
             suppressed: suppression.suppressed,
             reference: suppression.reference,
@@ -278,8 +284,19 @@ fn what_of_opt_in(opt_in: pb::OptIn, found: &mut Vec<Violation>) -> What {
         locale: evidence.locale,
         reference: evidence.reference,
         confirmation: evidence.confirmation,
+        phone_number_id: phone_number_id("opt_in.evidence", &evidence.phone_number_id, found),
+        statement_names: match evidence.statement_names {
+            names if names == i32::from(pb::StatementNames::Business) => StatementNames::Business,
+            _ => StatementNames::default(),
+        },
     };
     What::OptIn { category, evidence, expire, pending: opt_in.pending }
+}
+
+/// The id of one of the business's numbers, in the message of this name. `None` if it is empty or wrong.
+fn phone_number_id(place: &str, id: &str, found: &mut Vec<Violation>) -> Option<PhoneNumberId> {
+    let parsed = (!id.is_empty()).then(|| PhoneNumberId::parse(id))?;
+    parsed.map_err(|violation| found.push(violation.within(place))).ok()
 }
 
 pub(super) fn moment(
@@ -325,6 +342,15 @@ const fn method_on_wire(method: Method) -> pb::OptInMethod {
     }
 }
 
+fn number_on_wire(number: Option<PhoneNumberId>) -> String {
+    number.map(|number| number.to_string()).unwrap_or_default()
+}
+
+/// Where a pair is stopped: an empty id stands for a stop whose number is unknown.
+pub(super) fn stopped_numbers(stops: &[Option<PhoneNumberId>]) -> Vec<String> {
+    stops.iter().cloned().map(number_on_wire).collect()
+}
+
 /// Converts the outcome of an event.
 pub(super) fn outcome(outcome: Outcome) -> pb::RecordEventResponse {
     pb::RecordEventResponse {
@@ -350,6 +376,11 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
                 locale: evidence.locale,
                 reference: evidence.reference,
                 confirmation: evidence.confirmation,
+                phone_number_id: number_on_wire(evidence.phone_number_id),
+                statement_names: match evidence.statement_names {
+                    StatementNames::WhatsappAndBusiness => pb::StatementNames::Unspecified.into(),
+                    StatementNames::Business => pb::StatementNames::Business.into(),
+                },
             }),
             expire_time: expire.map(timestamp),
             pending,
@@ -360,10 +391,16 @@ fn event(entry: HistoryEntry) -> pb::ConsentEvent {
         What::Inbound { message_id, text: _ } => {
             Pb::InboundMessage(pb::InboundMessage { message_id, text: String::new() })
         }
-        What::Platform { stopped } => {
-            Pb::PlatformPreference(pb::PlatformPreference { marketing_stopped: stopped })
+        What::Platform { stopped, phone_number_id } => {
+            Pb::PlatformPreference(pb::PlatformPreference {
+                marketing_stopped: stopped,
+                phone_number_id: number_on_wire(phone_number_id),
+            })
         }
-        What::Failure { code } => Pb::DeliveryFailure(pb::DeliveryFailure { code }),
+        What::Failure { code, phone_number_id } => Pb::DeliveryFailure(pb::DeliveryFailure {
+            code,
+            phone_number_id: number_on_wire(phone_number_id),
+        }),
         What::Suppression { suppressed, reference } => {
             Pb::Suppression(pb::Suppression { suppressed, reference })
         }

@@ -346,6 +346,7 @@ fn user_pair(pair: UserPair, clock: Timestamp) -> pb::UserPair {
         opted_in: names(opted_in),
         opted_out: names(opted_out),
         platform_stopped: profile.platform_stopped(),
+        stopped_phone_number_ids: convert::stopped_numbers(profile.stops()),
         suppressed: profile.suppressed(),
         revision: pair.stored.version.revision,
         staleness: None,

@@ -7,6 +7,7 @@ use super::pair_update_tests::{
 };
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use consentd_core::event::What;
+use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::standing::ResolvedState;
 use consentd_core::state::{ChoiceKind, State};
@@ -63,7 +64,7 @@ fn denial_recorded_after_a_clamped_allow_counts_as_of_it() {
         pair.record(NOW, &ahead(opt_in("utility", false))).unwrap();
         pair.record(NOW, &ahead(opt_in("marketing", false))).unwrap();
         pair.record(NOW, &ahead(inbound("hi"))).unwrap();
-        pair.record(NOW, &ahead(What::Platform { stopped: true })).unwrap();
+        pair.record(NOW, &ahead(What::Platform { stopped: true, phone_number_id: None })).unwrap();
         assert!(pair.record(NOW + 5, &before(opt_out("*"), millis)).unwrap().applied);
         assert_eq!(pair.said_on("*"), Some((at(NOW), ChoiceKind::OptOut)));
         let utility = decided(pair.state(), "utility", Form::FreeForm);
@@ -108,7 +109,10 @@ fn denial_replayed_repeatedly_is_recorded_once() {
     for (denies, allows) in [
         (opt_out("*"), opt_in("utility", false)),
         (suppress(true), suppress(false)),
-        (What::Platform { stopped: true }, What::Platform { stopped: false }),
+        (
+            What::Platform { stopped: true, phone_number_id: None },
+            What::Platform { stopped: false, phone_number_id: None },
+        ),
     ] {
         // The ledger has lost the denial; then a sender with a fast clock allows several times.
         let lost = given_back(denies.clone(), NOW - 1_000);
@@ -159,7 +163,8 @@ fn repeat_of_a_clamped_allow_after_many_others_lifts_nothing() {
     for n in 0..100 {
         let other = event(opt_in("marketing", false), Some(NOW - n), &format!("request {n}"));
         pair.record(NOW + 2_000, &other).unwrap();
-        let other = event(What::Failure { code: 1 }, Some(NOW + 4 * MINUTE + n), "");
+        let other =
+            event(What::Failure { code: 1, phone_number_id: None }, Some(NOW + 4 * MINUTE + n), "");
         pair.record(NOW + 2_000, &other).unwrap();
     }
     let known = pair.state().clone();
@@ -200,7 +205,8 @@ enum Kind {
     Hi,
     Yes,
     StopText,
-    Platform(bool),
+    /// Whether marketing is stopped, and at which number of the business.
+    Platform(bool, usize),
     Suppression(bool),
     Closed,
 }
@@ -218,7 +224,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         2 => some().prop_map(Pending),
         2 => Just(Hi),
         1 => Just(Yes),
-        1 => any::<bool>().prop_map(Platform),
+        2 => (any::<bool>(), 0..3_usize).prop_map(|(stopped, at)| Platform(stopped, at)),
         1 => any::<bool>().prop_map(Suppression),
         1 => Just(Closed),
     ]
@@ -233,9 +239,12 @@ impl Kind {
             Hi => inbound("hi"),
             Yes => inbound("yes"),
             StopText => inbound("STOP"),
-            Platform(stopped) => What::Platform { stopped },
+            Platform(stopped, place) => {
+                let phone_number_id = PhoneNumberId::parse(["", "1", "2"][place]).ok();
+                What::Platform { stopped, phone_number_id }
+            }
             Suppression(suppressed) => What::Suppression { suppressed, reference: String::new() },
-            Closed => What::Failure { code: 131_047 },
+            Closed => What::Failure { code: 131_047, phone_number_id: None },
         };
         event(what, Some(time), "")
     }
@@ -303,9 +312,12 @@ fn objection(events: &[Sent], category: &str, form: Form, reason: Reason) -> Opt
     if !is_reply && !lifted(events, out, opts_in) {
         return Some("opted out");
     }
-    let stop = |kind: Kind| kind == Platform(true);
     let marketing = covers(Class::Marketing.name(), category);
-    if marketing && !lifted(events, stop, |kind| kind == Platform(false)) {
+    let lifts = |place| {
+        let stop = move |kind: Kind| kind == Platform(true, place);
+        lifted(events, stop, move |kind| kind == Platform(false, place))
+    };
+    if marketing && !(0..3).all(lifts) {
         return Some("stopped inside WhatsApp");
     }
     let needs_window = form == Form::FreeForm || reason == Reason::WindowOpen;

@@ -223,7 +223,9 @@ impl LinkedIds {
                 What::Suppression { suppressed: *suppressed, reference: by_link(by, reference) }
             }
             // The failure was of a message to the other id; what it reported, a stop, holds here too.
-            What::Failure { .. } => What::Platform { stopped: true },
+            What::Failure { phone_number_id, .. } => {
+                What::Platform { stopped: true, phone_number_id: phone_number_id.clone() }
+            }
             what => what.clone(),
         }
     }
@@ -261,13 +263,15 @@ pub(super) fn denials_of(state: &State) -> Vec<Denial> {
         Some(Denial { time: choice.time, what })
     });
     let set = |mark: Option<(Timestamp, bool)>| mark.filter(|(_, set)| *set).map(|(time, _)| time);
-    let stop = set(state.platform);
-    let stop = stop.map(|time| Denial { time, what: What::Platform { stopped: true } });
+    let stops = state.platform.standing().map(|(number, time)| {
+        let what = What::Platform { stopped: true, phone_number_id: number.cloned() };
+        Denial { time, what }
+    });
     let suppressed = set(state.suppression).map(|time| {
         let what = What::Suppression { suppressed: true, reference: String::new() };
         Denial { time, what }
     });
-    choices.chain(stop).chain(suppressed).collect()
+    choices.chain(stops).chain(suppressed).collect()
 }
 
 /// Applies a denial, and returns whether it changed the state. It cannot fail: a denial is accepted

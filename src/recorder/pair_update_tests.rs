@@ -1,6 +1,8 @@
 use super::Refusal;
 use super::pair_update::PairUpdate;
-use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, What};
+use consentd_core::event::{
+    Event, Evidence, MAX_REFERENCE_BYTES, Method, PlatformNames, StatementNames, What,
+};
 use consentd_core::id::KeySecret;
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::Outcome;
@@ -77,6 +79,8 @@ pub(super) fn opt_in(category: &str, pending: bool) -> What {
         locale: String::new(),
         reference: "form 7".into(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse(category).unwrap();
     What::OptIn { category, evidence, expire: None, pending }
@@ -164,11 +168,14 @@ fn denial_without_a_time_is_never_earlier_than_a_recorded_event() {
 fn event_that_lifts_a_denial_without_a_time_needs_a_request_id() {
     let suppression = |suppressed| What::Suppression { suppressed, reference: String::new() };
     let mut pair = Pair::new();
-    for denial in [What::Platform { stopped: true }, suppression(true)] {
+    for denial in [What::Platform { stopped: true, phone_number_id: None }, suppression(true)] {
         assert!(pair.record(NOW, &event(denial, None, "")).unwrap().applied);
     }
-    let lifting =
-        [opt_in("marketing", false), What::Platform { stopped: false }, suppression(false)];
+    let lifting = [
+        opt_in("marketing", false),
+        What::Platform { stopped: false, phone_number_id: None },
+        suppression(false),
+    ];
     for (what, id) in lifting.into_iter().zip(["a", "b", "c"]) {
         let refused = pair.record(NOW + 1, &event(what.clone(), None, ""));
         assert_eq!(refused_field(refused), "request_id", "{what:?}");
@@ -337,11 +344,15 @@ fn denial_in_whole_seconds_counts_as_of_the_last_millisecond() {
         assert_eq!(pair.state().last_inbound, Some(at(SECOND)));
         assert_eq!(pair.said_on("*"), Some((at(SECOND + 999), ChoiceKind::OptOut)));
         let preference = |stopped| {
-            by_webhook(What::Platform { stopped }, SECOND, InboundEffect::WindowAndKeywords)
+            by_webhook(
+                What::Platform { stopped, phone_number_id: None },
+                SECOND,
+                InboundEffect::WindowAndKeywords,
+            )
         };
         for stopped in [true, false] {
             pair.record(now, &preference(stopped)).unwrap();
-            assert_eq!(pair.state().platform, Some((at(SECOND + 999), true)));
+            assert_eq!(pair.state().platform.at(None).latest, Some((at(SECOND + 999), true)));
         }
         // Repeats change nothing, in any order.
         let before = pair.stored.clone();

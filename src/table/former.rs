@@ -1,6 +1,7 @@
 //! A person who has two keys: the key of the id, and the one that versions before made of its notation.
 
 use super::{Freshness, Pair, PairSummary, Table, UnreadablePair, Validity};
+use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::Category;
 use consentd_core::standing::Facts;
 
@@ -46,6 +47,13 @@ impl Freshness {
 }
 
 impl PairSummary {
+    /// Adds where marketing is stopped.
+    pub(super) fn add_stops(&mut self, stops: impl IntoIterator<Item = Option<PhoneNumberId>>) {
+        self.stops.extend(stops);
+        self.stops.sort();
+        self.stops.dedup();
+    }
+
     /// What is known of one person from two pairs.
     pub(super) fn joined(mut self, other: Self) -> Self {
         self.last_inbound = self.last_inbound.max(other.last_inbound);
@@ -57,7 +65,7 @@ impl PairSummary {
             own.dedup();
         }
         self.opted_in.retain(|scope| !self.opted_out.contains(scope));
-        self.platform_stopped |= other.platform_stopped;
+        self.add_stops(other.stops);
         self.suppressed |= other.suppressed;
         self
     }

@@ -29,7 +29,7 @@ use self::shard::{PerShard, Shard, ShardIndex};
 use self::shard_directory::{ShardDirectory, View};
 use self::shard_writer::ShardWriter;
 use consentd_core::Violation;
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::{Key, KeySecret, PhoneNumberId};
 use consentd_core::record::Revision;
 use consentd_core::retained_denials::RetainedDenials;
 use consentd_core::scope::{Category, Scope};
@@ -136,8 +136,9 @@ pub struct PairSummary {
     pub opted_in: Vec<Scope>,
     /// Scopes opted out of and in force.
     pub opted_out: Vec<Scope>,
-    /// Whether the user stopped marketing inside WhatsApp.
-    pub platform_stopped: bool,
+    /// At which of the business's numbers the user stopped marketing inside WhatsApp; `None` stands for a
+    /// stop whose number is unknown, and comes first.
+    pub stops: Vec<Option<PhoneNumberId>>,
     /// Whether the user must not be contacted.
     pub suppressed: bool,
 }
@@ -407,7 +408,7 @@ impl Table {
                     last_inbound,
                     opted_in,
                     opted_out,
-                    platform_stopped: profile.platform_stopped(),
+                    stops: profile.stops().into(),
                     suppressed: profile.suppressed(),
                 }
             }),
@@ -416,7 +417,7 @@ impl Table {
         if let (Ok(summary), Some(denied)) = (&mut summary, previous) {
             let retained = denied.missing_from(&State::default(), now).unwrap_or_default();
             summary.opted_out.extend(retained.scopes.into_keys());
-            summary.platform_stopped |= retained.platform.is_some();
+            summary.add_stops(retained.platform.standing().map(|(number, _)| number.cloned()));
             summary.suppressed |= retained.suppression.is_some();
         }
         (summary, freshness)

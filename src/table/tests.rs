@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::packed_entry::{ExpiringEntry, MAX_PROFILES};
 use super::*;
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::scope::Class;
 use consentd_core::standing::Standing;
@@ -35,6 +35,8 @@ fn opt_in(category: &str, expire: Option<i64>) -> What {
         locale: String::new(),
         reference: String::new(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse(category).unwrap();
     What::OptIn { category, evidence, expire: expire.map(at), pending: false }
@@ -112,7 +114,7 @@ fn pair_with_one_expiry_moment_takes_sixteen_bytes_more() {
     let (table, mut writer) = new();
     let both = [(1, opt_in("marketing", Some(80))), (2, opt_in("utility.news", Some(80)))];
     let far = [(1, opt_in("marketing", Some(Timestamp::MAX.as_millis() - 1)))];
-    let capped = [(1, What::Failure { code: 131_049 })];
+    let capped = [(1, What::Failure { code: 131_049, phone_number_id: None })];
     for (user, whats, expires) in [("1", &both[..], true), ("2", &far, false), ("3", &capped, true)]
     {
         let state = state(whats);
@@ -211,7 +213,7 @@ fn pair_moves_between_encodings_as_its_expiries_change() {
         vec![(1, opt_in("marketing", None)), (3, opt_in("utility", Some(99)))],
         vec![(1, opt_in("marketing", Some(80))), (3, opt_in("utility.order_updates", Some(99)))],
         vec![(4, opt_out("*"))],
-        vec![(4, What::Failure { code: 131_049 })],
+        vec![(4, What::Failure { code: 131_049, phone_number_id: None })],
         vec![],
     ];
     for step in steps {
@@ -462,10 +464,10 @@ fn a_state() -> impl Strategy<Value = State> {
         category.prop_map(opt_out),
         Just(opt_out("*")),
         Just(inbound()),
-        Just(What::Platform { stopped: true }),
+        Just(What::Platform { stopped: true, phone_number_id: None }),
         Just(What::Suppression { suppressed: true, reference: String::new() }),
-        Just(What::Failure { code: 131_047 }),
-        Just(What::Failure { code: 131_049 }),
+        Just(What::Failure { code: 131_047, phone_number_id: None }),
+        Just(What::Failure { code: 131_049, phone_number_id: None }),
     ];
     proptest::collection::vec((0_i64..20, what), 0..8).prop_map(|whats| state(&whats))
 }

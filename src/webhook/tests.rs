@@ -108,7 +108,9 @@ fn all_places(value: &Value) -> Vec<String> {
 
 /// A payload with one or several mutations.
 fn mutated(rng: &mut Rng, fixtures: &[Value], wrong: &[Value]) -> Vec<u8> {
-    let mut payload = fixtures[rng.below(fixtures.len())].clone();
+    let (number, _) = NUMBERS[rng.below(NUMBERS.len())];
+    let fixture = fixtures[rng.below(fixtures.len())].to_string();
+    let mut payload: Value = serde_json::from_str(&fixture.replace(NUMBERS[0].0, number)).unwrap();
     for _ in 0..=rng.below(3) {
         let places = all_places(&payload);
         let place = &places[rng.below(places.len())];
@@ -156,8 +158,12 @@ impl Drop for Case {
     }
 }
 
+/// Two numbers of one business, and the only one of another.
+const NUMBERS: [(&str, &str); 3] =
+    [("106540352242922", "acme"), ("106540352242923", "acme"), ("106540352242924", "other")];
+
 fn rules() -> Rules {
-    let numbers = HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]);
+    let numbers = NUMBERS.map(|(number, business)| (number.to_owned(), business.to_owned())).into();
     Rules { takes_signup: true, ..Rules::new(numbers) }
 }
 
@@ -273,6 +279,33 @@ async fn receive_update_that_the_table_does_not_get_to_is_503() {
     assert_eq!(status(&router, stop).await, 200);
 }
 
+/// Each preference of a payload is at a number of its business, or at an unknown one; and only at the
+/// only number of a business does a resume lift a stop at an unknown one.
+fn numbers_are_of_the_business(payload: &whatsapp::ParsedPayload) {
+    use consentd_core::event::What;
+    let updates = payload.updates.iter().flat_map(|update| {
+        update.submissions.iter().chain(update.copies.iter().map(|copy| &copy.submission))
+    });
+    for submission in updates {
+        let number = match &submission.event.what {
+            What::Platform { stopped: false, phone_number_id: None } => {
+                assert_eq!(submission.event.business_id, "other");
+                continue;
+            }
+            What::Platform { phone_number_id, .. } | What::Failure { phone_number_id, .. } => {
+                phone_number_id
+            }
+            What::OptIn { evidence, .. } => {
+                assert!(evidence.phone_number_id.is_some());
+                &evidence.phone_number_id
+            }
+            _ => continue,
+        };
+        let known = number.as_ref().map(|id| (id.as_str(), &*submission.event.business_id));
+        assert!(known.is_none_or(|known| NUMBERS.contains(&known)), "{known:?}");
+    }
+}
+
 #[tokio::test]
 async fn mutated_payloads_are_answered_and_nothing_panics() {
     let cases = std::env::var(VARIABLE).map_or(CASES, |count| count.parse().unwrap());
@@ -285,6 +318,7 @@ async fn mutated_payloads_are_answered_and_nothing_panics() {
         let shown = Case(case);
         let body = mutated(&mut Rng(case), &fixtures, &wrong);
         let payload = expected(&body);
+        payload.iter().for_each(numbers_are_of_the_business);
         let is_open = case % RECORDED == 0;
         let status = status(if is_open { &open } else { &closed }, &body).await;
         match payload {

@@ -26,7 +26,7 @@ pub(super) fn allow(submission: &Submission, other: &str, link: usize) -> Option
         What::Inbound { text, .. } if copy.inbound_effect == InboundEffect::WindowAndKeywords => {
             text.clear();
         }
-        What::Platform { stopped: false } | What::OptIn { .. } => {}
+        What::Platform { stopped: false, .. } | What::OptIn { .. } => {}
         _ => return None,
     }
     copy.only_if_linked_to = Some(submission.event.user_id.clone());

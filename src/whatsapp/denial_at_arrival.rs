@@ -20,7 +20,7 @@ pub(super) fn denial_of(submission: &Submission) -> Option<Submission> {
     match &submission.event.what {
         What::Inbound { text, .. } if text.is_empty() => return None,
         What::Inbound { .. } => denial.inbound_effect = InboundEffect::OptOutKeywords,
-        What::Failure { code } if denies(*code) => {}
+        What::Failure { code, .. } if denies(*code) => {}
         what if what.is_denial() => denial.event.what = without_lift(what.clone()),
         _ => return None,
     }
@@ -85,9 +85,9 @@ mod tests {
     #[test]
     fn only_denials_are_kept_at_arrival() {
         for what in [
-            What::Platform { stopped: true },
-            What::Failure { code: CODE_PLATFORM_STOPPED },
-            What::Failure { code: CODE_WINDOW_CLOSED },
+            What::Platform { stopped: true, phone_number_id: None },
+            What::Failure { code: CODE_PLATFORM_STOPPED, phone_number_id: None },
+            What::Failure { code: CODE_WINDOW_CLOSED, phone_number_id: None },
             What::Link { other_user_id: "2".into(), moved: true },
         ] {
             let denial = arrived(what.clone()).unwrap();
@@ -101,8 +101,8 @@ mod tests {
         );
         for what in [
             said("wamid.1", ""),
-            What::Platform { stopped: false },
-            What::Failure { code: 131_026 },
+            What::Platform { stopped: false, phone_number_id: None },
+            What::Failure { code: 131_026, phone_number_id: None },
         ] {
             assert!(arrived(what).is_none());
         }

@@ -10,6 +10,7 @@ use super::source::Source;
 use super::update::{ParsedUpdate, UpdateContext};
 use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies, templates};
 use consentd_core::event::What;
+use consentd_core::id::PhoneNumberId;
 use consentd_core::submission::Submission;
 
 /// The `object` of the payloads that are parsed.
@@ -198,6 +199,7 @@ impl PayloadParser<'_> {
         item: &Value,
     ) {
         let numbers = &self.rules.numbers;
+        let known = number.and_then(|id| PhoneNumberId::parse(id).ok());
         let (businesses, broken): (BTreeSet<&str>, _) = match number {
             Some(number) => (numbers.get(number).map(String::as_str).into_iter().collect(), broken),
             None => (numbers.values().map(String::as_str).collect(), Some(SkipCause::NoNumber)),
@@ -211,7 +213,8 @@ impl PayloadParser<'_> {
         let mut skipped = None;
         for business in businesses {
             let Section { source, .. } = *section;
-            let context = UpdateContext { rules: self.rules, business, contacts, source, broken };
+            let (rules, number) = (self.rules, known.as_ref());
+            let context = UpdateContext { rules, business, number, contacts, source, broken };
             skipped = self.update(&context, kind, item).or(skipped);
         }
         if let Some((kind, cause)) = skipped {

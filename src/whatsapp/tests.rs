@@ -6,10 +6,13 @@ use std::collections::HashMap;
 
 use super::*;
 use consentd_core::event::{Method, What};
+use consentd_core::id::PhoneNumberId;
 use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
 
+const NUMBER: &str = "106540352242922";
+
 fn rules() -> Rules {
-    let numbers = HashMap::from([("106540352242922".to_owned(), "acme".to_owned())]);
+    let numbers = HashMap::from([(NUMBER.to_owned(), "acme".to_owned())]);
     Rules { takes_signup: true, ..Rules::new(numbers) }
 }
 
@@ -20,6 +23,15 @@ fn fixture(name: &str) -> String {
 
 fn hear(body: &str) -> ParsedPayload {
     parse(body.as_bytes(), &rules()).unwrap()
+}
+
+/// At which of the business's numbers something happened: `here` is the one of [`rules`].
+fn at_number(number: Option<&PhoneNumberId>) -> String {
+    match number.map(PhoneNumberId::as_str) {
+        None => String::new(),
+        Some(NUMBER) => " here".to_owned(),
+        Some(number) => format!(" at {number}"),
+    }
 }
 
 /// What an event says, in a few words.
@@ -42,12 +54,17 @@ fn says(kind: &str, submission: &Submission) -> Vec<String> {
             InboundEffect::Keywords => format!("keyword {text:?}"),
             InboundEffect::OptOutKeywords => format!("opt-out {text:?}"),
         },
-        What::Platform { stopped } => format!("stopped {stopped}"),
-        What::Failure { code } => format!("failure {code}"),
+        What::Platform { stopped, phone_number_id } => {
+            format!("stopped {stopped}{}", at_number(phone_number_id.as_ref()))
+        }
+        What::Failure { code, phone_number_id } => {
+            format!("failure {code}{}", at_number(phone_number_id.as_ref()))
+        }
         What::OptOut { scope, reference } => format!("all {scope} by {reference:?}"),
         What::OptIn { category, evidence, pending: false, .. } => {
             assert_eq!(evidence.method, Method::WhatsappSignup);
-            format!("opt-in {category} {}", evidence.reference)
+            let number = at_number(evidence.phone_number_id.as_ref());
+            format!("opt-in {category} {}{number}", evidence.reference)
         }
         What::Link { other_user_id, moved } => format!("link {other_user_id} {moved}"),
         What::TemplateCategory { category, lift, .. } => {
@@ -258,12 +275,12 @@ fn a_message_without_a_type_is_read_for_opt_outs() {
 fn a_failure_that_denies_is_read_whatever_its_form() {
     let at = r#""recipient_id":"1","timestamp":"1749416383""#;
     for (fields, says) in [
-        (r#""status":"FAILED","errors":[{"code":131050}]"#, "status 1 T: failure 131050"),
-        (r#""status":"failed","errors":[{"code":"131050 "}]"#, "status 1 T: failure 131050"),
-        (r#""status":"failed","errors":[{"code":131050.0}]"#, "status 1 T: failure 131050"),
+        (r#""status":"FAILED","errors":[{"code":131050}]"#, "status 1 T: failure 131050 here"),
+        (r#""status":"failed","errors":[{"code":"131050 "}]"#, "status 1 T: failure 131050 here"),
+        (r#""status":"failed","errors":[{"code":131050.0}]"#, "status 1 T: failure 131050 here"),
         (
             r#""status":"rejected","errors":[{"code":131026},{"code":131050}]"#,
-            "status 1 T: failure 131050; status bad_shape 1",
+            "status 1 T: failure 131050 here; status bad_shape 1",
         ),
         (r#""status":"rejected","errors":[{"code":131026}]"#, "status not_failed 1"),
         (r#""status":"sent","errors":7"#, "status not_failed 1"),
@@ -328,20 +345,24 @@ fn preferences_need_what_they_mean_and_a_stop_needs_the_least() {
     let at = r#""wa_id":"1","timestamp":1749416383"#;
     let known = r#""category":"marketing_messages""#;
     for (fields, says) in [
-        (format!(r#"{at},"value":"stop""#), "preference 1 1749416383: stopped true"),
-        (format!(r#"{at},"value":"stop","category":7"#), "preference 1 1749416383: stopped true"),
-        (format!(r#"{at},"value":"Stop ""#), "preference 1 1749416383: stopped true"),
+        (format!(r#"{at},"value":"stop""#), "preference 1 1749416383: stopped true here"),
+        (
+            format!(r#"{at},"value":"stop","category":7"#),
+            "preference 1 1749416383: stopped true here",
+        ),
+        (format!(r#"{at},"value":"Stop ""#), "preference 1 1749416383: stopped true here"),
         (format!(r#"{at},"value":"stop","category":"else""#), "preference unknown_preference 1"),
         (format!(r#"{at},"value":"resume""#), "preference bad_shape 1"),
         (format!(r#"{at},{known},"value":"signup""#), "preference no_signup_id 1"),
         (
             format!(r#"{at},{known},"value":"signup","signup_id":7"#),
-            "preference 1 1749416383: opt-in marketing 7",
+            "preference 1 1749416383: opt-in marketing 7 here; \
+             preference 1 1749416383: stopped false",
         ),
         (format!("{at},{known}"), "preference bad_shape 1"),
         (
             format!(r#""user_id":"a","timestamp":1749416383,{known},"value":"stop""#),
-            "preference a 1749416383: stopped true",
+            "preference a 1749416383: stopped true here",
         ),
     ] {
         let body = change("user_preferences", &format!(r#""user_preferences":[{{{fields}}}]"#));
@@ -400,12 +421,12 @@ fn denials_without_a_readable_time_count_as_of_their_arrival() {
             "messages",
             r#""statuses":[{"recipient_id":"1","status":"failed","timestamp":null,
                 "errors":[{"code":131026},{"code":131050},{"code":131047}]}]"#,
-            "status 1 arrival: failure 131050; status 1 arrival: failure 131047; status no_time 1",
+            "status 1 arrival: failure 131050 here; status 1 arrival: failure 131047; status no_time 1",
         ),
         (
             "messages",
             r#""statuses":[{"recipient_id":"1","timestamp":"1749416383","errors":{"code":131050}}]"#,
-            "status 1 1749416383: failure 131050; status bad_shape 1",
+            "status 1 1749416383: failure 131050 here; status bad_shape 1",
         ),
         (
             "messages",
@@ -416,7 +437,7 @@ fn denials_without_a_readable_time_count_as_of_their_arrival() {
             "user_preferences",
             r#""user_preferences":[{"wa_id":"1","value":"stop","timestamp":"soon"},
                 {"wa_id":"1","value":"resume","category":"marketing_messages"}]"#,
-            "preference 1 arrival: stopped true; preference no_time 2",
+            "preference 1 arrival: stopped true here; preference no_time 2",
         ),
         (
             "messages",

@@ -8,7 +8,10 @@ use super::ids::{self, Contacts, UserIds};
 use super::source::Source;
 use super::texts::{Text, Texts};
 use super::{CALL, CALL_PERMISSION, GROUP, Rules, SkipCause, UpdateKind};
-use consentd_core::event::{Event, Evidence, MAX_REFERENCE_BYTES, Method, What};
+use consentd_core::event::{
+    CODE_PLATFORM_STOPPED, Event, Evidence, MAX_REFERENCE_BYTES, Method, StatementNames, What,
+};
+use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::{Class, Scope};
 use consentd_core::submission::{InboundEffect, SourcePrecision, Submission};
 use consentd_core::time::Timestamp;
@@ -24,6 +27,8 @@ const TYPES_WITHOUT_WINDOW: [&str; 6] =
 pub(super) struct UpdateContext<'a> {
     pub(super) rules: &'a Rules,
     pub(super) business: &'a str,
+    /// The business's number that the update came to, if it is known.
+    pub(super) number: Option<&'a PhoneNumberId>,
     /// The contacts beside the update's list.
     pub(super) contacts: &'a Contacts,
     /// Which part of the payload the update is in.
@@ -242,9 +247,20 @@ impl UpdateContext<'_> {
 
     /// A user's preference about marketing.
     fn preference(&self, preference: &Value) -> FoundSubmissions {
-        let what = preference_event(preference, self.rules)?;
+        let what = preference_event(preference, self.rules, self.number)?;
         let (user, time) = self.user_and_time(UpdateKind::Preference, preference)?;
-        Ok((vec![self.submission(&user, time, what, InboundEffect::WindowAndKeywords)], None))
+        let event = |what| self.submission(&user, time, what, InboundEffect::WindowAndKeywords);
+        let also = self.resume_without_number(&what);
+        Ok((std::iter::once(what).chain(also).map(event).collect(), None))
+    }
+
+    /// What a resume at the only number of a business says beside that: a stop whose number is unknown was
+    /// at this one, too. So it was with versions before, which recorded no numbers.
+    fn resume_without_number(&self, what: &What) -> Option<What> {
+        let resumes = !what.is_denial();
+        let own = self.rules.numbers.values().filter(|business| *business == self.business);
+        let is_only = self.number.is_some() && own.count() == 1;
+        (resumes && is_only).then_some(What::Platform { stopped: false, phone_number_id: None })
     }
 
     /// The status of a message to a user; only a failure is an event.
@@ -268,7 +284,10 @@ impl UpdateContext<'_> {
         let malformed = (!failed).then_some(SkipCause::BadShape);
         let (user, time) = self.user_and_time(UpdateKind::Status, status)?;
         let failure = |code| {
-            self.submission(&user, time, What::Failure { code }, InboundEffect::WindowAndKeywords)
+            // Only a stop is of one of the business's numbers; the window is of them all.
+            let number = self.number.filter(|_| code == CODE_PLATFORM_STOPPED);
+            let what = What::Failure { code, phone_number_id: number.cloned() };
+            self.submission(&user, time, what, InboundEffect::WindowAndKeywords)
         };
         Ok((codes.into_iter().map(failure).collect(), malformed))
     }
@@ -330,17 +349,22 @@ fn unread_texts(message_id: &str) -> String {
 }
 
 /// The event of a preference.
-fn preference_event(preference: &Value, rules: &Rules) -> Result<What, SkipCause> {
+fn preference_event(
+    preference: &Value,
+    rules: &Rules,
+    number: Option<&PhoneNumberId>,
+) -> Result<What, SkipCause> {
+    let phone_number_id = number.cloned();
     let is_marketing = word(preference, "category").map(|category| category == MARKETING);
     match (text(preference, "value").ok_or(SkipCause::BadShape)?, is_marketing) {
         (_, Some(false)) => Err(SkipCause::UnknownPreference),
         // Without a category it can only be about marketing: there is no other category.
         (stop, _) if stop.trim().eq_ignore_ascii_case("stop") => {
-            Ok(What::Platform { stopped: true })
+            Ok(What::Platform { stopped: true, phone_number_id })
         }
         ("signup", _) if !rules.takes_signup => Err(SkipCause::UnknownPreference),
         ("resume" | "signup", None) => Err(SkipCause::BadShape),
-        ("resume", _) => Ok(What::Platform { stopped: false }),
+        ("resume", _) => Ok(What::Platform { stopped: false, phone_number_id }),
         ("signup", _) => {
             let evidence = Evidence {
                 method: Method::WhatsappSignup,
@@ -349,6 +373,8 @@ fn preference_event(preference: &Value, rules: &Rules) -> Result<What, SkipCause
                 locale: String::new(),
                 reference: id(preference, "signup_id").ok_or(SkipCause::NoSignupId)?,
                 confirmation: String::new(),
+                phone_number_id,
+                statement_names: StatementNames::default(),
             };
             let category = Scope::Class(Class::Marketing);
             Ok(What::OptIn { category, evidence, expire: None, pending: false })

@@ -266,9 +266,11 @@ async fn nonsense_asked_allows_nobody() {
 
 /// Events of users who are not those of [`knowing`].
 fn events() -> Vec<pb::RecordEventRequest> {
-    let platform = pb::PlatformPreference { marketing_stopped: true };
+    let number = "106540352242922".to_owned();
+    let platform =
+        pb::PlatformPreference { marketing_stopped: true, phone_number_id: number.clone() };
     let suppression = pb::Suppression { suppressed: true, reference: "r".into() };
-    let failure = pb::DeliveryFailure { code: 131_049 };
+    let failure = pb::DeliveryFailure { code: 131_049, phone_number_id: number };
     let link = pb::Link { other_user_id: "v".into(), moved: true };
     let mut events = Vec::new();
     for user in ["fuzz-a", "fuzz-b", "fuzz-c"] {
@@ -277,9 +279,9 @@ fn events() -> Vec<pb::RecordEventRequest> {
             opt_out("*"),
             opt_out("utility.orders"),
             inbound("stop"),
-            What::PlatformPreference(platform),
+            What::PlatformPreference(platform.clone()),
             What::Suppression(suppression.clone()),
-            What::DeliveryFailure(failure),
+            What::DeliveryFailure(failure.clone()),
             What::Link(link.clone()),
         ] {
             let mut event = event(user, "fuzzed", what);

@@ -391,7 +391,8 @@ impl Case {
         };
         let agree = expected.opted_in == sorted(&got.opted_in)
             && expected.opted_out == sorted(&got.opted_out)
-            && expected.platform_stopped == got.platform_stopped
+            && expected.stopped_at == got.stopped_phone_number_ids
+            && expected.stopped_at.is_empty() != got.platform_stopped
             && expected.suppressed == got.suppressed
             && clocks.agree(expected.last_inbound, got.last_inbound_time, 0);
         if !agree {

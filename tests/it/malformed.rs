@@ -223,7 +223,9 @@ fn named(request_id: &str, mut request: pb::RecordEventRequest) -> pb::RecordEve
 /// Every way in which an event that is no opt-in can be wrong, and what is said of it.
 fn bad_events() -> Vec<(pb::RecordEventRequest, Vec<Fault>)> {
     let time = |time, part: &'static str| (timed(Some(time)), vec![("event.event_time", part)]);
-    let failure = |code| event("u", "b", What::DeliveryFailure(pb::DeliveryFailure { code }));
+    let failure = |code| {
+        event("u", "b", What::DeliveryFailure(pb::DeliveryFailure { code, ..Default::default() }))
+    };
     let mut nothing = event("u", "b", opt_out("*"));
     nothing.event.as_mut().unwrap().what = None;
     vec![

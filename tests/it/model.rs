@@ -48,7 +48,8 @@ pub const CLASSES: [(Class, &str); 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     Ordinary,
-    WhatsappSignup,
+    /// With a number of the business, or an unknown one.
+    WhatsappSignup(Option<&'static str>),
 }
 
 /// What happened.
@@ -61,10 +62,10 @@ pub enum What {
     OptOut { scope: String },
     /// A message from the user.
     Inbound { text: String },
-    /// The user stopped or resumed marketing inside WhatsApp.
-    Platform { stopped: bool },
-    /// A delivery failed, with one of WhatsApp's codes.
-    Failure { code: i32 },
+    /// The user stopped or resumed marketing inside WhatsApp, at a number of the business or an unknown one.
+    Platform { stopped: bool, number: Option<&'static str> },
+    /// A delivery failed, with one of WhatsApp's codes: what was sent from a number, or an unknown one.
+    Failure { code: i32, number: Option<&'static str> },
     /// The business suppressed the user, or no longer does.
     Suppress { suppressed: bool },
 }
@@ -192,7 +193,8 @@ pub struct Consent {
     pub opted_in: Vec<String>,
     /// Scopes opted out of and in force, sorted.
     pub opted_out: Vec<String>,
-    pub platform_stopped: bool,
+    /// The numbers at which marketing is stopped, sorted; an empty one is an unknown one.
+    pub stopped_at: Vec<&'static str>,
     pub suppressed: bool,
 }
 
@@ -276,7 +278,9 @@ enum Subject {
     /// > `last_inbound` is the latest inbound `event_time`.
     Inbound,
     /// > Platform preference …: latest wins, ties stop.
-    Platform,
+    ///
+    /// decided: at each of the business's numbers, and apart from them where the number is unknown.
+    Platform(Option<&'static str>),
     /// > Suppression: latest wins, ties suppress.
     Suppression,
     Closed,
@@ -368,23 +372,23 @@ impl Pair {
             What::OptIn { category, expire, .. } => (Subject::Confirmed(category), until(expire)),
             What::OptOut { scope } => (Subject::Confirmed(scope), Word::Deny),
             What::Inbound { .. } => (Subject::Inbound, ALLOW),
-            What::Platform { stopped: true } => (Subject::Platform, Word::Deny),
-            What::Platform { stopped: false } => (Subject::Platform, ALLOW),
+            What::Platform { stopped: true, number } => (Subject::Platform(number), Word::Deny),
+            What::Platform { stopped: false, number } => (Subject::Platform(number), ALLOW),
             What::Suppress { suppressed: true } => (Subject::Suppression, Word::Deny),
             What::Suppress { suppressed: false } => (Subject::Suppression, ALLOW),
             // > `131047` closes the window (until a later inbound message); `131050` is a platform
             // > stop; `131049` caps marketing templates
-            What::Failure { code: 131047 } => (Subject::Closed, ALLOW),
-            What::Failure { code: 131050 } => (Subject::Platform, Word::Deny),
-            What::Failure { code: 131049 } => (Subject::Capped, ALLOW),
-            What::Failure { code } => (Subject::OtherFailure, Word::Code(code)),
+            What::Failure { code: 131047, .. } => (Subject::Closed, ALLOW),
+            What::Failure { code: 131050, number } => (Subject::Platform(number), Word::Deny),
+            What::Failure { code: 131049, .. } => (Subject::Capped, ALLOW),
+            What::Failure { code, .. } => (Subject::OtherFailure, Word::Code(code)),
         }];
         match what {
             // > An opt-in by `WHATSAPP_SIGNUP` also clears the platform stop
             // choice: whatever its category, as a resume at its own time.
             // decided: not one that is pending.
-            What::OptIn { method: Method::WhatsappSignup, pending: false, .. } => {
-                words.push((Subject::Platform, ALLOW));
+            What::OptIn { method: Method::WhatsappSignup(number), pending: false, .. } => {
+                words.push((Subject::Platform(*number), ALLOW));
             }
             What::Inbound { text } => {
                 let stopped = stopped_by(text, &self.scopes()).into_iter();
@@ -406,6 +410,16 @@ impl Pair {
 
     fn denied(&self, wanted: &Subject) -> bool {
         self.latest(wanted).is_some_and(|(_, word)| word == Word::Deny)
+    }
+
+    /// The numbers at which the user stopped marketing inside WhatsApp; an empty one is unknown.
+    fn stops(&self) -> Vec<&'static str> {
+        let number = |subject: &Subject| match subject {
+            Subject::Platform(number) if self.denied(subject) => Some(number.unwrap_or_default()),
+            _ => None,
+        };
+        let numbers: BTreeSet<_> = self.words.iter().filter_map(|(s, ..)| number(s)).collect();
+        numbers.into_iter().collect()
     }
 
     /// Of the words on a scope and on those that cover it, the one that stands.
@@ -665,7 +679,7 @@ fn stopped_by_phrase(text: &str, scopes: &BTreeSet<String>) -> Vec<String> {
 fn malformed(event: &Event) -> Vec<&'static str> {
     let (lifts, category, scope) = match &event.what {
         // > Untimed `resume` and lifted suppressions need a request id.
-        What::Platform { stopped: false } | What::Suppress { suppressed: false } => {
+        What::Platform { stopped: false, .. } | What::Suppress { suppressed: false } => {
             (true, false, false)
         }
         // > An opt-in to `*` is rejected: consent is per category.
@@ -856,7 +870,7 @@ impl Model {
             (stands_again == Some("*"), Reason::OptedOutAll),
             (stands_again.is_some(), Reason::OptedOut),
             // > 5: marketing, platform stop → `PLATFORM_STOPPED`
-            (marketing && pair.denied(&Subject::Platform), Reason::PlatformStopped),
+            (marketing && !pair.stops().is_empty(), Reason::PlatformStopped),
             // > 6: template: marketing, capped → `FREQUENCY_CAPPED` + `retry_time`
             (template && marketing && capped, Reason::FrequencyCapped),
             // > 6: free-form: not open → `WINDOW_CLOSED`
@@ -893,7 +907,7 @@ impl Model {
         let pair = self.pair(user, business)?;
         let mut consent = Consent {
             last_inbound: pair.time(&Subject::Inbound),
-            platform_stopped: pair.denied(&Subject::Platform),
+            stopped_at: pair.stops(),
             suppressed: pair.denied(&Subject::Suppression),
             ..Consent::default()
         };
@@ -963,16 +977,26 @@ mod tests {
             What::OptIn { category, method, pending, expire }
         };
         let number = |digits: &str| digits.parse::<i64>().expect("a number");
+        let at = |number: &str| ["1", "2"].into_iter().find(|known| *known == number);
         match *words.split(' ').collect::<Vec<_>>() {
             ["in", category] => opt_in(category, Method::Ordinary, false, None),
             ["in", category, "until", n] => {
                 opt_in(category, Method::Ordinary, false, Some(T + number(n)))
             }
             ["pending", category] => opt_in(category, Method::Ordinary, true, None),
-            ["signup"] => opt_in("marketing", Method::WhatsappSignup, false, None),
-            ["pending-signup"] => opt_in("marketing", Method::WhatsappSignup, true, None),
+            ["signup"] => opt_in("marketing", Method::WhatsappSignup(None), false, None),
+            ["signup", "at", number] => {
+                opt_in("marketing", Method::WhatsappSignup(at(number)), false, None)
+            }
+            ["pending-signup"] => opt_in("marketing", Method::WhatsappSignup(None), true, None),
+            ["resume"] => What::Platform { stopped: false, number: None },
+            ["stopped", "at", number] => What::Platform { stopped: true, number: at(number) },
+            ["resume", "at", number] => What::Platform { stopped: false, number: at(number) },
             ["out", scope] => What::OptOut { scope: scope.to_owned() },
-            ["fail", code] => What::Failure { code: code.parse().expect("a code") },
+            ["fail", code] => What::Failure { code: code.parse().expect("a code"), number: None },
+            ["fail", code, "at", number] => {
+                What::Failure { code: code.parse().expect("a code"), number: at(number) }
+            }
             ["suppress"] => What::Suppress { suppressed: true },
             _ => What::Inbound { text: words.to_owned() },
         }
@@ -1034,6 +1058,16 @@ mod tests {
             ("0 fail 131050", u, NoConsent, WindowClosed),
             ("0 fail 131050, 1 signup", m, OptedIn, WindowClosed),
             ("0 fail 131050, 1 pending-signup", m, PlatformStopped, PlatformStopped),
+            // By number: each stop is lifted at its own, and an unknown one by a resume without a number.
+            ("0 in marketing, 0 stopped at 1, 1 resume at 1", m, OptedIn, WindowClosed),
+            ("0 in marketing, 0 stopped at 1, 1 resume at 2", m, PlatformStopped, PlatformStopped),
+            ("0 in marketing, 0 stopped at 1, 1 resume", m, PlatformStopped, PlatformStopped),
+            ("0 in marketing, 0 fail 131050, 1 resume at 1", m, PlatformStopped, PlatformStopped),
+            ("0 in marketing, 0 fail 131050, 1 resume", m, OptedIn, WindowClosed),
+            ("0 fail 131050 at 1, 0 stopped at 2, 1 resume at 2, 1 in marketing", m, PlatformStopped, PlatformStopped),
+            ("0 fail 131050 at 1, 1 signup at 1", m, OptedIn, WindowClosed),
+            ("0 fail 131050 at 1, 1 signup at 2", m, PlatformStopped, PlatformStopped),
+            ("0 stopped at 1, 0 resume at 1, 1 in marketing", m, PlatformStopped, PlatformStopped),
             // NOW is 3600000 after T, and 24 hours are 86400000.
             ("-82799999 fail 131049, 0 hi", m, FrequencyCapped, WindowOpen),
             ("-82800000 fail 131049, 0 hi", m, WindowOpen, WindowOpen),

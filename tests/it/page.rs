@@ -38,8 +38,12 @@ async fn meet_people(sidecar: &Sidecar) {
         What::OptIn(opt_in) => What::OptIn(pb::OptIn { pending: true, ..opt_in }),
         other => other,
     };
-    let stopped = What::PlatformPreference(pb::PlatformPreference { marketing_stopped: true });
-    let failed = What::DeliveryFailure(pb::DeliveryFailure { code: 131_049 });
+    let phone_number_id = "106540352242922".to_owned();
+    let stopped = What::PlatformPreference(pb::PlatformPreference {
+        marketing_stopped: true,
+        phone_number_id: phone_number_id.clone(),
+    });
+    let failed = What::DeliveryFailure(pb::DeliveryFailure { code: 131_049, phone_number_id });
     let barred = What::Suppression(pb::Suppression { suppressed: true, reference: String::new() });
     for (nth, (user, what)) in [
         ("15550000001", opt_in("marketing")),

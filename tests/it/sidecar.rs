@@ -454,8 +454,7 @@ pub fn opt_in(category: &str) -> pb::consent_event::What {
             statement: "Yes to messages from Acme on WhatsApp".into(),
             business_name: "Acme".into(),
             locale: "en".into(),
-            reference: String::new(),
-            confirmation: String::new(),
+            ..pb::Evidence::default()
         }),
         expire_time: None,
         pending: false,

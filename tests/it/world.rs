@@ -151,10 +151,11 @@ pub fn on_wire(event: &Event) -> pb::RecordEventRequest {
             let pb::consent_event::What::OptIn(mut opt_in) = sidecar::opt_in(category) else {
                 unreachable!("an opt-in is one");
             };
-            if *method == Method::WhatsappSignup {
+            if let Method::WhatsappSignup(number) = method {
                 opt_in.evidence = Some(pb::Evidence {
                     method: pb::OptInMethod::WhatsappSignup.into(),
                     reference: "13176843987434774".into(),
+                    phone_number_id: number.unwrap_or_default().into(),
                     ..pb::Evidence::default()
                 });
             }
@@ -164,14 +165,17 @@ pub fn on_wire(event: &Event) -> pb::RecordEventRequest {
         }
         What::OptOut { scope } => sidecar::opt_out(scope),
         What::Inbound { text } => sidecar::inbound(text),
-        What::Platform { stopped } => {
-            let marketing_stopped = *stopped;
+        What::Platform { stopped, number } => {
             pb::consent_event::What::PlatformPreference(pb::PlatformPreference {
-                marketing_stopped,
+                marketing_stopped: *stopped,
+                phone_number_id: number.unwrap_or_default().into(),
             })
         }
-        What::Failure { code } => {
-            pb::consent_event::What::DeliveryFailure(pb::DeliveryFailure { code: *code })
+        What::Failure { code, number } => {
+            pb::consent_event::What::DeliveryFailure(pb::DeliveryFailure {
+                code: *code,
+                phone_number_id: number.unwrap_or_default().into(),
+            })
         }
         What::Suppress { suppressed } => pb::consent_event::What::Suppression(pb::Suppression {
             suppressed: *suppressed,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use consentd_core::id::PhoneNumberId;
 use consentd_ledger::{Depth, NewFile, NewLedger, NewRedis, Tail, bucket_of, copy};
 
 use super::*;
@@ -15,6 +16,12 @@ async fn make(ledger: &Ledger) {
         append(ledger, key(number), inbound("m1")).await;
         if number % 4 == 0 {
             append(ledger, key(number), opt_out("r")).await;
+        }
+        if number % 5 == 0 {
+            for (stopped, at) in [(true, "11"), (true, "22"), (false, "22"), (true, "")] {
+                let phone_number_id = PhoneNumberId::parse(at).ok();
+                append(ledger, key(number), What::Platform { stopped, phone_number_id }).await;
+            }
         }
     }
 }

@@ -102,13 +102,18 @@ async fn what_denies_holds_under_every_id_and_what_lifts_it_under_its_own() {
             record(&recorder, consented(user, 10)).await.unwrap();
         }
         // What was denied before the link comes along, in both directions and with its own time.
-        record(&recorder, said(number, 20, What::Platform { stopped: true })).await.unwrap();
+        record(
+            &recorder,
+            said(number, 20, What::Platform { stopped: true, phone_number_id: None }),
+        )
+        .await
+        .unwrap();
         let why = What::Suppression { suppressed: true, reference: "court".into() };
         record(&recorder, said(scoped, 30, why)).await.unwrap();
         assert!(record(&recorder, link(number, scoped)).await.unwrap().applied);
         for user in [number, scoped] {
             let state = record_of(&ledger, user).await.state;
-            assert_eq!(state.platform, Some((crate::at(20), true)));
+            assert_eq!(state.platform.at(None).latest, Some((crate::at(20), true)));
             assert_eq!(state.suppression, Some((crate::at(30), true)));
             assert!(!is_out(&ledger, user).await, "opt-ins stay");
         }
@@ -127,13 +132,16 @@ async fn what_denies_holds_under_every_id_and_what_lifts_it_under_its_own() {
         assert_eq!(stopped.revision, end(&ledger).await, "who waits for it sees all of it");
         // What lifts it does so under the id that it was said under.
         record(&recorder, consented(scoped, LATER + 20)).await.unwrap();
-        record(&recorder, said(number, LATER + 20, What::Platform { stopped: false }))
-            .await
-            .unwrap();
+        record(
+            &recorder,
+            said(number, LATER + 20, What::Platform { stopped: false, phone_number_id: None }),
+        )
+        .await
+        .unwrap();
         for user in [number, scoped, other] {
             assert_eq!(is_out(&ledger, user).await, user != scoped, "{user}");
             let platform = record_of(&ledger, user).await.state.platform;
-            assert_eq!(platform.unwrap().1, user != number, "{user}");
+            assert_eq!(platform.is_stopped(), user != number, "{user}");
         }
         // And an older denial than that, told late, changes it under the others alone.
         record(&recorder, said(scoped, LATER + 15, opt_out("letter"))).await.unwrap();

@@ -70,9 +70,15 @@ fn later_than(state: &State, time: Timestamp) -> Vec<Effect> {
     }
     effects.extend(state.last_inbound.map(Effect::Inbound));
     effects.extend(state.capped.map(Effect::Capped));
-    let marks = [state.last_stop.map(|at| (at, true)), state.platform];
-    let marks = marks.into_iter().flatten();
-    effects.extend(marks.map(|(time, stopped)| Effect::Platform { time, stopped }));
+    for (number, said) in state.platform.iter() {
+        let marks = [said.last_stop.map(|at| (at, true)), said.latest].into_iter().flatten();
+        let number = number.cloned();
+        effects.extend(marks.map(|(time, stopped)| Effect::Platform {
+            time,
+            stopped,
+            number: number.clone(),
+        }));
+    }
     let marks = [state.last_suppressed.map(|at| (at, true)), state.suppression];
     let marks = marks.into_iter().flatten();
     effects.extend(marks.map(|(time, suppressed)| Effect::Suppression { time, suppressed }));

@@ -2,11 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::Scope;
 use consentd_core::state::Effect;
 use consentd_core::time::Timestamp;
 
 use crate::ledger::{CATEGORIES, covers};
+
+/// At which of the business's numbers marketing is stopped and resumed; "" is an unknown one.
+pub const PLACES: [&str; 2] = ["", "106540352242922"];
+
+/// One of the places.
+pub fn place_of(id: &str) -> Option<PhoneNumberId> {
+    PhoneNumberId::parse(id).ok()
+}
 
 /// Something that allows, in the order of all that is written.
 #[derive(Clone, Copy)]
@@ -34,7 +43,8 @@ impl Lift {
 #[derive(Default)]
 pub struct Lifts {
     pub words: BTreeMap<Scope, Vec<Lift>>,
-    pub platform: Vec<Lift>,
+    /// By the business's number.
+    pub platform: BTreeMap<Option<PhoneNumberId>, Vec<Lift>>,
     pub suppression: Vec<Lift>,
     /// When the user was erased.
     pub erased: Vec<Timestamp>,
@@ -63,9 +73,10 @@ impl Lifts {
                 let mut lifts = words.flat_map(|(_, lifts)| lifts);
                 covers(scope, category) && !lifts.any(|lift| lift.lifts(word.time, began))
             }
-            Effect::Platform { time, .. } => {
+            Effect::Platform { time, number, .. } => {
+                let mut lifts = self.platform.get(number).into_iter().flatten();
                 CATEGORIES[category].starts_with("marketing")
-                    && !self.platform.iter().any(|lift| lift.lifts(*time, began))
+                    && !lifts.any(|lift| lift.lifts(*time, began))
             }
             Effect::Suppression { time, .. } => {
                 !self.suppression.iter().any(|lift| lift.lifts(*time, began))

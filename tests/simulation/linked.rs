@@ -48,8 +48,9 @@ pub fn denial(effect: &Effect) -> Denial {
             let what = What::OptOut { scope: scope.clone(), reference };
             Denial { time: word.time, what }
         }
-        Effect::Platform { time, .. } => {
-            Denial { time: *time, what: What::Platform { stopped: true } }
+        Effect::Platform { time, number, .. } => {
+            let what = What::Platform { stopped: true, phone_number_id: number.clone() };
+            Denial { time: *time, what }
         }
         Effect::Suppression { time, .. } => {
             Denial { time: *time, what: What::Suppression { suppressed: true, reference } }

@@ -12,7 +12,7 @@ use consentd_core::time::Timestamp;
 
 use crate::erase::erased_before;
 use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
-use crate::lifts::{Lift, Lifts, add};
+use crate::lifts::{Lift, Lifts, PLACES, add, place_of};
 pub use crate::violation::Violation;
 
 fn is_word_denied(facts: &Facts) -> bool {
@@ -124,7 +124,7 @@ impl Guards {
             erase(guards, said);
             for (kind, guard) in guards.iter_mut().enumerate().filter(|(_, guard)| guard.on) {
                 let theirs = match kind {
-                    PLATFORM => state.platform,
+                    PLATFORM => state.platform.aggregated().latest,
                     SUPPRESSION => state.suppression,
                     category => latest_word(state, category).map(|w| (w.time, w.is_opt_out())),
                 };
@@ -218,7 +218,11 @@ impl Guards {
                 .map_err(|why| Violation::new(6, format!("{}: {why}", about())))?;
                 if category == 0 {
                     let marks = [
-                        (PLATFORM, facts.platform_stopped, said.and_then(|s| s.state.platform)),
+                        (
+                            PLATFORM,
+                            facts.platform_stopped,
+                            said.and_then(|s| s.state.platform.aggregated().latest),
+                        ),
                         (SUPPRESSION, facts.suppressed, said.and_then(|s| s.state.suppression)),
                     ];
                     for (kind, denied, theirs) in marks {
@@ -276,7 +280,11 @@ impl Guards {
         let is_lifted = |mark: Option<(Timestamp, bool)>| {
             mark.is_some_and(|(time, set)| !set && time > self.seen)
         };
-        let platform = state.is_some_and(|state| is_lifted(state.platform));
+        // What is left of a loss may be of any number.
+        let platform = state.is_some_and(|state| {
+            let at = |place: &str| state.platform.at(place_of(place).as_ref()).latest;
+            PLACES.iter().all(|place| is_lifted(at(place)))
+        });
         let suppression = state.is_some_and(|state| is_lifted(state.suppression));
         if platform && ours.platform_stopped || suppression && ours.suppressed {
             return told();
@@ -359,12 +367,13 @@ impl Acks {
                 add(lifts.words.entry(scope.clone()).or_default(), lift(word.time));
             }
         }
-        let marks =
-            [(state.platform, &mut lifts.platform), (state.suppression, &mut lifts.suppression)];
-        for (mark, known) in marks {
-            if let Some((time, false)) = mark {
-                add(known, lift(time));
+        for (number, said) in state.platform.iter() {
+            if let Some((time, false)) = said.latest {
+                add(lifts.platform.entry(number.cloned()).or_default(), lift(time));
             }
+        }
+        if let Some((time, false)) = state.suppression {
+            add(&mut lifts.suppression, lift(time));
         }
         // What was lifted once is lifted for good: no fork takes back that it may have been.
         self.denied[number]

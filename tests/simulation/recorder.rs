@@ -14,6 +14,7 @@ use consentd_ledger::{AppendReceipt, Appended, Change, Update};
 use crate::append::version;
 use crate::erase::{Erasing, ErasingAgain, erased_before};
 use crate::ledger::{BUSINESS, Said, Server, Stored, USERS, user};
+use crate::lifts::{PLACES, place_of};
 use crate::linked::{PEOPLE, Walking, denial};
 use crate::oracle::{is_denial, scope};
 use crate::process::{Call, OWN, Owed, gives_back, patience, process_of};
@@ -48,7 +49,8 @@ enum Wish {
     OptIn(&'static str),
     Pending(&'static str),
     Inbound,
-    Platform(bool),
+    /// Whether marketing is stopped, and at which of [`PLACES`].
+    Platform(bool, usize),
     Suppression(bool),
     Capped,
     /// The other one is the same person.
@@ -99,7 +101,7 @@ fn wish(random: &mut Random) -> Wish {
         32..62 => Wish::OptIn(random.pick(&IN)),
         62..67 => Wish::Pending(random.pick(&IN)),
         67..77 => Wish::Inbound,
-        77..86 => Wish::Platform(random.percent(50)),
+        roll @ 77..86 => Wish::Platform(random.percent(50), usize::from(roll % 2 == 1)),
         86..95 => Wish::Suppression(random.percent(40)),
         _ => Wish::Capped,
     }
@@ -117,8 +119,9 @@ impl Wish {
             Self::OptIn(on) => Effect::Choice(scope(on), Choice::opt_in(time, None)),
             Self::Pending(on) => Effect::Pending(scope(on), Pending::new(time, None)),
             Self::Inbound => Effect::Inbound(time),
-            Self::Platform(stopped) => {
-                Effect::Platform { time: if stopped { denied } else { time }, stopped }
+            Self::Platform(stopped, place) => {
+                let time = if stopped { denied } else { time };
+                Effect::Platform { time, stopped, number: place_of(PLACES[place]) }
             }
             Self::Suppression(suppressed) => {
                 Effect::Suppression { time: if suppressed { denied } else { time }, suppressed }
@@ -149,7 +152,7 @@ fn clamped_at(effect: &Effect) -> Option<Timestamp> {
         Effect::Choice(_, word) => (!word.is_opt_out()).then_some(word.time),
         Effect::Pending(_, pending) => Some(pending.time),
         Effect::Inbound(time)
-        | Effect::Platform { time, stopped: false }
+        | Effect::Platform { time, stopped: false, .. }
         | Effect::Suppression { time, suppressed: false } => Some(*time),
         _ => None,
     }
@@ -162,8 +165,9 @@ fn counted(state: &State, effect: &Effect) -> Effect {
             let time = state.counts_as_of(effect, word.time);
             Effect::Choice(scope.clone(), Choice::opt_out(time))
         }
-        Effect::Platform { time, stopped: true } => {
-            Effect::Platform { time: state.counts_as_of(effect, *time), stopped: true }
+        Effect::Platform { time, stopped: true, number } => {
+            let (time, number) = (state.counts_as_of(effect, *time), number.clone());
+            Effect::Platform { time, stopped: true, number }
         }
         Effect::Suppression { time, suppressed: true } => {
             Effect::Suppression { time: state.counts_as_of(effect, *time), suppressed: true }

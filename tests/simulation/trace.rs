@@ -85,7 +85,9 @@ pub fn brief(action: &Action) -> String {
             let mark = |mark: Option<(Timestamp, bool)>| {
                 mark.map(|(time, set)| (time.as_millis() % 1_000_000, set))
             };
-            let (platform, suppression) = (mark(state.platform), mark(state.suppression));
+            let platform: Vec<_> =
+                state.platform.iter().map(|(number, said)| (number, mark(said.latest))).collect();
+            let suppression = mark(state.suppression);
             format!("{user}: {words}; platform {platform:?}, suppression {suppression:?}")
         }
     };

@@ -5,11 +5,9 @@ mod template_effects;
 
 use std::time::Duration;
 
-use caseless::Caseless;
-use unicode_normalization::UnicodeNormalization;
-
 use super::Violation;
-use super::id::UserId;
+pub use super::evidence::{Evidence, Method, PlatformNames, StatementNames};
+use super::id::{PhoneNumberId, UserId};
 use super::scope::{Class, Scope};
 use super::state::{Choice, Effect, Pending};
 use super::template::Subject;
@@ -40,40 +38,6 @@ pub const CODE_PLATFORM_STOPPED: i32 = 131_050;
 
 /// The field of a link that names the other id.
 pub const OTHER_USER_ID: &str = "link.other_user_id";
-
-/// How an opt-in was obtained.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Method {
-    /// By text message.
-    Sms,
-    /// On a web page or in an app.
-    Website,
-    /// In a WhatsApp conversation.
-    Whatsapp,
-    /// By phone, through interactive voice response.
-    Phone,
-    /// In person, or in writing.
-    InPerson,
-    /// Through WhatsApp's own in-app signup link.
-    WhatsappSignup,
-}
-
-/// The evidence of an opt-in.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Evidence {
-    /// How it was obtained.
-    pub method: Method,
-    /// The words that the user agreed to.
-    pub statement: String,
-    /// The business's name as the user saw it.
-    pub business_name: String,
-    /// BCP 47 tag of the statement's language; empty if unknown.
-    pub locale: String,
-    /// A reference to the stored proof, such as a form's id; may be empty.
-    pub reference: String,
-    /// The message that confirmed a double opt-in; empty if this is no confirmation.
-    pub confirmation: String,
-}
 
 /// The kind of an event.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -107,11 +71,15 @@ pub enum What {
     Platform {
         /// Whether it was stopped.
         stopped: bool,
+        /// The business's number that it was stopped or resumed at, if that is known.
+        phone_number_id: Option<PhoneNumberId>,
     },
     /// A message that WhatsApp refused.
     Failure {
         /// WhatsApp's error code.
         code: i32,
+        /// The business's number that the message was sent from, if that is known.
+        phone_number_id: Option<PhoneNumberId>,
     },
     /// A suppression set or lifted.
     Suppression {
@@ -171,10 +139,10 @@ impl What {
     pub fn is_denial(&self) -> bool {
         match self {
             Self::OptOut { .. }
-            | Self::Failure { code: CODE_PLATFORM_STOPPED }
+            | Self::Failure { code: CODE_PLATFORM_STOPPED, .. }
             // It denies every class that is less strict.
             | Self::TemplateCategory { .. } => true,
-            Self::Platform { stopped } => *stopped,
+            Self::Platform { stopped, .. } => *stopped,
             Self::Suppression { suppressed, .. } => *suppressed,
             Self::TemplateRestriction { restricted, .. } => *restricted,
             // A link itself denies nothing: the denials that it copies are events of their own.
@@ -192,7 +160,7 @@ impl What {
     pub fn is_clamped(&self) -> bool {
         match self {
             Self::OptIn { .. } | Self::Inbound { .. } | Self::Link { .. } => true,
-            Self::Platform { stopped } => !*stopped,
+            Self::Platform { stopped, .. } => !*stopped,
             Self::Suppression { suppressed, .. } => !*suppressed,
             Self::TemplateRestriction { restricted, .. } => !*restricted,
             // What a category lifts has a time of its own.
@@ -206,7 +174,7 @@ impl What {
     pub fn lifts(&self) -> bool {
         match self {
             Self::OptIn { .. } => true,
-            Self::Platform { stopped } => !*stopped,
+            Self::Platform { stopped, .. } => !*stopped,
             Self::Suppression { suppressed, .. } => !*suppressed,
             Self::TemplateRestriction { restricted, .. } => !*restricted,
             Self::TemplateCategory { lift, .. } => *lift != Some(Timestamp::MIN),
@@ -239,7 +207,8 @@ impl What {
                 let mut effects = vec![Effect::Choice(category.clone(), choice)];
                 // A confirmation by a message is not a signup, whatever the method of the opt-in.
                 if evidence.method == Method::WhatsappSignup && !confirms {
-                    effects.push(Effect::Platform { time, stopped: false });
+                    let number = evidence.phone_number_id.clone();
+                    effects.push(Effect::Platform { time, stopped: false, number });
                 }
                 effects
             }
@@ -247,11 +216,15 @@ impl What {
                 vec![Effect::Choice(scope.clone(), Choice::opt_out(time))]
             }
             Self::Inbound { .. } => vec![Effect::Inbound(time)],
-            Self::Platform { stopped } => vec![Effect::Platform { time, stopped: *stopped }],
-            Self::Failure { code } => vec![match *code {
+            Self::Platform { stopped, phone_number_id: number } => {
+                vec![Effect::Platform { time, stopped: *stopped, number: number.clone() }]
+            }
+            Self::Failure { code, phone_number_id: number } => vec![match *code {
                 CODE_WINDOW_CLOSED => Effect::WindowClosed(time),
                 CODE_FREQUENCY_CAPPED => Effect::Capped(time),
-                CODE_PLATFORM_STOPPED => Effect::Platform { time, stopped: true },
+                CODE_PLATFORM_STOPPED => {
+                    Effect::Platform { time, stopped: true, number: number.clone() }
+                }
                 code => Effect::Failure { time, code },
             }],
             Self::Suppression { suppressed, .. } => {
@@ -290,6 +263,11 @@ impl What {
                 if !evidence.confirmation.is_empty() {
                     put(evidence.confirmation.as_bytes());
                 }
+                if let Some(number) = &evidence.phone_number_id {
+                    // One part alone would be a confirmation.
+                    put(b"phone_number_id");
+                    put(number.as_str().as_bytes());
+                }
             }
             Self::OptOut { scope, .. } => {
                 put(b"opt_out");
@@ -300,13 +278,19 @@ impl What {
                 put(message_id.as_bytes());
                 put(text.as_bytes());
             }
-            Self::Platform { stopped } => {
+            Self::Platform { stopped, phone_number_id } => {
                 put(b"platform");
                 put(&[u8::from(*stopped)]);
+                if let Some(number) = phone_number_id {
+                    put(number.as_str().as_bytes());
+                }
             }
-            Self::Failure { code } => {
+            Self::Failure { code, phone_number_id } => {
                 put(b"failure");
                 put(&code.to_be_bytes());
+                if let Some(number) = phone_number_id {
+                    put(number.as_str().as_bytes());
+                }
             }
             Self::Suppression { suppressed, .. } => {
                 put(b"suppression");
@@ -346,7 +330,7 @@ impl What {
             Self::Suppression { reference, .. } => {
                 at_most(MAX_REFERENCE_BYTES, "suppression.reference", reference, &mut found);
             }
-            Self::Failure { code } if *code <= 0 => found.push(Violation::new(
+            Self::Failure { code, .. } if *code <= 0 => found.push(Violation::new(
                 "delivery_failure.code",
                 "required: WhatsApp's error code, such as 131047",
             )),
@@ -372,143 +356,77 @@ impl What {
     }
 }
 
-impl Evidence {
-    fn check(&self, names: &PlatformNames, found: &mut Vec<Violation>) {
-        let field = |name: &str| format!("opt_in.evidence.{name}");
-        let mut refuse = |name: &str, why: &str| found.push(Violation::new(field(name), why));
-        if self.method == Method::WhatsappSignup {
-            if self.reference.is_empty() {
-                refuse("reference", "required for WHATSAPP_SIGNUP: the signup_id");
-            }
-        } else {
-            let statement = fold(&self.statement);
-            if self.statement.is_empty() {
-                refuse(
-                    "statement",
-                    "required: the words that the user agreed to, as shown, such as \"Yes, send me \
-                     offers from Acme on WhatsApp\"",
-                );
-            } else if !names.0.iter().any(|name| statement.contains(name)) {
-                refuse(
-                    "statement",
-                    "must say that the messages come through WhatsApp, by that name",
-                );
-            }
-            if self.business_name.trim().is_empty() {
-                refuse(
-                    "business_name",
-                    "required: the business's name as the user saw it, such as Acme",
-                );
-            } else if !self.statement.is_empty()
-                && !statement.contains(fold(&self.business_name).trim())
-            {
-                refuse("statement", "must contain the business_name given beside it");
-            }
-        }
-        if !is_locale(&self.locale) {
-            refuse("locale", "must be a BCP 47 language tag, such as en or pt-BR, or empty");
-        }
-        at_most(MAX_STATEMENT_BYTES, &field("statement"), &self.statement, found);
-        at_most(MAX_BUSINESS_NAME_BYTES, &field("business_name"), &self.business_name, found);
-        at_most(MAX_REFERENCE_BYTES, &field("reference"), &self.reference, found);
-        at_most(MAX_REFERENCE_BYTES, &field("confirmation"), &self.confirmation, found);
-    }
-}
-
-fn at_most(limit: usize, field: &str, text: &str, found: &mut Vec<Violation>) {
+/// Refuses a text that is longer than this.
+pub(super) fn at_most(limit: usize, field: &str, text: &str, found: &mut Vec<Violation>) {
     if text.len() > limit {
         found.push(Violation::new(field, format!("longer than {limit} bytes of UTF-8")));
     }
 }
 
-/// The shape of a BCP 47 tag (RFC 5646, section 2.1): subtags of 1 to 8 letters or digits.
-fn is_locale(tag: &str) -> bool {
-    tag.is_empty()
-        || (tag.len() <= 64
-            && tag.starts_with(|c: char| c.is_ascii_alphabetic())
-            && tag.split('-').all(|part| {
-                (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
-            }))
-}
-
-/// Folds case and compatibility forms, for comparison.
-fn fold(text: &str) -> String {
-    if text.is_ascii() {
-        return text.to_ascii_lowercase();
-    }
-    text.nfkc().default_case_fold().nfkc().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scope::{Category, Class};
+    use crate::scope::Class;
 
-    fn opt_in(evidence: Evidence) -> What {
-        let category = Category { class: Class::Marketing, topic: None }.into();
-        What::OptIn { category, evidence, expire: None, pending: false }
-    }
-
-    fn evidence(statement: &str, business_name: &str) -> Evidence {
-        Evidence {
-            method: Method::Website,
-            statement: statement.into(),
-            business_name: business_name.into(),
-            locale: String::new(),
-            reference: String::new(),
-            confirmation: String::new(),
-        }
-    }
-
-    fn fields(evidence: Evidence) -> Vec<String> {
-        let found = opt_in(evidence).violations(&PlatformNames::default());
-        found.into_iter().map(|violation| violation.field).collect()
+    fn number(id: &str) -> Option<PhoneNumberId> {
+        PhoneNumberId::parse(id).ok()
     }
 
     #[test]
-    fn statement_without_whatsapp_or_the_business_is_refused() {
-        let good = [
-            ("Send me offers on WhatsApp from ACME Ltd", "Acme"),
-            ("I agree to hear from acme on WHATSAPP.", "ACME"),
-            ("Acme से व्हाट्सएप पर संदेश", "Acme"),
-            ("رسائل Acme عبر واتساب", "acme"),
-            ("Ｗｈａｔｓａｐｐ messages from Straße", "STRASSE"),
-        ];
-        for (statement, name) in good {
-            assert_eq!(fields(evidence(statement, name)), Vec::<String>::new(), "{statement}");
-        }
-        let s = "opt_in.evidence.statement";
-        let b = "opt_in.evidence.business_name";
-        assert_eq!(fields(evidence("", "")), [s, b]);
-        assert_eq!(fields(evidence("Messages from Acme", "Acme")), [s]);
-        assert_eq!(fields(evidence("Messages on WhatsApp", "Acme")), [s]);
-        assert_eq!(fields(evidence("Messages", "Acme")), [s, s]);
-        assert_eq!(fields(evidence("Messages on WhatsApp", " ")), [b]);
-    }
-
-    #[test]
-    fn signup_requires_its_reference_and_no_statement() {
-        let mut signup = evidence("", "");
-        signup.method = Method::WhatsappSignup;
-        assert_eq!(fields(signup.clone()), ["opt_in.evidence.reference"]);
-        signup.reference = "13176843987434774".into();
-        assert!(fields(signup).is_empty());
-    }
-
-    #[test]
-    fn bounds_and_locales_are_validated() {
-        let mut long = evidence("WhatsApp Acme", "Acme");
-        long.reference = "x".repeat(MAX_REFERENCE_BYTES + 1);
-        long.locale = "pt_BR".into();
-        assert_eq!(fields(long), ["opt_in.evidence.locale", "opt_in.evidence.reference"]);
-        assert!(is_locale("zh-Hant-TW") && is_locale("en") && !is_locale("en--GB"));
-        let names = PlatformNames::new(["", " "]);
-        let found = opt_in(evidence("Acme", "Acme")).violations(&names);
-        assert_eq!(found.len(), 1, "a blank name must not fit everything");
-        let zero = What::Failure { code: 0 }.violations(&names);
+    fn failures_and_links_are_validated() {
+        let names = PlatformNames::default();
+        let zero = What::Failure { code: 0, phone_number_id: None }.violations(&names);
         assert_eq!(zero[0].field, "delivery_failure.code");
         let link = |other: &str| What::Link { other_user_id: other.into(), moved: false };
         assert_eq!(link("").violations(&names)[0].field, OTHER_USER_ID);
         assert_eq!(link("US.1349").violations(&names), []);
+    }
+
+    #[test]
+    fn fingerprint_of_what_names_no_number_is_that_of_versions_before() {
+        let evidence = Evidence {
+            method: Method::WhatsappSignup,
+            statement: String::new(),
+            business_name: String::new(),
+            locale: String::new(),
+            reference: "7".into(),
+            confirmation: String::new(),
+            phone_number_id: None,
+            statement_names: StatementNames::Business,
+        };
+        let opt_in = |phone_number_id, confirmation: &str| What::OptIn {
+            category: Scope::Class(Class::Marketing),
+            evidence: Evidence {
+                phone_number_id,
+                confirmation: confirmation.into(),
+                ..evidence.clone()
+            },
+            expire: None,
+            pending: false,
+        };
+        let stop = |phone_number_id| What::Platform { stopped: true, phone_number_id };
+        let failure = |phone_number_id| What::Failure { code: 131_050, phone_number_id };
+        let hex = |what: &What| hex::encode(what.fingerprint());
+        assert_eq!(hex(&stop(None)), "00000008706c6174666f726d0000000101");
+        assert_eq!(hex(&failure(None)), "000000076661696c757265000000040001ffea");
+        assert_eq!(
+            hex(&opt_in(None, "")),
+            "000000066f70745f696e000000096d61726b6574696e670000000000000000000000013700000008\
+             ffffffffffffffff0000000100"
+        );
+        let all = [
+            stop(None),
+            stop(number("1")),
+            stop(number("2")),
+            failure(None),
+            failure(number("1")),
+            opt_in(None, ""),
+            opt_in(None, "1"),
+            opt_in(number("1"), ""),
+            opt_in(number("1"), "1"),
+            opt_in(number("2"), ""),
+        ];
+        let different: std::collections::BTreeSet<_> = all.iter().map(hex).collect();
+        assert_eq!(different.len(), all.len());
     }
 }

@@ -138,7 +138,7 @@ mod tests {
             opt_out("marketing", 2),
             opt_out("*", 2),
             Effect::Suppression { time: at(2), suppressed: true },
-            Effect::Platform { time: at(2), stopped: true },
+            Effect::Platform { time: at(2), stopped: true, number: None },
         ] {
             assert!(scopes(&[sale.clone(), later.clone()]).is_empty(), "{later:?}");
         }
@@ -150,7 +150,7 @@ mod tests {
         ] {
             assert_eq!(scopes(&[sale.clone(), beside]), ["marketing.sale"]);
         }
-        let stop = Effect::Platform { time: at(2), stopped: true };
+        let stop = Effect::Platform { time: at(2), stopped: true, number: None };
         assert_eq!(scopes(&[opt_in("utility", 1, Some(150)), stop]), ["utility"]);
     }
 

@@ -125,6 +125,45 @@ impl<'a> BusinessId<'a> {
     }
 }
 
+/// The longest `phone_number_id`, in bytes of UTF-8. Meta's have about 15 digits.
+pub const MAX_PHONE_NUMBER_ID_BYTES: usize = 64;
+
+/// The id that Meta gives to one of a business's phone numbers, `phone_number_id`. It is opaque, and is
+/// not the number.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PhoneNumberId(Box<str>);
+
+impl PhoneNumberId {
+    /// Parses the id of a business's number.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] of `phone_number_id` where it is empty, longer than [`MAX_PHONE_NUMBER_ID_BYTES`],
+    /// or holds a [hidden](hidden_chars) character, which is named.
+    pub fn parse(id: &str) -> Result<Self, Violation> {
+        let wrong = |why: String| Err(Violation::new("phone_number_id", why));
+        if !(1..=MAX_PHONE_NUMBER_ID_BYTES).contains(&id.len()) {
+            return wrong("must be 1 to 64 bytes of UTF-8, such as 106540352242922".to_owned());
+        }
+        match hidden_chars::find(id) {
+            None => Ok(Self(id.into())),
+            Some(hidden) => wrong(hidden.to_string()),
+        }
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PhoneNumberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The key of a pair: a keyed 128-bit hash (SipHash-2-4) of the folded user id and the business.
 ///
 /// It is stored as two `u64`: the alignment of a `u128` would cost the table 8 bytes per entry.

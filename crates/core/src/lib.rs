@@ -5,7 +5,7 @@
 //! user ids), [`id`] (users, businesses, keys), [`scope`] (classes, categories), [`template`]
 //! (templates in the place of users), [`event`] (events and
 //! their validation), [`submission`] (an event to be recorded, with what is known of its source),
-//! [`state`] (how events change a state), [`claims`] (the claimed times of clamped events), [`record`] (a
+//! [`state`] (how events change a state), [`platform_stops`] (stops inside WhatsApp, by number), [`claims`] (the claimed times of clamped events), [`record`] (a
 //! state with the head of its history), [`standing`] (the facts that a decision needs), [`decision`]
 //! (whether a message may be sent), [`retained_denials`] (denials that survive a loss of the ledger),
 //! [`unified`] (pairs that turn out to be one person), [`expiring_opt_ins`], [`keyword`] (the meaning of a
@@ -28,10 +28,12 @@
 pub mod claims;
 pub mod decision;
 pub mod event;
+mod evidence;
 pub mod expiring_opt_ins;
 pub mod hidden_chars;
 pub mod id;
 pub mod keyword;
+pub mod platform_stops;
 pub mod record;
 pub mod replay;
 pub mod retained_denials;

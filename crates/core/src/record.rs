@@ -9,8 +9,9 @@ use super::time::Timestamp;
 /// The newest format of records that this version reads and writes.
 ///
 /// Format 2 has links, or a tombstone. A record without either is still written as format 1, so that
-/// older versions can update it. They refuse format 2, and so cannot drop its links.
-pub const FORMAT: u32 = 2;
+/// older versions can update it. They refuse format 2, and so cannot drop its links. Format 3 has stops
+/// inside WhatsApp by the business's number, which a version that knows no numbers would make one stop.
+pub const FORMAT: u32 = 3;
 
 /// The most request ids that a pair remembers.
 pub const MAX_REQUESTS: usize = 8;

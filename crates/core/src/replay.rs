@@ -10,11 +10,13 @@ mod tests;
 
 pub use self::category::UsedCategory;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::decision::{CAP, Form, Policy, Proof, Reason, decide};
 use crate::event::{MAX_AHEAD, What};
+use crate::id::PhoneNumberId;
 use crate::record::{ChainHead, HistoryEntry};
 use crate::scope::{Category, Class, Scope};
 use crate::standing::{Facts, ResolvedState};
@@ -213,8 +215,14 @@ impl<'a> AsOf<'a> {
                 _ => inbound.into_iter().collect(),
             },
             Reason::PlatformStopped => {
-                let platform = |(time, stopped)| Effect::Platform { time, stopped };
-                state.platform.map(platform).into_iter().collect()
+                let mut stops: Vec<_> = state.platform.standing().collect();
+                stops.sort_by_key(|(_, time)| Reverse(*time));
+                let stop = |(number, time): (Option<&PhoneNumberId>, _)| Effect::Platform {
+                    time,
+                    stopped: true,
+                    number: number.cloned(),
+                };
+                stops.into_iter().map(stop).collect()
             }
             Reason::FrequencyCapped => state.capped.map(Effect::Capped).into_iter().collect(),
             Reason::Suppressed => {
@@ -267,10 +275,16 @@ impl<'a> AsOf<'a> {
     fn event_of(&self, effect: &Effect) -> Option<&'a HistoryEvent> {
         let did =
             |event: &&&HistoryEvent| event.entry.what.effects(event.entry.time).contains(effect);
-        // If a pair has very many scopes, an opt-out of a topic is kept on the topic's class.
+        // If a pair has very many scopes, an opt-out of a topic is kept on the topic's class; and if it
+        // has very many numbers, a stop is kept without its number.
         let widened = |event: &&&HistoryEvent| match (&event.entry.what, effect) {
             (What::OptOut { scope, .. }, Effect::Choice(kept, choice)) => {
                 *choice == Choice::opt_out(event.entry.time) && scope.class() == kept.class()
+            }
+            (_, Effect::Platform { time, stopped: true, number: None }) => {
+                let effects = event.entry.what.effects(*time);
+                let is_stop = |effect: &Effect| matches!(effect, Effect::Platform { stopped, .. } if *stopped);
+                event.entry.time == *time && effects.iter().any(is_stop)
             }
             _ => false,
         };

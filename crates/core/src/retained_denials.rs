@@ -3,6 +3,9 @@
 //! The table stores no event times. So retained denials are stamped with the time at which the loss was
 //! detected, and only a later event lifts them.
 
+use std::collections::BTreeSet;
+
+use super::id::PhoneNumberId;
 use super::scope::{Category, Class, Scope};
 use super::standing::{ExpiriesRef, Facts, Profile, ScopeStanding, Standing};
 use super::state::{Choice, Effect, State};
@@ -43,7 +46,9 @@ impl Denial {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RetainedDenials {
     suppressed: bool,
-    platform_stopped: bool,
+    /// At which of the business's numbers marketing is stopped inside WhatsApp; `None` stands for a stop
+    /// whose number is unknown. In order.
+    stops: Box<[Option<PhoneNumberId>]>,
     /// Whether there was an opt-out of everything, even if there were narrower opt-ins since.
     all: bool,
     classes: [Denial; 4],
@@ -58,7 +63,7 @@ impl RetainedDenials {
     pub fn of(profile: &Profile, times: ExpiriesRef<'_>) -> Option<Self> {
         let scopes = profile.classes.iter().chain(profile.topics.iter().map(|(_, _, on)| on));
         let denies = profile.suppressed
-            || profile.platform_stopped
+            || profile.platform_stopped()
             || profile.opted_out_all.is_some()
             || scopes.into_iter().any(|on_scope| on_scope.kind.opt_out_start(None).is_some());
         if !denies {
@@ -74,7 +79,7 @@ impl RetainedDenials {
         });
         Some(Self {
             suppressed: profile.suppressed,
-            platform_stopped: profile.platform_stopped,
+            stops: profile.stops.clone(),
             all: profile.opted_out_all.is_some(),
             classes,
             topics: topics.collect(),
@@ -96,9 +101,10 @@ impl RetainedDenials {
                 topics.push((*class, topic.clone(), denial));
             }
         }
+        let stops: BTreeSet<_> = self.stops.iter().chain(&other.stops).collect();
         Self {
             suppressed: self.suppressed || other.suppressed,
-            platform_stopped: self.platform_stopped || other.platform_stopped,
+            stops: stops.into_iter().cloned().collect(),
             all: self.all || other.all,
             classes,
             topics,
@@ -168,8 +174,13 @@ impl RetainedDenials {
                 deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
-        if self.platform_stopped && !is_set(state.platform) {
-            deny(&mut lost, &Effect::Platform { time: at, stopped: true });
+        for number in &self.stops {
+            if !state.platform.at(number.as_ref()).is_stopped() {
+                deny(
+                    &mut lost,
+                    &Effect::Platform { time: at, stopped: true, number: number.clone() },
+                );
+            }
         }
         if self.suppressed && !is_set(state.suppression) {
             deny(&mut lost, &Effect::Suppression { time: at, suppressed: true });
@@ -197,8 +208,13 @@ impl RetainedDenials {
                 deny(&mut lost, &Effect::Choice(scope, Choice::opt_out(at)));
             }
         }
-        if self.platform_stopped && state.platform.is_none() {
-            deny(&mut lost, &Effect::Platform { time: at, stopped: true });
+        for number in &self.stops {
+            if state.platform.at(number.as_ref()).latest.is_none() {
+                deny(
+                    &mut lost,
+                    &Effect::Platform { time: at, stopped: true, number: number.clone() },
+                );
+            }
         }
         if self.suppressed && state.suppression.is_none() {
             deny(&mut lost, &Effect::Suppression { time: at, suppressed: true });
@@ -224,7 +240,7 @@ impl RetainedDenials {
         Facts {
             standing,
             suppressed: facts.suppressed || self.suppressed,
-            platform_stopped: facts.platform_stopped || self.platform_stopped,
+            platform_stopped: facts.platform_stopped || !self.stops.is_empty(),
             ..facts
         }
     }
@@ -378,19 +394,47 @@ mod tests {
     #[test]
     fn stop_and_suppression_are_retained() {
         let mut before = State::default();
-        before.apply(&Effect::Platform { time: at(3), stopped: true }).unwrap();
+        before.apply(&Effect::Platform { time: at(3), stopped: true, number: None }).unwrap();
         before.apply(&Effect::Suppression { time: at(4), suppressed: true }).unwrap();
         let old = denied(&before).unwrap();
         let lost = old.missing_from(&State::default(), at(NOW)).unwrap();
-        assert_eq!(
-            (lost.platform, lost.suppression),
-            (Some((at(NOW), true)), Some((at(NOW), true)))
-        );
+        let stops: Vec<_> = lost.platform.standing().collect();
+        assert_eq!((stops, lost.suppression), (vec![(None, at(NOW))], Some((at(NOW), true))));
         assert_eq!(old.dropped_scopes(&State::default(), at(NOW)), Some(lost));
         let mut lifted = before.clone();
         lifted.apply(&Effect::Suppression { time: at(9), suppressed: false }).unwrap();
-        lifted.apply(&Effect::Platform { time: at(9), stopped: false }).unwrap();
+        lifted.apply(&Effect::Platform { time: at(9), stopped: false, number: None }).unwrap();
         assert_eq!(old.dropped_scopes(&lifted, at(NOW)), None, "they were lifted, not lost");
+    }
+
+    #[test]
+    fn stop_at_one_number_does_not_hide_the_loss_of_that_at_another() {
+        let number = |id: &str| Some(PhoneNumberId::parse(id).unwrap());
+        let preference = |millis, stopped, id| Effect::Platform {
+            time: at(millis),
+            stopped,
+            number: number(id),
+        };
+        let with = |effects: &[Effect]| {
+            let mut state = State::default();
+            for effect in effects {
+                state.apply(effect).unwrap();
+            }
+            state
+        };
+        let (one, two) = (preference(3, true, "1"), preference(4, true, "2"));
+        let old = denied(&with(&[one.clone(), two.clone()])).unwrap();
+        let lost = with(&[preference(NOW, true, "1")]);
+        let now = with(&[two]);
+        assert_eq!(old.missing_from(&now, at(NOW)), Some(lost.clone()));
+        assert_eq!(old.dropped_scopes(&now, at(NOW)), Some(lost.clone()));
+        let other = now.clone().join(with(&[preference(NOW + 1, false, "2")]));
+        assert!(
+            other.join(lost).platform.is_stopped(),
+            "a resume at the other number lifts it not"
+        );
+        let both = old.join(&denied(&with(&[one])).unwrap());
+        assert_eq!(both, old);
     }
 
     #[test]

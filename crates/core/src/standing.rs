@@ -8,6 +8,7 @@ mod bytes;
 mod category_rule;
 mod joined;
 
+use super::id::PhoneNumberId;
 use super::scope::{Category, Class, Scope};
 use super::state::{Choice, ChoiceKind, State};
 use super::time::Timestamp;
@@ -159,7 +160,9 @@ impl StandingKind {
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Profile {
     pub(super) suppressed: bool,
-    pub(super) platform_stopped: bool,
+    /// At which of the business's numbers marketing is stopped inside WhatsApp; `None` stands for a stop
+    /// whose number is unknown, and comes first.
+    pub(super) stops: Box<[Option<PhoneNumberId>]>,
     window_closed: bool,
     /// `Some` if the user opted out of everything; whether the user wrote strictly later.
     pub(super) opted_out_all: Option<bool>,
@@ -259,7 +262,7 @@ impl ResolvedState {
         let all = state.scopes.get(&Scope::All).and_then(|scope_state| scope_state.choice);
         let mut profile = Profile {
             suppressed: stopped(state.suppression),
-            platform_stopped: stopped(state.platform),
+            stops: state.platform.standing().map(|(number, _)| number.cloned()).collect(),
             window_closed: state
                 .last_inbound
                 .is_some_and(|inbound| state.window_closed.is_some_and(|closed| closed >= inbound)),
@@ -402,7 +405,7 @@ impl Profile {
         Facts {
             standing,
             suppressed: self.suppressed,
-            platform_stopped: self.platform_stopped,
+            platform_stopped: self.platform_stopped(),
             capped: times.capped(),
             last_inbound,
             window_closed: self.window_closed,
@@ -430,7 +433,14 @@ impl Profile {
     /// Whether the user stopped marketing inside WhatsApp.
     #[must_use]
     pub fn platform_stopped(&self) -> bool {
-        self.platform_stopped
+        !self.stops.is_empty()
+    }
+
+    /// At which of the business's numbers the user stopped marketing inside WhatsApp; `None` stands for a
+    /// stop whose number is unknown, and comes first.
+    #[must_use]
+    pub fn stops(&self) -> &[Option<PhoneNumberId>] {
+        &self.stops
     }
 
     /// Whether the user must not be contacted.
@@ -467,7 +477,10 @@ impl Profile {
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let names: usize = self.topics.iter().map(|(_, name, _)| name.len()).sum();
-        std::mem::size_of_val(&*self.topics).saturating_add(names)
+        let numbers: usize = self.stops.iter().flatten().map(|number| number.as_str().len()).sum();
+        let lists = std::mem::size_of_val(&*self.topics)
+            .saturating_add(std::mem::size_of_val(&*self.stops));
+        lists.saturating_add(names).saturating_add(numbers)
     }
 }
 

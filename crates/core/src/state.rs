@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::Claims;
 use super::event::MAX_AHEAD;
+use super::id::PhoneNumberId;
+use super::platform_stops::PlatformStops;
 use super::scope::Scope;
 use super::time::Timestamp;
 
@@ -179,6 +181,8 @@ pub enum Effect {
         time: Timestamp,
         /// Whether it was stopped.
         stopped: bool,
+        /// The business's number, if it is known.
+        number: Option<PhoneNumberId>,
     },
     /// A suppression set or lifted.
     Suppression {
@@ -196,7 +200,7 @@ impl Effect {
         match self {
             Self::Choice(_, choice) if choice.is_opt_out() => Some(choice.time),
             Self::WindowClosed(time)
-            | Self::Platform { time, stopped: true }
+            | Self::Platform { time, stopped: true, .. }
             | Self::Suppression { time, suppressed: true } => Some(*time),
             _ => None,
         }
@@ -223,12 +227,10 @@ pub struct State {
     pub capped: Option<Timestamp>,
     /// The latest other refusal and its code.
     pub failure: Option<(Timestamp, i32)>,
-    /// The latest preference inside WhatsApp: its time, and whether marketing was stopped.
-    pub platform: Option<(Timestamp, bool)>,
+    /// The preferences inside WhatsApp, by the business's number.
+    pub platform: PlatformStops,
     /// The latest suppression event: its time, and whether it was set.
     pub suppression: Option<(Timestamp, bool)>,
-    /// When marketing was last stopped inside WhatsApp, even if it was resumed since.
-    pub last_stop: Option<Timestamp>,
     /// When a suppression was last set, even if it was lifted since.
     pub last_suppressed: Option<Timestamp>,
     /// The times to which allows were clamped, because their senders' clocks were ahead of the
@@ -240,7 +242,7 @@ pub struct State {
 }
 
 /// Raises `slot` to `value` if that is greater. Returns whether it was.
-fn raise<T: Ord>(slot: &mut Option<T>, value: T) -> bool {
+pub(super) fn raise<T: Ord>(slot: &mut Option<T>, value: T) -> bool {
     let greater = slot.as_ref().is_none_or(|known| value > *known);
     if greater {
         *slot = Some(value);
@@ -270,11 +272,10 @@ impl State {
             Effect::WindowClosed(time) => raise(&mut self.window_closed, *time),
             Effect::Capped(time) => raise(&mut self.capped, *time),
             Effect::Failure { time, code } => raise(&mut self.failure, (*time, *code)),
-            // `true` is the greater bool, so that the denial wins at equal times.
-            Effect::Platform { time, stopped } => {
-                let denied = *stopped && raise(&mut self.last_stop, *time);
-                raise(&mut self.platform, (*time, *stopped)) || denied
+            Effect::Platform { time, stopped, number } => {
+                self.platform.apply(number.as_ref(), *time, *stopped)
             }
+            // `true` is the greater bool, so that the denial wins at equal times.
             Effect::Suppression { time, suppressed } => {
                 let denied = *suppressed && raise(&mut self.last_suppressed, *time);
                 raise(&mut self.suppression, (*time, *suppressed)) || denied
@@ -299,7 +300,7 @@ impl State {
                 self.scopes.get(scope).and_then(|scope_state| scope_state.opt_out)
             }
             Effect::WindowClosed(_) => self.window_closed,
-            Effect::Platform { .. } => self.last_stop,
+            Effect::Platform { number, .. } => self.platform.last_stop(number.as_ref()),
             Effect::Suppression { .. } => self.last_suppressed,
             _ => None,
         };
@@ -326,7 +327,7 @@ impl State {
                 || scope_state.pending.is_some_and(|pending| pending.time == moment)
         };
         self.last_inbound == Some(moment)
-            || self.platform == Some((moment, false))
+            || self.platform.is_resumed_at(moment)
             || self.suppression == Some((moment, false))
             || self.scopes.values().any(on_scope)
     }
@@ -360,9 +361,8 @@ impl State {
             window_closed: self.window_closed.max(other.window_closed),
             capped: self.capped.max(other.capped),
             failure: self.failure.max(other.failure),
-            platform: self.platform.max(other.platform),
+            platform: self.platform.join(other.platform),
             suppression: self.suppression.max(other.suppression),
-            last_stop: self.last_stop.max(other.last_stop),
             last_suppressed: self.last_suppressed.max(other.last_suppressed),
             clamped: self.clamped,
             claims: self.claims.join(&other.claims),
@@ -381,7 +381,7 @@ impl State {
             .values()
             .filter_map(|scope_state| scope_state.pending.map(|scope_state| scope_state.time));
         let choices = choices.chain(pending).max();
-        let marks = [self.platform, self.suppression].map(|mark| mark.map(|(time, _)| time));
+        let marks = [self.suppression.map(|(time, _)| time), self.platform.latest()];
         let failure = self.failure.map(|(time, _)| time);
         [choices, self.last_inbound, self.window_closed, self.capped, failure]
             .into_iter()
@@ -472,7 +472,7 @@ mod tests {
             Effect::WindowClosed(at(3)),
             Effect::Capped(at(4)),
             Effect::Failure { time: at(5), code: 131_026 },
-            Effect::Platform { time: at(6), stopped: false },
+            Effect::Platform { time: at(6), stopped: false, number: None },
             Effect::Suppression { time: at(7), suppressed: false },
         ];
         for (index, effect) in effects.iter().enumerate() {

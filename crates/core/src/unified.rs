@@ -102,8 +102,10 @@ fn denied_marks(whole: &State, part: &State) -> Vec<(Timestamp, What)> {
     };
     let suppressed = lifted(part.suppression, whole.suppression)
         .map(|time| (time, What::Suppression { suppressed: true, reference: UNIFIED.to_owned() }));
-    let stopped = lifted(part.platform, whole.platform);
-    let stopped = stopped.map(|time| (time, What::Platform { stopped: true }));
+    let stopped = part.platform.standing().filter_map(|(number, _)| {
+        let time = lifted(part.platform.at(number).latest, whole.platform.at(number).latest)?;
+        Some((time, What::Platform { stopped: true, phone_number_id: number.cloned() }))
+    });
     suppressed.into_iter().chain(stopped).collect()
 }
 
@@ -136,7 +138,8 @@ mod tests {
 
     use super::*;
     use crate::decision::{Form, Proof, Reason, decide};
-    use crate::event::Method;
+    use crate::event::{Method, StatementNames};
+    use crate::id::PhoneNumberId;
     use crate::record::{Erased, Link, Outcome, Request};
     use crate::scope::Category;
     use crate::standing::ResolvedState;
@@ -153,6 +156,7 @@ mod tests {
     fn event((kind, scope, time): (u8, usize, i64)) -> (Timestamp, What) {
         let category = Scope::parse(CATEGORIES[scope]).unwrap();
         let reference = String::new();
+        let number = PhoneNumberId::parse(["", "1", "2"][scope % 3]).ok();
         let opt_in = |expire, pending| What::OptIn {
             category: category.clone(),
             evidence: crate::event::Evidence {
@@ -162,6 +166,8 @@ mod tests {
                 locale: String::new(),
                 reference: String::new(),
                 confirmation: String::new(),
+                phone_number_id: None,
+                statement_names: StatementNames::default(),
             },
             expire,
             pending,
@@ -174,12 +180,14 @@ mod tests {
             3 => What::OptOut { scope: category.clone(), reference },
             4 => What::OptOut { scope: Scope::All, reference },
             5 => What::Inbound { message_id: String::new(), text: String::new() },
-            6 => What::Platform { stopped: true },
-            7 => What::Platform { stopped: false },
+            6 => What::Platform { stopped: true, phone_number_id: number },
+            7 => What::Platform { stopped: false, phone_number_id: number },
             8 => What::Suppression { suppressed: true, reference },
             9 => What::Suppression { suppressed: false, reference },
-            10 => What::Failure { code: crate::event::CODE_FREQUENCY_CAPPED },
-            _ => What::Failure { code: crate::event::CODE_WINDOW_CLOSED },
+            10 => {
+                What::Failure { code: crate::event::CODE_FREQUENCY_CAPPED, phone_number_id: None }
+            }
+            _ => What::Failure { code: crate::event::CODE_WINDOW_CLOSED, phone_number_id: None },
         };
         (at(time), what)
     }

@@ -22,7 +22,7 @@ pub(super) fn bytes_of(entry: &HistoryEntry) -> usize {
     let HistoryEntry { user_id, business_id, time: _, record_time: _, what } = entry;
     let texts = match what {
         What::OptIn { evidence, .. } => {
-            let Evidence { method: _, statement, business_name, locale, reference, confirmation } =
+            let Evidence { statement, business_name, locale, reference, confirmation, .. } =
                 evidence;
             [statement, business_name, locale, reference, confirmation]
                 .iter()
@@ -35,7 +35,9 @@ pub(super) fn bytes_of(entry: &HistoryEntry) -> usize {
         | What::TemplateRestriction { reference, .. } => reference.len(),
         What::Inbound { message_id, text } => message_id.len() + text.len(),
         What::Link { other_user_id, .. } => other_user_id.len(),
-        What::Platform { .. } | What::Failure { .. } => 0,
+        What::Platform { phone_number_id, .. } | What::Failure { phone_number_id, .. } => {
+            phone_number_id.as_ref().map_or(0, |id| id.as_str().len())
+        }
     };
     let places = size_of::<(EntryPosition, HistoryEntry)>();
     places + user_id.len() + business_id.len() + texts

@@ -6,7 +6,7 @@ use super::csv_options::{Condition, CsvOptions, column_of, folded};
 use super::rows::Shape;
 
 /// All columns. An input may have them in any order.
-pub(super) const COLUMNS: [&str; 25] = [
+pub(super) const COLUMNS: [&str; 26] = [
     "user_id",
     "business_id",
     "event_time",
@@ -32,6 +32,7 @@ pub(super) const COLUMNS: [&str; 25] = [
     "template_language",
     "restricted",
     "until_time",
+    "phone_number_id",
 ];
 
 /// The values of the column `event`, which are the contract's names, and the columns that each
@@ -49,12 +50,13 @@ pub(super) const EVENTS: [(&str, &[&str]); 9] = [
             "confirmation",
             "expire_time",
             "pending",
+            "phone_number_id",
         ],
     ),
     ("opt_out", &["scope", "reference"]),
     ("inbound_message", &["message_id", "text"]),
-    ("platform_preference", &["marketing_stopped"]),
-    ("delivery_failure", &["code"]),
+    ("platform_preference", &["marketing_stopped", "phone_number_id"]),
+    ("delivery_failure", &["code", "phone_number_id"]),
     ("suppression", &["suppressed", "reference"]),
     ("link", &["other_user_id", "moved"]),
     ("template_category", &["template_name", "template_language", "category", "reference"]),

@@ -224,6 +224,9 @@ impl Cells<'_> {
                     locale: self.owned("locale"),
                     reference: self.owned("reference"),
                     confirmation: self.owned("confirmation"),
+                    phone_number_id: self.owned("phone_number_id"),
+                    // The sidecar sets it.
+                    statement_names: pb::StatementNames::Unspecified.into(),
                 }),
                 expire_time: self.time_of("expire_time")?,
                 pending: self.flag("pending", Some(false))?,
@@ -238,12 +241,14 @@ impl Cells<'_> {
             }),
             "platform_preference" => What::PlatformPreference(pb::PlatformPreference {
                 marketing_stopped: self.flag("marketing_stopped", None)?,
+                phone_number_id: self.owned("phone_number_id"),
             }),
             "delivery_failure" => {
                 let code = self.text("code").parse();
                 let why = "must be WhatsApp's error code, such as 131047";
                 let code = code.map_err(|_| Fault::new("code", why))?;
-                What::DeliveryFailure(pb::DeliveryFailure { code })
+                let phone_number_id = self.owned("phone_number_id");
+                What::DeliveryFailure(pb::DeliveryFailure { code, phone_number_id })
             }
             "template_category" => What::TemplateCategory(pb::TemplateCategory {
                 category: self.text("category").to_ascii_lowercase(),

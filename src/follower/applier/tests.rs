@@ -71,7 +71,7 @@ fn scrub_that_finds_an_older_record_of_the_same_scope_retains_its_denials() {
     let marketing = || Scope::parse("marketing").unwrap();
     let opted_in = Effect::Choice(marketing(), Choice::opt_in(at(150), None));
     let before = record(std::slice::from_ref(&opted_in));
-    let stop = Effect::Platform { time: at(160), stopped: true };
+    let stop = Effect::Platform { time: at(160), stopped: true, number: None };
     let after =
         record(&[opted_in, Effect::Choice(marketing(), Choice::opt_out(at(160))), stop.clone()]);
     applier.perform(&Action::Apply(body(key, &before, 150)));
@@ -84,7 +84,7 @@ fn scrub_that_finds_an_older_record_of_the_same_scope_retains_its_denials() {
     assert_eq!(facts().standing, Standing::OptedOut);
     assert!(facts().platform_stopped);
     // An event may lift both, as ever.
-    let resumed = Effect::Platform { time: at(170), stopped: false };
+    let resumed = Effect::Platform { time: at(170), stopped: false, number: None };
     let again = Effect::Choice(marketing(), Choice::opt_in(at(170), None));
     let lifted = record(&[again, stop, resumed]);
     applier.perform(&Action::Apply(body(key, &lifted, 170)));

@@ -3,6 +3,7 @@
 use super::*;
 
 const PARENT: &str = "US.ENT.11815799212886844830";
+const SECOND: &str = "106540352242923";
 const NEW: &str = "16505559999";
 const NEW_SCOPED: &str = "US.20071455931182640035";
 const NEW_PARENT: &str = "US.ENT.20944180066153327741";
@@ -70,7 +71,7 @@ fn every_fixture_says_what_it_should() {
             "inbound_image_caption_stop",
             "message USER 1749416393: inbound \"\"; message USER 1749416393: opt-out \"Stop!\"",
         ),
-        ("standby_failed_131050", "status USER 1749502800: failure 131050"),
+        ("standby_failed_131050", "status USER 1749502800: failure 131050 here"),
         ("standby_stop", "message USER 1749416395: opt-out \"STOP\""),
         ("standby_text", "message USER 1749416396: opt-out \"When do you open?\""),
         ("inbound_group_stop", "message USER 1749416383: opt-out \"Stop\""),
@@ -121,7 +122,8 @@ fn every_fixture_says_what_it_should() {
         ("status_delivered", "status not_failed 1"),
         ("status_failed_131026", "status USER 1749502800: failure 131026"),
         ("status_failed_131047", "status USER 1749502800: failure 131047"),
-        ("status_failed_131050", "status USER 1749502800: failure 131050"),
+        ("status_failed_131050", "status USER 1749502800: failure 131050 here"),
+        ("status_failed_131050_second_number", "status unknown_number 1"),
         ("system_user_changed_number", "number_change USER 1753851315: link NEW true"),
         (
             "system_user_changed_number_ids",
@@ -147,24 +149,37 @@ fn every_fixture_says_what_it_should() {
             "system_user_changed_user_id_older_no_from",
             "number_change SCOPED 1776000001: link LATER true",
         ),
-        ("user_preferences_resume", "preference USER 1731705800: stopped false"),
+        (
+            "user_preferences_resume",
+            "preference USER 1731705800: stopped false here; \
+             preference USER 1731705800: stopped false",
+        ),
+        ("user_preferences_resume_second_number", "preference unknown_number 1"),
         (
             "user_preferences_resume_three_ids",
-            "preference USER 1731705800: stopped false; also SCOPED 1731705800: stopped false; \
+            "preference USER 1731705800: stopped false here; \
+             preference USER 1731705800: stopped false; \
+             also SCOPED 1731705800: stopped false here; \
+             also SCOPED 1731705800: stopped false; \
+             also PARENT 1731705800: stopped false here; \
              also PARENT 1731705800: stopped false; link USER 1731705800: link SCOPED false; \
              link USER 1731705800: link PARENT false",
         ),
         (
             "user_preferences_signup",
-            "preference USER 1731705900: opt-in marketing 13176843987434774",
+            "preference USER 1731705900: opt-in marketing 13176843987434774 here; \
+             preference USER 1731705900: stopped false",
         ),
         (
             "user_preferences_signup_two_ids",
-            "preference USER 1731705900: opt-in marketing 13176843987434774; \
-             also SCOPED 1731705900: opt-in marketing 13176843987434774; \
+            "preference USER 1731705900: opt-in marketing 13176843987434774 here; \
+             preference USER 1731705900: stopped false; \
+             also SCOPED 1731705900: opt-in marketing 13176843987434774 here; \
+             also SCOPED 1731705900: stopped false; \
              link USER 1731705900: link SCOPED false",
         ),
-        ("user_preferences_stop", "preference USER 1731705721: stopped true"),
+        ("user_preferences_stop", "preference USER 1731705721: stopped true here"),
+        ("user_preferences_stop_second_number", "preference unknown_number 1"),
         ("user_preferences_unknown", "preference unknown_preference 1"),
     ];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
@@ -175,4 +190,38 @@ fn every_fixture_says_what_it_should() {
         let says = says.replace("MOTHER", NEW_PARENT);
         assert_eq!(said(&hear(&fixture(name))), says, "{name}");
     }
+}
+
+#[test]
+fn stops_and_resumes_of_two_numbers_are_apart() {
+    let mut two = rules();
+    two.numbers.insert(SECOND.to_owned(), "acme".to_owned());
+    for (name, says) in [
+        ("user_preferences_stop", "preference USER 1731705721: stopped true here"),
+        (
+            "user_preferences_stop_second_number",
+            "preference USER 1731705750: stopped true at SECOND",
+        ),
+        // Which of the two a stop without a number was at is unknown.
+        ("user_preferences_resume", "preference USER 1731705800: stopped false here"),
+        (
+            "user_preferences_resume_second_number",
+            "preference USER 1731705850: stopped false at SECOND",
+        ),
+        ("status_failed_131050_second_number", "status USER 1749502900: failure 131050 at SECOND"),
+        (
+            "user_preferences_signup",
+            "preference USER 1731705900: opt-in marketing 13176843987434774 here",
+        ),
+    ] {
+        let says = says.replace("USER", USER).replace("SECOND", SECOND);
+        assert_eq!(said(&parse(fixture(name).as_bytes(), &two).unwrap()), says, "{name}");
+    }
+    // A number of another business does not make it two.
+    let mut other = rules();
+    other.numbers.insert(SECOND.to_owned(), "other".to_owned());
+    let resume = parse(fixture("user_preferences_resume").as_bytes(), &other).unwrap();
+    let says = "preference USER 1731705800: stopped false here; \
+                preference USER 1731705800: stopped false";
+    assert_eq!(said(&resume), says.replace("USER", USER));
 }

@@ -55,7 +55,7 @@ fn ids_of_one_update_are_linked_once_whatever_their_fields() {
     let stop = r#""user_preferences":[{"wa_id":"1","user_id":"US.a","value":"stop",
         "category":"marketing_messages","timestamp":1749416383}]"#;
     let says = format!(
-        "preference 1 1749416383: stopped true; preference US.a 1749416383: stopped true; {}",
+        "preference 1 1749416383: stopped true here; preference US.a 1749416383: stopped true here; {}",
         link("US.a")
     );
     assert_eq!(said(&hear(&change("user_preferences", stop))), says);

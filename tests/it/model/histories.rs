@@ -89,6 +89,9 @@ pub fn history(
     events
 }
 
+/// The business's numbers, and an unknown one.
+const NUMBERS: [Option<&str>; 3] = [None, Some("106540352242922"), Some("106540352242923")];
+
 fn request_id(rng: &mut Rng) -> String {
     format!("r{}", rng.below(40))
 }
@@ -108,7 +111,8 @@ fn opt_out_then_pending(rng: &mut Rng, expiries: &[i64]) -> [What; 3] {
 
 /// An opt-in that is pending this often of a hundred times.
 fn opt_in(rng: &mut Rng, category: &str, pending: usize, expiries: &[i64]) -> What {
-    let method = if rng.percent(15) { Method::WhatsappSignup } else { Method::Ordinary };
+    let signup = Method::WhatsappSignup(rng.pick(&NUMBERS));
+    let method = if rng.percent(15) { signup } else { Method::Ordinary };
     let expire = rng.percent(40).then(|| rng.pick(expiries));
     What::OptIn { category: category.to_owned(), method, pending: rng.percent(pending), expire }
 }
@@ -128,10 +132,10 @@ fn what(rng: &mut Rng, expiries: &[i64]) -> What {
         34..40 => What::OptOut { scope: "*".to_owned() },
         40..50 => What::OptOut { scope: rng.pick(&CATEGORIES).to_owned() },
         50..76 => What::Inbound { text: rng.pick(&TEXTS).to_owned() },
-        76..83 => What::Platform { stopped: rng.percent(60) },
+        76..83 => What::Platform { stopped: rng.percent(60), number: rng.pick(&NUMBERS) },
         83..96 => {
             let codes = [131047, 131047, 131049, 131049, 131050, 131026, 130472, 131056];
-            What::Failure { code: rng.pick(&codes) }
+            What::Failure { code: rng.pick(&codes), number: rng.pick(&NUMBERS) }
         }
         _ => What::Suppress { suppressed: rng.percent(50) },
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use consentd::grpc::pb::Reason;
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::record::{HistoryEntry, Record};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
@@ -35,6 +35,8 @@ fn opted_in() -> What {
         locale: String::new(),
         reference: String::new(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse("marketing").unwrap();
     What::OptIn { category, evidence, expire: None, pending: false }

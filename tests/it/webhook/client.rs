@@ -21,10 +21,12 @@ use crate::sidecar::{BINARY, PATIENCE, Sidecar, eventually, ledger_in, question}
 pub const SECRET: &str = "the app's own secret, of the first day";
 /// What the platform says in its handshake.
 pub const TOKEN: &str = "a token that nobody guesses";
-/// The number that all fixtures are about.
+/// The number that most fixtures are about.
 pub const NUMBER: &str = "106540352242922";
 /// The WhatsApp business account that all fixtures are of.
 pub const ACCOUNT: &str = "102290129340398";
+/// Another number of the same business, which the others are about.
+pub const SECOND: &str = "106540352242923";
 /// The user that most fixtures are about.
 pub const USER: &str = "16505551234";
 /// The same user's other id.
@@ -98,8 +100,8 @@ pub fn fixture(name: &str, number: &str) -> Vec<u8> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
     let text = std::fs::read_to_string(format!("{folder}/{name}.json")).expect("a fixture");
     // What is about templates names the account alone.
-    assert!(text.contains(NUMBER) || text.contains(ACCOUNT));
-    text.replace(NUMBER, number).into_bytes()
+    assert!([NUMBER, SECOND, ACCOUNT].iter().any(|id| text.contains(id)));
+    text.replace(NUMBER, number).replace(SECOND, number).into_bytes()
 }
 
 /// A receiver's files.

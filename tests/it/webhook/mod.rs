@@ -4,6 +4,7 @@ pub mod client;
 mod forms;
 mod ids;
 mod limits;
+mod numbers;
 mod reload;
 mod repeats;
 mod states;

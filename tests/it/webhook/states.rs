@@ -12,7 +12,7 @@ use crate::world::{millis, wall};
 /// A fixture, whom it is about, and what is known of that user then: the last message, what the
 /// user opted in to and out of, whether marketing was stopped; and why marketing and utility
 /// templates may be sent or not. All of it is long ago: no window is open.
-const STATES: [(&str, &str, &str); 53] = [
+const STATES: [(&str, &str, &str); 56] = [
     ("call_accepted", USER, "1752583200000 [] [] false NoConsent NoConsent"),
     ("call_business_initiated", USER, "never [] [] false NoConsent NoConsent"),
     ("call_permission_accept", USER, "never [] [] false NoConsent NoConsent"),
@@ -63,16 +63,19 @@ const STATES: [(&str, &str, &str); 53] = [
     ("status_failed_131026", USER, "never [] [] false NoConsent NoConsent"),
     ("status_failed_131047", USER, "never [] [] false NoConsent NoConsent"),
     ("status_failed_131050", USER, "never [] [] true PlatformStopped NoConsent"),
+    ("status_failed_131050_second_number", USER, "never [] [] true PlatformStopped NoConsent"),
     ("system_user_changed_number_ids", USER, "never [] [] false NoConsent NoConsent"),
     ("system_user_changed_number_no_from", USER, "never [] [] false NoConsent NoConsent"),
     ("system_user_changed_user_id", USER, "never [] [] false NoConsent NoConsent"),
     ("system_user_changed_user_id_older", USER, "never [] [] false NoConsent NoConsent"),
     ("system_user_changed_user_id_older_no_from", USER, "never [] [] false NoConsent NoConsent"),
     ("user_preferences_resume", USER, "never [] [] false NoConsent NoConsent"),
+    ("user_preferences_resume_second_number", USER, "never [] [] false NoConsent NoConsent"),
     ("user_preferences_resume_three_ids", USER, "never [] [] false NoConsent NoConsent"),
     ("user_preferences_signup", USER, "never [marketing] [] false OptedIn NoConsent"),
     ("user_preferences_signup_two_ids", SCOPED, "never [marketing] [] false OptedIn NoConsent"),
     ("user_preferences_stop", USER, "never [] [] true PlatformStopped NoConsent"),
+    ("user_preferences_stop_second_number", USER, "never [] [] true PlatformStopped NoConsent"),
     ("user_preferences_unknown", USER, "never [] [] false NoConsent NoConsent"),
 ];
 
@@ -116,13 +119,13 @@ async fn every_fixture_ends_as_the_rules_say(sidecar: &Sidecar) {
     }
     let metrics = sidecar.get("/metrics").await.1;
     for line in [
-        "consent_webhook_requests_total{code=\"200\"} 106",
+        "consent_webhook_requests_total{code=\"200\"} 112",
         "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 8",
         "consent_webhook_passed_over_total{cause=\"no_time\"} 2",
         "consent_webhook_updates_total{kind=\"message\",outcome=\"malformed\"} 2",
         "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 3",
         "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 3",
-        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 5",
+        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 7",
         "consent_webhook_updates_total{kind=\"preference\",outcome=\"skipped\"} 2",
     ] {
         assert!(metrics.contains(&format!("{line}\n")), "{line}\n{metrics}");

@@ -30,7 +30,12 @@ const REQUEST: usize = 300;
 
 const HOUR: i64 = 3_600;
 
-const NUMBERS: [(&str, &str); 2] = [("11", "acme"), ("22", "other")];
+/// Two numbers of one business, and the only one of another.
+const NUMBERS: [(&str, &str); 3] = [("11", "acme"), ("12", "acme"), ("22", "other")];
+const BUSINESSES: [&str; 2] = ["acme", "other"];
+
+/// The number of an update that does not say which: its denials count at both businesses.
+const UNKNOWN: &str = "";
 
 /// One update: to which number, in which list, and as it is written.
 #[derive(Clone)]
@@ -153,8 +158,8 @@ impl Week {
         let denies = matches!(
             what,
             What::OptOut { .. }
-                | What::Platform { stopped: true }
-                | What::Failure { code: 131_050 }
+                | What::Platform { stopped: true, .. }
+                | What::Failure { code: 131_050, .. }
         );
         for user in if denies { person.ids.as_slice() } else { named } {
             let event = Event {
@@ -172,6 +177,9 @@ impl Week {
     #[allow(clippy::too_many_lines, reason = "it is a list of what may happen")]
     fn happen(&mut self, rng: &mut Rng, number: usize) {
         let (phone, business) = rng.pick(&NUMBERS);
+        let known = Some(phone);
+        // A resume at the only number of a business is one of an unknown number, too.
+        let only = (business == "other").then_some(What::Platform { stopped: false, number: None });
         let person = Person::new(rng.below(self.users));
         let named = person.named(rng);
         // Some seconds are busy: ties must end alike in every order.
@@ -207,8 +215,13 @@ impl Week {
         let edit = json!({"message": {"type": "text", "text": {"body": "Stop"}}});
         let form = json!({"type": "nfm_reply",
             "nfm_reply": {"response_json": r#"{"flow_token":"STOP","more":["Stop"]}"#}});
-        let failed =
-            |code| ("statuses", status("failed", code), vec![(What::Failure { code }, first)]);
+        let failed = |code| {
+            (
+                "statuses",
+                status("failed", code),
+                vec![(What::Failure { code, number: None }, first)],
+            )
+        };
         let (to, json, happened): (_, _, Vec<(What, i64)>) = match rng.below(100) {
             0..28 => ("messages", text("Where is my order?"), vec![hello()]),
             28..30 => ("messages", message("edit", edit), vec![out("*")]),
@@ -244,36 +257,50 @@ impl Week {
                 vec![hello()],
             ),
             64..69 => {
-                let what = What::Platform { stopped: true };
+                let what = What::Platform { stopped: true, number: known };
                 ("user_preferences", preference("stop", &named), vec![(what, last)])
             }
             69..80 if person.kind == Kind::Moving => {
                 ("statuses", status("delivered", 0), Vec::new())
             }
             69..74 => {
-                let what = What::Platform { stopped: false };
-                ("user_preferences", preference("resume", lifting), vec![(what, first)])
+                let what = What::Platform { stopped: false, number: known };
+                let also = only.map(|what| (what, first));
+                let said = std::iter::once((what, first)).chain(also).collect();
+                ("user_preferences", preference("resume", lifting), said)
             }
             74..80 => {
                 let what = What::OptIn {
                     category: "marketing".to_owned(),
-                    method: Method::WhatsappSignup,
+                    method: Method::WhatsappSignup(known),
                     pending: false,
                     expire: None,
                 };
-                ("user_preferences", preference("signup", lifting), vec![(what, first)])
+                let also = only.map(|what| (what, first));
+                let said = std::iter::once((what, first)).chain(also).collect();
+                ("user_preferences", preference("signup", lifting), said)
             }
             80..85 => failed(131_047),
             85..89 => failed(131_049),
             89..91 => {
-                let what = What::Failure { code: 131_050 };
+                let what = What::Failure { code: 131_050, number: known };
                 ("statuses", status("failed", 131_050), vec![(what, last)])
             }
             91..94 => failed(131_026),
             _ => ("statuses", status("delivered", 0), Vec::new()),
         };
+        if let [(What::Platform { stopped: true, .. }, time)] = happened[..]
+            && rng.percent(15)
+        {
+            let what = What::Platform { stopped: true, number: None };
+            for business in BUSINESSES {
+                self.tell(&person, &named, business, &what, time);
+            }
+            self.updates.push(Update { number: UNKNOWN, list: to, json });
+            return;
+        }
         for (what, time) in happened {
-            let lifts = matches!(what, What::OptIn { .. } | What::Platform { stopped: false });
+            let lifts = matches!(what, What::OptIn { .. } | What::Platform { stopped: false, .. });
             self.tell(&person, if lifts { lifting } else { &named }, business, &what, time);
         }
         self.updates.push(Update { number: phone, list: to, json });
@@ -321,7 +348,7 @@ impl Week {
             person.ids.into_iter().map(move |user| (number, user)).collect::<Vec<_>>()
         });
         for (number, user) in ids {
-            let asked = NUMBERS.iter().flat_map(|(_, business)| {
+            let asked = BUSINESSES.iter().flat_map(|business| {
                 let forms = move |category| forms.map(|form| (*business, category, form));
                 CATEGORIES.iter().flat_map(forms)
             });

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::Method;
+use crate::event::{Method, StatementNames};
 use crate::state::{Choice, Effect};
 use crate::time::Timestamp;
 
@@ -14,6 +14,8 @@ fn keywords() -> Keywords {
             locale: "en".into(),
             reference: String::new(),
             confirmation: String::new(),
+            phone_number_id: None,
+            statement_names: StatementNames::default(),
         },
     };
     Keywords::new(KeywordLists {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Evidence, Method};
+use crate::event::{Evidence, Method, StatementNames};
 use crate::scope::ClassSet;
 
 const DAY: i64 = 86_400_000;
@@ -36,6 +36,8 @@ fn opt_in(category: &str, expire: Option<i64>, pending: bool) -> What {
         locale: String::new(),
         reference: String::new(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     What::OptIn { category: scope(category), evidence, expire: expire.map(at), pending }
 }
@@ -72,10 +74,10 @@ fn as_of_has_events_recorded_by_then_and_explains_the_decision() {
         opt_in("marketing.sale", None, true),
         opt_in("marketing.sale", Some(5 * DAY), false),
         inbound(),
-        What::Failure { code: 131_047 },
+        What::Failure { code: 131_047, phone_number_id: None },
         opt_in("marketing", None, false),
-        What::Failure { code: 131_049 },
-        What::Platform { stopped: true },
+        What::Failure { code: 131_049, phone_number_id: None },
+        What::Platform { stopped: true, phone_number_id: None },
         opt_out("marketing.sale"),
         opt_out("*"),
         inbound(),
@@ -234,6 +236,40 @@ fn deleted_events_that_may_have_mattered_are_reported() {
     assert_eq!((last.uncertainty.events, last.uncertainty.before), (3, None));
 }
 
+fn number(id: &str) -> Option<PhoneNumberId> {
+    PhoneNumberId::parse(id).ok()
+}
+
+fn some_number() -> impl Strategy<Value = Option<PhoneNumberId>> {
+    prop::sample::select(vec![None, number("1"), number("2")])
+}
+
+#[test]
+fn every_stop_that_stands_is_a_reason_and_a_resume_at_another_number_is_none() {
+    let preference = |stopped, id: &str| What::Platform { stopped, phone_number_id: number(id) };
+    let at_a_failure = What::Failure { code: 131_050, phone_number_id: number("2") };
+    let events: Vec<_> = [
+        opt_in("marketing", None, false),
+        preference(true, "1"),
+        at_a_failure,
+        preference(true, ""),
+        preference(false, "1"),
+        preference(false, ""),
+        preference(false, "2"),
+    ]
+    .into_iter()
+    .zip(1..)
+    .map(|(what, n): (_, i64)| listed(n.try_into().unwrap(), n * DAY, n * DAY, what))
+    .collect();
+    for (moment, by) in
+        [(2, vec![2]), (3, vec![3, 2]), (4, vec![4, 3, 2]), (5, vec![4, 3]), (6, vec![3])]
+    {
+        let [template, _] = told(&events, moment * DAY, "marketing");
+        assert_eq!(template, (Reason::PlatformStopped, by), "{moment}");
+    }
+    assert_eq!(told(&events, 7 * DAY, "marketing")[0], (Reason::OptedIn, vec![1]));
+}
+
 fn some_what() -> impl Strategy<Value = What> {
     let scopes = prop::sample::select(vec!["marketing", "marketing.a", "utility", "utility.b"]);
     prop_oneof![
@@ -242,9 +278,10 @@ fn some_what() -> impl Strategy<Value = What> {
         scopes.prop_map(opt_out),
         Just(opt_out("*")),
         Just(inbound()),
-        any::<bool>().prop_map(|stopped| What::Platform { stopped }),
-        prop::sample::select(vec![131_047, 131_049, 131_050, 131_026])
-            .prop_map(|code| What::Failure { code }),
+        (any::<bool>(), some_number())
+            .prop_map(|(stopped, phone_number_id)| What::Platform { stopped, phone_number_id }),
+        (prop::sample::select(vec![131_047, 131_049, 131_050, 131_026]), some_number())
+            .prop_map(|(code, phone_number_id)| What::Failure { code, phone_number_id }),
         any::<bool>()
             .prop_map(|suppressed| What::Suppression { suppressed, reference: String::new() }),
     ]

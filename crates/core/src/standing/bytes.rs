@@ -2,11 +2,16 @@
 //! returns `None` if they are invalid.
 
 use super::{Expiries, Profile, ResolvedState, ScopeStanding, StandingKind};
+use crate::id::PhoneNumberId;
 use crate::scope::Class;
 use crate::time::Timestamp;
 
 /// The most topics of an encoded profile.
 const MAX_TOPICS: usize = 64;
+
+/// The flag of a profile that has a list of numbers. Without the list, a stop is at an unknown number, as
+/// in the profiles that versions before encoded. They refuse the flag, and read the ledger instead.
+const NUMBERS: u32 = 5;
 
 const KINDS: [StandingKind; 11] = [
     StandingKind::None,
@@ -31,6 +36,28 @@ fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
 
 fn byte(input: &mut &[u8]) -> Option<u8> {
     take::<1>(input).map(|[byte]| byte)
+}
+
+fn put_text(text: &str, out: &mut Vec<u8>) {
+    out.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
+    out.extend(text.as_bytes());
+}
+
+fn text<'a>(input: &mut &'a [u8]) -> Option<&'a str> {
+    let length = usize::from(byte(input)?);
+    let (text, rest) = input.split_at_checked(length)?;
+    *input = rest;
+    str::from_utf8(text).ok()
+}
+
+/// Decodes where marketing is stopped. `None` if the bytes are invalid.
+fn stops(input: &mut &[u8]) -> Option<Box<[Option<PhoneNumberId>]>> {
+    let count = usize::from(byte(input)?);
+    let stop = |_| match text(input)? {
+        "" => Some(None),
+        id => PhoneNumberId::parse(id).ok().map(Some),
+    };
+    (0..count).map(stop).collect()
 }
 
 fn put_scope_standing(on_scope: ScopeStanding, out: &mut Vec<u8>) {
@@ -66,9 +93,10 @@ fn time_into(slot: &mut Option<Timestamp>, input: &mut &[u8]) -> Option<()> {
 impl Profile {
     /// Appends the encoded profile to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let flags = [self.suppressed, self.platform_stopped, self.window_closed];
+        let flags = [self.suppressed, self.platform_stopped(), self.window_closed];
         let all = [self.opted_out_all.is_some(), self.opted_out_all == Some(true)];
-        let flags = flags.into_iter().chain(all).rev();
+        let has_numbers = self.stops.iter().any(Option::is_some);
+        let flags = flags.into_iter().chain(all).chain([has_numbers]).rev();
         out.push(flags.fold(0, |byte, flag| byte << 1 | u8::from(flag)));
         self.classes.into_iter().for_each(|on_scope| put_scope_standing(on_scope, out));
         out.push(u8::try_from(self.topics.len()).unwrap_or(u8::MAX));
@@ -76,8 +104,15 @@ impl Profile {
             let class = Class::ALL.iter().position(|known| known == class).unwrap_or_default();
             out.push(u8::try_from(class).unwrap_or_default());
             put_scope_standing(*on_scope, out);
-            out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-            out.extend(name.as_bytes());
+            put_text(name, out);
+        }
+        if has_numbers {
+            out.push(u8::try_from(self.stops.len()).unwrap_or(u8::MAX));
+            // No number has an empty id, which so stands for an unknown one.
+            let ids = self.stops.iter().map(|id| id.as_ref().map_or("", PhoneNumberId::as_str));
+            for id in ids {
+                put_text(id, out);
+            }
         }
     }
 
@@ -88,7 +123,6 @@ impl Profile {
         let is_set = |bit: u32| flags >> bit & 1 == 1;
         let mut profile = Self {
             suppressed: is_set(0),
-            platform_stopped: is_set(1),
             window_closed: is_set(2),
             opted_out_all: is_set(3).then_some(is_set(4)),
             ..Self::default()
@@ -101,13 +135,14 @@ impl Profile {
         for _ in 0..count {
             let class = *Class::ALL.get(usize::from(byte(input)?))?;
             let on_scope = scope_standing(input)?;
-            let length = usize::from(byte(input)?);
-            let (name, rest) = input.split_at_checked(length)?;
-            *input = rest;
-            topics.push((class, str::from_utf8(name).ok()?.into(), on_scope));
+            topics.push((class, text(input)?.into(), on_scope));
         }
         profile.topics = topics.into();
-        (flags >> 5 == 0 && count <= MAX_TOPICS).then_some(profile)
+        profile.stops = match (is_set(1), is_set(NUMBERS)) {
+            (true, true) => stops(input)?,
+            (stopped, _) => stopped.then_some(None).into_iter().collect(),
+        };
+        (flags >> 6 == 0 && count <= MAX_TOPICS).then_some(profile)
     }
 }
 
@@ -141,5 +176,35 @@ impl ResolvedState {
             resolved.expiries = Some(Expiries { opt_ins: opt_ins?.into(), capped });
         }
         input.is_empty().then_some(resolved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Effect, State};
+
+    #[test]
+    fn stops_survive_their_bytes_and_older_ones_have_no_number() {
+        let number = |id: &str| PhoneNumberId::parse(id).ok();
+        for (stopped, flags) in [
+            (vec![], 0),
+            (vec![None], 0b10),
+            (vec![number("1")], 0b10_0010),
+            (vec![None, number("1"), number("22")], 0b10_0010),
+        ] {
+            let mut state = State::default();
+            for number in stopped.clone() {
+                let time = Timestamp::MIN;
+                state.apply(&Effect::Platform { time, stopped: true, number }).unwrap();
+            }
+            let resolved = ResolvedState::of(&state);
+            assert_eq!(resolved.profile.stops(), stopped);
+            let mut bytes = Vec::new();
+            resolved.encode(&mut bytes);
+            // Versions before know the five lowest flags, and refuse all others.
+            assert_eq!(bytes.first(), Some(&flags));
+            assert_eq!(ResolvedState::decode(&bytes), Some(resolved), "{stopped:?}");
+        }
     }
 }

@@ -10,8 +10,9 @@ use prost::Message as _;
 
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
 use consentd_core::claims::Claim;
-use consentd_core::event::{Evidence, Method, What};
-use consentd_core::id::Key;
+use consentd_core::event::{Evidence, Method, StatementNames, What};
+use consentd_core::id::{Key, PhoneNumberId};
+use consentd_core::platform_stops::{PlatformStops, Preferences};
 use consentd_core::record::{Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
 use consentd_core::scope::{Class, Scope};
 use consentd_core::state::{Choice, ChoiceKind, Pending, ScopeState, State};
@@ -25,21 +26,22 @@ mod pb {
 /// The format of records without links and erasures, which every version reads.
 const PLAIN: u32 = 1;
 
-/// The newest format of log and history entries.
+/// The format of records with links or an erasure, and no numbers.
+const LINKED: u32 = 2;
+
+/// The newest format of log entries, and the format of history entries without numbers.
 const ENTRY_FORMAT: u32 = 1;
+
+/// The newest format of history entries: a preference or failure at a known number.
+const NUMBERED_ENTRY: u32 = 2;
 
 /// Encodes a record.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let state = &record.state;
     let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
-    let mark = |mark: Option<(Timestamp, bool)>, last: Option<Timestamp>| {
-        mark.map(|(time, set)| {
-            let last_set = millis(last.filter(|last| !set || *last != time));
-            pb::Mark { time: time.as_millis(), set, last_set }
-        })
-    };
+    let platform = state.platform.aggregated();
     pb::Record {
-        format: if record.links.is_empty() && record.erased.is_none() { PLAIN } else { FORMAT },
+        format: format_of(record),
         scopes: state
             .scopes
             .iter()
@@ -49,8 +51,8 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         window_closed: millis(state.window_closed),
         capped: millis(state.capped),
         failure: state.failure.map(|(time, code)| pb::Failure { time: time.as_millis(), code }),
-        platform: mark(state.platform, state.last_stop),
-        suppression: mark(state.suppression, state.last_suppressed),
+        platform: encode_mark(platform.latest, platform.last_stop),
+        suppression: encode_mark(state.suppression, state.last_suppressed),
         requests: record.requests.iter().map(encode_request).collect(),
         history_len: record.history_len,
         chain: record.chain.to_vec(),
@@ -62,8 +64,52 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         }),
         clamped: state.clamped.iter().map(|moment| moment.as_millis()).collect(),
         claims: state.claims.iter().map(encode_claim).collect(),
+        platform_numbers: encode_numbers(&state.platform),
     }
     .encode_to_vec()
+}
+
+/// The oldest format that has all of a record: what knows only older ones must not rewrite it.
+fn format_of(record: &Record) -> u32 {
+    if has_numbers(&record.state.platform) {
+        FORMAT
+    } else if record.links.is_empty() && record.erased.is_none() {
+        PLAIN
+    } else {
+        LINKED
+    }
+}
+
+fn has_numbers(platform: &PlatformStops) -> bool {
+    platform.numbered().next().is_some()
+}
+
+fn encode_mark(mark: Option<(Timestamp, bool)>, last: Option<Timestamp>) -> Option<pb::Mark> {
+    mark.map(|(time, set)| {
+        let last = last.filter(|last| !set || *last != time);
+        pb::Mark { time: time.as_millis(), set, last_set: last.map(Timestamp::as_millis) }
+    })
+}
+
+/// What was said at each number, if any number is known. Without one, the record's own mark has it all.
+fn encode_numbers(platform: &PlatformStops) -> Vec<pb::PlatformNumber> {
+    let all = platform.iter().filter(|_| has_numbers(platform));
+    let numbers = all.map(|(number, preferences)| pb::PlatformNumber {
+        phone_number_id: encode_number(number),
+        mark: encode_mark(preferences.latest, preferences.last_stop),
+    });
+    numbers.collect()
+}
+
+/// The id of a number; empty if there is none.
+fn encode_number(number: Option<&PhoneNumberId>) -> String {
+    number.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Converts the id of a number; the outer `None` means that it is set but invalid.
+#[allow(clippy::option_option, reason = "unset, invalid and set are three things")]
+fn number_of(id: &str) -> Option<Option<PhoneNumberId>> {
+    if id.is_empty() { Some(None) } else { PhoneNumberId::parse(id).ok().map(Some) }
 }
 
 fn encode_claim(claim: Claim) -> pb::Claim {
@@ -154,12 +200,6 @@ fn record_of(record: pb::Record) -> Option<Record> {
         };
         state.scopes.insert(scope, ScopeState { choice, pending, opt_out });
     }
-    let mark = |mark: Option<pb::Mark>| {
-        let Some(mark) = mark else { return Some((None, None)) };
-        let time = Timestamp::from_millis(mark.time)?;
-        let last = optional(mark.last_set)?.max(mark.set.then_some(time));
-        Some((Some((time, mark.set)), last))
-    };
     state.last_inbound = optional(record.last_inbound)?;
     state.window_closed = optional(record.window_closed)?;
     state.capped = optional(record.capped)?;
@@ -167,8 +207,8 @@ fn record_of(record: pb::Record) -> Option<Record> {
         None => None,
         Some(failure) => Some((Timestamp::from_millis(failure.time)?, failure.code)),
     };
-    (state.platform, state.last_stop) = mark(record.platform)?;
-    (state.suppression, state.last_suppressed) = mark(record.suppression)?;
+    state.platform = platform_of(record.platform, record.platform_numbers)?;
+    (state.suppression, state.last_suppressed) = mark_of(record.suppression)?;
     state.clamped =
         record.clamped.into_iter().map(Timestamp::from_millis).collect::<Option<_>>()?;
     for claim in record.claims {
@@ -182,6 +222,34 @@ fn record_of(record: pb::Record) -> Option<Record> {
         Some(erased) => Some(Box::new(erased?)),
     };
     Some(Record { state, history_len: record.history_len, chain, requests, links, erased })
+}
+
+/// A mark, and when it was last set.
+type DecodedMark = (Option<(Timestamp, bool)>, Option<Timestamp>);
+
+fn mark_of(mark: Option<pb::Mark>) -> Option<DecodedMark> {
+    let Some(mark) = mark else { return Some((None, None)) };
+    let time = Timestamp::from_millis(mark.time)?;
+    let last = optional(mark.last_set)?.max(mark.set.then_some(time));
+    Some((Some((time, mark.set)), last))
+}
+
+fn platform_of(alone: Option<pb::Mark>, numbers: Vec<pb::PlatformNumber>) -> Option<PlatformStops> {
+    let mut platform = PlatformStops::default();
+    let mut set = |number, mark: Option<pb::Mark>| {
+        if mark.is_some() {
+            let (latest, last_stop) = mark_of(mark)?;
+            platform.set(number, Preferences { latest, last_stop });
+        }
+        Some(())
+    };
+    if numbers.is_empty() {
+        set(None, alone)?;
+    }
+    for number in numbers {
+        set(number_of(&number.phone_number_id)?, number.mark)?;
+    }
+    Some(platform)
 }
 
 fn link_of(link: pb::LinkedId) -> Option<Link> {
@@ -293,6 +361,8 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
             expire: expire.map(Timestamp::as_millis),
             pending: *pending,
             confirmation: evidence.confirmation.clone(),
+            phone_number_id: encode_number(evidence.phone_number_id.as_ref()),
+            statement_names: u32::from(evidence.statement_names == StatementNames::Business),
         }),
         What::OptOut { scope, reference } => {
             Pb::OptOut(pb::OptOut { scope: scope.to_string(), reference: reference.clone() })
@@ -300,8 +370,14 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         What::Inbound { message_id, text: _ } => {
             Pb::Inbound(pb::Inbound { message_id: message_id.clone() })
         }
-        What::Platform { stopped } => Pb::Platform(pb::Platform { stopped: *stopped }),
-        What::Failure { code } => Pb::Failure(pb::FailureCode { code: *code }),
+        What::Platform { stopped, phone_number_id } => Pb::Platform(pb::Platform {
+            stopped: *stopped,
+            phone_number_id: encode_number(phone_number_id.as_ref()),
+        }),
+        What::Failure { code, phone_number_id } => Pb::Failure(pb::FailureCode {
+            code: *code,
+            phone_number_id: encode_number(phone_number_id.as_ref()),
+        }),
         What::Suppression { suppressed, reference } => Pb::Suppression(pb::Suppression {
             suppressed: *suppressed,
             reference: reference.clone(),
@@ -325,7 +401,7 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         }
     };
     pb::HistoryEntry {
-        format: ENTRY_FORMAT,
+        format: if is_numbered(&entry.what) { NUMBERED_ENTRY } else { ENTRY_FORMAT },
         user_id: entry.user_id.clone(),
         business_id: entry.business_id.clone(),
         time: entry.time.as_millis(),
@@ -333,6 +409,17 @@ pub(super) fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         what: Some(what),
     }
     .encode_to_vec()
+}
+
+/// Whether an event is of one of the business's numbers.
+fn is_numbered(what: &What) -> bool {
+    match what {
+        What::Platform { phone_number_id, .. } | What::Failure { phone_number_id, .. } => {
+            phone_number_id.is_some()
+        }
+        What::OptIn { evidence, .. } => evidence.phone_number_id.is_some(),
+        _ => false,
+    }
 }
 
 /// The statement of an entry, if it has one, and the statement's digest.
@@ -368,7 +455,7 @@ pub(super) fn decode_history(
 ) -> Option<HistoryEntry> {
     use pb::history_entry::What as Pb;
     let entry = pb::HistoryEntry::decode(bytes).ok()?;
-    if entry.format > ENTRY_FORMAT {
+    if entry.format > NUMBERED_ENTRY {
         return None;
     }
     let what = match entry.what? {
@@ -384,6 +471,12 @@ pub(super) fn decode_history(
                 locale: opt_in.locale,
                 reference: opt_in.reference,
                 confirmation: opt_in.confirmation,
+                phone_number_id: number_of(&opt_in.phone_number_id)?,
+                statement_names: match opt_in.statement_names {
+                    0 => StatementNames::WhatsappAndBusiness,
+                    1 => StatementNames::Business,
+                    _ => return None,
+                },
             },
             expire: optional(opt_in.expire)?,
             pending: opt_in.pending,
@@ -394,8 +487,14 @@ pub(super) fn decode_history(
         Pb::Inbound(inbound) => {
             What::Inbound { message_id: inbound.message_id, text: String::new() }
         }
-        Pb::Platform(platform) => What::Platform { stopped: platform.stopped },
-        Pb::Failure(failure) => What::Failure { code: failure.code },
+        Pb::Platform(platform) => What::Platform {
+            stopped: platform.stopped,
+            phone_number_id: number_of(&platform.phone_number_id)?,
+        },
+        Pb::Failure(failure) => What::Failure {
+            code: failure.code,
+            phone_number_id: number_of(&failure.phone_number_id)?,
+        },
         Pb::Suppression(suppression) => What::Suppression {
             suppressed: suppression.suppressed,
             reference: suppression.reference,

@@ -22,9 +22,9 @@ fn a_record() -> Record {
     state.window_closed = Some(at(1));
     state.capped = Some(at(2));
     state.failure = Some((at(3), 131_026));
-    state.platform = Some((at(4), true));
+    state.platform.apply(None, at(4), true);
     state.suppression = Some((at(5), false));
-    (state.last_stop, state.last_suppressed) = (Some(at(4)), Some(at(2)));
+    state.last_suppressed = Some(at(2));
     state.clamped.extend([at(5), at(8)]);
     state.claims.add(Claim { from: at(9), until: at(11), moment: at(5) });
     state.claims.add(Claim { from: at(12), until: at(12), moment: at(8) });
@@ -70,6 +70,38 @@ fn records_and_log_entries_survive_their_bytes() {
     }
 }
 
+fn number(id: &str) -> Option<PhoneNumberId> {
+    PhoneNumberId::parse(id).ok()
+}
+
+/// What versions that knew no numbers read of a record, if they did not refuse its format.
+fn mark_of_a_version_before(record: &Record) -> (u32, DecodedMark) {
+    let record = pb::Record::decode(&*encode_record(record)).unwrap();
+    (record.format, mark_of(record.platform).unwrap())
+}
+
+#[test]
+fn stops_by_number_survive_their_bytes_and_a_version_before_denies() {
+    let mut record = a_record();
+    let before = encode_record(&record);
+    assert!(pb::Record::decode(&*before).unwrap().platform_numbers.is_empty());
+    assert_eq!(mark_of_a_version_before(&record), (1, (Some((at(4), true)), Some(at(4)))));
+    let (one, two) = (number("11"), number("22"));
+    record.state.platform.apply(one.as_ref(), at(6), true);
+    record.state.platform.apply(one.as_ref(), at(8), false);
+    record.state.platform.apply(two.as_ref(), at(5), true);
+    assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+    assert_eq!(mark_of_a_version_before(&record), (3, (Some((at(5), true)), Some(at(6)))));
+    record.state.platform.apply(two.as_ref(), at(7), false);
+    assert_eq!(mark_of_a_version_before(&record), (3, (Some((at(4), true)), Some(at(6)))));
+    record.state.platform.apply(None, at(6), false);
+    assert_eq!(mark_of_a_version_before(&record), (3, (Some((at(8), false)), Some(at(6)))));
+    assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+    record.state.platform = PlatformStops::default();
+    record.state.platform.apply(one.as_ref(), at(6), false);
+    assert_eq!(decode_record(&encode_record(&record)), Ok(record));
+}
+
 #[test]
 fn history_entries_survive_their_bytes_and_keep_statements_apart() {
     let evidence = Evidence {
@@ -79,14 +111,26 @@ fn history_entries_survive_their_bytes_and_keep_statements_apart() {
         locale: "en".into(),
         reference: "https://acme.example/1".into(),
         confirmation: "message wamid.2".into(),
+        phone_number_id: None,
+        statement_names: StatementNames::Business,
+    };
+    let signup = Evidence {
+        method: Method::WhatsappSignup,
+        statement: String::new(),
+        phone_number_id: number("11"),
+        statement_names: StatementNames::default(),
+        ..evidence.clone()
     };
     let category = Scope::parse("marketing").unwrap();
     let what = [
-        What::OptIn { category, evidence, expire: Some(at(99)), pending: true },
+        What::OptIn { category: category.clone(), evidence, expire: Some(at(99)), pending: true },
+        What::OptIn { category, evidence: signup, expire: None, pending: false },
         What::OptOut { scope: Scope::All, reference: "letter".into() },
         What::Inbound { message_id: "wamid.1".into(), text: String::new() },
-        What::Platform { stopped: true },
-        What::Failure { code: 131_047 },
+        What::Platform { stopped: true, phone_number_id: None },
+        What::Platform { stopped: false, phone_number_id: number("11") },
+        What::Failure { code: 131_047, phone_number_id: None },
+        What::Failure { code: 131_050, phone_number_id: number("22") },
         What::Suppression { suppressed: true, reference: "court".into() },
         What::Link { other_user_id: "US.1349".into(), moved: true },
         What::TemplateCategory { category: Class::Utility, lift: None, reference: "a".into() },
@@ -112,6 +156,8 @@ fn history_entries_survive_their_bytes_and_keep_statements_apart() {
         };
         let bytes = encode_history(&entry);
         let text = statement_of(&entry).map(|(_, text)| text.to_owned());
+        let format = pb::HistoryEntry::decode(&*bytes).unwrap().format;
+        assert_eq!(format, if is_numbered(&entry.what) { 2 } else { 1 }, "older versions read 1");
         let whole = String::from_utf8_lossy(&bytes).into_owned();
         assert!(!whole.contains("Yes to WhatsApp"));
         assert_eq!(decode_history(&bytes, |_| text), Some(entry));

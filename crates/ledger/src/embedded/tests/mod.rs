@@ -18,7 +18,7 @@ use self::disk::Disk;
 use super::super::codec;
 use super::*;
 use crate::{StoredRecord, UnreadableRecord, Update, Version, bucket_of};
-use consentd_core::event::{Evidence, Method, What};
+use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::record::{HistoryEntry, Record, extend_chain, sha256};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
@@ -91,6 +91,8 @@ fn opt_in(reference: &str) -> What {
         locale: "en".into(),
         reference: reference.into(),
         confirmation: String::new(),
+        phone_number_id: None,
+        statement_names: StatementNames::default(),
     };
     let category = Scope::parse("marketing").unwrap();
     What::OptIn { category, evidence, expire: None, pending: false }

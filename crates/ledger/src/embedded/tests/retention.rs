@@ -134,9 +134,9 @@ async fn messages_and_failures_leave_histories_in_time_and_consent_stays() {
     let happened = [
         opt_in("signed up"),
         inbound("wamid.old"),
-        What::Failure { code: 131_026 },
-        What::Failure { code: 131_050 },
-        What::Platform { stopped: true },
+        What::Failure { code: 131_026, phone_number_id: None },
+        What::Failure { code: 131_050, phone_number_id: None },
+        What::Platform { stopped: true, phone_number_id: None },
         What::Suppression { suppressed: true, reference: "court".into() },
         opt_out("letter"),
     ];
