@@ -35,7 +35,7 @@ pub use self::keywords::KeywordArgs;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
 pub use self::limits::{LimitArgs, LimitSettings};
 pub use self::listeners::{DEFAULT_GRPC_ADDRESS, ListenerArgs, Listeners};
-pub use self::policy::{PastPolicyArgs, PolicyArgs};
+pub use self::policy::{PastPolicyArgs, PolicyArgs, statement_names};
 pub use self::storage::{StorageArgs, StorageSettings};
 pub use self::telemetry::TelemetryArgs;
 pub use self::tls::{RoleArgs, TlsArgs, TlsListener, TlsSettings};

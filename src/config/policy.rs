@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::values::{span, unless_none};
 use super::{ConfigError, wrong};
 use consentd_core::decision::Policy;
-use consentd_core::event::PlatformNames;
+use consentd_core::event::{PlatformNames, StatementNames};
 use consentd_core::scope::{Class, ClassSet};
 
 /// The rules that an operator may set for a sidecar.
@@ -38,6 +38,10 @@ pub struct PolicyArgs {
     /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
     #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
     pub platform_names: Option<String>,
+    /// What the statement of an opt-in must name: whatsapp-and-business, or business, which takes a
+    /// general one too [default: whatsapp-and-business]
+    #[arg(long, env = "CONSENTD_STATEMENT_NAMES", value_name = "WHAT")]
+    pub statement_names: Option<String>,
 }
 
 impl PolicyArgs {
@@ -50,6 +54,7 @@ impl PolicyArgs {
             window_implies: self.window_implies.or(weaker.window_implies),
             stale_allow: self.stale_allow.or(weaker.stale_allow),
             platform_names: self.platform_names.or(weaker.platform_names),
+            statement_names: self.statement_names.or(weaker.statement_names),
         }
     }
 
@@ -72,8 +77,15 @@ impl PolicyArgs {
         Ok(max_staleness)
     }
 
-    /// The names by which a statement may call WhatsApp.
+    /// What a statement must name, and the names by which it may call WhatsApp.
     pub(super) fn platform_names(&self) -> Result<PlatformNames, ConfigError> {
+        let required = self.statement_names.as_deref().map(statement_names).transpose();
+        let required = required.map_err(|why| wrong("--statement-names", why))?;
+        let names = self.named_platform()?;
+        Ok(names.with_required(required.unwrap_or_default()))
+    }
+
+    fn named_platform(&self) -> Result<PlatformNames, ConfigError> {
         let Some(text) = self.platform_names.as_deref() else {
             return Ok(PlatformNames::default());
         };
@@ -81,6 +93,19 @@ impl PolicyArgs {
             return Err(wrong("--platform-names", "must name WhatsApp once at the least"));
         }
         Ok(PlatformNames::new(text.split(',').map(str::trim)))
+    }
+}
+
+/// What a statement must name, by the value of the flag.
+///
+/// # Errors
+///
+/// The text says which values there are.
+pub fn statement_names(text: &str) -> Result<StatementNames, String> {
+    match text.trim() {
+        "whatsapp-and-business" => Ok(StatementNames::WhatsappAndBusiness),
+        "business" => Ok(StatementNames::Business),
+        _ => Err("must be whatsapp-and-business or business".to_owned()),
     }
 }
 

@@ -231,6 +231,10 @@ pub struct WebhookArgs {
     /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
     #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
     platform_names: Option<String>,
+    /// What the statement of an opt-in must name: whatsapp-and-business, or business, which takes a
+    /// general one too [default: whatsapp-and-business]
+    #[arg(long, env = "CONSENTD_STATEMENT_NAMES", value_name = "WHAT")]
+    statement_names: Option<String>,
     /// Threads that serve [default: 2, or the CPUs that this process may use where that is less]
     #[arg(
         long, env = "CONSENTD_WORKERS", value_name = "N", value_parser = number::<usize>
@@ -290,7 +294,11 @@ impl WebhookArgs {
                 history_retention: self.history_retention,
                 ..StorageArgs::default()
             },
-            policy: PolicyArgs { platform_names: self.platform_names, ..PolicyArgs::default() },
+            policy: PolicyArgs {
+                platform_names: self.platform_names,
+                statement_names: self.statement_names,
+                ..PolicyArgs::default()
+            },
             limits: LimitArgs {
                 workers: self.workers,
                 drain_timeout: self.drain_timeout,
@@ -368,6 +376,8 @@ mod tests {
         std::fs::write(at("config"), format!("{shared}{opt_in}")).unwrap();
         assert!(settings(&[]).is_err());
         assert!(settings(&flags).is_ok(), "the keyword's statement is judged by the same names");
+        assert!(settings(&["--statement-names", "business"]).is_ok(), "and by the same rule");
+        assert!(settings(&["--statement-names", "acme"]).is_err());
     }
 
     #[test]

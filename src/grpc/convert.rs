@@ -183,17 +183,16 @@ fn id_violations(subject: Subject, user_id: &str, business_id: &str) -> Vec<Viol
 }
 
 /// Why no sidecar would record an event, so far as that can be said without the state of its pair. For
-/// clients.
+/// clients. `names` is what the sidecars are configured to demand of statements.
 #[must_use]
-pub fn event_error(event: pb::ConsentEvent) -> Option<pb::ItemError> {
-    let names = PlatformNames::default();
+pub fn event_error(event: pb::ConsentEvent, names: &PlatformNames) -> Option<pb::ItemError> {
     let found = match submission(Some(event), String::new()) {
         Ok(Submission { event: Event { user_id, business_id, what, .. }, .. }) => {
             let ids = id_violations(what.subject(), &user_id, &business_id);
-            ids.into_iter().chain(what.violations(&names)).collect()
+            ids.into_iter().chain(what.violations(names)).collect()
         }
         Err(NotAnEvent { mut found, rest }) => {
-            found.extend(rest.into_iter().flat_map(|what| what.violations(&names)));
+            found.extend(rest.into_iter().flat_map(|what| what.violations(names)));
             found
         }
     };

@@ -34,6 +34,7 @@ pub mod sent_changes;
 mod template_lift;
 mod transaction;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -154,6 +155,7 @@ impl Recorder {
     /// Records events as [`record`](Self::record) does. `retain` is whether to retain denials for a
     /// replay; it is false for a replay, whose denials are retained already.
     async fn record_tracked(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
+        let submissions = &*self.under_own_rule(submissions);
         let refused = self.take_over_former(submissions).await;
         if refused.iter().all(Option::is_none) {
             return self.record_events(submissions, retain).await;
@@ -168,6 +170,26 @@ impl Recorder {
             }
         }
         results.into_vec()
+    }
+
+    /// The events with the rule under which this recorder takes the statements of their opt-ins.
+    fn under_own_rule<'a>(&self, submissions: &'a [Submission]) -> Cow<'a, [Submission]> {
+        let is_other = |one: &Submission| match &one.event.what {
+            What::OptIn { evidence, .. } => {
+                evidence.statement_names != self.names.rule_for(evidence.method)
+            }
+            _ => false,
+        };
+        if !submissions.iter().any(is_other) {
+            return Cow::Borrowed(submissions);
+        }
+        let mut submissions = submissions.to_vec();
+        for submission in &mut submissions {
+            if let What::OptIn { evidence, .. } = &mut submission.event.what {
+                evidence.statement_names = self.names.rule_for(evidence.method);
+            }
+        }
+        Cow::Owned(submissions)
     }
 
     async fn record_events(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {

@@ -40,6 +40,7 @@ mod rng;
 mod shares;
 mod shutdown;
 mod sidecar;
+mod statements;
 mod streams;
 mod templates;
 mod tls;

@@ -42,7 +42,7 @@ pub struct Evidence {
     /// The business's number that the user signed up with inside WhatsApp, if it is known. For
     /// [`Method::WhatsappSignup`] alone: the sign-up lifts a stop at that number.
     pub phone_number_id: Option<PhoneNumberId>,
-    /// What the statement had to name when it was taken. It is set by whoever records the opt-in.
+    /// What the statement had to name when it was taken. The recorder sets it.
     pub statement_names: StatementNames,
 }
 

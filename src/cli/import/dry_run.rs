@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 
 use anyhow::Context as _;
-use consentd_core::event::MAX_AHEAD;
+use consentd_core::event::{MAX_AHEAD, PlatformNames};
 use consentd_core::template::Subject;
 use consentd_core::user_id::{self, Reading};
 use consentd_os::clock;
@@ -65,9 +65,11 @@ pub(super) fn run(args: &ImportArgs, input: Input) -> anyhow::Result<Verdict> {
     let progress = Progress::of(String::new(), String::new(), first);
     let rejects = Rejects::open(args.rejects.as_deref(), &progress, &preamble)?;
     let mut import = Import::new(&args.input, rejects, None, progress);
+    let names = PlatformNames::default();
+    let names = names.with_required(args.statement_names.unwrap_or_default());
     let mut people = People::new();
     while let Some(row) = rows.next().context("cannot read on")? {
-        match parser.event(&row).and_then(|event| checked(&parser, event)) {
+        match parser.event(&row).and_then(|event| checked(&parser, &names, event)) {
             Parsed::Event((user_id, notation)) => {
                 if Subject::of(&user_id) == Subject::Person {
                     people.note(notation.as_deref().unwrap_or(&user_id), &user_id);
@@ -114,6 +116,7 @@ pub(super) fn run(args: &ImportArgs, input: Input) -> anyhow::Result<Verdict> {
 /// said without one.
 fn checked(
     parser: &Parser,
+    names: &PlatformNames,
     (event, notation): (pb::ConsentEvent, Option<String>),
 ) -> Result<(String, Option<String>), Fault> {
     let latest = clock::wall().plus(MAX_AHEAD);
@@ -122,7 +125,7 @@ fn checked(
         return Err(Fault::new("event_time", why));
     }
     let user_id = event.user_id.clone();
-    match grpc::event_error(event) {
+    match grpc::event_error(event, names) {
         Some(error) => Err(parser.fault(&error)),
         None => Ok((user_id, notation)),
     }

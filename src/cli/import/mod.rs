@@ -47,7 +47,9 @@ use self::streams::LedgerName;
 use super::client::{ClientArgs, TokenArgs};
 use super::progress_bar::ProgressBar;
 use super::{Verdict, output};
+use crate::config::statement_names;
 use crate::grpc::pb;
+use consentd_core::event::StatementNames;
 use consentd_os::clock;
 use consentd_os::files::{self, Usage, UsedFile};
 
@@ -68,6 +70,9 @@ pub(super) struct ImportArgs {
     /// Record nothing, and say what would be recorded, refused and folded into one person
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: what the sidecar is configured to demand of statements
+    #[arg(long, value_name = "WHAT", requires = "dry_run", value_parser = statement_names)]
+    statement_names: Option<StatementNames>,
     /// Begin with the first row, even if an import of this file was interrupted
     #[arg(long)]
     from_start: bool,
