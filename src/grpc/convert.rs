@@ -10,7 +10,7 @@ use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
 use consentd_core::event::{Event, Evidence, Method, PlatformNames, StatementNames, What};
 use consentd_core::expiring_opt_ins::ExpiringOptIn;
-use consentd_core::id::{BusinessId, Key, KeySecret, PhoneNumberId, UserId};
+use consentd_core::id::{Key, KeySecret, PhoneNumberId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::submission::Submission;

@@ -1,6 +1,5 @@
 //! Events between a user and a business: their kinds, their effects on a state, and their validation.
 
-mod platform_names;
 mod template_effects;
 
 use std::time::Duration;
@@ -12,7 +11,6 @@ use super::scope::{Class, Scope};
 use super::state::{Choice, Effect, Pending};
 use super::template::Subject;
 use super::time::Timestamp;
-pub use platform_names::PlatformNames;
 pub(crate) use template_effects::UNTIL;
 use template_effects::{category_effects, restriction_effects};
 
