@@ -24,6 +24,7 @@ mod tls;
 mod used_files;
 mod values;
 mod webhook;
+mod webhook_doctor;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use self::tls::{RoleArgs, TlsArgs, TlsListener, TlsSettings};
 pub use self::webhook::{
     WebhookArgs, WebhookListenerArgs, WebhookSettings, WebhookSources, WhatsappArgs,
 };
+pub use self::webhook_doctor::{DoctorArgs, ReceiverReview};
 use crate::decision_log::DecisionLogSettings;
 use crate::grpc::Roles;
 use crate::telemetry::TraceSettings;

@@ -1,6 +1,7 @@
 //! Every Prometheus instrument of the process, in one struct.
 //!
-//! Names follow Prometheus' conventions and have base units. No label holds a user or a business.
+//! Names follow Prometheus' conventions and have base units. No label holds a user or a business; the
+//! configured numbers of the businesses are the one label whose values are not listed here.
 
 mod budget;
 mod change_feed;
@@ -37,7 +38,8 @@ pub use self::snapshots::{SNAPSHOT_OUTCOMES, SNAPSHOT_REFUSAL_CAUSES};
 use self::tls::TlsMetrics;
 use self::webhook::WebhookMetrics;
 pub use self::webhook::{
-    RELOAD_OUTCOMES, SKIP_CAUSES, UPDATE_KINDS, UPDATE_OUTCOMES, WEBHOOK_CODES,
+    ACCOUNT_ARRIVALS, LAST_UPDATE, NUMBER_ARRIVALS, RELOAD_OUTCOMES, SKIP_CAUSES, UPDATE_KINDS,
+    UPDATE_OUTCOMES, WEBHOOK_CODES,
 };
 use consentd_core::decision::Reason;
 use consentd_os::memory_limit;

@@ -293,9 +293,23 @@ pub(crate) struct LinkedCopy {
     pub submission: Submission,
 }
 
+/// The arrival of updates of one kind, in one field of the webhook, for one configured number. An
+/// update arrives whether or not it is about consent, and even if it is malformed.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Arrival {
+    /// The field of the webhook.
+    pub field: &'static str,
+    /// The kind of the list that the updates are in.
+    pub kind: UpdateKind,
+    /// The `phone_number_id`; empty for a field that concerns the account.
+    pub number: String,
+}
+
 /// A parsed payload.
 #[derive(Debug, Default)]
 pub(crate) struct ParsedPayload {
+    /// What arrived for which configured number.
+    pub arrivals: BTreeSet<Arrival>,
     /// The links between ids, which are recorded before the other updates: a message from a new id
     /// opens no window that is denied under the old one.
     pub links: Vec<WebhookUpdate>,

@@ -39,12 +39,13 @@ mod time;
 mod verify_export;
 mod warnings;
 mod watch;
+mod webhook;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{ServeArgs, WebhookArgs};
+use crate::config::ServeArgs;
 
 /// What a command's exit code tells a script.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,7 +84,7 @@ enum Command {
     /// Run a sidecar
     Serve(Box<ServeArgs>),
     /// Receive WhatsApp's webhooks in a process of its own, and record what they say
-    Webhook(Box<WebhookArgs>),
+    Webhook(Box<webhook::WebhookCommand>),
     /// Ask whether a message may be sent (exit code 0: yes, 1: no)
     Check(check::CheckArgs),
     /// Show what is known of a user at a business
@@ -150,7 +151,7 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
-        Command::Webhook(args) => serve::receive(*args),
+        Command::Webhook(args) => webhook::run(*args),
         Command::Check(args) => block_on(check::check(args)),
         Command::Get(args) => block_on(get::get(args)),
         Command::History(args) => block_on(history::history(args)),

@@ -8,7 +8,7 @@ use clap::Args as _;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{ConfigError, KeywordArgs, RoleArgs, ServeArgs, WhatsappArgs};
+use super::{ConfigError, KeywordArgs, RoleArgs, ServeArgs, WebhookListenerArgs, WhatsappArgs};
 
 /// The least similarity, from 0 to 1, of an unknown key to the known one that is suggested.
 const MIN_SIMILARITY: f64 = 0.6;
@@ -65,7 +65,7 @@ pub(super) fn parse(text: &str) -> Result<ServeArgs, toml::de::Error> {
         ledger: toml::from_str(text)?,
         listeners: toml::from_str(text)?,
         tls: toml::from_str(text)?,
-        webhook: toml::from_str(text)?,
+        webhook: WebhookListenerArgs { provider: toml::from_str(text)?, ..toml::from_str(text)? },
         policy: toml::from_str(text)?,
         limits: toml::from_str(text)?,
         storage: toml::from_str(text)?,

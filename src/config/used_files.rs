@@ -54,6 +54,9 @@ pub(super) fn collect(
     for path in args.webhook.webhook_app_secret_file.iter().flatten() {
         add("--webhook-app-secret-file", path, Usage::Secret);
     }
+    for path in args.webhook.provider.webhook_signature_secret_file.iter().flatten() {
+        add("--webhook-signature-secret-file", path, Usage::Secret);
+    }
     if let LedgerAddress::File(path) = ledger {
         add("--ledger", path, Usage::Written);
         for suffix in LEDGER_SUFFIXES {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use http::HeaderName;
 use serde::Deserialize;
 
 use super::values::{address, number, span, unless_none};
@@ -14,13 +15,13 @@ use super::{
 };
 use crate::net::socket::Address;
 use crate::secrets::Secrets;
-use crate::webhook::ReceiverConfig;
+use crate::webhook::{APP_SIGNATURE, ReceiverConfig, Signer};
 use crate::whatsapp::Rules;
 use consentd_core::hidden_chars;
 use consentd_core::id::BusinessId;
 
 /// Where `consentd webhook` listens by default.
-const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
 /// The most secrets of a setting at once: the current one, and those that it replaces.
 const MAX_SECRETS: usize = 16;
@@ -40,7 +41,7 @@ pub struct WhatsappArgs {
 }
 
 impl WhatsappArgs {
-    fn rules(self) -> Result<Rules, ConfigError> {
+    pub(super) fn rules(self) -> Result<Rules, ConfigError> {
         let bad = |why: String| Err(wrong("whatsapp", why));
         if self.numbers.is_empty() {
             return bad("name the business of each phone_number_id in [whatsapp.numbers], as in \
@@ -91,10 +92,19 @@ pub struct WebhookSettings {
 pub struct WebhookSources {
     config: PathBuf,
     app_secrets: Vec<PathBuf>,
-    verify_token: PathBuf,
+    /// The header that a BSP signs in, and the files of its secrets.
+    provider: Option<(HeaderName, Vec<PathBuf>)>,
+    verify_token: Option<PathBuf>,
 }
 
 impl WebhookSources {
+    /// The headers that a request may be signed in.
+    pub(super) fn headers(&self) -> Vec<String> {
+        let app = (!self.app_secrets.is_empty()).then(|| APP_SIGNATURE.to_owned());
+        let provider = self.provider.as_ref().map(|(header, _)| header.to_string());
+        app.into_iter().chain(provider).collect()
+    }
+
     /// Reads the files as they are now.
     ///
     /// # Errors
@@ -105,13 +115,22 @@ impl WebhookSources {
             Secrets::read(paths.iter().map(PathBuf::as_path), MAX_SECRETS)
                 .map_err(|error| wrong(setting, error.to_string()))
         };
+        let mut signers = Vec::with_capacity(2);
+        if !self.app_secrets.is_empty() {
+            signers.push(Signer::app(secrets("--webhook-app-secret-file", &self.app_secrets)?));
+        }
+        if let Some((header, paths)) = &self.provider {
+            let secrets = secrets("--webhook-signature-secret-file", paths)?;
+            signers.push(Signer::provider(header.clone(), secrets));
+        }
+        let token = self.verify_token.as_ref().map(std::slice::from_ref);
+        let rules = config_file::read(&self.config)?.whatsapp.unwrap_or_default().rules()?;
         Ok(ReceiverConfig {
-            app_secrets: secrets("--webhook-app-secret-file", &self.app_secrets)?,
-            verify_tokens: secrets(
-                "--webhook-verify-token-file",
-                std::slice::from_ref(&self.verify_token),
-            )?,
-            rules: config_file::read(&self.config)?.whatsapp.unwrap_or_default().rules()?,
+            signers,
+            verify_tokens: token
+                .map(|token| secrets("--webhook-verify-token-file", token))
+                .transpose()?,
+            rules,
         })
     }
 }
@@ -121,7 +140,8 @@ impl WebhookSources {
 #[serde(default, rename_all = "kebab-case")]
 pub struct WebhookListenerArgs {
     /// Receive WhatsApp's webhooks here over HTTP and record what they say: HOST:PORT, or none;
-    /// needs the two flags below, and [whatsapp.numbers] in --config [default: none]
+    /// needs the app's secret and the verify token, or a BSP's header and secret, and
+    /// [whatsapp.numbers] in --config [default: none]
     #[arg(long, env = "CONSENTD_WEBHOOK", value_name = "ADDR")]
     pub webhook: Option<String>,
     /// The app's secret, by which webhooks are signed; one a line, and as many files as you like
@@ -137,6 +157,67 @@ pub struct WebhookListenerArgs {
     /// The token that the platform gives in its handshake; read again when it changes
     #[arg(long, env = "CONSENTD_WEBHOOK_VERIFY_TOKEN_FILE", value_name = "FILE")]
     pub webhook_verify_token_file: Option<PathBuf>,
+    /// The signature of a BSP.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub provider: ProviderArgs,
+}
+
+/// The signature of a BSP that passes Meta's webhooks on.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ProviderArgs {
+    /// The header in which a BSP that passes Meta's body on signs it by HMAC-SHA256, such as
+    /// x-360dialog-signature; in addition to the app's signature, or in its place
+    #[arg(long, env = "CONSENTD_WEBHOOK_SIGNATURE_HEADER", value_name = "NAME")]
+    pub webhook_signature_header: Option<String>,
+    /// The BSP's secret for that header, as the app's is given; read again when it changes
+    #[arg(
+        long,
+        env = "CONSENTD_WEBHOOK_SIGNATURE_SECRET_FILE",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub webhook_signature_secret_file: Option<Vec<PathBuf>>,
+}
+
+impl ProviderArgs {
+    fn or(self, weaker: Self) -> Self {
+        Self {
+            webhook_signature_header: self
+                .webhook_signature_header
+                .or(weaker.webhook_signature_header),
+            webhook_signature_secret_file: self
+                .webhook_signature_secret_file
+                .or(weaker.webhook_signature_secret_file),
+        }
+    }
+
+    /// The header and its files; nothing if neither is given.
+    fn validate(&self) -> Result<Option<(HeaderName, Vec<PathBuf>)>, ConfigError> {
+        const HEADER: &str = "--webhook-signature-header";
+        let files = self.webhook_signature_secret_file.clone().filter(|files| !files.is_empty());
+        let (name, files) = match (self.webhook_signature_header.as_deref(), files) {
+            (None, None) => return Ok(None),
+            (Some(name), Some(files)) => (name.trim(), files),
+            (Some(_), None) => {
+                return Err(wrong(HEADER, "needs --webhook-signature-secret-file: its secret"));
+            }
+            (None, Some(_)) => {
+                let why = "needs --webhook-signature-header: the header that it signs in";
+                return Err(wrong("--webhook-signature-secret-file", why));
+            }
+        };
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+            wrong(HEADER, "must be the name of an HTTP header, such as x-360dialog-signature")
+        })?;
+        if header.as_str() == APP_SIGNATURE {
+            let why = "X-Hub-Signature-256 has the app's signature: its secret belongs into \
+                       --webhook-app-secret-file";
+            return Err(wrong(HEADER, why));
+        }
+        Ok(Some((header, files)))
+    }
 }
 
 impl WebhookListenerArgs {
@@ -150,6 +231,7 @@ impl WebhookListenerArgs {
             webhook_verify_token_file: self
                 .webhook_verify_token_file
                 .or(weaker.webhook_verify_token_file),
+            provider: self.provider.or(weaker.provider),
         }
     }
 
@@ -171,16 +253,21 @@ impl WebhookListenerArgs {
                 "--config FILE with [whatsapp.numbers]: which phone_number_id is which business's",
             )
         })?;
-        let app_secrets = self.webhook_app_secret_file.clone().filter(|paths| !paths.is_empty());
-        let app_secrets = app_secrets.ok_or_else(|| {
-            needs("--webhook-app-secret-file: the app's secret, by which requests are signed")
-        })?;
-        let verify_token = self.webhook_verify_token_file.clone().ok_or_else(|| {
-            needs(
+        let provider = self.provider.validate()?;
+        let app_secrets = self.webhook_app_secret_file.clone().unwrap_or_default();
+        let verify_token = self.webhook_verify_token_file.clone();
+        if app_secrets.is_empty() && provider.is_none() {
+            return Err(needs(
+                "--webhook-app-secret-file: the app's secret, by which requests are signed; or \
+                 --webhook-signature-header and its secret, of a BSP that passes them on",
+            ));
+        }
+        if verify_token.is_none() && !app_secrets.is_empty() {
+            return Err(needs(
                 "--webhook-verify-token-file: the token that you give the platform beside the URL",
-            )
-        })?;
-        let sources = WebhookSources { config, app_secrets, verify_token };
+            ));
+        }
+        let sources = WebhookSources { config, app_secrets, provider, verify_token };
         sources.read()?;
         Ok(Some(WebhookSettings { address: listen.to_owned(), sources }))
     }
@@ -191,8 +278,8 @@ impl WebhookListenerArgs {
 pub struct WebhookArgs {
     /// Read further settings from this TOML file, [whatsapp.numbers] above all; it is read again
     /// when it changes, and on SIGHUP
-    #[arg(long, env = "CONSENTD_CONFIG", value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, env = "CONSENTD_CONFIG", value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Where to receive webhooks over HTTP: HOST:PORT [default: 127.0.0.1:8080]
     #[arg(long, env = "CONSENTD_WEBHOOK", value_name = "ADDR")]
     listen: Option<String>,
@@ -208,6 +295,8 @@ pub struct WebhookArgs {
     /// The token that the platform gives in its handshake
     #[arg(long, env = "CONSENTD_WEBHOOK_VERIFY_TOKEN_FILE", value_name = "FILE")]
     webhook_verify_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    provider: ProviderArgs,
     /// Where to serve a page for people, /metrics, /livez and /readyz over HTTP: HOST:PORT, or none
     /// [default: 127.0.0.1:9464]
     #[arg(long, env = "CONSENTD_ADMIN", value_name = "ADDR")]
@@ -259,7 +348,9 @@ impl WebhookArgs {
     ///
     /// [`ConfigError`] names the setting or the file.
     pub fn settings(self) -> Result<Settings, ConfigError> {
-        let mut file = config_file::read(&self.config)?;
+        // The command line requires it.
+        let config = self.config.ok_or_else(|| wrong("--config", "is needed"))?;
+        let mut file = config_file::read(&config)?;
         // A file that is shared with a sidecar has settings that are not for this process.
         file.listeners = ListenerArgs {
             admin: file.listeners.admin.take(),
@@ -273,7 +364,7 @@ impl WebhookArgs {
         file.decision_log = DecisionLogArgs::default();
         let address = self.listen.or_else(|| file.webhook.webhook.take());
         let flags = ServeArgs {
-            config: Some(self.config),
+            config: Some(config),
             ledger: self.ledger,
             listeners: ListenerArgs {
                 listen: Some("none".to_owned()),
@@ -286,6 +377,7 @@ impl WebhookArgs {
                 webhook: Some(address.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned())),
                 webhook_app_secret_file: self.webhook_app_secret_file,
                 webhook_verify_token_file: self.webhook_verify_token_file,
+                provider: self.provider,
             },
             storage: StorageArgs {
                 durability: self.durability,

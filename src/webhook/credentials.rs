@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::signal::unix::Signal;
 use tracing::{info, warn};
 
-use super::Webhook;
+use super::{Signer, Webhook};
 use crate::reload::{self, Reload};
 use crate::secrets::Secrets;
 use crate::whatsapp::Rules;
@@ -15,10 +15,10 @@ use crate::whatsapp::Rules;
 /// The configuration that requests are verified and parsed by.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReceiverConfig {
-    /// The app's secrets, by any of which a request may be signed.
-    pub app_secrets: Secrets,
-    /// The tokens by any of which WhatsApp verifies the webhook.
-    pub verify_tokens: Secrets,
+    /// The senders by any of which a request may be signed; there is one at the least.
+    pub signers: Vec<Signer>,
+    /// The tokens by any of which WhatsApp verifies the webhook; none if it does not.
+    pub verify_tokens: Option<Secrets>,
     /// The business of each phone number, and the messages that open the window.
     pub rules: Rules,
 }
@@ -41,6 +41,8 @@ pub(crate) async fn reload<E>(
                 webhook.metrics.webhook_reloaded("done");
             }
             if changed {
+                let numbers = config.rules.numbers.keys().map(String::as_str);
+                webhook.metrics.webhook_receives(numbers);
                 webhook.config.store(Arc::new(config));
             }
         }

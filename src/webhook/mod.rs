@@ -1,7 +1,8 @@
 //! The webhook receiver: it records what WhatsApp posts, and only then acknowledges it.
 //!
 //! In reading order: here (limits, routes), `credentials` (secrets and the configured numbers, and
-//! their reload), `receive` (one request), `warnings` (throttled log lines).
+//! their reload), `signature` (who signs requests, and how), `receive` (one request), `warnings`
+//! (throttled log lines).
 //!
 //! The receiver verifies a request's signature before it parses the body. It answers 200 only once
 //! every event of the request is durable, or can never be recorded. On any other status WhatsApp
@@ -9,6 +10,7 @@
 
 mod credentials;
 mod receive;
+mod signature;
 #[cfg(test)]
 mod tests;
 mod warnings;
@@ -31,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::credentials::{ReceiverConfig, reload};
+pub(crate) use self::signature::{APP_SIGNATURE, Signer};
 use self::warnings::WebhookWarnings;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
@@ -88,6 +91,7 @@ impl Webhook {
     /// A receiver that records by `recorder`.
     #[must_use]
     pub(crate) fn new(recorder: Recorder, config: ReceiverConfig, metrics: Arc<Metrics>) -> Self {
+        metrics.webhook_receives(config.rules.numbers.keys().map(String::as_str));
         Self {
             recorder,
             metrics,

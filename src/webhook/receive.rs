@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::credentials::ReceiverConfig;
+use super::signature::{Signatures, Verdict, signatures, verify};
 use super::{
     BODY_TIMEOUT, MAX_BODY_BYTES, MAX_DRAINED_BYTES, MAX_INLINE_BYTES, PERMIT_TIMEOUT,
     RECORDING_TIMEOUT, Sender, Webhook,
@@ -25,9 +26,6 @@ use crate::recorder::{MAX_EVENTS, Recorded, Refusal};
 use crate::whatsapp::{self, ParsedPayload, PayloadError, UpdateKind, WebhookUpdate};
 use consentd_core::submission::Submission;
 use consentd_os::clock;
-
-/// The header with a request's signature.
-const SIGNATURE: &str = "x-hub-signature-256";
 
 /// The value of `Retry-After`: when to repeat a request, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -41,9 +39,11 @@ const RETRY_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// Why a request was not answered with 200.
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
-    #[error("no X-Hub-Signature-256: sha256= and the HMAC of the body in hexadecimal")]
+    #[error(
+        "no signature: the HMAC-SHA256 of the body, in X-Hub-Signature-256 or the BSP's header"
+    )]
     Unsigned,
-    #[error("the signature is not that of these bytes under any of the app's secrets")]
+    #[error("the signature is not that of these bytes under any secret of its header")]
     WrongSignature,
     #[error("a body of more than 3 MiB")]
     TooLarge,
@@ -90,7 +90,9 @@ pub(super) async fn handshake(
     Query(asked): Query<HashMap<String, String>>,
 ) -> Response {
     let parameter = |name| asked.get(name).map_or("", String::as_str);
-    if !webhook.config.load().verify_tokens.contains(parameter("hub.verify_token")) {
+    let config = webhook.config.load();
+    let token = parameter("hub.verify_token");
+    if !config.verify_tokens.as_ref().is_some_and(|tokens| tokens.contains(token)) {
         return (StatusCode::FORBIDDEN, "hub.verify_token is not the configured one\n")
             .into_response();
     }
@@ -124,8 +126,13 @@ impl Webhook {
         let body = body.map_err(|_| ReceiveError::TooSlow)??;
         let _records = RecordingGuard::begin(&sender.records);
         let place = acquire(&self.parsing).await?;
-        let payload = self.verify_and_parse(signature(&parts.headers), body).await?;
+        let payload = self.verify_and_parse(&parts.headers, body).await?;
         drop(place);
+        let now = clock::wall();
+        for arrival in &payload.arrivals {
+            let (field, kind) = (arrival.field, arrival.kind.name());
+            self.metrics.webhook_arrived(field, kind, &arrival.number, now);
+        }
         for ((kind, cause), count) in &payload.skipped {
             self.metrics.webhook_skipped(kind.name(), cause.name(), cause.is_malformed(), *count);
         }
@@ -143,16 +150,17 @@ impl Webhook {
     /// Verifies a body's signature, and only then parses it.
     async fn verify_and_parse(
         &self,
-        signature: Option<[u8; 32]>,
+        headers: &HeaderMap,
         body: Bytes,
     ) -> Result<ParsedPayload, ReceiveError> {
         let config = self.config.load_full();
+        let signatures = signatures(&config.signers, headers);
         let judged = if body.len() <= MAX_INLINE_BYTES {
-            verify_and_parse(&config, signature, &body)
+            verify_and_parse(&config, &signatures, &body)
         } else {
             // A large body would hold up the other requests of this thread.
             let judged =
-                tokio::task::spawn_blocking(move || verify_and_parse(&config, signature, &body));
+                tokio::task::spawn_blocking(move || verify_and_parse(&config, &signatures, &body));
             judged.await.unwrap_or(Err(ReceiveError::NotDurable))
         };
         match &judged {
@@ -365,24 +373,14 @@ async fn read_body(mut body: Body, charge: &mut Charge) -> Result<Bytes, Receive
     if too_large { Err(ReceiveError::TooLarge) } else { Ok(kept.freeze()) }
 }
 
-/// The signature that a request has, where it has one, and one alone.
-fn signature(headers: &HeaderMap) -> Option<[u8; 32]> {
-    let mut all = headers.get_all(SIGNATURE).iter();
-    let (Some(one), None) = (all.next(), all.next()) else { return None };
-    let mut bytes = [0; 32];
-    let hexadecimal = one.to_str().ok()?.strip_prefix("sha256=")?;
-    hex::decode_to_slice(hexadecimal, &mut bytes).ok()?;
-    Some(bytes)
-}
-
 fn verify_and_parse(
     config: &ReceiverConfig,
-    signature: Option<[u8; 32]>,
+    signatures: &Signatures,
     body: &[u8],
 ) -> Result<ParsedPayload, ReceiveError> {
-    let signature = signature.ok_or(ReceiveError::Unsigned)?;
-    if !config.app_secrets.signed(body, &signature) {
-        return Err(ReceiveError::WrongSignature);
+    match verify(&config.signers, signatures, body) {
+        Verdict::Signed => Ok(whatsapp::parse(body, &config.rules)?),
+        Verdict::Wrong => Err(ReceiveError::WrongSignature),
+        Verdict::Missing => Err(ReceiveError::Unsigned),
     }
-    Ok(whatsapp::parse(body, &config.rules)?)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use tower::ServiceExt as _;
 
-use super::{ReceiverConfig, Sender, Webhook, router};
+use super::{ReceiverConfig, Sender, Signer, Webhook, router};
 use crate::budget::{Budget, BudgetSizes, MIN_BYTES, MIN_CONNECTION_BYTES};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
@@ -197,7 +197,7 @@ async fn receiver_beside(
     std::fs::write(&path, SECRET).unwrap();
     let secrets = Secrets::read([path.as_path()], 1).unwrap();
     let config =
-        ReceiverConfig { app_secrets: secrets.clone(), verify_tokens: secrets, rules: rules() };
+        ReceiverConfig { signers: vec![Signer::app(secrets)], verify_tokens: None, rules: rules() };
     let sizes = BudgetSizes { bytes: MIN_BYTES, connection_bytes: MIN_CONNECTION_BYTES, calls: 1 };
     let sender = Sender::new(&Budget::new(sizes, Arc::clone(&metrics)));
     let router = router(Webhook::new(recorder, config, metrics));

@@ -45,8 +45,9 @@ impl WebhookWarnings {
             warn!(
                 requests,
                 cause,
-                "refused webhook requests with 403: X-Hub-Signature-256 is missing or wrong; compare \
-                 --webhook-app-secret-file with the app's secret in the App Dashboard"
+                "refused webhook requests with 403: X-Hub-Signature-256, or the BSP's header, is \
+                 missing or wrong; compare --webhook-app-secret-file with the app's secret in the App \
+                 Dashboard, or --webhook-signature-secret-file with the BSP's"
             );
         }
     }

@@ -8,7 +8,9 @@ use super::fields::{has, list, name, text, word};
 use super::ids::Contacts;
 use super::source::Source;
 use super::update::{ParsedUpdate, UpdateContext};
-use super::{ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies, templates};
+use super::{
+    Arrival, ParsedPayload, Rules, SkipCause, UpdateKind, WebhookUpdate, copies, templates,
+};
 use consentd_core::event::What;
 use consentd_core::id::PhoneNumberId;
 use consentd_core::submission::Submission;
@@ -30,6 +32,12 @@ const MESSAGES: Lists = &[("messages", UpdateKind::Message), ("statuses", Update
 const ONLY_MESSAGES: Lists = &[("messages", UpdateKind::Message)];
 const CALLS: Lists = &[("calls", UpdateKind::Call), ("statuses", UpdateKind::Call)];
 const PREFERENCES: Lists = &[("user_preferences", UpdateKind::Preference)];
+
+/// The fields whose updates name a number.
+const NUMBER_FIELDS: [&str; 5] = ["messages", "calls", "user_preferences", "standby", "history"];
+
+/// The fields that concern the account, and name no number.
+const ACCOUNT_FIELDS: [&str; 2] = ["template_category_update", "account_update"];
 
 /// A part of a change that has lists of updates.
 struct Section<'v> {
@@ -99,6 +107,12 @@ impl PayloadParser<'_> {
             return self.skip(UpdateKind::Other, SkipCause::BadShape);
         };
         let field = word(change, "field");
+        if let Some(field) =
+            ACCOUNT_FIELDS.into_iter().find(|known| field.as_deref() == Some(known))
+        {
+            let number = String::new();
+            self.parsed.arrivals.insert(Arrival { field, kind: UpdateKind::Other, number });
+        }
         if let Some(kind) = field.as_deref().and_then(templates::kind) {
             return self.account_change(kind, entry, value);
         }
@@ -114,10 +128,17 @@ impl PayloadParser<'_> {
         let mut metadata = std::iter::once(value).chain(sections.iter().map(|one| one.value));
         let number = metadata.find_map(|value| name(value.get("metadata")?, "phone_number_id"));
         let broken = field.is_none().then_some(SkipCause::BadShape);
+        let arrived = NUMBER_FIELDS.into_iter().find(|known| field.as_deref() == Some(known));
+        let arrived = arrived.zip(number.clone());
+        let arrived = arrived.filter(|(_, number)| self.rules.numbers.contains_key(number));
         for section in &sections {
             let contacts = Contacts::of_value(section.value);
             for (list, kind) in section.lists() {
-                for item in self.items(section.value, list, kind) {
+                let items = self.items(section.value, list, kind);
+                if let Some((field, number)) = arrived.clone().filter(|_| !items.is_empty()) {
+                    self.parsed.arrivals.insert(Arrival { field, kind, number });
+                }
+                for item in items {
                     self.item((section, &contacts), number.as_deref(), broken, kind, item);
                 }
             }

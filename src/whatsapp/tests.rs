@@ -1,3 +1,4 @@
+mod arrivals;
 mod elsewhere;
 mod fixtures;
 mod several_ids;

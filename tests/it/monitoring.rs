@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::sidecar::{BINARY, Sidecar, eventually};
+use crate::webhook::client::{Files, acme, file};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
@@ -25,10 +26,10 @@ fn promtool(arguments: &[&str], files: &[PathBuf]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&printed));
 }
 
-/// The samples that a sidecar serves, each with its name and labels as in `NAME{LABEL="VALUE",…}`.
+/// The samples that a sidecar serves that receives webhooks, each with its name and labels as in `NAME{LABEL="VALUE",…}`.
 async fn scrape() -> Vec<String> {
-    let folder = tempfile::tempdir().unwrap();
-    let sidecar = Sidecar::live(folder.path(), &[]).await;
+    let files = Files::new(&acme());
+    let sidecar = files.serve(&file(files.folder.path()), &[]).await;
     let (status, text) = sidecar.get("/metrics").await;
     assert_eq!(status, 200, "{text}");
     let samples = text.lines().filter(|line| !line.starts_with('#'));

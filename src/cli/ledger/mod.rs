@@ -87,7 +87,7 @@ fn check_exists(path: &Path, address: &LedgerAddress) -> anyhow::Result<()> {
 }
 
 /// Opens the ledger at an address with its background task, and runs `work` on it.
-async fn with_ledger<T>(
+pub(super) async fn with_ledger<T>(
     address: &LedgerAddress,
     work: impl AsyncFnOnce(&Ledger) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
