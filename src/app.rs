@@ -128,6 +128,7 @@ impl Sidecar {
             .with_snapshots(snapshot);
         let checker =
             Checker::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
+        let checker = checker.blocking(settings.blocked_countries.clone());
         let keywords = KeywordBook::new(settings.keywords.clone());
         let names = settings.names.clone();
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics))

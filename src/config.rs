@@ -47,6 +47,7 @@ pub use self::webhook_doctor::{DoctorArgs, ReceiverReview};
 use crate::decision_log::DecisionLogSettings;
 use crate::grpc::Roles;
 use crate::telemetry::TraceSettings;
+use consentd_core::country_list::CountryList;
 use consentd_core::decision::Policy;
 use consentd_core::event::PlatformNames;
 use consentd_core::keyword::KeywordSettings;
@@ -166,6 +167,8 @@ pub struct Settings {
     pub max_staleness: Duration,
     /// The rules that an operator may set.
     pub policy: Policy,
+    /// The countries that get no marketing templates.
+    pub blocked_countries: CountryList,
     /// The names by which a statement may call WhatsApp.
     pub names: PlatformNames,
     /// The keywords.
@@ -244,6 +247,7 @@ impl ServeArgs {
             webhook: self.webhook.validate(self.config.as_deref())?,
             max_staleness,
             policy: self.policy.policy()?,
+            blocked_countries: self.policy.blocked_countries()?,
             names,
             keywords,
             limits: self.limits.validate()?,

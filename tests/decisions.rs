@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::failure::{UserFailure, UserFailures};
 use consentd_core::scope::{Class, ClassSet};
 use consentd_core::standing::{Facts, Standing};
 use consentd_core::time::{Clock, Timestamp};
@@ -69,7 +70,18 @@ const STANDINGS: [(&str, Standing); 13] = [
     ("pending over all, wrote", Standing::PendingOverOptOut { answerable: true }),
 ];
 const WINDOWS: [&str; 5] = ["never", "closed", "refused", "ahead", "open"];
-const MARKS: [&str; 5] = ["none", "stopped", "capped", "both", "suppressed"];
+const MARKS: [&str; 10] = [
+    "none",
+    "stopped",
+    "capped",
+    "both",
+    "suppressed",
+    "failed",
+    "blocked",
+    "country",
+    "experiment",
+    "barred",
+];
 const PROOFS: [(&str, Proof); 3] =
     [("fresh", Proof::Fresh), ("late", Proof::Late), ("invalid", Proof::Invalid)];
 
@@ -86,7 +98,22 @@ fn facts(standing: Standing, window: &str, marks: &str) -> Facts {
             _ => Some(at(NOW - HOUR)),
         },
         window_closed: window == "refused",
+        failures: match marks {
+            "failed" => UserFailure::ALL.into_iter().collect(),
+            marks => failures(marks),
+        },
     }
+}
+
+/// The failures that are denied beside these marks.
+fn failures(marks: &str) -> UserFailures {
+    let failure = match marks {
+        "blocked" => Some(UserFailure::Blocked),
+        "country" => Some(UserFailure::Country),
+        "experiment" => Some(UserFailure::Experiment),
+        _ => None,
+    };
+    failure.into_iter().collect()
 }
 
 fn name(reason: Reason) -> &'static str {
@@ -117,6 +144,8 @@ fn every_combination_is_as_the_page_says() {
                                 let policy = Policy {
                                     window_implies: only(class, implied),
                                     stale_allow: only(class, lenient),
+                                    deny_after: failures(marks),
+                                    bars_marketing_templates: marks == "barred",
                                     ..Policy::default()
                                 };
                                 let expected = rows.each_ref().map(|verdict| {
@@ -138,7 +167,7 @@ fn every_combination_is_as_the_page_says() {
             }
         }
     }
-    assert_eq!(combinations, 13 * 5 * 5 * 4 * 2 * 3 * 2 * 3);
+    assert_eq!(combinations, 13 * 5 * 10 * 4 * 2 * 3 * 2 * 3);
     template.assert_all_hit("Template");
     free_form.assert_all_hit("Free-form");
     table.assert_all_hit("Table");

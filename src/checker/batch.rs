@@ -4,11 +4,29 @@ use super::template::{KnownCategory, TemplateName, parse_template};
 use super::{CheckRequest, Checker, ParsedRequest};
 use crate::table::{Freshness, KeyDeriver, Pair};
 use consentd_core::Violation;
+use consentd_core::country_list::CountryList;
 use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
 use consentd_os::clock::Moment;
+
+/// What requests are parsed by.
+pub(super) struct Parsing<'a> {
+    pub(super) keys: KeyDeriver,
+    /// The countries that get no marketing templates.
+    pub(super) blocked: &'a CountryList,
+}
+
+/// What a check asks, beside its pair and its category's topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) class: Class,
+    pub(super) form: Form,
+    pub(super) min_revision: Revision,
+    /// Whether it is about marketing to a country that the operator has blocked.
+    pub(super) is_barred: bool,
+}
 
 /// The business and the category of the previous request: most requests of a batch share the business,
 /// and many the category, which are then parsed once.
@@ -22,12 +40,12 @@ impl<'q> ParseCache<'q> {
     /// Parses a request, or returns all of its violations.
     pub(super) fn parse(
         &mut self,
-        keys: &KeyDeriver,
+        parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
     ) -> Result<ParsedRequest<'q>, Vec<Violation>> {
         let business = cached(&mut self.business, request.business_id, BusinessId::parse);
         let category = cached(&mut self.category, request.category, Category::parse);
-        ParsedRequest::new(keys, request, business, category)
+        ParsedRequest::new(parsing, request, business, category)
     }
 }
 
@@ -38,7 +56,7 @@ impl<'q> ParsedRequest<'q> {
     ///
     /// All violations of the request.
     pub(super) fn new(
-        keys: &KeyDeriver,
+        parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
         business: Result<BusinessId<'q>, Violation>,
         category: Result<Category<'q>, Violation>,
@@ -47,7 +65,7 @@ impl<'q> ParsedRequest<'q> {
         match (user, business, category, request.form) {
             (Ok(user), Ok(business), Ok(category), Ok(form)) => {
                 let min_revision = request.min_revision;
-                Ok(Self::of_user(keys, &user, business, category, form, min_revision))
+                Ok(Self::of_user(parsing, &user, business, category, form, min_revision))
             }
             (user, business, category, form) => {
                 let form = form.err().map(Violation::from);
@@ -59,15 +77,24 @@ impl<'q> ParsedRequest<'q> {
 
     /// The check of a user whose id was read.
     pub(super) fn of_user(
-        keys: &KeyDeriver,
+        parsing: &Parsing<'_>,
         user: &UserId<'_>,
         business: BusinessId<'_>,
         category: Category<'q>,
         form: Form,
         min_revision: Revision,
     ) -> Self {
+        let Parsing { keys, blocked } = parsing;
         let (pair, former) = (keys.pair(user, business), keys.former_pair(user, business));
-        Self { pair, former, category, form, min_revision }
+        let is_blocked = blocked.covers(user);
+        Self { pair, former, category, form, min_revision, is_blocked }
+    }
+
+    /// What it asks if this class decides.
+    pub(super) fn asked_as(&self, class: Class) -> Asked {
+        let Self { form, min_revision, is_blocked, .. } = *self;
+        let is_barred = is_blocked && class == Class::Marketing;
+        Asked { class, form, min_revision, is_barred }
     }
 }
 
@@ -100,11 +127,11 @@ impl<'q> TemplateCache<'q> {
     pub(super) fn parse(
         &mut self,
         checker: &Checker,
-        keys: &KeyDeriver,
+        parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
         template: TemplateName<'q>,
     ) -> Result<(ParsedRequest<'q>, KnownCategory), Vec<Violation>> {
-        let (parsed, pairs) = parse_template(keys, request, template)?;
+        let (parsed, pairs) = parse_template(parsing, request, template)?;
         let known = match self.known {
             Some((business, name, known))
                 if business == request.business_id && name == template =>
@@ -121,10 +148,8 @@ impl<'q> TemplateCache<'q> {
 /// A valid request of a batch.
 #[derive(Clone, Copy)]
 pub(super) struct BatchItem {
-    /// The class that decides.
-    pub(super) class: Class,
-    pub(super) form: Form,
-    pub(super) min_revision: Revision,
+    /// What it asks, with the class that decides.
+    pub(super) asked: Asked,
     /// As in [`CheckResult::stricter`](super::CheckResult::stricter).
     pub(super) stricter: Option<Class>,
 }
@@ -190,10 +215,10 @@ impl<'q, E> Batch<'q, E> {
         category: Category<'q>,
         stricter: Option<Class>,
     ) {
-        let ParsedRequest { pair, former, category: _, form, min_revision } = *request;
+        let ParsedRequest { pair, former, .. } = *request;
         self.former.extend(former.map(|former| (self.pairs.len(), former)));
-        let class = category.class;
-        self.requests.push(Ok(BatchItem { class, form, min_revision, stricter }));
+        let asked = request.asked_as(category.class);
+        self.requests.push(Ok(BatchItem { asked, stricter }));
         self.pairs.push(pair);
         self.categories.push(category);
     }

@@ -45,12 +45,12 @@ impl Checker {
         users: impl ExactSizeIterator<Item = &'q str>,
         mut each: impl FnMut(Option<Reason>),
     ) -> Result<FilterResult, CheckError> {
-        let keys = self.table.key_deriver();
+        let parsing = self.parsing();
         let Campaign { business, category, form, template } = *campaign;
         let known = match template {
             None => None,
             Some(template) => {
-                let pairs = template.pairs(&keys, business).map_err(CheckError::Invalid)?;
+                let pairs = template.pairs(&parsing.keys, business).map_err(CheckError::Invalid)?;
                 Some(self.known_category(pairs, Moment::about_now))
             }
         };
@@ -58,7 +58,7 @@ impl Checker {
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => {
-                    let parsed = ParsedRequest::of_user(&keys, &user, business, category, form, 0);
+                    let parsed = ParsedRequest::of_user(&parsing, &user, business, category, form, 0);
                     match &known {
                         None => batch.push(&parsed),
                         Some(known) => batch.push_template(&parsed, known),

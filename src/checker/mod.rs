@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use self::batch::{Batch, BatchItem, ParseCache, TemplateCache, TemplateItem};
+use self::batch::{Asked, Batch, BatchItem, ParseCache, Parsing, TemplateCache, TemplateItem};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
 use consentd_core::Violation;
+use consentd_core::country_list::CountryList;
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
 use consentd_core::id::{BusinessId, Key};
 use consentd_core::record::Revision;
@@ -74,6 +75,8 @@ struct ParsedRequest<'q> {
     category: Category<'q>,
     form: Form,
     min_revision: Revision,
+    /// Whether the user is in a country that the operator has blocked.
+    is_blocked: bool,
 }
 
 /// A decision, and the state of the table that it rests on.
@@ -123,6 +126,8 @@ pub struct Checker {
     max_staleness: Duration,
     metrics: Arc<Metrics>,
     log: Option<DecisionLog>,
+    /// The countries that get no marketing templates.
+    blocked: Arc<CountryList>,
     /// When this checker was created: a table that is not loaded has been without a proof since then.
     created: Moment,
 }
@@ -136,7 +141,15 @@ impl Checker {
         max_staleness: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { table, policy, max_staleness, metrics, log: None, created: Moment::now() }
+        let (blocked, created) = (Arc::default(), Moment::now());
+        Self { table, policy, max_staleness, metrics, log: None, blocked, created }
+    }
+
+    /// Denies marketing templates to these countries.
+    #[must_use]
+    pub fn blocking(mut self, countries: CountryList) -> Self {
+        self.blocked = Arc::new(countries);
+        self
     }
 
     /// Sets the decision log.
@@ -161,10 +174,11 @@ impl Checker {
             }
             return Ok(result);
         }
-        let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
+        let request = self.parse(request)?;
+        let ParsedRequest { pair, former, category, form, .. } = request;
         let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
-        let result = evaluation.result(&facts, category.class, form, min_revision);
+        let result = evaluation.result(&facts, request.asked_as(request.category.class));
         self.metrics.decided(result.decision.reason);
         if let Some(log) = &self.log {
             log.log(&log_record(pair, category, form, &result, evaluation.now));
@@ -177,7 +191,7 @@ impl Checker {
     pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
         match request.template {
             None => self.parse(request).is_ok(),
-            Some(template) => parse_template(&self.table.key_deriver(), request, template).is_ok(),
+            Some(template) => parse_template(&self.parsing(), request, template).is_ok(),
         }
     }
 
@@ -205,10 +219,10 @@ impl Checker {
         if let Some(template) = request.template {
             return self.check_template(request, template, clock).map(|(_, result, _)| result);
         }
-        let ParsedRequest { pair, former, category, form, min_revision } = self.parse(request)?;
-        let (facts, freshness) = self.facts(pair, former, category);
+        let request = self.parse(request)?;
+        let (facts, freshness) = self.facts(request.pair, request.former, request.category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
-        Ok(evaluation.result(&facts, category.class, form, min_revision))
+        Ok(evaluation.result(&facts, request.asked_as(request.category.class)))
     }
 
     fn facts(
@@ -223,11 +237,15 @@ impl Checker {
         }
     }
 
+    fn parsing(&self) -> Parsing<'_> {
+        Parsing { keys: self.table.key_deriver(), blocked: &self.blocked }
+    }
+
     fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
         let business = BusinessId::parse(request.business_id);
         let category = Category::parse(request.category);
-        ParsedRequest::new(&self.table.key_deriver(), request, business, category)
-            .map_err(CheckError::Invalid)
+        let parsing = self.parsing();
+        ParsedRequest::new(&parsing, request, business, category).map_err(CheckError::Invalid)
     }
 
     /// Checks a batch in order, with one reading of the clocks: callers must keep a batch so small that
@@ -241,19 +259,19 @@ impl Checker {
         requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
         each: impl FnMut(Result<CheckResult, Vec<Violation>>),
     ) -> Result<(), CheckError> {
-        let keys = self.table.key_deriver();
+        let parsing = self.parsing();
         let mut cache = ParseCache::default();
         let mut templates = TemplateCache::default();
         let mut batch = Batch::with_capacity(requests.len());
         for request in requests {
             if let Some(template) = request.template {
-                match templates.parse(self, &keys, &request, template) {
+                match templates.parse(self, &parsing, &request, template) {
                     Ok((parsed, known)) => batch.push_template(&parsed, &known),
                     Err(violations) => batch.push_invalid(violations),
                 }
                 continue;
             }
-            match cache.parse(&keys, &request) {
+            match cache.parse(&parsing, &request) {
                 Ok(parsed) => batch.push(&parsed),
                 Err(violations) => batch.push_invalid(violations),
             }
@@ -300,10 +318,9 @@ impl Checker {
         }
         let mut looked_up = pairs.iter().zip(&asked);
         for request in requests {
-            each(request.map(|BatchItem { class, form, min_revision, stricter }| {
+            each(request.map(|BatchItem { asked, stricter }| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
-                let result = evaluation.result(facts, class, form, min_revision);
-                let result = CheckResult { stricter, ..result };
+                let result = CheckResult { stricter, ..evaluation.result(facts, asked) };
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(result.decision.reason as usize) {
                     *count += 1;
@@ -311,7 +328,7 @@ impl Checker {
                 if let Some(log) = &self.log
                     && let Some((pair, category)) = looked_up.next()
                 {
-                    log.log(&log_record(*pair, *category, form, &result, evaluation.now));
+                    log.log(&log_record(*pair, *category, asked.form, &result, evaluation.now));
                 }
                 result
             }));
@@ -459,20 +476,22 @@ impl<'a> Evaluation<'a> {
         Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
-    fn result(
-        &self,
-        facts: &Result<Facts, UnreadablePair>,
-        class: Class,
-        form: Form,
-        min_revision: Revision,
-    ) -> CheckResult {
+    fn result(&self, facts: &Result<Facts, UnreadablePair>, asked: Asked) -> CheckResult {
+        let Asked { class, form, min_revision, is_barred } = asked;
         let (facts, proof) = match facts {
             // The table lacks an event that the caller knows of: for this check it is not valid.
             Ok(facts) if self.revision < min_revision => (facts, Proof::Invalid),
             Ok(facts) => (facts, self.proof),
             Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
         };
-        let decision = decide(facts, class, form, self.policy, self.clock, proof);
+        let barring;
+        let policy = if is_barred {
+            barring = Policy { bars_marketing_templates: true, ..*self.policy };
+            &barring
+        } else {
+            self.policy
+        };
+        let decision = decide(facts, class, form, policy, self.clock, proof);
         let (revision, staleness) = (self.revision, self.staleness);
         CheckResult { decision, revision, staleness, stricter: None }
     }

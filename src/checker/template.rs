@@ -1,6 +1,7 @@
 //! Checks that name a template: the stricter of the category that is asked for and of the one that the
 //! ledger knows of decides. In a file of its own, so that a check without a template pays for one branch.
 
+use super::batch::Parsing;
 use super::{CheckError, CheckRequest, CheckResult, Checker, Evaluation, ParsedRequest};
 use crate::table::{Freshness, KeyDeriver, Pair, UnreadablePair};
 use consentd_core::Violation;
@@ -137,16 +138,16 @@ impl Checker {
         template: TemplateName<'q>,
         clock: impl Fn() -> Moment,
     ) -> Result<(ParsedRequest<'q>, CheckResult, Moment), CheckError> {
-        let parsed = parse_template(&self.table.key_deriver(), request, template);
+        let parsed = parse_template(&self.parsing(), request, template);
         let (parsed, pairs) = parsed.map_err(CheckError::Invalid)?;
-        let ParsedRequest { pair, former, category, form, min_revision } = parsed;
+        let ParsedRequest { pair, former, category, .. } = parsed;
         let known = self.known_category(pairs, &clock);
         let decides = known.decides(category.class);
         let class = decides.unwrap_or(Class::Marketing);
         let (facts, later) = self.facts_as((pair, former), category, class);
         let facts = decides.and(facts);
         let evaluation = Evaluation::new(self, known.freshness.and(later.validity), clock())?;
-        let result = evaluation.result(&facts, class, form, min_revision);
+        let result = evaluation.result(&facts, parsed.asked_as(class));
         let stricter = (class != category.class).then_some(class);
         Ok((parsed, CheckResult { stricter, ..result }, evaluation.now))
     }
@@ -154,7 +155,7 @@ impl Checker {
 
 /// Parses a request that names a template, or returns all of its violations.
 pub(super) fn parse_template<'q>(
-    keys: &KeyDeriver,
+    parsing: &Parsing<'_>,
     request: &CheckRequest<'q>,
     template: TemplateName<'q>,
 ) -> Result<(ParsedRequest<'q>, TemplatePairs), Vec<Violation>> {
@@ -162,10 +163,10 @@ pub(super) fn parse_template<'q>(
     let category = Category::parse(request.category);
     // The violation of the business is reported once, with the request's other ones.
     let pairs = match &business {
-        Ok(business) => template.pairs(keys, *business).map(Some),
+        Ok(business) => template.pairs(&parsing.keys, *business).map(Some),
         Err(_) => TemplateId::parse(template.name, template.language).map(|_| None),
     };
-    let parsed = ParsedRequest::new(keys, request, business, category);
+    let parsed = ParsedRequest::new(parsing, request, business, category);
     let form = request.form.map_or(Ok(Form::Template), template_form);
     match (parsed, pairs, form) {
         (Ok(parsed), Ok(Some(pairs)), Ok(form)) => Ok((ParsedRequest { form, ..parsed }, pairs)),

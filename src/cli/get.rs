@@ -38,6 +38,13 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<Verdict> {
     output::line(&format!("last wrote       {last_inbound}"))?;
     output::line(&format!("WhatsApp stop    {}", output::stop_text(&consent)))?;
     output::line(&format!("suppressed       {}", consent.suppressed))?;
+    for failure in &consent.failures {
+        let at = failure.retry_time.as_ref();
+        let at = at.map(|time| format!(": {}", output::time_text(Some(time)))).unwrap_or_default();
+        let (code, meaning) = (failure.code, output::printable(&failure.meaning));
+        let again = output::printable(&failure.again);
+        output::line(&format!("refused          {code}, {meaning}; again {again}{at}"))?;
+    }
     output::line(&format!("revision         {}", consent.revision))?;
     output::line(&format!("pair             {}", output::printable(&consent.pair_key)))?;
     Ok(Verdict::Yes)

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use anyhow::Context as _;
 use consentd_core::decision;
+use consentd_core::failure;
 use consentd_core::time::Timestamp;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
@@ -154,8 +155,15 @@ pub(super) fn event_text(event: &pb::ConsentEvent) -> String {
             let number = at_number(&preference.phone_number_id);
             format!("marketing {did} inside WhatsApp{number}")
         }
-        Some(What::DeliveryFailure(failure)) => {
-            format!("delivery failure {}{}", failure.code, at_number(&failure.phone_number_id))
+        Some(What::DeliveryFailure(refused)) => {
+            let (code, number) = (refused.code, at_number(&refused.phone_number_id));
+            failure::of(code).map_or_else(
+                || format!("delivery failure {code}{number}"),
+                |known| {
+                    let (meaning, again) = (known.meaning, known.again.text());
+                    format!("delivery failure {code}{number}: {meaning}; again {again}")
+                },
+            )
         }
         Some(What::Suppression(suppression)) => {
             let did = if suppression.suppressed { "suppressed" } else { "suppression lifted" };

@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use super::values::{span, unless_none};
 use super::{ConfigError, wrong};
+use consentd_core::country_list::{CountryList, MAX_COUNTRIES};
 use consentd_core::decision::Policy;
 use consentd_core::event::{PlatformNames, StatementNames};
+use consentd_core::failure::{self, UserFailure, UserFailures};
 use consentd_core::scope::{Class, ClassSet};
 
 /// The rules that an operator may set for a sidecar.
@@ -35,6 +37,15 @@ pub struct PolicyArgs {
     /// [default: none]
     #[arg(long, env = "CONSENTD_STALE_ALLOW", value_name = "CLASSES")]
     pub stale_allow: Option<String>,
+    /// Deny messages to a user after WhatsApp refused one with these codes, comma-separated, or none:
+    /// 130403, 130472 (marketing templates alone, unless the window is open), 130497
+    /// [default: none]
+    #[arg(long, env = "CONSENTD_DENY_AFTER_FAILURE", value_name = "CODES")]
+    pub deny_after_failure: Option<String>,
+    /// Deny marketing templates to users whose phone number begins so, or whose business-scoped id is
+    /// of this country, comma-separated, such as 1,US; or none [default: none]
+    #[arg(long, env = "CONSENTD_MARKETING_BLOCKED_COUNTRIES", value_name = "PREFIXES")]
+    pub marketing_blocked_countries: Option<String>,
     /// Names by which a statement may call WhatsApp, comma-separated, in place of the built-in ones
     #[arg(long, env = "CONSENTD_PLATFORM_NAMES", value_name = "NAMES")]
     pub platform_names: Option<String>,
@@ -53,6 +64,10 @@ impl PolicyArgs {
             window_margin: self.window_margin.or(weaker.window_margin),
             window_implies: self.window_implies.or(weaker.window_implies),
             stale_allow: self.stale_allow.or(weaker.stale_allow),
+            deny_after_failure: self.deny_after_failure.or(weaker.deny_after_failure),
+            marketing_blocked_countries: self
+                .marketing_blocked_countries
+                .or(weaker.marketing_blocked_countries),
             platform_names: self.platform_names.or(weaker.platform_names),
             statement_names: self.statement_names.or(weaker.statement_names),
         }
@@ -65,7 +80,21 @@ impl PolicyArgs {
             self.window_margin,
             self.window_implies.as_deref(),
             self.stale_allow.as_deref(),
+            self.deny_after_failure.as_deref(),
         )
+    }
+
+    /// The countries that get no marketing templates.
+    pub(super) fn blocked_countries(&self) -> Result<CountryList, ConfigError> {
+        const SETTING: &str = "--marketing-blocked-countries";
+        let text = self.marketing_blocked_countries.as_deref().and_then(unless_none);
+        let Some(text) = text else { return Ok(CountryList::default()) };
+        let list = CountryList::parse(text.split(',').map(str::trim));
+        let list = list.map_err(|error| wrong(SETTING, error.to_string()))?;
+        if list.len() > MAX_COUNTRIES {
+            return Err(wrong(SETTING, format!("names more than {MAX_COUNTRIES} countries")));
+        }
+        Ok(list)
     }
 
     /// The staleness of the table beyond which checks are denied, 5 s by default.
@@ -125,6 +154,9 @@ pub struct PastPolicyArgs {
         default_value = "marketing,utility,authentication,service"
     )]
     window_implies: String,
+    /// Codes after which messages were denied, comma-separated, or none
+    #[arg(long, value_name = "CODES", default_value = "none")]
+    deny_after_failure: String,
 }
 
 impl PastPolicyArgs {
@@ -134,7 +166,8 @@ impl PastPolicyArgs {
     ///
     /// [`ConfigError`] names the flag whose value is invalid.
     pub fn policy(&self) -> Result<Policy, ConfigError> {
-        policy(Some(self.window), Some(self.window_margin), Some(&self.window_implies), None)
+        let (implies, codes) = (Some(&*self.window_implies), Some(&*self.deny_after_failure));
+        policy(Some(self.window), Some(self.window_margin), implies, None, codes)
     }
 }
 
@@ -143,6 +176,7 @@ fn policy(
     margin: Option<Duration>,
     implies: Option<&str>,
     stale_allow: Option<&str>,
+    deny_after: Option<&str>,
 ) -> Result<Policy, ConfigError> {
     let window = window.unwrap_or(Policy::WINDOW);
     if window > Policy::WINDOW {
@@ -155,7 +189,29 @@ fn policy(
             .map_or(Ok(ClassSet::ALL), |text| classes("--window-implies", text))?,
         stale_allow: stale_allow
             .map_or(Ok(ClassSet::NONE), |text| classes("--stale-allow", text))?,
+        deny_after: deny_after.map_or(Ok(UserFailures::NONE), failures)?,
+        bars_marketing_templates: false,
     })
+}
+
+/// The codes of `--deny-after-failure`. Only a failure that concerns the user alone may deny the user.
+fn failures(text: &str) -> Result<UserFailures, ConfigError> {
+    let Some(text) = unless_none(text) else { return Ok(UserFailures::NONE) };
+    let code = |text: &str| {
+        let text = text.trim();
+        let found = text.parse().ok().map(|code| (code, UserFailure::of(code)));
+        if let Some((_, Some(failure))) = found {
+            return Ok(failure);
+        }
+        let known = UserFailure::ALL.map(|failure| failure.code().to_string()).join(", ");
+        let about = found.and_then(|(code, _)| failure::of(code));
+        let about = about.map_or_else(String::new, |known| format!(" ({})", known.meaning));
+        let why = format!(
+            "{text:?}{about} is no code by which a user may be denied; one of {known}, or none"
+        );
+        Err(wrong("--deny-after-failure", why))
+    };
+    text.split(',').map(code).collect()
 }
 
 fn classes(setting: &'static str, text: &str) -> Result<ClassSet, ConfigError> {

@@ -321,6 +321,7 @@ impl CheckService {
             revision,
             staleness: Some(convert::duration(staleness)),
             pair_key: convert::pair_key(key),
+            failures: summary.failures.iter().map(convert::held_failure).collect(),
         }))
     }
 

@@ -10,6 +10,7 @@ use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
 use consentd_core::event::{Event, Evidence, Method, PlatformNames, StatementNames, What};
 use consentd_core::expiring_opt_ins::ExpiringOptIn;
+use consentd_core::failure::{self, HeldFailure};
 use consentd_core::id::{Key, KeySecret, PhoneNumberId};
 use consentd_core::record::{HistoryEntry, Outcome};
 use consentd_core::scope::{Category, Class, Scope};
@@ -61,6 +62,8 @@ pub(super) const fn reason(reason: Reason) -> pb::Reason {
         Reason::FrequencyCapped => pb::Reason::FrequencyCapped,
         Reason::Suppressed => pb::Reason::Suppressed,
         Reason::Stale => pb::Reason::Stale,
+        Reason::PlatformRefused => pb::Reason::PlatformRefused,
+        Reason::CountryBlocked => pb::Reason::CountryBlocked,
     }
 }
 
@@ -110,6 +113,17 @@ pub(super) fn category_used(stricter: Option<Class>, asked: &str) -> String {
 /// Converts the name of a template.
 pub(super) fn template_name(template: &pb::Template) -> TemplateName<'_> {
     TemplateName { name: &template.name, language: &template.language }
+}
+
+/// Converts a failure that still holds.
+pub(super) fn held_failure(failure: &HeldFailure) -> pb::HeldFailure {
+    let known = failure::of(failure.code);
+    pb::HeldFailure {
+        code: failure.code,
+        meaning: known.map_or("", |known| known.meaning).to_owned(),
+        again: known.map_or("", |known| known.again.text()).to_owned(),
+        retry_time: failure.retry.map(timestamp),
+    }
 }
 
 /// Converts the status of the table.

@@ -339,7 +339,9 @@ fn all_of(
 fn user_pair(pair: UserPair, clock: Timestamp) -> pb::UserPair {
     let state = &pair.stored.record.state;
     let ResolvedState { profile, last_inbound, expiries } = ResolvedState::of(state);
-    let (opted_in, opted_out) = profile.in_force(expiries.as_ref().into(), clock);
+    let times = expiries.as_ref().into();
+    let (opted_in, opted_out) = profile.in_force(times, clock);
+    let failures = profile.held_failures(times, clock);
     let names = |scopes: Vec<_>| scopes.iter().map(ToString::to_string).collect();
     let consent = pb::GetConsentResponse {
         last_inbound_time: last_inbound.map(convert::timestamp),
@@ -351,6 +353,7 @@ fn user_pair(pair: UserPair, clock: Timestamp) -> pb::UserPair {
         revision: pair.stored.version.revision,
         staleness: None,
         pair_key: convert::pair_key(pair.key),
+        failures: failures.iter().map(convert::held_failure).collect(),
     };
     pb::UserPair { business_id: pair.business_id, consent: Some(consent) }
 }

@@ -67,6 +67,10 @@ impl PairSummary {
         self.opted_in.retain(|scope| !self.opted_out.contains(scope));
         self.add_stops(other.stops);
         self.suppressed |= other.suppressed;
+        // Of two caps the later one holds.
+        self.failures.extend(other.failures);
+        self.failures.sort_unstable_by(|a, b| (a.code, b.retry).cmp(&(b.code, a.retry)));
+        self.failures.dedup_by_key(|failure| failure.code);
         self
     }
 }

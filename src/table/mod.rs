@@ -29,6 +29,7 @@ use self::shard::{PerShard, Shard, ShardIndex};
 use self::shard_directory::{ShardDirectory, View};
 use self::shard_writer::ShardWriter;
 use consentd_core::Violation;
+use consentd_core::failure::HeldFailure;
 use consentd_core::id::{Key, KeySecret, PhoneNumberId};
 use consentd_core::record::Revision;
 use consentd_core::retained_denials::RetainedDenials;
@@ -141,6 +142,8 @@ pub struct PairSummary {
     pub stops: Vec<Option<PhoneNumberId>>,
     /// Whether the user must not be contacted.
     pub suppressed: bool,
+    /// Refusals by WhatsApp that still hold.
+    pub failures: Vec<HeldFailure>,
 }
 
 struct Shared {
@@ -410,6 +413,7 @@ impl Table {
                     opted_out,
                     stops: profile.stops().into(),
                     suppressed: profile.suppressed(),
+                    failures: profile.held_failures(times, now),
                 }
             }),
         };

@@ -6,11 +6,13 @@ use super::templates::without_lift;
 use consentd_core::event::{
     CODE_FREQUENCY_CAPPED, CODE_PLATFORM_STOPPED, CODE_WINDOW_CLOSED, What,
 };
+use consentd_core::failure::UserFailure;
 use consentd_core::submission::{InboundEffect, Submission};
 
-/// Whether a failure with this code is a denial.
+/// Whether a failure with this code is a denial, or is one if the operator says so.
 pub(super) fn denies(code: i32) -> bool {
     matches!(code, CODE_WINDOW_CLOSED | CODE_FREQUENCY_CAPPED | CODE_PLATFORM_STOPPED)
+        || UserFailure::of(code).is_some()
 }
 
 /// The part of an event that denies, without anything that allows. Nothing if no part denies. Of a

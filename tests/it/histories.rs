@@ -9,7 +9,7 @@
 //! after the generator's `now`, later than any time that is not ahead, so it names its round.
 //! Everything else is compared to the millisecond.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,12 @@ const WINDOW: i64 = (24 * 60 - 1) * 60_000;
 /// How long after the failure a cap ends.
 const CAP: i64 = 24 * 60 * 60_000;
 
+/// The failures after which the sidecar denies.
+const DENIED_AFTER: [i32; 3] = [130_403, 130_472, 130_497];
+
+/// The beginning of the numbers that get no marketing templates.
+const BLOCKED: &str = "5255";
+
 /// How many of the histories that disagree are shown, the shortest first.
 const SHOWN: usize = 3;
 
@@ -102,7 +108,13 @@ struct Seen {
 async fn a_hundred_thousand_histories_end_as_the_model_says() {
     let folder = tempfile::tempdir().unwrap();
     // How current the table is is not what this is about, and a busy machine must not matter.
-    let sidecar = Arc::new(Sidecar::live(folder.path(), &["--max-staleness", "10m"]).await);
+    let codes = DENIED_AFTER.map(|code| code.to_string()).join(",");
+    let flags = [
+        ["--max-staleness", "10m"],
+        ["--deny-after-failure", &codes],
+        ["--marketing-blocked-countries", BLOCKED],
+    ];
+    let sidecar = Arc::new(Sidecar::live(folder.path(), &flags.concat()).await);
     let mut lanes = JoinSet::new();
     for number in 0..LANES {
         let (checks, records) = (sidecar.checks().await, sidecar.records().await);
@@ -122,7 +134,7 @@ async fn a_hundred_thousand_histories_end_as_the_model_says() {
         seen.disagreeing,
         shown.join("\n")
     );
-    assert_eq!(seen.reasons.len(), 12, "every reason but the stale ones: {:?}", seen.reasons);
+    assert_eq!(seen.reasons.len(), 14, "every reason but the stale ones: {:?}", seen.reasons);
     assert!(seen.refused.len() >= 4, "every kind of refusal: {:?}", seen.refused);
     let often = [seen.opted_out, seen.confirmed, seen.stamps];
     assert!(often.iter().all(|often| often * 100 > HISTORIES), "too seldom: {often:?}");
@@ -268,7 +280,12 @@ impl Case {
         let (user, business) = (user(seed), rng.pick(&BUSINESSES));
         let events = history(&mut rng, &user, business, now, false);
         let asked_as = notation(&mut rng, &user);
-        let model = Model::new(Rules::default());
+        let rules = Rules {
+            deny_after: BTreeSet::from(DENIED_AFTER),
+            blocked: vec![BLOCKED.to_owned()],
+            ..Rules::default()
+        };
+        let model = Model::new(rules);
         Self { seed, user, asked_as, business, events, model, disagreements: Vec::new() }
     }
 

@@ -14,10 +14,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use self::histories::{CATEGORIES, history, notation};
+pub use self::rules::Rules;
 pub use crate::rng::Rng;
 
 #[path = "model/histories.rs"]
 mod histories;
+#[path = "model/rules.rs"]
+mod rules;
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
@@ -82,29 +85,6 @@ pub struct Event {
     pub what: What,
 }
 
-/// What an operator configures.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    pub window: i64,
-    pub margin: i64,
-    pub window_implies: BTreeSet<Class>,
-    pub stale_allow: BTreeSet<Class>,
-}
-
-impl Default for Rules {
-    /// > `window` is 24 h, `margin` 60 s.
-    /// > `window_implies` … by default all four
-    /// > `stale_allow` (empty by default)
-    fn default() -> Self {
-        Rules {
-            window: 24 * HOUR,
-            margin: MINUTE,
-            window_implies: CLASSES.iter().map(|(class, _)| *class).collect(),
-            stale_allow: BTreeSet::new(),
-        }
-    }
-}
-
 /// Whether the table is proven, merely late, or known to be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableState {
@@ -138,6 +118,8 @@ pub enum Reason {
     FrequencyCapped = 17,
     Suppressed = 18,
     Stale = 19,
+    PlatformRefused = 22,
+    CountryBlocked = 23,
 }
 
 impl Reason {
@@ -285,8 +267,10 @@ enum Subject {
     Suppression,
     Closed,
     Capped,
-    /// > Other codes (`131026`, `130472`, `131048`, `131056` …) are recorded and change nothing
+    /// > Other codes (`131026`, `131048`, `131056` …) are recorded and change nothing
     OtherFailure,
+    /// > 130403, 130472 and 130497 deny if an operator says so
+    Failed(i32),
 }
 
 /// What an event says, in the order of who wins at equal times.
@@ -338,7 +322,8 @@ struct Pair {
 /// Whether a word on this subject denies, so that its time is never moved back.
 fn is_denial(subject: &Subject, word: Word) -> bool {
     let of_whatsapp = [Subject::Closed, Subject::Capped, Subject::OtherFailure];
-    word == Word::Deny || of_whatsapp.contains(subject)
+    let failed = matches!(subject, Subject::Failed(_));
+    word == Word::Deny || failed || of_whatsapp.contains(subject)
 }
 
 /// decided: a pending opt-in stands if it is later than the latest confirmed word, or as late and
@@ -384,6 +369,9 @@ impl Pair {
             What::Failure { code, .. } => (Subject::OtherFailure, Word::Code(code)),
         }];
         match what {
+            What::Failure { code: code @ (130403 | 130472 | 130497) } => {
+                words.push((Subject::Failed(*code), ALLOW));
+            }
             // > An opt-in by `WHATSAPP_SIGNUP` also clears the platform stop
             // choice: whatever its category, as a resume at its own time.
             // decided: not one that is pending.
@@ -457,6 +445,9 @@ impl Pair {
     /// minutes at most, counts as of the moment that was clamped to; one that is on record already,
     /// as the latest of its subject, is a repeat.
     fn counts(&self, subject: &Subject, word: Word, given: Option<i64>, now: i64) -> i64 {
+        // > A later message lifts 130403, so that it counts as a denial does.
+        let blocked = Subject::Failed(130403);
+        let subject = if word == Word::Code(130403) { &blocked } else { subject };
         if !is_denial(subject, word) {
             return given.map_or(now, |time| self.first_taken(time).min(now));
         }
@@ -472,7 +463,12 @@ impl Pair {
             return own;
         }
         let after = self.taken_as_now.range(own..=own.saturating_add(AHEAD));
-        if *subject == Subject::OtherFailure { own } else { after.max().copied().unwrap_or(own) }
+        let lifted_by_none = matches!(subject, Subject::Failed(130472 | 130497));
+        if *subject == Subject::OtherFailure || lifted_by_none {
+            own
+        } else {
+            after.max().copied().unwrap_or(own)
+        }
     }
 
     /// As of when an event that allows counts by its given time, whatever the ledger's clock.
@@ -797,7 +793,7 @@ impl Model {
             }
         };
         let decide = |template: bool| {
-            let reason = self.rows_2_to_8(&pair, (category, class), template, now);
+            let reason = self.rows_2_to_8(&pair, (user, category, class), template, now);
             match state {
                 TableState::Live => reason,
                 // > 9: proof merely late, rows 2–8 allow and the class is in `stale_allow`
@@ -831,8 +827,14 @@ impl Model {
     }
 
     /// > First match wins.
-    fn rows_2_to_8(&self, pair: &Pair, of: (&str, Class), template: bool, now: i64) -> Reason {
-        let (category, class) = of;
+    fn rows_2_to_8(
+        &self,
+        pair: &Pair,
+        of: (&str, &str, Class),
+        template: bool,
+        now: i64,
+    ) -> Reason {
+        let (user, category, class) = of;
         let (open, marketing) = (self.open(pair, now), class == Class::Marketing);
         // > `standing(C)` is one of: opted in (valid), pending, expired, opted out (scope `*`, or
         // > a narrower one), none.
@@ -843,7 +845,15 @@ impl Model {
         let narrower = pair.narrower(category).is_some_and(|(_, word)| word == Word::Deny);
         let out_of_all = out_by("*") && !narrower;
         let wrote_later = pair.time(&Subject::Inbound) > out.map(|(time, _)| time);
-        let reply = !marketing && open && wrote_later && out_of_all;
+        // > 130403 and 130497 deny everything, 130472 marketing templates unless the window is open; a
+        // > message at a later time ends 130403.
+        let failed = |code: i32| {
+            let at = pair.time(&Subject::Failed(code));
+            let ended = code == 130403 && pair.time(&Subject::Inbound) > at;
+            self.rules.deny_after.contains(&code) && at.is_some() && !ended
+        };
+        let refused = failed(130403) || failed(130497);
+        let reply = !marketing && open && wrote_later && out_of_all && !refused;
         // choice: at the very millisecond of its expiry a consent has expired; a pending opt-in
         // past its expiry is still pending.
         let within = |word: Word| word.until().is_some_and(|until| now < until);
@@ -871,8 +881,14 @@ impl Model {
             (stands_again.is_some(), Reason::OptedOut),
             // > 5: marketing, platform stop → `PLATFORM_STOPPED`
             (marketing && !pair.stops().is_empty(), Reason::PlatformStopped),
+            // > 5: refused by 130403 or 130497, which the operator has denied → `PLATFORM_REFUSED`
+            (refused, Reason::PlatformRefused),
+            // > 6: template: marketing, 130472 denied, not open → `PLATFORM_REFUSED`
+            (template && marketing && failed(130472) && !open, Reason::PlatformRefused),
             // > 6: template: marketing, capped → `FREQUENCY_CAPPED` + `retry_time`
             (template && marketing && capped, Reason::FrequencyCapped),
+            // > 6: template: marketing, to a blocked country → `COUNTRY_BLOCKED`
+            (template && marketing && self.rules.block(user), Reason::CountryBlocked),
             // > 6: free-form: not open → `WINDOW_CLOSED`
             (!template && !open, Reason::WindowClosed),
             // > 7: opted in, valid → **allow** `OPTED_IN`
@@ -1262,6 +1278,7 @@ mod tests {
             let boundaries = rng.percent(50);
             let mut model = Model::new(Rules::default());
             model.rules.window_implies.remove(&Class::Marketing);
+            model.rules.deny_after = BTreeSet::from([130403, 130472, 130497]);
             for event in history(&mut rng, "525512345678", "b", NOW, boundaries) {
                 match model.record(&event, NOW) {
                     Ok(outcome) => confirmed += usize::from(!outcome.opted_in_category.is_empty()),
@@ -1282,9 +1299,9 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), 12, "all but the stale ones: {seen:?}");
+        assert_eq!(seen.len(), 13, "all but the stale ones: {seen:?}");
         pending_over_out.retain(|_, often| *often > 20);
-        assert_eq!(pending_over_out.len(), 6, "all that can be: {pending_over_out:?}");
+        assert_eq!(pending_over_out.len(), 7, "all that can be: {pending_over_out:?}");
         assert!(confirmed > 500, "{confirmed}");
         assert_eq!(refused.len(), 4, "time, category, scope and request id: {refused:?}");
     }

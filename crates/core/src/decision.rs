@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::event::MAX_AHEAD;
+use crate::failure::{UserFailure, UserFailures};
 use crate::scope::{Class, ClassSet};
 use crate::standing::{Facts, Standing};
 use crate::time::{Clock, Timestamp};
@@ -58,11 +59,15 @@ pub enum Reason {
     Suppressed,
     /// The table is not proven to be current.
     Stale,
+    /// WhatsApp refused a message to the user with a code that the operator has denied.
+    PlatformRefused,
+    /// The operator denies marketing templates to the user's country.
+    CountryBlocked,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers on the wire.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::OptedIn,
         Self::WindowOpen,
         Self::ReplyAfterOptOut,
@@ -77,6 +82,8 @@ impl Reason {
         Self::FrequencyCapped,
         Self::Suppressed,
         Self::Stale,
+        Self::PlatformRefused,
+        Self::CountryBlocked,
     ];
 
     /// Whether the message may be sent.
@@ -98,6 +105,7 @@ impl Reason {
                 | Self::OptedOutAll
                 | Self::PlatformStopped
                 | Self::FrequencyCapped
+                | Self::PlatformRefused
         )
     }
 
@@ -119,6 +127,8 @@ impl Reason {
             Self::FrequencyCapped => "FREQUENCY_CAPPED",
             Self::Suppressed => "SUPPRESSED",
             Self::Stale => "STALE",
+            Self::PlatformRefused => "PLATFORM_REFUSED",
+            Self::CountryBlocked => "COUNTRY_BLOCKED",
         }
     }
 
@@ -168,6 +178,14 @@ impl Reason {
                 "the table cannot prove that it is current, and denies until it can: see \
                  `consentd status` for the cause"
             }
+            Self::PlatformRefused => {
+                "WhatsApp refused a message to this user with a code that --deny-after-failure \
+                 names: see `consentd get` for the code, and when to send again"
+            }
+            Self::CountryBlocked => {
+                "marketing templates to this user's country are denied by the operator's \
+                 --marketing-blocked-countries"
+            }
         }
     }
 }
@@ -194,6 +212,11 @@ pub struct Policy {
     pub window_implies: ClassSet,
     /// The classes that are not denied only because the proof is late.
     pub stale_allow: ClassSet,
+    /// The failures about a user after which messages to that user are denied.
+    pub deny_after: UserFailures,
+    /// Whether marketing templates are denied, whatever else holds. It is set for a single check: of a
+    /// user in a country that the operator has blocked.
+    pub bars_marketing_templates: bool,
 }
 
 impl Policy {
@@ -210,6 +233,8 @@ impl Default for Policy {
             margin: Self::MARGIN,
             window_implies: ClassSet::ALL,
             stale_allow: ClassSet::NONE,
+            deny_after: UserFailures::NONE,
+            bars_marketing_templates: false,
         }
     }
 }
@@ -310,15 +335,23 @@ impl Question<'_> {
         if let Some(denied) = self.denied() {
             return denied;
         }
-        if self.is_marketing() && self.cap_end().is_some_and(|end| self.clock.earliest < end) {
-            return Reason::FrequencyCapped; // row 6
+        if self.is_marketing() {
+            if self.refused(UserFailure::Experiment) && !self.open() {
+                return Reason::PlatformRefused; // row 6
+            }
+            if self.cap_end().is_some_and(|end| self.clock.earliest < end) {
+                return Reason::FrequencyCapped; // row 6
+            }
+            if self.policy.bars_marketing_templates {
+                return Reason::CountryBlocked; // row 6
+            }
         }
         self.consent()
     }
 
     /// Rows 2 to 8 for a free-form message.
     fn free_form(&self) -> Reason {
-        if !self.facts.suppressed && self.may_reply() {
+        if !self.facts.suppressed && !self.is_refused() && self.may_reply() {
             return Reason::ReplyAfterOptOut; // row 3
         }
         if let Some(denied) = self.denied() {
@@ -341,8 +374,19 @@ impl Question<'_> {
             _ if self.is_marketing() && self.facts.platform_stopped => {
                 Some(Reason::PlatformStopped)
             }
+            _ if self.is_refused() => Some(Reason::PlatformRefused),
             _ => None,
         }
+    }
+
+    /// Whether there was this failure, and the operator has it denied.
+    fn refused(&self, failure: UserFailure) -> bool {
+        self.facts.failures.contains(failure) && self.policy.deny_after.contains(failure)
+    }
+
+    /// Whether the operator has every message to the user denied, of any class and form.
+    fn is_refused(&self) -> bool {
+        self.refused(UserFailure::Blocked) || self.refused(UserFailure::Country)
     }
 
     /// Row 3's exception: the user wrote again, strictly after opting out of everything.

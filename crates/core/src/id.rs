@@ -69,6 +69,19 @@ impl<'a> UserId<'a> {
     pub fn is_phone(&self) -> bool {
         matches!(self.reading, Reading::Phone(_))
     }
+
+    /// Whether it is a phone number that begins with these digits, which are `len` many.
+    #[inline]
+    pub(crate) fn has_prefix(&self, digits: u64, len: usize) -> bool {
+        matches!(self.reading, Reading::Phone(number) if number.has_prefix(digits, len))
+    }
+
+    /// Whether it is a business-scoped id, or the parent's, of a user in this country.
+    #[inline]
+    pub(crate) fn is_scoped_in(&self, country: [u8; 2]) -> bool {
+        matches!(self.reading, Reading::Opaque(id)
+            if id.as_bytes().strip_prefix(&country).is_some_and(|rest| rest.starts_with(b".")))
+    }
 }
 
 fn check_length(field: &str, id: &str) -> Result<(), Violation> {

@@ -26,10 +26,12 @@
 )]
 
 pub mod claims;
+pub mod country_list;
 pub mod decision;
 pub mod event;
 mod evidence;
 pub mod expiring_opt_ins;
+pub mod failure;
 pub mod hidden_chars;
 pub mod id;
 pub mod keyword;

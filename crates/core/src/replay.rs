@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::decision::{CAP, Form, Policy, Proof, Reason, decide};
 use crate::event::{MAX_AHEAD, What};
+use crate::failure::UserFailures;
 use crate::id::PhoneNumberId;
 use crate::record::{ChainHead, HistoryEntry};
 use crate::scope::{Category, Class, Scope};
@@ -69,6 +70,8 @@ pub struct AsOf<'a> {
     pub late: Vec<&'a HistoryEvent>,
     /// What is uncertain because events were deleted.
     pub uncertainty: Uncertainty,
+    /// Whether a failure may be among the deleted events, at any time: some of them deny without an end.
+    may_lack_failure: bool,
     state: State,
 }
 
@@ -115,7 +118,8 @@ impl<'a> AsOf<'a> {
             state.apply(&effect)?;
         }
         let uncertainty = uncertainty(listed, deleted, policy, at);
-        Ok(Self { at, known, late, uncertainty, state })
+        let may_lack_failure = uncertainty.events > 0 && deleted.last_failure.is_some();
+        Ok(Self { at, known, late, uncertainty, may_lack_failure, state })
     }
 
     /// The categories worth a decision: every class, and every topic that the events name.
@@ -148,7 +152,7 @@ impl<'a> AsOf<'a> {
         let decide = |state: &State, form| {
             decide(&facts(state), class, form, policy, Clock::at(self.at), Proof::Fresh)
         };
-        let possible_states = self.possible_states();
+        let possible_states = self.possible_states(policy.deny_after);
         let decision = |form| {
             let reason = decide(&self.state, form).reason;
             let mut alternatives = Vec::new();
@@ -173,7 +177,7 @@ impl<'a> AsOf<'a> {
     }
 
     /// The states that were possible, depending on the deleted events.
-    fn possible_states(&self) -> Vec<State> {
+    fn possible_states(&self, denied_after: UserFailures) -> Vec<State> {
         let mut states = vec![self.state.clone()];
         let mut also = |possible: bool, effect: Effect| {
             if possible {
@@ -188,6 +192,10 @@ impl<'a> AsOf<'a> {
         also(self.uncertainty.inbound, Effect::Inbound(self.at));
         also(self.uncertainty.failure, Effect::Capped(self.at));
         also(self.uncertainty.failure, Effect::WindowClosed(self.at));
+        for failure in denied_after.iter() {
+            let code = failure.code();
+            also(self.may_lack_failure, Effect::Failure { time: self.at, code });
+        }
         states
     }
 
@@ -229,7 +237,16 @@ impl<'a> AsOf<'a> {
                 let suppression = |(time, suppressed)| Effect::Suppression { time, suppressed };
                 state.suppression.map(suppression).into_iter().collect()
             }
-            Reason::NoConsent | Reason::Stale | Reason::AllowedWhileStale => Vec::new(),
+            Reason::PlatformRefused => {
+                let failures = state.user_failures.iter();
+                failures
+                    .map(|(failure, time)| Effect::Failure { time, code: failure.code() })
+                    .collect()
+            }
+            Reason::NoConsent
+            | Reason::Stale
+            | Reason::AllowedWhileStale
+            | Reason::CountryBlocked => Vec::new(),
         }
     }
 

@@ -6,8 +6,10 @@
 
 mod bytes;
 mod category_rule;
+mod held_failures;
 mod joined;
 
+use super::failure::UserFailures;
 use super::id::PhoneNumberId;
 use super::scope::{Category, Class, Scope};
 use super::state::{Choice, ChoiceKind, State};
@@ -62,6 +64,8 @@ pub struct Facts {
     pub last_inbound: Option<Timestamp>,
     /// Whether WhatsApp said, at or after `last_inbound`, that the window is closed.
     pub window_closed: bool,
+    /// The failures about the user that still hold.
+    pub failures: UserFailures,
 }
 
 impl Facts {
@@ -73,6 +77,7 @@ impl Facts {
         capped: None,
         last_inbound: None,
         window_closed: false,
+        failures: UserFailures::NONE,
     };
 }
 
@@ -164,6 +169,7 @@ pub struct Profile {
     /// whose number is unknown, and comes first.
     pub(super) stops: Box<[Option<PhoneNumberId>]>,
     window_closed: bool,
+    failures: UserFailures,
     /// `Some` if the user opted out of everything; whether the user wrote strictly later.
     pub(super) opted_out_all: Option<bool>,
     pub(super) classes: [ScopeStanding; 4],
@@ -266,6 +272,7 @@ impl ResolvedState {
             window_closed: state
                 .last_inbound
                 .is_some_and(|inbound| state.window_closed.is_some_and(|closed| closed >= inbound)),
+            failures: state.user_failures.held(state.last_inbound),
             opted_out_all: all.map(|choice| state.last_inbound > Some(choice.time)),
             ..Profile::default()
         };
@@ -409,6 +416,7 @@ impl Profile {
             capped: times.capped(),
             last_inbound,
             window_closed: self.window_closed,
+            failures: self.failures,
         }
     }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::Claims;
 use super::event::MAX_AHEAD;
+use super::failure::{UserFailure, UserFailureTimes};
 use super::id::PhoneNumberId;
 use super::platform_stops::PlatformStops;
 use super::scope::Scope;
@@ -168,7 +169,8 @@ pub enum Effect {
     WindowClosed(Timestamp),
     /// WhatsApp capped marketing to this user.
     Capped(Timestamp),
-    /// Another refusal by WhatsApp, which no decision uses.
+    /// Another refusal by WhatsApp. A decision uses only those that the operator names, out of
+    /// [`UserFailure`].
     Failure {
         /// The event time.
         time: Timestamp,
@@ -202,6 +204,12 @@ impl Effect {
             Self::WindowClosed(time)
             | Self::Platform { time, stopped: true, .. }
             | Self::Suppression { time, suppressed: true } => Some(*time),
+            // A later message of the user lifts it.
+            Self::Failure { time, code }
+                if UserFailure::of(*code) == Some(UserFailure::Blocked) =>
+            {
+                Some(*time)
+            }
             _ => None,
         }
     }
@@ -227,6 +235,8 @@ pub struct State {
     pub capped: Option<Timestamp>,
     /// The latest other refusal and its code.
     pub failure: Option<(Timestamp, i32)>,
+    /// When WhatsApp last refused a message with each of the codes about the user.
+    pub user_failures: UserFailureTimes,
     /// The preferences inside WhatsApp, by the business's number.
     pub platform: PlatformStops,
     /// The latest suppression event: its time, and whether it was set.
@@ -271,7 +281,11 @@ impl State {
             Effect::Inbound(time) => raise(&mut self.last_inbound, *time),
             Effect::WindowClosed(time) => raise(&mut self.window_closed, *time),
             Effect::Capped(time) => raise(&mut self.capped, *time),
-            Effect::Failure { time, code } => raise(&mut self.failure, (*time, *code)),
+            Effect::Failure { time, code } => {
+                let noted = UserFailure::of(*code)
+                    .is_some_and(|failure| self.user_failures.raise(failure, *time));
+                raise(&mut self.failure, (*time, *code)) || noted
+            }
             Effect::Platform { time, stopped, number } => {
                 self.platform.apply(number.as_ref(), *time, *stopped)
             }
@@ -300,6 +314,7 @@ impl State {
                 self.scopes.get(scope).and_then(|scope_state| scope_state.opt_out)
             }
             Effect::WindowClosed(_) => self.window_closed,
+            Effect::Failure { .. } => self.user_failures.time(UserFailure::Blocked),
             Effect::Platform { number, .. } => self.platform.last_stop(number.as_ref()),
             Effect::Suppression { .. } => self.last_suppressed,
             _ => None,
@@ -361,6 +376,7 @@ impl State {
             window_closed: self.window_closed.max(other.window_closed),
             capped: self.capped.max(other.capped),
             failure: self.failure.max(other.failure),
+            user_failures: self.user_failures.join(other.user_failures),
             platform: self.platform.join(other.platform),
             suppression: self.suppression.max(other.suppression),
             last_suppressed: self.last_suppressed.max(other.last_suppressed),

@@ -90,7 +90,7 @@ impl RecentLog {
         business.changes += 1;
         let state = &record.state;
         business.last_inbound = business.last_inbound.max(state.last_inbound);
-        let preference = state.platform.map(|(time, _)| time);
+        let preference = state.platform.latest();
         business.last_preference = business.last_preference.max(preference);
     }
 }

@@ -29,6 +29,11 @@ fn every_fixture_says_what_it_should() {
         ("call_permission_accept", "message opens_no_window 1"),
         ("call_permission_reject_automatic", "message opens_no_window 1"),
         ("call_rejected", "call not_a_call_by_user 1"),
+        (
+            "call_scoped_only",
+            "call SCOPED 1752583203: inbound \"\"; also PARENT 1752583203: inbound \"\"; \
+             link SCOPED 1752583203: link PARENT false",
+        ),
         ("call_sip", "call USER 1752583202: inbound \"\""),
         ("call_user_initiated", "call USER 1752583107: inbound \"\""),
         (
@@ -101,7 +106,14 @@ fn every_fixture_says_what_it_should() {
             "message USER 1749416383: inbound \"Hi\"; message SCOPED 1749416383: opt-out \"Hi\"; \
              also SCOPED 1749416383: inbound \"\"; link USER 1749416383: link SCOPED false",
         ),
+        (
+            "inbound_longest_ids",
+            "message LONGEST 1749416405: inbound \"Hi\"; message ABOVE 1749416405: opt-out \"Hi\"; \
+             also ABOVE 1749416405: inbound \"\"; link LONGEST 1749416405: link ABOVE false",
+        ),
         ("inbound_reaction", "message opens_no_window 1"),
+        ("inbound_referral", "message USER 1749416404: inbound \"Is it still available?\""),
+        ("inbound_revoke", "message opens_no_window 1"),
         ("inbound_stop", "message USER 1749416400: inbound \"Stop.\""),
         ("inbound_text", "message USER 1749416383: inbound \"Does it come in another color?\""),
         (
@@ -112,7 +124,13 @@ fn every_fixture_says_what_it_should() {
              link USER 1749416383: link PARENT false",
         ),
         ("inbound_unsupported", "message opens_no_window 1"),
+        ("inbound_unsupported_131060", "message opens_no_window 1"),
         ("message_echoes", "other unknown_field 1"),
+        ("phone_number_quality_update", "other unknown_field 1"),
+        ("smb_app_state_sync", "other unknown_field 1"),
+        ("user_actions", "other unknown_field 1"),
+        ("user_id_update", "other unknown_field 1"),
+        ("value_errors", "other unknown_field 1"),
         (
             "several",
             "message USER 1749416383: inbound \"Hi\"; message USER 1749416384: inbound \"STOP\"; \
@@ -120,10 +138,31 @@ fn every_fixture_says_what_it_should() {
              message unknown_type 1; message no_time 1",
         ),
         ("status_delivered", "status not_failed 1"),
+        (
+            "status_delivered_and_failed",
+            "status USER 1749502811: failure 131050; status not_failed 1",
+        ),
+        ("status_failed_130403", "status USER 1749502800: failure 130403"),
+        ("status_failed_130472", "status USER 1749502800: failure 130472"),
+        ("status_failed_130497", "status USER 1749502800: failure 130497"),
         ("status_failed_131026", "status USER 1749502800: failure 131026"),
         ("status_failed_131047", "status USER 1749502800: failure 131047"),
+        ("status_failed_131049", "status USER 1749502800: failure 131049 here"),
         ("status_failed_131050", "status USER 1749502800: failure 131050 here"),
         ("status_failed_131050_second_number", "status unknown_number 1"),
+        ("status_failed_group", "status to_group 1"),
+        (
+            "status_failed_scoped_only",
+            "status SCOPED 1749502820: failure 131050 here; status PARENT 1749502820: failure \
+             131050 here; link SCOPED 1749502820: link PARENT false",
+        ),
+        (
+            "status_failed_account",
+            "status USER 1749502801: failure 131026 here; status USER 1749502802: failure 131042 \
+             here; status USER 1749502803: failure 131048 here; status USER 1749502804: failure \
+             131056 here; status USER 1749502805: failure 131062 here; status USER 1749502806: \
+             failure 131063 here; status USER 1749502807: failure 131064 here",
+        ),
         ("system_user_changed_number", "number_change USER 1753851315: link NEW true"),
         (
             "system_user_changed_number_ids",
@@ -184,10 +223,14 @@ fn every_fixture_says_what_it_should() {
     ];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), expected.len());
+    // As long as the platform's ids may be: 131 bytes, and 135 of the parent's.
+    let longest = format!("US.{}", "A1b2C3d4".repeat(16));
+    let above = format!("US.ENT.{}", "Z9y8X7w6".repeat(16));
     for (name, says) in expected {
         let says = says.replace("USER", USER).replace("SCOPED", SCOPED).replace("PARENT", PARENT);
         let says = says.replace("NEW", NEW).replace("LATER", NEW_SCOPED);
         let says = says.replace("MOTHER", NEW_PARENT);
+        let says = says.replace("LONGEST", &longest).replace("ABOVE", &above);
         assert_eq!(said(&hear(&fixture(name))), says, "{name}");
     }
 }

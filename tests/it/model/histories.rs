@@ -134,7 +134,8 @@ fn what(rng: &mut Rng, expiries: &[i64]) -> What {
         50..76 => What::Inbound { text: rng.pick(&TEXTS).to_owned() },
         76..83 => What::Platform { stopped: rng.percent(60), number: rng.pick(&NUMBERS) },
         83..96 => {
-            let codes = [131047, 131047, 131049, 131049, 131050, 131026, 130472, 131056];
+            let codes =
+                [131047, 131047, 131049, 131049, 131050, 131026, 130472, 130403, 130497, 131056];
             What::Failure { code: rng.pick(&codes), number: rng.pick(&NUMBERS) }
         }
         _ => What::Suppress { suppressed: rng.percent(50) },

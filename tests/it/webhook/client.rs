@@ -100,7 +100,8 @@ pub fn fixture(name: &str, number: &str) -> Vec<u8> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whatsapp");
     let text = std::fs::read_to_string(format!("{folder}/{name}.json")).expect("a fixture");
     // What is about templates names the account alone.
-    assert!([NUMBER, SECOND, ACCOUNT].iter().any(|id| text.contains(id)));
+    let ids = [NUMBER, SECOND, ACCOUNT];
+    assert!(ids.iter().any(|id| text.contains(id)) || !text.contains("phone_number_id"));
     text.replace(NUMBER, number).replace(SECOND, number).into_bytes()
 }
 

@@ -1,5 +1,7 @@
 //! Webhooks that a business solution provider passes on, signed by a secret of its own.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use consentd::grpc::pb::Reason;
@@ -18,7 +20,7 @@ const PLATFORM: &str = "the platform's secret, of the partner hub";
 async fn post(address: &str, headers: &[(&str, &str)], body: &[u8]) -> u16 {
     let mut head = format!("POST /webhook HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").expect("a string takes all");
     }
     send(address, &head, body).await.expect("an answer").status
 }

@@ -9,10 +9,14 @@ use super::client::{
 use crate::sidecar::Sidecar;
 use crate::world::{millis, wall};
 
+/// An id as long as WhatsApp's may be.
+const LONGEST: &str = "US.A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4\
+                       A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4";
+
 /// A fixture, whom it is about, and what is known of that user then: the last message, what the
 /// user opted in to and out of, whether marketing was stopped; and why marketing and utility
 /// templates may be sent or not. All of it is long ago: no window is open.
-const STATES: [(&str, &str, &str); 56] = [
+const STATES: [(&str, &str, &str); 999] = [
     ("call_accepted", USER, "1752583200000 [] [] false NoConsent NoConsent"),
     ("call_business_initiated", USER, "never [] [] false NoConsent NoConsent"),
     ("call_permission_accept", USER, "never [] [] false NoConsent NoConsent"),
@@ -77,6 +81,25 @@ const STATES: [(&str, &str, &str); 56] = [
     ("user_preferences_stop", USER, "never [] [] true PlatformStopped NoConsent"),
     ("user_preferences_stop_second_number", USER, "never [] [] true PlatformStopped NoConsent"),
     ("user_preferences_unknown", USER, "never [] [] false NoConsent NoConsent"),
+    ("call_scoped_only", SCOPED, "1752583203000 [] [] false NoConsent NoConsent"),
+    ("inbound_longest_ids", LONGEST, "1749416405000 [] [] false NoConsent NoConsent"),
+    ("status_failed_scoped_only", SCOPED, "never [] [] true PlatformStopped NoConsent"),
+    // Recorded at the most, and nothing more.
+    ("status_failed_group", USER, "never [] [] false NoConsent NoConsent"),
+    ("inbound_referral", USER, "1749416404000 [] [] false NoConsent NoConsent"),
+    ("inbound_revoke", USER, "never [] [] false NoConsent NoConsent"),
+    ("inbound_unsupported_131060", USER, "never [] [] false NoConsent NoConsent"),
+    ("phone_number_quality_update", USER, "never [] [] false NoConsent NoConsent"),
+    ("smb_app_state_sync", USER, "never [] [] false NoConsent NoConsent"),
+    ("status_delivered_and_failed", USER, "never [] [] true PlatformStopped NoConsent"),
+    ("status_failed_130403", USER, "never [] [] false NoConsent NoConsent"),
+    ("status_failed_130472", USER, "never [] [] false NoConsent NoConsent"),
+    ("status_failed_130497", USER, "never [] [] false NoConsent NoConsent"),
+    ("status_failed_131049", USER, "never [] [] false NoConsent NoConsent"),
+    ("status_failed_account", USER, "never [] [] false NoConsent NoConsent"),
+    ("user_actions", USER, "never [] [] false NoConsent NoConsent"),
+    ("user_id_update", USER, "never [] [] false NoConsent NoConsent"),
+    ("value_errors", USER, "never [] [] false NoConsent NoConsent"),
 ];
 
 /// A number of its own for each of them.
@@ -119,13 +142,13 @@ async fn every_fixture_ends_as_the_rules_say(sidecar: &Sidecar) {
     }
     let metrics = sidecar.get("/metrics").await.1;
     for line in [
-        "consent_webhook_requests_total{code=\"200\"} 112",
-        "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 8",
+        "consent_webhook_requests_total{code=\"200\"} 142",
+        "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 12",
         "consent_webhook_passed_over_total{cause=\"no_time\"} 2",
         "consent_webhook_updates_total{kind=\"message\",outcome=\"malformed\"} 2",
-        "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 3",
-        "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 3",
-        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 7",
+        "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 4",
+        "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 4",
+        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 5",
         "consent_webhook_updates_total{kind=\"preference\",outcome=\"skipped\"} 2",
     ] {
         assert!(metrics.contains(&format!("{line}\n")), "{line}\n{metrics}");

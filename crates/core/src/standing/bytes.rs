@@ -2,6 +2,7 @@
 //! returns `None` if they are invalid.
 
 use super::{Expiries, Profile, ResolvedState, ScopeStanding, StandingKind};
+use crate::failure::UserFailures;
 use crate::id::PhoneNumberId;
 use crate::scope::Class;
 use crate::time::Timestamp;
@@ -12,6 +13,9 @@ const MAX_TOPICS: usize = 64;
 /// The flag of a profile that has a list of numbers. Without the list, a stop is at an unknown number, as
 /// in the profiles that versions before encoded. They refuse the flag, and read the ledger instead.
 const NUMBERS: u32 = 5;
+
+/// The flag of a profile that has a byte of failures behind the flags. Versions before refuse it likewise.
+const FAILURES: u32 = 6;
 
 const KINDS: [StandingKind; 11] = [
     StandingKind::None,
@@ -96,8 +100,12 @@ impl Profile {
         let flags = [self.suppressed, self.platform_stopped(), self.window_closed];
         let all = [self.opted_out_all.is_some(), self.opted_out_all == Some(true)];
         let has_numbers = self.stops.iter().any(Option::is_some);
-        let flags = flags.into_iter().chain(all).chain([has_numbers]).rev();
+        let failures = self.failures.bits();
+        let flags = flags.into_iter().chain(all).chain([has_numbers, failures != 0]).rev();
         out.push(flags.fold(0, |byte, flag| byte << 1 | u8::from(flag)));
+        if failures != 0 {
+            out.push(failures);
+        }
         self.classes.into_iter().for_each(|on_scope| put_scope_standing(on_scope, out));
         out.push(u8::try_from(self.topics.len()).unwrap_or(u8::MAX));
         for (class, name, on_scope) in &self.topics {
@@ -124,6 +132,11 @@ impl Profile {
         let mut profile = Self {
             suppressed: is_set(0),
             window_closed: is_set(2),
+            failures: if is_set(FAILURES) {
+                UserFailures::from_bits(byte(input)?)?
+            } else {
+                UserFailures::default()
+            },
             opted_out_all: is_set(3).then_some(is_set(4)),
             ..Self::default()
         };
@@ -142,7 +155,7 @@ impl Profile {
             (true, true) => stops(input)?,
             (stopped, _) => stopped.then_some(None).into_iter().collect(),
         };
-        (flags >> 6 == 0 && count <= MAX_TOPICS).then_some(profile)
+        (flags >> 7 == 0 && count <= MAX_TOPICS).then_some(profile)
     }
 }
 
@@ -182,6 +195,7 @@ impl ResolvedState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::UserFailure;
     use crate::state::{Effect, State};
 
     #[test]
@@ -206,5 +220,24 @@ mod tests {
             assert_eq!(bytes.first(), Some(&flags));
             assert_eq!(ResolvedState::decode(&bytes), Some(resolved), "{stopped:?}");
         }
+    }
+
+    #[test]
+    fn failures_survive_their_bits_beside_all_flags() {
+        for bits in 0..8 {
+            let profile = Profile {
+                suppressed: true,
+                window_closed: true,
+                failures: UserFailures::from_bits(bits).unwrap(),
+                opted_out_all: Some(true),
+                ..Profile::default()
+            };
+            let mut bytes = Vec::new();
+            profile.encode(&mut bytes);
+            let mut input = &bytes[..];
+            assert_eq!(Profile::decode(&mut input), Some(profile));
+            assert!(input.is_empty());
+        }
+        assert_eq!(UserFailures::from_iter(UserFailure::ALL).bits(), 7, "three bits");
     }
 }

@@ -21,6 +21,7 @@ impl Facts {
             capped: self.capped.max(other.capped),
             last_inbound: later.last_inbound,
             window_closed: later.window_closed || (is_same_time && earlier.window_closed),
+            failures: self.failures.union(other.failures),
         }
     }
 }
@@ -73,6 +74,7 @@ impl Standing {
 mod tests {
     use super::*;
     use crate::decision::{Form, Policy, Proof, decide};
+    use crate::failure::UserFailures;
     use crate::scope::Class;
     use crate::time::Clock;
 
@@ -114,6 +116,7 @@ mod tests {
                         capped: (bits & 4 != 0).then(|| at(-10)),
                         last_inbound,
                         window_closed: false,
+                        failures: UserFailures::NONE,
                     });
                 }
             }

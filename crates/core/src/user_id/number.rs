@@ -68,6 +68,14 @@ impl PhoneNumber {
         self.len
     }
 
+    /// Whether it begins with these digits, which are `len` many.
+    #[inline]
+    #[must_use]
+    pub(crate) fn has_prefix(self, digits: u64, len: usize) -> bool {
+        let more = self.len.checked_sub(len);
+        more.is_some_and(|more| self.value.checked_div(ten_to(more)) == Some(digits))
+    }
+
     /// Whether there is no digit, which is so of no number that was read.
     #[must_use]
     pub const fn is_empty(self) -> bool {

@@ -11,6 +11,7 @@ use prost::Message as _;
 use super::{LogBody, UnreadableEntry, UnreadableRecord};
 use consentd_core::claims::Claim;
 use consentd_core::event::{Evidence, Method, StatementNames, What};
+use consentd_core::failure::UserFailure;
 use consentd_core::id::{Key, PhoneNumberId};
 use consentd_core::platform_stops::{PlatformStops, Preferences};
 use consentd_core::record::{Erased, FORMAT, HistoryEntry, Link, Outcome, Record, Request, sha256};
@@ -51,6 +52,11 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
         window_closed: millis(state.window_closed),
         capped: millis(state.capped),
         failure: state.failure.map(|(time, code)| pb::Failure { time: time.as_millis(), code }),
+        user_failures: state
+            .user_failures
+            .iter()
+            .map(|(failure, time)| pb::Failure { time: time.as_millis(), code: failure.code() })
+            .collect(),
         platform: encode_mark(platform.latest, platform.last_stop),
         suppression: encode_mark(state.suppression, state.last_suppressed),
         requests: record.requests.iter().map(encode_request).collect(),
@@ -207,6 +213,19 @@ fn record_of(record: pb::Record) -> Option<Record> {
         None => None,
         Some(failure) => Some((Timestamp::from_millis(failure.time)?, failure.code)),
     };
+    for failure in record.user_failures {
+        let time = Timestamp::from_millis(failure.time)?;
+        // A later version may know more of them.
+        if let Some(known) = UserFailure::of(failure.code) {
+            state.user_failures.raise(known, time);
+        }
+    }
+    // Versions before have the latest failure alone.
+    if let Some((time, code)) = state.failure
+        && let Some(known) = UserFailure::of(code)
+    {
+        state.user_failures.raise(known, time);
+    }
     state.platform = platform_of(record.platform, record.platform_numbers)?;
     (state.suppression, state.last_suppressed) = mark_of(record.suppression)?;
     state.clamped =

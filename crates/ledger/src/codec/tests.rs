@@ -22,6 +22,8 @@ fn a_record() -> Record {
     state.window_closed = Some(at(1));
     state.capped = Some(at(2));
     state.failure = Some((at(3), 131_026));
+    state.user_failures.raise(UserFailure::Blocked, at(1));
+    state.user_failures.raise(UserFailure::Country, at(2));
     state.platform.apply(None, at(4), true);
     state.suppression = Some((at(5), false));
     state.last_suppressed = Some(at(2));
@@ -162,6 +164,20 @@ fn history_entries_survive_their_bytes_and_keep_statements_apart() {
         assert!(!whole.contains("Yes to WhatsApp"));
         assert_eq!(decode_history(&bytes, |_| text), Some(entry));
     }
+}
+
+#[test]
+fn failure_about_the_user_is_found_in_records_that_a_version_before_wrote() {
+    let mut written = pb::Record::decode(&*encode_record(&a_record())).unwrap();
+    // Such a version knows the latest failure alone.
+    written.user_failures.clear();
+    written.failure = Some(pb::Failure { time: 7, code: 130_472 });
+    let state = decode_record(&written.encode_to_vec()).unwrap().state;
+    let found: Vec<_> = state.user_failures.iter().collect();
+    assert_eq!(found, [(UserFailure::Experiment, at(7))]);
+    // A code that a version to come knows is none here, and its record can be read.
+    written.user_failures.push(pb::Failure { time: 8, code: 130_999 });
+    assert_eq!(decode_record(&written.encode_to_vec()).unwrap().state, state);
 }
 
 #[test]
