@@ -32,7 +32,9 @@ type Case<'a> = (Reason, Vec<Vec<String>>, &'a [&'a str], &'a [&'a str]);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_denial_says_what_would_allow_the_message() {
     let folder = tempfile::tempdir().unwrap();
-    let sidecar = Sidecar::live(folder.path(), &[]).await;
+    // The eleventh user is of a country that is blocked.
+    let flags = ["--deny-after-failure", "130403", "--marketing-blocked-countries", "11"];
+    let sidecar = Sidecar::live(folder.path(), &flags).await;
     let opt_in = "opt-in USER acme marketing --method website --business-name Acme --statement";
     let opt_in = |more: &str| {
         let mut words: Vec<String> = opt_in.split(' ').map(str::to_owned).collect();
@@ -44,7 +46,7 @@ async fn every_denial_says_what_would_allow_the_message() {
     let (day, hour, year) = (ago(25), ago(1), words("--time 3h --expires"));
     let lapsed = [opt_in(""), year, vec![hour]].concat();
     let free = ["--form", "free-form"].as_slice();
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
         (Reason::NoConsent, vec![], &[], &["an opt-in to this category or its class would allow"]),
         (
             Reason::WindowClosed,
@@ -88,6 +90,18 @@ async fn every_denial_says_what_would_allow_the_message() {
             vec![words("suppress USER acme")],
             &[],
             &["only once the suppression is lifted"],
+        ),
+        (
+            Reason::PlatformRefused,
+            vec![opt_in(""), words("failure USER acme 130403")],
+            &[],
+            &["--deny-after-failure names: see `consentd get` for the code"],
+        ),
+        (
+            Reason::CountryBlocked,
+            vec![opt_in("")],
+            &[],
+            &["marketing templates to this user's country", "--marketing-blocked-countries"],
         ),
     ];
     let mut denied = BTreeSet::from(["STALE"]);

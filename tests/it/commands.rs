@@ -182,7 +182,7 @@ async fn everything_that_can_happen_can_be_recorded() {
         "r3  opt-out * [keyword in message wamid.1]\n",
         "r4  marketing stopped inside WhatsApp\n",
         "r5  marketing resumed inside WhatsApp\n",
-        "r6  delivery failure 131049\n",
+        "r6  delivery failure 131049: the user got much marketing lately; again after 24 hours",
         "r7  suppressed [asked so]\n",
         "r8  suppression lifted\n",
         "r9  inbound message\n",

@@ -32,9 +32,9 @@ What is subscribed, only Meta can tell. Two reads of its Graph API say it; give 
 
   curl -s -H \"Authorization: Bearer $APP_ID|$APP_SECRET\" \\
       https://graph.facebook.com/v25.0/$APP_ID/subscriptions > app.json
+  numbers=https://graph.facebook.com/v25.0/$WABA_ID/phone_numbers
   curl -s -H \"Authorization: Bearer $TOKEN\" \\
-      \"https://graph.facebook.com/v25.0/$WABA_ID/phone_numbers?fields=id,webhook_configuration&limit=100\" \\
-      > numbers.json
+      \"$numbers?fields=id,webhook_configuration&limit=100\" > numbers.json
   consentd webhook doctor --subscriptions app.json --subscriptions numbers.json
 
 The doctor itself calls the receiver and the ledger alone.";
