@@ -1,5 +1,6 @@
 //! Templates: what is known of their categories decides with the caller's word. On both ledgers.
 
+mod kept;
 mod model;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tonic::Code;
 
 use self::model::{Said, class_that_decides};
 use crate::faults::redis::Redis;
-use crate::faults::stage::{ledger_at, metric, serve};
+use crate::faults::stage::{metric, serve};
 use crate::rng::Rng;
 use crate::sidecar::{Sidecar, ago, event, eventually, opt_in, opt_out, question, run};
 use crate::webhook::client::{ACCOUNT, Files, acme, deliver, file, fixture, redis};
@@ -76,12 +77,6 @@ async fn opt_in_to(sidecar: &Sidecar, user: &str, category: &str) {
     let mut given = event(user, "acme", opt_in(category));
     given.event.as_mut().unwrap().event_time = Some(ago(Duration::from_hours(1)));
     assert!(record(sidecar, given).await.applied);
-}
-
-fn redis_without_ledger() -> (Redis, String) {
-    let redis = Redis::start(&[]);
-    let ledger = ledger_at(&redis.address());
-    (redis, ledger)
 }
 
 /// Sidecars of both ledgers that receive webhooks.
@@ -414,40 +409,6 @@ async fn list_of_templates_is_imported_exported_and_listed() {
             assert!(listed.contains(part), "{listed} has no {part}");
         }
     }
-}
-
-#[tokio::test]
-async fn rules_are_verified_copied_and_survive_a_restart_like_any_pair() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut sidecar = Sidecar::live(folder.path(), &[]).await;
-    opt_in_to(&sidecar, PERSON, "utility").await;
-    for class in ["utility", "marketing"] {
-        record(&sidecar, then(category("sale", class), wall())).await;
-    }
-    record(&sidecar, then(category("order", "utility"), wall())).await;
-    sidecar.kill();
-    drop(sidecar);
-    let from = file(folder.path());
-    let (server, to) = redis_without_ledger();
-    for arguments in [
-        &["ledger", "verify", "--ledger", &from][..],
-        &["ledger", "copy", &from, &to, "--buckets", "4", "--still", "10ms"],
-        &["ledger", "verify", "--ledger", &to],
-    ] {
-        let (code, printed, error) = run(arguments);
-        assert_eq!(code, 0, "{arguments:?}: {printed}{error}");
-    }
-    let copied = serve(&to, &["--record", "127.0.0.1:0"], &[]);
-    copied.wait_until_live().await;
-    let restarted = Sidecar::live(folder.path(), &[]).await;
-    for sidecar in [&copied, &restarted] {
-        let sent = |name| about(PERSON, "utility", (name, "en"));
-        answers(sidecar, &sent("sale"), (Reason::NoConsent, "marketing")).await;
-        answers(sidecar, &sent("order"), (Reason::OptedIn, "utility")).await;
-        let status = crate::faults::stage::status(sidecar).await;
-        assert_eq!(status.pairs, 3, "a template is a pair of the table like any other");
-    }
-    drop(server);
 }
 
 #[tokio::test]
