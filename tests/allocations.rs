@@ -162,7 +162,10 @@ fn a_logged_check_allocates_nothing() {
     assert_eq!(metrics.decisions_dropped_by_queue(), 70_001 - 65_536);
     // Nor one that names a template, which is known to be of a stricter category.
     let info = allocation_counter::measure(|| {
-        assert_eq!(ask_about(&users[0], "utility.order_updates", Some(template)), Some(Class::Marketing));
+        assert_eq!(
+            ask_about(&users[0], "utility.order_updates", Some(template)),
+            Some(Class::Marketing)
+        );
     });
     assert_eq!(info.count_total, 0, "{info:?}");
 }

@@ -58,7 +58,8 @@ impl Checker {
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => {
-                    let parsed = ParsedRequest::of_user(&parsing, &user, business, category, form, 0);
+                    let parsed =
+                        ParsedRequest::of_user(&parsing, &user, business, category, form, 0);
                     match &known {
                         None => batch.push(&parsed),
                         Some(known) => batch.push_template(&parsed, known),

@@ -369,7 +369,7 @@ impl Pair {
             What::Failure { code, .. } => (Subject::OtherFailure, Word::Code(code)),
         }];
         match what {
-            What::Failure { code: code @ (130403 | 130472 | 130497) } => {
+            What::Failure { code: code @ (130403 | 130472 | 130497), .. } => {
                 words.push((Subject::Failed(*code), ALLOW));
             }
             // > An opt-in by `WHATSAPP_SIGNUP` also clears the platform stop

@@ -16,7 +16,7 @@ const LONGEST: &str = "US.A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3
 /// A fixture, whom it is about, and what is known of that user then: the last message, what the
 /// user opted in to and out of, whether marketing was stopped; and why marketing and utility
 /// templates may be sent or not. All of it is long ago: no window is open.
-const STATES: [(&str, &str, &str); 999] = [
+const STATES: [(&str, &str, &str); 74] = [
     ("call_accepted", USER, "1752583200000 [] [] false NoConsent NoConsent"),
     ("call_business_initiated", USER, "never [] [] false NoConsent NoConsent"),
     ("call_permission_accept", USER, "never [] [] false NoConsent NoConsent"),
