@@ -2,7 +2,11 @@
 
 use proptest::prelude::*;
 
+use super::history_entry::is_numbered;
 use super::*;
+use consentd_core::event::{Evidence, Method, StatementNames, What};
+use consentd_core::record::HistoryEntry;
+use consentd_core::scope::Class;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
