@@ -140,14 +140,14 @@ fn every_fixture_says_what_it_should() {
         ("status_delivered", "status not_failed 1"),
         (
             "status_delivered_and_failed",
-            "status USER 1749502811: failure 131050; status not_failed 1",
+            "status USER 1749502811: failure 131050 here; status not_failed 1",
         ),
         ("status_failed_130403", "status USER 1749502800: failure 130403"),
         ("status_failed_130472", "status USER 1749502800: failure 130472"),
         ("status_failed_130497", "status USER 1749502800: failure 130497"),
         ("status_failed_131026", "status USER 1749502800: failure 131026"),
         ("status_failed_131047", "status USER 1749502800: failure 131047"),
-        ("status_failed_131049", "status USER 1749502800: failure 131049 here"),
+        ("status_failed_131049", "status USER 1749502800: failure 131049"),
         ("status_failed_131050", "status USER 1749502800: failure 131050 here"),
         ("status_failed_131050_second_number", "status unknown_number 1"),
         ("status_failed_group", "status to_group 1"),
@@ -158,10 +158,10 @@ fn every_fixture_says_what_it_should() {
         ),
         (
             "status_failed_account",
-            "status USER 1749502801: failure 131026 here; status USER 1749502802: failure 131042 \
-             here; status USER 1749502803: failure 131048 here; status USER 1749502804: failure \
-             131056 here; status USER 1749502805: failure 131062 here; status USER 1749502806: \
-             failure 131063 here; status USER 1749502807: failure 131064 here",
+            "status USER 1749502801: failure 131026; status USER 1749502802: failure 131042; \
+             status USER 1749502803: failure 131048; status USER 1749502804: failure 131056; \
+             status USER 1749502805: failure 131062; status USER 1749502806: failure 131063; \
+             status USER 1749502807: failure 131064",
         ),
         ("system_user_changed_number", "number_change USER 1753851315: link NEW true"),
         (
