@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How often files are read.
 struct Schedule {
-    /// The time between two readings: a token that was taken out of a file is valid for no longer.
+    /// The time between two readings: a token that was taken out of a file is valid for hardly longer.
     reload: Duration,
     /// The time between two reads of a changed file.
     settle: Duration,
@@ -60,14 +60,15 @@ async fn reload_by<T: Clone + PartialEq + Send + 'static>(
     let mut ticks = interval(schedule.reload);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<Result<T, String>> = None;
+    let mut asked = false;
     loop {
-        let asked = tokio::select! {
-            _ = ticks.tick() => false,
+        tokio::select! {
+            _ = ticks.tick() => {}
             signal = hangup.recv() => {
                 if signal.is_none() { return }
-                true
+                asked = true;
             }
-        };
+        }
         let Some(content) = settled(schedule, read, last.as_ref()).await else { continue };
         let is_news = asked
             || match (&content, &last) {
@@ -75,7 +76,7 @@ async fn reload_by<T: Clone + PartialEq + Send + 'static>(
                 (content, last) => last.as_ref() != Some(content),
             };
         last = Some(content.clone());
-        apply(Reload { asked, is_news, content });
+        apply(Reload { asked: std::mem::take(&mut asked), is_news, content });
     }
 }
 

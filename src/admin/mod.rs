@@ -1,4 +1,4 @@
-//! The admin listener: metrics, probes and a status page, over plain HTTP.
+//! The admin listener: metrics, probes and a status page, over HTTP, with TLS if there is a certificate.
 //!
 //! In reading order: here (routes, metrics, probes), `page` (the status page), `rate` (checks a
 //! second), `check` (the check form, if it is enabled), `format` (numbers and times for people).

@@ -77,7 +77,7 @@ async fn reload_tls(files: ServerFiles, tls: ServerTls, hangup: Signal) {
         Ok(identity) => {
             let changed = tls.replace(identity);
             if changed || is_news {
-                info!(changed, "certificate and key of the listeners were read again");
+                info!(changed, "certificate, key and client CAs of the listeners were read again");
             }
         }
         Err(cause) if is_news => {

@@ -117,6 +117,13 @@ async fn bind_grpc(
         let tls = tls.of(if checks { TlsListener::Listen } else { TlsListener::Record });
         // Who can connect to a loopback address or a Unix socket is on this machine, or in this pod.
         let roles = settings.roles.clone().filter(|_| !listener.is_local());
+        if roles.is_some() && tls.is_none() {
+            bail!(
+                "{flag}: [roles] count on {address}, which other machines can reach, and without TLS \
+                 no client has one: leave it in --tls-listeners, or listen on a loopback address or \
+                 a Unix socket"
+            );
+        }
         if records && tokens.is_none() && roles.is_none() && !listener.is_local() {
             bail!(
                 "RecordService on {address} could be reached from other machines: give \

@@ -71,7 +71,7 @@ impl Checker {
         let staleness = self.check_batch(batch, |result: Result<CheckResult, ()>| {
             each(result.ok().map(|result| result.decision.reason));
         })?;
-        let class = known.and_then(|known| known.decides(category.class).ok());
+        let class = known.map(|known| known.decides(category.class).unwrap_or(Class::Marketing));
         Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
     }
 }

@@ -174,7 +174,8 @@ impl ClientArgs {
     fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
         let io_error = sources(error).find_map(|error| error.downcast_ref::<io::Error>());
         let kind = io_error.map_or(io::ErrorKind::Other, io::Error::kind);
-        if let Some(error) = sources(error).find_map(|error| error.downcast_ref::<TlsFileError>()) {
+        let inner = io_error.and_then(io::Error::get_ref);
+        if let Some(error) = inner.and_then(|inner| inner.downcast_ref::<TlsFileError>()) {
             let flag = if matches!(error, TlsFileError::NoRoots) { " with --ca-file" } else { "" };
             return anyhow!("TLS with consentd at {}: {error}{flag}", self.addr);
         }

@@ -83,7 +83,7 @@ pub type RoleArgs = BTreeMap<String, Vec<Role>>;
 
 /// The roles of clients. They need certificates that are verified.
 pub(super) fn roles(roles: &RoleArgs, tls: &TlsArgs) -> Result<Roles, ConfigError> {
-    if tls.tls_client_ca_file.is_none() {
+    if tls.tls_client_ca_file.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
         let why = "needs --tls-client-ca-file, the CAs of the certificates that have these names";
         return Err(wrong("roles", why));
     }

@@ -18,7 +18,7 @@ use crate::secrets::Secrets;
 use crate::webhook::{APP_SIGNATURE, ReceiverConfig, Signer};
 use crate::whatsapp::Rules;
 use consentd_core::hidden_chars;
-use consentd_core::id::BusinessId;
+use consentd_core::id::{BusinessId, PhoneNumberId};
 
 /// Where `consentd webhook` listens by default.
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
@@ -51,6 +51,10 @@ impl WhatsappArgs {
         for (number, business) in &self.numbers {
             if let Some(hidden) = hidden_chars::find(number) {
                 return bad(format!("numbers: {number}: the phone_number_id {hidden}"));
+            }
+            // Stops are kept by the number, and a stop whose number cannot be kept is one at any number.
+            if let Err(violation) = PhoneNumberId::parse(number) {
+                return bad(format!("numbers: {number}: {violation}"));
             }
             if let Err(violation) = BusinessId::parse(business) {
                 return bad(format!("numbers: {number}: {violation}"));
@@ -362,6 +366,8 @@ impl WebhookArgs {
         file.storage.new = None;
         file.storage.synthetic = None;
         file.decision_log = DecisionLogArgs::default();
+        file.tls = TlsArgs::default();
+        file.roles = None;
         let address = self.listen.or_else(|| file.webhook.webhook.take());
         let flags = ServeArgs {
             config: Some(config),

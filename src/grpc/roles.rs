@@ -66,7 +66,8 @@ impl Roles {
     #[must_use]
     pub fn new(roles: &BTreeMap<String, Vec<Role>>) -> Self {
         let named = |(name, roles): (&String, &Vec<Role>)| {
-            let name = if name.contains("://") { name.clone() } else { name.to_ascii_lowercase() };
+            let is_uri = name.contains(':');
+            let name = if is_uri { name.clone() } else { name.to_ascii_lowercase() };
             (name, roles.iter().copied().fold(RoleSet::default(), RoleSet::with))
         };
         Self(Arc::new(roles.iter().map(named).collect()))

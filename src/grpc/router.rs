@@ -193,8 +193,8 @@ impl Router {
                  server's --record-token-file",
             )),
             (Some(false), _) => Err(Status::permission_denied(format!(
-                "the client has no certificate, or one whose names have not the role `{}`: see \
-                 [roles] in the server's --config",
+                "the client has no certificate, or no name in it has the role `{}`: see [roles] in the \
+                 server's --config",
                 method.role().name()
             ))),
         }

@@ -13,6 +13,7 @@ const TLS_RELOAD_OUTCOMES: [&str; 2] = ["done", "failed"];
 pub(crate) struct TlsMetrics {
     expiry: IntGauge,
     reloads: IntCounterVec,
+    unusable: IntGauge,
 }
 
 impl TlsMetrics {
@@ -31,12 +32,23 @@ impl TlsMetrics {
                 "outcome",
                 &TLS_RELOAD_OUTCOMES,
             )?,
+            unusable: int_gauge(
+                r,
+                "consent_tls_files_unusable",
+                "1 while the files of the certificate, its key or the clients' CAs cannot be used, so that \
+                 the former ones stay in use; else 0.",
+            )?,
         })
     }
 
     /// Sets when the certificate expires.
     pub(crate) fn expires(&self, at: Timestamp) {
         self.expiry.set(at.as_millis() / 1_000);
+    }
+
+    /// Sets whether the files cannot be used.
+    pub(crate) fn unusable(&self, unusable: bool) {
+        self.unusable.set(i64::from(unusable));
     }
 
     /// Counts a reload, by one of [`TLS_RELOAD_OUTCOMES`].

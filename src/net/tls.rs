@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use consentd_os::clock;
 use consentd_tls::{ClientFiles, Protocol, ServerIdentity, failure};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -39,6 +40,11 @@ impl ServerTls {
     #[must_use]
     pub(crate) fn new(identity: ServerIdentity, metrics: Arc<Metrics>) -> Self {
         metrics.tls.expires(identity.expires());
+        if identity.expires() <= clock::wall() {
+            warn!(
+                "the listeners' certificate has expired: clients refuse it; replace --tls-cert-file"
+            );
+        }
         let (identity, failures) =
             (ArcSwap::from_pointee(identity), LogThrottle::new(LOG_INTERVAL));
         Self(Arc::new(Shared { identity, metrics, failures }))
@@ -47,6 +53,7 @@ impl ServerTls {
     /// Replaces certificate and key for new connections, and returns whether they changed. Open
     /// connections go on with those that they began with.
     pub(crate) fn replace(&self, identity: ServerIdentity) -> bool {
+        self.0.metrics.tls.unusable(false);
         let changed = **self.0.identity.load() != identity;
         if changed {
             self.0.metrics.tls.expires(identity.expires());
@@ -58,6 +65,7 @@ impl ServerTls {
 
     /// Counts files that could not be used when they were read again.
     pub(crate) fn reload_failed(&self) {
+        self.0.metrics.tls.unusable(true);
         self.0.metrics.tls.reloaded("failed");
     }
 
@@ -95,7 +103,9 @@ pub(crate) async fn connect(
     files: &ClientFiles,
     address: &str,
 ) -> io::Result<client::TlsStream<TcpStream>> {
-    let mut config = files.config().map_err(io::Error::other)?;
+    let files = files.clone();
+    let config = tokio::task::spawn_blocking(move || files.config()).await;
+    let mut config = config.map_err(io::Error::other)?.map_err(io::Error::other)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());

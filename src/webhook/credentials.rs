@@ -35,15 +35,15 @@ pub(crate) async fn reload<E>(
     reload::reload(hangup, read, |Reload { is_news, content, .. }| match content {
         Ok(config) => {
             let changed = **webhook.config.load() != config;
-            if changed || is_news {
-                let numbers = config.rules.numbers.len();
-                info!(numbers, changed, "reloaded the webhook's secrets and [whatsapp]");
-                webhook.metrics.webhook_reloaded("done");
-            }
+            let numbers = config.rules.numbers.len();
             if changed {
                 let numbers = config.rules.numbers.keys().map(String::as_str);
                 webhook.metrics.webhook_receives(numbers);
                 webhook.config.store(Arc::new(config));
+            }
+            if changed || is_news {
+                info!(numbers, changed, "reloaded the webhook's secrets and [whatsapp]");
+                webhook.metrics.webhook_reloaded("done");
             }
         }
         Err(cause) => {

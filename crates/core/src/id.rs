@@ -232,6 +232,12 @@ impl fmt::Debug for KeySecret {
 
 /// A key's input: a tag, the user, a separator where the user may be of any length, the business.
 const KEY_INPUT_BYTES: usize = MAX_USER_ID_BYTES + MAX_BUSINESS_ID_BYTES + 2;
+/// The same of a template, whose name is longer than any other id.
+const TEMPLATE_KEY_INPUT_BYTES: usize = template::PREFIX.len()
+    + template::MAX_NAME_BYTES
+    + template::MAX_LANGUAGE_BYTES
+    + MAX_BUSINESS_ID_BYTES
+    + 4;
 /// The same of a phone number or a usual id at a business whose id is as long as most are.
 const SHORT_KEY_INPUT_BYTES: usize = 64;
 
@@ -270,15 +276,17 @@ impl KeySecret {
     fn key_of(&self, parts: &[&[u8]]) -> Key {
         let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
         // Nearly all inputs are short, and zeroing the longest buffer takes as long as hashing one.
-        let (mut short, mut long, mut longest);
+        let (mut short, mut long, mut of_template, mut longest);
         let input: &mut [u8] = if len <= SHORT_KEY_INPUT_BYTES {
             short = [0_u8; SHORT_KEY_INPUT_BYTES];
             &mut short
         } else if len <= KEY_INPUT_BYTES {
             long = [0_u8; KEY_INPUT_BYTES];
             &mut long
+        } else if len <= TEMPLATE_KEY_INPUT_BYTES {
+            of_template = [0_u8; TEMPLATE_KEY_INPUT_BYTES];
+            &mut of_template
         } else {
-            // Only the name of a template is as long as that.
             longest = vec![0_u8; len];
             &mut longest
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use sha2::{Digest as _, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -66,6 +66,7 @@ impl ServerFiles {
         for anchor in clients.iter().flat_map(|roots| &roots.roots) {
             digest.update(&anchor.subject);
             digest.update(&anchor.subject_public_key_info);
+            digest.update(anchor.name_constraints.as_deref().unwrap_or_default());
         }
         let expires = chain.first().and_then(expiry).ok_or_else(|| TlsFileError::Content {
             path: self.certificate.clone(),
@@ -91,6 +92,10 @@ impl ServerFiles {
                 key: self.key.clone(),
                 source,
             })?;
+        // A resumed session is not verified again: a client would keep its roles after its certificate has
+        // expired. So each connection makes a whole handshake.
+        http1.session_storage = Arc::new(NoServerSessionStorage {});
+        http1.send_tls13_tickets = 0;
         let mut http2 = http1.clone();
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         http2.alpn_protocols = vec![b"h2".to_vec()];

@@ -143,7 +143,7 @@ impl Observations {
     /// For how long all receivers that answered have been watching.
     pub(super) fn watched(&self) -> Duration {
         let (receivers, _) = &self.receivers;
-        let started = receivers.iter().filter_map(|receiver| receiver.started).min();
+        let started = receivers.iter().filter_map(|receiver| receiver.started).max();
         started.map_or(Duration::ZERO, |started| self.now.since(started))
     }
 
@@ -253,13 +253,14 @@ impl Observations {
         subscribed: Subscribed,
     ) -> RowVerdict {
         let is_needed = is_needed(field, kind);
+        // What arrived before a subscription was taken away does not show that it still arrives.
+        if matches!(subscribed, Subscribed::No | Subscribed::Elsewhere) {
+            return RowVerdict::Missing;
+        }
         if let Some(last) = self.last(field, kind, number) {
             let is_old = self.now.since(last) > self.review.silent_after;
             let is_message = (field, kind) == ("messages", "message");
             return if is_old && is_message { RowVerdict::Silent } else { RowVerdict::Arrives };
-        }
-        if matches!(subscribed, Subscribed::No | Subscribed::Elsewhere) {
-            return RowVerdict::Missing;
         }
         if !is_needed {
             return RowVerdict::None;

@@ -80,6 +80,10 @@ async fn metrics(address: &str) -> anyhow::Result<String> {
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await?;
+    // The first byte of an alert of TLS (RFC 8446, section 5.1).
+    if answer.first() == Some(&0x15) {
+        bail!("it serves TLS: leave admin out of the receiver's --tls-listeners for the doctor");
+    }
     let answer = String::from_utf8_lossy(&answer);
     let Some((head, body)) = answer.split_once("\r\n\r\n") else {
         bail!("this is no admin listener: its answer is no HTTP");

@@ -18,8 +18,9 @@ use consentd_os::files::{beginning, folder};
 
 /// The first bytes of a file: a name and the version of the format.
 const MAGIC: [u8; 12] = *b"consentd\0\0\0\x02";
-/// How many of the [`MAGIC`] bytes may differ in a file that still counts as a damaged snapshot.
-const MAX_DAMAGED_MAGIC_BYTES: usize = 4;
+/// How many of the [`MAGIC`] bytes may differ in a file that still counts as a damaged snapshot. In a text
+/// that begins with the name, more differ.
+const MAX_DAMAGED_MAGIC_BYTES: usize = 3;
 /// The bytes of a position without its epoch.
 const POSITION_BYTES: usize = 28;
 /// The bytes at the end that are not hashed: the hash and its digest.

@@ -7,14 +7,20 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use consentd::grpc::pb;
+use consentd::grpc::pb::consent_service_client::ConsentServiceClient;
 use consentd_tls::ClientFiles;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request};
+use tower::service_fn;
 
 use self::authority::{Authority, Signed, text};
-use crate::sidecar::{Sidecar, eventually, ledger_in, run};
+use crate::sidecar::{Sidecar, eventually, ledger_in, question, run};
 
 /// Starts a sidecar with these flags, and waits until it answers a client with the others.
 async fn served(folder: &Path, flags: &[&str], client: &[&str]) -> Sidecar {
@@ -89,6 +95,11 @@ async fn every_listener_serves_tls_of_both_versions() {
         let said = openssl(&ca, &sidecar.grpc, &["-alpn", "h2", version]);
         assert!(said.contains("Verification: OK") && said.contains("ALPN protocol: h2"), "{said}");
     }
+    // A resumed session would not be verified again.
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = openssl(&ca, &sidecar.grpc, &["-reconnect", version]);
+        assert!(said.contains("New, ") && !said.contains("Reused, "), "{said}");
+    }
     let said = openssl(&ca, &sidecar.grpc, &["-alpn", "http/1.1"]);
     assert!(said.contains("no application protocol"), "{said}");
     let get = "GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
@@ -138,9 +149,17 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
     let garbage = folder.path().join("garbage");
     std::fs::write(&garbage, "a letter").unwrap();
     let (certificate, key) = (text(&one.certificate), text(&one.key));
+    let (roles, ca) = (folder.path().join("roles.toml"), authority.ca());
+    std::fs::write(&roles, "[roles]\n\"urn:Example:Sender\" = [\"check\"]\n").unwrap();
+    let ca = ["--tls-client-ca-file", text(&ca), "--listen", "0.0.0.0:0"];
+    let listening = [&one.listener_flags()[..], &ca].concat();
     for (flags, parts) in [
         (&["--tls-cert-file", certificate][..], &["--tls-cert-file: needs --tls-key-file"][..]),
         (&["--tls-listeners", "admin"], &["--tls-listeners: needs --tls-cert-file"]),
+        (
+            &[&listening[..], &["--tls-listeners", "admin", "--config", text(&roles)]].concat(),
+            &["[roles] count on 0.0.0.0:0", "leave it in --tls-listeners"],
+        ),
         (
             &["--tls-cert-file", certificate, "--tls-key-file", text(&other.key)],
             &["one.pem and ", "other.key cannot be used together"],
@@ -267,6 +286,25 @@ impl Guarded {
         self.clients.sign(&file, &[name], |_| ())
     }
 
+    /// A channel of a client with this certificate.
+    async fn channel(&self, client: &Signed) -> Channel {
+        let own = Some((client.certificate.clone(), client.key.clone()));
+        let files = ClientFiles { ca: Some(self.servers.ca()), own };
+        let mut config = files.config().unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, addr) = (TlsConnector::from(Arc::new(config)), self.addr.clone());
+        let connect = service_fn(move |_: Uri| {
+            let (connector, addr) = (connector.clone(), addr.clone());
+            async move {
+                let stream = TcpStream::connect(addr).await?;
+                let name = ServerName::try_from("127.0.0.1").expect("an address");
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        let endpoint = Endpoint::from_static("http://sidecar");
+        endpoint.connect_with_connector(connect).await.unwrap()
+    }
+
     /// Runs a command as a client with this certificate.
     fn run(&self, client: Option<&Signed>, command: &[&str]) -> (i32, String) {
         let ca = self.servers.ca();
@@ -283,7 +321,7 @@ async fn client_may_do_what_its_certificate_has_the_role_for() {
     let checks = ["check", "15550100001", "acme", "marketing"];
     let records = ["record", "opt-out", "15550100001", "acme", "*"];
     let erases = ["erase", "15550100001", "acme", "--yes"];
-    let denied = |role: &str| format!("have not the role `{role}`");
+    let denied = |role: &str| format!("has the role `{role}`");
     let sender = guarded.client("spiffe://test/sender");
     let crm = guarded.client("crm.example");
     let privacy = guarded.client("privacy.example");
@@ -305,8 +343,15 @@ async fn client_may_do_what_its_certificate_has_the_role_for() {
     let token = guarded.folder.path().join("token");
     let with_token = [&records[..], &["--token-file", text(&token)]].concat();
     assert_eq!(guarded.run(Some(&stranger), &with_token).0, 0);
-    let with_token = [&checks[..], &["--token-file", text(&token)]].concat();
-    assert_ne!(guarded.run(Some(&stranger), &with_token).0, 1, "check has no tokens");
+    let mut asked = Request::new(question("15550100001", "acme", "marketing"));
+    asked.metadata_mut().insert("authorization", "Bearer a-token-of-a-recorder".parse().unwrap());
+    let mut checks = ConsentServiceClient::new(guarded.channel(&stranger).await);
+    assert_eq!(checks.can_send(asked).await.unwrap_err().code(), Code::PermissionDenied);
+    let bridge = guarded.client("spiffe://test/bridge");
+    let mut checks = ConsentServiceClient::new(guarded.channel(&bridge).await);
+    checks.watch_consents(pb::WatchConsentsRequest::default()).await.unwrap();
+    let asked = checks.get_status(pb::GetStatusRequest {}).await;
+    assert_eq!(asked.unwrap_err().code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

@@ -142,13 +142,13 @@ async fn every_fixture_ends_as_the_rules_say(sidecar: &Sidecar) {
     }
     let metrics = sidecar.get("/metrics").await.1;
     for line in [
-        "consent_webhook_requests_total{code=\"200\"} 142",
+        "consent_webhook_requests_total{code=\"200\"} 148",
         "consent_webhook_passed_over_total{cause=\"opens_no_window\"} 12",
         "consent_webhook_passed_over_total{cause=\"no_time\"} 2",
         "consent_webhook_updates_total{kind=\"message\",outcome=\"malformed\"} 2",
         "consent_webhook_updates_total{kind=\"call\",outcome=\"applied\"} 4",
         "consent_webhook_updates_total{kind=\"call\",outcome=\"unchanged\"} 4",
-        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 5",
+        "consent_webhook_updates_total{kind=\"preference\",outcome=\"applied\"} 7",
         "consent_webhook_updates_total{kind=\"preference\",outcome=\"skipped\"} 2",
     ] {
         assert!(metrics.contains(&format!("{line}\n")), "{line}\n{metrics}");

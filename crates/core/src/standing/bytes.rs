@@ -115,10 +115,11 @@ impl Profile {
             put_text(name, out);
         }
         if has_numbers {
-            out.push(u8::try_from(self.stops.len()).unwrap_or(u8::MAX));
+            let count = u8::try_from(self.stops.len()).unwrap_or(u8::MAX);
+            out.push(count);
             // No number has an empty id, which so stands for an unknown one.
             let ids = self.stops.iter().map(|id| id.as_ref().map_or("", PhoneNumberId::as_str));
-            for id in ids {
+            for id in ids.take(usize::from(count)) {
                 put_text(id, out);
             }
         }
