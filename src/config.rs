@@ -46,6 +46,7 @@ pub use self::webhook::{
 pub use self::webhook_doctor::{DoctorArgs, ReceiverReview};
 use crate::decision_log::DecisionLogSettings;
 use crate::grpc::Roles;
+use crate::net::socket::Address;
 use crate::telemetry::TraceSettings;
 use consentd_core::country_list::CountryList;
 use consentd_core::decision::Policy;
@@ -236,6 +237,13 @@ impl ServeArgs {
         let decision_log = self.decision_log.validate()?;
         let ledger = self.ledger.address()?;
         let storage = self.storage.validate(&ledger)?;
+        let is_tcp = |address: &Address| matches!(address, Address::Tcp(_));
+        let tls = self.tls.clone().validate(|listener| match listener {
+            TlsListener::Listen => listeners.listen.iter().any(is_tcp),
+            TlsListener::Record => listeners.record.as_ref().is_some_and(is_tcp),
+            TlsListener::Webhook => self.webhook.webhook.is_some(),
+            TlsListener::Admin => listeners.admin.is_some(),
+        })?;
         let files = used_files::collect(&self, &ledger, decision_log.as_ref(), &listeners)?;
         Ok(Settings {
             ledger,
@@ -243,7 +251,7 @@ impl ServeArgs {
             storage,
             listeners,
             roles: self.roles.as_ref().map(|roles| tls::roles(roles, &self.tls)).transpose()?,
-            tls: self.tls.validate()?,
+            tls,
             webhook: self.webhook.validate(self.config.as_deref())?,
             max_staleness,
             policy: self.policy.policy()?,

@@ -9,6 +9,7 @@ use consentd_core::decision::Form;
 use consentd_core::id::{BusinessId, UserId};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
+use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 /// What requests are parsed by.
@@ -162,6 +163,8 @@ pub(super) struct TemplateItem<'q> {
     pub(super) asked: Category<'q>,
     /// Whether it could be read what is known of the template.
     pub(super) is_readable: bool,
+    /// When that was looked up.
+    pub(super) at: Timestamp,
 }
 
 /// The requests of a batch in order. An invalid one takes a place among the requests and has no pair.
@@ -204,7 +207,8 @@ impl<'q, E> Batch<'q, E> {
         if class == asked.class && is_readable {
             return self.push_as(request, asked, None);
         }
-        self.templates.push(TemplateItem { place: self.pairs.len(), former, asked, is_readable });
+        let (place, at) = (self.pairs.len(), known.at);
+        self.templates.push(TemplateItem { place, former, asked, is_readable, at });
         let stricter = (class != asked.class).then_some(class);
         self.push_as(request, Category { class, topic: None }, stricter);
     }

@@ -293,12 +293,12 @@ impl Checker {
                 freshness = self.table.join_former(facts, former, *category, freshness);
             }
         }
-        for TemplateItem { place, former, asked, is_readable } in &templates {
+        for TemplateItem { place, former, asked, is_readable, at } in &templates {
             let (Some(facts), Some(pair)) = (facts.get_mut(*place), pairs.get(*place)) else {
                 continue;
             };
             let (also, later) = self.facts(*pair, *former, *asked);
-            *facts = also.and_then(|asked| facts.map(|facts| facts.denied_as(&asked)));
+            *facts = also.and_then(|asked| facts.map(|facts| facts.denied_as(&asked, *at)));
             if !is_readable {
                 *facts = Err(UnreadablePair);
             }

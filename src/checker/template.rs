@@ -10,7 +10,7 @@ use consentd_core::id::BusinessId;
 use consentd_core::scope::{Category, Class};
 use consentd_core::standing::Facts;
 use consentd_core::template::TemplateId;
-use consentd_core::time::Clock;
+use consentd_core::time::{Clock, Timestamp};
 use consentd_os::clock::Moment;
 
 /// The name of a template, not validated.
@@ -56,6 +56,8 @@ pub(super) struct KnownCategory {
     rule: Result<(Class, bool), UnreadablePair>,
     /// How current that is.
     pub(super) freshness: Freshness,
+    /// When it was looked up.
+    pub(super) at: Timestamp,
 }
 
 impl KnownCategory {
@@ -105,7 +107,7 @@ impl Checker {
         let clock = Clock::of(now.wall, freshness.ledger_clock(now));
         let is_restricted = until.map(|until| until.is_some_and(|end| clock.earliest < end));
         let rule = least.and_then(|least| is_restricted.map(|restricted| (least, restricted)));
-        KnownCategory { rule, freshness }
+        KnownCategory { rule, freshness, at: clock.latest }
     }
 
     /// The facts of a user about the class that decides. Where that is another one than was asked for,
@@ -115,13 +117,14 @@ impl Checker {
         (pair, former): (Pair, Option<Pair>),
         asked: Category<'_>,
         class: Class,
+        at: Timestamp,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
         let (facts, freshness) = self.facts(pair, former, asked);
         if class == asked.class {
             return (facts, freshness);
         }
         let (stricter, later) = self.facts(pair, former, Category { class, topic: None });
-        let facts = facts.and_then(|asked| stricter.map(|facts| facts.denied_as(&asked)));
+        let facts = facts.and_then(|asked| stricter.map(|facts| facts.denied_as(&asked, at)));
         (facts, freshness.and(later.validity))
     }
 
@@ -144,7 +147,7 @@ impl Checker {
         let known = self.known_category(pairs, &clock);
         let decides = known.decides(category.class);
         let class = decides.unwrap_or(Class::Marketing);
-        let (facts, later) = self.facts_as((pair, former), category, class);
+        let (facts, later) = self.facts_as((pair, former), category, class, known.at);
         let facts = decides.and(facts);
         let evaluation = Evaluation::new(self, known.freshness.and(later.validity), clock())?;
         let result = evaluation.result(&facts, parsed.asked_as(class));

@@ -54,8 +54,12 @@ impl TlsArgs {
         }
     }
 
-    /// The files and the listeners; none without a certificate.
-    pub(super) fn validate(self) -> Result<Option<TlsSettings>, ConfigError> {
+    /// The files and the listeners; none without a certificate. `exists` says whether there is a listener on
+    /// TCP.
+    pub(super) fn validate(
+        self,
+        exists: impl Fn(TlsListener) -> bool,
+    ) -> Result<Option<TlsSettings>, ConfigError> {
         // An empty variable counts as unset.
         let [certificate, key, client_ca] =
             [self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file]
@@ -73,6 +77,15 @@ impl TlsArgs {
             }
             (None, None) => return Ok(None),
         };
+        let is_missing = |listener: &&TlsListener| !exists(**listener);
+        if let Some(missing) = self.tls_listeners.iter().flatten().find(is_missing) {
+            let name = missing.to_possible_value();
+            let name = name.as_ref().map_or("", clap::builder::PossibleValue::get_name);
+            let why = format!(
+                "there is no listener of --{name} on TCP, so that nothing would be encrypted"
+            );
+            return Err(wrong("--tls-listeners", why));
+        }
         let listeners = self.tls_listeners.unwrap_or_else(|| TlsListener::value_variants().into());
         Ok(Some(TlsSettings { files: ServerFiles { certificate, key, client_ca }, listeners }))
     }

@@ -135,8 +135,9 @@ pub fn peer_names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
     let name = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        // What has a colon is a URI and no DNS name, so that neither counts as the other.
+        GeneralName::DNSName(name) if !name.contains(':') => Some(name.to_ascii_lowercase()),
+        GeneralName::URI(uri) if uri.contains(':') => Some((*uri).to_owned()),
         _ => None,
     };
     names.value.general_names.iter().filter_map(name).collect()

@@ -161,6 +161,10 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
             &["[roles] count on 0.0.0.0:0", "leave it in --tls-listeners"],
         ),
         (
+            &[&listening[..], &["--tls-listeners", "listen,record"]].concat(),
+            &["--tls-listeners: there is no listener of --record on TCP"],
+        ),
+        (
             &["--tls-cert-file", certificate, "--tls-key-file", text(&other.key)],
             &["one.pem and ", "other.key cannot be used together"],
         ),

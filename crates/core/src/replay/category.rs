@@ -63,7 +63,7 @@ impl<'a> AsOf<'a> {
         }
         let facts = |state: &State| {
             let state = ResolvedState::of(state);
-            state.facts(Category { class, topic: None }).denied_as(&state.facts(asked))
+            state.facts(Category { class, topic: None }).denied_as(&state.facts(asked), self.at)
         };
         self.decide_by(facts, class, &[Scope::Class(class), asked.into()], policy)
     }

@@ -52,17 +52,34 @@ fn end_of(topic: &str) -> Option<Timestamp> {
 
 impl Facts {
     /// These facts, about the class that a template counts as, with what the user opted out of in the
-    /// category that was asked for: both deny.
+    /// category that was asked for: both deny. So does an opt-in there that has expired at this time, because
+    /// the opt-out that it replaced is not known any more.
     #[must_use]
-    pub fn denied_as(self, asked: &Self) -> Self {
-        let standing = match asked.standing {
-            Standing::OptedOut | Standing::PendingOverOptOut { .. } => Standing::OptedOut,
-            Standing::OptedOutAll { .. } if self.standing != Standing::OptedOut => {
-                Standing::OptedOutAll { answerable: false }
+    pub fn denied_as(self, asked: &Self, at: Timestamp) -> Self {
+        let standing = match (asked.standing, self.standing) {
+            (
+                Standing::OptedIn { expire: Some(expire) },
+                Standing::None | Standing::OptedIn { .. } | Standing::OptedInOverOptOut { .. },
+            ) if expire <= at => asked.standing,
+            // It may expire until the decision is made.
+            (Standing::OptedIn { expire: Some(expire) }, Standing::OptedIn { expire: own }) => {
+                Standing::OptedIn { expire: Some(own.map_or(expire, |own| own.min(expire))) }
             }
-            _ => self.standing,
+            (asked, own) => own.denied_by(asked),
         };
         Self { standing, ..self }
+    }
+}
+
+impl Standing {
+    fn denied_by(self, asked: Self) -> Self {
+        match asked {
+            Self::OptedOut | Self::PendingOverOptOut { .. } => Self::OptedOut,
+            Self::OptedOutAll { .. } if self != Self::OptedOut => {
+                Self::OptedOutAll { answerable: false }
+            }
+            _ => self,
+        }
     }
 }
 
@@ -94,6 +111,34 @@ mod tests {
             state.apply(&effect).unwrap();
         }
         ResolvedState::of(&state).profile
+    }
+
+    #[test]
+    fn opt_in_to_the_asked_category_that_has_expired_denies() {
+        use crate::scope::Scope;
+        use crate::state::{Choice, Effect};
+        let orders = Scope::parse("utility.orders").unwrap();
+        for class in [Some(Class::Marketing), None] {
+            let mut state = State::default();
+            let opted_in = class.map(|class| (Scope::Class(class), Choice::opt_in(at(1), None)));
+            let choices = [
+                (orders.clone(), Choice::opt_out(at(2))),
+                (orders.clone(), Choice::opt_in(at(3), Some(at(10)))),
+            ];
+            for (scope, choice) in opted_in.into_iter().chain(choices) {
+                state.apply(&Effect::Choice(scope, choice)).unwrap();
+            }
+            let state = ResolvedState::of(&state);
+            let facts = |category: &str| state.facts(Category::parse(category).unwrap());
+            let (marketing, asked) = (facts("marketing"), facts("utility.orders"));
+            let before = marketing.denied_as(&asked, at(9)).standing;
+            match class {
+                // It may expire between the look-up and the decision.
+                Some(_) => assert_eq!(before, Standing::OptedIn { expire: Some(at(10)) }),
+                None => assert_eq!(before, marketing.standing),
+            }
+            assert_eq!(marketing.denied_as(&asked, at(10)).standing, asked.standing);
+        }
     }
 
     #[test]
