@@ -186,7 +186,11 @@ async fn stale() {
     }
     let browser = Browser::start().await;
     look(&browser, &page_of(&sidecar), "stale", &phase("STALE")).await;
-    assert!(browser.text(".cause").await.starts_with("Cause: no proof from the ledger for "));
+    // The page is loaded again meanwhile, and a proof may just have come in time.
+    eventually("the page says the cause", || async {
+        browser.text(".cause").await.starts_with("Cause: no proof from the ledger for ")
+    })
+    .await;
     load.abort_all();
     while load.join_next().await.is_some() {}
     eventually("it is current again", || async { browser.text("#phase strong").await == "LIVE" })
