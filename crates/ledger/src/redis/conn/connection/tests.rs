@@ -227,7 +227,9 @@ async fn real_servers_are_classified_by_their_configuration() {
     });
     let warnings = followed.await.verdict(false, false).unwrap();
     assert_eq!(warnings, [Warning::MemoryAlone, Warning::Unfenced]);
-    let cluster = Server::start(&["--cluster-enabled", "yes"]).await;
+    // The port of its bus would otherwise be one of those that the system gives to any connection.
+    let bus = servers::free_port().to_string();
+    let cluster = Server::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
     assert_eq!(
         fitness_of(&cluster, None).await.verdict(false, false),
         Err(UnsupportedServer::Cluster)
