@@ -2,7 +2,7 @@
 //! runs.
 //!
 //! [`ServerFiles`] are those of a listener, [`ClientFiles`] those of a client. Both are read by a blocking call,
-//! again and again: what was read is a value that can be compared with the one before. [`failure`] says in words
+//! again and again: what was read is a value that can be compared with the one before. [`failure()`] says in words
 //! why a handshake failed, and [`peer_names`] what a client's certificate names.
 //!
 //! The crypto provider is passed explicitly, so that none has to be installed for the whole process. TLS 1.2 and
