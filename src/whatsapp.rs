@@ -6,9 +6,10 @@
 //! refused request for seven days. A denial in a malformed update is kept, so that no STOP is lost
 //! to a mistake in its form. An event that allows needs a well-formed update with a valid time.
 //!
-//! In reading order: this file (the result), `payload` (the updates of a payload), `source` (which
-//! part of it an update is in), `update` (the events of an update), `texts` (what a user wrote or
-//! pressed), `templates` (changes of the account's templates), `ids` (whom it is about), `copies` (events under several ids), `denial_at_arrival` (denials without a usable time), `fields` (typed access to JSON),
+//! In reading order: this file (the result), `payload` (the updates of a payload), `source` (which part
+//! of it an update is in), `update` (the events of an update), `texts` (what a user wrote or pressed),
+//! `templates` (changes of the account's templates), `ids` (whom it is about), `copies` (events under
+//! several ids), `denial_at_arrival` (denials without a usable time), `fields` (typed access to JSON),
 //! `json_repair` (JSON of which a part cannot be parsed).
 
 mod copies;
@@ -194,7 +195,7 @@ pub(crate) enum SkipCause {
     NoNumber,
     /// The account's id is missing.
     NoAccount,
-    /// The template's name or language is missing, or is none.
+    /// The template's name or language is missing or malformed.
     NoTemplate,
     /// The user's id is missing.
     NoUser,

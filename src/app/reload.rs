@@ -1,5 +1,5 @@
-//! Reads the bearer tokens and the certificate again, and answers SIGHUP. A process that does not handle this signal would be
-//! ended by it.
+//! Reads the bearer tokens and the certificate again, and answers SIGHUP. A process that does not handle
+//! this signal would be ended by it.
 
 use std::path::PathBuf;
 

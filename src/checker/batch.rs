@@ -19,9 +19,9 @@ pub(super) struct Parsing<'a> {
     pub(super) blocked: &'a CountryList,
 }
 
-/// What a check asks, beside its pair and its category's topic.
+/// The parameters of a decision, apart from the pair and the category's topic.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct CheckParameters {
     pub(super) class: Class,
     pub(super) form: Form,
     pub(super) min_revision: Revision,
@@ -91,11 +91,11 @@ impl<'q> ParsedRequest<'q> {
         Self { pair, former, category, form, min_revision, is_blocked }
     }
 
-    /// What it asks if this class decides.
-    pub(super) fn asked_as(&self, class: Class) -> Asked {
+    /// The parameters of its decision if this class decides.
+    pub(super) fn parameters(&self, class: Class) -> CheckParameters {
         let Self { form, min_revision, is_blocked, .. } = *self;
         let is_barred = is_blocked && class == Class::Marketing;
-        Asked { class, form, min_revision, is_barred }
+        CheckParameters { class, form, min_revision, is_barred }
     }
 }
 
@@ -150,7 +150,7 @@ impl<'q> TemplateCache<'q> {
 #[derive(Clone, Copy)]
 pub(super) struct BatchItem {
     /// What it asks, with the class that decides.
-    pub(super) asked: Asked,
+    pub(super) asked: CheckParameters,
     /// As in [`CheckResult::stricter`](super::CheckResult::stricter).
     pub(super) stricter: Option<Class>,
 }
@@ -221,7 +221,7 @@ impl<'q, E> Batch<'q, E> {
     ) {
         let ParsedRequest { pair, former, .. } = *request;
         self.former.extend(former.map(|former| (self.pairs.len(), former)));
-        let asked = request.asked_as(category.class);
+        let asked = request.parameters(category.class);
         self.requests.push(Ok(BatchItem { asked, stricter }));
         self.pairs.push(pair);
         self.categories.push(category);

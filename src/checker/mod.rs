@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use self::batch::{Asked, Batch, BatchItem, ParseCache, Parsing, TemplateCache, TemplateItem};
+use self::batch::{
+    Batch, BatchItem, CheckParameters, ParseCache, Parsing, TemplateCache, TemplateItem,
+};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::Metrics;
 use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
@@ -178,7 +180,7 @@ impl Checker {
         let ParsedRequest { pair, former, category, form, .. } = request;
         let (facts, freshness) = self.facts(pair, former, category);
         let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
-        let result = evaluation.result(&facts, request.asked_as(request.category.class));
+        let result = evaluation.result(&facts, request.parameters(request.category.class));
         self.metrics.decided(result.decision.reason);
         if let Some(log) = &self.log {
             log.log(&log_record(pair, category, form, &result, evaluation.now));
@@ -222,7 +224,7 @@ impl Checker {
         let request = self.parse(request)?;
         let (facts, freshness) = self.facts(request.pair, request.former, request.category);
         let evaluation = Evaluation::new(self, freshness, clock())?;
-        Ok(evaluation.result(&facts, request.asked_as(request.category.class)))
+        Ok(evaluation.result(&facts, request.parameters(request.category.class)))
     }
 
     fn facts(
@@ -476,8 +478,8 @@ impl<'a> Evaluation<'a> {
         Ok(Self { now, policy, clock, proof, revision, staleness })
     }
 
-    fn result(&self, facts: &Result<Facts, UnreadablePair>, asked: Asked) -> CheckResult {
-        let Asked { class, form, min_revision, is_barred } = asked;
+    fn result(&self, facts: &Result<Facts, UnreadablePair>, asked: CheckParameters) -> CheckResult {
+        let CheckParameters { class, form, min_revision, is_barred } = asked;
         let (facts, proof) = match facts {
             // The table lacks an event that the caller knows of: for this check it is not valid.
             Ok(facts) if self.revision < min_revision => (facts, Proof::Invalid),

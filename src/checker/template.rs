@@ -68,12 +68,8 @@ impl KnownCategory {
     /// [`UnreadablePair`] if what is known cannot be read: then the check is denied.
     pub(super) fn decides(&self, asked: Class) -> Result<Class, UnreadablePair> {
         let (least, is_restricted) = self.rule?;
-        Ok(match asked.stricter(least) {
-            // WhatsApp has no templates of the class `service`: at a restricted account it may be one of
-            // utility that nothing is known of.
-            Class::Utility | Class::Service if is_restricted => Class::Marketing,
-            class => class,
-        })
+        let class = asked.stricter(least);
+        Ok(if is_restricted { class.restricted() } else { class })
     }
 }
 
@@ -150,7 +146,7 @@ impl Checker {
         let (facts, later) = self.facts_as((pair, former), category, class, known.at);
         let facts = decides.and(facts);
         let evaluation = Evaluation::new(self, known.freshness.and(later.validity), clock())?;
-        let result = evaluation.result(&facts, parsed.asked_as(class));
+        let result = evaluation.result(&facts, parsed.parameters(class));
         let stricter = (class != category.class).then_some(class);
         Ok((parsed, CheckResult { stricter, ..result }, evaluation.now))
     }

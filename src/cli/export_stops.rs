@@ -38,7 +38,7 @@ impl Stops {
             chain_head,
             chain: None,
         };
-        // Only a newer version's event is none that this version knows.
+        // An event that this version does not know was recorded by a newer one.
         let Some((_, entry)) = grpc::entry(listed) else { return };
         if !matches!(entry.what, What::Platform { .. } | What::Failure { .. } | What::OptIn { .. })
         {

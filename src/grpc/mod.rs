@@ -1,8 +1,8 @@
 //! The gRPC services: they translate between the wire and the domain. Only this module uses `Status`.
 //!
 //! In reading order: [`connection`] (HTTP/2 connections and their end), `connection_context` (what the
-//! calls of a connection share), `router` (which service takes
-//! a call, and which calls are refused), `auth` and `roles` (who may do what), `body` (bodies whose bytes are charged to a budget),
+//! calls of a connection share), `router` (which service takes a call, and which calls are refused),
+//! `auth` and `roles` (who may do what), `body` (bodies whose bytes are charged to a budget),
 //! `call_telemetry` (logs and traces of single calls), `consent_service` (with `stream_can_send`,
 //! `filter_recipients` and [`watch_consents`]) and `record_service` (with `history_service`), `health`,
 //! `convert`, `status` (errors on the wire), [`codec`], `fast_decode` (requests read in place).

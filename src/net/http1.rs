@@ -42,8 +42,8 @@ pub(crate) struct Http1Limits {
     pub(crate) shutdown_grace: Duration,
 }
 
-/// Serves a listener, with TLS if there is a certificate, until `drain.begun`, then finishes the requests that were begun, within the
-/// grace and at the latest until `drain.over`.
+/// Serves a listener, with TLS if there is a certificate, until `drain.begun`, then finishes the
+/// requests that were begun, within the grace and at the latest until `drain.over`.
 ///
 /// `connect` is called for each connection. It returns the service of that connection, and a test
 /// of whether the connection has nothing in progress and may be closed for another.

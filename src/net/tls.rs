@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use consentd_os::clock;
-use consentd_tls::{ClientFiles, Protocol, ServerIdentity, failure};
-use rustls::pki_types::{CertificateDer, ServerName};
+use consentd_tls::{ClientFiles, HandshakeError, Protocol, ServerIdentity, failure};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{Accept, TlsAcceptor, TlsConnector, client};
+use tokio_rustls::{Accept, TlsAcceptor, client};
 use tracing::warn;
 
 use super::log_throttle::LogThrottle;
@@ -97,22 +97,20 @@ impl ServerTls {
     }
 }
 
-/// Connects to `HOST:PORT` by TLS, to speak HTTP/2. The files are read for each connection, because they may
-/// have been rotated.
+/// Connects to `HOST:PORT` by TLS, to speak HTTP/2.
 pub(crate) async fn connect(
     files: &ClientFiles,
     address: &str,
 ) -> io::Result<client::TlsStream<TcpStream>> {
-    let files = files.clone();
-    let config = tokio::task::spawn_blocking(move || files.config()).await;
-    let mut config = config.map_err(io::Error::other)?.map_err(io::Error::other)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
-    let name = name.map_err(io::Error::other)?;
+    let host = host.trim_matches(['[', ']']);
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    files.connect(stream, host, Some(Protocol::Http2)).await.map_err(|error| match error {
+        HandshakeError::Files(error) => io::Error::other(error),
+        HandshakeError::Failed(error) => error,
+        HandshakeError::InvalidName => io::Error::other(error),
+    })
 }
 
 /// A connection over TLS, which begins with the handshake.

@@ -36,9 +36,6 @@ const PREFERENCES: Lists = &[("user_preferences", UpdateKind::Preference)];
 /// The fields whose updates name a number.
 const NUMBER_FIELDS: [&str; 5] = ["messages", "calls", "user_preferences", "standby", "history"];
 
-/// The fields that concern the account, and name no number.
-const ACCOUNT_FIELDS: [&str; 2] = ["template_category_update", "account_update"];
-
 /// A part of a change that has lists of updates.
 struct Section<'v> {
     source: Source<'v>,
@@ -107,13 +104,9 @@ impl PayloadParser<'_> {
             return self.skip(UpdateKind::Other, SkipCause::BadShape);
         };
         let field = word(change, "field");
-        if let Some(field) =
-            ACCOUNT_FIELDS.into_iter().find(|known| field.as_deref() == Some(known))
-        {
+        if let Some((field, kind)) = field.as_deref().and_then(templates::field) {
             let number = String::new();
             self.parsed.arrivals.insert(Arrival { field, kind: UpdateKind::Other, number });
-        }
-        if let Some(kind) = field.as_deref().and_then(templates::kind) {
             return self.account_change(kind, entry, value);
         }
         let Some(sections) = self.sections(field.as_deref(), value) else {

@@ -22,13 +22,13 @@ const OTHER_RESTRICTIONS: [&str; 3] = [
     "restricted_customer_initiated_messaging",
 ];
 
-/// The kind of the updates in a change of this field, if it is one of an account.
-pub(super) fn kind(field: &str) -> Option<UpdateKind> {
-    match field {
-        "template_category_update" => Some(UpdateKind::Template),
-        "account_update" => Some(UpdateKind::Account),
-        _ => None,
-    }
+/// The fields that concern the account and name no number, and the kinds of their updates.
+const FIELDS: [(&str, UpdateKind); 2] =
+    [("template_category_update", UpdateKind::Template), ("account_update", UpdateKind::Account)];
+
+/// The field of a change, and the kind of its updates, if it is one of an account.
+pub(super) fn field(name: &str) -> Option<(&'static str, UpdateKind)> {
+    FIELDS.into_iter().find(|(field, _)| *field == name)
 }
 
 /// What was found in a change of an account.

@@ -33,7 +33,7 @@ impl CountryList {
     ///
     /// # Errors
     ///
-    /// [`NotACountry`] has the first entry that is none.
+    /// [`NotACountry`] has the first entry that is not a country.
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, NotACountry> {
         let (mut prefixes, mut scoped) = (Vec::new(), Vec::new());
         for entry in entries {

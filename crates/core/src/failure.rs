@@ -215,7 +215,7 @@ impl UserFailures {
     /// None of them.
     pub const NONE: Self = Self(0);
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -307,8 +307,8 @@ impl UserFailureTimes {
         self
     }
 
-    /// The failures that still hold after the user's last message. Of those, only a message of the user
-    /// ends one: who is blocked cannot write.
+    /// The failures that still hold after the user's last message. A message from the user ends `Blocked`,
+    /// because a blocked user cannot write; it ends no other.
     #[must_use]
     pub fn held(&self, last_inbound: Option<Timestamp>) -> UserFailures {
         let holds = |(failure, time): &(UserFailure, Timestamp)| {

@@ -1,10 +1,10 @@
 //! Where a user stopped a business's marketing inside WhatsApp: by the business's number.
 //!
-//! A business may have several numbers, and a stop inside WhatsApp is of one of them
-//! (Kapso's documentation of marketing opt-outs, read in November 2026; the webhook names one number, and
-//! Meta's page says "from your business" alone). The latest preference at each number counts there, and the user is stopped while any stop
-//! stands. A stop whose number is unknown is kept in a place of its own, and only a resume without a number
-//! lifts it.
+//! A business may have several numbers, and a stop inside WhatsApp is of one of them (Kapso's
+//! documentation of marketing opt-outs, read in November 2026; the webhook names one number, and Meta's
+//! page says "from your business" alone). The latest preference at each number counts there, and the
+//! user is stopped while any stop stands. A stop whose number is unknown is kept in a place of its own,
+//! and only a resume without a number lifts it.
 
 use std::collections::BTreeMap;
 

@@ -54,6 +54,17 @@ impl Class {
         if other.strictness() > self.strictness() { other } else { self }
     }
 
+    /// The class that a template of this one counts as while WhatsApp restricts the account: utility counts as
+    /// marketing. WhatsApp has no templates of the class `service`, so that one may be of utility of which
+    /// nothing is known.
+    #[must_use]
+    pub const fn restricted(self) -> Self {
+        match self {
+            Self::Utility | Self::Service => Self::Marketing,
+            class => class,
+        }
+    }
+
     /// The class of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

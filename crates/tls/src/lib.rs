@@ -1,8 +1,8 @@
 //! TLS from files: certificates, keys and CA certificates in PEM form, which may be rotated while the process
 //! runs.
 //!
-//! [`ServerFiles`] are those of a listener, [`ClientFiles`] those of a client. Both are read by a blocking call,
-//! again and again: what was read is a value that can be compared with the one before. [`failure()`] says in words
+//! [`ServerFiles`] are those of a listener, read again by a blocking call: what was read is a value that can be
+//! compared with the one before. [`ClientFiles`] are those of a client, and connect it. [`failure()`] says in words
 //! why a handshake failed, and [`peer_names`] what a client's certificate names.
 //!
 //! The crypto provider is passed explicitly, so that none has to be installed for the whole process. TLS 1.2 and
@@ -24,7 +24,7 @@ mod failure;
 mod pem;
 mod server;
 
-pub use self::client::ClientFiles;
+pub use self::client::{ClientFiles, HandshakeError};
 pub use self::failure::failure;
 pub use self::pem::TlsFileError;
 pub use self::server::{Protocol, ServerFiles, ServerIdentity, peer_names};

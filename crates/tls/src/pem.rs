@@ -60,29 +60,48 @@ pub enum TlsFileError {
     Setup(rustls::Error),
 }
 
-/// The certificate or the chain of a file. A server's or client's own comes first.
-pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let why = "it must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)";
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    let wrong = || TlsFileError::Content { path: path.to_owned(), why };
-    read.ok().filter(|read| !read.is_empty()).ok_or_else(wrong)
+/// A file that was read.
+pub(crate) struct PemFile<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
 }
 
-/// The key of a file.
-pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
-    let why = "it must hold a private key in PEM form, unencrypted (-----BEGIN PRIVATE KEY-----)";
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|_| TlsFileError::Content { path: path.to_owned(), why })
-}
-
-/// The CA certificates of a file.
-pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        let failed = |source| TlsFileError::Authority { path: path.to_owned(), source };
-        roots.add(certificate).map_err(failed)?;
+impl<'a> PemFile<'a> {
+    pub(crate) fn read(path: &'a Path) -> Result<Self, TlsFileError> {
+        Ok(Self { path, bytes: read(path)? })
     }
-    Ok(roots)
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn unusable(&self, why: &'static str) -> TlsFileError {
+        TlsFileError::Content { path: self.path.to_owned(), why }
+    }
+
+    /// Its certificate or chain. A server's or client's own comes first.
+    pub(crate) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+        let why = "it must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)";
+        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
+        read.ok().filter(|read| !read.is_empty()).ok_or_else(|| self.unusable(why))
+    }
+
+    /// Its key.
+    pub(crate) fn key(&self) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+        let why =
+            "it must hold a private key in PEM form, unencrypted (-----BEGIN PRIVATE KEY-----)";
+        PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| self.unusable(why))
+    }
+
+    /// Its CA certificates.
+    pub(crate) fn authorities(&self) -> Result<RootCertStore, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            let failed = |source| TlsFileError::Authority { path: self.path.to_owned(), source };
+            roots.add(certificate).map_err(failed)?;
+        }
+        Ok(roots)
+    }
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::pem::{self, TlsFileError};
+use super::pem::{self, PemFile, TlsFileError};
 use consentd_core::time::Timestamp;
 
 /// The files of a listener.
@@ -31,6 +31,16 @@ pub enum Protocol {
     Http2,
     /// HTTP/1.1.
     Http1,
+}
+
+impl Protocol {
+    /// Its name in ALPN.
+    pub(crate) fn alpn(self) -> Vec<u8> {
+        match self {
+            Self::Http2 => b"h2".to_vec(),
+            Self::Http1 => b"http/1.1".to_vec(),
+        }
+    }
 }
 
 /// What a server's files hold. Two are equal if their files have the same content.
@@ -55,19 +65,16 @@ impl ServerFiles {
     ///
     /// [`TlsFileError`] names the file.
     pub fn read(&self) -> Result<ServerIdentity, TlsFileError> {
-        let chain = pem::certificates(&self.certificate)?;
-        let key = pem::key(&self.key)?;
-        let clients = self.client_ca.as_deref().map(pem::authorities).transpose()?;
+        let certificate = PemFile::read(&self.certificate)?;
+        let key = PemFile::read(&self.key)?;
+        let client_ca = self.client_ca.as_deref().map(PemFile::read).transpose()?;
         let mut digest = Sha256::new();
-        for part in chain.iter().map(AsRef::as_ref).chain([key.secret_der()]) {
-            digest.update(part.len().to_be_bytes());
-            digest.update(part);
+        for file in [&certificate, &key].into_iter().chain(&client_ca) {
+            digest.update(file.bytes().len().to_be_bytes());
+            digest.update(file.bytes());
         }
-        for anchor in clients.iter().flat_map(|roots| &roots.roots) {
-            digest.update(&anchor.subject);
-            digest.update(&anchor.subject_public_key_info);
-            digest.update(anchor.name_constraints.as_deref().unwrap_or_default());
-        }
+        let (chain, key) = (certificate.certificates()?, key.key()?);
+        let clients = client_ca.as_ref().map(PemFile::authorities).transpose()?;
         let expires = chain.first().and_then(expiry).ok_or_else(|| TlsFileError::Content {
             path: self.certificate.clone(),
             why: "its first certificate is not a valid X.509 certificate",
@@ -97,8 +104,8 @@ impl ServerFiles {
         http1.session_storage = Arc::new(NoServerSessionStorage {});
         http1.send_tls13_tickets = 0;
         let mut http2 = http1.clone();
-        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
-        http2.alpn_protocols = vec![b"h2".to_vec()];
+        http1.alpn_protocols = vec![Protocol::Http1.alpn()];
+        http2.alpn_protocols = vec![Protocol::Http2.alpn()];
         let (http2, http1) = (Arc::new(http2), Arc::new(http1));
         Ok(ServerIdentity { http2, http1, digest: digest.finalize().into(), expires })
     }

@@ -78,7 +78,7 @@ impl Subscribed {
     }
 }
 
-/// What is to be thought of a row.
+/// The verdict on a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum RowVerdict {
     /// Updates arrive.

@@ -27,15 +27,14 @@ impl<'a> UsedCategory<'a> {
         let profile = |as_of: &AsOf<'_>| ResolvedState::of(&as_of.state).profile;
         let known = asked.stricter(profile(template).least_class());
         let end = profile(account).restricted_until();
-        let is_restricted = end.is_some_and(|end| template.at < end)
-            && matches!(known, Class::Utility | Class::Service);
-        let class = if is_restricted { Class::Marketing } else { known };
+        let is_restricted = end.is_some_and(|end| template.at < end);
+        let class = if is_restricted { known.restricted() } else { known };
         let by_template = if known == asked { Vec::new() } else { template.opt_outs_of(|_| true) };
         let stands = |scope: &Scope| match scope {
             Scope::Topic(..) => restricts_at(&account.state, scope, template.at),
             _ => true,
         };
-        let by_account = if is_restricted { account.opt_outs_of(stands) } else { Vec::new() };
+        let by_account = if class == known { Vec::new() } else { account.opt_outs_of(stands) };
         Self { class, by_template, by_account }
     }
 }

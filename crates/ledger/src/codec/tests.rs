@@ -179,7 +179,7 @@ fn failure_about_the_user_is_found_in_records_that_a_version_before_wrote() {
     let state = decode_record(&written.encode_to_vec()).unwrap().state;
     let found: Vec<_> = state.user_failures.iter().collect();
     assert_eq!(found, [(UserFailure::Experiment, at(7))]);
-    // A code that a version to come knows is none here, and its record can be read.
+    // A code that only a later version knows is ignored, and the record can be read.
     written.user_failures.push(pb::Failure { time: 8, code: 130_999 });
     assert_eq!(decode_record(&written.encode_to_vec()).unwrap().state, state);
 }

@@ -13,10 +13,9 @@ use tokio::time::timeout;
 
 use super::credentials::{Credentials, Secret};
 use super::resp::{Reply, RespConnection, RespError, Stream};
-use super::tls;
 use super::url::Address;
 use consentd_os::io_hint;
-use consentd_tls::{ClientFiles, TlsFileError};
+use consentd_tls::{ClientFiles, HandshakeError, TlsFileError};
 
 /// The idle time after which the system sends TCP keepalive probes. Commands have shorter timeouts; this
 /// finds dead connections on which no reply is awaited.
@@ -43,9 +42,6 @@ pub(crate) enum ConnectionError {
         #[from]
         source: TlsFileError,
     },
-    /// Reading the files for TLS panicked.
-    #[error("the files for TLS cannot be read: {0}")]
-    TlsPanic(String),
     /// The host cannot be a name in a certificate.
     #[error("{address} is not a valid server name for TLS")]
     InvalidServerName { address: Address },
@@ -153,7 +149,6 @@ impl ConnectionError {
             Self::File { .. }
             | Self::Content { .. }
             | Self::TlsFiles { .. }
-            | Self::TlsPanic(_)
             | Self::InvalidServerName { .. }
             | Self::Tls { .. }
             | Self::NotRedis { .. }
@@ -194,6 +189,17 @@ fn tls_hint(error: &io::Error) -> &'static str {
             "; if it demands a client certificate, give --ledger-cert-file and --ledger-key-file"
         }
         _ => "",
+    }
+}
+
+fn tls_error(error: HandshakeError, address: &Address) -> ConnectionError {
+    let address = address.clone();
+    match error {
+        HandshakeError::Files(error) => error.into(),
+        HandshakeError::InvalidName => ConnectionError::InvalidServerName { address },
+        HandshakeError::Failed(source) => {
+            ConnectionError::Tls { address, source: Arc::new(source) }
+        }
     }
 }
 
@@ -282,7 +288,8 @@ impl Handshake<'_> {
             None => Box::new(stream),
             Some(files) => {
                 in_tls.store(true, Ordering::Relaxed);
-                let stream = tls::over(files, stream, host, address).await?;
+                let connected = files.connect(stream, host, None).await;
+                let stream = connected.map_err(|error| tls_error(error, address))?;
                 in_tls.store(false, Ordering::Relaxed);
                 Box::new(stream)
             }

@@ -8,7 +8,6 @@ mod primary;
 mod resp;
 mod sentinel;
 mod subscription;
-mod tls;
 mod url;
 
 use std::time::Duration;
