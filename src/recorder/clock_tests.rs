@@ -99,6 +99,35 @@ fn repeat_of_a_denial_before_a_clamped_allow_lifts_and_denies_nothing() {
 }
 
 #[test]
+fn denial_at_the_moment_that_an_earlier_denial_counts_as_of_is_no_repeat() {
+    let platform = |stopped| What::Platform { stopped, phone_number_id: None };
+    let suppress = |suppressed| What::Suppression { suppressed, reference: String::new() };
+    for (denies, allows) in [
+        (opt_out("*"), opt_in("marketing", false)),
+        (opt_out("marketing"), opt_in("marketing", false)),
+        (platform(true), platform(false)),
+        (suppress(true), suppress(false)),
+    ] {
+        // Between the two denials are up to more clamped allows than the record knows one by one.
+        for between in [0, 1, 20] {
+            let mut pair = Pair::new();
+            let ahead = |millis| event(allows.clone(), Some(NOW + millis), "");
+            let denial = |millis| event(denies.clone(), Some(NOW + millis), "");
+            pair.record(NOW, &ahead(MINUTE)).unwrap();
+            // It counts as of the allow's moment.
+            pair.record(NOW + 1, &denial(-1)).unwrap();
+            for n in 0..=between {
+                pair.record(NOW + 2 + n, &ahead(2 * MINUTE + n)).unwrap();
+            }
+            let outcome = pair.record(NOW + 3 + between, &denial(0)).unwrap();
+            assert!(outcome.applied, "{denies:?} after {between}");
+            let (_, _, made) = answers(&pair)[0];
+            assert!(!made.allowed(), "{denies:?} after {between}: {made:?}");
+        }
+    }
+}
+
+#[test]
 fn denial_replayed_repeatedly_is_recorded_once() {
     let given_back = |what: What, millis| {
         let mut denial = event(what, Some(millis), "");

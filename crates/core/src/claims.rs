@@ -43,7 +43,9 @@ impl Claims {
         if let [first, second, ..] = self.0[..]
             && self.0.len() > MAX_CLAIMS
         {
-            let until = first.until.max(second.until);
+            // Two claims of one time become a range, too, so that it shows that a moment was merged away.
+            let until =
+                first.until.max(second.until).max(first.from.plus(Duration::from_millis(1)));
             let moment = first.moment.min(second.moment);
             self.0.splice(..2, [Claim { until, moment, ..first }]);
         }
@@ -55,6 +57,16 @@ impl Claims {
     pub fn moment_of(&self, time: Timestamp) -> Option<Timestamp> {
         let known = self.0.iter().filter(|known| (known.from..=known.until).contains(&time));
         known.map(|known| known.moment).min()
+    }
+
+    /// Whether an allow may have been clamped to this moment. Of the claims that were merged into a range
+    /// only the earliest moment is known: the others lie between that one and the end of the range.
+    #[must_use]
+    pub fn may_clamp_to(&self, moment: Timestamp) -> bool {
+        self.0.iter().any(|known| {
+            let is_range = known.from < known.until;
+            known.moment == moment || is_range && (known.moment..=known.until).contains(&moment)
+        })
     }
 
     /// The latest claimed time.
@@ -89,6 +101,8 @@ impl Claim {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(millis: i64) -> Timestamp {
@@ -127,6 +141,36 @@ mod tests {
             assert!(moment <= at(n), "{n} counts as of {moment:?}");
         }
         assert_eq!(claims.moment_of(at(110 + 10 * count)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_merge_hides_a_moment(
+            claims in proptest::collection::vec((0..40_i64, 1..40_i64), 1..30),
+        ) {
+            let mut known = Claims::default();
+            let mut moments = Vec::new();
+            for (moment, ahead) in claims {
+                // As a recorder does: an event of a claimed time counts as of the first moment.
+                let own = at(moment + ahead);
+                let moment = known.moment_of(own).unwrap_or(own).min(at(moment));
+                known.add(Claim { from: own, until: own, moment });
+                moments.push(moment);
+                for moment in &moments {
+                    prop_assert!(known.may_clamp_to(*moment), "{moment:?}: {known:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn moment_of_a_single_claim_is_exact() {
+        let mut claims = Claims::default();
+        claims.add(claim(50, 10));
+        assert_eq!(
+            [9, 10, 11, 50].map(|time| claims.may_clamp_to(at(time))),
+            [false, true, false, false]
+        );
     }
 
     #[test]

@@ -305,7 +305,9 @@ impl State {
     /// of a denial that is recorded after it. The denial wins: if its own time is before such a clamped
     /// time by at most five minutes, it counts as of the clamped time.
     ///
-    /// A denial that is recorded already with its own time is a repeat and keeps its time.
+    /// A denial that is recorded already with its own time is a repeat and keeps its time. Where the
+    /// recorded time is one to which an allow was clamped, it may be the time as of which another denial
+    /// counts. Then this one may be new, and is not taken for a repeat: that can only deny too much.
     #[must_use]
     pub fn counts_as_of(&self, effect: &Effect, time: Timestamp) -> Timestamp {
         let Some(own) = effect.denied_at() else { return time };
@@ -319,7 +321,7 @@ impl State {
             Effect::Suppression { .. } => self.last_suppressed,
             _ => None,
         };
-        if known == Some(own) {
+        if known == Some(own) && !self.claims.may_clamp_to(own) {
             return own;
         }
         self.clamped.range(own..=own.plus(MAX_AHEAD)).next_back().copied().unwrap_or(own)
