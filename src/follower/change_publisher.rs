@@ -118,7 +118,7 @@ mod tests {
         feed.on(Action::Validate, valid(0));
         assert_eq!(read(&mut watching), missed(GapCause::Rebuilt, 1));
         apply(&mut feed, 2, PERFORMED);
-        // A denial that is remembered no more, or once more, makes nothing anew.
+        // A denial that is remembered no more, or once more, causes no rebuild.
         apply(&mut feed, 3, valid(1));
         assert_eq!(read(&mut watching), Ok(vec![2, 3]));
         feed.on(Action::Validate, compared(0, None));

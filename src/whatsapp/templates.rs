@@ -12,7 +12,7 @@ use consentd_core::template::{ACCOUNT, TemplateId};
 use consentd_core::time::Timestamp;
 
 /// Restrictions of an account that do not concern its templates. What other types there are is in no page:
-/// Meta's says that misuse of the category makes all utility templates marketing for 7 or 30 days, told by
+/// Meta's says that misuse of the category makes all utility templates marketing for 7 or 30 days, in an
 /// `account_update`, and does not name the type
 /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/templates/template-categorization>,
 /// 2026-05-21). So any other type restricts.
@@ -116,8 +116,8 @@ fn category(value: &Value) -> Result<(String, What, Option<SkipCause>), SkipCaus
     Ok((template.to_string(), what, fault))
 }
 
-/// A restriction of the account under which its utility templates count as marketing. That it is over is
-/// told by its `expiration`; no page names a notice of its end.
+/// A restriction of the account under which its utility templates count as marketing. When it ends is in
+/// its `expiration`; no page names a notice of its end.
 fn restriction(value: &Value) -> Result<What, SkipCause> {
     if word(value, "event").as_deref() != Some("account_restriction") {
         return Err(SkipCause::NotARestriction);

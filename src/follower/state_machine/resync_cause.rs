@@ -35,7 +35,7 @@ pub enum ResyncCause {
 impl ResyncCause {
     /// Whether the ledger may lack changes that were followed before, so that recorders give back
     /// what they remember. This holds for every cause but the first start, before which nothing was
-    /// followed: the ledger that is read anew is not compared with the one before. A log that was
+    /// followed: the ledger that is read again is not compared with the one before. A log that was
     /// trimmed may be that of another branch, and a ledger that was accepted may be replaced before
     /// it is read.
     #[must_use]

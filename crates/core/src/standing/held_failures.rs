@@ -7,8 +7,8 @@ use crate::failure::{HeldFailure, UserFailure};
 use crate::time::Timestamp;
 
 impl Profile {
-    /// The refusals that hold at `now`, in the order of their codes. A stop inside WhatsApp is none of
-    /// them: it is known by the user's preference, too.
+    /// The refusals that hold at `now`, in the order of their codes. A stop inside WhatsApp is not one
+    /// of them: it is known by the user's preference, too.
     #[must_use]
     pub fn held_failures(&self, times: ExpiriesRef<'_>, now: Timestamp) -> Vec<HeldFailure> {
         let without_end = |code| HeldFailure { code, retry: None };
