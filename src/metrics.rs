@@ -64,9 +64,10 @@ pub const RECORD_OUTCOMES: [&str; 4] = ["applied", "unchanged", "refused", "fail
 /// The outcomes of a span.
 pub const SPAN_OUTCOMES: [&str; 3] = ["exported", "dropped", "failed"];
 /// The limits by which connections and calls are refused.
-pub const LIMITS: [&str; 12] = [
+pub const LIMITS: [&str; 13] = [
     "accept",
     "admin",
+    "authority",
     "bytes",
     "connection_bytes",
     "connections",
@@ -111,6 +112,7 @@ pub struct Metrics {
     connections: IntGauge,
     budget: BudgetMetrics,
     refused: IntCounterVec,
+    authorities_replaced: IntCounter,
     spans: IntCounterVec,
 }
 
@@ -235,9 +237,16 @@ impl Metrics {
                 "consent_refused_total",
                 "Connections and calls turned away, or ended for others, by the limit that they \
                  met: bytes (the budget for all), connection_bytes (the share of one), accept (the \
-                 system), or the one named.",
+                 system), authority (an invalid :authority), or the one named.",
                 "limit",
                 &LIMITS,
+            )?,
+            authorities_replaced: counter(
+                r,
+                "consent_authorities_replaced_total",
+                "Times that a client sent a socket's path as :authority over a Unix socket, as clients \
+                 on gRPC core and grpc-java do where they are told no other. HTTP/2 would refuse it; \
+                 it is replaced, and the calls are served.",
             )?,
             spans: labelled_counters(
                 r,
@@ -361,6 +370,11 @@ impl Metrics {
     /// Counts a refused connection or call, by one of [`LIMITS`].
     pub fn refused(&self, limit: &'static str) {
         self.refused.with_label_values(&[limit]).inc();
+    }
+
+    /// Counts an invalid `:authority` that was replaced.
+    pub fn authority_replaced(&self) {
+        self.authorities_replaced.inc();
     }
 
     /// Counts spans by their outcome, one of [`SPAN_OUTCOMES`].

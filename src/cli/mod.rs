@@ -97,7 +97,7 @@ enum Command {
     Subject(subject_access::SubjectArgs),
     /// List opt-ins that expire, as CSV, so that users can be asked again in time
     Due(expiring::DueArgs),
-    /// Show how current a sidecar is
+    /// Show how current a sidecar is (exit code 1: its table is not loaded yet)
     Status(status::StatusArgs),
     /// Ask for a sidecar's health (exit code 0: serving, 1: not serving), for probes
     Healthcheck(healthcheck::HealthArgs),

@@ -27,9 +27,14 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let response = ConsentServiceClient::new(channel).get_status(request).await;
     let received = clock::wall();
     let status = response.map_err(|status| args.client.explain(&status))?.into_inner();
+    // Before the table is loaded no check is answered.
+    let verdict = match status.phase() {
+        pb::get_status_response::Phase::Loading => Verdict::No,
+        _ => Verdict::Yes,
+    };
     if args.client.json {
         output::json("GetStatusResponse", &status)?;
-        return Ok(Verdict::Yes);
+        return Ok(verdict);
     }
     let phase = status.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
     let cause = if status.cause.is_empty() { String::new() } else { format!(": {}", status.cause) };
@@ -54,7 +59,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         output::line(&format!("clock      {}{offset}", output::time_text(Some(time))))?;
     }
     output::line(&format!("version    {}", status.version))?;
-    Ok(Verdict::Yes)
+    Ok(verdict)
 }
 
 /// How far the sidecar's clock is from ours, or nothing if they may agree. The sidecar read its

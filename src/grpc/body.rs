@@ -39,12 +39,14 @@ pub(super) struct MeteredBody<B = Incoming> {
     held: usize,
     /// Bytes that are charged.
     paid: usize,
+    /// Whether its first byte has arrived.
+    begun: bool,
 }
 
 impl<B> MeteredBody<B> {
     /// The body of a unary call. The charge is released with the body.
     pub(super) fn unary(body: B, charge: Charge) -> Self {
-        Self { body, charge, late: None, messages: None, held: 0, paid: INCLUDED_BYTES }
+        Self { body, charge, late: None, messages: None, held: 0, paid: INCLUDED_BYTES, begun: false }
     }
 
     /// Ends the body with `DEADLINE_EXCEEDED` unless it has arrived whole by then. For a call that may
@@ -99,6 +101,12 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
         };
         if let Some(data) = frame.data_ref() {
+            if let Some(first) = data.first()
+                && !std::mem::replace(&mut self.begun, true)
+                && *first > 1
+            {
+                return Poll::Ready(Some(Err(status::not_framed().into())));
+            }
             self.charge.mark_active();
             if let Err(full) = self.pay(data) {
                 return Poll::Ready(Some(Err(full.into())));
@@ -260,11 +268,15 @@ impl http_body::Body for ResponseBody {
                     let mut trailers = HeaderMap::new();
                     // This cannot fail: the message is short and of visible characters.
                     let _ = full.add_header(&mut trailers);
+                    status::encode_message(&mut trailers);
                     Frame::trailers(trailers)
                 }
             },
             Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => Frame::trailers(trailers),
+                Ok(mut trailers) => {
+                    status::encode_message(&mut trailers);
+                    Frame::trailers(trailers)
+                }
                 Err(_) => return Poll::Ready(None),
             },
         };

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep, sleep_until};
@@ -28,9 +28,11 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::body::ResponseBody;
+use super::client_frames::{AuthorityReport, ClientFrames, Greeting};
 use super::connection_context::ConnectionContext;
 use super::roles::{Peer, Roles};
 use super::router::{ResponseFuture, Router};
+use super::status;
 use crate::budget::{self, Budget};
 use crate::metrics::Metrics;
 use crate::net::Drain;
@@ -85,6 +87,10 @@ const IDLE_GRACE: Duration = Duration::from_millis(500);
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes of the client's preface (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
+/// The answer to a request of HTTP/1, whose client would otherwise be shown bytes of HTTP/2.
+const HTTP1_ANSWER: &str = "HTTP/1.1 415 Unsupported Media Type\r\ncontent-type: text/plain\r\n\
+    connection: close\r\n\r\nthis port speaks gRPC, by HTTP/2: call it with a client of gRPC, such as \
+    grpcurl or `consentd check`\n";
 
 /// The limits of a gRPC listener.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +130,7 @@ pub async fn serve(
     // Connections drain only after the listener is closed: their clients connect again at once, and
     // must be refused then, not accepted by the system and reset by us.
     let connection_drain = Drain { begun: CancellationToken::new(), over: drain.over.clone() };
+    let authorities = Arc::new(AuthorityReport::new(Arc::clone(&metrics)));
     let mut silence_checks = interval(SILENCE_CHECK_INTERVAL);
     silence_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -157,6 +164,8 @@ pub async fn serve(
             limits,
             drain: connection_drain.clone(),
             calls: CallExecutor(calls.clone()),
+            is_unix: matches!(accepted, Accepted::Unix(_)),
+            authorities: Arc::clone(&authorities),
             guard: ConnectionGuard { permit, metrics: Arc::clone(&metrics) },
         };
         metrics.connection_opened();
@@ -204,6 +213,8 @@ struct Connection {
     limits: Limits,
     drain: Drain,
     calls: CallExecutor,
+    is_unix: bool,
+    authorities: Arc<AuthorityReport>,
     guard: ConnectionGuard,
 }
 
@@ -229,6 +240,7 @@ impl Connection {
         let service = ConnectionService { router: self.router, context: context.clone() };
         let stream =
             PrefaceStream { stream, bytes: 0, handshaken: Arc::clone(&handshaken), linger: None };
+        let stream = ClientFrames::new(stream, self.is_unix, self.authorities);
         let (finish, finishing) = oneshot::channel();
         #[allow(clippy::disallowed_methods, reason = "awaited or ended before this returns")]
         let mut task = tokio::spawn(serve_connection(stream, service, self.calls, finishing));
@@ -324,11 +336,31 @@ async fn idle(share: &budget::ConnectionBudget) {
 }
 
 async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    mut stream: ClientFrames<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
     service: ConnectionService,
     calls: CallExecutor,
     mut finish: oneshot::Receiver<()>,
 ) {
+    let mut finishing = false;
+    let greeting = tokio::select! {
+        biased;
+        greeting = stream.greeting() => greeting,
+        // Its first calls may be on their way, so that it is ended like any other.
+        _ = &mut finish => {
+            finishing = true;
+            Ok(Greeting::Http2)
+        }
+    };
+    match greeting {
+        Ok(Greeting::Http2) => {}
+        Ok(Greeting::Http1) => {
+            // Whoever does not take the answer gets none.
+            let _ = stream.write_all(HTTP1_ANSWER.as_bytes()).await;
+            let _ = stream.shutdown().await;
+            return;
+        }
+        Err(error) => return debug!(%error, "a gRPC connection ended before it began"),
+    }
     let mut builder = http2::Builder::new(calls);
     builder
         .timer(TokioTimer::new())
@@ -346,10 +378,13 @@ async fn serve_connection(
         .auto_date_header(false);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    if finishing {
+        connection.as_mut().graceful_shutdown();
+    }
     let served = tokio::select! {
         biased;
         served = connection.as_mut() => served,
-        _ = &mut finish => {
+        _ = &mut finish, if !finishing => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -373,7 +408,10 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     type Future = Map<ResponseFuture, fn(Response<ResponseBody>) -> InfallibleResponse>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.router.call(request, &self.context).map(Ok)
+        self.router.call(request, &self.context).map(|mut response| {
+            status::encode_message(response.headers_mut());
+            Ok(response)
+        })
     }
 }
 

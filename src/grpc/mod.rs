@@ -10,6 +10,7 @@
 mod auth;
 mod body;
 mod call_telemetry;
+mod client_frames;
 pub mod codec;
 pub mod connection;
 mod connection_context;

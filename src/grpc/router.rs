@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
@@ -333,12 +333,16 @@ fn is_grpc_type(value: &[u8]) -> bool {
 /// The response to a content type that is not gRPC's. The protocol asks for an HTTP status, so that
 /// other clients do not take the response for a success.
 fn not_grpc(headers: &HeaderMap) -> ResponseFuture {
-    let status = Status::invalid_argument(match headers.get(header::CONTENT_TYPE) {
+    let message = match headers.get(header::CONTENT_TYPE) {
         None => "no content-type: it must be application/grpc",
         Some(_) => "the content-type must be application/grpc, or application/grpc+proto",
-    });
-    let mut response = status.into_http::<Body>().map(ResponseBody::refusal);
+    };
+    let mut response = Status::invalid_argument(message).into_http::<Body>();
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    // Whoever sent JSON shows the body and not the status of gRPC.
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    let body = Body::new(http_body_util::Full::from(format!("this port speaks gRPC alone: {message}\n")));
+    let response = response.map(|_| ResponseBody::refusal(body));
     Box::pin(std::future::ready(response))
 }
 

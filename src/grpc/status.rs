@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
@@ -20,6 +22,27 @@ const RETRY_NOT_READY: Duration = Duration::from_millis(500);
 
 /// The retry delay of a call that was over a limit.
 const RETRY_BUSY: Duration = Duration::from_millis(100);
+
+/// The header, or trailer, that holds a status' message.
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// What gRPC's specification percent-encodes in a message beside bytes beyond ASCII.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Encodes a status' message as gRPC's specification says. tonic escapes other characters too, such as `?` and `#`,
+/// which grpc-js does not decode again.
+pub(super) fn encode_message(headers: &mut HeaderMap) {
+    let Some(value) = headers.get_mut(GRPC_MESSAGE) else { return };
+    let message: Vec<u8> = percent_decode(value.as_bytes()).collect();
+    // HTTP/2 takes no value that begins or ends with a space (RFC 9113, section 8.2.1).
+    if message.trim_ascii().len() != message.len() {
+        return;
+    }
+    let encoded = percent_encode(&message, ESCAPED).to_string();
+    if let Ok(encoded) = HeaderValue::try_from(encoded) {
+        *value = encoded;
+    }
+}
 
 /// `INVALID_ARGUMENT`, with every invalid field.
 pub(super) fn invalid(violations: &[Violation]) -> Status {
@@ -82,6 +105,14 @@ pub(super) fn limit_reached(full: LimitReached) -> Status {
 /// `DEADLINE_EXCEEDED` of a call that took too long, or whose request did.
 pub(super) fn late() -> Status {
     Status::deadline_exceeded("the deadline passed before the request had arrived, or was answered")
+}
+
+/// `INVALID_ARGUMENT` of a body that does not begin as a message of gRPC does, with the flag of its compression: 0 or 1.
+pub(super) fn not_framed() -> Status {
+    Status::invalid_argument(
+        "the body is no message of gRPC, which begins with a flag and its length; JSON is not spoken here: use a client \
+         of gRPC, such as grpcurl",
+    )
 }
 
 /// What a question of a stream answers for which there was no room to wait.
@@ -212,4 +243,25 @@ fn in_event(violations: &[Violation]) -> Vec<Violation> {
         _ => violation.clone().within("event"),
     };
     violations.iter().map(outer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_escaped_as_the_specification_says() {
+        for (message, encoded) in [
+            ("did you mean \"a\"? <b> #1 `c` {d}", "did you mean \"a\"? <b> #1 `c` {d}"),
+            ("100%\n\u{7f}ü", "100%25%0A%7F%C3%BC"),
+            ("", ""),
+        ] {
+            let mut headers = HeaderMap::new();
+            Status::unknown(message).add_header(&mut headers).unwrap();
+            encode_message(&mut headers);
+            let value = headers.get(GRPC_MESSAGE).map_or("", |value| value.to_str().unwrap());
+            assert_eq!(value, encoded);
+            assert_eq!(Status::from_header_map(&headers).unwrap().message(), message);
+        }
+    }
 }

@@ -4,10 +4,12 @@ use std::fmt;
 use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use consentd_os::files::{Lock, beside, is_link};
@@ -15,6 +17,9 @@ use consentd_os::io_hint;
 
 /// The mode of a Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
+
+/// Connections that wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 1_024;
 
 /// An address to listen on or to connect to.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -211,8 +216,9 @@ impl Listener {
     }
 }
 
-/// Binds under a temporary name and renames, so that clients can connect to the socket as soon as its
-/// path exists. Replaces a socket that a dead process left, but not one that is in use.
+/// Binds a path, with the rights that it is to have before anybody can connect. Replaces a socket that a dead process
+/// left, but not one that is in use. The path is bound itself, not a temporary name that is renamed, since tools such as
+/// `ss` show the name that was bound.
 async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError> {
     let io = |source| BindError::Io { address: address.clone(), source };
     let in_use = || BindError::InUse { address: address.clone() };
@@ -225,27 +231,30 @@ async fn bind_path(path: &Path, address: &Address) -> Result<Listener, BindError
         }
         Ok(_) => match UnixStream::connect(path).await {
             // No process listens there any more.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(io)?;
+            }
             // One does, even if its backlog is full.
             Ok(_) => return Err(in_use()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(in_use()),
             Err(error) => return Err(io(error)),
         },
     }
-    let temporary = beside(path, "new");
-    match std::fs::symlink_metadata(&temporary) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io(error)),
-        // A socket that a process left when it was killed before the rename.
-        Ok(found) if found.file_type().is_socket() => {
-            std::fs::remove_file(&temporary).map_err(io)?;
-        }
-        Ok(_) => return Err(BindError::NotASocket { address: Address::Unix(temporary) }),
-    }
-    let listener = UnixListener::bind(&temporary).map_err(io)?;
-    std::fs::set_permissions(&temporary, Permissions::from_mode(SOCKET_MODE)).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)?;
+    let listener = listen_at(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => in_use(),
+        _ => io(source),
+    })?;
     Ok(Listener::Unix(listener, SocketFile(Some((path.to_owned(), lock)))))
+}
+
+/// Connections are refused until the last step, so that none is made under other rights.
+fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    socket.listen(BACKLOG)?;
+    UnixListener::from_std(OwnedFd::from(socket).into())
 }
 
 #[cfg(target_os = "linux")]
@@ -287,9 +296,6 @@ pub async fn connect_unix(address: &Address) -> io::Result<UnixStream> {
 
 #[cfg(target_os = "linux")]
 fn connect_abstract(name: &str) -> io::Result<UnixStream> {
-    use std::os::fd::OwnedFd;
-
-    use socket2::{Domain, SockAddr, Socket, Type};
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     // Connecting does not wait: the backlog takes the connection, or it fails.

@@ -49,4 +49,5 @@ mod user_ids;
 mod warm;
 mod watching;
 mod webhook;
+mod wire_faults;
 mod world;
