@@ -3,7 +3,7 @@
 
 Golden files show a change of the output in a review; the assertions say what must hold of any output.
 """
-import glob, json, os, subprocess, sys, tempfile, unittest
+import glob, json, os, subprocess, sys, tempfile, tomllib, unittest
 
 import jsonschema, kubernetes_validate, yaml
 
@@ -13,7 +13,7 @@ UPDATE = "--update" in sys.argv
 # The oldest version that the chart admits, and a newer one.
 VERSIONS = ["1.30.0", "1.34.0"]
 # Kinds of which the API server alone has no schema; their fields are asserted below.
-CUSTOM = {"PodMonitor", "PrometheusRule", "HTTPRoute"}
+CUSTOM = {"Certificate", "HTTPRoute", "PodMonitor", "PrometheusRule", "ServiceMonitor"}
 SENDER = os.path.join(HERE, "example-sender")
 CHART = os.path.join(HERE, "consentd")
 
@@ -307,6 +307,154 @@ class Parts(unittest.TestCase):
         self.assertEqual(monitor["metadata"]["labels"]["release"], "prometheus")
 
 
+    def test_a_service_monitor_scrapes_ports_of_the_services(self):
+        rendered = objects(*case("recorder-tls"))
+        monitor, service = only(rendered, "ServiceMonitor"), only(rendered, "Service")
+        self.assertLessEqual(monitor["spec"]["selector"]["matchLabels"].items(), service["metadata"]["labels"].items())
+        schemes = {endpoint["port"]: endpoint.get("scheme") for endpoint in monitor["spec"]["endpoints"]}
+        self.assertEqual(schemes, {"consentd-admin": None, "consentd-tls": "https"})
+        self.assertIn("consentd-tls", {port["name"] for port in service["spec"]["ports"]})
+        with self.assertRaisesRegex(AssertionError, "would be scraped twice"):
+            objects(*case("recorder-tls"), "--set", "monitoring.podMonitor=true")
+
+
+class TLS(unittest.TestCase):
+    def test_listeners_that_are_reached_from_outside_serve_it_and_probes_need_none(self):
+        for name, listeners, probes in [("recorder-tls", "record,admin", "consentd-probes"),
+                                        ("standalone-tls", "listen,record", "consentd-admin"),
+                                        ("receiver-tls", "webhook", "consentd-admin")]:
+            ((_, pod),) = pod_specs(objects(*case(name)))
+            (consentd,) = pod["containers"]
+            variables = env(consentd)
+            self.assertEqual(variables["CONSENTD_TLS_LISTENERS"], listeners)
+            mounts = [mount["mountPath"] for mount in consentd["volumeMounts"]]
+            for variable in ["CONSENTD_TLS_CERT_FILE", "CONSENTD_TLS_KEY_FILE", "CONSENTD_TLS_CLIENT_CA_FILE"]:
+                if variable in variables:
+                    self.assertIn(os.path.dirname(variables[variable]), mounts)
+            ports = {port["name"]: port["containerPort"] for port in consentd["ports"]}
+            for kind in ["startupProbe", "readinessProbe", "livenessProbe"]:
+                self.assertEqual(consentd[kind]["httpGet"]["port"], probes)
+            if probes == "consentd-probes":
+                self.assertEqual(variables["CONSENTD_PROBES"], f"0.0.0.0:{ports[probes]}")
+            self.assertIn(probes, ports)
+
+    def test_a_sidecar_serves_it_only_where_it_has_a_listener(self):
+        settings = "consentd.sidecar.tls.secret=tls,consentd.sidecar.listen=0.0.0.0:50051"
+        (consentd,) = sidecar("--set", settings)["initContainers"]
+        self.assertEqual(env(consentd)["CONSENTD_TLS_LISTENERS"], "listen")
+        (consentd,) = sidecar("--set", "consentd.sidecar.tls.secret=tls,consentd.sidecar.tls.admin=true")["initContainers"]
+        self.assertEqual(env(consentd)["CONSENTD_TLS_LISTENERS"], "admin")
+        self.assertEqual(consentd["startupProbe"]["httpGet"]["port"], "consentd-probes")
+        with self.assertRaisesRegex(AssertionError, "sidecar.tls: no listener would serve it"):
+            sidecar("--set", "consentd.sidecar.tls.secret=tls")
+
+    def test_cert_manager_fills_the_secret_that_is_mounted(self):
+        rendered = objects(*case("recorder-tls"))
+        certificate, service = only(rendered, "Certificate"), only(rendered, "Service")["metadata"]["name"]
+        ((_, pod),) = pod_specs(rendered)
+        secret = next(v for v in pod["volumes"] if v["name"] == "consentd-tls")["secret"]["secretName"]
+        self.assertEqual(certificate["spec"]["secretName"], secret)
+        self.assertIn(f"{service}.consent.svc", certificate["spec"]["dnsNames"])
+        self.assertEqual(certificate["spec"]["issuerRef"]["kind"], "ClusterIssuer")
+
+    def test_roles_are_in_the_configuration_and_need_certificates(self):
+        config = only(objects(*case("recorder-tls")), "ConfigMap")["data"]["consentd.toml"]
+        self.assertEqual(tomllib.loads(config)["roles"]["privacy.internal"], ["record", "erase"])
+        both = ["--set-string", "config=[whatsapp]\nmeta_user_agents = []"]
+        config = only(objects(*case("recorder-tls"), *both), "ConfigMap")["data"]["consentd.toml"]
+        self.assertEqual(set(tomllib.loads(config)), {"whatsapp", "roles"})
+        for message, arguments in [
+                ("recorder.tls.clientCASecret is needed by roles", ["--set", "recorder.tls.clientCASecret="]),
+                ("a table .roles. in config too", ["--set-string", "config=[roles]\na = []"]),
+                ("roles", ["--set", "roles.a={rule}"])]:
+            with self.assertRaisesRegex(AssertionError, message):
+                objects(*case("recorder-tls"), *arguments)
+
+    def test_without_a_certificate_nothing_else_of_tls_is_accepted(self):
+        for part in ["recorder", "standalone", "receiver"]:
+            for setting in ["clientCASecret=ca", "admin=true"]:
+                with self.assertRaisesRegex(AssertionError, f"{part}.tls.secret is needed"):
+                    objects(*case(part), "--set", f"{part}.tls.{setting}")
+
+
+class Scaling(unittest.TestCase):
+    def test_recorders_scale_on_cpu_and_on_recordings_that_wait(self):
+        cpu, waiting = only(objects(*case("recorder-tls")), "HorizontalPodAutoscaler")["spec"]["metrics"]
+        self.assertEqual(cpu["resource"]["name"], "cpu")
+        metric = waiting["pods"]["metric"]
+        page = read(os.path.join(HERE, "..", "..", "docs", "metrics.md"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{metric['name']}{{"))
+        for label, value in metric["selector"]["matchLabels"].items():
+            self.assertIn(f"`{label}`", row)
+            self.assertIn(f"`{value}`", row)
+        (cpu,) = only(objects(*case("recorder")), "HorizontalPodAutoscaler")["spec"]["metrics"]
+        self.assertEqual(cpu["resource"]["target"]["averageUtilization"], 70)
+
+    def test_an_autoscaler_and_a_number_of_replicas_do_not_contend(self):
+        for name in ["recorder-tls", "receiver-tls"]:
+            rendered = objects(*case(name))
+            self.assertNotIn("replicas", only(rendered, "Deployment")["spec"])
+            self.assertEqual(only(rendered, "HorizontalPodAutoscaler")["spec"]["minReplicas"], 2)
+        with self.assertRaisesRegex(AssertionError, "maxReplicas is 6, and replicas, the fewest, 7"):
+            objects(*case("recorder"), "--set", "recorder.replicas=7")
+
+
+# What the API server refuses to change in an object that exists.
+IMMUTABLE = {
+    "Deployment": ["selector"],
+    "StatefulSet": ["selector", "serviceName", "volumeClaimTemplates", "podManagementPolicy"],
+    "Job": ["selector", "template", "completions"],
+    "Service": ["clusterIP"],
+}
+
+
+def upgrade_faults(before, now):
+    """Why an upgrade from these objects would fail, or lose some."""
+    now = {(o["kind"], o["metadata"]["name"]): o for o in now}
+    for o in before:
+        key = (o["kind"], o["metadata"]["name"])
+        if key not in now:
+            yield f"{' '.join(key)} would be deleted"
+            continue
+        for field in IMMUTABLE.get(o["kind"], []):
+            if o["spec"].get(field) != now[key]["spec"].get(field):
+                yield f"{' '.join(key)}: {field} cannot be changed"
+        # A Service or policy of the version before selects the pods of this one, and the other way round.
+        selector = (o.get("spec") or {}).get("selector") or {}
+        labels = now[key].get("spec", {}).get("template", {}).get("metadata", {}).get("labels")
+        if labels is not None and not selector.get("matchLabels", {}).items() <= labels.items():
+            yield f"{' '.join(key)}: pods have labels that its selector does not match"
+
+
+class Upgrade(unittest.TestCase):
+    """Releases of former versions of the chart. Keep the golden files of each version here when it is released."""
+
+    def test_every_released_version_can_be_upgraded_with_the_same_values(self):
+        compared = 0
+        for folder in sorted(glob.glob(os.path.join(HERE, "released", "*"))):
+            for path in sorted(glob.glob(os.path.join(folder, "*.yaml"))):
+                chart, arguments = EVERYTHING[os.path.basename(path)[:-5]]
+                before = [o for o in yaml.safe_load_all(read(path)) if o]
+                # A Job is made anew for each release, by its name.
+                faults = [f for f in upgrade_faults(before, objects(*arguments, chart=chart)) if not f.startswith("Job ")]
+                self.assertEqual(faults, [], path)
+                compared += len(before)
+        self.assertGreater(compared, 20)
+
+    def test_what_an_upgrade_cannot_change_is_noticed(self):
+        before = [o for o in yaml.safe_load_all(read(os.path.join(HERE, "golden", "standalone.yaml"))) if o]
+        self.assertEqual(list(upgrade_faults(before, before)), [])
+        for change, fault in [
+                (lambda s: s["selector"]["matchLabels"].update({"a": "b"}), "selector cannot be changed"),
+                (lambda s: s["volumeClaimTemplates"][0]["spec"]["resources"]["requests"].update(storage="1Gi"),
+                 "volumeClaimTemplates cannot be changed"),
+                (lambda s: s["template"]["metadata"]["labels"].clear(), "does not match")]:
+            now = json.loads(json.dumps(before))
+            change(only(now, "StatefulSet")["spec"])
+            self.assertRegex(" ".join(upgrade_faults(before, now)), fault)
+        self.assertRegex(" ".join(upgrade_faults(before, [])), "would be deleted")
+
+
 class Values(unittest.TestCase):
     def test_the_table_of_values_is_current(self):
         done = subprocess.run([os.environ.get("HELM_DOCS", "helm-docs"), "--chart-search-root", CHART,
@@ -350,7 +498,8 @@ class Values(unittest.TestCase):
             self.assertEqual(known, set(values), path)
             for key, value in values.items():
                 below = schema["properties"][key]
-                if isinstance(value, dict) and "properties" in below:
+                # A map that is empty by default, such as an issuer, has no values to be compared.
+                if value and isinstance(value, dict) and "properties" in below:
                     keys(value, below, f"{path}.{key}")
         schema = json.loads(read(os.path.join(CHART, "values.schema.json")))
         jsonschema.Draft7Validator.check_schema(schema)

@@ -1,6 +1,7 @@
 //! Listening sockets and the connections that they accept, for gRPC and HTTP alike.
 //!
-//! In reading order: [`socket`] (addresses, TCP and Unix sockets), [`accept`] (how many connections a
+//! In reading order: [`socket`] (addresses, TCP and Unix sockets),
+//! [`unix_connection`] (reading and writing on the latter), [`accept`] (how many connections a
 //! listener takes at once, and which one makes room for another), [`http1`] (the serving loop of the
 //! admin listener and the webhook receiver), [`tls`] (handshakes on accepted
 //! connections), [`log_throttle`] (limits how often a warning is logged).
@@ -10,6 +11,7 @@ pub(crate) mod http1;
 pub(crate) mod log_throttle;
 pub mod socket;
 pub(crate) mod tls;
+mod unix_connection;
 
 use tokio_util::sync::CancellationToken;
 

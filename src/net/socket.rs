@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use consentd_os::files::{Lock, beside, is_link};
 use consentd_os::io_hint;
 
+use super::unix_connection::UnixConnection;
+
 /// The mode of a Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -149,7 +151,7 @@ impl Drop for SocketFile {
 /// An accepted connection.
 pub(crate) enum Accepted {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(UnixConnection),
 }
 
 impl Listener {
@@ -211,7 +213,10 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Accepted::Tcp(stream))
             }
-            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                UnixConnection::new(stream).map(Accepted::Unix)
+            }
         }
     }
 }

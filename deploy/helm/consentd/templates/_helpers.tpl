@@ -87,9 +87,149 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end }}
 
+{{/* Whether a part's listeners serve TLS: "yes" or nothing. */}}
+{{- define "consentd.hasTLS" -}}
+{{- if or .secret .issuerRef }}yes{{ end }}
+{{- end }}
+
+{{/* Whether its admin listener does. */}}
+{{- define "consentd.hasAdminTLS" -}}
+{{- if .admin }}{{ include "consentd.hasTLS" . }}{{ end }}
+{{- end }}
+
+{{/* The name of a part's admin port. Scrapers tell by it whether TLS is spoken there. */}}
+{{- define "consentd.adminPort" -}}
+{{- if include "consentd.hasAdminTLS" . }}consentd-tls{{ else }}consentd-admin{{ end }}
+{{- end }}
+
+{{/* The name of the port that probes ask, which never serves TLS. */}}
+{{- define "consentd.probePort" -}}
+{{- if include "consentd.hasAdminTLS" . }}consentd-probes{{ else }}consentd-admin{{ end }}
+{{- end }}
+
+{{/* The ports of probes and metrics: (dict "tls" TLS "port" NUMBER). */}}
+{{- define "consentd.adminPorts" -}}
+- {name: {{ include "consentd.adminPort" .tls }}, containerPort: {{ int64 .port }}}
+{{- if include "consentd.hasAdminTLS" .tls }}
+- {name: consentd-probes, containerPort: {{ add (int64 .port) 1 }}}
+{{- end }}
+{{- end }}
+
+{{/* Variables of TLS: (dict "tls" TLS "listeners" NAMES "port" NUMBER OF THE ADMIN LISTENER). */}}
+{{- define "consentd.tlsEnv" -}}
+{{- if include "consentd.hasTLS" .tls }}
+{{- $listeners := .listeners }}
+{{- if .tls.admin }}{{ $listeners = append $listeners "admin" }}{{ end }}
+{{- if not $listeners }}{{ fail (printf "%s.tls: no listener would serve it; give listen an address, or set admin" .name) }}{{ end }}
+- {name: CONSENTD_TLS_CERT_FILE, value: /etc/consentd-tls/tls.crt}
+- {name: CONSENTD_TLS_KEY_FILE, value: /etc/consentd-tls/tls.key}
+- {name: CONSENTD_TLS_LISTENERS, value: {{ $listeners | join "," | quote }}}
+{{- if .tls.clientCASecret }}
+- {name: CONSENTD_TLS_CLIENT_CA_FILE, value: /etc/consentd-client-ca/{{ .tls.clientCAKey }}}
+{{- end }}
+{{- if .tls.admin }}
+- {name: CONSENTD_PROBES, value: "0.0.0.0:{{ add (int64 .port) 1 }}"}
+{{- end }}
+{{- else if or .tls.clientCASecret .tls.admin }}
+{{- fail (printf "%s.tls.secret is needed: a Secret with the certificate and key of TLS" .name) }}
+{{- end }}
+{{- end }}
+
+{{- define "consentd.tlsMounts" -}}
+{{- if include "consentd.hasTLS" . }}
+- {name: consentd-tls, mountPath: /etc/consentd-tls, readOnly: true}
+{{- if .clientCASecret }}
+- {name: consentd-client-ca, mountPath: /etc/consentd-client-ca, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of TLS: (dict "tls" TLS "name" NAME OF THE PART'S SERVICE). */}}
+{{- define "consentd.tlsVolumes" -}}
+{{- if include "consentd.hasTLS" .tls }}
+- {name: consentd-tls, secret: {secretName: {{ .tls.secret | default (printf "%s-tls" .name) }}, defaultMode: 0440}}
+{{- if .tls.clientCASecret }}
+- {name: consentd-client-ca, secret: {secretName: {{ .tls.clientCASecret }}, items: [{key: {{ .tls.clientCAKey }}, path: {{ .tls.clientCAKey }}}], defaultMode: 0440}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A certificate of the Service's names, renewed by cert-manager. */}}
+{{- define "consentd.certificate" -}}
+{{- with .tls.issuerRef }}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata:
+  name: {{ $.name }}
+  labels:
+    {{- include "consentd.labels" $.labels | nindent 4 }}
+spec:
+  secretName: {{ $.tls.secret | default (printf "%s-tls" $.name) }}
+  issuerRef:
+    {{- toYaml . | nindent 4 }}
+  dnsNames:
+    {{- range list "" (printf ".%s" $.root.Release.Namespace) (printf ".%s.svc" $.root.Release.Namespace) (printf ".%s.svc.cluster.local" $.root.Release.Namespace) }}
+    - {{ $.name }}{{ . }}
+    {{- end }}
+  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+  usages: [digital signature, server auth]
+{{- end }}
+{{- end }}
+
+{{/* Scales a Deployment: (dict "root" $ "name" NAME "labels" LABELS "part" VALUES). */}}
+{{- define "consentd.autoscaler" -}}
+{{- $a := .part.autoscaling }}
+{{- if $a.enabled }}
+{{- if lt (int64 $a.maxReplicas) (int64 .part.replicas) }}
+{{- fail (printf "%s: autoscaling.maxReplicas is %d, and replicas, the fewest, %d" .name (int64 $a.maxReplicas) (int64 .part.replicas)) }}
+{{- end }}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "consentd.labels" .labels | nindent 4 }}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ .name }}}
+  minReplicas: {{ .part.replicas }}
+  maxReplicas: {{ $a.maxReplicas }}
+  metrics:
+    - type: Resource
+      resource: {name: cpu, target: {type: Utilization, averageUtilization: {{ $a.cpu }}}}
+    {{- with $a.inFlight }}
+    # Recordings that wait for the ledger. They take no CPU, which therefore does not show them.
+    - type: Pods
+      pods:
+        metric: {name: consent_in_flight, selector: {matchLabels: {pool: records}}}
+        target: {type: AverageValue, averageValue: {{ . | quote }}}
+    {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The configuration file: that of the values, with the roles. */}}
+{{- define "consentd.config" -}}
+{{- .Values.config }}
+{{- if .Values.roles }}
+{{- if regexMatch "(?m)^\\s*\\[roles\\]" .Values.config }}{{ fail "roles are given, and a table [roles] in config too: leave one of both out" }}{{ end }}
+{{- with .Values.config }}{{ if not (hasSuffix "\n" .) }}{{ "\n" }}{{ end }}{{ end }}[roles]
+{{- range $name, $roles := .Values.roles }}
+{{ $name | toJson }} = {{ $roles | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Roles are those of certificates: without a CA of clients nobody has one. */}}
+{{- define "consentd.checkRoles" -}}
+{{- if and .root.Values.roles (not .tls.clientCASecret) }}
+{{- fail (printf "%s.tls.clientCASecret is needed by roles: a Secret with the CAs of the clients' certificates" .name) }}
+{{- end }}
+{{- end }}
+
 {{/* Liveness asks /livez alone: a stale table must not restart a sidecar. */}}
 {{- define "consentd.livenessProbe" -}}
-httpGet: {path: /livez, port: consentd-admin}
+httpGet: {path: /livez, port: {{ include "consentd.probePort" . }}}
 periodSeconds: 5
 timeoutSeconds: 2
 failureThreshold: 3
@@ -126,7 +266,7 @@ topologySpreadConstraints:
 {{- end }}
 
 {{- define "consentd.commonMounts" -}}
-{{- if .Values.config }}
+{{- if include "consentd.config" . }}
 - {name: config, mountPath: /etc/consentd, readOnly: true}
 {{- end }}
 {{- if .Values.ledger.passwordSecret }}
@@ -135,7 +275,7 @@ topologySpreadConstraints:
 {{- end }}
 
 {{- define "consentd.commonVolumes" -}}
-{{- if .Values.config }}
+{{- if include "consentd.config" . }}
 - {name: config, configMap: {name: {{ include "consentd.fullname" . }}}}
 {{- end }}
 {{- if .Values.ledger.passwordSecret }}

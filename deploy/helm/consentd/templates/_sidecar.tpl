@@ -56,21 +56,22 @@ securityContext:
     {{- end }}
     # Where `kubectl exec POD -c consentd -- /consentd status` asks.
     - {name: CONSENTD_ADDR, value: {{ printf "unix:%s" $s.socket | quote }}}
+    {{- with include "consentd.tlsEnv" (dict "tls" $s.tls "listeners" (ternary list (list "listen") (eq $s.listen "none")) "port" $s.adminPort "name" "sidecar") | trim }}{{ . | nindent 4 }}{{ end }}
     {{- with $s.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   ports:
-    - {name: consentd-admin, containerPort: {{ int64 $s.adminPort }}}
+    {{- include "consentd.adminPorts" (dict "tls" $s.tls "port" $s.adminPort) | nindent 4 }}
   securityContext:
     {{- include "consentd.containerSecurity" $v | nindent 4 }}
   # It never gives up: being killed would only delay the app, which starts once it passes.
   startupProbe:
-    httpGet: {path: {{ ternary "/readyz" "/livez" $s.waitForTable }}, port: consentd-admin}
+    httpGet: {path: {{ ternary "/readyz" "/livez" $s.waitForTable }}, port: {{ include "consentd.probePort" $s.tls }}}
     periodSeconds: 1
     timeoutSeconds: 1
     failureThreshold: 86400
   livenessProbe:
-    {{- include "consentd.livenessProbe" $v | nindent 4 }}
+    {{- include "consentd.livenessProbe" $s.tls | nindent 4 }}
   resources:
     {{- include "consentd.resources" (dict "pairs" $v.pairs "part" $s "name" "sidecar") | nindent 4 }}
   terminationMessagePolicy: FallbackToLogsOnError
@@ -82,6 +83,7 @@ securityContext:
     {{- if $v.ledger.passwordSecret }}
     - {name: consentd-ledger, mountPath: /etc/consentd-ledger, readOnly: true}
     {{- end }}
+    {{- with include "consentd.tlsMounts" $s.tls | trim }}{{ . | nindent 4 }}{{ end }}
 {{- end }}
 
 {{/* The socket's volume, for the volumeMounts of a container that asks. */}}
@@ -100,4 +102,5 @@ securityContext:
 {{- if $v.ledger.passwordSecret }}
 - {name: consentd-ledger, secret: {secretName: {{ $v.ledger.passwordSecret }}, defaultMode: 0440}}
 {{- end }}
+{{- with include "consentd.tlsVolumes" (dict "tls" $v.sidecar.tls "name" "") | trim }}{{ . | nindent 0 }}{{ end }}
 {{- end }}
