@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import monotonic
 
 from consentd._coalescing import GATHER_SECONDS, UNEQUAL, is_too_large
-from consentd._question import BATCH_LIMIT
+from consentd._question import BATCH_LIMIT, Form, TemplateLike, batched_question
 from consentd._verdict import CLOSED, LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
 from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
 
 
 class _Batch:
-    __slots__ = ("deadlines", "futures", "requests", "timer")
+    __slots__ = ("deadlines", "futures", "questions", "timer")
 
     def __init__(self) -> None:
-        self.requests: list[CanSendRequest] = []
+        # One of each for each question.
+        self.questions: list[bytes] = []
         self.futures: list[asyncio.Future[Verdict]] = []
         self.deadlines: list[float] = []
         # While the batch is gathered: when to send it. Afterwards: when the first of its calls is late.
         self.timer: asyncio.TimerHandle
 
-    def keep(self, kept: list[int]) -> None:
-        self.requests = [self.requests[i] for i in kept]
-        self.futures = [self.futures[i] for i in kept]
-        self.deadlines = [self.deadlines[i] for i in kept]
+    def part(self, indices: Iterable[int]) -> _Batch:
+        part = _Batch()
+        for i in indices:
+            part.questions.append(self.questions[i])
+            part.futures.append(self.futures[i])
+            part.deadlines.append(self.deadlines[i])
+        return part
 
 
 class AsyncCoalescer:
-    """Sends checks, gathering those that come while others are under way. Of one event loop."""
+    """Sends checks, gathering those that come while others are under way. Of one event loop.
+
+    Deadlines are times of the monotonic clock.
+    """
 
     def __init__(
         self, stub: ConsentServiceStub, loop: asyncio.AbstractEventLoop, batched: Callable[[int], None] | None
@@ -44,29 +52,42 @@ class AsyncCoalescer:
         self._gathered: _Batch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, request: CanSendRequest, deadline: float) -> Verdict:
-        """Asks one question, until a time of the loop's clock."""
+    def join(
+        self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
+    ) -> asyncio.Future[Verdict] | None:
+        """Gathers a question, whose verdict is the future's. None: it is to be asked alone.
+
+        Raises:
+            Exception: The question cannot be sent.
+        """
         if not self._under_way:
-            self._under_way = 1
-            try:
-                return await self.ask_alone(request, deadline)
-            finally:
-                self._landed()
+            return None
+        question = batched_question(user, business, category, form, template)
+        if question is None:
+            return None
         batch = self._gathered
         if batch is None:
             batch = self._gathered = _Batch()
             batch.timer = self._loop.call_later(GATHER_SECONDS, self._start)
         future = self._loop.create_future()
-        batch.requests.append(request)
+        batch.questions.append(question)
         batch.futures.append(future)
         batch.deadlines.append(deadline)
         if len(batch.futures) >= self._limit:
             self._start()
-        return await future
+        return future
+
+    async def ask_first(self, request: CanSendRequest, deadline: float) -> Verdict:
+        """Asks one question by itself, while others are gathered."""
+        self._under_way += 1
+        try:
+            return await self.ask_alone(request, deadline)
+        finally:
+            self._landed()
 
     async def ask_alone(self, request: CanSendRequest, deadline: float) -> Verdict:
-        """Asks one question by itself, until a time of the loop's clock."""
-        remaining = deadline - self._loop.time()
+        """Asks one question by itself, without regard to others."""
+        remaining = deadline - monotonic()
         if remaining <= 0:
             return Verdict(None, LATE)
         try:
@@ -95,30 +116,30 @@ class AsyncCoalescer:
         if batch is not None:
             batch.timer.cancel()
             self._under_way += 1
-            self._begin(batch)
-
-    def _begin(self, batch: _Batch) -> None:
-        task = self._loop.create_task(self._run(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            task = self._loop.create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _landed(self) -> None:
         self._under_way -= 1
         self._start()
 
     async def _run(self, batch: _Batch) -> None:
+        waiting = [i for i, future in enumerate(batch.futures) if not future.done()]
+        if len(waiting) < len(batch.futures):
+            batch = batch.part(waiting)
         try:
-            kept = [i for i, future in enumerate(batch.futures) if not future.done()]
-            if len(kept) < len(batch.futures):
-                batch.keep(kept)
-            if kept:
-                batch.timer = self._loop.call_at(min(batch.deadlines), self._expire, batch)
+            if waiting:
+                self._expire_at(batch, batch.deadlines)
                 await self._send(batch)
         except asyncio.CancelledError:
             _fail(batch, CLOSED)
             raise
+        except Exception as error:
+            _fail(batch, failure_of_error(error))
         finally:
-            batch.timer.cancel()
+            if waiting:
+                batch.timer.cancel()
             # The callers that were answered run before this, since their turn was asked for earlier. What they ask
             # next is gathered, and makes one batch again.
             self._loop.call_soon(self._landed)
@@ -128,25 +149,18 @@ class AsyncCoalescer:
         if self._batched is not None:
             self._batched(size)
         try:
-            answer = await self._stub.BatchCanSend(
-                BatchCanSendRequest(requests=batch.requests), timeout=max(batch.deadlines) - self._loop.time()
-            )
-            results = answer.results
+            request = BatchCanSendRequest.FromString(b"".join(batch.questions))
+            answer = await self._stub.BatchCanSend(request, timeout=max(batch.deadlines) - monotonic())
         except Exception as error:
             failure = failure_of_error(error)
             if not is_too_large(failure, size):
                 _fail(batch, failure)
                 return
             self._limit = limit = max(1, min(self._limit, size) // 2)
-            pieces = []
-            for start in range(0, size, limit):
-                piece = _Batch()
-                piece.requests = batch.requests[start : start + limit]
-                piece.futures = batch.futures[start : start + limit]
-                piece.deadlines = batch.deadlines[start : start + limit]
-                pieces.append(self._send(piece))
-            await asyncio.gather(*pieces)
+            parts = [batch.part(range(start, min(start + limit, size))) for start in range(0, size, limit)]
+            await asyncio.gather(*map(self._send, parts))
             return
+        results = answer.results
         if len(results) != size:
             _fail(batch, UNEQUAL)
             return
@@ -154,18 +168,21 @@ class AsyncCoalescer:
             if not future.done():
                 future.set_result(verdict_of_result(result))
 
+    def _expire_at(self, batch: _Batch, deadlines: list[float]) -> None:
+        batch.timer = self._loop.call_later(min(deadlines) - monotonic(), self._expire, batch)
+
     def _expire(self, batch: _Batch) -> None:
-        now = self._loop.time()
-        pending = []
+        now = monotonic()
+        waiting = []
         for future, deadline in zip(batch.futures, batch.deadlines):
             if future.done():
                 continue
             if deadline <= now:
                 future.set_result(Verdict(None, LATE))
             else:
-                pending.append(deadline)
-        if pending:
-            batch.timer = self._loop.call_at(min(pending), self._expire, batch)
+                waiting.append(deadline)
+        if waiting:
+            self._expire_at(batch, waiting)
 
 
 def _fail(batch: _Batch, failure: Failure) -> None:

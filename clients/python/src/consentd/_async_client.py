@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from threading import get_ident
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -37,10 +38,11 @@ from consentd._common import (
     told_batched,
     told_checked,
 )
-from consentd._question import BATCHED_BYTES_LIMIT, Form, TemplateLike, question, seconds
+from consentd._question import Form, TemplateLike, question, seconds
 from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
+    CanSendRequest,
     FilterRecipientsRequest,
     FilterRecipientsResponse,
     GetStatusRequest,
@@ -57,6 +59,7 @@ class _Connection:
 
     def __init__(self, target: Target, interceptors: Sequence[Any], observer: Observer | None) -> None:
         self.loop = asyncio.get_running_loop()
+        self.thread = get_ident()
         if target.credentials is None:
             channel = grpc.aio.insecure_channel(target.name, options=target.options, interceptors=interceptors)
         else:
@@ -160,11 +163,31 @@ class AsyncClient:
         Raises:
             RuntimeError: The client is in use by another event loop.
         """
-        if self._observer is None:
-            return await self._verdict(user, business, category, form, template, min_revision, timeout)
-        begun = time.monotonic()
-        verdict = await self._verdict(user, business, category, form, template, min_revision, timeout)
-        told_checked(self._observer, verdict, time.monotonic() - begun)
+        begun = monotonic()
+        deadline = begun + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            future = None
+            # What waits for a revision would delay the others of a batch.
+            if self._coalesce and not min_revision:
+                try:
+                    future = self._open().coalescer.join(user, business, category, form, template, deadline)
+                except RuntimeError:
+                    raise
+                except Exception:
+                    # The client is closed, or the question cannot be sent: what asks it by itself says which.
+                    future = None
+            if future is not None:
+                verdict = await future
+            else:
+                verdict = await self._ask(question(user, business, category, form, template, min_revision), deadline)
+            failure = verdict._failure
+            if failure is None or not failure.lost or self._closed or monotonic() + pause >= deadline:
+                break
+            await asyncio.sleep(pause)
+            pause *= 2
+        if self._observer is not None:
+            told_checked(self._observer, verdict, monotonic() - begun)
         return verdict
 
     async def check(
@@ -189,36 +212,17 @@ class AsyncClient:
             raise ConsentdError(verdict._failure)
         return verdict
 
-    async def _verdict(
-        self,
-        user: str,
-        business: str,
-        category: str,
-        form: Form | None,
-        template: TemplateLike | None,
-        min_revision: int,
-        timeout: float | None,
-    ) -> Verdict:
-        request = question(user, business, category, form, template, min_revision)
+    async def _ask(self, request: CanSendRequest | Failure, deadline: float) -> Verdict:
+        """Asks a question by itself."""
         if isinstance(request, Failure):
             return Verdict(None, request)
         try:
-            connection = self._open()
+            coalescer = self._open().coalescer
         except ConsentdError as error:
             return Verdict(None, error._failure)
-        loop = connection.loop
-        deadline = loop.time() + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
-        # What waits for a revision would delay the others of a batch, and what is too large would spoil it.
-        alone = not self._coalesce or min_revision or request.ByteSize() > BATCHED_BYTES_LIMIT
-        ask = connection.coalescer.ask_alone if alone else connection.coalescer.ask
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            verdict = await ask(request, deadline)
-            failure = verdict._failure
-            if failure is None or not failure.lost or self._closed or loop.time() + pause >= deadline:
-                return verdict
-            await asyncio.sleep(pause)
-            pause *= 2
+        if self._coalesce and not request.min_revision:
+            return await coalescer.ask_first(request, deadline)
+        return await coalescer.ask_alone(request, deadline)
 
     async def filter(
         self,
@@ -266,11 +270,11 @@ class AsyncClient:
         unsendable = chunk.unsendable()
         if unsendable is not None:
             return unsendable
-        deadline = time.monotonic() + FILTER_SECONDS
+        deadline = monotonic() + FILTER_SECONDS
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                remaining = max(deadline - time.monotonic(), 0)
+                remaining = max(deadline - monotonic(), 0)
                 return chunk.answered(await self._open().filter(chunk.request, timeout=remaining))
             except ConsentdError as error:
                 return chunk.failed(error._failure)
@@ -280,7 +284,7 @@ class AsyncClient:
                 return chunk.failed(CLOSED)
             except Exception as error:
                 failure = failure_of_error(error)
-            if not may_ask_chunk_again(failure) or time.monotonic() + pause >= deadline:
+            if not may_ask_chunk_again(failure) or monotonic() + pause >= deadline:
                 return chunk.failed(failure)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -325,11 +329,11 @@ class AsyncClient:
             RuntimeError: The client is in use by another event loop.
             ValueError: The token file holds no token.
         """
-        deadline = time.monotonic() + seconds(timeout, RECORD_SECONDS)
+        deadline = monotonic() + seconds(timeout, RECORD_SECONDS)
         request = record_request(event, request_id)
         pause = FIRST_PAUSE_SECONDS
         while True:
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             if remaining <= 0:
                 raise ConsentdError(LATE)
             metadata = None
@@ -347,7 +351,7 @@ class AsyncClient:
                 raise ConsentdError(CLOSED) from error
             except Exception as error:
                 failure = failure_of_error(error)
-                if not may_record_again(failure) or self._closed or time.monotonic() + pause >= deadline:
+                if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
                     raise ConsentdError(failure) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -362,10 +366,10 @@ class AsyncClient:
             ConsentdError: There is none yet.
             RuntimeError: The client is in use by another event loop.
         """
-        deadline = time.monotonic() + seconds(timeout, 10.0)
+        deadline = monotonic() + seconds(timeout, 10.0)
         while True:
             connection = self._open()
-            remaining = max(deadline - time.monotonic(), 0)
+            remaining = max(deadline - monotonic(), 0)
             try:
                 status = await connection.checks.GetStatus(GetStatusRequest(), timeout=remaining, wait_for_ready=True)
                 failure = Failure("UNAVAILABLE", "the sidecar loads its table")
@@ -375,7 +379,7 @@ class AsyncClient:
                 failure = failure_of_error(error)
                 if not failure.lost:
                     raise ConsentdError(failure) from error
-            if time.monotonic() + 0.02 >= deadline:
+            if monotonic() + 0.02 >= deadline:
                 raise ConsentdError(failure)
             await asyncio.sleep(0.02)
 
@@ -399,8 +403,8 @@ class AsyncClient:
 
     def _open(self) -> _Connection:
         connection = self._connection
-        loop = asyncio.get_running_loop()
-        if connection is not None and connection.loop is loop:
+        # The same as to compare get_running_loop(), which asks the kernel for the process and takes a microsecond.
+        if connection is not None and connection.thread == get_ident() and connection.loop.is_running():
             return connection
         if self._closed:
             raise ConsentdError(CLOSED)

@@ -10,13 +10,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import grpc
 
 from consentd._channel import Target, bearer_token
-from consentd._coalescing import Coalescer, ask_alone
+from consentd._coalescing import Coalescer
 from consentd._common import (
     CHECK_SECONDS,
     CHUNK_USERS,
@@ -39,10 +40,11 @@ from consentd._common import (
     told_batched,
     told_checked,
 )
-from consentd._question import BATCHED_BYTES_LIMIT, Form, TemplateLike, question, seconds
+from consentd._question import Form, TemplateLike, question, seconds
 from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
+    CanSendRequest,
     FilterRecipientsRequest,
     FilterRecipientsResponse,
     GetStatusRequest,
@@ -178,11 +180,28 @@ class Client:
             min_revision: Wait, up to the deadline, until the sidecar knows of this revision, as `record` returned it.
             timeout: The deadline of this check in seconds, instead of the client's.
         """
-        if self._observer is None:
-            return self._verdict(user, business, category, form, template, min_revision, timeout)
-        begun = time.monotonic()
-        verdict = self._verdict(user, business, category, form, template, min_revision, timeout)
-        told_checked(self._observer, verdict, time.monotonic() - begun)
+        begun = monotonic()
+        deadline = begun + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            verdict = None
+            # What waits for a revision would delay the others of a batch.
+            if self._coalesce and not min_revision:
+                try:
+                    connection = self._connection or self._open()
+                    verdict = connection.coalescer.join(user, business, category, form, template, deadline)
+                except Exception:
+                    # The client is closed, or the question cannot be sent: what asks it by itself says which.
+                    verdict = None
+            if verdict is None:
+                verdict = self._ask(question(user, business, category, form, template, min_revision), deadline)
+            failure = verdict._failure
+            if failure is None or not failure.lost or self._closed or monotonic() + pause >= deadline:
+                break
+            time.sleep(pause)
+            pause *= 2
+        if self._observer is not None:
+            told_checked(self._observer, verdict, monotonic() - begun)
         return verdict
 
     def check(
@@ -206,38 +225,18 @@ class Client:
             raise ConsentdError(verdict._failure)
         return verdict
 
-    def _verdict(
-        self,
-        user: str,
-        business: str,
-        category: str,
-        form: Form | None,
-        template: TemplateLike | None,
-        min_revision: int,
-        timeout: float | None,
-    ) -> Verdict:
-        deadline = time.monotonic() + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
-        request = question(user, business, category, form, template, min_revision)
+    def _ask(self, request: CanSendRequest | Failure, deadline: float) -> Verdict:
+        """Asks a question by itself."""
         if isinstance(request, Failure):
             return Verdict(None, request)
-        # What waits for a revision would delay the others of a batch, and what is too large would spoil it.
-        alone = not self._coalesce or min_revision or request.ByteSize() > BATCHED_BYTES_LIMIT
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                connection = self._connection or self._open()
-            except ConsentdError as error:
-                return Verdict(None, error._failure)
-            if alone:
-                with _UnderWay(connection):
-                    verdict = ask_alone(connection.checks, request, deadline)
-            else:
-                verdict = connection.coalescer.ask(request, deadline)
-            failure = verdict._failure
-            if failure is None or not failure.lost or self._closed or time.monotonic() + pause >= deadline:
-                return verdict
-            time.sleep(pause)
-            pause *= 2
+        try:
+            connection = self._connection or self._open()
+        except ConsentdError as error:
+            return Verdict(None, error._failure)
+        if self._coalesce and not request.min_revision:
+            return connection.coalescer.ask_first(request, deadline)
+        with _UnderWay(connection):
+            return connection.coalescer.ask_alone(request, deadline)
 
     def filter(
         self,
@@ -302,7 +301,7 @@ class Client:
         unsendable = chunk.unsendable()
         if unsendable is not None:
             return unsendable
-        begun, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+        begun, pause = monotonic(), FIRST_PAUSE_SECONDS
         while True:
             failure = call
             if not isinstance(call, Failure):
@@ -310,7 +309,7 @@ class Client:
                     return chunk.answered(call.result())
                 except Exception as error:
                     failure = failure_of_error(error)
-            remaining = begun + FILTER_SECONDS - time.monotonic() - pause
+            remaining = begun + FILTER_SECONDS - monotonic() - pause
             if not may_ask_chunk_again(failure) or remaining <= 0 or self._closed:
                 return chunk.failed(failure)
             time.sleep(pause)
@@ -355,11 +354,11 @@ class Client:
             OSError: The token file cannot be read.
             ValueError: The token file holds no token.
         """
-        deadline = time.monotonic() + seconds(timeout, RECORD_SECONDS)
+        deadline = monotonic() + seconds(timeout, RECORD_SECONDS)
         request = record_request(event, request_id)
         pause = FIRST_PAUSE_SECONDS
         while True:
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             if remaining <= 0:
                 raise ConsentdError(LATE)
             metadata = None
@@ -374,7 +373,7 @@ class Client:
                 return response
             except Exception as error:
                 failure = failure_of_error(error)
-                if not may_record_again(failure) or self._closed or time.monotonic() + pause >= deadline:
+                if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
                     raise ConsentdError(failure) from error
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -388,10 +387,10 @@ class Client:
         Raises:
             ConsentdError: There is none yet.
         """
-        deadline = time.monotonic() + seconds(timeout, 10.0)
+        deadline = monotonic() + seconds(timeout, 10.0)
         while True:
             connection = self._connection or self._open()
-            remaining = deadline - time.monotonic()
+            remaining = deadline - monotonic()
             try:
                 with _UnderWay(connection):
                     status = connection.checks.GetStatus(
@@ -404,7 +403,7 @@ class Client:
                 failure = failure_of_error(error)
                 if not failure.lost:
                     raise ConsentdError(failure) from error
-            if time.monotonic() + 0.02 >= deadline:
+            if monotonic() + 0.02 >= deadline:
                 raise ConsentdError(failure)
             time.sleep(0.02)
 

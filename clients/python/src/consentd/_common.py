@@ -8,8 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from consentd._question import Template, TemplateLike, form_failure, form_number, string_failure, template_failure
-from consentd._question import template_message
+from consentd._question import (
+    FORMS,
+    Form,
+    Template,
+    TemplateLike,
+    form_failure,
+    string_failure,
+    template_failure,
+    template_message,
+)
 from consentd._verdict import Failure, Verdict, malformed, verdict_of_response
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
@@ -118,7 +126,7 @@ class Chunk:
     """Users whose verdicts are asked for by one call of FilterRecipients."""
 
     def __init__(
-        self, users: list[str], business: str, category: str, form: str | None, template: TemplateLike | None
+        self, users: list[str], business: str, category: str, form: Form | None, template: TemplateLike | None
     ) -> None:
         self.users = users
         # Ids that cannot be sent. An empty one takes their place, which is malformed as well.
@@ -134,8 +142,8 @@ class Chunk:
             self.request = FilterRecipientsRequest(
                 business_id=business,
                 category=category,
-                form=form_number(form),  # type: ignore[arg-type]
-                template=template_message(template),
+                form=FORMS[form],
+                template=None if template is None else template_message(template),
                 user_ids=[self._sendable(i, user) for i, user in enumerate(users)],
             )
 

@@ -25,12 +25,12 @@ class Template(NamedTuple):
 
 TemplateLike = Union[Template, "tuple[str, str]"]
 
-_FORMS = {None: 0, "": 0, "FREE_FORM": MessageForm.MESSAGE_FORM_FREE_FORM, "TEMPLATE": MessageForm.MESSAGE_FORM_TEMPLATE}
+FORMS = {None: 0, "": 0, "FREE_FORM": MessageForm.MESSAGE_FORM_FREE_FORM, "TEMPLATE": MessageForm.MESSAGE_FORM_TEMPLATE}
 
-# Most questions in one batch, and the most bytes of one of them: a thousand of 2 KiB are within the 2 MiB that a
-# sidecar takes. A larger question, which is malformed anyway, goes by itself, so that it spoils no batch.
+# Most questions in one batch, and the most bytes of one of them: a thousand of them are within the 2 MiB that a sidecar
+# takes. A larger question, which is malformed anyway, goes by itself, so that it spoils no batch.
 BATCH_LIMIT = 1_000
-BATCHED_BYTES_LIMIT = 2_048
+BATCHED_BYTES_LIMIT = 2_000
 
 # gRPC cannot express every number as a deadline: an hour is longer than any call may take.
 LONGEST_SECONDS = 3_600.0
@@ -42,13 +42,13 @@ def question(
     """The question as it is sent, or what keeps it from being sent at all."""
     try:
         if template is None and not min_revision:
-            return CanSendRequest(user_id=user, business_id=business, category=category, form=_FORMS[form])  # type: ignore[arg-type]
+            return CanSendRequest(user_id=user, business_id=business, category=category, form=FORMS[form])  # type: ignore[arg-type]
         return CanSendRequest(
             user_id=user,
             business_id=business,
             category=category,
-            form=_FORMS[form],  # type: ignore[arg-type]
-            template=template_message(template),
+            form=FORMS[form],  # type: ignore[arg-type]
+            template=None if template is None else template_message(template),
             min_revision=min_revision,
         )
     except Exception:
@@ -63,13 +63,49 @@ def question(
         )
 
 
-def form_number(form: Form | None) -> int:
-    return _FORMS[form]
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128, number >> 7])
 
 
-def template_message(template: TemplateLike | None) -> TemplateMessage | None:
-    if template is None:
+_VARINTS = [_varint(number) for number in range(BATCHED_BYTES_LIMIT + 1)]
+
+_Rest = tuple[str, str, "Form | None", "TemplateLike | None"]
+_rests: dict[_Rest, bytes] = {}
+_RESTS_LIMIT = 10_000
+
+
+def batched_question(
+    user: str, business: str, category: str, form: Form | None, template: TemplateLike | None
+) -> bytes | None:
+    """The question as an element of a serialised BatchCanSendRequest. None: it is too large for a batch.
+
+    To make a message of each question, and a batch of these, takes three times as long, and is a tenth of what a check
+    costs. So the user's id is put by hand before the rest of the question, which is the same for most. The elements of
+    a batch are then parsed into a BatchCanSendRequest, which verifies them.
+
+    Raises:
+        Exception: The question cannot be sent: `question` says why.
+    """
+    key = (business, category, form, template)
+    rest = _rests.get(key)
+    if rest is None:
+        request = question("", business, category, form, template, 0)
+        if isinstance(request, Failure):
+            raise ValueError(request.cause)
+        rest = request.SerializeToString()
+        if len(_rests) >= _RESTS_LIMIT:
+            _rests.clear()
+        _rests[key] = rest
+    name = user.encode()
+    size = len(name)
+    try:
+        length = _VARINTS[size]
+        return b"\n%b\n%b%b%b" % (_VARINTS[1 + len(length) + size + len(rest)], length, name, rest)
+    except IndexError:
         return None
+
+
+def template_message(template: TemplateLike) -> TemplateMessage:
     name, language = template
     return TemplateMessage(name=name, language=language)
 
@@ -88,12 +124,14 @@ def string_failure(field: str, value: object) -> Failure | None:
 
 
 def form_failure(form: object) -> Failure | None:
-    if isinstance(form, str) and form in _FORMS or form is None:
+    if isinstance(form, str) and form in FORMS or form is None:
         return None
     return malformed("form", "must be FREE_FORM, TEMPLATE or None")
 
 
 def template_failure(template: object) -> Failure | None:
+    if template is None:
+        return None
     try:
         template_message(template)  # type: ignore[arg-type]
     except Exception:

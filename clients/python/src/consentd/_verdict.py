@@ -259,9 +259,8 @@ def verdict_of_response(response: CanSendResponse) -> Verdict:
 
 def verdict_of_result(result: BatchCanSendResult) -> Verdict:
     """The verdict of one answer in a batch."""
-    response = result.response
-    if response.reason:
-        return Verdict(response)
+    if result.response.reason:
+        return Verdict(result.response)
     if not result.HasField("error"):
         return Verdict(None, UNDECIDED)
     error = result.error
