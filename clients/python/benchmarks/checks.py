@@ -67,7 +67,9 @@ def naive_options(address: str) -> tuple[str, list[tuple[str, object]]]:
     return address.replace("unix:@", "unix-abstract:"), options
 
 
-async def run_tasks(client: bool, address: str, callers: int, seconds: float, questions: list[tuple[str, str, str]]) -> str:
+async def run_tasks(
+    client: bool, address: str, callers: int, seconds: float, questions: list[tuple[str, str, str]]
+) -> str:
     measured = Measurement()
 
     async def naive_caller(stub: ConsentServiceStub, asked: Iterator[tuple[str, str, str]]) -> None:

@@ -11,6 +11,7 @@
 `consentd.testing` has a fake client and a real sidecar for tests, and `consentd.v1` is the contract itself.
 """
 
+from consentd import events
 from consentd._async_client import AsyncClient, AsyncWatch
 from consentd._client import Client, Watch
 from consentd._common import Change, Observer
@@ -31,4 +32,5 @@ __all__ = [
     "Violation",
     "Watch",
     "__version__",
+    "events",
 ]

@@ -164,7 +164,7 @@ class AsyncCoalescer:
         if len(results) != size:
             _fail(batch, UNEQUAL)
             return
-        for future, result in zip(batch.futures, results):
+        for future, result in zip(batch.futures, results, strict=True):
             if not future.done():
                 future.set_result(verdict_of_result(result))
 
@@ -174,7 +174,7 @@ class AsyncCoalescer:
     def _expire(self, batch: _Batch) -> None:
         now = monotonic()
         waiting = []
-        for future, deadline in zip(batch.futures, batch.deadlines):
+        for future, deadline in zip(batch.futures, batch.deadlines, strict=True):
             if future.done():
                 continue
             if deadline <= now:

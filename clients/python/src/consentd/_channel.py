@@ -39,7 +39,7 @@ class Target:
             OSError: A file cannot be read.
         """
         name, socket = _target_name(address or os.environ.get("CONSENTD_ADDR") or DEFAULT_ADDRESS)
-        options = [
+        options: list[tuple[str, object]] = [
             # gRPC core would reach even loopback through the proxy in http_proxy, and a sidecar is never behind one.
             ("grpc.enable_http_proxy", 0),
             # Each client has a connection of its own, and not the back-off of one that was made before it.

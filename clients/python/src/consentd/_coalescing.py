@@ -180,6 +180,10 @@ class Coalescer:
                     self._start()
             try:
                 self._send(batch.waiters, deadline)
+            except BaseException:
+                # Such as Control-C in the main thread: nobody is to wait for a leader that is gone.
+                _fail(batch.waiters, _LEADER_LEFT)
+                raise
             finally:
                 with self._mutex:
                     self._handed_over += 1
@@ -204,14 +208,10 @@ class Coalescer:
                 return
             _fail(waiters, _LEADER_LATE if failure.code == LATE.code else failure)
             return
-        except BaseException:
-            # Such as Control-C in the main thread: nobody is to wait for a leader that is gone.
-            _fail(waiters, _LEADER_LEFT)
-            raise
         if len(results) != len(waiters):
             _fail(waiters, UNEQUAL)
             return
-        for waiter, result in zip(waiters, results):
+        for waiter, result in zip(waiters, results, strict=True):
             waiter.verdict = verdict_of_result(result)
 
 

@@ -142,7 +142,7 @@ class Chunk:
             self.request = FilterRecipientsRequest(
                 business_id=business,
                 category=category,
-                form=FORMS[form],
+                form=FORMS[form],  # type: ignore[arg-type]
                 template=None if template is None else template_message(template),
                 user_ids=[self._sendable(i, user) for i, user in enumerate(users)],
             )
@@ -173,7 +173,7 @@ class Chunk:
         verdicts = {reason: _screened(reason, answer) for reason in set(answer.reasons)}
         return [
             (user, self._verdict(i, verdicts[reason]))
-            for i, (user, reason) in enumerate(zip(self.users, answer.reasons))
+            for i, (user, reason) in enumerate(zip(self.users, answer.reasons, strict=True))
         ]
 
     def _verdict(self, index: int, verdict: Verdict) -> Verdict:

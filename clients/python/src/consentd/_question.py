@@ -124,7 +124,7 @@ def string_failure(field: str, value: object) -> Failure | None:
 
 
 def form_failure(form: object) -> Failure | None:
-    if isinstance(form, str) and form in FORMS or form is None:
+    if (isinstance(form, str) and form in FORMS) or form is None:
         return None
     return malformed("form", "must be FREE_FORM, TEMPLATE or None")
 
