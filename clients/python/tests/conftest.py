@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 import consentd
+from consentd._rpc_status_pb2 import BadRequest, Status
 from consentd.testing import Sidecar
 from consentd.v1.consent_service_pb2 import (
     BatchCanSendRequest,
@@ -124,6 +125,15 @@ class FakeServer(ConsentServiceServicer):
     def BatchCanSend(self, request: BatchCanSendRequest, context: Any) -> BatchCanSendResponse:  # noqa: N802
         self.batches.append([one.user_id for one in request.requests])
         self._wait(context)
+        if len(request.requests) > self.limit:
+            violation = BadRequest.FieldViolation(field="requests", description=f"at most {self.limit}")
+            status = Status(code=3)
+            status.details.add(
+                type_url="type.googleapis.com/google.rpc.BadRequest",
+                value=BadRequest(field_violations=[violation]).SerializeToString(),
+            )
+            context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"requests: at most {self.limit}")
         results = [BatchCanSendResult(response=self._answer(one)) for one in request.requests]
         return BatchCanSendResponse(results=results[: len(results) - self.results_missing])
 

@@ -149,12 +149,12 @@ class Chunk:
 
     def _sendable(self, index: int, user: str) -> str:
         failure = string_failure("user_id", user)
-        if failure is None and user is not None and len(user) > LONGEST_USER_CHARACTERS:
+        if failure is None and len(user) > LONGEST_USER_CHARACTERS:
             failure = malformed("user_id", "longer than 160 bytes of UTF-8")
         if failure is not None:
             self._unsent[index] = failure
             return ""
-        return user or ""
+        return user
 
     def unsendable(self) -> list[tuple[str, Verdict]] | None:
         """The verdicts, where the question itself cannot be sent."""

@@ -40,9 +40,16 @@ def question(
     user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, min_revision: int
 ) -> CanSendRequest | Failure:
     """The question as it is sent, or what keeps it from being sent at all."""
+    failure = (
+        string_failure("user_id", user)
+        or string_failure("business_id", business)
+        or string_failure("category", category)
+        or form_failure(form)
+        or template_failure(template)
+    )
+    if failure is not None:
+        return failure
     try:
-        if template is None and not min_revision:
-            return CanSendRequest(user_id=user, business_id=business, category=category, form=FORMS[form])  # type: ignore[arg-type]
         return CanSendRequest(
             user_id=user,
             business_id=business,
@@ -51,16 +58,8 @@ def question(
             template=None if template is None else template_message(template),
             min_revision=min_revision,
         )
-    except Exception:
-        # Each argument by itself, to name the one that is at fault.
-        return (
-            string_failure("user_id", user)
-            or string_failure("business_id", business)
-            or string_failure("category", category)
-            or form_failure(form)
-            or template_failure(template)
-            or malformed("min_revision", "must be an int from 0 to 2^64 - 1")
-        )
+    except (TypeError, ValueError):
+        return malformed("min_revision", "must be an int from 0 to 2^64 - 1")
 
 
 def _varint(number: int) -> bytes:
@@ -111,9 +110,7 @@ def template_message(template: TemplateLike) -> TemplateMessage:
 
 
 def string_failure(field: str, value: object) -> Failure | None:
-    """What keeps a value from being sent as a string. None is sent as an empty one, which the sidecar refuses."""
-    if value is None:
-        return None
+    """What keeps a value from being sent as a string."""
     if not isinstance(value, str):
         return malformed(field, f"must be a str, and is a {type(value).__name__}")
     try:
