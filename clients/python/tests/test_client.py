@@ -1,4 +1,4 @@
-"""What a client does beside asking: verdicts, observers, interceptors, forks, event loops, and its end; the fake one."""
+"""What a client does beside asking: verdicts, observers, interceptors, forks, event loops, its end, its fake."""
 
 from __future__ import annotations
 

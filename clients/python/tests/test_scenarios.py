@@ -48,6 +48,11 @@ def free_port() -> int:
         return port
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Load:
     """Checks by threads or by tasks, until it ends: their verdicts by what they came to."""
 
@@ -301,11 +306,18 @@ def test_stale_table(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     try:
-        ledger = ("--ledger", f"redis://127.0.0.1:{port}/0", "--max-staleness", "1s")
-        eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "Redis")
-        with Sidecar(*ledger) as sidecar, consentd.Client(sidecar.address, timeout=AMPLE_SECONDS) as client:
-            client.record(opt_in("15550100001"))
-            assert client.may_send("15550100001", BUSINESS, "marketing").reason == "OPTED_IN"
+        eventually(lambda: is_listening(port), "Redis")
+        ledger = ("--ledger", f"redis://127.0.0.1:{port}/0")
+        binary = os.environ.get("CONSENTD_BIN") or "consentd"
+        subprocess.run([binary, "init", *ledger], check=True, capture_output=True)
+        record = f"unix:{tmp_path / 'record.sock'}"
+        with (
+            Sidecar(*ledger, "--max-staleness", "1s", "--record", record) as sidecar,
+            consentd.Client(sidecar.address, timeout=AMPLE_SECONDS) as client,
+            consentd.Client(record) as recorder,
+        ):
+            revision = recorder.record(opt_in("15550100001")).revision
+            assert client.may_send("15550100001", BUSINESS, "marketing", min_revision=revision).reason == "OPTED_IN"
             redis.kill()
             redis.wait()
             reasons = Counter[str]()
