@@ -1,0 +1,590 @@
+"""The client of threads."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from consentd._channel import Target, bearer_token
+from consentd._coalescing import Coalescer
+from consentd._common import (
+    CHECK_SECONDS,
+    CHUNK_USERS,
+    CHUNKS_UNDER_WAY,
+    FILTER_METHOD,
+    FILTER_SECONDS,
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    RECORD_SECONDS,
+    SILENCE_SECONDS,
+    Change,
+    Chunk,
+    Observer,
+    change_of,
+    is_list_of_users,
+    log,
+    may_ask_chunk_again,
+    may_record_again,
+    record_request,
+    told_batched,
+    told_checked,
+)
+from consentd._question import Form, TemplateLike, question, seconds
+from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
+from consentd.v1.consent_pb2 import ConsentEvent
+from consentd.v1.consent_service_pb2 import (
+    CanSendRequest,
+    FilterRecipientsRequest,
+    FilterRecipientsResponse,
+    GetStatusRequest,
+    GetStatusResponse,
+    WatchConsentsRequest,
+)
+from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
+from consentd.v1.record_service_pb2 import RecordEventResponse
+from consentd.v1.record_service_pb2_grpc import RecordServiceStub
+
+_FORKED = Failure(
+    "UNAVAILABLE",
+    "the process was forked while calls of gRPC were under way, after which gRPC does not work in the child: fork "
+    "before the first call, or start processes by spawn",
+)
+
+
+class _Connection:
+    """The channel of a client, and what is made of it."""
+
+    def __init__(self, target: Target, interceptors: Sequence[Any], observer: Observer | None) -> None:
+        if target.credentials is None:
+            self.channel = grpc.insecure_channel(target.name, options=target.options)
+        else:
+            self.channel = grpc.secure_channel(target.name, target.credentials, options=target.options)
+        channel = grpc.intercept_channel(self.channel, *interceptors)
+        self.checks = ConsentServiceStub(channel)
+        self.records = RecordServiceStub(channel)
+        self.filter = channel.unary_unary(
+            FILTER_METHOD,
+            request_serializer=FilterRecipientsRequest.SerializeToString,
+            response_deserializer=FilterRecipientsResponse.FromString,
+        )
+        self.coalescer = Coalescer(self.checks, told_batched(observer) if observer else None)
+        # One element for each call that is under way beside those of the coalescer. To append and to remove one is
+        # atomic.
+        self.under_way: list[None] = []
+
+
+class _UnderWay:
+    """A call that is under way, which a fork would break."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, connection: _Connection) -> None:
+        self._calls = connection.under_way
+
+    def __enter__(self) -> None:
+        self._calls.append(None)
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.pop()
+
+
+class Client:
+    """Asks a sidecar whether messages may be sent. Of threads; `AsyncClient` is the same for asyncio.
+
+    A process makes one and keeps it: it is safe to use from any number of threads, whose concurrent checks become
+    batches. It connects at the first call, and again by itself.
+
+    After a fork the child connects anew. Where calls were under way in the parent at that moment, gRPC does not work in
+    the child, and each check there is `unavailable`.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: float = CHECK_SECONDS,
+        coalesce: bool = True,
+        token_file: str | os.PathLike[str] | None = None,
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+        observer: Observer | None = None,
+        interceptors: Sequence[Any] = (),
+    ) -> None:
+        """Makes a client, without connecting: see `ready`.
+
+        Args:
+            address: `HOST:PORT`, `unix:PATH` or `unix:@NAME`, an abstract socket. Default: the environment variable
+                `CONSENTD_ADDR`, and without it `127.0.0.1:50051`.
+            timeout: The deadline of a check in seconds, an hour at most.
+            coalesce: Whether concurrent checks become batches.
+            token_file: A file with the bearer token that recording needs where the sidecar has
+                `--record-token-file`. It is read at each `record`.
+            tls: Connect by TLS, and trust the system's CA certificates. Not over Unix sockets, which never have it.
+            ca_file: Connect by TLS, and trust these CA certificates instead, in PEM form.
+            cert_file: The certificate of this client in PEM form, with those between it and its CA.
+            key_file: The key of that certificate.
+            observer: Is told what checks come to.
+            interceptors: gRPC's client interceptors, the outermost first.
+
+        Raises:
+            ValueError: The address is malformed, or one of `cert_file` and `key_file` is missing.
+            OSError: A file of TLS cannot be read.
+        """
+        self._target = Target.of(address, tls=tls, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        self._timeout = seconds(timeout, CHECK_SECONDS)
+        self._coalesce = coalesce
+        self._token_file = token_file
+        self._observer = observer
+        self._interceptors = tuple(interceptors)
+        self._mutex = threading.Lock()
+        self._connection: _Connection | None = None
+        self._closed = False
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        _fork.add(self)
+
+    def may_send(
+        self,
+        user: str,
+        business: str,
+        category: str,
+        form: Form | None = None,
+        template: TemplateLike | None = None,
+        min_revision: int = 0,
+        *,
+        timeout: float | None = None,
+    ) -> Verdict:
+        """Whether a message may be sent now. To be called right before each send.
+
+        Never raises for a denial or because there is no answer: the verdict is false then, and says why.
+
+        Args:
+            user: A phone number in any usual notation, country code first, a business-scoped user id, or an id of your
+                own with a letter in it; 160 bytes at most.
+            business: The business that would send, by the deployment's own id; 128 bytes at most.
+            category: `CLASS` or `CLASS.TOPIC`; the class is marketing, utility, authentication or service.
+            form: How the message is written. None: not decided yet, and the verdict says which forms are allowed.
+            template: The template that the message will be, as `(name, language)`. It stands for the form `TEMPLATE`.
+            min_revision: Wait, up to the deadline, until the sidecar knows of this revision, as `record` returned it.
+            timeout: The deadline of this check in seconds, instead of the client's.
+        """
+        begun = monotonic()
+        deadline = begun + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            verdict = None
+            # What waits for a revision would delay the others of a batch.
+            if self._coalesce and not min_revision:
+                try:
+                    connection = self._connection or self._open()
+                    verdict = connection.coalescer.join(user, business, category, form, template, deadline)
+                except Exception:
+                    # The client is closed, or the question cannot be sent: what asks it by itself says which.
+                    verdict = None
+            if verdict is None:
+                verdict = self._ask(question(user, business, category, form, template, min_revision), deadline)
+            failure = verdict._failure
+            if failure is None or not failure.lost or self._closed or monotonic() + pause >= deadline:
+                break
+            time.sleep(pause)
+            pause *= 2
+        if self._observer is not None:
+            told_checked(self._observer, verdict, monotonic() - begun)
+        return verdict
+
+    def check(
+        self,
+        user: str,
+        business: str,
+        category: str,
+        form: Form | None = None,
+        template: TemplateLike | None = None,
+        min_revision: int = 0,
+        *,
+        timeout: float | None = None,
+    ) -> Verdict:
+        """The same as `may_send`, but raises where nothing was decided.
+
+        Raises:
+            ConsentdError: There is no answer, or the question is malformed.
+        """
+        verdict = self.may_send(user, business, category, form, template, min_revision, timeout=timeout)
+        if verdict._failure is not None:
+            raise ConsentdError(verdict._failure)
+        return verdict
+
+    def _ask(self, request: CanSendRequest | Failure, deadline: float) -> Verdict:
+        """Asks a question by itself."""
+        if isinstance(request, Failure):
+            return Verdict(None, request)
+        try:
+            connection = self._connection or self._open()
+        except ConsentdError as error:
+            return Verdict(None, error._failure)
+        if self._coalesce and not request.min_revision:
+            return connection.coalescer.ask_first(request, deadline)
+        with _UnderWay(connection):
+            return connection.coalescer.ask_alone(request, deadline)
+
+    def filter(
+        self,
+        users: Iterable[str],
+        business: str,
+        category: str,
+        form: Form | None = None,
+        template: TemplateLike | None = None,
+    ) -> Iterator[tuple[str, Verdict]]:
+        """Screens a campaign: gives each user with a verdict, in order.
+
+        Screening is no check: ask `may_send` again before each send. Users are taken from the iterable as verdicts are
+        taken, at most 5,000 ahead. It never ends early: users about whom there is no answer within 5 s are
+        `unavailable`, and malformed ids are `invalid`. Besides the reason a verdict has `staleness` and
+        `category_used`.
+
+        Args:
+            users: Ids of users, as in `may_send`; any iterable.
+            business: As in `may_send`.
+            category: As in `may_send`.
+            form: As in `may_send`.
+            template: As in `may_send`.
+
+        Raises:
+            TypeError: `users` is a single id.
+        """
+        is_list_of_users(users)
+        return self._filter(iter(users), business, category, form, template)
+
+    def _filter(
+        self, users: Iterator[str], business: str, category: str, form: Form | None, template: TemplateLike | None
+    ) -> Iterator[tuple[str, Verdict]]:
+        under_way: deque[tuple[Chunk, Any]] = deque()
+        try:
+            while True:
+                while len(under_way) < CHUNKS_UNDER_WAY and (taken := list(islice(users, CHUNK_USERS))):
+                    chunk = Chunk(taken, business, category, form, template)
+                    under_way.append((chunk, self._begin_chunk(chunk)))
+                if not under_way:
+                    return
+                chunk, call = under_way.popleft()
+                yield from self._end_chunk(chunk, call)
+        finally:
+            for _, call in under_way:
+                if not isinstance(call, Failure):
+                    call.cancel()
+
+    def _begin_chunk(self, chunk: Chunk) -> Any:
+        """The call of a chunk, or why there is none."""
+        try:
+            connection = self._connection or self._open()
+            call = connection.filter.future(chunk.request, timeout=FILTER_SECONDS)
+            connection.under_way.append(None)
+            call.add_done_callback(lambda _: connection.under_way.pop())
+            return call
+        except ConsentdError as error:
+            return error._failure
+        except Exception as error:
+            return failure_of_error(error)
+
+    def _end_chunk(self, chunk: Chunk, call: Any) -> list[tuple[str, Verdict]]:
+        unsendable = chunk.unsendable()
+        if unsendable is not None:
+            return unsendable
+        begun, pause = monotonic(), FIRST_PAUSE_SECONDS
+        while True:
+            failure = call
+            if not isinstance(call, Failure):
+                try:
+                    return chunk.answered(call.result())
+                except Exception as error:
+                    failure = failure_of_error(error)
+            remaining = begun + FILTER_SECONDS - monotonic() - pause
+            if not may_ask_chunk_again(failure) or remaining <= 0 or self._closed:
+                return chunk.failed(failure)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            call = self._begin_chunk(chunk)
+
+    def watch(self, business: str, on_change: Callable[[Change], object]) -> Watch:
+        """Tells what to withdraw from a queue, until the watch or the client is closed.
+
+        Args:
+            business: The business to watch. Empty: all of them.
+            on_change: Is given each `Change`, one after another, by a thread of the watch. The first is a `reset`. What
+                it raises is logged, and the watch begins again, with a `silent` and a `reset`: the change may not have
+                been handled.
+
+        Raises:
+            ConsentdError: The client is closed.
+        """
+        self._connection or self._open()
+        watch = Watch(self, business, on_change)
+        self._watches.add(watch)
+        watch._begin()
+        return watch
+
+    def record(
+        self, event: ConsentEvent, *, request_id: str | None = None, timeout: float = RECORD_SECONDS
+    ) -> RecordEventResponse:
+        """Records one event, and returns once it is durable and enforced by this sidecar.
+
+        Args:
+            event: What happened: `consentd.events` makes them.
+            request_id: Makes a repetition safe: the same id for the same event, 8 of which are remembered of each user.
+                Default: a random UUID, which covers the repetitions that are made here while there is no sidecar.
+            timeout: Until when the event is repeated, in seconds.
+
+        Returns:
+            What the ledger made of it. Its `revision` is a `min_revision` for checks of another sidecar.
+
+        Raises:
+            ConsentdError: The event is not known to be recorded. Record it again with the same `request_id`, unless
+                the error is `invalid`.
+            OSError: The token file cannot be read.
+            ValueError: The token file holds no token.
+        """
+        deadline = monotonic() + seconds(timeout, RECORD_SECONDS)
+        request = record_request(event, request_id)
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            remaining = deadline - monotonic()
+            if remaining <= 0:
+                raise ConsentdError(LATE)
+            metadata = None
+            if self._token_file is not None:
+                metadata = (("authorization", f"Bearer {bearer_token(self._token_file)}"),)
+            connection = self._connection or self._open()
+            try:
+                with _UnderWay(connection):
+                    response: RecordEventResponse = connection.records.RecordEvent(
+                        request, timeout=remaining, metadata=metadata
+                    )
+                return response
+            except Exception as error:
+                failure = failure_of_error(error)
+                if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
+                    raise ConsentdError(failure) from error
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def ready(self, timeout: float = 10.0) -> None:
+        """Connects, and waits for a sidecar that answers checks.
+
+        Args:
+            timeout: How long to wait, in seconds.
+
+        Raises:
+            ConsentdError: There is none yet.
+        """
+        deadline = monotonic() + seconds(timeout, 10.0)
+        while True:
+            connection = self._connection or self._open()
+            remaining = deadline - monotonic()
+            try:
+                with _UnderWay(connection):
+                    status = connection.checks.GetStatus(
+                        GetStatusRequest(), timeout=max(remaining, 0), wait_for_ready=True
+                    )
+                failure = Failure("UNAVAILABLE", "the sidecar loads its table")
+                if status.phase != GetStatusResponse.PHASE_LOADING:
+                    return
+            except Exception as error:
+                failure = failure_of_error(error)
+                if not failure.lost:
+                    raise ConsentdError(failure) from error
+            if monotonic() + 0.02 >= deadline:
+                raise ConsentdError(failure)
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Closes the connection and all watches. Calls that are under way end, and checks are `unavailable`."""
+        with self._mutex:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        for watch in list(self._watches):
+            watch.close()
+        if connection is not None:
+            connection.channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> _Connection:
+        with self._mutex:
+            if self._closed:
+                raise ConsentdError(CLOSED)
+            if _fork.is_broken:
+                raise ConsentdError(_FORKED)
+            if self._connection is None:
+                self._connection = _Connection(self._target, self._interceptors, self._observer)
+            return self._connection
+
+    def _is_busy(self) -> bool:
+        connection = self._connection
+        return connection is not None and bool(
+            connection.under_way or not connection.coalescer.is_idle() or len(self._watches)
+        )
+
+    def _forget_parent(self) -> None:
+        """In the child of a fork: the threads of the parent are not here, and its connection is not shared."""
+        if self._connection is not None:
+            _fork.of_parent.append(self._connection)
+        self._connection = None
+        self._mutex = threading.Lock()
+        self._watches = weakref.WeakSet()
+
+
+class Watch:
+    """A watch that goes on until it is closed. Made by `Client.watch`."""
+
+    def __init__(self, client: Client, business: str, on_change: Callable[[Change], object]) -> None:
+        self._client = client
+        self._business = business
+        self._on_change = on_change
+        self._ended = threading.Event()
+        self._call: Any = None
+        self._thread = threading.Thread(target=self._run, name="consentd-watch", daemon=True)
+
+    def close(self) -> None:
+        """Ends the watch, and waits for a call of `on_change` that is under way, unless it is that which closes it."""
+        self._ended.set()
+        call = self._call
+        if call is not None:
+            call.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        pause = 0.02
+        warned = ""
+        while not self._ended.is_set():
+            trusted, failure = self._follow()
+            if trusted:
+                pause = 0.02
+            if self._ended.is_set():
+                return
+            if failure is not None and failure.code != warned:
+                warned = failure.code
+                log.warning("a watch of consentd is interrupted: %s: %s", failure.code, failure.cause)
+            if trusted:
+                self._tell(Change("silent", self._business))
+            self._ended.wait(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _follow(self) -> tuple[bool, Failure | None]:
+        """Follows one stream to its end. Whether a reset was told, and why the stream ended."""
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # A bound for what is read ahead. Whoever falls behind gets a reset by the sidecar.
+        room = threading.Semaphore(1_000)
+        try:
+            connection = self._client._connection or self._client._open()
+            call = self._call = connection.checks.WatchConsents(
+                WatchConsentsRequest(business_id=self._business), wait_for_ready=True
+            )
+        except Exception as error:
+            return False, failure_of_error(error)
+        if self._ended.is_set():
+            call.cancel()
+        reader = threading.Thread(target=_read, args=(call, messages, room), name="consentd-watch-reader", daemon=True)
+        reader.start()
+        trusted = False
+        try:
+            while True:
+                try:
+                    message = messages.get(timeout=SILENCE_SECONDS)
+                except queue.Empty:
+                    return trusted, Failure("DEADLINE_EXCEEDED", f"nothing was heard for {SILENCE_SECONDS:.0f} s")
+                if isinstance(message, BaseException):
+                    return trusted, failure_of_error(message)
+                if self._ended.is_set():
+                    return trusted, None
+                change = change_of(message)
+                # What changed before the first checkpoint was not reported.
+                if message.HasField("reset") or not trusted:
+                    change = Change("reset", self._business)
+                if change is not None and not self._tell(change):
+                    return trusted, None
+                trusted = True
+                room.release()
+        finally:
+            call.cancel()
+            room.release()
+            reader.join()
+
+    def _tell(self, change: Change) -> bool:
+        try:
+            self._on_change(change)
+        except Exception:
+            log.exception("on_change of a watch of consentd failed")
+            return False
+        return True
+
+
+def _read(call: Any, messages: queue.SimpleQueue[Any], room: threading.Semaphore) -> None:
+    try:
+        for message in call:
+            messages.put(message)
+            room.acquire()
+        messages.put(EOFError("the stream ended"))
+    except BaseException as error:
+        messages.put(error)
+
+
+class _Fork:
+    """What a fork does to gRPC, which has threads and locks of its own."""
+
+    def __init__(self) -> None:
+        self.is_broken = False
+        # Kept, since gRPC would end the parent's calls where these are destroyed in the child.
+        self.of_parent: list[_Connection] = []
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
+        self._mutex = threading.Lock()
+        self._was_busy = False
+
+    def add(self, client: Client) -> None:
+        with self._mutex:
+            self._clients.add(client)
+
+    def before(self) -> None:
+        self._mutex.acquire()
+        self._was_busy = self.is_broken or any(client._is_busy() for client in self._clients)
+
+    def in_parent(self) -> None:
+        self._mutex.release()
+
+    def in_child(self) -> None:
+        self.is_broken = self._was_busy
+        for client in self._clients:
+            client._forget_parent()
+        self._mutex.release()
+
+
+_fork = _Fork()
+os.register_at_fork(before=_fork.before, after_in_parent=_fork.in_parent, after_in_child=_fork.in_child)

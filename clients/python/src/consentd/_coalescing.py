@@ -1,0 +1,225 @@
+"""Coalescing: concurrent checks of threads become batches.
+
+A check that comes while nothing is under way is sent at once, by the thread that asks. One that comes while something
+is under way is gathered. The first of those gathered leads: its thread waits until an answer arrives, a thousand are
+gathered or a millisecond has passed, and sends the batch. There is no thread besides those of the callers, so that
+nothing is left over at the end of a process or in the child of a fork.
+
+Once a batch is answered, the leader wakes one of the others, which wakes the next, and so on: to wake them all at once
+would have them all wait for the interpreter's lock, and cost twice as much. The batch counts as under way until the
+last is awake. What they ask next is gathered until then, and makes one batch again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+from consentd._question import BATCH_LIMIT, Form, TemplateLike, batched_question
+from consentd._verdict import LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
+from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
+from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
+
+GATHER_SECONDS = 0.001
+# How much longer a batch is gathered while answers are handed over. It takes longer than that only where the machine is
+# very busy, or a thread was interrupted before it could wake the next.
+HAND_OVER_SECONDS = 0.01
+
+# A batch ends with the deadline of the check that leads it. The others, whose deadlines are later, are asked again.
+_LEADER_LATE = Failure(LATE.code, LATE.cause, lost=True)
+_LEADER_LEFT = Failure("CANCELLED", "the thread that asked for this batch was interrupted", lost=True)
+
+UNEQUAL = Failure("INTERNAL", "the batch has not one result for each of its requests")
+
+
+def is_too_large(failure: Failure, size: int) -> bool:
+    """Whether a sidecar refused a batch for its size, which --max-batch bounds."""
+    return size > 1 and failure.code == "INVALID_ARGUMENT" and failure.field == "requests"
+
+
+class _Waiter:
+    __slots__ = ("awake", "is_gone", "question", "verdict")
+
+    def __init__(self, question: bytes) -> None:
+        self.question = question
+        self.verdict: Verdict | None = None
+        # Released to wake the thread that waits.
+        self.awake = threading.Lock()
+        self.awake.acquire()
+        self.is_gone = False
+
+
+class _Batch:
+    __slots__ = ("go", "is_over", "next", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: list[_Waiter] = []
+        # Released to let the leader send it.
+        self.go = threading.Lock()
+        self.go.acquire()
+        # Which of the waiters is woken next. The first leads, and is awake.
+        self.next = 1
+        self.is_over = False
+
+
+class Coalescer:
+    """Sends checks, gathering those that come while others are under way.
+
+    Deadlines are times of the monotonic clock.
+    """
+
+    def __init__(self, stub: ConsentServiceStub, batched: Callable[[int], None] | None) -> None:
+        self._stub = stub
+        self._batched = batched
+        self._limit = BATCH_LIMIT
+        self._mutex = threading.Lock()
+        # How many calls are under way, of how many of these the answer is being handed over, and the batch that is
+        # being gathered; there is none while nothing is under way.
+        self._under_way = 0
+        self._handed_over = 0
+        self._gathered: _Batch | None = None
+
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return self._under_way == 0
+
+    def join(
+        self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
+    ) -> Verdict | None:
+        """Gathers a question, and waits for its verdict. None: it is to be asked alone.
+
+        Raises:
+            Exception: The question cannot be sent.
+        """
+        if not self._under_way:
+            return None
+        question = batched_question(user, business, category, form, template)
+        if question is None:
+            return None
+        waiter = _Waiter(question)
+        with self._mutex:
+            if not self._under_way:
+                return None
+            batch = self._gathered
+            leads = batch is None
+            if batch is None:
+                batch = self._gathered = _Batch()
+            batch.waiters.append(waiter)
+            if len(batch.waiters) >= self._limit:
+                self._start()
+        if leads:
+            self._lead(batch, deadline)
+        elif waiter.awake.acquire(timeout=max(deadline - monotonic(), 0)):
+            self._wake_next(batch)
+        else:
+            with self._mutex:
+                waiter.is_gone = True
+                was_woken = waiter.awake.acquire(blocking=False)
+            # Where there is a verdict and nobody told, the one whose turn it was to tell has been interrupted.
+            if was_woken or waiter.verdict is not None:
+                self._wake_next(batch)
+        # A verdict that denies is false.
+        return Verdict(None, LATE) if waiter.verdict is None else waiter.verdict
+
+    def ask_first(self, request: CanSendRequest, deadline: float) -> Verdict:
+        """Asks one question by itself, while others are gathered."""
+        with self._mutex:
+            self._under_way += 1
+        try:
+            return self.ask_alone(request, deadline)
+        finally:
+            with self._mutex:
+                self._landed()
+
+    def ask_alone(self, request: CanSendRequest, deadline: float) -> Verdict:
+        """Asks one question by itself, without regard to others."""
+        remaining = deadline - monotonic()
+        if remaining <= 0:
+            return Verdict(None, LATE)
+        try:
+            return verdict_of_response(self._stub.CanSend(request, timeout=remaining))
+        except Exception as error:
+            return Verdict(None, failure_of_error(error))
+
+    # To be called with the mutex held.
+    def _start(self) -> None:
+        """Lets the leader of the batch that is being gathered send it."""
+        batch, self._gathered = self._gathered, None
+        if batch is not None:
+            self._under_way += 1
+            batch.go.release()
+
+    # To be called with the mutex held.
+    def _landed(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._start()
+
+    def _wake_next(self, batch: _Batch) -> None:
+        waiters = batch.waiters
+        with self._mutex:
+            while batch.next < len(waiters):
+                waiter = waiters[batch.next]
+                batch.next += 1
+                if not waiter.is_gone:
+                    waiter.awake.release()
+                    return
+            if not batch.is_over:
+                batch.is_over = True
+                self._handed_over -= 1
+                self._landed()
+
+    def _lead(self, batch: _Batch, deadline: float) -> None:
+        try:
+            if not batch.go.acquire(timeout=_at_most(GATHER_SECONDS, deadline)) and self._handed_over:
+                batch.go.acquire(timeout=_at_most(HAND_OVER_SECONDS, deadline))
+        finally:
+            with self._mutex:
+                if self._gathered is batch:
+                    self._start()
+            try:
+                self._send(batch.waiters, deadline)
+            except BaseException:
+                # Such as Control-C in the main thread: nobody is to wait for a leader that is gone.
+                _fail(batch.waiters, _LEADER_LEFT)
+                raise
+            finally:
+                with self._mutex:
+                    self._handed_over += 1
+                self._wake_next(batch)
+
+    def _send(self, waiters: list[_Waiter], deadline: float) -> None:
+        remaining = deadline - monotonic()
+        if remaining <= 0:
+            _fail(waiters, _LEADER_LATE)
+            return
+        if self._batched is not None:
+            self._batched(len(waiters))
+        try:
+            request = BatchCanSendRequest.FromString(b"".join([waiter.question for waiter in waiters]))
+            results = self._stub.BatchCanSend(request, timeout=remaining).results
+        except Exception as error:
+            failure = failure_of_error(error)
+            if is_too_large(failure, len(waiters)):
+                self._limit = limit = max(1, min(self._limit, len(waiters)) // 2)
+                for start in range(0, len(waiters), limit):
+                    self._send(waiters[start : start + limit], deadline)
+                return
+            _fail(waiters, _LEADER_LATE if failure.code == LATE.code else failure)
+            return
+        if len(results) != len(waiters):
+            _fail(waiters, UNEQUAL)
+            return
+        for waiter, result in zip(waiters, results, strict=True):
+            waiter.verdict = verdict_of_result(result)
+
+
+def _at_most(seconds: float, deadline: float) -> float:
+    return max(min(seconds, deadline - monotonic()), 0)
+
+
+def _fail(waiters: list[_Waiter], failure: Failure) -> None:
+    verdict = Verdict(None, failure)
+    for waiter in waiters:
+        waiter.verdict = verdict
