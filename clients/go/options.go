@@ -62,7 +62,7 @@ func WithoutCoalescing() Option {
 }
 
 // WithTokenFile names the file of the bearer token that [Client.Record] authenticates by, one of
-// the sidecar's --record-token-file. The file is read at each call, so that a token may be rotated.
+// the sidecar's --record-token-file: the file's first line. The file is read at each call, so that a token may be rotated.
 func WithTokenFile(path string) Option {
 	return func(s *settings) error {
 		s.tokenFile = path
