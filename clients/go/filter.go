@@ -75,7 +75,7 @@ type chunk struct {
 	malformed []bool
 	bytes     int
 	isSent    bool // on the stream that is open
-	// deadline is when the chunk is given up, by the clock of its filtering. 0: it was never sent.
+	// deadline is when the chunk is given up, by the clock of its filtering. 0: it is not under way.
 	deadline time.Duration
 }
 
@@ -207,10 +207,12 @@ func (f *filtering) tryOldest() (*consentv1.FilterRecipientsResponse, error) {
 	case f.ctx.Err() != nil:
 		return nil, f.ctx.Err()
 	}
-	oldest := f.chunks[0]
-	if oldest.deadline == 0 {
-		oldest.deadline = f.waited + chunkTimeout
+	for _, chunk := range f.chunks {
+		if chunk.deadline == 0 {
+			chunk.deadline = f.waited + chunkTimeout
+		}
 	}
+	oldest := f.chunks[0]
 	if f.stream == nil {
 		// Nothing but a cancellation ends a stream whose sidecar is silent.
 		ctx, cancel := context.WithCancel(f.ctx)
@@ -226,9 +228,6 @@ func (f *filtering) tryOldest() (*consentv1.FilterRecipientsResponse, error) {
 	for _, chunk := range f.chunks {
 		if chunk.isSent || len(chunk.asked) == 0 {
 			continue
-		}
-		if chunk.deadline == 0 {
-			chunk.deadline = f.waited + chunkTimeout
 		}
 		chunk.isSent = true
 		// What goes wrong with sending is told by receiving.

@@ -38,7 +38,7 @@ type Sidecar struct {
 
 // StartSidecar starts `consentd serve` with these further arguments, waits until it answers checks, and
 // ends it with the test. It runs the binary that CONSENTD_BIN names, or else consentd of the path; the
-// test fails where there is none. --listen and --ledger among the arguments stand for its own.
+// test fails where there is none. --listen, --unix and --ledger among the arguments replace its own.
 func StartSidecar(tb testing.TB, args ...string) *Sidecar {
 	tb.Helper()
 	// The temporary folder of a test has its name in it, which may be too long for a socket's path.
@@ -84,7 +84,10 @@ func (s *Sidecar) Restart() error {
 	if err != nil {
 		return err
 	}
-	arguments := []string{"serve", "--admin", "127.0.0.1:0", "--unix", strings.TrimPrefix(s.UnixAddress, "unix:")}
+	arguments := []string{"serve", "--admin", "127.0.0.1:0"}
+	if !slices.Contains(s.args, "--unix") {
+		arguments = append(arguments, "--unix", strings.TrimPrefix(s.UnixAddress, "unix:"))
+	}
 	if !slices.Contains(s.args, "--ledger") {
 		arguments = append(arguments, "--ledger", "file:"+filepath.Join(s.Folder, "consentd.redb"))
 	}
@@ -97,6 +100,10 @@ func (s *Sidecar) Restart() error {
 	}
 	command := exec.Command(binary, append(arguments, s.args...)...)
 	command.Dir = s.Folder
+	// Variables such as CONSENTD_LEDGER would set options of the sidecar.
+	command.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "CONSENTD_")
+	})
 	stderr, err := command.StderrPipe()
 	if err != nil {
 		return err
