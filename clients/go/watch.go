@@ -59,12 +59,13 @@ func (c *Client) Watch(ctx context.Context, business string, onChange func(Chang
 	pauses := newPauses()
 	for {
 		heard, err := w.follow(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err() // The caller knows: nothing is told any more.
+		}
 		w.distrust()
 		switch {
 		case c.isClosed():
 			return errClosed()
-		case ctx.Err() != nil:
-			return ctx.Err()
 		case isFinal(err):
 			return errorOf(err)
 		case heard:

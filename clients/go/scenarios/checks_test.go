@@ -173,7 +173,14 @@ func TestAStaleTableDenies(t *testing.T) {
 		}
 		return err == nil
 	})
-	_, client := start(t, 1, "--ledger", "redis://127.0.0.1:"+port, "--new", "--max-staleness", "1s")
+	record := unusedAddress(t)
+	ledger := "redis://127.0.0.1:" + port
+	if output, err := exec.Command(binary(t), "init", "--ledger", ledger).CombinedOutput(); err != nil {
+		t.Fatalf("consentd init: %v: %s", err, output)
+	}
+	sidecar := consentdtest.StartSidecar(t, "--ledger", ledger, "--max-staleness", "1s", "--record", record)
+	client := sidecar.Client()
+	optIn(t, sidecar.Client(consentd.WithAddress(record)), 1)
 	if verdict := client.MaySend(t.Context(), marketing(userNumber(0))); !verdict.Allowed {
 		t.Fatalf("%v: %s", verdict, verdict.Cause)
 	}

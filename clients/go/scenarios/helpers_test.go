@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -155,4 +156,17 @@ func start(t *testing.T, users int, args ...string) (*consentdtest.Sidecar, *con
 	client := sidecar.Client()
 	optIn(t, client, users)
 	return sidecar, client
+}
+
+// binary is the path of consentd.
+func binary(t *testing.T) string {
+	t.Helper()
+	if named := os.Getenv("CONSENTD_BIN"); named != "" {
+		return named
+	}
+	found, err := exec.LookPath("consentd")
+	if err != nil {
+		t.Fatal("no consentd on the path, and none in CONSENTD_BIN")
+	}
+	return found
 }
