@@ -72,6 +72,10 @@ func TestChecksOfASidecarThatIsKilledInMidBatchAreDenied(t *testing.T) {
 		t.Fatalf("%v", verdict)
 	}
 	sidecar.Signal(syscall.SIGSTOP)
+	// The signal takes its time on a busy machine.
+	hasty := marketing(userNumber(0))
+	hasty.Timeout = 100 * time.Millisecond
+	eventually(t, "no answer", func() bool { return client.MaySend(t.Context(), hasty).Unavailable })
 	var asked sync.WaitGroup
 	var unavailable atomic.Int64
 	for range 300 {
@@ -219,6 +223,7 @@ func TestASidecarThatStopsAnsweringIsNotWaitedFor(t *testing.T) {
 	client := sidecar.Client(consentd.WithTimeout(200 * time.Millisecond))
 	eventually(t, "an answer", func() bool { return client.MaySend(t.Context(), marketing(userNumber(0))).Allowed })
 	sidecar.Signal(syscall.SIGSTOP)
+	eventually(t, "no answer", func() bool { return client.MaySend(t.Context(), marketing(userNumber(0))).Unavailable })
 	for range 5 {
 		expectUnavailable(t, client.MaySend(t.Context(), marketing(userNumber(0))), "DEADLINE_EXCEEDED")
 	}
