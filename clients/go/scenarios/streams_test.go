@@ -189,11 +189,18 @@ func (w *watcher) kinds() []consentd.ChangeKind {
 	return slices.Compact(kinds)
 }
 
+// at is what was told at this place.
+func (w *watcher) at(place int) consentd.Change {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.told[place]
+}
+
 func (w *watcher) expect(t *testing.T, kinds ...consentd.ChangeKind) {
 	t.Helper()
 	defer func() {
-		if t.Failed() {
-			t.Logf("told: %v", w.kinds())
+		if told := w.kinds(); !slices.Equal(told, kinds) {
+			t.Logf("told: %v, expected: %v", told, kinds)
 		}
 	}()
 	eventually(t, "what the watch tells", func() bool { return slices.Equal(w.kinds(), kinds) })
@@ -216,12 +223,12 @@ func TestAWatchTellsChangesSilencesAndResets(t *testing.T) {
 	record(consentd.OptOut(userNumber(0), "other", "*")) // It is not told: another business's.
 	record(consentd.OptOut(userNumber(0), "acme", "*"))
 	w.expect(t, reset, changed)
-	if told := w.told[1]; told.User != userNumber(0) || told.Business != "acme" || told.Revision == 0 {
+	if told := w.at(1); told.User != userNumber(0) || told.Business != "acme" || told.Revision == 0 {
 		t.Error("the change is not that of the user")
 	}
 	record(consentd.TemplateCategory(consentd.Template{Name: "offer", Language: "en"}, "acme", "marketing"))
 	w.expect(t, reset, changed, template)
-	if told := w.told[2]; told.Template.Name != "offer" || told.Template.Language != "en" || told.Business != "acme" {
+	if told := w.at(2); told.Template.Name != "offer" || told.Template.Language != "en" || told.Business != "acme" {
 		t.Errorf("the template is told as %v", told.Template)
 	}
 	// A restart, of whatever kind, ends what is known, and begins again.
