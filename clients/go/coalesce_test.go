@@ -367,7 +367,6 @@ func TestAQuestionThatFailsItsBatchFailsAlone(t *testing.T) {
 func TestAnAnswerThatLacksAResultAllowsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sidecar, client := newSlowSidecar(time.Millisecond)
-		first := ask(client, question("someone"))
 		answer := sidecar.answer
 		sidecar.answer = func(asked *consentv1.CanSendRequest) *consentv1.BatchCanSendResult {
 			if asked.GetUserId() == "nobody" {
@@ -375,6 +374,7 @@ func TestAnAnswerThatLacksAResultAllowsNobody(t *testing.T) {
 			}
 			return answer(asked)
 		}
+		first := ask(client, question("someone"))
 		batch := ask(client, question("someone"), question("nobody"), question("someone"))
 		expectAllowed(t, first)
 		batch.waiting.Wait()
