@@ -41,6 +41,8 @@ interface Check {
   readonly deadline: number;
   /** Gives the caller the verdict. Unset once the caller has one. */
   settle: ((verdict: Verdict) => void) | undefined;
+  /** The call that the check goes to the sidecar in, once it is not gathered any more. */
+  group: Group | undefined;
 }
 
 /**
@@ -70,7 +72,8 @@ export class Checks {
   ask(request: CanSendRequest, timeoutMs: number, signal: AbortSignal | undefined): Promise<Verdict> {
     return new Promise((resolve) => {
       const start = performance.now();
-      const check: Check = { request, start, deadline: start + timeoutMs, settle: resolve };
+      const deadline = start + timeoutMs;
+      const check: Check = { request, start, deadline, settle: resolve, group: undefined };
       if (this.closed) return this.settle(check, undecided(this.closed));
       if (signal && !this.settleOnAbort(check, signal)) return;
       const bytes = mostBytes(request);
@@ -135,7 +138,7 @@ export class Checks {
     }
     this.groups.add(group);
     this.armDeadline(group);
-    if (!this.groups.has(group)) return; // All of its checks have their verdicts already.
+    if (group.waiting === 0) return this.finish(group); // All were cancelled, or are late.
     const { checks } = group;
     if (this.observer?.onBatch) tell(() => this.observer?.onBatch?.(checks.length));
     this.callsUnderWay += 1;
@@ -225,6 +228,12 @@ export class Checks {
     const { settle } = check;
     if (!settle) return;
     check.settle = undefined;
+    const { group } = check;
+    if (group) {
+      group.waiting -= 1;
+      // Nobody waits for the call any more.
+      if (group.waiting === 0 && this.groups.has(group)) this.finish(group);
+    }
     if (this.observer?.onCheck) {
       const { allowed, reason, code } = verdict;
       const durationMs = performance.now() - check.start;
@@ -245,7 +254,7 @@ export class Checks {
         earliest = check.deadline;
       }
     }
-    if (earliest === Infinity) return this.finish(group);
+    if (earliest === Infinity) return;
     group.timer = setTimeout(() => this.armDeadline(group), Math.ceil(earliest - now));
   }
 
@@ -273,13 +282,20 @@ class Group {
   call: ClientUnaryCall | undefined;
   /** Runs at the earliest deadline of the checks, or at the end of a pause between two calls. */
   timer: NodeJS.Timeout | undefined;
+  /** How many of the checks have no verdict yet. */
+  waiting = 0;
 
   constructor(
     readonly checks: readonly Check[],
     /** How many calls failed before, and how the last of them did. */
     readonly attempt = 0,
     readonly failure: Failure | undefined = undefined,
-  ) {}
+  ) {
+    for (const check of checks) {
+      check.group = this;
+      if (check.settle) this.waiting += 1;
+    }
+  }
 
   latestDeadline(): number {
     return this.checks.reduce((latest, { deadline }) => Math.max(latest, deadline), 0);

@@ -130,11 +130,15 @@ function failureOfItem({ code, field, message }: ItemError): Failure {
   return { ...failure(name, message), answered: true };
 }
 
+/** A verdict that denies, of which only the reason is known. */
+export function denied(reason: ReasonName): Verdict {
+  return { ...UNDECIDED, unavailable: false, reason };
+}
+
 /** One user's verdict of a screening, which has a reason and nothing else of its own. */
 export function screened(reason: Reason, stalenessMs: number, categoryUsed: string): Verdict {
   const allowed = reason >= FIRST_ALLOWING && reason <= LAST_ALLOWING;
-  const name = reasonName(reason);
-  return { ...UNDECIDED, allowed, reason: name, unavailable: false, stalenessMs, categoryUsed };
+  return { ...denied(reasonName(reason)), allowed, stalenessMs, categoryUsed };
 }
 
 // The contract keeps these numbers of reasons for those that allow.
