@@ -5,6 +5,7 @@ import type {
   CanSendRequest,
   CanSendResponse,
 } from './gen/consent/v1/consent_service';
+import { CLOSED } from './calls';
 import { tell, type Observer } from './observer';
 import { mostBytes } from './question';
 import { connectionFailed, failure, failureOf, pauseMs, type Failure } from './status';
@@ -87,8 +88,9 @@ export class Checks {
 
   /** Denies all that is under way or comes later. */
   close(): void {
-    this.closed = failure('CANCELLED', 'the client is closed');
-    this.flush();
+    this.closed = failure('CANCELLED', CLOSED);
+    clearTimeout(this.gatherTimer);
+    this.fail(new Group(this.gathered.splice(0)), this.closed);
     for (const group of this.groups) this.fail(group, this.closed);
   }
 

@@ -277,7 +277,9 @@ export class Client implements ConsentClient {
     this.closing.abort(CLOSED);
     this.checks.close();
     for (const watch of this.watches) watch.close();
-    this.channel.close();
+    // A channel of grpc-js that is closed in the turn in which it was made connects all the same, and
+    // its connection then stays open until the process ends.
+    setImmediate(() => this.channel.close());
   }
 
   private async authorization(): Promise<Metadata> {

@@ -80,8 +80,9 @@ export function open(options: ConnectionOptions): Channel {
 
 /** grpc-js leaves a lost connection until the next call, which would then have to wait for it. */
 function stayConnected(channel: Channel): void {
+  // A channel that is closed would connect again if it was asked to.
+  if (channel.getConnectivityState(false) === connectivityState.SHUTDOWN) return;
   const state = channel.getConnectivityState(true);
-  if (state === connectivityState.SHUTDOWN) return;
   channel.watchConnectivityState(state, Infinity, () => setImmediate(stayConnected, channel));
 }
 

@@ -1,5 +1,7 @@
 // What the tests have in common.
 
+import { spawn } from 'node:child_process';
+import net from 'node:net';
 import { Client } from 'consentd';
 import { Sidecar } from 'consentd/testing';
 
@@ -42,4 +44,39 @@ export async function eventually(what, condition) {
     if (await condition()) return;
   }
   throw new Error(`not in time: ${what}`);
+}
+
+/** A Redis server on a port of its own, which keeps nothing on the disk. */
+export async function redisOf(context) {
+  const port = await freePort();
+  const args = ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
+  const child = spawn('redis-server', args, { stdio: 'ignore' });
+  const failed = new Promise((_, reject) => {
+    child.on('error', () => reject(new Error('redis-server is missing: apt-get install redis-server')));
+  });
+  context.after(() => child.kill('SIGKILL'));
+  await Promise.race([failed, eventually('redis-server', () => answers(port))]);
+  failed.catch(() => {});
+  return { port, stop: () => child.kill('SIGKILL') };
+}
+
+function answers(port) {
+  return new Promise((resolve) => {
+    const socket = net.connect(port, '127.0.0.1');
+    const end = (open) => {
+      socket.destroy();
+      resolve(open);
+    };
+    socket.on('connect', () => end(true));
+    socket.on('error', () => end(false));
+  });
+}
+
+/** A port of this machine that nobody serves. */
+export async function freePort() {
+  const server = net.createServer().listen(0, '127.0.0.1');
+  await new Promise((resolve) => server.on('listening', resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
 }

@@ -83,6 +83,7 @@ export class Sidecar {
     const child = spawn(binary, ['serve', ...this.usualArguments(args), ...args], {
       stdio: ['ignore', 'ignore', 'pipe'],
       cwd: this.folder,
+      env: environment(),
     });
     this.process = child;
     child.on('exit', () => {
@@ -167,6 +168,12 @@ export class Sidecar {
     this.process?.kill('SIGKILL');
     rmSync(this.folder, { recursive: true, force: true });
   }
+}
+
+/** The environment without the settings of another sidecar, such as where its ledger is. */
+function environment(): NodeJS.ProcessEnv {
+  const others = Object.entries(process.env).filter(([name]) => !name.startsWith('CONSENTD_'));
+  return Object.fromEntries(others);
 }
 
 function parsed(line: string): { message?: string; grpc?: string } {
