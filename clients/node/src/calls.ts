@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Metadata, type CallOptions, type ClientUnaryCall, type ServiceError } from '@grpc/grpc-js';
 import { failure, failureOf, pauseMs, ConsentError, type Failure } from './status';
@@ -47,8 +48,14 @@ function once<Answer>(
       resolve({ failed: signal.aborted ? cancelled(signal) : failureOf(error) });
     });
     const abort = () => begun.cancel();
-    signal.addEventListener('abort', abort, { once: true });
+    onAbort(signal, abort);
   });
+}
+
+/** Listens to a signal. Many calls may share one, which Node would take for a leak of memory. */
+export function onAbort(signal: AbortSignal, listener: () => void): void {
+  setMaxListeners(0, signal);
+  signal.addEventListener('abort', listener, { once: true });
 }
 
 /** The failure of a call that its caller gave up, or that the client's end did. */
@@ -74,7 +81,7 @@ export function linked(closing: AbortSignal, signal: AbortSignal | undefined): L
   const controller = new AbortController();
   const sources = signal ? [closing, signal] : [closing];
   const forward = () => controller.abort(sources.find(({ aborted }) => aborted)?.reason);
-  for (const source of sources) source.addEventListener('abort', forward, { once: true });
+  for (const source of sources) onAbort(source, forward);
   if (sources.some(({ aborted }) => aborted)) forward();
   return {
     signal: controller.signal,

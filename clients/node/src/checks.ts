@@ -5,7 +5,7 @@ import type {
   CanSendRequest,
   CanSendResponse,
 } from './gen/consent/v1/consent_service';
-import { CLOSED } from './calls';
+import { CLOSED, onAbort } from './calls';
 import { tell, type Observer } from './observer';
 import { mostBytes } from './question';
 import { connectionFailed, failure, failureOf, pauseMs, type Failure } from './status';
@@ -267,7 +267,7 @@ export class Checks {
       abort();
       return false;
     }
-    signal.addEventListener('abort', abort, { once: true });
+    onAbort(signal, abort);
     const { settle } = check;
     check.settle = (verdict) => {
       signal.removeEventListener('abort', abort);

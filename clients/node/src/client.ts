@@ -310,6 +310,9 @@ function isDeadline(milliseconds: unknown): milliseconds is number {
 
 /** The request that records an event, unless UTF-8 cannot hold one of its strings. */
 function eventRequest(event: ConsentEvent, requestId: string): RecordEventRequest {
+  if (typeof event !== 'object' || event === null) {
+    throw new ConsentError(malformed([{ field: 'event', description: 'must be an event' }]));
+  }
   const request = { event: ConsentEvent.fromPartial(event), requestId };
   const field = illFormed(request, '');
   if (field) {

@@ -42,7 +42,10 @@ export interface OptInEvidence {
   businessName?: string | undefined;
   /** BCP 47 tag of the statement's language, such as `pt-BR`. */
   locale?: string | undefined;
-  /** Where the proof is kept: a URL, a message id, the reference of a document. */
+  /**
+   * Where the proof is kept: a URL, a message id, the reference of a document. Of a `WHATSAPP_SIGNUP` its
+   * `signup_id`, which is required.
+   */
   reference?: string | undefined;
   /** For `WHATSAPP_SIGNUP`: Meta's id of the business's number that the user signed up with. */
   phoneNumberId?: string | undefined;

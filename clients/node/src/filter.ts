@@ -1,5 +1,5 @@
 import type { ClientDuplexStream, ServiceError } from '@grpc/grpc-js';
-import { cancelled, sleep } from './calls';
+import { cancelled, onAbort, sleep } from './calls';
 import type {
   ConsentServiceClient,
   FilterRecipientsRequest,
@@ -139,7 +139,7 @@ function once(
     const stream: ClientDuplexStream<FilterRecipientsRequest, FilterRecipientsResponse> =
       stub.filterRecipients({ deadline: Date.now() + remaining });
     const abort = () => stream.cancel();
-    signal.addEventListener('abort', abort, { once: true });
+    onAbort(signal, abort);
     const done = (outcome: FilterRecipientsResponse | { failed: Failure }) => {
       signal.removeEventListener('abort', abort);
       resolve(outcome);
