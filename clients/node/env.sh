@@ -73,3 +73,14 @@ project_folder() {
   built=$(artifact)
   make_once "$cache/project-$(sha256sum "$built" | cut -c1-16)" install_project "$built"
 }
+
+# What the recipe for BullMQ needs besides the package.
+install_recipe() {
+  cp "$here/recipes/bullmq/package.json" .
+  npm pkg delete dependencies.consentd
+  npm_quietly install
+}
+
+recipe_folder() {
+  make_once "$cache/recipe-$(hash_of recipes/bullmq/package.json)" install_recipe
+}
