@@ -30,6 +30,9 @@ export interface CheckStub {
 // A batch has at most so many checks, and the first of them waits at most so long for the others.
 const LARGEST_BATCH = 1_000;
 const LONGEST_GATHERING_MS = 1;
+// So many batches are under way at once; others wait in this process. More would be refused where they exceed
+// what a sidecar keeps for a connection (--max-connection-bytes), and would be answered no sooner.
+const BATCHES_UNDER_WAY = 4;
 // A larger check goes by itself. A batch may have 2 MiB, and so at least 500 of the largest checks.
 const LARGEST_IN_BATCH_BYTES = 4 * 1024;
 const LARGEST_BATCH_BYTES = 2 * 1024 * 1024 - 16 * 1024;
@@ -60,7 +63,10 @@ export class Checks {
   private flushScheduled = false;
   private largestBatch = LARGEST_BATCH;
   private readonly groups = new Set<Group>();
+  /** Those of them that are to be sent when a batch is answered. */
+  private readonly queue = new Set<Group>();
   private callsUnderWay = 0;
+  private batchesUnderWay = 0;
   private closed: Failure | undefined;
 
   constructor(
@@ -78,7 +84,7 @@ export class Checks {
       if (signal && !this.settleOnAbort(check, signal)) return;
       const bytes = mostBytes(request);
       if (!this.coalescing || request.minRevision > 0n || bytes > LARGEST_IN_BATCH_BYTES) {
-        this.send(new Group([check]));
+        this.send(new Group([check], true));
       } else {
         this.gather(check, bytes);
       }
@@ -140,9 +146,18 @@ export class Checks {
     this.groups.add(group);
     this.armDeadline(group);
     if (group.waiting === 0) return this.finish(group); // All were cancelled, or are late.
+    if (group.alone || this.batchesUnderWay < BATCHES_UNDER_WAY) {
+      this.call(group);
+    } else {
+      this.queue.add(group);
+    }
+  }
+
+  private call(group: Group): void {
     const { checks } = group;
     if (this.observer?.onBatch) tell(() => this.observer?.onBatch?.(checks.length));
     this.callsUnderWay += 1;
+    if (!group.alone) this.batchesUnderWay += 1;
     const options = { deadline: Date.now() + Math.ceil(group.latestDeadline() - performance.now()) };
     const [only] = checks;
     group.call =
@@ -160,6 +175,7 @@ export class Checks {
 
   private ended(group: Group, error: ServiceError | null, verdicts: () => Verdict[]): void {
     this.callsUnderWay -= 1;
+    if (!group.alone) this.batchesUnderWay -= 1;
     group.call = undefined;
     if (!this.groups.has(group)) {
       // All of its checks had their verdicts before, and the call was cancelled.
@@ -173,7 +189,12 @@ export class Checks {
         this.fail(group, failure('INTERNAL', 'the batch has not one result for each check'));
       }
     }
-    if (this.gathered.length > 0 || this.callsUnderWay === 0) this.scheduleFlush();
+    if (this.gathered.length > 0) this.scheduleFlush();
+    for (const next of this.queue) {
+      if (this.batchesUnderWay >= BATCHES_UNDER_WAY) break;
+      this.queue.delete(next);
+      this.call(next);
+    }
   }
 
   private answered(group: Group, verdicts: readonly Verdict[]): void {
@@ -196,7 +217,8 @@ export class Checks {
       for (const part of group.split(this.largestBatch)) this.send(part);
       return;
     }
-    this.fail(group, failed);
+    const late = failed.code === 'DEADLINE_EXCEEDED' && !failed.answered;
+    this.fail(group, late ? group.lateness() : failed);
   }
 
   /** Asks again after a pause, for the checks whose deadlines allow it. */
@@ -209,7 +231,7 @@ export class Checks {
     }
     const waiting = group.checks.filter(({ settle }) => settle);
     if (waiting.length === 0) return;
-    const again = new Group(waiting, group.attempt + 1, failed);
+    const again = new Group(waiting, group.alone, group.attempt + 1, failed);
     again.timer = setTimeout(() => this.send(again), pause);
     this.groups.add(again);
   }
@@ -222,6 +244,7 @@ export class Checks {
 
   private finish(group: Group): void {
     this.groups.delete(group);
+    this.queue.delete(group);
     group.stop();
   }
 
@@ -288,6 +311,8 @@ class Group {
 
   constructor(
     readonly checks: readonly Check[],
+    /** Whether it is one check that is never part of a batch. */
+    readonly alone = false,
     /** How many calls failed before, and how the last of them did. */
     readonly attempt = 0,
     readonly failure: Failure | undefined = undefined,
@@ -313,7 +338,7 @@ class Group {
     const waiting = this.checks.filter(({ settle }) => settle);
     const groups: Group[] = [];
     for (let i = 0; i < waiting.length; i += size) {
-      groups.push(new Group(waiting.slice(i, i + size), this.attempt, this.failure));
+      groups.push(new Group(waiting.slice(i, i + size), this.alone, this.attempt, this.failure));
     }
     return groups;
   }

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { CanSendResponse } from 'consentd/proto';
 import grpc from '@grpc/grpc-js';
 import { ALLOWED, fakeServer } from './fake-server.mjs';
-import { clientOf, marketing, newUser } from './helpers.mjs';
+import { clientOf, marketing, newUser, PATIENCE_MS } from './helpers.mjs';
 
 const sizes = (server) => server.calls.map(({ size }) => size);
 const kinds = (server) => server.calls.map(({ kind }) => kind);
@@ -82,6 +82,23 @@ test('a batch of large checks has 2 MiB at most', async (t) => {
   for (const { requests } of server.calls) {
     assert.ok(requests.reduce((sum, request) => sum + request.category.length, 0) < 2 ** 21);
   }
+});
+
+test('four batches are under way at most, and those that wait have their deadlines', async (t) => {
+  const server = await fakeServer(t);
+  const client = clientOf(t, server.address);
+  server.hold();
+  const ask = (deadlineMs) =>
+    Array.from({ length: 3_000 }, (_, i) => client.verdict(marketing(`u${i}`), { deadlineMs }));
+  const patient = [...ask(PATIENCE_MS), ...ask(PATIENCE_MS)];
+  await server.until((calls) => calls.length === 4);
+  for (const { code } of await Promise.all(ask(50))) assert.equal(code, 'DEADLINE_EXCEEDED');
+  assert.equal(server.calls.length, 4);
+  server.release();
+  for (const [i, { allowed }] of (await Promise.all(patient)).entries()) {
+    assert.equal(allowed, i % 2 === 0);
+  }
+  assert.deepEqual(sizes(server), Array(6).fill(1_000));
 });
 
 test('a late check is denied at its deadline, and the others of its batch are answered', async (t) => {

@@ -13,6 +13,7 @@ import {
   freePort,
   marketing,
   newUser,
+  paused,
   PATIENCE_MS,
   redisOf,
   sidecarOf,
@@ -96,7 +97,7 @@ test('a check is late in a sidecar that is stopped, and answered once it goes on
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address);
   const { allowed } = await twoUsers(client);
-  sidecar.pause();
+  await paused(sidecar);
   const late = await client.verdict(marketing(allowed), { deadlineMs: 50 });
   assert.equal(late.code, 'DEADLINE_EXCEEDED');
   const patient = client.maySend(marketing(allowed));
@@ -168,7 +169,7 @@ test('a batch whose sidecar is killed is denied or answered, and the next sideca
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address, { deadlineMs: 300 });
   const users = await twoUsers(client);
-  sidecar.pause(); // So that the batch is under way when the sidecar ends.
+  await paused(sidecar); // So that the batch is under way when the sidecar ends.
   const underWay = Array.from({ length: 100 }, (_, i) =>
     client.verdict(marketing(i % 2 ? users.allowed : users.denied)),
   );
@@ -188,7 +189,7 @@ test('a batch whose sidecar is killed is answered by the next one within its dea
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address);
   const users = await twoUsers(client);
-  sidecar.pause();
+  await paused(sidecar);
   const underWay = Array.from({ length: 100 }, (_, i) =>
     client.verdict(marketing(i % 2 ? users.allowed : users.denied)),
   );
@@ -240,6 +241,19 @@ test('10,000 concurrent checks are answered', async (t) => {
   for (const [i, verdict] of (await Promise.all(asked)).entries()) {
     assert.equal(verdict.allowed, i % 2 === 1);
     assert.equal(verdict.unavailable, false);
+  }
+});
+
+test('more checks at once than a sidecar keeps for a connection are answered in turn', async (t) => {
+  const sidecar = await sidecarOf(t, '--max-connection-bytes', '5MiB');
+  const client = clientOf(t, sidecar.address);
+  const { allowed, denied } = await twoUsers(client);
+  const asked = Array.from({ length: 200_000 }, (_, i) =>
+    client.verdict(marketing(i % 2 ? allowed : denied)),
+  );
+  for (const [i, verdict] of (await Promise.all(asked)).entries()) {
+    assert.equal(verdict.unavailable, false, verdict.cause);
+    assert.equal(verdict.allowed, i % 2 === 1);
   }
 });
 
