@@ -154,29 +154,42 @@ export class Checks {
   }
 
   private call(group: Group): void {
-    const { checks } = group;
-    if (this.observer?.onBatch) tell(() => this.observer?.onBatch?.(checks.length));
+    const { length } = group.checks;
+    if (this.observer?.onBatch) tell(() => this.observer?.onBatch?.(length));
     this.callsUnderWay += 1;
     if (!group.alone) this.batchesUnderWay += 1;
+    try {
+      group.call = this.begin(group);
+    } catch (error) {
+      // An interceptor threw.
+      this.finishCall(group);
+      this.fail(group, failure('INTERNAL', `the call could not be made: ${error}`));
+    }
+  }
+
+  private begin(group: Group): ClientUnaryCall {
+    const { checks } = group;
     const options = { deadline: Date.now() + Math.ceil(group.latestDeadline() - performance.now()) };
-    const [only] = checks;
-    group.call =
-      checks.length === 1
-        ? this.stub.canSend(only.request, new Metadata(), options, (error, answer) => {
-            this.ended(group, error, () => [decided(answer)]);
-          })
-        : this.stub.batchCanSend(
-            { requests: checks.map(({ request }) => request) },
-            new Metadata(),
-            options,
-            (error, answer) => this.ended(group, error, () => answer.results.map(decidedInBatch)),
-          );
+    const metadata = new Metadata();
+    if (checks.length === 1) {
+      return this.stub.canSend(checks[0].request, metadata, options, (error, answer) =>
+        this.ended(group, error, () => [decided(answer)]),
+      );
+    }
+    const requests = checks.map(({ request }) => request);
+    return this.stub.batchCanSend({ requests }, metadata, options, (error, answer) =>
+      this.ended(group, error, () => answer.results.map(decidedInBatch)),
+    );
+  }
+
+  private finishCall(group: Group): void {
+    group.call = undefined;
+    this.callsUnderWay -= 1;
+    if (!group.alone) this.batchesUnderWay -= 1;
   }
 
   private ended(group: Group, error: ServiceError | null, verdicts: () => Verdict[]): void {
-    this.callsUnderWay -= 1;
-    if (!group.alone) this.batchesUnderWay -= 1;
-    group.call = undefined;
+    this.finishCall(group);
     if (!this.groups.has(group)) {
       // All of its checks had their verdicts before, and the call was cancelled.
     } else if (error) {

@@ -181,10 +181,10 @@ export class Client implements ConsentClient {
    * denies, and says so by `unavailable` or `invalid`. A verdict is an object, and therefore always true:
    * ask for its `allowed`.
    */
-  verdict(question: Question, options: CheckOptions = {}): Promise<Verdict> {
+  verdict(question: Question, options?: CheckOptions): Promise<Verdict> {
     const request = requestOf(question);
     if ('code' in request) return Promise.resolve(undecided(request));
-    const { deadlineMs = this.deadlineMs, signal } = options;
+    const { deadlineMs = this.deadlineMs, signal } = options ?? {};
     if (!isDeadline(deadlineMs)) {
       const description = DEADLINE_BOUNDS;
       return Promise.resolve(undecided(malformed([{ field: 'deadline_ms', description }])));

@@ -248,6 +248,21 @@ test('interceptors see each call', async (t) => {
   ]);
 });
 
+test('an interceptor that throws denies', async (t) => {
+  const server = await fakeServer(t);
+  let faulty = true;
+  const interceptor = (options, nextCall) => {
+    if (faulty) throw new Error('a fault of the interceptor');
+    return new grpc.InterceptingCall(nextCall(options));
+  };
+  const client = clientOf(t, server.address, { interceptors: [interceptor] });
+  const verdict = await client.verdict(marketing('u2'));
+  assert.equal(verdict.allowed, false);
+  assert.equal(verdict.code, 'INTERNAL');
+  faulty = false;
+  assert.equal(await client.maySend(marketing('u2')), true);
+});
+
 test('closing denies what is under way and what comes later', async (t) => {
   const server = await fakeServer(t);
   const client = clientOf(t, server.address);
@@ -298,5 +313,6 @@ test('odd questions are malformed, and harm no other of the batch', async (t) =>
     assert.equal(verdict.field, 'deadline_ms');
   }
   assert.equal(await good, true);
-  assert.deepEqual(sizes(server), [1]);
+  assert.equal(await client.maySend(marketing('u2'), null), true);
+  assert.deepEqual(sizes(server), [1, 1]);
 });

@@ -5,7 +5,16 @@ import { test } from 'node:test';
 import grpc from '@grpc/grpc-js';
 import { ConsentError, events } from 'consentd';
 import { ConsentServiceClient, RecordServiceClient } from 'consentd/proto';
-import { BUSINESS, clientOf, eventually, evidence, freePort, marketing, newUser, sidecarOf, sleep } from './helpers.mjs';
+import {
+  BUSINESS,
+  clientOf,
+  evidence,
+  freePort,
+  marketing,
+  newUser,
+  sidecarOf,
+  sleep,
+} from './helpers.mjs';
 
 /** The events that the ledger has of a user. */
 async function recorded(address, userId) {
