@@ -1,0 +1,117 @@
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { test } from 'node:test';
+import { promisify } from 'node:util';
+import { events } from 'consentd';
+import { BUSINESS, clientOf, eventually, newUser, sidecarOf } from './helpers.mjs';
+
+function watching(t, client, business = BUSINESS) {
+  const changes = [];
+  const watch = client.watch(business, (change) => changes.push(change));
+  t.after(() => watch.close());
+  const told = (type) => changes.filter((change) => change.type === type);
+  return { changes, watch, told };
+}
+
+test('a watch begins with a reset, and tells the changes of its business', async (t) => {
+  const sidecar = await sidecarOf(t);
+  const client = clientOf(t, sidecar.address);
+  const { changes, watch, told } = watching(t, client);
+  await eventually('a reset', () => told('reset').length === 1);
+  const user = newUser();
+  const { revision } = await client.record(events.optOut({ user, business: BUSINESS }));
+  await client.record(events.optOut({ user, business: 'another' }));
+  const template = { name: 'offer', language: 'en' };
+  const category = 'marketing';
+  await client.record(events.templateCategory({ business: BUSINESS, template, category }), {
+    requestId: 'template',
+  });
+  await eventually('a change of a template', () => told('template_changed').length === 1);
+  assert.deepEqual(changes.slice(0, 2), [
+    { type: 'reset' },
+    { type: 'changed', user, business: BUSINESS, revision },
+  ]);
+  assert.equal(changes.length, 3);
+  assert.deepEqual({ ...changes[2].template }, template);
+  watch.close();
+  watch.close();
+  await client.record(events.optOut({ user: newUser(), business: BUSINESS }));
+  await client.ready();
+  assert.equal(changes.length, 3);
+});
+
+test('a restart is told as silence, and then as a reset', async (t) => {
+  const sidecar = await sidecarOf(t);
+  const client = clientOf(t, sidecar.address);
+  const { changes, told } = watching(t, client);
+  await eventually('a reset', () => told('reset').length === 1);
+  await sidecar.kill();
+  await eventually('silence', () => told('silent').length === 1);
+  assert.equal(told('silent')[0].code, 'UNAVAILABLE');
+  await sidecar.restart();
+  await eventually('another reset', () => told('reset').length === 2);
+  const user = newUser();
+  await client.record(events.optOut({ user, business: BUSINESS }));
+  await eventually('a change', () => told('changed').length === 1);
+  assert.deepEqual(changes.map(({ type }) => type), ['reset', 'silent', 'reset', 'changed']);
+});
+
+test('connections that end by age are told as resets', async (t) => {
+  const sidecar = await sidecarOf(t, '--max-connection-age', '1s');
+  const client = clientOf(t, sidecar.address);
+  const { changes, told } = watching(t, client);
+  await eventually('resets', () => told('reset').length === 3);
+  const types = changes.map(({ type }) => type);
+  assert.deepEqual(types.slice(0, 5), ['reset', 'silent', 'reset', 'silent', 'reset']);
+});
+
+test('a sidecar that says nothing for 10 s is silent, until it is heard again', async (t) => {
+  const sidecar = await sidecarOf(t);
+  const client = clientOf(t, sidecar.address);
+  const { changes, told } = watching(t, client);
+  await eventually('a reset', () => told('reset').length === 1);
+  const start = performance.now();
+  sidecar.pause();
+  await eventually('silence', () => told('silent').length === 1);
+  // Its last word may have come two seconds before it was stopped.
+  assert.ok(performance.now() - start > 7_000);
+  assert.equal(told('silent')[0].code, 'DEADLINE_EXCEEDED');
+  sidecar.resume();
+  await eventually('another reset', () => told('reset').length === 2);
+  assert.deepEqual(changes.map(({ type }) => type), ['reset', 'silent', 'reset']);
+});
+
+test('a watch that is refused is silent, with the cause', async (t) => {
+  const sidecar = await sidecarOf(t, '--max-watchers', '0');
+  const client = clientOf(t, sidecar.address);
+  const { changes } = watching(t, client);
+  await eventually('silence', () => changes.length > 0);
+  assert.equal(changes[0].type, 'silent');
+  assert.equal(changes[0].code, 'UNIMPLEMENTED');
+});
+
+test('a listener that throws is an uncaught exception, and ends no watch', async (t) => {
+  const sidecar = await sidecarOf(t);
+  const script = `
+    const { Client, events } = require('consentd');
+    const client = new Client({ address: process.argv[1] });
+    process.on('uncaughtException', ({ message }) => console.log(message));
+    const watch = client.watch('acme', ({ type }) => {
+      if (type === 'reset') {
+        client.record(events.optOut({ user: '447700900000', business: 'acme' })).catch(() => {});
+        throw new Error('thrown');
+      }
+      console.log(type);
+      client.close();
+    });`;
+  const said = await promisify(execFile)(process.execPath, ['-e', script, sidecar.address]);
+  assert.deepEqual(said.stdout.trim().split('\n'), ['thrown', 'changed']);
+});
+
+test('a business that is no string is refused, and so is a client that is closed', async (t) => {
+  const sidecar = await sidecarOf(t);
+  const client = clientOf(t, sidecar.address);
+  assert.throws(() => client.watch(undefined, () => {}), TypeError);
+  client.close();
+  assert.throws(() => client.watch(BUSINESS, () => {}), /closed/);
+});
