@@ -1,0 +1,72 @@
+package dev.consentd.client;
+
+import com.google.protobuf.Any;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.rpc.BadRequest;
+import dev.consentd.client.ConsentException.FieldViolation;
+import io.grpc.Metadata;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * How a call failed.
+ *
+ * @param answered whether the sidecar itself said so, rather than the connection's end
+ */
+record Failure(
+    Status.Code code, String cause, List<FieldViolation> violations, boolean answered) {
+
+  static Failure of(Status status, Metadata trailers) {
+    String cause = status.getDescription() == null ? "" : status.getDescription();
+    if (status.getCause() != null) {
+      // Such as "io exception" of gRPC and "Connection refused: /127.0.0.1:50051" of its cause.
+      cause += (cause.isEmpty() ? "" : ": ") + status.getCause().getMessage();
+    }
+    // Only the sidecar sends trailers: gRPC makes empty ones up for a call that it ends by itself.
+    boolean answered = trailers != null && !trailers.keys().isEmpty();
+    return new Failure(status.getCode(), cause, violations(status, trailers), answered);
+  }
+
+  static Failure of(StatusRuntimeException e) {
+    return of(e.getStatus(), e.getTrailers());
+  }
+
+  static Failure of(Status.Code code, String cause) {
+    return new Failure(code, cause, List.of(), false);
+  }
+
+  /** Tells whether the connection failed, so that what changes nothing can be asked again. */
+  boolean isOfConnection() {
+    return !answered
+        && switch (code) {
+          case UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN -> true;
+          default -> false;
+        };
+  }
+
+  Verdict verdict() {
+    return Verdict.undecided(code, cause, violations.isEmpty() ? "" : violations.get(0).field());
+  }
+
+  private static List<FieldViolation> violations(Status status, Metadata trailers) {
+    if (status.getCode() != Status.Code.INVALID_ARGUMENT) {
+      return List.of();
+    }
+    var found = new ArrayList<FieldViolation>();
+    try {
+      for (Any detail : StatusProto.fromStatusAndTrailers(status, trailers).getDetailsList()) {
+        if (detail.is(BadRequest.class)) {
+          for (var one : detail.unpack(BadRequest.class).getFieldViolationsList()) {
+            found.add(new FieldViolation(one.getField(), one.getDescription()));
+          }
+        }
+      }
+    } catch (InvalidProtocolBufferException | IllegalArgumentException e) {
+      return List.of(); // Details are an addition: the cause has all in words.
+    }
+    return List.copyOf(found);
+  }
+}
