@@ -311,9 +311,7 @@ final class CheckQueue {
         onFailure(Failure.of(Status.Code.DATA_LOSS, cause));
         return;
       }
-      for (int i = 0; i < checks.size(); i++) {
-        checks.get(i).finish(Verdict.of(answer.getResults(i)));
-      }
+      PendingCheck.finish(checks, answer.getResultsList().stream().map(Verdict::of).toList());
     }
 
     @Override

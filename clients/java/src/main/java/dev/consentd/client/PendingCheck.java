@@ -2,6 +2,7 @@ package dev.consentd.client;
 
 import dev.consentd.v1.CanSendRequest;
 import io.grpc.Status;
+import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.Future;
@@ -44,6 +45,32 @@ abstract class PendingCheck {
     }
   }
 
+  /**
+   * Finishes the checks of a batch. Of the threads that wait only the first is woken here, and each
+   * wakes two more. The network's thread, if it woke all of them, would be preempted by almost each:
+   * that is 1.8 switches between threads a check, in place of 1.3, and they are most of what a check
+   * costs.
+   */
+  static void finish(List<PendingCheck> checks, List<Verdict> verdicts) {
+    List<Blocking> blocking =
+        checks.stream().filter(Blocking.class::isInstance).map(Blocking.class::cast).toList();
+    // Whoever sees its verdict must see whom to wake, too, so that this comes first.
+    for (int i = 1; i < blocking.size(); i++) {
+      blocking.get((i - 1) / 2).wakesToo(blocking.get(i));
+    }
+    for (int i = 0; i < checks.size(); i++) {
+      PendingCheck check = checks.get(i);
+      if (!(check instanceof Blocking waiting)) {
+        check.finish(verdicts.get(i));
+      } else if (!check.verdict.compareAndSet(null, verdicts.get(i))) {
+        waiting.wakeOthers(); // Its thread has its verdict since before, and may be gone.
+      }
+    }
+    if (!blocking.isEmpty()) {
+      LockSupport.unpark(blocking.get(0).caller);
+    }
+  }
+
   final void expire() {
     Failure last = failure;
     String cause = "no answer within the deadline";
@@ -59,6 +86,8 @@ abstract class PendingCheck {
   /** A check whose caller's thread waits. */
   static final class Blocking extends PendingCheck {
     private final Thread caller = Thread.currentThread();
+    private Thread firstToWake;
+    private Thread secondToWake;
 
     Blocking(CanSendRequest request, long deadline) {
       super(request, deadline);
@@ -67,6 +96,20 @@ abstract class PendingCheck {
     @Override
     void tell(Verdict result) {
       LockSupport.unpark(caller);
+    }
+
+    void wakesToo(Blocking other) {
+      if (firstToWake == null) {
+        firstToWake = other.caller;
+      } else {
+        secondToWake = other.caller;
+      }
+    }
+
+    /** Wakes those that depend on it. To wake a thread that waits for something else does no harm. */
+    void wakeOthers() {
+      LockSupport.unpark(firstToWake);
+      LockSupport.unpark(secondToWake);
     }
 
     Verdict await() {
@@ -82,6 +125,7 @@ abstract class PendingCheck {
           LockSupport.parkNanos(this, left);
         }
       }
+      wakeOthers();
       if (interrupted) {
         Thread.currentThread().interrupt();
       }
