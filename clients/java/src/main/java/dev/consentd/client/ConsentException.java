@@ -7,6 +7,7 @@ import java.util.List;
 public final class ConsentException extends RuntimeException {
   private static final long serialVersionUID = 1;
 
+  /** The code. */
   private final Status.Code code;
   private final transient List<FieldViolation> violations;
 
