@@ -54,7 +54,7 @@ public final class Sidecar implements AutoCloseable {
     }
     var sidecar = new Sidecar(folder, List.of(arguments));
     try {
-      sidecar.start();
+      sidecar.restart();
     } catch (RuntimeException e) {
       sidecar.close();
       throw e;
@@ -86,7 +86,7 @@ public final class Sidecar implements AutoCloseable {
    *
    * @throws IllegalStateException if it runs, or does not start within a minute
    */
-  public void start() {
+  public void restart() {
     if (process != null && process.isAlive()) {
       throw new IllegalStateException("the sidecar runs already");
     }

@@ -58,7 +58,7 @@ final class FaultTest {
           case 0 -> {
             sidecar.kill();
             Support.pause(Duration.ofMillis(random.nextInt(300)));
-            sidecar.start();
+            sidecar.restart();
           }
           case 1 -> {
             sidecar.pause();
@@ -68,7 +68,7 @@ final class FaultTest {
           default -> {
             sidecar.terminate();
             sidecar.await();
-            sidecar.start();
+            sidecar.restart();
           }
         }
       }

@@ -92,7 +92,7 @@ final class FilterTest {
         assertIsVerdictOn(taken, one.next());
         if (taken == 30_500 || taken == 60_001) {
           sidecar.kill();
-          sidecar.start();
+          sidecar.restart();
         }
       }
       assertEquals(USERS, taken);
@@ -109,7 +109,7 @@ final class FilterTest {
         if (taken == 10) {
           sidecar.kill(); // What is under way fails while nobody waits for it.
           Support.pause(Duration.ofSeconds(6));
-          sidecar.start();
+          sidecar.restart();
         }
       }
     }

@@ -66,7 +66,7 @@ final class RecordTest {
       var second = CompletableFuture.supplyAsync(() -> client.record(event));
       Support.pause(Duration.ofMillis(300));
       assertFalse(second.isDone());
-      sidecar.start();
+      sidecar.restart();
       assertEquals(first, second.get(PATIENCE.toSeconds(), TimeUnit.SECONDS));
       assertEquals(1, eventCount(sidecar, user(0)));
       // Another object is another event, however alike.
@@ -82,7 +82,7 @@ final class RecordTest {
       var recorded = CompletableFuture.supplyAsync(() -> client.record(optIn(user(0))));
       Support.pause(Duration.ofMillis(200));
       sidecar.kill();
-      sidecar.start();
+      sidecar.restart();
       var question =
           offer(user(0))
               .withMinRevision(recorded.get(PATIENCE.toSeconds(), TimeUnit.SECONDS).revision());

@@ -73,7 +73,7 @@ final class SidecarTest {
           assertFalse(client.maySend(offer(user(0))).allowed());
           Support.pause(Duration.ofMillis(150));
         }
-        sidecar.start();
+        sidecar.restart();
         long before = System.nanoTime();
         eventually("it is found", () -> client.maySend(offer(user(0))).decided());
         long seconds = TimeUnit.NANOSECONDS.toSeconds(System.nanoTime() - before);
@@ -100,7 +100,7 @@ final class SidecarTest {
         assertFalse(verdict.allowed());
         assertTrue(verdict.unavailable());
       }
-      sidecar.start();
+      sidecar.restart();
       assertTrue(client.maySend(offer(user(0))).allowed());
     }
   }
@@ -116,7 +116,7 @@ final class SidecarTest {
         asked.add(client.maySendAsync(offer(user(i % 2))));
       }
       sidecar.kill();
-      sidecar.start();
+      sidecar.restart();
       for (int i = 0; i < asked.size(); i++) {
         assertTrue(get(asked.get(i)).decided());
         assertEquals(i % 2 == 0, get(asked.get(i)).allowed());
@@ -137,7 +137,7 @@ final class SidecarTest {
           load.more(2_000);
           sidecar.terminate();
           sidecar.await();
-          sidecar.start();
+          sidecar.restart();
         }
         load.more(2_000);
         assertNull(load.fault());

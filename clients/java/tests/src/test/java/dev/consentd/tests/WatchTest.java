@@ -73,7 +73,7 @@ final class WatchTest {
       for (int i = 0; i < 2; i++) {
         sidecar.kill();
         assertInstanceOf(Change.Silent.class, next());
-        sidecar.start();
+        sidecar.restart();
         assertEquals(new Change.Reset(), next());
       }
       long revision = client.record(optIn(user(0))).revision();
