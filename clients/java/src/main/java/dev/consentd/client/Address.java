@@ -23,12 +23,11 @@ record Address(String target, boolean isUnix) {
   /** Reads {@code HOST:PORT}, {@code unix:PATH} or {@code unix:@NAME}. */
   static Address parse(String address) {
     try {
-      if (address.startsWith("unix:@") && address.length() > "unix:@".length()) {
+      if (address.startsWith("unix:") && !address.equals("unix:") && !address.equals("unix:@")) {
+        String path = address.substring("unix:".length());
         // The name of an abstract socket begins with a zero byte.
-        return unix("\0" + address.substring("unix:@".length()));
-      }
-      if (address.startsWith("unix:") && address.length() > "unix:".length()) {
-        return unix(Path.of(address.substring("unix:".length())).toAbsolutePath().toString());
+        boolean isAbstract = path.startsWith("@");
+        return unix(isAbstract ? "\0" + path.substring(1) : Path.of(path).toAbsolutePath().toString());
       }
       URI uri = new URI("tcp://" + address);
       String authority = uri.getHost() + ":" + uri.getPort();

@@ -47,6 +47,11 @@ record Failure(
         };
   }
 
+  /** Tells whether a field is malformed. */
+  boolean isOf(String field) {
+    return violations.stream().anyMatch(violation -> violation.field().equals(field));
+  }
+
   Verdict verdict() {
     return Verdict.undecided(code, cause, violations.isEmpty() ? "" : violations.get(0).field());
   }

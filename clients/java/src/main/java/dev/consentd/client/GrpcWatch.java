@@ -33,6 +33,9 @@ final class GrpcWatch implements Watch {
   /** Whether a reset is due before any other change, since what was told before is not to be trusted. */
   private boolean isSilent = true;
 
+  /** Which refusal was logged last, or null. */
+  private Status.Code logged;
+
   GrpcWatch(
       Channel channel, String business, Consumer<? super Change> onChange, Consumer<Watch> onClose) {
     this.channel = channel;
@@ -66,6 +69,7 @@ final class GrpcWatch implements Watch {
             pause = FIRST_PAUSE_MILLIS; // This call did begin.
           }
           tellSilence(failure);
+          logRefusal(failure);
         } catch (RuntimeException e) {
           // The name alone: the message may have a user's id.
           LOGGER.log(
@@ -134,6 +138,15 @@ final class GrpcWatch implements Watch {
     if (!isSilent) {
       isSilent = true;
       tell(new Change.Silent(failure.code(), failure.cause()));
+    }
+  }
+
+  /** Says once what no further try will mend, such as that this client may not watch. */
+  private void logRefusal(Failure failure) {
+    if (failure.code() != Status.Code.UNAVAILABLE && failure.code() != logged && !closed) {
+      logged = failure.code();
+      LOGGER.log(
+          System.Logger.Level.WARNING, "A watch is refused: {0}: {1}", logged, failure.cause());
     }
   }
 

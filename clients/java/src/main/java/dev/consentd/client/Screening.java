@@ -82,10 +82,7 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
 
   private void askMore() {
     while (underWay.size() < MAX_CHUNKS && users.hasNext()) {
-      var chunk = new Chunk();
-      while (chunk.users.size() < maxChunk && users.hasNext()) {
-        chunk.users.add(users.next());
-      }
+      var chunk = new Chunk(users, maxChunk);
       underWay.add(chunk);
       if (call != null) {
         call.ask(chunk);
@@ -120,6 +117,11 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
         }
         call = null;
         Failure failure = (Failure) answer;
+        if (failure.isOf("user_ids") && first.users.size() > 1) {
+          halveChunks(first.users.size());
+          first = underWay.element();
+          continue;
+        }
         boolean mayPass = failure.code() == Status.Code.UNAVAILABLE || failure.isOfConnection();
         if (!mayPass || first.deadline - System.nanoTime() <= pause) {
           return none(failure);
@@ -130,6 +132,16 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       return none(Failure.of(Status.Code.CANCELLED, "the thread was interrupted"));
+    }
+  }
+
+  /** Asks by smaller messages: the sidecar takes fewer users in one than that. */
+  private void halveChunks(int refused) {
+    maxChunk = Math.min(maxChunk, refused / 2);
+    var users = underWay.stream().flatMap(chunk -> chunk.users.stream()).iterator();
+    underWay.clear();
+    while (users.hasNext()) {
+      underWay.add(new Chunk(users, maxChunk));
     }
   }
 
@@ -151,7 +163,10 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
     final List<String> users = new ArrayList<>();
     long deadline;
 
-    Chunk() {
+    Chunk(Iterator<String> from, int size) {
+      while (users.size() < size && from.hasNext()) {
+        users.add(from.next());
+      }
       restartTime();
     }
 

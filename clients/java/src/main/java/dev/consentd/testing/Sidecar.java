@@ -40,8 +40,8 @@ public final class Sidecar implements AutoCloseable {
   /**
    * Starts a sidecar and waits until it answers checks.
    *
-   * @param arguments further arguments of {@code consentd serve}; {@code --ledger} among them replaces
-   *     the ledger in the temporary folder
+   * @param arguments further arguments of {@code consentd serve}, each a name and a value, but for
+   *     {@code --listen}; {@code --ledger} and {@code --unix} among them replace the sidecar's own
    * @return the sidecar, to be closed
    * @throws IllegalStateException if there is no binary, or it does not start within a minute
    */
@@ -72,7 +72,7 @@ public final class Sidecar implements AutoCloseable {
   }
 
   /**
-   * Where it is, by a Unix socket.
+   * Where it is, by a Unix socket, unless it was started with another one.
    *
    * @return {@code unix:PATH}
    */
@@ -91,10 +91,9 @@ public final class Sidecar implements AutoCloseable {
       throw new IllegalStateException("the sidecar runs already");
     }
     var command = new ArrayList<String>(List.of(binary(), "serve", "--listen", address));
-    command.addAll(List.of("--unix", folder.resolve("consentd.sock").toString(), "--admin", "none"));
-    if (!arguments.contains("--ledger")) {
-      command.addAll(List.of("--ledger", "file:" + folder.resolve("consentd.redb")));
-    }
+    addUnlessGiven(command, "--unix", folder.resolve("consentd.sock").toString());
+    addUnlessGiven(command, "--admin", "none");
+    addUnlessGiven(command, "--ledger", "file:" + folder.resolve("consentd.redb"));
     command.addAll(arguments);
     try {
       process =
@@ -118,6 +117,12 @@ public final class Sidecar implements AutoCloseable {
       process.destroyForcibly();
       Thread.currentThread().interrupt();
       throw new IllegalStateException("interrupted while consentd started", e);
+    }
+  }
+
+  private void addUnlessGiven(List<String> command, String name, String value) {
+    if (!arguments.contains(name)) {
+      command.addAll(List.of(name, value));
     }
   }
 

@@ -36,6 +36,12 @@ final class Support {
     return value;
   }
 
+  /** The binary that {@link dev.consentd.testing.Sidecar} runs. */
+  static String binary() {
+    String named = System.getenv("CONSENTD_BIN");
+    return named == null || named.isEmpty() ? "consentd" : named;
+  }
+
   /** A client whose checks never miss their deadline because the machine is busy. */
   static ConsentClient.Builder patient(String address) {
     return ConsentClient.builder()
