@@ -20,14 +20,23 @@ record Failure(
     Status.Code code, String cause, List<FieldViolation> violations, boolean answered) {
 
   static Failure of(Status status, Metadata trailers) {
-    String cause = status.getDescription() == null ? "" : status.getDescription();
-    if (status.getCause() != null) {
-      // Such as "io exception" of gRPC and "Connection refused: /127.0.0.1:50051" of its cause.
-      cause += (cause.isEmpty() ? "" : ": ") + status.getCause().getMessage();
-    }
     // Only the sidecar sends trailers: gRPC makes empty ones up for a call that it ends by itself.
     boolean answered = trailers != null && !trailers.keys().isEmpty();
-    return new Failure(status.getCode(), cause, violations(status, trailers), answered);
+    return new Failure(
+        status.getCode(), cause(status), violations(status, trailers), answered);
+  }
+
+  /** Returns what gRPC says, such as "io exception", and why, such as "Connection refused". */
+  private static String cause(Status status) {
+    // gRPC adds a second line, about its own inside.
+    String said = status.getDescription() == null ? "" : status.getDescription().split("\n")[0];
+    for (Throwable cause = status.getCause(); cause != null; cause = cause.getCause()) {
+      String message = cause.getMessage();
+      if (message != null && !said.contains(message)) {
+        said += (said.isEmpty() ? "" : ": ") + message;
+      }
+    }
+    return said;
   }
 
   static Failure of(StatusRuntimeException e) {

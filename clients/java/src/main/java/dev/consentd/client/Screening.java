@@ -138,10 +138,10 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
   /** Asks by smaller messages: the sidecar takes fewer users in one than that. */
   private void halveChunks(int refused) {
     maxChunk = Math.min(maxChunk, refused / 2);
-    var users = underWay.stream().flatMap(chunk -> chunk.users.stream()).iterator();
+    var refusedUsers = underWay.stream().flatMap(chunk -> chunk.users.stream()).toList().iterator();
     underWay.clear();
-    while (users.hasNext()) {
-      underWay.add(new Chunk(users, maxChunk));
+    while (refusedUsers.hasNext()) {
+      underWay.add(new Chunk(refusedUsers, maxChunk));
     }
   }
 

@@ -86,7 +86,8 @@ final class PackageTest {
           // A fragment: statements that follow the first example's.
           code =
               "import dev.consentd.client.*;\nimport dev.consentd.testing.*;\n"
-                  + "import dev.consentd.v1.*;\nimport java.nio.file.Path;\n"
+                  + "import dev.consentd.v1.Evidence;\nimport dev.consentd.v1.OptInMethod;\n"
+                  + "import java.nio.file.Path;\n"
                   + "import java.time.Duration;\nimport java.util.*;\n\n"
                   + "class Example {\n  public static void main(String[] arguments) {\n"
                   + "    var consent = ConsentClient.create();\n"
