@@ -4,8 +4,14 @@ import dev.consentd.client.ConsentClient;
 import dev.consentd.client.Question;
 import dev.consentd.v1.CanSendRequest;
 import dev.consentd.v1.ConsentServiceGrpc;
+import dev.consentd.v1.StreamCanSendRequest;
+import dev.consentd.v1.StreamCanSendResponse;
+import io.grpc.CallOptions;
+import io.grpc.ClientCall;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannel;
+import io.grpc.Metadata;
 import io.grpc.StatusRuntimeException;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
@@ -14,7 +20,10 @@ import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Predicate;
 
 /** Measures what a check costs its sender. See the script "bench" beside this folder. */
@@ -33,7 +42,9 @@ final class Bench {
     switch (mode) {
       case "naive" -> naive(address, questions, callers, nanos);
       case "client" -> client(address, questions, callers, nanos);
-      default -> throw new IllegalArgumentException("the mode is naive or client, not " + mode);
+      case "stream" -> stream(address, questions, callers, nanos);
+      default ->
+          throw new IllegalArgumentException("the mode is naive, client or stream, not " + mode);
     }
   }
 
@@ -51,14 +62,18 @@ final class Bench {
     return questions;
   }
 
-  /** The generated stub, as whoever has no client would use it. */
-  private static void naive(
-      String address, List<CanSendRequest> questions, int callers, long nanos) throws Exception {
+  private static ManagedChannel channel(String address) {
     var builder = Grpc.newChannelBuilder(address, InsecureChannelCredentials.create());
     if (address.startsWith("unix:")) {
       builder.overrideAuthority("localhost");
     }
-    var channel = builder.build();
+    return builder.build();
+  }
+
+  /** The generated stub, as whoever has no client would use it. */
+  private static void naive(
+      String address, List<CanSendRequest> questions, int callers, long nanos) throws Exception {
+    var channel = channel(address);
     var stub = ConsentServiceGrpc.newBlockingStub(channel);
     measure(
         questions,
@@ -92,6 +107,42 @@ final class Bench {
                           question.getCategory()))
                   .decided());
     }
+  }
+
+  /** One call for all callers, with a message for each check: what the client could do in place of batches. */
+  private static void stream(
+      String address, List<CanSendRequest> questions, int callers, long nanos) throws Exception {
+    var waiting = new ConcurrentHashMap<Long, CompletableFuture<Boolean>>();
+    var channel = channel(address);
+    var options = CallOptions.DEFAULT.withExecutor(Runnable::run);
+    var call = channel.newCall(ConsentServiceGrpc.getStreamCanSendMethod(), options);
+    call.start(
+        new ClientCall.Listener<>() {
+          @Override
+          public void onMessage(StreamCanSendResponse answer) {
+            waiting.remove(answer.getSequence()).complete(answer.getResult().hasResponse());
+            call.request(1);
+          }
+        },
+        new Metadata());
+    call.request(callers);
+    var sequence = new AtomicLong();
+    measure(
+        questions,
+        callers,
+        nanos,
+        question -> {
+          var answered = new CompletableFuture<Boolean>();
+          long number = sequence.incrementAndGet();
+          waiting.put(number, answered);
+          var message =
+              StreamCanSendRequest.newBuilder().setSequence(number).setRequest(question).build();
+          synchronized (call) {
+            call.sendMessage(message);
+          }
+          return answered.join();
+        });
+    channel.shutdownNow();
   }
 
   private static void measure(

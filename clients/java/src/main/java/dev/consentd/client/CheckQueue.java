@@ -311,7 +311,7 @@ final class CheckQueue {
         onFailure(Failure.of(Status.Code.DATA_LOSS, cause));
         return;
       }
-      PendingCheck.finish(checks, answer.getResultsList().stream().map(Verdict::of).toList());
+      PendingCheck.finish(checks, answer.getResultsList());
     }
 
     @Override

@@ -1,7 +1,9 @@
 package dev.consentd.client;
 
+import dev.consentd.v1.BatchCanSendResult;
 import dev.consentd.v1.CanSendRequest;
 import io.grpc.Status;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
@@ -51,18 +53,23 @@ abstract class PendingCheck {
    * that is 1.8 switches between threads a check, in place of 1.3, and they are most of what a check
    * costs.
    */
-  static void finish(List<PendingCheck> checks, List<Verdict> verdicts) {
-    List<Blocking> blocking =
-        checks.stream().filter(Blocking.class::isInstance).map(Blocking.class::cast).toList();
+  static void finish(List<PendingCheck> checks, List<BatchCanSendResult> results) {
     // Whoever sees its verdict must see whom to wake, too, so that this comes first.
-    for (int i = 1; i < blocking.size(); i++) {
-      blocking.get((i - 1) / 2).wakesToo(blocking.get(i));
+    var blocking = new ArrayList<Blocking>(checks.size());
+    for (PendingCheck check : checks) {
+      if (check instanceof Blocking waiting) {
+        if (!blocking.isEmpty()) {
+          blocking.get((blocking.size() - 1) / 2).wakesToo(waiting);
+        }
+        blocking.add(waiting);
+      }
     }
     for (int i = 0; i < checks.size(); i++) {
       PendingCheck check = checks.get(i);
+      Verdict result = Verdict.of(results.get(i));
       if (!(check instanceof Blocking waiting)) {
-        check.finish(verdicts.get(i));
-      } else if (!check.verdict.compareAndSet(null, verdicts.get(i))) {
+        check.finish(result);
+      } else if (!check.verdict.compareAndSet(null, result)) {
         waiting.wakeOthers(); // Its thread has its verdict since before, and may be gone.
       }
     }
