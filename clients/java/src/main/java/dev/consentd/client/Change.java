@@ -1,0 +1,38 @@
+package dev.consentd.client;
+
+import io.grpc.Status;
+import java.util.Optional;
+
+/** What a watch tells about queued messages. */
+public sealed interface Change {
+  /**
+   * The state of a user changed: ask again before sending to that user.
+   *
+   * @param user the user, as it was written to the ledger
+   * @param business the business
+   * @param revision the revision of the user's partition that changed it
+   */
+  record Changed(String user, String business, long revision) implements Change {}
+
+  /**
+   * The category of a template changed: ask again before sending it.
+   *
+   * @param template the template, or empty for all of the business
+   * @param business the business
+   * @param revision the revision of the template's partition that changed it
+   */
+  record TemplateChanged(Optional<Template> template, String business, long revision)
+      implements Change {}
+
+  /** Something may have been missed: ask again about all that is queued. */
+  record Reset() implements Change {}
+
+  /**
+   * Nothing was heard for 10 seconds, or the connection is lost: send nothing that is queued until the
+   * next {@link Reset}.
+   *
+   * @param code gRPC's code, {@code DEADLINE_EXCEEDED} for mere silence
+   * @param cause why, in words
+   */
+  record Silent(Status.Code code, String cause) implements Change {}
+}

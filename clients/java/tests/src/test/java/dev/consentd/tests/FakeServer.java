@@ -1,0 +1,128 @@
+package dev.consentd.tests;
+
+import dev.consentd.v1.BatchCanSendRequest;
+import dev.consentd.v1.BatchCanSendResponse;
+import dev.consentd.v1.BatchCanSendResult;
+import dev.consentd.v1.CanSendRequest;
+import dev.consentd.v1.CanSendResponse;
+import dev.consentd.v1.ConsentServiceGrpc;
+import dev.consentd.v1.Reason;
+import io.grpc.Grpc;
+import io.grpc.InsecureServerCredentials;
+import io.grpc.Server;
+import io.grpc.Status;
+import io.grpc.stub.StreamObserver;
+import java.io.IOException;
+import java.util.List;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.LinkedBlockingQueue;
+
+/**
+ * A server whose answers are given when a test says so. It allows who has an even last character, and so
+ * tells whether an answer is that of another question.
+ */
+final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase implements AutoCloseable {
+  /** The sizes of all calls, in the order of their arrival; 0 for one that is no batch. */
+  final List<Integer> sizes = new CopyOnWriteArrayList<>();
+
+  private final BlockingQueue<Runnable> held = new LinkedBlockingQueue<>();
+  private final Server server;
+  private volatile boolean holding;
+
+  FakeServer() throws IOException {
+    server =
+        Grpc.newServerBuilderForPort(0, InsecureServerCredentials.create())
+            .addService(this)
+            .build()
+            .start();
+  }
+
+  String address() {
+    return "127.0.0.1:" + server.getPort();
+  }
+
+  /** Keeps answers back from now on. */
+  void hold() {
+    holding = true;
+  }
+
+  /** Waits for a call that is kept back and answers it. */
+  void answerOne() throws InterruptedException {
+    held.take().run();
+  }
+
+  /** Answers what was kept back, and whatever comes from now on. */
+  void release() {
+    holding = false;
+    for (Runnable answer = held.poll(); answer != null; answer = held.poll()) {
+      answer.run();
+    }
+  }
+
+  private void answer(int size, Runnable answer) {
+    sizes.add(size);
+    held.add(answer);
+    if (!holding) {
+      release();
+    }
+  }
+
+  static boolean isAllowed(String user) {
+    return (user.charAt(user.length() - 1) & 1) == 0;
+  }
+
+  private static CanSendResponse decide(CanSendRequest request) {
+    boolean allowed = isAllowed(request.getUserId());
+    return CanSendResponse.newBuilder()
+        .setAllowed(allowed)
+        .setReason(allowed ? Reason.REASON_OPTED_IN : Reason.REASON_OPTED_OUT)
+        .build();
+  }
+
+  @Override
+  public void canSend(CanSendRequest request, StreamObserver<CanSendResponse> observer) {
+    answer(
+        0,
+        () -> {
+          switch (request.getCategory()) {
+            case "fail.overload" ->
+                observer.onError(
+                    Status.RESOURCE_EXHAUSTED.withDescription("too much").asRuntimeException());
+            case "fail.no-reason" -> {
+              observer.onNext(CanSendResponse.newBuilder().setAllowed(true).build());
+              observer.onCompleted();
+            }
+            case "fail.new-reason" -> {
+              observer.onNext(
+                  CanSendResponse.newBuilder().setAllowed(true).setReasonValue(8).build());
+              observer.onCompleted();
+            }
+            default -> {
+              observer.onNext(decide(request));
+              observer.onCompleted();
+            }
+          }
+        });
+  }
+
+  @Override
+  public void batchCanSend(
+      BatchCanSendRequest batch, StreamObserver<BatchCanSendResponse> observer) {
+    answer(
+        batch.getRequestsCount(),
+        () -> {
+          var results = BatchCanSendResponse.newBuilder();
+          for (CanSendRequest request : batch.getRequestsList()) {
+            results.addResults(BatchCanSendResult.newBuilder().setResponse(decide(request)));
+          }
+          observer.onNext(results.build());
+          observer.onCompleted();
+        });
+  }
+
+  @Override
+  public void close() {
+    server.shutdownNow();
+  }
+}

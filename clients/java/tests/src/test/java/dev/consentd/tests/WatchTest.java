@@ -1,0 +1,150 @@
+package dev.consentd.tests;
+
+import static dev.consentd.tests.Support.BUSINESS;
+import static dev.consentd.tests.Support.PATIENCE;
+import static dev.consentd.tests.Support.optIn;
+import static dev.consentd.tests.Support.user;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
+import static org.junit.jupiter.api.Assertions.assertNull;
+
+import dev.consentd.client.Change;
+import dev.consentd.client.ConsentClient;
+import dev.consentd.client.Event;
+import dev.consentd.client.Template;
+import dev.consentd.testing.Sidecar;
+import io.grpc.Status;
+import java.util.Optional;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+
+/** Watches. */
+final class WatchTest {
+  private final BlockingQueue<Change> changes = new LinkedBlockingQueue<>();
+  private Sidecar sidecar;
+  private ConsentClient client;
+
+  @BeforeEach
+  void start() {
+    sidecar = Sidecar.start();
+    client = Support.ready(Support.patient(sidecar.address()).build());
+  }
+
+  @AfterEach
+  void stop() {
+    client.close();
+    sidecar.close();
+  }
+
+  private Change next() throws InterruptedException {
+    Change change = changes.poll(PATIENCE.toSeconds(), TimeUnit.SECONDS);
+    assertNotNull(change, "nothing was told");
+    return change;
+  }
+
+  @Test
+  void itBeginsWithAResetAndTellsChangesOfItsBusiness() throws Exception {
+    try (var watch = client.watch(BUSINESS, changes::add)) {
+      assertEquals(new Change.Reset(), next());
+      client.record(Event.inboundMessage(user(1), "other", "hello"));
+      long revision = client.record(optIn(user(0))).revision();
+      assertEquals(new Change.Changed(user(0), BUSINESS, revision), next());
+      var template = new Template("offer", "en");
+      revision = client.record(Event.templateCategory(template, BUSINESS, "utility")).revision();
+      assertEquals(new Change.TemplateChanged(Optional.of(template), BUSINESS, revision), next());
+      revision = client.record(Event.templateRestriction(BUSINESS, true)).revision();
+      assertEquals(new Change.TemplateChanged(Optional.empty(), BUSINESS, revision), next());
+      watch.close();
+      client.record(Event.optOut(user(0), BUSINESS, "*"));
+      assertNull(changes.poll(300, TimeUnit.MILLISECONDS));
+    }
+  }
+
+  @Test
+  void aRestartIsSilenceAndThenAReset() throws Exception {
+    try (var watch = client.watch("", changes::add)) {
+      assertEquals(new Change.Reset(), next());
+      for (int i = 0; i < 2; i++) {
+        sidecar.kill();
+        assertInstanceOf(Change.Silent.class, next());
+        sidecar.restart();
+        assertEquals(new Change.Reset(), next());
+      }
+      long revision = client.record(optIn(user(0))).revision();
+      assertEquals(new Change.Changed(user(0), BUSINESS, revision), next());
+      assertNotNull(watch);
+    }
+  }
+
+  @Test
+  void tenSecondsOfSilenceAreToldAndThenAReset() throws Exception {
+    try (var watch = client.watch(BUSINESS, changes::add)) {
+      assertEquals(new Change.Reset(), next());
+      sidecar.pause();
+      long before = System.nanoTime();
+      Change change = next();
+      long seconds = TimeUnit.NANOSECONDS.toSeconds(System.nanoTime() - before);
+      sidecar.resume();
+      assertEquals(
+          Status.Code.DEADLINE_EXCEEDED,
+          assertInstanceOf(Change.Silent.class, change).code(),
+          () -> "after " + seconds + " s");
+      assertEquals(new Change.Reset(), next());
+      long revision = client.record(optIn(user(0))).revision();
+      assertEquals(new Change.Changed(user(0), BUSINESS, revision), next());
+      assertNotNull(watch);
+    }
+  }
+
+  @Test
+  void theEndOfAConnectionIsSilenceAndThenAReset() throws Exception {
+    try (var aging = Sidecar.start("--max-connection-age", "1s");
+        var other = Support.ready(Support.patient(aging.address()).build());
+        var watch = other.watch(BUSINESS, changes::add)) {
+      assertEquals(new Change.Reset(), next());
+      assertInstanceOf(Change.Silent.class, next());
+      assertEquals(new Change.Reset(), next());
+      assertNotNull(watch);
+    }
+  }
+
+  @Test
+  void whatThrowsBeginsAnew() throws Exception {
+    var thrown = new AtomicBoolean();
+    try (var watch =
+        client.watch(
+            BUSINESS,
+            change -> {
+              changes.add(change);
+              if (change instanceof Change.Changed && !thrown.getAndSet(true)) {
+                throw new IllegalStateException("of whoever is told");
+              }
+            })) {
+      assertEquals(new Change.Reset(), next());
+      client.record(optIn(user(0)));
+      assertInstanceOf(Change.Changed.class, next());
+      assertEquals(
+          Status.Code.ABORTED, assertInstanceOf(Change.Silent.class, next()).code());
+      assertEquals(new Change.Reset(), next());
+      assertNotNull(watch);
+    }
+  }
+
+  @Test
+  void oneThatMayNotBeginTellsNothing() throws Exception {
+    try (var refusing = Sidecar.start("--max-watchers", "0");
+        var other = Support.ready(Support.patient(refusing.address()).build());
+        var watch = other.watch(BUSINESS, changes::add)) {
+      assertNull(changes.poll(1, TimeUnit.SECONDS));
+      refusing.kill();
+      assertNull(changes.poll(300, TimeUnit.MILLISECONDS));
+      assertNotNull(watch);
+    }
+  }
+}
