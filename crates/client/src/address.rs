@@ -187,7 +187,9 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(address));
         }
-        for text in ["", "50051", "a b:1", ":1", "host:", "host:99999", "unix:", "unix:@", "http://a:1"] {
+        for text in
+            ["", "50051", "a b:1", ":1", "host:", "host:99999", "unix:", "unix:@", "http://a:1"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

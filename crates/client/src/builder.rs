@@ -148,8 +148,7 @@ impl ClientBuilder {
             Token::header(token)?;
         }
         let calls = Calls::new(channel(&endpoint, address), Intercepting(self.interceptor));
-        let coalescer =
-            self.coalesce.then(|| Coalescer::new(calls.clone(), self.observer.clone()));
+        let coalescer = self.coalesce.then(|| Coalescer::new(calls.clone(), self.observer.clone()));
         Ok(Client::of_sidecar(calls, coalescer, self.deadline, self.token, self.observer))
     }
 

@@ -43,7 +43,10 @@ pub(crate) struct Inner {
 }
 
 pub(crate) enum Backend {
-    Sidecar { calls: Calls, coalescer: Option<Arc<Coalescer>> },
+    Sidecar {
+        calls: Calls,
+        coalescer: Option<Arc<Coalescer>>,
+    },
     #[cfg(feature = "testing")]
     Fake(Arc<Rules>),
 }
@@ -67,7 +70,8 @@ impl Token {
                 let text = text.map_err(|error| invalid(format!("{}: {error}", path.display())))?;
                 let mut lines = text.lines().map(str::trim);
                 let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
-                let token = token.ok_or_else(|| invalid(format!("{}: no token", path.display())))?;
+                let token =
+                    token.ok_or_else(|| invalid(format!("{}: no token", path.display())))?;
                 Self::header(token).map(Some)
             }
         }

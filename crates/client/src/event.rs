@@ -85,11 +85,8 @@ impl Event {
         evidence: Evidence,
     ) -> Self {
         let Evidence(evidence) = evidence;
-        let opt_in = pb::OptIn {
-            category: category.into(),
-            evidence: Some(evidence),
-            ..Default::default()
-        };
+        let opt_in =
+            pb::OptIn { category: category.into(), evidence: Some(evidence), ..Default::default() };
         Self::of(user, business, What::OptIn(opt_in))
     }
 

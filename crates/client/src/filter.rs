@@ -147,12 +147,13 @@ impl Stream for Filtered {
             };
             let (size, screened) = (*size, ready!(Pin::new(first).poll(context)));
             self.under_way.pop_front();
-            self.decided = screened.unwrap_or_else(|_| {
-                // The runtime ends, and with it whoever reads this.
-                let error = Error::new(Code::Cancelled, "the client's runtime has ended");
-                vec![(String::new(), error.into()); size]
-            })
-            .into_iter();
+            self.decided = screened
+                .unwrap_or_else(|_| {
+                    // The runtime ends, and with it whoever reads this.
+                    let error = Error::new(Code::Cancelled, "the client's runtime has ended");
+                    vec![(String::new(), error.into()); size]
+                })
+                .into_iter();
         }
     }
 }

@@ -71,8 +71,7 @@ impl Question {
     /// The template that the message will be, by its name and language, such as `en` or `pt_BR`. The stricter of the
     /// question's category and of the template's own one decides.
     pub fn template(mut self, name: impl Into<String>, language: impl Into<String>) -> Self {
-        self.request.template =
-            Some(pb::Template { name: name.into(), language: language.into() });
+        self.request.template = Some(pb::Template { name: name.into(), language: language.into() });
         self
     }
 

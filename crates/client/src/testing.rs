@@ -110,7 +110,10 @@ impl Rules {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn answer(&self, request: &pb::CanSendRequest) -> Result<pb::CanSendResponse, Error> {
+    pub(crate) fn answer(
+        &self,
+        request: &pb::CanSendRequest,
+    ) -> Result<pb::CanSendResponse, Error> {
         let asked = [&request.user_id, &request.business_id, &request.category];
         let fits = |names: &[String; 3]| {
             names.iter().zip(asked).all(|(name, asked)| name == "*" || name == asked)

@@ -28,8 +28,7 @@ pub mod v1 {
 }
 
 /// The contract as a `google.protobuf.FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] =
-    include_bytes!("generated/consent_descriptor.bin");
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!("generated/consent_descriptor.bin");
 
 /// The name of a code as the gRPC specification writes it, such as `DEADLINE_EXCEEDED`.
 #[must_use]

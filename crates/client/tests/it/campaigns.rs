@@ -68,7 +68,10 @@ async fn malformed_users_and_malformed_campaigns_are_invalid() {
         (1 << 20, false, true, ""),
         (8, true, false, "OPTED_IN"),
     ];
-    assert_eq!(said, expected.map(|(len, allowed, invalid, reason)| (len, allowed, invalid, reason.into())));
+    assert_eq!(
+        said,
+        expected.map(|(len, allowed, invalid, reason)| (len, allowed, invalid, reason.into()))
+    );
 
     let newsletter = Campaign::new("acme", "newsletter");
     let mut filtered = client.filter(["opted-in"], newsletter);

@@ -107,16 +107,15 @@ impl<'c> Case<'c> {
         let recorded = self.client.record(event).await;
         let said = record_said(&recorded);
         if step["expect"]["error"].is_null() {
-            self.revision = recorded.unwrap_or_else(|error| panic!("{}: {error}", self.name)).revision();
+            self.revision =
+                recorded.unwrap_or_else(|error| panic!("{}: {error}", self.name)).revision();
         }
         self.expect(&step["expect"], &said);
     }
 
     async fn check(&self, step: &Value) {
         let asked = &step["check"];
-        let text = |field: &str, default: &str| {
-            asked[field].as_str().unwrap_or(default).to_owned()
-        };
+        let text = |field: &str, default: &str| asked[field].as_str().unwrap_or(default).to_owned();
         let mut question = Question::new(
             text("user", &self.user),
             text("business", self.business),

@@ -64,7 +64,10 @@ async fn no_acknowledged_opt_out_is_forgotten_while_the_sidecar_is_killed_and_st
                         continue;
                     };
                     let verdict = client.may_send(question(&known[index])).await;
-                    assert!(index >= out || !verdict.is_allowed(), "user {index} of {out}: {verdict}");
+                    assert!(
+                        index >= out || !verdict.is_allowed(),
+                        "user {index} of {out}: {verdict}"
+                    );
                     asked.fetch_add(1, Ordering::Relaxed);
                     allowed.fetch_add(usize::from(verdict.is_allowed()), Ordering::Relaxed);
                     tokio::task::yield_now().await;

@@ -83,9 +83,8 @@ impl Slow {
             "BatchCanSend" => {
                 let asked = pb::BatchCanSendRequest::decode(message).unwrap().requests.len();
                 self.sizes.lock().unwrap().push(asked);
-                let result = pb::BatchCanSendResult {
-                    result: Some(Item::Response(self.answer.clone())),
-                };
+                let result =
+                    pb::BatchCanSendResult { result: Some(Item::Response(self.answer.clone())) };
                 pb::BatchCanSendResponse { results: vec![result; asked] }.encode_to_vec()
             }
             // That a client connects by asking for the status is of no matter here.

@@ -37,8 +37,16 @@ async fn a_client_with_a_certificate_and_a_token_checks_and_records() {
     Command::new("chmod").args(["600", &tokens]).status().unwrap();
     let (certificate, key, ca) = (path("server.crt"), path("server.key"), path("ca.crt"));
     let flags = [
-        "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-client-ca-file", &ca,
-        "--record-token-file", &tokens, "--tls-listeners", "listen",
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-client-ca-file",
+        &ca,
+        "--record-token-file",
+        &tokens,
+        "--tls-listeners",
+        "listen",
     ];
     let sidecar = Sidecar::start_binary_unready(binary(), &flags).await.unwrap();
     let port = sidecar.address().rsplit_once(':').unwrap().1;
