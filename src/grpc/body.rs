@@ -46,7 +46,15 @@ pub(super) struct MeteredBody<B = Incoming> {
 impl<B> MeteredBody<B> {
     /// The body of a unary call. The charge is released with the body.
     pub(super) fn unary(body: B, charge: Charge) -> Self {
-        Self { body, charge, late: None, messages: None, held: 0, paid: INCLUDED_BYTES, begun: false }
+        Self {
+            body,
+            charge,
+            late: None,
+            messages: None,
+            held: 0,
+            paid: INCLUDED_BYTES,
+            begun: false,
+        }
     }
 
     /// Ends the body with `DEADLINE_EXCEEDED` unless it has arrived whole by then. For a call that may

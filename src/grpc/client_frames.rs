@@ -494,7 +494,11 @@ mod tests {
         for part in [1, 2, 7, 13, 4096] {
             let mut filter = FrameFilter::new(true);
             assert_eq!(filtered(&mut filter, &before, part), before, "{part}");
-            assert_eq!(filtered(&mut filter, &after(&window_update(7)), part), after(&[]), "{part}");
+            assert_eq!(
+                filtered(&mut filter, &after(&window_update(7)), part),
+                after(&[]),
+                "{part}"
+            );
         }
     }
 

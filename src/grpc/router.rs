@@ -341,7 +341,8 @@ fn not_grpc(headers: &HeaderMap) -> ResponseFuture {
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     // Whoever sent JSON shows the body and not the status of gRPC.
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    let body = Body::new(http_body_util::Full::from(format!("this port speaks gRPC alone: {message}\n")));
+    let body =
+        Body::new(http_body_util::Full::from(format!("this port speaks gRPC alone: {message}\n")));
     let response = response.map(|_| ResponseBody::refusal(body));
     Box::pin(std::future::ready(response))
 }

@@ -90,7 +90,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
 
     async fn next_of(&mut self, what: &str, is_it: impl Fn(&Frame) -> bool) -> Frame {
         loop {
-            let Some(frame) = self.next().await else { panic!("the connection ended before {what}") };
+            let Some(frame) = self.next().await else {
+                panic!("the connection ended before {what}")
+            };
             assert!(is_it(&frame) || frame.kind != GOAWAY, "{what}: {:?}", frame.payload);
             if is_it(&frame) {
                 return frame;
@@ -205,7 +207,9 @@ async fn json_is_refused_in_words_that_its_sender_reads() {
     let sidecar = Sidecar::live(folder.path(), &[]).await;
     let path = "/consent.v1.ConsentService/CanSend";
     for request in [
-        format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"),
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+        ),
         "GET / HTTP/1.0\r\n\r\n".to_owned(),
         "PUT / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
     ] {
@@ -220,8 +224,9 @@ async fn json_is_refused_in_words_that_its_sender_reads() {
     tokio::spawn(connection);
     for (content_type, status) in [("application/json", 415), ("application/grpc", 200)] {
         for method in ["CanSend", "BatchCanSend", "StreamCanSend", "FilterRecipients"] {
-            let request = http::Request::post(format!("http://a/consent.v1.ConsentService/{method}"))
-                .header("content-type", content_type);
+            let request =
+                http::Request::post(format!("http://a/consent.v1.ConsentService/{method}"))
+                    .header("content-type", content_type);
             let mut wire = wire.clone().ready().await.unwrap();
             let (answer, mut body) = wire.send_request(request.body(()).unwrap(), false).unwrap();
             body.send_data("{\"user_id\": \"1\"}".into(), true).unwrap();

@@ -1,5 +1,6 @@
 //! The gRPC contract of consentd, generated from `proto/consent/v1`: messages and clients. Its
-//! meaning, shapes, units, bounds and errors are documented in the protos themselves.
+//! meaning, shapes, units, bounds and errors are documented in the protos themselves, and so in the comments of
+//! [`v1`]. Whoever asks consentd uses the crate `consentd-client`, which denies where it gets no answer.
 
 #![warn(
     missing_docs,
@@ -23,12 +24,11 @@ use tonic::Code;
     reason = "generated"
 )]
 pub mod v1 {
-    tonic::include_proto!("consent.v1");
+    include!("generated/consent.v1.rs");
 }
 
 /// The contract as a `google.protobuf.FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/consent_descriptor.bin"));
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!("generated/consent_descriptor.bin");
 
 /// The name of a code as the gRPC specification writes it, such as `DEADLINE_EXCEEDED`.
 #[must_use]
