@@ -70,25 +70,35 @@ class Node:
             raise AssertionError("the node has ended:\n" + "\n".join(tails))
         return os.path.exists(os.path.join(self.run, "pid")) and self.inside("curl", "-fs", "http://127.0.0.1:10248/healthz", check=False)
 
-    def inside(self, *command, check=True, **more):
-        """What a command prints that runs in the node's namespaces."""
+    @property
+    def pid(self):
+        """The number of the node's first process, on the machine."""
         with open(os.path.join(self.run, "pid")) as file:
-            pid = file.read().strip()
-        done = subprocess.run(["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command],
-                              capture_output=True, text=True, **more)
+            return file.read().strip()
+
+    @property
+    def config(self):
+        return os.path.join(self.run, "kubeconfig")
+
+    def enter(self, *command):
+        """A command line that runs another one in the node's namespaces."""
+        return ["nsenter", "--target", self.pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command]
+
+    def inside(self, *command, check=True, any_code=False):
+        """What a command prints in the node. Unless `check`, nothing where it fails."""
+        done = subprocess.run(self.enter(*command), capture_output=True, text=True)
+        if any_code:
+            return done.stdout + done.stderr
         if done.returncode and check:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout if not done.returncode else ""
 
     def background(self, *command):
         """Starts a program that ends with the node, or when it is killed."""
-        with open(os.path.join(self.run, "pid")) as file:
-            pid = file.read().strip()
-        return subprocess.Popen(["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command],
-                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def kubectl(self, *arguments, **more):
-        return self.inside(os.path.join(self.programs, "kubectl"), "--kubeconfig", os.path.join(self.run, "kubeconfig"), *arguments, **more)
+        return self.inside(os.path.join(self.programs, "kubectl"), "--kubeconfig", self.config, *arguments, **more)
 
     # Pods
 
@@ -123,8 +133,15 @@ class Node:
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.pod(name) or 'it is not there'}") from None
 
-    def until_gone(self, name, seconds=60):
-        wait(f"{name} is gone", seconds, lambda: name not in self.pods())
+    def processes(self):
+        """How many containers run. The kubelet does not list a static pod any more whose file was removed, while its
+        containers still end; that of its namespaces ends last."""
+        tasks = self.inside("ctr", "--namespace", "k8s.io", "tasks", "list").splitlines()
+        return sum(task.split()[2] != "STOPPED" for task in tasks[1:])
+
+    def until_gone(self, seconds=60):
+        """Waits until no pod runs."""
+        wait("all pods are gone", seconds, lambda: not self.pods() and not self.processes())
 
     def log(self, name, container):
         """An open log of a pod's container. It can be read to its end, also when the pod is gone."""
@@ -139,8 +156,7 @@ class Node:
         self.process.kill()
         self.process.wait()
         with contextlib.suppress(FileNotFoundError):
-            with open(os.path.join(self.run, "pid")) as file:
-                pid = file.read().strip()
+            pid = self.pid
             wait("the node's processes are gone", 20, lambda: not os.path.exists(f"/proc/{pid}"))
         wait("the node's cgroups are gone", 20, remove_cgroups)
         for folder in {"/var/lib/kubelet", "/var/lib/cni"} - set(self.before["folders"]):
@@ -190,11 +206,9 @@ class Pod:
     def exec(self, container, *command):
         """The exit code and the output of a command in a container, as `kubectl exec` has it."""
         identity = self.containers[container]["containerID"].removeprefix("containerd://")
-        with open(os.path.join(self.node.run, "pid")) as file:
-            pid = file.read().strip()
         done = subprocess.run(
-            ["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", "ctr", "--namespace", "k8s.io",
-             "tasks", "exec", "--exec-id", f"check-{time.monotonic_ns()}", identity, *command], capture_output=True, text=True)
+            self.node.enter("ctr", "--namespace", "k8s.io", "tasks", "exec", "--exec-id", f"check-{time.monotonic_ns()}", identity, *command),
+            capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     def cgroup(self, container, controller):
