@@ -54,6 +54,8 @@ class Node:
             stderr=subprocess.STDOUT, start_new_session=True)
         try:
             wait("a healthy kubelet", 120, self.is_healthy)
+            with open(os.path.join(run, "log", "events"), "w") as file:
+                self.background("ctr", "--namespace", "k8s.io", "events", output=file)
             if api:
                 wait("a ready Node in the API", 60, lambda: "True" in self.kubectl(
                     "get", "node", "node", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}", check=False))
@@ -93,9 +95,9 @@ class Node:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout if not done.returncode else ""
 
-    def background(self, *command):
+    def background(self, *command, output=subprocess.DEVNULL):
         """Starts a program that ends with the node, or when it is killed."""
-        return subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL)
 
     def kubectl(self, *arguments, **more):
         return self.inside(os.path.join(self.programs, "kubectl"), "--kubeconfig", self.config, *arguments, **more)
@@ -138,6 +140,16 @@ class Node:
         containers still end; that of its namespaces ends last."""
         tasks = self.inside("ctr", "--namespace", "k8s.io", "tasks", "list").splitlines()
         return sum(task.split()[2] != "STOPPED" for task in tasks[1:])
+
+    def exit_code(self, identity):
+        """The code that a container has ended with, also where its pod is not listed any more."""
+        with open(os.path.join(self.run, "log", "events")) as file:
+            for line in file:
+                if " /tasks/exit " in line:
+                    event = json.loads(line.split(" /tasks/exit ", 1)[1])
+                    if event["container_id"] == event["id"] == identity:
+                        return event.get("exit_status", 0)
+        raise AssertionError("nothing has told its exit code")
 
     def until_gone(self, seconds=60):
         """Waits until no pod runs."""
@@ -195,9 +207,13 @@ class Pod:
     def restarts(self, container):
         return self.containers[container]["restartCount"]
 
+    def identity(self, container):
+        """A container's name in containerd."""
+        return self.containers[container]["containerID"].removeprefix("containerd://")
+
     def pid(self, container):
         """The number of a container's first process, in the node."""
-        identity = self.containers[container]["containerID"].removeprefix("containerd://")
+        identity = self.identity(container)
         for line in self.node.inside("ctr", "--namespace", "k8s.io", "tasks", "list").splitlines():
             if line.startswith(identity):
                 return line.split()[1]
@@ -205,7 +221,7 @@ class Pod:
 
     def exec(self, container, *command):
         """The exit code and the output of a command in a container, as `kubectl exec` has it."""
-        identity = self.containers[container]["containerID"].removeprefix("containerd://")
+        identity = self.identity(container)
         done = subprocess.run(
             self.node.enter("ctr", "--namespace", "k8s.io", "tasks", "exec", "--exec-id", f"check-{time.monotonic_ns()}", identity, *command),
             capture_output=True, text=True)
