@@ -1,8 +1,9 @@
 """Runs the checks of checks.py on a node, and prints what they saw as a table; called by scripts/kubernetes."""
-import argparse, os, platform, re, shutil, subprocess, sys, tempfile, time
+import argparse, glob, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
 
 import checks
 import images
+import workloads
 from node import IP, Node, wait
 
 VERSION = os.environ["KUBERNETES_VERSION"]
@@ -31,17 +32,24 @@ def versions(node):
         first("redis-server", "--version").split(" sha")[0].replace(" server v=", " ")])
 
 
-def run(node, name, claim, fault, function, broken):
-    """Runs one check, and returns whether it ended as it should, with a line of the table."""
+def remove_pods(node):
+    for pod in list(node.pods()):
+        node.remove(pod)
+    node.until_gone(90)
+    # The kubelet removes logs a minute later. The next pod of the same name must not be taken for this one.
+    for folder in glob.glob(os.path.join(node.run, "pods", "*")):
+        shutil.rmtree(folder)
+
+
+def run(node, claim, fault, function, broken, clean):
+    """Runs one check, and returns whether it ended as it should. Prints a line of the table."""
     started = time.monotonic()
     try:
         said, passed = function(node, broken), True
-    except AssertionError as error:
-        said, passed = str(error).split("\n")[0][:300], False
+    except (AssertionError, LookupError, ValueError) as error:
+        said, passed = (str(error) or repr(error)).strip().split("\n")[0][:300], False
     finally:
-        for pod in list(node.pods()):
-            node.remove(pod)
-    wait("the check's pods are gone", 90, lambda: not node.pods())
+        clean(node)
     took = time.monotonic() - started
     if broken:
         right, word = not passed, "seen to fail" if not passed else "DID NOT FAIL"
@@ -62,41 +70,67 @@ def main():
     parser.add_argument("--api", action="store_true", help="also the checks through an API server, as workloads under `restricted`")
     parser.add_argument("--keep", action="store_true", help="keep the node's folder with its logs")
     options = parser.parse_args()
-    known = [name for name, *_ in checks.CHECKS]
+    # So that an end from outside takes the node along as well.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    static, through_api = checks.CHECKS, workloads.CHECKS if options.api else []
+    known = [name for name, *_ in static + through_api]
     for name in options.only or []:
         if name not in known:
             parser.error(f"--only {name}: one of {', '.join(known)}")
+    if options.shell:
+        return on_a_node(options, True, shell)
+    right = True
+    for api, prepare, clean, wanted in [(False, lambda node: None, remove_pods, static),
+                                        (True, workloads.prepare, workloads.clean, through_api)]:
+        wanted = [check for check in wanted if not options.only or check[0] in options.only]
+        if wanted:
+            right &= on_a_node(options, api, lambda node: table(node, options, wanted, prepare, clean)) == 0
+    return 0 if right else 1
+
+
+def table(node, options, wanted, prepare, clean):
+    """Runs checks, and returns whether all are right."""
+    prepare(node)
+    print("| check | | seen | took |\n|---|---|---|---|", flush=True)
+    right = True
+    for _, claim, fault, function in wanted:
+        right &= run(node, claim, fault, function, False, clean)
+        if options.faults:
+            right &= run(node, claim, fault, function, True, clean)
+    return right
+
+
+def shell(node):
+    """A shell in the node."""
+    path = f"{node.programs}:{os.path.dirname(os.environ['HELM'])}:{os.environ['PATH']}"
+    subprocess.run(node.enter("bash"), env={**os.environ, "KUBECONFIG": node.config, "PATH": path})
+    return True
+
+
+def on_a_node(options, api, work):
+    """Starts a node for some work, and ends it. Returns an exit code."""
     folder = tempfile.mkdtemp(prefix="consentd-node.")
-    executable = os.path.join(folder, "run", "consentd")
     try:
-        node = Checked(options.programs, options.image, os.path.join(folder, "run"), api=options.shell)
-        right = True
+        node = Checked(options.programs, options.image, os.path.join(folder, "run"), api=api)
         try:
+            executable = os.path.join(node.run, "consentd")
             with open(executable, "wb") as file:
                 file.write(images.binary(options.image))
             os.chmod(executable, 0o755)
             node.redis(6379)
-            print(f"On {versions(node)}; the node was up in {node.seconds:.0f} s.\n", flush=True)
-            if options.shell:
-                subprocess.run(["nsenter", "--target", open(os.path.join(node.run, "pid")).read().strip(), "--mount", "--pid", "--net", "--uts",
-                                "--ipc", "--", "bash"], env={**os.environ, "KUBECONFIG": os.path.join(node.run, "kubeconfig"),
-                                                            "PATH": f"{options.programs}:{os.path.dirname(os.environ['HELM'])}:{os.environ['PATH']}"})
-            else:
-                print("| check | | seen | took |\n|---|---|---|---|", flush=True)
-                for name, claim, fault, function in checks.CHECKS:
-                    if not options.only or name in options.only:
-                        right &= run(node, name, claim, fault, function, False)
-                        if options.faults:
-                            right &= run(node, name, claim, fault, function, True)
+            print(f"\nOn {versions(node)}{', with an API server, scheduler and controllers' if api else ''}; "
+                  f"the node was up in {node.seconds:.0f} s.\n", flush=True)
+            right = work(node)
         finally:
             left = node.stop(keep=options.keep)
-        if left:
-            print(f"\nthe node has left something behind: {', '.join(left)}")
-        else:
-            print("\nNothing is left behind: processes, mounts, cgroups and the kernel's settings are as before.")
+        print(f"\nThe node has left something behind: {', '.join(left)}" if left else
+              "\nNothing is left behind: processes, mounts, cgroups and the kernel's settings are as before.")
         return 0 if right and not left else 1
     finally:
-        if not options.keep:
+        if options.keep:
+            print(f"kept: {folder}")
+        else:
             shutil.rmtree(folder, ignore_errors=True)
 
 

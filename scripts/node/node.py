@@ -54,6 +54,8 @@ class Node:
             stderr=subprocess.STDOUT, start_new_session=True)
         try:
             wait("a healthy kubelet", 120, self.is_healthy)
+            with open(os.path.join(run, "log", "events"), "w") as file:
+                self.background("ctr", "--namespace", "k8s.io", "events", output=file)
             if api:
                 wait("a ready Node in the API", 60, lambda: "True" in self.kubectl(
                     "get", "node", "node", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}", check=False))
@@ -70,25 +72,35 @@ class Node:
             raise AssertionError("the node has ended:\n" + "\n".join(tails))
         return os.path.exists(os.path.join(self.run, "pid")) and self.inside("curl", "-fs", "http://127.0.0.1:10248/healthz", check=False)
 
-    def inside(self, *command, check=True, **more):
-        """What a command prints that runs in the node's namespaces."""
+    @property
+    def pid(self):
+        """The number of the node's first process, on the machine."""
         with open(os.path.join(self.run, "pid")) as file:
-            pid = file.read().strip()
-        done = subprocess.run(["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command],
-                              capture_output=True, text=True, **more)
+            return file.read().strip()
+
+    @property
+    def config(self):
+        return os.path.join(self.run, "kubeconfig")
+
+    def enter(self, *command):
+        """A command line that runs another one in the node's namespaces."""
+        return ["nsenter", "--target", self.pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command]
+
+    def inside(self, *command, check=True, any_code=False):
+        """What a command prints in the node. Unless `check`, nothing where it fails."""
+        done = subprocess.run(self.enter(*command), capture_output=True, text=True)
+        if any_code:
+            return done.stdout + done.stderr
         if done.returncode and check:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout if not done.returncode else ""
 
-    def background(self, *command):
+    def background(self, *command, output=subprocess.DEVNULL):
         """Starts a program that ends with the node, or when it is killed."""
-        with open(os.path.join(self.run, "pid")) as file:
-            pid = file.read().strip()
-        return subprocess.Popen(["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", *command],
-                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL)
 
     def kubectl(self, *arguments, **more):
-        return self.inside(os.path.join(self.programs, "kubectl"), "--kubeconfig", os.path.join(self.run, "kubeconfig"), *arguments, **more)
+        return self.inside(os.path.join(self.programs, "kubectl"), "--kubeconfig", self.config, *arguments, **more)
 
     # Pods
 
@@ -123,8 +135,25 @@ class Node:
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.pod(name) or 'it is not there'}") from None
 
-    def until_gone(self, name, seconds=60):
-        wait(f"{name} is gone", seconds, lambda: name not in self.pods())
+    def processes(self):
+        """How many containers run. The kubelet does not list a static pod any more whose file was removed, while its
+        containers still end; that of its namespaces ends last."""
+        tasks = self.inside("ctr", "--namespace", "k8s.io", "tasks", "list").splitlines()
+        return sum(task.split()[2] != "STOPPED" for task in tasks[1:])
+
+    def exit_code(self, identity):
+        """The code that a container has ended with, also where its pod is not listed any more."""
+        with open(os.path.join(self.run, "log", "events")) as file:
+            for line in file:
+                if " /tasks/exit " in line:
+                    event = json.loads(line.split(" /tasks/exit ", 1)[1])
+                    if event["container_id"] == event["id"] == identity:
+                        return event.get("exit_status", 0)
+        raise AssertionError("nothing has told its exit code")
+
+    def until_gone(self, seconds=60):
+        """Waits until no pod runs."""
+        wait("all pods are gone", seconds, lambda: not self.pods() and not self.processes())
 
     def log(self, name, container):
         """An open log of a pod's container. It can be read to its end, also when the pod is gone."""
@@ -139,8 +168,7 @@ class Node:
         self.process.kill()
         self.process.wait()
         with contextlib.suppress(FileNotFoundError):
-            with open(os.path.join(self.run, "pid")) as file:
-                pid = file.read().strip()
+            pid = self.pid
             wait("the node's processes are gone", 20, lambda: not os.path.exists(f"/proc/{pid}"))
         wait("the node's cgroups are gone", 20, remove_cgroups)
         for folder in {"/var/lib/kubelet", "/var/lib/cni"} - set(self.before["folders"]):
@@ -179,9 +207,13 @@ class Pod:
     def restarts(self, container):
         return self.containers[container]["restartCount"]
 
+    def identity(self, container):
+        """A container's name in containerd."""
+        return self.containers[container]["containerID"].removeprefix("containerd://")
+
     def pid(self, container):
         """The number of a container's first process, in the node."""
-        identity = self.containers[container]["containerID"].removeprefix("containerd://")
+        identity = self.identity(container)
         for line in self.node.inside("ctr", "--namespace", "k8s.io", "tasks", "list").splitlines():
             if line.startswith(identity):
                 return line.split()[1]
@@ -189,12 +221,10 @@ class Pod:
 
     def exec(self, container, *command):
         """The exit code and the output of a command in a container, as `kubectl exec` has it."""
-        identity = self.containers[container]["containerID"].removeprefix("containerd://")
-        with open(os.path.join(self.node.run, "pid")) as file:
-            pid = file.read().strip()
+        identity = self.identity(container)
         done = subprocess.run(
-            ["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--", "ctr", "--namespace", "k8s.io",
-             "tasks", "exec", "--exec-id", f"check-{time.monotonic_ns()}", identity, *command], capture_output=True, text=True)
+            self.node.enter("ctr", "--namespace", "k8s.io", "tasks", "exec", "--exec-id", f"check-{time.monotonic_ns()}", identity, *command),
+            capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     def cgroup(self, container, controller):

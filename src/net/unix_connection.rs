@@ -29,8 +29,7 @@ impl UnixConnection {
     /// The system's error, if the connection cannot be watched.
     pub(crate) fn new(stream: tokio::net::UnixStream) -> io::Result<Self> {
         // Leaves it non-blocking, and takes it out of epoll.
-        let stream = stream.into_std()?;
-        let readable = AsyncFd::with_interest(stream, Interest::READABLE)?;
+        let readable = watch(stream.into_std()?, Interest::READABLE)?;
         Ok(Self { readable, writable: None })
     }
 
@@ -51,7 +50,7 @@ impl UnixConnection {
                 match write(self.readable.get_ref()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         let stream = self.readable.get_ref().try_clone()?;
-                        self.writable = Some(AsyncFd::with_interest(stream, Interest::WRITABLE)?);
+                        self.writable = Some(watch(stream, Interest::WRITABLE)?);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     written => return Poll::Ready(written),
@@ -59,6 +58,16 @@ impl UnixConnection {
             }
         }
     }
+}
+
+/// Watches a socket for one direction.
+#[allow(
+    deprecated,
+    reason = "what replaces it is unsafe, which is forbidden here: types in general may close or change their \
+              descriptor. This one owns it, and hands out references alone"
+)]
+fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    AsyncFd::with_interest(stream, interest)
 }
 
 impl AsyncRead for UnixConnection {
@@ -189,8 +198,7 @@ mod tests {
         let waits = timeout(Duration::from_millis(1), ours.read(&mut buffer));
         assert!(waits.await.is_err(), "there was nothing to read");
         let descriptor = ours.readable.get_ref().try_clone().unwrap();
-        let both =
-            AsyncFd::with_interest(descriptor, Interest::READABLE | Interest::WRITABLE).unwrap();
+        let both = watch(descriptor, Interest::READABLE | Interest::WRITABLE).unwrap();
         both.writable().await.unwrap().clear_ready();
         theirs.read_exact(&mut buffer[..6]).await.unwrap();
         // What watches for both is woken: this is what the connection avoids.
