@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::{files, root};
 
 /// The folders of the repository whose pages are checked, beside those in its root.
-const FOLDERS: [&str; 6] = ["deploy", "docs", "examples", "tests", "findings", "proto"];
+const FOLDERS: [&str; 7] = ["clients", "crates", "deploy", "docs", "tests", "findings", "proto"];
 
 /// Every Markdown page of the repository.
 fn pages() -> Vec<PathBuf> {
@@ -16,7 +16,7 @@ fn pages() -> Vec<PathBuf> {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|found| found == "md"))
         .collect();
-    // What the example clients install has pages of its own.
+    // What the clients install has pages of its own.
     let installed = ["node_modules", ".venv", "target"];
     let ours = |path: &PathBuf| {
         !installed.iter().any(|name| path.components().any(|c| c.as_os_str() == *name))

@@ -4,7 +4,6 @@ mod admin;
 mod basics;
 mod bench;
 mod browser;
-mod clients;
 mod comfort;
 mod commands;
 mod decision_log;
