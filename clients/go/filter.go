@@ -109,8 +109,10 @@ type filtering struct {
 	campaign Campaign
 	size     int      // users of a chunk: fewer once a sidecar refused so many
 	chunks   []*chunk // that are under way, the oldest first
-	stream   consentv1.ConsentService_FilterRecipientsClient
-	cancel   context.CancelFunc // of stream
+	// The stream that is open, or nil, and its context, which cancel ends.
+	stream    consentv1.ConsentService_FilterRecipientsClient
+	streamCtx context.Context
+	cancel    context.CancelFunc
 	// waited is how long answers were waited for: the clock by which chunks have their deadlines,
 	// which stands still while the caller is at work.
 	waited time.Duration
@@ -199,7 +201,7 @@ func (f *filtering) malformedField() string {
 	return question.malformedField()
 }
 
-// tryOldest sends what is not sent yet and receives the answer of the oldest chunk.
+// tryOldest asks for the answer of the oldest chunk, until the chunk's deadline.
 func (f *filtering) tryOldest() (*consentv1.FilterRecipientsResponse, error) {
 	switch {
 	case f.client.isClosed():
@@ -213,18 +215,36 @@ func (f *filtering) tryOldest() (*consentv1.FilterRecipientsResponse, error) {
 		}
 	}
 	oldest := f.chunks[0]
+	if f.cancel == nil {
+		f.streamCtx, f.cancel = context.WithCancel(f.ctx)
+	}
+	// Nothing but a cancellation ends a stream whose sidecar is silent.
+	timer := time.AfterFunc(oldest.deadline-f.waited, f.cancel)
+	answer, err := f.exchange()
+	isInTime := timer.Stop()
+	switch {
+	case err != nil && !isInTime && f.ctx.Err() == nil:
+		return nil, context.DeadlineExceeded
+	case err != nil:
+		return nil, err
+	case len(answer.GetReasons()) != len(oldest.asked):
+		// Verdicts are matched to users by their order: nothing can be said about any of them.
+		return nil, &Error{Code: "INTERNAL", Cause: "the answer has not one reason for each user"}
+	case !isInTime:
+		f.dropStream() // It was cancelled just behind this answer.
+	}
+	return answer, nil
+}
+
+// exchange opens a stream where there is none, sends what is not sent yet, and receives one answer.
+func (f *filtering) exchange() (*consentv1.FilterRecipientsResponse, error) {
 	if f.stream == nil {
-		// Nothing but a cancellation ends a stream whose sidecar is silent.
-		ctx, cancel := context.WithCancel(f.ctx)
-		stream, err := f.client.checks.FilterRecipients(ctx)
+		stream, err := f.client.checks.FilterRecipients(f.streamCtx)
 		if err != nil {
-			cancel()
 			return nil, err
 		}
-		f.stream, f.cancel = stream, cancel
+		f.stream = stream
 	}
-	timer := time.AfterFunc(oldest.deadline-f.waited, f.cancel)
-	defer func() { timer.Stop() }()
 	for _, chunk := range f.chunks {
 		if chunk.isSent || len(chunk.asked) == 0 {
 			continue
@@ -239,26 +259,15 @@ func (f *filtering) tryOldest() (*consentv1.FilterRecipientsResponse, error) {
 			UserIds:    chunk.asked,
 		})
 	}
-	answer, err := f.stream.Recv()
-	switch {
-	case err != nil && !timer.Stop() && f.ctx.Err() == nil:
-		return nil, context.DeadlineExceeded
-	case err != nil:
-		return nil, err
-	case len(answer.GetReasons()) != len(oldest.asked):
-		// Verdicts are matched to users by their order: nothing can be said about any of them.
-		return nil, &Error{Code: "INTERNAL", Cause: "the answer has not one reason for each user"}
-	}
-	return answer, nil
+	return f.stream.Recv()
 }
 
 // dropStream ends the stream that is open. What it did not answer is sent on the next.
 func (f *filtering) dropStream() {
-	if f.stream == nil {
-		return
+	if f.cancel != nil {
+		f.cancel()
 	}
-	f.cancel()
-	f.stream, f.cancel = nil, nil
+	f.stream, f.streamCtx, f.cancel = nil, nil, nil
 	for _, chunk := range f.chunks {
 		chunk.isSent = false
 	}
