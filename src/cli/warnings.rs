@@ -14,7 +14,8 @@ const PREFIX: &str = "CONSENTD_";
 const WITHOUT_FLAG: [&str; 2] = ["CONSENTD_LEDGER_PASSWORD", "CONSENTD_LEDGER_SENTINEL_PASSWORD"];
 
 /// Variables of the tests, benches and scripts, which the processes that they start inherit.
-const DEVELOPMENT_VARIABLES: [&str; 11] = [
+const DEVELOPMENT_VARIABLES: [&str; 12] = [
+    "CONSENTD_BIN",
     "CONSENTD_CHAOS",
     "CONSENTD_ERASES",
     "CONSENTD_FROM",
