@@ -25,6 +25,9 @@ GATHER_SECONDS = 0.001
 # How much longer a batch is gathered while answers are handed over. It takes longer than that only where the machine is
 # very busy, or a thread was interrupted before it could wake the next.
 HAND_OVER_SECONDS = 0.01
+# A call that is under way so long after its deadline has ended without saying so: a signal's handler has raised an
+# exception in its thread, as Control-C and the time limits of Celery do.
+FORGOTTEN_SECONDS = 1.0
 
 # A batch ends with the deadline of the check that leads it. The others, whose deadlines are later, are asked again.
 _LEADER_LATE = Failure(LATE.code, LATE.cause, lost=True)
@@ -78,6 +81,7 @@ class Coalescer:
         # being gathered; there is none while nothing is under way.
         self._under_way = 0
         self._handed_over = 0
+        self._latest_deadline = 0.0
         self._gathered: _Batch | None = None
 
     def is_idle(self) -> bool:
@@ -126,6 +130,7 @@ class Coalescer:
         """Asks one question by itself, while others are gathered."""
         with self._mutex:
             self._under_way += 1
+            self._latest_deadline = max(self._latest_deadline, deadline)
         try:
             return self.ask_alone(request, deadline)
         finally:
@@ -152,7 +157,7 @@ class Coalescer:
 
     # To be called with the mutex held.
     def _landed(self) -> None:
-        self._under_way -= 1
+        self._under_way = max(self._under_way - 1, 0)
         if not self._under_way:
             self._start()
 
@@ -167,7 +172,7 @@ class Coalescer:
                     return
             if not batch.is_over:
                 batch.is_over = True
-                self._handed_over -= 1
+                self._handed_over = max(self._handed_over - 1, 0)
                 self._landed()
 
     def _lead(self, batch: _Batch, deadline: float) -> None:
@@ -177,7 +182,10 @@ class Coalescer:
         finally:
             with self._mutex:
                 if self._gathered is batch:
+                    if monotonic() > self._latest_deadline + FORGOTTEN_SECONDS:
+                        self._under_way = self._handed_over = 0
                     self._start()
+                self._latest_deadline = max(self._latest_deadline, deadline)
             try:
                 self._send(batch.waiters, deadline)
             except BaseException:

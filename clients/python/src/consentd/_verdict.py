@@ -259,8 +259,9 @@ def verdict_of_response(response: CanSendResponse) -> Verdict:
 
 def verdict_of_result(result: BatchCanSendResult) -> Verdict:
     """The verdict of one answer in a batch."""
-    if result.response.reason:
-        return Verdict(result.response)
+    response = result.response
+    if response.reason:
+        return Verdict(response)
     if not result.HasField("error"):
         return Verdict(None, UNDECIDED)
     error = result.error
