@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from consentd._verdict import Failure, malformed
 from consentd.v1.consent_pb2 import MessageForm
@@ -27,8 +27,8 @@ TemplateLike = Union[Template, "tuple[str, str]"]
 
 FORMS = {None: 0, "": 0, "FREE_FORM": MessageForm.MESSAGE_FORM_FREE_FORM, "TEMPLATE": MessageForm.MESSAGE_FORM_TEMPLATE}
 
-# No string of a question may be as long as that: an id of a user has 160 bytes at most. A longer one is not sent at all,
-# since what waits for a sidecar is bounded in bytes for all calls of a connection together.
+# No string of a question may be as long as that: an id of a user has 160 bytes at most. A longer one is not sent at
+# all, since the sidecar bounds how many bytes of all calls of a connection wait together.
 LONGEST_BYTES = 1_024
 
 # Most questions in one batch, and the most bytes of one of them: a thousand of them are within the 2 MiB that a sidecar
@@ -82,8 +82,8 @@ def batched_question(
 ) -> bytes | None:
     """The question as an element of a serialised BatchCanSendRequest. None: it is too large for a batch.
 
-    To add a message to a batch takes 0.7 µs, and this 0.4 µs of the 7 µs that a check costs. The rest of the question is
-    the same for most, and serialised once; the user's id, the first field of CanSendRequest, is put before it. The
+    To add a message to a batch takes 0.7 µs, and this 0.4 µs, of the 7 µs that a check costs. The rest of the question
+    is the same for most, and serialised once; the user's id, the first field of CanSendRequest, is put before it. The
     elements of a batch are parsed into a BatchCanSendRequest, so that what is sent is a message of the contract.
 
     Raises:
@@ -131,11 +131,11 @@ def form_failure(form: object) -> Failure | None:
     return malformed("form", "must be FREE_FORM, TEMPLATE or None")
 
 
-def template_failure(template: object) -> Failure | None:
+def template_failure(template: Any) -> Failure | None:
     if template is None:
         return None
     try:
-        name, language = template  # type: ignore[misc]
+        name, language = template
     except (TypeError, ValueError):
         return malformed("template", "must be a Template or a tuple of its name and language")
     return string_failure("template.name", name) or string_failure("template.language", language)
