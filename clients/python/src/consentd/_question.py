@@ -44,17 +44,8 @@ def question(
     user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, min_revision: int
 ) -> CanSendRequest | Failure:
     """The question as it is sent, or what keeps it from being sent at all."""
-    failure = (
-        string_failure("user_id", user)
-        or string_failure("business_id", business)
-        or string_failure("category", category)
-        or form_failure(form)
-        or template_failure(template)
-    )
-    if failure is not None:
-        return failure
     try:
-        return CanSendRequest(
+        request = CanSendRequest(
             user_id=user,
             business_id=business,
             category=category,
@@ -62,8 +53,22 @@ def question(
             template=None if template is None else template_message(template),
             min_revision=min_revision,
         )
-    except (TypeError, ValueError):
-        return malformed("min_revision", "must be an int from 0 to 2^64 - 1")
+    except Exception:
+        request = None
+    # protobuf takes None and bytes for a string, too.
+    are_strings = isinstance(user, str) and isinstance(business, str) and isinstance(category, str)
+    if request is not None and are_strings and request.ByteSize() <= LONGEST_BYTES:
+        return request
+    failure = (
+        string_failure("user_id", user)
+        or string_failure("business_id", business)
+        or string_failure("category", category)
+        or form_failure(form)
+        or template_failure(template)
+    )
+    if failure is None and request is None:
+        failure = malformed("min_revision", "must be an int from 0 to 2^64 - 1")
+    return failure or request  # type: ignore[return-value]
 
 
 def _varint(number: int) -> bytes:
