@@ -31,7 +31,7 @@ def assert_answered(asked: list[str], verdicts: list[consentd.Verdict]) -> None:
 
 @pytest.mark.parametrize("template", [None, ("offer", "en")])
 @pytest.mark.parametrize("form", [None, "TEMPLATE"])
-@pytest.mark.parametrize("user", ["", "15550100001", "é" * 63, "x" * 127, "x" * 128, "x" * 1_900, "\U0001f600"])
+@pytest.mark.parametrize("user", ["", "15550100001", "é" * 63, "x" * 127, "x" * 128, "x" * 1_024, "\U0001f600"])
 def test_batched_questions_are_the_contracts(user: str, form: consentd.Form, template: tuple[str, str] | None) -> None:
     encoded = batched_question(user, "acme", "marketing", form, template)
     single = question(user, "acme", "marketing", form, template, 0)
@@ -42,10 +42,24 @@ def test_batched_questions_are_the_contracts(user: str, form: consentd.Form, tem
 
 def test_large_questions_are_not_batched() -> None:
     assert batched_question("x" * 2_000, "acme", "marketing", None, None) is None
-    assert batched_question("x", "y" * 3_000, "marketing", None, None) is None
+    assert batched_question("x" * 1_000, "y" * 1_000, "marketing", None, None) is None
     # A thousand of the largest are within what a sidecar takes.
     largest = max((batched_question("x" * n, "acme", "marketing", None, None) or b"" for n in range(2_000)), key=len)
     assert 1_900 < len(largest) < 2 * 2**20 / BATCH_LIMIT
+
+
+def test_longer_strings_than_any_may_be_are_not_sent() -> None:
+    longest, longer = "x" * 1_024, "é" * 513
+    questions = [
+        question(longer, "acme", "marketing", None, None, 0),
+        question("user", longer, "marketing", None, None, 0),
+        question("user", "acme", longer, None, None, 0),
+        question("user", "acme", "marketing", None, (longer, "en"), 0),
+        question("user", "acme", "marketing", None, ("offer", longer), 0),
+    ]
+    fields = [one.field if isinstance(one, Failure) else "" for one in questions]
+    assert fields == ["user_id", "business_id", "category", "template.name", "template.language"]
+    assert not isinstance(question(longest, longest, longest, None, (longest, longest), 0), Failure)
 
 
 def test_first_goes_at_once_and_the_others_together(server: FakeServer) -> None:
@@ -181,8 +195,7 @@ def test_malformed_question_spoils_no_batch(server: FakeServer) -> None:
             assert_answered(users(20) * 2, verdicts[:20] + verdicts[26:])
             refused = verdicts[20:26]
             assert not any(refused)
-            assert [(one.invalid, one.field) for one in refused[:5]] == [(True, "user_id")] * 5
-            assert refused[5].reason == "NO_CONSENT"
+            assert [(one.invalid, one.field) for one in refused] == [(True, "user_id")] * 6
 
     run(check())
 
@@ -309,6 +322,22 @@ class TestThreads:
             eventually(coalescer.is_idle, "an end of all calls")
             assert client.may_send("yes-alone", "acme", "marketing")
             assert server.singles[-1] == "yes-alone"
+
+
+def test_call_that_ended_without_saying_so_is_forgotten(server: FakeServer) -> None:
+    with consentd.Client(server.address, timeout=0.5) as client:
+        eventually(lambda: client.may_send("yes", "acme", "marketing"), "an answer")
+        coalescer = client._open().coalescer
+        coalescer._under_way.append(time.monotonic())
+
+        def is_forgotten() -> bool:
+            client.may_send("yes", "acme", "marketing")
+            return coalescer.is_idle()
+
+        eventually(is_forgotten, "an end of the call")
+        alone = len(server.singles)
+        eventually(lambda: client.may_send("yes", "acme", "marketing"), "an answer")
+        assert len(server.singles) > alone
 
 
 def test_gathering_is_short() -> None:

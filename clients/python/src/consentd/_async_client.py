@@ -371,7 +371,7 @@ class AsyncClient:
             connection = self._open()
             remaining = max(deadline - monotonic(), 0)
             try:
-                status = await connection.checks.GetStatus(GetStatusRequest(), timeout=remaining, wait_for_ready=True)
+                status = await connection.checks.GetStatus(GetStatusRequest(), timeout=remaining)
                 failure = Failure("UNAVAILABLE", "the sidecar loads its table")
                 if status.phase != GetStatusResponse.PHASE_LOADING:
                     return

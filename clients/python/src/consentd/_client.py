@@ -288,9 +288,10 @@ class Client:
         """The call of a chunk, or why there is none."""
         try:
             connection = self._connection or self._open()
-            call = connection.filter.future(chunk.request, timeout=FILTER_SECONDS)
-            connection.under_way.append(None)
-            call.add_done_callback(lambda _: connection.under_way.pop())
+            with _UnderWay(connection):
+                call = connection.filter.future(chunk.request, timeout=FILTER_SECONDS)
+                connection.under_way.append(None)
+                call.add_done_callback(lambda _: connection.under_way.pop())
             return call
         except ConsentdError as error:
             return error._failure
@@ -393,9 +394,7 @@ class Client:
             remaining = deadline - monotonic()
             try:
                 with _UnderWay(connection):
-                    status = connection.checks.GetStatus(
-                        GetStatusRequest(), timeout=max(remaining, 0), wait_for_ready=True
-                    )
+                    status = connection.checks.GetStatus(GetStatusRequest(), timeout=max(remaining, 0))
                 failure = Failure("UNAVAILABLE", "the sidecar loads its table")
                 if status.phase != GetStatusResponse.PHASE_LOADING:
                     return
@@ -464,6 +463,7 @@ class Watch:
     def close(self) -> None:
         """Ends the watch, and waits for a call of `on_change` that is under way, unless it is that which closes it."""
         self._ended.set()
+        self._client._watches.discard(self)
         call = self._call
         if call is not None:
             call.cancel()

@@ -25,6 +25,9 @@ GATHER_SECONDS = 0.001
 # How much longer a batch is gathered while answers are handed over. It takes longer than that only where the machine is
 # very busy, or a thread was interrupted before it could wake the next.
 HAND_OVER_SECONDS = 0.01
+# A call that is under way so long after its deadline has ended without saying so: a signal's handler has raised an
+# exception in its thread, as Control-C and the time limits of Celery do.
+FORGOTTEN_SECONDS = 1.0
 
 # A batch ends with the deadline of the check that leads it. The others, whose deadlines are later, are asked again.
 _LEADER_LATE = Failure(LATE.code, LATE.cause, lost=True)
@@ -51,9 +54,11 @@ class _Waiter:
 
 
 class _Batch:
-    __slots__ = ("go", "is_over", "next", "waiters")
+    __slots__ = ("deadline", "go", "is_over", "next", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
+        # The leader's.
+        self.deadline = deadline
         self.waiters: list[_Waiter] = []
         # Released to let the leader send it.
         self.go = threading.Lock()
@@ -74,15 +79,15 @@ class Coalescer:
         self._batched = batched
         self._limit = BATCH_LIMIT
         self._mutex = threading.Lock()
-        # How many calls are under way, of how many of these the answer is being handed over, and the batch that is
-        # being gathered; there is none while nothing is under way.
-        self._under_way = 0
+        # The deadlines of the calls that are under way, of how many of these the answer is being handed over, and the
+        # batch that is being gathered; there is none while nothing is under way.
+        self._under_way: list[float] = []
         self._handed_over = 0
         self._gathered: _Batch | None = None
 
     def is_idle(self) -> bool:
         """Whether no call is under way."""
-        return self._under_way == 0
+        return not self._under_way
 
     def join(
         self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
@@ -104,7 +109,7 @@ class Coalescer:
             batch = self._gathered
             leads = batch is None
             if batch is None:
-                batch = self._gathered = _Batch()
+                batch = self._gathered = _Batch(deadline)
             batch.waiters.append(waiter)
             if len(batch.waiters) >= self._limit:
                 self._start()
@@ -125,12 +130,12 @@ class Coalescer:
     def ask_first(self, request: CanSendRequest, deadline: float) -> Verdict:
         """Asks one question by itself, while others are gathered."""
         with self._mutex:
-            self._under_way += 1
+            self._under_way.append(deadline)
         try:
             return self.ask_alone(request, deadline)
         finally:
             with self._mutex:
-                self._landed()
+                self._landed(deadline)
 
     def ask_alone(self, request: CanSendRequest, deadline: float) -> Verdict:
         """Asks one question by itself, without regard to others."""
@@ -147,14 +152,23 @@ class Coalescer:
         """Lets the leader of the batch that is being gathered send it."""
         batch, self._gathered = self._gathered, None
         if batch is not None:
-            self._under_way += 1
+            self._under_way.append(batch.deadline)
             batch.go.release()
 
     # To be called with the mutex held.
-    def _landed(self) -> None:
-        self._under_way -= 1
+    def _landed(self, deadline: float) -> None:
+        if deadline in self._under_way:
+            self._under_way.remove(deadline)
         if not self._under_way:
             self._start()
+
+    # To be called with the mutex held.
+    def _forget(self) -> None:
+        """Forgets calls that ended without saying so."""
+        now = monotonic()
+        self._under_way = [deadline for deadline in self._under_way if now < deadline + FORGOTTEN_SECONDS]
+        if not self._under_way:
+            self._handed_over = 0
 
     def _wake_next(self, batch: _Batch) -> None:
         waiters = batch.waiters
@@ -167,8 +181,8 @@ class Coalescer:
                     return
             if not batch.is_over:
                 batch.is_over = True
-                self._handed_over -= 1
-                self._landed()
+                self._handed_over = max(self._handed_over - 1, 0)
+                self._landed(batch.deadline)
 
     def _lead(self, batch: _Batch, deadline: float) -> None:
         try:
@@ -177,6 +191,7 @@ class Coalescer:
         finally:
             with self._mutex:
                 if self._gathered is batch:
+                    self._forget()
                     self._start()
             try:
                 self._send(batch.waiters, deadline)

@@ -44,8 +44,6 @@ LONGEST_PAUSE_SECONDS = 0.5
 FILTER_METHOD = "/consent.v1.ConsentService/FilterRecipients"
 CHUNK_USERS = 1_000
 CHUNKS_UNDER_WAY = 4
-# No id of a user has more than 160 bytes. A longer one is not sent, so that a chunk has a bounded size.
-LONGEST_USER_CHARACTERS = 160
 
 
 class Observer(Protocol):
@@ -149,8 +147,6 @@ class Chunk:
 
     def _sendable(self, index: int, user: str) -> str:
         failure = string_failure("user_id", user)
-        if failure is None and len(user) > LONGEST_USER_CHARACTERS:
-            failure = malformed("user_id", "longer than 160 bytes of UTF-8")
         if failure is not None:
             self._unsent[index] = failure
             return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from consentd._verdict import Failure, malformed
 from consentd.v1.consent_pb2 import MessageForm
@@ -27,6 +27,10 @@ TemplateLike = Union[Template, "tuple[str, str]"]
 
 FORMS = {None: 0, "": 0, "FREE_FORM": MessageForm.MESSAGE_FORM_FREE_FORM, "TEMPLATE": MessageForm.MESSAGE_FORM_TEMPLATE}
 
+# No string of a question may be as long as that: an id of a user has 160 bytes at most. A longer one is not sent at
+# all, since the sidecar bounds how many bytes of all calls of a connection wait together.
+LONGEST_BYTES = 1_024
+
 # Most questions in one batch, and the most bytes of one of them: a thousand of them are within the 2 MiB that a sidecar
 # takes. A larger question, which is malformed anyway, goes by itself, so that it spoils no batch.
 BATCH_LIMIT = 1_000
@@ -40,17 +44,8 @@ def question(
     user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, min_revision: int
 ) -> CanSendRequest | Failure:
     """The question as it is sent, or what keeps it from being sent at all."""
-    failure = (
-        string_failure("user_id", user)
-        or string_failure("business_id", business)
-        or string_failure("category", category)
-        or form_failure(form)
-        or template_failure(template)
-    )
-    if failure is not None:
-        return failure
     try:
-        return CanSendRequest(
+        request = CanSendRequest(
             user_id=user,
             business_id=business,
             category=category,
@@ -58,8 +53,22 @@ def question(
             template=None if template is None else template_message(template),
             min_revision=min_revision,
         )
-    except (TypeError, ValueError):
-        return malformed("min_revision", "must be an int from 0 to 2^64 - 1")
+    except Exception:
+        request = None
+    # protobuf takes None and bytes for a string, too.
+    are_strings = isinstance(user, str) and isinstance(business, str) and isinstance(category, str)
+    if request is not None and are_strings and request.ByteSize() <= LONGEST_BYTES:
+        return request
+    failure = (
+        string_failure("user_id", user)
+        or string_failure("business_id", business)
+        or string_failure("category", category)
+        or form_failure(form)
+        or template_failure(template)
+    )
+    if failure is None and request is None:
+        failure = malformed("min_revision", "must be an int from 0 to 2^64 - 1")
+    return failure or request  # type: ignore[return-value]
 
 
 def _varint(number: int) -> bytes:
@@ -78,9 +87,9 @@ def batched_question(
 ) -> bytes | None:
     """The question as an element of a serialised BatchCanSendRequest. None: it is too large for a batch.
 
-    To make a message of each question, and a batch of these, takes three times as long, and is a tenth of what a check
-    costs. So the user's id is put by hand before the rest of the question, which is the same for most. The elements of
-    a batch are then parsed into a BatchCanSendRequest, which verifies them.
+    To add a message to a batch takes 0.7 µs, and this 0.4 µs, of the 7 µs that a check costs. The rest of the question
+    is the same for most, and serialised once; the user's id, the first field of CanSendRequest, is put before it. The
+    elements of a batch are parsed into a BatchCanSendRequest, so that what is sent is a message of the contract.
 
     Raises:
         Exception: The question cannot be sent: `question` says why.
@@ -114,7 +123,8 @@ def string_failure(field: str, value: object) -> Failure | None:
     if not isinstance(value, str):
         return malformed(field, f"must be a str, and is a {type(value).__name__}")
     try:
-        value.encode()
+        if len(value.encode()) > LONGEST_BYTES:
+            return malformed(field, f"longer than {LONGEST_BYTES} bytes of UTF-8, which none may be")
     except UnicodeEncodeError:
         return malformed(field, "holds a surrogate, which is half of a character: it is no UTF-8")
     return None
@@ -126,14 +136,14 @@ def form_failure(form: object) -> Failure | None:
     return malformed("form", "must be FREE_FORM, TEMPLATE or None")
 
 
-def template_failure(template: object) -> Failure | None:
+def template_failure(template: Any) -> Failure | None:
     if template is None:
         return None
     try:
-        template_message(template)  # type: ignore[arg-type]
-    except Exception:
-        return malformed("template", "must be a Template or a tuple of its name and language, both str")
-    return None
+        name, language = template
+    except (TypeError, ValueError):
+        return malformed("template", "must be a Template or a tuple of its name and language")
+    return string_failure("template.name", name) or string_failure("template.language", language)
 
 
 def seconds(timeout: float | None, default: float) -> float:

@@ -63,7 +63,7 @@ def failure_of_error(error: BaseException) -> Failure:
     if not isinstance(error, grpc.RpcError) or not hasattr(error, "code"):
         return Failure("UNKNOWN", f"{type(error).__name__}: {error}")
     code, words = error.code().name, error.details() or ""
-    if code == "DEADLINE_EXCEEDED" and not words:
+    if code == LATE.code and words in ("", "Deadline Exceeded"):
         words = LATE.cause
     packed = _details_of(error)
     lost = packed is None and (
@@ -259,8 +259,9 @@ def verdict_of_response(response: CanSendResponse) -> Verdict:
 
 def verdict_of_result(result: BatchCanSendResult) -> Verdict:
     """The verdict of one answer in a batch."""
-    if result.response.reason:
-        return Verdict(result.response)
+    response = result.response
+    if response.reason:
+        return Verdict(response)
     if not result.HasField("error"):
         return Verdict(None, UNDECIDED)
     error = result.error

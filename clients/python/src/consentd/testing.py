@@ -398,6 +398,7 @@ class Sidecar:
                 elif str(said.get("message", "")).startswith("the table holds the ledger"):
                     self._loaded.set()
         # It has ended: nobody waits any longer than needed.
+        process.wait()
         if process is self._process:
             self._listening.set()
             self._loaded.set()
