@@ -91,6 +91,13 @@ export class Checks {
     });
   }
 
+  /** Denies a check that cannot be asked. */
+  refuse(failed: Failure): Verdict {
+    const verdict = undecided(failed);
+    this.observed(verdict, 0);
+    return verdict;
+  }
+
   /** Denies all that is under way or comes later. */
   close(): void {
     this.closed = failure('CANCELLED', CLOSED);
@@ -271,12 +278,12 @@ export class Checks {
       // Nobody waits for the call any more.
       if (group.waiting === 0 && this.groups.has(group)) this.finish(group);
     }
-    if (this.observer?.onCheck) {
-      const { allowed, reason, code } = verdict;
-      const durationMs = performance.now() - check.start;
-      tell(() => this.observer?.onCheck?.({ allowed, outcome: reason || code, durationMs }));
-    }
+    if (this.observer?.onCheck) this.observed(verdict, performance.now() - check.start);
     settle(verdict);
+  }
+
+  private observed({ allowed, reason, code }: Verdict, durationMs: number): void {
+    tell(() => this.observer?.onCheck?.({ allowed, outcome: reason || code, durationMs }));
   }
 
   /** Denies the checks of a group whose deadlines have passed, each at its own, one timer for all. */

@@ -222,10 +222,16 @@ test('an observer is told outcomes and sizes of batches, and its faults change n
   const client = clientOf(t, server.address, { observer });
   const answers = await Promise.all([0, 1, 2].map((i) => client.maySend(marketing(`u${i}`))));
   assert.deepEqual(answers, [true, false, true]);
+  assert.equal(await client.maySend(marketing(undefined)), false);
   assert.deepEqual(batches, [3]);
   assert.deepEqual(
     outcomes.map(({ allowed, outcome }) => [allowed, outcome]),
-    [[true, 'OPTED_IN'], [false, 'NO_CONSENT'], [true, 'OPTED_IN']],
+    [
+      [true, 'OPTED_IN'],
+      [false, 'NO_CONSENT'],
+      [true, 'OPTED_IN'],
+      [false, 'INVALID_ARGUMENT'],
+    ],
   );
   assert.deepEqual(Object.keys(outcomes[0]).sort(), ['allowed', 'durationMs', 'outcome']);
   assert.ok(outcomes.every(({ durationMs }) => durationMs >= 0));
