@@ -5,7 +5,7 @@ import type {
   CanSendRequest,
   CanSendResponse,
 } from './gen/consent/v1/consent_service';
-import { CLOSED, onAbort } from './calls';
+import { CLOSED, offAbort, onAbort } from './calls';
 import { tell, type Observer } from './observer';
 import { mostBytes } from './question';
 import { connectionFailed, failure, failureOf, pauseMs, type Failure } from './status';
@@ -312,7 +312,7 @@ export class Checks {
     onAbort(signal, abort);
     const { settle } = check;
     check.settle = (verdict) => {
-      signal.removeEventListener('abort', abort);
+      offAbort(signal, abort);
       settle?.(verdict);
     };
     return true;

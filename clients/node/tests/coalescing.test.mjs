@@ -146,6 +146,20 @@ test('a check that is cancelled leaves the others of its batch alone', async (t)
   assert.equal(before.code, 'CANCELLED');
 });
 
+test('thousands of checks may share a signal', async (t) => {
+  const server = await fakeServer(t);
+  const client = clientOf(t, server.address);
+  const sharing = new AbortController();
+  const { signal } = sharing;
+  const ask = () => Array.from({ length: 10_000 }, (_, i) => client.verdict(marketing(`u${i}`), { signal }));
+  for (const [i, { allowed }] of (await Promise.all(ask())).entries()) {
+    assert.equal(allowed, i % 2 === 0);
+  }
+  const cancelled = Promise.all(ask());
+  sharing.abort();
+  for (const { code } of await cancelled) assert.equal(code, 'CANCELLED');
+});
+
 test('a call whose checks are all cancelled is cancelled', async (t) => {
   const server = await fakeServer(t);
   const client = clientOf(t, server.address);
