@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Metadata, type CallOptions, type ClientUnaryCall, type ServiceError } from '@grpc/grpc-js';
 import { failure, failureOf, pauseMs, ConsentError, type Failure } from './status';
@@ -43,7 +42,7 @@ function once<Answer>(
     if (signal.aborted) return resolve({ failed: cancelled(signal) });
     const remaining = Math.max(Math.ceil(deadline - performance.now()), 1);
     const begun = call(metadata, { deadline: Date.now() + remaining }, (error, answer) => {
-      signal.removeEventListener('abort', abort);
+      offAbort(signal, abort);
       if (!error) return resolve({ answer });
       resolve({ failed: signal.aborted ? cancelled(signal) : failureOf(error) });
     });
@@ -52,10 +51,24 @@ function once<Answer>(
   });
 }
 
-/** Listens to a signal. Many calls may share one, which Node would take for a leak of memory. */
+// What is to be called when a signal is aborted. Many calls may share a signal, and to add or remove one
+// listener among thousands takes Node as long as there are others: there is one, for all of them.
+const listeners = new WeakMap<AbortSignal, Set<() => void>>();
+
+/** Calls the listener once the signal is aborted, unless `offAbort` comes first. */
 export function onAbort(signal: AbortSignal, listener: () => void): void {
-  setMaxListeners(0, signal);
-  signal.addEventListener('abort', listener, { once: true });
+  let all = listeners.get(signal);
+  if (!all) {
+    const created = new Set<() => void>();
+    signal.addEventListener('abort', () => created.forEach((each) => each()), { once: true });
+    listeners.set(signal, created);
+    all = created;
+  }
+  all.add(listener);
+}
+
+export function offAbort(signal: AbortSignal, listener: () => void): void {
+  listeners.get(signal)?.delete(listener);
 }
 
 /** The failure of a call that its caller gave up, or that the client's end did. */
@@ -81,12 +94,12 @@ export function linked(closing: AbortSignal, signal: AbortSignal | undefined): L
   const controller = new AbortController();
   const sources = signal ? [closing, signal] : [closing];
   const forward = () => controller.abort(sources.find(({ aborted }) => aborted)?.reason);
-  for (const source of sources) onAbort(source, forward);
+  sources.forEach((source) => onAbort(source, forward));
   if (sources.some(({ aborted }) => aborted)) forward();
   return {
     signal: controller.signal,
     abort: () => controller.abort(),
-    unlink: () => sources.forEach((source) => source.removeEventListener('abort', forward)),
+    unlink: () => sources.forEach((source) => offAbort(source, forward)),
   };
 }
 

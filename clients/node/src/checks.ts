@@ -5,7 +5,7 @@ import type {
   CanSendRequest,
   CanSendResponse,
 } from './gen/consent/v1/consent_service';
-import { CLOSED, onAbort } from './calls';
+import { CLOSED, offAbort, onAbort } from './calls';
 import { tell, type Observer } from './observer';
 import { mostBytes } from './question';
 import { connectionFailed, failure, failureOf, pauseMs, type Failure } from './status';
@@ -89,6 +89,13 @@ export class Checks {
         this.gather(check, bytes);
       }
     });
+  }
+
+  /** Denies a check that cannot be asked. */
+  refuse(failed: Failure): Verdict {
+    const verdict = undecided(failed);
+    this.observed(verdict, 0);
+    return verdict;
   }
 
   /** Denies all that is under way or comes later. */
@@ -271,12 +278,12 @@ export class Checks {
       // Nobody waits for the call any more.
       if (group.waiting === 0 && this.groups.has(group)) this.finish(group);
     }
-    if (this.observer?.onCheck) {
-      const { allowed, reason, code } = verdict;
-      const durationMs = performance.now() - check.start;
-      tell(() => this.observer?.onCheck?.({ allowed, outcome: reason || code, durationMs }));
-    }
+    if (this.observer?.onCheck) this.observed(verdict, performance.now() - check.start);
     settle(verdict);
+  }
+
+  private observed({ allowed, reason, code }: Verdict, durationMs: number): void {
+    tell(() => this.observer?.onCheck?.({ allowed, outcome: reason || code, durationMs }));
   }
 
   /** Denies the checks of a group whose deadlines have passed, each at its own, one timer for all. */
@@ -305,7 +312,7 @@ export class Checks {
     onAbort(signal, abort);
     const { settle } = check;
     check.settle = (verdict) => {
-      signal.removeEventListener('abort', abort);
+      offAbort(signal, abort);
       settle?.(verdict);
     };
     return true;

@@ -19,7 +19,7 @@ import {
 import type { Observer } from './observer';
 import { isText, requestOf, type Message, type Question } from './question';
 import { connectionFailed, ConsentError, failure, malformed, pauseMs } from './status';
-import { undecided, type Verdict } from './verdict';
+import type { Verdict } from './verdict';
 import { Watch, type ChangeListener } from './watch';
 
 /** How a client is made. Everything has a default. */
@@ -181,13 +181,13 @@ export class Client implements ConsentClient {
    * denies, and says so by `unavailable` or `invalid`. A verdict is an object, and therefore always true:
    * ask for its `allowed`.
    */
-  verdict(question: Question, options?: CheckOptions): Promise<Verdict> {
+  async verdict(question: Question, options?: CheckOptions): Promise<Verdict> {
     const request = requestOf(question);
-    if ('code' in request) return Promise.resolve(undecided(request));
+    if ('code' in request) return this.checks.refuse(request);
     const { deadlineMs = this.deadlineMs, signal } = options ?? {};
     if (!isDeadline(deadlineMs)) {
       const description = DEADLINE_BOUNDS;
-      return Promise.resolve(undecided(malformed([{ field: 'deadline_ms', description }])));
+      return this.checks.refuse(malformed([{ field: 'deadline_ms', description }]));
     }
     return this.checks.ask(request, deadlineMs, signal);
   }

@@ -1,5 +1,5 @@
 import type { ClientDuplexStream, ServiceError } from '@grpc/grpc-js';
-import { cancelled, onAbort, sleep } from './calls';
+import { cancelled, offAbort, onAbort, sleep } from './calls';
 import type {
   ConsentServiceClient,
   FilterRecipientsRequest,
@@ -141,7 +141,7 @@ function once(
     const abort = () => stream.cancel();
     onAbort(signal, abort);
     const done = (outcome: FilterRecipientsResponse | { failed: Failure }) => {
-      signal.removeEventListener('abort', abort);
+      offAbort(signal, abort);
       resolve(outcome);
     };
     stream.on('data', (answer: FilterRecipientsResponse) => {

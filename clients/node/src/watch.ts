@@ -93,7 +93,6 @@ export class Watch {
   private heard({ changed, templateChanged, reset }: WatchConsentsResponse): void {
     this.awaitWord();
     this.backoffMs = FIRST_BACKOFF_MS;
-    if (this.closed) return;
     if (!this.current || reset) {
       this.current = true;
       this.toldSilent = false;

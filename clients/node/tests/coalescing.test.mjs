@@ -146,6 +146,20 @@ test('a check that is cancelled leaves the others of its batch alone', async (t)
   assert.equal(before.code, 'CANCELLED');
 });
 
+test('thousands of checks may share a signal', async (t) => {
+  const server = await fakeServer(t);
+  const client = clientOf(t, server.address);
+  const sharing = new AbortController();
+  const { signal } = sharing;
+  const ask = () => Array.from({ length: 10_000 }, (_, i) => client.verdict(marketing(`u${i}`), { signal }));
+  for (const [i, { allowed }] of (await Promise.all(ask())).entries()) {
+    assert.equal(allowed, i % 2 === 0);
+  }
+  const cancelled = Promise.all(ask());
+  sharing.abort();
+  for (const { code } of await cancelled) assert.equal(code, 'CANCELLED');
+});
+
 test('a call whose checks are all cancelled is cancelled', async (t) => {
   const server = await fakeServer(t);
   const client = clientOf(t, server.address);
@@ -222,10 +236,16 @@ test('an observer is told outcomes and sizes of batches, and its faults change n
   const client = clientOf(t, server.address, { observer });
   const answers = await Promise.all([0, 1, 2].map((i) => client.maySend(marketing(`u${i}`))));
   assert.deepEqual(answers, [true, false, true]);
+  assert.equal(await client.maySend(marketing(undefined)), false);
   assert.deepEqual(batches, [3]);
   assert.deepEqual(
     outcomes.map(({ allowed, outcome }) => [allowed, outcome]),
-    [[true, 'OPTED_IN'], [false, 'NO_CONSENT'], [true, 'OPTED_IN']],
+    [
+      [true, 'OPTED_IN'],
+      [false, 'NO_CONSENT'],
+      [true, 'OPTED_IN'],
+      [false, 'INVALID_ARGUMENT'],
+    ],
   );
   assert.deepEqual(Object.keys(outcomes[0]).sort(), ['allowed', 'durationMs', 'outcome']);
   assert.ok(outcomes.every(({ durationMs }) => durationMs >= 0));

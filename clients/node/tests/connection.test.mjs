@@ -11,6 +11,7 @@ import {
   eventually,
   evidence,
   freePort,
+  NO_ANSWER,
   marketing,
   newUser,
   paused,
@@ -57,19 +58,19 @@ function load(client, { allowed, denied }, callers = 16) {
 }
 
 test('without a sidecar a check is denied within its deadline, with the cause', async (t) => {
-  const client = clientOf(t, `127.0.0.1:${await freePort()}`, { deadlineMs: 500 });
+  const client = clientOf(t, `127.0.0.1:${await freePort()}`, { deadlineMs: 3_000 });
   const verdict = await client.verdict(marketing(newUser()));
   assert.equal(verdict.allowed, false);
   assert.equal(verdict.unavailable, true);
-  assert.equal(verdict.code, 'UNAVAILABLE');
+  assert.match(verdict.code, NO_ANSWER);
   assert.match(verdict.cause, /ECONNREFUSED/);
   assert.equal(await client.maySend(marketing(newUser())), false);
-  await assert.rejects(client.check(marketing(newUser())), { code: 'UNAVAILABLE' });
-  await assert.rejects(client.ready({ timeoutMs: 100 }), { code: 'UNAVAILABLE' });
+  await assert.rejects(client.check(marketing(newUser())), { code: NO_ANSWER });
+  await assert.rejects(client.ready({ timeoutMs: 100 }), { code: NO_ANSWER });
 });
 
 test('without a socket file a check is denied', async (t) => {
-  const client = clientOf(t, 'unix:/nonexistent/consentd.sock', { deadlineMs: 200 });
+  const client = clientOf(t, 'unix:/nonexistent/consentd.sock', { deadlineMs: 3_000 });
   const verdict = await client.verdict(marketing(newUser()));
   assert.equal(verdict.unavailable, true);
   assert.match(verdict.cause, /ENOENT/);
@@ -143,8 +144,8 @@ test('CONSENTD_ADDR is asked where no address is given, and no proxy of the envi
   const nobody = `http://127.0.0.1:${await freePort()}`;
   const script = `
     const { Client } = require('consentd');
-    const client = new Client();
-    client.ready()
+    const client = new Client({ deadlineMs: 60_000 });
+    client.ready({ timeoutMs: 60_000 })
       .then(() => client.verdict({ user: '447700900000', business: 'acme', category: 'marketing' }))
       .then(({ reason }) => { console.log(reason); client.close(); });`;
   const proxies = { http_proxy: nobody, https_proxy: nobody, grpc_proxy: nobody, no_proxy: '' };
@@ -178,7 +179,7 @@ test('a batch whose sidecar is killed is denied or answered, and the next sideca
   for (const verdict of await Promise.all(underWay)) {
     assert.equal(verdict.allowed, false);
     assert.equal(verdict.unavailable, true);
-    assert.equal(verdict.code, 'UNAVAILABLE');
+    assert.match(verdict.code, NO_ANSWER);
   }
   await sidecar.restart();
   await eventually('an allowed check', () => client.maySend(marketing(users.allowed)));

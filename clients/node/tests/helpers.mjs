@@ -9,6 +9,9 @@ import { Sidecar } from 'consentd/testing';
 /** So long may anything take on a machine that is busy with other things. */
 export const PATIENCE_MS = 60_000;
 
+/** The code where there is no sidecar: the latter if the last attempt was under way at the deadline. */
+export const NO_ANSWER = /^(UNAVAILABLE|DEADLINE_EXCEEDED)$/;
+
 export const BUSINESS = 'acme';
 
 let users = 0;
