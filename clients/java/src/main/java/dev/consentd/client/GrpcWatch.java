@@ -30,14 +30,20 @@ final class GrpcWatch implements Watch {
   private final Thread thread;
   private volatile boolean closed;
 
-  /** Whether a reset is due before any other change, since what was told before is not to be trusted. */
+  /**
+   * Whether a reset is due before any other change, since what was told before is not to be
+   * trusted.
+   */
   private boolean isSilent = true;
 
   /** Which refusal was logged last, or null. */
   private Status.Code logged;
 
   GrpcWatch(
-      Channel channel, String business, Consumer<? super Change> onChange, Consumer<Watch> onClose) {
+      Channel channel,
+      String business,
+      Consumer<? super Change> onChange,
+      Consumer<Watch> onClose) {
     this.channel = channel;
     this.business = business;
     this.onChange = onChange;
@@ -77,7 +83,8 @@ final class GrpcWatch implements Watch {
               "A watch begins anew, since what it tells a change to threw {0}",
               e.getClass().getName());
           isSilent = false;
-          tellSilence(Failure.of(Status.Code.ABORTED, "what is told the changes threw an exception"));
+          tellSilence(
+              Failure.of(Status.Code.ABORTED, "what is told the changes threw an exception"));
         } finally {
           call.cancel();
         }
@@ -108,7 +115,7 @@ final class GrpcWatch implements Watch {
   }
 
   private void tell(WatchConsentsResponse message) {
-    // The first message of a call, a checkpoint, counts as a reset, and so does the first after silence.
+    // The first message of a call counts as a reset, and so does the first after a silence.
     if (isSilent || message.hasReset()) {
       isSilent = false;
       tell(new Change.Reset());
@@ -127,8 +134,7 @@ final class GrpcWatch implements Watch {
           var named = changed.getTemplate();
           template = Optional.of(new Template(named.getName(), named.getLanguage()));
         }
-        tell(
-            new Change.TemplateChanged(template, changed.getBusinessId(), changed.getRevision()));
+        tell(new Change.TemplateChanged(template, changed.getBusinessId(), changed.getRevision()));
       }
       default -> {}
     }

@@ -129,8 +129,7 @@ final class WatchTest {
       assertEquals(new Change.Reset(), next());
       client.record(optIn(user(0)));
       assertInstanceOf(Change.Changed.class, next());
-      assertEquals(
-          Status.Code.ABORTED, assertInstanceOf(Change.Silent.class, next()).code());
+      assertEquals(Status.Code.ABORTED, assertInstanceOf(Change.Silent.class, next()).code());
       assertEquals(new Change.Reset(), next());
       assertNotNull(watch);
     }
