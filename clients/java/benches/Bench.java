@@ -29,7 +29,8 @@ import java.util.function.Predicate;
 /** Measures what a check costs its sender. See the script "bench" beside this folder. */
 final class Bench {
   private static final Duration DEADLINE = Duration.ofSeconds(1);
-  private static final long WARM_UP_NANOS = TimeUnit.SECONDS.toNanos(1);
+  private static final long WARM_UP_NANOS =
+      TimeUnit.SECONDS.toNanos(Long.getLong("warm.up.seconds", 1));
 
   private Bench() {}
 
@@ -71,8 +72,8 @@ final class Bench {
   }
 
   /** The generated stub, as whoever has no client would use it. */
-  private static void naive(
-      String address, List<CanSendRequest> questions, int callers, long nanos) throws Exception {
+  private static void naive(String address, List<CanSendRequest> questions, int callers, long nanos)
+      throws Exception {
     var channel = channel(address);
     var stub = ConsentServiceGrpc.newBlockingStub(channel);
     measure(
@@ -102,14 +103,12 @@ final class Bench {
               client
                   .maySend(
                       Question.of(
-                          question.getUserId(),
-                          question.getBusinessId(),
-                          question.getCategory()))
+                          question.getUserId(), question.getBusinessId(), question.getCategory()))
                   .decided());
     }
   }
 
-  /** One call for all callers, with a message for each check: what the client could do in place of batches. */
+  /** One call for all callers, a message a check: what could be underneath in place of batches. */
   private static void stream(
       String address, List<CanSendRequest> questions, int callers, long nanos) throws Exception {
     var waiting = new ConcurrentHashMap<Long, CompletableFuture<Boolean>>();
@@ -164,7 +163,11 @@ final class Bench {
     for (var caller : all) {
       caller.join();
     }
-    long[] times = all.stream().flatMapToLong(caller -> Arrays.stream(caller.times, 0, caller.count)).sorted().toArray();
+    long[] times =
+        all.stream()
+            .flatMapToLong(caller -> Arrays.stream(caller.times, 0, caller.count))
+            .sorted()
+            .toArray();
     long errors = all.stream().mapToLong(caller -> caller.errors).sum();
     System.out.printf(
         "{\"checks\":%d,\"errors\":%d,\"cpu_seconds\":%.6f,\"p50_us\":%.1f,\"p99_us\":%.1f}%n",

@@ -27,7 +27,8 @@ record Address(String target, boolean isUnix) {
         String path = address.substring("unix:".length());
         // The name of an abstract socket begins with a zero byte.
         boolean isAbstract = path.startsWith("@");
-        return unix(isAbstract ? "\0" + path.substring(1) : Path.of(path).toAbsolutePath().toString());
+        return unix(
+            isAbstract ? "\0" + path.substring(1) : Path.of(path).toAbsolutePath().toString());
       }
       URI uri = new URI("tcp://" + address);
       String authority = uri.getHost() + ":" + uri.getPort();
@@ -45,7 +46,8 @@ record Address(String target, boolean isUnix) {
     // gRPC reads the path out of a URI, in which other characters must be percent-encoded.
     var target = new StringBuilder("unix:");
     for (byte one : path.getBytes(StandardCharsets.UTF_8)) {
-      boolean asIs = one > 0 && (Character.isLetterOrDigit((char) one) || "/-._~".indexOf(one) >= 0);
+      boolean asIs =
+          one > 0 && (Character.isLetterOrDigit((char) one) || "/-._~".indexOf(one) >= 0);
       target.append(asIs ? Character.toString(one) : String.format("%%%02X", one));
     }
     return new Address(target.toString(), true);

@@ -28,8 +28,8 @@ public sealed interface Change {
   record Reset() implements Change {}
 
   /**
-   * Nothing was heard for 10 seconds, or the connection is lost: send nothing that is queued until the
-   * next {@link Reset}.
+   * Nothing was heard for 10 seconds, or the connection is lost: send nothing that is queued until
+   * the next {@link Reset}.
    *
    * @param code gRPC's code, {@code DEADLINE_EXCEEDED} for mere silence
    * @param cause why, in words

@@ -8,8 +8,8 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 
 /**
- * Keeps a channel connected. gRPC for Java by itself connects with the first call, and waits a second
- * after a first failure, and up to two minutes after later ones, which cannot be set.
+ * Keeps a channel connected. gRPC for Java by itself connects with the first call, and waits a
+ * second after a first failure, and up to two minutes after later ones, which cannot be set.
  */
 final class Connection {
   private static final long FIRST_PAUSE_MILLIS = 20;
@@ -34,8 +34,8 @@ final class Connection {
 
   private void onState(ConnectivityState state) {
     switch (state) {
-      // A connection that ended gracefully leaves the channel idle. The pause keeps us from asking a
-      // server that ends every connection at once without a rest.
+      // A connection that ended gracefully leaves the channel idle. The pause is for a server that
+      // ends every connection at once.
       case IDLE, TRANSIENT_FAILURE -> connectLater();
       case READY -> restorePause();
       case SHUTDOWN -> {

@@ -13,7 +13,8 @@ import java.util.function.Consumer;
 import java.util.stream.Stream;
 
 /**
- * A client of one sidecar. A process makes one, shares it between all threads, and closes it at its end:
+ * A client of one sidecar. A process makes one, shares it between all threads, and closes it at its
+ * end:
  *
  * <pre>{@code
  * try (ConsentClient consent = ConsentClient.create()) {
@@ -24,8 +25,8 @@ import java.util.stream.Stream;
  * }
  * }</pre>
  *
- * <p>No answer means <em>do not send</em>: {@link #maySend(Question) maySend} has a verdict whatever
- * happens, by a deadline, and only an answer of the sidecar allows. In tests use {@link
+ * <p>No answer means <em>do not send</em>: {@link #maySend(Question) maySend} has a verdict
+ * whatever happens, by a deadline, and only an answer of the sidecar allows. In tests use {@link
  * dev.consentd.testing.FakeConsentClient} in its place.
  */
 public interface ConsentClient extends AutoCloseable {
@@ -43,8 +44,8 @@ public interface ConsentClient extends AutoCloseable {
   /**
    * Makes a client of the sidecar at an address.
    *
-   * @param address {@code HOST:PORT}, {@code unix:PATH}, or {@code unix:@NAME} for an abstract socket;
-   *     Unix sockets are for Linux
+   * @param address {@code HOST:PORT}, {@code unix:PATH}, or {@code unix:@NAME} for an abstract
+   *     socket; Unix sockets are for Linux
    * @return the client, which connects in the background
    * @throws IllegalArgumentException if that is no address
    */
@@ -62,12 +63,13 @@ public interface ConsentClient extends AutoCloseable {
   }
 
   /**
-   * Waits until the sidecar is connected and has loaded its table. Without it the first checks after
-   * the start may be {@linkplain Verdict#unavailable() unavailable}: connecting takes a cold JVM longer
-   * than a check may take.
+   * Waits until the sidecar is connected and has loaded its table. Without it the first checks
+   * after the start may be {@linkplain Verdict#unavailable() unavailable}: connecting takes a cold
+   * JVM longer than a check may take.
    *
    * @param timeout how long to wait at most
-   * @throws ConsentException if the sidecar is not ready by then; the client may be used all the same
+   * @throws ConsentException if the sidecar is not ready by then; the client may be used all the
+   *     same
    */
   void ready(Duration timeout);
 
@@ -75,8 +77,8 @@ public interface ConsentClient extends AutoCloseable {
    * Asks whether a message may be sent, right before it is sent.
    *
    * @param question what to ask
-   * @return the verdict, by the deadline: 50 ms unless the client or the question says otherwise. It is
-   *     {@code CANCELLED} where the thread is interrupted, which it then stays.
+   * @return the verdict, by the deadline: 50 ms unless the client or the question says otherwise.
+   *     It is {@code CANCELLED} where the thread is interrupted, which it then stays.
    */
   Verdict maySend(Question question);
 
@@ -93,12 +95,12 @@ public interface ConsentClient extends AutoCloseable {
   }
 
   /**
-   * Asks whether a message may be sent, and does not wait. To cancel the future is possible and delays
-   * no other check.
+   * Asks whether a message may be sent, and does not wait. To cancel the future is possible and
+   * delays no other check.
    *
    * @param question what to ask
-   * @return the verdict to come, which never fails. What depends on it is run by the client's {@link
-   *     Builder#executor executor}.
+   * @return the verdict to come, which never fails. What depends on it is run by the client's
+   *     {@link Builder#executor executor}.
    */
   CompletableFuture<Verdict> maySendAsync(Question question);
 
@@ -115,15 +117,16 @@ public interface ConsentClient extends AutoCloseable {
   }
 
   /**
-   * Screens the users of a campaign, with bounded memory: users are read as verdicts are taken, and at
-   * most four chunks of 1,000 are under way. Screening is no check: ask {@link #maySend(Question)
-   * maySend} again right before each send.
+   * Screens the users of a campaign, with bounded memory: users are read as verdicts are taken, and
+   * at most four chunks of 1,000 are under way. Screening is no check: ask {@link
+   * #maySend(Question) maySend} again right before each send.
    *
    * @param users whom to screen; read by the thread that takes the verdicts
    * @param campaign what for
-   * @return one verdict for each user, in order, each with {@code allowed} and a reason alone. Users
-   *     whose chunk has no answer for 5 seconds are {@linkplain Verdict#unavailable() unavailable}.
-   *     Close the stream where it is not read to its end. An interrupt ends the wait for a chunk.
+   * @return one verdict for each user, in order, each with {@code allowed} and a reason alone.
+   *     Users whose chunk has no answer for 5 seconds are {@linkplain Verdict#unavailable()
+   *     unavailable}. Close the stream where it is not read to its end. An interrupt ends the wait
+   *     for a chunk.
    */
   Stream<Screened> filter(Iterable<String> users, Campaign campaign);
 
@@ -132,21 +135,21 @@ public interface ConsentClient extends AutoCloseable {
    * Change.Reset}, and connects again by itself.
    *
    * @param business the business, or the empty string for all
-   * @param onChange is told each change, one at a time, by a thread of the watch's own. If it throws,
-   *     the watch tells {@link Change.Silent} and begins anew with a {@link Change.Reset}.
+   * @param onChange is told each change, one at a time, by a thread of the watch's own. If it
+   *     throws, the watch tells {@link Change.Silent} and begins anew with a {@link Change.Reset}.
    * @return the watch, to be closed
    */
   Watch watch(String business, Consumer<? super Change> onChange);
 
   /**
-   * Records an event, and returns once it is durable and this sidecar enforces it. It is repeated while
-   * its deadline of 5 seconds allows, which its request id makes safe. After an exception the event may
-   * or may not be recorded: record <em>the same</em> {@link Event} again.
+   * Records an event, and returns once it is durable and this sidecar enforces it. It is repeated
+   * while its deadline of 5 seconds allows, which its request id makes safe. After an exception the
+   * event may or may not be recorded: record <em>the same</em> {@link Event} again.
    *
    * @param event what happened
    * @return what the sidecar made of it
-   * @throws ConsentException if the event is not known to be recorded; {@code INVALID_ARGUMENT} if it
-   *     is malformed, and never will be
+   * @throws ConsentException if the event is not known to be recorded; {@code INVALID_ARGUMENT} if
+   *     it is malformed, and never will be
    */
   Recorded record(Event event);
 
@@ -174,7 +177,8 @@ public interface ConsentClient extends AutoCloseable {
     /**
      * Sets where the sidecar is. Default: {@code CONSENTD_ADDR}, else {@code 127.0.0.1:50051}.
      *
-     * @param address {@code HOST:PORT}, {@code unix:PATH}, or {@code unix:@NAME} for an abstract socket
+     * @param address {@code HOST:PORT}, {@code unix:PATH}, or {@code unix:@NAME} for an abstract
+     *     socket
      * @return this
      */
     public Builder address(String address) {
@@ -218,8 +222,8 @@ public interface ConsentClient extends AutoCloseable {
     }
 
     /**
-     * Connects by TLS, with the system's CA certificates unless {@link #caFile} names others. A Unix
-     * socket is connected to without TLS all the same.
+     * Connects by TLS, with the system's CA certificates unless {@link #caFile} names others. A
+     * Unix socket is connected to without TLS all the same.
      *
      * @return this
      */
@@ -256,7 +260,8 @@ public interface ConsentClient extends AutoCloseable {
     /**
      * Sends a bearer token with the events that are recorded.
      *
-     * @param file its first line is the token; read again for each event, so that it can be replaced
+     * @param file its first line is the token; read again for each event, so that it can be
+     *     replaced
      * @return this
      */
     public Builder tokenFile(Path file) {
@@ -288,8 +293,8 @@ public interface ConsentClient extends AutoCloseable {
     }
 
     /**
-     * Sets what runs the functions that depend on the futures of {@link ConsentClient#maySendAsync}.
-     * Default: {@link ForkJoinPool#commonPool()}.
+     * Sets what runs the functions that depend on the futures of {@link
+     * ConsentClient#maySendAsync}. Default: {@link ForkJoinPool#commonPool()}.
      *
      * @param executor the executor, which stays the caller's to end
      * @return this

@@ -9,6 +9,7 @@ public final class ConsentException extends RuntimeException {
 
   /** The code. */
   private final Status.Code code;
+
   private final transient List<FieldViolation> violations;
 
   ConsentException(Failure failure) {

@@ -17,8 +17,8 @@ import java.util.Objects;
 import java.util.UUID;
 
 /**
- * One thing that happened between a user and a business. Immutable; each {@code with…} returns a changed
- * copy.
+ * One thing that happened between a user and a business. Immutable; each {@code with…} returns a
+ * changed copy.
  *
  * <p>Each event has a request id, random unless one is set. Recording an event object a second time
  * therefore changes nothing; making a second object records a second event.
@@ -39,8 +39,7 @@ public final class Event {
    * @return the event
    */
   public static Event of(ConsentEvent event) {
-    return new Event(
-        Objects.requireNonNull(event, "event"), UUID.randomUUID().toString());
+    return new Event(Objects.requireNonNull(event, "event"), UUID.randomUUID().toString());
   }
 
   private static ConsentEvent.Builder between(String user, String business) {
@@ -52,7 +51,8 @@ public final class Event {
    *
    * @param user the user, as in {@link Question#of}
    * @param business the business, by your deployment's own id
-   * @param category a class such as {@code marketing}, perhaps with a topic: {@code marketing.offers}
+   * @param category a class such as {@code marketing}, perhaps with a topic: {@code
+   *     marketing.offers}
    * @param evidence what proves it; its statement must name the business, and WhatsApp
    * @return the event
    */
@@ -62,8 +62,8 @@ public final class Event {
   }
 
   /**
-   * The user agreed to a category, with what the contract's message has besides: an expiry, or that a
-   * confirmation is awaited.
+   * The user agreed to a category, with what the contract's message has besides: an expiry, or that
+   * a confirmation is awaited.
    *
    * @param user the user, as in {@link Question#of}
    * @param business the business, by your deployment's own id
@@ -79,7 +79,8 @@ public final class Event {
    *
    * @param user the user, as in {@link Question#of}
    * @param business the business, by your deployment's own id
-   * @param scope {@code *} for everything, a class such as {@code marketing}, or a class and a topic
+   * @param scope {@code *} for everything, a class such as {@code marketing}, or a class and a
+   *     topic
    * @return the event
    */
   public static Event optOut(String user, String business, String scope) {
@@ -87,7 +88,8 @@ public final class Event {
   }
 
   /**
-   * The user wrote to the business, which opens the window of 24 hours, or opts out where it says so.
+   * The user wrote to the business, which opens the window of 24 hours, or opts out where it says
+   * so.
    *
    * @param user the user, as in {@link Question#of}
    * @param business the business, by your deployment's own id
@@ -105,7 +107,8 @@ public final class Event {
    * @param user the user, as in {@link Question#of}
    * @param business the business, by your deployment's own id
    * @param stopped whether it is stopped now
-   * @param phoneNumberId Meta's id of the business's number at which that was done, or the empty string
+   * @param phoneNumberId Meta's id of the business's number at which that was done, or the empty
+   *     string
    * @return the event
    */
   public static Event platformPreference(
@@ -198,8 +201,8 @@ public final class Event {
   }
 
   /**
-   * Sets the id by which the sidecar knows a repeated event, such as the id of the webhook that brought
-   * it. A user's latest 8 are remembered.
+   * Sets the id by which the sidecar knows a repeated event, such as the id of the webhook that
+   * brought it. A user's latest 8 are remembered.
    *
    * @param requestId the id
    * @return the changed copy

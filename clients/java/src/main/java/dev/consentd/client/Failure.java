@@ -16,14 +16,12 @@ import java.util.List;
  *
  * @param answered whether the sidecar itself said so, rather than the connection's end
  */
-record Failure(
-    Status.Code code, String cause, List<FieldViolation> violations, boolean answered) {
+record Failure(Status.Code code, String cause, List<FieldViolation> violations, boolean answered) {
 
   static Failure of(Status status, Metadata trailers) {
     // Only the sidecar sends trailers: gRPC makes empty ones up for a call that it ends by itself.
     boolean answered = trailers != null && !trailers.keys().isEmpty();
-    return new Failure(
-        status.getCode(), cause(status), violations(status, trailers), answered);
+    return new Failure(status.getCode(), cause(status), violations(status, trailers), answered);
   }
 
   /** Returns what gRPC says, such as "io exception", and why, such as "Connection refused". */

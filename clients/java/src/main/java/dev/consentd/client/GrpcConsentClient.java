@@ -87,7 +87,7 @@ final class GrpcConsentClient implements ConsentClient {
         options.tls && !address.isUnix() ? tls(options) : InsecureChannelCredentials.create();
     var builder =
         Grpc.newChannelBuilder(address.target(), credentials)
-            // Answers are handled by the thread that read them, which a thread more would only delay.
+            // Answers are handled by the thread that reads them: another one would delay them.
             .directExecutor()
             // The client repeats by itself, with the deadlines of the checks in a batch.
             .disableRetry()
@@ -167,10 +167,7 @@ final class GrpcConsentClient implements ConsentClient {
     long nanos = question.deadlineNanos(deadlineNanos);
     var check =
         new PendingCheck.Asynchronous(
-            question.proto(),
-            since + nanos,
-            executor,
-            verdict -> observer.checked(verdict, since));
+            question.proto(), since + nanos, executor, verdict -> observer.checked(verdict, since));
     try {
       check.expireBy(timer.schedule(check::expire, nanos, TimeUnit.NANOSECONDS));
     } catch (RejectedExecutionException e) {
@@ -260,8 +257,7 @@ final class GrpcConsentClient implements ConsentClient {
         return call.apply(CallOptions.DEFAULT.withDeadlineAfter(left, TimeUnit.NANOSECONDS));
       } catch (StatusRuntimeException e) {
         Failure failure = closed ? CLOSED : Failure.of(e);
-        boolean mayPass =
-            failure.code() == Status.Code.UNAVAILABLE || failure.isOfConnection();
+        boolean mayPass = failure.code() == Status.Code.UNAVAILABLE || failure.isOfConnection();
         if (closed || !mayPass || end - System.nanoTime() <= pause) {
           throw new ConsentException(failure);
         }
@@ -282,6 +278,7 @@ final class GrpcConsentClient implements ConsentClient {
     watches.forEach(Watch::close);
     checks.close();
     channel.shutdownNow();
-    timer.shutdown(); // What is left in it are checks to repeat, which learn that the client is closed.
+    // What is left in it is run: checks to be repeated, which learn that the client is closed.
+    timer.shutdown();
   }
 }

@@ -30,14 +30,20 @@ final class GrpcWatch implements Watch {
   private final Thread thread;
   private volatile boolean closed;
 
-  /** Whether a reset is due before any other change, since what was told before is not to be trusted. */
+  /**
+   * Whether a reset is due before any other change, since what was told before is not to be
+   * trusted.
+   */
   private boolean isSilent = true;
 
   /** Which refusal was logged last, or null. */
   private Status.Code logged;
 
   GrpcWatch(
-      Channel channel, String business, Consumer<? super Change> onChange, Consumer<Watch> onClose) {
+      Channel channel,
+      String business,
+      Consumer<? super Change> onChange,
+      Consumer<Watch> onClose) {
     this.channel = channel;
     this.business = business;
     this.onChange = onChange;
@@ -62,31 +68,40 @@ final class GrpcWatch implements Watch {
     long pause = FIRST_PAUSE_MILLIS;
     try {
       while (!closed) {
-        var call = new Call();
-        try {
-          Failure failure = tellUntilEnd(call);
-          if (!isSilent) {
-            pause = FIRST_PAUSE_MILLIS; // This call did begin.
-          }
-          tellSilence(failure);
-          logRefusal(failure);
-        } catch (RuntimeException e) {
-          // The name alone: the message may have a user's id.
-          LOGGER.log(
-              System.Logger.Level.WARNING,
-              "A watch begins anew, since what it tells a change to threw {0}",
-              e.getClass().getName());
-          isSilent = false;
-          tellSilence(Failure.of(Status.Code.ABORTED, "what is told the changes threw an exception"));
-        } finally {
-          call.cancel();
+        Failure failure = watchOnce();
+        if (!isSilent) {
+          pause = FIRST_PAUSE_MILLIS; // This call did begin.
         }
+        tellSilence(failure);
+        logRefusal(failure);
         Thread.sleep((long) (pause * ThreadLocalRandom.current().nextDouble(0.8, 1.2)));
         pause = Math.min(2 * pause, MAX_PAUSE_MILLIS);
       }
     } catch (InterruptedException e) {
       // Closed.
     }
+  }
+
+  /** Watches until the call ends. Nothing may end the watch itself, which somebody relies on. */
+  private Failure watchOnce() throws InterruptedException {
+    Call call = null;
+    try {
+      call = new Call();
+      return tellUntilEnd(call);
+    } catch (RuntimeException | Error e) {
+      return thrown(e);
+    } finally {
+      if (call != null) {
+        call.cancel();
+      }
+    }
+  }
+
+  private static Failure thrown(Throwable e) {
+    // The name alone: the message may have a user's id.
+    String name = e.getClass().getName();
+    LOGGER.log(System.Logger.Level.WARNING, "A watch begins anew after {0}", name);
+    return Failure.of(Status.Code.ABORTED, "what is told the changes threw " + name);
   }
 
   private Failure tellUntilEnd(Call call) throws InterruptedException {
@@ -108,7 +123,7 @@ final class GrpcWatch implements Watch {
   }
 
   private void tell(WatchConsentsResponse message) {
-    // The first message of a call, a checkpoint, counts as a reset, and so does the first after silence.
+    // The first message of a call counts as a reset, and so does the first after a silence.
     if (isSilent || message.hasReset()) {
       isSilent = false;
       tell(new Change.Reset());
@@ -127,8 +142,7 @@ final class GrpcWatch implements Watch {
           var named = changed.getTemplate();
           template = Optional.of(new Template(named.getName(), named.getLanguage()));
         }
-        tell(
-            new Change.TemplateChanged(template, changed.getBusinessId(), changed.getRevision()));
+        tell(new Change.TemplateChanged(template, changed.getBusinessId(), changed.getRevision()));
       }
       default -> {}
     }
@@ -137,13 +151,19 @@ final class GrpcWatch implements Watch {
   private void tellSilence(Failure failure) {
     if (!isSilent) {
       isSilent = true;
-      tell(new Change.Silent(failure.code(), failure.cause()));
+      try {
+        tell(new Change.Silent(failure.code(), failure.cause()));
+      } catch (RuntimeException | Error e) {
+        thrown(e);
+      }
     }
   }
 
   /** Says once what no further try will mend, such as that this client may not watch. */
   private void logRefusal(Failure failure) {
-    if (failure.code() != Status.Code.UNAVAILABLE && failure.code() != logged && !closed) {
+    if (failure.answered()
+        && failure.code() != Status.Code.UNAVAILABLE
+        && failure.code() != logged) {
       logged = failure.code();
       LOGGER.log(
           System.Logger.Level.WARNING, "A watch is refused: {0}: {1}", logged, failure.cause());

@@ -49,9 +49,9 @@ abstract class PendingCheck {
 
   /**
    * Finishes the checks of a batch. Of the threads that wait only the first is woken here, and each
-   * wakes two more. The network's thread, if it woke all of them, would be preempted by almost each:
-   * that is 1.8 switches between threads a check, in place of 1.3, and they are most of what a check
-   * costs.
+   * wakes two more. The network's thread, if it woke all of them, would be preempted by almost
+   * each: that is 1.8 switches between threads a check, in place of 1.3, and they are most of what
+   * a check costs.
    */
   static void finish(List<PendingCheck> checks, List<BatchCanSendResult> results) {
     // Whoever sees its verdict must see whom to wake, too, so that this comes first.
@@ -113,7 +113,9 @@ abstract class PendingCheck {
       }
     }
 
-    /** Wakes those that depend on it. To wake a thread that waits for something else does no harm. */
+    /**
+     * Wakes those that depend on it. To wake a thread that waits for something else does no harm.
+     */
     void wakeOthers() {
       LockSupport.unpark(firstToWake);
       LockSupport.unpark(secondToWake);

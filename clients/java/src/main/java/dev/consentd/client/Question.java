@@ -8,7 +8,8 @@ import java.util.Optional;
 /**
  * Asks whether a message may be sent. Immutable; each {@code with…} returns a changed copy.
  *
- * <p>What is malformed here, null included, makes the verdict {@linkplain Verdict#invalid() invalid}.
+ * <p>What is malformed here, null included, makes the verdict {@linkplain Verdict#invalid()
+ * invalid}.
  */
 public final class Question {
   private final String user;
@@ -39,8 +40,9 @@ public final class Question {
   /**
    * Asks about a message whose form is not decided yet.
    *
-   * @param user who would get the message: a phone number in any usual notation, country code first, a
-   *     business-scoped user id, or an id of your own with a letter in it; 160 bytes at most
+   * @param user who would get the message: a phone number in any usual notation, country code
+   *     first, a business-scoped user id, or an id of your own with a letter in it; 160 bytes at
+   *     most
    * @param business who would send it, by your deployment's own id
    * @param category {@code marketing}, {@code utility}, {@code authentication} or {@code service},
    *     perhaps with a topic: {@code utility.order_updates}
@@ -62,8 +64,8 @@ public final class Question {
   }
 
   /**
-   * Names the template that the message will be. The stricter of the category and of what the sidecar
-   * knows of the template decides.
+   * Names the template that the message will be. The stricter of the category and of what the
+   * sidecar knows of the template decides.
    *
    * @param template the template
    * @return the changed copy

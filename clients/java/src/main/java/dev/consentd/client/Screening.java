@@ -110,7 +110,8 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
           if (response.getReasonsCount() == first.users.size()) {
             return response.getReasonsValueList().stream().map(Screening::verdict).toList();
           }
-          return none(Failure.of(Status.Code.DATA_LOSS, "an answer is not as long as its question"));
+          return none(
+              Failure.of(Status.Code.DATA_LOSS, "an answer is not as long as its question"));
         }
         if (answer == null) {
           return none(Failure.of(Status.Code.DEADLINE_EXCEEDED, "no answer for 5 seconds"));

@@ -8,7 +8,9 @@ package dev.consentd.client;
  */
 public record Template(String name, String language) {
 
-  /** Returns the contract's message; null becomes empty, which the sidecar refuses with a reason. */
+  /**
+   * Returns the contract's message; null becomes empty, which the sidecar refuses with a reason.
+   */
   dev.consentd.v1.Template proto() {
     return dev.consentd.v1.Template.newBuilder()
         .setName(name == null ? "" : name)

@@ -7,8 +7,8 @@ final class Text {
   private Text() {}
 
   /**
-   * Tells whether a string reaches the sidecar as it is. protobuf writes a question mark in place of an
-   * unpaired surrogate, and thereby would ask about another user.
+   * Tells whether a string reaches the sidecar as it is. protobuf writes a question mark in place
+   * of an unpaired surrogate, and thereby would ask about another user.
    */
   static boolean isSendable(String text) {
     if (text == null) {

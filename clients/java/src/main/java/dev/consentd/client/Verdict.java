@@ -46,8 +46,8 @@ public final class Verdict {
   /**
    * Returns the verdict where nothing was decided.
    *
-   * @param code why; {@code INVALID_ARGUMENT} makes the verdict {@linkplain #invalid() invalid}, any
-   *     other {@linkplain #unavailable() unavailable}
+   * @param code why; {@code INVALID_ARGUMENT} makes the verdict {@linkplain #invalid() invalid},
+   *     any other {@linkplain #unavailable() unavailable}
    * @param cause why, in words
    * @param field the malformed field, or the empty string
    * @return the verdict
@@ -78,7 +78,8 @@ public final class Verdict {
       code = Status.Code.UNKNOWN;
     }
     String field = error.getField();
-    return undecided(code, field.isEmpty() ? error.getMessage() : field + ": " + error.getMessage(), field);
+    return undecided(
+        code, field.isEmpty() ? error.getMessage() : field + ": " + error.getMessage(), field);
   }
 
   static Verdict invalid(String field, String description) {
@@ -104,8 +105,8 @@ public final class Verdict {
   }
 
   /**
-   * Whether nothing was decided for a reason that may pass: no sidecar, an overload, a deadline. Keep
-   * the message, and ask again later.
+   * Whether nothing was decided for a reason that may pass: no sidecar, an overload, a deadline.
+   * Keep the message, and ask again later.
    *
    * @return true if it makes sense to ask again
    */
@@ -125,8 +126,8 @@ public final class Verdict {
   /**
    * Why the message is allowed or denied.
    *
-   * @return a reason of the contract without its prefix, such as {@code OPTED_IN}, or the number of a
-   *     reason that this version does not know; the empty string where nothing was decided
+   * @return a reason of the contract without its prefix, such as {@code OPTED_IN}, or the number of
+   *     a reason that this version does not know; the empty string where nothing was decided
    */
   public String reason() {
     if (!decided()) {
@@ -201,7 +202,9 @@ public final class Verdict {
    * @return the time, or empty where time alone does not change the verdict
    */
   public Optional<Instant> retryTime() {
-    return response.hasRetryTime() ? Optional.of(instant(response.getRetryTime())) : Optional.empty();
+    return response.hasRetryTime()
+        ? Optional.of(instant(response.getRetryTime()))
+        : Optional.empty();
   }
 
   /**
@@ -226,8 +229,8 @@ public final class Verdict {
   /**
    * Which category decided, where the question named a template.
    *
-   * @return the category asked for, or the stricter one that the template is known to be of; the empty
-   *     string where no template was named
+   * @return the category asked for, or the stricter one that the template is known to be of; the
+   *     empty string where no template was named
    */
   public String categoryUsed() {
     return response.getCategoryUsed();

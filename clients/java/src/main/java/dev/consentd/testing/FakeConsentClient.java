@@ -27,8 +27,8 @@ import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
 
 /**
- * A client that answers by the rules that a test states, and denies all else as {@code NO_CONSENT}. Of
- * several rules that match, the one stated last counts. May be used by several threads.
+ * A client that answers by the rules that a test states, and denies all else as {@code NO_CONSENT}.
+ * Of several rules that match, the one stated last counts. May be used by several threads.
  *
  * <pre>{@code
  * var consent = new FakeConsentClient().allow("15550123456", "acme", "marketing");
@@ -74,8 +74,8 @@ public final class FakeConsentClient implements ConsentClient {
   }
 
   /**
-   * Answers nothing from now on, as if there were no sidecar: every verdict is unavailable until a rule
-   * is added.
+   * Answers nothing from now on, as if there were no sidecar: every verdict is unavailable until a
+   * rule is added.
    *
    * @return this
    */
@@ -88,7 +88,8 @@ public final class FakeConsentClient implements ConsentClient {
    * Answers the questions that a predicate takes.
    *
    * @param matches which questions
-   * @param verdict the answer, such as {@link #allowed}, {@link #denied} or {@link Verdict#undecided}
+   * @param verdict the answer, such as {@link #allowed}, {@link #denied} or {@link
+   *     Verdict#undecided}
    * @return this
    */
   public FakeConsentClient answer(Predicate<Question> matches, Verdict verdict) {

@@ -18,8 +18,9 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * A real sidecar, on a ledger in a temporary folder, at a port of {@code 127.0.0.1} that was free and at
- * a Unix socket. It keeps both, and the ledger, when it is started again. For tests, on Linux.
+ * A real sidecar, on a ledger in a temporary folder, at a port of {@code 127.0.0.1} that was free
+ * and at a Unix socket. It keeps both, and the ledger, when it is started again. For tests, on
+ * Linux.
  *
  * <p>The binary is the one that {@code CONSENTD_BIN} names, else {@code consentd} on the path.
  */

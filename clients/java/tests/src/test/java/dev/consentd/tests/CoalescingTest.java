@@ -85,8 +85,8 @@ final class CoalescingTest {
   void whatComesMeanwhileGoesTogetherAfterAMillisecond() throws Exception {
     server.hold();
     var asked = ask(0, 51);
-    // Nothing was answered, so it is the millisecond that sends the other 50; on a busy machine it may
-    // be over before all of them are asked.
+    // Nothing was answered, so it is the millisecond that sends the other 50. On a busy machine it
+    // may be over before all of them are asked.
     eventually("all were sent", () -> sum() == 51);
     assertEquals(0, server.sizes.get(0));
     assertTrue(server.sizes.size() < 20, () -> "calls: " + server.sizes);
@@ -232,8 +232,7 @@ final class CoalescingTest {
 
   @Test
   void whatDependsOnAVerdictMayBlock() throws Exception {
-    var nested =
-        client.maySendAsync(question(0)).thenApply(verdict -> client.maySend(question(1)));
+    var nested = client.maySendAsync(question(0)).thenApply(verdict -> client.maySend(question(1)));
     assertFalse(nested.get(PATIENCE.toSeconds(), TimeUnit.SECONDS).allowed());
   }
 

@@ -161,8 +161,7 @@ final class ConversationTest {
       String user = asked.has("user") ? asked.get("user").getAsString() : user();
       JsonElement business =
           asked.has("business") ? asked.get("business") : conversation.get("business");
-      var question =
-          Question.of(user, business.getAsString(), asked.get("category").getAsString());
+      var question = Question.of(user, business.getAsString(), asked.get("category").getAsString());
       if (asked.has("form")) {
         question = question.withForm(Form.valueOf(asked.get("form").getAsString()));
       }
@@ -178,7 +177,8 @@ final class ConversationTest {
       Question withTemplate =
           question.withTemplate(
               new Template(
-                  fill(template.get("name").getAsString()), template.get("language").getAsString()));
+                  fill(template.get("name").getAsString()),
+                  template.get("language").getAsString()));
       Support.eventually(
           "the template's category counts",
           () -> difference(client.maySend(withTemplate), expected).isEmpty());

@@ -19,8 +19,8 @@ import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.LinkedBlockingQueue;
 
 /**
- * A server whose answers are given when a test says so. It allows who has an even last character, and so
- * tells whether an answer is that of another question.
+ * A server whose answers are given when a test says so. It allows who has an even last character,
+ * and so tells whether an answer is that of another question.
  */
 final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase implements AutoCloseable {
   /** The sizes of all calls, in the order of their arrival; 0 for one that is no batch. */

@@ -22,8 +22,8 @@ import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
 
 /**
- * The first promise, under faults: no message is allowed to a user whose opt-out was acknowledged before
- * the question was asked, whatever happens to the sidecar.
+ * The first promise, under faults: no message is allowed to a user whose opt-out was acknowledged
+ * before the question was asked, whatever happens to the sidecar.
  */
 final class FaultTest {
   private static final int CALLERS = 8;

@@ -132,8 +132,7 @@ final class FilterTest {
   @Test
   void aMalformedCampaignIsInvalidForEachUser() {
     List<String> users = IntStream.range(0, 6_500).mapToObj(Support::user).toList();
-    List<Screened> screened =
-        client.filter(users, Campaign.of(BUSINESS, "newsletter")).toList();
+    List<Screened> screened = client.filter(users, Campaign.of(BUSINESS, "newsletter")).toList();
     assertEquals(users.size(), screened.size());
     for (var one : screened) {
       assertTrue(one.verdict().invalid());
@@ -161,10 +160,7 @@ final class FilterTest {
     var utility = Campaign.of(BUSINESS, "utility");
     client.record(
         Event.optIn(
-            user(5),
-            BUSINESS,
-            "utility",
-            Support.optIn(user(5)).proto().getOptIn().getEvidence()));
+            user(5), BUSINESS, "utility", Support.optIn(user(5)).proto().getOptIn().getEvidence()));
     Support.eventually(
         "the template's category counts",
         () ->

@@ -23,8 +23,7 @@ final class Load implements AutoCloseable {
     for (int i = 0; i < USERS; i++) {
       client.record(Support.optIn(Support.user(i)));
       if (i % 2 == 1) {
-        client.record(
-            Event.optOut(Support.user(i), Support.BUSINESS, "*"));
+        client.record(Event.optOut(Support.user(i), Support.BUSINESS, "*"));
       }
     }
   }

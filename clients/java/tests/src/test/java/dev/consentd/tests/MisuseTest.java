@@ -52,7 +52,17 @@ final class MisuseTest {
 
   private static List<String> oddUsers() {
     return Arrays.asList(
-        null, "", "ab\uD800", "\uDC00ab", "ab\0", "\0", " ", "\n", "\u202Eab", "😀", "x".repeat(1 << 20));
+        null,
+        "",
+        "ab\uD800",
+        "\uDC00ab",
+        "ab\0",
+        "\0",
+        " ",
+        "\n",
+        "\u202Eab",
+        "😀",
+        "x".repeat(1 << 20));
   }
 
   @Test
@@ -86,8 +96,7 @@ final class MisuseTest {
       users.add(odd);
     }
     users.add(user(0));
-    List<Screened> screened =
-        client.filter(users, Campaign.of(BUSINESS, "marketing")).toList();
+    List<Screened> screened = client.filter(users, Campaign.of(BUSINESS, "marketing")).toList();
     assertEquals(users, screened.stream().map(Screened::user).toList());
     for (int i = 0; i < screened.size(); i++) {
       assertEquals(i % 2 == 0, screened.get(i).verdict().allowed());
@@ -97,8 +106,7 @@ final class MisuseTest {
   @Test
   void anEventOfHalfASurrogatePairIsRefused() {
     for (var event :
-        List.of(
-            Event.optOut("ab\uD800", BUSINESS, "*"), Event.optOut(user(0), "\uD800", "*"))) {
+        List.of(Event.optOut("ab\uD800", BUSINESS, "*"), Event.optOut(user(0), "\uD800", "*"))) {
       var error = assertThrows(ConsentException.class, () -> client.record(event));
       assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
     }
@@ -109,8 +117,7 @@ final class MisuseTest {
   void anEndlessDeadlineIsTaken() {
     var endless = offer(user(0)).withDeadline(Duration.ofSeconds(Long.MAX_VALUE));
     assertTrue(client.maySend(endless).allowed());
-    assertThrows(
-        IllegalArgumentException.class, () -> offer(user(0)).withDeadline(Duration.ZERO));
+    assertThrows(IllegalArgumentException.class, () -> offer(user(0)).withDeadline(Duration.ZERO));
     assertThrows(
         IllegalArgumentException.class,
         () -> ConsentClient.builder().deadline(Duration.ofSeconds(-1)));

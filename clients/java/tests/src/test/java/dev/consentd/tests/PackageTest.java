@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.consentd.client.ConsentClient;
 import dev.consentd.testing.Sidecar;
 import java.io.File;
+import java.io.IOException;
 import java.net.URL;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -36,8 +37,7 @@ final class PackageTest {
   void theVersionIsTheServers() throws Exception {
     Path root = Support.repository().resolve("Cargo.toml");
     assertEquals(find(root, "(?m)^version = \"([^\"]+)\""), version());
-    assertEquals(
-        version(), find(FOLDER.resolve("README.md"), "<version>([^<]+)</version>"));
+    assertEquals(version(), find(FOLDER.resolve("README.md"), "<version>([^<]+)</version>"));
   }
 
   @Test
@@ -98,20 +98,35 @@ final class PackageTest {
         Path source = Files.createDirectories(folder.resolve(name)).resolve("Example.java");
         Files.writeString(source, code.replaceAll("class \\w+ \\{", "class Example {"));
         run(source.getParent(), "javac", "-cp", classPath, "Example.java");
-        var process =
-            new ProcessBuilder("java", "-cp", "." + File.pathSeparator + classPath, "Example")
-                .directory(source.getParent().toFile())
-                .redirectErrorStream(true);
-        process.environment().put("CONSENTD_ADDR", sidecar.address());
-        Process started = process.start();
-        String said = new String(started.getInputStream().readAllBytes());
-        assertEquals(0, started.waitFor(), () -> name + ": " + said);
+        String said = example(source.getParent(), classPath, sidecar.address());
         assertFalse(said.contains("Exception"), () -> name + ": " + said);
         if (name.equals("Example0")) {
-          assertEquals("denied: NO_CONSENT", said.strip());
+          // On a busy machine the answer may miss its deadline of 50 ms, and now and then does.
+          Support.eventually(
+              "the first example gets its answer",
+              () ->
+                  example(source.getParent(), classPath, sidecar.address())
+                      .strip()
+                      .equals("denied: NO_CONSENT"));
         }
       }
     }
     assertTrue(count >= 5, "examples: " + count);
+  }
+
+  private static String example(Path folder, String classPath, String address) {
+    try {
+      var process =
+          new ProcessBuilder("java", "-cp", "." + File.pathSeparator + classPath, "Example")
+              .directory(folder.toFile())
+              .redirectErrorStream(true);
+      process.environment().put("CONSENTD_ADDR", address);
+      Process started = process.start();
+      String said = new String(started.getInputStream().readAllBytes());
+      assertEquals(0, started.waitFor(), said);
+      return said;
+    } catch (IOException | InterruptedException e) {
+      throw new IllegalStateException(e);
+    }
   }
 }

@@ -9,17 +9,32 @@ import java.util.concurrent.ConcurrentHashMap;
 
 /** Passes bytes on to a sidecar, and breaks its connections when a test says so. */
 final class Proxy implements AutoCloseable {
-  private final ServerSocket listener = new ServerSocket(0, 50, InetAddress.getLoopbackAddress());
+  private volatile ServerSocket listener;
   private final Set<Socket> sockets = ConcurrentHashMap.newKeySet();
   private final int port;
 
   Proxy(String address) throws IOException {
     port = Integer.parseInt(address.substring(address.lastIndexOf(':') + 1));
+    listen(0);
+  }
+
+  private void listen(int at) throws IOException {
+    listener = new ServerSocket(at, 50, InetAddress.getLoopbackAddress());
     start(this::accept);
   }
 
   String address() {
     return "127.0.0.1:" + listener.getLocalPort();
+  }
+
+  /** Refuses connections. */
+  void stop() throws IOException {
+    close();
+  }
+
+  /** Takes connections again, at the same address. */
+  void restart() throws IOException {
+    listen(listener.getLocalPort());
   }
 
   void breakConnections() throws IOException {

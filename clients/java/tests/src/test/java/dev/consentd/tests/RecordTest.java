@@ -38,8 +38,7 @@ final class RecordTest {
             .proxyDetector(server -> null)
             .build();
     try {
-      var request =
-          ListEventsRequest.newBuilder().setUserId(user).setBusinessId(BUSINESS).build();
+      var request = ListEventsRequest.newBuilder().setUserId(user).setBusinessId(BUSINESS).build();
       long count = 0;
       var listed =
           RecordServiceGrpc.newBlockingStub(channel)
@@ -147,8 +146,7 @@ final class RecordTest {
     known.toFile().setReadable(true, true);
     Path token = folder.resolve("token");
     try (var sidecar = Sidecar.start("--record-token-file", known.toString());
-        var client =
-            Support.ready(Support.patient(sidecar.address()).tokenFile(token).build())) {
+        var client = Support.ready(Support.patient(sidecar.address()).tokenFile(token).build())) {
       var error = assertThrows(ConsentException.class, () -> client.record(optIn(user(0))));
       assertEquals(Status.Code.UNAUTHENTICATED, error.code());
       Files.writeString(token, "a-token-that-nobody-knows-of\n");

@@ -69,17 +69,32 @@ final class SidecarTest {
     try (var sidecar = Sidecar.start()) {
       sidecar.kill();
       try (var client = ConsentClient.create(sidecar.address())) {
-        // Long enough for gRPC's own pauses to have grown to many seconds.
         for (int i = 0; i < 20; i++) {
           assertFalse(client.maySend(offer(user(0))).allowed());
-          Support.pause(Duration.ofMillis(150));
+          Support.pause(Duration.ofMillis(50));
         }
         sidecar.restart();
-        long before = System.nanoTime();
         eventually("it is found", () -> client.maySend(offer(user(0))).decided());
-        long seconds = TimeUnit.NANOSECONDS.toSeconds(System.nanoTime() - before);
-        assertTrue(seconds < 20, () -> "after " + seconds + " s");
       }
+    }
+  }
+
+  @Test
+  void aBriefAbsenceIsOverWithinAFractionOfASecond() throws Exception {
+    try (var sidecar = Sidecar.start();
+        var proxy = new Proxy(sidecar.address());
+        var client = Support.ready(Support.patient(proxy.address()).build())) {
+      // With gRPC's own first pause, 0.8 seconds at least, none of these would be answered. On a
+      // busy machine some are not with a shorter one, either.
+      int answered = 0;
+      for (int round = 0; round < 20 && answered == 0; round++) {
+        proxy.stop();
+        Support.pause(Duration.ofMillis(100));
+        proxy.restart();
+        var question = offer(user(0)).withDeadline(Duration.ofMillis(600));
+        answered += client.maySend(question).decided() ? 1 : 0;
+      }
+      assertEquals(1, answered);
     }
   }
 
@@ -137,8 +152,7 @@ final class SidecarTest {
   void drainingLosesNoCall(boolean coalescing) {
     try (var sidecar = Sidecar.start();
         var client =
-            Support.ready(
-                Support.patient(sidecar.address()).coalescing(coalescing).build())) {
+            Support.ready(Support.patient(sidecar.address()).coalescing(coalescing).build())) {
       Load.prepare(client);
       try (var load = new Load(client)) {
         for (int i = 0; i < 3; i++) {
@@ -158,8 +172,7 @@ final class SidecarTest {
   void theAgeOfConnectionsLosesNoCall(boolean coalescing) {
     try (var sidecar = Sidecar.start("--max-connection-age", "1s");
         var client =
-            Support.ready(
-                Support.patient(sidecar.unixAddress()).coalescing(coalescing).build())) {
+            Support.ready(Support.patient(sidecar.unixAddress()).coalescing(coalescing).build())) {
       Load.prepare(client);
       try (var load = new Load(client)) {
         Support.pause(Duration.ofSeconds(6));
@@ -192,8 +205,7 @@ final class SidecarTest {
         assertTrue(client.maySend(question).allowed());
         redis.destroyForcibly().waitFor();
         eventually(
-            "it denies as STALE",
-            () -> client.maySend(offer(user(0))).reason().equals("STALE"));
+            "it denies as STALE", () -> client.maySend(offer(user(0))).reason().equals("STALE"));
         Verdict verdict = client.check(offer(user(0)));
         assertFalse(verdict.allowed());
         assertTrue(verdict.decided());
@@ -240,8 +252,7 @@ final class SidecarTest {
         assertEquals(Status.Code.DEADLINE_EXCEEDED, verdict.code());
         assertTrue(verdict.unavailable());
       }
-      var error =
-          assertThrows(ConsentException.class, () -> client.ready(Duration.ofMillis(100)));
+      var error = assertThrows(ConsentException.class, () -> client.ready(Duration.ofMillis(100)));
       assertEquals(Status.Code.DEADLINE_EXCEEDED, error.code());
     }
   }
@@ -251,8 +262,7 @@ final class SidecarTest {
   void tenThousandConcurrentCallsAreAnswered(boolean coalescing) throws Exception {
     try (var sidecar = Sidecar.start("--max-in-flight", "20000");
         var client =
-            Support.ready(
-                Support.patient(sidecar.address()).coalescing(coalescing).build())) {
+            Support.ready(Support.patient(sidecar.address()).coalescing(coalescing).build())) {
       Load.prepare(client);
       var asked = new ArrayList<CompletableFuture<Verdict>>();
       for (int i = 0; i < 10_000; i++) {

@@ -24,7 +24,10 @@ final class SpringTest {
 
   private AnnotationConfigApplicationContext context(Map<String, Object> properties) {
     var context = new AnnotationConfigApplicationContext();
-    context.getEnvironment().getPropertySources().addFirst(new MapPropertySource("test", properties));
+    context
+        .getEnvironment()
+        .getPropertySources()
+        .addFirst(new MapPropertySource("test", properties));
     MessageGateway gateway = (user, template) -> sent.add(user);
     context.registerBean(MessageGateway.class, () -> gateway);
     context.register(OfferSender.class);

@@ -44,10 +44,7 @@ final class Support {
 
   /** A client whose checks never miss their deadline because the machine is busy. */
   static ConsentClient.Builder patient(String address) {
-    return ConsentClient.builder()
-        .address(address)
-        .deadline(PATIENCE)
-        .recordDeadline(PATIENCE);
+    return ConsentClient.builder().address(address).deadline(PATIENCE).recordDeadline(PATIENCE);
   }
 
   static ConsentClient ready(ConsentClient client) {

@@ -27,16 +27,58 @@ final class TlsTest {
     String curve = "ec_paramgen_curve:P-256";
     for (String ca : new String[] {"ca", "other-ca"}) {
       run(
-          folder, "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes", "-days",
-          "2", "-subj", "/CN=" + ca, "-keyout", ca + ".key", "-out", ca + ".crt");
+          folder,
+          "openssl",
+          "req",
+          "-x509",
+          "-newkey",
+          "ec",
+          "-pkeyopt",
+          curve,
+          "-nodes",
+          "-days",
+          "2",
+          "-subj",
+          "/CN=" + ca,
+          "-keyout",
+          ca + ".key",
+          "-out",
+          ca + ".crt");
     }
     for (String name : new String[] {"server", "client"}) {
       run(
-          folder, "openssl", "req", "-newkey", "ec", "-pkeyopt", curve, "-nodes", "-subj",
-          "/CN=" + name, "-keyout", name + ".key", "-out", name + ".csr");
+          folder,
+          "openssl",
+          "req",
+          "-newkey",
+          "ec",
+          "-pkeyopt",
+          curve,
+          "-nodes",
+          "-subj",
+          "/CN=" + name,
+          "-keyout",
+          name + ".key",
+          "-out",
+          name + ".csr");
       run(
-          folder, "openssl", "x509", "-req", "-in", name + ".csr", "-CA", "ca.crt", "-CAkey",
-          "ca.key", "-CAcreateserial", "-days", "2", "-out", name + ".crt", "-extfile", "names");
+          folder,
+          "openssl",
+          "x509",
+          "-req",
+          "-in",
+          name + ".csr",
+          "-CA",
+          "ca.crt",
+          "-CAkey",
+          "ca.key",
+          "-CAcreateserial",
+          "-days",
+          "2",
+          "-out",
+          name + ".crt",
+          "-extfile",
+          "names");
     }
   }
 

@@ -23,6 +23,8 @@ import java.util.concurrent.atomic.AtomicBoolean;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Watches. */
 final class WatchTest {
@@ -114,23 +116,33 @@ final class WatchTest {
     }
   }
 
-  @Test
-  void whatThrowsBeginsAnew() throws Exception {
+  @ParameterizedTest
+  @ValueSource(classes = {Change.Changed.class, Change.Silent.class, Change.Reset.class})
+  void whatThrowsBeginsAnew(Class<? extends Change> at) throws Exception {
     var thrown = new AtomicBoolean();
     try (var watch =
         client.watch(
             BUSINESS,
             change -> {
               changes.add(change);
-              if (change instanceof Change.Changed && !thrown.getAndSet(true)) {
-                throw new IllegalStateException("of whoever is told");
+              if (at.isInstance(change) && !thrown.getAndSet(true)) {
+                throw new AssertionError("of whoever is told");
               }
             })) {
       assertEquals(new Change.Reset(), next());
+      if (at == Change.Reset.class) {
+        assertInstanceOf(Change.Silent.class, next());
+        assertEquals(new Change.Reset(), next());
+      }
       client.record(optIn(user(0)));
       assertInstanceOf(Change.Changed.class, next());
-      assertEquals(
-          Status.Code.ABORTED, assertInstanceOf(Change.Silent.class, next()).code());
+      if (at == Change.Changed.class) {
+        assertEquals(Status.Code.ABORTED, assertInstanceOf(Change.Silent.class, next()).code());
+        assertEquals(new Change.Reset(), next());
+      }
+      sidecar.kill();
+      assertInstanceOf(Change.Silent.class, next());
+      sidecar.restart();
       assertEquals(new Change.Reset(), next());
       assertNotNull(watch);
     }
