@@ -21,6 +21,7 @@ use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tracing::warn;
 
+use super::header_block::{authority, header_block};
 use crate::metrics::Metrics;
 use crate::net::log_throttle::LogThrottle;
 
@@ -29,7 +30,7 @@ const PREFACE_BYTES: usize = 24;
 /// What the preface begins with, and no method of HTTP/1 does.
 const PREFACE_START: &[u8] = b"PRI";
 /// Bytes of a frame's header (RFC 9113, section 4.1).
-const HEADER_BYTES: usize = 9;
+pub(super) const HEADER_BYTES: usize = 9;
 /// The longest frame that is looked into: h2 refuses longer ones.
 const MAX_FRAME_BYTES: usize = HEADER_BYTES + 16 * 1024;
 /// The payload of the PING that h2 sends after the first GOAWAY of a graceful end; at its acknowledgement h2 sends the
@@ -40,8 +41,8 @@ const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
-const PADDED: u8 = 0x8;
-const PRIORITY: u8 = 0x20;
+pub(super) const PADDED: u8 = 0x8;
+pub(super) const PRIORITY: u8 = 0x20;
 
 /// The authority that stands for a socket's path.
 const REPLACEMENT: &[u8] = b"localhost";
@@ -353,91 +354,6 @@ fn move_within(bytes: &mut [u8], from: Range<usize>, to: usize) {
     if from.start != to {
         bytes.copy_within(from, to);
     }
-}
-
-/// Where the header block of a HEADERS frame is (RFC 9113, section 6.2).
-fn header_block(flags: u8, frame: &[u8]) -> Option<Range<usize>> {
-    let (mut start, mut end) = (HEADER_BYTES, frame.len());
-    if flags & PADDED != 0 {
-        end = end.checked_sub(usize::from(*frame.get(start)?))?;
-        start += 1;
-    }
-    if flags & PRIORITY != 0 {
-        start += 5;
-    }
-    (start <= end).then_some(start..end)
-}
-
-/// A text of HPACK that is not encoded by Huffman's code.
-struct Literal {
-    /// Where its length begins.
-    start: usize,
-    text: Range<usize>,
-}
-
-/// The literal `:authority` of a header block, if it has one (RFC 7541, section 6).
-fn authority(frame: &[u8], block: Range<usize>) -> Option<Literal> {
-    const AUTHORITY_INDEX: usize = 1;
-    const AUTHORITY: &[u8] = b":authority";
-    let bytes = frame.get(..block.end)?;
-    let mut at = block.start;
-    while let Some(first) = bytes.get(at) {
-        let prefix_bits = match first {
-            // An indexed field, which was a literal once.
-            0x80.. => {
-                at = integer(bytes, at, 7)?.1;
-                continue;
-            }
-            0x40.. => 6,
-            // A new size of the table.
-            0x20.. => {
-                at = integer(bytes, at, 5)?.1;
-                continue;
-            }
-            _ => 4,
-        };
-        let (name, mut value) = integer(bytes, at, prefix_bits)?;
-        let mut is_authority = name == AUTHORITY_INDEX;
-        if name == 0 {
-            let name = text(bytes, value)?;
-            is_authority = bytes.get(name.clone())? == AUTHORITY;
-            value = name.end;
-        }
-        let found = text(bytes, value)?;
-        if is_authority {
-            let is_plain = bytes.get(value)? & 0x80 == 0;
-            return is_plain.then_some(Literal { start: value, text: found });
-        }
-        at = found.end;
-    }
-    None
-}
-
-/// Where a text is whose length begins here.
-fn text(bytes: &[u8], at: usize) -> Option<Range<usize>> {
-    let (length, start) = integer(bytes, at, 7)?;
-    let end = start.checked_add(length)?;
-    (end <= bytes.len()).then_some(start..end)
-}
-
-/// An integer of HPACK (RFC 7541, section 5.1), and where the next byte is.
-fn integer(bytes: &[u8], mut at: usize, prefix_bits: u32) -> Option<(usize, usize)> {
-    let mask = (1 << prefix_bits) - 1;
-    let mut value = usize::from(*bytes.get(at)?) & mask;
-    at += 1;
-    if value < mask {
-        return Some((value, at));
-    }
-    // More than four bytes would be longer than any frame.
-    for shift in [0, 7, 14, 21] {
-        let byte = usize::from(*bytes.get(at)?);
-        at += 1;
-        value += (byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some((value, at));
-        }
-    }
-    None
 }
 
 #[cfg(test)]

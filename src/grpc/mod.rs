@@ -18,6 +18,7 @@ mod consent_service;
 mod convert;
 mod fast_decode;
 mod filter_recipients;
+mod header_block;
 mod health;
 mod history_service;
 mod method;

@@ -162,6 +162,9 @@ fn foreign_types_stay_behind_their_module() {
 fn files_stay_short_enough_to_be_read() {
     for path in ["src", "crates", "tests", "examples"].iter().flat_map(|folder| files(folder, "rs"))
     {
+        if path.components().any(|part| part.as_os_str() == "generated") {
+            continue;
+        }
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         // The model quotes the page beside what it does, and is the one exception.
         let most = if path.ends_with("it/model.rs") { 1_300 } else { 530 };

@@ -1,13 +1,13 @@
 // Kills, stops and restarts a sidecar at random under load while opt-outs are recorded.
 //
-// CONSENTD_FAULT_SECONDS is how long, 20 by default.
+// FAULT_SECONDS is how long, 20 by default.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { events } from 'consentd';
 import { BUSINESS, clientOf, evidence, marketing, newUser, sidecarOf, sleep } from './helpers.mjs';
 
-const SECONDS = Number(process.env.CONSENTD_FAULT_SECONDS ?? 20);
+const SECONDS = Number(process.env.FAULT_SECONDS ?? 20);
 const CHECKERS = 16;
 const RECORDERS = 4;
 const USERS = 50; // Of each recorder. They opt in and out again and again.

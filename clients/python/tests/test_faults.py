@@ -16,7 +16,7 @@ from test_scenarios import BUSINESS, opt_in
 import consentd
 from consentd.testing import Sidecar
 
-SECONDS = float(os.environ.get("CONSENTD_FAULT_SECONDS", "20"))
+SECONDS = float(os.environ.get("FAULT_SECONDS", "20"))
 CALLERS = 16
 PREPARED = 2_000
 

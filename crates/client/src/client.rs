@@ -106,6 +106,7 @@ impl Client {
         ClientBuilder::new()
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn with(backend: Backend, deadline: Duration) -> Self {
         Self(Arc::new(Inner { backend, deadline, token: Token::None, observer: None }))
     }

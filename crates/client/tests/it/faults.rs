@@ -10,7 +10,7 @@ use consentd_client::Event;
 use crate::fixture::{PATIENCE, opt_in, patient, question, sidecar, signal};
 
 /// How long the faults go on, in seconds.
-const VARIABLE: &str = "CONSENTD_FAULT_SECONDS";
+const VARIABLE: &str = "FAULT_SECONDS";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_opt_out_is_forgotten_while_the_sidecar_is_killed_and_stopped() {
