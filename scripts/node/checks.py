@@ -2,7 +2,7 @@
 
 Each has a fault: a change to what it looks at with which it must fail, so that it is known to be able to.
 """
-import json, re, statistics, time
+import json, os, re, statistics, time
 
 import pods
 from node import IP, wait
@@ -242,7 +242,8 @@ def cpu(node, fault):
     after = throttled()
     periods, met, stopped = (int(after[key]) - int(before[key]) for key in ("nr_periods", "nr_throttled", "throttled_time"))
     share = stopped / 1e9 / 22
-    said = (f"throttled in {met} of {periods} periods, for {share:.1%} of the time; p99 {report['latency_us']['p99'] / 1000:.1f} ms")
+    said = (f"throttled in {met} of {periods} periods, for {share:.1%} of the time; p99 {report['latency_us']['p99'] / 1000:.1f} ms, "
+            f"on a machine with a load of {os.getloadavg()[0]:.0f}")
     # What waits for the next period is 1 % of the checks at most, so that the p99 does not.
     assert share < 0.01, said
     return said
