@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::socket::{Address, Listener};
 use crate::recorder::Recorder;
-use crate::table::{self, Table};
+use crate::table;
 use crate::telemetry::{self, Exporter};
 use crate::webhook::{self, Webhook};
 use consentd_core::keyword::KeywordBook;
@@ -60,7 +60,7 @@ pub(crate) struct Sidecar {
     ledger: Ledger,
     ledger_task: LedgerTask,
     follower: Follower,
-    table: Table,
+    table: table::Table,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     listeners: Vec<GrpcListener>,
