@@ -2,6 +2,7 @@
 
 mod decision_log;
 mod ledger;
+mod memory;
 mod reload;
 mod sockets;
 
@@ -59,6 +60,7 @@ pub(crate) struct Sidecar {
     ledger: Ledger,
     ledger_task: LedgerTask,
     follower: Follower,
+    table: table::Table,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     listeners: Vec<GrpcListener>,
@@ -127,7 +129,7 @@ impl Sidecar {
             .with_scrub_interval(scrub)
             .with_snapshots(snapshot);
         let checker =
-            Checker::new(table, settings.policy, bound, Arc::clone(&metrics)).logging(log);
+            Checker::new(table.clone(), settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let checker = checker.blocking(settings.blocked_countries.clone());
         let keywords = KeywordBook::new(settings.keywords.clone());
         let names = settings.names.clone();
@@ -177,6 +179,7 @@ impl Sidecar {
             ledger,
             ledger_task,
             follower,
+            table,
             recorder,
             metrics,
             listeners,
@@ -257,6 +260,13 @@ impl Sidecar {
                 () = recorder.replay_after_loss(losses) => {}
             }
             "the follower ended unasked".to_owned()
+        });
+        let (table, over) = (self.table, self.drain.over.clone());
+        parts.spawn(async move {
+            tokio::select! {
+                too_small = memory::watch_while_loading(table) => too_small,
+                () = over.cancelled() => "memory is not watched any more".to_owned(),
+            }
         });
         let (sockets, config) = self.admin;
         if sockets.admin.is_some() || sockets.probes.is_some() {

@@ -441,6 +441,18 @@ class Upgrade(unittest.TestCase):
                 compared += len(before)
         self.assertGreater(compared, 20)
 
+    def test_values_of_a_former_version_are_enough(self):
+        # `helm upgrade --reuse-values` leaves the chart's new defaults out, as a null does here.
+        added = ["roles", "sidecar.tls", "recorder.tls", "recorder.autoscaling.inFlight", "receiver.tls", "receiver.autoscaling",
+                 "standalone.tls", "monitoring.serviceMonitor", "monitoring.tlsConfig"]
+        released = os.listdir(os.path.join(HERE, "released", "0.1.0"))
+        for name in sorted(file[:-5] for file in released):
+            chart, arguments = EVERYTHING[name]
+            prefix = "consentd." if chart == SENDER else ""
+            nulls = [word for value in added for word in ("--set", f"{prefix}{value}=null")]
+            with self.subTest(case=name):
+                self.assertEqual(template(chart, *arguments, *nulls), template(chart, *arguments))
+
     def test_what_an_upgrade_cannot_change_is_noticed(self):
         before = [o for o in yaml.safe_load_all(read(os.path.join(HERE, "golden", "standalone.yaml"))) if o]
         self.assertEqual(list(upgrade_faults(before, before)), [])

@@ -2,7 +2,7 @@
 
 Each has a fault: a change to what it looks at with which it must fail, so that it is known to be able to.
 """
-import re, statistics, time
+import json, os, re, statistics, time
 
 import pods
 from node import IP, wait
@@ -222,3 +222,28 @@ def memory(node, fault):
     seen = node.pod("memory")
     assert seen.restarts("consentd") == 0 and peak < limit, f"{peak:.0f} of {limit} MiB: {seen}"
     return f"{count:,} pairs: {peak:.0f} MiB at most of {limit}, under load; the limit was met {refused} times"
+
+
+@check("A CPU limit of 100m is enough for 2,000 checks a second", "a limit of 40m")
+def cpu(node, fault):
+    pod = pods.pod("cpu", "paces", "consentd.pairs=100000")
+    pods.sidecar(pod)["resources"]["limits"]["cpu"] = "40m" if fault else "100m"
+    pods.sidecar(pod)["resources"]["requests"]["cpu"] = "40m"
+    node.add(pod)
+    log = node.log("cpu", "app")
+    seen = node.until("cpu", "the app runs", 60, lambda p: p.runs("app"))
+    folder = seen.cgroup("consentd", "cpu")
+
+    def throttled():
+        with open(f"{folder}/cpu.stat") as file:
+            return dict(line.split() for line in file)
+    before = throttled()
+    report = json.loads(wait("a report", 60, lambda: [text for _, text in log.lines() if text.startswith("{")])[0])
+    after = throttled()
+    periods, met, stopped = (int(after[key]) - int(before[key]) for key in ("nr_periods", "nr_throttled", "throttled_time"))
+    share = stopped / 1e9 / 22
+    said = (f"throttled in {met} of {periods} periods, for {share:.1%} of the time; p99 {report['latency_us']['p99'] / 1000:.1f} ms, "
+            f"on a machine with a load of {os.getloadavg()[0]:.0f}")
+    # What waits for the next period is 1 % of the checks at most, so that the p99 does not.
+    assert share < 0.01, said
+    return said

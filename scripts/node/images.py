@@ -25,6 +25,11 @@ APPS = {
     "stays": "trap '' TERM; while :; do sleep 1; done",
     # Waits for what the checks run in it.
     "waits": "trap 'exit 0' TERM; while :; do sleep 1; done",
+    # Asks 2,000 times a second, evenly.
+    "paces": """
+        trap 'exit 0' TERM
+        consentd bench load --rate 2000 --threads 1 --warm-up 2s --duration 20s --json 2>&1
+        while :; do sleep 1; done""",
     # Keeps more connections busy than the sidecar takes.
     "floods": """
         trap 'exit 0' TERM

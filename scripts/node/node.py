@@ -39,8 +39,9 @@ def machine():
 class Node:
     def __init__(self, programs, consentd, run, api=False):
         self.programs, self.run, self.api = programs, run, api
-        self.before = machine()
+        # Of a node whose checks were killed.
         remove_cgroups()
+        self.before = machine()
         os.makedirs(run)
         images.make(consentd, os.path.join(run, "images"))
         started = time.monotonic()

@@ -14,6 +14,8 @@ CHECKS = []
 NAMESPACE = "consent"
 HELM = os.environ["HELM"]
 USER, BUSINESS = "15550123456", "acme"
+OPT_IN = ["record", "opt-in", USER, BUSINESS, "marketing", "--method", "website", "--business-name", "Acme",
+          "--statement", "Yes, send me offers from Acme on WhatsApp"]
 
 
 def check(claim, fault):
@@ -32,7 +34,7 @@ def clean(node):
     """Removes what a check has made."""
     for release in node.inside(HELM, "--kubeconfig", node.config, "-n", NAMESPACE, "list", "-q").split():
         node.inside(HELM, "--kubeconfig", node.config, "-n", NAMESPACE, "uninstall", release)
-    for kind in ("job", "statefulset", "deployment", "persistentvolumeclaim", "secret"):
+    for kind in ("service", "job", "statefulset", "deployment", "persistentvolumeclaim", "secret"):
         node.kubectl("-n", NAMESPACE, "delete", kind, "--all", "--wait=false")
     node.kubectl("delete", "persistentvolume", "--all", "--wait=false")
     wait("all pods are gone", 120, lambda: not node.kubectl("-n", NAMESPACE, "get", "pods", "-o", "name"))
@@ -97,6 +99,8 @@ def restricted(node, fault):
         # The kinds of other projects are unknown to a bare API server.
         objects = [o for o in objects if "monitoring.coreos.com" not in o["apiVersion"] and "cert-manager.io" not in o["apiVersion"]
                    and "gateway.networking.k8s.io" not in o["apiVersion"]]
+        if not objects:
+            continue
         text = yaml.safe_dump_all(objects)
         if fault:
             text = text.replace("type: RuntimeDefault", "type: Unconfined")
@@ -137,7 +141,7 @@ def token(node, fault):
     name, address = wait("a recorder is ready", 60, lambda: pod_of(node, "recorder"))
 
     def records(token):
-        code, said = consentd(node, "record", "opt-in", USER, BUSINESS, "marketing", "--addr", f"{address}:50052",
+        code, said = consentd(node, *OPT_IN, "--addr", f"{address}:50052",
                               "--token-file", os.path.join(node.run, f"token-{token}"))
         assert code == 0 or "UNAUTHENTICATED" in said.upper(), said
         return code == 0
@@ -182,7 +186,7 @@ def tls(node, fault):
         file.write(f"{address} {name}\n")
 
     def record(client):
-        return consentd(node, "record", "opt-in", USER, BUSINESS, "marketing", "--addr", f"{name}:50052", "--ca-file", f"{folder}/server-ca.crt",
+        return consentd(node, *OPT_IN, "--addr", f"{name}:50052", "--ca-file", f"{folder}/server-ca.crt",
                         *(["--cert-file", f"{folder}/{client}.crt", "--key-file", f"{folder}/{client}.key"] if client else []))
     code, said = record("other" if fault else "client")
     assert code == 0, said
@@ -191,7 +195,7 @@ def tls(node, fault):
         code, said = record(client)
         assert code != 0, f"{client} was not refused"
         refusals.append(said.strip().splitlines()[-1])
-    code, said = consentd(node, "record", "opt-in", USER, BUSINESS, "marketing", "--addr", f"{name}:50052")
+    code, said = consentd(node, *OPT_IN, "--addr", f"{name}:50052")
     assert code != 0, "it speaks plaintext too"
     metrics = node.inside("curl", "-fs", "--cacert", f"{folder}/server-ca.crt", "--cert", f"{folder}/client.crt", "--key", f"{folder}/client.key",
                           f"https://{name}:9464/metrics")
@@ -242,7 +246,7 @@ def claim(node, fault):
     settings = ["image.repository=localhost/consentd", "pairs=100000", "standalone.enabled=true", "standalone.tokenSecret=consentd-tokens"]
     chart = os.path.join(pods.ROOT, "deploy/helm/consentd")
     if fault:
-        rendered = helm(node, "template", "consentd", chart, *sets(*settings))
+        rendered = helm(node, "template", "consentd", chart, "--kube-version", "1.34.4", *sets(*settings))
         objects = [o for o in yaml.safe_load_all(rendered) if o]
         for o in objects:
             if o["kind"] == "StatefulSet":
@@ -252,7 +256,7 @@ def claim(node, fault):
     else:
         helm(node, "install", "consentd", chart, *sets(*settings))
     name, address = wait("it is ready", 60, lambda: pod_of(node, "standalone"))
-    code, said = consentd(node, "record", "opt-in", USER, BUSINESS, "marketing", "--addr", f"{address}:50052", "--token-file", path)
+    code, said = consentd(node, *OPT_IN, "--addr", f"{address}:50052", "--token-file", path)
     assert code == 0, said
     kubectl(node, "delete", "pod", name)
     _, address = wait("it is ready again", 60, lambda: pod_of(node, "standalone"))

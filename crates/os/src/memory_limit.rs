@@ -1,4 +1,4 @@
-//! The memory limit of the container that the process runs in.
+//! The memory limit of the container that the process runs in, and what the process takes of it.
 
 use std::fs;
 use std::path::Path;
@@ -28,9 +28,33 @@ fn limit_in(group: &Path) -> Option<u64> {
     })
 }
 
+/// The memory of this process in bytes that the kernel cannot take back: what it has allocated, without
+/// pages of files. Nothing where the system does not say so.
+#[must_use]
+pub fn allocated_memory() -> Option<u64> {
+    allocated_in(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn allocated_in(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn allocated_memory_is_that_without_files() {
+        let status = "VmRSS:\t   19072 kB\nRssAnon:\t    5412 kB\nRssFile:\t   13660 kB\n";
+        assert_eq!(allocated_in(status), Some(5_412 * 1024));
+        for other in ["", "RssAnon:\t", "RssAnon:\t 12", "VmRSS:\t 12 kB"] {
+            assert_eq!(allocated_in(other), None, "{other}");
+        }
+        let allocated = allocated_memory().unwrap();
+        assert!((1 << 16..1 << 32).contains(&allocated), "{allocated}");
+    }
 
     #[test]
     fn limit_is_read_from_either_version_of_control_groups() {

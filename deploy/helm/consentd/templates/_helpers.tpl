@@ -87,6 +87,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end }}
 
+{{/* A part's values. `helm upgrade --reuse-values` brings those of an older chart, which lack what came later. */}}
+{{- define "consentd.part" -}}
+{{- mergeOverwrite (dict "tls" dict "autoscaling" dict) (deepCopy .) | toYaml }}
+{{- end }}
+
 {{/* Whether a part's listeners serve TLS: "yes" or nothing. */}}
 {{- define "consentd.hasTLS" -}}
 {{- if or .secret .issuerRef }}yes{{ end }}

@@ -31,7 +31,7 @@ securityContext:
 {{/* The sidecar, for initContainers. */}}
 {{- define "consentd.sidecar" -}}
 {{- $v := include "consentd.values" . | fromYaml }}
-{{- $s := $v.sidecar -}}
+{{- $s := include "consentd.part" $v.sidecar | fromYaml -}}
 - name: consentd
   image: {{ include "consentd.image" $v | quote }}
   imagePullPolicy: {{ $v.image.pullPolicy }}
@@ -102,5 +102,5 @@ securityContext:
 {{- if $v.ledger.passwordSecret }}
 - {name: consentd-ledger, secret: {secretName: {{ $v.ledger.passwordSecret }}, defaultMode: 0440}}
 {{- end }}
-{{- with include "consentd.tlsVolumes" (dict "tls" $v.sidecar.tls "name" "") | trim }}{{ . | nindent 0 }}{{ end }}
+{{- with include "consentd.tlsVolumes" (dict "tls" ($v.sidecar.tls | default dict) "name" "") | trim }}{{ . | nindent 0 }}{{ end }}
 {{- end }}
