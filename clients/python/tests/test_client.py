@@ -227,6 +227,35 @@ class TestFork:
         assert ran.returncode == 0, ran.stderr
 
 
+class TimeLimitError(Exception):
+    """As the soft time limit of Celery, which a signal's handler raises wherever the main thread is."""
+
+
+class TestInterruption:
+    """An exception that a signal's handler raises within a call."""
+
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeLimitError])
+    @pytest.mark.parametrize("how", ["alone", "first", "record"])
+    def test_is_the_callers_and_breaks_nothing(self, sidecar: Sidecar, kind: type[BaseException], how: str) -> None:
+        with consentd.Client(sidecar.address, timeout=AMPLE_SECONDS, coalesce=how == "first") as client:
+            client.ready()
+            before = client._open()
+
+            def interrupt(*_: object, **__: object) -> None:
+                raise kind
+
+            before.checks.CanSend = before.records.RecordEvent = interrupt
+            with pytest.raises(kind):
+                (
+                    client.record(consentd.events.opt_out("user-1", BUSINESS))
+                    if how == "record"
+                    else client.may_send("user-1", BUSINESS, "marketing")
+                )
+            # gRPC may have been left in a state in which its calls never end.
+            assert client._open() is not before
+            assert client.may_send("user-1", BUSINESS, "marketing").reason == "NO_CONSENT"
+
+
 class TestEventLoops:
     """A client of asyncio outside of the event loop that it was made for."""
 

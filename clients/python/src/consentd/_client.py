@@ -40,7 +40,7 @@ from consentd._common import (
     told_batched,
     told_checked,
 )
-from consentd._question import Form, TemplateLike, question, seconds
+from consentd._question import Form, TemplateLike, batched_question, question, seconds
 from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
@@ -78,7 +78,9 @@ class _Connection:
             request_serializer=FilterRecipientsRequest.SerializeToString,
             response_deserializer=FilterRecipientsResponse.FromString,
         )
-        self.coalescer = Coalescer(self.checks, told_batched(observer) if observer else None)
+        # gRPC raises a ValueError where the channel is closed, and interceptors may raise anything.
+        self.errors: tuple[type[Exception], ...] = (Exception,) if interceptors else (grpc.RpcError, ValueError)
+        self.coalescer = Coalescer(self.checks, told_batched(observer) if observer else None, self.errors)
         # One element for each call that is under way beside those of the coalescer. To append and to remove one is
         # atomic.
         self.under_way: list[None] = []
@@ -187,12 +189,7 @@ class Client:
             verdict = None
             # What waits for a revision would delay the others of a batch.
             if self._coalesce and not min_revision:
-                try:
-                    connection = self._connection or self._open()
-                    verdict = connection.coalescer.join(user, business, category, form, template, deadline)
-                except Exception:
-                    # The client is closed, or the question cannot be sent: what asks it by itself says which.
-                    verdict = None
+                verdict = self._join(user, business, category, form, template, deadline)
             if verdict is None:
                 verdict = self._ask(question(user, business, category, form, template, min_revision), deadline)
             failure = verdict._failure
@@ -225,6 +222,22 @@ class Client:
             raise ConsentdError(verdict._failure)
         return verdict
 
+    def _join(
+        self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
+    ) -> Verdict | None:
+        """Asks a question together with others. None: it is to be asked by itself."""
+        try:
+            question = batched_question(user, business, category, form, template)
+            connection = self._connection or self._open()
+        except Exception:
+            # The question cannot be sent, or the client is closed. What asks it by itself says which.
+            return None
+        try:
+            return connection.coalescer.join(question, deadline)
+        except BaseException:
+            self._give_up(connection)
+            raise
+
     def _ask(self, request: CanSendRequest | Failure, deadline: float) -> Verdict:
         """Asks a question by itself."""
         if isinstance(request, Failure):
@@ -233,10 +246,14 @@ class Client:
             connection = self._connection or self._open()
         except ConsentdError as error:
             return Verdict(None, error._failure)
-        if self._coalesce and not request.min_revision:
-            return connection.coalescer.ask_first(request, deadline)
-        with _UnderWay(connection):
-            return connection.coalescer.ask_alone(request, deadline)
+        try:
+            if self._coalesce and not request.min_revision:
+                return connection.coalescer.ask_first(request, deadline)
+            with _UnderWay(connection):
+                return connection.coalescer.ask_alone(request, deadline)
+        except BaseException:
+            self._give_up(connection)
+            raise
 
     def filter(
         self,
@@ -372,10 +389,13 @@ class Client:
                         request, timeout=remaining, metadata=metadata
                     )
                 return response
-            except Exception as error:
+            except connection.errors as error:
                 failure = failure_of_error(error)
                 if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
                     raise ConsentdError(failure) from error
+            except BaseException:
+                self._give_up(connection)
+                raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -434,6 +454,17 @@ class Client:
                 self._connection = _Connection(self._target, self._interceptors, self._observer)
             return self._connection
 
+    def _give_up(self, connection: _Connection) -> None:
+        """Leaves a connection after an exception that a signal's handler raised, such as Control-C or a time limit.
+
+        Raised within gRPC it may leave a lock of the channel held, for which all later calls would wait for ever. To
+        close the channel would wait, too.
+        """
+        with self._mutex:
+            if self._connection is connection:
+                _fork.kept.append(connection)
+                self._connection = None
+
     def _is_busy(self) -> bool:
         connection = self._connection
         return connection is not None and bool(
@@ -443,7 +474,7 @@ class Client:
     def _forget_parent(self) -> None:
         """In the child of a fork: the threads of the parent are not here, and its connection is not shared."""
         if self._connection is not None:
-            _fork.of_parent.append(self._connection)
+            _fork.kept.append(self._connection)
         self._connection = None
         self._mutex = threading.Lock()
         self._watches = weakref.WeakSet()
@@ -562,8 +593,9 @@ class _Fork:
 
     def __init__(self) -> None:
         self.is_broken = False
-        # Kept, since gRPC would end the parent's calls where these are destroyed in the child.
-        self.of_parent: list[_Connection] = []
+        # Connections that are used no more, and must not be destroyed: those of the parent, whose calls gRPC would end,
+        # and those that were given up.
+        self.kept: list[_Connection] = []
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._mutex = threading.Lock()
         self._was_busy = False

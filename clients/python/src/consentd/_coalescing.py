@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from consentd._question import BATCH_LIMIT, Form, TemplateLike, batched_question
+from consentd._question import BATCH_LIMIT
 from consentd._verdict import LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
 from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
@@ -74,8 +74,12 @@ class Coalescer:
     Deadlines are times of the monotonic clock.
     """
 
-    def __init__(self, stub: ConsentServiceStub, batched: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, stub: ConsentServiceStub, batched: Callable[[int], None] | None, errors: tuple[type[Exception], ...]
+    ) -> None:
         self._stub = stub
+        # What a call may raise. Anything else was raised by a signal's handler, and is the caller's.
+        self._errors = errors
         self._batched = batched
         self._limit = BATCH_LIMIT
         self._mutex = threading.Lock()
@@ -89,18 +93,9 @@ class Coalescer:
         """Whether no call is under way."""
         return not self._under_way
 
-    def join(
-        self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
-    ) -> Verdict | None:
-        """Gathers a question, and waits for its verdict. None: it is to be asked alone.
-
-        Raises:
-            Exception: The question cannot be sent.
-        """
-        if not self._under_way:
-            return None
-        question = batched_question(user, business, category, form, template)
-        if question is None:
+    def join(self, question: bytes | None, deadline: float) -> Verdict | None:
+        """Gathers a question, and waits for its verdict. None: it is to be asked alone, as is one that is too large."""
+        if not self._under_way or question is None:
             return None
         waiter = _Waiter(question)
         with self._mutex:
@@ -144,7 +139,7 @@ class Coalescer:
             return Verdict(None, LATE)
         try:
             return verdict_of_response(self._stub.CanSend(request, timeout=remaining))
-        except Exception as error:
+        except self._errors as error:
             return Verdict(None, failure_of_error(error))
 
     # To be called with the mutex held.
@@ -214,7 +209,7 @@ class Coalescer:
         try:
             request = BatchCanSendRequest.FromString(b"".join([waiter.question for waiter in waiters]))
             results = self._stub.BatchCanSend(request, timeout=remaining).results
-        except Exception as error:
+        except self._errors as error:
             failure = failure_of_error(error)
             if is_too_large(failure, len(waiters)):
                 self._limit = limit = max(1, min(self._limit, len(waiters)) // 2)
