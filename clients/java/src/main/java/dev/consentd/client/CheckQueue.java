@@ -108,14 +108,18 @@ final class CheckQueue {
     left.forEach(check -> check.finish(GrpcConsentClient.CLOSED.verdict()));
   }
 
-  /** Returns what is gathered, which counts as under way from then on. */
+  /**
+   * Returns what is gathered, which counts as under way from then on, in a list that nothing is added
+   * to any more.
+   */
   private List<PendingCheck> takeGathered() {
-    List<PendingCheck> taken = gathered;
-    if (!taken.isEmpty()) {
-      gathered = new ArrayList<>(taken.size());
-      gatheredBytes = 0;
-      underWay++;
+    if (gathered.isEmpty()) {
+      return List.of();
     }
+    List<PendingCheck> taken = gathered;
+    gathered = new ArrayList<>(taken.size());
+    gatheredBytes = 0;
+    underWay++;
     return taken;
   }
 
