@@ -89,7 +89,8 @@ final class CoalescingTest {
     // Nothing was answered, so it is the millisecond that sends the other 50. On a busy machine it
     // may be over before all of them are asked.
     eventually("all were sent", () -> sum() == 51);
-    assertEquals(0, server.sizes.get(0));
+    // The server's threads may take the second call up before the first.
+    assertTrue(server.sizes.contains(0), () -> "calls: " + server.sizes);
     assertTrue(server.sizes.size() < 20, () -> "calls: " + server.sizes);
     server.release();
     assertAnswered(0, asked);
