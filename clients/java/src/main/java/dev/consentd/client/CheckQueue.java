@@ -23,7 +23,7 @@ import java.util.stream.Collectors;
  * Sends checks: coalesced into batches, and again where the connection failed.
  *
  * <p>Underneath are batches and not a stream: with 64 threads that ask, a batch cost 9.0 µs of CPU
- * a check and a stream 9.5 µs in the same run, and a batch leaves the server less to do.
+ * a check and a stream 9.5 µs in the same run: about the same.
  *
  * <p>The coalescing rule: a check that comes while no call is under way is sent at once. One that
  * comes while a call is under way is gathered, and goes with the others as soon as an answer
@@ -108,14 +108,18 @@ final class CheckQueue {
     left.forEach(check -> check.finish(GrpcConsentClient.CLOSED.verdict()));
   }
 
-  /** Returns what is gathered, which counts as under way from then on. */
+  /**
+   * Returns what is gathered, which counts as under way from then on, in a list that nothing is added
+   * to any more.
+   */
   private List<PendingCheck> takeGathered() {
-    List<PendingCheck> taken = gathered;
-    if (!taken.isEmpty()) {
-      gathered = new ArrayList<>(taken.size());
-      gatheredBytes = 0;
-      underWay++;
+    if (gathered.isEmpty()) {
+      return List.of();
     }
+    List<PendingCheck> taken = gathered;
+    gathered = new ArrayList<>(taken.size());
+    gatheredBytes = 0;
+    underWay++;
     return taken;
   }
 

@@ -13,10 +13,12 @@ import io.grpc.Server;
 import io.grpc.Status;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.BlockingQueue;
-import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.atomic.AtomicInteger;
 
 /**
  * A server whose answers are given when a test says so. It allows who has an even last character,
@@ -24,7 +26,10 @@ import java.util.concurrent.LinkedBlockingQueue;
  */
 final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase implements AutoCloseable {
   /** The sizes of all calls, in the order of their arrival; 0 for one that is no batch. */
-  final List<Integer> sizes = new CopyOnWriteArrayList<>();
+  final List<Integer> sizes = Collections.synchronizedList(new ArrayList<>());
+
+  /** How many checks came in all. */
+  final AtomicInteger checks = new AtomicInteger();
 
   private final BlockingQueue<Runnable> held = new LinkedBlockingQueue<>();
   private final Server server;
@@ -62,6 +67,7 @@ final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase impleme
 
   private void answer(int size, Runnable answer) {
     sizes.add(size);
+    checks.addAndGet(Math.max(size, 1));
     held.add(answer);
     if (!holding) {
       release();

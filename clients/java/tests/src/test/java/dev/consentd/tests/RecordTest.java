@@ -25,6 +25,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.time.Instant;
+import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Test;
@@ -98,7 +99,10 @@ final class RecordTest {
             .recordDeadline(Duration.ofMillis(100))
             .build()) {
       var error = assertThrows(ConsentException.class, () -> client.record(optIn(user(0))));
-      assertEquals(Status.Code.UNAVAILABLE, error.code());
+      // On a busy machine the connection may not even have failed by then.
+      assertTrue(
+          List.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED).contains(error.code()),
+          error::getMessage);
     }
     try (var sidecar = Sidecar.start();
         var client =
