@@ -241,13 +241,7 @@ impl Metrics {
                 "limit",
                 &LIMITS,
             )?,
-            authorities_replaced: counter(
-                r,
-                "consent_authorities_replaced_total",
-                "Times that a client sent a socket's path as :authority over a Unix socket, as clients \
-                 on gRPC core and grpc-java do where they are told no other. HTTP/2 would refuse it; \
-                 it is replaced, and the calls are served.",
-            )?,
+            authorities_replaced: authorities_replaced(r)?,
             spans: labelled_counters(
                 r,
                 "consent_spans_total",
@@ -427,6 +421,16 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
+}
+
+fn authorities_replaced(r: &Registry) -> Result<IntCounter, prometheus::Error> {
+    counter(
+        r,
+        "consent_authorities_replaced_total",
+        "Times that a client sent a socket's path as :authority over a Unix socket, as clients \
+         on gRPC core and grpc-java do where they are told no other. HTTP/2 would refuse it; \
+         it is replaced, and the calls are served.",
+    )
 }
 
 fn check_duration(registry: &Registry) -> Result<Histogram, prometheus::Error> {

@@ -2,12 +2,12 @@
 //!
 //! h2 makes two things fail that conforming clients of gRPC do, and both are mended before h2 reads them:
 //!
-//! - **WINDOW_UPDATE of a call that crossed the last GOAWAY.** h2 ignores the HEADERS of such a call, as it should
-//!   (its client makes it again elsewhere), but takes the WINDOW_UPDATE after it for one of an idle stream and ends
-//!   the whole connection with PROTOCOL_ERROR, with every call that was still to be answered. Such a WINDOW_UPDATE
+//! - **`WINDOW_UPDATE` of a call that crossed the last GOAWAY.** h2 ignores the HEADERS of such a call, as it should
+//!   (its client makes it again elsewhere), but takes the `WINDOW_UPDATE` after it for one of an idle stream and ends
+//!   the whole connection with `PROTOCOL_ERROR`, with every call that was still to be answered. Such a `WINDOW_UPDATE`
 //!   is dropped.
 //! - **A socket's path as `:authority`**, which gRPC core and grpc-java send over Unix sockets, and which h2 answers
-//!   with RST_STREAM. Nothing here reads the authority, so over a Unix socket it is replaced.
+//!   with `RST_STREAM`. Nothing here reads the authority, so over a Unix socket it is replaced.
 
 use std::io;
 use std::mem::MaybeUninit;

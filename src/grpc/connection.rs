@@ -81,10 +81,13 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a new connection may take to send the HTTP/2 preface.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection without calls may take to close after GOAWAY.
+/// How long a connection without calls may take to close after GOAWAY, where the process ends or room is needed.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
-/// How long to go on reading after our side was closed.
-const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same for a connection that ends for its age alone: nothing hurries it, and the client may be waiting for a CPU,
+/// with a call on its lips that would be lost.
+const OLD_IDLE_GRACE: Duration = Duration::from_secs(5);
+/// The longest that is gone on reading after our side was closed. A connection without calls is ended earlier, as above.
+const LINGER_TIMEOUT: Duration = OLD_IDLE_GRACE;
 /// Bytes of the client's preface (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 /// The answer to a request of HTTP/1, whose client would otherwise be shown bytes of HTTP/2.
@@ -287,7 +290,7 @@ impl Connection {
                 close.immediate.cancelled().await;
                 sleep(GOAWAY_GRACE).await;
             } => {}
-            () = idle(&share) => {}
+            () = idle(&share, &context.closing) => {}
             () = close_for_good => {}
             () = async {
                 sleep_until_some(grace).await;
@@ -325,13 +328,18 @@ async fn handshake_missed(handshaken: &AtomicBool) {
     }
 }
 
-/// Returns once a connection had no calls for a while: its client may never answer the GOAWAY.
-async fn idle(share: &budget::ConnectionBudget) {
-    const CHECKS: u32 = 10;
-    let mut idle_checks = 0;
-    while idle_checks < CHECKS {
-        sleep(IDLE_GRACE / CHECKS).await;
-        idle_checks = if share.is_idle() { idle_checks + 1 } else { 0 };
+/// Returns once a connection had no calls for a while: its client may never answer the GOAWAY. `hurried` says that it is
+/// not kept for its client's sake any more.
+async fn idle(share: &budget::ConnectionBudget, hurried: &CancellationToken) {
+    const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+    let mut idle = Duration::ZERO;
+    loop {
+        let grace = if hurried.is_cancelled() { IDLE_GRACE } else { OLD_IDLE_GRACE };
+        if idle >= grace {
+            return;
+        }
+        sleep(CHECK_INTERVAL).await;
+        idle = if share.is_idle() { idle + CHECK_INTERVAL } else { Duration::ZERO };
     }
 }
 

@@ -253,6 +253,7 @@ async fn a_variable_that_is_empty_is_none() {
     let ledger = ledger_in(folder.path());
     let sidecar = Sidecar::try_start_in(&ledger, &[], &variables).ok().unwrap();
     assert_eq!(sidecar.grpc, sidecar.record);
+    sidecar.wait_until_live().await;
     let mut command = Command::new(BINARY);
     command.args(["status", "--addr", &sidecar.grpc]).env("CONSENTD_TOKEN_FILE", "");
     assert!(command.output().unwrap().status.success());

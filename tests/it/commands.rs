@@ -321,7 +321,7 @@ async fn what_is_not_loaded_yet_neither_serves_nor_decides() {
     );
     assert_eq!(told(0, &address, &["healthcheck", "liveness"]), "SERVING\n");
     assert_says(
-        &told(0, &address, &["status"]),
+        &told(1, &address, &["status"]),
         &["phase      loading: reading the ledger", "proven     never"],
     );
     let asked = ["check", "7", "acme", "utility"];

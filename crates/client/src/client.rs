@@ -42,6 +42,7 @@ pub(crate) struct Inner {
     observer: Option<Arc<dyn Observer>>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one for each client")]
 pub(crate) enum Backend {
     Sidecar {
         calls: Calls,

@@ -117,6 +117,7 @@ impl Coalescer {
     }
 
     /// Gathers a question. Gives it back where nothing is under way, and counts it as under way then.
+    #[allow(clippy::result_large_err, reason = "the question goes back to its caller")]
     fn gather(
         self: &Arc<Self>,
         request: pb::CanSendRequest,

@@ -98,9 +98,10 @@ impl Error {
         } else {
             format!("{field}: {message}")
         };
-        let violations = match field.is_empty() {
-            true => Vec::new(),
-            false => vec![Violation { field, description: message }],
+        let violations = if field.is_empty() {
+            Vec::new()
+        } else {
+            vec![Violation { field, description: message }]
         };
         Self { code: Code::from_i32(code), cause, violations }
     }
@@ -132,5 +133,5 @@ pub(crate) fn is_connection_failure(status: &Status) -> bool {
 
 /// Whether it is tonic's own timer that ended a call, which it reports as `CANCELLED`.
 pub(crate) fn is_timeout(status: &Status) -> bool {
-    status.source().is_some_and(|source| source.is::<tonic::TimeoutExpired>())
+    status.source().is_some_and(<dyn std::error::Error>::is::<tonic::TimeoutExpired>)
 }

@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::error::Error;
 
 /// How long a sidecar may take to say where it listens, and to load its table.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A sidecar that runs the real binary, `CONSENTD_BIN` or `consentd` on the path, on a new ledger in a temporary
 /// folder. Dropping it kills it, and removes the folder.
@@ -65,7 +65,7 @@ impl Sidecar {
         binary: impl Into<OsString>,
         flags: &[&str],
     ) -> Result<Self, NoSidecar> {
-        let sidecar = Self::start_binary_unready(binary, flags).await?;
+        let sidecar = Self::start_binary_unready(binary, flags)?;
         sidecar.loaded().await?;
         Ok(sidecar)
     }
@@ -75,7 +75,7 @@ impl Sidecar {
     /// # Errors
     ///
     /// There is no binary, or it did not start.
-    pub async fn start_binary_unready(
+    pub fn start_binary_unready(
         binary: impl Into<OsString>,
         flags: &[&str],
     ) -> Result<Self, NoSidecar> {

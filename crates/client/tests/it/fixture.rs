@@ -11,7 +11,7 @@ use consentd_client::{Client, Event, Evidence, Form, OptInMethod, Question, Verd
 use tokio::task::JoinHandle;
 
 /// How long anything may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) fn binary() -> OsString {
     if let Some(binary) = std::env::var_os("CONSENTD_BIN") {

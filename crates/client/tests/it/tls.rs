@@ -48,7 +48,7 @@ async fn a_client_with_a_certificate_and_a_token_checks_and_records() {
         "--tls-listeners",
         "listen",
     ];
-    let sidecar = Sidecar::start_binary_unready(binary(), &flags).await.unwrap();
+    let sidecar = Sidecar::start_binary_unready(binary(), &flags).unwrap();
     let port = sidecar.address().rsplit_once(':').unwrap().1;
     let builder = || {
         let client = Client::builder().address(format!("localhost:{port}")).deadline(PATIENCE);
