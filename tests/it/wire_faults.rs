@@ -39,7 +39,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A call of `CanSend`, as gRPC core sends it: a WINDOW_UPDATE follows the HEADERS at once.
+/// A call of `CanSend`, as gRPC core sends it: a `WINDOW_UPDATE` follows the HEADERS at once.
 fn call(stream: u32, authority: &[u8], timeout: &str, min_revision: u64) -> Vec<u8> {
     let text = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
     let literal = |name: &str, value: &[u8]| [vec![0], text(name.as_bytes()), text(value)].concat();
@@ -116,7 +116,7 @@ fn goaway(frame: &Frame) -> (u32, u32) {
     (number(last), number(code))
 }
 
-/// Has a call under way when the connection is ended gracefully, and lets another one, and its WINDOW_UPDATE, cross the
+/// Has a call under way when the connection is ended gracefully, and lets another one, and its `WINDOW_UPDATE`, cross the
 /// last GOAWAY.
 async fn a_call_crosses_the_last_goaway(address: &str, end: impl FnOnce()) {
     let mut frames = Frames::begin(TcpStream::connect(address).await.unwrap()).await;

@@ -39,7 +39,7 @@ impl Asker {
             "naive" => Self::Naive(ConsentServiceClient::new(channel().await)),
             "client" => {
                 let client = Client::builder().address(address).deadline(DEADLINE).build().unwrap();
-                client.ready(Duration::from_secs(60)).await.expect("a sidecar");
+                client.ready(Duration::from_mins(1)).await.expect("a sidecar");
                 Self::Client(client)
             }
             "stream" => Self::Stream(stream(ConsentServiceClient::new(channel().await)).await),
@@ -70,16 +70,17 @@ impl Asker {
 async fn stream(
     mut checks: ConsentServiceClient<Channel>,
 ) -> mpsc::UnboundedSender<(pb::CanSendRequest, oneshot::Sender<()>)> {
-    let (ask, mut asked) = mpsc::unbounded_channel::<(pb::CanSendRequest, oneshot::Sender<()>)>();
+    let (questions, mut asked) =
+        mpsc::unbounded_channel::<(pb::CanSendRequest, oneshot::Sender<()>)>();
     let waiting = Arc::new(Mutex::new(HashMap::new()));
-    let (send, sent) = mpsc::unbounded_channel();
+    let (outgoing, sent) = mpsc::unbounded_channel();
     let kept = Arc::clone(&waiting);
     tokio::spawn(async move {
         let mut sequence = 0;
         while let Some((request, answer)) = asked.recv().await {
             sequence += 1;
             kept.lock().unwrap().insert(sequence, answer);
-            let _ = send.send(pb::StreamCanSendRequest { sequence, request: Some(request) });
+            let _ = outgoing.send(pb::StreamCanSendRequest { sequence, request: Some(request) });
         }
     });
     let sent = tokio_stream::wrappers::UnboundedReceiverStream::new(sent);
@@ -90,7 +91,7 @@ async fn stream(
             let _ = answer.map(|answer| answer.send(()));
         }
     });
-    ask
+    questions
 }
 
 /// The CPU time of this process, of all its threads, in seconds.
