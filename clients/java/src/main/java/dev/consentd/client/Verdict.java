@@ -115,12 +115,13 @@ public final class Verdict {
   }
 
   /**
-   * Whether nothing was decided because the question is malformed. Asking it again is of no use.
+   * Whether nothing was decided because the question is malformed, or too large. Asking it again is
+   * of no use.
    *
    * @return true if the question must be mended
    */
   public boolean invalid() {
-    return code == Status.Code.INVALID_ARGUMENT;
+    return code == Status.Code.INVALID_ARGUMENT || code == Status.Code.OUT_OF_RANGE;
   }
 
   /**
