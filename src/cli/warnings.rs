@@ -14,11 +14,12 @@ const PREFIX: &str = "CONSENTD_";
 const WITHOUT_FLAG: [&str; 2] = ["CONSENTD_LEDGER_PASSWORD", "CONSENTD_LEDGER_SENTINEL_PASSWORD"];
 
 /// Variables of the tests, benches and scripts, which the processes that they start inherit.
-const DEVELOPMENT_VARIABLES: [&str; 12] = [
+const DEVELOPMENT_VARIABLES: [&str; 13] = [
     "CONSENTD_BIN",
     "CONSENTD_CHAOS",
     "CONSENTD_ERASES",
     "CONSENTD_FROM",
+    "CONSENTD_IMAGE",
     "CONSENTD_MEET",
     "CONSENTD_MEMORIES",
     "CONSENTD_PEOPLE",
