@@ -93,6 +93,7 @@ class FakeServer(ConsentServiceServicer):
         self.limit = 1_000
         self.results_missing = 0
         self.failure: tuple[grpc.StatusCode, str] | None = None
+        self.failure_details: bytes | None = None
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=200), options=[("grpc.max_receive_message_length", -1)]
         )
@@ -109,6 +110,8 @@ class FakeServer(ConsentServiceServicer):
         while not self.gate.wait(0.05):
             if not context.is_active():
                 return
+        if self.failure_details is not None:
+            context.set_trailing_metadata([("grpc-status-details-bin", self.failure_details)])
         if self.failure:
             context.abort(*self.failure)
 

@@ -222,6 +222,19 @@ def test_what_waits_for_a_revision_goes_alone(server: FakeServer) -> None:
     assert server.batches == []
 
 
+def test_error_details_that_are_not_readable_change_nothing(server: FakeServer) -> None:
+    server.failure, server.failure_details = (grpc.StatusCode.INTERNAL, "broken"), b"\xff\xff\xff"
+
+    async def check() -> None:
+        async with consentd.AsyncClient(server.address, timeout=AMPLE_SECONDS) as client:
+            verdicts = await asyncio.gather(*(client.may_send(f"yes-{i}", "a", "marketing") for i in range(10)))
+            assert {(verdict.code, verdict.unavailable) for verdict in verdicts} == {("INTERNAL", True)}
+
+    run(check())
+    with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
+        assert client.may_send("yes", "a", "marketing").code == "INTERNAL"
+
+
 def test_overload_is_not_asked_again(server: FakeServer) -> None:
     server.failure = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many")
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from consentd._rpc_status_pb2 import BadRequest, Status
 from consentd.v1.consent_pb2 import Reason
@@ -84,10 +85,14 @@ def _violations(packed: bytes | None) -> tuple[Violation, ...]:
     if packed is None:
         return ()
     found: list[Violation] = []
-    for detail in Status.FromString(packed).details:
-        if detail.type_url.endswith("/google.rpc.BadRequest"):
-            request = BadRequest.FromString(detail.value)
-            found += [Violation(one.field, one.description) for one in request.field_violations]
+    try:
+        for detail in Status.FromString(packed).details:
+            if detail.type_url.endswith("/google.rpc.BadRequest"):
+                request = BadRequest.FromString(detail.value)
+                found += [Violation(one.field, one.description) for one in request.field_violations]
+    except DecodeError:
+        # The error counts by its code all the same: only the fields that it names are not known.
+        return ()
     return tuple(found)
 
 

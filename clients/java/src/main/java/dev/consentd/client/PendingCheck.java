@@ -64,7 +64,9 @@ abstract class PendingCheck {
         blocking.add(waiting);
       }
     }
-    for (int i = 0; i < checks.size(); i++) {
+    // From the last to the first, so that whoever is woken has its verdict: a caller whose deadline has
+    // passed wakes those after it at once, and they would go back to sleep until their own deadline.
+    for (int i = checks.size() - 1; i >= 0; i--) {
       PendingCheck check = checks.get(i);
       Verdict result = Verdict.of(results.get(i));
       if (!(check instanceof Blocking waiting)) {
