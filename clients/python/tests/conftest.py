@@ -24,6 +24,10 @@ from consentd.v1.consent_service_pb2 import (
     BatchCanSendResult,
     CanSendRequest,
     CanSendResponse,
+    FilterRecipientsRequest,
+    FilterRecipientsResponse,
+    WatchConsentsRequest,
+    WatchConsentsResponse,
 )
 from consentd.v1.consent_service_pb2_grpc import (
     ConsentServiceServicer,
@@ -92,6 +96,14 @@ class FakeServer(ConsentServiceServicer):
         self.batches: list[list[str]] = []
         self.limit = 1_000
         self.results_missing = 0
+        # A user whose batch is refused as a whole, without a field.
+        self.spoiler = ""
+        # How many users a screening may have, and the sizes of those that were asked.
+        self.recipients = 1_000
+        self.screened: list[int] = []
+        # What a watch is told, before it is kept open; or why it is refused.
+        self.messages: list[WatchConsentsResponse] = []
+        self.refusal: grpc.StatusCode | None = None
         self.failure: tuple[grpc.StatusCode, str] | None = None
         self.failure_details: bytes | None = None
         self._server = grpc.server(
@@ -129,16 +141,41 @@ class FakeServer(ConsentServiceServicer):
         self.batches.append([one.user_id for one in request.requests])
         self._wait(context)
         if len(request.requests) > self.limit:
-            violation = BadRequest.FieldViolation(field="requests", description=f"at most {self.limit}")
-            status = Status(code=3)
-            status.details.add(
-                type_url="type.googleapis.com/google.rpc.BadRequest",
-                value=BadRequest(field_violations=[violation]).SerializeToString(),
-            )
-            context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"requests: at most {self.limit}")
+            self._refuse(context, "requests", self.limit)
+        if self.spoiler in [one.user_id for one in request.requests]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused")
         results = [BatchCanSendResult(response=self._answer(one)) for one in request.requests]
         return BatchCanSendResponse(results=results[: len(results) - self.results_missing])
+
+    def FilterRecipients(  # noqa: N802
+        self, requests: Iterator[FilterRecipientsRequest], context: Any
+    ) -> Iterator[FilterRecipientsResponse]:
+        for request in requests:
+            self.screened.append(len(request.user_ids))
+            if len(request.user_ids) > self.recipients:
+                self._refuse(context, "user_ids", self.recipients)
+            reasons = [1 if user.startswith("yes") else 10 for user in request.user_ids]
+            yield FilterRecipientsResponse(reasons=reasons)  # type: ignore[arg-type]
+
+    def WatchConsents(  # noqa: N802
+        self, _: WatchConsentsRequest, context: Any
+    ) -> Iterator[WatchConsentsResponse]:
+        if self.refusal is not None:
+            context.abort(self.refusal, "refused")
+        yield from self.messages
+        while context.is_active():
+            time.sleep(0.05)
+
+    @staticmethod
+    def _refuse(context: Any, field: str, most: int) -> None:
+        violation = BadRequest.FieldViolation(field=field, description=f"at most {most}")
+        status = Status(code=3)
+        status.details.add(
+            type_url="type.googleapis.com/google.rpc.BadRequest",
+            value=BadRequest(field_violations=[violation]).SerializeToString(),
+        )
+        context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: at most {most}")
 
 
 @pytest.fixture

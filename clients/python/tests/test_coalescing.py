@@ -172,6 +172,39 @@ def test_smaller_batches_are_learnt(server: FakeServer) -> None:
     assert sum(size for size in sizes if size <= 100) + len(server.singles) == 2_000
 
 
+def test_batch_refused_as_a_whole_is_halved(server: FakeServer) -> None:
+    server.spoiler = "yes-7"
+    asked = [f"yes-{i}" for i in range(21)]
+
+    async def check() -> None:
+        async with consentd.AsyncClient(server.address, timeout=AMPLE_SECONDS) as client:
+            verdicts = await asyncio.gather(*(client.may_send(user, "a", "marketing") for user in asked))
+            assert [user for user, verdict in zip(asked, verdicts, strict=True) if not verdict] == ["yes-7"]
+            assert verdicts[7].invalid
+            # The size is not kept.
+            server.batches.clear()
+            assert all(await asyncio.gather(*(client.may_send("yes", "a", "marketing") for _ in asked)))
+
+    run(check())
+    # Whether the first goes by itself depends on whether the batch before has ended.
+    assert [len(batch) >= 20 for batch in server.batches] == [True]
+
+
+def test_batch_of_threads_refused_as_a_whole_is_halved(server: FakeServer) -> None:
+    server.spoiler = "yes-7"
+    asked = [f"yes-{i}" for i in range(21)]
+    with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client, ThreadPoolExecutor(21) as pool:
+        server.gate.clear()
+        first = pool.submit(client.may_send, asked[0], "a", "marketing")
+        eventually(lambda: server.singles, "the first check")
+        others = [pool.submit(client.may_send, user, "a", "marketing") for user in asked[1:]]
+        eventually(lambda: sum(map(len, server.batches)) == 20, "the batches")
+        server.gate.set()
+        assert [one.result().allowed for one in [first, *others]] == [user != "yes-7" for user in asked]
+        assert others[6].result().invalid
+        assert client._open().coalescer._limit == BATCH_LIMIT
+
+
 def test_batch_with_another_number_of_answers_allows_nothing(server: FakeServer) -> None:
     server.results_missing = 1
 

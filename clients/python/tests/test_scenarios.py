@@ -18,12 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from conftest import AMPLE_SECONDS, PATIENCE_SECONDS, eventually, eventually_async, run
+from conftest import AMPLE_SECONDS, PATIENCE_SECONDS, FakeServer, eventually, eventually_async, run
 
 import consentd
 from consentd.testing import Sidecar
 from consentd.v1.consent_pb2 import ConsentEvent
+from consentd.v1.consent_service_pb2 import WatchConsentsResponse
 from consentd.v1.record_service_pb2 import ListEventsRequest
 
 BUSINESS = "acme"
@@ -362,7 +364,7 @@ class TestFilter:
                 tracemalloc.stop()
         assert number == self.COUNT - 1
         assert allowed == ["user-70000"]
-        # Five chunks of users take less than one megabyte; all users would take ten.
+        # Four chunks of users take less than one megabyte; all users would take ten.
         assert peak < 4 * 2**20
 
     def test_large_campaign_of_asyncio(self, shared_sidecar: Sidecar) -> None:
@@ -381,7 +383,7 @@ class TestFilter:
                     assert user == f"user-{given}"
                     assert not verdict.unavailable
                     given += 1
-                    assert taken - given <= 5_000
+                    assert taken - given <= 4_000
                 assert given == self.COUNT
                 assert [user async for user, _ in client.filter(["a", "b"], BUSINESS, "marketing")] == ["a", "b"]
 
@@ -436,6 +438,47 @@ class TestFilter:
 
         screened = run(screen())
         assert [(user, verdict.unavailable) for user, verdict in screened] == [("user-1", True), ("user-2", True)]
+
+    @both
+    def test_smaller_chunks_are_learnt(self, server: FakeServer, kind: str) -> None:
+        server.recipients = 300
+        users = [f"{'yes' if i % 3 else 'no'}-{i}" for i in range(2_500)]
+        rounds: list[list[tuple[str, consentd.Verdict]]] = []
+        if kind == "threads":
+            with consentd.Client(server.address) as client:
+                for _ in range(2):
+                    server.screened.clear()
+                    rounds.append(list(client.filter(users, BUSINESS, "marketing")))
+        else:
+
+            async def screen() -> None:
+                async with consentd.AsyncClient(server.address) as client:
+                    for _ in range(2):
+                        server.screened.clear()
+                        rounds.append([each async for each in client.filter(users, BUSINESS, "marketing")])
+
+            run(screen())
+        for screened in rounds:
+            assert [user for user, _ in screened] == users
+            assert [verdict.allowed for _, verdict in screened] == [user.startswith("yes") for user in users]
+        assert server.screened == [250] * 10
+
+    @both
+    def test_smaller_chunks_of_the_real_sidecar(self, kind: str) -> None:
+        users = [f"user-{i}" for i in range(1_001)]
+        with Sidecar("--max-recipients", "500") as sidecar:
+            if kind == "threads":
+                with consentd.Client(sidecar.address) as client:
+                    screened = list(client.filter(users, BUSINESS, "marketing"))
+            else:
+
+                async def screen() -> list[tuple[str, consentd.Verdict]]:
+                    async with consentd.AsyncClient(sidecar.address) as client:
+                        return [each async for each in client.filter(users, BUSINESS, "marketing")]
+
+                screened = run(screen())
+        assert [user for user, _ in screened] == users
+        assert {verdict.reason for _, verdict in screened} == {"NO_CONSENT"}
 
     def test_may_be_left_early(self, shared_sidecar: Sidecar) -> None:
         with consentd.Client(shared_sidecar.address, timeout=AMPLE_SECONDS) as client:
@@ -525,14 +568,58 @@ class TestWatch:
 
             run(watch())
 
+    @staticmethod
+    def watched(address: str, kind: str, until: Callable[[list[consentd.Change], Any], object]) -> Any:
+        """What a watch tells until something is so, and its error."""
+        changes: list[consentd.Change] = []
+        if kind == "threads":
+            with consentd.Client(address) as client, client.watch(BUSINESS, changes.append) as watch:
+                eventually(lambda: until(changes, watch), "changes")
+                return changes, watch.error
+
+        async def in_tasks() -> Any:
+            async with consentd.AsyncClient(address) as client, client.watch(BUSINESS, changes.append) as watch:
+                await eventually_async(lambda: until(changes, watch), "changes")
+                return changes, watch.error
+
+        return run(in_tasks())
+
     @both
-    def test_failure_of_on_change_is_as_a_loss(self, shared_sidecar: Sidecar, kind: str) -> None:
+    def test_unknown_message_is_a_reset(self, server: FakeServer, kind: str) -> None:
+        checkpoint = WatchConsentsResponse(checkpoint=WatchConsentsResponse.Checkpoint())
+        changed = WatchConsentsResponse(changed=WatchConsentsResponse.Changed(user_id="user-1", business_id=BUSINESS))
+        # A message without a field that is known, as that of a newer sidecar.
+        newer = WatchConsentsResponse.FromString(b"\x9a\x06\x00")
+        server.messages = [checkpoint, newer, checkpoint, changed]
+        changes, _ = self.watched(server.address, kind, lambda told, _: len(told) >= 3)
+        assert [change.kind for change in changes] == ["reset", "reset", "changed"]
+
+    @both
+    @pytest.mark.parametrize("code", ["UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT"])
+    def test_refusal_ends_it(self, server: FakeServer, kind: str, code: str, caplog: pytest.LogCaptureFixture) -> None:
+        server.refusal = grpc.StatusCode[code]
+        changes, error = self.watched(server.address, kind, lambda told, watch: told and watch.error)
+        assert changes == [consentd.Change("silent", BUSINESS, code=code, cause="refused")]
+        assert (error.code, error.cause) == (code, "refused")
+        assert [record.levelname for record in caplog.records if code in record.message] == ["ERROR"]
+
+    @both
+    def test_that_cannot_begin_is_silent_once(self, kind: str) -> None:
+        begun = time.monotonic()
+        changes, error = self.watched(f"127.0.0.1:{free_port()}", kind, lambda _, __: time.monotonic() > begun + 12)
+        assert [(change.kind, bool(change.code)) for change in changes] == [("silent", True)]
+        assert error is None
+
+    @both
+    def test_failure_of_on_change_is_as_a_loss(
+        self, shared_sidecar: Sidecar, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         told: list[str] = []
 
         def on_change(change: consentd.Change) -> None:
             told.append(change.kind)
             if change.kind == "changed":
-                raise RuntimeError("the queue is gone")
+                raise RuntimeError(f"the queue of {change.user} is gone")
 
         event = consentd.events.opt_out(f"failing-{kind}", f"business-{kind}")
         if kind == "threads":
@@ -551,6 +638,8 @@ class TestWatch:
 
             run(watch())
         assert told == ["reset", "changed", "silent", "reset"]
+        assert "RuntimeError" in caplog.text
+        assert f"failing-{kind}" not in caplog.text
 
     def test_closing_from_within(self, shared_sidecar: Sidecar) -> None:
         closed = threading.Event()
@@ -638,16 +727,17 @@ class TestRecord:
             Sidecar("--record-token-file", str(accepted)) as sidecar,
             consentd.Client(sidecar.address, token_file=own, timeout=AMPLE_SECONDS) as client,
         ):
-            with pytest.raises(OSError, match="own"):
+            with pytest.raises(consentd.ConsentdError, match="UNAUTHENTICATED: the token file cannot be read"):
                 client.record(event)
             own.write_text("fedcba9876543210fedcba9876543210")
             with pytest.raises(consentd.ConsentdError) as raised:
                 client.record(event)
             assert raised.value.code == "UNAUTHENTICATED"
-            own.write_text("two lines\nof text")
-            with pytest.raises(ValueError, match="one line"):
-                client.record(event)
-            own.write_text("0123456789abcdef0123456789abcdef\n")
+            for nothing in (b"", b" \n\n", b"# a comment\n", b"\xff", "tok\u00e9n".encode()):
+                own.write_bytes(nothing)
+                with pytest.raises(consentd.ConsentdError, match="UNAUTHENTICATED: the token"):
+                    client.record(event)
+            own.write_text("# ours\r\n\r\n  0123456789abcdef0123456789abcdef \t\r\nanother that is not taken\n")
             assert client.record(event).applied
             assert client.may_send("user-1", BUSINESS, "marketing").reason == "OPTED_OUT_ALL"
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from consentd._coalescing import GATHER_SECONDS, UNEQUAL, is_too_large
+from consentd._coalescing import GATHER_SECONDS, UNEQUAL, is_halved, keeps_size
 from consentd._question import BATCH_LIMIT, Form, TemplateLike, batched_question
 from consentd._verdict import CLOSED, LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
 from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
@@ -34,7 +34,7 @@ class _Batch:
 
 
 class AsyncCoalescer:
-    """Sends checks, gathering those that come while others are under way. Of one event loop.
+    """Sends checks, gathering those that come while others are under way. For use from one event loop.
 
     Deadlines are times of the monotonic clock.
     """
@@ -153,10 +153,12 @@ class AsyncCoalescer:
             answer = await self._stub.BatchCanSend(request, timeout=max(batch.deadlines) - monotonic())
         except Exception as error:
             failure = failure_of_error(error)
-            if not is_too_large(failure, size):
+            if not is_halved(failure, size):
                 _fail(batch, failure)
                 return
-            self._limit = limit = max(1, min(self._limit, size) // 2)
+            limit = size // 2
+            if keeps_size(failure):
+                self._limit = limit = max(1, min(self._limit, size) // 2)
             parts = [batch.part(range(start, min(start + limit, size))) for start in range(0, size, limit)]
             await asyncio.gather(*map(self._send, parts))
             return

@@ -18,23 +18,27 @@ from consentd._aio_coalescing import AsyncCoalescer, is_cancelled
 from consentd._channel import Target, bearer_token
 from consentd._common import (
     CHECK_SECONDS,
-    CHUNK_USERS,
     CHUNKS_UNDER_WAY,
     FILTER_METHOD,
-    FILTER_SECONDS,
     FIRST_PAUSE_SECONDS,
+    HANDLER_FAILED,
     LONGEST_PAUSE_SECONDS,
     RECORD_SECONDS,
+    SILENCE,
     SILENCE_SECONDS,
+    WATCH_ENDS,
     Change,
     Chunk,
+    ChunkSize,
     Observer,
+    Screening,
     change_of,
-    is_list_of_users,
     log,
-    may_ask_chunk_again,
-    may_record_again,
+    log_handler_failed,
+    may_repeat,
     record_request,
+    refuse_single_id,
+    silent,
     told_batched,
     told_checked,
 )
@@ -55,7 +59,7 @@ from consentd.v1.record_service_pb2_grpc import RecordServiceStub
 
 
 class _Connection:
-    """The channel of a client, and what is made of it. Of one event loop."""
+    """The channel of a client, and what is made of it. For use from one event loop."""
 
     def __init__(self, target: Target, interceptors: Sequence[Any], observer: Observer | None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -128,6 +132,7 @@ class AsyncClient:
         self._interceptors = tuple(interceptors)
         self._connection: _Connection | None = None
         self._closed = False
+        self._chunk_size = ChunkSize()
         self._watches: set[AsyncWatch] = set()
         try:
             asyncio.get_running_loop()
@@ -235,8 +240,8 @@ class AsyncClient:
         """Screens a campaign: gives each user with a verdict, in order.
 
         Screening is no check: ask `may_send` again before each send. Users are taken from the iterable as verdicts are
-        taken, at most 5,000 ahead. It never ends early: users about whom there is no answer within 5 s are
-        `unavailable`, and malformed ids are `invalid`. Besides the reason a verdict has `staleness` and
+        taken, at most four chunks of 1,000 ahead. It never ends early: users about whom there is no answer within 5 s
+        are `unavailable`, and malformed ids are `invalid`. Besides the reason a verdict has `staleness` and
         `category_used`.
 
         Args:
@@ -250,8 +255,8 @@ class AsyncClient:
             TypeError: `users` is a single id.
             RuntimeError: The client is in use by another event loop.
         """
-        is_list_of_users(users)
-        chunks = _chunks(users)
+        refuse_single_id(users)
+        chunks = _chunks(users, self._chunk_size)
         under_way: deque[asyncio.Task[list[tuple[str, Verdict]]]] = deque()
         try:
             while True:
@@ -267,27 +272,23 @@ class AsyncClient:
                 task.cancel()
 
     async def _screen(self, chunk: Chunk) -> list[tuple[str, Verdict]]:
-        unsendable = chunk.unsendable()
-        if unsendable is not None:
-            return unsendable
-        deadline = monotonic() + FILTER_SECONDS
-        pause = FIRST_PAUSE_SECONDS
-        while True:
+        screening = Screening(chunk, self._chunk_size)
+        while (part := screening.part()) is not None:
             try:
-                remaining = max(deadline - monotonic(), 0)
-                return chunk.answered(await self._open().filter(chunk.request, timeout=remaining))
+                answer = await self._open().filter(part.request, timeout=screening.remaining())
             except ConsentdError as error:
-                return chunk.failed(error._failure)
+                failure = error._failure
             except asyncio.CancelledError:
                 if not self._closed or is_cancelled():
                     raise
-                return chunk.failed(CLOSED)
+                failure = CLOSED
             except Exception as error:
                 failure = failure_of_error(error)
-            if not may_ask_chunk_again(failure) or monotonic() + pause >= deadline:
-                return chunk.failed(failure)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                screening.answered(answer)
+                continue
+            await asyncio.sleep(screening.failed(failure, is_last=self._closed))
+        return screening.verdicts
 
     def watch(self, business: str, on_change: Callable[[Change], object]) -> AsyncWatch:
         """Tells what to withdraw from a queue, until the watch or the client is closed.
@@ -295,8 +296,13 @@ class AsyncClient:
         Args:
             business: The business to watch. Empty: all of them.
             on_change: A function, or an async one, that is given each `Change`, one after another, in the event loop.
-                The first is a `reset`. What it raises is logged, and the watch begins again, with a `silent` and a
-                `reset`: the change may not have been handled.
+                The first is a `reset`, or `silent` where the watch does not begin within 10 s. Where it raises, the
+                class of the exception is logged, and the watch begins again, with a `silent` and a `reset`: the change
+                may not have been handled.
+
+        A sidecar that refuses the watch (`UNIMPLEMENTED`, `PERMISSION_DENIED`, `UNAUTHENTICATED`, `INVALID_ARGUMENT`)
+        ends it: that is told as `silent` with the code and the cause, logged as an error, and kept as
+        `AsyncWatch.error`.
 
         Raises:
             ConsentdError: The client is closed.
@@ -324,10 +330,9 @@ class AsyncClient:
 
         Raises:
             ConsentdError: The event is not known to be recorded. Record it again with the same `request_id`, unless
-                the error is `invalid`.
-            OSError: The token file cannot be read.
+                the error is `invalid`. Also where the token file cannot be read or holds no token: the code is
+                `UNAUTHENTICATED` then.
             RuntimeError: The client is in use by another event loop.
-            ValueError: The token file holds no token.
         """
         deadline = monotonic() + seconds(timeout, RECORD_SECONDS)
         request = record_request(event, request_id)
@@ -351,7 +356,7 @@ class AsyncClient:
                 raise ConsentdError(CLOSED) from error
             except Exception as error:
                 failure = failure_of_error(error)
-                if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
+                if not may_repeat(failure) or self._closed or monotonic() + pause >= deadline:
                     raise ConsentdError(failure) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -421,7 +426,19 @@ class AsyncWatch:
         self._client = client
         self._business = business
         self._on_change = on_change
+        self._error: ConsentdError | None = None
+        # When something was heard last, or the watch was begun.
+        self._heard = monotonic()
+        # Whether all that happened on this stream was told, since it began with a reset.
+        self._current = False
+        # Whether on_change was told `silent`, and no `reset` after it.
+        self._silent = False
         self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def error(self) -> ConsentdError | None:
+        """Why the watch ended, where the sidecar refuses it. None: it goes on, or was closed."""
+        return self._error
 
     async def close(self) -> None:
         """Ends the watch. A call of `on_change` that is under way is cancelled, unless it is that which closes it."""
@@ -441,69 +458,96 @@ class AsyncWatch:
         pause = 0.02
         warned = ""
         while True:
-            trusted, failure = await self._follow()
-            if trusted:
-                pause = 0.02
-            if failure is not None and failure.code != warned:
+            failure = await self._follow()
+            if failure.code in WATCH_ENDS:
+                log.error("a watch of consentd has ended: %s: %s", failure.code, failure.cause)
+                self._error = ConsentdError(failure)
+                # Told even where it was silent before, since it stays so.
+                await self._tell(silent(self._business, failure))
+                return
+            if failure.code != warned:
                 warned = failure.code
                 log.warning("a watch of consentd is interrupted: %s: %s", failure.code, failure.cause)
-            if trusted:
-                await self._tell(Change("silent", self._business))
+            if self._current:
+                pause = 0.02
+            if self._current or failure is HANDLER_FAILED or monotonic() - self._heard >= SILENCE_SECONDS:
+                await self._tell_silent(failure)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 
-    async def _follow(self) -> tuple[bool, Failure | None]:
-        """Follows one stream to its end. Whether a reset was told, and why the stream ended."""
-        trusted = False
+    async def _follow(self) -> Failure:
+        """Follows one stream to its end. Why it ended."""
+        self._current = False
         call = None
+        reading: asyncio.Future[Any] | None = None
         try:
             call = self._client._open().checks.WatchConsents(
                 WatchConsentsRequest(business_id=self._business), wait_for_ready=True
             )
             while True:
-                message = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
+                if reading is None:
+                    reading = asyncio.ensure_future(call.read())
+                remaining = None if self._silent else max(self._heard + SILENCE_SECONDS - monotonic(), 0)
+                await asyncio.wait([reading], timeout=remaining)
+                if not reading.done():
+                    # The stream is kept: a sidecar whose table is stale says nothing. What comes next is a reset.
+                    self._current = False
+                    await self._tell_silent(SILENCE)
+                    continue
+                message = reading.result()
+                reading = None
                 if message is grpc.aio.EOF:
-                    return trusted, Failure("UNAVAILABLE", "the stream ended")
-                change = change_of(message)
-                # What changed before the first checkpoint was not reported.
-                if message.HasField("reset") or not trusted:
+                    return Failure("UNAVAILABLE", "the stream ended")
+                change = change_of(message, self._business)
+                # What changed before the first message was not reported.
+                if not self._current:
                     change = Change("reset", self._business)
-                if change is not None and not await self._tell(change):
-                    return trusted, None
-                trusted = True
-        except asyncio.TimeoutError:
-            return trusted, Failure("DEADLINE_EXCEEDED", f"nothing was heard for {SILENCE_SECONDS:.0f} s")
+                if change is not None:
+                    if not await self._tell(change):
+                        return HANDLER_FAILED
+                    if change.kind == "reset":
+                        self._silent = False
+                self._current = True
+                self._heard = monotonic()
         except ConsentdError as error:
-            return trusted, error._failure
+            return error._failure
         except Exception as error:
-            return trusted, failure_of_error(error)
+            return failure_of_error(error)
         finally:
+            if reading is not None:
+                reading.cancel()
             if call is not None:
                 call.cancel()
+
+    async def _tell_silent(self, failure: Failure) -> None:
+        """Tells once that nothing is heard, until the next reset."""
+        if not self._silent:
+            self._silent = True
+            await self._tell(silent(self._business, failure))
 
     async def _tell(self, change: Change) -> bool:
         try:
             answer = self._on_change(change)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception:
-            log.exception("on_change of a watch of consentd failed")
+        except Exception as error:
+            log_handler_failed(error)
             return False
         return True
 
 
-async def _chunks(users: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[list[str]]:
+async def _chunks(users: Iterable[str] | AsyncIterable[str], size: ChunkSize) -> AsyncIterator[list[str]]:
     chunk: list[str] = []
     if isinstance(users, AsyncIterable):
         async for user in users:
             chunk.append(user)
-            if len(chunk) == CHUNK_USERS:
+            if len(chunk) >= size.users:
                 yield chunk
                 chunk = []
     else:
         for user in users:
             chunk.append(user)
-            if len(chunk) == CHUNK_USERS:
+            if len(chunk) >= size.users:
                 yield chunk
                 chunk = []
     if chunk:

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import grpc
 
+from consentd._verdict import ConsentdError, Failure
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
@@ -106,12 +108,26 @@ def _system_certificates() -> bytes | None:
 def bearer_token(file: str | os.PathLike[str]) -> str:
     """The token in a file, which is read at each call that needs it, so that the token can be replaced.
 
+    It is the first line that is neither blank nor begins with #, without the white space around it. The sidecar reads
+    its own files of tokens alike.
+
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It has no token, or more than one line.
+        ConsentdError: The file cannot be read, or has no token. The words never hold what is in it.
     """
-    with open(file, encoding="ascii") as opened:
-        token = opened.read().strip()
-    if not token or not token.isprintable() or len(token.split()) != 1:
-        raise ValueError("the token file must hold one line of printable ASCII without spaces")
+    try:
+        text = (_read(file) or b"").decode()
+    except OSError as error:
+        raise _no_token(f"the token file cannot be read: {error}") from error
+    except UnicodeDecodeError:
+        raise _no_token("the token file is not text") from None
+    lines = (line.strip() for line in text.split("\n"))
+    token = next((line for line in lines if line and not line.startswith("#")), "")
+    if not token:
+        raise _no_token("the token file has no token: a line that is not blank and does not begin with #")
+    if not (token.isascii() and token.isprintable()):
+        raise _no_token("the token in the token file is not printable ASCII")
     return token
+
+
+def _no_token(cause: str) -> ConsentdError:
+    return ConsentdError(Failure("UNAUTHENTICATED", cause))

@@ -1,4 +1,4 @@
-"""The client of threads."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from consentd._channel import Target, bearer_token
 from consentd._coalescing import Coalescer
 from consentd._common import (
     CHECK_SECONDS,
-    CHUNK_USERS,
     CHUNKS_UNDER_WAY,
     FILTER_METHOD,
     FILTER_SECONDS,
     FIRST_PAUSE_SECONDS,
+    HANDLER_FAILED,
     LONGEST_PAUSE_SECONDS,
     RECORD_SECONDS,
+    SILENCE,
     SILENCE_SECONDS,
+    WATCH_ENDS,
     Change,
     Chunk,
+    ChunkSize,
     Observer,
+    Screening,
     change_of,
-    is_list_of_users,
     log,
-    may_ask_chunk_again,
-    may_record_again,
+    log_handler_failed,
+    may_repeat,
     record_request,
+    refuse_single_id,
+    silent,
     told_batched,
     told_checked,
 )
@@ -102,7 +107,7 @@ class _UnderWay:
 
 
 class Client:
-    """Asks a sidecar whether messages may be sent. Of threads; `AsyncClient` is the same for asyncio.
+    """Asks a sidecar whether messages may be sent. The synchronous client; `AsyncClient` is the same for asyncio.
 
     A process makes one and keeps it: it is safe to use from any number of threads, whose concurrent checks become
     batches. It connects at the first call, and again by itself.
@@ -154,6 +159,7 @@ class Client:
         self._mutex = threading.Lock()
         self._connection: _Connection | None = None
         self._closed = False
+        self._chunk_size = ChunkSize()
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         _fork.add(self)
 
@@ -266,8 +272,8 @@ class Client:
         """Screens a campaign: gives each user with a verdict, in order.
 
         Screening is no check: ask `may_send` again before each send. Users are taken from the iterable as verdicts are
-        taken, at most 5,000 ahead. It never ends early: users about whom there is no answer within 5 s are
-        `unavailable`, and malformed ids are `invalid`. Besides the reason a verdict has `staleness` and
+        taken, at most four chunks of 1,000 ahead. It never ends early: users about whom there is no answer within 5 s
+        are `unavailable`, and malformed ids are `invalid`. Besides the reason a verdict has `staleness` and
         `category_used`.
 
         Args:
@@ -280,7 +286,7 @@ class Client:
         Raises:
             TypeError: `users` is a single id.
         """
-        is_list_of_users(users)
+        refuse_single_id(users)
         return self._filter(iter(users), business, category, form, template)
 
     def _filter(
@@ -289,9 +295,9 @@ class Client:
         under_way: deque[tuple[Chunk, Any]] = deque()
         try:
             while True:
-                while len(under_way) < CHUNKS_UNDER_WAY and (taken := list(islice(users, CHUNK_USERS))):
+                while len(under_way) < CHUNKS_UNDER_WAY and (taken := list(islice(users, self._chunk_size.users))):
                     chunk = Chunk(taken, business, category, form, template)
-                    under_way.append((chunk, self._begin_chunk(chunk)))
+                    under_way.append((chunk, self._begin_chunk(chunk, FILTER_SECONDS)))
                 if not under_way:
                     return
                 chunk, call = under_way.popleft()
@@ -301,12 +307,12 @@ class Client:
                 if not isinstance(call, Failure):
                     call.cancel()
 
-    def _begin_chunk(self, chunk: Chunk) -> Any:
+    def _begin_chunk(self, chunk: Chunk, timeout: float) -> Any:
         """The call of a chunk, or why there is none."""
         try:
             connection = self._connection or self._open()
             with _UnderWay(connection):
-                call = connection.filter.future(chunk.request, timeout=FILTER_SECONDS)
+                call = connection.filter.future(chunk.request, timeout=timeout)
                 connection.under_way.append(None)
                 call.add_done_callback(lambda _: connection.under_way.pop())
             return call
@@ -316,32 +322,35 @@ class Client:
             return failure_of_error(error)
 
     def _end_chunk(self, chunk: Chunk, call: Any) -> list[tuple[str, Verdict]]:
-        unsendable = chunk.unsendable()
-        if unsendable is not None:
-            return unsendable
-        begun, pause = monotonic(), FIRST_PAUSE_SECONDS
-        while True:
-            failure = call
-            if not isinstance(call, Failure):
+        screening = Screening(chunk, self._chunk_size)
+        while (part := screening.part()) is not None:
+            if call is None:
+                call = self._begin_chunk(part, screening.remaining())
+            failure, call = call, None
+            if not isinstance(failure, Failure):
                 try:
-                    return chunk.answered(call.result())
+                    answer = failure.result()
                 except Exception as error:
                     failure = failure_of_error(error)
-            remaining = begun + FILTER_SECONDS - monotonic() - pause
-            if not may_ask_chunk_again(failure) or remaining <= 0 or self._closed:
-                return chunk.failed(failure)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            call = self._begin_chunk(chunk)
+                else:
+                    screening.answered(answer)
+                    continue
+            pause = screening.failed(failure, is_last=self._closed)
+            if pause:
+                time.sleep(pause)
+        return screening.verdicts
 
     def watch(self, business: str, on_change: Callable[[Change], object]) -> Watch:
         """Tells what to withdraw from a queue, until the watch or the client is closed.
 
         Args:
             business: The business to watch. Empty: all of them.
-            on_change: Is given each `Change`, one after another, by a thread of the watch. The first is a `reset`. What
-                it raises is logged, and the watch begins again, with a `silent` and a `reset`: the change may not have
-                been handled.
+            on_change: Is given each `Change`, one after another, by a thread of the watch. The first is a `reset`, or
+                `silent` where the watch does not begin within 10 s. Where it raises, the class of the exception is
+                logged, and the watch begins again, with a `silent` and a `reset`: the change may not have been handled.
+
+        A sidecar that refuses the watch (`UNIMPLEMENTED`, `PERMISSION_DENIED`, `UNAUTHENTICATED`, `INVALID_ARGUMENT`)
+        ends it: that is told as `silent` with the code and the cause, logged as an error, and kept as `Watch.error`.
 
         Raises:
             ConsentdError: The client is closed.
@@ -368,9 +377,8 @@ class Client:
 
         Raises:
             ConsentdError: The event is not known to be recorded. Record it again with the same `request_id`, unless
-                the error is `invalid`.
-            OSError: The token file cannot be read.
-            ValueError: The token file holds no token.
+                the error is `invalid`. Also where the token file cannot be read or holds no token: the code is
+                `UNAUTHENTICATED` then.
         """
         deadline = monotonic() + seconds(timeout, RECORD_SECONDS)
         request = record_request(event, request_id)
@@ -391,7 +399,7 @@ class Client:
                 return response
             except connection.errors as error:
                 failure = failure_of_error(error)
-                if not may_record_again(failure) or self._closed or monotonic() + pause >= deadline:
+                if not may_repeat(failure) or self._closed or monotonic() + pause >= deadline:
                     raise ConsentdError(failure) from error
             except BaseException:
                 self._give_up(connection)
@@ -489,7 +497,19 @@ class Watch:
         self._on_change = on_change
         self._ended = threading.Event()
         self._call: Any = None
+        self._error: ConsentdError | None = None
+        # When something was heard last, or the watch was begun.
+        self._heard = monotonic()
+        # Whether all that happened on this stream was told, since it began with a reset.
+        self._current = False
+        # Whether on_change was told `silent`, and no `reset` after it.
+        self._silent = False
         self._thread = threading.Thread(target=self._run, name="consentd-watch", daemon=True)
+
+    @property
+    def error(self) -> ConsentdError | None:
+        """Why the watch ended, where the sidecar refuses it. None: it goes on, or was closed."""
+        return self._error
 
     def close(self) -> None:
         """Ends the watch, and waits for a call of `on_change` that is under way, unless it is that which closes it."""
@@ -516,21 +536,30 @@ class Watch:
         pause = 0.02
         warned = ""
         while not self._ended.is_set():
-            trusted, failure = self._follow()
-            if trusted:
-                pause = 0.02
+            failure = self._follow()
             if self._ended.is_set():
                 return
-            if failure is not None and failure.code != warned:
+            if failure.code in WATCH_ENDS:
+                log.error("a watch of consentd has ended: %s: %s", failure.code, failure.cause)
+                self._error = ConsentdError(failure)
+                # Told even where it was silent before, since it stays so.
+                self._tell(silent(self._business, failure))
+                self._ended.set()
+                self._client._watches.discard(self)
+                return
+            if failure.code != warned:
                 warned = failure.code
                 log.warning("a watch of consentd is interrupted: %s: %s", failure.code, failure.cause)
-            if trusted:
-                self._tell(Change("silent", self._business))
+            if self._current:
+                pause = 0.02
+            if self._current or failure is HANDLER_FAILED or monotonic() - self._heard >= SILENCE_SECONDS:
+                self._tell_silent(failure)
             self._ended.wait(pause)
             pause = min(2 * pause, 1.0)
 
-    def _follow(self) -> tuple[bool, Failure | None]:
-        """Follows one stream to its end. Whether a reset was told, and why the stream ended."""
+    def _follow(self) -> Failure:
+        """Follows one stream to its end. Why it ended."""
+        self._current = False
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # A bound for what is read ahead. Whoever falls behind gets a reset by the sidecar.
         room = threading.Semaphore(1_000)
@@ -540,40 +569,53 @@ class Watch:
                 WatchConsentsRequest(business_id=self._business), wait_for_ready=True
             )
         except Exception as error:
-            return False, failure_of_error(error)
+            return failure_of_error(error)
         if self._ended.is_set():
             call.cancel()
         reader = threading.Thread(target=_read, args=(call, messages, room), name="consentd-watch-reader", daemon=True)
         reader.start()
-        trusted = False
         try:
             while True:
+                remaining = None if self._silent else max(self._heard + SILENCE_SECONDS - monotonic(), 0)
                 try:
-                    message = messages.get(timeout=SILENCE_SECONDS)
+                    message = messages.get(timeout=remaining)
                 except queue.Empty:
-                    return trusted, Failure("DEADLINE_EXCEEDED", f"nothing was heard for {SILENCE_SECONDS:.0f} s")
+                    # The stream is kept: a sidecar whose table is stale says nothing. What comes next is a reset.
+                    self._current = False
+                    self._tell_silent(SILENCE)
+                    continue
                 if isinstance(message, BaseException):
-                    return trusted, failure_of_error(message)
+                    return failure_of_error(message)
                 if self._ended.is_set():
-                    return trusted, None
-                change = change_of(message)
-                # What changed before the first checkpoint was not reported.
-                if message.HasField("reset") or not trusted:
+                    return CLOSED
+                change = change_of(message, self._business)
+                # What changed before the first message was not reported.
+                if not self._current:
                     change = Change("reset", self._business)
-                if change is not None and not self._tell(change):
-                    return trusted, None
-                trusted = True
+                if change is not None:
+                    if not self._tell(change):
+                        return HANDLER_FAILED
+                    if change.kind == "reset":
+                        self._silent = False
+                self._current = True
+                self._heard = monotonic()
                 room.release()
         finally:
             call.cancel()
             room.release()
             reader.join()
 
+    def _tell_silent(self, failure: Failure) -> None:
+        """Tells once that nothing is heard, until the next reset."""
+        if not self._silent:
+            self._silent = True
+            self._tell(silent(self._business, failure))
+
     def _tell(self, change: Change) -> bool:
         try:
             self._on_change(change)
-        except Exception:
-            log.exception("on_change of a watch of consentd failed")
+        except Exception as error:
+            log_handler_failed(error)
             return False
         return True
 

@@ -36,9 +36,14 @@ _LEADER_LEFT = Failure("CANCELLED", "the thread that asked for this batch was in
 UNEQUAL = Failure("INTERNAL", "the batch has not one result for each of its requests")
 
 
-def is_too_large(failure: Failure, size: int) -> bool:
-    """Whether a sidecar refused a batch for its size, which --max-batch bounds."""
-    return size > 1 and failure.code == "INVALID_ARGUMENT" and failure.field == "requests"
+def is_halved(failure: Failure, size: int) -> bool:
+    """Whether a batch that was refused as a whole is asked again in halves, so that it spoils few checks."""
+    return size > 1 and failure.code == "INVALID_ARGUMENT"
+
+
+def keeps_size(failure: Failure) -> bool:
+    """Whether a batch was refused for its size, which --max-batch bounds, so that the next ones are to be smaller."""
+    return failure.field == "requests"
 
 
 class _Waiter:
@@ -211,8 +216,10 @@ class Coalescer:
             results = self._stub.BatchCanSend(request, timeout=remaining).results
         except self._errors as error:
             failure = failure_of_error(error)
-            if is_too_large(failure, len(waiters)):
-                self._limit = limit = max(1, min(self._limit, len(waiters)) // 2)
+            if is_halved(failure, len(waiters)):
+                limit = len(waiters) // 2
+                if keeps_size(failure):
+                    self._limit = limit = max(1, min(self._limit, len(waiters)) // 2)
                 for start in range(0, len(waiters), limit):
                     self._send(waiters[start : start + limit], deadline)
                 return

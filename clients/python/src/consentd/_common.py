@@ -1,11 +1,13 @@
-"""What the clients of threads and of asyncio have in common."""
+"""What the synchronous client and that of asyncio have in common."""
 
 from __future__ import annotations
 
 import logging
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Literal, Protocol
 
 from consentd._question import (
@@ -95,8 +97,8 @@ class Change:
     - `template_changed`: the category of a template, or of all of a business, changed. Ask again about what is queued
       by it.
     - `reset`: something may have been missed. Ask again about everything that is queued.
-    - `silent`: nothing was heard for 10 s, or the connection is lost. Trust nothing that is queued until the next
-      `reset`.
+    - `silent`: nothing was heard for 10 s, or the connection is lost, or the watch has ended since the sidecar refuses
+      it. Trust nothing that is queued until the next `reset`. `code` and `cause` say why.
     """
     business: str
     """The business that changed; the one that is watched where everything is concerned."""
@@ -106,10 +108,35 @@ class Change:
     """The template. None: all of the business, or not `template_changed`."""
     revision: int = 0
     """The revision of the ledger that changed it: a `min_revision` for the check that follows. 0: none."""
+    code: str = ""
+    """The name of the gRPC code of what is wrong, such as `UNAVAILABLE`. Empty unless `silent`.
+
+    `UNIMPLEMENTED`, `PERMISSION_DENIED`, `UNAUTHENTICATED` and `INVALID_ARGUMENT` end the watch: no `reset` follows.
+    """
+    cause: str = ""
+    """The same in words."""
 
 
-def change_of(message: WatchConsentsResponse) -> Change | None:
+# Codes after which a watch does not begin again, since that would be of no use.
+WATCH_ENDS = ("UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT")
+
+SILENCE = Failure("DEADLINE_EXCEEDED", f"nothing was heard for {SILENCE_SECONDS:.0f} s")
+HANDLER_FAILED = Failure("INTERNAL", "on_change raised an exception")
+
+
+def silent(watched: str, failure: Failure) -> Change:
+    return Change("silent", watched, code=failure.code, cause=failure.cause)
+
+
+def log_handler_failed(error: BaseException) -> None:
+    # What it says may hold the id of a user.
+    log.error("on_change of a watch of consentd raised %s", type(error).__name__)
+
+
+def change_of(message: WatchConsentsResponse, watched: str) -> Change | None:
     """What is to be told of a message. None: it is a checkpoint."""
+    if message.HasField("checkpoint"):
+        return None
     if message.HasField("changed"):
         changed = message.changed
         return Change("changed", changed.business_id, user=changed.user_id, revision=changed.revision)
@@ -117,7 +144,8 @@ def change_of(message: WatchConsentsResponse) -> Change | None:
         about = message.template_changed
         template = Template(about.template.name, about.template.language) if about.HasField("template") else None
         return Change("template_changed", about.business_id, template=template, revision=about.revision)
-    return None
+    # A reset, or a kind of message that this package does not know, which may be about anything.
+    return Change("reset", watched)
 
 
 class Chunk:
@@ -127,6 +155,7 @@ class Chunk:
         self, users: list[str], business: str, category: str, form: Form | None, template: TemplateLike | None
     ) -> None:
         self.users = users
+        self._question = (business, category, form, template)
         # Ids that cannot be sent. An empty one takes their place, which is malformed as well.
         self._unsent: dict[int, Failure] = {}
         self._failure = (
@@ -151,6 +180,10 @@ class Chunk:
             self._unsent[index] = failure
             return ""
         return user
+
+    def split(self, size: int) -> list[Chunk]:
+        """The same users in chunks of so many."""
+        return [Chunk(self.users[i : i + size], *self._question) for i in range(0, len(self.users), size)]
 
     def unsendable(self) -> list[tuple[str, Verdict]] | None:
         """The verdicts, where the question itself cannot be sent."""
@@ -191,13 +224,68 @@ def _screened(reason: int, answer: FilterRecipientsResponse) -> Verdict:
     )
 
 
-def may_ask_chunk_again(failure: Failure) -> bool:
-    """Whether a chunk is asked again. A campaign can wait for a sidecar that loads or has too much to do."""
-    return failure.lost or failure.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+class ChunkSize:
+    """How many users a sidecar takes at once, as far as is known. It is kept by a client."""
+
+    def __init__(self) -> None:
+        self.users = CHUNK_USERS
 
 
-def may_record_again(failure: Failure) -> bool:
-    """Whether an event is recorded again, which its request id makes safe."""
+class Screening:
+    """A chunk on its way to its verdicts, in parts where the sidecar takes fewer users at once (--max-recipients)."""
+
+    def __init__(self, chunk: Chunk, size: ChunkSize) -> None:
+        self.verdicts: list[tuple[str, Verdict]] = []
+        self._size = size
+        # The parts that have no verdicts yet, in order.
+        self._parts = deque([chunk])
+        unsendable = chunk.unsendable()
+        if unsendable is not None:
+            self.verdicts, self._parts = unsendable, deque()
+        self._deadline = 0.0
+        self._pause = FIRST_PAUSE_SECONDS
+        self._renew()
+
+    def part(self) -> Chunk | None:
+        """What is to be asked next. None: all verdicts are there."""
+        return self._parts[0] if self._parts else None
+
+    def remaining(self) -> float:
+        """How long an answer is waited for, in seconds."""
+        return max(self._deadline - monotonic(), 0)
+
+    def answered(self, answer: FilterRecipientsResponse) -> None:
+        self.verdicts += self._parts.popleft().answered(answer)
+        self._renew()
+
+    def failed(self, failure: Failure, *, is_last: bool) -> float:
+        """Takes a failure of the part. How long to wait before the next call, in seconds."""
+        part = self._parts[0]
+        count = len(part.users)
+        if count > 1 and failure.code == "INVALID_ARGUMENT" and failure.field == "user_ids":
+            self._size.users = size = max(1, min(self._size.users, count // 2))
+            self._parts.popleft()
+            self._parts.extendleft(reversed(part.split(size)))
+            self._renew()
+            return 0
+        pause = self._pause
+        if is_last or not may_repeat(failure) or pause >= self.remaining():
+            self.verdicts += self._parts.popleft().failed(failure)
+            return 0
+        self._pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return pause
+
+    def _renew(self) -> None:
+        """Begins the time of an answer. That of parts which follow one without an answer is over, too."""
+        self._deadline = monotonic() + FILTER_SECONDS
+        self._pause = FIRST_PAUSE_SECONDS
+
+
+def may_repeat(failure: Failure) -> bool:
+    """Whether a chunk is asked or an event recorded again.
+
+    A campaign can wait for a sidecar that loads or has too much to do, and a request id makes recording again safe.
+    """
     return failure.lost or failure.code in ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 
 
@@ -205,7 +293,7 @@ def record_request(event: ConsentEvent, request_id: str | None) -> RecordEventRe
     return RecordEventRequest(event=event, request_id=request_id or str(uuid.uuid4()))
 
 
-def is_list_of_users(users: object) -> None:
+def refuse_single_id(users: object) -> None:
     """A single id in the place of a list would be taken for a list of its characters."""
     if isinstance(users, (str, bytes)):
         raise TypeError("users must be an iterable of ids, and is a single one")

@@ -29,7 +29,7 @@ import grpc
 
 from consentd._async_client import AsyncClient, AsyncWatch
 from consentd._client import Client, Watch
-from consentd._common import RECORD_SECONDS, Change, is_list_of_users
+from consentd._common import RECORD_SECONDS, Change, refuse_single_id
 from consentd._question import Form, TemplateLike
 from consentd._verdict import ConsentdError, Failure, Verdict, malformed, verdict_of_response
 from consentd.v1.consent_pb2 import ConsentEvent, Reason
@@ -202,7 +202,7 @@ class FakeClient(_Rules, Client):
         form: Form | None = None,
         template: TemplateLike | None = None,
     ) -> Iterator[tuple[str, Verdict]]:
-        is_list_of_users(users)
+        refuse_single_id(users)
         return ((user, self._answer(user, business, category)) for user in users)
 
     def watch(self, business: str, on_change: Callable[[Change], object]) -> FakeWatch:
@@ -271,7 +271,7 @@ class FakeAsyncClient(_Rules, AsyncClient):
         form: Form | None = None,
         template: TemplateLike | None = None,
     ) -> AsyncIterator[tuple[str, Verdict]]:
-        is_list_of_users(users)
+        refuse_single_id(users)
         if isinstance(users, AsyncIterable):
             async for user in users:
                 yield user, self._answer(user, business, category)
