@@ -230,11 +230,14 @@ export class Checks {
   private failed(group: Group, failed: Failure): void {
     if (connectionFailed(failed)) return this.repeat(group, failed);
     const { length } = group.checks;
-    if (length > 1 && failed.violations[0]?.field === 'requests') {
-      // The batch is larger than this sidecar takes (--max-batch).
+    if (length > 1 && failed.code === 'INVALID_ARGUMENT') {
+      // Asked again in halves, so that what is wrong with one check spoils no other.
+      const half = Math.floor(length / 2);
       this.finish(group);
-      this.largestBatch = Math.min(this.largestBatch, Math.floor(length / 2));
-      for (const part of group.split(this.largestBatch)) this.send(part);
+      // The batch is larger than this sidecar takes (--max-batch): so are the next ones.
+      const tooLarge = failed.violations[0]?.field === 'requests';
+      if (tooLarge) this.largestBatch = Math.min(this.largestBatch, half);
+      for (const part of group.split(Math.min(half, this.largestBatch))) this.send(part);
       return;
     }
     const late = failed.code === 'DEADLINE_EXCEEDED' && !failed.answered;

@@ -4,7 +4,7 @@ import { credentials, Metadata, type Channel, type Interceptor } from '@grpc/grp
 import { CLOSED, linked, repeated, sleep } from './calls';
 import { Checks } from './checks';
 import { defaultAddress, open, type TlsOptions } from './connection';
-import { screen, type Screened } from './filter';
+import { ChunkSize, screen, type Screened } from './filter';
 import { ConsentEvent } from './gen/consent/v1/consent';
 import {
   ConsentServiceClient,
@@ -18,7 +18,7 @@ import {
 } from './gen/consent/v1/record_service';
 import type { Observer } from './observer';
 import { isText, requestOf, type Message, type Question } from './question';
-import { connectionFailed, ConsentError, failure, malformed, pauseMs } from './status';
+import { connectionFailed, ConsentError, failure, malformed, mayRepeat, pauseMs } from './status';
 import type { Verdict } from './verdict';
 import { Watch, type ChangeListener } from './watch';
 
@@ -38,7 +38,10 @@ export interface ClientOptions {
    * The host of the address is verified.
    */
   tls?: boolean | TlsOptions | undefined;
-  /** A file with the bearer token of `record`. It is read at each call. */
+  /**
+   * A file with the bearer token of `record`: its first line that is neither blank nor begins with `#`. It is
+   * read at each call.
+   */
   tokenFile?: string | undefined;
   /** Is told the outcome of each check, for metrics. */
   observer?: Observer | undefined;
@@ -114,6 +117,7 @@ export class Client implements ConsentClient {
   private readonly checks: Checks;
   private readonly closing = new AbortController();
   private readonly watches = new Set<Watch>();
+  private readonly chunkSize = new ChunkSize();
 
   /**
    * Makes a client, and begins to connect.
@@ -219,7 +223,7 @@ export class Client implements ConsentClient {
   ): AsyncGenerator<Screened, void, undefined> {
     const { signal, abort, unlink } = linked(this.closing.signal, options.signal);
     try {
-      yield* screen(this.consents, users, message, signal);
+      yield* screen(this.consents, users, message, signal, this.chunkSize);
     } finally {
       abort(); // The caller may have left its loop before the end.
       unlink();
@@ -229,6 +233,9 @@ export class Client implements ConsentClient {
   /**
    * Tells what to withdraw from a queue, until it is closed. The first thing that it tells is a `reset`,
    * once the watch has begun, or `silent`, if it has not for 10 s. An open watch keeps the process alive.
+   *
+   * A sidecar that refuses it (`UNIMPLEMENTED`, `PERMISSION_DENIED`, `UNAUTHENTICATED`, `INVALID_ARGUMENT`) ends
+   * it: that is told as `silent` with the code and the cause, is a warning of the process, and the watch's `error`.
    *
    * @param business - whose changes; empty: every business's.
    * @param onChange - is told each change, in order; what it throws is an uncaught exception.
@@ -261,7 +268,7 @@ export class Client implements ConsentClient {
         () => this.authorization(),
         performance.now() + deadlineMs,
         signal,
-        (failed) => TRY_AGAIN.has(failed.code) || connectionFailed(failed),
+        mayRepeat,
       );
     } catch (error) {
       if (error instanceof ConsentError) error.requestId = requestId;
@@ -288,9 +295,11 @@ export class Client implements ConsentClient {
     const text = await readFile(this.tokenFile, 'utf8').catch(({ code }) => {
       throw new ConsentError(failure('UNAUTHENTICATED', `the token file cannot be read: ${code}`));
     });
-    const token = text.trim();
-    if (!/^[\x21-\x7e]+$/.test(token)) {
-      throw new ConsentError(failure('UNAUTHENTICATED', 'the token file must have one token'));
+    // The sidecar reads its own files of tokens alike.
+    const lines = text.split('\n').map((line) => line.trim());
+    const token = lines.find((line) => line !== '' && !line.startsWith('#'));
+    if (token === undefined || !/^[\x20-\x7e]+$/.test(token)) {
+      throw new ConsentError(failure('UNAUTHENTICATED', 'the token file has no token of printable ASCII'));
     }
     metadata.set('authorization', `Bearer ${token}`);
     return metadata;
@@ -298,9 +307,6 @@ export class Client implements ConsentClient {
 }
 
 const LOADING = failure('UNAVAILABLE', 'the sidecar has not loaded its table yet');
-
-// ABORTED: too many events of one user at once. RESOURCE_EXHAUSTED: too many calls at once.
-const TRY_AGAIN = new Set(['UNAVAILABLE', 'ABORTED', 'RESOURCE_EXHAUSTED']);
 
 const DEADLINE_BOUNDS = `must be a number above 0, and at most ${LONGEST_DEADLINE_MS}`;
 

@@ -7,7 +7,7 @@ import type {
 } from './gen/consent/v1/consent_service';
 import { Reason } from './gen/consent/v1/consent';
 import { isText, messageOf, type Message } from './question';
-import { failure, failureOf, malformed, pauseMs, type Failure } from './status';
+import { failure, failureOf, malformed, mayRepeat, pauseMs, type Failure } from './status';
 import { millisecondsOf, screened, undecided, type Verdict } from './verdict';
 
 /** A user of a campaign, and whether the message may be sent. */
@@ -27,14 +27,10 @@ const CHUNK_BYTES = 1024 * 1024;
 const CHUNKS_UNDER_WAY = 4;
 const CHUNK_DEADLINE_MS = 5_000;
 
-/** Codes of failures that asking again does not mend. */
-const FINAL = new Set([
-  'INVALID_ARGUMENT',
-  'OUT_OF_RANGE',
-  'PERMISSION_DENIED',
-  'UNAUTHENTICATED',
-  'UNIMPLEMENTED',
-]);
+/** How many users a sidecar takes at once, as far as a client knows (--max-recipients). */
+export class ChunkSize {
+  users = CHUNK_USERS;
+}
 
 /** Screens users in chunks, a few of which are under way at a time, and keeps their order. */
 export async function* screen(
@@ -42,21 +38,25 @@ export async function* screen(
   users: Iterable<string> | AsyncIterable<string>,
   message: Message,
   signal: AbortSignal,
+  size: ChunkSize,
 ): AsyncGenerator<Screened, void, undefined> {
   const underWay: Promise<Screened[]>[] = [];
-  for await (const chunk of chunksOf(users)) {
-    underWay.push(screenChunk(stub, chunk, message, signal));
+  for await (const chunk of chunksOf(users, size)) {
+    underWay.push(screenChunk(stub, chunk, message, signal, size));
     if (underWay.length === CHUNKS_UNDER_WAY) yield* await underWay.shift()!;
   }
   while (underWay.length > 0) yield* await underWay.shift()!;
 }
 
-async function* chunksOf(users: Iterable<string> | AsyncIterable<string>): AsyncGenerator<string[]> {
+async function* chunksOf(
+  users: Iterable<string> | AsyncIterable<string>,
+  size: ChunkSize,
+): AsyncGenerator<string[]> {
   let chunk: string[] = [];
   let bytes = 0;
   for await (const user of users) {
     const most = typeof user === 'string' ? 3 * user.length + 4 : 0;
-    if (chunk.length === CHUNK_USERS || (chunk.length > 0 && bytes + most > CHUNK_BYTES)) {
+    if (chunk.length >= size.users || (chunk.length > 0 && bytes + most > CHUNK_BYTES)) {
       yield chunk;
       chunk = [];
       bytes = 0;
@@ -72,12 +72,13 @@ async function screenChunk(
   users: readonly string[],
   message: Message,
   signal: AbortSignal,
+  size: ChunkSize,
 ): Promise<Screened[]> {
   const asked = messageOf(message);
   const verdicts =
     'code' in asked
       ? users.map(() => undecided(asked))
-      : await answers(stub, users.filter(isText), asked, signal);
+      : await answers(stub, users.filter(isText), asked, signal, size);
   let next = 0;
   return users.map((user) => ({
     user,
@@ -96,25 +97,49 @@ async function answers(
   userIds: string[],
   asked: Asked,
   signal: AbortSignal,
+  size: ChunkSize,
 ): Promise<Verdict[]> {
-  if (userIds.length === 0) return [];
-  const deadline = performance.now() + CHUNK_DEADLINE_MS;
-  for (let attempt = 0; ; attempt += 1) {
-    const outcome = await once(stub, { ...asked, userIds }, deadline, signal);
-    if ('reasons' in outcome) return verdictsOf(outcome);
-    const { failed } = outcome;
-    if (userIds.length > 1 && failed.violations[0]?.field === 'user_ids') {
-      // The sidecar takes fewer users at once (--max-recipients).
-      const half = Math.ceil(userIds.length / 2);
-      const first = await answers(stub, userIds.slice(0, half), asked, signal);
-      return first.concat(await answers(stub, userIds.slice(half), asked, signal));
+  const verdicts: Verdict[] = [];
+  // The users without a verdict, in parts: more than one where the sidecar takes fewer users at once.
+  let parts = userIds.length > 0 ? [userIds] : [];
+  // Parts that follow one without an answer have no time of their own.
+  let deadline = performance.now() + CHUNK_DEADLINE_MS;
+  for (let attempt = 0; parts.length > 0; ) {
+    const part = parts[0];
+    const outcome = await once(stub, { ...asked, userIds: part }, deadline, signal);
+    if ('reasons' in outcome) {
+      for (const verdict of verdictsOf(outcome)) verdicts.push(verdict);
+      parts.shift();
+    } else {
+      const { failed } = outcome;
+      const pause = pauseMs(attempt);
+      if (part.length > 1 && isTooMany(failed)) {
+        size.users = Math.min(size.users, Math.floor(part.length / 2));
+        parts = [...split(part, size.users), ...parts.slice(1)];
+      } else if (!mayRepeat(failed) || signal.aborted || performance.now() + pause >= deadline) {
+        for (const _ of part) verdicts.push(undecided(failed));
+        parts.shift();
+        continue;
+      } else {
+        attempt += 1;
+        await sleep(pause, signal);
+        continue;
+      }
     }
-    const pause = pauseMs(attempt);
-    if (FINAL.has(failed.code) || signal.aborted || performance.now() + pause >= deadline) {
-      return userIds.map(() => undecided(failed));
-    }
-    await sleep(pause, signal);
+    attempt = 0;
+    deadline = performance.now() + CHUNK_DEADLINE_MS;
   }
+  return verdicts;
+}
+
+function isTooMany({ code, violations }: Failure): boolean {
+  return code === 'INVALID_ARGUMENT' && violations[0]?.field === 'user_ids';
+}
+
+function split(users: string[], size: number): string[][] {
+  const parts: string[][] = [];
+  for (let i = 0; i < users.length; i += size) parts.push(users.slice(i, i + size));
+  return parts;
 }
 
 function verdictsOf({ reasons, staleness, categoryUsed }: FilterRecipientsResponse): Verdict[] {
@@ -125,6 +150,8 @@ function verdictsOf({ reasons, staleness, categoryUsed }: FilterRecipientsRespon
       : screened(reason, stalenessMs, categoryUsed),
   );
 }
+
+const NOT_WHOLE: Failure = { ...failure('INTERNAL', 'not one reason for each user'), answered: true };
 
 /** Asks on a stream of its own. It answers one message, and is then at its end. */
 function once(
@@ -146,7 +173,7 @@ function once(
     };
     stream.on('data', (answer: FilterRecipientsResponse) => {
       const whole = answer.reasons.length === request.userIds.length;
-      done(whole ? answer : { failed: failure('INTERNAL', 'not one reason for each user') });
+      done(whole ? answer : { failed: NOT_WHOLE });
     });
     stream.on('error', (error: ServiceError) => {
       done({ failed: signal.aborted ? cancelled(signal) : failureOf(error) });

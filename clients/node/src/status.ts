@@ -88,6 +88,14 @@ export function connectionFailed(failure: Failure): boolean {
   return !failure.answered && ENDED_CONNECTION.has(failure.code);
 }
 
+// ABORTED: too many events of one user at once. RESOURCE_EXHAUSTED: too many calls at once.
+const TRY_AGAIN = new Set(['UNAVAILABLE', 'ABORTED', 'RESOURCE_EXHAUSTED']);
+
+/** Whether an event is recorded again, which its request id makes safe, or a chunk of a campaign asked again. */
+export function mayRepeat(failure: Failure): boolean {
+  return TRY_AGAIN.has(failure.code) || connectionFailed(failure);
+}
+
 // The pause before the first repetition of a call, in milliseconds. Each further one is twice as
 // long, up to the second.
 const FIRST_PAUSE_MS = 5;

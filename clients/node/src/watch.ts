@@ -1,6 +1,6 @@
 import type { ClientReadableStream, ServiceError } from '@grpc/grpc-js';
 import type { ConsentServiceClient, WatchConsentsResponse } from './gen/consent/v1/consent_service';
-import { failure, failureOf, type Failure } from './status';
+import { ConsentError, failure, failureOf, type Failure } from './status';
 
 /** What happened to the messages that are queued. */
 export type Change =
@@ -27,7 +27,10 @@ export type Change =
       readonly type: 'reset';
     }
   | {
-      /** The sidecar is not heard: trust nothing that is queued until the next `reset`. */
+      /**
+       * The sidecar is not heard, or refuses the watch, which ends it ({@link Watch.error}): trust nothing that
+       * is queued until the next `reset`.
+       */
       readonly type: 'silent';
       /** The name of the gRPC code of what is wrong, such as `UNAVAILABLE`. */
       readonly code: string;
@@ -42,9 +45,12 @@ const SILENCE_MS = 10_000;
 const FIRST_BACKOFF_MS = 20;
 const LONGEST_BACKOFF_MS = 1_000;
 
+// Failures after which to begin again is of no use.
+const FINAL = new Set(['UNIMPLEMENTED', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'INVALID_ARGUMENT']);
+
 const SILENCE = failure('DEADLINE_EXCEEDED', `nothing was heard for ${SILENCE_MS / 1_000} s`);
 
-/** A watch that was begun. It connects again by itself until it is closed. */
+/** A watch that was begun. It connects again by itself until it is closed, or the sidecar refuses it. */
 export class Watch {
   private stream: ClientReadableStream<WatchConsentsResponse> | undefined;
   private timer: NodeJS.Timeout | undefined;
@@ -56,6 +62,7 @@ export class Watch {
   private toldSilent = false;
   private closed = false;
   private lastFailure: Failure = SILENCE;
+  private refusal: ConsentError | undefined;
 
   /** @internal */
   constructor(
@@ -66,6 +73,11 @@ export class Watch {
   ) {
     this.awaitWord();
     this.begin();
+  }
+
+  /** Why the watch ended, where the sidecar refuses it. Unset: it goes on, or was closed. */
+  get error(): ConsentError | undefined {
+    return this.refusal;
   }
 
   /** Ends the watch: nothing more is told. */
@@ -90,10 +102,12 @@ export class Watch {
     stream.on('end', ifCurrent(() => this.lost(failure('UNAVAILABLE', 'the stream ended'))));
   }
 
-  private heard({ changed, templateChanged, reset }: WatchConsentsResponse): void {
+  private heard({ changed, templateChanged, checkpoint, reset }: WatchConsentsResponse): void {
+    // A kind of message that this client does not know may be about anything.
+    const unknown = !changed && !templateChanged && !checkpoint && !reset;
     this.awaitWord();
     this.backoffMs = FIRST_BACKOFF_MS;
-    if (!this.current || reset) {
+    if (!this.current || reset || unknown) {
       this.current = true;
       this.toldSilent = false;
       this.tell({ type: 'reset' });
@@ -112,12 +126,14 @@ export class Watch {
     clearTimeout(this.silenceTimer);
     this.silenceTimer = setTimeout(() => {
       this.tellSilent(this.stream ? SILENCE : this.lastFailure);
-      if (this.stream) this.lost(SILENCE);
+      // The stream is kept: a sidecar whose table is stale says nothing. What it says next is told as a reset first.
+      this.current = false;
       this.awaitWord();
     }, SILENCE_MS);
   }
 
   private lost(failed: Failure): void {
+    if (FINAL.has(failed.code)) return this.refused(failed);
     if (this.current) this.tellSilent(failed);
     const { stream } = this;
     this.stream = undefined;
@@ -128,6 +144,15 @@ export class Watch {
     this.backoffMs = Math.min(this.backoffMs * 2, LONGEST_BACKOFF_MS);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.begin(), pause);
+  }
+
+  /** Ends the watch. It is told even where it was silent before, since it stays so. */
+  private refused(failed: Failure): void {
+    const { code, details } = failed;
+    this.refusal = new ConsentError(failed);
+    process.emitWarning(`a watch ended: ${code}: ${details}`, { code: 'CONSENTD_WATCH' });
+    this.tell({ type: 'silent', code, cause: details });
+    this.close();
   }
 
   /** Says once that nothing is heard, until the next reset. */

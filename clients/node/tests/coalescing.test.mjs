@@ -206,6 +206,21 @@ test('a batch that lacks an answer denies all of it', async (t) => {
   }
 });
 
+test('a batch that is refused as a whole is halved, and its size is not kept', async (t) => {
+  const status = { code: grpc.status.INVALID_ARGUMENT, details: 'refused' };
+  const server = await fakeServer(t, ({ userId }) => (userId === 'odd1' ? { status } : ALLOWED));
+  const client = clientOf(t, server.address);
+  const users = Array.from({ length: 20 }, (_, i) => (i === 7 ? 'odd1' : `u${i}`));
+  const verdicts = await Promise.all(users.map((user) => client.verdict(marketing(user))));
+  verdicts.forEach((verdict, i) => {
+    assert.equal(verdict.allowed, i !== 7);
+    assert.equal(verdict.invalid, i === 7);
+  });
+  const before = server.calls.length;
+  await Promise.all(users.map(() => client.verdict(marketing('u'))));
+  assert.deepEqual(server.calls.slice(before).map(({ size }) => size), [20]);
+});
+
 for (const code of ['UNAVAILABLE', 'RESOURCE_EXHAUSTED', 'INTERNAL', 'CANCELLED', 'UNKNOWN']) {
   test(`an answer of ${code} is not repeated`, async (t) => {
     const status = { code: grpc.status[code], details: 'so it is' };

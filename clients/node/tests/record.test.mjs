@@ -145,12 +145,14 @@ test('a token is read from its file at each call', async (t) => {
     return true;
   });
   await refused(/ENOENT/);
-  for (const text of ['', 'two tokens', 'tok\u00e9n']) {
+  for (const text of ['', '\n \n', '# only a comment\n', 'tok\u00e9n']) {
     writeFileSync(tokenFile, text);
-    await refused(/must have one token/);
+    await refused(/has no token/);
   }
   writeFileSync(tokenFile, 'another-token-that-is-long-enough-as-well');
   await refused(/./);
-  writeFileSync(tokenFile, 'a-token-that-is-long-enough-to-be-taken\n');
-  assert.equal((await client.record(event())).applied, true);
+  for (const text of ['%\n', '# ours\r\n\r\n  % \t\r\nanother-one-that-is-not-taken\n']) {
+    writeFileSync(tokenFile, text.replace('%', 'a-token-that-is-long-enough-to-be-taken'));
+    assert.equal((await client.record(event())).applied, true);
+  }
 });

@@ -2,8 +2,10 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
+import grpc from '@grpc/grpc-js';
 import { events } from 'consentd';
-import { BUSINESS, clientOf, eventually, newUser, sidecarOf } from './helpers.mjs';
+import { ConsentServiceService } from 'consentd/proto';
+import { BUSINESS, clientOf, eventually, freePort, NO_ANSWER, newUser, sidecarOf, sleep } from './helpers.mjs';
 
 function watching(t, client, business = BUSINESS) {
   const changes = [];
@@ -81,13 +83,43 @@ test('a sidecar that says nothing for 10 s is silent, until it is heard again', 
   assert.deepEqual(changes.map(({ type }) => type), ['reset', 'silent', 'reset']);
 });
 
-test('a watch that is refused is silent, with the cause', async (t) => {
+test('a watch that is refused ends, and says why', async (t) => {
   const sidecar = await sidecarOf(t, '--max-watchers', '0');
   const client = clientOf(t, sidecar.address);
+  const warned = new Promise((resolve) => process.once('warning', resolve));
+  const { changes, watch } = watching(t, client);
+  await eventually('the end', () => watch.error);
+  assert.deepEqual(changes.map(({ type, code }) => [type, code]), [['silent', 'UNIMPLEMENTED']]);
+  assert.equal(changes[0].cause, watch.error.details);
+  assert.equal(watch.error.code, 'UNIMPLEMENTED');
+  assert.equal((await warned).code, 'CONSENTD_WATCH');
+});
+
+test('a watch that cannot begin for 10 s is silent, once', async (t) => {
+  const client = clientOf(t, `127.0.0.1:${await freePort()}`);
   const { changes } = watching(t, client);
-  await eventually('silence', () => changes.length > 0);
-  assert.equal(changes[0].type, 'silent');
-  assert.equal(changes[0].code, 'UNIMPLEMENTED');
+  await sleep(13_000);
+  assert.deepEqual(changes.map(({ type }) => type), ['silent']);
+  assert.match(changes[0].code, NO_ANSWER);
+});
+
+test('a message of a kind that is not known is told as a reset', async (t) => {
+  const server = new grpc.Server();
+  server.addService(ConsentServiceService, {
+    watchConsents: (call) => {
+      call.write({ checkpoint: { partitionRevisions: [] } });
+      call.write({}); // As this client sees a field that it does not know.
+      call.write({ checkpoint: { partitionRevisions: [] } });
+      call.write({ changed: { userId: 'u1', businessId: BUSINESS, revision: 1n } });
+    },
+  });
+  const port = await new Promise((resolve) => {
+    server.bindAsync('127.0.0.1:0', grpc.ServerCredentials.createInsecure(), (_, bound) => resolve(bound));
+  });
+  t.after(() => server.forceShutdown());
+  const { changes } = watching(t, clientOf(t, `127.0.0.1:${port}`));
+  await eventually('a change', () => changes.length >= 3);
+  assert.deepEqual(changes.map(({ type }) => type), ['reset', 'reset', 'changed']);
 });
 
 test('a listener that throws is an uncaught exception, and ends no watch', async (t) => {
