@@ -28,11 +28,25 @@ public sealed interface Change {
   record Reset() implements Change {}
 
   /**
-   * Nothing was heard for 10 seconds, or the connection is lost: send nothing that is queued until
-   * the next {@link Reset}.
+   * Nothing was heard for 10 seconds, the connection is lost, or the watch is refused: send nothing
+   * that is queued until the next {@link Reset}.
    *
    * @param code gRPC's code, {@code DEADLINE_EXCEEDED} for mere silence
    * @param cause why, in words
    */
-  record Silent(Status.Code code, String cause) implements Change {}
+  record Silent(Status.Code code, String cause) implements Change {
+    /**
+     * Whether the watch has ended by an error, since to begin it again would fail likewise: it
+     * tells nothing more. The error is logged, too.
+     *
+     * @return true if the code is {@code UNIMPLEMENTED}, {@code PERMISSION_DENIED}, {@code
+     *     UNAUTHENTICATED} or {@code INVALID_ARGUMENT}
+     */
+    public boolean isFinal() {
+      return switch (code) {
+        case UNIMPLEMENTED, PERMISSION_DENIED, UNAUTHENTICATED, INVALID_ARGUMENT -> true;
+        default -> false;
+      };
+    }
+  }
 }

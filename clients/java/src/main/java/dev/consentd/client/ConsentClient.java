@@ -123,16 +123,18 @@ public interface ConsentClient extends AutoCloseable {
    *
    * @param users whom to screen; read by the thread that takes the verdicts
    * @param campaign what for
-   * @return one verdict for each user, in order, each with {@code allowed} and a reason alone.
-   *     Users whose chunk has no answer for 5 seconds are {@linkplain Verdict#unavailable()
-   *     unavailable}. Close the stream where it is not read to its end. An interrupt ends the wait
-   *     for a chunk.
+   * @return one verdict for each user, in order, each with {@code allowed}, a reason, the staleness
+   *     and the category used alone. Users whose chunk has no answer for 5 seconds are {@linkplain
+   *     Verdict#unavailable() unavailable}. Close the stream where it is not read to its end. An
+   *     interrupt ends the wait for a chunk.
    */
   Stream<Screened> filter(Iterable<String> users, Campaign campaign);
 
   /**
    * Tells what to withdraw from a queue of messages, until it is closed. It begins with a {@link
-   * Change.Reset}, and connects again by itself.
+   * Change.Reset}, or with a {@link Change.Silent} where it cannot begin for 10 seconds, and
+   * connects again by itself. Where that is of no use, such as where this client may not watch, its
+   * last change is a {@link Change.Silent} that {@linkplain Change.Silent#isFinal() is final}.
    *
    * @param business the business, or the empty string for all
    * @param onChange is told each change, one at a time, by a thread of the watch's own. If it
@@ -260,8 +262,8 @@ public interface ConsentClient extends AutoCloseable {
     /**
      * Sends a bearer token with the events that are recorded.
      *
-     * @param file its first line is the token; read again for each event, so that it can be
-     *     replaced
+     * @param file its first line that is neither blank nor begins with {@code #}, without the white
+     *     space around it, is the token; read again for each event, so that it can be replaced
      * @return this
      */
     public Builder tokenFile(Path file) {

@@ -54,6 +54,18 @@ record Failure(Status.Code code, String cause, List<FieldViolation> violations, 
         };
   }
 
+  /**
+   * Tells whether a call that is safe to repeat may succeed later, on its own or another
+   * connection.
+   */
+  boolean mayPass() {
+    return isOfConnection()
+        || switch (code) {
+          case UNAVAILABLE, ABORTED, RESOURCE_EXHAUSTED -> true;
+          default -> false;
+        };
+  }
+
   /** Tells whether a field is malformed. */
   boolean isOf(String field) {
     return violations.stream().anyMatch(violation -> violation.field().equals(field));

@@ -19,7 +19,6 @@ import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -237,17 +236,31 @@ final class GrpcConsentClient implements ConsentClient {
   private Metadata authorization() {
     var headers = new Metadata();
     if (tokenFile != null) {
-      try (var lines = Files.lines(tokenFile)) {
-        headers.put(AUTHORIZATION, "Bearer " + lines.findFirst().orElse("").strip());
-      } catch (IOException | UncheckedIOException e) {
-        String cause = "the token file cannot be read: " + e.getMessage();
-        throw new ConsentException(Status.Code.UNAUTHENTICATED, cause, "");
-      }
+      headers.put(AUTHORIZATION, "Bearer " + token());
     }
     return headers;
   }
 
-  /** Makes a call, and makes it again while it is unavailable and its time allows. */
+  /** Reads the token as the sidecar reads its own file of them, of which it is the first. */
+  private String token() {
+    String text;
+    try {
+      text = Files.readString(tokenFile);
+    } catch (IOException e) {
+      String cause = "the token file cannot be read: " + e.getMessage();
+      throw new ConsentException(Status.Code.UNAUTHENTICATED, cause, "");
+    }
+    return text.lines()
+        .map(String::strip)
+        .filter(line -> !line.isEmpty() && !line.startsWith("#"))
+        .findFirst()
+        .orElseThrow(
+            () ->
+                new ConsentException(
+                    Status.Code.UNAUTHENTICATED, "there is no token in " + tokenFile, ""));
+  }
+
+  /** Makes a call, and makes it again while its failure may pass and its time allows. */
   private <A> A repeat(long nanos, Function<CallOptions, A> call) {
     long end = System.nanoTime() + nanos;
     long pause = FIRST_PAUSE_NANOS;
@@ -257,8 +270,7 @@ final class GrpcConsentClient implements ConsentClient {
         return call.apply(CallOptions.DEFAULT.withDeadlineAfter(left, TimeUnit.NANOSECONDS));
       } catch (StatusRuntimeException e) {
         Failure failure = closed ? CLOSED : Failure.of(e);
-        boolean mayPass = failure.code() == Status.Code.UNAVAILABLE || failure.isOfConnection();
-        if (closed || !mayPass || end - System.nanoTime() <= pause) {
+        if (closed || !failure.mayPass() || end - System.nanoTime() <= pause) {
           throw new ConsentException(failure);
         }
       }

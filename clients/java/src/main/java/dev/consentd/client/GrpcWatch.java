@@ -36,8 +36,12 @@ final class GrpcWatch implements Watch {
    */
   private boolean isSilent = true;
 
-  /** Which refusal was logged last, or null. */
-  private Status.Code logged;
+  /** Whether anything was told. */
+  private boolean hasTold;
+
+  /** When silence is told where nothing was told before, by {@link System#nanoTime()}. */
+  private final long firstSilence =
+      System.nanoTime() + TimeUnit.SECONDS.toNanos(MAX_SILENCE_SECONDS);
 
   GrpcWatch(
       Channel channel,
@@ -72,8 +76,12 @@ final class GrpcWatch implements Watch {
         if (!isSilent) {
           pause = FIRST_PAUSE_MILLIS; // This call did begin.
         }
-        tellSilence(failure);
-        logRefusal(failure);
+        var silent = new Change.Silent(failure.code(), failure.cause());
+        if (silent.isFinal()) {
+          end(silent);
+          return;
+        }
+        tellSilence(silent);
         Thread.sleep((long) (pause * ThreadLocalRandom.current().nextDouble(0.8, 1.2)));
         pause = Math.min(2 * pause, MAX_PAUSE_MILLIS);
       }
@@ -106,7 +114,11 @@ final class GrpcWatch implements Watch {
 
   private Failure tellUntilEnd(Call call) throws InterruptedException {
     for (; ; ) {
-      Object next = call.messages.poll(MAX_SILENCE_SECONDS, TimeUnit.SECONDS);
+      long patience =
+          hasTold
+              ? TimeUnit.SECONDS.toNanos(MAX_SILENCE_SECONDS)
+              : Math.max(0, firstSilence - System.nanoTime());
+      Object next = call.messages.poll(patience, TimeUnit.NANOSECONDS);
       if (next instanceof Failure failure) {
         return failure;
       }
@@ -115,7 +127,7 @@ final class GrpcWatch implements Watch {
         call.requestOne();
       } else {
         tellSilence(
-            Failure.of(
+            new Change.Silent(
                 Status.Code.DEADLINE_EXCEEDED,
                 "nothing was heard for " + MAX_SILENCE_SECONDS + " seconds"));
       }
@@ -124,7 +136,9 @@ final class GrpcWatch implements Watch {
 
   private void tell(WatchConsentsResponse message) {
     // The first message of a call counts as a reset, and so does the first after a silence.
-    if (isSilent || message.hasReset()) {
+    // A newer sidecar may have other kinds of messages: what they change is not known.
+    boolean isUnknown = message.getWhatCase() == WatchConsentsResponse.WhatCase.WHAT_NOT_SET;
+    if (isSilent || message.hasReset() || isUnknown) {
       isSilent = false;
       tell(new Change.Reset());
     }
@@ -148,29 +162,35 @@ final class GrpcWatch implements Watch {
     }
   }
 
-  private void tellSilence(Failure failure) {
-    if (!isSilent) {
+  /** Tells silence once until the next reset, and where nothing was told yet, once it is due. */
+  private void tellSilence(Change.Silent silent) {
+    if (!isSilent || !hasTold && System.nanoTime() - firstSilence >= 0) {
       isSilent = true;
-      try {
-        tell(new Change.Silent(failure.code(), failure.cause()));
-      } catch (RuntimeException | Error e) {
-        thrown(e);
-      }
+      tellSafely(silent);
     }
   }
 
-  /** Says once what no further try will mend, such as that this client may not watch. */
-  private void logRefusal(Failure failure) {
-    if (failure.answered()
-        && failure.code() != Status.Code.UNAVAILABLE
-        && failure.code() != logged) {
-      logged = failure.code();
+  /** Ends the watch because of what no further try will mend, such as that it is not allowed. */
+  private void end(Change.Silent silent) {
+    if (!closed) {
       LOGGER.log(
-          System.Logger.Level.WARNING, "A watch is refused: {0}: {1}", logged, failure.cause());
+          System.Logger.Level.ERROR, "A watch ends: {0}: {1}", silent.code(), silent.cause());
+    }
+    tellSafely(silent);
+    closed = true;
+    onClose.run();
+  }
+
+  private void tellSafely(Change.Silent silent) {
+    try {
+      tell(silent);
+    } catch (RuntimeException | Error e) {
+      thrown(e);
     }
   }
 
   private void tell(Change change) {
+    hasTold = true;
     if (!closed) {
       onChange.accept(change);
     }

@@ -108,10 +108,11 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
         Object answer = call.answers.poll(Math.max(0, left), TimeUnit.NANOSECONDS);
         if (answer instanceof FilterRecipientsResponse response) {
           if (response.getReasonsCount() == first.users.size()) {
-            return response.getReasonsValueList().stream().map(Screening::verdict).toList();
+            return response.getReasonsValueList().stream()
+                .map(reason -> verdict(response, reason))
+                .toList();
           }
-          return none(
-              Failure.of(Status.Code.DATA_LOSS, "an answer is not as long as its question"));
+          return none(Failure.of(Status.Code.INTERNAL, "an answer is not as long as its question"));
         }
         if (answer == null) {
           return none(Failure.of(Status.Code.DEADLINE_EXCEEDED, "no answer for 5 seconds"));
@@ -123,8 +124,7 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
           first = underWay.element();
           continue;
         }
-        boolean mayPass = failure.code() == Status.Code.UNAVAILABLE || failure.isOfConnection();
-        if (!mayPass || first.deadline - System.nanoTime() <= pause) {
+        if (!failure.mayPass() || first.deadline - System.nanoTime() <= pause) {
           return none(failure);
         }
         TimeUnit.NANOSECONDS.sleep(pause);
@@ -152,11 +152,20 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
     return Collections.nCopies(underWay.element().users.size(), failure.verdict());
   }
 
-  private static Verdict verdict(int reason) {
-    return reason == 0
-        ? Verdict.invalid("user_id", "is malformed; ask about this user alone to learn why")
-        : Verdict.of(
-            CanSendResponse.newBuilder().setAllowed(reason <= 9).setReasonValue(reason).build());
+  private static Verdict verdict(FilterRecipientsResponse response, int reason) {
+    if (reason == 0) {
+      return Verdict.invalid("user_id", "is malformed; ask about this user alone to learn why");
+    }
+    var decided =
+        CanSendResponse.newBuilder()
+            // The contract has it that these reasons allow, and that no other ever will.
+            .setAllowed(1 <= reason && reason <= 9)
+            .setReasonValue(reason)
+            .setCategoryUsed(response.getCategoryUsed());
+    if (response.hasStaleness()) {
+      decided.setStaleness(response.getStaleness());
+    }
+    return Verdict.of(decided.build());
   }
 
   /** Users that are asked about by one message. */

@@ -112,31 +112,48 @@ final class CoalescingTest {
   }
 
   @Test
-  void eachOfManyIsSentOnce() throws Exception {
-    int callers = 64;
-    int each = 2_000;
-    var wrong = new ConcurrentLinkedQueue<String>();
-    var threads = new ArrayList<Thread>();
-    for (int i = 0; i < callers; i++) {
-      int caller = i;
-      var thread =
-          new Thread(
-              () -> {
-                for (int j = 0; j < each; j++) {
-                  Verdict verdict = client.maySend(question(caller + j));
-                  if (!verdict.decided() || verdict.allowed() != ((caller + j) % 2 == 0)) {
-                    wrong.add(verdict + ": " + verdict.cause());
-                  }
-                }
-              });
-      threads.add(thread);
-      thread.start();
+  void aBatchThatIsRefusedIsHalvedAndItsSizeIsNotKept() throws Exception {
+    server.refuse("requests[3].user_id", 100);
+    assertAnswered(0, ask(0, 2_000));
+    server.sizes.clear();
+    server.checks.set(0);
+    server.refuse("", Integer.MAX_VALUE);
+    server.hold();
+    var asked = ask(0, 5_000);
+    eventually("all were sent", () -> sum() == 5_000);
+    server.release();
+    assertAnswered(0, asked);
+    assertTrue(server.sizes.stream().anyMatch(size -> size > 100), () -> "" + server.sizes);
+  }
+
+  @Test
+  void theSizeThatASidecarTakesIsKept() throws Exception {
+    server.refuse("requests", 100);
+    assertAnswered(0, ask(0, 2_000));
+    server.sizes.clear();
+    assertAnswered(0, ask(0, 2_000));
+    assertTrue(server.sizes.stream().allMatch(size -> size <= 100), () -> "" + server.sizes);
+  }
+
+  @Test
+  void anAnswerThatLacksAResultAllowsNobody() throws Exception {
+    server.hold();
+    server.lackOneResult();
+    var asked = ask(0, 21);
+    eventually("all were sent", () -> sum() == 21);
+    server.release();
+    int lacking = 0;
+    for (var one : asked) {
+      Verdict verdict = one.get(PATIENCE.toSeconds(), TimeUnit.SECONDS);
+      if (!verdict.decided()) {
+        lacking++;
+        assertEquals(Status.Code.INTERNAL, verdict.code());
+        assertTrue(verdict.unavailable());
+      }
     }
-    for (Thread thread : threads) {
-      thread.join();
-    }
-    assertEquals(List.of(), List.copyOf(wrong));
-    assertEquals(callers * each, server.checks.get());
+    assertEquals(server.sizes.stream().mapToInt(size -> size).sum(), lacking);
+    assertTrue(lacking > 0);
+    assertEquals(21, sum());
   }
 
   @Test

@@ -1,5 +1,7 @@
 package dev.consentd.tests;
 
+import com.google.protobuf.Any;
+import com.google.rpc.BadRequest;
 import dev.consentd.v1.BatchCanSendRequest;
 import dev.consentd.v1.BatchCanSendResponse;
 import dev.consentd.v1.BatchCanSendResult;
@@ -11,6 +13,8 @@ import io.grpc.Grpc;
 import io.grpc.InsecureServerCredentials;
 import io.grpc.Server;
 import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
 import java.util.ArrayList;
@@ -34,6 +38,9 @@ final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase impleme
   private final BlockingQueue<Runnable> held = new LinkedBlockingQueue<>();
   private final Server server;
   private volatile boolean holding;
+  private volatile String refusedField = "";
+  private volatile int mostRequests = Integer.MAX_VALUE;
+  private volatile boolean lacking;
 
   FakeServer() throws IOException {
     server =
@@ -50,6 +57,17 @@ final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase impleme
   /** Keeps answers back from now on. */
   void hold() {
     holding = true;
+  }
+
+  /** Refuses larger batches than this from now on, because of a field. */
+  void refuse(String field, int most) {
+    refusedField = field;
+    mostRequests = most;
+  }
+
+  /** Leaves one result out of each batch's answer from now on. */
+  void lackOneResult() {
+    lacking = true;
   }
 
   /** Waits for a call that is kept back and answers it. */
@@ -118,13 +136,32 @@ final class FakeServer extends ConsentServiceGrpc.ConsentServiceImplBase impleme
     answer(
         batch.getRequestsCount(),
         () -> {
+          if (batch.getRequestsCount() > mostRequests) {
+            observer.onError(invalid(refusedField));
+            return;
+          }
           var results = BatchCanSendResponse.newBuilder();
           for (CanSendRequest request : batch.getRequestsList()) {
             results.addResults(BatchCanSendResult.newBuilder().setResponse(decide(request)));
           }
+          if (lacking) {
+            results.removeResults(0);
+          }
           observer.onNext(results.build());
           observer.onCompleted();
         });
+  }
+
+  /** Returns the error of a malformed field, as the sidecar has it. */
+  static StatusRuntimeException invalid(String field) {
+    var violation =
+        BadRequest.FieldViolation.newBuilder().setField(field).setDescription("of a test");
+    return StatusProto.toStatusRuntimeException(
+        com.google.rpc.Status.newBuilder()
+            .setCode(Status.Code.INVALID_ARGUMENT.value())
+            .setMessage(field + ": of a test")
+            .addDetails(Any.pack(BadRequest.newBuilder().addFieldViolations(violation).build()))
+            .build());
   }
 
   @Override

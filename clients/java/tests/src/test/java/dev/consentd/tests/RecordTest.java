@@ -156,7 +156,14 @@ final class RecordTest {
       Files.writeString(token, "a-token-that-nobody-knows-of\n");
       error = assertThrows(ConsentException.class, () -> client.record(optIn(user(0))));
       assertEquals(Status.Code.UNAUTHENTICATED, error.code());
-      Files.writeString(token, "a-token-that-is-long-enough-1\n");
+      Files.writeString(token, "# no token\n \n");
+      error = assertThrows(ConsentException.class, () -> client.record(optIn(user(0))));
+      assertEquals(Status.Code.UNAUTHENTICATED, error.code());
+      assertTrue(error.getMessage().contains("there is no token"), error::getMessage);
+      Files.write(token, new byte[] {(byte) 0xff, '\n'});
+      error = assertThrows(ConsentException.class, () -> client.record(optIn(user(0))));
+      assertEquals(Status.Code.UNAUTHENTICATED, error.code());
+      Files.writeString(token, "# of 2026\r\n\r\n  a-token-that-is-long-enough-1 \r\nanother\r\n");
       assertTrue(client.record(optIn(user(0))).applied());
       assertTrue(client.maySend(offer(user(0))).allowed());
     }

@@ -5,9 +5,11 @@ import static dev.consentd.tests.Support.PATIENCE;
 import static dev.consentd.tests.Support.optIn;
 import static dev.consentd.tests.Support.user;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.consentd.client.Change;
 import dev.consentd.client.ConsentClient;
@@ -149,11 +151,14 @@ final class WatchTest {
   }
 
   @Test
-  void oneThatMayNotBeginTellsNothing() throws Exception {
+  void oneThatMayNotBeginEndsWithTheError() throws Exception {
     try (var refusing = Sidecar.start("--max-watchers", "0");
         var other = Support.ready(Support.patient(refusing.address()).build());
         var watch = other.watch(BUSINESS, changes::add)) {
-      assertNull(changes.poll(1, TimeUnit.SECONDS));
+      var last = assertInstanceOf(Change.Silent.class, next());
+      assertEquals(Status.Code.UNIMPLEMENTED, last.code());
+      assertTrue(last.isFinal());
+      assertFalse(last.cause().isEmpty());
       refusing.kill();
       assertNull(changes.poll(300, TimeUnit.MILLISECONDS));
       assertNotNull(watch);
