@@ -2,9 +2,14 @@ package consentd
 
 import (
 	"context"
+	"errors"
+	"io"
 	"iter"
 	"time"
 	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"consentd.dev/consentd/consentv1"
 )
@@ -259,7 +264,12 @@ func (f *filtering) exchange() (*consentv1.FilterRecipientsResponse, error) {
 			UserIds:    chunk.asked,
 		})
 	}
-	return f.stream.Recv()
+	answer, err := f.stream.Recv()
+	if errors.Is(err, io.EOF) {
+		// The sidecar ended the stream, as it does when it drains: another one may answer.
+		return nil, status.Error(codes.Unavailable, "the stream ended without an answer")
+	}
+	return answer, err
 }
 
 // dropStream ends the stream that is open. What it did not answer is sent on the next.

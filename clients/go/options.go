@@ -62,7 +62,9 @@ func WithoutCoalescing() Option {
 }
 
 // WithTokenFile names the file of the bearer token that [Client.Record] authenticates by, one of
-// the sidecar's --record-token-file: the file's first line. The file is read at each call, so that a token may be rotated.
+// those of the sidecar's --record-token-file. The token is the file's first line that is neither
+// blank nor begins with #, without the white space around it. The file is read at each call, so that
+// a token may be rotated.
 func WithTokenFile(path string) Option {
 	return func(s *settings) error {
 		s.tokenFile = path

@@ -190,9 +190,22 @@ func (c *Client) authorize(ctx context.Context) (context.Context, error) {
 	if err != nil {
 		return nil, &Error{Code: "UNAUTHENTICATED", Cause: "reading the token: " + err.Error()}
 	}
-	// The sidecar's own file has a token on each line.
-	token, _, _ := strings.Cut(strings.TrimSpace(string(file)), "\n")
-	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(token)), nil
+	token := firstToken(string(file))
+	if token == "" {
+		return nil, &Error{Code: "UNAUTHENTICATED", Cause: "there is no token in " + c.tokenFile}
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), nil
+}
+
+// firstToken is the first token of a token file, which is read as the sidecar reads its own: a token is
+// a line without the white space around it, and blank lines and those that begin with # are none.
+func firstToken(file string) string {
+	for line := range strings.SplitSeq(file, "\n") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			return line
+		}
+	}
+	return ""
 }
 
 // newUUID is a random UUID (RFC 9562, version 4).

@@ -26,8 +26,8 @@ const (
 	// Reset: something may have been missed. Ask again about everything that is queued. A watch
 	// begins with one, and each new connection does.
 	Reset ChangeKind = "reset"
-	// Silent: nothing was heard for 10 s, or the connection is lost. Trust nothing that is queued until
-	// the next Reset.
+	// Silent: nothing was heard for 10 s, even since the watch was to begin, or the connection is lost.
+	// Trust nothing that is queued until the next Reset.
 	Silent ChangeKind = "silent"
 )
 
@@ -55,7 +55,7 @@ type Change struct {
 // What time alone changes, such as an opt-in that expires, is not told, and nothing here replaces
 // the check right before each send.
 func (c *Client) Watch(ctx context.Context, business string, onChange func(Change)) error {
-	w := &watching{client: c, business: business, onChange: onChange}
+	w := &watching{client: c, business: business, onChange: onChange, due: time.Now().Add(silenceTimeout)}
 	pauses := newPauses()
 	for {
 		heard, err := w.follow(ctx)
@@ -94,6 +94,9 @@ type watching struct {
 	onChange func(Change)
 	// isTrusted is whether a Reset was told, and no Silent since.
 	isTrusted bool
+	// due is when Silent is told, as long as nothing was told before. From then on it is zero, and Silent
+	// is told only after a Reset.
+	due time.Time
 }
 
 // follow tells what one stream says until the stream ends. It returns whether it heard anything, and why
@@ -102,13 +105,15 @@ func (w *watching) follow(ctx context.Context) (heard bool, _ error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	request := &consentv1.WatchConsentsRequest{BusinessId: w.business}
-	stream, err := w.client.checks.WatchConsents(ctx, request)
-	if err != nil {
-		return false, err
-	}
 	messages := make(chan *consentv1.WatchConsentsResponse)
 	ended := make(chan error, 1)
 	go func() {
+		// Opening the stream waits for the connection, which may take longer than a silence.
+		stream, err := w.client.checks.WatchConsents(ctx, request)
+		if err != nil {
+			ended <- err
+			return
+		}
 		for {
 			message, err := stream.Recv()
 			if err != nil {
@@ -122,7 +127,11 @@ func (w *watching) follow(ctx context.Context) (heard bool, _ error) {
 			}
 		}
 	}()
-	silence := time.NewTimer(silenceTimeout)
+	wait := silenceTimeout
+	if !w.due.IsZero() {
+		wait = time.Until(w.due)
+	}
+	silence := time.NewTimer(wait)
 	defer silence.Stop()
 	for {
 		select {
@@ -142,20 +151,28 @@ func (w *watching) follow(ctx context.Context) (heard bool, _ error) {
 	}
 }
 
-// distrust tells Silent, once until the next Reset.
+// distrust tells Silent, once until the next Reset. A watch that did not begin yet tells it once it is due.
 func (w *watching) distrust() {
-	if w.isTrusted {
-		w.isTrusted = false
+	isDue := !w.due.IsZero() && !time.Now().Before(w.due)
+	if w.isTrusted || isDue {
+		w.isTrusted, w.due = false, time.Time{}
 		w.onChange(Change{Kind: Silent})
 	}
 }
 
 // tell tells a message. The first one of a stream, and the first one after a silence, tells that what
-// came before may have been missed.
+// came before may have been missed. So does one of a kind that a newer sidecar has and this package
+// does not know.
 func (w *watching) tell(message *consentv1.WatchConsentsResponse) {
-	_, isReset := message.GetWhat().(*consentv1.WatchConsentsResponse_Reset_)
+	isReset := false
+	switch message.GetWhat().(type) {
+	case *consentv1.WatchConsentsResponse_Changed_, *consentv1.WatchConsentsResponse_TemplateChanged_,
+		*consentv1.WatchConsentsResponse_Checkpoint_:
+	default:
+		isReset = true
+	}
 	if isReset || !w.isTrusted {
-		w.isTrusted = true
+		w.isTrusted, w.due = true, time.Time{}
 		w.onChange(Change{Kind: Reset})
 	}
 	switch what := message.GetWhat().(type) {

@@ -221,7 +221,8 @@ func TestRecordingWithAToken(t *testing.T) {
 	for _, one := range []struct {
 		token  string
 		isGood bool
-	}{{"wrong", false}, {token, true}, {"", false}, {token + "\nanother", true}} {
+	}{{"wrong", false}, {token, true}, {"", false}, {token + "\nanother", true}, {"# none", false},
+		{"# of 2026\r\n\n  " + token + " \r\nanother", true}} {
 		if err := os.WriteFile(own, []byte(one.token+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
