@@ -366,9 +366,10 @@ impl Metrics {
         self.refused.with_label_values(&[limit]).inc();
     }
 
-    /// Counts an invalid `:authority` that was replaced.
-    pub fn authority_replaced(&self) {
-        self.authorities_replaced.inc();
+    /// Counts invalid authorities: those that were replaced, and those that HTTP/2 refuses.
+    pub fn authorities(&self, replaced: u32, refused: u32) {
+        self.authorities_replaced.inc_by(replaced.into());
+        self.refused.with_label_values(&["authority"]).inc_by(refused.into());
     }
 
     /// Counts spans by their outcome, one of [`SPAN_OUTCOMES`].
@@ -429,7 +430,8 @@ fn authorities_replaced(r: &Registry) -> Result<IntCounter, prometheus::Error> {
         "consent_authorities_replaced_total",
         "Times that a client sent a socket's path as :authority over a Unix socket, as clients \
          on gRPC core and grpc-java do where they are told no other. HTTP/2 would refuse it; \
-         it is replaced, and the calls are served.",
+         it is replaced, and the calls are served. One that comes after the first 16 KiB of a \
+         call's headers is not.",
     )
 }
 

@@ -7,7 +7,9 @@
 //!   the whole connection with `PROTOCOL_ERROR`, with every call that was still to be answered. Such a `WINDOW_UPDATE`
 //!   is dropped.
 //! - **A socket's path as `:authority`**, which gRPC core and grpc-java send over Unix sockets, and which h2 answers
-//!   with `RST_STREAM`. Nothing here reads the authority, so over a Unix socket it is replaced.
+//!   with `RST_STREAM`. Nothing here reads the authority, so over a Unix socket it is replaced, also where it is encoded
+//!   by Huffman's code. Only an authority in a CONTINUATION frame, after 16 KiB of other headers, is neither replaced
+//!   nor counted.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -26,13 +28,13 @@ use crate::metrics::Metrics;
 use crate::net::log_throttle::LogThrottle;
 
 /// Bytes of the client's preface (RFC 9113, section 3.4).
-const PREFACE_BYTES: usize = 24;
+pub(super) const PREFACE_BYTES: usize = 24;
 /// What the preface begins with, and no method of HTTP/1 does.
 const PREFACE_START: &[u8] = b"PRI";
 /// Bytes of a frame's header (RFC 9113, section 4.1).
 pub(super) const HEADER_BYTES: usize = 9;
-/// The longest frame that is looked into: h2 refuses longer ones.
-const MAX_FRAME_BYTES: usize = HEADER_BYTES + 16 * 1024;
+/// Bytes of a frame's payload: the least that the protocol allows. Longer ones are not looked into, since h2 refuses them.
+pub(super) const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// The payload of the PING that h2 sends after the first GOAWAY of a graceful end; at its acknowledgement h2 sends the
 /// last GOAWAY, and ignores the streams that are begun after it.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
@@ -71,12 +73,7 @@ impl AuthorityReport {
     }
 
     fn report(&self, found: Authorities) {
-        for _ in 0..found.replaced {
-            self.metrics.authority_replaced();
-        }
-        for _ in 0..found.refused {
-            self.metrics.refused("authority");
-        }
+        self.metrics.authorities(found.replaced, found.refused);
         if let Some(calls) = self.refused.record(found.refused.into()) {
             warn!(
                 calls,
@@ -219,7 +216,7 @@ struct Authorities {
     replaced: u32,
 }
 
-/// What became of some bytes.
+/// The result of filtering a buffer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Filtered {
     /// So many bytes at the beginning are to be handed over.
@@ -292,7 +289,7 @@ impl FrameFilter {
     /// Whether a frame must have arrived whole before it is handed over.
     fn is_looked_into(&self, header: &Header) -> bool {
         match header.kind {
-            HEADERS => HEADER_BYTES + header.length <= MAX_FRAME_BYTES,
+            HEADERS => header.length <= MAX_FRAME_BYTES as usize,
             PING => header.flags & ACK != 0 && header.length == SHUTDOWN_PING.len(),
             WINDOW_UPDATE => self.is_last && header.stream > self.last_stream && header.length == 4,
             _ => false,
@@ -321,19 +318,20 @@ impl FrameFilter {
     fn mend_authority(&mut self, header: &Header, frame: &mut [u8]) -> Option<usize> {
         let block = header_block(header.flags, frame)?;
         let value = authority(frame, block)?;
-        let text = frame.get(value.text.clone())?;
-        if Authority::try_from(text).is_ok() {
+        let text = value.decode(frame)?;
+        if Authority::try_from(&*text).is_ok() {
             return None;
         }
-        if !self.is_unix || text.is_empty() {
+        let length = text.len().min(value.encoded.len());
+        if !self.is_unix || length == 0 {
             self.found.refused += 1;
             return None;
         }
-        // HPACK counts the bytes of a text in the table that both sides keep. With a shorter text, h2 keeps more than
-        // the client refers to, so both mean the same by each index; a longer one would evict what the client still
-        // refers to.
-        let text = REPLACEMENT.get(..text.len().min(REPLACEMENT.len()))?;
-        let rest = value.text.end..frame.len();
+        // HPACK counts the bytes of a text, as decoded, in the table that both sides keep. With a shorter text, h2 keeps
+        // more than the client refers to, so both mean the same by each index; a longer one would evict what the client
+        // still refers to. A text that is longer than what was encoded would not fit into the frame.
+        let text = REPLACEMENT.get(..length.min(REPLACEMENT.len()))?;
+        let rest = value.encoded.end..frame.len();
         let mut at = value.start;
         // A length below 127 takes one byte, and a text without Huffman's code has no flag before it.
         *frame.get_mut(at)? = u8::try_from(text.len()).ok()?;
@@ -372,6 +370,13 @@ mod tests {
     fn literal(index: u8, text: &[u8]) -> Vec<u8> {
         assert!(text.len() < 127);
         [&[0x40 | index, u8::try_from(text.len()).unwrap()], text].concat()
+    }
+
+    const WWW: &[u8] = b"\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff";
+
+    /// An `:authority` that is encoded by Huffman's code.
+    fn huffman(encoded: &[u8]) -> Vec<u8> {
+        [&[0x41, 0x80 | u8::try_from(encoded.len()).unwrap()], encoded].concat()
     }
 
     /// Filters bytes that arrive in parts of so many.
@@ -428,6 +433,14 @@ mod tests {
             (literal(1, b"/a"), literal(1, b"lo")),
             (named.clone(), [&named[..13], b"localh"].concat()),
             (literal(1, b"localhost:50051"), literal(1, b"localhost:50051")),
+            // By Huffman's code: "/run/consentd.sock", "//", "www.example.com", and bytes of 0xff.
+            (
+                huffman(b"\x62\xcb\x6a\x60\x87\xa9\x05\xa9\x32\x2e\x83\x93\xaf"),
+                literal(1, b"localhost"),
+            ),
+            (huffman(b"\x61\x8f"), literal(1, b"lo")),
+            (huffman(WWW), huffman(WWW)),
+            (huffman(&[0xff, 0xff, 0xfb, 0xbf, 0xff, 0xfe, 0xef]), literal(1, b"l")),
         ] {
             let is_replaced = authority != replaced;
             for flags in [4, 4 | PRIORITY, 4 | PADDED, 4 | PADDED | PRIORITY] {

@@ -28,7 +28,9 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::body::ResponseBody;
-use super::client_frames::{AuthorityReport, ClientFrames, Greeting};
+use super::client_frames::{
+    AuthorityReport, ClientFrames, Greeting, MAX_FRAME_BYTES, PREFACE_BYTES,
+};
 use super::connection_context::ConnectionContext;
 use super::roles::{Peer, Roles};
 use super::router::{ResponseFuture, Router};
@@ -58,8 +60,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// The flow-control window of a stream, in bytes. Even full of 50-byte messages it stays below that
 /// half of the connection's.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Bytes of a frame: the least that the protocol allows.
-const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// Bytes of a stream's responses that wait to be written to the socket.
 const MAX_SEND_BYTES: usize = 64 * 1024;
 /// How long a connection must have been silent before it may be closed for another: nothing arrived
@@ -84,12 +84,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection without calls may take to close after GOAWAY, where the process ends or room is needed.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
 /// The same for a connection that ends for its age alone: nothing hurries it, and the client may be waiting for a CPU,
-/// with a call on its lips that would be lost.
+/// about to send a call that would be lost.
 const OLD_IDLE_GRACE: Duration = Duration::from_secs(5);
-/// The longest that is gone on reading after our side was closed. A connection without calls is ended earlier, as above.
+/// How long we keep reading after closing our write side. A connection without calls is ended earlier, as above.
 const LINGER_TIMEOUT: Duration = OLD_IDLE_GRACE;
-/// Bytes of the client's preface (RFC 9113, section 3.4).
-const PREFACE_BYTES: usize = 24;
 /// The answer to a request of HTTP/1, whose client would otherwise be shown bytes of HTTP/2.
 const HTTP1_ANSWER: &str = "HTTP/1.1 415 Unsupported Media Type\r\ncontent-type: text/plain\r\n\
     connection: close\r\n\r\nthis port speaks gRPC, by HTTP/2: call it with a client of gRPC, such as \

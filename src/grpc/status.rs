@@ -104,14 +104,13 @@ pub(super) fn limit_reached(full: LimitReached) -> Status {
 
 /// `DEADLINE_EXCEEDED` of a call that took too long, or whose request did.
 pub(super) fn late() -> Status {
-    Status::deadline_exceeded("the deadline passed before the request had arrived, or was answered")
+    Status::deadline_exceeded("the deadline passed before the request arrived or was answered")
 }
 
 /// `INVALID_ARGUMENT` of a body that does not begin as a message of gRPC does, with the flag of its compression: 0 or 1.
 pub(super) fn not_framed() -> Status {
     Status::invalid_argument(
-        "the body is no message of gRPC, which begins with a flag and its length; JSON is not spoken here: use a client \
-         of gRPC, such as grpcurl",
+        "the body is not a length-prefixed gRPC message; JSON is not supported: use a client of gRPC, such as grpcurl",
     )
 }
 

@@ -41,6 +41,17 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A call of `CanSend`, as gRPC core sends it: a `WINDOW_UPDATE` follows the HEADERS at once.
 fn call(stream: u32, authority: &[u8], timeout: &str, min_revision: u64) -> Vec<u8> {
+    call_encoded(stream, authority, false, timeout, min_revision)
+}
+
+/// The same, whose authority may be encoded by Huffman's code, as Node does.
+fn call_encoded(
+    stream: u32,
+    authority: &[u8],
+    is_huffman: bool,
+    timeout: &str,
+    min_revision: u64,
+) -> Vec<u8> {
     let text = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
     let literal = |name: &str, value: &[u8]| [vec![0], text(name.as_bytes()), text(value)].concat();
     // Indexed: POST, and http.
@@ -48,7 +59,11 @@ fn call(stream: u32, authority: &[u8], timeout: &str, min_revision: u64) -> Vec<
     block.extend(literal(":path", b"/consent.v1.ConsentService/CanSend"));
     // With incremental indexing, as real clients do.
     block.push(0x41);
-    block.extend(text(authority));
+    let mut authority = text(authority);
+    if is_huffman {
+        authority[0] |= 0x80;
+    }
+    block.extend(authority);
     block.extend(literal("content-type", b"application/grpc"));
     block.extend(literal("te", b"trailers"));
     block.extend(literal("grpc-timeout", timeout.as_bytes()));
@@ -174,19 +189,25 @@ async fn a_path_as_the_authority_is_served_over_a_unix_socket_and_told_of_elsewh
     };
     let (replaced, refused) =
         ("consent_authorities_replaced_total", "consent_refused_total{limit=\"authority\"}");
-    for authority in [&b"%2Frun%2Fconsentd.sock"[..], b"/run/consentd.sock", b"\0consentd"] {
+    for (authority, is_huffman) in [
+        (&b"%2Frun%2Fconsentd.sock"[..], false),
+        (b"/run/consentd.sock", false),
+        (b"\0consentd", false),
+        // "/run/consentd.sock" by Huffman's code.
+        (b"\x62\xcb\x6a\x60\x87\xa9\x05\xa9\x32\x2e\x83\x93\xaf", true),
+    ] {
         let mut frames = Frames::begin(UnixStream::connect(&path).await.unwrap()).await;
         for stream in [1, 3] {
-            frames.send(&call(stream, authority, "9S", 0)).await;
+            frames.send(&call_encoded(stream, authority, is_huffman, "9S", 0)).await;
             let answer = frames.answer(stream).await;
             assert_eq!(answer.kind, HEADERS, "{authority:?}");
         }
         let mut frames = Frames::begin(TcpStream::connect(&sidecar.grpc).await.unwrap()).await;
-        frames.send(&call(1, authority, "9S", 0)).await;
+        frames.send(&call_encoded(1, authority, is_huffman, "9S", 0)).await;
         assert_eq!(frames.answer(1).await.kind, RST_STREAM, "{authority:?}");
     }
     let (_, metrics) = sidecar.get("/metrics").await;
-    assert_eq!((count(&metrics, replaced), count(&metrics, refused)), (6, 3));
+    assert_eq!((count(&metrics, replaced), count(&metrics, refused)), (8, 4));
     let said = sidecar.said();
     assert_eq!(said.matches("invalid :authority").count(), 1, "once a minute: {said}");
 }
@@ -244,7 +265,7 @@ async fn json_is_refused_in_words_that_its_sender_reads() {
                 let trailers = body.trailers().await.unwrap().unwrap_or(head.headers);
                 assert_eq!(trailers["grpc-status"], "3", "{method}: {trailers:?}");
                 let message = trailers["grpc-message"].to_str().unwrap();
-                assert!(message.contains("JSON is not spoken here"), "{method}: {message}");
+                assert!(message.contains("JSON is not supported"), "{method}: {message}");
             }
         }
     }

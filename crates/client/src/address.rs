@@ -31,34 +31,34 @@ pub(crate) enum Address {
     Abstract(String),
 }
 
-/// An address that is none.
+/// Text that is not a valid address.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct NotAnAddress(String);
+pub(crate) struct InvalidAddress(String);
 
-impl fmt::Display for NotAnAddress {
+impl fmt::Display for InvalidAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(text) = self;
-        write!(f, "{text:?} is no address: it must be HOST:PORT, unix:PATH or unix:@NAME")
+        write!(f, "{text:?} is not a valid address: it must be HOST:PORT, unix:PATH or unix:@NAME")
     }
 }
 
 impl FromStr for Address {
-    type Err = NotAnAddress;
+    type Err = InvalidAddress;
 
-    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        let not = || NotAnAddress(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let invalid = || InvalidAddress(text.to_owned());
         if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
             return match path.strip_prefix('@') {
-                Some("") => Err(not()),
+                Some("") => Err(invalid()),
                 Some(name) => Ok(Self::Abstract(name.to_owned())),
-                None if path.is_empty() => Err(not()),
+                None if path.is_empty() => Err(invalid()),
                 None => Ok(Self::Unix(path.into())),
             };
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(not)?;
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
         let is_host = !host.is_empty() && format!("http://{text}").parse::<Uri>().is_ok();
         if !is_host || text.contains('/') || port.parse::<u16>().is_err() {
-            return Err(not());
+            return Err(invalid());
         }
         Ok(Self::Tcp(text.to_owned()))
     }
@@ -66,7 +66,7 @@ impl FromStr for Address {
 
 impl Address {
     /// The address given, or that of the environment, or the default.
-    pub(crate) fn or_default(given: Option<&str>) -> Result<Self, NotAnAddress> {
+    pub(crate) fn or_default(given: Option<&str>) -> Result<Self, InvalidAddress> {
         if let Some(given) = given {
             return given.parse();
         }
@@ -110,21 +110,29 @@ async fn connect(address: &Address) -> io::Result<Box<dyn Socket>> {
 }
 
 /// A channel that connects, when it is first used and after each loss, no more often than [`PAUSES`] say. tonic by
-/// itself connects again for each call, so that a sidecar that starts would be flooded.
+/// itself connects again for each call, so that a sidecar that starts would be flooded. Between two attempts a call fails
+/// at once, as the attempt before did: whoever made it knows how long it may be repeated.
 pub(crate) fn channel(endpoint: &Endpoint, address: Address) -> Channel {
-    let pacing = Arc::new(Mutex::new(Pacing { earliest: None, failures: Backoff::new(PAUSES) }));
+    let pacing = Arc::new(Mutex::new(Pacing {
+        earliest: None,
+        failure: None,
+        failures: Backoff::new(PAUSES),
+    }));
     let address = Arc::new(address);
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let (pacing, address) = (Arc::clone(&pacing), Arc::clone(&address));
         async move {
             let lock = || pacing.lock().unwrap_or_else(PoisonError::into_inner);
-            let earliest = lock().earliest;
+            let (earliest, failure) = lock().wait(Instant::now());
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
             if let Some(earliest) = earliest {
                 sleep_until(earliest).await;
             }
             let connected = timeout(CONNECT_TIMEOUT, connect(&address)).await;
             let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            lock().tried(connected.is_ok(), Instant::now());
+            lock().tried(connected.as_ref().err(), Instant::now());
             connected.map(TokioIo::new)
         }
     }))
@@ -133,18 +141,29 @@ pub(crate) fn channel(endpoint: &Endpoint, address: Address) -> Channel {
 /// When the next attempt to connect may begin.
 struct Pacing {
     earliest: Option<Instant>,
+    /// What the last attempt failed with, if it failed.
+    failure: Option<(io::ErrorKind, String)>,
     failures: Backoff,
 }
 
 impl Pacing {
-    fn tried(&mut self, connected: bool, now: Instant) {
-        if connected {
+    /// When an attempt may begin, and the error of a call that comes before that.
+    fn wait(&self, now: Instant) -> (Option<Instant>, Option<io::Error>) {
+        let is_early = self.earliest.is_some_and(|earliest| now < earliest);
+        let failure = self.failure.as_ref().filter(|_| is_early);
+        (self.earliest, failure.map(|(kind, text)| io::Error::new(*kind, text.clone())))
+    }
+
+    fn tried(&mut self, error: Option<&io::Error>, now: Instant) {
+        self.failure = error.map(|error| (error.kind(), error.to_string()));
+        let pause = if error.is_some() {
+            self.failures.next()
+        } else {
+            // A connection that ends as soon as it is made is not made again at once either.
             self.failures = Backoff::new(PAUSES);
-        }
-        self.earliest = Some(now + self.failures.next());
-        if connected {
-            self.failures = Backoff::new(PAUSES);
-        }
+            PAUSES.0
+        };
+        self.earliest = Some(now + pause);
     }
 }
 
@@ -192,6 +211,25 @@ mod tests {
         {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn calls_between_two_attempts_fail_as_the_attempt_before() {
+        let mut pacing = Pacing { earliest: None, failure: None, failures: Backoff::new(PAUSES) };
+        let now = Instant::now();
+        assert!(pacing.wait(now).1.is_none());
+        for pause in [20, 40, 80] {
+            let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "refused");
+            pacing.tried(Some(&refused), now);
+            let (earliest, failure) = pacing.wait(now);
+            assert!(earliest.unwrap() >= now + Duration::from_millis(pause * 4 / 5));
+            assert_eq!(failure.unwrap().to_string(), "refused");
+            assert!(pacing.wait(now + Duration::from_secs(2)).1.is_none());
+        }
+        pacing.tried(None, now);
+        assert!(pacing.wait(now).1.is_none());
+        assert_eq!(pacing.wait(now).0, Some(now + PAUSES.0));
+        assert_eq!(pacing.failures.next, PAUSES.0, "the next failure is the first");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! How a client is made.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "tls")]
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +30,11 @@ pub struct ClientBuilder {
     deadline: Duration,
     coalesce: bool,
     token: Token,
+    #[cfg(feature = "tls")]
     ca_file: Option<PathBuf>,
+    #[cfg(feature = "tls")]
     identity: Option<(PathBuf, PathBuf)>,
+    #[cfg(feature = "tls")]
     tls: bool,
     observer: Option<Arc<dyn Observer>>,
     interceptor: Option<Arc<Intercept>>,
@@ -42,8 +47,11 @@ impl ClientBuilder {
             deadline: CHECK_DEADLINE,
             coalesce: true,
             token: Token::None,
+            #[cfg(feature = "tls")]
             ca_file: None,
+            #[cfg(feature = "tls")]
             identity: None,
+            #[cfg(feature = "tls")]
             tls: false,
             observer: None,
             interceptor: None,
@@ -134,11 +142,14 @@ impl ClientBuilder {
     /// Outside of a tokio runtime.
     pub fn build(self) -> Result<Client, Error> {
         let address = Address::or_default(self.address.as_deref()).map_err(invalid)?;
-        let is_tls = self.tls && !address.is_unix();
-        let mut endpoint = address.endpoint(is_tls).map_err(invalid)?;
-        if is_tls {
-            endpoint = self.with_tls(endpoint)?;
-        }
+        #[cfg(feature = "tls")]
+        let endpoint = if self.tls && !address.is_unix() {
+            self.with_tls(address.endpoint(true).map_err(invalid)?)?
+        } else {
+            address.endpoint(false).map_err(invalid)?
+        };
+        #[cfg(not(feature = "tls"))]
+        let endpoint = address.endpoint(false).map_err(invalid)?;
         let (interval, timeout) = KEEPALIVE;
         let endpoint = endpoint
             .http2_keep_alive_interval(interval)
@@ -167,14 +178,6 @@ impl ClientBuilder {
             config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
         endpoint.tls_config(config).map_err(invalid)
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn with_tls(
-        &self,
-        endpoint: tonic::transport::Endpoint,
-    ) -> Result<tonic::transport::Endpoint, Error> {
-        Ok(endpoint)
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::error::{Error, is_connection_failure, is_timeout};
 use crate::pb;
@@ -63,8 +63,8 @@ impl Calls {
             match within(deadline, call).await {
                 Ok(response) => return Ok(response),
                 Err(Failure::Late) => return Err(attempts.late()),
-                Err(Failure::Status(status)) if attempts.may_repeat(&status) => {
-                    attempts.pause(deadline).await;
+                Err(Failure::Status(status)) if attempts.may_repeat_check(&status) => {
+                    attempts.pause_before(deadline).await?;
                 }
                 Err(Failure::Status(status)) => return Err(Error::of_status(&status)),
             }
@@ -119,9 +119,9 @@ impl Attempts {
         Self { pause: FIRST_PAUSE, last: None }
     }
 
-    /// Whether the call may be repeated, which is then to [`pause`](Self::pause): its connection failed, and no answer
+    /// Whether a check may be repeated, after [`pause_before`](Self::pause_before): its connection failed, and no answer
     /// came.
-    pub(crate) fn may_repeat(&mut self, status: &Status) -> bool {
+    pub(crate) fn may_repeat_check(&mut self, status: &Status) -> bool {
         let may = is_connection_failure(status);
         if may {
             self.failed(status);
@@ -129,18 +129,31 @@ impl Attempts {
         may
     }
 
-    /// Whether a recording may be repeated: also after `UNAVAILABLE` from the sidecar, whose ledger may have failed.
-    pub(crate) fn may_record_again(&mut self, status: &Status) -> bool {
-        if status.code() == tonic::Code::Unavailable {
+    /// Whether another call may be repeated, after [`pause`](Self::pause): also where the sidecar answers that it, or its
+    /// ledger, cannot serve the call now.
+    pub(crate) fn may_repeat(&mut self, status: &Status) -> bool {
+        if [Code::Unavailable, Code::Aborted, Code::ResourceExhausted].contains(&status.code()) {
             self.failed(status);
             return true;
         }
-        self.may_repeat(status)
+        self.may_repeat_check(status)
     }
 
     /// Keeps what an attempt ended with.
     pub(crate) fn failed(&mut self, status: &Status) {
         self.last = Some(Error::of_status(status));
+    }
+
+    /// Waits before the next attempt. Where that would begin after the deadline, there is no sidecar, which is said at
+    /// once.
+    pub(crate) async fn pause_before(&mut self, deadline: Instant) -> Result<(), Error> {
+        let now = Instant::now();
+        let last = self.last.as_ref().filter(|last| last.code() == Code::Unavailable);
+        if let Some(last) = last.filter(|_| now < deadline && now + self.pause >= deadline) {
+            return Err(Error::new(Code::Unavailable, last.cause()));
+        }
+        self.pause(deadline).await;
+        Ok(())
     }
 
     /// Waits before the next attempt, no longer than until the deadline.

@@ -15,7 +15,7 @@ use crate::coalesce::Coalescer;
 use crate::error::Error;
 use crate::event::{Event, Recorded};
 use crate::filter::{Campaign, Filtered};
-use crate::observer::Observer;
+use crate::observer::{Observer, guarded};
 use crate::pb;
 use crate::question::Question;
 #[cfg(feature = "testing")]
@@ -136,7 +136,7 @@ impl Client {
     pub async fn may_send(&self, question: impl Into<Question>) -> Verdict {
         let Question { request, deadline } = question.into();
         let started = Instant::now();
-        let deadline = later(started, deadline.unwrap_or(self.0.deadline));
+        let deadline = deadline_after(started, deadline.unwrap_or(self.0.deadline));
         let verdict: Verdict = match &self.0.backend {
             Backend::Sidecar { calls, coalescer } => match coalescer {
                 Some(coalescer) if Coalescer::takes(&request) => {
@@ -149,7 +149,7 @@ impl Client {
         }
         .into();
         if let Some(observer) = &self.0.observer {
-            observer.on_check(&verdict.outcome(), started.elapsed());
+            guarded(|| observer.on_check(&verdict.outcome(), started.elapsed()));
         }
         verdict
     }
@@ -186,6 +186,8 @@ impl Client {
 
     /// Watches what changes at a business, so that queued messages can be withdrawn; at every business where it is
     /// empty.
+    ///
+    /// It connects again by itself, and ends with an error only where that is of no use: see [`Watch::next`].
     pub fn watch(&self, business: impl Into<String>) -> Watch {
         Watch::new(self, business.into())
     }
@@ -209,7 +211,7 @@ impl Client {
     ///
     /// As [`record`](Self::record).
     pub async fn record_within(&self, event: Event, deadline: Duration) -> Result<Recorded, Error> {
-        let deadline = later(Instant::now(), deadline);
+        let deadline = deadline_after(Instant::now(), deadline);
         let request = event.into_request();
         let calls = match &self.0.backend {
             Backend::Sidecar { calls, .. } => calls,
@@ -226,7 +228,7 @@ impl Client {
             match within(deadline, records.record_event(call)).await {
                 Ok(response) => return Ok(Recorded(response)),
                 Err(Failure::Late) => return Err(attempts.late()),
-                Err(Failure::Status(status)) if attempts.may_record_again(&status) => {
+                Err(Failure::Status(status)) if attempts.may_repeat(&status) => {
                     attempts.pause(deadline).await;
                 }
                 Err(Failure::Status(status)) => return Err(Error::of_status(&status)),
@@ -247,7 +249,7 @@ impl Client {
             #[cfg(feature = "testing")]
             Backend::Fake(_) => return Ok(()),
         };
-        let end = later(Instant::now(), within_time);
+        let end = deadline_after(Instant::now(), within_time);
         let mut attempts = Attempts::new();
         loop {
             let deadline = end.min(Instant::now() + STATUS_DEADLINE);
@@ -257,7 +259,7 @@ impl Client {
                 Ok(status) if status.phase() != pb::get_status_response::Phase::Loading => {
                     return Ok(());
                 }
-                Err(Failure::Status(status)) if !attempts.may_record_again(&status) => {
+                Err(Failure::Status(status)) if !attempts.may_repeat(&status) => {
                     return Err(Error::of_status(&status));
                 }
                 Ok(_) => attempts.failed(&Status::unavailable("the sidecar loads its table")),
@@ -278,7 +280,7 @@ impl fmt::Debug for Client {
 }
 
 /// The end of a time that may be as long as it likes.
-fn later(now: Instant, time: Duration) -> Instant {
+fn deadline_after(now: Instant, time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_hours(24);
     now + time.min(LONGEST)
 }

@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 
 use crate::calls::{Attempts, Calls, Failure};
 use crate::error::Error;
-use crate::observer::Observer;
+use crate::observer::{Observer, guarded};
 use crate::{pb, verdict};
 
 /// The most questions of a batch, as sidecars take it unless `--max-batch` says otherwise.
@@ -195,8 +195,10 @@ impl Coalescer {
                 let why = "the sidecar's answer has not one result for each question";
                 answer_all(batch, &Error::new(Code::Internal, why));
             }
-            Err(status) if self.halves(&status, batch.len()) => {
-                let most = self.max_batch();
+            // One question may be what the sidecar refuses all of them for.
+            Err(status) if batch.len() > 1 && status.code() == Code::InvalidArgument => {
+                let most = batch.len().div_ceil(2);
+                self.shrink_if_too_large(&status, most);
                 while !batch.is_empty() {
                     let rest = batch.split_off(most.min(batch.len()));
                     self.lock().under_way += 1;
@@ -219,12 +221,15 @@ impl Coalescer {
             let deadline = batch.iter().map(|one| one.deadline).max()?;
             let requests = batch.iter().map(|one| one.request.clone()).collect();
             if let Some(observer) = &self.observer {
-                observer.on_batch(batch.len());
+                guarded(|| observer.on_batch(batch.len()));
             }
             match self.calls.batch_can_send(pb::BatchCanSendRequest { requests }, deadline).await {
                 Ok(response) => return Some(Ok(response)),
-                Err(Failure::Status(status)) if attempts.may_repeat(&status) => {
-                    attempts.pause(deadline).await;
+                Err(Failure::Status(status)) if attempts.may_repeat_check(&status) => {
+                    if let Err(error) = attempts.pause_before(deadline).await {
+                        answer_all(mem::take(batch), &error);
+                        return None;
+                    }
                 }
                 Err(Failure::Status(status)) => return Some(Err(status)),
                 // Each caller's own deadline has passed as well.
@@ -236,15 +241,11 @@ impl Coalescer {
         }
     }
 
-    /// Whether a batch was refused for its size, so that smaller ones are to be asked from now on.
-    fn halves(&self, status: &Status, size: usize) -> bool {
-        let is_too_large = size > 1
-            && status.code() == Code::InvalidArgument
-            && Error::of_status(status).violations().iter().any(|one| one.field == "requests");
-        if is_too_large {
-            self.max_batch.fetch_min(size.div_ceil(2), Ordering::Relaxed);
+    /// Asks batches of this size from now on, if one was refused for its size.
+    fn shrink_if_too_large(&self, status: &Status, size: usize) {
+        if Error::of_status(status).violations().iter().any(|one| one.field == "requests") {
+            self.max_batch.fetch_min(size, Ordering::Relaxed);
         }
-        is_too_large
     }
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use std::future::Future as _;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -63,6 +65,8 @@ pub struct Filtered {
     users: Option<Pin<Box<dyn Stream<Item = String> + Send>>>,
     chunk: Vec<String>,
     under_way: VecDeque<Chunk>,
+    /// The most users of a chunk that the sidecar is known to take.
+    max_users: Arc<AtomicUsize>,
     decided: std::vec::IntoIter<(String, Verdict)>,
 }
 
@@ -87,6 +91,7 @@ impl Filtered {
             users: Some(users),
             chunk: Vec::new(),
             under_way: VecDeque::new(),
+            max_users: Arc::new(AtomicUsize::new(CHUNK)),
             decided: Vec::new().into_iter(),
         }
     }
@@ -103,7 +108,7 @@ impl Filtered {
             match users.as_mut().poll_next(context) {
                 Poll::Ready(Some(user)) => {
                     self.chunk.push(user);
-                    if self.chunk.len() == CHUNK {
+                    if self.chunk.len() >= self.max_users.load(Ordering::Relaxed) {
                         self.begin_chunk();
                     }
                 }
@@ -126,7 +131,8 @@ impl Filtered {
         if !self.chunk.is_empty() {
             let users = mem::take(&mut self.chunk);
             let size = users.len();
-            let screened = screen(self.client.clone(), self.campaign.clone(), users);
+            let max_users = Arc::clone(&self.max_users);
+            let screened = screen(self.client.clone(), self.campaign.clone(), users, max_users);
             #[allow(clippy::disallowed_methods, reason = "aborted when this is dropped")]
             self.under_way.push_back(Chunk(tokio::spawn(screened), size));
         }
@@ -160,13 +166,18 @@ impl Stream for Filtered {
 
 impl fmt::Debug for Filtered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Users are nobody's business.
+        // Omits user ids.
         f.debug_struct("Filtered").field("campaign", &self.campaign).finish_non_exhaustive()
     }
 }
 
-/// Screens one chunk.
-async fn screen(client: Client, campaign: Campaign, users: Vec<String>) -> Vec<(String, Verdict)> {
+/// Screens one chunk, in parts where the sidecar takes fewer users at once.
+async fn screen(
+    client: Client,
+    campaign: Campaign,
+    mut users: Vec<String>,
+    max_users: Arc<AtomicUsize>,
+) -> Vec<(String, Verdict)> {
     let calls = match &client.0.backend {
         Backend::Sidecar { calls, .. } => calls,
         #[cfg(feature = "testing")]
@@ -179,16 +190,37 @@ async fn screen(client: Client, campaign: Campaign, users: Vec<String>) -> Vec<(
             return users.into_iter().map(answer).collect();
         }
     };
-    match ask(calls, &campaign, &users).await {
-        Ok(response) => {
-            let verdict = |reason: i32| verdict(reason, &response);
-            users.into_iter().zip(response.reasons.iter().copied().map(verdict)).collect()
+    let mut screened = Vec::with_capacity(users.len());
+    while !users.is_empty() {
+        let size = max_users.load(Ordering::Relaxed).min(users.len());
+        match ask(calls, &campaign, users.get(..size).unwrap_or_default()).await {
+            Ok(response) => {
+                let verdict = |reason: i32| verdict(reason, &response);
+                screened
+                    .extend(users.drain(..size).zip(response.reasons.iter().copied().map(verdict)));
+            }
+            Err(error) if size > 1 && is_too_large(&error) => {
+                max_users.fetch_min(size.div_ceil(2), Ordering::Relaxed);
+            }
+            Err(error) => {
+                // Where there was no answer for as long as a chunk may take, the rest is not asked for.
+                let is_late = error.code() == Code::DeadlineExceeded;
+                let refused = users.drain(..if is_late { users.len() } else { size });
+                screened.extend(refused.map(|user| (user, error.clone().into())));
+            }
         }
-        Err(error) => users.into_iter().map(|user| (user, error.clone().into())).collect(),
     }
+    screened
 }
 
-/// Asks about a chunk, again where the connection or the stream ends, until its deadline.
+/// Whether a chunk was refused because it has more users than the sidecar's `--max-recipients`.
+fn is_too_large(error: &Error) -> bool {
+    error.code() == Code::InvalidArgument
+        && error.violations().iter().any(|one| one.field == "user_ids")
+}
+
+/// Asks about some users, again where the connection or the stream ends or the sidecar cannot serve it, until the
+/// deadline.
 async fn ask(
     calls: &Calls,
     campaign: &Campaign,
@@ -210,7 +242,7 @@ async fn ask(
             }
             Err(Failure::Late) => return Err(attempts.late()),
             // A stream ends with its connection, which the sidecar calls UNAVAILABLE.
-            Err(Failure::Status(status)) if attempts.may_record_again(&status) => {
+            Err(Failure::Status(status)) if attempts.may_repeat(&status) => {
                 attempts.pause(deadline).await;
             }
             Err(Failure::Status(status)) => return Err(Error::of_status(&status)),

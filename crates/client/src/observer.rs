@@ -1,9 +1,11 @@
 //! What a client tells metrics and traces.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// Is told what becomes of checks, for metrics and traces of any kind. Its methods are called in the task of whoever
-/// asks, and must not block. No user, business or text is ever given to them.
+/// Is told what becomes of checks, for metrics and traces of any kind. `on_check` is called in the task of
+/// whoever asks, and `on_batch` in the task of the batch: neither may block. A panic of theirs changes no verdict; the
+/// panic hook reports it. No user, business or text is ever given to them.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,4 +35,9 @@ pub trait Observer: Send + Sync + 'static {
     fn on_batch(&self, size: usize) {
         let _ = size;
     }
+}
+
+/// Calls an observer, whose panic is no reason for a check to fail.
+pub(crate) fn guarded(tell: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(tell));
 }

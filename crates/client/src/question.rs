@@ -1,5 +1,6 @@
 //! A question: may this message be sent?
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::pb;
@@ -35,7 +36,7 @@ impl From<Form> for pb::MessageForm {
 /// let question = Question::new("+1 555 012 3456", "acme", "marketing.offers").form(Form::Template);
 /// let question = question.template("spring_offer", "en");
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[must_use = "a question does nothing until a client is asked"]
 pub struct Question {
     pub(crate) request: pb::CanSendRequest,
@@ -90,8 +91,33 @@ impl Question {
     }
 }
 
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Omits the user id.
+        f.debug_struct("Question")
+            .field("business", &self.request.business_id)
+            .field("category", &self.request.category)
+            .field("form", &self.request.form())
+            .field("template", &self.request.template)
+            .field("min_revision", &self.request.min_revision)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
 impl From<pb::CanSendRequest> for Question {
     fn from(request: pb::CanSendRequest) -> Self {
         Self { request, deadline: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_omits_the_user() {
+        let text = format!("{:?}", Question::new("15550123456", "acme", "marketing"));
+        assert!(text.contains("acme") && !text.contains("1555"), "{text}");
     }
 }

@@ -74,7 +74,7 @@ impl Fake {
 
     /// Tells a change to all watches.
     pub fn tell(&self, change: &Change) {
-        self.0.lock().watches.retain(|watch| watch.try_send(change.clone()).is_ok());
+        self.0.lock().watches.retain(|watch| watch.try_send(Ok(change.clone())).is_ok());
     }
 
     /// The events that were recorded, in order.
@@ -96,7 +96,7 @@ pub(crate) struct Rules(Mutex<State>);
 struct State {
     rules: Vec<([String; 3], Answer)>,
     recorded: Vec<pb::ConsentEvent>,
-    watches: Vec<mpsc::Sender<Change>>,
+    watches: Vec<mpsc::Sender<Result<Change, Error>>>,
 }
 
 #[derive(Clone)]
@@ -144,8 +144,8 @@ impl Rules {
         Recorded(pb::RecordEventResponse { revision, applied: true, ..Default::default() })
     }
 
-    pub(crate) fn watch(&self, told: mpsc::Sender<Change>) {
-        let _ = told.try_send(Change::Reset);
+    pub(crate) fn watch(&self, told: mpsc::Sender<Result<Change, Error>>) {
+        let _ = told.try_send(Ok(Change::Reset));
         self.lock().watches.push(told);
     }
 }

@@ -1,16 +1,18 @@
 //! Changes, by which queued messages are withdrawn.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
-use tonic::{Status, Streaming};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::{Code, Status, Streaming};
 
 use crate::address::Backoff;
 use crate::calls::Calls;
 use crate::client::{Backend, Client};
+use crate::error::Error;
 use crate::pb;
 use crate::pb::watch_consents_response::What;
 
@@ -20,6 +22,10 @@ const MAX_SILENCE: Duration = Duration::from_secs(10);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Changes that wait to be read. Beyond them the sidecar keeps them, and tells a reset where they become too many.
 const WAITING: usize = 1_024;
+
+/// The codes by which a sidecar refuses a watch for good.
+const FINAL: [Code; 4] =
+    [Code::Unimplemented, Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument];
 
 /// A change of what may be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,18 +49,19 @@ pub enum Change {
     /// Something may have been missed: ask again about everything that is queued. The first change of each watch, and
     /// of each new connection, is one.
     Reset,
-    /// Nothing was heard for 10 s, or the connection is lost: trust nothing that is queued until the next `Reset`.
+    /// Nothing was heard for 10 s, also where the watch could not begin, or the connection is lost: trust nothing that
+    /// is queued until the next `Reset`.
     Silent,
 }
 
 /// A watch of changes, which connects again by itself. Dropping it ends it.
 ///
 /// ```no_run
-/// # async fn watch(client: consentd_client::Client) {
+/// # async fn watch(client: consentd_client::Client) -> Result<(), consentd_client::Error> {
 /// use consentd_client::Change;
 ///
 /// let mut watch = client.watch("acme");
-/// while let Some(change) = watch.next().await {
+/// while let Some(change) = watch.next().await? {
 ///     match change {
 ///         Change::Changed { user, .. } => { /* Ask again about this user's messages. */ }
 ///         Change::Reset => { /* Ask again about all that is queued. */ }
@@ -62,11 +69,12 @@ pub enum Change {
 ///         _ => { /* Ask again about this template's messages. */ }
 ///     }
 /// }
+/// # Ok(())
 /// # }
 /// ```
 #[must_use = "a watch ends when it is dropped"]
 pub struct Watch {
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Receiver<Result<Change, Error>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -75,7 +83,8 @@ impl Watch {
         let (told, changes) = mpsc::channel(WAITING);
         let task = match &client.0.backend {
             Backend::Sidecar { calls, .. } => {
-                let watcher = Watcher { calls: calls.clone(), business, told, trusted: false };
+                let watcher =
+                    Watcher { calls: calls.clone(), business, told, trust: Trust::begin() };
                 #[allow(clippy::disallowed_methods, reason = "aborted when this is dropped")]
                 Some(tokio::spawn(watcher.run()))
             }
@@ -88,11 +97,16 @@ impl Watch {
         Self { changes, task }
     }
 
-    /// The next change. `None` only where the runtime ends, or where a fake client was dropped.
+    /// The next change. `None` only after an error, where the runtime ends, or where a fake client was dropped.
     ///
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Option<Change> {
-        self.changes.recv().await
+    ///
+    /// # Errors
+    ///
+    /// The sidecar refuses the watch, so that asking again is of no use: `UNIMPLEMENTED`, `PERMISSION_DENIED`,
+    /// `UNAUTHENTICATED` or `INVALID_ARGUMENT`. The watch has ended: trust nothing that is queued.
+    pub async fn next(&mut self) -> Result<Option<Change>, Error> {
+        self.changes.recv().await.transpose()
     }
 }
 
@@ -110,32 +124,64 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Nobody reads the changes any more.
+/// Nobody reads the changes any more, or the error that the watch ends with was told.
 struct Closed;
+
+/// What was told last of whether queued messages are to be trusted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trust {
+    /// Nothing: the watch has not begun. Silence is told at this time.
+    Unknown(Instant),
+    /// A reset, and no silence since.
+    Trusted,
+    Silent,
+}
+
+impl Trust {
+    fn begin() -> Self {
+        Self::Unknown(Instant::now() + MAX_SILENCE)
+    }
+}
 
 struct Watcher {
     calls: Calls,
     business: String,
-    told: mpsc::Sender<Change>,
-    /// Whether a reset was told, and no silence since.
-    trusted: bool,
+    told: mpsc::Sender<Result<Change, Error>>,
+    trust: Trust,
 }
 
 impl Watcher {
     async fn run(mut self) {
+        // It ends where nobody reads the changes any more, and after an error.
+        let Err(Closed) = self.watch().await;
+    }
+
+    async fn watch(&mut self) -> Result<Infallible, Closed> {
         let mut backoff = Backoff::new(PAUSES);
         loop {
-            if let Ok(Ok(stream)) = timeout(MAX_SILENCE, self.begin()).await {
-                let heard = self.read(stream).await;
-                let Ok(heard) = heard else { return };
-                if heard {
-                    backoff = Backoff::new(PAUSES);
+            match timeout_at(self.patience(), self.begin()).await {
+                Ok(Ok(stream)) => {
+                    if self.read(stream).await? {
+                        backoff = Backoff::new(PAUSES);
+                    }
                 }
+                Ok(Err(status)) => self.refused(&status).await?,
+                Err(_) => {}
             }
-            if self.silent().await.is_err() {
-                return;
-            }
-            sleep(backoff.next()).await;
+            self.lost().await?;
+            // A silence that falls due during the pause is told at its time.
+            let end = Instant::now() + backoff.next();
+            sleep_until(end.min(self.patience())).await;
+            self.lost().await?;
+            sleep_until(end).await;
+        }
+    }
+
+    /// Until when to wait for the next message.
+    fn patience(&self) -> Instant {
+        match self.trust {
+            Trust::Unknown(until) => until,
+            Trust::Trusted | Trust::Silent => Instant::now() + MAX_SILENCE,
         }
     }
 
@@ -151,15 +197,32 @@ impl Watcher {
     ) -> Result<bool, Closed> {
         let mut heard = false;
         loop {
-            match timeout(MAX_SILENCE, stream.message()).await {
+            match timeout_at(self.patience(), stream.message()).await {
                 Ok(Ok(Some(message))) => {
                     let is_first = !std::mem::replace(&mut heard, true);
                     self.message(message, is_first).await?;
                 }
-                Ok(Ok(None) | Err(_)) => return Ok(heard),
+                Ok(Ok(None)) => return Ok(heard),
+                Ok(Err(status)) => {
+                    self.refused(&status).await?;
+                    return Ok(heard);
+                }
+                // The stream is kept: a table that is stale sends no checkpoint.
                 Err(_) => self.silent().await?,
             }
         }
+    }
+
+    /// Ends the watch with an error where asking again is of no use.
+    async fn refused(&mut self, status: &Status) -> Result<(), Closed> {
+        if !FINAL.contains(&status.code()) {
+            return Ok(());
+        }
+        if self.trust == Trust::Trusted {
+            self.silent().await?;
+        }
+        let _ = self.told.send(Err(Error::of_status(status))).await;
+        Err(Closed)
     }
 
     async fn message(
@@ -167,10 +230,11 @@ impl Watcher {
         message: pb::WatchConsentsResponse,
         is_first: bool,
     ) -> Result<(), Closed> {
-        let is_reset = matches!(message.what, Some(What::Reset(_)));
+        // A newer sidecar may report what this client does not know.
+        let is_reset = matches!(message.what, Some(What::Reset(_)) | None);
         // What changed before this stream, or during a silence, was not reported.
-        if is_first || is_reset || !self.trusted {
-            self.trusted = true;
+        if is_first || is_reset || self.trust != Trust::Trusted {
+            self.trust = Trust::Trusted;
             self.tell(Change::Reset).await?;
         }
         match message.what {
@@ -183,22 +247,28 @@ impl Watcher {
                 let business = changed.business_id;
                 self.tell(Change::TemplateChanged { template, business }).await
             }
-            Some(What::Checkpoint(_) | What::Reset(_)) => Ok(()),
-            // A newer sidecar reports what this client does not know.
-            None => self.tell(Change::Reset).await,
+            Some(What::Checkpoint(_) | What::Reset(_)) | None => Ok(()),
+        }
+    }
+
+    /// Tells that the connection is lost. A watch that has not begun has until its time to do so.
+    async fn lost(&mut self) -> Result<(), Closed> {
+        match self.trust {
+            Trust::Unknown(until) if Instant::now() < until => Ok(()),
+            _ => self.silent().await,
         }
     }
 
     /// Tells that nothing is to be trusted, once.
     async fn silent(&mut self) -> Result<(), Closed> {
-        if self.trusted {
-            self.trusted = false;
-            return self.tell(Change::Silent).await;
+        if self.trust == Trust::Silent {
+            return Ok(());
         }
-        Ok(())
+        self.trust = Trust::Silent;
+        self.tell(Change::Silent).await
     }
 
     async fn tell(&self, change: Change) -> Result<(), Closed> {
-        self.told.send(change).await.map_err(|_| Closed)
+        self.told.send(Ok(change)).await.map_err(|_| Closed)
     }
 }

@@ -82,6 +82,24 @@ async fn malformed_users_and_malformed_campaigns_are_invalid() {
 }
 
 #[tokio::test]
+async fn a_sidecar_that_takes_fewer_recipients_is_asked_for_fewer() {
+    for most in ["100", "1"] {
+        let sidecar = sidecar(&["--max-recipients", most]).await;
+        let client = patient(sidecar.address());
+        prepare(&client).await;
+        let users = (0..2_500).map(|number| if number % 2 == 0 { "opted-in" } else { "opted-out" });
+        let mut filtered = client.filter(users, campaign());
+        let mut count = 0;
+        while let Some((_, verdict)) = filtered.next().await {
+            assert_eq!(verdict.error(), None, "user {count} of {most} at once");
+            assert_eq!(verdict.is_allowed(), count % 2 == 0, "user {count}: {verdict}");
+            count += 1;
+        }
+        assert_eq!(count, 2_500);
+    }
+}
+
+#[tokio::test]
 async fn users_that_come_slowly_are_screened_as_they_come() {
     let sidecar = sidecar(&[]).await;
     let client = patient(sidecar.address());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consentd_client::pb::batch_can_send_result::Result as Item;
-use consentd_client::{Client, Observer, Question, Verdict, pb};
+use consentd_client::{Campaign, Change, Client, Event, Observer, Question, Verdict, pb};
 use prost::Message as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -40,11 +40,18 @@ struct Slow {
     lets: Arc<Semaphore>,
     sizes: Arc<Mutex<Vec<usize>>>,
     answer: pb::CanSendResponse,
+    /// The codes with which the next calls of other methods than checks are refused, the last one first.
+    refusals: Arc<Mutex<Vec<Code>>>,
 }
 
 impl Slow {
     async fn start(answer: pb::CanSendResponse) -> (Self, String) {
-        let slow = Self { lets: Arc::new(Semaphore::new(0)), sizes: Arc::default(), answer };
+        let slow = Self {
+            lets: Arc::new(Semaphore::new(0)),
+            sizes: Arc::default(),
+            answer,
+            refusals: Arc::default(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = slow.clone();
@@ -75,22 +82,44 @@ impl Slow {
             message.extend_from_slice(&part);
         }
         let message = &message[5..];
+        let refuse = |code: Code| {
+            let response = http::Response::builder().header("content-type", "application/grpc");
+            response.header("grpc-status", i32::from(code)).body(()).unwrap()
+        };
+        let is_check = head.uri.path().ends_with("CanSend");
+        if !is_check && !head.uri.path().ends_with("GetStatus") {
+            let refusal = self.refusals.lock().unwrap().pop();
+            if let Some(code) = refusal {
+                let _ = respond.send_response(refuse(code), true);
+                return;
+            }
+        }
         let answer = match head.uri.path().rsplit_once('/').unwrap().1 {
             "CanSend" => {
                 self.sizes.lock().unwrap().push(0);
                 self.answer.encode_to_vec()
             }
             "BatchCanSend" => {
-                let asked = pb::BatchCanSendRequest::decode(message).unwrap().requests.len();
+                let requests = pb::BatchCanSendRequest::decode(message).unwrap().requests;
+                let asked = requests.len();
                 self.sizes.lock().unwrap().push(asked);
+                if requests.iter().any(|request| request.user_id == REFUSED) {
+                    let _ = respond.send_response(refuse(Code::InvalidArgument), true);
+                    return;
+                }
                 let result =
                     pb::BatchCanSendResult { result: Some(Item::Response(self.answer.clone())) };
                 pb::BatchCanSendResponse { results: vec![result; asked] }.encode_to_vec()
             }
-            // That a client connects by asking for the status is of no matter here.
+            "FilterRecipients" => {
+                let users = pb::FilterRecipientsRequest::decode(message).unwrap().user_ids;
+                let reasons = users.iter().map(|user| user.parse().unwrap()).collect();
+                pb::FilterRecipientsResponse { reasons, ..Default::default() }.encode_to_vec()
+            }
+            // A message of no kind, of a watch; that a client connects by asking for the status is of no matter here.
             _ => Vec::new(),
         };
-        if head.uri.path().ends_with("CanSend") {
+        if is_check {
             self.lets.acquire().await.unwrap().forget();
         }
         let response = http::Response::builder().header("content-type", "application/grpc");
@@ -108,6 +137,9 @@ impl Slow {
         self.sizes.lock().unwrap().clone()
     }
 }
+
+/// A user for whom a whole batch is refused.
+const REFUSED: &str = "refused";
 
 fn opted_in() -> pb::CanSendResponse {
     pb::CanSendResponse { allowed: true, reason: 1, ..Default::default() }
@@ -252,4 +284,103 @@ async fn an_observer_is_told_outcomes_and_batches() {
     told.sort();
     assert_eq!(told, ["DEADLINE_EXCEEDED", "allowed", "allowed", "batch of 1"]);
     assert!(intercepted.load(Ordering::Relaxed) >= 3);
+}
+
+#[tokio::test]
+async fn the_panic_of_an_observer_changes_no_verdict() {
+    struct Panicking;
+    impl Observer for Panicking {
+        fn on_check(&self, _outcome: &str, _took: Duration) {
+            panic!("on_check");
+        }
+
+        fn on_batch(&self, _size: usize) {
+            panic!("on_batch");
+        }
+    }
+    let (slow, address) = Slow::start(opted_in()).await;
+    let client = Client::builder().address(&address).deadline(PATIENCE).observer(Panicking);
+    let client = client.build().unwrap();
+    let first = ask(&client, question("first"));
+    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    let second = ask(&client, question("second"));
+    eventually("the second is asked", || async { slow.sizes() == [0, 1] }).await;
+    slow.lets.add_permits(2);
+    assert!(first.await.unwrap().is_allowed() && second.await.unwrap().is_allowed());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_for_one_question_is_halved_and_the_size_is_not_kept() {
+    let (slow, address) = Slow::start(opted_in()).await;
+    let client = patient(&address);
+    let first = ask(&client, question("first"));
+    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    // The test's runtime has one thread, so these are gathered before anything is sent.
+    let asked: Vec<_> = (0..7).map(|_| ask(&client, question("u"))).collect();
+    let refused = ask(&client, question(REFUSED));
+    slow.lets.add_permits(100);
+    for asked in asked.into_iter().chain([first]) {
+        let verdict = asked.await.unwrap();
+        assert!(verdict.is_allowed(), "{verdict}");
+    }
+    assert!(refused.await.unwrap().is_invalid());
+    let before = slow.sizes().len();
+    let asked: Vec<_> = (0..9).map(|_| ask(&client, question("u"))).collect();
+    for asked in asked {
+        assert!(asked.await.unwrap().is_allowed());
+    }
+    assert_eq!(slow.sizes()[before..].iter().max(), Some(&8), "{:?}", slow.sizes());
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_now_is_asked_for_and_recorded_again() {
+    let (slow, address) = Slow::start(opted_in()).await;
+    let client = patient(&address);
+    let codes = [Code::Aborted, Code::ResourceExhausted, Code::Unavailable];
+    *slow.refusals.lock().unwrap() = codes.to_vec();
+    client.record(Event::opt_out("u", "acme", "*")).await.unwrap();
+    assert!(slow.refusals.lock().unwrap().is_empty());
+    *slow.refusals.lock().unwrap() = codes.to_vec();
+    let users = ["1", "9", "10", "100", "-1", "0"];
+    let mut filtered = client.filter(users, Campaign::new("acme", "marketing"));
+    for (user, is_allowed) in users.into_iter().zip([true, true, false, false, false, false]) {
+        let (said, verdict) = filtered.next().await.unwrap();
+        assert_eq!((&*said, verdict.is_allowed()), (user, is_allowed), "{verdict}");
+        assert_eq!(verdict.is_invalid(), user == "0", "{verdict}");
+    }
+    assert!(slow.refusals.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_an_error_where_it_is_refused_for_good() {
+    let (slow, address) = Slow::start(opted_in()).await;
+    let client = patient(&address);
+    for code in
+        [Code::Unimplemented, Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument]
+    {
+        // It begins after another refusal; a message of no kind is a reset, and the stream's end a silence.
+        *slow.refusals.lock().unwrap() = vec![Code::Internal];
+        let mut watch = client.watch("acme");
+        assert_eq!(watch.next().await, Ok(Some(Change::Reset)));
+        slow.refusals.lock().unwrap().push(code);
+        let error = loop {
+            match watch.next().await {
+                Ok(change) => assert!(matches!(change, Some(Change::Silent | Change::Reset))),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), code);
+        assert_eq!(watch.next().await, Ok(None));
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_cannot_begin_tells_its_silence_once() {
+    let client = patient("unix:/no/such/socket");
+    let mut watch = client.watch("acme");
+    let started = std::time::Instant::now();
+    assert_eq!(watch.next().await, Ok(Some(Change::Silent)));
+    assert!(started.elapsed() >= Duration::from_secs(10));
+    let more = tokio::time::timeout(Duration::from_secs(3), watch.next()).await;
+    assert!(more.is_err(), "{more:?}");
 }

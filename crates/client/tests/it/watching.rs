@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use crate::fixture::{PATIENCE, opt_in, patient, sidecar, signal};
 
 async fn next(watch: &mut Watch) -> Change {
-    timeout(PATIENCE, watch.next()).await.expect("a change").expect("the watch goes on")
+    timeout(PATIENCE, watch.next()).await.expect("a change").unwrap().expect("the watch goes on")
 }
 
 #[tokio::test]
