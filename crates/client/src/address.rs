@@ -85,6 +85,7 @@ impl Address {
         Endpoint::from_shared(format!("{scheme}://{authority}"))
     }
 
+    #[cfg(feature = "tls")]
     pub(crate) fn is_unix(&self) -> bool {
         !matches!(self, Self::Tcp(_))
     }
