@@ -83,4 +83,15 @@ public final class Campaign {
   public Optional<Template> template() {
     return Optional.ofNullable(template);
   }
+
+  /** Returns what makes it unfit to be sent at all, or null. */
+  Failure malformed() {
+    String field =
+        !Text.isSendable(business)
+            ? "business_id"
+            : !Text.isSendable(category)
+                ? "category"
+                : template == null ? null : template.unsendableField();
+    return field == null ? null : Failure.unsendable(field);
+  }
 }

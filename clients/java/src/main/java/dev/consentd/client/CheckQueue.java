@@ -199,7 +199,9 @@ final class CheckQueue {
       call.sendMessage(request);
       call.halfClose();
       call.request(2); // As gRPC's own stubs do: a second answer would be an error.
-    } catch (RuntimeException e) { // Of an interceptor, for example.
+    } catch (Throwable e) {
+      // Of an interceptor, for example. An error, too, must end the call: the checks of others are
+      // in it, and it counts as under way.
       listener.onClose(Status.fromThrowable(e), new Metadata());
     } finally {
       Context.ROOT.detach(previous);

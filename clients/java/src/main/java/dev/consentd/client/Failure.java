@@ -41,6 +41,13 @@ record Failure(Status.Code code, String cause, List<FieldViolation> violations, 
     return of(e.getStatus(), e.getTrailers());
   }
 
+  /** Returns that of what was not sent, because a field is no text. */
+  static Failure unsendable(String field) {
+    var violation = new FieldViolation(field, Text.UNSENDABLE);
+    String cause = field + ": " + Text.UNSENDABLE;
+    return new Failure(Status.Code.INVALID_ARGUMENT, cause, List.of(violation), false);
+  }
+
   static Failure of(Status.Code code, String cause) {
     return new Failure(code, cause, List.of(), false);
   }

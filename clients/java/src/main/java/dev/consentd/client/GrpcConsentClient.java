@@ -22,13 +22,13 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
-import java.util.List;
 import java.util.Objects;
 import java.util.Set;
 import java.util.Spliterator;
 import java.util.Spliterators;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Executor;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
@@ -58,6 +58,9 @@ final class GrpcConsentClient implements ConsentClient {
   private final Path tokenFile;
   private final Set<Watch> watches = ConcurrentHashMap.newKeySet();
   private volatile boolean closed;
+
+  /** Opens when the client is closed, for those who wait. */
+  private final CountDownLatch ended = new CountDownLatch(1);
 
   GrpcConsentClient(Builder options) {
     observer = new SafeObserver(options.observer);
@@ -183,7 +186,7 @@ final class GrpcConsentClient implements ConsentClient {
 
   @Override
   public Stream<Screened> filter(Iterable<String> users, Campaign campaign) {
-    var screening = new Screening(channel, users.iterator(), campaign);
+    var screening = new Screening(channel, users.iterator(), campaign, ended);
     int characteristics = Spliterator.ORDERED | Spliterator.NONNULL | Spliterator.IMMUTABLE;
     return StreamSupport.stream(
             Spliterators.spliteratorUnknownSize(screening, characteristics), false)
@@ -205,16 +208,15 @@ final class GrpcConsentClient implements ConsentClient {
 
   @Override
   public Recorded record(Event event) {
-    for (String id : List.of(event.proto().getUserId(), event.proto().getBusinessId())) {
-      if (!Text.isSendable(id)) {
-        throw new ConsentException(Status.Code.INVALID_ARGUMENT, Text.UNSENDABLE, "event");
-      }
-    }
     var request =
         RecordEventRequest.newBuilder()
             .setEvent(event.proto())
             .setRequestId(event.requestId())
             .build();
+    String unsendable = Text.unsendableField(request, "");
+    if (unsendable != null) {
+      throw new ConsentException(Failure.unsendable(unsendable));
+    }
     Channel authorized =
         ClientInterceptors.intercept(
             channel, MetadataUtils.newAttachHeadersInterceptor(authorization()));
@@ -287,6 +289,7 @@ final class GrpcConsentClient implements ConsentClient {
   @Override
   public void close() {
     closed = true;
+    ended.countDown();
     watches.forEach(Watch::close);
     checks.close();
     channel.shutdownNow();

@@ -167,7 +167,9 @@ public final class Question {
             ? "user_id"
             : !Text.isSendable(business)
                 ? "business_id"
-                : !Text.isSendable(category) ? "category" : null;
+                : !Text.isSendable(category)
+                    ? "category"
+                    : template == null ? null : template.unsendableField();
     return field == null ? null : Verdict.invalid(field, Text.UNSENDABLE);
   }
 

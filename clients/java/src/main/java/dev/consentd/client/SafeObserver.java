@@ -1,6 +1,6 @@
 package dev.consentd.client;
 
-/** Calls an observer, which must not be able to harm a check. */
+/** Calls an observer, which must not be able to harm a check, not even by an error. */
 final class SafeObserver {
   private final CheckObserver observer;
 
@@ -17,7 +17,7 @@ final class SafeObserver {
                 ? "allowed"
                 : verdict.decided() ? verdict.reason() : verdict.code().name();
         observer.checked(outcome, System.nanoTime() - since);
-      } catch (RuntimeException e) {
+      } catch (Throwable e) {
         // The check goes on as if nobody watched.
       }
     }
@@ -27,7 +27,7 @@ final class SafeObserver {
     if (observer != null) {
       try {
         observer.batched(size);
-      } catch (RuntimeException e) {
+      } catch (Throwable e) {
         // The batch goes on as if nobody watched.
       }
     }

@@ -16,6 +16,7 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 
@@ -37,6 +38,11 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
   private final Channel channel;
   private final Iterator<String> users;
   private final Campaign campaign;
+
+  /** Why nothing can be asked about the campaign, or null. */
+  private final Failure malformed;
+
+  private final CountDownLatch clientEnded;
   private final ArrayDeque<Chunk> underWay = new ArrayDeque<>();
   private Iterator<Screened> screened = Collections.emptyIterator();
   private int maxChunk = MAX_CHUNK;
@@ -44,10 +50,14 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
   /** The call on which the chunks under way are asked, or null. */
   private Call call;
 
-  Screening(Channel channel, Iterator<String> users, Campaign campaign) {
+  /** Makes one that goes on until the client has ended. */
+  Screening(
+      Channel channel, Iterator<String> users, Campaign campaign, CountDownLatch clientEnded) {
     this.channel = channel;
     this.users = users;
     this.campaign = campaign;
+    this.malformed = campaign.malformed();
+    this.clientEnded = clientEnded;
   }
 
   @Override
@@ -100,6 +110,12 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
         underWay.forEach(Chunk::restartTime);
       }
       for (; ; ) {
+        if (clientEnded.getCount() == 0) {
+          return none(GrpcConsentClient.CLOSED);
+        }
+        if (malformed != null) {
+          return none(malformed);
+        }
         if (call == null) {
           call = new Call();
           underWay.forEach(call::ask);
@@ -118,6 +134,9 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
           return none(Failure.of(Status.Code.DEADLINE_EXCEEDED, "no answer for 5 seconds"));
         }
         call = null;
+        if (clientEnded.getCount() == 0) {
+          return none(GrpcConsentClient.CLOSED); // It ended the call, too.
+        }
         Failure failure = (Failure) answer;
         if (failure.isOf("user_ids") && first.users.size() > 1) {
           halveChunks(first.users.size());
@@ -127,7 +146,7 @@ final class Screening implements Iterator<Screened>, AutoCloseable {
         if (!failure.mayPass() || first.deadline - System.nanoTime() <= pause) {
           return none(failure);
         }
-        TimeUnit.NANOSECONDS.sleep(pause);
+        clientEnded.await(pause, TimeUnit.NANOSECONDS);
         pause = Math.min(2 * pause, MAX_PAUSE_NANOS);
       }
     } catch (InterruptedException e) {

@@ -8,6 +8,11 @@ package dev.consentd.client;
  */
 public record Template(String name, String language) {
 
+  /** Returns which field is not sendable, or null. */
+  String unsendableField() {
+    return Text.unsendableField(proto(), "template.");
+  }
+
   /**
    * Returns the contract's message; null becomes empty, which the sidecar refuses with a reason.
    */

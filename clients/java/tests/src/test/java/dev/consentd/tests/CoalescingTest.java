@@ -325,7 +325,7 @@ final class CoalescingTest {
           @Override
           public void batched(int size) {
             batched.addAndGet(size);
-            throw new IllegalStateException("of an observer");
+            throw new AssertionError("of an observer");
           }
         };
     try (var watched = Support.patient(server.address()).observer(observer).build()) {
@@ -357,7 +357,7 @@ final class CoalescingTest {
           public <Q, A> ClientCall<Q, A> interceptCall(
               MethodDescriptor<Q, A> method, CallOptions options, Channel next) {
             if (calls.incrementAndGet() == 2) {
-              throw new IllegalStateException("of an interceptor");
+              throw new AssertionError("of an interceptor");
             }
             return next.newCall(method, options);
           }

@@ -18,6 +18,8 @@ import java.net.ServerSocket;
 import java.time.Duration;
 import java.util.Iterator;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -168,6 +170,26 @@ final class FilterTest {
                 .filter(List.of(user(5)), utility.withTemplate(template))
                 .noneMatch(one -> one.verdict().allowed()));
     assertTrue(client.filter(List.of(user(5)), utility).allMatch(one -> one.verdict().allowed()));
+  }
+
+  @Test
+  void theClientsEndEndsItWithoutAWait() throws Exception {
+    List<String> users = IntStream.range(0, 20_000).mapToObj(Support::user).toList();
+    try (var silent = new ServerSocket(0)) {
+      for (String address : List.of("127.0.0.1:" + silent.getLocalPort(), "127.0.0.1:9")) {
+        var closing = ConsentClient.create(address);
+        var asked =
+            CompletableFuture.supplyAsync(() -> closing.filter(users, CAMPAIGN).toList());
+        Support.pause(Duration.ofMillis(500));
+        closing.close();
+        List<Screened> screened = asked.get(2, TimeUnit.SECONDS);
+        assertEquals(users, screened.stream().map(Screened::user).toList());
+        for (var one : screened) {
+          assertTrue(one.verdict().unavailable());
+          assertEquals("the client is closed", one.verdict().cause());
+        }
+      }
+    }
   }
 
   @Test

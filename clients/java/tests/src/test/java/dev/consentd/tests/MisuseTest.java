@@ -17,6 +17,7 @@ import dev.consentd.client.ConsentException;
 import dev.consentd.client.Event;
 import dev.consentd.client.Question;
 import dev.consentd.client.Screened;
+import dev.consentd.client.Template;
 import dev.consentd.client.Verdict;
 import dev.consentd.testing.Sidecar;
 import io.grpc.Status;
@@ -110,6 +111,45 @@ final class MisuseTest {
       assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
     }
     assertThrows(NullPointerException.class, () -> Event.optOut(null, BUSINESS, "*"));
+  }
+
+  @Test
+  void noTextIsSentThatIsNotUnicode() {
+    for (var odd : List.of(new Template("ab\uD800", "en"), new Template("ab", "\uDC00"))) {
+      assertTrue(client.maySend(offer(user(0)).withTemplate(odd)).field().startsWith("template."));
+      var campaign = Campaign.of(BUSINESS, "marketing").withTemplate(odd);
+      assertInvalid("template.", campaign);
+      var event = Event.templateCategory(odd, BUSINESS, "marketing");
+      assertRefused("event.user_id", event);
+    }
+    assertInvalid("business_id", Campaign.of("\uD800", "marketing"));
+    assertInvalid("category", Campaign.of(BUSINESS, "marketing.\uD800"));
+    assertRefused("event.link.other_user_id", Event.link(user(0), BUSINESS, "ab\uD800", false));
+    assertRefused("event.inbound_message.text", Event.inboundMessage(user(0), BUSINESS, "\uD83D"));
+    assertRefused("event.opt_out.scope", Event.optOut(user(0), BUSINESS, "marketing.\uD800"));
+    var event = Event.suppression(user(0), BUSINESS, false);
+    assertRefused("request_id", event.withRequestId("\uDC00"));
+    var evidence = optIn(user(0)).proto().getOptIn().getEvidence().toBuilder();
+    evidence.setReference("\uD800");
+    assertRefused(
+        "event.opt_in.evidence.reference",
+        Event.optIn(user(0), BUSINESS, "marketing", evidence.build()));
+  }
+
+  private static void assertInvalid(String field, Campaign campaign) {
+    List<String> users = List.of(user(0), user(1));
+    List<Screened> screened = client.filter(users, campaign).toList();
+    assertEquals(users, screened.stream().map(Screened::user).toList());
+    for (var one : screened) {
+      assertTrue(one.verdict().invalid());
+      assertTrue(one.verdict().field().startsWith(field), () -> one.verdict().field());
+    }
+  }
+
+  private static void assertRefused(String field, Event event) {
+    var error = assertThrows(ConsentException.class, () -> client.record(event));
+    assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
+    assertEquals(field, error.field());
   }
 
   @Test
