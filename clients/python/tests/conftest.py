@@ -92,6 +92,8 @@ class FakeServer(ConsentServiceServicer):
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        # How long an answer takes.
+        self.seconds = 0.0
         self.singles: list[str] = []
         self.batches: list[list[str]] = []
         self.limit = 1_000
@@ -119,6 +121,7 @@ class FakeServer(ConsentServiceServicer):
         self._server.stop(0).wait()
 
     def _wait(self, context: Any) -> None:
+        time.sleep(self.seconds)
         while not self.gate.wait(0.05):
             if not context.is_active():
                 return

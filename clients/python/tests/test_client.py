@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -464,3 +465,25 @@ def test_events() -> None:
 def test_events_are_taken_by_the_sidecar(shared_sidecar: Sidecar, event: Any) -> None:
     with consentd.Client(shared_sidecar.address) as client:
         assert client.record(event).revision > 0
+
+
+def test_closing_ends_a_wait_of_another_task() -> None:
+    async def check() -> None:
+        # It accepts, and never answers.
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = consentd.AsyncClient(f"127.0.0.1:{silent.getsockname()[1]}")
+            waiting = asyncio.create_task(client.ready(AMPLE_SECONDS))
+            await asyncio.sleep(0.1)
+            await client.close()
+            with pytest.raises(consentd.ConsentdError, match="closed"):
+                await waiting
+            # One that is cancelled itself ends as such.
+            client = consentd.AsyncClient(f"127.0.0.1:{silent.getsockname()[1]}")
+            waiting = asyncio.create_task(client.ready(AMPLE_SECONDS))
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await client.close()
+
+    run(check())

@@ -325,13 +325,55 @@ class TestThreads:
             server.gate.clear()
             first = self.ask(client, ["yes-1"])
             eventually(lambda: len(server.singles) == 2, "the first check")
-            # Both may lead, and both may be led.
             early = self.ask(client, [f"yes-early-{i}" for i in range(5)], timeout=0.2)
             late = self.ask(client, [f"yes-late-{i}" for i in range(5)])
             assert {one.result().code for one in early} == {"DEADLINE_EXCEEDED"}
             assert not any(one.done() for one in late)
             server.gate.set()
             assert all(one.result() for one in late + first)
+
+    def test_near_deadlines_spoil_no_others(self, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        # So that nothing is asked again after a pause.
+        monkeypatch.setattr("consentd._client.FIRST_PAUSE_SECONDS", 10 * AMPLE_SECONDS)
+        with consentd.Client(server.address) as client:
+            eventually(lambda: client.may_send("yes", "acme", "marketing"), "an answer")
+            server.seconds = 0.02
+            codes: Counter[str] = Counter()
+
+            def caller(number: int) -> None:
+                for turn in range(40):
+                    if number % 2:
+                        client.may_send(f"yes-{number}-{turn}", "acme", "marketing", timeout=0.002)
+                    else:
+                        codes[client.may_send(f"yes-{number}-{turn}", "acme", "marketing", timeout=5.0).code] += 1
+
+            threads = [threading.Thread(target=caller, args=(number,)) for number in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert codes == {"": 8 * 40}
+        assert any(len(batch) > 1 for batch in server.batches)
+
+    def test_another_leads_where_the_leader_is_late(self, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        # So that nothing is asked again after a pause.
+        monkeypatch.setattr("consentd._client.FIRST_PAUSE_SECONDS", 10 * AMPLE_SECONDS)
+        with consentd.Client(server.address, timeout=0.5) as client:
+            eventually(lambda: client.may_send("yes", "acme", "marketing"), "an answer")
+            server.gate.clear()
+            first = self.ask(client, ["yes-first"], timeout=AMPLE_SECONDS)
+            eventually(lambda: server.singles[-1] == "yes-first", "the first check")
+            coalescer = client._open().coalescer
+            with coalescer._mutex:
+                early = self.ask(client, ["yes-early"])
+                time.sleep(0.05)
+                late = self.ask(client, [f"yes-late-{i}" for i in range(10)], timeout=AMPLE_SECONDS)
+                time.sleep(0.1)
+            assert early[0].result().code == "DEADLINE_EXCEEDED"
+            server.gate.set()
+            assert all(one.result() for one in late + first)
+            eventually(coalescer.is_idle, "an end of all calls")
+            assert not coalescer._handed_over
 
     def test_batch_with_another_number_of_answers_allows_nothing(self, server: FakeServer) -> None:
         server.results_missing = 1
@@ -348,11 +390,11 @@ class TestThreads:
             send = coalescer._send
             interrupted = threading.Event()
 
-            def interrupt(waiters: object, deadline: float) -> None:
+            def interrupt(waiters: object, deadline: float) -> object:
                 if not interrupted.is_set():
                     interrupted.set()
                     raise KeyboardInterrupt
-                send(waiters, deadline)  # type: ignore[arg-type]
+                return send(waiters, deadline)  # type: ignore[arg-type]
 
             coalescer._send = interrupt  # type: ignore[method-assign]
             server.gate.clear()

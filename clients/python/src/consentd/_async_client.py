@@ -380,6 +380,11 @@ class AsyncClient:
                 failure = Failure("UNAVAILABLE", "the sidecar loads its table")
                 if status.phase != GetStatusResponse.PHASE_LOADING:
                     return
+            except asyncio.CancelledError:
+                # To close the channel cancels its calls.
+                if not self._closed or is_cancelled():
+                    raise
+                raise ConsentdError(CLOSED) from None
             except Exception as error:
                 failure = failure_of_error(error)
                 if not failure.lost:

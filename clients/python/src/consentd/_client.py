@@ -189,13 +189,16 @@ class Client:
             timeout: The deadline of this check in seconds, instead of the client's.
         """
         begun = monotonic()
-        deadline = begun + (self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS))
+        allotted = self._timeout if timeout is None else seconds(timeout, CHECK_SECONDS)
+        deadline = begun + allotted
+        # A batch has its leader's deadline, which is not to be too near for the others.
+        may_lead = allotted >= self._timeout
         pause = FIRST_PAUSE_SECONDS
         while True:
             verdict = None
             # What waits for a revision would delay the others of a batch.
             if self._coalesce and not min_revision:
-                verdict = self._join(user, business, category, form, template, deadline)
+                verdict = self._join(user, business, category, form, template, deadline, may_lead)
             if verdict is None:
                 verdict = self._ask(question(user, business, category, form, template, min_revision), deadline)
             failure = verdict._failure
@@ -229,7 +232,14 @@ class Client:
         return verdict
 
     def _join(
-        self, user: str, business: str, category: str, form: Form | None, template: TemplateLike | None, deadline: float
+        self,
+        user: str,
+        business: str,
+        category: str,
+        form: Form | None,
+        template: TemplateLike | None,
+        deadline: float,
+        may_lead: bool,
     ) -> Verdict | None:
         """Asks a question together with others. None: it is to be asked by itself."""
         try:
@@ -239,7 +249,7 @@ class Client:
             # The question cannot be sent, or the client is closed. What asks it by itself says which.
             return None
         try:
-            return connection.coalescer.join(question, deadline)
+            return connection.coalescer.join(question, deadline, may_lead=may_lead)
         except BaseException:
             self._give_up(connection)
             raise

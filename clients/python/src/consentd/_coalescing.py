@@ -8,6 +8,9 @@ nothing is left over at the end of a process or in the child of a fork.
 Once a batch is answered, the leader wakes one of the others, which wakes the next, and so on: to wake them all at once
 would have them all wait for the interpreter's lock, and cost twice as much. The batch counts as under way until the
 last is awake. What they ask next is gathered until then, and makes one batch again.
+
+A batch has its leader's deadline. So a check whose deadline is nearer than the client's leads none: it joins one that
+is gathered, or goes by itself. Where a leader is late all the same, the one with the latest deadline leads the others.
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ GATHER_SECONDS = 0.001
 # How much longer a batch is gathered while answers are handed over. It takes longer than that only where the machine is
 # very busy, or a thread was interrupted before it could wake the next.
 HAND_OVER_SECONDS = 0.01
+# gRPC may end a call so long before its deadline, as that is of another clock.
+EARLY_SECONDS = 0.002
 # A call that is under way so long after its deadline has ended without saying so: a signal's handler has raised an
 # exception in its thread, as Control-C and the time limits of Celery do.
 FORGOTTEN_SECONDS = 1.0
 
-# A batch ends with the deadline of the check that leads it. The others, whose deadlines are later, are asked again.
 _LEADER_LATE = Failure(LATE.code, LATE.cause, lost=True)
 _LEADER_LEFT = Failure("CANCELLED", "the thread that asked for this batch was interrupted", lost=True)
 
@@ -47,10 +51,14 @@ def keeps_size(failure: Failure) -> bool:
 
 
 class _Waiter:
-    __slots__ = ("awake", "is_gone", "question", "verdict")
+    __slots__ = ("awake", "batch", "deadline", "is_gone", "leads", "question", "verdict")
 
-    def __init__(self, question: bytes) -> None:
+    def __init__(self, question: bytes, deadline: float, batch: _Batch) -> None:
         self.question = question
+        self.deadline = deadline
+        self.batch = batch
+        # Whether it leads its batch once it is awake, as the one that led it before is late.
+        self.leads = False
         self.verdict: Verdict | None = None
         # Released to wake the thread that waits.
         self.awake = threading.Lock()
@@ -59,7 +67,7 @@ class _Waiter:
 
 
 class _Batch:
-    __slots__ = ("deadline", "go", "is_over", "next", "waiters")
+    __slots__ = ("deadline", "go", "is_answered", "is_over", "next", "waiters")
 
     def __init__(self, deadline: float) -> None:
         # The leader's.
@@ -70,6 +78,8 @@ class _Batch:
         self.go.acquire()
         # Which of the waiters is woken next. The first leads, and is awake.
         self.next = 1
+        # Whether the waiters are being woken.
+        self.is_answered = False
         self.is_over = False
 
 
@@ -98,32 +108,34 @@ class Coalescer:
         """Whether no call is under way."""
         return not self._under_way
 
-    def join(self, question: bytes | None, deadline: float) -> Verdict | None:
+    def join(self, question: bytes | None, deadline: float, *, may_lead: bool = True) -> Verdict | None:
         """Gathers a question, and waits for its verdict. None: it is to be asked alone, as is one that is too large."""
         if not self._under_way or question is None:
             return None
-        waiter = _Waiter(question)
         with self._mutex:
             if not self._under_way:
                 return None
             batch = self._gathered
             leads = batch is None
             if batch is None:
+                if not may_lead:
+                    return None
                 batch = self._gathered = _Batch(deadline)
+            waiter = _Waiter(question, deadline, batch)
             batch.waiters.append(waiter)
             if len(batch.waiters) >= self._limit:
                 self._start()
         if leads:
             self._lead(batch, deadline)
         elif waiter.awake.acquire(timeout=max(deadline - monotonic(), 0)):
-            self._wake_next(batch)
+            self._woken(waiter)
         else:
             with self._mutex:
                 waiter.is_gone = True
                 was_woken = waiter.awake.acquire(blocking=False)
             # Where there is a verdict and nobody told, the one whose turn it was to tell has been interrupted.
-            if was_woken or waiter.verdict is not None:
-                self._wake_next(batch)
+            if was_woken or (waiter.batch.is_answered and waiter.verdict is not None):
+                self._woken(waiter)
         # A verdict that denies is false.
         return Verdict(None, LATE) if waiter.verdict is None else waiter.verdict
 
@@ -170,6 +182,12 @@ class Coalescer:
         if not self._under_way:
             self._handed_over = 0
 
+    def _woken(self, waiter: _Waiter) -> None:
+        if waiter.leads:
+            self._send_batch(waiter.batch)
+        else:
+            self._wake_next(waiter.batch)
+
     def _wake_next(self, batch: _Batch) -> None:
         waiters = batch.waiters
         with self._mutex:
@@ -193,22 +211,51 @@ class Coalescer:
                 if self._gathered is batch:
                     self._forget()
                     self._start()
-            try:
-                self._send(batch.waiters, deadline)
-            except BaseException:
-                # Such as Control-C in the main thread: nobody is to wait for a leader that is gone.
-                _fail(batch.waiters, _LEADER_LEFT)
-                raise
-            finally:
-                with self._mutex:
-                    self._handed_over += 1
-                self._wake_next(batch)
+            self._send_batch(batch)
 
-    def _send(self, waiters: list[_Waiter], deadline: float) -> None:
+    def _send_batch(self, batch: _Batch) -> None:
+        late: list[_Waiter] = []
+        try:
+            late = self._send(batch.waiters, batch.deadline)
+        except BaseException:
+            # Such as Control-C in the main thread: nobody is to wait for a leader that is gone.
+            _fail(batch.waiters, _LEADER_LEFT)
+            raise
+        finally:
+            with self._mutex:
+                if late:
+                    self._pass_on(batch, late)
+                self._handed_over += 1
+                batch.is_answered = True
+            self._wake_next(batch)
+
+    # To be called with the mutex held.
+    def _pass_on(self, batch: _Batch, late: list[_Waiter]) -> None:
+        """Lets another lead those for whom the leader was late."""
+        now = monotonic()
+        others = []
+        # Where the sidecar says so before the leader's deadline, another leader would be told the same.
+        if now + EARLY_SECONDS >= batch.deadline:
+            others = [one for one in late if one is not batch.waiters[0] and not one.is_gone and one.deadline > now]
+        if not others:
+            _fail(late, _LEADER_LATE)
+            return
+        others.sort(key=lambda one: one.deadline, reverse=True)
+        following = _Batch(others[0].deadline)
+        following.waiters = others
+        for one in others:
+            one.batch = following
+        _fail([one for one in late if one.batch is batch], _LEADER_LATE)
+        batch.waiters = [one for one in batch.waiters if one.batch is batch]
+        self._under_way.append(following.deadline)
+        others[0].leads = True
+        others[0].awake.release()
+
+    def _send(self, waiters: list[_Waiter], deadline: float) -> list[_Waiter]:
+        """Asks for these, and gives those for whom the deadline came first, which have no verdict."""
         remaining = deadline - monotonic()
         if remaining <= 0:
-            _fail(waiters, _LEADER_LATE)
-            return
+            return waiters
         if self._batched is not None:
             self._batched(len(waiters))
         try:
@@ -220,16 +267,20 @@ class Coalescer:
                 limit = len(waiters) // 2
                 if keeps_size(failure):
                     self._limit = limit = max(1, min(self._limit, len(waiters)) // 2)
+                late: list[_Waiter] = []
                 for start in range(0, len(waiters), limit):
-                    self._send(waiters[start : start + limit], deadline)
-                return
-            _fail(waiters, _LEADER_LATE if failure.code == LATE.code else failure)
-            return
+                    late += self._send(waiters[start : start + limit], deadline)
+                return late
+            if failure.code == LATE.code:
+                return waiters
+            _fail(waiters, failure)
+            return []
         if len(results) != len(waiters):
             _fail(waiters, UNEQUAL)
-            return
+            return []
         for waiter, result in zip(waiters, results, strict=True):
             waiter.verdict = verdict_of_result(result)
+        return []
 
 
 def _at_most(seconds: float, deadline: float) -> float:
