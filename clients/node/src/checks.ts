@@ -286,7 +286,7 @@ export class Checks {
   }
 
   private observed({ allowed, reason, code }: Verdict, durationMs: number): void {
-    tell(() => this.observer?.onCheck?.({ allowed, outcome: reason || code, durationMs }));
+    tell(() => this.observer?.onCheck?.({ allowed, outcome: allowed ? 'allowed' : reason || code, durationMs }));
   }
 
   /** Denies the checks of a group whose deadlines have passed, each at its own, one timer for all. */

@@ -186,14 +186,22 @@ export class Client implements ConsentClient {
    * ask for its `allowed`.
    */
   async verdict(question: Question, options?: CheckOptions): Promise<Verdict> {
-    const request = requestOf(question);
-    if ('code' in request) return this.checks.refuse(request);
-    const { deadlineMs = this.deadlineMs, signal } = options ?? {};
-    if (!isDeadline(deadlineMs)) {
-      const description = DEADLINE_BOUNDS;
-      return this.checks.refuse(malformed([{ field: 'deadline_ms', description }]));
+    try {
+      const request = requestOf(question);
+      if ('code' in request) return this.checks.refuse(request);
+      const { deadlineMs = this.deadlineMs, signal } = options ?? {};
+      if (!isDeadline(deadlineMs)) {
+        const description = DEADLINE_BOUNDS;
+        return this.checks.refuse(malformed([{ field: 'deadline_ms', description }]));
+      }
+      if (signal != null && !isSignal(signal)) {
+        return this.checks.refuse(malformed([{ field: 'signal', description: 'must be an AbortSignal' }]));
+      }
+      return await this.checks.ask(request, deadlineMs, signal);
+    } catch {
+      // A getter of the question or of the options threw. What it threw may name the user.
+      return this.checks.refuse(malformed([{ field: 'question', description: 'cannot be read' }]));
     }
-    return this.checks.ask(request, deadlineMs, signal);
   }
 
   /**
@@ -312,6 +320,12 @@ const DEADLINE_BOUNDS = `must be a number above 0, and at most ${LONGEST_DEADLIN
 
 function isDeadline(milliseconds: unknown): milliseconds is number {
   return typeof milliseconds === 'number' && milliseconds > 0 && milliseconds <= LONGEST_DEADLINE_MS;
+}
+
+/** Whether a value is a signal. It need not be of the class of this realm, as those of polyfills are not. */
+function isSignal(value: unknown): value is AbortSignal {
+  const { aborted, addEventListener } = value as Partial<AbortSignal>;
+  return typeof value === 'object' && typeof aborted === 'boolean' && typeof addEventListener === 'function';
 }
 
 /** The request that records an event, unless UTF-8 cannot hold one of its strings. */

@@ -2,7 +2,7 @@
 export interface CheckOutcome {
   /** Whether the message may be sent. */
   readonly allowed: boolean;
-  /** The reason, or, where nothing was decided, the name of the gRPC code. */
+  /** `allowed`, the reason of a denial, or, where nothing was decided, the name of the gRPC code. */
   readonly outcome: string;
   /** How long the caller waited, in milliseconds. */
   readonly durationMs: number;

@@ -44,7 +44,9 @@ const LARGEST_REVISION = 2n ** 64n - 1n;
 
 /** A question as it is sent, or what is wrong with it. Takes anything: not every caller has types. */
 export function requestOf(question: Question): CanSendRequest | Failure {
-  const { user, business, category, form, template, minRevision } = question ?? {};
+  const { user, business, category, form, template: given, minRevision } = question ?? {};
+  // Read once: what is checked is what is sent.
+  const template = given == null ? undefined : { name: given.name, language: given.language };
   const formNumber = FORMS.get(form ?? undefined);
   const least = minRevision ?? 0n;
   if (
@@ -52,7 +54,7 @@ export function requestOf(question: Question): CanSendRequest | Failure {
     isText(business) &&
     isText(category) &&
     formNumber !== undefined &&
-    (template == null || (isText(template.name) && isText(template.language))) &&
+    (!template || (isText(template.name) && isText(template.language))) &&
     typeof least === 'bigint' &&
     least >= 0n &&
     least <= LARGEST_REVISION
@@ -63,7 +65,7 @@ export function requestOf(question: Question): CanSendRequest | Failure {
       category,
       form: formNumber,
       minRevision: least,
-      template: template ?? undefined,
+      template,
     };
   }
   const violations: FieldViolation[] = [];
@@ -73,7 +75,7 @@ export function requestOf(question: Question): CanSendRequest | Failure {
   if (formNumber === undefined) {
     violations.push({ field: 'form', description: 'must be FREE_FORM, TEMPLATE or unset' });
   }
-  if (template != null) {
+  if (template) {
     textual(violations, 'template.name', template.name);
     textual(violations, 'template.language', template.language);
   }

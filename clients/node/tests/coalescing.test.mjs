@@ -256,9 +256,9 @@ test('an observer is told outcomes and sizes of batches, and its faults change n
   assert.deepEqual(
     outcomes.map(({ allowed, outcome }) => [allowed, outcome]),
     [
-      [true, 'OPTED_IN'],
+      [true, 'allowed'],
       [false, 'NO_CONSENT'],
-      [true, 'OPTED_IN'],
+      [true, 'allowed'],
       [false, 'INVALID_ARGUMENT'],
     ],
   );
@@ -350,4 +350,34 @@ test('odd questions are malformed, and harm no other of the batch', async (t) =>
   assert.equal(await good, true);
   assert.equal(await client.maySend(marketing('u2'), null), true);
   assert.deepEqual(sizes(server), [1, 1]);
+});
+
+test('what is no signal, and what throws when it is read, is malformed', async (t) => {
+  const server = await fakeServer(t);
+  const client = clientOf(t, server.address);
+  const thrower = (name) => Object.defineProperty({}, name, { get: () => assert.fail('read') });
+  const cannotListen = { aborted: false, addEventListener: () => assert.fail('listened') };
+  const odd = [
+    [marketing('u2'), { signal: new AbortController() }],
+    [marketing('u2'), { signal: 'none' }],
+    [marketing('u2'), { signal: cannotListen }],
+    [marketing('u2'), thrower('signal')],
+    [marketing('u2'), thrower('deadlineMs')],
+    [thrower('user')],
+    [{ ...marketing('u2'), template: thrower('name') }],
+  ];
+  for (const [question, options] of odd) {
+    assert.equal(await client.maySend(question, options), false);
+    const verdict = await client.verdict(question, options);
+    assert.equal(verdict.invalid, true);
+    assert.equal(verdict.code, 'INVALID_ARGUMENT');
+    assert.notEqual(verdict.field, '');
+  }
+  assert.equal(server.calls.length, 0);
+  // A template is read once: what was checked is what is sent.
+  let reads = 0;
+  const name = () => (reads++ === 0 ? 'offer' : assert.fail('read again'));
+  const template = Object.defineProperty({ language: 'en' }, 'name', { get: name });
+  assert.equal(await client.maySend({ ...marketing('u2'), template }), true);
+  assert.equal(server.calls[0].requests[0].template.name, 'offer');
 });
