@@ -35,9 +35,10 @@ async fn the_conversation_is_as_written() {
            event.opt_in.{newsletter}\n  \
            event.opt_in.evidence.statement: must say that the messages come through WhatsApp, by that name\n  \
            event.opt_in.evidence.statement: must contain the business_name given beside it\n\
-         no sidecar: do not send: no answer (DEADLINE_EXCEEDED)\n"
+         no sidecar: do not send: no answer (UNAVAILABLE)\n"
     );
-    assert_eq!(said, expected);
+    // On a busy machine the deadline of 50 ms may be over before the connection is refused.
+    assert_eq!(said.replace("(DEADLINE_EXCEEDED)", "(UNAVAILABLE)"), expected);
 }
 
 #[test]
