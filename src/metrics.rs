@@ -429,7 +429,7 @@ fn authorities_replaced(r: &Registry) -> Result<IntCounter, prometheus::Error> {
         r,
         "consent_authorities_replaced_total",
         "Times that a client sent a socket's path as :authority over a Unix socket, as clients \
-         on gRPC core and grpc-java do where they are told no other. HTTP/2 would refuse it; \
+         on gRPC core and grpc-java do where no other is configured. HTTP/2 would refuse it; \
          it is replaced, and the calls are served. One that comes after the first 16 KiB of a \
          call's headers is not.",
     )

@@ -1,4 +1,5 @@
-//! The container's memory limit while the table is loaded: beyond it the kernel kills the process without a word.
+//! The container's memory limit while the table is loaded: beyond it the kernel kills the
+//! process, and nothing in its log says why.
 
 use std::time::Duration;
 

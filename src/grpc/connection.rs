@@ -360,7 +360,7 @@ async fn serve_connection(
     match greeting {
         Ok(Greeting::Http2) => {}
         Ok(Greeting::Http1) => {
-            // Whoever does not take the answer gets none.
+            // An error means that the client has gone, and then nothing is left to do.
             let _ = stream.write_all(HTTP1_ANSWER.as_bytes()).await;
             let _ = stream.shutdown().await;
             return;

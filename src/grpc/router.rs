@@ -339,7 +339,7 @@ fn not_grpc(headers: &HeaderMap) -> ResponseFuture {
     };
     let mut response = Status::invalid_argument(message).into_http::<Body>();
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    // Whoever sent JSON shows the body and not the status of gRPC.
+    // A client that sends JSON shows its user the body, and not the status of gRPC.
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     let body =
         Body::new(http_body_util::Full::from(format!("this port speaks gRPC alone: {message}\n")));

@@ -26,7 +26,7 @@ const RETRY_BUSY: Duration = Duration::from_millis(100);
 /// The header, or trailer, that holds a status' message.
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// What gRPC's specification percent-encodes in a message beside bytes beyond ASCII.
+/// The characters that gRPC's specification percent-encodes in a message, in addition to all bytes outside ASCII.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Encodes a status' message as gRPC's specification says. tonic escapes other characters too, such as `?` and `#`,
