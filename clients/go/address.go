@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// defaultAddress is where a sidecar listens unless it is told otherwise.
+// defaultAddress is where a sidecar listens by default.
 const defaultAddress = "127.0.0.1:50051"
 
 // maxSocketPath is how many bytes of a path fit into Linux's sockaddr_un, less its final NUL.

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// maxBatch is the most checks of a batch: as many as a sidecar takes unless told otherwise.
+	// maxBatch is the most checks of a batch: as many as a sidecar takes by default.
 	maxBatch = 1000
 	// maxBatchBytes is the most bytes of a batch's texts. A sidecar takes 2 MiB with all else that
 	// is in a message.

@@ -255,7 +255,7 @@ func (f *filtering) exchange() (*consentv1.FilterRecipientsResponse, error) {
 			continue
 		}
 		chunk.isSent = true
-		// What goes wrong with sending is told by receiving.
+		// The receive that follows reports an error of sending.
 		_ = f.stream.Send(&consentv1.FilterRecipientsRequest{
 			BusinessId: f.campaign.Business,
 			Category:   f.campaign.Category,

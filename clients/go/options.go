@@ -122,12 +122,12 @@ func WithTLS(files TLS) Option {
 	}
 }
 
-// Observer is told what metrics want to know. Each function may be nil. They are called by many
-// goroutines at once, and delay what they are told of: return quickly. No user id is given to them.
+// Observer receives what metrics need. Each function may be nil. Many goroutines call them at once, and
+// their callers wait for them, so they must return quickly. They receive no user id.
 type Observer struct {
-	// Checked is told the outcome of each check.
+	// Checked receives the outcome of each check.
 	Checked func(Outcome)
-	// Batched is told the number of checks in each batch that is sent, from 1 to 1,000.
+	// Batched receives the number of checks in each batch that is sent, from 1 to 1,000.
 	Batched func(size int)
 }
 
@@ -143,7 +143,7 @@ type Outcome struct {
 	Took time.Duration
 }
 
-// WithObserver has an observer told about checks and batches.
+// WithObserver sets the observer of checks and batches.
 func WithObserver(observer Observer) Option {
 	return func(s *settings) error {
 		s.observer = observer

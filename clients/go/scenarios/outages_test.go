@@ -187,7 +187,7 @@ func TestADeadlineThatPasses(t *testing.T) {
 	for range 100 {
 		expectUnavailable(t, client.MaySend(t.Context(), hasty), "DEADLINE_EXCEEDED")
 	}
-	// The client is none the worse for it.
+	// The client still works afterwards.
 	if verdict := sidecar.Client().MaySend(t.Context(), marketing(userNumber(0))); !verdict.Allowed {
 		t.Errorf("%v", verdict)
 	}

@@ -71,7 +71,7 @@ final class Bench {
     return builder.build();
   }
 
-  /** The generated stub, as whoever has no client would use it. */
+  /** The generated stub, as a program without this client would use it. */
   private static void naive(String address, List<CanSendRequest> questions, int callers, long nanos)
       throws Exception {
     var channel = channel(address);

@@ -38,7 +38,7 @@ type Pool struct {
 	client *consentd.Client
 	// send sends a message. What it does about its own failures is its own business.
 	send func(context.Context, Message)
-	// withdrawn is told of each message that left the queue because it must not be sent.
+	// withdrawn is called with each message that left the queue because it must not be sent.
 	withdrawn func(Message, consentd.Verdict)
 
 	mu     sync.Mutex

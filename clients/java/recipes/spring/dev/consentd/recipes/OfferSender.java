@@ -23,7 +23,7 @@ public class OfferSender {
     SENT,
     /** The user must not get it: drop it. */
     DROPPED,
-    /** Nobody knows: keep it in the queue, and send it later. */
+    /** Nothing was decided: keep it in the queue, and ask again later. */
     POSTPONED
   }
 

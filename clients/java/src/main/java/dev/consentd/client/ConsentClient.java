@@ -272,7 +272,7 @@ public interface ConsentClient extends AutoCloseable {
     }
 
     /**
-     * Has checks and batches told to an observer, such as for metrics.
+     * Sets the observer of checks and batches, such as for metrics.
      *
      * @param observer the observer
      * @return this
@@ -310,7 +310,7 @@ public interface ConsentClient extends AutoCloseable {
      * Makes the client, which connects in the background.
      *
      * @return the client
-     * @throws IllegalArgumentException if the address is none, or a file cannot be read or used
+     * @throws IllegalArgumentException if the address is not valid, or a file cannot be read or used
      */
     public ConsentClient build() {
       return new GrpcConsentClient(this);

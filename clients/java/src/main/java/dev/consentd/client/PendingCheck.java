@@ -54,7 +54,7 @@ abstract class PendingCheck {
    * a check costs.
    */
   static void finish(List<PendingCheck> checks, List<BatchCanSendResult> results) {
-    // Whoever sees its verdict must see whom to wake, too, so that this comes first.
+    // A thread that sees its verdict must also see which threads to wake, so these are set first.
     var blocking = new ArrayList<Blocking>(checks.size());
     for (PendingCheck check : checks) {
       if (check instanceof Blocking waiting) {

@@ -18,7 +18,7 @@ final class SafeObserver {
                 : verdict.decided() ? verdict.reason() : verdict.code().name();
         observer.checked(outcome, System.nanoTime() - since);
       } catch (Throwable e) {
-        // The check goes on as if nobody watched.
+        // An observer that fails must not make the check fail.
       }
     }
   }
@@ -28,7 +28,7 @@ final class SafeObserver {
       try {
         observer.batched(size);
       } catch (Throwable e) {
-        // The batch goes on as if nobody watched.
+        // An observer that fails must not make the batch fail.
       }
     }
   }

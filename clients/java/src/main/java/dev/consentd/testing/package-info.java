@@ -1,5 +1,5 @@
 /**
- * For the tests of whoever sends: {@link dev.consentd.testing.FakeConsentClient} answers by rules,
+ * For the tests of senders: {@link dev.consentd.testing.FakeConsentClient} answers by rules,
  * and {@link dev.consentd.testing.Sidecar} runs the real binary.
  */
 package dev.consentd.testing;

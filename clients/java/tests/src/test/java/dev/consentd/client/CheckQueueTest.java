@@ -58,7 +58,7 @@ final class CheckQueueTest {
         var none = queue.takeGathered();
         var second = check();
         queue.submit(second);
-        // Were it in this list, whoever took it would send it, and so would the next to take it.
+        // A list that still grows after it was taken would send this check twice.
         assertEquals(List.of(), none);
         var one = queue.takeGathered();
         queue.submit(check());

@@ -20,7 +20,7 @@ import java.util.ArrayList;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 
-/** The client for tests of whoever sends. */
+/** The fake client for the tests of senders. */
 final class FakeClientTest {
   private final FakeConsentClient fake = new FakeConsentClient();
 
