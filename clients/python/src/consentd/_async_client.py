@@ -21,29 +21,22 @@ from consentd._common import (
     CHUNKS_UNDER_WAY,
     FILTER_METHOD,
     FIRST_PAUSE_SECONDS,
-    HANDLER_FAILED,
     LONGEST_PAUSE_SECONDS,
     RECORD_SECONDS,
-    SILENCE,
-    SILENCE_SECONDS,
-    WATCH_ENDS,
     Change,
     Chunk,
     ChunkSize,
     Observer,
     Screening,
-    change_of,
-    log,
-    log_handler_failed,
     may_repeat,
     record_request,
     refuse_single_id,
-    silent,
     told_batched,
     told_checked,
 )
 from consentd._question import Form, TemplateLike, question, seconds
 from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
+from consentd._watch import HANDLER_FAILED, WatchState, log_handler_failed
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
     CanSendRequest,
@@ -431,19 +424,13 @@ class AsyncWatch:
         self._client = client
         self._business = business
         self._on_change = on_change
-        self._error: ConsentdError | None = None
-        # When something was heard last, or the watch was begun.
-        self._heard = monotonic()
-        # Whether all that happened on this stream was told, since it began with a reset.
-        self._current = False
-        # Whether on_change was told `silent`, and no `reset` after it.
-        self._silent = False
+        self._state = WatchState(business)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
     def error(self) -> ConsentdError | None:
         """Why the watch ended, where the sidecar refuses it. None: it goes on, or was closed."""
-        return self._error
+        return self._state.error
 
     async def close(self) -> None:
         """Ends the watch. A call of `on_change` that is under way is cancelled, unless it is that which closes it."""
@@ -460,29 +447,18 @@ class AsyncWatch:
         await self.close()
 
     async def _run(self) -> None:
-        pause = 0.02
-        warned = ""
         while True:
-            failure = await self._follow()
-            if failure.code in WATCH_ENDS:
-                log.error("a watch of consentd has ended: %s: %s", failure.code, failure.cause)
-                self._error = ConsentdError(failure)
-                # Told even where it was silent before, since it stays so.
-                await self._tell(silent(self._business, failure))
+            change = self._state.stream_ended(await self._follow())
+            if change is not None:
+                await self._tell(change)
+            if self._state.error is not None:
                 return
-            if failure.code != warned:
-                warned = failure.code
-                log.warning("a watch of consentd is interrupted: %s: %s", failure.code, failure.cause)
-            if self._current:
-                pause = 0.02
-            if self._current or failure is HANDLER_FAILED or monotonic() - self._heard >= SILENCE_SECONDS:
-                await self._tell_silent(failure)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            await asyncio.sleep(self._state.next_pause())
 
     async def _follow(self) -> Failure:
         """Follows one stream to its end. Why it ended."""
-        self._current = False
+        state = self._state
+        state.begin_stream()
         call = None
         reading: asyncio.Future[Any] | None = None
         try:
@@ -492,28 +468,20 @@ class AsyncWatch:
             while True:
                 if reading is None:
                     reading = asyncio.ensure_future(call.read())
-                remaining = None if self._silent else max(self._heard + SILENCE_SECONDS - monotonic(), 0)
-                await asyncio.wait([reading], timeout=remaining)
+                await asyncio.wait([reading], timeout=state.remaining())
                 if not reading.done():
-                    # The stream is kept: a sidecar whose table is stale says nothing. What comes next is a reset.
-                    self._current = False
-                    await self._tell_silent(SILENCE)
+                    change = state.timed_out()
+                    if change is not None:
+                        await self._tell(change)
                     continue
                 message = reading.result()
                 reading = None
                 if message is grpc.aio.EOF:
                     return Failure("UNAVAILABLE", "the stream ended")
-                change = change_of(message, self._business)
-                # What changed before the first message was not reported.
-                if not self._current:
-                    change = Change("reset", self._business)
-                if change is not None:
-                    if not await self._tell(change):
-                        return HANDLER_FAILED
-                    if change.kind == "reset":
-                        self._silent = False
-                self._current = True
-                self._heard = monotonic()
+                change = state.change(message)
+                if change is not None and not await self._tell(change):
+                    return HANDLER_FAILED
+                state.told(change)
         except ConsentdError as error:
             return error._failure
         except Exception as error:
@@ -523,12 +491,6 @@ class AsyncWatch:
                 reading.cancel()
             if call is not None:
                 call.cancel()
-
-    async def _tell_silent(self, failure: Failure) -> None:
-        """Tells once that nothing is heard, until the next reset."""
-        if not self._silent:
-            self._silent = True
-            await self._tell(silent(self._business, failure))
 
     async def _tell(self, change: Change) -> bool:
         try:

@@ -24,29 +24,22 @@ from consentd._common import (
     FILTER_METHOD,
     FILTER_SECONDS,
     FIRST_PAUSE_SECONDS,
-    HANDLER_FAILED,
     LONGEST_PAUSE_SECONDS,
     RECORD_SECONDS,
-    SILENCE,
-    SILENCE_SECONDS,
-    WATCH_ENDS,
     Change,
     Chunk,
     ChunkSize,
     Observer,
     Screening,
-    change_of,
-    log,
-    log_handler_failed,
     may_repeat,
     record_request,
     refuse_single_id,
-    silent,
     told_batched,
     told_checked,
 )
 from consentd._question import Form, TemplateLike, batched_question, question, seconds
 from consentd._verdict import CLOSED, LATE, ConsentdError, Failure, Verdict, failure_of_error
+from consentd._watch import HANDLER_FAILED, WatchState, log_handler_failed
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
     CanSendRequest,
@@ -507,19 +500,13 @@ class Watch:
         self._on_change = on_change
         self._ended = threading.Event()
         self._call: Any = None
-        self._error: ConsentdError | None = None
-        # When something was heard last, or the watch was begun.
-        self._heard = monotonic()
-        # Whether all that happened on this stream was told, since it began with a reset.
-        self._current = False
-        # Whether on_change was told `silent`, and no `reset` after it.
-        self._silent = False
+        self._state = WatchState(business)
         self._thread = threading.Thread(target=self._run, name="consentd-watch", daemon=True)
 
     @property
     def error(self) -> ConsentdError | None:
         """Why the watch ended, where the sidecar refuses it. None: it goes on, or was closed."""
-        return self._error
+        return self._state.error
 
     def close(self) -> None:
         """Ends the watch, and waits for a call of `on_change` that is under way, unless it is that which closes it."""
@@ -543,33 +530,23 @@ class Watch:
         self._thread.start()
 
     def _run(self) -> None:
-        pause = 0.02
-        warned = ""
         while not self._ended.is_set():
             failure = self._follow()
             if self._ended.is_set():
                 return
-            if failure.code in WATCH_ENDS:
-                log.error("a watch of consentd has ended: %s: %s", failure.code, failure.cause)
-                self._error = ConsentdError(failure)
-                # Told even where it was silent before, since it stays so.
-                self._tell(silent(self._business, failure))
+            change = self._state.stream_ended(failure)
+            if change is not None:
+                self._tell(change)
+            if self._state.error is not None:
                 self._ended.set()
                 self._client._watches.discard(self)
                 return
-            if failure.code != warned:
-                warned = failure.code
-                log.warning("a watch of consentd is interrupted: %s: %s", failure.code, failure.cause)
-            if self._current:
-                pause = 0.02
-            if self._current or failure is HANDLER_FAILED or monotonic() - self._heard >= SILENCE_SECONDS:
-                self._tell_silent(failure)
-            self._ended.wait(pause)
-            pause = min(2 * pause, 1.0)
+            self._ended.wait(self._state.next_pause())
 
     def _follow(self) -> Failure:
         """Follows one stream to its end. Why it ended."""
-        self._current = False
+        state = self._state
+        state.begin_stream()
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # A bound for what is read ahead. Whoever falls behind gets a reset by the sidecar.
         room = threading.Semaphore(1_000)
@@ -586,40 +563,26 @@ class Watch:
         reader.start()
         try:
             while True:
-                remaining = None if self._silent else max(self._heard + SILENCE_SECONDS - monotonic(), 0)
                 try:
-                    message = messages.get(timeout=remaining)
+                    message = messages.get(timeout=state.remaining())
                 except queue.Empty:
-                    # The stream is kept: a sidecar whose table is stale says nothing. What comes next is a reset.
-                    self._current = False
-                    self._tell_silent(SILENCE)
+                    change = state.timed_out()
+                    if change is not None:
+                        self._tell(change)
                     continue
                 if isinstance(message, BaseException):
                     return failure_of_error(message)
                 if self._ended.is_set():
                     return CLOSED
-                change = change_of(message, self._business)
-                # What changed before the first message was not reported.
-                if not self._current:
-                    change = Change("reset", self._business)
-                if change is not None:
-                    if not self._tell(change):
-                        return HANDLER_FAILED
-                    if change.kind == "reset":
-                        self._silent = False
-                self._current = True
-                self._heard = monotonic()
+                change = state.change(message)
+                if change is not None and not self._tell(change):
+                    return HANDLER_FAILED
+                state.told(change)
                 room.release()
         finally:
             call.cancel()
             room.release()
             reader.join()
-
-    def _tell_silent(self, failure: Failure) -> None:
-        """Tells once that nothing is heard, until the next reset."""
-        if not self._silent:
-            self._silent = True
-            self._tell(silent(self._business, failure))
 
     def _tell(self, change: Change) -> bool:
         try:

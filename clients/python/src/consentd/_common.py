@@ -26,7 +26,6 @@ from consentd.v1.consent_service_pb2 import (
     CanSendResponse,
     FilterRecipientsRequest,
     FilterRecipientsResponse,
-    WatchConsentsResponse,
 )
 from consentd.v1.record_service_pb2 import RecordEventRequest
 
@@ -35,7 +34,6 @@ log = logging.getLogger("consentd")
 CHECK_SECONDS = 0.05
 RECORD_SECONDS = 5.0
 FILTER_SECONDS = 5.0
-SILENCE_SECONDS = 10.0
 
 # The pause before a call is repeated, which doubles each time, and the longest one of calls that are not checks.
 FIRST_PAUSE_SECONDS = 0.005
@@ -115,37 +113,6 @@ class Change:
     """
     cause: str = ""
     """The same in words."""
-
-
-# Codes after which a watch does not begin again, since that would be of no use.
-WATCH_ENDS = ("UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT")
-
-SILENCE = Failure("DEADLINE_EXCEEDED", f"nothing was heard for {SILENCE_SECONDS:.0f} s")
-HANDLER_FAILED = Failure("INTERNAL", "on_change raised an exception")
-
-
-def silent(watched: str, failure: Failure) -> Change:
-    return Change("silent", watched, code=failure.code, cause=failure.cause)
-
-
-def log_handler_failed(error: BaseException) -> None:
-    # What it says may hold the id of a user.
-    log.error("on_change of a watch of consentd raised %s", type(error).__name__)
-
-
-def change_of(message: WatchConsentsResponse, watched: str) -> Change | None:
-    """What is to be told of a message. None: it is a checkpoint."""
-    if message.HasField("checkpoint"):
-        return None
-    if message.HasField("changed"):
-        changed = message.changed
-        return Change("changed", changed.business_id, user=changed.user_id, revision=changed.revision)
-    if message.HasField("template_changed"):
-        about = message.template_changed
-        template = Template(about.template.name, about.template.language) if about.HasField("template") else None
-        return Change("template_changed", about.business_id, template=template, revision=about.revision)
-    # A reset, or a kind of message that this package does not know, which may be about anything.
-    return Change("reset", watched)
 
 
 class Chunk:
