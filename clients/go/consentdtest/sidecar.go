@@ -2,6 +2,7 @@ package consentdtest
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -166,7 +167,34 @@ func (s *Sidecar) end(signal syscall.Signal) {
 // Signal sends a signal to the sidecar, such as SIGSTOP, by which it falls silent until SIGCONT.
 func (s *Sidecar) Signal(signal syscall.Signal) {
 	// A process that is gone already needs no signal.
-	_ = s.command.Process.Signal(signal)
+	if s.command.Process.Signal(signal) != nil || signal != syscall.SIGSTOP {
+		return
+	}
+	// The signal is sent before it is delivered: a thread may go on for a moment, and still answer.
+	for deadline := time.Now().Add(startTimeout); !isStopped(s.command.Process.Pid); {
+		if time.Now().After(deadline) {
+			panic("consentdtest: the sidecar does not stop")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// isStopped says whether each thread of a process is in the state T; true where the system has no
+// /proc to ask.
+func isStopped(pid int) bool {
+	folder := fmt.Sprintf("/proc/%d/task", pid)
+	threads, err := os.ReadDir(folder)
+	if err != nil {
+		return true
+	}
+	for _, thread := range threads {
+		stat, err := os.ReadFile(filepath.Join(folder, thread.Name(), "stat"))
+		// The state comes after the program's name, which is in brackets and may contain any.
+		if err != nil || !bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" T")) {
+			return false
+		}
+	}
+	return true
 }
 
 // log reads what a sidecar logs.

@@ -14,7 +14,6 @@ import {
   NO_ANSWER,
   marketing,
   newUser,
-  paused,
   PATIENCE_MS,
   redisOf,
   sidecarOf,
@@ -98,7 +97,7 @@ test('a check is late in a sidecar that is stopped, and answered once it goes on
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address);
   const { allowed } = await twoUsers(client);
-  await paused(sidecar);
+  await sidecar.pause();
   const late = await client.verdict(marketing(allowed), { deadlineMs: 50 });
   assert.equal(late.code, 'DEADLINE_EXCEEDED');
   const patient = client.maySend(marketing(allowed));
@@ -170,7 +169,7 @@ test('a batch whose sidecar is killed is denied or answered, and the next sideca
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address, { deadlineMs: 300 });
   const users = await twoUsers(client);
-  await paused(sidecar); // So that the batch is under way when the sidecar ends.
+  await sidecar.pause(); // So that the batch is under way when the sidecar ends.
   const underWay = Array.from({ length: 100 }, (_, i) =>
     client.verdict(marketing(i % 2 ? users.allowed : users.denied)),
   );
@@ -190,7 +189,7 @@ test('a batch whose sidecar is killed is answered by the next one within its dea
   const sidecar = await sidecarOf(t);
   const client = clientOf(t, sidecar.address);
   const users = await twoUsers(client);
-  await paused(sidecar);
+  await sidecar.pause();
   const underWay = Array.from({ length: 100 }, (_, i) =>
     client.verdict(marketing(i % 2 ? users.allowed : users.denied)),
   );

@@ -83,7 +83,7 @@ test('no check allows what an opt-out forbids that was acknowledged before', asy
       await sidecar.restart();
     },
     async () => {
-      sidecar.pause();
+      await sidecar.pause();
       await sleep(random(0, 300));
       sidecar.resume();
     },

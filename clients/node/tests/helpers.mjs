@@ -1,7 +1,6 @@
 // What the tests have in common.
 
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
 import net from 'node:net';
 import { Client } from 'consentd';
 import { Sidecar } from 'consentd/testing';
@@ -41,16 +40,6 @@ export const evidence = {
 };
 
 export const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-/** Stops a sidecar, and waits until none of its threads runs any more. */
-export async function paused(sidecar) {
-  sidecar.pause();
-  const states = () => {
-    const tasks = `/proc/${sidecar.pid}/task`;
-    return readdirSync(tasks).map((task) => readFileSync(`${tasks}/${task}/stat`, 'utf8').split(') ')[1][0]);
-  };
-  await eventually('a stopped sidecar', () => states().every((state) => state === 'T'));
-}
 
 /** Waits until something is so. */
 export async function eventually(what, condition) {

@@ -73,7 +73,7 @@ test('a sidecar that says nothing for 10 s is silent, until it is heard again', 
   const { changes, told } = watching(t, client);
   await eventually('a reset', () => told('reset').length === 1);
   const start = performance.now();
-  sidecar.pause();
+  await sidecar.pause();
   await eventually('silence', () => told('silent').length === 1);
   // Its last word came a while before it was stopped, two seconds or so.
   assert.ok(performance.now() - start > 5_000);

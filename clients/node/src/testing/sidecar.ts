@@ -1,9 +1,10 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 /** How a sidecar is run. */
 export interface SidecarOptions {
@@ -109,8 +110,19 @@ export class Sidecar {
   }
 
   /** Stops it in the middle of whatever it does (SIGSTOP), until it is resumed: it answers nothing. */
-  pause(): void {
-    this.process?.kill('SIGSTOP');
+  async pause(): Promise<void> {
+    const pid = this.process?.pid;
+    if (pid === undefined || !this.process?.kill('SIGSTOP')) {
+      return;
+    }
+    // The signal is sent before it is delivered: a thread may go on for a moment, and still answer.
+    const deadline = Date.now() + START_TIMEOUT_MS;
+    while (!isStopped(pid)) {
+      if (Date.now() > deadline) {
+        throw new Error('the sidecar does not stop');
+      }
+      await sleep(1);
+    }
   }
 
   /** Lets it go on (SIGCONT). */
@@ -181,5 +193,21 @@ function parsed(line: string): { message?: string; grpc?: string } {
     return JSON.parse(line);
   } catch {
     return {}; // Not all lines of a process that fails are its log's.
+  }
+}
+
+/** Whether each thread of a process is in the state T; true where the system has no /proc to ask. */
+function isStopped(pid: number): boolean {
+  const threads = `/proc/${pid}/task`;
+  if (!existsSync(threads)) {
+    return true;
+  }
+  try {
+    // The state comes after the program's name, which is in brackets and may contain any.
+    return readdirSync(threads)
+      .map((thread) => readFileSync(join(threads, thread, 'stat'), 'utf8'))
+      .every((stat) => stat.startsWith(') T', stat.lastIndexOf(')')));
+  } catch {
+    return false; // A thread ended while it was looked at.
   }
 }

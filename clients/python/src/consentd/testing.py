@@ -19,6 +19,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
@@ -416,6 +417,12 @@ class Sidecar:
     def pause(self) -> None:
         """Stops it from running, by SIGSTOP: it keeps its connections, and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
+        # The signal is sent before it is delivered: a thread may go on for a moment, and still answer.
+        deadline = time.monotonic() + self._start_seconds
+        while not _is_stopped(self.process.pid):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the sidecar does not stop")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Lets it run again, by SIGCONT."""
@@ -439,3 +446,17 @@ class Sidecar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether each thread of a process is in the state T; true where the system has no /proc to ask."""
+    threads = Path(f"/proc/{pid}/task")
+    if not threads.is_dir():
+        return True
+    try:
+        # The state comes after the program's name, which is in brackets and may contain any.
+        return all(
+            (thread / "stat").read_text().rpartition(")")[2].startswith(" T") for thread in threads.iterdir()
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # A thread ended while it was looked at.

@@ -47,6 +47,24 @@ pub(crate) fn signal(sidecar: &Sidecar, name: &str) {
     let pid = sidecar.pid().to_string();
     let status = Command::new("kill").args([&format!("-{name}"), &pid]).status();
     assert!(status.expect("kill is part of every system").success());
+    // The signal is sent before it is delivered: a thread may go on for a moment, and still answer.
+    let started = Instant::now();
+    while name == "STOP" && !is_stopped(&pid) {
+        assert!(started.elapsed() < PATIENCE, "the sidecar does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether each thread of a process is in the state T.
+fn is_stopped(pid: &str) -> bool {
+    // The state comes after the program's name, which is in brackets and may contain any.
+    let is_stopped =
+        |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // One that cannot be read has ended meanwhile.
+    threads.all(|thread| {
+        std::fs::read_to_string(thread.unwrap().path().join("stat")).is_ok_and(is_stopped)
+    })
 }
 
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {

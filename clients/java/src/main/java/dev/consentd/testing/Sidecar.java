@@ -5,6 +5,7 @@ import java.io.File;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -14,6 +15,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.concurrent.locks.LockSupport;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
@@ -195,6 +197,36 @@ public final class Sidecar implements AutoCloseable {
   /** Stops it (SIGSTOP): it keeps its connections and answers nothing until {@link #resume}. */
   public void pause() {
     signal("STOP");
+    // The signal is sent before it is delivered: a thread may go on for a moment, and still answer.
+    long deadline = System.nanoTime() + START_TIMEOUT.toNanos();
+    while (!stopped()) {
+      if (System.nanoTime() > deadline) {
+        throw new IllegalStateException("the sidecar does not stop");
+      }
+      LockSupport.parkNanos(Duration.ofMillis(1).toNanos());
+    }
+  }
+
+  /** Whether each of its threads is in the state T; true where the system has no /proc to ask. */
+  private boolean stopped() {
+    Path threads = Path.of("/proc", Long.toString(process.pid()), "task");
+    if (!Files.isDirectory(threads)) {
+      return true;
+    }
+    try (var all = Files.list(threads)) {
+      for (Path thread : all.toList()) {
+        // The state comes after the program's name, which is in brackets and may contain any.
+        String stat = Files.readString(thread.resolve("stat"));
+        if (!stat.startsWith(") T", stat.lastIndexOf(')'))) {
+          return false;
+        }
+      }
+      return true;
+    } catch (NoSuchFileException e) {
+      return false; // A thread ended while it was looked at.
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
   }
 
   /** Lets it go on after {@link #pause}. */
