@@ -455,8 +455,6 @@ def _is_stopped(pid: int) -> bool:
         return True
     try:
         # The state comes after the program's name, which is in brackets and may contain any.
-        return all(
-            (thread / "stat").read_text().rpartition(")")[2].startswith(" T") for thread in threads.iterdir()
-        )
+        return all((thread / "stat").read_text().rpartition(")")[2].startswith(" T") for thread in threads.iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return False  # A thread ended while it was looked at.
