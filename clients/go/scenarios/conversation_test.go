@@ -142,7 +142,7 @@ func (c *conversing) take(t *testing.T, step step) error {
 		}
 		question.MinRevision = 0
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		verdict := c.client.MaySend(t.Context(), question)
 		err := compare(step.Expect, map[string]any{
 			"allowed": verdict.Allowed, "reason": string(verdict.Reason), "invalid": verdict.Invalid,

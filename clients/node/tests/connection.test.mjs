@@ -182,7 +182,8 @@ test('a batch whose sidecar is killed is denied or answered, and the next sideca
   }
   await sidecar.restart();
   await eventually('an allowed check', () => client.maySend(marketing(users.allowed)));
-  assert.equal((await client.verdict(marketing(users.denied))).reason, 'NO_CONSENT');
+  const denied = await client.verdict(marketing(users.denied), { deadlineMs: PATIENCE_MS });
+  assert.equal(denied.reason, 'NO_CONSENT');
 });
 
 test('a batch whose sidecar is killed is answered by the next one within its deadline', async (t) => {

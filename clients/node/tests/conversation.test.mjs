@@ -11,7 +11,6 @@ import { PATIENCE_MS, sleep } from './helpers.mjs';
 
 const file = join(process.env.CONSENTD_PACKAGE, '..', 'conversation.json');
 const { serve, business, cases } = JSON.parse(readFileSync(file, 'utf8'));
-const REPEAT_MS = 5_000;
 
 const usual = new Set(['--listen', '--admin', '--unix', '--ledger']);
 const args = serve.filter((word, i) => !usual.has(word) && !usual.has(serve[i - 1]));
@@ -89,7 +88,7 @@ async function check(client, user, revision, { check: asked, expect }) {
     template,
     minRevision: template ? 0n : revision,
   };
-  const end = Date.now() + REPEAT_MS;
+  const end = Date.now() + PATIENCE_MS;
   let verdict = await client.verdict(question);
   while (template && !matches(verdict, expect) && Date.now() < end) {
     await sleep(10);

@@ -345,7 +345,8 @@ class TestThreads:
                     if number % 2:
                         client.may_send(f"yes-{number}-{turn}", "acme", "marketing", timeout=0.002)
                     else:
-                        codes[client.may_send(f"yes-{number}-{turn}", "acme", "marketing", timeout=5.0).code] += 1
+                        user = f"yes-{number}-{turn}"
+                        codes[client.may_send(user, "acme", "marketing", timeout=AMPLE_SECONDS).code] += 1
 
             threads = [threading.Thread(target=caller, args=(number,)) for number in range(16)]
             for thread in threads:

@@ -1,6 +1,7 @@
 package dev.consentd.tests;
 
 import static dev.consentd.tests.Support.BUSINESS;
+import static dev.consentd.tests.Support.PATIENCE;
 import static dev.consentd.tests.Support.user;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -182,7 +183,8 @@ final class FilterTest {
             CompletableFuture.supplyAsync(() -> closing.filter(users, CAMPAIGN).toList());
         Support.pause(Duration.ofMillis(500));
         closing.close();
-        List<Screened> screened = asked.get(2, TimeUnit.SECONDS);
+        // A chunk that was waited for would be DEADLINE_EXCEEDED after 5 s.
+        List<Screened> screened = asked.get(PATIENCE.toSeconds(), TimeUnit.SECONDS);
         assertEquals(users, screened.stream().map(Screened::user).toList());
         for (var one : screened) {
           assertTrue(one.verdict().unavailable());
