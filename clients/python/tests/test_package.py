@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CLIENTS, PATIENCE_SECONDS
+from conftest import AMPLE_SECONDS, CLIENTS, PATIENCE_SECONDS
 
 import consentd
 from consentd.testing import Sidecar
@@ -52,7 +52,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_examples_of_the_readme(sidecar: Sidecar, tmp_path: Path, number: int) -> None:
     program = tmp_path / "example.py"
-    program.write_text(EXAMPLES[number])
+    # The usual deadline of a check may be too near on a machine that is busy with tests.
+    patient = re.sub(r"\b((?:Async)?Client)\(", rf"\1(timeout={AMPLE_SECONDS}, ", EXAMPLES[number])
+    program.write_text(patient)
     ran = subprocess.run(
         [sys.executable, str(program)],
         env={**os.environ, "CONSENTD_ADDR": sidecar.address},

@@ -322,7 +322,8 @@ def test_stale_table(tmp_path: Path) -> None:
             revision = recorder.record(opt_in("15550100001")).revision
             # Where the sidecar does not come to read the ledger for a second, it says STALE meanwhile.
             eventually(
-                lambda: client.may_send("15550100001", BUSINESS, "marketing", min_revision=revision).reason == "OPTED_IN",
+                lambda: client.may_send("15550100001", BUSINESS, "marketing", min_revision=revision).reason
+                == "OPTED_IN",
                 "the opt-in",
             )
             redis.kill()
