@@ -559,7 +559,7 @@ class TestWatch:
             paused = time.monotonic()
             eventually(lambda: len(changes) >= 2, "silence")
             assert changes[1][0] == "silent"
-            # The last checkpoint came two seconds before it was stopped at most, or longer where the sidecar was held up.
+            # The last checkpoint came two seconds before it was stopped, or more where the sidecar was held up.
             assert changes[1][1] - paused > 3
             sidecar.resume()
             eventually(lambda: len(changes) >= 3, "a reset")
