@@ -7,9 +7,12 @@ import { events } from 'consentd';
 import { ConsentServiceService } from 'consentd/proto';
 import { BUSINESS, clientOf, eventually, freePort, NO_ANSWER, newUser, sidecarOf, sleep } from './helpers.mjs';
 
+/** Watches, and keeps what is told, a reset after a reset not: a sidecar that has just loaded its table may send one. */
 function watching(t, client, business = BUSINESS) {
   const changes = [];
-  const watch = client.watch(business, (change) => changes.push(change));
+  const watch = client.watch(business, (change) => {
+    if (change.type !== 'reset' || changes.at(-1)?.type !== 'reset') changes.push(change);
+  });
   t.after(() => watch.close());
   const told = (type) => changes.filter((change) => change.type === type);
   return { changes, watch, told };
@@ -118,7 +121,9 @@ test('a message of a kind that is not known is told as a reset', async (t) => {
     server.bindAsync('127.0.0.1:0', grpc.ServerCredentials.createInsecure(), (_, bound) => resolve(bound));
   });
   t.after(() => server.forceShutdown());
-  const { changes } = watching(t, clientOf(t, `127.0.0.1:${port}`));
+  const changes = [];
+  const watch = clientOf(t, `127.0.0.1:${port}`).watch(BUSINESS, (change) => changes.push(change));
+  t.after(() => watch.close());
   await eventually('a change', () => changes.length >= 3);
   assert.deepEqual(changes.map(({ type }) => type), ['reset', 'reset', 'changed']);
 });
@@ -128,9 +133,12 @@ test('a listener that throws is an uncaught exception, and ends no watch', async
   const script = `
     const { Client, events } = require('consentd');
     const client = new Client({ address: process.argv[1] });
+    let thrown = false;
     process.on('uncaughtException', ({ message }) => console.log(message));
     const watch = client.watch('acme', ({ type }) => {
       if (type === 'reset') {
+        if (thrown) return; // A sidecar that has just loaded its table may send a second one.
+        thrown = true;
         client.record(events.optOut({ user: '447700900000', business: 'acme' })).catch(() => {});
         throw new Error('thrown');
       }
