@@ -44,6 +44,7 @@ class AsyncCoalescer:
     ) -> None:
         self._stub = stub
         self._loop = loop
+        self._new_future = loop.create_future
         self._batched = batched
         self._limit = BATCH_LIMIT
         self._closed = False
@@ -69,7 +70,7 @@ class AsyncCoalescer:
         if batch is None:
             batch = self._gathered = _Batch()
             batch.timer = self._loop.call_later(GATHER_SECONDS, self._start)
-        future = self._loop.create_future()
+        future = self._new_future()
         batch.questions.append(question)
         batch.futures.append(future)
         batch.deadlines.append(deadline)
@@ -166,9 +167,10 @@ class AsyncCoalescer:
         if len(results) != size:
             _fail(batch, UNEQUAL)
             return
-        for future, result in zip(batch.futures, results, strict=True):
+        for future, result in zip(batch.futures, results):  # noqa: B905: they are as many, and strict takes longer.
             if not future.done():
-                future.set_result(verdict_of_result(result))
+                response = result.response
+                future.set_result(Verdict(response) if response.reason else verdict_of_result(result))
 
     def _expire_at(self, batch: _Batch, deadlines: list[float]) -> None:
         batch.timer = self._loop.call_later(min(deadlines) - monotonic(), self._expire, batch)

@@ -77,9 +77,24 @@ def _varint(number: int) -> bytes:
 
 _VARINTS = [_varint(number) for number in range(BATCHED_BYTES_LIMIT + 1)]
 
+
+def _heads(rest: int) -> list[bytes]:
+    """What comes before the user's id in an element, by the id's size, where so many bytes come after it."""
+    heads: list[bytes] = []
+    for size in range(BATCHED_BYTES_LIMIT):
+        length = _VARINTS[size]
+        element = 1 + len(length) + size + rest
+        if element > BATCHED_BYTES_LIMIT:
+            break
+        heads.append(b"\n%b\n%b" % (_VARINTS[element], length))
+    return heads
+
+
 _Rest = tuple[str, str, "Form | None", "TemplateLike | None"]
-_rests: dict[_Rest, bytes] = {}
+_rests: dict[_Rest, tuple[list[bytes], bytes]] = {}
 _RESTS_LIMIT = 10_000
+# By the size of what comes after the user's id.
+_heads_of: dict[int, list[bytes]] = {}
 
 
 def batched_question(
@@ -87,30 +102,38 @@ def batched_question(
 ) -> bytes | None:
     """The question as an element of a serialised BatchCanSendRequest. None: it is too large for a batch.
 
-    To add a message to a batch takes 0.7 µs, and this 0.4 µs, of the 7 µs that a check costs. The rest of the question
+    To add a message to a batch takes 0.7 µs, and this 0.2 µs, of the 6 µs that a check costs. The rest of the question
     is the same for most, and serialised once; the user's id, the first field of CanSendRequest, is put before it. The
-    elements of a batch are parsed into a BatchCanSendRequest, so that what is sent is a message of the contract.
+    elements of a batch, one after the other, are a BatchCanSendRequest.
 
     Raises:
         Exception: The question cannot be sent: `question` says why.
     """
-    key = (business, category, form, template)
-    rest = _rests.get(key)
-    if rest is None:
-        request = question("", business, category, form, template, 0)
-        if isinstance(request, Failure):
-            raise ValueError(request.cause)
-        rest = request.SerializeToString()
-        if len(_rests) >= _RESTS_LIMIT:
-            _rests.clear()
-        _rests[key] = rest
     name = user.encode()
-    size = len(name)
+    found = _rests.get((business, category, form, template))
+    heads, rest = found or _rest_of(business, category, form, template)
     try:
-        length = _VARINTS[size]
-        return b"\n%b\n%b%b%b" % (_VARINTS[1 + len(length) + size + len(rest)], length, name, rest)
+        return heads[len(name)] + name + rest
     except IndexError:
         return None
+
+
+def _rest_of(
+    business: str, category: str, form: Form | None, template: TemplateLike | None
+) -> tuple[list[bytes], bytes]:
+    """What comes before a user's id, and what comes after it."""
+    request = question("", business, category, form, template, 0)
+    if isinstance(request, Failure):
+        raise ValueError(request.cause)
+    rest = request.SerializeToString()
+    size = len(rest)
+    heads = _heads_of.get(size)
+    if heads is None:
+        heads = _heads_of[size] = _heads(size)
+    if len(_rests) >= _RESTS_LIMIT:
+        _rests.clear()
+    _rests[business, category, form, template] = heads, rest
+    return heads, rest
 
 
 def template_message(template: TemplateLike) -> TemplateMessage:
