@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
 from consentd._coalescing import GATHER_SECONDS, UNEQUAL, is_halved, keeps_size
-from consentd._question import BATCH_LIMIT, Form, TemplateLike, batched_question
+from consentd._question import BATCH_LIMIT, Form, TemplateLike, known_rests, rest_of
 from consentd._verdict import CLOSED, LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
-from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
+from consentd.v1.consent_service_pb2 import BatchCanSendResponse, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
 
 
@@ -40,9 +40,14 @@ class AsyncCoalescer:
     """
 
     def __init__(
-        self, stub: ConsentServiceStub, loop: asyncio.AbstractEventLoop, batched: Callable[[int], None] | None
+        self,
+        stub: ConsentServiceStub,
+        batches: Callable[..., Awaitable[BatchCanSendResponse]],
+        loop: asyncio.AbstractEventLoop,
+        batched: Callable[[int], None] | None,
     ) -> None:
         self._stub = stub
+        self._batches = batches
         self._loop = loop
         self._new_future = loop.create_future
         self._batched = batched
@@ -63,8 +68,12 @@ class AsyncCoalescer:
         """
         if not self._under_way:
             return None
-        question = batched_question(user, business, category, form, template)
-        if question is None:
+        name = user.encode()
+        found = known_rests.get((business, category, form, template))
+        heads, rest = found or rest_of(business, category, form, template)
+        try:
+            question = heads[len(name)] + name + rest
+        except IndexError:
             return None
         batch = self._gathered
         if batch is None:
@@ -150,8 +159,7 @@ class AsyncCoalescer:
         if self._batched is not None:
             self._batched(size)
         try:
-            request = BatchCanSendRequest.FromString(b"".join(batch.questions))
-            answer = await self._stub.BatchCanSend(request, timeout=max(batch.deadlines) - monotonic())
+            answer = await self._batches(b"".join(batch.questions), timeout=max(batch.deadlines) - monotonic())
         except Exception as error:
             failure = failure_of_error(error)
             if not is_halved(failure, size):
@@ -167,7 +175,7 @@ class AsyncCoalescer:
         if len(results) != size:
             _fail(batch, UNEQUAL)
             return
-        for future, result in zip(batch.futures, results):  # noqa: B905: they are as many, and strict takes longer.
+        for future, result in zip(batch.futures, results, strict=True):
             if not future.done():
                 response = result.response
                 future.set_result(Verdict(response) if response.reason else verdict_of_result(result))

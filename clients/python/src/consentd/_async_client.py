@@ -28,6 +28,7 @@ from consentd._common import (
     ChunkSize,
     Observer,
     Screening,
+    batch_call,
     may_repeat,
     record_request,
     refuse_single_id,
@@ -71,7 +72,8 @@ class _Connection:
             request_serializer=FilterRecipientsRequest.SerializeToString,
             response_deserializer=FilterRecipientsResponse.FromString,
         )
-        self.coalescer = AsyncCoalescer(self.checks, self.loop, told_batched(observer) if observer else None)
+        batches = batch_call(channel, is_intercepted=bool(interceptors))
+        self.coalescer = AsyncCoalescer(self.checks, batches, self.loop, told_batched(observer) if observer else None)
         channel.get_state(try_to_connect=True)
 
 
@@ -169,7 +171,11 @@ class AsyncClient:
             # What waits for a revision would delay the others of a batch.
             if self._coalesce and not min_revision:
                 try:
-                    future = self._open().coalescer.join(user, business, category, form, template, deadline)
+                    # What `_open` begins with, without the time that a call of it takes.
+                    connection = self._connection
+                    if connection is None or connection.thread != get_ident() or not connection.loop.is_running():
+                        connection = self._open()
+                    future = connection.coalescer.join(user, business, category, form, template, deadline)
                 except RuntimeError:
                     raise
                 except Exception:

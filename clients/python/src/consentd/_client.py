@@ -31,6 +31,7 @@ from consentd._common import (
     ChunkSize,
     Observer,
     Screening,
+    batch_call,
     may_repeat,
     record_request,
     refuse_single_id,
@@ -78,7 +79,8 @@ class _Connection:
         )
         # gRPC raises a ValueError where the channel is closed, and interceptors may raise anything.
         self.errors: tuple[type[Exception], ...] = (Exception,) if interceptors else (grpc.RpcError, ValueError)
-        self.coalescer = Coalescer(self.checks, told_batched(observer) if observer else None, self.errors)
+        batches = batch_call(channel, is_intercepted=bool(interceptors))
+        self.coalescer = Coalescer(self.checks, batches, told_batched(observer) if observer else None, self.errors)
         # One element for each call that is under way beside those of the coalescer. To append and to remove one is
         # atomic.
         self.under_way: list[None] = []

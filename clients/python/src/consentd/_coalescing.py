@@ -21,7 +21,7 @@ from time import monotonic
 
 from consentd._question import BATCH_LIMIT
 from consentd._verdict import LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
-from consentd.v1.consent_service_pb2 import BatchCanSendRequest, CanSendRequest
+from consentd.v1.consent_service_pb2 import BatchCanSendResponse, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
 
 GATHER_SECONDS = 0.001
@@ -90,9 +90,14 @@ class Coalescer:
     """
 
     def __init__(
-        self, stub: ConsentServiceStub, batched: Callable[[int], None] | None, errors: tuple[type[Exception], ...]
+        self,
+        stub: ConsentServiceStub,
+        batches: Callable[..., BatchCanSendResponse],
+        batched: Callable[[int], None] | None,
+        errors: tuple[type[Exception], ...],
     ) -> None:
         self._stub = stub
+        self._batches = batches
         # What a call may raise. Anything else was raised by a signal's handler, and is the caller's.
         self._errors = errors
         self._batched = batched
@@ -259,8 +264,7 @@ class Coalescer:
         if self._batched is not None:
             self._batched(len(waiters))
         try:
-            request = BatchCanSendRequest.FromString(b"".join([waiter.question for waiter in waiters]))
-            results = self._stub.BatchCanSend(request, timeout=remaining).results
+            results = self._batches(b"".join([waiter.question for waiter in waiters]), timeout=remaining).results
         except self._errors as error:
             failure = failure_of_error(error)
             if is_halved(failure, len(waiters)):

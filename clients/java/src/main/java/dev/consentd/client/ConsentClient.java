@@ -140,6 +140,8 @@ public interface ConsentClient extends AutoCloseable {
    * @param onChange is told each change, one at a time, by a thread of the watch's own. If it
    *     throws, the watch tells {@link Change.Silent} and begins anew with a {@link Change.Reset}.
    * @return the watch, to be closed
+   * @throws IllegalArgumentException if the business holds half of a surrogate pair, in whose place
+   *     another business would be watched
    */
   Watch watch(String business, Consumer<? super Change> onChange);
 

@@ -197,6 +197,9 @@ final class GrpcConsentClient implements ConsentClient {
   public Watch watch(String business, Consumer<? super Change> onChange) {
     Objects.requireNonNull(business, "business");
     Objects.requireNonNull(onChange, "onChange");
+    if (!Text.isSendable(business)) {
+      throw new IllegalArgumentException("business: " + Text.UNSENDABLE);
+    }
     var watch = new GrpcWatch(channel, business, onChange, watches::remove);
     watches.add(watch);
     watch.start();

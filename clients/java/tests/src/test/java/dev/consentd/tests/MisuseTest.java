@@ -127,6 +127,7 @@ final class MisuseTest {
     assertRefused("event.link.other_user_id", Event.link(user(0), BUSINESS, "ab\uD800", false));
     assertRefused("event.inbound_message.text", Event.inboundMessage(user(0), BUSINESS, "\uD83D"));
     assertRefused("event.opt_out.scope", Event.optOut(user(0), BUSINESS, "marketing.\uD800"));
+    assertThrows(IllegalArgumentException.class, () -> client.watch("ab\uD800", change -> {}));
     var event = Event.suppression(user(0), BUSINESS, false);
     assertRefused("request_id", event.withRequestId("\uDC00"));
     var evidence = optIn(user(0)).proto().getOptIn().getEvidence().toBuilder();
