@@ -59,6 +59,19 @@ test('a fake client keeps events, and tells changes', async () => {
   assert.deepEqual(told, ['reset', 'changed', 'silent']);
 });
 
+test('a fake client obeys signals as the real one does', async () => {
+  const client = new FakeClient().allow();
+  const signal = AbortSignal.abort();
+  assert.equal((await client.verdict(marketing('u1'), { signal })).code, 'CANCELLED');
+  for await (const { verdict } of client.filter(['u1', 'u2'], marketing(), { signal })) {
+    assert.equal(verdict.code, 'CANCELLED');
+  }
+  const event = events.optOut({ user: 'u1', business: BUSINESS });
+  await assert.rejects(client.record(event, { signal }), { code: 'CANCELLED' });
+  await assert.rejects(client.ready({ signal }), { code: 'CANCELLED' });
+  assert.deepEqual(client.recorded, []);
+});
+
 test('a sidecar that is missing or does not start says so', async () => {
   await assert.rejects(Sidecar.start({ binary: '/nonexistent/consentd' }), /CONSENTD_BIN/);
   await assert.rejects(Sidecar.start({ args: ['--no-such-flag'] }), /--no-such-flag/);

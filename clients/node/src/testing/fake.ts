@@ -1,4 +1,4 @@
-import type { CheckOptions, ConsentClient, Recorded, RecordOptions } from '../client';
+import type { CheckOptions, ConsentClient, ReadyOptions, Recorded, RecordOptions } from '../client';
 import type { Screened } from '../filter';
 import { ConsentEvent } from '../gen/consent/v1/consent';
 import { requestOf, type Message, type Question } from '../question';
@@ -11,6 +11,8 @@ export type Rule = Partial<Pick<Question, 'user' | 'business' | 'category' | 'fo
 
 /** What a rule answers. */
 export type Answer = Partial<Omit<Verdict, 'allowed' | 'reason' | 'unavailable' | 'invalid'>>;
+
+const CANCELLED = failure('CANCELLED', 'the caller cancelled the call');
 
 /**
  * A client that answers by rules, and denies all else as `NO_CONSENT`. The rule that was stated last wins.
@@ -54,7 +56,9 @@ export class FakeClient implements ConsentClient {
     }
   }
 
-  async ready(): Promise<void> {}
+  async ready(options: ReadyOptions = {}): Promise<void> {
+    if (options.signal?.aborted) throw new ConsentError(CANCELLED);
+  }
 
   async maySend(question: Question, options?: CheckOptions): Promise<boolean> {
     return (await this.verdict(question, options)).allowed;
@@ -64,7 +68,7 @@ export class FakeClient implements ConsentClient {
     const request = requestOf(question);
     if ('code' in request) return undecided(request);
     this.asked.push(question);
-    if (options?.signal?.aborted) return undecided(failure('CANCELLED', 'the caller cancelled it'));
+    if (options?.signal?.aborted) return undecided(CANCELLED);
     return this.answerTo(question);
   }
 
@@ -78,11 +82,13 @@ export class FakeClient implements ConsentClient {
   async *filter(
     users: Iterable<string> | AsyncIterable<string>,
     message: Message,
+    options: { signal?: AbortSignal | undefined } = {},
   ): AsyncGenerator<Screened, void, undefined> {
     for await (const user of users) {
       const request = requestOf({ ...message, user });
-      const verdict = 'code' in request ? undecided(request) : this.answerTo({ ...message, user });
-      yield { user, verdict };
+      if ('code' in request) yield { user, verdict: undecided(request) };
+      else if (options.signal?.aborted) yield { user, verdict: undecided(CANCELLED) };
+      else yield { user, verdict: this.answerTo({ ...message, user }) };
     }
   }
 
@@ -96,6 +102,7 @@ export class FakeClient implements ConsentClient {
   }
 
   async record(event: ConsentEvent, options: RecordOptions = {}): Promise<Recorded> {
+    if (options.signal?.aborted) throw new ConsentError(CANCELLED);
     if (this.recordError) throw this.recordError;
     const before = options.requestId === undefined ? undefined : this.answers.get(options.requestId);
     if (before) return before;
