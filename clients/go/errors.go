@@ -123,3 +123,13 @@ func codeName(code int32) string {
 	}
 	return strconv.Itoa(int(code))
 }
+
+// errNotUTF8 is the error of a field that protobuf cannot encode.
+func errNotUTF8(field string) *Error {
+	const description = "is not UTF-8"
+	return &Error{
+		Code:   "INVALID_ARGUMENT",
+		Cause:  field + ": " + description,
+		Fields: []FieldError{{Field: field, Description: description}},
+	}
+}

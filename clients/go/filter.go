@@ -165,11 +165,7 @@ func screened(answer *consentv1.FilterRecipientsResponse, reason consentv1.Reaso
 // the chunk asked for.
 func (f *filtering) answerOldest() (*consentv1.FilterRecipientsResponse, error) {
 	if field := f.malformedField(); field != "" {
-		return nil, &Error{
-			Code:   "INVALID_ARGUMENT",
-			Cause:  field + ": is not UTF-8",
-			Fields: []FieldError{{Field: field, Description: "is not UTF-8"}},
-		}
+		return nil, errNotUTF8(field)
 	}
 	started, before := time.Now(), f.waited
 	defer func() { f.waited = before + time.Since(started) }()

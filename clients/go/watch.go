@@ -3,6 +3,7 @@ package consentd
 import (
 	"context"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -55,6 +56,9 @@ type Change struct {
 // What time alone changes, such as an opt-in that expires, is not told, and nothing here replaces
 // the check right before each send.
 func (c *Client) Watch(ctx context.Context, business string, onChange func(Change)) error {
+	if !utf8.ValidString(business) {
+		return errNotUTF8("business_id") // To encode it would fail, again and again.
+	}
 	w := &watching{client: c, business: business, onChange: onChange, due: time.Now().Add(silenceTimeout)}
 	pauses := newPauses()
 	for {

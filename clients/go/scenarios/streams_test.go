@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"runtime"
 	"slices"
@@ -256,6 +257,14 @@ func TestAWatchWhoseConnectionsEndByTheirAgeMissesNothing(t *testing.T) {
 		if expected := []consentd.ChangeKind{consentd.Reset, consentd.Silent}[i%2]; kind != expected {
 			t.Fatalf("told: %v", w.kinds())
 		}
+	}
+}
+
+func TestAWatchOfABusinessThatIsNoUTF8Returns(t *testing.T) {
+	_, client := start(t, 0)
+	err := client.Watch(t.Context(), "\xff", func(consentd.Change) { t.Error("something is told") })
+	if failure := (*consentd.Error)(nil); !errors.As(err, &failure) || failure.Code != "INVALID_ARGUMENT" {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -671,6 +671,19 @@ class TestWatch:
         assert "RuntimeError" in caplog.text
         assert f"failing-{kind}" not in caplog.text
 
+    def test_business_that_cannot_be_sent_is_refused(self, shared_sidecar: Sidecar) -> None:
+        async def watch() -> None:
+            async with consentd.AsyncClient(shared_sidecar.address) as client:
+                client.watch("\ud800", print)
+
+        with pytest.raises(consentd.ConsentdError, match="INVALID_ARGUMENT: business_id"):
+            run(watch())
+        with (
+            consentd.Client(shared_sidecar.address) as client,
+            pytest.raises(consentd.ConsentdError, match="INVALID_ARGUMENT: business_id"),
+        ):
+            client.watch("\ud800", print)
+
     def test_closing_from_within(self, shared_sidecar: Sidecar) -> None:
         closed = threading.Event()
         with consentd.Client(shared_sidecar.address) as client:

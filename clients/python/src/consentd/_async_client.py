@@ -32,6 +32,7 @@ from consentd._common import (
     may_repeat,
     record_request,
     refuse_single_id,
+    refuse_unsendable_business,
     told_batched,
     told_checked,
 )
@@ -304,9 +305,10 @@ class AsyncClient:
         `AsyncWatch.error`.
 
         Raises:
-            ConsentdError: The client is closed.
+            ConsentdError: The client is closed, or `business` is no text that can be sent.
             RuntimeError: There is no running event loop, or the client is in use by another one.
         """
+        refuse_unsendable_business(business)
         self._open()
         watch = AsyncWatch(self, business, on_change)
         self._watches.add(watch)

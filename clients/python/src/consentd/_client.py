@@ -35,6 +35,7 @@ from consentd._common import (
     may_repeat,
     record_request,
     refuse_single_id,
+    refuse_unsendable_business,
     told_batched,
     told_checked,
 )
@@ -358,8 +359,9 @@ class Client:
         ends it: that is told as `silent` with the code and the cause, logged as an error, and kept as `Watch.error`.
 
         Raises:
-            ConsentdError: The client is closed.
+            ConsentdError: The client is closed, or `business` is no text that can be sent.
         """
+        refuse_unsendable_business(business)
         self._connection or self._open()
         watch = Watch(self, business, on_change)
         self._watches.add(watch)

@@ -20,7 +20,7 @@ from consentd._question import (
     template_failure,
     template_message,
 )
-from consentd._verdict import Failure, Verdict, malformed, verdict_of_response
+from consentd._verdict import ConsentdError, Failure, Verdict, malformed, verdict_of_response
 from consentd.v1.consent_pb2 import ConsentEvent
 from consentd.v1.consent_service_pb2 import (
     BatchCanSendRequest,
@@ -283,3 +283,10 @@ def refuse_single_id(users: object) -> None:
     """A single id in the place of a list would be taken for a list of its characters."""
     if isinstance(users, (str, bytes)):
         raise TypeError("users must be an iterable of ids, and is a single one")
+
+
+def refuse_unsendable_business(business: object) -> None:
+    """A watch of what cannot be sent would begin again and again, and never be heard."""
+    failure = string_failure("business_id", business)
+    if failure is not None:
+        raise ConsentdError(failure)
