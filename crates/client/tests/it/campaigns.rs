@@ -25,7 +25,7 @@ async fn a_hundred_thousand_users_are_screened_over_a_restart_in_bounded_memory(
     }
     // Users are waited for 5 s. On a busy machine a restart may take as long, and then says nothing.
     let started = Instant::now();
-    while let Err((lost, away)) = screen_over_restarts(&client, &mut sidecar).await {
+    while let Some((lost, away)) = screen_over_restarts(&client, &mut sidecar).await {
         assert!(away > Duration::from_secs(2), "{lost}, though it was away for {away:?} only");
         assert!(started.elapsed() < PATIENCE, "{lost}, each time");
     }
@@ -36,7 +36,7 @@ async fn a_hundred_thousand_users_are_screened_over_a_restart_in_bounded_memory(
 async fn screen_over_restarts(
     client: &Client,
     sidecar: &mut Sidecar,
-) -> Result<(), (Verdict, Duration)> {
+) -> Option<(Verdict, Duration)> {
     let taken = Arc::new(AtomicUsize::new(0));
     let taking = Arc::clone(&taken);
     let users = (0..USERS).map(move |number| {
@@ -66,7 +66,7 @@ async fn screen_over_restarts(
         away = away.max(begun.elapsed());
     }
     assert_eq!(count, USERS);
-    lost.map_or(Ok(()), |lost| Err((lost, away)))
+    lost.map(|lost| (lost, away))
 }
 
 #[tokio::test]
