@@ -66,13 +66,14 @@ async fn measure(updates: u64) {
     let (code, _, error) = run(&["init", "--ledger", &ledger]);
     assert_eq!(code, 0, "{error}");
     std::fs::write(inside("secret"), SECRET).unwrap();
+    std::fs::write(inside("token"), "a verify token of its own").unwrap();
     std::fs::write(inside("consentd.toml"), "[whatsapp.numbers]\n1 = \"acme\"\n").unwrap();
-    let (config, secret) = (inside("consentd.toml"), inside("secret"));
+    let (config, secret, token) = (inside("consentd.toml"), inside("secret"), inside("token"));
     let flags = [
         ["--config", &config],
         ["--webhook", "127.0.0.1:0"],
         ["--webhook-app-secret-file", &secret],
-        ["--webhook-verify-token-file", &secret],
+        ["--webhook-verify-token-file", &token],
     ]
     .concat();
     let sidecar = Sidecar::try_start_by(Command::new(BINARY), &ledger, &flags, &[]).unwrap();
