@@ -222,6 +222,22 @@ class Sidecars(unittest.TestCase):
         with self.assertRaisesRegex(AssertionError, "memoryMiB is 128, and 5000000 pairs .* need 407: raise it"):
             memory("pairs=5000000", "sidecar.resources.memoryMiB=128")
 
+    def test_further_arguments_may_be_numbers_and_booleans(self):
+        # `--set` reads them as such, and so does a file of values, where a number has another type.
+        expected = ["--synthetic", "5000000", "--decision-log-sample", "0.1", "true"]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write("extraArgs: [--synthetic, 5000000, --decision-log-sample, 0.1, true]\n".join(
+                ["consentd:\n  sidecar:\n    ", ""]))
+            file.flush()
+            from_file = sidecar("--values", file.name)["initContainers"][0]["args"]
+        flags = ",".join(expected)
+        from_flags = sidecar("--set", f"consentd.sidecar.extraArgs={{{flags}}}")["initContainers"][0]["args"]
+        self.assertEqual(from_file, ["serve", *expected])
+        self.assertEqual(from_flags, ["serve", *expected])
+        for name, part in [("recorder", "recorder"), ("receiver", "receiver"), ("standalone", "standalone")]:
+            (pod,) = [spec for _, spec in pod_specs(objects(*case(name), "--set", f"{part}.extraArgs={{{flags}}}"))]
+            self.assertEqual(pod["containers"][0]["args"][-len(expected):], expected, name)
+
     def test_an_app_may_start_before_the_table_is_loaded(self):
         pod = sidecar("--set", "consentd.sidecar.waitForTable=false")
         self.assertEqual(pod["initContainers"][0]["startupProbe"]["httpGet"]["path"], "/livez")
@@ -370,6 +386,16 @@ class TLS(unittest.TestCase):
             with self.assertRaisesRegex(AssertionError, message):
                 objects(*case("recorder-tls"), *arguments)
 
+    def test_checks_over_the_network_are_anonymous_only_where_nothing_grants_roles(self):
+        def anonymous(*arguments):
+            (pod,) = [spec for _, spec in pod_specs(objects(*arguments))]
+            return env(pod["containers"][0]).get("CONSENTD_ANONYMOUS_ROLES")
+        self.assertEqual(anonymous(*case("standalone")), "check")
+        self.assertIsNone(anonymous(*case("standalone-tls")))
+        self.assertEqual(anonymous(*case("standalone-tls"), "--set", "standalone.anonymousRoles={check,watch}"), "check,watch")
+        with self.assertRaisesRegex(AssertionError, "nobody could check"):
+            anonymous(*case("standalone"), "--set-json", "standalone.anonymousRoles=[]")
+
     def test_without_a_certificate_nothing_else_of_tls_is_accepted(self):
         for part in ["recorder", "standalone", "receiver"]:
             for setting in ["clientCASecret=ca", "admin=true"]:
@@ -444,7 +470,7 @@ class Upgrade(unittest.TestCase):
     def test_values_of_a_former_version_are_enough(self):
         # `helm upgrade --reuse-values` leaves the chart's new defaults out, as a null does here.
         added = ["roles", "sidecar.tls", "recorder.tls", "recorder.autoscaling.inFlight", "receiver.tls", "receiver.autoscaling",
-                 "standalone.tls", "monitoring.serviceMonitor", "monitoring.tlsConfig"]
+                 "standalone.tls", "standalone.anonymousRoles", "monitoring.serviceMonitor", "monitoring.tlsConfig"]
         released = os.listdir(os.path.join(HERE, "released", "0.1.0"))
         for name in sorted(file[:-5] for file in released):
             chart, arguments = EVERYTHING[name]

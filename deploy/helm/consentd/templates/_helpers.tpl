@@ -232,6 +232,27 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* What every client of the standalone sidecar may do, as ROLE,… Values of an older chart have no such key. */}}
+{{- define "consentd.anonymousRoles" -}}
+{{- $given := .part.anonymousRoles }}
+{{- $hasRoles := regexMatch "(?m)^\\s*\\[roles\\]" (include "consentd.config" .root) }}
+{{- if kindIs "invalid" $given }}
+{{- if not $hasRoles }}check{{ end }}
+{{- else if or $given $hasRoles }}{{ join "," $given }}
+{{- else }}
+{{- fail "standalone.anonymousRoles is empty and there are no roles, so that nobody could check: give roles, or standalone.anonymousRoles" }}
+{{- end }}
+{{- end }}
+
+{{/* A list of arguments, of which `--set` makes numbers and booleans, as strings. A number from a file of values is a float, which toString would write as 5e+06. */}}
+{{- define "consentd.words" -}}
+{{- $words := list }}
+{{- range . }}
+{{- $words = append $words (ternary . (toJson .) (kindIs "string" .)) }}
+{{- end }}
+{{- toYaml $words }}
+{{- end }}
+
 {{/* Liveness asks /livez alone: a stale table must not restart a sidecar. */}}
 {{- define "consentd.livenessProbe" -}}
 httpGet: {path: /livez, port: {{ include "consentd.probePort" . }}}

@@ -39,7 +39,7 @@ securityContext:
   args:
     - serve
     {{- with $s.extraArgs }}
-    {{- toYaml . | nindent 4 }}
+    {{- include "consentd.words" . | nindent 4 }}
     {{- end }}
   env:
     {{- include "consentd.ledgerEnv" $v | nindent 4 }}
