@@ -113,7 +113,7 @@ def clock_offset(on):
     on.causes()
     on.write("clock", "+3\n")
     on.fires()
-    on.look("clock")
+    on.look("the ledger's clock is")
     on.write("clock", "+0\n")
     on.ends()
 
@@ -262,7 +262,7 @@ def snapshot_failing(on):
     on.causes()
     on.run("dd", "if=/dev/zero", "of=" + on.path("snapshot", "other"), "bs=4k", check=False)
     on.fires(meanwhile=lambda: on.opt_out("15550100002"))
-    on.look("cannot save", "No space left on device", 'consent_snapshots_total{outcome="failed"}')
+    on.look("the table could not be saved", "No space left on device", 'consent_snapshots_total{outcome="failed"}')
     os.remove(on.path("snapshot", "other"))
     on.ends()
 

@@ -3,7 +3,7 @@
 As in checks.py, each check has a fault with which it must fail. A namespace refuses pods that do not keep to
 `restricted`, and warns of workloads that would make such pods.
 """
-import glob, json, os, subprocess
+import glob, json, os, subprocess, threading, time
 
 import yaml
 
@@ -212,6 +212,78 @@ def tls(node, fault):
     code, said = record("client")
     assert code == 0, said
     return "records with a client's certificate alone; ready by probes without TLS; a renewed Secret in use without a restart"
+
+
+def reloads(node):
+    """How often each recorder has taken a new certificate into use."""
+    found = json.loads(kubectl(node, "get", "pods", "-l", "app.kubernetes.io/component=recorder", "-o", "json"))["items"]
+    texts = [node.inside("curl", "-s", f"http://{pod['status']['podIP']}:9464/metrics", check=False) for pod in found]
+    return [int(text.split('consent_tls_reloads_total{outcome="done"} ')[1].split()[0]) if text else 0 for text in texts]
+
+
+@check("Recorders are rolled without a lost call through their Service, while a certificate is renewed", "a Service that selects no pod")
+def service(node, fault):
+    folder = os.path.join(node.run, "service")
+    os.makedirs(folder, exist_ok=True)
+    openssl(folder, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=ca",
+            "-keyout", "ca.key", "-out", "ca.crt")
+    name = f"consentd-recorder.{NAMESPACE}.svc"
+
+    def renew(days):
+        issue(folder, "ca", "server", f"DNS:{name}", days=days)
+        files = {}
+        for file in ("crt", "key"):
+            with open(os.path.join(folder, "server." + file)) as opened:
+                files["tls." + file] = opened.read()
+        secret(node, "server", **files)
+    renew("2")
+    token = os.path.join(folder, "token")
+    with open(token, "w") as file:
+        file.write("d" * 32)
+    os.chmod(token, 0o600)
+    secret(node, "consentd-tokens", **{"record-tokens": "d" * 32})
+    recorder(node, "recorder.replicas=2", "recorder.tls.secret=server")
+    kubectl(node, "rollout", "status", "deployment/consentd-recorder", "--timeout=120s")
+    if fault:
+        kubectl(node, "patch", "service", "consentd-recorder", "-p", '{"spec": {"selector": {"a": "b"}}}')
+    address = kubectl(node, "get", "service", "consentd-recorder", "-o", "jsonpath={.spec.clusterIP}")
+    with open(os.path.join(node.run, "hosts"), "r+") as file:
+        # Names of former checks have led to a pod.
+        lines = [line for line in file if name not in line]
+        file.seek(0)
+        file.truncate()
+        file.writelines([*lines, f"{address} {name}\n"])
+
+    def record():
+        return consentd(node, *OPT_IN, "--addr", f"{name}:50052", "--ca-file", f"{folder}/ca.crt", "--token-file", token)
+    wait("the Service leads to a recorder", 30, lambda: record()[0] == 0)
+    failures, counts, ended = [], [0, 0], threading.Event()
+
+    def load(index):
+        while not ended.is_set():
+            code, said = record()
+            counts[index] += 1
+            if code:
+                failures.append(said.strip().splitlines()[-1])
+    callers = [threading.Thread(target=load, args=(index,)) for index in (0, 1)]
+    before = set(kubectl(node, "get", "pods", "-l", "app.kubernetes.io/component=recorder", "-o", "name").split())
+    for caller in callers:
+        caller.start()
+    try:
+        renew("1")
+        wait("both recorders have the new certificate", 90, lambda: reloads(node) == [1, 1], every=0.5)
+        kubectl(node, "rollout", "restart", "deployment/consentd-recorder")
+        kubectl(node, "rollout", "status", "deployment/consentd-recorder", "--timeout=180s")
+        # The former pods go on for a while after the new ones are ready.
+        time.sleep(10)
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
+    after = set(kubectl(node, "get", "pods", "-l", "app.kubernetes.io/component=recorder", "-o", "name").split())
+    assert not before & after or len(after - before) == 2, "the pods were not replaced"
+    assert not failures, f"{len(failures)} of {sum(counts)} calls failed: {failures[0]}"
+    return f"{sum(counts)} calls of two callers, each on a connection of its own, through kube-proxy: none failed"
 
 
 def openssl(folder, *arguments):

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
-use tracing::warn;
 
 use consentd_tls::ServerFiles;
 
@@ -132,13 +131,21 @@ async fn bind_grpc(
                  socket"
             );
         }
-        if checks && roles.is_none() && !listener.is_local() {
-            warn!(
-                address = %address,
-                "whoever can connect may check and watch here: give --tls-client-ca-file and [roles], \
-                 or listen on a loopback address or a Unix socket"
+        let anonymous = &settings.listeners.anonymous_roles;
+        let is_reachable = checks && !listener.is_local();
+        if is_reachable && roles.is_none() && anonymous.is_empty() {
+            bail!(
+                "{flag}: {address} could be reached from other machines, and no client of it would have \
+                 a role: give --tls-client-ca-file, and [roles] in the file of --config with the \
+                 certificates that may check; or --anonymous-roles check, where whoever can connect \
+                 may; or listen on a loopback address or a Unix socket"
             );
         }
+        let roles = if is_reachable && !anonymous.is_empty() {
+            Some(roles.unwrap_or_default().with_anonymous(anonymous))
+        } else {
+            roles
+        };
         bound.push(GrpcSocket {
             listener,
             security: Security { tls, roles },

@@ -9,6 +9,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -153,12 +154,15 @@ impl ClientArgs {
             Address::Unix(_) | Address::Abstract(_) => "localhost",
         };
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))?.timeout(self.timeout);
+        let begun = Instant::now();
+        self.resolve().await?;
+        let left = self.timeout.saturating_sub(begun.elapsed());
         let args = self.clone();
         let connecting = endpoint.connect_with_connector(service_fn(move |_: Uri| {
             let args = args.clone();
             async move { args.socket().await.map(TokioIo::new) }
         }));
-        if let Ok(connected) = tokio::time::timeout(self.timeout, connecting).await {
+        if let Ok(connected) = tokio::time::timeout(left, connecting).await {
             return connected.map_err(|error| self.unreachable(&error));
         }
         let timeout = humantime::format_duration(self.timeout);
@@ -168,6 +172,25 @@ impl ClientArgs {
              CONSENTD_ADDR)?",
             self.addr
         ))
+    }
+
+    /// Resolves the host's name once before connecting, so that a failure of DNS is not taken for one of the
+    /// sidecar.
+    async fn resolve(&self) -> anyhow::Result<()> {
+        let Address::Tcp(address) = &self.addr else { return Ok(()) };
+        let host = address.rsplit_once(':').map_or(&**address, |(host, _)| host);
+        match tokio::time::timeout(self.timeout, tokio::net::lookup_host(address)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(anyhow!(
+                "cannot reach consentd at {address}: the host name {host} cannot be resolved: {error}\n  \
+                 is it spelt right (--addr or CONSENTD_ADDR), and does this machine's DNS server know it?"
+            )),
+            Err(_) => Err(anyhow!(
+                "cannot reach consentd at {address}: the host name {host} was not resolved within \
+                 {}\n  no DNS server has answered: see /etc/resolv.conf, and in a pod its NetworkPolicy",
+                humantime::format_duration(self.timeout)
+            )),
+        }
     }
 
     /// Explains why there is no connection, with a remedy.

@@ -42,6 +42,7 @@ mod watch;
 mod webhook;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -185,9 +186,16 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// How long a command that has ended waits for a blocking call. The resolution of a host name cannot be cancelled,
+/// and may take far longer than --timeout.
+const BLOCKING_GRACE: Duration = Duration::from_millis(100);
+
 /// Runs a command that waits for the network, on one thread.
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_timeout(BLOCKING_GRACE);
+    outcome
 }
 
 /// Completes when the user presses Ctrl-C, and never if that cannot be observed: then the signal ends

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use super::values::{address, unless_none};
 use super::{ConfigError, wrong};
+use crate::grpc::Role;
 use crate::net::socket::Address;
 
 /// Where gRPC is served, and where the commands expect it, if nothing says otherwise.
@@ -46,6 +47,29 @@ pub struct ListenerArgs {
     /// address that is neither loopback nor a Unix socket; read again when it changes
     #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
     pub record_token_file: Option<PathBuf>,
+    /// Roles of every client of a --listen address that is not loopback, with a certificate or
+    /// without one, beyond those that [roles] in the file of --config grants [default: none]
+    #[arg(long, env = "CONSENTD_ANONYMOUS_ROLES", value_name = "ROLE,…", value_delimiter = ',')]
+    pub anonymous_roles: Option<Vec<AnonymousRole>>,
+}
+
+/// A role that every client may have.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnonymousRole {
+    /// Check, and read a pair's consent and the sidecar's status
+    Check,
+    /// Watch changes, which name users
+    Watch,
+}
+
+impl From<AnonymousRole> for Role {
+    fn from(role: AnonymousRole) -> Self {
+        match role {
+            AnonymousRole::Check => Self::Check,
+            AnonymousRole::Watch => Self::Watch,
+        }
+    }
 }
 
 impl ListenerArgs {
@@ -59,6 +83,7 @@ impl ListenerArgs {
             admin_checks: self.admin_checks.or(weaker.admin_checks),
             record: self.record.or(weaker.record),
             record_token_file: self.record_token_file.or(weaker.record_token_file),
+            anonymous_roles: self.anonymous_roles.or(weaker.anonymous_roles),
         }
     }
 
@@ -80,6 +105,7 @@ impl ListenerArgs {
         }
         let admin = admin.map(str::to_owned);
         let record_token_file = self.record_token_file;
+        let anonymous_roles = self.anonymous_roles.into_iter().flatten().map(Role::from).collect();
         let probes = self.probes.as_deref().and_then(unless_none);
         if let Some(probes) = probes
             && !matches!(probes.parse(), Ok(Address::Tcp(_)))
@@ -87,7 +113,15 @@ impl ListenerArgs {
             return Err(wrong("--probes", "must be HOST:PORT such as 0.0.0.0:9465, or none"));
         }
         let probes = probes.map(str::to_owned);
-        Ok(Listeners { listen, admin, probes, admin_checks, record, record_token_file })
+        Ok(Listeners {
+            listen,
+            admin,
+            probes,
+            admin_checks,
+            record,
+            record_token_file,
+            anonymous_roles,
+        })
     }
 }
 
@@ -106,6 +140,8 @@ pub struct Listeners {
     pub record: Option<Address>,
     /// The file of the bearer tokens that may record.
     pub record_token_file: Option<PathBuf>,
+    /// The roles of every client of a listener that other machines can reach.
+    pub anonymous_roles: Vec<Role>,
 }
 
 /// The addresses of gRPC. There may be none only in a process that receives webhooks.

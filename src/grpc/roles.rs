@@ -56,10 +56,17 @@ impl RoleSet {
     }
 }
 
-/// The roles of clients by the names in their certificates: DNS names, and URIs such as SPIFFE ids. Clones
-/// share them.
+/// The roles of a listener's clients. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Roles(Arc<BTreeMap<String, RoleSet>>);
+pub struct Roles(Arc<Grants>);
+
+#[derive(Clone, Debug, Default)]
+struct Grants {
+    /// By the names in certificates: DNS names, and URIs such as SPIFFE ids.
+    named: BTreeMap<String, RoleSet>,
+    /// Those of every client.
+    anonymous: RoleSet,
+}
 
 impl Roles {
     /// The roles of these names. DNS names are compared without regard to case.
@@ -70,14 +77,23 @@ impl Roles {
             let name = if is_uri { name.clone() } else { name.to_ascii_lowercase() };
             (name, roles.iter().copied().fold(RoleSet::default(), RoleSet::with))
         };
-        Self(Arc::new(roles.iter().map(named).collect()))
+        let named = roles.iter().map(named).collect();
+        Self(Arc::new(Grants { named, anonymous: RoleSet::default() }))
     }
 
-    /// The roles of a client: those of all its names.
+    /// These roles, and besides some that every client has, with a certificate or without one.
+    #[must_use]
+    pub fn with_anonymous(self, roles: &[Role]) -> Self {
+        let mut grants = Arc::unwrap_or_clone(self.0);
+        grants.anonymous = roles.iter().copied().fold(grants.anonymous, RoleSet::with);
+        Self(Arc::new(grants))
+    }
+
+    /// The roles of a client: those of all its names, and those of every client.
     fn of(&self, certificate: &CertificateDer<'_>) -> RoleSet {
         let names = peer_names(certificate);
-        let roles = names.iter().filter_map(|name| self.0.get(name));
-        RoleSet(roles.fold(0, |all, roles| all | roles.0))
+        let roles = names.iter().filter_map(|name| self.0.named.get(name));
+        RoleSet(roles.fold(self.0.anonymous.0, |all, roles| all | roles.0))
     }
 }
 
@@ -86,7 +102,7 @@ impl Roles {
 pub(super) struct Peer(Option<(Roles, Arc<OnceLock<RoleSet>>)>);
 
 impl Peer {
-    /// A client of a listener where roles count. It has none until its certificate is known.
+    /// A client of a listener where roles count. Until its certificate is known it has those of every client.
     pub(super) fn with_roles(roles: Roles) -> Self {
         Self(Some((roles, Arc::default())))
     }
@@ -100,8 +116,13 @@ impl Peer {
 
     /// Whether the client has a role; `None` where roles do not count.
     pub(super) fn has(&self, role: Role) -> Option<bool> {
-        let (_, found) = self.0.as_ref()?;
-        Some(found.get().is_some_and(|roles| roles.has(role)))
+        let (roles, found) = self.0.as_ref()?;
+        Some(found.get().copied().unwrap_or(roles.0.anonymous).has(role))
+    }
+
+    /// Whether the client has shown a certificate on a listener where roles count.
+    pub(super) fn is_identified(&self) -> bool {
+        self.0.as_ref().is_some_and(|(_, found)| found.get().is_some())
     }
 }
 
@@ -121,5 +142,16 @@ mod tests {
         let listed = BTreeMap::from([("crm.example".to_owned(), vec![Role::Record])]);
         assert_eq!(Peer::with_roles(Roles::new(&listed)).has(Role::Record), Some(false));
         assert_eq!(Peer::default().has(Role::Record), None);
+    }
+
+    #[test]
+    fn peer_without_a_certificate_has_the_roles_of_every_client() {
+        let listed = BTreeMap::from([("crm.example".to_owned(), vec![Role::Watch])]);
+        let peer = Peer::with_roles(Roles::new(&listed).with_anonymous(&[Role::Check]));
+        assert_eq!(
+            [Role::Check, Role::Watch].map(|role| peer.has(role)),
+            [Some(true), Some(false)]
+        );
+        assert!(!peer.is_identified());
     }
 }

@@ -188,13 +188,14 @@ impl Router {
         match (by_role, tokens) {
             (Some(true), _) | (None, None) => Ok(()),
             (_, Some(tokens)) if tokens.authorize(headers) => Ok(()),
-            (None, Some(_)) => Err(Status::unauthenticated(
+            // A client without a certificate is asked for the token, which it may have forgotten.
+            (_, Some(_)) if !connection.peer.is_identified() => Err(Status::unauthenticated(
                 "recording needs the header `authorization: Bearer TOKEN`, with a token of the \
                  server's --record-token-file",
             )),
-            (Some(false), _) => Err(Status::permission_denied(format!(
+            (_, _) => Err(Status::permission_denied(format!(
                 "the client has no certificate, or no name in it has the role `{}`: see [roles] in the \
-                 server's --config",
+                 server's --config, and its --anonymous-roles",
                 method.role().name()
             ))),
         }

@@ -184,8 +184,9 @@ async fn recording_from_other_machines_needs_a_token() {
     let said = refused(folder.path(), &[record, address, tokens, "/nowhere"]);
     assert_says(&said, &["/nowhere", "No such file"]);
 
-    // Checks may be served everywhere without one, where recordings are not.
-    drop(Sidecar::live(folder.path(), &["--listen", address, record, "127.0.0.1:0"]).await);
+    // Anonymous checks may be served everywhere without one, where recordings are not.
+    let checks = ["--listen", address, "--anonymous-roles", "check", record, "127.0.0.1:0"];
+    drop(Sidecar::live(folder.path(), &checks).await);
     let mut sidecar = Sidecar::live(folder.path(), &[record, address, tokens, &good]).await;
     let port = sidecar.record.rsplit_once(':').unwrap().1;
     let mut records = RecordServiceClient::new(channel(&format!("127.0.0.1:{port}")).await);

@@ -35,6 +35,7 @@ mod operators;
 mod own_files;
 mod page;
 mod proof;
+mod resolution;
 mod rng;
 mod shares;
 mod shutdown;

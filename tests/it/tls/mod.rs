@@ -155,6 +155,11 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
     let listening = [&one.listener_flags()[..], &ca].concat();
     for (flags, parts) in [
         (&["--tls-cert-file", certificate][..], &["--tls-cert-file: needs --tls-key-file"][..]),
+        (&["--listen", "0.0.0.0:0"], &["RecordService on 0.0.0.0:0 could be reached"]),
+        (
+            &["--listen", "0.0.0.0:0", "--record", "127.0.0.1:0"],
+            &["--listen: 0.0.0.0:0 could be reached", "[roles]", "--anonymous-roles check"],
+        ),
         (&["--tls-listeners", "admin"], &["--tls-listeners: needs --tls-cert-file"]),
         (
             &[&listening[..], &["--tls-listeners", "admin", "--config", text(&roles)]].concat(),
@@ -356,6 +361,30 @@ async fn client_may_do_what_its_certificate_has_the_role_for() {
     checks.watch_consents(pb::WatchConsentsRequest::default()).await.unwrap();
     let asked = checks.get_status(pb::GetStatusRequest {}).await;
     assert_eq!(asked.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn client_without_a_certificate_has_the_anonymous_roles_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "a-token-of-a-recorder\n").unwrap();
+    let flags = ["--listen", "0.0.0.0:0", "--record-token-file", text(&token)];
+    let sidecar =
+        served(folder.path(), &[&flags[..], &["--anonymous-roles", "check"]].concat(), &[]).await;
+    let addr = format!("127.0.0.1:{}", sidecar.grpc.rsplit_once(':').unwrap().1);
+    let records = ["record", "opt-out", "15550100001", "acme", "*"];
+    let with_token = [&records[..], &["--token-file", text(&token)]].concat();
+    for (command, code, part) in [
+        (&["check", "15550100001", "acme", "marketing"][..], 1, "NO_CONSENT"),
+        (&["status"], 0, "live"),
+        (&["watch"], 2, "has the role `watch`"),
+        (&records, 2, "authorization: Bearer TOKEN"),
+        (&with_token, 0, "revision 1"),
+    ] {
+        let (found, printed, said) = run(&[command, &["--addr", &addr]].concat());
+        let said = printed + &said;
+        assert!(found == code && said.contains(part), "{command:?} {code} {part}: {found} {said}");
+    }
 }
 
 #[tokio::test]

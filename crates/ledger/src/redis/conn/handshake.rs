@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -22,6 +22,11 @@ use consentd_tls::{ClientFiles, HandshakeError, TlsFileError};
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// The maximum length of a server's error reply in an error message, in characters.
 const MAX_SHOWN: usize = 200;
+
+/// The phases of a handshake, by which a timeout is explained.
+const CONNECTING: u8 = 0;
+const RESOLVING: u8 = 1;
+const IN_TLS: u8 = 2;
 
 /// Why a connection could not be opened, or failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,8 +54,13 @@ pub(crate) enum ConnectionError {
     #[error("TLS with {address} failed: {source}{}", tls_hint(source))]
     Tls { address: Address, source: Arc<io::Error> },
     /// The host's name cannot be resolved.
-    #[error("cannot find the address of the host in {address}: {source}")]
+    #[error("the host name of {address} cannot be resolved: {source}")]
     UnknownHost { address: Address, source: Arc<io::Error> },
+    /// The host's name was not resolved within the timeout, so that no server was asked yet.
+    #[error(
+        "the host name of {address} was not resolved within {after:?}: no DNS server has answered"
+    )]
+    ResolutionTimedOut { address: Address, after: Duration },
     /// The connection was refused: nothing listens at the address.
     #[error("nothing listens at {address}: the connection was refused")]
     Refused { address: Address },
@@ -157,6 +167,7 @@ impl ConnectionError {
             | Self::Rejected { .. }
             | Self::WrongKind { .. } => true,
             Self::UnknownHost { .. }
+            | Self::ResolutionTimedOut { .. }
             | Self::Refused { .. }
             | Self::Connect { .. }
             | Self::TimedOut { .. }
@@ -237,25 +248,25 @@ pub(crate) struct Handshaken {
 impl Handshake<'_> {
     /// Connects, authenticates, and checks the kind of server.
     pub(crate) async fn run(&self, within: Duration) -> Result<Handshaken, ConnectionError> {
-        let in_tls = AtomicBool::new(false);
+        let phase = AtomicU8::new(CONNECTING);
         let opened = timeout(within, async {
             // Before connecting, so that a missing file is not reported as a fault of the server.
             let credentials = self.credentials.arguments().await?;
-            let stream = self.connect(&in_tls).await?;
+            let stream = self.connect(&phase).await?;
             self.authenticate(RespConnection::new(stream), credentials.as_deref()).await
         });
         let late = |_| {
             let (address, after) = (self.address.clone(), within);
-            if in_tls.load(Ordering::Relaxed) {
-                ConnectionError::TlsTimedOut { address, after }
-            } else {
-                ConnectionError::TimedOut { address, after }
+            match phase.load(Ordering::Relaxed) {
+                RESOLVING => ConnectionError::ResolutionTimedOut { address, after },
+                IN_TLS => ConnectionError::TlsTimedOut { address, after },
+                _ => ConnectionError::TimedOut { address, after },
             }
         };
         opened.await.map_err(late)?
     }
 
-    async fn connect(&self, in_tls: &AtomicBool) -> Result<Box<dyn Stream>, ConnectionError> {
+    async fn connect(&self, phase: &AtomicU8) -> Result<Box<dyn Stream>, ConnectionError> {
         let address = self.address;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::ConnectionRefused => {
@@ -274,7 +285,9 @@ impl Handshake<'_> {
             address: address.clone(),
             source: Arc::new(source),
         };
+        phase.store(RESOLVING, Ordering::Relaxed);
         let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(unknown)?.collect();
+        phase.store(CONNECTING, Ordering::Relaxed);
         if found.is_empty() {
             return Err(unknown(io::ErrorKind::NotFound.into()));
         }
@@ -287,10 +300,10 @@ impl Handshake<'_> {
         Ok(match self.tls {
             None => Box::new(stream),
             Some(files) => {
-                in_tls.store(true, Ordering::Relaxed);
+                phase.store(IN_TLS, Ordering::Relaxed);
                 let connected = files.connect(stream, host, None).await;
                 let stream = connected.map_err(|error| tls_error(error, address))?;
-                in_tls.store(false, Ordering::Relaxed);
+                phase.store(CONNECTING, Ordering::Relaxed);
                 Box::new(stream)
             }
         })
