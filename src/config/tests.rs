@@ -32,6 +32,15 @@ fn traces_are_off_unless_asked_for() {
 }
 
 #[test]
+fn anonymous_roles_are_to_check_and_to_watch_and_no_other() {
+    use crate::grpc::Role;
+    assert!(file("").unwrap().listeners.anonymous_roles.is_empty());
+    let roles = file("anonymous-roles = [\"check\", \"watch\"]").unwrap().listeners.anonymous_roles;
+    assert_eq!(roles, [Role::Check, Role::Watch]);
+    assert!(refused("anonymous-roles = [\"record\"]").contains("unknown variant `record`"));
+}
+
+#[test]
 fn flag_overrides_the_file() {
     let limits = LimitArgs { max_batch: Some(7), ..LimitArgs::default() };
     let flags = ServeArgs { limits, ..ServeArgs::default() };
