@@ -46,7 +46,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         LedgerAddress::File(_) => (None, Vec::new()),
         LedgerAddress::Redis(redis) => {
             let server = inspect_server((**redis).clone()).await?;
-            match server.verdict(redis.has_sentinels(), redis.accepts_unfenced()) {
+            match server.verdict(redis.topology(), redis.accepts_unfenced()) {
                 Ok(warnings) => (Some(server), warnings),
                 // A report rather than an error: the server was inspected, and whatever its ledger
                 // is like, no sidecar can record there or prove its freshness.

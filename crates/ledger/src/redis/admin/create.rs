@@ -170,5 +170,6 @@ pub(super) fn hashes(keyspace: &Keyspace, buckets: u32) -> Result<Vec<String>, C
         return Err(CreateError::Buckets);
     }
     let both = |number| [keyspace.bucket(number), keyspace.history(number)];
-    Ok(std::iter::once(keyspace.text.clone()).chain((0..buckets).flat_map(both)).collect())
+    let both = (0..buckets).flat_map(both);
+    Ok([keyspace.text.clone(), keyspace.erased.clone()].into_iter().chain(both).collect())
 }
