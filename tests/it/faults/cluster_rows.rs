@@ -55,6 +55,12 @@ fn all_but(cluster: &Cluster, place: usize) -> Vec<usize> {
     (0..cluster.nodes.len()).filter(|other| *other != place).collect()
 }
 
+/// Ends the connections of a node's replicas, and accepts no new ones.
+fn cut_replicas_off(node: &Redis) {
+    node.command(&["ACL", "SETUSER", "default", "-psync", "-sync"]);
+    node.command(&["CLIENT", "KILL", "TYPE", "replica"]);
+}
+
 /// Ends the stage on a Cluster that has lost nothing.
 async fn end(stage: Stage) {
     live(&stage).await;
@@ -254,8 +260,7 @@ async fn replica_of_a_cluster_that_lagged_is_promoted_and_what_it_lacks_is_given
     let replica = cluster.nodes.len() / 2 + owner;
     // From here on the replica gets nothing; stopped, it does not know for how long.
     cluster.nodes[replica].stop();
-    cluster.nodes[owner].command(&["ACL", "SETUSER", "default", "-psync", "-sync"]);
-    cluster.nodes[owner].command(&["CLIENT", "KILL", "TYPE", "replica"]);
+    cut_replicas_off(&cluster.nodes[owner]);
     stage.say("US.x", Did::OptOut, "*").await;
     stage.is_out(&stage.reader, "US.x", "marketing").await;
     cluster.nodes[replica].go_on();
@@ -320,8 +325,9 @@ async fn target_of_an_atomic_migration_that_is_lost_takes_the_ledger_along_and_a
     stage.say("US.x", Did::OptOut, "*").await;
     let (from, to) = (cluster.owner(), cluster.other_primary());
     let replica = cluster.nodes.len() / 2 + to;
-    // The hand-over does not wait for the target's replica, which here has nothing of the slot.
+    // The hand-over does not wait for the target's replica, which here gets nothing of the slot.
     cluster.nodes[replica].stop();
+    cut_replicas_off(&cluster.nodes[to]);
     assert_eq!(migrate_atomically(&cluster, from, to), "success");
     cluster.nodes[to].kill();
     cluster.nodes[replica].go_on();
