@@ -26,7 +26,7 @@ pub enum CreateError {
     /// A ledger, or a part of one, exists already.
     #[error(
         "there is a ledger in this Redis already, or what is left of one: nothing was changed; \
-             give another database, or follow the one that is there"
+             give another database or server, or follow the one that is there"
     )]
     Exists,
     /// The system has no random bytes.

@@ -230,8 +230,9 @@ async fn real_servers_are_classified_by_their_configuration() {
     // The port of its bus would otherwise be one of those that the system gives to any connection.
     let bus = servers::free_port().to_string();
     let cluster = Server::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
-    assert_eq!(
-        fitness_of(&cluster, None).await.verdict(Topology::Single, false),
-        Err(UnsupportedServer::Cluster)
-    );
+    let said = refusal(&link(&cluster.url(), TargetOptions::default())).await;
+    assert!(said.contains("is a node of a Cluster: give redis+cluster://"), "{said}");
+    let url = format!("redis+cluster://127.0.0.1:{}", cluster.port());
+    let said = refusal(&link(&url, TargetOptions::default())).await;
+    assert!(said.contains("no majority of the 0 primaries of the Cluster"), "{said}");
 }
