@@ -31,7 +31,7 @@ pub(super) async fn check_server(
     address: &LedgerAddress,
 ) -> anyhow::Result<(ServerInfo, Vec<Warning>)> {
     let server = inspect_server(target.clone()).await?;
-    let warnings = server.verdict(target.has_sentinels(), target.accepts_unfenced());
+    let warnings = server.verdict(target.topology(), target.accepts_unfenced());
     let warnings = warnings.map_err(|unfit| anyhow!("{address} cannot hold a ledger: {unfit}"))?;
     Ok((server, warnings))
 }

@@ -23,8 +23,9 @@ const SENTINEL_PASSWORD: &str = "CONSENTD_LEDGER_SENTINEL_PASSWORD";
 #[serde(default, rename_all = "kebab-case")]
 pub struct LedgerArgs {
     /// The ledger: file:PATH, made where there is none; or redis://HOST:PORT/DB,
-    /// rediss:// with TLS, redis+unix:///PATH?db=N, or
-    /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// with TLS)
+    /// rediss:// with TLS, redis+unix:///PATH?db=N,
+    /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// with TLS), or
+    /// redis+cluster://HOST:PORT,HOST:PORT (rediss+cluster:// with TLS)
     /// [default: file:consentd.redb]
     #[arg(long, env = "CONSENTD_LEDGER", value_name = "LEDGER", hide_env_values = true)]
     pub ledger: Option<String>,
@@ -157,7 +158,8 @@ impl LedgerArgs {
             // The text is not quoted: what precedes an @ may be a password.
             _ if text.contains('@') || text.contains("://") => {
                 let right = "must be file:PATH, redis://HOST:PORT, rediss://HOST:PORT, \
-                             redis+unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER";
+                             redis+unix:///PATH, redis+sentinel://HOST:PORT,HOST:PORT/MASTER or \
+                             redis+cluster://HOST:PORT,HOST:PORT";
                 Err(wrong("--ledger", right))
             }
             _ => Err(wrong(

@@ -64,8 +64,8 @@ pub use pair::{
 pub use redis::{
     BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
     NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
-    ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, UnsupportedServer,
-    Warning, create, inspect_server, plan,
+    ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, Topology,
+    UnsupportedServer, Warning, create, inspect_server, plan,
 };
 pub use rekeying::RekeyReport;
 pub use retention_schedule::Retention;

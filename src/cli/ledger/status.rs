@@ -46,7 +46,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         LedgerAddress::File(_) => (None, Vec::new()),
         LedgerAddress::Redis(redis) => {
             let server = inspect_server((**redis).clone()).await?;
-            match server.verdict(redis.has_sentinels(), redis.accepts_unfenced()) {
+            match server.verdict(redis.topology(), redis.accepts_unfenced()) {
                 Ok(warnings) => (Some(server), warnings),
                 // A report rather than an error: the server was inspected, and whatever its ledger
                 // is like, no sidecar can record there or prove its freshness.
@@ -120,7 +120,7 @@ fn unfit_server(
 fn server_as_json(server: &ServerInfo, memory: Option<(u64, u64)>) -> serde_json::Value {
     json!({
         "version": server.called, "primary": server.is_primary,
-        "replicas": server.replicas, "fenced": server.is_fenced,
+        "cluster": server.is_cluster, "replicas": server.replicas, "fenced": server.is_fenced,
         "durable": durability_text(server), "canSave": server.can_save,
         "eviction": server.eviction,
         "memoryBytes": memory.map(|(used, _)| used),
@@ -133,7 +133,11 @@ fn print_server(server: &ServerInfo) -> anyhow::Result<()> {
         1 => "1 replica".to_owned(),
         count => format!("{count} replicas"),
     };
-    let fenced = if server.is_fenced { "fenced" } else { "unfenced" };
+    let fenced = match (server.is_cluster, server.is_fenced) {
+        (true, _) => "of a Cluster",
+        (false, true) => "fenced",
+        (false, false) => "unfenced",
+    };
     line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
     line("durable", durability_text(server))?;
     line("eviction", server.eviction.as_deref().unwrap_or("not known"))

@@ -3,6 +3,8 @@
 
 pub mod checker;
 mod checker_tests;
+mod cluster;
+mod cluster_rows;
 mod entries;
 mod failovers;
 pub mod history;

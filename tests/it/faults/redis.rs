@@ -42,6 +42,17 @@ fn next_port() -> u16 {
     PORTS.start + u16::try_from(place % u32::from(count)).unwrap()
 }
 
+/// A port that nothing listens on now.
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+pub fn free_port() -> u16 {
+    loop {
+        let port = next_port();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// A process that speaks RESP on a port of its own; killed when dropped.
 pub struct Server {
     port: u16,

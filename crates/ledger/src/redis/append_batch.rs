@@ -1,8 +1,8 @@
 //! Sends one append batch (one EVALSHA), and retries until its outcome is known or the retry budget is
 //! spent.
 //!
-//! With Sentinels a reply counts only once a majority of them, asked after the reply, names the server
-//! that sent it. Otherwise the changes may be on a fork of the log that a failover has left behind: their
+//! With Sentinels, and in a Cluster, a reply counts only once a majority, asked after the reply, names the
+//! server that sent it. Otherwise the changes may be on a fork of the log that a failover has left behind: their
 //! outcome is unknown, and they are sent again to the current primary. The compare-and-set makes that
 //! idempotent. At a fixed address the script itself is the proof, as a poll is: it is a write, which
 //! replicas and a primary without its replicas refuse.

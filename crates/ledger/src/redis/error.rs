@@ -42,6 +42,15 @@ pub enum RedisRejection {
         /// The code of the error reply.
         code: Box<str>,
     },
+    /// The Cluster's slot with the ledger is another node's, or on its way there (MOVED, ASK, TRYAGAIN).
+    /// Transient.
+    #[error(
+        "the ledger's slot is another node's of the Cluster by now, or on its way to one ({code})"
+    )]
+    SlotMoved {
+        /// The code of the error reply.
+        code: Box<str>,
+    },
     /// The ACL does not permit the command (NOPERM).
     #[error("Redis' ACL does not let this user do that (NOPERM): {detail}")]
     Denied {
@@ -135,9 +144,10 @@ impl RedisRejection {
             "MISCONF" => Self::CannotSave,
             "NOREPLICAS" => Self::NoReplicas,
             "READONLY" => Self::ReadOnly,
-            "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" => {
+            "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => {
                 Self::NotReady { code: code.into() }
             }
+            "MOVED" | "ASK" | "TRYAGAIN" => Self::SlotMoved { code: code.into() },
             "NOAUTH" | "WRONGPASS" => Self::Unauthenticated { code: code.into() },
             "NOEPOCH" => Self::Missing,
             "BADEPOCH" => Self::Replaced,
@@ -167,6 +177,7 @@ impl RedisRejection {
             Self::NoReplicas => "no_replicas",
             Self::ReadOnly => "read_only",
             Self::NotReady { .. } => "not_ready",
+            Self::SlotMoved { .. } => "slot_moved",
             Self::Denied { .. } => "denied",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::Missing => "missing",
@@ -184,7 +195,7 @@ impl RedisRejection {
 
     /// Whether a retry, soon or at another server, may succeed.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::ReadOnly | Self::NotReady { .. })
+        matches!(self, Self::ReadOnly | Self::NotReady { .. } | Self::SlotMoved { .. })
     }
 
     /// Whether Redis sends this reply before it executes any command of a script.
@@ -228,6 +239,11 @@ impl RedisFailure {
             }
             None => Self::NoReply(Arc::new(error)),
         }
+    }
+
+    /// Whether another server is to be asked: this one is not the primary, or not any more.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Rejected(RedisRejection::ReadOnly | RedisRejection::SlotMoved { .. }))
     }
 
     /// A key of the ledger is missing or incomplete.

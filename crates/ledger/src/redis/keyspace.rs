@@ -23,6 +23,9 @@ pub(super) const INCOMPLETE: &[u8] = b"incomplete";
 /// The hash tag that all keys share, so that Redis Cluster keeps them together.
 const TAG: &str = "{consent:0}";
 
+/// The slot of all keys in a Redis Cluster, by the hash tag.
+pub(super) const SLOT: u16 = 4_659;
+
 /// The keys of the ledger.
 pub(super) struct Keyspace {
     tag: &'static str,
@@ -30,7 +33,8 @@ pub(super) struct Keyspace {
     pub(super) log: String,
     pub(super) text: String,
     pub(super) fence: String,
-    /// The queue of pending erasures: see `statement_gc`. The key does not exist while it is empty.
+    /// The queue of pending erasures: see `statement_gc`. Ledgers from before it had a sentinel field lack
+    /// the key while it is empty.
     pub(super) erased: String,
     pub(super) channel: String,
 }

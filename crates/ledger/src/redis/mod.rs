@@ -1,4 +1,5 @@
-//! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels.
+//! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels, or the node of a
+//! Cluster that owns the ledger's slot.
 //!
 //! The keys and the formats of their values are in `keyspace`; the atomic operations are the scripts in
 //! `scripts/`. Readers use one connection, with replies of bounded size. Writers queue their changes for
@@ -47,7 +48,7 @@ pub(crate) use self::keyspace::holds_statements;
 use self::missing_keys::MissingKeys;
 use self::server_check::CheckedServer;
 pub use self::server_info::{
-    Fsync, Persistence, ServerInfo, ServerInfoError, UnsupportedServer, Warning,
+    Fsync, Persistence, ServerInfo, ServerInfoError, Topology, UnsupportedServer, Warning,
 };
 use super::{
     DurabilityStatus, Epoch, Identity, LedgerError, MAX_ANNOUNCEMENTS, Notification, Retention,

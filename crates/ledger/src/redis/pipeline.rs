@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::conn::{Connection, ConnectionManager};
-use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
+use super::error::{RedisFailure, ResponseTimeout};
 use super::scripts::{RESPONSE_TIMEOUT, is_unusable};
 use super::{Durability, Options};
 use crate::LedgerError;
@@ -25,8 +25,8 @@ pub(super) fn response_timeout(options: &Options) -> Duration {
     }
 }
 
-/// Sends `count` commands together on a connection, and returns their replies once a majority of the
-/// Sentinels, asked afterwards, names the server that sent them. Otherwise the outcome is unknown. An
+/// Sends `count` commands together on a connection, and returns their replies once a majority of those that
+/// name the primary, asked afterwards, names the server that sent them. Otherwise the outcome is unknown. An
 /// unusable connection is discarded.
 pub(super) async fn send_pipeline(
     connections: &ConnectionManager,
@@ -41,7 +41,7 @@ pub(super) async fn send_pipeline(
         Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(timeout)))),
         Ok(result) => result.map_err(RedisFailure::of_client),
     };
-    let is_demoted = result.iter().flatten().any(is_read_only);
+    let is_demoted = result.iter().flatten().any(is_elsewhere);
     if is_demoted || is_unusable(&result) {
         connections.discard(connection);
     }
@@ -55,9 +55,9 @@ pub(super) async fn send_pipeline(
     }
 }
 
-fn is_read_only(reply: &Value) -> bool {
+fn is_elsewhere(reply: &Value) -> bool {
     let Value::ServerError(error) = reply else { return false };
-    matches!(RedisFailure::of_server(error), RedisFailure::Rejected(RedisRejection::ReadOnly))
+    RedisFailure::of_server(error).is_elsewhere()
 }
 
 /// Returns the replies if the server that sent them is the primary.

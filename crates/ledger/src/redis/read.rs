@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::conn::Connection;
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
-use super::scripts::{self, Answer, ask};
+use super::scripts::{self, Answer, ask, ask_on};
+use super::server_info::Topology;
 use super::{Redis, Shared};
 use crate::stored_secret::StoredSecret;
 use crate::{
@@ -222,6 +224,22 @@ impl Shared {
         }
     }
 
+    /// In a Cluster, fails if keys of the ledger are on their way to another node.
+    ///
+    /// A poll declares the fence alone, so that a sidecar needs no permission to write anything else. While
+    /// the keys of a slot are moved one by one, the log may be gone already, and the poll then reads an
+    /// empty one. This command declares all keys that the poll reads, and is refused (ASK, TRYAGAIN) if
+    /// any has left. It follows the poll, because keys leave in the course of a migration; of a log that
+    /// left and came back in between, the poll itself reports that it was missing.
+    async fn ensure_slot_is_here(&self, connection: &Connection) -> Result<(), RedisFailure> {
+        if self.primary.target().topology() != Topology::Cluster {
+            return Ok(());
+        }
+        let mut command = redis::cmd("EXISTS");
+        command.arg(&self.keyspace.meta).arg(&self.keyspace.log).arg(&self.keyspace.fence);
+        ask_on(&self.reads, connection, &command).await.map(|_| ())
+    }
+
     /// The fenced poll, with the missing key of the log or the fence; empty if neither is missing.
     pub(super) async fn fenced_poll(
         &self,
@@ -238,7 +256,8 @@ impl Shared {
             self.ensure_supported(&connection).await?;
             self.check_for_missing_keys(&connection).await?;
             let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
-            // Behind Sentinels an isolated former primary answers, too, and its answer proves nothing.
+            self.ensure_slot_is_here(&connection).await?;
+            // An isolated former primary answers, too, and its answer proves nothing.
             connections.confirm_primary(&connection).await.map_err(RedisFailure::NotSent)?;
             Ok(answer)
         };

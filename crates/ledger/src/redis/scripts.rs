@@ -253,11 +253,10 @@ pub(super) async fn ask_on(
 
 /// Whether a connection with this result cannot be used any more.
 pub(super) fn is_unusable<T>(answered: &Result<T, RedisFailure>) -> bool {
-    // Only a primary accepts writes: a replica's address may lead to a new primary after reconnection.
-    matches!(
-        answered,
-        Err(RedisFailure::NoReply(_) | RedisFailure::Rejected(RedisRejection::ReadOnly))
-    )
+    // After reconnection the same address may lead to a new primary, and a Cluster names the slot's owner.
+    answered
+        .as_ref()
+        .is_err_and(|failure| matches!(failure, RedisFailure::NoReply(_)) || failure.is_elsewhere())
 }
 
 /// Decodes a reply, element by element. A reply of another form is a failure.

@@ -79,7 +79,7 @@ impl Shared {
         let looked = inspect(&mut connection.redis.clone()).await;
         let fitness = looked.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
         let target = self.primary.target();
-        let judged = fitness.verdict(target.has_sentinels(), target.accepts_unfenced());
+        let judged = fitness.verdict(target.topology(), target.accepts_unfenced());
         let judged = judged.and_then(|warnings| {
             self.check_durability(&fitness)?;
             Ok(warnings)

@@ -2,6 +2,7 @@
 //! to hold a ledger.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
@@ -32,7 +33,26 @@ pub struct ServerInfo {
     /// Whether it refuses writes, and therefore polls, once it has too few replicas
     /// (`min-replicas-to-write` and `min-replicas-max-lag` are set).
     pub is_fenced: bool,
+    /// After how long a node of a Cluster is taken for lost (`cluster-node-timeout`), if known.
+    pub node_timeout: Option<Duration>,
+    /// Whether a Cluster that has lost one shard refuses everything (`cluster-require-full-coverage`), if
+    /// known.
+    pub needs_full_coverage: Option<bool>,
 }
+
+/// How the server of a ledger is found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Topology {
+    /// At a fixed address.
+    Single,
+    /// By its Sentinels.
+    Sentinels,
+    /// By the nodes of its Cluster.
+    Cluster,
+}
+
+/// The longest `cluster-node-timeout` without a warning. The default is 15 seconds.
+const MAX_NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What survives the end of a server's process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,9 +95,15 @@ pub enum UnsupportedServer {
     /// The server is a replica.
     #[error("it is a replica: give the primary's address, or those of its Sentinels")]
     Replica,
-    /// The server is a node of a cluster.
-    #[error("it is a node of a cluster (cluster-enabled yes), which cannot hold a ledger yet")]
+    /// The server is a node of a Cluster, and was given as a single Redis.
+    #[error(
+        "it is a node of a Cluster (cluster-enabled yes): give redis+cluster://HOST:PORT,HOST:PORT \
+         (rediss+cluster:// with TLS)"
+    )]
     Cluster,
+    /// The server is no node of a Cluster, and was given as one.
+    #[error("it is no node of a Cluster (cluster-enabled no): give redis://HOST:PORT")]
+    NoCluster,
     /// The version, which it has, lacks WAITAOF.
     #[error("it is {0}; --durability aof needs Redis 7.2 or later: give ledger or replicas:N")]
     NoWaitAof(String),
@@ -144,6 +170,30 @@ pub enum Warning {
          min-replicas-to-write 1"
     )]
     Unfenced,
+    /// The node of a Cluster has no replica.
+    #[error(
+        "the node that owns the ledger's slot has no replica: while it is down, nothing is recorded, \
+         and every check is denied as STALE"
+    )]
+    NoReplica,
+    /// The node of a Cluster confirms writes that no replica has.
+    #[error(
+        "min-replicas-to-write 0: what was acknowledged may be lost with a node that has just taken \
+         the ledger's slot over, before a replica has it; set min-replicas-to-write 1 on every node"
+    )]
+    UnreplicatedMigration,
+    /// The Cluster takes long to notice that a node is lost.
+    #[error(
+        "cluster-node-timeout {0:?}: a lost node is replaced after that time at the earliest, and \
+         every check is denied as STALE until then; set 1000 to 5000"
+    )]
+    SlowFailover(Duration),
+    /// A lost shard stops all others.
+    #[error(
+        "cluster-require-full-coverage yes: where any other shard is lost, this one refuses \
+         everything too; set it to no"
+    )]
+    FullCoverage,
 }
 
 /// Why a server's information could not be read.
@@ -170,6 +220,7 @@ pub(super) async fn inspect(
     let info: String = redis::cmd("INFO").query_async(redis).await.map_err(asking)?;
     let mut config = redis::cmd("CONFIG");
     config.arg("GET").arg("appendfsync").arg("save").arg("maxmemory-policy");
+    config.arg("cluster-node-timeout").arg("cluster-require-full-coverage");
     // A sidecar's user does not need this permission, because INFO has most of it.
     let config: Vec<(String, String)> = match config.query_async(redis).await {
         Ok(Value::Array(flat)) => pairs(flat),
@@ -210,6 +261,7 @@ impl ServerInfo {
         let is_good = |name| of(name).is_none_or(|status| status == "ok");
         // INFO has this field only if min-replicas-to-write and min-replicas-max-lag are both set.
         let is_fenced = of("min_slaves_good_slaves").is_some();
+        let node_timeout = set("cluster-node-timeout").and_then(|text| text.parse().ok());
         Ok(Self {
             is_primary: needed("role")? == "master",
             version,
@@ -222,26 +274,32 @@ impl ServerInfo {
             eviction: of("maxmemory_policy").or(set("maxmemory-policy")).map(str::to_owned),
             replicas: of("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0),
             is_fenced,
+            node_timeout: node_timeout.map(Duration::from_millis),
+            needs_full_coverage: set("cluster-require-full-coverage").map(|text| text == "yes"),
         })
     }
 
     /// Checks that the server can hold a ledger, and returns its risks. Behind Sentinels it must be fenced
-    /// even if it has no replica at present, because a primary that is cut off has none.
+    /// even if it has no replica at present, because a primary that is cut off has none. In a Cluster the
+    /// majority of its primaries is the fence.
     ///
     /// # Errors
     ///
     /// [`UnsupportedServer`] if it cannot.
     pub fn verdict(
         &self,
-        behind_sentinels: bool,
+        topology: Topology,
         accept_unfenced: bool,
     ) -> Result<Vec<Warning>, UnsupportedServer> {
         let (major, minor, _) = self.version;
         if (major, minor) < OLDEST {
             return Err(UnsupportedServer::TooOld(self.called.clone()));
         }
-        if self.is_cluster {
-            return Err(UnsupportedServer::Cluster);
+        let is_cluster = topology == Topology::Cluster;
+        match (self.is_cluster, is_cluster) {
+            (true, false) => return Err(UnsupportedServer::Cluster),
+            (false, true) => return Err(UnsupportedServer::NoCluster),
+            _ => {}
         }
         if !self.is_primary {
             return Err(UnsupportedServer::Replica);
@@ -249,7 +307,8 @@ impl ServerInfo {
         if let Some(unfit) = self.eviction.as_deref().and_then(UnsupportedServer::by_policy) {
             return Err(unfit);
         }
-        let is_unfenced = !self.is_fenced && (behind_sentinels || self.replicas > 0);
+        let behind_sentinels = topology == Topology::Sentinels;
+        let is_unfenced = !is_cluster && !self.is_fenced && (behind_sentinels || self.replicas > 0);
         if is_unfenced && behind_sentinels && !accept_unfenced {
             return Err(UnsupportedServer::Unfenced);
         }
@@ -261,7 +320,20 @@ impl ServerInfo {
         };
         let saving = (!self.can_save).then_some(Warning::CannotSave);
         let fence = is_unfenced.then_some(Warning::Unfenced);
-        Ok([durable, saving, fence].into_iter().flatten().collect())
+        let warnings = [durable, saving, fence].into_iter().flatten();
+        Ok(warnings.chain(self.cluster_warnings().filter(|_| is_cluster)).collect())
+    }
+
+    fn cluster_warnings(&self) -> impl Iterator<Item = Warning> {
+        let is_slow = |timeout: &Duration| *timeout > MAX_NODE_TIMEOUT;
+        [
+            (self.replicas == 0).then_some(Warning::NoReplica),
+            (self.replicas > 0 && !self.is_fenced).then_some(Warning::UnreplicatedMigration),
+            self.node_timeout.filter(is_slow).map(Warning::SlowFailover),
+            (self.needs_full_coverage == Some(true)).then_some(Warning::FullCoverage),
+        ]
+        .into_iter()
+        .flatten()
     }
 }
 

@@ -26,7 +26,7 @@ pub enum CreateError {
     /// A ledger, or a part of one, exists already.
     #[error(
         "there is a ledger in this Redis already, or what is left of one: nothing was changed; \
-             give another database, or follow the one that is there"
+             give another database or server, or follow the one that is there"
     )]
     Exists,
     /// The system has no random bytes.
@@ -170,5 +170,6 @@ pub(super) fn hashes(keyspace: &Keyspace, buckets: u32) -> Result<Vec<String>, C
         return Err(CreateError::Buckets);
     }
     let both = |number| [keyspace.bucket(number), keyspace.history(number)];
-    Ok(std::iter::once(keyspace.text.clone()).chain((0..buckets).flat_map(both)).collect())
+    let both = (0..buckets).flat_map(both);
+    Ok([keyspace.text.clone(), keyspace.erased.clone()].into_iter().chain(both).collect())
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handshake::ConnectionError;
-use super::primary::{PrimaryLocator, Timeouts};
+use super::primary::{Primary, PrimaryLocator, Timeouts};
 use super::resp::RespConnection;
 use super::url::{Address, Target};
 use super::{RECONNECT, reconnect_delay};
@@ -33,8 +33,8 @@ pub(crate) struct ConnectionManager {
 pub(crate) struct Connection {
     /// Commands are sent through a clone of it.
     pub(crate) redis: MultiplexedConnection,
-    /// The server's address.
-    address: Address,
+    /// The server, as it was named when the connection was opened.
+    primary: Primary,
     /// Identifies this connection among those of its manager.
     number: u64,
     /// The task that reads from and writes to the socket.
@@ -128,16 +128,15 @@ impl ConnectionManager {
         }
     }
 
-    /// Whether a majority of the Sentinels has named another primary than this connection's server.
+    /// Whether a majority has named another primary than this connection's server.
     fn is_former_primary(&self, connection: &Connection) -> bool {
-        self.primary.successor_of(&connection.address).is_some()
+        self.primary.successor_of(&connection.primary).is_some()
     }
 
     /// The cause of a connection's failure, if it is that another server is the primary by now.
     pub(crate) fn moved_error(&self, connection: &Connection) -> Option<Arc<ConnectionError>> {
-        let address = connection.address.clone();
-        let now = self.primary.successor_of(&address)?;
-        Some(Arc::new(ConnectionError::Moved { address, now }))
+        let now = self.primary.successor_of(&connection.primary)?;
+        Some(Arc::new(self.primary.moved(&connection.primary, now)))
     }
 
     /// Discards the present connection, so that the next caller resolves and connects again.
@@ -148,11 +147,11 @@ impl ConnectionManager {
         }
     }
 
-    /// Confirms that this connection's server is the primary: with Sentinels, a majority of them, asked
-    /// now, names it. Otherwise the connection is discarded. A poll proves freshness, and an append is
+    /// Confirms that this connection's server is the primary: where others name the primary, a majority of
+    /// them, asked now, names it. Otherwise the connection is discarded. A poll proves freshness, and an append is
     /// acknowledged, only after this confirmation.
     pub(crate) async fn confirm_primary(&self, connection: &Connection) -> Result<(), LedgerError> {
-        let confirmed = self.primary.confirm(&connection.address, self.timeouts.response).await;
+        let confirmed = self.primary.confirm(&connection.primary, self.timeouts.response).await;
         confirmed.map_err(|error| {
             self.discard(connection);
             LedgerError::Unreachable(Arc::new(error))
@@ -164,12 +163,12 @@ impl ConnectionManager {
         let number = Arc::clone(&self.number);
         let connect = async move {
             sleep_until(not_before).await;
-            let (resp, address) = primary.connect(timeouts.connect).await?;
-            // Pending commands fail at once when the Sentinels name another primary.
-            let moved = primary.wait_until_moved(address.clone());
-            let (redis, driver) = multiplexed(resp, &address, timeouts, moved).await?;
+            let (resp, named) = primary.connect(timeouts.connect).await?;
+            // Pending commands fail at once when a majority names another primary.
+            let moved = primary.wait_until_moved(named.clone());
+            let (redis, driver) = multiplexed(resp, &named.address, timeouts, moved).await?;
             let number = number.fetch_add(1, Ordering::Relaxed);
-            Ok(Connection { redis, address, number, _driver: Arc::new(driver) })
+            Ok(Connection { redis, primary: named, number, _driver: Arc::new(driver) })
         };
         let failed = |error: ConnectionError| (Arc::new(error), Instant::now());
         let attempt: Pin<Box<dyn Future<Output = AttemptResult> + Send>> =

@@ -125,31 +125,52 @@ pub(crate) enum ConnectionError {
         /// The setting that would be right.
         right: &'static str,
     },
-    /// The server that the Sentinels name is not a primary, or not yet.
-    #[error("{address} is no primary, though the Sentinels name it as one")]
-    NotPrimary { address: Address },
+    /// The server that is named is not a primary, or not yet.
+    #[error("{address} is no primary, though the {voters} name it as one")]
+    NotPrimary {
+        address: Address,
+        /// Those that name it.
+        voters: &'static str,
+    },
+    /// Another node answers at the address of the one that owns the ledger's slot.
+    #[error(
+        "another node answers at {address} than the one that owns the ledger's slot: see the \
+         addresses that CLUSTER NODES shows, and cluster-announce-ip of these nodes"
+    )]
+    OtherNode { address: Address },
+    /// No node of the Cluster serves the slot.
+    #[error("no node of the Cluster serves slot {slot}, which the ledger is in: see CLUSTER NODES")]
+    UncoveredSlot { slot: u16 },
     /// No Sentinel knows a primary of this name.
     #[error("the Sentinels know no primary named {master}: see SENTINEL MASTERS on one of them")]
     UnknownMaster { master: String },
-    /// No majority of the Sentinels names the same primary.
+    /// No majority names the same primary.
     #[error(
-        "no majority of the {total} Sentinels names one primary for {master}: {answered} answered, \
-         {agreed} agree{}", first_failure(failure.as_ref())
+        "no majority of the {total} {voters} names {sought}: {answered} answered, {agreed} agree{}",
+        first_failure(failure.as_ref())
     )]
     NoMajority {
-        master: String,
-        /// The number of known Sentinels.
+        /// Those that name the primary.
+        voters: &'static str,
+        /// What they were asked for.
+        sought: String,
+        /// The number of known voters.
         total: usize,
-        /// The number of Sentinels that replied.
+        /// The number of voters that replied.
         answered: usize,
         /// The largest number that name the same address.
         agreed: usize,
         /// Why one of the others did not reply.
         failure: Option<Arc<ConnectionError>>,
     },
-    /// A majority of the Sentinels names another server as the primary.
-    #[error("{address} is no longer the primary: a majority of the Sentinels names {now}")]
-    Moved { address: Address, now: Address },
+    /// A majority names another server as the primary, or the same one in a later term.
+    #[error("{}", moved_text(address, voters, now))]
+    Moved {
+        address: Address,
+        /// Those that name it.
+        voters: &'static str,
+        now: Address,
+    },
 }
 
 impl ConnectionError {
@@ -176,6 +197,8 @@ impl ConnectionError {
             | Self::TlsTimedOut { .. }
             | Self::ClosedEarly { .. }
             | Self::NotPrimary { .. }
+            | Self::OtherNode { .. }
+            | Self::UncoveredSlot { .. }
             | Self::UnknownMaster { .. }
             | Self::NoMajority { .. }
             | Self::Moved { .. } => false,
@@ -185,6 +208,16 @@ impl ConnectionError {
 
 fn first_failure(failure: Option<&Arc<ConnectionError>>) -> String {
     failure.map(|failure| format!("; of another: {failure}")).unwrap_or_default()
+}
+
+fn moved_text(address: &Address, voters: &str, now: &Address) -> String {
+    if address == now {
+        format!(
+            "{address} has become the primary anew: a majority of the {voters} names a later term"
+        )
+    } else {
+        format!("{address} is no longer the primary: a majority of the {voters} names {now}")
+    }
 }
 
 fn tls_hint(error: &io::Error) -> &'static str {
@@ -228,6 +261,8 @@ pub(crate) enum ServerKind {
     Redis(u32),
     /// A Sentinel.
     Sentinel,
+    /// A node of a Cluster.
+    ClusterNode,
 }
 
 /// The parameters of a connection.
@@ -404,7 +439,16 @@ impl Handshake<'_> {
         let is_sentinel = of("mode") == Some("sentinel");
         let wrong =
             |is, right| ConnectionError::WrongKind { address: self.address.clone(), is, right };
+        let is_node = of("mode") == Some("cluster");
         match self.kind {
+            ServerKind::Redis(_) if is_node => Err(wrong(
+                "a node of a Cluster",
+                "give redis+cluster://HOST:PORT,HOST:PORT (rediss+cluster:// with TLS)",
+            )),
+            ServerKind::ClusterNode if !is_node && of("mode").is_some() => Err(wrong(
+                if is_sentinel { "a Sentinel" } else { "no node of a Cluster" },
+                "give redis://HOST:PORT for a single Redis, or the nodes of a Cluster",
+            )),
             ServerKind::Redis(_) if is_sentinel => Err(wrong(
                 "a Sentinel",
                 "give redis+sentinel://HOST:PORT,HOST:PORT/MASTER to follow its primary",
@@ -442,7 +486,7 @@ impl Handshake<'_> {
     fn check_error_reply(&self, said: &[u8]) -> Result<(), ConnectionError> {
         if said.starts_with(b"NOAUTH") {
             let flags = match self.kind {
-                ServerKind::Redis(_) => {
+                ServerKind::Redis(_) | ServerKind::ClusterNode => {
                     "--ledger-password-file or CONSENTD_LEDGER_PASSWORD, and --ledger-user"
                 }
                 ServerKind::Sentinel => {
@@ -466,5 +510,14 @@ impl Handshake<'_> {
     pub(crate) fn rejection(&self, what: &'static str, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said).chars().take(MAX_SHOWN).collect();
         ConnectionError::Rejected { address: self.address.clone(), what, said }
+    }
+    /// A rejected question to one of those that name the primary.
+    pub(crate) fn refused_question(
+        &self,
+        what: &'static str,
+        error: &redis::ServerError,
+    ) -> ConnectionError {
+        let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
+        self.rejection(what, said.trim().as_bytes())
     }
 }

@@ -1,10 +1,12 @@
-//! Connections to Redis and its Sentinels: the URL, the handshake, TLS, reconnection, the majority of
-//! the Sentinels, and the subscription to announcements.
+//! Connections to Redis and its Sentinels: the URL, the handshake, TLS, reconnection, the majority that
+//! names the primary, and the subscription to announcements.
 
+mod cluster;
 mod connection;
 mod credentials;
 mod handshake;
 mod primary;
+mod quorum;
 mod resp;
 mod sentinel;
 mod subscription;

@@ -1,7 +1,6 @@
-//! Locates the primary: at a fixed address, or by a majority of the Sentinels.
+//! Locates the primary: at a fixed address, or by a majority of the Sentinels or of a Cluster's primaries.
 //!
-//! A proof of the primary is an answer by a majority of the Sentinels to a question that was asked after
-//! the event that is to be proven. Polls and appends share the rounds of questions: one round runs at a
+//! A proof of the primary is an answer by a majority to a question that was asked after the event that is to be proven. Polls and appends share the rounds of questions: one round runs at a
 //! time, and its answer serves all callers that had asked before the round began.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +11,10 @@ use tokio::sync::watch;
 
 use super::credentials::Credentials;
 use super::handshake::{ConnectionError, Handshake, Handshaken, ServerKind};
-use super::resp::RespConnection;
-use super::sentinel::Sentinels;
-use super::url::Target;
-use super::url::{Address, Endpoint};
+use super::quorum::{Electorate, Quorum};
+use super::resp::{Reply, RespConnection};
+use super::url::{Address, Endpoint, Target};
+use crate::redis::keyspace::SLOT;
 
 /// Timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -32,65 +31,110 @@ impl Default for Timeouts {
     }
 }
 
-/// Locates one target's primary. All connections share it, and with it the connections to Sentinels.
-pub(crate) struct PrimaryLocator {
-    target: Arc<Target>,
-    sentinels: Option<Sentinels>,
-    rounds: SentinelRounds,
-    /// The primary that a majority of the Sentinels named last; `None` without Sentinels.
-    named: watch::Sender<Option<Address>>,
+/// The term of a node of a Cluster as the owner of a slot. A node that lost the slot and got it back has a
+/// later one.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Term {
+    /// The node's id.
+    pub(crate) node: String,
+    /// Its config epoch.
+    pub(crate) epoch: u64,
 }
 
-/// Rounds of questions to the Sentinels, one at a time.
+/// The primary as it is named.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Primary {
+    pub(crate) address: Address,
+    /// Its term in a Cluster; `None` otherwise.
+    pub(crate) term: Option<Term>,
+}
+
+impl From<Address> for Primary {
+    fn from(address: Address) -> Self {
+        Self { address, term: None }
+    }
+}
+
+impl Primary {
+    /// Whether both are one server in one term, by whatever address.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.term, &other.term) {
+            (None, None) => self.address == other.address,
+            (own, other) => own == other,
+        }
+    }
+}
+
+/// Locates one target's primary. All connections share it, and with it the connections to those that name
+/// the primary.
+pub(crate) struct PrimaryLocator {
+    target: Arc<Target>,
+    quorum: Option<Quorum>,
+    rounds: Rounds,
+    /// The primary that a majority named last; `None` at a fixed address.
+    named: watch::Sender<Option<Primary>>,
+}
+
+/// Rounds of questions, one at a time.
 #[derive(Default)]
-struct SentinelRounds {
+struct Rounds {
     /// The number of rounds that have begun.
     begun: AtomicU64,
     /// Held while a round runs.
     turn: tokio::sync::Mutex<()>,
     /// The last completed round: its number, and its answer.
-    last: Mutex<Option<(u64, Result<Address, ConnectionError>)>>,
+    last: Mutex<Option<(u64, Result<Primary, ConnectionError>)>>,
 }
 
 impl PrimaryLocator {
     pub(crate) fn new(target: Arc<Target>) -> Self {
-        let sentinels = match &target.endpoint {
+        let tls = target.tls.clone();
+        let quorum = match &target.endpoint {
             Endpoint::Server(_) => None,
-            Endpoint::Sentinels { sentinels, master, credentials } => Some(Sentinels::new(
-                sentinels.clone(),
-                master.clone(),
-                credentials.clone(),
-                target.tls.clone(),
-            )),
+            Endpoint::Sentinels { sentinels, master, credentials } => {
+                let electorate = Electorate::Sentinels { master: master.clone() };
+                Some(Quorum::new(sentinels.clone(), electorate, credentials.clone(), tls))
+            }
+            Endpoint::Cluster(nodes) => {
+                let electorate = Electorate::Cluster { slot: SLOT };
+                Some(Quorum::new(nodes.clone(), electorate, target.credentials.clone(), tls))
+            }
         };
-        Self {
-            target,
-            sentinels,
-            rounds: SentinelRounds::default(),
-            named: watch::Sender::new(None),
-        }
+        let (rounds, named) = (Rounds::default(), watch::Sender::new(None));
+        Self { target, quorum, rounds, named }
     }
 
-    /// Opens a new connection to the primary, and returns it with its address.
+    /// Opens a new connection to the primary, and returns it with what the primary is.
     pub(crate) async fn connect(
         &self,
         within: Duration,
-    ) -> Result<(RespConnection, Address), ConnectionError> {
-        let (address, left) = match (&self.target.endpoint, &self.sentinels) {
-            (Endpoint::Server(address), _) => (address.clone(), within),
-            (Endpoint::Sentinels { .. }, Some(sentinels)) => {
-                // Half of the time is for the Sentinels, half for the primary.
-                (Box::pin(self.ask(sentinels, within / 2)).await?, within / 2)
-            }
-            (Endpoint::Sentinels { master, .. }, None) => {
-                return Err(ConnectionError::UnknownMaster { master: master.clone() });
-            }
+    ) -> Result<(RespConnection, Primary), ConnectionError> {
+        let Some(quorum) = &self.quorum else {
+            let Endpoint::Server(address) = &self.target.endpoint else {
+                return Err(ConnectionError::UnknownMaster { master: String::new() });
+            };
+            let resp = self.handshake(address).run(within).await?.resp;
+            return Ok((resp, address.clone().into()));
         };
-        let Handshaken { resp, primary } = self.handshake(&address).run(left).await?;
-        if self.sentinels.is_some() && primary != Some(true) {
-            return Err(ConnectionError::NotPrimary { address });
+        // Half of the time is for those that name the primary, half for the primary.
+        let primary = Box::pin(self.ask(quorum, within / 2)).await?;
+        let handshake = self.handshake(&primary.address);
+        let Handshaken { mut resp, primary: says_primary } = handshake.run(within / 2).await?;
+        if says_primary != Some(true) {
+            let (address, voters) = (primary.address, quorum.electorate().voters());
+            return Err(ConnectionError::NotPrimary { address, voters });
         }
-        Ok((resp, address))
+        if let Some(term) = &primary.term {
+            let asked = tokio::time::timeout(within / 2, node_id(&mut resp, &handshake)).await;
+            let late = |_| ConnectionError::TimedOut {
+                address: primary.address.clone(),
+                after: within / 2,
+            };
+            if asked.map_err(late)?? != term.node {
+                return Err(ConnectionError::OtherNode { address: primary.address });
+            }
+        }
+        Ok((resp, primary))
     }
 
     /// The target whose primary this locates.
@@ -102,31 +146,35 @@ impl PrimaryLocator {
     pub(crate) fn handshake<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
         let credentials: &Credentials = &self.target.credentials;
         let tls = self.target.tls.as_ref();
-        Handshake { address, credentials, tls, kind: ServerKind::Redis(self.target.database) }
+        let kind = if matches!(self.target.endpoint, Endpoint::Cluster(_)) {
+            ServerKind::ClusterNode
+        } else {
+            ServerKind::Redis(self.target.database)
+        };
+        Handshake { address, credentials, tls, kind }
     }
 
-    /// Proves that this address is the primary's: if there are Sentinels, a majority of them names it, and
-    /// was asked after this call began. Waits for two rounds at most: one that is already running, and its
+    /// Proves that this is still the primary, in the same term: if others name the primary, a majority of
+    /// them names this one, and was asked after this call began. Waits for two rounds at most: one that is already running, and its
     /// own.
     pub(crate) async fn confirm(
         &self,
-        address: &Address,
+        primary: &Primary,
         within: Duration,
     ) -> Result<(), ConnectionError> {
-        let Some(sentinels) = &self.sentinels else { return Ok(()) };
-        let now = Box::pin(self.ask(sentinels, within)).await?;
-        if now == *address {
-            return Ok(());
-        }
-        Err(ConnectionError::Moved { address: address.clone(), now })
+        let Some(quorum) = &self.quorum else { return Ok(()) };
+        let now = Box::pin(self.ask(quorum, within)).await?;
+        if now.is_same(primary) { Ok(()) } else { Err(self.moved(primary, now)) }
+    }
+
+    /// The error of a connection to a server that is not the primary any more.
+    pub(crate) fn moved(&self, primary: &Primary, now: Primary) -> ConnectionError {
+        let voters = self.quorum.as_ref().map_or("", |quorum| quorum.electorate().voters());
+        ConnectionError::Moved { address: primary.address.clone(), voters, now: now.address }
     }
 
     /// The primary, by a round of questions that begins after this call.
-    async fn ask(
-        &self,
-        sentinels: &Sentinels,
-        within: Duration,
-    ) -> Result<Address, ConnectionError> {
+    async fn ask(&self, quorum: &Quorum, within: Duration) -> Result<Primary, ConnectionError> {
         let before = self.rounds.begun.load(Ordering::SeqCst);
         let _turn = self.rounds.turn.lock().await;
         {
@@ -138,10 +186,10 @@ impl PrimaryLocator {
             }
         }
         let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let answer = sentinels.primary(within).await;
+        let answer = quorum.primary(within).await;
         if let Ok(primary) = &answer {
             self.named.send_if_modified(|named| {
-                let is_new = named.as_ref() != Some(primary);
+                let is_new = named.as_ref().is_none_or(|named| !named.is_same(primary));
                 *named = Some(primary.clone());
                 is_new
             });
@@ -151,25 +199,42 @@ impl PrimaryLocator {
         answer
     }
 
-    /// The primary that a majority of the Sentinels named last, if it is not this address.
-    pub(crate) fn successor_of(&self, address: &Address) -> Option<Address> {
+    /// The primary that a majority named last, if it is not this one.
+    pub(crate) fn successor_of(&self, primary: &Primary) -> Option<Primary> {
         let named = self.named.borrow();
-        named.as_ref().filter(|named| *named != address).cloned()
+        named.as_ref().filter(|named| !named.is_same(primary)).cloned()
     }
 
-    /// Waits until a majority of the Sentinels names another primary than this one; for ever without
-    /// Sentinels.
+    /// Waits until a majority names another primary than this one; for ever at a fixed address.
     pub(crate) fn wait_until_moved(
         &self,
-        address: Address,
+        primary: Primary,
     ) -> impl Future<Output = ()> + Send + use<> {
         let mut named = self.named.subscribe();
         async move {
-            let other = |named: &Option<Address>| named.as_ref().is_some_and(|it| *it != address);
+            let other =
+                |named: &Option<Primary>| named.as_ref().is_some_and(|it| !it.is_same(&primary));
             if named.wait_for(other).await.is_err() {
                 // The locator was dropped: no other primary will be named.
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+/// The id of the node at the other end. An address that a node had may be another one's by now, even of
+/// another Cluster.
+async fn node_id(
+    resp: &mut RespConnection,
+    handshake: &Handshake<'_>,
+) -> Result<String, ConnectionError> {
+    let failed = |error| handshake.map_io_error(error);
+    resp.send(&[vec![b"CLUSTER", b"MYID"]]).await.map_err(failed)?;
+    match resp.reply().await.map_err(failed)? {
+        Reply::Error(said) => Err(handshake.rejection("a question (CLUSTER MYID)", &said)),
+        reply => reply.text().map(str::to_owned).ok_or_else(|| ConnectionError::NotRedis {
+            address: handshake.address.clone(),
+            hint: "",
+        }),
     }
 }

@@ -76,8 +76,9 @@ async fn subscription<F: Future<Output = ()>>(
     timeouts: Timeouts,
     sink: &impl Fn(SubscriptionEvent) -> F,
 ) -> Result<Infallible, End> {
-    let (mut resp, address) = primary.connect(timeouts.connect).await?;
-    let handshake = primary.handshake(&address);
+    let (mut resp, named) = primary.connect(timeouts.connect).await?;
+    let address = &named.address;
+    let handshake = primary.handshake(address);
     let late = || ConnectionError::TimedOut { address: address.clone(), after: timeouts.response };
     let subscribe = async {
         resp.send(&[vec![b"SUBSCRIBE", channel.as_bytes()]]).await?;
@@ -92,7 +93,7 @@ async fn subscription<F: Future<Output = ()>>(
         _ => return Err(ConnectionError::NotRedis { address: address.clone(), hint: "" }.into()),
     }
     sink(SubscriptionEvent::Gap).await;
-    let moved = primary.wait_until_moved(address.clone());
+    let moved = primary.wait_until_moved(named.clone());
     tokio::pin!(moved);
     let (mut last_message, mut is_pinged) = (Instant::now(), false);
     loop {

@@ -6,14 +6,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::credentials::{Credentials, Password, Secret};
+use crate::redis::server_info::Topology;
 use consentd_tls::ClientFiles;
+
+mod error;
+
+pub use self::error::{InvalidTarget, TargetError};
 
 /// The default port of Redis.
 const REDIS_PORT: u16 = 6379;
 /// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
-/// The maximum number of Sentinels in a URL. Usual numbers are three and five.
-pub(crate) const MAX_SENTINELS: usize = 32;
+/// The maximum number of Sentinels, or of nodes of a Cluster, in a URL. Usual numbers are three to six.
+const MAX_NODES: usize = 32;
 /// The highest number of a database. Redis has 16 databases by default.
 const MAX_DATABASE: u32 = 65_535;
 
@@ -30,7 +35,7 @@ pub struct Target {
     described: String,
 }
 
-/// The primary's address, or the Sentinels that name it.
+/// The primary's address, or the Sentinels or nodes that name it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Endpoint {
     /// The server at a fixed address.
@@ -44,6 +49,8 @@ pub(crate) enum Endpoint {
         /// The credentials for the Sentinels.
         credentials: Credentials,
     },
+    /// The node of a Cluster that owns the ledger's slot. These nodes are asked first, and name the others.
+    Cluster(Vec<Address>),
 }
 
 /// The address of one server.
@@ -93,86 +100,6 @@ pub struct TargetOptions {
     pub accept_unfenced: bool,
 }
 
-/// Why a setting of the connection is invalid. Its text quotes nothing that may be a password.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum TargetError {
-    /// The scheme is not one of Redis.
-    #[error(
-        "is not an address of a Redis: give redis://HOST:PORT, rediss://HOST:PORT (TLS), \
-         redis+unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER"
-    )]
-    Scheme,
-    /// A host, or a list of them, is missing.
-    #[error("names no host: give {0}")]
-    NoHost(&'static str),
-    /// A host is invalid.
-    #[error("has an invalid host: give {0}, an IPv6 address in brackets")]
-    Host(&'static str),
-    /// A port is invalid.
-    #[error(
-        "has an invalid port: a port is from 1 to 65535; and where a password holds a : / ? # \
-         or @, write %3A %2F %3F %23 or %40 for it"
-    )]
-    Port,
-    /// There is an @ after the host.
-    #[error(
-        "has an @ after its host: where a user or password holds a / ? # or @, write %2F %3F %23 \
-         or %40 for it"
-    )]
-    StrayAt,
-    /// A % is not followed by two hexadecimal digits.
-    #[error(
-        "has a % in its user or password that is not followed by two hexadecimal digits: write % as %25"
-    )]
-    Percent,
-    /// The path is not the number of a database.
-    #[error(
-        "has a path that is not a database: end it with /N, N from 0 to {MAX_DATABASE}, or with the port"
-    )]
-    Database,
-    /// Unknown settings follow the `?`.
-    #[error("has unknown settings after a ?: {0}")]
-    Query(&'static str),
-    /// The socket's path is missing or relative.
-    #[error("needs the socket's whole path, as in redis+unix:///run/redis/redis.sock?db=0")]
-    Path,
-    /// The primary's name is missing.
-    #[error(
-        "does not say what the Sentinels call the primary: end it with /MASTER, as in \
-         redis+sentinel://host:26379,host:26379/mymaster"
-    )]
-    Master,
-    /// There are several hosts, and the scheme allows one.
-    #[error("names several hosts: only redis+sentinel://HOST:PORT,HOST:PORT/MASTER does")]
-    Several,
-    /// There are too many Sentinels.
-    #[error("names more than {MAX_SENTINELS} Sentinels")]
-    TooManySentinels,
-    /// A setting is given twice.
-    #[error("is given twice, here and {0}: give it once")]
-    Twice(&'static str),
-    /// A file for TLS is given, and the scheme is without TLS.
-    #[error("is for TLS, and --ledger is without: give rediss:// or rediss+sentinel://")]
-    NoTls,
-    /// Either a certificate or a key is given, and both are needed.
-    #[error("needs {0} too: a certificate and its key go together")]
-    Half(&'static str),
-    /// A setting for Sentinels is given, and the URL has none.
-    #[error("is for Sentinels, and --ledger names none: give redis+sentinel://HOST:PORT/MASTER")]
-    NoSentinels,
-}
-
-/// An invalid setting of the connection.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{why}")]
-pub struct InvalidTarget {
-    /// The setting's flag.
-    pub setting: &'static str,
-    /// What is wrong with it.
-    #[source]
-    pub why: TargetError,
-}
-
 impl Target {
     /// Combines a URL and the other settings.
     ///
@@ -197,10 +124,14 @@ impl Target {
         self.accept_unfenced
     }
 
-    /// Whether the primary is located by Sentinels.
+    /// How the primary is located.
     #[must_use]
-    pub fn has_sentinels(&self) -> bool {
-        matches!(self.endpoint, Endpoint::Sentinels { .. })
+    pub fn topology(&self) -> Topology {
+        match self.endpoint {
+            Endpoint::Server(_) => Topology::Single,
+            Endpoint::Sentinels { .. } => Topology::Sentinels,
+            Endpoint::Cluster(_) => Topology::Cluster,
+        }
     }
 
     /// Whether a text is the URL of a Redis and contains a password.
@@ -241,6 +172,7 @@ enum Scheme {
     Tcp { tls: bool },
     Unix,
     Sentinel { tls: bool },
+    Cluster { tls: bool },
 }
 
 impl Scheme {
@@ -252,6 +184,8 @@ impl Scheme {
             "redis+unix" | "redis+socket" | "redis-socket" | "unix" => Self::Unix,
             "redis+sentinel" | "redis-sentinel" => Self::Sentinel { tls: false },
             "rediss+sentinel" | "rediss-sentinel" => Self::Sentinel { tls: true },
+            "redis+cluster" | "redis-cluster" | "valkey+cluster" => Self::Cluster { tls: false },
+            "rediss+cluster" | "rediss-cluster" | "valkeys+cluster" => Self::Cluster { tls: true },
             _ => return None,
         })
     }
@@ -272,7 +206,7 @@ impl ParsedUrl {
         let scheme = Scheme::named(scheme).ok_or(TargetError::Scheme)?;
         match scheme {
             Scheme::Unix => Self::unix(scheme, rest),
-            Scheme::Tcp { .. } | Scheme::Sentinel { .. } => {
+            Scheme::Tcp { .. } | Scheme::Sentinel { .. } | Scheme::Cluster { .. } => {
                 Self::hosts(scheme, rest.strip_prefix("//").ok_or(TargetError::Scheme)?)
             }
         }
@@ -304,7 +238,7 @@ impl ParsedUrl {
         Ok(Self { scheme, endpoint, user, password, database })
     }
 
-    /// Parses what follows `redis://` or `redis+sentinel://`.
+    /// Parses what follows `redis://`, `redis+sentinel://` or `redis+cluster://`.
     fn hosts(scheme: Scheme, rest: &str) -> Result<Self, TargetError> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, behind) = rest.split_at(end);
@@ -330,6 +264,13 @@ impl ParsedUrl {
                 (Endpoint::Server(address(hosts, REDIS_PORT, "redis://HOST:PORT")?), first)
             }
             Scheme::Sentinel { .. } => (named(hosts, first)?, path.next().unwrap_or_default()),
+            Scheme::Cluster { .. } if !first.is_empty() => {
+                return Err(TargetError::ClusterDatabase);
+            }
+            Scheme::Cluster { .. } => {
+                const RIGHT: &str = "redis+cluster://HOST:PORT,HOST:PORT";
+                (Endpoint::Cluster(addresses(hosts, REDIS_PORT, RIGHT)?), first)
+            }
         };
         let database = match (number, path.next()) {
             ("", None) => None,
@@ -354,6 +295,10 @@ impl ParsedUrl {
         if options.database.is_some_and(|number| number > MAX_DATABASE) {
             return wrong("--ledger-database", TargetError::Database);
         }
+        let is_cluster = matches!(self.endpoint, Endpoint::Cluster(_));
+        if is_cluster && options.database.is_some_and(|number| number != 0) {
+            return wrong("--ledger-database", TargetError::ClusterDatabase);
+        }
         // A file takes precedence over a password in the environment, which may be meant for another
         // command.
         let said = self.password.or(options.password);
@@ -370,13 +315,15 @@ impl ParsedUrl {
             Endpoint::Sentinels { credentials, .. } => *credentials = at_sentinels,
             // A flag for Sentinels is an error; a password in the environment may be meant for another
             // command.
-            Endpoint::Server(_) if at_sentinels.user.is_some() => {
+            Endpoint::Server(_) | Endpoint::Cluster(_) if at_sentinels.user.is_some() => {
                 return wrong("--ledger-sentinel-user", TargetError::NoSentinels);
             }
-            Endpoint::Server(_) if matches!(at_sentinels.password, Password::File(_)) => {
+            Endpoint::Server(_) | Endpoint::Cluster(_)
+                if matches!(at_sentinels.password, Password::File(_)) =>
+            {
                 return wrong("--ledger-sentinel-password-file", TargetError::NoSentinels);
             }
-            Endpoint::Server(_) => {}
+            Endpoint::Server(_) | Endpoint::Cluster(_) => {}
         }
         let database = self.database.or(options.database).unwrap_or(0);
         let described = described(&self.endpoint, tls.is_some(), database);
@@ -401,7 +348,11 @@ fn tls_files(
 ) -> Result<Option<ClientFiles>, InvalidTarget> {
     const FLAGS: [&str; 3] = ["--ledger-ca-file", "--ledger-cert-file", "--ledger-key-file"];
     let wrong = |setting, why| Err(InvalidTarget { setting, why });
-    if !matches!(scheme, Scheme::Tcp { tls: true } | Scheme::Sentinel { tls: true }) {
+    let has_tls = match scheme {
+        Scheme::Unix => false,
+        Scheme::Tcp { tls } | Scheme::Sentinel { tls } | Scheme::Cluster { tls } => tls,
+    };
+    if !has_tls {
         let given = [&ca, &certificate, &key].into_iter().zip(FLAGS);
         let flag = given.filter(|(file, _)| file.is_some()).map(|(_, flag)| flag).next();
         return flag.map_or(Ok(None), |flag| wrong(flag, TargetError::NoTls));
@@ -478,18 +429,21 @@ fn address(text: &str, port: u16, right: &'static str) -> Result<Address, Target
     Ok(Address::Tcp(host.into(), port))
 }
 
-fn named(hosts: &str, master: &str) -> Result<Endpoint, TargetError> {
-    const RIGHT: &str = "redis+sentinel://HOST:PORT,HOST:PORT/MASTER";
-    let mut sentinels = Vec::new();
+/// Parses a list of hosts with optional ports; one that is given twice counts once.
+fn addresses(hosts: &str, port: u16, right: &'static str) -> Result<Vec<Address>, TargetError> {
+    let mut all = Vec::new();
     for host in hosts.split(',').map(str::trim) {
-        let sentinel = address(host, SENTINEL_PORT, RIGHT)?;
-        if !sentinels.contains(&sentinel) {
-            sentinels.push(sentinel);
+        let one = address(host, port, right)?;
+        if !all.contains(&one) {
+            all.push(one);
         }
     }
-    if sentinels.len() > MAX_SENTINELS {
-        return Err(TargetError::TooManySentinels);
-    }
+    if all.len() > MAX_NODES { Err(TargetError::TooMany) } else { Ok(all) }
+}
+
+fn named(hosts: &str, master: &str) -> Result<Endpoint, TargetError> {
+    const RIGHT: &str = "redis+sentinel://HOST:PORT,HOST:PORT/MASTER";
+    let sentinels = addresses(hosts, SENTINEL_PORT, RIGHT)?;
     let master = decoded(master)?;
     if master.is_empty() || master.contains(char::is_whitespace) {
         return Err(TargetError::Master);
@@ -499,15 +453,17 @@ fn named(hosts: &str, master: &str) -> Result<Endpoint, TargetError> {
 
 fn described(endpoint: &Endpoint, tls: bool, database: u32) -> String {
     let s = if tls { "s" } else { "" };
+    let list =
+        |hosts: &[Address]| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let (base, slash) = match endpoint {
         Endpoint::Server(Address::Unix(path)) => {
             (format!("redis+unix://{}", path.display()), "?db=")
         }
         Endpoint::Server(address) => (format!("redis{s}://{address}"), "/"),
         Endpoint::Sentinels { sentinels, master, .. } => {
-            let list = sentinels.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            (format!("redis{s}+sentinel://{list}/{master}"), "/")
+            (format!("redis{s}+sentinel://{}/{master}", list(sentinels)), "/")
         }
+        Endpoint::Cluster(nodes) => (format!("redis{s}+cluster://{}", list(nodes)), "/"),
     };
     if database == 0 { base } else { format!("{base}{slash}{database}") }
 }

@@ -36,12 +36,12 @@ fn persistence_is_derived_from_info_and_config() {
     assert_eq!(read(REDIS, &[("save", "3600 1 300 100")]).durability, Persistence::Snapshots);
     let durable = with("aof_enabled:0", "aof_enabled:1");
     assert_eq!(durable.durability, Persistence::AppendOnly(Fsync::EverySecond));
-    assert_eq!(durable.verdict(false, false), Ok(vec![]));
+    assert_eq!(durable.verdict(Topology::Single, false), Ok(vec![]));
     let hidden = read(&REDIS.replace("aof_enabled:0", "aof_enabled:1"), &[]);
     assert_eq!(hidden.durability, Persistence::AppendOnly(Fsync::Unstated));
-    let memory = read(REDIS, &[("save", "")]).verdict(false, false);
+    let memory = read(REDIS, &[("save", "")]).verdict(Topology::Single, false);
     assert_eq!(memory, Ok(vec![Warning::MemoryAlone]));
-    let failing = with("bgsave_status:ok", "bgsave_status:err").verdict(false, false);
+    let failing = with("bgsave_status:ok", "bgsave_status:err").verdict(Topology::Single, false);
     assert_eq!(failing, Ok(vec![Warning::SnapshotsAlone, Warning::CannotSave]));
 }
 
@@ -57,24 +57,26 @@ fn server_that_would_lose_opt_outs_is_unsupported() {
         ("role:master", "role:slave", UnsupportedServer::Replica),
         ("cluster_enabled:0", "cluster_enabled:1", UnsupportedServer::Cluster),
     ] {
-        assert_eq!(with(from, to).verdict(false, false), Err(unfit), "{to}");
+        assert_eq!(with(from, to).verdict(Topology::Single, false), Err(unfit), "{to}");
     }
-    assert!(with("policy:noeviction", "policy:volatile-lru").verdict(false, false).is_ok());
+    assert!(
+        with("policy:noeviction", "policy:volatile-lru").verdict(Topology::Single, false).is_ok()
+    );
 }
 
 #[test]
 fn unfenced_primary_is_a_warning_or_unsupported() {
     let alone = with("aof_enabled:0", "aof_enabled:1");
-    assert_eq!(alone.verdict(false, false), Ok(vec![]));
+    assert_eq!(alone.verdict(Topology::Single, false), Ok(vec![]));
     // Behind Sentinels one without replicas may be one that was cut off.
-    assert_eq!(alone.verdict(true, false), Err(UnsupportedServer::Unfenced));
-    assert_eq!(alone.verdict(true, true), Ok(vec![Warning::Unfenced]));
+    assert_eq!(alone.verdict(Topology::Sentinels, false), Err(UnsupportedServer::Unfenced));
+    assert_eq!(alone.verdict(Topology::Sentinels, true), Ok(vec![Warning::Unfenced]));
     let followed = with("connected_slaves:0", "connected_slaves:2");
-    assert!(followed.verdict(false, false).unwrap().contains(&Warning::Unfenced));
-    assert_eq!(followed.verdict(true, false), Err(UnsupportedServer::Unfenced));
+    assert!(followed.verdict(Topology::Single, false).unwrap().contains(&Warning::Unfenced));
+    assert_eq!(followed.verdict(Topology::Sentinels, false), Err(UnsupportedServer::Unfenced));
     let fenced = with("connected_slaves:0", "connected_slaves:2\r\nmin_slaves_good_slaves:2");
     assert!(fenced.is_fenced && fenced.replicas == 2);
-    assert_eq!(fenced.verdict(true, false), Ok(vec![Warning::SnapshotsAlone]));
+    assert_eq!(fenced.verdict(Topology::Sentinels, false), Ok(vec![Warning::SnapshotsAlone]));
 }
 
 #[test]
@@ -85,7 +87,7 @@ fn valkey_is_checked_by_its_compatible_redis_version() {
     );
     let fitness = read(&info, &[]);
     assert_eq!((fitness.version, fitness.called.as_str()), ((7, 2, 4), "valkey 8.0.1"));
-    assert!(fitness.verdict(false, false).is_ok());
+    assert!(fitness.verdict(Topology::Single, false).is_ok());
     assert!(matches!(ServerInfo::parse("", &[]), Err(ServerInfoError::Silent("redis_version"))));
     assert_eq!(version("7.4-rc1"), Some((7, 4, 0)));
 }

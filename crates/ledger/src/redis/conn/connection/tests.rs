@@ -12,7 +12,7 @@ use std::time::Duration;
 use self::servers::{Server, in_time};
 use super::*;
 use crate::redis::conn::url::TargetOptions;
-use crate::redis::server_info::{self, Fsync, Persistence, UnsupportedServer, Warning};
+use crate::redis::server_info::{self, Fsync, Persistence, Topology, UnsupportedServer, Warning};
 
 fn link(url: &str, options: TargetOptions) -> ConnectionManager {
     ConnectionManager::new(Arc::new(Target::new(url, options).unwrap()))
@@ -23,7 +23,7 @@ async fn refusal(connections: &ConnectionManager) -> String {
     connections
         .connection()
         .await
-        .map(|connection| connection.address.to_string())
+        .map(|connection| connection.primary.address.to_string())
         .unwrap_err()
         .to_string()
 }
@@ -43,7 +43,7 @@ async fn socket_and_port_reach_the_same_server() {
     let server = Server::start(&["--databases", "4"]).await;
     let by_socket = link(&server.socket_url(), TargetOptions::default());
     let connection = connected(&by_socket).await;
-    assert_eq!(connection.address.to_string(), server.socket().display().to_string());
+    assert_eq!(connection.primary.address.to_string(), server.socket().display().to_string());
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SELECT").arg(3).query_async(&mut redis).await.unwrap();
     let () = redis::cmd("SET").arg("here").arg("yes").query_async(&mut redis).await.unwrap();
@@ -200,7 +200,7 @@ async fn real_servers_are_classified_by_their_configuration() {
     let memory = Server::start(&["--save", ""]).await;
     let fitness = fitness_of(&memory, None).await;
     assert_eq!(fitness.durability, Persistence::Memory);
-    assert_eq!(fitness.verdict(false, false), Ok(vec![Warning::MemoryAlone]));
+    assert_eq!(fitness.verdict(Topology::Single, false), Ok(vec![Warning::MemoryAlone]));
     // A sidecar's user may not read the configuration.
     let user = ["--user", "sidecar", "on", "nopass", "~*", "&*", "+@all", "-config"];
     let saving = Server::start(&[&["--save", "60 1"], &user[..]].concat()).await;
@@ -212,26 +212,27 @@ async fn real_servers_are_classified_by_their_configuration() {
     let fitness = fitness_of(&durable, None).await;
     assert_eq!(fitness.durability, Persistence::AppendOnly(Fsync::Always));
     assert!(fitness.is_fenced && fitness.can_save && fitness.version >= (7, 0, 0));
-    assert_eq!(fitness.verdict(true, false), Ok(vec![]));
+    assert_eq!(fitness.verdict(Topology::Sentinels, false), Ok(vec![]));
     let evicting = Server::start(&["--maxmemory-policy", "allkeys-lru"]).await;
-    let unfit = fitness_of(&evicting, None).await.verdict(false, false);
+    let unfit = fitness_of(&evicting, None).await.verdict(Topology::Single, false);
     assert_eq!(unfit, Err(UnsupportedServer::Evicting("allkeys-lru".to_owned())));
     let (host, port) = ("127.0.0.1", memory.port().to_string());
     let replica = Server::start(&["--replicaof", &format!("{host} {port}")]).await;
     assert_eq!(
-        fitness_of(&replica, None).await.verdict(false, false),
+        fitness_of(&replica, None).await.verdict(Topology::Single, false),
         Err(UnsupportedServer::Replica)
     );
     let followed = in_time("the replica", async || {
         Some(fitness_of(&memory, None).await).filter(|fitness| fitness.replicas == 1)
     });
-    let warnings = followed.await.verdict(false, false).unwrap();
+    let warnings = followed.await.verdict(Topology::Single, false).unwrap();
     assert_eq!(warnings, [Warning::MemoryAlone, Warning::Unfenced]);
     // The port of its bus would otherwise be one of those that the system gives to any connection.
     let bus = servers::free_port().to_string();
     let cluster = Server::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
-    assert_eq!(
-        fitness_of(&cluster, None).await.verdict(false, false),
-        Err(UnsupportedServer::Cluster)
-    );
+    let said = refusal(&link(&cluster.url(), TargetOptions::default())).await;
+    assert!(said.contains("is a node of a Cluster: give redis+cluster://"), "{said}");
+    let url = format!("redis+cluster://127.0.0.1:{}", cluster.port());
+    let said = refusal(&link(&url, TargetOptions::default())).await;
+    assert!(said.contains("no majority of the 0 primaries of the Cluster"), "{said}");
 }

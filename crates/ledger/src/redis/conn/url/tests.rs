@@ -57,8 +57,21 @@ fn url_of_sentinels_has_the_name_of_the_primary() {
     assert_eq!((given(&target), target.database), ((Some("u"), Some("p")), 2));
     let described = "redis+sentinel://a:26379,b:1,[::1]:26379/my-master/2";
     assert_eq!(target.describe(), described);
-    assert!(target.has_sentinels() && target.tls.is_none());
+    assert!(target.topology() == Topology::Sentinels && target.tls.is_none());
     assert!(read("rediss+sentinel://a/m").tls.is_some());
+}
+
+#[test]
+fn url_of_a_cluster_has_nodes_and_no_database() {
+    let target = read("redis+cluster://u:p@a,b:7001,a:6379,[::1]:7002/");
+    let nodes = vec![tcp("a", 6379), tcp("b", 7001), tcp("::1", 7002)];
+    assert_eq!(target.endpoint, Endpoint::Cluster(nodes));
+    assert_eq!((given(&target), target.topology()), ((Some("u"), Some("p")), Topology::Cluster));
+    assert_eq!(target.describe(), "redis+cluster://a:6379,b:7001,[::1]:7002");
+    assert!(target.tls.is_none() && read("rediss+cluster://a").tls.is_some());
+    let database = TargetOptions { database: Some(1), ..TargetOptions::default() };
+    let refused = Target::new("redis+cluster://a", database).unwrap_err();
+    assert_eq!((refused.setting, refused.why), ("--ledger-database", TargetError::ClusterDatabase));
 }
 
 #[test]
@@ -122,12 +135,14 @@ fn invalid_url_is_rejected_with_a_remedy() {
         ("redis+sentinel://a,b", "/mymaster"),
         ("redis+sentinel://a,b/", "/mymaster"),
         ("redis+sentinel://a,/m", "names no host"),
+        ("redis+cluster://a,b/0", "database 0 alone"),
+        ("redis+cluster://a,,b", "names no host"),
         ("redis://u:5%z@h", "%25"),
     ] {
         let said = refused(url);
         assert!(said.contains(part), "{url}: {said}");
     }
-    let many = (0..=MAX_SENTINELS).map(|n| format!("h{n}")).collect::<Vec<_>>().join(",");
+    let many = (0..=MAX_NODES).map(|n| format!("h{n}")).collect::<Vec<_>>().join(",");
     assert!(refused(&format!("redis+sentinel://{many}/m")).contains("more than 32"));
 }
 

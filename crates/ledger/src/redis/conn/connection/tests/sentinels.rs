@@ -66,7 +66,7 @@ async fn majority_decides_and_failover_is_followed() {
     let connection = connections.connection().await.unwrap();
     let (events, _task) = listening_on(primary);
     until("the subscription", &events, 1, is_gap).await;
-    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{old}"));
+    assert_eq!(connection.primary.address.to_string(), format!("127.0.0.1:{old}"));
     connections.confirm_primary(&connection).await.unwrap();
     // A single answer of three Sentinels is not a majority.
     for silent in &fleet.sentinels[1..] {
@@ -100,9 +100,9 @@ async fn majority_decides_and_failover_is_followed() {
     // A pending command on another manager's connection fails at once, and that manager moves as well.
     let dropped = tokio::time::timeout(Duration::from_secs(5), waiting).await;
     dropped.expect("it does not wait for the old primary").unwrap().unwrap_err();
-    assert_eq!(connected(&appends).await.address.to_string(), format!("127.0.0.1:{new}"));
+    assert_eq!(connected(&appends).await.primary.address.to_string(), format!("127.0.0.1:{new}"));
     let connection = connected(&connections).await;
-    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{new}"));
+    assert_eq!(connection.primary.address.to_string(), format!("127.0.0.1:{new}"));
     connections.confirm_primary(&connection).await.unwrap();
     let mut redis = connection.redis.clone();
     let () = redis::cmd("SET").arg("a").arg(1).query_async(&mut redis).await.unwrap();
@@ -126,7 +126,8 @@ async fn replica_named_as_primary_is_rejected() {
     sentinel.signal(Signal::CONT);
     let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port());
     let attempt = link(&url, TargetOptions::default()).connection().await;
-    let said = attempt.map(|connection| connection.address.to_string()).unwrap_err().to_string();
+    let said =
+        attempt.map(|connection| connection.primary.address.to_string()).unwrap_err().to_string();
     assert!(said.contains("no primary, though the Sentinels name it"), "{said}");
 }
 
@@ -143,7 +144,7 @@ async fn sentinels_have_credentials_of_their_own() {
         ..TargetOptions::default()
     };
     let connection = link(&by_name("mymaster"), with(Some("hunter2"))).connection().await.unwrap();
-    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{}", primary.port()));
+    assert_eq!(connection.primary.address.to_string(), format!("127.0.0.1:{}", primary.port()));
     let said = refusal(&link(&by_name("mymaster"), with(None))).await;
     assert!(said.contains("--ledger-sentinel-password-file"), "{said}");
     let said = refusal(&link(&by_name("mymaster"), with(Some("other")))).await;

@@ -71,7 +71,7 @@ async fn client_and_server_certificates_are_verified() {
     };
     let connection = link(&url, whole()).connection().await.unwrap();
     assert_eq!(whoami(&connection).await, "default");
-    assert_eq!(connection.address.to_string(), format!("localhost:{}", server.port()));
+    assert_eq!(connection.primary.address.to_string(), format!("localhost:{}", server.port()));
     let said = refusal(&link(&url, with_ca())).await;
     assert!(said.contains("--ledger-cert-file"), "without a certificate: {said}");
     let said = refusal(&link(&url, TargetOptions { ca_file: None, ..whole() })).await;
@@ -163,7 +163,7 @@ async fn sentinels_and_their_primary_are_reached_over_tls() {
     };
     let connections = link(&format!("rediss+sentinel://127.0.0.1:{port}/mymaster"), options);
     let connection = connections.connection().await.unwrap();
-    assert_eq!(connection.address.to_string(), format!("127.0.0.1:{}", primary.port()));
+    assert_eq!(connection.primary.address.to_string(), format!("127.0.0.1:{}", primary.port()));
     assert_eq!(whoami(&connection).await, "default");
     connections.confirm_primary(&connection).await.unwrap();
 }

@@ -1,0 +1,177 @@
+//! What a node of a Cluster is asked about the owner of a slot, and its answer.
+//!
+//! A node elects a replica to succeed its primary only with the votes of a majority of the primaries that
+//! serve slots, and each change of a slot's owner has a higher config epoch than the one before. So these
+//! primaries are the voters, and the owner's config epoch is its term. What lies beyond that: an operator's
+//! `CLUSTER FAILOVER TAKEOVER`, which asks nobody.
+
+use redis::Value;
+
+use super::handshake::{ConnectionError, Handshake};
+use super::primary::{Primary, Term};
+use super::quorum::{Answer, text};
+use super::url::Address;
+
+/// The question to one node.
+pub(super) fn question() -> redis::Pipeline {
+    let mut question = redis::pipe();
+    question.cmd("CLUSTER").arg("NODES");
+    question
+}
+
+/// Reads the reply.
+pub(super) fn answer(
+    replies: &[Value],
+    slot: u16,
+    handshake: &Handshake<'_>,
+) -> Result<Answer, ConnectionError> {
+    let not_node = || ConnectionError::NotRedis { address: handshake.address.clone(), hint: "" };
+    match replies {
+        [Value::ServerError(error)] => {
+            Err(handshake.refused_question("a question (CLUSTER NODES)", error))
+        }
+        [nodes] => {
+            let nodes = text(nodes).ok_or_else(not_node)?;
+            View { asked: handshake.address, has_tls: handshake.tls.is_some() }
+                .parse(nodes, slot)
+                .ok_or_else(not_node)
+        }
+        _ => Err(not_node()),
+    }
+}
+
+/// How a node's reply is read.
+struct View<'a> {
+    /// The address at which the node was asked.
+    asked: &'a Address,
+    /// Whether the connections have TLS, whose certificates name hosts.
+    has_tls: bool,
+}
+
+/// One line of the reply.
+struct Node<'a> {
+    id: &'a str,
+    address: Option<Address>,
+    is_self: bool,
+    is_primary: bool,
+    epoch: u64,
+    slots: Vec<&'a str>,
+}
+
+impl Node<'_> {
+    fn is_voter(&self) -> bool {
+        self.is_primary && !self.slots.is_empty()
+    }
+
+    fn owns(&self, slot: u16) -> bool {
+        self.is_primary && self.slots.iter().any(|range| contains(range, slot))
+    }
+}
+
+/// Whether a range of slots, such as `0-5460` or `5461`, contains a slot.
+fn contains(range: &str, slot: u16) -> bool {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let ends = (first.parse::<u16>(), last.parse::<u16>());
+    matches!(ends, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+}
+
+impl View<'_> {
+    /// Reads the whole reply; `None` if it is not one of a node.
+    fn parse(&self, text: &str, slot: u16) -> Option<Answer> {
+        let nodes: Vec<_> = text.lines().map(|line| self.node(line)).collect::<Option<_>>()?;
+        let own = nodes.iter().find(|node| node.is_self)?;
+        let owner = nodes.iter().find(|node| node.owns(slot));
+        let primary = owner.and_then(|owner| {
+            let term = Some(Term { node: owner.id.to_owned(), epoch: owner.epoch });
+            Some(Primary { address: owner.address.clone()?, term })
+        });
+        let others = nodes.iter().filter(|node| node.is_voter() && !node.is_self);
+        let others = others
+            .map(|node| (node.id.to_owned(), node.address.clone().unwrap_or(self.asked.clone())));
+        Some(Answer {
+            id: own.id.to_owned(),
+            is_voter: own.is_voter(),
+            primary,
+            others: others.collect(),
+        })
+    }
+
+    /// Reads one line: id, address, flags, the id of its primary, two times, the config epoch, the state
+    /// of the link, and the ranges of slots. Slots on their way are in brackets, behind the others.
+    fn node<'t>(&self, line: &'t str) -> Option<Node<'t>> {
+        let mut words = line.split(' ');
+        let (id, address, flags) = (words.next()?, words.next()?, words.next()?);
+        let (_primary, _ping, _pong, epoch) =
+            (words.next()?, words.next()?, words.next()?, words.next()?);
+        let _link = words.next()?;
+        let has = |flag: &str| flags.split(',').any(|one| one == flag);
+        let is_self = has("myself");
+        let address = if has("noaddr") { None } else { self.address(address) };
+        Some(Node {
+            id,
+            // A node that never met another one does not know its own address.
+            address: address.or_else(|| is_self.then(|| self.asked.clone())),
+            is_self,
+            is_primary: has("master"),
+            epoch: epoch.parse().ok()?,
+            slots: words.filter(|word| !word.is_empty() && !word.starts_with('[')).collect(),
+        })
+    }
+
+    /// Reads an address, `ip:port@busport[,hostname[,more]]`. With TLS the host's name is taken where the
+    /// node announces one, because certificates rarely contain addresses.
+    fn address(&self, text: &str) -> Option<Address> {
+        let mut parts = text.split(',');
+        let (ip, port) = parts.next()?.split_once('@')?.0.rsplit_once(':')?;
+        let name = parts.next().filter(|name| self.has_tls && !name.is_empty());
+        let host = name.unwrap_or(ip);
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        (!host.is_empty()).then(|| Address::Tcp(host.into(), port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(host: &str, port: u16) -> Address {
+        Address::Tcp(host.into(), port)
+    }
+
+    fn parse(has_tls: bool, text: &str) -> Option<Answer> {
+        View { asked: &at("asked", 7), has_tls }.parse(text, 4659)
+    }
+
+    const NODES: &str = "\
+        aa 10.0.0.1:7000@17000,one.example,shard-id=x myself,master - 0 0 1 connected 0-4658 4660\n\
+        bb 10.0.0.2:7000@17000,two.example master - 0 1 5 connected 4659 [4661->-aa]\n\
+        cc 10.0.0.3:7000@17000 slave aa 0 1 1 connected\n\
+        dd 10.0.0.4:7000@17000 master,fail - 0 1 3 disconnected 5000-16383\n\
+        ee :0@0 master,noaddr - 0 1 0 disconnected\n";
+
+    #[test]
+    fn owner_and_voters_are_read_from_the_nodes_of_a_cluster() {
+        let answer = parse(false, NODES).unwrap();
+        assert_eq!((answer.id.as_str(), answer.is_voter), ("aa", true));
+        let term = Some(Term { node: "bb".to_owned(), epoch: 5 });
+        assert_eq!(answer.primary, Some(Primary { address: at("10.0.0.2", 7000), term }));
+        let expected = [("bb", at("10.0.0.2", 7000)), ("dd", at("10.0.0.4", 7000))];
+        assert_eq!(answer.others, expected.map(|(id, at)| (id.to_owned(), at)));
+        // Certificates name hosts.
+        assert_eq!(parse(true, NODES).unwrap().primary.unwrap().address, at("two.example", 7000));
+    }
+
+    #[test]
+    fn node_alone_or_without_slots_is_read_as_it_is() {
+        let alone = "aa :7000@17000 myself,master - 0 0 0 connected 0-16383\n";
+        assert_eq!(parse(false, alone).unwrap().primary.unwrap().address, at("asked", 7));
+        let empty = "aa [::1]:7000@17000 myself,master - 0 0 0 connected\n";
+        let answer = parse(false, empty).unwrap();
+        assert_eq!((answer.is_voter, answer.primary), (false, None));
+        let replica = NODES.replace("myself,", "").replace("slave", "myself,slave");
+        assert!(!parse(false, &replica).unwrap().is_voter);
+        for wrong in ["", "aa 10.0.0.1:7000@17000 myself,master - 0 0 x connected", "hello"] {
+            assert!(parse(false, wrong).is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! The primary by a majority (quorum) of those that decide about failovers: the Sentinels, or the primaries
+//! of a Cluster.
+//!
+//! A voter that is cut off from the others goes on naming the primary that it knew. Therefore all of them
+//! are asked, including those that only other voters name, and more than half of all known ones must
+//! agree. Voters are identified by their own ids, because one may have several addresses.
+//!
+//! Two majorities have a voter in common. So if an append is acknowledged only after a majority, asked
+//! afterwards, has named its server, a poll of a former primary can never be confirmed later: the common
+//! voter does not go back to a former primary, except in a new term.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connection::multiplexed;
+use super::credentials::Credentials;
+use super::handshake::{ConnectionError, Handshake, ServerKind};
+use super::primary::{Primary, Term, Timeouts};
+use super::url::Address;
+use super::{cluster, sentinel};
+use consentd_tls::ClientFiles;
+
+/// The maximum number of voters that are asked. A round costs a question and an answer of each, once in
+/// a poll's period.
+const MAX_VOTERS: usize = 128;
+
+/// After how many consecutive unanswered questions a connection is closed. A distant voter may always be
+/// slower than the majority, and must not be reconnected each time; one that hangs must be.
+const MAX_MISSED: u32 = 4;
+
+/// Those that decide which server is the primary.
+#[derive(Clone, Debug)]
+pub(crate) enum Electorate {
+    /// The Sentinels of the primary with this name.
+    Sentinels {
+        /// The primary's name at the Sentinels.
+        master: String,
+    },
+    /// The primaries of a Cluster that serve slots. The primary that is sought owns this slot.
+    Cluster {
+        /// The slot.
+        slot: u16,
+    },
+}
+
+impl Electorate {
+    /// The plural of what its voters are called.
+    pub(crate) fn voters(&self) -> &'static str {
+        match self {
+            Self::Sentinels { .. } => "Sentinels",
+            Self::Cluster { .. } => "primaries of the Cluster",
+        }
+    }
+
+    /// What they are asked for.
+    fn sought(&self) -> String {
+        match self {
+            Self::Sentinels { master } => format!("one primary for {master}"),
+            Self::Cluster { slot } => format!("one owner of the ledger's slot {slot}"),
+        }
+    }
+
+    fn server_kind(&self) -> ServerKind {
+        match self {
+            Self::Sentinels { .. } => ServerKind::Sentinel,
+            Self::Cluster { .. } => ServerKind::ClusterNode,
+        }
+    }
+
+    /// The commands that ask one voter.
+    fn question(&self) -> redis::Pipeline {
+        match self {
+            Self::Sentinels { master } => sentinel::question(master),
+            Self::Cluster { .. } => cluster::question(),
+        }
+    }
+
+    /// Reads one voter's reply.
+    fn answer(
+        &self,
+        replies: &[Value],
+        handshake: &Handshake<'_>,
+    ) -> Result<Answer, ConnectionError> {
+        match self {
+            Self::Sentinels { .. } => sentinel::answer(replies, handshake),
+            Self::Cluster { slot } => cluster::answer(replies, *slot, handshake),
+        }
+    }
+
+    /// The error if every voter answers that there is no such primary.
+    fn unknown(&self) -> ConnectionError {
+        match self {
+            Self::Sentinels { master } => ConnectionError::UnknownMaster { master: master.clone() },
+            Self::Cluster { slot } => ConnectionError::UncoveredSlot { slot: *slot },
+        }
+    }
+}
+
+/// The voters about one primary, and the connections to them, kept between questions.
+pub(crate) struct Quorum {
+    configured: Vec<Address>,
+    electorate: Electorate,
+    credentials: Credentials,
+    tls: Option<ClientFiles>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The addresses of the voters that others named in the last round.
+    named: BTreeSet<Address>,
+    connections: BTreeMap<Address, VoterConnection>,
+}
+
+#[derive(Clone)]
+struct VoterConnection {
+    redis: MultiplexedConnection,
+    _driver: Arc<AbortOnDropHandle<()>>,
+    /// The number of consecutive questions that it did not answer before the round ended.
+    missed: u32,
+}
+
+/// The answer of one of those that were asked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Answer {
+    /// Its id.
+    pub(super) id: String,
+    /// Whether it is a voter.
+    pub(super) is_voter: bool,
+    /// The primary that it names; `None` if it knows none.
+    pub(super) primary: Option<Primary>,
+    /// The other voters that it knows: their ids and addresses.
+    pub(super) others: Vec<(String, Address)>,
+}
+
+impl Quorum {
+    pub(crate) fn new(
+        configured: Vec<Address>,
+        electorate: Electorate,
+        credentials: Credentials,
+        tls: Option<ClientFiles>,
+    ) -> Self {
+        Self { configured, electorate, credentials, tls, known: Mutex::default() }
+    }
+
+    /// Those that are asked.
+    pub(crate) fn electorate(&self) -> &Electorate {
+        &self.electorate
+    }
+
+    /// Asks all voters, and returns the primary that a majority names.
+    pub(crate) async fn primary(&self, within: Duration) -> Result<Primary, ConnectionError> {
+        let deadline = Instant::now() + within;
+        let mut asked: BTreeSet<Address> = self.configured.iter().cloned().collect();
+        asked.extend(self.known().named.iter().cloned());
+        let mut asking: FuturesUnordered<
+            BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
+        > = asked.iter().map(|address| self.asking(address.clone(), within)).collect();
+        // A Sentinel that is cut off may have forgotten the others. A node of a Cluster never does, and
+        // those that are configured may be replicas, which do not vote.
+        let fewest = match self.electorate {
+            Electorate::Sentinels { .. } => self.configured.len(),
+            Electorate::Cluster { .. } => 0,
+        };
+        let mut round = Round { fewest, ..Round::default() };
+        // Voters that have not answered by the deadline count as failed.
+        while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
+            match answer {
+                Err(error) => {
+                    self.known().connections.remove(&address);
+                    round.failure = Some(Arc::new(error));
+                }
+                Ok(answer) => {
+                    round.heard.insert(address);
+                    for (_, other) in &answer.others {
+                        if asked.len() < MAX_VOTERS && asked.insert(other.clone()) {
+                            asking.push(self.asking(other.clone(), within));
+                        }
+                    }
+                    round.add(answer);
+                }
+            }
+            if let Some(primary) = round.agreed() {
+                self.remember(&round, &asked);
+                return Ok(primary);
+            }
+        }
+        self.remember(&round, &asked);
+        if round.failure.is_none() && asking.is_empty() && round.is_unknown() {
+            return Err(self.electorate.unknown());
+        }
+        let failure = round.failure.take().or_else(|| {
+            let address =
+                asked.iter().find(|address| !self.known().connections.contains_key(address))?;
+            let late = ConnectionError::TimedOut { address: address.clone(), after: within };
+            Some(Arc::new(late))
+        });
+        Err(ConnectionError::NoMajority {
+            voters: self.electorate.voters(),
+            sought: self.electorate.sought(),
+            total: round.total(),
+            answered: round.voters().count(),
+            agreed: round.best().map_or(0, |(_, votes)| votes),
+            failure,
+        })
+    }
+
+    fn asking(
+        &self,
+        address: Address,
+        within: Duration,
+    ) -> BoxFuture<'_, (Address, Result<Answer, ConnectionError>)> {
+        Box::pin(async move {
+            let answer = self.ask(&address, within).await;
+            (address, answer)
+        })
+    }
+
+    /// Asks one server over its connection, or over a new one.
+    async fn ask(&self, address: &Address, within: Duration) -> Result<Answer, ConnectionError> {
+        let handshake = Handshake {
+            address,
+            credentials: &self.credentials,
+            tls: self.tls.as_ref(),
+            kind: self.electorate.server_kind(),
+        };
+        let kept = self.known().connections.get(address).cloned();
+        let is_kept = kept.is_some();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => self.connect(&handshake, within).await?,
+        };
+        match self.put(connection, &handshake, within).await {
+            // A kept connection may have been closed long ago: a new one shows whether the server works.
+            Err(ConnectionError::Closed { .. }) if is_kept => {
+                let connection = self.connect(&handshake, within).await?;
+                self.put(connection, &handshake, within).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn connect(
+        &self,
+        handshake: &Handshake<'_>,
+        within: Duration,
+    ) -> Result<VoterConnection, ConnectionError> {
+        let resp = handshake.run(within).await?.resp;
+        let timeouts = Timeouts { connect: within, response: within };
+        let (redis, driver) = multiplexed(resp, handshake.address, timeouts, pending()).await?;
+        let connection = VoterConnection { redis, _driver: Arc::new(driver), missed: 0 };
+        self.known().connections.insert(handshake.address.clone(), connection.clone());
+        Ok(connection)
+    }
+
+    /// Sends the question, and reads the answer.
+    async fn put(
+        &self,
+        mut connection: VoterConnection,
+        handshake: &Handshake<'_>,
+        within: Duration,
+    ) -> Result<Answer, ConnectionError> {
+        let mut question = self.electorate.question();
+        question.ignore_errors();
+        let failed = |error: RedisError| {
+            let address = handshake.address.clone();
+            if error.is_timeout() {
+                ConnectionError::TimedOut { address, after: within }
+            } else {
+                ConnectionError::Closed { address }
+            }
+        };
+        let replies: Vec<Value> =
+            question.query_async(&mut connection.redis).await.map_err(failed)?;
+        self.electorate.answer(&replies, handshake)
+    }
+
+    /// Remembers the addresses that this round has named, and closes the connections to all servers that
+    /// are neither named nor configured.
+    fn remember(&self, round: &Round, asked: &BTreeSet<Address>) {
+        let mut known = self.known();
+        for (address, connection) in &mut known.connections {
+            let is_missed = asked.contains(address) && !round.heard.contains(address);
+            connection.missed = if is_missed { connection.missed + 1 } else { 0 };
+        }
+        known.connections.retain(|_, connection| connection.missed < MAX_MISSED);
+        if round.answers.is_empty() {
+            return;
+        }
+        let others = round.answers.values().flat_map(|answer| &answer.others);
+        let named: BTreeSet<_> =
+            others.map(|(_, address)| address.clone()).take(MAX_VOTERS).collect();
+        known
+            .connections
+            .retain(|address, _| named.contains(address) || self.configured.contains(address));
+        known.named = named;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answers of a round so far.
+#[derive(Default)]
+struct Round {
+    /// The least number of voters that there are.
+    fewest: usize,
+    /// The answers by the ids of those that were asked.
+    answers: BTreeMap<String, Answer>,
+    /// The addresses that answered.
+    heard: BTreeSet<Address>,
+    failure: Option<Arc<ConnectionError>>,
+}
+
+/// What a vote is for: the node and its term in a Cluster, otherwise the address.
+type Candidate<'a> = (Option<&'a Term>, Option<&'a Address>);
+
+fn candidate(primary: &Primary) -> Candidate<'_> {
+    match &primary.term {
+        Some(term) => (Some(term), None),
+        None => (None, Some(&primary.address)),
+    }
+}
+
+impl Round {
+    fn add(&mut self, answer: Answer) {
+        self.answers.insert(answer.id.clone(), answer);
+    }
+
+    fn voters(&self) -> impl Iterator<Item = (&String, &Answer)> {
+        self.answers.iter().filter(|(_, answer)| answer.is_voter)
+    }
+
+    /// The number of known voters: those that answered, and those that are named by any answer.
+    fn total(&self) -> usize {
+        let others = self.answers.values().flat_map(|answer| &answer.others).map(|(id, _)| id);
+        let ids: BTreeSet<_> = self.voters().map(|(id, _)| id).chain(others).collect();
+        ids.len().max(self.fewest)
+    }
+
+    /// The primary with the most votes, and their number.
+    fn best(&self) -> Option<(Primary, usize)> {
+        let mut votes = BTreeMap::<Candidate<'_>, Vec<&Primary>>::new();
+        for primary in self.voters().filter_map(|(_, answer)| answer.primary.as_ref()) {
+            votes.entry(candidate(primary)).or_default().push(primary);
+        }
+        let (_, named) = votes.into_iter().max_by_key(|(_, named)| named.len())?;
+        // Nodes of a Cluster may know one of them by several addresses: most of them by the usual one.
+        let alike = |one: &Primary| named.iter().filter(|two| two.address == one.address).count();
+        let primary =
+            named.iter().max_by_key(|one| (alike(one), std::cmp::Reverse(&one.address)))?;
+        Some(((*primary).clone(), named.len()))
+    }
+
+    /// The primary that more than half of all known voters name.
+    fn agreed(&self) -> Option<Primary> {
+        let total = self.total();
+        self.best().filter(|(_, votes)| votes * 2 > total).map(|(primary, _)| primary)
+    }
+
+    /// Whether none of the voters that answered knows a primary.
+    fn is_unknown(&self) -> bool {
+        self.voters().next().is_some() && self.voters().all(|(_, it)| it.primary.is_none())
+    }
+}
+
+/// A reply's text.
+pub(super) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> Address {
+        Address::Tcp("10.0.0.1".into(), port)
+    }
+
+    fn poll(fewest: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
+        let mut round = Round { fewest, ..Round::default() };
+        for (id, port, others) in answers {
+            let others = others.iter().map(|other| ((*other).to_owned(), at(1))).collect();
+            let primary = port.map(|port| Primary::from(at(port)));
+            round.add(Answer { id: (*id).to_owned(), is_voter: true, primary, others });
+        }
+        round
+    }
+
+    /// A node's answer: its id, whether it serves slots, and the owner's id, epoch and port.
+    fn node(id: &str, is_voter: bool, (owner, epoch, port): (&str, u64, u16)) -> Answer {
+        let term = Some(Term { node: owner.to_owned(), epoch });
+        let others = ["a", "b", "c"].iter().filter(|other| **other != id);
+        let others = others.map(|other| ((*other).to_owned(), at(1))).collect();
+        let primary = Some(Primary { address: at(port), term });
+        Answer { id: id.to_owned(), is_voter, primary, others }
+    }
+
+    fn agreed(answers: Vec<Answer>) -> Option<Primary> {
+        let mut round = Round::default();
+        answers.into_iter().for_each(|answer| round.add(answer));
+        round.agreed()
+    }
+
+    #[test]
+    fn in_a_cluster_only_voters_count_and_only_for_one_term() {
+        let (old, new) = (("a", 1, 1), ("a", 3, 1));
+        let agree = vec![node("a", true, old), node("b", true, old)];
+        assert_eq!(agreed(agree).unwrap().address, at(1));
+        // A replica says what it knows, and has no vote.
+        assert!(agreed(vec![node("a", true, old), node("r", false, old)]).is_none());
+        // One of the two has not heard of the new term yet.
+        assert!(agreed(vec![node("a", true, new), node("b", true, old)]).is_none());
+        // Two names of one node are one node, and most use the first.
+        let names = [node("a", true, ("a", 1, 2)), node("b", true, old), node("c", true, old)];
+        let primary = agreed(names.to_vec()).unwrap();
+        assert_eq!(primary.address, at(1));
+        assert!(primary.is_same(names[0].primary.as_ref().unwrap()));
+        assert!(!primary.is_same(node("a", true, new).primary.as_ref().unwrap()));
+    }
+
+    #[test]
+    fn only_more_than_half_of_all_known_decides() {
+        // One of three, cut off with the old primary.
+        assert_eq!(poll(1, &[("a", Some(1), &["b", "c"])]).agreed(), None);
+        assert_eq!(
+            poll(1, &[("a", Some(1), &["b", "c"]), ("b", Some(1), &["a", "c"])]).agreed(),
+            Some(at(1).into())
+        );
+        // Two of four is no majority; nor are two that disagree.
+        let four: &[&str] = &["a", "b", "c", "d"];
+        assert_eq!(poll(1, &[("a", Some(1), four), ("b", Some(1), four)]).agreed(), None);
+        let split = [("a", Some(1), &["b"][..]), ("b", Some(2), &["a"][..])];
+        assert_eq!(poll(1, &split).agreed(), None);
+        // One that has forgotten the others (SENTINEL RESET) counts as one of those configured.
+        assert_eq!(poll(3, &[("a", Some(1), &[])]).agreed(), None);
+        assert_eq!(poll(1, &[("a", Some(1), &[])]).agreed(), Some(at(1).into()));
+        // One that answers at two addresses has one vote.
+        let twice = [("a", Some(1), &["b", "c"][..]), ("a", Some(1), &["b", "c"][..])];
+        assert_eq!(poll(2, &twice).agreed(), None);
+        assert!(poll(1, &[("a", None, &[])]).is_unknown());
+    }
+}
