@@ -237,7 +237,7 @@ fn record_of(record: pb::Record) -> Option<Record> {
 }
 
 /// What a message of a scope has beside its name.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct ScopeTimes {
     opt_out: Option<i64>,
     opt_in: Option<pb::OptInWord>,

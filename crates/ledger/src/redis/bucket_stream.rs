@@ -128,8 +128,11 @@ impl BucketStream {
                 () = moved => {}
             }
         });
-        let _driver = AbortOnDropHandle::new(driver);
-        link.open = Some(OpenLink { requests: requests.clone(), number, _driver });
+        link.open = Some(OpenLink {
+            requests: requests.clone(),
+            number,
+            _driver: AbortOnDropHandle::new(driver),
+        });
         Ok(requests)
     }
 }

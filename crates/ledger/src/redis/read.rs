@@ -256,13 +256,15 @@ impl Shared {
 pub(super) struct BucketPairs {
     label: Position,
     has_sentinel: bool,
-    pairs: Result<Vec<(Key, Result<Record, UnreadableRecord>)>, RedisRejection>,
+    pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
+    /// Why the whole bucket cannot be used.
+    rejection: Option<RedisRejection>,
 }
 
 impl BucketPairs {
     /// The pairs of a bucket that is read at this position.
     pub(super) fn new(label: Position) -> Self {
-        Self { label, has_sentinel: false, pairs: Ok(Vec::new()) }
+        Self { label, has_sentinel: false, pairs: Vec::new(), rejection: None }
     }
 
     /// Adds a field and its value, whose record is decoded by `decode`.
@@ -276,22 +278,21 @@ impl BucketPairs {
             self.has_sentinel = true;
             return;
         }
-        let Ok(pairs) = &mut self.pairs else { return };
         let Ok(key) = field.try_into().map(Key::from_bytes) else {
-            self.pairs = Err(RedisRejection::MalformedReply);
+            self.rejection = Some(RedisRejection::MalformedReply);
             return;
         };
         let record = match split_value(value) {
             // The pair was written by an append that failed half-way. Its value counts once that append is
             // completed: until then a fork may discard it, and no follower could detect that.
             Some((version, _)) if version.revision > self.label.revision => {
-                self.pairs = Err(RedisRejection::CutShort);
+                self.rejection = Some(RedisRejection::CutShort);
                 return;
             }
             Some((_, record)) => decode(record),
             None => Err(UnreadableRecord::Damaged),
         };
-        pairs.push((key, record));
+        self.pairs.push((key, record));
     }
 
     /// The whole bucket, once all of its fields were added.
@@ -303,8 +304,10 @@ impl BucketPairs {
         if !self.has_sentinel {
             return Err(RedisFailure::lost_key(&keyspace.bucket(number)));
         }
-        let pairs = self.pairs.map_err(RedisFailure::Rejected)?;
-        Ok(Bucket { number, label: self.label, pairs })
+        match self.rejection {
+            Some(rejection) => Err(RedisFailure::Rejected(rejection)),
+            None => Ok(Bucket { number, label: self.label, pairs: self.pairs }),
+        }
     }
 }
 
