@@ -33,7 +33,7 @@ use crate::{Bucket, LedgerError, Position, codec};
 
 /// How many buckets Redis is asked for before the first of them has arrived: enough that neither side waits
 /// for the other, and few enough that another client waits for no more than so many.
-const MAX_ASKED: usize = 3;
+const MAX_ASKED: usize = 2;
 
 /// How many callers may wait for a place among them.
 const MAX_WAITING: usize = 64;
