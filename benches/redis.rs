@@ -2,12 +2,13 @@
 //! batches and one at a time; how long a snapshot takes, and a sidecar to start, cold and warm; and
 //! what a pair takes of its memory.
 //!
-//! `cargo bench --bench redis` writes a million pairs; `-- 100000` so many.
+//! `cargo bench --bench redis` writes a million pairs; `-- 100000` so many. `-- 100000 --beside PATH` then also
+//! starts sidecars cold by turns, of this program and of another one, and divides their times.
 
 #![allow(clippy::cast_precision_loss, reason = "figures are rounded")]
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +36,9 @@ const BATCHERS: u64 = 4;
 const SINGLES: u64 = 64;
 const EACH: u64 = 500;
 
+/// How many sidecars of each program are started cold by turns.
+const ROUNDS: usize = 5;
+
 /// How many buckets are read at once.
 const READERS: u32 = 4;
 
@@ -49,11 +53,12 @@ impl Drop for Server {
 
 fn main() {
     let pairs = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
+    let other = std::env::args().skip_while(|arg| arg != "--beside").nth(1).map(PathBuf::from);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(measure(pairs.unwrap_or(1_000_000)));
+    runtime.block_on(measure(pairs.unwrap_or(1_000_000), other.as_deref()));
 }
 
-async fn measure(pairs: u64) {
+async fn measure(pairs: u64, other: Option<&Path>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("redis.sock");
     let mut command = Command::new("redis-server");
@@ -98,6 +103,9 @@ async fn measure(pairs: u64) {
     );
     snapshot(&ledger, pairs).await;
     sidecars(&url, folder.path(), &mut client).await;
+    if let Some(other) = other {
+        cold_by_turns(&url, folder.path(), other, &mut client).await;
+    }
     singles(&ledger, &secret, pairs).await;
     stop.cancel();
     driver.await.unwrap();
@@ -224,12 +232,9 @@ async fn sidecars(url: &str, folder: &Path, client: &mut redis::aio::Multiplexed
     println!("a GET of another client while nothing loads: {quiet}");
     let snapshot = folder.join("table");
     for how in ["cold", "warm"] {
-        let (mut server, loaded) = sidecar(url, &snapshot);
-        let is_loaded = || loaded.load(Ordering::Acquire) > 0;
-        let meanwhile = gets(client, is_loaded, Duration::from_mins(2)).await;
+        let (mut server, took, meanwhile) = start(Path::new(THIS), url, &snapshot, client).await;
         println!(
-            "sidecar, {how}: {:.2} s from its start until it answers; a GET meanwhile: {meanwhile}",
-            Duration::from_millis(loaded.load(Ordering::Acquire)).as_secs_f64(),
+            "sidecar, {how}: {took:.2} s from its start until it answers; a GET meanwhile: {meanwhile}"
         );
         let begun = Instant::now();
         let process = server.0.id().to_string();
@@ -243,10 +248,57 @@ async fn sidecars(url: &str, folder: &Path, client: &mut redis::aio::Multiplexed
     }
 }
 
+/// Sidecars of this program and of another one that load the ledger cold, by turns.
+async fn cold_by_turns(
+    url: &str,
+    folder: &Path,
+    other: &Path,
+    client: &mut redis::aio::MultiplexedConnection,
+) {
+    let mut ratios = Vec::new();
+    for round in 1..=ROUNDS {
+        let mut times = Vec::new();
+        for (name, program) in [("this", Path::new(THIS)), ("the other", other)] {
+            // There is no snapshot yet, and it is killed before it saves one.
+            let snapshot = folder.join("none");
+            let (server, took, meanwhile) = start(program, url, &snapshot, client).await;
+            println!("cold load {round}, {name}: {took:.2} s; a GET meanwhile: {meanwhile}");
+            drop(server);
+            times.push(took);
+        }
+        ratios.push(times[0] / times[1]);
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "cold load, this divided by the other: {:.2} in the median, {:.2} to {:.2}",
+        ratios[ROUNDS / 2],
+        ratios[0],
+        ratios[ROUNDS - 1],
+    );
+}
+
+/// The program that is measured.
+const THIS: &str = env!("CARGO_BIN_EXE_consentd");
+
+/// Starts a sidecar and waits until it answers; how many seconds that took, and GETs meanwhile.
+async fn start(
+    program: &Path,
+    url: &str,
+    snapshot: &Path,
+    client: &mut redis::aio::MultiplexedConnection,
+) -> (Server, f64, String) {
+    let (server, loaded) = sidecar(program, url, snapshot);
+    let is_loaded = || loaded.load(Ordering::Acquire) > 0;
+    let meanwhile = gets(client, is_loaded, Duration::from_mins(5)).await;
+    assert!(is_loaded(), "it does not load");
+    let took = Duration::from_millis(loaded.load(Ordering::Acquire)).as_secs_f64();
+    (server, took, meanwhile)
+}
+
 /// Starts a sidecar; after how many milliseconds it answers, once it does.
-fn sidecar(url: &str, snapshot: &Path) -> (Server, Arc<AtomicU64>) {
+fn sidecar(program: &Path, url: &str, snapshot: &Path) -> (Server, Arc<AtomicU64>) {
     let begun = Instant::now();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_consentd"));
+    let mut command = Command::new(program);
     command.args(["serve", "--ledger", url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.args(["--snapshot-every", "never"]).arg("--snapshot").arg(snapshot);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -47,7 +47,9 @@ use crate::metrics::Metrics;
 use crate::table::Writer;
 use consentd_core::id::Key;
 use consentd_core::state::State;
-use consentd_ledger::{Bucket, FollowerPosition, Ledger, LedgerError, Notification, Page};
+use consentd_ledger::{
+    Bucket, BucketReader, FollowerPosition, Ledger, LedgerError, Notification, Page,
+};
 use consentd_os::clock::Moment;
 
 /// How many entries or pairs are applied before other tasks may run.
@@ -66,6 +68,8 @@ pub struct Follower {
     max_staleness: Duration,
     scrub_interval: Option<Duration>,
     extra_pairs: Option<ExtraPairs>,
+    /// Reads the buckets of a ledger that is being loaded.
+    bucket_reader: Option<Arc<BucketReader>>,
     snapshot_target: Option<SnapshotTarget>,
     snapshot_job: Option<SnapshotJob>,
     position: FollowerPosition,
@@ -111,6 +115,7 @@ impl Follower {
             max_staleness,
             scrub_interval: None,
             extra_pairs: None,
+            bucket_reader: None,
             snapshot_target: None,
             snapshot_job: None,
             position: FollowerPosition::default(),
@@ -303,10 +308,16 @@ impl Follower {
     }
 
     fn read_bucket(&self, request: BucketRequest, wait: Duration) -> PendingOperation {
-        let ledger = self.ledger.clone();
+        let (ledger, reader) = (self.ledger.clone(), self.bucket_reader.clone());
         Box::pin(async move {
             sleep(wait).await;
-            let bucket = timeout(BUCKET_TIMEOUT, ledger.bucket(request.number)).await;
+            let read = async {
+                match reader {
+                    Some(reader) => reader.bucket(request.number).await,
+                    None => ledger.bucket(request.number).await,
+                }
+            };
+            let bucket = timeout(BUCKET_TIMEOUT, read).await;
             Completion::Bucket(request, bucket.unwrap_or_else(|_| Err(timed_out())))
         })
     }
@@ -325,6 +336,11 @@ impl Follower {
                     let outcome = self.applier.perform(&action);
                     self.report.on_action(self.applier.writer(), &action, outcome);
                     let is_reset = matches!(action, Action::ResetTable { .. });
+                    if is_reset {
+                        self.bucket_reader = Some(Arc::new(self.ledger.bucket_reader()));
+                    } else if matches!(action, Action::Validate) {
+                        self.bucket_reader = None;
+                    }
                     self.change_publisher.on(action, outcome);
                     if is_reset {
                         self.load_extra_pairs().await;

@@ -42,6 +42,7 @@ use consentd_os::clock::Moment;
 mod batch;
 mod category;
 mod former;
+mod insertion;
 mod packed_entry;
 mod profiles;
 mod serialize;

@@ -207,12 +207,21 @@ impl Shard {
             None => (key, entry),
         });
         let copy = Self::from_sorted(capacity, pairs);
+        (copy.with_room_for_expiring(expiring, more_expiring), used)
+    }
+
+    /// The shard with these expiring pairs, at the indexes that its entries have, and with room for `more`.
+    pub(super) fn with_room_for_expiring(
+        self,
+        mut expiring: Vec<ExpiringEntry>,
+        more: usize,
+    ) -> Self {
         // An eighth more than are needed, so that few insertions cause a copy.
-        let needed = expiring.len().saturating_add(more_expiring);
+        let needed = expiring.len().saturating_add(more);
         let room = needed.saturating_add(needed / 8);
         expiring.reserve_exact(room.saturating_sub(expiring.len()));
         expiring.resize_with(room, ExpiringEntry::default);
-        (copy.with_expiring(expiring), used)
+        self.with_expiring(expiring)
     }
 
     /// The expiring pair at an index.

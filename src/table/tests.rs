@@ -11,7 +11,7 @@ fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis).unwrap()
 }
 
-fn key(user: &str) -> Key {
+pub(super) fn key(user: &str) -> Key {
     let user = format!("user-{user}");
     let user = UserId::parse(&user).unwrap();
     KeySecret::new(&[1; 16]).key(&user, BusinessId::parse("acme").unwrap())
@@ -68,7 +68,7 @@ fn opt_outs_under_expiring_opt_ins_are_among_the_denials_of_a_pair() {
 }
 
 /// The number of pairs that are stored as expiring.
-fn expiring(writer: &Writer) -> usize {
+pub(super) fn expiring(writer: &Writer) -> usize {
     let expires = |(_, entry, shard): (_, _, &Shard)| shard.expiring_entry(entry).is_some();
     writer.pairs().map(expires).filter(|expires| *expires).count()
 }
@@ -77,7 +77,7 @@ const CATEGORIES: [&str; 5] =
     ["marketing", "marketing.news", "utility", "utility.order_updates", "service.other"];
 
 /// Asserts that the table answers for a state as the state itself does.
-fn assert_same(table: &Table, key: Key, state: &State) {
+pub(super) fn assert_same(table: &Table, key: Key, state: &State) {
     let resolved = ResolvedState::of(state);
     for text in CATEGORIES {
         let category = Category::parse(text).unwrap();
@@ -457,7 +457,7 @@ fn image_written_while_profiles_are_freed_has_the_profile_of_each_pair() {
     });
 }
 
-fn a_state() -> impl Strategy<Value = State> {
+pub(super) fn a_state() -> impl Strategy<Value = State> {
     let category = proptest::sample::select(&CATEGORIES[..]);
     let what = prop_oneof![
         (category.clone(), proptest::option::of(40_i64..60)).prop_map(|(c, e)| opt_in(c, e)),

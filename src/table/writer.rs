@@ -26,7 +26,7 @@ use consentd_os::clock::Moment;
 const BOXED_SHRINK_MARGIN: usize = 1_024;
 
 /// A pair in the smallest encoding that it fits.
-enum EncodedPair {
+pub(super) enum EncodedPair {
     /// In its slot.
     Inline(PackedEntry),
     /// In an [`ExpiringEntry`] with this expiry word.
@@ -66,7 +66,7 @@ impl Writer {
         self.write(key, encoded);
     }
 
-    fn encode_pair(&mut self, resolved: ResolvedState) -> EncodedPair {
+    pub(super) fn encode_pair(&mut self, resolved: ResolvedState) -> EncodedPair {
         let expiry_word = ExpiringEntry::expiry_word(&resolved);
         if resolved.expiries.is_some() && expiry_word.is_none() {
             return EncodedPair::Boxed(Box::new(resolved));
@@ -225,9 +225,14 @@ impl Writer {
     /// Replaces a shard by a copy with this capacity. Readers use the old one until the copy is
     /// published.
     fn resize(&mut self, index: ShardIndex, capacity: usize, more_expiring: usize) -> Arc<Shard> {
-        let known = self.shards.get_mut(index);
-        let resized = known.resized(capacity, more_expiring);
+        let resized = self.shards.get(index).resized(capacity, more_expiring);
+        self.replace_shard(index, resized)
+    }
+
+    /// Publishes another shard in the place of one, with the same pairs or more.
+    pub(super) fn replace_shard(&mut self, index: ShardIndex, resized: ShardWriter) -> Arc<Shard> {
         let shard = Arc::clone(&resized.shard);
+        let known = self.shards.get_mut(index);
         let old = std::mem::replace(known, resized);
         self.shared.shard_bytes.fetch_add(shard.bytes(), Ordering::Relaxed);
         self.shared.directory.replace_shard(index, &shard);
@@ -235,7 +240,7 @@ impl Writer {
         shard
     }
 
-    fn change_pairs(&mut self, index: ShardIndex, change: isize) {
+    pub(super) fn change_pairs(&mut self, index: ShardIndex, change: isize) {
         let add = |pairs: usize| {
             let changed = pairs.checked_add_signed(change);
             changed.unwrap_or_else(|| unreachable!("the pairs of shard {index:?} were miscounted"))

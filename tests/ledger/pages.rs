@@ -139,6 +139,7 @@ async fn buckets_hold_every_pair_once_as_it_was_at_their_label() {
     for home in homes() {
         let open = home.open(FOREVER);
         let ledger = &open.ledger;
+        let reader = ledger.bucket_reader();
         let empty = ledger.bucket(0).await.unwrap();
         assert!(empty.pairs.is_empty() && empty.label.revision == 0);
         let pairs = u64::try_from(MAX_PAGE).unwrap() + 100;
@@ -149,6 +150,11 @@ async fn buckets_hold_every_pair_once_as_it_was_at_their_label() {
         for number in 0..buckets {
             let bucket = ledger.bucket(number).await.unwrap();
             assert_eq!(bucket.number, number);
+            let mut again = reader.bucket(number).await.unwrap();
+            again.pairs.sort_by_key(|(key, _)| *key);
+            let mut pairs = bucket.pairs.clone();
+            pairs.sort_by_key(|(key, _)| *key);
+            assert_eq!((again.number, again.label, again.pairs), (number, bucket.label, pairs));
             assert_eq!(Some(&bucket.label), ends.last(), "a label is where the log ended");
             for (key, record) in bucket.pairs {
                 assert_eq!(bucket_of(key, buckets), number);

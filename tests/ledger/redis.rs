@@ -1,5 +1,7 @@
 //! What only the ledger in Redis promises: who is refused and why, what is cut short, what is lost.
 
+#[path = "bucket_reader.rs"]
+mod bucket_reader;
 #[path = "losses.rs"]
 mod losses;
 #[path = "rights.rs"]

@@ -72,6 +72,7 @@ async fn nobody_needs_more_rights_than_these() {
     for ledger in [&reader.ledger, &writer.ledger] {
         assert_eq!(ledger.read_after(3).await.unwrap().end.revision, 3);
         assert_eq!(ledger.bucket(number).await.unwrap().pairs.len(), 1);
+        assert_eq!(ledger.bucket_reader().bucket(number).await.unwrap().pairs.len(), 1);
         assert_eq!(read(ledger, key(1)).await.version.revision, 3);
         assert!(ledger.history(key(1)).await.unwrap().intact);
     }

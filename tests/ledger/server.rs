@@ -164,3 +164,46 @@ pub(super) async fn holding(
         });
     }
 }
+
+/// Passes connections on to a socket; where a connection first says `words`, what it says from there on
+/// waits until the server has answered what came before, and whoever is told of it says so.
+pub(super) async fn parting(
+    listener: UnixListener,
+    to: PathBuf,
+    words: &'static [u8],
+    parted: mpsc::Sender<oneshot::Sender<()>>,
+) {
+    let any = Arc::new(AtomicBool::new(false));
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = UnixStream::connect(&to).await.unwrap();
+        let (any, parted) = (Arc::clone(&any), parted.clone());
+        tokio::spawn(async move {
+            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+            loop {
+                tokio::select! {
+                    length = client.read(&mut asked) => {
+                        let Ok(length @ 1..) = length else { return };
+                        let mut rest = &asked[..length];
+                        let place = rest.windows(words.len()).rposition(|part| part == words);
+                        if let Some(place) = place && !any.swap(true, Ordering::SeqCst) {
+                            let first;
+                            (first, rest) = rest.split_at(place);
+                            server.write_all(first).await.unwrap();
+                            let length = server.read(&mut answered).await.unwrap();
+                            client.write_all(&answered[..length]).await.unwrap();
+                            let (go_on, told) = oneshot::channel();
+                            parted.send(go_on).await.unwrap();
+                            told.await.unwrap();
+                        }
+                        if server.write_all(rest).await.is_err() { return }
+                    }
+                    length = server.read(&mut answered) => {
+                        let Ok(length @ 1..) = length else { return };
+                        if client.write_all(&answered[..length]).await.is_err() { return }
+                    }
+                }
+            }
+        });
+    }
+}

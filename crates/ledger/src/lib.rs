@@ -21,6 +21,7 @@
 )]
 
 mod append_receipt;
+mod bucket_reader;
 mod codec;
 mod copy;
 mod embedded;
@@ -46,6 +47,7 @@ use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
 
 pub use append_receipt::AppendReceipt;
+pub use bucket_reader::BucketReader;
 pub use copy::{CopyError, CopyReport, NewLedger, copy};
 pub use embedded::{
     Appender, CompactionReport, DiskUsage, Embedded, NewFile, OpenError, OpenedLedger,

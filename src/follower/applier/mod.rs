@@ -215,8 +215,25 @@ impl Applier {
         }
     }
 
+    /// Loads a bucket. Nearly all of its pairs are new and retain nothing: they are inserted together.
     fn load(&mut self, bucket: &Bucket) {
-        for (key, record) in &bucket.pairs {
+        let is_plain = |key, record: &Result<_, _>| record.is_ok() && !self.retained.concerns(key);
+        let (mut plain, others): (Vec<_>, Vec<_>) =
+            bucket.pairs.iter().partition(|(key, record)| is_plain(*key, record));
+        plain.sort_by_key(|(key, _)| key.halves());
+        let states =
+            plain.iter().filter_map(|(key, record)| Some((*key, &record.as_ref().ok()?.state)));
+        let states: Vec<_> = states.collect();
+        let left_out = self.writer.insert_sorted(&states);
+        let mut left = left_out.iter().copied().peekable();
+        for (at, (key, state)) in states.iter().enumerate() {
+            if left.next_if_eq(&at).is_none() {
+                self.see(Some(state));
+                self.counts.add(*key);
+            }
+        }
+        let left_out = left_out.iter().filter_map(|at| plain.get(*at).copied());
+        for (key, record) in left_out.chain(others) {
             self.apply(*key, record.as_ref(), self.latest_seen, Change::Event);
         }
     }

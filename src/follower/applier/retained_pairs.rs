@@ -195,6 +195,11 @@ impl RetainedPairs {
         self.changed = true;
     }
 
+    /// Whether this pair is denied more than its record says, or may have to be once its record is loaded.
+    pub(super) fn concerns(&self, key: Key) -> bool {
+        self.before_reload.contains_key(&key) || self.states.contains_key(&key)
+    }
+
     /// Whether the reload has still to compare what this pair was denied before with its record.
     pub(super) fn was_denied_before_reload(&self, key: Key) -> bool {
         self.before_reload.contains_key(&key)

@@ -19,7 +19,7 @@ const SLOTS: usize = 16_384;
 const NODE_TIMEOUT_MS: &str = "1000";
 
 /// How long the nodes may take to agree on something, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How many keys are moved at a time from one node to another.
 const KEYS_PER_MOVE: &str = "16";
@@ -86,7 +86,7 @@ impl Cluster {
             primary.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
         }
         for shard in 0..SHARDS {
-            cluster.replicate(&cluster.nodes[SHARDS + shard], &cluster.nodes[shard]);
+            replicate(&cluster.nodes[SHARDS + shard], &cluster.nodes[shard]);
         }
         cluster.wait_until_ok();
         cluster
@@ -94,19 +94,8 @@ impl Cluster {
 
     /// Introduces a node to the first one.
     fn introduce(&self, node: &Redis) {
-        let (port, bus) = (node.port().to_string(), info_of_bus(node));
+        let (port, bus) = (node.port().to_string(), bus_port(node));
         self.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
-    }
-
-    /// Makes a node the replica of another one.
-    fn replicate(&self, replica: &Redis, primary: &Redis) {
-        let primary = id(primary);
-        // It refuses until it has heard of the primary.
-        wait_until("the replica knows its primary", || {
-            let answer = replica.try_command(&["CLUSTER", "REPLICATE", &primary]);
-            matches!(answer, Ok(Value::Simple(said)) if said == "OK")
-        });
-        replica.wait_for_info("master_link_status", |status| status == "up");
     }
 
     /// Adds a node without slots, and waits until all know it.
@@ -224,8 +213,19 @@ impl Cluster {
     }
 }
 
+/// Makes a node the replica of another one.
+fn replicate(replica: &Redis, primary: &Redis) {
+    let primary = id(primary);
+    // It refuses until it has heard of the primary.
+    wait_until("the replica knows its primary", || {
+        let answer = replica.try_command(&["CLUSTER", "REPLICATE", &primary]);
+        matches!(answer, Ok(Value::Simple(said)) if said == "OK")
+    });
+    replica.wait_for_info("master_link_status", |status| status == "up");
+}
+
 /// The port of a node's bus.
-fn info_of_bus(node: &Redis) -> String {
+fn bus_port(node: &Redis) -> String {
     let parts = node.command(&["CONFIG", "GET", "cluster-port"]).parts();
     parts.get(1).map(Value::text).unwrap_or_default()
 }

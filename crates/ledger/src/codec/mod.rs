@@ -19,10 +19,13 @@ use consentd_core::state::{Choice, ChoiceKind, Pending, ScopeState, State};
 use consentd_core::time::Timestamp;
 
 mod history_entry;
+mod plain_record;
 
 pub(super) use self::history_entry::{
     decode_history, encode_history, statement_digest_of, statement_of,
 };
+
+pub(super) use self::plain_record::decode_record_for_table;
 
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, reason = "generated")]
 mod pb {
@@ -188,25 +191,13 @@ fn record_of(record: pb::Record) -> Option<Record> {
     let mut state = State::default();
     for words in record.scopes {
         let scope = Scope::parse(&words.scope).ok()?;
-        let out = optional(words.opt_out)?;
-        let confirms = words.opt_in.as_ref().is_some_and(|choice| choice.confirms);
-        let opt_in = words.opt_in.map(opt_in_of);
-        let choice = match (out, opt_in) {
-            (None, None) => None,
-            (Some(out), None) => Some(Choice::opt_out(out)),
-            (None, Some(opt_in)) => {
-                let (time, expire) = opt_in?;
-                let make = if confirms { Choice::confirmed } else { Choice::opt_in };
-                Some(make(time, expire))
-            }
-            (Some(_), Some(_)) => return None,
+        let times = ScopeTimes {
+            opt_out: words.opt_out,
+            opt_in: words.opt_in,
+            pending: words.pending,
+            replaced_opt_out: words.replaced_opt_out,
         };
-        let opt_out = out.max(optional(words.replaced_opt_out)?);
-        let pending = match words.pending.map(opt_in_of) {
-            None => None,
-            Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
-        };
-        state.scopes.insert(scope, ScopeState { choice, pending, opt_out });
+        state.scopes.insert(scope, scope_state_of(times)?);
     }
     state.last_inbound = optional(record.last_inbound)?;
     state.window_closed = optional(record.window_closed)?;
@@ -243,6 +234,37 @@ fn record_of(record: pb::Record) -> Option<Record> {
         Some(erased) => Some(Box::new(erased?)),
     };
     Some(Record { state, history_len: record.history_len, chain, requests, links, erased })
+}
+
+/// What a message of a scope has beside its name.
+#[derive(Clone, Copy, Default)]
+struct ScopeTimes {
+    opt_out: Option<i64>,
+    opt_in: Option<pb::OptInWord>,
+    pending: Option<pb::OptInWord>,
+    replaced_opt_out: Option<i64>,
+}
+
+fn scope_state_of(times: ScopeTimes) -> Option<ScopeState> {
+    let out = optional(times.opt_out)?;
+    let confirms = times.opt_in.as_ref().is_some_and(|choice| choice.confirms);
+    let opt_in = times.opt_in.map(opt_in_of);
+    let choice = match (out, opt_in) {
+        (None, None) => None,
+        (Some(out), None) => Some(Choice::opt_out(out)),
+        (None, Some(opt_in)) => {
+            let (time, expire) = opt_in?;
+            let make = if confirms { Choice::confirmed } else { Choice::opt_in };
+            Some(make(time, expire))
+        }
+        (Some(_), Some(_)) => return None,
+    };
+    let opt_out = out.max(optional(times.replaced_opt_out)?);
+    let pending = match times.pending.map(opt_in_of) {
+        None => None,
+        Some(pending) => pending.map(|(time, expire)| Some(Pending::new(time, expire)))?,
+    };
+    Some(ScopeState { choice, pending, opt_out })
 }
 
 /// A mark, and when it was last set.

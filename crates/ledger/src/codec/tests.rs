@@ -196,7 +196,83 @@ fn newer_formats_are_told_apart_from_damage() {
     assert_eq!(decode_log(&entry.encode_to_vec()), Err(UnreadableEntry));
 }
 
+/// Asserts that a table reads of these bytes what everybody else does, but for the requests.
+fn assert_same_for_table(bytes: &[u8]) {
+    let whole = decode_record(bytes);
+    let mut lean = decode_record_for_table(bytes);
+    if let (Ok(lean), Ok(whole)) = (&mut lean, &whole) {
+        assert!(lean.requests.is_empty() || lean.requests == whole.requests);
+        lean.requests.clone_from(&whole.requests);
+    }
+    assert_eq!(lean, whole, "{}", hex::encode(bytes));
+}
+
+/// Records as most pairs have them, one with a little of everything, and one of each rare kind.
+fn some_records() -> Vec<Record> {
+    let (requests, rare) = (a_record().requests, a_record());
+    let mut all = vec![Record::default(), rare.clone(), Record { requests, ..Record::default() }];
+    for (scope, choice) in [
+        ("marketing", Choice::opt_in(at(7), None)),
+        ("utility.order_updates", Choice::confirmed(at(7), Some(at(9)))),
+        ("*", Choice::opt_out(at(3))),
+    ] {
+        let mut record =
+            Record { requests: rare.requests.clone(), history_len: 2, ..Record::default() };
+        let pending = Some(Pending::new(at(8), None));
+        let state = ScopeState { pending, opt_out: Some(at(3)), ..choice.into() };
+        record.state.scopes.insert(Scope::parse(scope).unwrap(), state);
+        record.state.last_inbound = Some(at(4));
+        record.state.suppression = Some((at(5), false));
+        record.state.last_suppressed = Some(at(2));
+        record.state.platform.apply(None, at(4), true);
+        all.push(record);
+    }
+    let link = Link { user_id: "US.1349".into(), time: at(4), moved: true };
+    all.push(Record { links: vec![link], ..rare.clone() });
+    let erased = Some(Box::new(Erased { time: at(4), history_len: 2, chain: [4; 32] }));
+    all.push(Record { erased, ..rare.clone() });
+    let mut numbered = rare;
+    numbered.state.platform.apply(number("11").as_ref(), at(6), true);
+    all.push(numbered);
+    all
+}
+
+#[test]
+fn table_reads_of_a_record_what_everybody_else_does_however_it_is_damaged() {
+    for record in some_records() {
+        let bytes = encode_record(&record);
+        assert_same_for_table(&bytes);
+        for at in 0..bytes.len() {
+            assert_same_for_table(&bytes[..at]);
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                assert_same_for_table(&damaged);
+            }
+            let twice = [&bytes[..at], &bytes[at.saturating_sub(9)..]].concat();
+            assert_same_for_table(&twice);
+        }
+        assert_same_for_table(&[&bytes[..], &bytes[..]].concat());
+    }
+}
+
+#[test]
+fn records_of_most_pairs_are_read_for_a_table_without_their_requests() {
+    let plain = some_records().into_iter().filter(|record| {
+        let lean = decode_record_for_table(&encode_record(record)).unwrap();
+        !record.requests.is_empty() && lean.requests.is_empty()
+    });
+    assert_eq!(plain.count(), 4);
+}
+
 proptest! {
+    #[test]
+    fn table_reads_of_any_bytes_what_everybody_else_does(
+        bytes in proptest::collection::vec(any::<u8>(), 0..100)
+    ) {
+        assert_same_for_table(&bytes);
+    }
+
     #[test]
     fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = decode_record(&bytes);

@@ -246,6 +246,13 @@ impl RedisFailure {
         matches!(self, Self::Rejected(RedisRejection::ReadOnly | RedisRejection::SlotMoved { .. }))
     }
 
+    /// Classifies an error reply by its bytes.
+    pub(super) fn of_error_reply(reply: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(reply);
+        let (code, detail) = text.split_once(' ').unwrap_or((&text, ""));
+        Self::Rejected(RedisRejection::of_reply(code, detail))
+    }
+
     /// A key of the ledger is missing or incomplete.
     pub(super) fn lost_key(key: &str) -> Self {
         Self::Rejected(RedisRejection::LostKey { key: key.into() })

@@ -11,6 +11,7 @@ mod announcement;
 mod append;
 mod append_batch;
 mod background;
+mod bucket_stream;
 mod conn;
 mod error;
 mod fsync_check;
@@ -39,6 +40,7 @@ pub use self::admin::{
 };
 use self::append::PendingAppend;
 pub use self::background::BackgroundTask;
+pub(crate) use self::bucket_stream::BucketStream;
 use self::conn::{ConnectionError, ConnectionManager, PrimaryLocator, Timeouts};
 pub use self::conn::{InvalidTarget, Target, TargetError, TargetOptions};
 use self::error::RedisFailure;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::conn::Connection;
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
-use super::keyspace::{SENTINEL_FIELD, log_entry, next_head, split_value, stored};
+use super::keyspace::{Keyspace, SENTINEL_FIELD, log_entry, next_head, split_value, stored};
 use super::scripts::{self, Answer, ask, ask_on};
 use super::server_info::Topology;
 use super::{Redis, Shared};
@@ -15,7 +15,7 @@ use crate::{
     bucket_of, codec,
 };
 use consentd_core::id::Key;
-use consentd_core::record::Revision;
+use consentd_core::record::{Record, Revision};
 use consentd_core::time::Timestamp;
 
 /// The approximate maximum size of a page of the log, in bytes, so that a reply does not delay other
@@ -154,28 +154,12 @@ impl Shared {
         let epoch = answer.exactly()?;
         let label = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let mut fields = Answer::of(answer.next()?)?;
-        let mut all = Vec::new();
+        let mut pairs = BucketPairs::new(label);
         while !fields.is_over() {
-            all.push((fields.bytes()?, fields.bytes()?));
+            let (field, value) = (fields.bytes()?, fields.bytes()?);
+            pairs.add(&field, &value, codec::decode_record);
         }
-        let count = all.len();
-        all.retain(|(field, _)| field != SENTINEL_FIELD);
-        if all.len() == count {
-            return Err(RedisFailure::lost_key(&self.keyspace.bucket(number)));
-        }
-        let mut pairs = Vec::with_capacity(all.len());
-        for (field, value) in all {
-            let key = field.try_into().map(Key::from_bytes);
-            let key = key.map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-            // The pair was written by an append that failed half-way. Its value counts once that append is
-            // completed: until then a fork may discard it, and no follower could detect that.
-            let is_ahead = |revision| revision > label.revision;
-            if split_value(&value).is_some_and(|(version, _)| is_ahead(version.revision)) {
-                return Err(RedisFailure::Rejected(RedisRejection::CutShort));
-            }
-            pairs.push((key, stored(Some(&value)).map(|stored| stored.record)));
-        }
-        Ok(Bucket { number, label, pairs })
+        pairs.into_bucket(number, &self.keyspace)
     }
 
     /// The ledger's position, without a proof of the primary.
@@ -284,6 +268,65 @@ impl Shared {
         };
         let identity = self.remember(epoch, &secret, buckets);
         Ok((Page { identity, end, accepted, clock, tail }, lost))
+    }
+}
+
+/// The pairs of a bucket, field by field as Redis returns them.
+pub(super) struct BucketPairs {
+    label: Position,
+    has_sentinel: bool,
+    pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
+    /// Why the whole bucket cannot be used.
+    rejection: Option<RedisRejection>,
+}
+
+impl BucketPairs {
+    /// The pairs of a bucket that is read at this position.
+    pub(super) fn new(label: Position) -> Self {
+        Self { label, has_sentinel: false, pairs: Vec::new(), rejection: None }
+    }
+
+    /// Adds a field and its value, whose record is decoded by `decode`.
+    pub(super) fn add(
+        &mut self,
+        field: &[u8],
+        value: &[u8],
+        decode: impl FnOnce(&[u8]) -> Result<Record, UnreadableRecord>,
+    ) {
+        if field == SENTINEL_FIELD {
+            self.has_sentinel = true;
+            return;
+        }
+        let Ok(key) = field.try_into().map(Key::from_bytes) else {
+            self.rejection = Some(RedisRejection::MalformedReply);
+            return;
+        };
+        let record = match split_value(value) {
+            // The pair was written by an append that failed half-way. Its value counts once that append is
+            // completed: until then a fork may discard it, and no follower could detect that.
+            Some((version, _)) if version.revision > self.label.revision => {
+                self.rejection = Some(RedisRejection::CutShort);
+                return;
+            }
+            Some((_, record)) => decode(record),
+            None => Err(UnreadableRecord::Damaged),
+        };
+        self.pairs.push((key, record));
+    }
+
+    /// The whole bucket, once all of its fields were added.
+    pub(super) fn into_bucket(
+        self,
+        number: u32,
+        keyspace: &Keyspace,
+    ) -> Result<Bucket, RedisFailure> {
+        if !self.has_sentinel {
+            return Err(RedisFailure::lost_key(&keyspace.bucket(number)));
+        }
+        match self.rejection {
+            Some(rejection) => Err(RedisFailure::Rejected(rejection)),
+            None => Ok(Bucket { number, label: self.label, pairs: self.pairs }),
+        }
     }
 }
 

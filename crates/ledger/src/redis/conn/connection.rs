@@ -120,6 +120,16 @@ impl ConnectionManager {
         }
     }
 
+    /// Opens a connection to the same primary for one caller alone. The future beside it is ready once a
+    /// majority of the Sentinels names another primary.
+    pub(crate) async fn open_another(
+        &self,
+    ) -> Result<(RespConnection, impl Future<Output = ()> + Send + use<>), LedgerError> {
+        let opened = self.primary.connect(self.timeouts.connect).await;
+        let (resp, named) = opened.map_err(|error| LedgerError::Unreachable(Arc::new(error)))?;
+        Ok((resp, self.primary.wait_until_moved(named)))
+    }
+
     /// Discards a connection that failed or timed out, so that the next caller opens another one.
     pub(crate) fn discard(&self, connection: &Connection) {
         let mut state = self.state();

@@ -19,11 +19,12 @@ use consentd_os::backoff::{Backoff, Jitter};
 pub(super) use self::connection::{Connection, ConnectionManager};
 pub(super) use self::handshake::ConnectionError;
 pub(super) use self::primary::{PrimaryLocator, Timeouts};
+pub(super) use self::resp::{Reply, RespConnection, RespError};
 pub(super) use self::subscription::{SubscriptionEvent, subscribe};
 pub use self::url::{InvalidTarget, Target, TargetError, TargetOptions};
 
 /// The backoff of reconnection. Jitter keeps a fleet from reconnecting at the same moment.
-const RECONNECT: Backoff = Backoff {
+pub(super) const RECONNECT: Backoff = Backoff {
     first: Duration::from_millis(50),
     longest: Duration::from_secs(1),
     jitter: Jitter::Half,

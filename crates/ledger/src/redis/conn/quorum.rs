@@ -413,7 +413,9 @@ mod tests {
 
     fn agreed(answers: Vec<Answer>) -> Option<Primary> {
         let mut round = Round::default();
-        answers.into_iter().for_each(|answer| round.add(answer));
+        for answer in answers {
+            round.add(answer);
+        }
         round.agreed()
     }
 
