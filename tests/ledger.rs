@@ -58,9 +58,11 @@ enum Kind {
     Embedded,
     /// A Redis of its own.
     Redis,
+    /// A Cluster of its own, of one node.
+    Cluster,
 }
 
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::Redis];
+const KINDS: [Kind; 3] = [Kind::Embedded, Kind::Redis, Kind::Cluster];
 
 /// Where one ledger lives: it can be closed there, and opened again.
 struct Home {
@@ -72,17 +74,21 @@ struct Home {
 /// One new home of each kind.
 fn homes() -> impl Iterator<Item = Home> {
     KINDS.into_iter().map(|kind| {
-        let folder = tempfile::tempdir().unwrap();
-        let server = match kind {
-            Kind::Embedded => None,
-            Kind::Redis => {
-                let server = Server::start(folder.path(), &[]);
-                server.create();
-                Some(server)
-            }
-        };
-        Home { kind, folder, server }
+        let home = empty(kind);
+        home.server.iter().for_each(Server::create);
+        home
     })
+}
+
+/// A home of this kind in which there is no ledger yet.
+fn empty(kind: Kind) -> Home {
+    let folder = tempfile::tempdir().unwrap();
+    let server = match kind {
+        Kind::Embedded => None,
+        Kind::Redis => Some(Server::start(folder.path(), &[])),
+        Kind::Cluster => Some(Server::start_cluster(folder.path())),
+    };
+    Home { kind, folder, server }
 }
 
 /// A ledger that is open.
@@ -109,7 +115,7 @@ impl Home {
                 let writer = Writer::Thread(std::thread::spawn(move || appender.run()));
                 Open { ledger: Ledger::Embedded(ledger), writer }
             }
-            Kind::Redis => {
+            Kind::Redis | Kind::Cluster => {
                 let server = self.server.as_ref().unwrap();
                 let options = Options { retention: Some(retention), ..Options::default() };
                 open_redis(server, options)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let protos = Path::new("../../proto");
     println!("cargo::rerun-if-changed={}", protos.join("consentd").display());
     let stored = protox::compile(["consentd/ledger/v1/ledger.proto"], [protos])?;
     prost_build::Config::new().compile_fds(stored)?;

@@ -1,6 +1,6 @@
 //! Hours of random faults: `scripts/chaos --seconds N --seed S [--only FAULT] [--keep]`.
 //!
-//! They befall, one after the other, a Redis with replicas, one that Sentinels watch, and a file.
+//! They befall, one after the other, a Redis with replicas, one that Sentinels watch, a Cluster, and a file.
 //!
 //! A test target without a harness, and no example: cargo tells tests alone where the binary that
 //! was built with them is. Run as a test, it plays for a few seconds.
@@ -9,6 +9,9 @@
 
 #[path = "../it/faults/checker.rs"]
 mod checker;
+#[path = "../it/faults/cluster.rs"]
+mod cluster;
+mod clustered;
 mod file;
 mod fleet;
 #[path = "../it/greedy.rs"]
@@ -35,9 +38,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use self::clustered::Clustered;
 use self::file::File;
 use self::judge::judge;
-use self::long_runs::{redis, resp, rng, sidecar};
+use self::long_runs::{redis, resp, rng, servers, sidecar};
 use self::people::{Person, Role};
 use self::plan::Setting;
 use self::replicated::Replicated;
@@ -95,6 +99,7 @@ async fn play_in_all(settings: &[Setting], wanted: &Wanted) -> ExitCode {
         all_well &= match setting {
             Setting::Replicated => play(*setting, Replicated::start().await, wanted).await,
             Setting::Sentinels => play(*setting, Guarded::start().await, wanted).await,
+            Setting::Cluster => play(*setting, Clustered::start().await, wanted).await,
             Setting::File => play(*setting, File::start().await, wanted).await,
         };
     }

@@ -42,19 +42,21 @@ pub enum Setting {
     Replicated,
     /// A Redis with replicas whose primary is named by Sentinels.
     Sentinels,
+    /// A Cluster of three primaries with a replica each.
+    Cluster,
     /// A file, which one sidecar has open.
     File,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Replicated, Self::Sentinels, Self::File];
+    pub const ALL: [Self; 4] = [Self::Replicated, Self::Sentinels, Self::Cluster, Self::File];
 
     /// How many sidecars there are.
     pub fn sidecars(self) -> usize {
         match self {
             Self::Replicated => 3,
-            Self::Sentinels => 2,
+            Self::Sentinels | Self::Cluster => 2,
             Self::File => 1,
         }
     }
@@ -131,6 +133,16 @@ pub enum Fault {
     FailedOverAnswering,
     /// Most of the Sentinels are killed, so that no majority can name the primary.
     SentinelsKilled,
+    /// The node that owns the ledger's slot is killed; its replica takes its place.
+    OwnerKilled,
+    /// The node that owns the slot is stopped, for longer than its replica waits.
+    OwnerStopped,
+    /// All nodes but the owner are stopped: it answers, and nobody names it.
+    OwnerIsolated,
+    /// The owner's replica takes its place by agreement.
+    OwnerReplaced,
+    /// The slot is moved to another node, key by key.
+    SlotMoved,
     /// The ledger's file is deleted.
     FileDeleted,
     /// The ledger's file is renamed.
@@ -221,6 +233,15 @@ fn fault(setting: Setting, rng: &mut Rng) -> Fault {
             75..85 => Fault::SidecarStopped(sidecar),
             _ => Fault::SidecarKilled(sidecar),
         },
+        Setting::Cluster => match rng.below(100) {
+            0..18 => Fault::OwnerKilled,
+            18..30 => Fault::OwnerStopped,
+            30..42 => Fault::OwnerIsolated,
+            42..56 => Fault::OwnerReplaced,
+            56..80 => Fault::SlotMoved,
+            80..90 => Fault::SidecarStopped(sidecar),
+            _ => Fault::SidecarKilled(sidecar),
+        },
         Setting::File => match rng.below(100) {
             0..18 => Fault::FileDeleted,
             18..36 => Fault::FileRenamed,
@@ -264,14 +285,20 @@ fn replicated(sidecar: usize, rng: &mut Rng) -> Fault {
 /// Whether a fault says who is the primary from then on, or what it has.
 fn is_of_servers(fault: Fault) -> bool {
     use Fault::{
-        Evicted, FailedOver, FailedOverAnswering, Isolated, KeysDeleted, PrimaryKilled,
-        PrimaryStopped, ReplicasStopped, SentinelsKilled, Trimmed,
+        Evicted, FailedOver, FailedOverAnswering, Isolated, KeysDeleted, OwnerIsolated,
+        OwnerKilled, OwnerReplaced, OwnerStopped, PrimaryKilled, PrimaryStopped, ReplicasStopped,
+        SentinelsKilled, SlotMoved, Trimmed,
     };
     matches!(
         fault,
         FailedOver
             | FailedOverAnswering
             | Isolated(_)
+            | OwnerIsolated
+            | OwnerKilled
+            | OwnerReplaced
+            | OwnerStopped
+            | SlotMoved
             | PrimaryKilled
             | PrimaryStopped
             | ReplicasStopped

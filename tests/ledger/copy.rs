@@ -37,16 +37,6 @@ async fn place(home: &Home, buckets: u32) -> NewLedger {
     }
 }
 
-/// A home of this kind in which there is no ledger yet.
-fn empty(kind: Kind) -> Home {
-    let folder = tempfile::tempdir().unwrap();
-    let server = match kind {
-        Kind::Embedded => None,
-        Kind::Redis => Some(Server::start(folder.path(), &[])),
-    };
-    Home { kind, folder, server }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_histories_and_revisions_are_the_same_in_a_copy_of_any_kind() {
     for from in homes() {

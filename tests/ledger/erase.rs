@@ -46,10 +46,10 @@ async fn statements(home: &Home) -> BTreeSet<String> {
             let texts = database.begin_read().unwrap().open_table(TEXTS).unwrap();
             texts.iter().unwrap().map(|row| row.unwrap().1.value().to_owned()).collect()
         }
-        Kind::Redis => {
+        Kind::Redis | Kind::Cluster => {
             let server = home.server.as_ref().unwrap();
             let open = open_redis(server, sweeping());
-            on_redis::until(server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;
+            on_redis::until(server, &["HLEN", "{consent:0}:erased"], "int(1)").await;
             open.close().await;
             let mut command = redis::cmd("HVALS");
             let values: Vec<String> = command
@@ -241,10 +241,7 @@ async fn a_copy_has_what_was_left() {
             append(&first.ledger, key(number), opt_in("Yes 1")).await;
         }
         for kind in KINDS {
-            let folder = tempfile::tempdir().unwrap();
-            let server =
-                (!matches!(kind, Kind::Embedded)).then(|| Server::start(folder.path(), &[]));
-            let home = Home { kind, folder, server };
+            let home = empty(kind);
             let to = match &home.server {
                 None => NewLedger::File(Box::new(NewFile::begin(&home.path()).unwrap())),
                 Some(server) => {
@@ -281,7 +278,7 @@ async fn while_words_are_being_removed(meanwhile: impl AsyncFnOnce(&Ledger)) -> 
     let server = Server::start(folder.path(), &[]);
     server.create();
     let direct = open_redis(&server, Options { retention: None, ..Options::default() });
-    let gone = async || on_redis::until(&server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;
+    let gone = async || on_redis::until(&server, &["HLEN", "{consent:0}:erased"], "int(1)").await;
     // Redis knows the scripts by then: what is held back is done once it is let go.
     append(&direct.ledger, key(9), opt_in("Yes, once")).await;
     bury(&direct.ledger, key(9)).await;

@@ -80,7 +80,7 @@ async fn nobody_needs_more_rights_than_these() {
     assert!(matches!(announced, Ok(Notification::Announcement(_))), "{announced:?}");
     super::super::erase::bury(&writer.ledger, key(1)).await;
     writer.ledger.purge(&[key(1)]).await.unwrap();
-    until(&server, &["EXISTS", "{consent:0}:erased"], "int(0)").await;
+    until(&server, &["HLEN", "{consent:0}:erased"], "int(1)").await;
     until(&server, &["HLEN", "{consent:0}:text"], "int(1)").await;
     until(&server, &["XLEN", "{consent:0}:log"], "int(0)").await;
     let late = change(key(2), &nothing(), [opt_out("letter")]);

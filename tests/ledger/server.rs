@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use consentd_ledger::{Target, TargetOptions, create};
@@ -22,6 +22,8 @@ pub(super) const BUCKETS: u32 = 16;
 pub(super) struct Server {
     child: Child,
     pub(super) socket: PathBuf,
+    /// The port of a node of a Cluster.
+    port: Option<u16>,
 }
 
 impl Server {
@@ -32,13 +34,51 @@ impl Server {
 
     /// Starts one of this kind, for a test of what that kind does.
     pub(super) fn start_kind(kind: ServerKind, folder: &Path, settings: &[&str]) -> Self {
+        Self::start_at(None, kind, folder, settings)
+    }
+
+    /// Starts a Cluster of one node, which serves all slots.
+    pub(super) fn start_cluster(folder: &Path) -> Self {
+        let (port, bus) = (free_port(), free_port().to_string());
+        let config = folder.join("nodes.conf").display().to_string();
+        let settings = [
+            ["--cluster-enabled", "yes"],
+            ["--cluster-config-file", &config],
+            ["--cluster-port", &bus],
+            ["--cluster-node-timeout", "1000"],
+        ];
+        let server = Self::start_at(Some(port), ServerKind::chosen(), folder, &settings.concat());
+        in_a_runtime({
+            let socket = server.socket.clone();
+            async move {
+                let mut client = client(&socket).await;
+                let mut slots = redis::cmd("CLUSTER");
+                slots.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
+                let () = slots.query_async(&mut client).await.unwrap();
+                let begun = Instant::now();
+                loop {
+                    let info = redis::cmd("CLUSTER").arg("INFO").query_async(&mut client);
+                    let info: String = info.await.unwrap();
+                    if info.contains("cluster_state:ok") {
+                        return;
+                    }
+                    assert!(begun.elapsed() < PATIENCE, "the Cluster does not serve: {info}");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        server
+    }
+
+    fn start_at(port: Option<u16>, kind: ServerKind, folder: &Path, settings: &[&str]) -> Self {
         let socket = folder.join("redis.sock");
         let mut command = Command::new(kind.program());
-        command.arg("--port").arg("0").arg("--unixsocket").arg(&socket).arg("--dir").arg(folder);
+        command.arg("--port").arg(port.unwrap_or(0).to_string()).args(["--bind", "127.0.0.1"]);
+        command.arg("--unixsocket").arg(&socket).arg("--dir").arg(folder);
         command.args(["--save", ""]).args(settings);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let child = child.expect(NOT_INSTALLED);
-        let server = Self { child, socket };
+        let server = Self { child, socket, port };
         let begun = Instant::now();
         while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
             assert!(begun.elapsed() < PATIENCE, "redis-server does not start");
@@ -52,25 +92,22 @@ impl Server {
     }
 
     pub(super) fn target_as(&self, options: TargetOptions) -> Target {
-        Target::new(&format!("redis+unix://{}", self.socket.display()), options).unwrap()
+        let url = match self.port {
+            None => format!("redis+unix://{}", self.socket.display()),
+            Some(port) => format!("redis+cluster://127.0.0.1:{port}"),
+        };
+        Target::new(&url, options).unwrap()
     }
 
     /// Makes a ledger in it.
     pub(super) fn create(&self) {
         let target = self.target();
-        // On a thread of its own: whoever asks may be in a runtime.
-        let made = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(create(target, BUCKETS)).unwrap()
-        });
-        made.join().unwrap();
+        in_a_runtime(async move { create(target, BUCKETS).await.unwrap() });
     }
 
     /// What redis-rs' own client says to it, beside any ledger.
     pub(super) async fn client(&self) -> redis::aio::MultiplexedConnection {
-        let url = format!("redis+unix://{}", self.socket.display());
-        let client = redis::Client::open(url).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        client(&self.socket).await
     }
 
     /// Sends it a signal, by its number.
@@ -78,6 +115,32 @@ impl Server {
         let pid = i32::try_from(self.child.id()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+/// Runs a future on a thread of its own: the caller may be in a runtime.
+fn in_a_runtime<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    let ran = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(future)
+    });
+    ran.join().unwrap()
+}
+
+async fn client(socket: &Path) -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(format!("redis+unix://{}", socket.display())).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// A port that nothing listens on, below those that the system gives to any connection.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + u16::try_from(std::process::id().wrapping_mul(7_919) % 19_000).unwrap();
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -153,8 +153,26 @@ async fn slot_of_a_cluster_moves_key_by_key_and_back() {
         live(&stage).await;
         stage.goes_on().await;
     }
-    assert!(metric(&stage.reader, "consent_forks_total").await < 1.0);
+    for sidecar in stage.sidecars() {
+        assert!(metric(sidecar, "consent_forks_total").await < 1.0);
+        assert!(!sidecar.said().contains("deleted or evicted"), "{}", sidecar.said());
+    }
     end(stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn address_of_another_node_of_a_cluster_is_not_taken_for_the_owners() {
+    let cluster = Cluster::start(&[]);
+    let (owner, other) = (cluster.owner(), cluster.other_primary());
+    // As where addresses are assigned anew, and a node has one that was another's.
+    let port = cluster.nodes[other].port().to_string();
+    cluster.nodes[owner].command(&["CONFIG", "SET", "cluster-announce-port", &port]);
+    let ledger = cluster.url(cluster.nodes.len());
+    eventually("the address is seen to be another node's", || async {
+        let (_, _, error) = run(&["ledger", "status", "--ledger", &ledger]);
+        error.contains("another node answers at")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

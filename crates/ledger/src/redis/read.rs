@@ -211,10 +211,9 @@ impl Shared {
     /// In a Cluster, fails if keys of the ledger are on their way to another node.
     ///
     /// A poll declares the fence alone, so that a sidecar needs no permission to write anything else. While
-    /// the keys of a slot are moved one by one, the log may be gone already, and the poll then reads an
-    /// empty one. This command declares all keys that the poll reads, and is refused (ASK, TRYAGAIN) if
-    /// any has left. It follows the poll, because keys leave in the course of a migration; of a log that
-    /// left and came back in between, the poll itself reports that it was missing.
+    /// the keys of a slot are moved one by one, the log may have left already, and the poll then reports it
+    /// as lost: operators would be told to repair a ledger that is only on its way. This command declares
+    /// all keys that the poll reads, and Redis refuses it (ASK, TRYAGAIN) if any of them has left.
     async fn ensure_slot_is_here(&self, connection: &Connection) -> Result<(), RedisFailure> {
         if self.primary.target().topology() != Topology::Cluster {
             return Ok(());
