@@ -57,8 +57,8 @@ impl Server {
                 let () = slots.query_async(&mut client).await.unwrap();
                 let begun = Instant::now();
                 loop {
-                    let info = redis::cmd("CLUSTER").arg("INFO").query_async(&mut client);
-                    let info: String = info.await.unwrap();
+                    let mut asked = redis::cmd("CLUSTER");
+                    let info = asked.arg("INFO").query_async::<String>(&mut client).await.unwrap();
                     if info.contains("cluster_state:ok") {
                         return;
                     }
