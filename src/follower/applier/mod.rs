@@ -261,6 +261,9 @@ impl Applier {
 
     /// Handles an entry of the log whose record comes with its bucket, before the table is valid.
     fn note_ids(&mut self, body: &LogBody) {
+        // A loss that is detected before the bucket is read is dated no earlier than what it took.
+        self.latest_seen = self.latest_seen.max(body.record_time);
+        self.see(body.record.as_ref().ok().map(|record| &record.state));
         let previous = self.match_previous_ledger(body);
         // The bucket may have been read ahead of the log, and then was loaded without the denials
         // that were assigned just now. The last entry up to there has the record that was loaded.

@@ -274,3 +274,30 @@ fn table_that_lacks_a_lost_bucket_is_not_valid_before_it_is_back() {
     follower.serve(&model);
     assert!(follower.is_valid());
 }
+
+#[test]
+fn denial_that_was_only_named_while_it_loads_dates_the_loss_that_takes_it() {
+    let mut model = Model::new(1);
+    let mut follower = Follower::live(&model);
+    let stop = model.append(0, true, 20);
+    follower.on(model.announce(&[stop]));
+    // A fork is read, and says STOP once more before the bucket is read, by a clock that is ahead.
+    let mut fork = Model::new(1);
+    fork.append(0, true, 21);
+    follower.poll(&fork, 22);
+    follower.poll(&fork, 23);
+    fork.append(0, true, 500);
+    follower.poll(&fork, 24);
+    // That is lost as well.
+    let mut other = Model { epoch: 2, ..Model::new(0) };
+    follower.poll(&other, 25);
+    follower.buckets.clear();
+    follower.serve(&other);
+    assert!(follower.is_valid() && follower.denies(0));
+    let lift = other.append(0, false, 100);
+    follower.on(other.announce(&[lift]));
+    assert!(follower.denies(0), "it is older than what was denied");
+    let lift = other.append(0, false, 501);
+    follower.on(other.announce(&[lift]));
+    assert!(!follower.denies(0));
+}
