@@ -109,7 +109,13 @@ impl Model {
         let (epoch, secret) = ([self.epoch; 16], KeySecret::new(&[self.secret; 16]));
         let (key_version, buckets) = (KEY_VERSION, BUCKETS);
         Page {
-            identity: Arc::new(Identity { epoch, secret, key_version, buckets }),
+            identity: Arc::new(Identity {
+                epoch,
+                secret,
+                key_version,
+                has_nameless: false,
+                buckets,
+            }),
             end: self.end(),
             accepted: self.accepted,
             clock: at(self.seconds),

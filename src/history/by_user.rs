@@ -60,8 +60,8 @@ async fn businesses(ledger: &Ledger) -> Result<BTreeSet<String>, ReadError> {
     Ok(businesses)
 }
 
-/// The key of a pair, and the one under which versions before recorded it, if they read the user's id
-/// otherwise.
+/// The key of a pair, the one under which versions before recorded it, if they read the user's id otherwise,
+/// and those of the pair's [nameless](Key::nameless) ones.
 ///
 /// # Errors
 ///
@@ -72,7 +72,9 @@ pub fn keys_of(
     business_id: &str,
 ) -> Result<impl Iterator<Item = Key> + use<>, Vec<Violation>> {
     let key = secret.read(user_id, business_id)?;
-    Ok(std::iter::once(key).chain(secret.read_formerly(user_id, business_id)))
+    let keys = std::iter::once(key).chain(secret.read_formerly(user_id, business_id));
+    let is_tagged = secret.is_tagged();
+    Ok(keys.flat_map(move |key| std::iter::once(key).chain(key.nameless().filter(|_| is_tagged))))
 }
 
 /// Every pair of a user that has a record in the ledger, even if none of its events are left: at each

@@ -85,6 +85,7 @@ impl Writer {
         }
         let capacity = pairs.saturating_add(new.len());
         let mut merged = Merged { pairs: Vec::with_capacity(capacity), expiring: Vec::new() };
+        let mut nameless = 0_isize;
         let mut held = shard.pairs().peekable();
         for ((key, state), at) in new.iter().zip(first..) {
             while let Some(pair) = held.next_if(|(held, _)| held.halves() < key.halves()) {
@@ -94,13 +95,16 @@ impl Writer {
                 left_out.push(at);
                 continue;
             }
+            let is_nameless = isize::from(key.nameless().is_none());
             match self.encode_pair(ResolvedState::of(state)) {
                 EncodedPair::Boxed(_) => left_out.push(at),
                 EncodedPair::Inline(entry) => {
+                    nameless = nameless.saturating_add(is_nameless);
                     self.use_profile(entry);
                     merged.push(*key, entry);
                 }
                 EncodedPair::Expiring(entry, word) => {
+                    nameless = nameless.saturating_add(is_nameless);
                     self.use_profile(entry);
                     merged.push_expiring(*key, ExpiringEntry::new(entry, word));
                 }
@@ -117,7 +121,7 @@ impl Writer {
         let shard = Shard::from_sorted(merged.len(), merged.into_iter());
         let shard = Arc::new(shard.with_room_for_expiring(expiring, 0));
         drop(self.replace_shard(index, ShardWriter::new(shard, pairs, used)));
-        self.change_pairs(index, isize::try_from(added).unwrap_or(isize::MAX));
+        self.change_pairs(index, isize::try_from(added).unwrap_or(isize::MAX), nameless);
     }
 
     /// Counts a use of an entry's profile at once, so that the number is not given to another one.

@@ -129,6 +129,14 @@ struct PreviousLedgerDenials {
     pairs: DashMap<Key, Arc<RetainedDenials>>,
 }
 
+impl PreviousLedgerDenials {
+    /// The denials of the pair with this key, or of its nameless pair; and the key that has them.
+    fn denials(&self, key: Key) -> Option<(Key, Arc<RetainedDenials>)> {
+        let at = |key| self.pairs.get(&key).map(|denied| (key, Arc::clone(&denied)));
+        at(key).or_else(|| at(key.nameless()?))
+    }
+}
+
 /// All that the table holds of a pair.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PairSummary {
@@ -152,6 +160,8 @@ struct Shared {
     /// Pairs that fit no other encoding. A pair is changed here only inside a seqlock write of its shard.
     boxed: DashMap<Key, Box<ResolvedState>>,
     pairs: AtomicUsize,
+    /// How many of them have keys that name no business: see [`Key::nameless`].
+    nameless: AtomicUsize,
     shard_bytes: AtomicUsize,
     profile_bytes: AtomicUsize,
     /// The heap bytes of the values in `boxed`.
@@ -199,6 +209,7 @@ pub fn new() -> (Table, Writer) {
         directory: ShardDirectory::new(&shards.map(|shard| Arc::clone(&shard.shard))),
         boxed: DashMap::new(),
         pairs: AtomicUsize::new(0),
+        nameless: AtomicUsize::new(0),
         shard_bytes: AtomicUsize::new(0),
         profile_bytes: AtomicUsize::new(0),
         boxed_bytes: AtomicUsize::new(0),
@@ -302,8 +313,22 @@ impl Shared {
         freshness
     }
 
-    /// Looks a pair up; `None` if the table does not have it.
+    /// Looks a pair up; `None` if the table does not have it. A nameless pair counts for one that is not
+    /// there: its own record continues the nameless one.
     fn lookup<'a>(
+        &'a self,
+        view: &'a View,
+        key: Key,
+    ) -> Option<Result<PairRef<'a>, UnreadablePair>> {
+        let found = self.lookup_own(view, key);
+        if found.is_some() || self.nameless.load(Ordering::Acquire) == 0 {
+            return found;
+        }
+        // It is the neighbour of where the pair itself would be.
+        self.lookup_own(view, key.nameless()?)
+    }
+
+    fn lookup_own<'a>(
         &'a self,
         view: &'a View,
         key: Key,
@@ -342,8 +367,8 @@ impl Shared {
 
     /// The retained denials of the pair in the previous ledger.
     fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<RetainedDenials>> {
-        let key = pair.previous_key?;
-        self.previous_ledger.load().as_ref()?.pairs.get(&key).map(|denied| Arc::clone(&denied))
+        let previous = self.previous_ledger.load();
+        previous.as_ref()?.denials(pair.previous_key?).map(|(_, denied)| denied)
     }
 }
 

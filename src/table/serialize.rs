@@ -306,8 +306,10 @@ impl Writer {
                 return false; // A profile came twice: the numbers do not match.
             }
         }
+        let mut nameless = 0_usize;
         for known in image.shards.iter() {
-            for (_, entry) in known.shard.pairs() {
+            for (key, entry) in known.shard.pairs() {
+                nameless = nameless.saturating_add(usize::from(key.nameless().is_none()));
                 if let Some(number) = known.shard.profile_of(entry) {
                     self.profiles.add_use(number);
                 }
@@ -324,6 +326,7 @@ impl Writer {
         shared.shard_bytes.store(bytes, Ordering::Relaxed);
         shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         shared.pairs.store(pairs, Ordering::Relaxed);
+        shared.nameless.store(nameless, Ordering::Release);
         let shards = image.shards.map(|known| Arc::clone(&known.shard));
         shared.directory.replace_all(&shards, self.profiles.chunks());
         self.shards = image.shards;

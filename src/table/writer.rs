@@ -96,7 +96,7 @@ impl Writer {
             (encoded, location) => {
                 self.write_with_seqlock(key, index, encoded, &shard, location);
                 if previous.is_none() {
-                    self.change_pairs(index, 1);
+                    self.change_pairs(index, 1, isize::from(key.nameless().is_none()));
                 }
                 self.shrink(index);
             }
@@ -240,15 +240,19 @@ impl Writer {
         shard
     }
 
-    pub(super) fn change_pairs(&mut self, index: ShardIndex, change: isize) {
-        let add = |pairs: usize| {
+    /// Counts so many more pairs of a shard, and among them so many more nameless ones.
+    pub(super) fn change_pairs(&mut self, index: ShardIndex, change: isize, nameless: isize) {
+        let add = |pairs: usize, change: isize| {
             let changed = pairs.checked_add_signed(change);
             changed.unwrap_or_else(|| unreachable!("the pairs of shard {index:?} were miscounted"))
         };
         let known = self.shards.get_mut(index);
-        known.pairs = add(known.pairs);
+        known.pairs = add(known.pairs, change);
         let all = &self.shared.pairs;
-        all.store(add(all.load(Ordering::Relaxed)), Ordering::Relaxed); // There is one writer.
+        // There is one writer.
+        all.store(add(all.load(Ordering::Relaxed), change), Ordering::Relaxed);
+        let all = &self.shared.nameless;
+        all.store(add(all.load(Ordering::Relaxed), nameless), Ordering::Release);
     }
 
     fn entry(&self, key: Key) -> Option<(PackedEntry, &Shard)> {
@@ -320,6 +324,7 @@ impl Writer {
         self.shared.directory.replace_all(&shards, self.profiles.chunks());
         self.shared.shard_bytes.store(0, Ordering::Relaxed);
         self.shared.pairs.store(0, Ordering::Relaxed);
+        self.shared.nameless.store(0, Ordering::Relaxed);
         self.shared.profile_bytes.store(self.profiles.bytes(), Ordering::Relaxed);
         self.shared.boxed_bytes.store(0, Ordering::Relaxed);
         self.shared.boxed.clear();
@@ -392,7 +397,7 @@ impl Writer {
         if let Some(expiring) = entry.expiring_index() {
             self.shards.get_mut(index).free_expiring_index(expiring);
         }
-        self.change_pairs(index, -1);
+        self.change_pairs(index, -1, if key.nameless().is_none() { -1 } else { 0 });
         self.shrink(index);
         self.release_profile(released);
     }
@@ -422,9 +427,7 @@ impl Writer {
     ) -> Option<(Key, Arc<RetainedDenials>)> {
         let previous = self.shared.previous_ledger.load();
         let previous = previous.as_ref()?;
-        let key = previous.secret.read(user_id, business_id).ok()?;
-        let denied = previous.pairs.get(&key)?;
-        Some((key, Arc::clone(&denied)))
+        previous.denials(previous.secret.read(user_id, business_id).ok()?)
     }
 
     /// Removes the retained denials of the pair with this key in the previous ledger. The caller must

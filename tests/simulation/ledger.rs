@@ -208,7 +208,13 @@ impl Server {
             pairs.clone().map(|said| said.map(|said| Stored { version: (revision, head), said }));
         let keys = std::array::from_fn(|number| key.read(user(number), BUSINESS).unwrap());
         Self {
-            identity: Arc::new(Identity { epoch, secret: key, key_version: KEY_VERSION, buckets }),
+            identity: Arc::new(Identity {
+                epoch,
+                secret: key,
+                key_version: KEY_VERSION,
+                has_nameless: false,
+                buckets,
+            }),
             secret,
             accepted: 0,
             node: Rc::new(Node { position, pairs, parent: None, entry: None }),

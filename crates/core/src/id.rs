@@ -14,14 +14,25 @@ use super::template::{self, Subject, TemplateId};
 use super::user_id::{self, MAX_USER_ID_BYTES, Reading};
 use super::{Violation, hidden_chars};
 
+mod key;
+
+pub use self::key::{BusinessTag, Key};
+
 /// The longest business id, in bytes of UTF-8.
 pub const MAX_BUSINESS_ID_BYTES: usize = 128;
 
-/// The version of the keys that [`KeySecret::key`] derives: which notations of a user's id have one key.
+/// The version of the keys of new ledgers: which notations of a user's id have one key, and what a key says.
 ///
-/// Version 1 is the reading of [`user_id::read_formerly`], and version 2 that of [`user_id::read`]. A ledger
-/// says by which version its keys were derived: read by another one, a person would be several.
-pub const KEY_VERSION: u32 = 2;
+/// Version 1 is the reading of [`user_id::read_formerly`], and version 2 that of [`user_id::read`]. Version 3
+/// is the same reading; a key then names its business by a [`BusinessTag`]. A ledger says by which version
+/// its keys were derived: derived by another one, a person would be several.
+pub const KEY_VERSION: u32 = 3;
+
+/// The oldest version of keys that is served: that of the reading of today.
+pub const OLDEST_KEY_VERSION: u32 = 2;
+
+/// The first version whose keys name their business.
+pub const TAGGED_KEY_VERSION: u32 = 3;
 
 /// A user's id, as the rules read it.
 ///
@@ -113,9 +124,23 @@ fn check_recorded(field: &str, id: &str) -> Result<(), Violation> {
 
 /// A business's id, by the deployment's own naming; opaque and case-sensitive.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct BusinessId<'a>(&'a str);
+pub struct BusinessId<'a> {
+    id: &'a str,
+    /// Computed here, so that a batch about one business computes it once.
+    tag: BusinessTag,
+}
 
 impl<'a> BusinessId<'a> {
+    fn new(id: &'a str) -> Self {
+        Self { id, tag: BusinessTag::of(id) }
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &'a str {
+        self.id
+    }
+
     /// Parses a business id.
     ///
     /// # Errors
@@ -124,7 +149,7 @@ impl<'a> BusinessId<'a> {
     /// holds a [hidden](hidden_chars) character, which is named.
     pub fn parse(id: &'a str) -> Result<Self, Violation> {
         check_plain("business_id", id)?;
-        Ok(Self(id))
+        Ok(Self::new(id))
     }
 
     /// Parses a business id that is in a ledger already: see [`UserId::recorded`].
@@ -134,7 +159,7 @@ impl<'a> BusinessId<'a> {
     /// As for [`parse`](Self::parse), except for the hidden characters that older versions accepted.
     pub fn recorded(id: &'a str) -> Result<Self, Violation> {
         check_recorded("business_id", id)?;
-        Ok(Self(id))
+        Ok(Self::new(id))
     }
 }
 
@@ -177,52 +202,13 @@ impl fmt::Display for PhoneNumberId {
     }
 }
 
-/// The key of a pair: a keyed 128-bit hash (SipHash-2-4) of the folded user id and the business.
-///
-/// It is stored as two `u64`: the alignment of a `u128` would cost the table 8 bytes per entry.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Key {
-    high: u64,
-    low: u64,
-}
-
-impl Key {
-    /// The 16 bytes that ledgers store.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 16] {
-        ((u128::from(self.high) << 64) | u128::from(self.low)).to_be_bytes()
-    }
-
-    /// The key of these bytes.
-    #[must_use]
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        let bits = u128::from_be_bytes(bytes);
-        let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
-        Self { high: half(bits >> 64), low: half(bits) }
-    }
-
-    /// The two halves. Their bits are uniform, so that a map needs no further hash.
-    #[must_use]
-    pub fn halves(self) -> (u64, u64) {
-        (self.high, self.low)
-    }
-
-    /// The key of these halves.
-    #[must_use]
-    pub fn from_halves((high, low): (u64, u64)) -> Self {
-        Self { high, low }
-    }
-
-    /// 64 bits of the key. They are uniform, so that a map needs no further hash.
-    #[must_use]
-    pub fn bits(self) -> u64 {
-        self.high
-    }
-}
-
 /// The secret with which a ledger's keys are hashed.
 #[derive(Clone)]
-pub struct KeySecret(SipHasher24);
+pub struct KeySecret {
+    hasher: SipHasher24,
+    /// Whether the keys name their business.
+    is_tagged: bool,
+}
 
 impl fmt::Debug for KeySecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -242,10 +228,23 @@ const TEMPLATE_KEY_INPUT_BYTES: usize = template::PREFIX.len()
 const SHORT_KEY_INPUT_BYTES: usize = 64;
 
 impl KeySecret {
-    /// The hasher with this secret.
+    /// The hasher with this secret, for keys of today's version.
     #[must_use]
     pub fn new(secret: &[u8; 16]) -> Self {
-        Self(SipHasher24::new_with_key(secret))
+        Self::of_version(secret, KEY_VERSION)
+    }
+
+    /// The hasher with this secret, for keys of this [version](KEY_VERSION).
+    #[must_use]
+    pub fn of_version(secret: &[u8; 16], version: u32) -> Self {
+        let is_tagged = version >= TAGGED_KEY_VERSION;
+        Self { hasher: SipHasher24::new_with_key(secret), is_tagged }
+    }
+
+    /// Whether the keys name their business.
+    #[must_use]
+    pub fn is_tagged(&self) -> bool {
+        self.is_tagged
     }
 
     /// The key of a pair, the same for every notation of one phone line.
@@ -262,18 +261,20 @@ impl KeySecret {
     }
 
     fn key_of_reading(&self, user: &Reading<'_>, business: BusinessId<'_>) -> Key {
-        let business = business.0.as_bytes();
+        let BusinessId { id, tag } = business;
         match user {
             Reading::Phone(number) => {
                 let len = u8::try_from(number.len()).unwrap_or(u8::MAX);
-                self.key_of(&[&[b'p', len], &number.value().to_be_bytes(), business])
+                self.key_of(tag, &[&[b'p', len], &number.value().to_be_bytes(), id.as_bytes()])
             }
             // Ids hold no control characters, so NUL parts them without doubt.
-            Reading::Opaque(id) => self.key_of(&[b"o", id.as_bytes(), b"\0", business]),
+            Reading::Opaque(user) => {
+                self.key_of(tag, &[b"o", user.as_bytes(), b"\0", id.as_bytes()])
+            }
         }
     }
 
-    fn key_of(&self, parts: &[&[u8]]) -> Key {
+    fn key_of(&self, tag: BusinessTag, parts: &[&[u8]]) -> Key {
         let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
         // Nearly all inputs are short, and zeroing the longest buffer takes as long as hashing one.
         let (mut short, mut long, mut of_template, mut longest);
@@ -291,8 +292,9 @@ impl KeySecret {
             &mut longest
         };
         let len = join(input, parts);
-        let hash = self.0.hash(input.get(..len).unwrap_or_default());
-        Key { high: hash.h1, low: hash.h2 }
+        let hash = self.hasher.hash(input.get(..len).unwrap_or_default());
+        let key = Key::from_halves((hash.h1, hash.h2));
+        if self.is_tagged { key.with_tag(tag) } else { key }
     }
 
     /// Parses a user and a business of a request, and returns the key of their pair.
@@ -314,9 +316,9 @@ impl KeySecret {
             b":",
             template.language().as_bytes(),
             b"\0",
-            business.0.as_bytes(),
+            business.id.as_bytes(),
         ];
-        self.key_of(&parts)
+        self.key_of(business.tag, &parts)
     }
 
     /// The key of the account of a business, in whose record it is kept whether WhatsApp restricts it.
@@ -393,13 +395,13 @@ impl KeySecret {
     /// Whether the other secret produces the same keys.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        self.digest(b"") == other.digest(b"")
+        self.is_tagged == other.is_tagged && self.digest(b"") == other.digest(b"")
     }
 
     /// A keyed 128-bit digest of other data, which must be compared but not stored.
     #[must_use]
     pub fn digest(&self, bytes: &[u8]) -> [u8; 16] {
-        self.0.hash(bytes).as_bytes()
+        self.hasher.hash(bytes).as_bytes()
     }
 }
 
@@ -417,112 +419,4 @@ fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(user: &str) -> Key {
-        let secret = KeySecret::new(&[7; 16]);
-        secret.key(&UserId::parse(user).unwrap(), BusinessId::parse("shop").unwrap())
-    }
-
-    #[test]
-    fn notations_of_one_phone_line_have_one_key() {
-        for (a, b) in [
-            ("+1 (555) 012-3456", "15550123456"),
-            ("1.555.012.3456", "15550123456"),
-            ("whatsapp:+15550123456", "15550123456"),
-            ("15550123456:3@s.whatsapp.net", "15550123456"),
-            ("+44 (0)7700 900123", "447700900123"),
-            ("+52 1 55 1234 5678", "+52 55 1234 5678"),
-            ("+54 9 11 1234 5678", "+54 11 1234 5678"),
-            ("+55 11 9 8765-4321", "+55 11 8765-4321"),
-            ("+55\u{a0}11\u{a0}98765-4321", "551187654321"),
-            ("+229 97 12 34 56", "2290197123456"),
-            ("whatsapp:US.1349", "US.1349"),
-        ] {
-            assert_eq!(key(a), key(b), "{a} and {b}");
-        }
-    }
-
-    #[test]
-    fn different_phone_lines_have_different_keys() {
-        for (a, b) in [
-            ("+55 11 9 5765-4321", "+55 11 5765-4321"), // 5…: a landline has no mobile digit
-            ("+52 1 55 1234 567", "+52 55 1234 567"),   // too short to be that notation
-            ("US.1349", "us.1349"),
-            ("US.1349", "1349"),
-            ("+54 9 11 1234 567", "+54 11 1234 567"),
-            ("15550123456", "15550123457"),
-        ] {
-            assert_ne!(key(a), key(b), "{a} and {b}");
-        }
-    }
-
-    #[test]
-    fn bad_ids_say_what_is_wrong() {
-        for id in ["", "a\tb", "+()", "07700900123", "15550123456.0", "US.1349 "] {
-            let violation = UserId::parse(id).unwrap_err();
-            assert_eq!(violation.field, "user_id");
-            let refusal = user_id::read(id).unwrap_err();
-            assert_eq!(violation.description, refusal.to_string());
-        }
-        assert!(UserId::parse(&"x".repeat(160)).is_ok());
-        assert!(UserId::parse(&"x".repeat(161)).is_err());
-        assert!(BusinessId::parse(&"x".repeat(128)).is_ok());
-        assert!(BusinessId::parse(&"x".repeat(129)).is_err());
-        assert!(BusinessId::parse("").unwrap_err().field == "business_id");
-    }
-
-    #[test]
-    fn recorded_id_of_an_older_version_keeps_its_own_key() {
-        let secret = KeySecret::new(&[7; 16]);
-        for id in [" US.1349", "US.1349\u{200d}", "\u{ff35}S.1349", "cafe\u{301}"] {
-            assert!(secret.parse(id, "shop").is_err(), "{id:?}");
-            assert!(secret.parse("US.1349", id).is_err(), "{id:?}");
-            let key = secret.read(id, "shop").unwrap();
-            assert_eq!(key, secret.key_of_reading(&Reading::Opaque(id), BusinessId("shop")));
-            assert_ne!(key, secret.read("US.1349", "shop").unwrap());
-            assert!(secret.read("US.1349", id).is_ok());
-        }
-        // A NUL parts the user from the business.
-        assert!(secret.read("a\0b", "shop").is_err());
-        assert!(secret.read("a\u{200b}b", "shop").is_err(), "no version took it");
-        for id in [" +1 555 012 3456 ", "US.1349", "+55\u{a0}11\u{a0}98765-4321"] {
-            assert_eq!(secret.parse(id, "shop").unwrap(), secret.read(id, "shop").unwrap());
-        }
-    }
-
-    /// The keys of versions before, in a ledger with this secret.
-    #[test]
-    fn former_keys_are_those_of_versions_before() {
-        let secret = KeySecret::new(&[7; 16]);
-        let shop = BusinessId("shop");
-        let phone = |digits: &str| {
-            let value: u64 = digits.parse().unwrap();
-            let len = u8::try_from(digits.len()).unwrap();
-            secret.key_of(&[&[b'p', len], &value.to_be_bytes(), b"shop"])
-        };
-        for (id, digits) in [
-            ("+44 (0)7700 900123", "4407700900123"),
-            ("0044 7700 900123", "00447700900123"),
-            ("22997123456", "22997123456"),
-            ("+54 11 15 2345 6789", "54111523456789"),
-        ] {
-            assert_eq!(secret.read_formerly(id, "shop"), Some(phone(digits)), "{id}");
-        }
-        let opaque = "whatsapp:+15550123456";
-        let key = secret.key_of_reading(&Reading::Opaque(opaque), shop);
-        assert_eq!(secret.read_formerly(opaque, "shop"), Some(key));
-        for id in ["15550123456", "+1 555 012 3456", "5215512345678", "US.1349", "customer-7"] {
-            assert_eq!(secret.read_formerly(id, "shop"), None, "{id}");
-        }
-        // What is refused today has only the former key.
-        assert_eq!(secret.read("07700900123", "shop").unwrap(), phone("07700900123"));
-        assert_eq!(secret.read_formerly("07700900123", "shop"), None);
-    }
-
-    #[test]
-    fn key_round_trips_through_its_bytes() {
-        assert_eq!(Key::from_bytes(key("1").to_bytes()), key("1"));
-    }
-}
+mod tests;

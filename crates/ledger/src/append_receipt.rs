@@ -1,6 +1,6 @@
 //! Receipts of appends: which branch of the log a change is on, for ledgers whose log can fork.
 
-use super::{Appended, Change, Ledger, LedgerError, Version};
+use super::{Appended, Ledger, Version};
 
 /// The outcome of one change, and its branch of the log.
 #[derive(Clone, Debug)]
@@ -34,26 +34,6 @@ impl AppendReceipt {
 }
 
 impl Ledger {
-    /// Appends like [`append`](Self::append), and returns receipts. By their versions,
-    /// [`FollowerPosition`](super::FollowerPosition) detects whether the follower has applied these
-    /// very changes, or others with the same revisions.
-    ///
-    /// # Errors
-    ///
-    /// The same as for [`append`](Self::append).
-    pub async fn append_with_receipts(
-        &self,
-        changes: Vec<Change>,
-    ) -> Result<Vec<AppendReceipt>, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => {
-                let appended = ledger.append(changes).await?;
-                Ok(appended.into_iter().map(AppendReceipt::unforked).collect())
-            }
-            Self::Redis(ledger) => ledger.append(changes).await,
-        }
-    }
-
     /// Drops the connection that appends use, if there is one. The next append resolves the
     /// ledger's address again and reconnects.
     pub fn reconnect_appends(&self) {

@@ -190,6 +190,7 @@ pub async fn copy(
 ) -> Result<CopyReport, CopyError> {
     let identity = from.identity().await.map_err(CopyError::Source)?;
     let rekeying = match identity.key_version {
+        // The pairs keep their keys.
         KEY_VERSION => None,
         newer if newer > KEY_VERSION => return Err(CopyError::NewerKeys(newer)),
         _ => {
@@ -235,7 +236,9 @@ pub async fn copy(
     }
     let secret = from.secret().await.map_err(CopyError::Source)?;
     let Copying { to, cursor, pairs, missing, rekeying, .. } = copying;
-    let (epoch, buckets) = to.finish(&cursor, &StoredSecret::new(secret.secret)).await?;
+    let has_nameless = rekeying.as_ref().map_or(secret.has_nameless, Rekeying::has_nameless);
+    let secret = StoredSecret { has_nameless, ..StoredSecret::new(secret.secret) };
+    let (epoch, buckets) = to.finish(&cursor, &secret).await?;
     let rekeyed = rekeying.map(|rekeying| rekeying.report());
     let end = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
     Ok(CopyReport {
@@ -404,7 +407,7 @@ impl Copying<'_> {
             if let Some(sources) = rekeying.sources(key) {
                 shared.insert(key, sources);
             } else {
-                pair.key = key.to_bytes();
+                pair.key = rekeying.tagged(key, &pair).to_bytes();
                 rekeyed.push(pair);
             }
         }

@@ -30,6 +30,7 @@ mod error;
 mod follower_position;
 mod history;
 mod log;
+mod nameless;
 mod pair;
 mod portable_pair;
 mod redis;
@@ -82,6 +83,9 @@ pub struct Identity {
     pub secret: KeySecret,
     /// The version of these keys: see [`KEY_VERSION`](consentd_core::id::KEY_VERSION).
     pub key_version: u32,
+    /// Whether some pairs have keys that name no business, though the keys of this version do: a copy did
+    /// not find their names. [`Ledger::read`] finds them under the pair's own key, too.
+    pub has_nameless: bool,
     /// The number of buckets that pairs are divided into: see [`bucket_of`].
     pub buckets: u32,
 }
@@ -159,18 +163,6 @@ impl Ledger {
         match self {
             Self::Embedded(ledger) => ledger.describe(),
             Self::Redis(ledger) => ledger.describe(),
-        }
-    }
-
-    /// Reads pairs' records and the ledger's clock.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if it cannot be read.
-    pub async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.read(keys).await,
-            Self::Redis(ledger) => ledger.read(keys).await,
         }
     }
 

@@ -2,10 +2,13 @@
 //! one person by that reading become one.
 //!
 //! A pair's names are in its history, and in the log's entries while the copy runs. A pair without names, such as
-//! one of somebody who was erased, keeps its key, and so does a pair whose id is refused today: checks that look
-//! at the former key of a notation still find them there. So does a pair that was recorded under notations which
-//! are several people today: which of them an event was about is not known, and what is denied there is denied
-//! to all of them, by their former keys.
+//! one of somebody who was erased, keeps the reading of its key, and so does a pair whose id is refused today:
+//! checks that look at the former key of a notation still find them there. So does a pair that was recorded
+//! under notations which are several people today: which of them an event was about is not known, and what is
+//! denied there is denied to all of them, by their former keys.
+//!
+//! Every key then gets the tag of the business that its history names, in place of its lower bits; a pair
+//! without names gets the [tag of none](super::nameless). All keys in here are those before that.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +16,7 @@ use super::history::HistoryItem;
 use super::portable_pair::{PortableEntry, PortablePair};
 use super::{UnreadableRecord, codec};
 use consentd_core::event::What;
-use consentd_core::id::{Key, KeySecret};
+use consentd_core::id::{BusinessTag, Key, KeySecret};
 use consentd_core::record::{ChainHead, HistoryEntry, Record, extend_chain};
 use consentd_core::time::Timestamp;
 use consentd_core::unified::{Unified, unify};
@@ -21,16 +24,16 @@ use consentd_core::unified::{Unified, unify};
 /// What became of a ledger's keys.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RekeyReport {
-    /// The number of pairs that have another key than before.
+    /// The number of pairs that have the key of another reading than before.
     pub moved: u64,
     /// The number of pairs that became a part of another one.
     pub unified: u64,
-    /// The number of pairs whose names are gone, which keep their key: those of erased people, and those of
-    /// which only expired events are left.
+    /// The number of pairs whose names are gone, so that their keys name no business: those of erased people,
+    /// and those of which only expired events are left.
     pub nameless: u64,
-    /// The number of pairs whose user id is refused today, which keep their key.
+    /// The number of pairs whose user id is refused today, which keep the reading of their key.
     pub refused: u64,
-    /// The number of pairs whose notations are several people today, which keep their key.
+    /// The number of pairs whose notations are several people today, which keep the reading of their key.
     pub several: u64,
 }
 
@@ -49,6 +52,8 @@ pub(super) struct Rekeying {
     several: HashSet<Key>,
     nameless: u64,
     refused: u64,
+    /// Whether a pair was written whose key names no business. It may have had names when they were counted.
+    has_nameless: bool,
 }
 
 impl Rekeying {
@@ -62,6 +67,7 @@ impl Rekeying {
             several: HashSet::new(),
             nameless: 0,
             refused: 0,
+            has_nameless: false,
         }
     }
 
@@ -121,6 +127,20 @@ impl Rekeying {
         self.moved.get(&key).copied().unwrap_or(key)
     }
 
+    /// The key of a pair in the copy with the tag of its business, as far as its history names it.
+    pub(super) fn tagged(&mut self, key: Key, pair: &PortablePair) -> Key {
+        let mut entries = pair.history.iter().flatten();
+        let named = entries.find_map(|entry| entry.item.decode_without_statement());
+        let tag = named.map_or(BusinessTag::NAMELESS, |entry| BusinessTag::of(&entry.business_id));
+        self.has_nameless |= tag == BusinessTag::NAMELESS;
+        key.with_tag(tag)
+    }
+
+    /// Whether the copy has pairs whose keys name no business.
+    pub(super) fn has_nameless(&self) -> bool {
+        self.has_nameless
+    }
+
     /// The keys of the source's pairs that have this key in the copy, if there may be several.
     pub(super) fn sources(&self, today: Key) -> Option<Vec<Key>> {
         let mut sources = self.former.get(&today)?.clone();
@@ -172,7 +192,10 @@ impl Rekeying {
         }
         let history = history.into_iter().map(Some).collect();
         let record = codec::encode_record(&record);
-        Ok(Some(PortablePair { key: key.to_bytes(), revision, head_prefix, record, history }))
+        let mut unified =
+            PortablePair { key: key.to_bytes(), revision, head_prefix, record, history };
+        unified.key = self.tagged(key, &unified).to_bytes();
+        Ok(Some(unified))
     }
 
     fn item(

@@ -168,28 +168,28 @@ async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Res
 fn print_rekeyed(report: &RekeyReport) -> anyhow::Result<()> {
     let RekeyReport { moved, unified, nameless, refused, several } = report;
     output::line(&format!(
-        "re-keyed     {} pairs have another key, {} of which were another notation of somebody",
+        "re-keyed     {} pairs have the key of another reading, {} of which were another notation of somebody",
         HumanCount(*moved),
         HumanCount(*unified),
     ))?;
     if *nameless > 0 {
         output::line(&format!(
-            "{} pairs name nobody any more, such as those of erased people: they keep their key, and deny \
-             under the notations that they denied under",
+            "{} pairs name nobody any more, such as those of erased people: they deny under the notations \
+             that they denied under, and every sidecar holds them, for their business is not known",
             HumanCount(*nameless)
         ))?;
     }
     if *refused > 0 {
         output::line(&format!(
-            "{} pairs have an id that is refused today: they keep their key, and checks of that id are \
-             refused",
+            "{} pairs have an id that is refused today: they keep the reading of their key, and checks of \
+             that id are refused",
             HumanCount(*refused)
         ))?;
     }
     if *several > 0 {
         output::line(&format!(
-            "{} pairs were recorded under notations that are several people today: they keep their key, \
-             and deny all of them what they denied",
+            "{} pairs were recorded under notations that are several people today: they keep the reading \
+             of their key, and deny all of them what they denied",
             HumanCount(*several)
         ))?;
     }

@@ -1,6 +1,5 @@
 //! `ledger status`: the state of a ledger, read from the ledger itself.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -13,7 +12,7 @@ use super::{TargetArgs, with_ledger};
 use crate::cli::ledger_target::{durability_text, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
-use consentd_core::id::KEY_VERSION;
+use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION, TAGGED_KEY_VERSION};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
     DiskUsage, Ledger, Page, ServerInfo, Status, UnsupportedServer, Warning, inspect_server,
@@ -230,12 +229,16 @@ impl StatusReport {
 }
 
 fn keys_text(version: u32) -> String {
-    let what = match version.cmp(&KEY_VERSION) {
-        Ordering::Less => {
+    let what = match version {
+        ..OLDEST_KEY_VERSION => {
             ": not served by this consentd before consentd ledger copy has re-keyed it"
         }
-        Ordering::Equal => "",
-        Ordering::Greater => ": made by a newer consentd, and not served by this one",
+        OLDEST_KEY_VERSION..TAGGED_KEY_VERSION => {
+            ": its keys name no business, so that a sidecar for some businesses takes a consentd ledger \
+             copy of it"
+        }
+        TAGGED_KEY_VERSION..=KEY_VERSION => "",
+        _ => ": made by a newer consentd, and not served by this one",
     };
     format!("version {version}{what}")
 }

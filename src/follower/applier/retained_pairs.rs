@@ -291,6 +291,9 @@ impl RetainedPairs {
             let retained = self.states.get(key).map(|state| State::clone(state));
             let retained = retained.unwrap_or_default();
             let lost = denials.get(key).and_then(|denied| denied.missing_from(&retained, now));
+            if lost.is_some() {
+                self.retain(*key, hidden_denials(writer, *key, now));
+            }
             self.retain(*key, lost);
             if self.states.contains_key(key) {
                 self.without_record.insert(*key);
@@ -312,9 +315,13 @@ impl RetainedPairs {
                 denied.missing_from(&State::default(), self.loss_time).map(Arc::new)
             });
             if let Some(state) = state {
-                self.states.insert(*key, Arc::clone(state));
+                let mut state = Arc::clone(state);
+                if let Some(hidden) = hidden_denials(writer, *key, self.loss_time) {
+                    state = Arc::new(hidden.join(State::clone(&state)));
+                }
+                writer.apply(*key, Ok(&state));
+                self.states.insert(*key, state);
                 self.without_record.insert(*key);
-                writer.apply(*key, Ok(state));
             }
         }
         self.before_reload = HashMap::new();
@@ -341,6 +348,16 @@ impl RetainedPairs {
         self.states.insert(key, Arc::new(lost.join(known.unwrap_or_default())));
         self.changed = true;
     }
+}
+
+/// What the [nameless](Key::nameless) pair of one without a record denies, as lost at this time: the entry
+/// that the retained denials get would hide it. All is denied if its record cannot be read.
+fn hidden_denials(writer: &Writer, key: Key, time: Timestamp) -> Option<State> {
+    let nameless = key.nameless()?;
+    if writer.holds_state(nameless, Err(UnreadablePair)) {
+        return Some(State { suppression: Some((time, true)), ..State::default() });
+    }
+    writer.denials(nameless)?.missing_from(&State::default(), time)
 }
 
 /// What a retained state denies.

@@ -33,7 +33,13 @@ fn loaded(clock: i64) -> (Table, Applier, Identity) {
     let (table, writer) = table::new();
     let mut applier = Applier::new(writer, 10);
     let secret = KeySecret::new(&[2; 16]);
-    let identity = Identity { epoch: [1; 16], secret, key_version: KEY_VERSION, buckets: 1 };
+    let identity = Identity {
+        epoch: [1; 16],
+        secret,
+        key_version: KEY_VERSION,
+        has_nameless: false,
+        buckets: 1,
+    };
     let shared = Arc::new(identity.clone());
     applier.perform(&Action::ResetTable { identity: shared, clock: at(clock), forget: false });
     let now = Moment { boot: std::time::Duration::ZERO, wall: at(clock) };

@@ -149,14 +149,16 @@ async fn append_as_before(ledger: &Ledger) {
 
 /// A file as the version before left it.
 async fn old_file(path: &Path) {
-    let (ledger, appender) = Embedded::open(path, Retention::default(), 1 << 20).unwrap();
+    drop(Embedded::open(path, Retention::default(), 1 << 20).unwrap());
+    set_meta(path, 2, |secret| secret[1..].to_vec());
+    let opened = Embedded::open_with_any_keys(path, Retention::default(), 1 << 20);
+    let (ledger, appender) = opened.unwrap();
     let appending = std::thread::spawn(move || appender.run());
     let ledger = Ledger::Embedded(ledger);
     append_as_before(&ledger).await;
     ledger.close().await;
     drop(ledger);
     appending.join().unwrap().unwrap();
-    set_meta(path, 2, |secret| secret[1..].to_vec());
 }
 
 /// Changes a file's format and secret, as another version would have written them.
@@ -181,14 +183,15 @@ async fn old_redis() -> (Redis, String) {
     let redis = Redis::start(&[]);
     let address = ledger_at(&redis.address());
     init(&address, &["--buckets", "16"]);
+    set_secret(&redis, "string.sub(secret, 2)");
     let target = Target::new(&address, TargetOptions::default()).unwrap();
-    let (ledger, task) = RedisLedger::new(target, Options::default());
+    let options = Options { any_keys: true, ..Options::default() };
+    let (ledger, task) = RedisLedger::new(target, options);
     let running = tokio::spawn(task.run(CancellationToken::new()));
     let ledger = Ledger::Redis(ledger);
     append_as_before(&ledger).await;
     ledger.close().await;
     running.await.unwrap();
-    set_secret(&redis, "string.sub(secret, 2)");
     (redis, address)
 }
 
@@ -219,7 +222,7 @@ fn copied(arguments: &[&str]) -> String {
     assert_eq!(code, 0, "{arguments:?}: {printed}{said}");
     for part in [
         // 1, 2, both of 3's old notation, two of 4, 5, 8.
-        "re-keyed     7 pairs have another key, 4 of which",
+        "re-keyed     7 pairs have the key of another reading, 4 of which",
         "2 pairs name nobody any more",
         "1 pairs have an id that is refused today",
         "1 pairs were recorded under notations that are several people today",

@@ -160,12 +160,7 @@ impl Embedded {
             database: RwLock::new(Some(Arc::new(database))),
             file,
             memtable,
-            identity: Arc::new(Identity {
-                epoch: meta.epoch,
-                secret: meta.secret.hasher(),
-                key_version: meta.secret.key_version,
-                buckets,
-            }),
+            identity: Arc::new(meta.secret.identity(meta.epoch, buckets)),
             describe: format!("file:{}", path.display()),
             retention,
             history_reads: Arc::new(Semaphore::new(MAX_READS)),

@@ -1,7 +1,6 @@
 //! The format of the file: its tables, the encoding of their rows, and the transaction that creates
 //! or checks them.
 
-use std::cmp::Ordering;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use redb::{
 use super::open_error::{OpenError, damaged_file};
 use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead, StoredRecord, UnreadableRecord, Version, codec};
-use consentd_core::id::KEY_VERSION;
+use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION};
 use consentd_core::record::Revision;
 
 /// The version of the file's format: its tables and their rows. Records and entries are versioned
@@ -65,10 +64,10 @@ impl Meta {
     /// Refuses keys that were made by another reading of user ids than this program's.
     pub(super) fn check_keys(&self, path: &Path) -> Result<(), OpenError> {
         let (path, version, known) = (path.to_owned(), self.secret.key_version, KEY_VERSION);
-        match version.cmp(&KEY_VERSION) {
-            Ordering::Less => Err(OpenError::OlderKeys { path, version, known }),
-            Ordering::Equal => Ok(()),
-            Ordering::Greater => Err(OpenError::NewerKeys { path, version, known }),
+        match version {
+            ..OLDEST_KEY_VERSION => Err(OpenError::OlderKeys { path, version, known }),
+            OLDEST_KEY_VERSION..=KEY_VERSION => Ok(()),
+            _ => Err(OpenError::NewerKeys { path, version, known }),
         }
     }
 }

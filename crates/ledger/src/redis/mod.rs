@@ -57,7 +57,7 @@ use super::{
 };
 use crate::history::MAX_READS;
 use crate::stored_secret::StoredSecret;
-use consentd_core::id::KEY_VERSION;
+use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION};
 
 /// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
 const MAX_WAITING: usize = 8_192;
@@ -264,13 +264,13 @@ impl Shared {
     /// Refuses keys that were made by another reading of user ids than this program's.
     fn check_keys(&self, secret: &StoredSecret) -> Result<(), RedisFailure> {
         let version = secret.key_version;
-        let refusal = match version.cmp(&KEY_VERSION) {
+        let refusal = match version {
             _ if self.options.any_keys => return Ok(()),
-            std::cmp::Ordering::Equal => return Ok(()),
-            std::cmp::Ordering::Less => {
+            OLDEST_KEY_VERSION..=KEY_VERSION => return Ok(()),
+            ..OLDEST_KEY_VERSION => {
                 RedisRejection::OlderKeys { version, from: self.describe.as_str().into() }
             }
-            std::cmp::Ordering::Greater => RedisRejection::NewerKeys { version },
+            _ => RedisRejection::NewerKeys { version },
         };
         Err(RedisFailure::Rejected(refusal))
     }
@@ -281,8 +281,7 @@ impl Shared {
         if let Some(known) = self.known_identity().filter(|known| known.epoch == epoch) {
             return known;
         }
-        let key_version = secret.key_version;
-        let new = Arc::new(Identity { epoch, secret: secret.hasher(), key_version, buckets });
+        let new = Arc::new(secret.identity(epoch, buckets));
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&new));
         new
     }

@@ -130,8 +130,7 @@ impl Shared {
         let buckets = u32::try_from(buckets).unwrap_or(0);
         let epoch = value("epoch").try_into().map_err(|_| malformed())?;
         let secret = StoredSecret::decode(value("secret")).ok_or_else(malformed)?;
-        let key_version = secret.key_version;
-        Ok(Some(Identity { epoch, secret: secret.hasher(), key_version, buckets }))
+        Ok(Some(secret.identity(epoch, buckets)))
     }
 
     async fn verify_sentinel(&self, hash: &str, report: &mut Report) -> Result<(), RedisFailure> {
