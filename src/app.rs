@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use self::sockets::{GrpcSocket, HttpSocket, Sockets};
 use crate::admin::{self, AdminConfig, AdminSockets};
 use crate::budget::{Budget, BudgetSizes};
 use crate::checker::Checker;
-use crate::config::{Settings, WebhookSources};
+use crate::config::{BusinessSource, Settings, WebhookSources};
 use crate::decision_log::DecisionLogWriter;
 use crate::follower::{Follower, SnapshotTarget};
 use crate::grpc::connection::{self, Limits, Security};
@@ -40,6 +40,7 @@ use crate::recorder::Recorder;
 use crate::table;
 use crate::telemetry::{self, Exporter};
 use crate::webhook::{self, Webhook};
+use consentd_core::businesses::Businesses;
 use consentd_core::keyword::KeywordBook;
 use consentd_ledger::Ledger;
 use consentd_os::files;
@@ -120,6 +121,9 @@ impl Sidecar {
         let (ledger, ledger_task) = opened?;
         warn_of_readable_secrets(&settings);
 
+        let source = settings.businesses.clone();
+        let businesses = source.as_ref().map_or(Ok(Businesses::All), BusinessSource::read);
+        let (to_hold, held) = watch::channel(businesses.map_err(anyhow::Error::msg)?);
         let (table, writer) = table::new();
         let bound = settings.max_staleness;
         let synthetic = ledger::open_synthetic(&ledger, settings.storage.synthetic).await?;
@@ -127,7 +131,8 @@ impl Sidecar {
         let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
             .with_extra_pairs(synthetic)
             .with_scrub_interval(scrub)
-            .with_snapshots(snapshot);
+            .with_snapshots(snapshot)
+            .with_businesses(held);
         let checker =
             Checker::new(table.clone(), settings.policy, bound, Arc::clone(&metrics)).logging(log);
         let checker = checker.blocking(settings.blocked_countries.clone());
@@ -171,7 +176,8 @@ impl Sidecar {
         };
         let admin = (sockets.admin, config);
         let (tokens, tls) = (sockets.tokens, sockets.tls);
-        let reload = Reloading { hangup, tokens, tls, receives: webhook.is_some() };
+        let businesses = source.map(|source| (source, to_hold));
+        let reload = Reloading { hangup, tokens, tls, businesses, receives: webhook.is_some() };
         Ok(Self {
             limits: limits(&settings),
             budget: Budget::new(budget_sizes(&settings), Arc::clone(&metrics)),
@@ -297,10 +303,11 @@ impl Sidecar {
             ));
         }
         let (reload, over) = (self.reload, self.drain.over.clone());
-        let tls_hangup = signal(SignalKind::hangup())?;
+        let (tls_hangup, business_hangup) =
+            (signal(SignalKind::hangup())?, signal(SignalKind::hangup())?);
         parts.spawn(async move {
             tokio::select! {
-                () = reload.run(tls_hangup) => {}
+                () = reload.run(tls_hangup, business_hangup) => {}
                 () = over.cancelled() => {}
             }
             "SIGHUP is not listened for any more".to_owned()

@@ -11,6 +11,7 @@
     reason = "the doc comments of flags are help texts, shown on a terminal"
 )]
 
+mod businesses;
 mod config_file;
 mod decision_log;
 mod keywords;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+pub use self::businesses::{BusinessArgs, BusinessSource};
 pub use self::decision_log::DecisionLogArgs;
 pub use self::keywords::KeywordArgs;
 pub use self::ledger::{LedgerAddress, LedgerArgs};
@@ -67,6 +69,9 @@ pub struct ServeArgs {
     /// The ledger.
     #[command(flatten)]
     pub ledger: LedgerArgs,
+    /// The businesses that the table holds.
+    #[command(flatten)]
+    pub businesses: BusinessArgs,
     /// The listeners, but for webhooks.
     #[command(flatten)]
     pub listeners: ListenerArgs,
@@ -152,6 +157,8 @@ fn wrong(setting: &'static str, why: impl Into<String>) -> ConfigError {
 pub struct Settings {
     /// The ledger.
     pub ledger: LedgerAddress,
+    /// Where the businesses are named that the table holds, if it does not hold all.
+    pub businesses: Option<BusinessSource>,
     /// The files that flags name, each of which serves one purpose alone.
     pub files: Vec<UsedFile>,
     /// What the ledger retains, what an append waits for, and the table's snapshots and scrub.
@@ -215,6 +222,7 @@ impl ServeArgs {
         Self {
             config: self.config,
             ledger: self.ledger.or(weaker.ledger),
+            businesses: self.businesses.or(weaker.businesses),
             listeners: self.listeners.or(weaker.listeners),
             tls: self.tls.or(weaker.tls),
             webhook: self.webhook.or(weaker.webhook),
@@ -246,6 +254,7 @@ impl ServeArgs {
         })?;
         let files = used_files::collect(&self, &ledger, decision_log.as_ref(), &listeners)?;
         Ok(Settings {
+            businesses: self.businesses.validate(&ledger)?,
             ledger,
             files,
             storage,

@@ -4,6 +4,7 @@
 //! configured numbers of the businesses are the one label whose values are not listed here.
 
 mod budget;
+mod businesses;
 mod change_feed;
 mod decision_log;
 mod ledger_file;
@@ -24,6 +25,7 @@ use prometheus::{
 
 use self::budget::BudgetMetrics;
 pub use self::budget::{BYTE_POOLS, CALL_POOLS, POOL_COUNT};
+use self::businesses::BusinessMetrics;
 use self::change_feed::ChangeFeedMetrics;
 pub use self::change_feed::WATCH_RESET_CAUSES;
 pub use self::decision_log::DECISION_DROP_CAUSES;
@@ -99,6 +101,7 @@ pub struct Metrics {
     erased: IntCounter,
     replication: ReplicationMetrics,
     change_feed: ChangeFeedMetrics,
+    businesses: BusinessMetrics,
     snapshots: SnapshotMetrics,
     ledger_file: LedgerFileMetrics,
     pub(crate) tls: TlsMetrics,
@@ -131,6 +134,8 @@ pub struct TableGauges {
     pub clock_offset: f64,
     /// Pairs with retained denials.
     pub remembered: u64,
+    /// How many businesses the table holds; 0 if it holds all.
+    pub businesses: usize,
 }
 
 /// Totals since the start of the process, for the status page.
@@ -200,6 +205,7 @@ impl Metrics {
             )?,
             replication: ReplicationMetrics::new(r)?,
             change_feed: ChangeFeedMetrics::new(r)?,
+            businesses: BusinessMetrics::new(r)?,
             snapshots: SnapshotMetrics::new(r)?,
             ledger_file: LedgerFileMetrics::new(r)?,
             tls: TlsMetrics::new(r)?,
@@ -414,6 +420,7 @@ impl Metrics {
         let revision = i64::try_from(table.revision).unwrap_or(i64::MAX);
         self.applied_revision.with_label_values(&["0"]).set(revision);
         self.pairs.set(whole(table.pairs));
+        self.set_businesses(table.businesses);
         self.table_bytes.set(whole(table.bytes));
         self.clock_offset.set(table.clock_offset);
         self.replication.remembered.set(i64::try_from(table.remembered).unwrap_or(i64::MAX));

@@ -34,9 +34,14 @@
 //! CONSENTD_FROM=1000000 cargo test --test simulation                 # other histories
 //! CONSENTD_PEOPLE=100 cargo test --test simulation                    # all with people of several ids
 //! CONSENTD_MEMORIES=100 CONSENTD_ERASES=100 cargo test --test simulation   # all with erases
+//! CONSENTD_PEOPLE=0 CONSENTD_MEMORIES=0 CONSENTD_SOME=100 cargo test --test simulation # all with a filter
 //! CONSENTD_STEPS=1000000000 cargo test --release --test simulation   # a night's worth
 //! scripts/mutants                                                    # does it catch anything?
 //! ```
+//!
+//! In some histories the sidecar holds some businesses alone, and is told to hold more or less: then all of this
+//! holds of the pairs that it holds, none of another business is ever allowed, and what is added is held
+//! soon.
 //!
 //! Seeds that once failed are in `simulation/regressions.txt`, and run first.
 
@@ -52,6 +57,8 @@ mod append;
 mod erase;
 #[path = "simulation/faults.rs"]
 mod faults;
+#[path = "simulation/held.rs"]
+mod held;
 #[path = "simulation/ledger.rs"]
 mod ledger;
 #[path = "simulation/lifts.rs"]
@@ -107,6 +114,8 @@ const PEOPLE: u64 = 40;
 const MEMORIES: u64 = 50;
 /// In how many of those persons are erased.
 const ERASES: u64 = 60;
+/// In how many of those without either the sidecar holds some businesses alone, now these and then those.
+const SOME: u64 = 50;
 /// In how many of those with people of several ids keys are written and lost behind the log's back.
 const MEET: u64 = 40;
 /// Dropping a long log takes a frame for each of its entries.
@@ -136,9 +145,14 @@ fn features(seed: u64) -> Features {
         Random::new(seed ^ salt).percent(number(variable).unwrap_or(percent))
     };
     let memories = has(0x6d65_6d6f, "CONSENTD_MEMORIES", MEMORIES);
+    let people = has(u64::MAX, "CONSENTD_PEOPLE", PEOPLE);
     Features {
-        people: has(u64::MAX, "CONSENTD_PEOPLE", PEOPLE),
+        people,
         memories,
+        some: !people
+            && !memories
+            && seed < saved::SAVING_FROM
+            && has(0x736f_6d65, "CONSENTD_SOME", SOME),
         erases: memories && has(0x6572_6173, "CONSENTD_ERASES", ERASES),
         meet: has(0x6d65_6574, "CONSENTD_MEET", MEET),
     }

@@ -134,6 +134,9 @@ impl CheckSection {
                  known to be wrong.",
                 checker.status().cause
             ))),
+            Err(error @ CheckError::NotHeld(_)) => Some(CheckOutcome::Failed(format!(
+                "No answer: {error}. A sender gets FAILED_PRECONDITION, and must not send."
+            ))),
             Err(CheckError::Invalid(found)) => {
                 for violation in found {
                     check.note(violation);

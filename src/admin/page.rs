@@ -54,6 +54,9 @@ impl Assets {
     }
 }
 
+/// The most held businesses that are named.
+const MAX_BUSINESSES: usize = 20;
+
 #[derive(Template)]
 #[template(path = "page.html")]
 struct Page<'a> {
@@ -68,6 +71,8 @@ struct Page<'a> {
     cause: String,
     warnings: Arc<[String]>,
     remembered: u64,
+    /// The businesses that are held, if not all are; and of how many.
+    businesses: Option<(String, usize)>,
     staleness: String,
     staleness_share: f64,
     bound: String,
@@ -213,6 +218,10 @@ fn page(admin: &Admin, reloads: bool, check: Option<CheckSection>) -> Page<'_> {
         cause: status.cause,
         warnings: status.warnings,
         remembered: status.remembered,
+        businesses: status.businesses.ids().map(|ids| {
+            let count = ids.len();
+            (ids.take(MAX_BUSINESSES).collect::<Vec<_>>().join(", "), count)
+        }),
         staleness: match status.phase {
             TablePhase::Loading => "–".to_owned(),
             _ => short(status.staleness.as_secs_f64()),

@@ -62,6 +62,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Ledger, LedgerT
                     .then_some(settings.storage.retention),
                 sweep_interval: settings.storage.retention.sweep_interval(),
                 any_keys: false,
+                tagged_keys: settings.businesses.is_some(),
             };
             let (ledger, task) = Redis::new((**target).clone(), options);
             probe(&ledger).await?;

@@ -1,15 +1,18 @@
-//! Reads the bearer tokens and the certificate again, and answers SIGHUP. A process that does not handle
-//! this signal would be ended by it.
+//! Reads the bearer tokens, the certificate and the businesses again, and answers SIGHUP. A process that does
+//! not handle this signal would be ended by it.
 
 use std::path::PathBuf;
 
 use consentd_tls::ServerFiles;
 use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::config::BusinessSource;
 use crate::grpc::BearerTokens;
 use crate::net::tls::ServerTls;
 use crate::reload::{Reload, reload};
+use consentd_core::businesses::Businesses;
 
 /// What a sidecar reads again, apart from its webhook receiver, which does so itself.
 pub(super) struct Reloading {
@@ -19,15 +22,23 @@ pub(super) struct Reloading {
     pub(super) tokens: Option<(PathBuf, BearerTokens)>,
     /// Certificate and key of the listeners, and their files.
     pub(super) tls: Option<(ServerFiles, ServerTls)>,
+    /// Where the held businesses are named, and whoever holds them; if not all are held.
+    pub(super) businesses: Option<(BusinessSource, watch::Sender<Businesses>)>,
     /// Whether webhooks are received.
     pub(super) receives: bool,
 }
 
 impl Reloading {
-    /// Reads the files again. `tls_hangup` receives each SIGHUP, too. Ends only if no signal can be
+    /// Reads the files again. The other two receive each SIGHUP, too. Ends only if no signal can be
     /// received any more.
-    pub(super) async fn run(self, tls_hangup: Signal) {
-        let Self { hangup, tokens, tls, receives } = self;
+    pub(super) async fn run(self, tls_hangup: Signal, business_hangup: Signal) {
+        let Self { hangup, tokens, tls, businesses, receives } = self;
+        let businesses = async {
+            match businesses {
+                Some((source, held)) => reload_businesses(source, held, business_hangup).await,
+                None => std::future::pending().await,
+            }
+        };
         let tls = async {
             match tls {
                 Some((files, tls)) => reload_tls(files, tls, tls_hangup).await,
@@ -37,6 +48,7 @@ impl Reloading {
         tokio::select! {
             () = reload_tokens(hangup, tokens, receives) => {}
             () = tls => {}
+            () = businesses => {}
         }
     }
 }
@@ -67,6 +79,35 @@ async fn reload_tokens(hangup: Signal, tokens: Option<(PathBuf, BearerTokens)>, 
             }
             info!("SIGHUP: every other setting takes a restart");
         }
+    })
+    .await;
+}
+
+/// Reads again which businesses are held. A file that cannot be used changes nothing.
+async fn reload_businesses(
+    source: BusinessSource,
+    held: watch::Sender<Businesses>,
+    hangup: Signal,
+) {
+    reload(hangup, move || source.read(), move |Reload { is_news, content, .. }| match content {
+        Ok(wanted) => {
+            let changed = held.send_if_modified(|held| {
+                let is_new = *held != wanted;
+                held.clone_from(&wanted);
+                is_new
+            });
+            if changed || is_news {
+                info!(changed, "which businesses are held was read again");
+            }
+        }
+        Err(cause) if is_news => {
+            warn!(
+                cause,
+                "holding the same businesses as before: the file that names them cannot be used; \
+                 mend it, it is read again within five seconds"
+            );
+        }
+        Err(_) => {}
     })
     .await;
 }

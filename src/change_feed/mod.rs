@@ -58,6 +58,8 @@ pub enum GapCause {
     Rebuilt,
     /// Pairs were corrected of which only the keys are known.
     Mended,
+    /// The table holds other businesses than before.
+    Businesses,
 }
 
 impl GapCause {
@@ -68,6 +70,7 @@ impl GapCause {
             Self::Slow => "slow",
             Self::Rebuilt => "rebuilt",
             Self::Mended => "mended",
+            Self::Businesses => "businesses",
         }
     }
 }

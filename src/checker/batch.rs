@@ -1,8 +1,8 @@
 //! Batches of checks that are looked up together.
 
 use super::template::{KnownCategory, TemplateName, parse_template};
-use super::{CheckRequest, Checker, ParsedRequest};
-use crate::table::{Freshness, KeyDeriver, Pair};
+use super::{CheckError, CheckRequest, Checker, ParsedRequest};
+use crate::table::{BusinessKeys, Freshness, KeyDeriver, Pair};
 use consentd_core::Violation;
 use consentd_core::country_list::CountryList;
 use consentd_core::decision::Form;
@@ -38,12 +38,12 @@ pub(super) struct ParseCache<'q> {
 }
 
 impl<'q> ParseCache<'q> {
-    /// Parses a request, or returns all of its violations.
+    /// Parses a request, or returns why it has no answer.
     pub(super) fn parse(
         &mut self,
         parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
-    ) -> Result<ParsedRequest<'q>, Vec<Violation>> {
+    ) -> Result<ParsedRequest<'q>, CheckError> {
         let business = cached(&mut self.business, request.business_id, BusinessId::parse);
         let category = cached(&mut self.category, request.category, Category::parse);
         ParsedRequest::new(parsing, request, business, category)
@@ -55,39 +55,38 @@ impl<'q> ParsedRequest<'q> {
     ///
     /// # Errors
     ///
-    /// All violations of the request.
+    /// All violations of the request, or that its business is not held.
     pub(super) fn new(
         parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
         business: Result<BusinessId<'q>, Violation>,
         category: Result<Category<'q>, Violation>,
-    ) -> Result<Self, Vec<Violation>> {
+    ) -> Result<Self, CheckError> {
         let user = UserId::parse(request.user_id);
         match (user, business, category, request.form) {
             (Ok(user), Ok(business), Ok(category), Ok(form)) => {
-                let min_revision = request.min_revision;
-                Ok(Self::of_user(parsing, &user, business, category, form, min_revision))
+                let (keys, min_revision) = (parsing.keys.at(business)?, request.min_revision);
+                Ok(Self::of_user(parsing, &user, keys, category, form, min_revision))
             }
             (user, business, category, form) => {
                 let form = form.err().map(Violation::from);
                 let violations = [user.err(), business.err(), category.err(), form];
-                Err(violations.into_iter().flatten().collect())
+                Err(CheckError::Invalid(violations.into_iter().flatten().collect()))
             }
         }
     }
 
-    /// The check of a user whose id was read.
+    /// The check of a user whose id was read, at a business that is held.
     pub(super) fn of_user(
         parsing: &Parsing<'_>,
         user: &UserId<'_>,
-        business: BusinessId<'_>,
+        keys: BusinessKeys<'_>,
         category: Category<'q>,
         form: Form,
         min_revision: Revision,
     ) -> Self {
-        let Parsing { keys, blocked } = parsing;
-        let (pair, former) = (keys.pair(user, business), keys.former_pair(user, business));
-        let is_blocked = blocked.covers(user);
+        let (pair, former) = (keys.pair(user), keys.former_pair(user));
+        let is_blocked = parsing.blocked.covers(user);
         Self { pair, former, category, form, min_revision, is_blocked }
     }
 
@@ -123,15 +122,15 @@ pub(super) struct TemplateCache<'q> {
 }
 
 impl<'q> TemplateCache<'q> {
-    /// Parses a request that names a template, and looks up what is known of that; or returns all
-    /// violations.
+    /// Parses a request that names a template, and looks up what is known of that; or returns why it has
+    /// no answer.
     pub(super) fn parse(
         &mut self,
         checker: &Checker,
         parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
         template: TemplateName<'q>,
-    ) -> Result<(ParsedRequest<'q>, KnownCategory), Vec<Violation>> {
+    ) -> Result<(ParsedRequest<'q>, KnownCategory), CheckError> {
         let (parsed, pairs) = parse_template(parsing, request, template)?;
         let known = match self.known {
             Some((business, name, known))

@@ -38,7 +38,8 @@ impl Checker {
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`], or [`CheckError::Invalid`] for the name of the template.
+    /// [`CheckError::NotReady`], [`CheckError::NotHeld`], or [`CheckError::Invalid`] for the name of the
+    /// template.
     pub fn filter<'q>(
         &self,
         campaign: &Campaign<'q>,
@@ -47,10 +48,11 @@ impl Checker {
     ) -> Result<FilterResult, CheckError> {
         let parsing = self.parsing();
         let Campaign { business, category, form, template } = *campaign;
+        let keys = self.counting_not_held(parsing.keys.at(business).map_err(CheckError::from))?;
         let known = match template {
             None => None,
             Some(template) => {
-                let pairs = template.pairs(&parsing.keys, business).map_err(CheckError::Invalid)?;
+                let pairs = template.pairs(keys).map_err(CheckError::Invalid)?;
                 Some(self.known_category(pairs, Moment::about_now))
             }
         };
@@ -58,8 +60,7 @@ impl Checker {
         for user in users {
             match UserId::parse(user) {
                 Ok(user) => {
-                    let parsed =
-                        ParsedRequest::of_user(&parsing, &user, business, category, form, 0);
+                    let parsed = ParsedRequest::of_user(&parsing, &user, keys, category, form, 0);
                     match &known {
                         None => batch.push(&parsed),
                         Some(known) => batch.push_template(&parsed, known),

@@ -1,6 +1,7 @@
 //! The checker: looks a pair up in the table and decides by the policy and both clocks.
 
 mod batch;
+mod error;
 mod filter;
 mod status;
 mod template;
@@ -26,6 +27,7 @@ use consentd_core::standing::Facts;
 use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
+pub use self::error::{CheckError, RevisionTimeout};
 pub use self::filter::{Campaign, FilterResult};
 pub use self::status::{TablePhase, TableStatus};
 use self::template::parse_template;
@@ -95,31 +97,6 @@ pub struct CheckResult {
     pub stricter: Option<Class>,
 }
 
-/// Why no decision was made. A client that gets this error must not send.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CheckError {
-    /// Fields of the request are invalid.
-    #[error("the request is not valid")]
-    Invalid(Vec<Violation>),
-    /// The table has not been loaded yet.
-    #[error("the table has not been loaded yet")]
-    NotReady,
-    /// The table is known to be wrong, so what it holds of a pair is not returned. Checks are denied as stale
-    /// instead.
-    #[error("the table is known to be wrong, and is being loaded again")]
-    Reloading,
-}
-
-/// The table did not reach a revision in time.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("revision {wanted} did not arrive in time; the table holds {applied}")]
-pub struct RevisionTimeout {
-    /// The revision that was waited for.
-    pub wanted: Revision,
-    /// The last revision that the table had applied.
-    pub applied: Revision,
-}
-
 /// Answers checks; clones share the table.
 #[derive(Clone)]
 pub struct Checker {
@@ -167,6 +144,10 @@ impl Checker {
     ///
     /// [`CheckError`] if no decision was made.
     pub fn check(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
+        self.counting_not_held(self.check_recorded(request))
+    }
+
+    fn check_recorded(&self, request: &CheckRequest<'_>) -> Result<CheckResult, CheckError> {
         if let Some(template) = request.template {
             let (parsed, result, now) =
                 self.check_template(request, template, Moment::about_now)?;
@@ -188,7 +169,15 @@ impl Checker {
         Ok(result)
     }
 
-    /// Whether a request is valid. No pair is looked up, and nothing is counted or logged.
+    /// Counts a question about a business that the table does not hold.
+    fn counting_not_held<T>(&self, result: Result<T, CheckError>) -> Result<T, CheckError> {
+        if let Err(CheckError::NotHeld(_)) = &result {
+            self.metrics.not_held(1);
+        }
+        result
+    }
+
+    /// Whether a request is valid, and about a business that the table holds. No pair is looked up, and nothing is counted or logged.
     #[must_use]
     pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
         match request.template {
@@ -246,12 +235,12 @@ impl Checker {
     fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
         let business = BusinessId::parse(request.business_id);
         let category = Category::parse(request.category);
-        let parsing = self.parsing();
-        ParsedRequest::new(&parsing, request, business, category).map_err(CheckError::Invalid)
+        ParsedRequest::new(&self.parsing(), request, business, category)
     }
 
     /// Checks a batch in order, with one reading of the clocks: callers must keep a batch so small that
-    /// it takes a fraction of a millisecond. `each` gets the result of each request, or its violations.
+    /// it takes a fraction of a millisecond. `each` gets the result of each request: an invalid one, or one
+    /// about a business that the table does not hold, fails alone.
     ///
     /// # Errors
     ///
@@ -259,7 +248,7 @@ impl Checker {
     pub fn check_many<'q>(
         &self,
         requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
-        each: impl FnMut(Result<CheckResult, Vec<Violation>>),
+        each: impl FnMut(Result<CheckResult, CheckError>),
     ) -> Result<(), CheckError> {
         let parsing = self.parsing();
         let mut cache = ParseCache::default();
@@ -269,15 +258,18 @@ impl Checker {
             if let Some(template) = request.template {
                 match templates.parse(self, &parsing, &request, template) {
                     Ok((parsed, known)) => batch.push_template(&parsed, &known),
-                    Err(violations) => batch.push_invalid(violations),
+                    Err(error) => batch.push_invalid(error),
                 }
                 continue;
             }
             match cache.parse(&parsing, &request) {
                 Ok(parsed) => batch.push(&parsed),
-                Err(violations) => batch.push_invalid(violations),
+                Err(error) => batch.push_invalid(error),
             }
         }
+        let is_other = |item: &&Result<_, _>| matches!(item, Err(CheckError::NotHeld(_)));
+        let others = batch.requests.iter().filter(is_other).count();
+        self.metrics.not_held(u64::try_from(others).unwrap_or(u64::MAX));
         self.check_batch(batch, each).map(|_| ())
     }
 
@@ -382,8 +374,12 @@ impl Checker {
     ///
     /// [`CheckError`] if an id is invalid, or the table is not valid.
     pub fn summary(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
+        self.counting_not_held(self.known_pair(user_id, business_id))
+    }
+
+    fn known_pair(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
         let keys = self.table.key_deriver();
-        let (pair, former) = keys.parse(user_id, business_id).map_err(CheckError::Invalid)?;
+        let (pair, former) = keys.parse(user_id, business_id)?;
         let now = Moment::now();
         let clock = Clock::of(now.wall, self.table.freshness().ledger_clock(now));
         let (summary, freshness) = self.table.summary(pair, former, clock.latest);
@@ -412,6 +408,16 @@ impl Checker {
         let freshness = self.table.freshness();
         let staleness = freshness.staleness(Moment::now());
         freshness.validity == Validity::Valid && staleness <= self.max_staleness
+    }
+
+    /// Whether the table holds a business, for a question that looks no pair up; counted if not.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotHeld`].
+    pub fn ensure_held(&self, business: BusinessId<'_>) -> Result<(), CheckError> {
+        let held = self.table.key_deriver().at(business).map(|_| ());
+        self.counting_not_held(held.map_err(CheckError::from))
     }
 
     /// The last revision that the table has applied.

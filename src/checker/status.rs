@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Checker;
 use crate::metrics::TableGauges;
 use crate::table::{Freshness, Validity};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_core::time::{Timestamp, clock_offset_warning};
 use consentd_os::clock::Moment;
@@ -42,6 +43,8 @@ pub struct TableStatus {
     pub warnings: Arc<[String]>,
     /// How many pairs have retained denials.
     pub remembered: u64,
+    /// The businesses that the table holds.
+    pub businesses: Arc<Businesses>,
 }
 
 impl Checker {
@@ -81,6 +84,7 @@ impl Checker {
             now: ledger_now,
             warnings,
             remembered: self.table.retained_pairs(),
+            businesses: self.table.businesses(),
         }
     }
 
@@ -98,6 +102,7 @@ impl Checker {
             bytes: self.table.bytes(),
             clock_offset: seconds(self.table.clock_offset()),
             remembered: self.table.retained_pairs(),
+            businesses: self.table.businesses().ids().map_or(0, |ids| ids.len()),
         }
     }
 }

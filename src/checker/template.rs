@@ -3,7 +3,7 @@
 
 use super::batch::Parsing;
 use super::{CheckError, CheckRequest, CheckResult, Checker, Evaluation, ParsedRequest};
-use crate::table::{Freshness, KeyDeriver, Pair, UnreadablePair};
+use crate::table::{BusinessKeys, Freshness, Pair, UnreadablePair};
 use consentd_core::Violation;
 use consentd_core::decision::Form;
 use consentd_core::id::BusinessId;
@@ -30,14 +30,9 @@ impl TemplateName<'_> {
     }
 
     /// The pairs in whose records the category of the template is kept.
-    pub(super) fn pairs(
-        &self,
-        keys: &KeyDeriver,
-        business: BusinessId<'_>,
-    ) -> Result<TemplatePairs, Vec<Violation>> {
+    pub(super) fn pairs(&self, keys: BusinessKeys<'_>) -> Result<TemplatePairs, Vec<Violation>> {
         let template = TemplateId::parse(self.name, self.language)?;
-        let (template, account) =
-            (keys.template_pair(&template, business), keys.account_pair(business));
+        let (template, account) = (keys.template_pair(&template), keys.account_pair());
         Ok(TemplatePairs { template, account })
     }
 }
@@ -137,8 +132,7 @@ impl Checker {
         template: TemplateName<'q>,
         clock: impl Fn() -> Moment,
     ) -> Result<(ParsedRequest<'q>, CheckResult, Moment), CheckError> {
-        let parsed = parse_template(&self.parsing(), request, template);
-        let (parsed, pairs) = parsed.map_err(CheckError::Invalid)?;
+        let (parsed, pairs) = parse_template(&self.parsing(), request, template)?;
         let ParsedRequest { pair, former, category, .. } = parsed;
         let known = self.known_category(pairs, &clock);
         let decides = known.decides(category.class);
@@ -152,26 +146,34 @@ impl Checker {
     }
 }
 
-/// Parses a request that names a template, or returns all of its violations.
+/// Parses a request that names a template, or returns all of its violations, or that its business is not held.
 pub(super) fn parse_template<'q>(
     parsing: &Parsing<'_>,
     request: &CheckRequest<'q>,
     template: TemplateName<'q>,
-) -> Result<(ParsedRequest<'q>, TemplatePairs), Vec<Violation>> {
+) -> Result<(ParsedRequest<'q>, TemplatePairs), CheckError> {
     let business = BusinessId::parse(request.business_id);
     let category = Category::parse(request.category);
-    // The violation of the business is reported once, with the request's other ones.
-    let pairs = match &business {
-        Ok(business) => template.pairs(&parsing.keys, *business).map(Some),
-        Err(_) => TemplateId::parse(template.name, template.language).map(|_| None),
+    // What is wrong with the business is reported once, with what is wrong with the rest of the request.
+    let keys = business.as_ref().ok().and_then(|business| parsing.keys.at(*business).ok());
+    let pairs = match keys {
+        Some(keys) => template.pairs(keys).map(Some),
+        None => TemplateId::parse(template.name, template.language).map(|_| None),
     };
     let parsed = ParsedRequest::new(parsing, request, business, category);
+    let parsed = match parsed {
+        Err(CheckError::Invalid(violations)) => Err(violations),
+        // Invalid fields come first: they are the caller's to correct, whichever sidecar is asked.
+        Err(error) if pairs.is_ok() => return Err(error),
+        Err(_) => Err(Vec::new()),
+        Ok(parsed) => Ok(parsed),
+    };
     let form = request.form.map_or(Ok(Form::Template), template_form);
     match (parsed, pairs, form) {
         (Ok(parsed), Ok(Some(pairs)), Ok(form)) => Ok((ParsedRequest { form, ..parsed }, pairs)),
         (parsed, pairs, form) => {
             let found = [parsed.err(), pairs.err(), form.err().map(|found| vec![found])];
-            Err(found.into_iter().flatten().flatten().collect())
+            Err(CheckError::Invalid(found.into_iter().flatten().flatten().collect()))
         }
     }
 }

@@ -47,6 +47,9 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     output::line(&format!("revision   {}", status.revision))?;
     output::line(&format!("pairs      {}", status.pairs))?;
     output::line(&format!("ledger     {}", status.ledger))?;
+    if status.business_count > 0 {
+        output::line(&format!("businesses {}", businesses_text(&status)))?;
+    }
     if status.remembered_pairs > 0 {
         let pairs = status.remembered_pairs;
         output::line(&format!("remembers  denials of {pairs} users that the ledger has lost"))?;
@@ -60,6 +63,15 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     }
     output::line(&format!("version    {}", status.version))?;
     Ok(verdict)
+}
+
+/// The businesses that the sidecar holds.
+fn businesses_text(status: &pb::GetStatusResponse) -> String {
+    let shown = status.businesses.join(", ");
+    match status.business_count.saturating_sub(status.businesses.len().try_into().unwrap_or(0)) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// How far the sidecar's clock is from ours, or nothing if they may agree. The sidecar read its

@@ -14,7 +14,7 @@ const PREFIX: &str = "CONSENTD_";
 const WITHOUT_FLAG: [&str; 2] = ["CONSENTD_LEDGER_PASSWORD", "CONSENTD_LEDGER_SENTINEL_PASSWORD"];
 
 /// Variables of the tests, benches and scripts, which the processes that they start inherit.
-const DEVELOPMENT_VARIABLES: [&str; 13] = [
+const DEVELOPMENT_VARIABLES: [&str; 14] = [
     "CONSENTD_BIN",
     "CONSENTD_CHAOS",
     "CONSENTD_ERASES",
@@ -24,6 +24,7 @@ const DEVELOPMENT_VARIABLES: [&str; 13] = [
     "CONSENTD_MEMORIES",
     "CONSENTD_PEOPLE",
     "CONSENTD_SEED",
+    "CONSENTD_SOME",
     "CONSENTD_STEPS",
     "CONSENTD_TRACE",
     "CONSENTD_WEBHOOK_CASES",

@@ -63,6 +63,7 @@ pub(super) fn parse(text: &str) -> Result<ServeArgs, toml::de::Error> {
     Ok(ServeArgs {
         config: None,
         ledger: toml::from_str(text)?,
+        businesses: toml::from_str(text)?,
         listeners: toml::from_str(text)?,
         tls: toml::from_str(text)?,
         webhook: WebhookListenerArgs { provider: toml::from_str(text)?, ..toml::from_str(text)? },

@@ -35,6 +35,7 @@ pub(super) fn collect(
         }
     };
     add_named("--config", &args.config, Usage::Input);
+    add_named("--business-file", &args.businesses.business_file, Usage::Input);
     add_named("--record-token-file", &args.listeners.record_token_file, Usage::Secret);
     add_named(
         "--webhook-verify-token-file",

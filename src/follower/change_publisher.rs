@@ -46,6 +46,8 @@ impl ChangePublisher {
                 self.body = None;
             }
             Action::Apply(body) if self.valid => self.body = Some(body),
+            // Watchers look again at what they watch, and learn what is refused now.
+            Action::Hold(_) if self.valid => self.publisher.publish_gap(GapCause::Businesses),
             Action::AdvanceRevision(revision, _) => match self.body.take() {
                 Some(body) => {
                     let LogBody { user_id, business_id, .. } = *body;

@@ -45,6 +45,7 @@ use self::state_machine::{Action, pieces};
 use crate::change_feed::{self, ChangeFeed};
 use crate::metrics::Metrics;
 use crate::table::Writer;
+use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
 use consentd_core::state::State;
 use consentd_ledger::{
@@ -72,6 +73,8 @@ pub struct Follower {
     bucket_reader: Option<Arc<BucketReader>>,
     snapshot_target: Option<SnapshotTarget>,
     snapshot_job: Option<SnapshotJob>,
+    /// The businesses that the table is to hold.
+    businesses: watch::Receiver<Businesses>,
     position: FollowerPosition,
     changes: ChangeFeed,
     change_publisher: ChangePublisher,
@@ -118,6 +121,7 @@ impl Follower {
             bucket_reader: None,
             snapshot_target: None,
             snapshot_job: None,
+            businesses: watch::channel(Businesses::All).1,
             position: FollowerPosition::default(),
             changes,
             change_publisher: ChangePublisher::new(publisher),
@@ -145,6 +149,15 @@ impl Follower {
         self
     }
 
+    /// Holds these businesses alone, and whichever are sent later.
+    #[must_use]
+    pub fn with_businesses(mut self, businesses: watch::Receiver<Businesses>) -> Self {
+        self.applier.writer().set_businesses(businesses.borrow().clone());
+        self.ledger.hold(businesses.borrow().clone());
+        self.businesses = businesses;
+        self
+    }
+
     /// A counter of the times when the ledger was seen to have lost changes.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
@@ -168,7 +181,8 @@ impl Follower {
         // The receiver is as old as the follower, so that the first subscription is reported, too.
         let Some(announcements) = self.announcements.take() else { return };
         let Some(warm) = stop.run_until_cancelled(self.read_snapshot()).await else { return };
-        let (mut scheduler, tasks) = Scheduler::from(warm, Moment::now());
+        let held = self.applier.writer().businesses();
+        let (mut scheduler, tasks) = Scheduler::holding(held, warm, Moment::now());
         let follow = self.follow(&mut scheduler, tasks, announcements);
         let _ = stop.run_until_cancelled(follow).await;
         self.save_final_snapshot(&scheduler).await;
@@ -190,6 +204,9 @@ impl Follower {
         }
         self.perform(&mut pending, tasks).await;
         let position = self.position.clone();
+        let mut businesses = self.businesses.clone();
+        // They may have changed since the follower was made.
+        businesses.mark_changed();
         loop {
             self.publish_position(scheduler);
             tokio::select! {
@@ -212,6 +229,14 @@ impl Follower {
                     self.perform(&mut pending, tasks).await;
                 }
                 () = next_tick(&mut snapshots) => self.start_snapshot(scheduler, &pending),
+                Ok(()) = businesses.changed() => {
+                    let wanted = businesses.borrow_and_update().clone();
+                    // What is read from now on has what is added.
+                    self.ledger.hold(wanted.clone());
+                    let tasks = scheduler.on_hold(wanted, Moment::now());
+                    self.report.on_wanted(scheduler.state_machine());
+                    self.perform(&mut pending, tasks).await;
+                }
                 received = announcements.recv() => {
                     let flow = self.on_notification(scheduler, &mut pending, received).await;
                     if flow.is_break() {
@@ -288,6 +313,10 @@ impl Follower {
             Completion::Bucket(request, bucket) => {
                 let is_live = scheduler.state_machine().is_live();
                 let bucket = bucket.map_err(|error| {
+                    if request.is_added() {
+                        self.report.on_addition_error(&error);
+                        return ReadFailure::Unanswered;
+                    }
                     let writer = self.applier.writer();
                     self.report.on_bucket_error(writer, request.number, is_live, &error);
                     if error.is_lost_key() { ReadFailure::Lost } else { ReadFailure::Unanswered }
@@ -353,7 +382,9 @@ impl Follower {
 
     async fn load_extra_pairs(&mut self) {
         let Some(pairs) = &self.extra_pairs else { return };
-        for ((key, state), count) in pairs().zip(1_usize..) {
+        let businesses = self.applier.writer().businesses();
+        let pairs = pairs().filter(|(key, _)| businesses.holds_key(*key));
+        for ((key, state), count) in pairs.zip(1_usize..) {
             self.applier.writer().apply(key, Ok(&state));
             if count.is_multiple_of(ENTRIES_PER_YIELD) {
                 tokio::task::yield_now().await;

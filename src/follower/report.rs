@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::applier::{ActionOutcome, BucketOutcome, Judgement};
-use super::state_machine::{Action, ResyncCause};
+use super::state_machine::{Action, ResyncCause, StateMachine};
 use crate::metrics::Metrics;
 use crate::table::Writer;
 use consentd_core::time::{Timestamp, clock_offset_warning};
@@ -41,6 +41,8 @@ pub(super) struct Report {
     unsubscribed: Option<String>,
     /// Buckets that the ledger has lost, and that are not restored yet.
     lost_buckets: HashSet<u32>,
+    /// Why businesses cannot be added, as last logged.
+    addition_error: Option<String>,
 }
 
 impl Report {
@@ -56,6 +58,7 @@ impl Report {
             durability: None,
             unsubscribed: None,
             lost_buckets: HashSet::new(),
+            addition_error: None,
         }
     }
 
@@ -122,6 +125,27 @@ impl Report {
         self.set_unproven(writer, &error.to_string());
     }
 
+    /// Reports that other businesses are to be held.
+    pub(super) fn on_wanted(&mut self, machine: &StateMachine) {
+        self.addition_error = None;
+        if machine.is_adding() {
+            info!("the businesses that were added are read from the ledger beside the others");
+        }
+    }
+
+    /// Reports that a bucket could not be read for the businesses that are being added.
+    pub(super) fn on_addition_error(&mut self, error: &LedgerError) {
+        let why = error.to_string();
+        if self.addition_error.as_ref() != Some(&why) {
+            warn!(
+                cause = why,
+                "the businesses that were added cannot be read from the ledger yet: questions about \
+                 them are refused until they are, and it is tried again by itself"
+            );
+            self.addition_error = Some(why);
+        }
+    }
+
     fn set_unproven(&mut self, writer: &mut Writer, why: &str) {
         self.check_ledger(writer);
         let now = clock::boot();
@@ -159,6 +183,10 @@ impl Report {
             }
             Action::Invalidate(cause) => self.on_invalidated(writer, *cause),
             Action::GapRepaired => self.metrics.gap_repaired(),
+            Action::Hold(businesses) => {
+                let count = businesses.ids().map(|ids| ids.len());
+                info!(businesses = count, "the table holds other businesses than before");
+            }
             Action::RejectWarmStart(refusal) => {
                 self.on_snapshot_rejected(refusal.label(), &refusal.to_string());
             }

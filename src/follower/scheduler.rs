@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::state_machine::{Action, Attempt, Event, StateMachine, WarmStart};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_ledger::{Announcement, Bucket, LogHead, Page, Position};
 use consentd_os::clock::Moment;
@@ -70,8 +71,18 @@ pub enum ReadFailure {
 #[derive(Clone, Copy, Debug)]
 pub struct BucketRequest {
     attempt: Attempt,
+    addition: u64,
+    is_added: bool,
     /// The bucket's number.
     pub number: u32,
+}
+
+impl BucketRequest {
+    /// Whether it is for the businesses that are being added to a table in use.
+    #[must_use]
+    pub fn is_added(&self) -> bool {
+        self.is_added
+    }
 }
 
 /// The state machine, and the reads that are going on for it.
@@ -96,7 +107,18 @@ impl Scheduler {
     /// A scheduler that starts from a snapshot of the table, if there is one.
     #[must_use]
     pub fn from(warm: Option<WarmStart>, now: Moment) -> (Self, Vec<Task>) {
+        Self::holding(Businesses::All, warm, now)
+    }
+
+    /// A scheduler of a table that holds these businesses, which starts from a snapshot of it, if there is one.
+    #[must_use]
+    pub fn holding(
+        businesses: Businesses,
+        warm: Option<WarmStart>,
+        now: Moment,
+    ) -> (Self, Vec<Task>) {
         let (machine, actions) = StateMachine::from(warm);
+        let machine = machine.holding(businesses);
         let mut scheduler = Self { machine, polling: false, again: false, waiting: false };
         let tasks = scheduler.tasks(actions, now);
         (scheduler, tasks)
@@ -163,15 +185,20 @@ impl Scheduler {
         let attempt = request.attempt;
         match bucket {
             Ok(bucket) => {
-                let actions = self.machine.on(Event::Bucket { attempt, arrived: now, bucket });
+                let BucketRequest { addition, is_added, .. } = request;
+                let event = Event::Bucket { attempt, addition, is_added, arrived: now, bucket };
+                let actions = self.machine.on(event);
                 self.tasks(actions, now)
             }
             // While the ledger is loaded, a lost bucket is retried like any failed read.
-            Err(ReadFailure::Lost) if self.machine.is_live() => {
+            Err(ReadFailure::Lost) if self.machine.is_live() && !request.is_added => {
                 let actions = self.machine.on(Event::Lost { attempt, number: request.number });
                 self.tasks(actions, now)
             }
-            Err(_) if attempt == self.machine.attempt() => {
+            Err(_)
+                if attempt == self.machine.attempt()
+                    && request.addition == self.machine.addition() =>
+            {
                 vec![Task::Bucket { request, wait: RETRY_INTERVAL }]
             }
             Err(_) => Vec::new(),
@@ -190,6 +217,12 @@ impl Scheduler {
         self.tasks(actions, now)
     }
 
+    /// Handles that the table is to hold these businesses.
+    pub fn on_hold(&mut self, businesses: Businesses, now: Moment) -> Vec<Task> {
+        let actions = self.machine.on(Event::Hold(businesses));
+        self.tasks(actions, now)
+    }
+
     /// Handles that the next bucket is due to be compared with the table.
     pub fn on_scrub_due(&mut self, now: Moment) -> Vec<Task> {
         let actions = self.machine.on(Event::ScrubDue);
@@ -197,11 +230,15 @@ impl Scheduler {
     }
 
     fn tasks(&mut self, actions: Vec<Action>, now: Moment) -> Vec<Task> {
-        let attempt = self.machine.attempt();
+        let (attempt, addition) = (self.machine.attempt(), self.machine.addition());
         let task = |action| match action {
             Action::Poll => self.poll(now),
             Action::ReadBucket(number) => {
-                let request = BucketRequest { attempt, number };
+                let request = BucketRequest { attempt, addition, is_added: false, number };
+                Some(Task::Bucket { request, wait: Duration::ZERO })
+            }
+            Action::ReadAdded(number) => {
+                let request = BucketRequest { attempt, addition, is_added: true, number };
                 Some(Task::Bucket { request, wait: Duration::ZERO })
             }
             action => Some(Task::Table(action)),

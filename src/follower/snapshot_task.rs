@@ -17,6 +17,7 @@ use super::snapshot_file::{self, SnapshotHeader, WrittenPairs};
 use super::state_machine::{Attempt, WarmStart};
 use super::{Completion, Follower, PendingOperations};
 use crate::table::TableImageError;
+use consentd_core::businesses::Businesses;
 use consentd_os::clock::{self, Moment};
 use consentd_os::files::{Lock, beside};
 use consentd_os::io_hint;
@@ -117,6 +118,9 @@ pub(super) enum SnapshotError {
 /// A snapshot that is being taken.
 pub(super) struct SnapshotJob {
     attempt: Attempt,
+    /// The businesses that the table held, and how many additions it had seen: were others added or dropped
+    /// meanwhile, the file may have some of their pairs.
+    businesses: (Businesses, u64),
     began: Duration,
     /// Whether to go on. Dropping the job cancels it.
     resumable: Arc<AtomicBool>,
@@ -134,6 +138,11 @@ fn error_chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
 }
 
+fn businesses_of(scheduler: &Scheduler) -> (Businesses, u64) {
+    let machine = scheduler.state_machine();
+    (machine.held().clone(), machine.addition())
+}
+
 impl Follower {
     /// Reads the snapshot, if there is one and it is intact.
     pub(super) async fn read_snapshot(&mut self) -> Option<WarmStart> {
@@ -148,6 +157,11 @@ impl Follower {
         });
         let (cause, why) = match read.await {
             Ok(Ok(None)) => return None,
+            Ok(Ok(Some((_, _, start))))
+                if start.businesses != self.applier.writer().businesses() =>
+            {
+                ("businesses", "it holds other businesses than this sidecar is to hold".to_owned())
+            }
             Ok(Ok(Some((warm, saved, start)))) => {
                 let age = clock::wall().since(start.proven);
                 let took = clock::boot().saturating_sub(began);
@@ -180,6 +194,7 @@ impl Follower {
             accepted,
             seen: self.applier.latest_seen(),
             proven,
+            businesses: machine.held().clone(),
         })
     }
 
@@ -206,6 +221,7 @@ impl Follower {
         let resumable = Arc::new(AtomicBool::new(true));
         self.snapshot_job = Some(SnapshotJob {
             attempt: scheduler.state_machine().attempt(),
+            businesses: businesses_of(scheduler),
             began: clock::boot(),
             resumable: Arc::clone(&resumable),
         });
@@ -240,8 +256,11 @@ impl Follower {
             Ok(written) => written,
             Err(error) => return self.on_snapshot_result(Err(error)),
         };
-        let attempt = self.snapshot_job.as_ref().map(|job| job.attempt);
-        if attempt != Some(scheduler.state_machine().attempt()) {
+        let machine = scheduler.state_machine();
+        let is_of = |job: &SnapshotJob| {
+            job.attempt == machine.attempt() && job.businesses == businesses_of(scheduler)
+        };
+        if !self.snapshot_job.as_ref().is_some_and(is_of) {
             self.snapshot_job = None;
             return self.metrics.snapshot("not_live");
         }

@@ -1,5 +1,6 @@
 //! Unit tests of the follower for single steps, and for bounds that the simulation seldom reaches.
 
+mod businesses;
 mod losses;
 mod report;
 mod warm_start;
@@ -11,6 +12,7 @@ use super::applier::{ActionOutcome, Applier, BucketOutcome};
 use super::scheduler::{PageRequest, ReadFailure, Scheduler, Task};
 use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
+use consentd_core::businesses::Businesses;
 use consentd_core::id::{KEY_VERSION, Key, KeySecret};
 use consentd_core::record::{Record, Revision};
 use consentd_core::scope::{Category, Scope};
@@ -18,7 +20,7 @@ use consentd_core::standing::Standing;
 use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Announcement, Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry,
+    Announcement, Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UndecodedEntry,
     bucket_of,
 };
 use consentd_os::clock::Moment;
@@ -47,6 +49,13 @@ fn user(n: usize) -> String {
     format!("155500{n:04}")
 }
 
+/// The first users from here on are of the second business.
+const OTHERS_FROM: usize = 50;
+
+fn business(n: usize) -> &'static str {
+    if n < OTHERS_FROM { "shop" } else { "stall" }
+}
+
 fn effect(denies: bool, seconds: u64) -> Effect {
     effect_of("marketing", denies, seconds)
 }
@@ -68,7 +77,7 @@ impl Model {
     }
 
     fn key(&self, n: usize) -> Key {
-        KeySecret::new(&[self.secret; 16]).read(&user(n), "shop").unwrap()
+        KeySecret::new(&[self.secret; 16]).read(&user(n), business(n)).unwrap()
     }
 
     fn end(&self) -> Position {
@@ -97,7 +106,7 @@ impl Model {
             *byte = byte.wrapping_mul(31).wrapping_add(u8::try_from(seconds % 251).unwrap() + 1);
         }
         let record = Ok(Record { state, ..Record::default() });
-        let (user_id, business_id) = (user(n), "shop".to_owned());
+        let (user_id, business_id) = (user(n), business(n).to_owned());
         let body = Ok(LogBody { key, user_id, business_id, record, record_time: at(seconds) });
         let entry = LogEntry { revision: end.revision + 1, previous: end.head, head, body };
         self.log.push(entry.clone());
@@ -149,12 +158,19 @@ struct Follower {
     repairs: usize,
     polls: usize,
     buckets: Vec<u32>,
+    added: Vec<u32>,
 }
 
 impl Follower {
     fn new(most: usize) -> Self {
-        let (table, writer) = crate::table::new();
+        Self::holding(Businesses::All, most)
+    }
+
+    fn holding(businesses: Businesses, most: usize) -> Self {
+        let (table, mut writer) = crate::table::new();
+        writer.set_businesses(businesses.clone());
         let (machine, actions) = StateMachine::new();
+        let machine = machine.holding(businesses);
         let mut follower = Self {
             machine,
             applier: Applier::new(writer, most),
@@ -164,6 +180,7 @@ impl Follower {
             repairs: 0,
             polls: 0,
             buckets: Vec::new(),
+            added: Vec::new(),
         };
         follower.perform(actions);
         follower
@@ -181,6 +198,7 @@ impl Follower {
             match &action {
                 Action::Poll => self.polls += 1,
                 Action::ReadBucket(number) => self.buckets.push(*number),
+                Action::ReadAdded(number) => self.added.push(*number),
                 Action::GapRepaired => self.repairs += 1,
                 Action::Invalidate(cause) => self.causes.push(*cause),
                 _ => {}
@@ -206,8 +224,13 @@ impl Follower {
     }
 
     fn bucket(&mut self, bucket: Bucket, seconds: u64) {
-        let attempt = self.machine.attempt();
-        self.on(Event::Bucket { attempt, arrived: moment(seconds), bucket });
+        self.bucket_for(false, bucket, seconds);
+    }
+
+    fn bucket_for(&mut self, is_added: bool, bucket: Bucket, seconds: u64) {
+        let (attempt, addition) = (self.machine.attempt(), self.machine.addition());
+        let arrived = moment(seconds);
+        self.on(Event::Bucket { attempt, addition, is_added, arrived, bucket });
     }
 
     /// Answers all reads until there are no more.
@@ -215,6 +238,8 @@ impl Follower {
         for _ in 0..100 {
             if let Some(number) = self.buckets.pop() {
                 self.bucket(model.bucket(number), model.seconds);
+            } else if let Some(number) = self.added.pop() {
+                self.bucket_for(true, model.bucket(number), model.seconds);
             } else if self.polls > 0 {
                 self.poll(model, model.seconds);
             } else {
@@ -233,7 +258,7 @@ impl Follower {
     }
 
     fn standing(&self, n: usize, category: &str) -> Standing {
-        let pair = self.table.pair(&user(n), "shop").unwrap();
+        let pair = self.table.pair(&user(n), business(n)).unwrap();
         self.table.facts(pair, Category::parse(category).unwrap()).0.unwrap().standing
     }
 
@@ -339,7 +364,7 @@ fn an_unreadable_entry_is_never_skipped() {
     let mut model = Model::new(2);
     let mut follower = Follower::live(&model);
     model.append(0, true, 20);
-    model.log[2].body = Err(UnreadableEntry);
+    model.log[2].body = Err(UndecodedEntry::Unreadable);
     for seconds in 30..33 {
         follower.poll(&model, seconds);
         assert!(!follower.is_valid());

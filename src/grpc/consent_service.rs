@@ -294,7 +294,9 @@ impl CheckService {
         }
         match self.answer(asked) {
             Ok(answer) => Ok(Pb::Response(convert::answer(asked, &answer))),
-            Err(CheckError::Invalid(found)) => Ok(Pb::Error(status::item_check_error(&found))),
+            Err(error @ (CheckError::Invalid(_) | CheckError::NotHeld(_))) => {
+                Ok(Pb::Error(status::item_check_error(&error)))
+            }
             Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
                 Err(status::check_error(&error))
             }

@@ -126,6 +126,9 @@ pub(super) fn held_failure(failure: &HeldFailure) -> pb::HeldFailure {
     }
 }
 
+/// The most held businesses that the status names.
+const MAX_BUSINESSES: usize = 1_000;
+
 /// Converts the status of the table.
 pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusResponse {
     use pb::get_status_response::Phase as Pb;
@@ -135,6 +138,8 @@ pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusRespon
         TablePhase::Stale => Pb::Stale,
         TablePhase::Invalid => Pb::Invalid,
     };
+    let held = status.businesses.ids();
+    let business_count = held.as_ref().map_or(0, ExactSizeIterator::len);
     pb::GetStatusResponse {
         phase: phase.into(),
         staleness: Some(duration(status.staleness)),
@@ -147,6 +152,8 @@ pub(super) fn status(status: TableStatus, ledger: String) -> pb::GetStatusRespon
         current_time: Some(timestamp(status.now)),
         warnings: status.warnings.iter().map(ToString::to_string).collect(),
         remembered_pairs: status.remembered,
+        businesses: held.into_iter().flatten().take(MAX_BUSINESSES).map(str::to_owned).collect(),
+        business_count: u64::try_from(business_count).unwrap_or(u64::MAX),
     }
 }
 

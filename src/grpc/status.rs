@@ -131,6 +131,11 @@ pub(super) fn check_error(error: &CheckError) -> Status {
             let what = "ask again shortly; GetStatus has the cause";
             not_ready("RELOADING", format!("{error}: {what}"))
         }
+        CheckError::NotHeld(_) => {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("BUSINESS_NOT_HELD", "consentd", HashMap::new());
+            Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
+        }
     }
 }
 
@@ -141,9 +146,14 @@ fn not_ready(reason: &str, message: String) -> Status {
     Status::with_error_details(Code::Unavailable, message, details)
 }
 
-/// What an item of a batch answers that could not be decided.
-pub(super) fn item_check_error(violations: &[Violation]) -> pb::ItemError {
-    item(Code::InvalidArgument, violations)
+/// What an item of a batch or a stream answers that could not be decided.
+pub(super) fn item_check_error(error: &CheckError) -> pb::ItemError {
+    let (code, field) = match error {
+        CheckError::Invalid(violations) => return item(Code::InvalidArgument, violations),
+        CheckError::NotHeld(_) => (Code::FailedPrecondition, "business_id"),
+        CheckError::NotReady | CheckError::Reloading => (Code::Unavailable, ""),
+    };
+    pb::ItemError { code: code as i32, field: field.to_owned(), message: error.to_string() }
 }
 
 fn item(code: Code, violations: &[Violation]) -> pb::ItemError {

@@ -13,7 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::codec::{self, MAX_FIELDS};
 use super::consent_service::CheckService;
@@ -21,7 +21,6 @@ use super::fast_decode::{OwnedCheckRequest, RawCheckRequest, RawStreamRequest};
 use super::pb::batch_can_send_result::Result as Pb;
 use super::{convert, deadline, pb, status};
 use crate::budget::{Charge, Pool};
-use crate::checker::CheckError;
 use consentd_os::clock;
 
 /// How many checks of one stream may wait for a revision. At that number, reading pauses.
@@ -95,15 +94,8 @@ impl CheckService {
         let started = clock::boot();
         let result = match self.answer(asked) {
             Ok(answer) => Pb::Response(convert::answer(asked, &answer)),
-            Err(CheckError::Invalid(found)) => Pb::Error(status::item_check_error(&found)),
-            // The stream stays open while the table is loaded.
-            Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
-                Pb::Error(pb::ItemError {
-                    code: Code::Unavailable.into(),
-                    field: String::new(),
-                    message: error.to_string(),
-                })
-            }
+            // The stream stays open while the table is loaded, too.
+            Err(error) => Pb::Error(status::item_check_error(&error)),
         };
         self.metrics.checked(clock::boot().saturating_sub(started));
         sequenced(sequence, result)

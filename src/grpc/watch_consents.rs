@@ -60,10 +60,9 @@ impl WatchService {
         metrics: &Arc<Metrics>,
     ) -> Result<WatchResponses, Status> {
         let business_id = request.business_id;
-        if !business_id.is_empty()
-            && let Err(violation) = BusinessId::parse(&business_id)
-        {
-            return Err(status::invalid(&[violation]));
+        let invalid = |violation| status::invalid(&[violation]);
+        if !business_id.is_empty() {
+            BusinessId::parse(&business_id).map_err(invalid)?;
         }
         if self.max_watchers == 0 {
             return Err(watching_disabled());
@@ -71,6 +70,7 @@ impl WatchService {
         if !checker.is_ready() {
             return Err(status::check_error(&CheckError::NotReady));
         }
+        ensure_held(checker, &business_id)?;
         let Ok(subscription) = self.changes.subscribe(self.max_watchers) else {
             metrics.refused("watchers");
             return Err(self.full());
@@ -111,6 +111,12 @@ pub(super) fn watching_disabled() -> Status {
     Status::unimplemented(
         "watching is disabled here (--max-watchers is 0): check right before each send",
     )
+}
+
+/// Refuses to watch a business that the table does not hold. Without one, all that it holds are watched.
+fn ensure_held(checker: &Checker, business_id: &str) -> Result<(), Status> {
+    let Ok(business) = BusinessId::parse(business_id) else { return Ok(()) };
+    checker.ensure_held(business).map_err(|error| status::check_error(&error))
 }
 
 /// What a watcher is sent of a change: templates are not named as users.
@@ -172,6 +178,8 @@ impl WatchStream {
                     "this connection is to end: watch again elsewhere",
                 ));
             }
+            // A business may be held no more; the gap that this leaves in the feed has woken us.
+            ensure_held(&self.checker, &self.business_id)?;
             if let Some(next) = self.next.take() {
                 return Ok(next);
             }

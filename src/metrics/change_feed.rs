@@ -5,7 +5,7 @@ use prometheus::{IntCounterVec, IntGauge, Registry};
 use super::{Metrics, int_gauge, labelled_counters};
 
 /// The causes of a reset, after which a watcher must check everything again.
-pub const WATCH_RESET_CAUSES: [&str; 3] = ["slow", "rebuilt", "mended"];
+pub const WATCH_RESET_CAUSES: [&str; 4] = ["slow", "rebuilt", "mended", "businesses"];
 
 /// Instruments of `WatchConsents`.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ impl ChangeFeedMetrics {
                 r,
                 "consent_watch_resets_total",
                 "Resets sent to watchers, by cause: slow (it did not read what changed in time), \
-                 rebuilt (the whole table was loaded again) or mended (pairs were corrected whose \
-                 ids are not known).",
+                 rebuilt (the whole table was loaded again), mended (pairs were corrected whose \
+                 ids are not known) or businesses (the table holds others than before).",
                 "cause",
                 &WATCH_RESET_CAUSES,
             )?,

@@ -9,7 +9,8 @@ use super::{gauge, int_gauge, labelled_counters};
 /// The outcomes of saving the table.
 pub const SNAPSHOT_OUTCOMES: [&str; 5] = ["saved", "not_live", "remembering", "in_use", "failed"];
 /// The causes for which a saved table is refused.
-pub const SNAPSHOT_REFUSAL_CAUSES: [&str; 4] = ["unreadable", "damaged", "foreign", "trimmed"];
+pub const SNAPSHOT_REFUSAL_CAUSES: [&str; 5] =
+    ["unreadable", "damaged", "foreign", "trimmed", "businesses"];
 
 /// Instruments of the table's snapshots.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use arc_swap::Guard;
 
 use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
+use consentd_core::businesses::Businesses;
 use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
 use consentd_core::scope::Category;
 use consentd_core::standing::Facts;
@@ -15,63 +16,105 @@ use consentd_core::template::TemplateId;
 /// few enough that the first prefetched line is still cached at the last look-up.
 const LOOKUPS_PER_PREFETCH: usize = 64;
 
-/// Derives the keys of pairs, with the secrets loaded once.
+/// Derives the keys of pairs, with the secrets and the businesses loaded once.
 pub struct KeyDeriver {
     secret: Guard<Arc<KeySecret>>,
     previous: Guard<Option<Arc<PreviousLedgerDenials>>>,
+    businesses: Guard<Arc<Businesses>>,
 }
 
-impl KeyDeriver {
-    /// The pair of a user and a business.
+/// Derives the keys of the pairs of one business, which the table holds. There is no other way to a key, so
+/// that no question about another business can be answered from its absence.
+#[derive(Clone, Copy)]
+pub struct BusinessKeys<'a> {
+    secret: &'a KeySecret,
+    previous: Option<&'a KeySecret>,
+    business: BusinessId<'a>,
+}
+
+/// The table does not hold the business, so that nothing is known of its pairs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "this sidecar does not hold this business, and answers for others alone: ask a sidecar that \
+     holds it, or add it to this one's --business or --business-file"
+)]
+pub struct NotHeld;
+
+/// Why there is no pair of two ids.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NoPair {
+    /// Either id is invalid, or both are.
+    #[error("an id is not valid")]
+    Invalid(Vec<Violation>),
+    /// The table does not hold the business.
+    #[error(transparent)]
+    NotHeld(#[from] NotHeld),
+}
+
+impl BusinessKeys<'_> {
+    /// The pair of a user and the business.
     #[must_use]
-    pub fn pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Pair {
-        let previous = self.previous.as_ref();
-        let previous_key = previous.map(|previous| previous.secret.key(user, business));
-        Pair { key: self.secret.key(user, business), previous_key }
+    pub fn pair(&self, user: &UserId<'_>) -> Pair {
+        self.pair_of(|secret| secret.key(user, self.business))
     }
 
     /// The pair under whose key versions before recorded the user, if they read the id otherwise. What
     /// they recorded counts, too: see [`Table::facts_joined`].
     #[must_use]
-    pub fn former_pair(&self, user: &UserId<'_>, business: BusinessId<'_>) -> Option<Pair> {
-        let key = self.secret.former_key(user, business)?;
-        let previous = self.previous.as_ref();
-        let previous_key = previous.and_then(|previous| previous.secret.former_key(user, business));
+    pub fn former_pair(&self, user: &UserId<'_>) -> Option<Pair> {
+        let key = self.secret.former_key(user, self.business)?;
+        let previous_key = self.previous.and_then(|secret| secret.former_key(user, self.business));
         Some(Pair { key, previous_key })
     }
 
-    /// The pair of a template and a business, in whose record the template's category is kept.
+    /// The pair of a template and the business, in whose record the template's category is kept.
     #[must_use]
-    pub fn template_pair(&self, template: &TemplateId<'_>, business: BusinessId<'_>) -> Pair {
-        self.pair_of(|secret| secret.template_key(template, business))
+    pub fn template_pair(&self, template: &TemplateId<'_>) -> Pair {
+        self.pair_of(|secret| secret.template_key(template, self.business))
     }
 
-    /// The pair in whose record it is kept whether WhatsApp restricts the account of a business.
+    /// The pair in whose record it is kept whether WhatsApp restricts the account of the business.
     #[must_use]
-    pub fn account_pair(&self, business: BusinessId<'_>) -> Pair {
-        self.pair_of(|secret| secret.account_key(business))
+    pub fn account_pair(&self) -> Pair {
+        self.pair_of(|secret| secret.account_key(self.business))
     }
 
+    #[inline]
     fn pair_of(&self, key: impl Fn(&KeySecret) -> Key) -> Pair {
-        let previous_key = self.previous.as_ref().map(|previous| key(&previous.secret));
-        Pair { key: key(&self.secret), previous_key }
+        Pair { key: key(self.secret), previous_key: self.previous.map(&key) }
+    }
+}
+
+impl KeyDeriver {
+    /// The keys of a business.
+    ///
+    /// # Errors
+    ///
+    /// [`NotHeld`] if the table does not hold it.
+    #[inline]
+    pub fn at<'a>(&'a self, business: BusinessId<'a>) -> Result<BusinessKeys<'a>, NotHeld> {
+        if !self.businesses.holds(business) {
+            return Err(NotHeld);
+        }
+        let previous = self.previous.as_ref().map(|previous| &previous.secret);
+        Ok(BusinessKeys { secret: &self.secret, previous, business })
     }
 
     /// The pair of two unvalidated ids, and its former pair.
     ///
     /// # Errors
     ///
-    /// The violations of either id, or of both.
-    pub fn parse(
-        &self,
-        user_id: &str,
-        business_id: &str,
-    ) -> Result<(Pair, Option<Pair>), Vec<Violation>> {
+    /// [`NoPair`] if either id is invalid, or the business is not held.
+    pub fn parse(&self, user_id: &str, business_id: &str) -> Result<(Pair, Option<Pair>), NoPair> {
         match (UserId::parse(user_id), BusinessId::parse(business_id)) {
             (Ok(user), Ok(business)) => {
-                Ok((self.pair(&user, business), self.former_pair(&user, business)))
+                let keys = self.at(business)?;
+                Ok((keys.pair(&user), keys.former_pair(&user)))
             }
-            (user, business) => Err([user.err(), business.err()].into_iter().flatten().collect()),
+            (user, business) => {
+                let violations = [user.err(), business.err()].into_iter().flatten();
+                Err(NoPair::Invalid(violations.collect()))
+            }
         }
     }
 }
@@ -80,7 +123,11 @@ impl Table {
     /// The current key deriver. It must not be kept: a ledger that replaces this one has other secrets.
     #[must_use]
     pub fn key_deriver(&self) -> KeyDeriver {
-        KeyDeriver { secret: self.0.secret.load(), previous: self.0.previous_ledger.load() }
+        KeyDeriver {
+            secret: self.0.secret.load(),
+            previous: self.0.previous_ledger.load(),
+            businesses: self.0.businesses.load(),
+        }
     }
 
     /// The facts of many pairs, each for the category at its place, and how current all of them are.

@@ -24,15 +24,15 @@ use dashmap::mapref::one::Ref;
 use tokio::sync::watch;
 
 use self::packed_entry::{Encoding, PackedEntry};
+use self::previous_ledger::PreviousLedgerDenials;
 use self::profiles::{Chunk, Profiles};
 use self::shard::{PerShard, Shard, ShardIndex};
 use self::shard_directory::{ShardDirectory, View};
 use self::shard_writer::ShardWriter;
-use consentd_core::Violation;
+use consentd_core::businesses::Businesses;
 use consentd_core::failure::HeldFailure;
 use consentd_core::id::{Key, KeySecret, PhoneNumberId};
 use consentd_core::record::Revision;
-use consentd_core::retained_denials::RetainedDenials;
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::{ExpiriesRef, Facts, Profile, ResolvedState};
 use consentd_core::state::State;
@@ -44,6 +44,7 @@ mod category;
 mod former;
 mod insertion;
 mod packed_entry;
+mod previous_ledger;
 mod profiles;
 mod serialize;
 mod shard;
@@ -53,7 +54,7 @@ mod shard_writer;
 mod tests;
 mod writer;
 
-pub use self::batch::KeyDeriver;
+pub use self::batch::{BusinessKeys, KeyDeriver, NoPair, NotHeld};
 pub use self::serialize::{TableImage, TableImageError};
 
 /// Whether the table's content can be used, whatever its age.
@@ -122,21 +123,6 @@ impl From<Key> for Pair {
     }
 }
 
-/// The retained denials of a ledger whose keys were made with another secret. Its keys cannot be
-/// converted: a pair is found once its ids come by.
-struct PreviousLedgerDenials {
-    secret: KeySecret,
-    pairs: DashMap<Key, Arc<RetainedDenials>>,
-}
-
-impl PreviousLedgerDenials {
-    /// The denials of the pair with this key, or of its nameless pair; and the key that has them.
-    fn denials(&self, key: Key) -> Option<(Key, Arc<RetainedDenials>)> {
-        let at = |key| self.pairs.get(&key).map(|denied| (key, Arc::clone(&denied)));
-        at(key).or_else(|| at(key.nameless()?))
-    }
-}
-
 /// All that the table holds of a pair.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PairSummary {
@@ -168,6 +154,8 @@ struct Shared {
     boxed_bytes: AtomicUsize,
     /// The secret that keys are made with.
     secret: ArcSwap<KeySecret>,
+    /// The businesses that questions are answered about.
+    businesses: ArcSwap<Businesses>,
     previous_ledger: ArcSwapOption<PreviousLedgerDenials>,
     /// How many pairs have retained denials.
     retained_pairs: AtomicU64,
@@ -215,6 +203,7 @@ pub fn new() -> (Table, Writer) {
         boxed_bytes: AtomicUsize::new(0),
         // Until the ledger's own secret is known, no pair is found, and nothing is allowed.
         secret: ArcSwap::from_pointee(KeySecret::new(&[0; 16])),
+        businesses: ArcSwap::default(),
         previous_ledger: ArcSwapOption::empty(),
         retained_pairs: AtomicU64::new(0),
         validity: AtomicU8::new(encode(Validity::Loading)),
@@ -315,14 +304,24 @@ impl Shared {
 
     /// Looks a pair up; `None` if the table does not have it. A nameless pair counts for one that is not
     /// there: its own record continues the nameless one.
+    ///
+    /// A pair may have been removed since its key was derived, because its business is not held any more.
+    /// Nothing follows from its absence, so that it counts as unreadable. The businesses are loaded after the
+    /// look-up: the writer publishes them before it removes any pair.
     fn lookup<'a>(
         &'a self,
         view: &'a View,
         key: Key,
     ) -> Option<Result<PairRef<'a>, UnreadablePair>> {
         let found = self.lookup_own(view, key);
-        if found.is_some() || self.nameless.load(Ordering::Acquire) == 0 {
+        if found.is_some() {
             return found;
+        }
+        if !self.businesses.load().holds_key(key) {
+            return Some(Err(UnreadablePair));
+        }
+        if self.nameless.load(Ordering::Acquire) == 0 {
+            return None;
         }
         // It is the neighbour of where the pair itself would be.
         self.lookup_own(view, key.nameless()?)
@@ -364,12 +363,6 @@ impl Shared {
             }
         }
     }
-
-    /// The retained denials of the pair in the previous ledger.
-    fn previous_ledger_denials(&self, pair: Pair) -> Option<Arc<RetainedDenials>> {
-        let previous = self.previous_ledger.load();
-        previous.as_ref()?.denials(pair.previous_key?).map(|(_, denied)| denied)
-    }
 }
 
 impl Table {
@@ -377,9 +370,15 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// The violations of either id, or of both.
-    pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, Vec<Violation>> {
+    /// [`NoPair`] if either id is invalid, or the business is not held.
+    pub fn pair(&self, user_id: &str, business_id: &str) -> Result<Pair, NoPair> {
         self.key_deriver().parse(user_id, business_id).map(|(pair, _)| pair)
+    }
+
+    /// The businesses that questions are answered about.
+    #[must_use]
+    pub fn businesses(&self) -> Arc<Businesses> {
+        self.0.businesses.load_full()
     }
 
     /// The facts that a decision about `category` needs, and how current they are.

@@ -14,6 +14,7 @@ use super::profiles::Profiles;
 use super::shard::{Location, PerShard, Shard, ShardIndex};
 use super::shard_writer::ShardWriter;
 use super::{PairRef, PreviousLedgerDenials, UnreadablePair, Validity, Writer, encode};
+use consentd_core::businesses::Businesses;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
 use consentd_core::retained_denials::RetainedDenials;
@@ -333,6 +334,18 @@ impl Writer {
         self.shared.secret.store(Arc::new(secret.clone()));
     }
 
+    /// Publishes which businesses the table holds: questions about others are refused from now on. Those that
+    /// are added must be in the table already; those that are left out must not be removed before.
+    pub fn set_businesses(&mut self, businesses: Businesses) {
+        self.shared.businesses.store(Arc::new(businesses));
+    }
+
+    /// The businesses that the table holds.
+    #[must_use]
+    pub fn businesses(&self) -> Businesses {
+        Businesses::clone(&self.shared.businesses.load())
+    }
+
     /// The secret that keys are made with.
     #[must_use]
     pub fn secret(&self) -> KeySecret {
@@ -416,6 +429,14 @@ impl Writer {
         }
         let previous = any.then(|| Arc::new(PreviousLedgerDenials { secret, pairs: map }));
         self.shared.previous_ledger.store(previous);
+    }
+
+    /// Forgets the retained denials of these pairs of the previous ledger, if its keys say whose they are.
+    pub fn forget_previous_ledger_denials(&mut self, is_other: impl Fn(Key) -> bool) {
+        let previous = self.shared.previous_ledger.load_full();
+        if let Some(previous) = previous.filter(|previous| previous.secret.is_tagged()) {
+            previous.pairs.retain(|key, _| !is_other(*key));
+        }
     }
 
     /// The retained denials of a pair in the previous ledger, and its key there.

@@ -141,6 +141,7 @@ pub(crate) fn families() -> Vec<MetricFamily> {
         bytes: 0,
         clock_offset: 0.0,
         remembered: 0,
+        businesses: 0,
     };
     // The series of a receiver are those of its numbers.
     metrics.webhook_receives(["106540352242922"]);

@@ -34,6 +34,7 @@ mod opening;
 mod operators;
 mod own_files;
 mod page;
+mod partial;
 mod proof;
 mod resolution;
 mod rng;

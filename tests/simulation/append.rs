@@ -7,11 +7,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use consentd_core::state::Effect;
 use consentd_ledger::{AppendReceipt, Appended, LedgerError, StoredRecord, Version};
 
 use crate::ledger::{Said, Stored};
+use crate::oracle::Ack;
 use crate::sidecar::true_time;
-use crate::world::World;
+use crate::world::{Happening, MILLI, World};
 
 /// In how many of a hundred appends after a failover the recorder still reaches the former primary.
 const REACHES_FORMER: u64 = 40;
@@ -107,4 +109,15 @@ fn written(version: Version) -> AppendReceipt {
 fn conflict() -> AppendReceipt {
     let outcome = Appended::Conflict(Ok(StoredRecord::default()));
     AppendReceipt { outcome, head_prefix: 0, maybe_written: false }
+}
+
+impl World {
+    /// A recorder was answered that this denial is durable.
+    pub fn acknowledge(&mut self, number: usize, effect: Effect, began: u64) {
+        let at = self.time();
+        self.acks.acknowledged(number, Ack { effect, at, began });
+        let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
+        let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
+        self.after(bound + 2 * MILLI + jitter, Happening::Check(number));
+    }
 }

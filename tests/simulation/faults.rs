@@ -6,7 +6,7 @@ use std::time::Duration;
 use consentd_core::record::Link;
 use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Epoch, LogEntry, UnreadableEntry};
+use consentd_ledger::{Epoch, LogEntry, UndecodedEntry};
 
 use crate::ledger::{Node, SECRETS, Said, Server, Stored, USERS, fork};
 use crate::oracle::scope;
@@ -359,7 +359,7 @@ impl World {
             revision: end.revision + 1 + ahead,
             previous,
             head: self.random.bytes(),
-            body: Err(UnreadableEntry),
+            body: Err(UndecodedEntry::Unreadable),
         };
         let epoch = if self.random.percent(20) { self.random.bytes() } else { end.epoch };
         self.announce(epoch, &[entry]);

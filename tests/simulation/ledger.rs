@@ -12,10 +12,11 @@ use consentd_core::standing::{Facts, ResolvedState};
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UnreadableEntry, UnreadableRecord,
+    Bucket, Identity, LogBody, LogEntry, Page, Position, Tail, UndecodedEntry, UnreadableRecord,
     Version, bucket_of,
 };
 
+use crate::held::business_of;
 use crate::random::Random;
 
 /// Few users, so that events meet.
@@ -206,7 +207,8 @@ impl Server {
         let key = self::secret(secret);
         let stored =
             pairs.clone().map(|said| said.map(|said| Stored { version: (revision, head), said }));
-        let keys = std::array::from_fn(|number| key.read(user(number), BUSINESS).unwrap());
+        let keys =
+            std::array::from_fn(|number| key.read(user(number), business_of(number)).unwrap());
         Self {
             identity: Arc::new(Identity {
                 epoch,
@@ -269,7 +271,7 @@ impl Server {
         let Position { epoch, revision, head: previous } = self.end();
         let (revision, head) = (revision + 1, random.bytes());
         let (user_id, business_id) =
-            if said.is_tombstone() { ("", "") } else { (user(number), BUSINESS) };
+            if said.is_tombstone() { ("", "") } else { (user(number), business_of(number)) };
         let body = LogBody {
             key: self.keys[number],
             user_id: user_id.to_owned(),
@@ -277,7 +279,7 @@ impl Server {
             record: said.record(),
             record_time: self.clock(now),
         };
-        let body = if readable_entry { Ok(body) } else { Err(UnreadableEntry) };
+        let body = if readable_entry { Ok(body) } else { Err(UndecodedEntry::Unreadable) };
         let entry = LogEntry { revision, previous, head, body };
         let mut pairs = self.node.pairs.clone();
         pairs[number] = Some(Rc::clone(&said));

@@ -5,13 +5,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use consentd::table::Table;
+use consentd_core::businesses::Businesses;
+use consentd_core::id::BusinessId;
 use consentd_core::scope::Scope;
 use consentd_core::standing::{Facts, Standing};
 use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
 
 use crate::erase::erased_before;
-use crate::ledger::{BUSINESS, CATEGORIES, Pairs, Said, USERS, covers, user};
+use crate::held::business_of;
+use crate::ledger::{CATEGORIES, Pairs, Said, USERS, covers, user};
 use crate::lifts::{Lift, Lifts, PLACES, add, place_of};
 pub use crate::violation::Violation;
 
@@ -137,6 +140,17 @@ impl Guards {
         }
     }
 
+    /// The pairs of other businesses are dropped, with all that was remembered of them.
+    pub fn on_drop(&mut self, businesses: &Businesses) {
+        let off = Guard { on: false, floor: Timestamp::MIN };
+        for number in 0..USERS {
+            let business = BusinessId::parse(business_of(number)).unwrap();
+            if !businesses.holds(business) {
+                self.denials[number] = [off; KINDS];
+            }
+        }
+    }
+
     /// What was loaded is taken out again.
     pub fn on_unload(&mut self) {
         self.seen = self.seen.max(self.latest);
@@ -180,7 +194,8 @@ impl Guards {
     ) -> Result<(), Violation> {
         for number in 0..USERS {
             let said = pairs[number].as_deref();
-            let pair = table.pair(user(number), BUSINESS).unwrap();
+            // What is not held is not answered, and nothing is known of it.
+            let Ok(pair) = table.pair(user(number), business_of(number)) else { continue };
             if loose[number] {
                 // What denies may be what the log does not tell; something must lift it at least.
                 self.denials[number].iter_mut().for_each(|guard| guard.floor = Timestamp::MIN);

@@ -15,6 +15,8 @@ pub struct Plan {
     pub log: u64,
     /// Whether faults come when a snapshot is being read, too.
     pub strikes: bool,
+    /// Whether the sidecar holds some businesses alone.
+    pub some: bool,
     /// Whether some users are one person, which recorders come to hear of.
     pub people: bool,
     /// Whether processes remember what their recorders wrote, and give it back.
@@ -34,6 +36,8 @@ pub struct Features {
     pub memories: bool,
     /// Persons are erased.
     pub erases: bool,
+    /// The sidecar holds some businesses alone.
+    pub some: bool,
     /// Keys are written and lost behind the log's back though there are linked ids.
     pub meet: bool,
 }

@@ -8,7 +8,8 @@ use consentd::follower::scheduler::{BUCKET_TIMEOUT, RETRY_INTERVAL, period};
 use consentd::metrics::Metrics;
 use consentd_core::standing::Facts;
 
-use crate::ledger::{BUSINESS, CATEGORIES, USERS, user};
+use crate::held::business_of;
+use crate::ledger::{CATEGORIES, USERS, user};
 use crate::oracle::Violation;
 use crate::process::WRITERS;
 use crate::wire::SLOWEST;
@@ -72,11 +73,12 @@ impl World {
         self.writing = self.random.percent(50);
         // A machine that is suspended still is not healthy yet.
         self.run(self.frozen_until, |_| false)?;
-        if self.plan.people || self.plan.memories {
+        if self.plan.people || self.plan.memories || self.plan.some {
             // A dead branch's last announcement must not be taken for a fault after the last one.
             self.run(self.now + SLOWEST * MILLI, |_| false)?;
         }
         self.become_live()?;
+        self.holds_all()?;
         (self.writing, self.settled) = (true, true);
         // Writes go on meanwhile: they must not starve what proves it, though something is announced
         // while each answer is under way.
@@ -202,7 +204,7 @@ impl World {
             .map_err(|Violation { why, .. }| Violation::new(1, why))?;
         // Where nothing was lost, nothing is denied beside what the ledger says.
         for number in 0..USERS {
-            let pair = sidecar.table.pair(user(number), BUSINESS).unwrap();
+            let Ok(pair) = sidecar.table.pair(user(number), business_of(number)) else { continue };
             for category in 0..CATEGORIES.len() {
                 let asked = crate::ledger::category(category);
                 let (facts, freshness) = sidecar.table.facts(pair, asked);

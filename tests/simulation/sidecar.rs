@@ -10,13 +10,16 @@ use consentd::follower::scheduler::{BucketRequest, PageRequest, ReadFailure, Sch
 use consentd::follower::state_machine::Action;
 use consentd::metrics::Metrics;
 use consentd::table::{Table, Validity};
+use consentd_core::businesses::Businesses;
 use consentd_core::decision::{Form, Policy};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Announcement, Bucket, Epoch, Identity, Page, Position};
 use consentd_os::clock::Moment;
 
-use crate::ledger::{BUSINESS, CATEGORIES};
+use crate::held::business_of_id;
+use crate::ledger::CATEGORIES;
 use crate::oracle::{Guards, Violation};
+use crate::plan::Plan;
 use crate::saved::File;
 
 /// The clocks of a machine, beside the true time.
@@ -54,6 +57,8 @@ pub enum Brought {
     ScrubDue,
     Announced(Announcement),
     Missed,
+    /// These businesses are to be held.
+    Held(Businesses),
 }
 
 /// What is to be asked.
@@ -104,16 +109,17 @@ impl Sidecar {
     /// Questions are numbered on from `asked`, so that answers to one that is gone are no answers.
     pub fn start(
         asked: u64,
-        bound: Duration,
-        most: usize,
+        &Plan { bound, most_sticky, .. }: &Plan,
+        held: Businesses,
         metrics: &Arc<Metrics>,
         now: Moment,
         file: Option<&File>,
     ) -> (Self, Vec<Wanted>) {
-        let (table, writer) = consentd::table::new();
+        let (table, mut writer) = consentd::table::new();
+        writer.set_businesses(held.clone());
         let checker = Checker::new(table.clone(), Policy::default(), bound, Arc::clone(metrics));
-        let (scheduler, tasks) = Scheduler::from(file.map(|file| file.warm), now);
-        let mut applier = Applier::new(writer, most);
+        let (scheduler, tasks) = Scheduler::holding(held, file.map(|file| file.warm), now);
+        let mut applier = Applier::new(writer, most_sticky);
         if let Some(file) = file {
             applier.keep(file.table(), file.seen);
         }
@@ -183,6 +189,7 @@ impl Sidecar {
             Brought::ScrubDue => self.scheduler.on_scrub_due(now),
             Brought::Announced(announcement) => self.scheduler.on_announcement(announcement, now),
             Brought::Missed => self.scheduler.on_missed(now),
+            Brought::Held(businesses) => self.scheduler.on_hold(businesses, now),
         };
         let touched = tasks.iter().any(|task| matches!(task, Task::Table(_)));
         for task in &tasks {
@@ -203,7 +210,15 @@ impl Sidecar {
                     self.followed = None;
                 }
                 Task::Table(Action::SetProof(asked, _)) => self.proven.push(*asked),
-                Task::Table(Action::Apply(body) | Action::NoteIds(body) | Action::Replay(body)) => {
+                Task::Table(Action::DropOthers) => {
+                    self.guards.on_drop(self.scheduler.state_machine().held());
+                }
+                Task::Table(
+                    Action::Apply(body)
+                    | Action::ApplyAdded(body)
+                    | Action::NoteIds(body)
+                    | Action::Replay(body),
+                ) => {
                     self.guards.on_named(&body.user_id);
                     self.guards.on_clock(body.record_time);
                     if let Ok(record) = &body.record {
@@ -345,7 +360,7 @@ impl Sidecar {
         let form = Form::Template;
         let question = CheckRequest {
             user_id,
-            business_id: BUSINESS,
+            business_id: business_of_id(user_id),
             category,
             form: Ok(form),
             min_revision: 0,

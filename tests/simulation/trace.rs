@@ -42,6 +42,7 @@ pub fn told(happening: &Happening) -> String {
                 format!("[{life}] announced {entries:?}")
             }
             Brought::Missed => format!("[{life}] missed"),
+            Brought::Held(businesses) => format!("[{life}] is to hold {businesses:?}"),
         },
         Happening::Recorder(index, _, step) => {
             let step = match step {
@@ -68,6 +69,7 @@ pub fn told(happening: &Happening) -> String {
         Happening::Noticed(process) => format!("process {process} sees a loss"),
         Happening::LooksForLost(process, _) => format!("process {process} looks for what is lost"),
         Happening::Saved => "saved".to_owned(),
+        Happening::Held => "other businesses may be held".to_owned(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What lies between the sidecar and the ledger.
 
 use consentd::follower::scheduler::{BucketRequest, PageRequest, ReadFailure};
-use consentd_ledger::{Announcement, Epoch, LogEntry};
+use consentd_ledger::{Announcement, Epoch, LogEntry, Tail};
 
 use crate::random::Random;
 use crate::sidecar::{Brought, true_time};
@@ -86,6 +86,14 @@ impl World {
         let refused = self.is_down() || self.isolated().is_some_and(|isolated| isolated.wholly);
         let now = true_time(self.time());
         let page = (!refused).then(|| self.primary.page(question.after, self.plan.page, now));
+        let page = page.map(|mut page| {
+            if let Tail::Entries(entries) = &mut page.tail {
+                for entry in entries {
+                    *entry = self.decoded(entry);
+                }
+            }
+            page
+        });
         if self.random.percent(self.wire.page_loss) {
             return;
         }
@@ -108,7 +116,9 @@ impl World {
         } else if server.lost.contains(&question.number) {
             Err(ReadFailure::Lost)
         } else {
-            Ok(server.bucket(question.number))
+            let mut bucket = server.bucket(question.number);
+            bucket.pairs.retain(|(key, _)| self.held.wanted.holds_key(*key));
+            Ok(bucket)
         };
         if self.random.percent(self.wire.bucket_loss) {
             return;
@@ -129,7 +139,8 @@ impl World {
                 }
                 continue;
             }
-            let announcement = Announcement { epoch, entries: entries.into() };
+            let entries = entries.iter().map(|entry| self.decoded(entry)).collect();
+            let announcement = Announcement { epoch, entries };
             let mut at = self.now + self.wire.announce_delay(&mut self.random);
             if !self.wire.reorders {
                 at = at.max(self.last_announced);

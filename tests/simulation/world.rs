@@ -10,11 +10,11 @@ use consentd::follower::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, period,
 };
 use consentd::metrics::Metrics;
-use consentd_core::state::Effect;
 use consentd_ledger::{Announcement, Epoch, FollowerPosition, Position};
 use consentd_os::clock::Moment;
 
 use crate::faults::Faults;
+use crate::held::Held;
 use crate::ledger::{CATEGORIES, Node, SECRETS, Server, USERS, user};
 use crate::oracle::{Acks, Violation};
 use crate::past::Past;
@@ -60,6 +60,8 @@ pub enum Happening {
     LooksForLost(usize, u64),
     /// The table is to be saved, or what was begun of that to be ended.
     Saved,
+    /// Other businesses may be held.
+    Held,
 }
 
 /// A primary that was replaced and does not know: it answers reads, and refuses the rest.
@@ -90,6 +92,7 @@ pub struct World {
     pub nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
     past: Past,
     pub acks: Acks,
+    pub held: Held,
     pub saver: Option<Saver>,
     /// How often something was lost, or a pair was erased.
     pub losses: u64,
@@ -138,12 +141,14 @@ impl World {
             log: random.pick(&[300, 1_000_000]),
             strikes: random.percent(50),
             people: features.people,
+            some: features.some,
             memories: features.memories,
             erases: features.erases,
         };
         if plan.page == 1 {
             plan.write_every = plan.write_every.max(400 * MILLI); // Else no reader keeps up.
         }
+        let held = Held::new(seed, features.some);
         let secret = random.index(SECRETS);
         let primary = Server::new(&mut random, secret, plan.buckets, None);
         let clocks = Clocks::default();
@@ -154,7 +159,7 @@ impl World {
             plan.most_sticky = 100_000; // A scrub would find too much at any time, and not at faults.
         }
         let (sidecar, wanted) =
-            Sidecar::start(0, plan.bound, plan.most_sticky, metrics, moment, None);
+            Sidecar::start(0, &plan, held.wanted.clone(), metrics, moment, None);
         let mut world = Self {
             random,
             now: 0,
@@ -171,6 +176,7 @@ impl World {
             nodes: HashMap::new(),
             past: Past::default(),
             acks: Acks::default(),
+            held,
             saver: Saver::new(seed),
             losses: 0,
             taken: 0,
@@ -200,6 +206,9 @@ impl World {
         world.after(0, Happening::Brought(0, Brought::ScrubDue));
         world.after(0, Happening::Synced);
         world.after(0, Happening::Fault);
+        if world.plan.some {
+            world.after(0, Happening::Held);
+        }
         if world.saver.is_some() {
             world.after(0, Happening::Saved);
         }
@@ -302,6 +311,7 @@ impl World {
             Happening::Repaired(epoch, number) => self.repair(epoch, number),
             Happening::Check(number) => self.check(number)?,
             Happening::Saved => self.save(),
+            Happening::Held => self.hold_others(),
             Happening::Expected(life, position) => self.expected(life, position)?,
             Happening::Fault => {
                 if self.faulty {
@@ -491,14 +501,13 @@ impl World {
         let gone = self.life;
         self.queue.retain(|_, it| !matches!(it, Happening::Brought(life, _) if *life == gone));
         self.life += 1;
-        let Plan { bound, most_sticky, .. } = self.plan;
-        let moment = self.moment();
+        let (moment, held) = (self.moment(), self.held.wanted.clone());
         if let Some(saver) = &mut self.saver {
             saver.on_restart();
         }
         let file = self.saver.as_ref().and_then(|saver| saver.file.as_ref());
         let (sidecar, wanted) =
-            Sidecar::start(self.life << 32, bound, most_sticky, &self.metrics, moment, file);
+            Sidecar::start(self.life << 32, &self.plan, held, &self.metrics, moment, file);
         self.sidecar = sidecar;
         self.past.forget_questions();
         self.frozen_until = 0;
@@ -512,14 +521,5 @@ impl World {
         self.after(0, Happening::Brought(life, Brought::Tick));
         self.after(0, Happening::Brought(life, Brought::ScrubDue));
         self.want(wanted);
-    }
-
-    /// A recorder was answered that this denial is durable.
-    pub fn acknowledge(&mut self, number: usize, effect: Effect, began: u64) {
-        let at = self.time();
-        self.acks.acknowledged(number, crate::oracle::Ack { effect, at, began });
-        let bound = u64::try_from(self.plan.bound.as_micros()).unwrap();
-        let jitter = self.random.pick(&[0, 100, 1_000]) * MILLI;
-        self.after(bound + 2 * MILLI + jitter, Happening::Check(number));
     }
 }

@@ -1234,8 +1234,13 @@ type GetStatusResponse struct {
 	Warnings []string `protobuf:"bytes,10,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Pairs denied because this server remembers what the ledger has lost.
 	RememberedPairs uint64 `protobuf:"varint,11,opt,name=remembered_pairs,json=rememberedPairs,proto3" json:"remembered_pairs,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+	// fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+	Businesses []string `protobuf:"bytes,12,rep,name=businesses,proto3" json:"businesses,omitempty"`
+	// How many these are in all; 0 where it holds every business.
+	BusinessCount uint64 `protobuf:"varint,13,opt,name=business_count,json=businessCount,proto3" json:"business_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -1341,6 +1346,20 @@ func (x *GetStatusResponse) GetWarnings() []string {
 func (x *GetStatusResponse) GetRememberedPairs() uint64 {
 	if x != nil {
 		return x.RememberedPairs
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetBusinesses() []string {
+	if x != nil {
+		return x.Businesses
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetBusinessCount() uint64 {
+	if x != nil {
+		return x.BusinessCount
 	}
 	return 0
 }
@@ -1655,7 +1674,7 @@ const file_consent_v1_consent_service_proto_rawDesc = "" +
 	"\x13partition_revisions\x18\x01 \x03(\x04R\x12partitionRevisions\x1a\a\n" +
 	"\x05ResetB\x06\n" +
 	"\x04what\"\x12\n" +
-	"\x10GetStatusRequest\"\x9f\x04\n" +
+	"\x10GetStatusRequest\"\xe6\x04\n" +
 	"\x11GetStatusResponse\x129\n" +
 	"\x05phase\x18\x01 \x01(\x0e2#.consent.v1.GetStatusResponse.PhaseR\x05phase\x127\n" +
 	"\tstaleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12\x1a\n" +
@@ -1668,7 +1687,11 @@ const file_consent_v1_consent_service_proto_rawDesc = "" +
 	"\fcurrent_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vcurrentTime\x12\x1a\n" +
 	"\bwarnings\x18\n" +
 	" \x03(\tR\bwarnings\x12)\n" +
-	"\x10remembered_pairs\x18\v \x01(\x04R\x0frememberedPairs\"e\n" +
+	"\x10remembered_pairs\x18\v \x01(\x04R\x0frememberedPairs\x12\x1e\n" +
+	"\n" +
+	"businesses\x18\f \x03(\tR\n" +
+	"businesses\x12%\n" +
+	"\x0ebusiness_count\x18\r \x01(\x04R\rbusinessCount\"e\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_LOADING\x10\x01\x12\x0e\n" +

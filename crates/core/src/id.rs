@@ -141,6 +141,12 @@ impl<'a> BusinessId<'a> {
         self.id
     }
 
+    /// The tag by which keys name the business.
+    #[must_use]
+    pub fn tag(&self) -> BusinessTag {
+        self.tag
+    }
+
     /// Parses a business id.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Pure: no clock, no I/O, no async.
 //!
 //! In reading order: [`time`], [`hidden_chars`] (hidden characters in ids), [`user_id`] (the notations
-//! of user ids), [`id`] (users, businesses, keys), [`scope`] (classes, categories), [`template`]
+//! of user ids), [`id`] (users, businesses, keys), [`businesses`] (which of them a table holds), [`scope`] (classes, categories), [`template`]
 //! (templates in the place of users), [`event`] (events and their validation), [`submission`] (an event
 //! to be recorded, with what is known of its source), [`state`] (how events change a state),
 //! [`platform_stops`] (stops inside WhatsApp, by number), [`claims`] (the claimed times of clamped
@@ -25,6 +25,7 @@
     warn(clippy::indexing_slicing, clippy::as_conversions, clippy::arithmetic_side_effects)
 )]
 
+pub mod businesses;
 pub mod claims;
 pub mod country_list;
 pub mod decision;

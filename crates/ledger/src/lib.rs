@@ -44,6 +44,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 use self::log::MAX_ANNOUNCEMENTS;
+use consentd_core::businesses::Businesses;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::record::Revision;
 
@@ -59,7 +60,7 @@ pub use follower_position::{FollowTimeout, FollowerCheckpoint, FollowerPosition}
 pub use history::{Cursor, EntryPosition, Events, History};
 pub use log::{
     Announcement, Epoch, LogBody, LogEntry, LogHead, MAX_PAGE, Notification, Page, Position, Tail,
-    UnreadableEntry,
+    UndecodedEntry,
 };
 pub use pair::{
     Appended, Bucket, Change, MAX_APPEND, Read, StoredRecord, Update, Version, bucket_of,
@@ -271,6 +272,16 @@ impl Ledger {
             // Each entry of a file contains the hash before it.
             Self::Embedded(ledger) => ledger.read_after(revision).await,
             Self::Redis(ledger) => ledger.read_after_head(revision, head).await,
+        }
+    }
+
+    /// Decodes only what is of these businesses from now on: a bucket then has their pairs alone, and log
+    /// entries of others are [skipped](UndecodedEntry::Skipped). It is for the process' one follower; a file
+    /// is decoded whole.
+    pub fn hold(&self, businesses: Businesses) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Redis(ledger) => ledger.hold(businesses),
         }
     }
 

@@ -45,7 +45,7 @@ pub struct LogEntry {
     /// The log's hash after it.
     pub head: LogHead,
     /// The change.
-    pub body: Result<LogBody, UnreadableEntry>,
+    pub body: Result<LogBody, UndecodedEntry>,
 }
 
 /// The change that a log entry describes.
@@ -63,10 +63,16 @@ pub struct LogBody {
     pub record_time: Timestamp,
 }
 
-/// A log entry that cannot be decoded. Nothing after it can be trusted.
+/// Why a log entry was not decoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("an entry of the ledger's log cannot be read")]
-pub struct UnreadableEntry;
+pub enum UndecodedEntry {
+    /// It cannot be decoded. Nothing after it can be trusted.
+    #[error("an entry of the ledger's log cannot be read")]
+    Unreadable,
+    /// It is about the pair with this key, whose business is not [held](super::Ledger::hold).
+    #[error("an entry of the ledger's log is of a business that is not held")]
+    Skipped(Key),
+}
 
 /// Entries that were just appended, broadcast to receivers. Delivery is not guaranteed.
 #[derive(Clone, Debug)]

@@ -30,6 +30,12 @@ impl BucketCounts {
         self.set(bucket, self.get(bucket).saturating_add(1));
     }
 
+    /// Counts one pair less.
+    pub(super) fn remove(&mut self, key: Key) {
+        let bucket = bucket_of(key, self.buckets);
+        self.set(bucket, self.get(bucket).saturating_sub(1));
+    }
+
     /// The number of pairs of a bucket.
     pub(super) fn get(&self, bucket: u32) -> u32 {
         self.counts.get(place(bucket)).copied().unwrap_or(0)

@@ -73,6 +73,8 @@ pub struct Applier {
     snapshot: Option<(TableImage, Timestamp)>,
     /// Whether the table is being loaded, or the log replayed over a snapshot.
     loading: bool,
+    /// Whether the table holds a state that the ledger had, so that only what it retains may keep it invalid.
+    is_whole: bool,
     /// The latest time of the ledger's clock, and of all recorded events, for a denial may be ahead
     /// of that clock. A loss that is detected now is not dated before it.
     latest_seen: Timestamp,
@@ -90,6 +92,7 @@ impl Applier {
             counts: BucketCounts::new(1),
             snapshot: None,
             loading: false,
+            is_whole: false,
             latest_seen: Timestamp::MIN,
             retained: RetainedPairs::new(),
             max_retained,
@@ -123,7 +126,7 @@ impl Applier {
         let table = self.writer.table();
         let freshness = table.freshness();
         let live = freshness.validity == Validity::Valid && freshness.staleness(now) <= bound;
-        match machine.accepted().filter(|_| live) {
+        match machine.accepted().filter(|_| live && !machine.is_adding()) {
             None => Err("not_live"),
             // A restored table would not know what is denied because its bucket was lost.
             Some(_) if table.retained_pairs() > 0 || machine.has_lost_buckets() => {
@@ -147,7 +150,9 @@ impl Applier {
             Action::Replay(body) => self.replay(body),
             Action::LoadBucket(bucket) => self.load(bucket),
             Action::UnloadBucket(bucket) => self.unload(*bucket),
-            Action::Apply(body) => self.apply_body(body),
+            Action::Apply(body) | Action::ApplyAdded(body) => self.apply_body(body),
+            Action::Hold(businesses) => self.writer.set_businesses(businesses.clone()),
+            Action::DropOthers => self.drop_others(),
             Action::NoteIds(body) => self.note_ids(body),
             Action::CompareBucket(bucket) => {
                 let mismatches = self.compare(bucket);
@@ -166,8 +171,11 @@ impl Applier {
             Action::Validate => {
                 return ActionOutcome { judgement: Some(self.validate()), bucket: None };
             }
-            Action::Invalidate(_) => self.writer.invalidate(),
-            Action::Poll | Action::ReadBucket(_) | Action::GapRepaired => {}
+            Action::Invalidate(_) => {
+                self.is_whole = false;
+                self.writer.invalidate();
+            }
+            Action::Poll | Action::ReadBucket(_) | Action::ReadAdded(_) | Action::GapRepaired => {}
         }
         let judgement = if self.loading { None } else { self.judge_if_changed() };
         ActionOutcome { judgement, bucket: None }
@@ -199,6 +207,8 @@ impl Applier {
         // The state machine restores at most once, so there is a snapshot. If there were none, the
         // empty table must not become valid.
         self.retained.start_replay(restored, self.latest_seen);
+        // A business may not be wanted any more since the snapshot was read.
+        self.drop_others();
         let counts = &mut self.counts;
         self.writer.for_each_key(|key| counts.add(key));
     }
@@ -213,6 +223,24 @@ impl Applier {
         if is_new {
             self.counts.add(body.key);
         }
+    }
+
+    /// Removes the pairs of businesses that are not held, and all that is retained of them. Whoever looked such
+    /// a pair's key up before gets no answer: see [`Table::facts`](crate::table::Table::facts).
+    fn drop_others(&mut self) {
+        let businesses = self.writer.businesses();
+        let is_other = |key: Key| !businesses.holds_key(key);
+        for key in self.writer.remove_where(is_other) {
+            if !self.retained.is_without_record(key) {
+                self.counts.remove(key);
+            }
+        }
+        let has_forgotten = self.retained.forget(is_other);
+        // Fewer retained pairs may make the table valid, but not one that is to be read again.
+        if has_forgotten && self.is_whole {
+            self.retained.set_changed();
+        }
+        self.writer.forget_previous_ledger_denials(is_other);
     }
 
     /// Loads a bucket. Nearly all of its pairs are new and retain nothing: they are inserted together.
@@ -314,7 +342,7 @@ impl Applier {
 
     fn validate(&mut self) -> Judgement {
         self.retained.finish_reload(&mut self.writer);
-        self.loading = false;
+        (self.loading, self.is_whole) = (false, true);
         self.judge()
     }
 

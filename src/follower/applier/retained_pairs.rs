@@ -93,6 +93,11 @@ impl RetainedPairs {
         self.changed
     }
 
+    /// Has the number of retained pairs judged.
+    pub(super) fn set_changed(&mut self) {
+        self.changed = true;
+    }
+
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -129,6 +134,17 @@ impl RetainedPairs {
         self.incomplete |= writer.previous_ledger_denied_pairs() > 0;
         let denials = std::mem::take(&mut self.before_reload);
         writer.set_previous_ledger_denials(secret, denials.into_iter().collect());
+    }
+
+    /// Forgets everything about these pairs, which the table does not hold any more. Returns whether that
+    /// changed the number of retained pairs.
+    pub(super) fn forget(&mut self, is_other: impl Fn(Key) -> bool) -> bool {
+        let before = self.states.len();
+        self.states.retain(|key, _| !is_other(*key));
+        self.without_record.retain(|key| !is_other(*key));
+        self.before_reload.retain(|key, _| !is_other(*key));
+        self.overwritten_by_replay.retain(|key, _| !is_other(*key));
+        self.states.len() != before
     }
 
     /// Starts a replay of the log over a snapshot, which must have been restored: the table without

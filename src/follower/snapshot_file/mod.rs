@@ -1,5 +1,5 @@
-//! The format of snapshot files: a position, the pairs, their SHA-256, and its digest under the
-//! ledger's secret. The secret itself is not in the file.
+//! The format of snapshot files: a position, the businesses if the table holds only some, the pairs, their
+//! SHA-256, and its digest under the ledger's secret. The secret itself is not in the file.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -11,13 +11,16 @@ use tempfile::NamedTempFile;
 
 use super::state_machine::WarmStart;
 use crate::table::{Table, TableImage, TableImageError};
-use consentd_core::id::KeySecret;
+use consentd_core::businesses::{BusinessSet, Businesses};
+use consentd_core::id::{KeySecret, MAX_BUSINESS_ID_BYTES};
 use consentd_core::time::Timestamp;
 use consentd_ledger::Position;
 use consentd_os::files::{beginning, folder};
 
 /// The first bytes of a file: a name and the version of the format.
 const MAGIC: [u8; 12] = *b"consentd\0\0\0\x02";
+/// The same of a table that holds only some businesses, which versions before do not read.
+const MAGIC_OF_SOME: [u8; 12] = *b"consentd\0\0\0\x03";
 /// How many of the [`MAGIC`] bytes may differ in a file that still counts as a damaged snapshot. In a text
 /// that begins with the name, more differ.
 const MAX_DAMAGED_MAGIC_BYTES: usize = 3;
@@ -29,7 +32,7 @@ const TRAILER_BYTES: usize = 32 + 16;
 const BUFFER_BYTES: usize = 1 << 18;
 
 /// What a file has before the pairs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SnapshotHeader {
     /// The position that was applied when the snapshot was started.
     pub(super) from: Position,
@@ -39,6 +42,8 @@ pub(super) struct SnapshotHeader {
     pub(super) seen: Timestamp,
     /// When the table was last proven, by this machine's clock.
     pub(super) proven: Timestamp,
+    /// The businesses that the table holds.
+    pub(super) businesses: Businesses,
 }
 
 /// A temporary file with the pairs, which lacks the last position and the hash.
@@ -125,12 +130,20 @@ pub(super) fn write(
 ) -> io::Result<WrittenPairs> {
     let file = tempfile::Builder::new().prefix(&prefix(path)).tempfile_in(folder(path))?;
     let mut file = HashingStream::of(BufWriter::with_capacity(BUFFER_BYTES, file));
-    file.write_all(&MAGIC)?;
+    let ids = start.businesses.ids();
+    file.write_all(if ids.is_some() { &MAGIC_OF_SOME } else { &MAGIC })?;
     file.write_all(&start.from.epoch)?;
     file.write_all(&step(&start.from))?;
     file.write_all(&start.accepted.to_le_bytes())?;
     file.write_all(&start.seen.as_millis().to_le_bytes())?;
     file.write_all(&start.proven.as_millis().to_le_bytes())?;
+    if let Some(ids) = ids {
+        file.write_all(&length(ids.len()).to_le_bytes())?;
+        for id in ids {
+            file.write_all(&length(id.len()).to_le_bytes())?;
+            file.write_all(id.as_bytes())?;
+        }
+    }
     table.save(&mut file, resumable)?;
     Ok(WrittenPairs { file })
 }
@@ -209,15 +222,37 @@ pub(super) fn read(
     )
 }
 
+fn length(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Reads the businesses that a table holds.
+fn businesses(input: &mut impl Read) -> Result<Businesses, TableImageError> {
+    let mut ids = Vec::new();
+    for _ in 0..u32::from_le_bytes(array(input)?) {
+        let length = usize::try_from(u32::from_le_bytes(array(input)?)).unwrap_or(usize::MAX);
+        if length > MAX_BUSINESS_ID_BYTES {
+            return Err(TableImageError::Damaged);
+        }
+        let mut id = vec![0; length];
+        input.read_exact(&mut id)?;
+        ids.push(String::from_utf8(id).map_err(|_| TableImageError::Damaged)?);
+    }
+    let set = BusinessSet::of(ids.iter().map(String::as_str));
+    set.map(Businesses::only).map_err(|_| TableImageError::Damaged)
+}
+
 /// Decodes a file of this size in bytes.
 fn decode(
     input: impl Read,
     size: u64,
 ) -> Result<(WarmStart, TableImage, SnapshotHeader), TableImageError> {
     let mut input = HashingStream::of(input);
-    if array(&mut input)? != MAGIC {
-        return Err(TableImageError::Damaged);
-    }
+    let has_businesses = match array(&mut input)? {
+        MAGIC => false,
+        MAGIC_OF_SOME => true,
+        _ => return Err(TableImageError::Damaged),
+    };
     let epoch = array(&mut input)?;
     let position = |input: &mut HashingStream<_>| {
         Ok::<_, TableImageError>(Position { epoch, revision: long(input)?, head: array(input)? })
@@ -225,6 +260,7 @@ fn decode(
     let from = position(&mut input)?;
     let accepted = long(&mut input)?;
     let (seen, proven) = (time(&mut input)?, time(&mut input)?);
+    let businesses = if has_businesses { businesses(&mut input)? } else { Businesses::All };
     let saved = TableImage::read(&mut input, size)?;
     let until = position(&mut input)?;
     let HashingStream { mut inner, hash, .. } = input;
@@ -237,7 +273,7 @@ fn decode(
     Ok((
         WarmStart { from, until, accepted, hash, seal },
         saved,
-        SnapshotHeader { from, accepted, seen, proven },
+        SnapshotHeader { from, accepted, seen, proven, businesses },
     ))
 }
 

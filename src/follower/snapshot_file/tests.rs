@@ -40,6 +40,10 @@ fn state(number: u64) -> State {
 const PAIRS: u64 = 300;
 
 fn file() -> (Vec<u8>, Position, KeySecret) {
+    file_of(Businesses::All)
+}
+
+fn file_of(businesses: Businesses) -> (Vec<u8>, Position, KeySecret) {
     let secret = KeySecret::new(&[3; 16]);
     let (table, mut writer) = table::new();
     writer.reset(&secret);
@@ -50,7 +54,7 @@ fn file() -> (Vec<u8>, Position, KeySecret) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table");
     let from = Position { epoch: [1; 16], revision: 7, head: [2; 20] };
-    let start = SnapshotHeader { from, accepted: 4, seen: at(5), proven: at(6) };
+    let start = SnapshotHeader { from, accepted: 4, seen: at(5), proven: at(6), businesses };
     let written = write(&path, &start, &table, || true).unwrap();
     let until = Position { revision: 9, head: [3; 20], ..from };
     let size = finish(&path, written, &until, &secret).unwrap();
@@ -87,8 +91,17 @@ fn what_was_saved_is_read_back() {
 }
 
 #[test]
+fn a_file_says_which_businesses_it_holds() {
+    assert_eq!(decoded(&file().0).unwrap().2.businesses, Businesses::All);
+    let some = Businesses::only(BusinessSet::of(["globex", "acme"]).unwrap());
+    let (bytes, ..) = file_of(some.clone());
+    let (_, saved, start) = decoded(&bytes).unwrap();
+    assert_eq!((start.businesses, saved.pairs()), (some, usize::try_from(PAIRS).unwrap() + 1));
+}
+
+#[test]
 fn a_file_that_ends_anywhere_is_refused() {
-    let (bytes, ..) = file();
+    let (bytes, ..) = file_of(Businesses::only(BusinessSet::of(["globex", "acme"]).unwrap()));
     // Every byte of the header and the trailer, and every 61st between them.
     let dense =
         |place: &usize| *place < 200 || *place + 200 > bytes.len() || place.is_multiple_of(61);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{ResyncCause, WarmStartRefusal};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Bucket, Identity, LogBody};
@@ -34,6 +35,12 @@ pub enum Action {
     Replay(Box<LogBody>),
     /// Write this bucket's pairs.
     LoadBucket(Bucket),
+    /// Publish that the table holds these businesses, and answers for them alone.
+    Hold(Businesses),
+    /// Remove the pairs of businesses that are not held any more.
+    DropOthers,
+    /// Write this pair's record. Its business is being added, and not held yet.
+    ApplyAdded(Box<LogBody>),
     /// Remove this bucket's pairs: it is read again.
     UnloadBucket(u32),
     /// Write this pair's record.
@@ -59,6 +66,8 @@ pub enum Action {
     Poll,
     /// Read this bucket.
     ReadBucket(u32),
+    /// Read this bucket, for the businesses that are being added.
+    ReadAdded(u32),
     /// Count a gap between announcements that the log has closed.
     GapRepaired,
 }

@@ -1,5 +1,6 @@
 //! What the state machine reacts to.
 
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_ledger::{Announcement, Bucket, Page};
 use consentd_os::clock::Moment;
@@ -26,6 +27,10 @@ pub enum Event {
     Bucket {
         /// The attempt that requested it.
         attempt: Attempt,
+        /// The number of the last addition when it was requested.
+        addition: u64,
+        /// Whether it was requested for the businesses that are being added.
+        is_added: bool,
         /// When it arrived.
         arrived: Moment,
         /// The bucket.
@@ -47,6 +52,8 @@ pub enum Event {
     },
     /// Announcements may have been lost.
     Missed,
+    /// The table is to hold these businesses.
+    Hold(Businesses),
     /// It is time to compare the next bucket with the table.
     ScrubDue,
 }

@@ -4,7 +4,10 @@ use std::cmp::Ordering;
 
 use super::{Action, EndProof, Mismatch, Phase, ResyncCause, StateMachine};
 use consentd_core::record::Revision;
-use consentd_ledger::{LogBody, LogEntry, LogHead, Page, Position, Tail, bucket_of};
+use consentd_core::time::Timestamp;
+use consentd_ledger::{
+    LogBody, LogEntry, LogHead, Page, Position, Tail, UndecodedEntry, bucket_of,
+};
 use consentd_os::clock::Moment;
 
 /// How many end proofs wait for their revision to be applied. Beyond that the oldest is dropped: a
@@ -27,6 +30,10 @@ impl StateMachine {
         self.check_end(after, end)?;
         self.check_acceptance(accepted)?;
         let Tail::Entries(entries) = tail else { return Err(Mismatch(ResyncCause::Trimmed)) };
+        if entries.iter().any(|entry| self.lacks(entry)) {
+            self.actions.push(Action::Poll);
+            return Ok(());
+        }
         let before = self.applied();
         let is_empty = entries.is_empty();
         for entry in entries {
@@ -53,6 +60,7 @@ impl StateMachine {
         let Position { revision, head, .. } = end;
         self.end_proofs.push_back(EndProof { asked, clock, revision, head });
         self.read_buckets_again(asked, end.revision);
+        self.on_addition_end(asked, end.revision);
         Ok(())
     }
 
@@ -111,11 +119,24 @@ impl StateMachine {
             return self.check_applied(&entry);
         }
         self.check_continues(&entry)?;
-        let Ok(body) = entry.body else { return Err(Mismatch(ResyncCause::Unreadable)) };
+        let (key, body) = match entry.body {
+            Ok(body) => (body.key, Some(body)),
+            // Of others: it only moves the log's end.
+            Err(UndecodedEntry::Skipped(key)) => (key, None),
+            Err(UndecodedEntry::Unreadable) => return Err(Mismatch(ResyncCause::Unreadable)),
+        };
         self.check_saved_end(entry.revision, &entry.head)?;
-        let bucket = bucket_of(body.key, self.buckets);
-        let recorded = body.record_time;
-        self.actions.push(self.classify(entry.revision, bucket, Box::new(body)));
+        let bucket = bucket_of(key, self.buckets);
+        let recorded = body.as_ref().map_or(Timestamp::MIN, |body| body.record_time);
+        let is_held = self.held.holds_key(key);
+        let action = body.map(Box::new).and_then(|body| {
+            if is_held {
+                Some(self.classify(entry.revision, bucket, body))
+            } else {
+                self.classify_other(body)
+            }
+        });
+        self.actions.extend(action);
         self.actions.push(Action::AdvanceRevision(entry.revision, recorded));
         self.window.extend(entry.head, bucket);
         if let Phase::Loading(bootstrap) = &mut self.phase {
@@ -125,6 +146,7 @@ impl StateMachine {
             }
         }
         self.compare_ahead();
+        self.on_addition_reached();
         Ok(())
     }
 
@@ -176,7 +198,9 @@ impl StateMachine {
     pub(super) fn apply_out_of_order(&mut self) -> Result<(), Mismatch> {
         while let Some((revision, entry)) = self.out_of_order.pop_first() {
             let next = revision == self.applied().saturating_add(1);
-            if next && entry.previous == self.window.end().head && entry.body.is_ok() {
+            let is_usable = !matches!(entry.body, Err(UndecodedEntry::Unreadable));
+            let is_whole = is_usable && !self.lacks(&entry);
+            if next && entry.previous == self.window.end().head && is_whole {
                 self.apply_entry(entry)?;
             } else if revision > self.applied() {
                 self.out_of_order.insert(revision, entry);

@@ -35,6 +35,11 @@ impl LostBuckets {
         next
     }
 
+    /// Schedules another read of all buckets that are being read: what arrives of them is dropped.
+    pub(super) fn ask_again(&mut self) {
+        self.waiting.extend(std::mem::take(&mut self.asked));
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.asked.is_empty() && self.waiting.is_empty()
     }

@@ -6,6 +6,7 @@
 //! the follower fast; the log and its hash chain make it correct.
 
 mod action;
+mod addition;
 mod bootstrap;
 mod event;
 mod head_window;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 pub use self::action::Action;
+use self::addition::Addition;
 use self::bootstrap::Bootstrap;
 pub use self::event::{Attempt, Event};
 use self::head_window::HeadWindow;
@@ -26,9 +28,12 @@ use self::lost_buckets::LostBuckets;
 pub use self::resync_cause::ResyncCause;
 use self::scrub::Scrub;
 pub use self::warm_start::{WarmStart, WarmStartRefusal};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail};
+use consentd_ledger::{
+    Announcement, Bucket, Epoch, LogEntry, LogHead, Page, Position, Tail, UndecodedEntry,
+};
 use consentd_os::clock::Moment;
 
 /// How many announced entries past a gap are kept until the log closes the gap. Beyond that the
@@ -77,6 +82,14 @@ pub struct StateMachine {
     end_proofs: VecDeque<EndProof>,
     scrub: Scrub,
     lost_buckets: LostBuckets,
+    /// The businesses that the table holds.
+    held: Businesses,
+    /// The businesses that it is to hold.
+    wanted: Businesses,
+    /// The businesses that are wanted and not held, while they are added.
+    addition: Option<Addition>,
+    /// How many additions were started.
+    additions: u64,
     actions: Vec<Action>,
 }
 
@@ -106,11 +119,23 @@ impl StateMachine {
             end_proofs: VecDeque::new(),
             scrub: Scrub::default(),
             lost_buckets: LostBuckets::default(),
+            held: Businesses::All,
+            wanted: Businesses::All,
+            addition: None,
+            additions: 0,
             actions: Vec::new(),
         };
         machine.resync(ResyncCause::Start);
         let first = std::mem::take(&mut machine.actions);
         (machine, first)
+    }
+
+    /// The same machine for a table that holds these businesses from the start.
+    #[must_use]
+    pub fn holding(mut self, businesses: Businesses) -> Self {
+        self.held = businesses.clone();
+        self.wanted = businesses;
+        self
     }
 
     /// The revision that is applied.
@@ -166,8 +191,14 @@ impl StateMachine {
             Event::Page { attempt, asked, after, page } if attempt == self.attempt => {
                 self.on_page(asked, after, page);
             }
-            Event::Bucket { attempt, arrived, bucket } if attempt == self.attempt => {
-                self.on_bucket(arrived, bucket);
+            Event::Bucket { attempt, addition, is_added, arrived, bucket }
+                if attempt == self.attempt && addition == self.additions =>
+            {
+                if is_added {
+                    self.on_added(arrived, bucket);
+                } else {
+                    self.on_bucket(arrived, bucket);
+                }
             }
             // The ledger that was followed is lost: a ledger that appears there later is another one.
             Event::Missing { attempt }
@@ -176,7 +207,8 @@ impl StateMachine {
                 self.resync(ResyncCause::Missing);
             }
             Event::Lost { attempt, number } if attempt == self.attempt => self.on_lost(number),
-            // Answers to requests from before a resync, or a missing ledger that is known already.
+            // Answers to requests from before a resync or an addition, or a missing ledger that is known
+            // already.
             Event::Page { .. }
             | Event::Bucket { .. }
             | Event::Lost { .. }
@@ -184,6 +216,7 @@ impl StateMachine {
             Event::Announced(announcement) => self.on_announced(&announcement),
             Event::Missed => self.actions.push(Action::Poll),
             Event::ScrubDue => self.scrub(),
+            Event::Hold(businesses) => self.on_hold(businesses),
         }
         std::mem::take(&mut self.actions)
     }
@@ -195,6 +228,8 @@ impl StateMachine {
         self.end_proofs.clear();
         self.scrub.reset();
         self.lost_buckets = LostBuckets::default();
+        // What was added so far is loaded with the rest.
+        self.addition = None;
         self.attempt = self.attempt.saturating_add(1);
         // Reading the buckets would skip the unreadable entry, and with it what a newer version of
         // consentd meant by it.
@@ -246,7 +281,8 @@ impl StateMachine {
             Tail::Entries(entries) => entries.iter().find(is_next),
             Tail::Trimmed => None,
         };
-        page.end.revision <= applied || next.is_some_and(|entry| entry.body.is_ok())
+        let is_readable = |entry: &LogEntry| !matches!(entry.body, Err(UndecodedEntry::Unreadable));
+        page.end.revision <= applied || next.is_some_and(is_readable)
     }
 
     /// Starts to read the buckets and to follow the log from the end of this page. The buckets are
@@ -254,6 +290,7 @@ impl StateMachine {
     fn start_loading(&mut self, page: &Page) {
         self.window = HeadWindow::from(page.end);
         self.buckets = page.identity.buckets.max(1);
+        self.hold_wanted();
         let known = self.accepted.replace((page.end.epoch, page.accepted));
         let mut bootstrap = Bootstrap::new(self.buckets);
         let (identity, clock) = (Arc::clone(&page.identity), page.clock);
@@ -298,12 +335,14 @@ impl StateMachine {
                 None => {} // Its revision has left the window. A later proof will do.
             }
         }
+        self.start_addition();
     }
 
     fn on_bucket(&mut self, arrived: Moment, bucket: Bucket) {
         match &mut self.phase {
             Phase::Loading(bootstrap) => {
                 if bootstrap.on_bucket(&bucket, arrived, &self.window) {
+                    let bucket = self.held_of(bucket);
                     self.actions.push(Action::LoadBucket(bucket));
                 }
                 self.settle();
@@ -315,6 +354,7 @@ impl StateMachine {
                 // If the log is not where the bucket was read, it is read again after the next page.
                 if bucket.label == self.window.end() || self.window.is_untouched(&bucket) {
                     self.lost_buckets.remove(bucket.number);
+                    let bucket = self.held_of(bucket);
                     self.actions.push(Action::CompareBucket(bucket));
                 } else {
                     self.lost_buckets.again(bucket.number);

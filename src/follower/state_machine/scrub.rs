@@ -80,6 +80,7 @@ impl StateMachine {
 
     fn compare(&mut self, bucket: Bucket) {
         self.scrub.next = bucket.number.saturating_add(1);
+        let bucket = self.held_of(bucket);
         self.actions.push(Action::CompareBucket(bucket));
     }
 }

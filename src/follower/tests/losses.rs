@@ -201,7 +201,7 @@ fn an_unreadable_entry_that_a_backup_took_back_is_none_any_more() {
     let backup = model.clone();
     let mut follower = Follower::live(&model);
     model.append(0, true, 20);
-    model.log[2].body = Err(UnreadableEntry);
+    model.log[2].body = Err(UndecodedEntry::Unreadable);
     follower.poll(&model, 30);
     follower.page(Page { tail: Tail::Trimmed, ..model.page(2) }, 2, 31);
     assert_eq!(follower.causes.last(), Some(&ResyncCause::Unreadable), "trimmed is not taken back");
@@ -236,7 +236,7 @@ fn lost_bucket_is_denied_and_read_again_until_it_is_back() {
     assert_eq!(follower.buckets.pop(), Some(0));
     lose(&mut follower, 0);
     let unreadable = |follower: &Follower, n: usize| {
-        let pair = follower.table.pair(&user(n), "shop").unwrap();
+        let pair = follower.table.pair(&user(n), business(n)).unwrap();
         follower.table.facts(pair, Category::parse("marketing").unwrap()).0.is_err()
     };
     assert!(follower.is_valid() && unreadable(&follower, out) && unreadable(&follower, inside));

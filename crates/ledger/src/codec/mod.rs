@@ -8,7 +8,8 @@
 
 use prost::Message as _;
 
-use super::{LogBody, UnreadableEntry, UnreadableRecord};
+use super::{LogBody, UndecodedEntry, UnreadableRecord};
+use consentd_core::businesses::Businesses;
 use consentd_core::claims::Claim;
 use consentd_core::failure::UserFailure;
 use consentd_core::id::{Key, PhoneNumberId};
@@ -354,18 +355,40 @@ pub(super) fn padding(length: usize) -> Vec<u8> {
     pb::LogEntry { padding: vec![0; length], ..Default::default() }.encode_to_vec()
 }
 
-/// Decodes a log entry's body.
-pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UnreadableEntry> {
-    let entry = pb::LogEntry::decode(bytes).map_err(|_| UnreadableEntry)?;
-    if entry.format > ENTRY_FORMAT {
-        return Err(UnreadableEntry);
+/// The bytes before the key in a log entry's body of a known format: the format, and the key's length.
+const BEFORE_KEY: [u8; 4] = [1 << 3, 1, (2 << 3) | 2, 16];
+
+/// The key of the pair that a log entry's body is about, by the bytes at the key's place alone; `None` if the
+/// body does not begin as those that are written do.
+fn key_of_log(bytes: &[u8]) -> Option<Key> {
+    Some(Key::from_bytes(*bytes.strip_prefix(&BEFORE_KEY)?.first_chunk()?))
+}
+
+/// Decodes a log entry's body, unless it is about a pair that none of these businesses has.
+pub(super) fn decode_log_of(
+    businesses: &Businesses,
+    bytes: &[u8],
+) -> Result<LogBody, UndecodedEntry> {
+    match key_of_log(bytes) {
+        Some(key) if !businesses.holds_key(key) => Err(UndecodedEntry::Skipped(key)),
+        _ => decode_log(bytes),
     }
+}
+
+/// Decodes a log entry's body.
+pub(super) fn decode_log(bytes: &[u8]) -> Result<LogBody, UndecodedEntry> {
+    let entry = pb::LogEntry::decode(bytes).map_err(|_| UndecodedEntry::Unreadable)?;
+    if entry.format > ENTRY_FORMAT {
+        return Err(UndecodedEntry::Unreadable);
+    }
+    let key = entry.key.try_into().map_err(|_| UndecodedEntry::Unreadable)?;
+    let record_time = Timestamp::from_millis(entry.record_time);
     Ok(LogBody {
-        key: Key::from_bytes(entry.key.try_into().map_err(|_| UnreadableEntry)?),
+        key: Key::from_bytes(key),
         user_id: entry.user_id,
         business_id: entry.business_id,
         record: decode_record(&entry.record),
-        record_time: Timestamp::from_millis(entry.record_time).ok_or(UnreadableEntry)?,
+        record_time: record_time.ok_or(UndecodedEntry::Unreadable)?,
     })
 }
 

@@ -3,6 +3,7 @@
 use super::append::MAX_BATCH;
 use super::keyspace::next_head;
 use crate::{Announcement, Epoch, LogEntry, LogHead, codec};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 
 /// The maximum number of entries in an announcement: those of one batch.
@@ -19,17 +20,19 @@ pub(super) struct AnnouncementReader<'a> {
     rest: &'a [u8],
     /// How many more entries are accepted.
     left: usize,
+    /// Entries of other businesses than these are not decoded.
+    businesses: Businesses,
 }
 
 impl<'a> AnnouncementReader<'a> {
-    pub(super) fn read(message: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(message: &'a [u8], businesses: Businesses) -> Option<Self> {
         let (epoch, rest) = message.split_first_chunk()?;
         let (first, rest) = rest.split_first_chunk()?;
         let (head, rest) = rest.split_first_chunk()?;
         let revision = u64::from_be_bytes(*first);
         let (epoch, head, left) = (*epoch, *head, MAX_ANNOUNCED);
         // An announcement without entries is malformed.
-        (!rest.is_empty()).then_some(Self { epoch, revision, head, rest, left })
+        (!rest.is_empty()).then_some(Self { epoch, revision, head, rest, left, businesses })
     }
 
     /// Whether the whole message was read.
@@ -56,7 +59,8 @@ impl<'a> AnnouncementReader<'a> {
         self.head = next_head(&previous, revision, body);
         self.rest = rest;
         self.left = self.left.saturating_sub(1);
-        Some(LogEntry { revision, previous, head: self.head, body: codec::decode_log(body) })
+        let body = codec::decode_log_of(&self.businesses, body);
+        Some(LogEntry { revision, previous, head: self.head, body })
     }
 }
 
@@ -68,7 +72,7 @@ mod tests {
 
     /// The whole announcement, or `None` if the message is malformed.
     fn announcement(message: &[u8]) -> Option<Announcement> {
-        let mut reader = AnnouncementReader::read(message)?;
+        let mut reader = AnnouncementReader::read(message, Businesses::All)?;
         let all = reader.part(MAX_ANNOUNCED)?;
         reader.is_over().then_some(all)
     }

@@ -92,7 +92,7 @@ async fn forward_announcements(shared: &Shared) {
     let sink = |event| async move {
         match event {
             SubscriptionEvent::Message(message) => {
-                let mut reader = AnnouncementReader::read(&message);
+                let mut reader = AnnouncementReader::read(&message, shared.held());
                 // A long message must not delay other tasks on this thread.
                 while let Some(part) =
                     reader.as_mut().and_then(|reader| reader.part(ENTRIES_PER_YIELD))

@@ -85,7 +85,7 @@ impl BucketStream {
         let read = async {
             match self.read(number).await? {
                 Some(bucket) => Ok(bucket),
-                None => shared.bucket(number).await,
+                None => shared.bucket(&shared.held(), number).await,
             }
         };
         let bucket = read.await.map_err(|failure| shared.convert_failure(failure))?;
@@ -201,7 +201,8 @@ impl Driver {
     async fn receive(&mut self, number: u32) -> Result<Answer, RespError> {
         let before = label_of(&self.connection.reply().await?);
         // Without a label nothing is kept of the bucket.
-        let mut pairs = before.as_ref().ok().map(|label| BucketPairs::new(*label));
+        let held = self.shared.held();
+        let mut pairs = before.as_ref().ok().map(|label| BucketPairs::new(*label, held));
         let refused = self.connection.string_pairs(|field, value| {
             if let Some(pairs) = &mut pairs {
                 pairs.add(field, value, codec::decode_record_for_table);

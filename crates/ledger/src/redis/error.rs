@@ -7,7 +7,7 @@ use redis::{RedisError, ServerError};
 
 use super::server_info::UnsupportedServer;
 use crate::LedgerError;
-use consentd_core::id::KEY_VERSION;
+use consentd_core::id::{KEY_VERSION, TAGGED_KEY_VERSION};
 
 /// Marks an error reply of a command that a script ran: Redis appends it and the script's name.
 const IN_SCRIPT: &str = "script: ";
@@ -91,6 +91,19 @@ pub enum RedisRejection {
              recorders when that asks for it, and serve TO; nothing was changed here"
     )]
     OlderKeys {
+        /// The version of its keys.
+        version: u32,
+        /// The ledger's address, without credentials.
+        from: Box<str>,
+    },
+    /// The ledger's keys do not name their businesses.
+    #[error(
+        "the ledger's keys do not name their businesses (key version {version}; the first that does is \
+             {TAGGED_KEY_VERSION}), so that a sidecar cannot hold some of them alone (--business, \
+             --business-file): run `consentd ledger copy {from} TO`, where TO is another database or \
+             server, stop its recorders when that asks for it, and serve TO; nothing was changed here"
+    )]
+    UntaggedKeys {
         /// The version of its keys.
         version: u32,
         /// The ledger's address, without credentials.
@@ -185,6 +198,7 @@ impl RedisRejection {
             Self::Replaced => "replaced",
             Self::OlderKeys { .. } => "older_keys",
             Self::NewerKeys { .. } => "newer_keys",
+            Self::UntaggedKeys { .. } => "untagged_keys",
             Self::Exists => "exists",
             Self::CutShort => "cut_short",
             Self::BadLog => "bad_log",

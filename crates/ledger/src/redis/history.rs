@@ -11,6 +11,7 @@ use super::scripts::{Answer, ask};
 use super::{Redis, Shared};
 use crate::history::{HistoryBuilder, MAX_PAGE_BYTES, bytes_of};
 use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
+use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
 use consentd_core::record::{Record, sha256};
 
@@ -49,8 +50,10 @@ impl Redis {
                 events.next = Some(next);
                 break;
             }
-            let bucket =
-                shared.bucket(number).await.map_err(|failure| shared.convert_failure(failure))?;
+            let bucket = shared
+                .bucket(&Businesses::All, number)
+                .await
+                .map_err(|failure| shared.convert_failure(failure))?;
             if bucket.label.epoch != identity.epoch {
                 shared.forget(identity.epoch);
                 return Err(RedisRejection::Replaced.into());

@@ -3,7 +3,8 @@
 use sha1::{Digest as _, Sha1};
 
 use crate::history::HistoryItem;
-use crate::{LogEntry, LogHead, StoredRecord, UnreadableEntry, UnreadableRecord, Version, codec};
+use crate::{LogEntry, LogHead, StoredRecord, UndecodedEntry, UnreadableRecord, Version, codec};
+use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
 use consentd_core::record::Revision;
 
@@ -153,15 +154,21 @@ pub(super) fn next_head(previous: &LogHead, revision: Revision, body: &[u8]) -> 
     hash.chain_update(body).finalize().into()
 }
 
-/// Decodes a log entry; one that does not continue the hash chain is unreadable.
+/// Decodes a log entry, unless it is about a pair of another business than these; one that does not continue
+/// the hash chain is unreadable.
 pub(super) fn log_entry(
+    businesses: &Businesses,
     previous: LogHead,
     revision: Revision,
     body: &[u8],
     head: LogHead,
 ) -> LogEntry {
     let continues = next_head(&previous, revision, body) == head;
-    let body = if continues { codec::decode_log(body) } else { Err(UnreadableEntry) };
+    let body = if continues {
+        codec::decode_log_of(businesses, body)
+    } else {
+        Err(UndecodedEntry::Unreadable)
+    };
     LogEntry { revision, previous, head, body }
 }
 

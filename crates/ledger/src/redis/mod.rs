@@ -57,7 +57,8 @@ use super::{
 };
 use crate::history::MAX_READS;
 use crate::stored_secret::StoredSecret;
-use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION};
+use consentd_core::businesses::Businesses;
+use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION, TAGGED_KEY_VERSION};
 
 /// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
 const MAX_WAITING: usize = 8_192;
@@ -128,6 +129,8 @@ pub struct Options {
     /// Whether the ledger may have keys of any [version](KEY_VERSION). For what neither decides nor records
     /// under a user's id.
     pub any_keys: bool,
+    /// Whether its keys must name their businesses, for a follower that holds only some.
+    pub tagged_keys: bool,
 }
 
 impl Default for Options {
@@ -139,6 +142,7 @@ impl Default for Options {
             retention: Some(Retention::default()),
             sweep_interval: Duration::from_mins(1),
             any_keys: false,
+            tagged_keys: false,
         }
     }
 }
@@ -180,6 +184,8 @@ struct Shared {
     /// Bounds the reads of histories that are under way.
     history_reads: tokio::sync::Semaphore,
     announcements: broadcast::Sender<Notification>,
+    /// The businesses of which buckets and log entries are decoded.
+    held: RwLock<Businesses>,
     /// The number of appends that the ACL does not permit to announce.
     unannounced: AtomicU64,
     /// Cancelled when the ledger is to be closed.
@@ -214,6 +220,7 @@ impl Redis {
             fsync_proof: tokio::sync::Mutex::default(),
             history_reads: tokio::sync::Semaphore::new(MAX_READS),
             announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            held: RwLock::default(),
             unannounced: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -227,6 +234,10 @@ impl Redis {
     #[must_use]
     pub fn unannounced(&self) -> u64 {
         self.shared.unannounced.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn hold(&self, businesses: Businesses) {
+        *self.shared.held.write().unwrap_or_else(PoisonError::into_inner) = businesses;
     }
 
     pub(super) fn reconnect_appends(&self) {
@@ -257,6 +268,11 @@ impl Shared {
         if self.closing.is_cancelled() { Err(LedgerError::Closed) } else { Ok(()) }
     }
 
+    /// The businesses of which buckets and log entries are decoded.
+    fn held(&self) -> Businesses {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn known_identity(&self) -> Option<Arc<Identity>> {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -266,6 +282,9 @@ impl Shared {
         let version = secret.key_version;
         let refusal = match version {
             _ if self.options.any_keys => return Ok(()),
+            OLDEST_KEY_VERSION..TAGGED_KEY_VERSION if self.options.tagged_keys => {
+                RedisRejection::UntaggedKeys { version, from: self.describe.as_str().into() }
+            }
             OLDEST_KEY_VERSION..=KEY_VERSION => return Ok(()),
             ..OLDEST_KEY_VERSION => {
                 RedisRejection::OlderKeys { version, from: self.describe.as_str().into() }
@@ -320,6 +339,7 @@ pub(super) fn needs_an_operator(why: &(dyn std::error::Error + Send + Sync + 'st
         Some(
             RedisRejection::Denied { .. }
                 | RedisRejection::OlderKeys { .. }
+                | RedisRejection::UntaggedKeys { .. }
                 | RedisRejection::NewerKeys { .. }
         )
     );

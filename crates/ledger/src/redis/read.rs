@@ -14,6 +14,7 @@ use crate::{
     Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
     bucket_of, codec,
 };
+use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
 use consentd_core::record::{Record, Revision};
 use consentd_core::time::Timestamp;
@@ -56,23 +57,28 @@ impl Redis {
     }
 
     pub(crate) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
+        self.bucket_of(&self.shared.held(), number).await
+    }
+
+    async fn bucket_of(&self, businesses: &Businesses, number: u32) -> Result<Bucket, LedgerError> {
         let shared = &*self.shared;
         shared.check_open()?;
-        let bucket =
-            shared.bucket(number).await.map_err(|failure| shared.convert_failure(failure))?;
+        let bucket = shared.bucket(businesses, number).await;
+        let bucket = bucket.map_err(|failure| shared.convert_failure(failure))?;
         shared.forget_if(|known| known.epoch != bucket.label.epoch);
         Ok(bucket)
     }
 
     pub(crate) async fn bucket_in_turn(&self, number: u32) -> Result<Bucket, LedgerError> {
         let _turn = self.shared.history_turn().await?;
-        self.bucket(number).await
+        self.bucket_of(&Businesses::All, number).await
     }
 
     pub(crate) async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        shared.poll(revision, None).await.map_err(|failure| shared.convert_failure(failure))
+        let page = shared.poll(&Businesses::All, revision, None).await;
+        page.map_err(|failure| shared.convert_failure(failure))
     }
 
     pub(crate) async fn read_after_head(
@@ -82,7 +88,8 @@ impl Redis {
     ) -> Result<Page, LedgerError> {
         self.shared.check_open()?;
         let shared = &*self.shared;
-        shared.poll(revision, Some(head)).await.map_err(|failure| shared.convert_failure(failure))
+        let page = shared.poll(&shared.held(), revision, Some(head)).await;
+        page.map_err(|failure| shared.convert_failure(failure))
     }
 }
 
@@ -109,7 +116,7 @@ impl Shared {
         match self.known_identity() {
             Some(known) => Ok(known),
             // Not `poll`, because a repair needs the identity even if the log or the fence was lost.
-            None => Ok(self.fenced_poll(Revision::MAX, None).await?.0.identity),
+            None => Ok(self.fenced_poll(&Businesses::All, Revision::MAX, None).await?.0.identity),
         }
     }
 
@@ -148,13 +155,18 @@ impl Shared {
         Ok((clock, values))
     }
 
-    pub(super) async fn bucket(&self, number: u32) -> Result<Bucket, RedisFailure> {
+    /// Reads the pairs of these businesses in a bucket.
+    pub(super) async fn bucket(
+        &self,
+        businesses: &Businesses,
+        number: u32,
+    ) -> Result<Bucket, RedisFailure> {
         let keys = [self.keyspace.meta.clone(), self.keyspace.bucket(number)];
         let mut answer = Answer::of(scripts::READ_BUCKET.run(&self.reads, &keys, &[]).await?)?;
         let epoch = answer.exactly()?;
         let label = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let mut fields = Answer::of(answer.next()?)?;
-        let mut pairs = BucketPairs::new(label);
+        let mut pairs = BucketPairs::new(label, businesses.clone());
         while !fields.is_over() {
             let (field, value) = (fields.bytes()?, fields.bytes()?);
             pairs.add(&field, &value, codec::decode_record);
@@ -193,13 +205,15 @@ impl Shared {
         Ok(Some((revision, time)))
     }
 
-    /// The fenced poll. `head` is the log's head at revision `after`, if the caller knows it.
+    /// The fenced poll; entries of other businesses are not decoded. `head` is the log's head at revision
+    /// `after`, if the caller knows it.
     pub(super) async fn poll(
         &self,
+        businesses: &Businesses,
         after: Revision,
         head: Option<LogHead>,
     ) -> Result<Page, RedisFailure> {
-        match self.fenced_poll(after, head).await? {
+        match self.fenced_poll(businesses, after, head).await? {
             (page, lost) if lost.is_empty() => {
                 self.note_log_and_fence_present();
                 Ok(page)
@@ -226,6 +240,7 @@ impl Shared {
     /// The fenced poll, with the missing key of the log or the fence; empty if neither is missing.
     pub(super) async fn fenced_poll(
         &self,
+        businesses: &Businesses,
         after: Revision,
         head: Option<LogHead>,
     ) -> Result<(Page, Vec<u8>), RedisFailure> {
@@ -263,7 +278,7 @@ impl Shared {
         let tail = if after >= end.revision {
             Tail::Entries(Vec::new())
         } else {
-            entries_after(after, head, &mut answer)?
+            entries_after(businesses, after, head, &mut answer)?
         };
         let identity = self.remember(epoch, &secret, buckets);
         Ok((Page { identity, end, accepted, clock, tail }, lost))
@@ -273,6 +288,8 @@ impl Shared {
 /// The pairs of a bucket, field by field as Redis returns them.
 pub(super) struct BucketPairs {
     label: Position,
+    /// Pairs of other businesses are left out.
+    businesses: Businesses,
     has_sentinel: bool,
     pairs: Vec<(Key, Result<Record, UnreadableRecord>)>,
     /// Why the whole bucket cannot be used.
@@ -280,9 +297,9 @@ pub(super) struct BucketPairs {
 }
 
 impl BucketPairs {
-    /// The pairs of a bucket that is read at this position.
-    pub(super) fn new(label: Position) -> Self {
-        Self { label, has_sentinel: false, pairs: Vec::new(), rejection: None }
+    /// The pairs of these businesses in a bucket that is read at this position.
+    pub(super) fn new(label: Position, businesses: Businesses) -> Self {
+        Self { label, businesses, has_sentinel: false, pairs: Vec::new(), rejection: None }
     }
 
     /// Adds a field and its value, whose record is decoded by `decode`.
@@ -300,6 +317,9 @@ impl BucketPairs {
             self.rejection = Some(RedisRejection::MalformedReply);
             return;
         };
+        if !self.businesses.holds_key(key) {
+            return;
+        }
         let record = match split_value(value) {
             // The pair was written by an append that failed half-way. Its value counts once that append is
             // completed: until then a fork may discard it, and no follower could detect that.
@@ -347,6 +367,7 @@ fn clock(answer: &mut Answer) -> Result<Timestamp, RedisFailure> {
 /// next revision continues it. An entry's head covers the head before it, so the reader's log and the
 /// ledger's are then equal up to that revision, without a gap. Otherwise further entries may be missing.
 fn entries_after(
+    businesses: &Businesses,
     after: Revision,
     head: Option<LogHead>,
     answer: &mut Answer,
@@ -363,11 +384,13 @@ fn entries_after(
                 after.checked_add(1) == Some(revision)
                     && next_head(known, revision, &body) == head_after
             }) {
-                Some(known) => entries.push(log_entry(known, revision, &body, head_after)),
+                Some(known) => {
+                    entries.push(log_entry(businesses, known, revision, &body, head_after));
+                }
                 None => return Ok(Tail::Trimmed),
             },
             Some(previous) if expected.checked_add(1) == Some(revision) => {
-                entries.push(log_entry(previous, revision, &body, head_after));
+                entries.push(log_entry(businesses, previous, revision, &body, head_after));
             }
             _ => return Ok(Tail::Trimmed),
         }

@@ -9,6 +9,7 @@ use super::roll_forward::roll_forward;
 use super::scripts;
 use crate::history::HistoryItem;
 use crate::{Identity, LedgerError, Retention, codec};
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
 
@@ -44,7 +45,7 @@ impl Shared {
     /// buckets.
     async fn sweep(&self, retention: Retention, bucket: &mut u32) -> Result<(), LedgerError> {
         // The poll fails if the log or the fence was lost.
-        let identity = self.poll(Revision::MAX, None).await?.identity;
+        let identity = self.poll(&Businesses::All, Revision::MAX, None).await?.identity;
         // If no process appends, no append completes one that failed half-way.
         roll_forward(&self.writes, &self.keyspace, identity.epoch, false).await?;
         let now = self.values(&identity, &[]).await?.0;

@@ -8,6 +8,7 @@ use super::error::RedisFailure;
 use super::server_info::{Persistence, UnsupportedServer, Warning, inspect};
 use super::{Durability, Redis, ServerInfo, Shared};
 use crate::{DurabilityStatus, LedgerError};
+use consentd_core::businesses::Businesses;
 use consentd_os::clock;
 
 /// How long a successful check is valid: the server's configuration may change meanwhile.
@@ -34,7 +35,7 @@ impl Redis {
     pub async fn probe(&self) -> Result<(), LedgerError> {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_supported(&connection).await?;
-        self.shared.poll(u64::MAX, None).await?;
+        self.shared.poll(&Businesses::All, u64::MAX, None).await?;
         if self.shared.options.retention.is_some() {
             // Recorders depend on the sync, so its check fails now rather than with the first append.
             let connection = self.shared.writes.connection().await?;

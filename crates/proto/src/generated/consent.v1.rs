@@ -745,6 +745,13 @@ pub struct GetStatusResponse {
     /// Pairs denied because this server remembers what the ledger has lost.
     #[prost(uint64, tag = "11")]
     pub remembered_pairs: u64,
+    /// The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+    /// fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+    #[prost(string, repeated, tag = "12")]
+    pub businesses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many these are in all; 0 where it holds every business.
+    #[prost(uint64, tag = "13")]
+    pub business_count: u64,
 }
 /// Nested message and enum types in `GetStatusResponse`.
 pub mod get_status_response {

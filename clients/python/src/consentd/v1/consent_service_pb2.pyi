@@ -205,7 +205,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("phase", "staleness", "revision", "pairs", "ledger", "version", "partition_revisions", "cause", "current_time", "warnings", "remembered_pairs")
+    __slots__ = ("phase", "staleness", "revision", "pairs", "ledger", "version", "partition_revisions", "cause", "current_time", "warnings", "remembered_pairs", "businesses", "business_count")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PHASE_UNSPECIFIED: _ClassVar[GetStatusResponse.Phase]
@@ -229,6 +229,8 @@ class GetStatusResponse(_message.Message):
     CURRENT_TIME_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     REMEMBERED_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    BUSINESSES_FIELD_NUMBER: _ClassVar[int]
+    BUSINESS_COUNT_FIELD_NUMBER: _ClassVar[int]
     phase: GetStatusResponse.Phase
     staleness: _duration_pb2.Duration
     revision: int
@@ -240,4 +242,6 @@ class GetStatusResponse(_message.Message):
     current_time: _timestamp_pb2.Timestamp
     warnings: _containers.RepeatedScalarFieldContainer[str]
     remembered_pairs: int
-    def __init__(self, phase: _Optional[_Union[GetStatusResponse.Phase, str]] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., pairs: _Optional[int] = ..., ledger: _Optional[str] = ..., version: _Optional[str] = ..., partition_revisions: _Optional[_Iterable[int]] = ..., cause: _Optional[str] = ..., current_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., remembered_pairs: _Optional[int] = ...) -> None: ...
+    businesses: _containers.RepeatedScalarFieldContainer[str]
+    business_count: int
+    def __init__(self, phase: _Optional[_Union[GetStatusResponse.Phase, str]] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., pairs: _Optional[int] = ..., ledger: _Optional[str] = ..., version: _Optional[str] = ..., partition_revisions: _Optional[_Iterable[int]] = ..., cause: _Optional[str] = ..., current_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., remembered_pairs: _Optional[int] = ..., businesses: _Optional[_Iterable[str]] = ..., business_count: _Optional[int] = ...) -> None: ...

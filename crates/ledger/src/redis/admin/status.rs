@@ -11,6 +11,7 @@ use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
 use super::super::{Redis, Shared, Target};
 use crate::{LedgerError, Page};
+use consentd_core::businesses::Businesses;
 use consentd_core::time::Timestamp;
 
 /// How many hashes one pipeline inspects.
@@ -61,7 +62,7 @@ impl Redis {
     ///
     /// [`LedgerError`] if the server cannot be reached.
     pub async fn ends(&self) -> Result<Page, LedgerError> {
-        Ok(self.shared.fenced_poll(u64::MAX, None).await?.0)
+        Ok(self.shared.fenced_poll(&Businesses::All, u64::MAX, None).await?.0)
     }
 
     /// Reads the ledger's status.

@@ -312,6 +312,13 @@ export interface GetStatusResponse {
   warnings: string[];
   /** Pairs denied because this server remembers what the ledger has lost. */
   rememberedPairs: bigint;
+  /**
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   */
+  businesses: string[];
+  /** How many these are in all; 0 where it holds every business. */
+  businessCount: bigint;
 }
 
 /** What the follower is doing. */
@@ -2574,6 +2581,8 @@ function createBaseGetStatusResponse(): GetStatusResponse {
     currentTime: undefined,
     warnings: [],
     rememberedPairs: 0n,
+    businesses: [],
+    businessCount: 0n,
   };
 }
 
@@ -2627,6 +2636,15 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
         throw new globalThis.Error("value provided for field message.rememberedPairs of type uint64 too large");
       }
       writer.uint32(88).uint64(message.rememberedPairs);
+    }
+    for (const v of message.businesses) {
+      writer.uint32(98).string(v!);
+    }
+    if (message.businessCount !== 0n) {
+      if (BigInt.asUintN(64, message.businessCount) !== message.businessCount) {
+        throw new globalThis.Error("value provided for field message.businessCount of type uint64 too large");
+      }
+      writer.uint32(104).uint64(message.businessCount);
     }
     return writer;
   },
@@ -2742,6 +2760,22 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
             message.rememberedPairs = reader.uint64() as bigint;
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.businesses.push(reader.string());
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.businessCount = reader.uint64() as bigint;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2778,6 +2812,14 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
         ? BigInt(object.rememberedPairs)
         : isSet(object.remembered_pairs)
         ? BigInt(object.remembered_pairs)
+        : 0n,
+      businesses: globalThis.Array.isArray(object?.businesses)
+        ? object.businesses.map((e: any) => globalThis.String(e))
+        : [],
+      businessCount: isSet(object.businessCount)
+        ? BigInt(object.businessCount)
+        : isSet(object.business_count)
+        ? BigInt(object.business_count)
         : 0n,
     };
   },
@@ -2817,6 +2859,12 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
     if (message.rememberedPairs !== 0n) {
       obj.rememberedPairs = message.rememberedPairs.toString();
     }
+    if (message.businesses?.length) {
+      obj.businesses = message.businesses;
+    }
+    if (message.businessCount !== 0n) {
+      obj.businessCount = message.businessCount.toString();
+    }
     return obj;
   },
 
@@ -2841,6 +2889,10 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
     message.warnings = object.warnings?.map((e) => e) || [];
     message.rememberedPairs = (object.rememberedPairs !== undefined && object.rememberedPairs !== null)
       ? BigInt(object.rememberedPairs)
+      : 0n;
+    message.businesses = object.businesses?.map((e) => e) || [];
+    message.businessCount = (object.businessCount !== undefined && object.businessCount !== null)
+      ? BigInt(object.businessCount)
       : 0n;
     return message;
   },

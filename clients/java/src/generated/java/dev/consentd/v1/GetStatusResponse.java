@@ -28,6 +28,8 @@ private static final long serialVersionUID = 0L;
     cause_ = "";
     warnings_ =
         com.google.protobuf.LazyStringArrayList.emptyList();
+    businesses_ =
+        com.google.protobuf.LazyStringArrayList.emptyList();
   }
 
   @java.lang.Override
@@ -617,6 +619,78 @@ private static final long serialVersionUID = 0L;
     return rememberedPairs_;
   }
 
+  public static final int BUSINESSES_FIELD_NUMBER = 12;
+  @SuppressWarnings("serial")
+  private com.google.protobuf.LazyStringArrayList businesses_ =
+      com.google.protobuf.LazyStringArrayList.emptyList();
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @return A list containing the businesses.
+   */
+  public com.google.protobuf.ProtocolStringList
+      getBusinessesList() {
+    return businesses_;
+  }
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @return The count of businesses.
+   */
+  public int getBusinessesCount() {
+    return businesses_.size();
+  }
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @param index The index of the element to return.
+   * @return The businesses at the given index.
+   */
+  public java.lang.String getBusinesses(int index) {
+    return businesses_.get(index);
+  }
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @param index The index of the value to return.
+   * @return The bytes of the businesses at the given index.
+   */
+  public com.google.protobuf.ByteString
+      getBusinessesBytes(int index) {
+    return businesses_.getByteString(index);
+  }
+
+  public static final int BUSINESS_COUNT_FIELD_NUMBER = 13;
+  private long businessCount_ = 0L;
+  /**
+   * <pre>
+   * How many these are in all; 0 where it holds every business.
+   * </pre>
+   *
+   * <code>uint64 business_count = 13;</code>
+   * @return The businessCount.
+   */
+  @java.lang.Override
+  public long getBusinessCount() {
+    return businessCount_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -668,6 +742,12 @@ private static final long serialVersionUID = 0L;
     }
     if (rememberedPairs_ != 0L) {
       output.writeUInt64(11, rememberedPairs_);
+    }
+    for (int i = 0; i < businesses_.size(); i++) {
+      com.google.protobuf.GeneratedMessageV3.writeString(output, 12, businesses_.getRaw(i));
+    }
+    if (businessCount_ != 0L) {
+      output.writeUInt64(13, businessCount_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -733,6 +813,18 @@ private static final long serialVersionUID = 0L;
       size += com.google.protobuf.CodedOutputStream
         .computeUInt64Size(11, rememberedPairs_);
     }
+    {
+      int dataSize = 0;
+      for (int i = 0; i < businesses_.size(); i++) {
+        dataSize += computeStringSizeNoTag(businesses_.getRaw(i));
+      }
+      size += dataSize;
+      size += 1 * getBusinessesList().size();
+    }
+    if (businessCount_ != 0L) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeUInt64Size(13, businessCount_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -775,6 +867,10 @@ private static final long serialVersionUID = 0L;
         .equals(other.getWarningsList())) return false;
     if (getRememberedPairs()
         != other.getRememberedPairs()) return false;
+    if (!getBusinessesList()
+        .equals(other.getBusinessesList())) return false;
+    if (getBusinessCount()
+        != other.getBusinessCount()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -819,6 +915,13 @@ private static final long serialVersionUID = 0L;
     hash = (37 * hash) + REMEMBERED_PAIRS_FIELD_NUMBER;
     hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
         getRememberedPairs());
+    if (getBusinessesCount() > 0) {
+      hash = (37 * hash) + BUSINESSES_FIELD_NUMBER;
+      hash = (53 * hash) + getBusinessesList().hashCode();
+    }
+    hash = (37 * hash) + BUSINESS_COUNT_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+        getBusinessCount());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -981,6 +1084,9 @@ private static final long serialVersionUID = 0L;
       warnings_ =
           com.google.protobuf.LazyStringArrayList.emptyList();
       rememberedPairs_ = 0L;
+      businesses_ =
+          com.google.protobuf.LazyStringArrayList.emptyList();
+      businessCount_ = 0L;
       return this;
     }
 
@@ -1055,6 +1161,13 @@ private static final long serialVersionUID = 0L;
       }
       if (((from_bitField0_ & 0x00000400) != 0)) {
         result.rememberedPairs_ = rememberedPairs_;
+      }
+      if (((from_bitField0_ & 0x00000800) != 0)) {
+        businesses_.makeImmutable();
+        result.businesses_ = businesses_;
+      }
+      if (((from_bitField0_ & 0x00001000) != 0)) {
+        result.businessCount_ = businessCount_;
       }
       result.bitField0_ |= to_bitField0_;
     }
@@ -1157,6 +1270,19 @@ private static final long serialVersionUID = 0L;
       if (other.getRememberedPairs() != 0L) {
         setRememberedPairs(other.getRememberedPairs());
       }
+      if (!other.businesses_.isEmpty()) {
+        if (businesses_.isEmpty()) {
+          businesses_ = other.businesses_;
+          bitField0_ |= 0x00000800;
+        } else {
+          ensureBusinessesIsMutable();
+          businesses_.addAll(other.businesses_);
+        }
+        onChanged();
+      }
+      if (other.getBusinessCount() != 0L) {
+        setBusinessCount(other.getBusinessCount());
+      }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
       return this;
@@ -1254,6 +1380,17 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000400;
               break;
             } // case 88
+            case 98: {
+              java.lang.String s = input.readStringRequireUtf8();
+              ensureBusinessesIsMutable();
+              businesses_.add(s);
+              break;
+            } // case 98
+            case 104: {
+              businessCount_ = input.readUInt64();
+              bitField0_ |= 0x00001000;
+              break;
+            } // case 104
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -2330,6 +2467,206 @@ private static final long serialVersionUID = 0L;
     public Builder clearRememberedPairs() {
       bitField0_ = (bitField0_ & ~0x00000400);
       rememberedPairs_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private com.google.protobuf.LazyStringArrayList businesses_ =
+        com.google.protobuf.LazyStringArrayList.emptyList();
+    private void ensureBusinessesIsMutable() {
+      if (!businesses_.isModifiable()) {
+        businesses_ = new com.google.protobuf.LazyStringArrayList(businesses_);
+      }
+      bitField0_ |= 0x00000800;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @return A list containing the businesses.
+     */
+    public com.google.protobuf.ProtocolStringList
+        getBusinessesList() {
+      businesses_.makeImmutable();
+      return businesses_;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @return The count of businesses.
+     */
+    public int getBusinessesCount() {
+      return businesses_.size();
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param index The index of the element to return.
+     * @return The businesses at the given index.
+     */
+    public java.lang.String getBusinesses(int index) {
+      return businesses_.get(index);
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param index The index of the value to return.
+     * @return The bytes of the businesses at the given index.
+     */
+    public com.google.protobuf.ByteString
+        getBusinessesBytes(int index) {
+      return businesses_.getByteString(index);
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param index The index to set the value at.
+     * @param value The businesses to set.
+     * @return This builder for chaining.
+     */
+    public Builder setBusinesses(
+        int index, java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      ensureBusinessesIsMutable();
+      businesses_.set(index, value);
+      bitField0_ |= 0x00000800;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param value The businesses to add.
+     * @return This builder for chaining.
+     */
+    public Builder addBusinesses(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      ensureBusinessesIsMutable();
+      businesses_.add(value);
+      bitField0_ |= 0x00000800;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param values The businesses to add.
+     * @return This builder for chaining.
+     */
+    public Builder addAllBusinesses(
+        java.lang.Iterable<java.lang.String> values) {
+      ensureBusinessesIsMutable();
+      com.google.protobuf.AbstractMessageLite.Builder.addAll(
+          values, businesses_);
+      bitField0_ |= 0x00000800;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearBusinesses() {
+      businesses_ =
+        com.google.protobuf.LazyStringArrayList.emptyList();
+      bitField0_ = (bitField0_ & ~0x00000800);;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+     * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+     * </pre>
+     *
+     * <code>repeated string businesses = 12;</code>
+     * @param value The bytes of the businesses to add.
+     * @return This builder for chaining.
+     */
+    public Builder addBusinessesBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      ensureBusinessesIsMutable();
+      businesses_.add(value);
+      bitField0_ |= 0x00000800;
+      onChanged();
+      return this;
+    }
+
+    private long businessCount_ ;
+    /**
+     * <pre>
+     * How many these are in all; 0 where it holds every business.
+     * </pre>
+     *
+     * <code>uint64 business_count = 13;</code>
+     * @return The businessCount.
+     */
+    @java.lang.Override
+    public long getBusinessCount() {
+      return businessCount_;
+    }
+    /**
+     * <pre>
+     * How many these are in all; 0 where it holds every business.
+     * </pre>
+     *
+     * <code>uint64 business_count = 13;</code>
+     * @param value The businessCount to set.
+     * @return This builder for chaining.
+     */
+    public Builder setBusinessCount(long value) {
+
+      businessCount_ = value;
+      bitField0_ |= 0x00001000;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * How many these are in all; 0 where it holds every business.
+     * </pre>
+     *
+     * <code>uint64 business_count = 13;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearBusinessCount() {
+      bitField0_ = (bitField0_ & ~0x00001000);
+      businessCount_ = 0L;
       onChanged();
       return this;
     }

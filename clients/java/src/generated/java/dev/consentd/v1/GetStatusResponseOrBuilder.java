@@ -244,4 +244,59 @@ public interface GetStatusResponseOrBuilder extends
    * @return The rememberedPairs.
    */
   long getRememberedPairs();
+
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @return A list containing the businesses.
+   */
+  java.util.List<java.lang.String>
+      getBusinessesList();
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @return The count of businesses.
+   */
+  int getBusinessesCount();
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @param index The index of the element to return.
+   * @return The businesses at the given index.
+   */
+  java.lang.String getBusinesses(int index);
+  /**
+   * <pre>
+   * The businesses whose pairs the cache holds, in order, the first 1,000 of them; questions about others
+   * fail with BUSINESS_NOT_HELD. Empty where it holds every business of the ledger.
+   * </pre>
+   *
+   * <code>repeated string businesses = 12;</code>
+   * @param index The index of the value to return.
+   * @return The bytes of the businesses at the given index.
+   */
+  com.google.protobuf.ByteString
+      getBusinessesBytes(int index);
+
+  /**
+   * <pre>
+   * How many these are in all; 0 where it holds every business.
+   * </pre>
+   *
+   * <code>uint64 business_count = 13;</code>
+   * @return The businessCount.
+   */
+  long getBusinessCount();
 }
