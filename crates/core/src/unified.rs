@@ -10,7 +10,7 @@ use crate::decision::Policy;
 use crate::event::What;
 use crate::record::{MAX_REQUESTS, Record};
 use crate::scope::{Class, Scope};
-use crate::standing::ScopeStanding;
+use crate::standing::{ScopeStanding, StandingKind};
 use crate::state::State;
 use crate::time::Timestamp;
 
@@ -58,7 +58,11 @@ pub fn unify(parts: &[Record], now: Timestamp) -> Unified {
         for scope in scopes(&state) {
             let known = state.standing_on(&scope).choice;
             let Some(theirs) = denial_start(&part.state, &scope, now) else { continue };
-            if denial_start(&state, &scope, now).is_some_and(|start| start <= theirs) {
+            let is_denied = denial_start(&state, &scope, now).is_some_and(|start| start <= theirs);
+            // A reply is allowed to who opted out of everything alone, and not to who opted out of this.
+            if is_denied
+                && (is_of_everything(&part.state, &scope) || !is_of_everything(&state, &scope))
+            {
                 continue;
             }
             // At equal times the opt-out stands.
@@ -94,6 +98,12 @@ fn denial_start(state: &State, scope: &Scope, now: Timestamp) -> Option<Timestam
     Some(if start <= now { Timestamp::MIN } else { start })
 }
 
+/// Whether an opt-out of everything stands for this scope, and none of the scope or of its class.
+fn is_of_everything(state: &State, scope: &Scope) -> bool {
+    let (standing, _) = ScopeStanding::of(state, scope);
+    matches!(standing.kind, StandingKind::OptedOutAll | StandingKind::PendingOverOptOutAll)
+}
+
 /// The suppression and the stop inside WhatsApp that a part has, and the whole has not.
 fn denied_marks(whole: &State, part: &State) -> Vec<(Timestamp, What)> {
     let lifted = |part: Option<(Timestamp, bool)>, whole: Option<(Timestamp, bool)>| {
@@ -114,8 +124,11 @@ fn replies(whole: &State, part: &State, now: Timestamp) -> Vec<(Timestamp, What)
     let out = part.standing_on(&Scope::All).choice.filter(|choice| choice.is_opt_out());
     let (Some(out), Some(wrote)) = (out, whole.last_inbound) else { return Vec::new() };
     let is_open = |wrote: Timestamp| wrote > out.time && wrote.plus(Policy::WINDOW) > now;
-    let answered = part.last_inbound.is_some_and(is_open);
-    if answered || wrote <= out.time || wrote.plus(Policy::WINDOW) <= now {
+    // An inbound whose window WhatsApp has reported as closed (131047) allows no reply.
+    let is_closed =
+        |state: &State, wrote| state.window_closed.is_some_and(|closed| closed >= wrote);
+    let answered = part.last_inbound.is_some_and(|own| is_open(own) && !is_closed(part, own));
+    if answered || !is_open(wrote) || is_closed(whole, wrote) {
         return Vec::new();
     }
     vec![(wrote, What::OptOut { scope: Scope::All, reference: UNIFIED.to_owned() })]
@@ -246,6 +259,16 @@ mod tests {
                 prop_assert_eq!(&records[0].state, &unify(&records, at(1_000)).record.state);
             }
         }
+    }
+
+    #[test]
+    fn reply_that_a_closed_window_forbade_stays_forbidden() {
+        // Inbound 5 of the one, and of the other an opt-out of everything, an inbound, and its closed window.
+        let parts = [vec![(5, 0, 538)], vec![(4, 0, 0), (5, 0, 1), (11, 0, 1)]];
+        let records: Vec<_> = parts.iter().map(|events| record(events)).collect();
+        let reason_of = |record| reason(record, "service", Form::FreeForm, 1_000);
+        assert_eq!(reason_of(&records[1]), Reason::OptedOutAll);
+        assert_eq!(reason_of(&unify(&records, at(1_000)).record), Reason::OptedOutAll);
     }
 
     #[test]
