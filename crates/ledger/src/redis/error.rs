@@ -12,6 +12,9 @@ use consentd_core::id::{KEY_VERSION, TAGGED_KEY_VERSION};
 /// Marks an error reply of a command that a script ran: Redis appends it and the script's name.
 const IN_SCRIPT: &str = "script: ";
 
+/// Part of the error reply of a Cluster's node if a script accesses a key that is another node's.
+const NON_LOCAL_KEY: &str = "non local key";
+
 /// Part of XADD's error reply if the new entry's id is not above the stream's last id.
 const XADD_REFUSED: &str = "ID specified in XADD";
 
@@ -151,6 +154,8 @@ impl RedisRejection {
             "NOPERM" => Self::Denied { detail: detail.into() },
             // The log has had a larger id than the ledger's next revision: nothing was written.
             _ if detail.contains(XADD_REFUSED) => Self::BadLog,
+            // A key that the script did not declare has left for another node already.
+            _ if detail.contains(NON_LOCAL_KEY) => Self::SlotMoved { code: NON_LOCAL_KEY.into() },
             // A command inside a script failed: the script's earlier commands may have been executed.
             _ if detail.contains(IN_SCRIPT) => other(),
             "OOM" => Self::Full,
@@ -217,6 +222,7 @@ impl RedisRejection {
         match self {
             Self::Denied { detail } | Self::Other { detail, .. } => !detail.contains(IN_SCRIPT),
             Self::MalformedReply => false,
+            Self::SlotMoved { code } => **code != *NON_LOCAL_KEY,
             _ => true,
         }
     }

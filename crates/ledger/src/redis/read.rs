@@ -225,8 +225,8 @@ impl Shared {
     /// In a Cluster, fails if keys of the ledger are on their way to another node.
     ///
     /// A poll declares the fence alone, so that a sidecar needs no permission to write anything else. While
-    /// the keys of a slot are moved one by one, the log may have left already, and the poll then reports it
-    /// as lost: operators would be told to repair a ledger that is only on its way. This command declares
+    /// the keys of a slot are moved one by one, the log may have left already. A poll that needs no
+    /// entry would then pass, and another one might report the log as lost. This command declares
     /// all keys that the poll reads, and Redis refuses it (ASK, TRYAGAIN) if any of them has left.
     async fn ensure_slot_is_here(&self, connection: &Connection) -> Result<(), RedisFailure> {
         if self.primary.target().topology() != Topology::Cluster {

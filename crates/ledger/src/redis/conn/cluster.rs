@@ -1,9 +1,10 @@
 //! What a node of a Cluster is asked about the owner of a slot, and its answer.
 //!
-//! A node elects a replica to succeed its primary only with the votes of a majority of the primaries that
-//! serve slots, and each change of a slot's owner has a higher config epoch than the one before. So these
-//! primaries are the voters, and the owner's config epoch is its term. What lies beyond that: an operator's
-//! `CLUSTER FAILOVER TAKEOVER`, which asks nobody.
+//! Every node is a voter, replicas too. The primaries alone, who elect a successor, would not do: a failover
+//! replaces one of them by its replica, and a majority of the former primaries may have no node in common
+//! with one of the present ones. The nodes stay the same in a failover. Each takes note of a new owner when
+//! that one announces itself, never goes back to an earlier one, and every change of owner has a higher
+//! config epoch, so that the owner's id and config epoch are its term.
 
 use redis::Value;
 
@@ -32,7 +33,7 @@ pub(super) fn answer(
         }
         [nodes] => {
             let nodes = text(nodes).ok_or_else(not_node)?;
-            View { asked: handshake.address, has_tls: handshake.tls.is_some() }
+            ReplyReader { asked: handshake.address, has_tls: handshake.tls.is_some() }
                 .parse(nodes, slot)
                 .ok_or_else(not_node)
         }
@@ -41,7 +42,7 @@ pub(super) fn answer(
 }
 
 /// How a node's reply is read.
-struct View<'a> {
+struct ReplyReader<'a> {
     /// The address at which the node was asked.
     asked: &'a Address,
     /// Whether the connections have TLS, whose certificates name hosts.
@@ -53,16 +54,15 @@ struct Node<'a> {
     id: &'a str,
     address: Option<Address>,
     is_self: bool,
+    /// Whether it is being introduced, and its id is only a temporary one.
+    is_new: bool,
+    /// Whether it is a primary that is not known to have failed.
     is_primary: bool,
     epoch: u64,
     slots: Vec<&'a str>,
 }
 
 impl Node<'_> {
-    fn is_voter(&self) -> bool {
-        self.is_primary && !self.slots.is_empty()
-    }
-
     fn owns(&self, slot: u16) -> bool {
         self.is_primary && self.slots.iter().any(|range| contains(range, slot))
     }
@@ -75,8 +75,8 @@ fn contains(range: &str, slot: u16) -> bool {
     matches!(ends, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
 }
 
-impl View<'_> {
-    /// Reads the whole reply; `None` if it is not one of a node.
+impl ReplyReader<'_> {
+    /// Reads the whole reply; `None` if a node does not send such.
     fn parse(&self, text: &str, slot: u16) -> Option<Answer> {
         let nodes: Vec<_> = text.lines().map(|line| self.node(line)).collect::<Option<_>>()?;
         let own = nodes.iter().find(|node| node.is_self)?;
@@ -85,15 +85,11 @@ impl View<'_> {
             let term = Some(Term { node: owner.id.to_owned(), epoch: owner.epoch });
             Some(Primary { address: owner.address.clone()?, term })
         });
-        let others = nodes.iter().filter(|node| node.is_voter() && !node.is_self);
+        let others = nodes.iter().filter(|node| !node.is_new && !node.is_self);
+        // A node without an address counts, too: the address stands for no further question.
         let others = others
             .map(|node| (node.id.to_owned(), node.address.clone().unwrap_or(self.asked.clone())));
-        Some(Answer {
-            id: own.id.to_owned(),
-            is_voter: own.is_voter(),
-            primary,
-            others: others.collect(),
-        })
+        Some(Answer { id: own.id.to_owned(), primary, others: others.collect() })
     }
 
     /// Reads one line: id, address, flags, the id of its primary, two times, the config epoch, the state
@@ -112,7 +108,8 @@ impl View<'_> {
             // A node that never met another one does not know its own address.
             address: address.or_else(|| is_self.then(|| self.asked.clone())),
             is_self,
-            is_primary: has("master"),
+            is_new: has("handshake"),
+            is_primary: has("master") && !has("fail"),
             epoch: epoch.parse().ok()?,
             slots: words.filter(|word| !word.is_empty() && !word.starts_with('[')).collect(),
         })
@@ -139,7 +136,7 @@ mod tests {
     }
 
     fn parse(has_tls: bool, text: &str) -> Option<Answer> {
-        View { asked: &at("asked", 7), has_tls }.parse(text, 4659)
+        ReplyReader { asked: &at("asked", 7), has_tls }.parse(text, 4659)
     }
 
     const NODES: &str = "\
@@ -147,29 +144,40 @@ mod tests {
         bb 10.0.0.2:7000@17000,two.example master - 0 1 5 connected 4659 [4661->-aa]\n\
         cc 10.0.0.3:7000@17000 slave aa 0 1 1 connected\n\
         dd 10.0.0.4:7000@17000 master,fail - 0 1 3 disconnected 5000-16383\n\
-        ee :0@0 master,noaddr - 0 1 0 disconnected\n";
+        ee :0@0 master,noaddr - 0 1 0 disconnected\n\
+        ff 10.0.0.6:7000@17000 handshake - 0 1 0 disconnected\n";
 
     #[test]
-    fn owner_and_voters_are_read_from_the_nodes_of_a_cluster() {
+    fn owner_and_other_nodes_are_read_from_the_nodes_of_a_cluster() {
         let answer = parse(false, NODES).unwrap();
-        assert_eq!((answer.id.as_str(), answer.is_voter), ("aa", true));
+        assert_eq!(answer.id, "aa");
         let term = Some(Term { node: "bb".to_owned(), epoch: 5 });
         assert_eq!(answer.primary, Some(Primary { address: at("10.0.0.2", 7000), term }));
-        let expected = [("bb", at("10.0.0.2", 7000)), ("dd", at("10.0.0.4", 7000))];
+        let expected = [
+            ("bb", at("10.0.0.2", 7000)),
+            ("cc", at("10.0.0.3", 7000)),
+            ("dd", at("10.0.0.4", 7000)),
+            ("ee", at("asked", 7)),
+        ];
         assert_eq!(answer.others, expected.map(|(id, at)| (id.to_owned(), at)));
         // Certificates name hosts.
         assert_eq!(parse(true, NODES).unwrap().primary.unwrap().address, at("two.example", 7000));
     }
 
     #[test]
-    fn node_alone_or_without_slots_is_read_as_it_is() {
+    fn node_alone_without_slots_or_with_a_failed_owner_is_read_as_it_is() {
         let alone = "aa :7000@17000 myself,master - 0 0 0 connected 0-16383\n";
         assert_eq!(parse(false, alone).unwrap().primary.unwrap().address, at("asked", 7));
-        let empty = "aa [::1]:7000@17000 myself,master - 0 0 0 connected\n";
-        let answer = parse(false, empty).unwrap();
-        assert_eq!((answer.is_voter, answer.primary), (false, None));
-        let replica = NODES.replace("myself,", "").replace("slave", "myself,slave");
-        assert!(!parse(false, &replica).unwrap().is_voter);
+        let empty = "aa ::1:7000@17000 myself,master - 0 0 0 connected\n";
+        assert_eq!(parse(false, empty).unwrap().primary, None);
+        let failed = NODES.replace(
+            "bb 10.0.0.2:7000@17000,two.example master",
+            "bb 10.0.0.2:7000@17000 master,fail",
+        );
+        assert_eq!(parse(false, &failed).unwrap().primary, None);
+        let suspected =
+            failed.replace("10.0.0.2:7000@17000 master,fail", "::1:7000@17000 master,fail?");
+        assert_eq!(parse(false, &suspected).unwrap().primary.unwrap().address, at("::1", 7000));
         for wrong in ["", "aa 10.0.0.1:7000@17000 myself,master - 0 0 x connected", "hello"] {
             assert!(parse(false, wrong).is_none(), "{wrong}");
         }

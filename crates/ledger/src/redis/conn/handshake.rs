@@ -139,7 +139,10 @@ pub(crate) enum ConnectionError {
     )]
     OtherNode { address: Address },
     /// No node of the Cluster serves the slot.
-    #[error("no node of the Cluster serves slot {slot}, which the ledger is in: see CLUSTER NODES")]
+    #[error(
+        "no node of the Cluster serves slot {slot}, which the ledger is in: see CLUSTER NODES, and run \
+         redis-cli --cluster create if the Cluster is not made yet"
+    )]
     UncoveredSlot { slot: u16 },
     /// No Sentinel knows a primary of this name.
     #[error("the Sentinels know no primary named {master}: see SENTINEL MASTERS on one of them")]
@@ -158,7 +161,7 @@ pub(crate) enum ConnectionError {
         total: usize,
         /// The number of voters that replied.
         answered: usize,
-        /// The largest number that name the same address.
+        /// The largest number that name the same primary in the same term.
         agreed: usize,
         /// Why one of the others did not reply.
         failure: Option<Arc<ConnectionError>>,

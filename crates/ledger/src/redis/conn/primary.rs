@@ -1,4 +1,4 @@
-//! Locates the primary: at a fixed address, or by a majority of the Sentinels or of a Cluster's primaries.
+//! Locates the primary: at a fixed address, or by a majority of the Sentinels or of a Cluster's nodes.
 //!
 //! A proof of the primary is an answer by a majority to a question that was asked after the event that is to be proven. Polls and appends share the rounds of questions: one round runs at a
 //! time, and its answer serves all callers that had asked before the round began.
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::credentials::Credentials;
 use super::handshake::{ConnectionError, Handshake, Handshaken, ServerKind};
@@ -116,20 +117,20 @@ impl PrimaryLocator {
             let resp = self.handshake(address).run(within).await?.resp;
             return Ok((resp, address.clone().into()));
         };
-        // Half of the time is for those that name the primary, half for the primary.
+        let deadline = Instant::now() + within;
+        // At most half of the time is for those that name the primary.
         let primary = Box::pin(self.ask(quorum, within / 2)).await?;
         let handshake = self.handshake(&primary.address);
-        let Handshaken { mut resp, primary: says_primary } = handshake.run(within / 2).await?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(within / 4);
+        let Handshaken { mut resp, primary: says_primary } = handshake.run(left).await?;
         if says_primary != Some(true) {
             let (address, voters) = (primary.address, quorum.electorate().voters());
             return Err(ConnectionError::NotPrimary { address, voters });
         }
         if let Some(term) = &primary.term {
-            let asked = tokio::time::timeout(within / 2, node_id(&mut resp, &handshake)).await;
-            let late = |_| ConnectionError::TimedOut {
-                address: primary.address.clone(),
-                after: within / 2,
-            };
+            let asked = tokio::time::timeout(left, node_id(&mut resp, &handshake)).await;
+            let late =
+                |_| ConnectionError::TimedOut { address: primary.address.clone(), after: left };
             if asked.map_err(late)?? != term.node {
                 return Err(ConnectionError::OtherNode { address: primary.address });
             }

@@ -1,13 +1,13 @@
-//! The primary by a majority (quorum) of those that decide about failovers: the Sentinels, or the primaries
-//! of a Cluster.
+//! The primary by a majority (quorum) of those that know it: the Sentinels, or the nodes of a Cluster.
 //!
 //! A voter that is cut off from the others goes on naming the primary that it knew. Therefore all of them
 //! are asked, including those that only other voters name, and more than half of all known ones must
 //! agree. Voters are identified by their own ids, because one may have several addresses.
 //!
-//! Two majorities have a voter in common. So if an append is acknowledged only after a majority, asked
-//! afterwards, has named its server, a poll of a former primary can never be confirmed later: the common
-//! voter does not go back to a former primary, except in a new term.
+//! Two majorities of the same voters have one in common. So if an append is acknowledged only after a
+//! majority, asked afterwards, has named its server, a poll of a former primary can never be confirmed
+//! later: the common voter does not go back to a former primary, except in a new term. That does not hold
+//! if voters are exchanged for others while some are cut off, which only an operator can do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -30,8 +30,7 @@ use super::url::Address;
 use super::{cluster, sentinel};
 use consentd_tls::ClientFiles;
 
-/// The maximum number of voters that are asked. A round costs a question and an answer of each, once in
-/// a poll's period.
+/// The maximum number of voters that are asked in a round. All known ones count for the majority, asked or not.
 const MAX_VOTERS: usize = 128;
 
 /// After how many consecutive unanswered questions a connection is closed. A distant voter may always be
@@ -46,7 +45,7 @@ pub(crate) enum Electorate {
         /// The primary's name at the Sentinels.
         master: String,
     },
-    /// The primaries of a Cluster that serve slots. The primary that is sought owns this slot.
+    /// The nodes of a Cluster. The primary that is sought owns this slot.
     Cluster {
         /// The slot.
         slot: u16,
@@ -58,7 +57,7 @@ impl Electorate {
     pub(crate) fn voters(&self) -> &'static str {
         match self {
             Self::Sentinels { .. } => "Sentinels",
-            Self::Cluster { .. } => "primaries of the Cluster",
+            Self::Cluster { .. } => "nodes of the Cluster",
         }
     }
 
@@ -117,7 +116,7 @@ pub(crate) struct Quorum {
 
 #[derive(Default)]
 struct Known {
-    /// The addresses of the voters that others named in the last round.
+    /// The addresses of the voters that answered in the last round or were named then.
     named: BTreeSet<Address>,
     connections: BTreeMap<Address, VoterConnection>,
 }
@@ -135,8 +134,6 @@ struct VoterConnection {
 pub(super) struct Answer {
     /// Its id.
     pub(super) id: String,
-    /// Whether it is a voter.
-    pub(super) is_voter: bool,
     /// The primary that it names; `None` if it knows none.
     pub(super) primary: Option<Primary>,
     /// The other voters that it knows: their ids and addresses.
@@ -166,13 +163,8 @@ impl Quorum {
         let mut asking: FuturesUnordered<
             BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
         > = asked.iter().map(|address| self.asking(address.clone(), within)).collect();
-        // A Sentinel that is cut off may have forgotten the others. A node of a Cluster never does, and
-        // those that are configured may be replicas, which do not vote.
-        let fewest = match self.electorate {
-            Electorate::Sentinels { .. } => self.configured.len(),
-            Electorate::Cluster { .. } => 0,
-        };
-        let mut round = Round { fewest, ..Round::default() };
+        // A voter that was reset may have forgotten the others.
+        let mut round = Round { min_total: self.configured.len(), ..Round::default() };
         // Voters that have not answered by the deadline count as failed.
         while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
             match answer {
@@ -209,7 +201,7 @@ impl Quorum {
             voters: self.electorate.voters(),
             sought: self.electorate.sought(),
             total: round.total(),
-            answered: round.voters().count(),
+            answered: round.answers.len(),
             agreed: round.best().map_or(0, |(_, votes)| votes),
             failure,
         })
@@ -298,8 +290,9 @@ impl Quorum {
             return;
         }
         let others = round.answers.values().flat_map(|answer| &answer.others);
+        let others = others.map(|(_, address)| address);
         let named: BTreeSet<_> =
-            others.map(|(_, address)| address.clone()).take(MAX_VOTERS).collect();
+            round.heard.iter().chain(others).take(MAX_VOTERS).cloned().collect();
         known
             .connections
             .retain(|address, _| named.contains(address) || self.configured.contains(address));
@@ -315,15 +308,15 @@ impl Quorum {
 #[derive(Default)]
 struct Round {
     /// The least number of voters that there are.
-    fewest: usize,
-    /// The answers by the ids of those that were asked.
+    min_total: usize,
+    /// The answers by the voters' ids.
     answers: BTreeMap<String, Answer>,
     /// The addresses that answered.
     heard: BTreeSet<Address>,
     failure: Option<Arc<ConnectionError>>,
 }
 
-/// What a vote is for: the node and its term in a Cluster, otherwise the address.
+/// The key by which votes are counted: the node and its config epoch in a Cluster, otherwise the address.
 type Candidate<'a> = (Option<&'a Term>, Option<&'a Address>);
 
 fn candidate(primary: &Primary) -> Candidate<'_> {
@@ -338,21 +331,17 @@ impl Round {
         self.answers.insert(answer.id.clone(), answer);
     }
 
-    fn voters(&self) -> impl Iterator<Item = (&String, &Answer)> {
-        self.answers.iter().filter(|(_, answer)| answer.is_voter)
-    }
-
     /// The number of known voters: those that answered, and those that are named by any answer.
     fn total(&self) -> usize {
         let others = self.answers.values().flat_map(|answer| &answer.others).map(|(id, _)| id);
-        let ids: BTreeSet<_> = self.voters().map(|(id, _)| id).chain(others).collect();
-        ids.len().max(self.fewest)
+        let ids: BTreeSet<_> = self.answers.keys().chain(others).collect();
+        ids.len().max(self.min_total)
     }
 
     /// The primary with the most votes, and their number.
     fn best(&self) -> Option<(Primary, usize)> {
         let mut votes = BTreeMap::<Candidate<'_>, Vec<&Primary>>::new();
-        for primary in self.voters().filter_map(|(_, answer)| answer.primary.as_ref()) {
+        for primary in self.answers.values().filter_map(|answer| answer.primary.as_ref()) {
             votes.entry(candidate(primary)).or_default().push(primary);
         }
         let (_, named) = votes.into_iter().max_by_key(|(_, named)| named.len())?;
@@ -371,7 +360,7 @@ impl Round {
 
     /// Whether none of the voters that answered knows a primary.
     fn is_unknown(&self) -> bool {
-        self.voters().next().is_some() && self.voters().all(|(_, it)| it.primary.is_none())
+        !self.answers.is_empty() && self.answers.values().all(|answer| answer.primary.is_none())
     }
 }
 
@@ -392,23 +381,22 @@ mod tests {
         Address::Tcp("10.0.0.1".into(), port)
     }
 
-    fn poll(fewest: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
-        let mut round = Round { fewest, ..Round::default() };
+    fn poll(min_total: usize, answers: &[(&str, Option<u16>, &[&str])]) -> Round {
+        let mut round = Round { min_total, ..Round::default() };
         for (id, port, others) in answers {
             let others = others.iter().map(|other| ((*other).to_owned(), at(1))).collect();
             let primary = port.map(|port| Primary::from(at(port)));
-            round.add(Answer { id: (*id).to_owned(), is_voter: true, primary, others });
+            round.add(Answer { id: (*id).to_owned(), primary, others });
         }
         round
     }
 
-    /// A node's answer: its id, whether it serves slots, and the owner's id, epoch and port.
-    fn node(id: &str, is_voter: bool, (owner, epoch, port): (&str, u64, u16)) -> Answer {
+    /// A node's answer in a Cluster of three primaries with a replica each: the owner's id, epoch and port.
+    fn node(id: &str, (owner, epoch, port): (&str, u64, u16)) -> Answer {
         let term = Some(Term { node: owner.to_owned(), epoch });
-        let others = ["a", "b", "c"].iter().filter(|other| **other != id);
-        let others = others.map(|other| ((*other).to_owned(), at(1))).collect();
-        let primary = Some(Primary { address: at(port), term });
-        Answer { id: id.to_owned(), is_voter, primary, others }
+        let others = ["a", "b", "c", "ra", "rb", "rc"].into_iter().filter(|other| *other != id);
+        let others = others.map(|other| (other.to_owned(), at(1))).collect();
+        Answer { id: id.to_owned(), primary: Some(Primary { address: at(port), term }), others }
     }
 
     fn agreed(answers: Vec<Answer>) -> Option<Primary> {
@@ -420,20 +408,25 @@ mod tests {
     }
 
     #[test]
-    fn in_a_cluster_only_voters_count_and_only_for_one_term() {
-        let (old, new) = (("a", 1, 1), ("a", 3, 1));
-        let agree = vec![node("a", true, old), node("b", true, old)];
-        assert_eq!(agreed(agree).unwrap().address, at(1));
-        // A replica says what it knows, and has no vote.
-        assert!(agreed(vec![node("a", true, old), node("r", false, old)]).is_none());
-        // One of the two has not heard of the new term yet.
-        assert!(agreed(vec![node("a", true, new), node("b", true, old)]).is_none());
+    fn in_a_cluster_all_nodes_vote_and_for_one_term() {
+        let (old, new) = (("a", 1, 1), ("ra", 4, 2));
+        let agree = |ids: &[&str], owner| ids.iter().map(|id| node(id, owner)).collect::<Vec<_>>();
+        assert_eq!(agreed(agree(&["a", "b", "c", "rb"], old)).unwrap().address, at(1));
+        // The replica of a has been elected by the votes of b and c, and c has not heard of it yet: two of
+        // the former and two of the present primaries are on either side.
+        assert!(agreed(agree(&["ra", "b"], new)).is_none());
+        assert!(agreed(agree(&["a", "c"], old)).is_none());
+        assert!(agreed(agree(&["a", "c", "rc"], old)).is_none());
+        // One has not heard of a later term of the same node yet.
+        let later = ("a", 5, 1);
+        let mixed = [agree(&["a", "b", "c"], later), agree(&["rb"], old)].concat();
+        assert!(agreed(mixed).is_none());
         // Two names of one node are one node, and most use the first.
-        let names = [node("a", true, ("a", 1, 2)), node("b", true, old), node("c", true, old)];
-        let primary = agreed(names.to_vec()).unwrap();
+        let names = [agree(&["a"], ("a", 1, 2)), agree(&["b", "c", "rc"], old)].concat();
+        let primary = agreed(names.clone()).unwrap();
         assert_eq!(primary.address, at(1));
         assert!(primary.is_same(names[0].primary.as_ref().unwrap()));
-        assert!(!primary.is_same(node("a", true, new).primary.as_ref().unwrap()));
+        assert!(!primary.is_same(node("a", later).primary.as_ref().unwrap()));
     }
 
     #[test]

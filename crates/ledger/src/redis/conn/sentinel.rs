@@ -42,7 +42,7 @@ pub(super) fn answer(
         Value::Array(others) => others.iter().filter_map(other).collect(),
         _ => return Err(not_sentinel()),
     };
-    Ok(Answer { id, is_voter: true, primary, others })
+    Ok(Answer { id, primary, others })
 }
 
 fn address_of(parts: &[Value]) -> Option<Address> {

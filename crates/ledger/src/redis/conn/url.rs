@@ -264,7 +264,7 @@ impl ParsedUrl {
                 (Endpoint::Server(address(hosts, REDIS_PORT, "redis://HOST:PORT")?), first)
             }
             Scheme::Sentinel { .. } => (named(hosts, first)?, path.next().unwrap_or_default()),
-            Scheme::Cluster { .. } if !first.is_empty() => {
+            Scheme::Cluster { .. } if !["", "0"].contains(&first) => {
                 return Err(TargetError::ClusterDatabase);
             }
             Scheme::Cluster { .. } => {

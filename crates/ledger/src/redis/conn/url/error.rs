@@ -63,7 +63,8 @@ pub enum TargetError {
     TooMany,
     /// A database is given for a Cluster.
     #[error(
-        "is for a single Redis: a Cluster has database 0 alone; give redis+cluster://HOST:PORT"
+        "names a database, and a Cluster has database 0 alone: leave it out, as in \
+         redis+cluster://HOST:PORT,HOST:PORT"
     )]
     ClusterDatabase,
     /// A setting is given twice.

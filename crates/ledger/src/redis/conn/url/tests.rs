@@ -63,7 +63,7 @@ fn url_of_sentinels_has_the_name_of_the_primary() {
 
 #[test]
 fn url_of_a_cluster_has_nodes_and_no_database() {
-    let target = read("redis+cluster://u:p@a,b:7001,a:6379,[::1]:7002/");
+    let target = read("redis+cluster://u:p@a,b:7001,a:6379,[::1]:7002/0");
     let nodes = vec![tcp("a", 6379), tcp("b", 7001), tcp("::1", 7002)];
     assert_eq!(target.endpoint, Endpoint::Cluster(nodes));
     assert_eq!((given(&target), target.topology()), ((Some("u"), Some("p")), Topology::Cluster));
@@ -135,7 +135,7 @@ fn invalid_url_is_rejected_with_a_remedy() {
         ("redis+sentinel://a,b", "/mymaster"),
         ("redis+sentinel://a,b/", "/mymaster"),
         ("redis+sentinel://a,/m", "names no host"),
-        ("redis+cluster://a,b/0", "database 0 alone"),
+        ("redis+cluster://a,b/1", "database 0 alone"),
         ("redis+cluster://a,,b", "names no host"),
         ("redis://u:5%z@h", "%25"),
     ] {
