@@ -147,7 +147,10 @@ impl Cluster {
             owned && words.get(2).is_some_and(|flags| flags.contains("master"))
         };
         let line = nodes.lines().find(owns)?;
-        Some(line.split(' ').nth(1)?.split('@').next()?.to_owned())
+        let address = line.split(' ').nth(1)?.split('@').next()?;
+        // A node that met no other one does not know its own host.
+        let host = if address.starts_with(':') { "127.0.0.1" } else { "" };
+        Some(format!("{host}{address}"))
     }
 
     /// The place of the node that owns the ledger's slot, as all nodes say.

@@ -137,6 +137,84 @@ async fn isolated_primary_of_a_cluster_proves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_three_primaries_before_and_after_a_failover_are_no_majority_each() {
+    let options = ["--appendonly", "yes", "--appendfsync", "always"];
+    let (mut cluster, mut stage) = set(&options, &[]).await;
+    stage.say("US.x", Did::OptIn, "marketing").await;
+    stage.is_in(&stage.reader, "US.x", "marketing").await;
+    let shards = cluster.nodes.len() / 2;
+    let former = cluster.owner();
+    let present = shards + former;
+    let [near, far] = [1, 2].map(|step| (former + step) % shards);
+    // One side of a partition: the replica that has taken over, and a primary that knows it.
+    for place in [shards + near, shards + far] {
+        cluster.nodes[place].stop();
+    }
+    // Killed, because what is sent to a stopped node waits for it.
+    cluster.nodes[far].kill();
+    cluster.nodes[former].kill();
+    cluster.nodes[present].command(&["CLUSTER", "FAILOVER", "TAKEOVER"]);
+    wait_until("they name the present owner", || {
+        cluster.owner_by(&[present, near]) == Some(present)
+    });
+    let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
+    let refused = records.record_event(event("US.x", BUSINESS, opt_out("*"))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    // The other side: the former owner, and a primary that has heard nothing of it.
+    for place in [present, near] {
+        cluster.nodes[place].stop();
+    }
+    cluster.nodes[far].start_again();
+    cluster.nodes[former].start_again();
+    wait_until("they name the former owner", || cluster.owner_by(&[former, far]) == Some(former));
+    for sidecar in stage.sidecars() {
+        stage.denies_all(sidecar).await;
+    }
+    for place in [present, near, shards + near, shards + far] {
+        cluster.nodes[place].go_on();
+    }
+    cluster.wait_until_ok();
+    live(&stage).await;
+    stage.say("US.x", Did::OptOut, "*").await;
+    stage.is_out(&stage.reader, "US.x", "marketing").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_takes_itself_for_the_whole_cluster_proves_nothing() {
+    let options = ["--appendonly", "yes", "--appendfsync", "always"];
+    let (mut cluster, mut stage) = set(&options, &[]).await;
+    stage.say("US.x", Did::OptIn, "marketing").await;
+    stage.is_in(&stage.reader, "US.x", "marketing").await;
+    let owner = cluster.owner();
+    assert_eq!(owner, 0, "it is the one node whose address the sidecars were given");
+    cluster.nodes[owner].kill();
+    let rest = all_but(&cluster, owner);
+    cluster.wait_for_successor(owner, &rest);
+    live(&stage).await;
+    stage.say("US.x", Did::OptOut, "*").await;
+    for place in rest.clone() {
+        cluster.nodes[place].stop();
+    }
+    // Without its configuration it claims the slots of the keys that it has.
+    cluster.nodes[owner].remove_file("nodes.conf");
+    cluster.nodes[owner].start_again();
+    wait_until("it claims the slot", || cluster.owner_by(&[owner]) == Some(owner));
+    for sidecar in stage.sidecars() {
+        stage.denies_all(sidecar).await;
+    }
+    let mut records = RecordServiceClient::new(channel(&stage.recorder.record));
+    let refused = records.record_event(event("US.x", BUSINESS, opt_out("*"))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    for place in rest {
+        cluster.nodes[place].go_on();
+    }
+    live(&stage).await;
+    for sidecar in stage.sidecars() {
+        stage.is_out(sidecar, "US.x", "marketing").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slot_of_a_cluster_moves_key_by_key_and_back() {
     let (cluster, mut stage) = set(&[], &[]).await;
     stage.hammer().await;

@@ -313,6 +313,12 @@ impl Redis {
         std::fs::read(self.folder.path().join("dump.rdb")).unwrap()
     }
 
+    /// Removes one of its files, such as `nodes.conf`.
+    #[allow(dead_code, reason = "each test crate uses a part of it")]
+    pub fn remove_file(&self, name: &str) {
+        std::fs::remove_file(self.folder.path().join(name)).unwrap();
+    }
+
     /// Kills it and starts it again without anything that it had saved.
     pub fn restart_empty(&mut self) {
         self.restart_from(None);

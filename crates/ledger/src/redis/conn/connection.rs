@@ -121,7 +121,7 @@ impl ConnectionManager {
     }
 
     /// Opens a connection to the same primary for one caller alone. The future beside it is ready once a
-    /// majority of the Sentinels names another primary.
+    /// majority names another primary.
     pub(crate) async fn open_another(
         &self,
     ) -> Result<(RespConnection, impl Future<Output = ()> + Send + use<>), LedgerError> {

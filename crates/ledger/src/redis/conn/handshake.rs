@@ -117,7 +117,7 @@ pub(crate) enum ConnectionError {
         /// The error reply.
         said: String,
     },
-    /// The server is a Sentinel where a Redis is expected, or the other way round.
+    /// The server is of another kind than expected: a Redis, a Sentinel, or a node of a Cluster.
     #[error("{address} is {is}: {right}")]
     WrongKind {
         address: Address,

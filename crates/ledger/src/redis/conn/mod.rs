@@ -1,4 +1,4 @@
-//! Connections to Redis and its Sentinels: the URL, the handshake, TLS, reconnection, the majority that
+//! Connections to Redis, its Sentinels and the nodes of a Cluster: the URL, the handshake, TLS, reconnection, the majority that
 //! names the primary, and the subscription to announcements.
 
 mod cluster;

@@ -1,7 +1,8 @@
 //! Locates the primary: at a fixed address, or by a majority of the Sentinels or of a Cluster's nodes.
 //!
-//! A proof of the primary is an answer by a majority to a question that was asked after the event that is to be proven. Polls and appends share the rounds of questions: one round runs at a
-//! time, and its answer serves all callers that had asked before the round began.
+//! A proof of the primary is an answer by a majority to a question that was asked after the event that is to
+//! be proven. Polls and appends share the rounds of questions: one round runs at a time, and its answer
+//! serves all callers that had asked before the round began.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,8 +157,8 @@ impl PrimaryLocator {
     }
 
     /// Proves that this is still the primary, in the same term: if others name the primary, a majority of
-    /// them names this one, and was asked after this call began. Waits for two rounds at most: one that is already running, and its
-    /// own.
+    /// them names this one, and was asked after this call began. Waits for two rounds at most: one that is
+    /// already running, and its own.
     pub(crate) async fn confirm(
         &self,
         primary: &Primary,

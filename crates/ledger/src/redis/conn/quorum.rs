@@ -35,7 +35,7 @@ const MAX_VOTERS: usize = 128;
 
 /// After how many consecutive unanswered questions a connection is closed. A distant voter may always be
 /// slower than the majority, and must not be reconnected each time; one that hangs must be.
-const MAX_MISSED: u32 = 4;
+const MAX_UNANSWERED: u32 = 4;
 
 /// Those that decide which server is the primary.
 #[derive(Clone, Debug)]
@@ -119,6 +119,8 @@ struct Known {
     /// The addresses of the voters that answered in the last round or were named then.
     named: BTreeSet<Address>,
     connections: BTreeMap<Address, VoterConnection>,
+    /// The number of voters that were known in the last round with a majority.
+    total: usize,
 }
 
 #[derive(Clone)]
@@ -126,7 +128,7 @@ struct VoterConnection {
     redis: MultiplexedConnection,
     _driver: Arc<AbortOnDropHandle<()>>,
     /// The number of consecutive questions that it did not answer before the round ended.
-    missed: u32,
+    unanswered: u32,
 }
 
 /// The answer of one of those that were asked.
@@ -162,9 +164,18 @@ impl Quorum {
         asked.extend(self.known().named.iter().cloned());
         let mut asking: FuturesUnordered<
             BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
-        > = asked.iter().map(|address| self.asking(address.clone(), within)).collect();
-        // A voter that was reset may have forgotten the others.
-        let mut round = Round { min_total: self.configured.len(), ..Round::default() };
+        > = asked
+            .iter()
+            .map(|address| self.question_with_address(address.clone(), within))
+            .collect();
+        // A voter that was reset may have forgotten the others, and a node of a Cluster that has lost its
+        // configuration takes itself for the whole Cluster.
+        let known = match self.electorate {
+            Electorate::Sentinels { .. } => 0,
+            Electorate::Cluster { .. } => self.known().total,
+        };
+        let min_total = self.configured.len().max(known);
+        let mut round = Round { min_total, ..Round::default() };
         // Voters that have not answered by the deadline count as failed.
         while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
             match answer {
@@ -176,18 +187,19 @@ impl Quorum {
                     round.heard.insert(address);
                     for (_, other) in &answer.others {
                         if asked.len() < MAX_VOTERS && asked.insert(other.clone()) {
-                            asking.push(self.asking(other.clone(), within));
+                            asking.push(self.question_with_address(other.clone(), within));
                         }
                     }
                     round.add(answer);
                 }
             }
             if let Some(primary) = round.agreed() {
-                self.remember(&round, &asked);
+                self.remember(&round, &asked, true);
+                self.known().total = round.voters();
                 return Ok(primary);
             }
         }
-        self.remember(&round, &asked);
+        self.remember(&round, &asked, false);
         if round.failure.is_none() && asking.is_empty() && round.is_unknown() {
             return Err(self.electorate.unknown());
         }
@@ -207,19 +219,23 @@ impl Quorum {
         })
     }
 
-    fn asking(
+    fn question_with_address(
         &self,
         address: Address,
         within: Duration,
     ) -> BoxFuture<'_, (Address, Result<Answer, ConnectionError>)> {
         Box::pin(async move {
-            let answer = self.ask(&address, within).await;
+            let answer = self.question(&address, within).await;
             (address, answer)
         })
     }
 
     /// Asks one server over its connection, or over a new one.
-    async fn ask(&self, address: &Address, within: Duration) -> Result<Answer, ConnectionError> {
+    async fn question(
+        &self,
+        address: &Address,
+        within: Duration,
+    ) -> Result<Answer, ConnectionError> {
         let handshake = Handshake {
             address,
             credentials: &self.credentials,
@@ -232,11 +248,11 @@ impl Quorum {
             Some(connection) => connection,
             None => self.connect(&handshake, within).await?,
         };
-        match self.put(connection, &handshake, within).await {
+        match self.send_question(connection, &handshake, within).await {
             // A kept connection may have been closed long ago: a new one shows whether the server works.
             Err(ConnectionError::Closed { .. }) if is_kept => {
                 let connection = self.connect(&handshake, within).await?;
-                self.put(connection, &handshake, within).await
+                self.send_question(connection, &handshake, within).await
             }
             answer => answer,
         }
@@ -250,13 +266,13 @@ impl Quorum {
         let resp = handshake.run(within).await?.resp;
         let timeouts = Timeouts { connect: within, response: within };
         let (redis, driver) = multiplexed(resp, handshake.address, timeouts, pending()).await?;
-        let connection = VoterConnection { redis, _driver: Arc::new(driver), missed: 0 };
+        let connection = VoterConnection { redis, _driver: Arc::new(driver), unanswered: 0 };
         self.known().connections.insert(handshake.address.clone(), connection.clone());
         Ok(connection)
     }
 
     /// Sends the question, and reads the answer.
-    async fn put(
+    async fn send_question(
         &self,
         mut connection: VoterConnection,
         handshake: &Handshake<'_>,
@@ -278,21 +294,27 @@ impl Quorum {
     }
 
     /// Remembers the addresses that this round has named, and closes the connections to all servers that
-    /// are neither named nor configured.
-    fn remember(&self, round: &Round, asked: &BTreeSet<Address>) {
+    /// are neither named nor configured. Without a majority the former addresses are kept, because those
+    /// that answered may have forgotten the others.
+    fn remember(&self, round: &Round, asked: &BTreeSet<Address>, has_majority: bool) {
         let mut known = self.known();
         for (address, connection) in &mut known.connections {
-            let is_missed = asked.contains(address) && !round.heard.contains(address);
-            connection.missed = if is_missed { connection.missed + 1 } else { 0 };
+            let is_unanswered = asked.contains(address) && !round.heard.contains(address);
+            connection.unanswered = if is_unanswered { connection.unanswered + 1 } else { 0 };
         }
-        known.connections.retain(|_, connection| connection.missed < MAX_MISSED);
+        known.connections.retain(|_, connection| connection.unanswered < MAX_UNANSWERED);
         if round.answers.is_empty() {
             return;
         }
         let others = round.answers.values().flat_map(|answer| &answer.others);
         let others = others.map(|(_, address)| address);
-        let named: BTreeSet<_> =
-            round.heard.iter().chain(others).take(MAX_VOTERS).cloned().collect();
+        let mut named: BTreeSet<_> = round.heard.iter().chain(others).cloned().collect();
+        if !has_majority {
+            named.extend(known.named.iter().cloned());
+        }
+        while named.len() > MAX_VOTERS {
+            named.pop_last();
+        }
         known
             .connections
             .retain(|address, _| named.contains(address) || self.configured.contains(address));
@@ -331,11 +353,16 @@ impl Round {
         self.answers.insert(answer.id.clone(), answer);
     }
 
-    /// The number of known voters: those that answered, and those that are named by any answer.
+    /// The number of voters that a majority is of.
     fn total(&self) -> usize {
+        self.voters().max(self.min_total)
+    }
+
+    /// The number of known voters: those that answered, and those that are named by any answer.
+    fn voters(&self) -> usize {
         let others = self.answers.values().flat_map(|answer| &answer.others).map(|(id, _)| id);
         let ids: BTreeSet<_> = self.answers.keys().chain(others).collect();
-        ids.len().max(self.min_total)
+        ids.len()
     }
 
     /// The primary with the most votes, and their number.
