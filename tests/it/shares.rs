@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
 use crate::greedy::{BATCH, CAN_SEND, HEALTH, RECORD, RECORD_MANY, STREAM, push, waiting};
-use crate::limits::{answers, assert_exhausted, assert_serves_others, metric, peak};
+use crate::limits::{answers, assert_exhausted, metric, peak};
 use crate::sidecar::{Call, PATIENCE, Sidecar, Wire, eventually, framed, question};
 use crate::webhook::client::{Files, acme, file};
 
@@ -100,7 +100,12 @@ async fn silent_streams_at_the_connection_cap_make_room_for_others() {
     if ![CAN_SEND, WATCH_HEALTH].contains(&METHODS[which % METHODS.len()]) {
         assert!(status.message().contains("the connection ends"), "{status:?}");
     }
-    assert_serves_others(&sidecar).await;
+    // Each further one may be refused once, until a silent one has ended for it.
+    eventually("others are served", || async {
+        let mut wire = Wire::to(&sidecar.grpc).await;
+        wire.call(CAN_SEND, &asked).await.is_ok() && wire.call(HEALTH, &[]).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
