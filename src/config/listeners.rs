@@ -48,7 +48,7 @@ pub struct ListenerArgs {
     #[arg(long, env = "CONSENTD_RECORD_TOKEN_FILE", value_name = "FILE")]
     pub record_token_file: Option<PathBuf>,
     /// Roles of every client of a --listen address that is not loopback, with a certificate or
-    /// without one, beyond those that [roles] in the file of --config grants [default: none]
+    /// without one, beyond those that the roles in the file of --config grant [default: none]
     #[arg(long, env = "CONSENTD_ANONYMOUS_ROLES", value_name = "ROLE,…", value_delimiter = ',')]
     pub anonymous_roles: Option<Vec<AnonymousRole>>,
 }
