@@ -137,8 +137,8 @@ async fn resubscribing_refused_by_acl_is_counted_and_the_poll_carries() {
     for _ in 0..2 {
         stage.goes_on().await;
     }
-    stage.redis.command(&["ACL", "SETUSER", "follower", "allchannels"]);
     let subscribed = metric(&stage.reader, SUBSCRIBED).await;
+    stage.redis.command(&["ACL", "SETUSER", "follower", "allchannels"]);
     wait_for_metric(&stage.reader, SUBSCRIBED, subscribed + 1.0).await;
     let verdict = stage.end().await;
     assert_eq!(verdict.denied_for(STALE), 0, "{verdict:#?}");
