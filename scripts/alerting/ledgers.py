@@ -35,13 +35,18 @@ def user(on, name):
     return ["--ledger-user", name, "--ledger-password-file", "password"]
 
 
-@scenario("ConsentdStale", "its Redis was stopped")
-def stale(on):
+def with_redis_stopped(on):
+    """A sidecar that is watched, and whose Redis has been stopped."""
     redis = on.ledger()
     on.sidecar()
     on.watch()
     on.causes()
     on.stop(redis)
+
+
+@scenario("ConsentdStale", "its Redis was stopped")
+def stale(on):
+    with_redis_stopped(on)
     on.fires()
     on.look("phase      stale", "the ledger cannot be reached", "the connection was refused")
     on.redis()
@@ -50,11 +55,7 @@ def stale(on):
 
 @scenario("ConsentdDeniesAsStale", "its Redis was stopped, and checks went on")
 def denies_as_stale(on):
-    redis = on.ledger()
-    on.sidecar()
-    on.watch()
-    on.causes()
-    on.stop(redis)
+    with_redis_stopped(on)
     on.fires(meanwhile=on.check)
     on.look("phase      stale")
     on.redis()
@@ -64,11 +65,7 @@ def denies_as_stale(on):
 
 @scenario("ConsentdLedgerUnreachable", "its Redis was stopped")
 def ledger_unreachable(on):
-    redis = on.ledger()
-    on.sidecar()
-    on.watch()
-    on.causes()
-    on.stop(redis)
+    with_redis_stopped(on)
     on.fires()
     on.look("not subscribed to the ledger's announcements", "the connection was refused")
     on.redis()

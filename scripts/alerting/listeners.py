@@ -179,37 +179,43 @@ def webhook_no_preferences(on):
     on.ends()
 
 
-@scenario("ConsentdCertificateExpires", "its certificate had three days left")
-def certificate_expires(on):
+def tls_sidecar(on):
+    """A sidecar that serves TLS by a certificate of 30 days, and is watched."""
     on.ledger()
     on.certificate("tls", 30)
     on.sidecar("--tls-cert-file", "tls.crt", "--tls-key-file", "tls.key", "--tls-listeners", "listen")
     on.watch()
+
+
+def renew(on, *endings):
+    """Puts these files of the next certificate in the place of those in use, in this order."""
+    for ending in endings:
+        os.rename(on.path(f"next.{ending}"), on.path(f"tls.{ending}"))
+
+
+@scenario("ConsentdCertificateExpires", "its certificate had three days left")
+def certificate_expires(on):
+    tls_sidecar(on)
     on.certificate("next", 3)
     on.causes()
-    os.rename(on.path("next.key"), on.path("tls.key"))
-    os.rename(on.path("next.crt"), on.path("tls.crt"))
+    renew(on, "key", "crt")
     on.fires()
     on.look("consent_tls_certificate_expiry_seconds", "notAfter=")
     on.certificate("next", 30)
-    os.rename(on.path("next.key"), on.path("tls.key"))
-    os.rename(on.path("next.crt"), on.path("tls.crt"))
+    renew(on, "key", "crt")
     on.ends()
 
 
 @scenario("ConsentdCertificateReloadFailed", "the key was replaced, and the certificate was not")
 def certificate_reload_failed(on):
-    on.ledger()
-    on.certificate("tls", 30)
-    on.sidecar("--tls-cert-file", "tls.crt", "--tls-key-file", "tls.key", "--tls-listeners", "listen")
-    on.watch()
+    tls_sidecar(on)
     on.certificate("next", 30)
     on.causes()
-    os.rename(on.path("next.key"), on.path("tls.key"))
+    renew(on, "key")
     on.fires()
     said = on.look("keeping the previous certificate")
     digests = [line for line in said.splitlines() if line.endswith("  -")]
     assert len(set(digests)) == 2, digests
-    os.rename(on.path("next.crt"), on.path("tls.crt"))
+    renew(on, "crt")
     on.ends()
     assert on.metric('consent_tls_reloads_total{outcome="done"}') == 1

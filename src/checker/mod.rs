@@ -177,7 +177,8 @@ impl Checker {
         result
     }
 
-    /// Whether a request is valid, and about a business that the table holds. No pair is looked up, and nothing is counted or logged.
+    /// Whether a request is valid, and about a business that the table holds. No pair is looked up, and nothing
+    /// is counted or logged.
     #[must_use]
     pub fn is_valid(&self, request: &CheckRequest<'_>) -> bool {
         match request.template {

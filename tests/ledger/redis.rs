@@ -24,6 +24,7 @@ use server::BUCKETS;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::servers::free_port;
 use super::*;
 
 /// A Redis with a ledger in it.
@@ -228,10 +229,6 @@ async fn a_redis_that_cannot_save_says_so() {
     let poll = open.ledger.read_after(0).await.unwrap_err();
     assert_eq!(RedisRejection::of(&poll), Some(&RedisRejection::CannotSave));
     open.close().await;
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use consentd_ledger::{Target, TargetOptions, create};
@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::PATIENCE;
-use super::servers::{NOT_INSTALLED, ServerKind};
+use super::servers::{NOT_INSTALLED, ServerKind, free_port};
 
 /// Few, so that pairs share them.
 pub(super) const BUCKETS: u32 = 16;
@@ -132,18 +132,6 @@ async fn client(socket: &Path) -> redis::aio::MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// A port that nothing listens on, below those that the system gives to any connection.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 12_000 + u16::try_from(std::process::id().wrapping_mul(7_919) % 19_000).unwrap();
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -197,35 +185,10 @@ pub(super) async fn holding(
     to: PathBuf,
     held: mpsc::Sender<oneshot::Sender<()>>,
 ) {
-    let any = Arc::new(AtomicBool::new(false));
-    loop {
-        let (mut client, _) = listener.accept().await.unwrap();
-        let mut server = UnixStream::connect(&to).await.unwrap();
-        let (any, held) = (Arc::clone(&any), held.clone());
-        tokio::spawn(async move {
-            let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-            loop {
-                tokio::select! {
-                    length = client.read(&mut asked) => {
-                        let Ok(length @ 1..) = length else { return };
-                        // No other script has that key.
-                        let text = b"{consent:0}:text";
-                        let appends = asked[..length].windows(text.len()).any(|part| part == text);
-                        if appends && !any.swap(true, Ordering::SeqCst) {
-                            let (go_on, told) = oneshot::channel();
-                            held.send(go_on).await.unwrap();
-                            told.await.unwrap();
-                        }
-                        if server.write_all(&asked[..length]).await.is_err() { return }
-                    }
-                    length = server.read(&mut answered) => {
-                        let Ok(length @ 1..) = length else { return };
-                        if client.write_all(&answered[..length]).await.is_err() { return }
-                    }
-                }
-            }
-        });
-    }
+    /// No script but the one that appends has this key.
+    const TEXT: &[u8] = b"{consent:0}:text";
+    let start = |asked: &[u8]| asked.windows(TEXT.len()).any(|part| part == TEXT).then_some(0);
+    holding_from(listener, to, start, held).await;
 }
 
 /// Passes connections on to a socket; where a connection first says `words`, what it says from there on
@@ -236,11 +199,23 @@ pub(super) async fn parting(
     words: &'static [u8],
     parted: mpsc::Sender<oneshot::Sender<()>>,
 ) {
+    let place = move |asked: &[u8]| asked.windows(words.len()).rposition(|part| part == words);
+    holding_from(listener, to, place, parted).await;
+}
+
+/// Passes connections on to a socket; holds the first bytes for which there is a place back, from that place
+/// on, until the server has answered what came before it, and whoever is told of it says so.
+async fn holding_from(
+    listener: UnixListener,
+    to: PathBuf,
+    place: impl Fn(&[u8]) -> Option<usize> + Clone + Send + 'static,
+    held: mpsc::Sender<oneshot::Sender<()>>,
+) {
     let any = Arc::new(AtomicBool::new(false));
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
         let mut server = UnixStream::connect(&to).await.unwrap();
-        let (any, parted) = (Arc::clone(&any), parted.clone());
+        let (any, held, place) = (Arc::clone(&any), held.clone(), place.clone());
         tokio::spawn(async move {
             let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
             loop {
@@ -248,15 +223,16 @@ pub(super) async fn parting(
                     length = client.read(&mut asked) => {
                         let Ok(length @ 1..) = length else { return };
                         let mut rest = &asked[..length];
-                        let place = rest.windows(words.len()).rposition(|part| part == words);
-                        if let Some(place) = place && !any.swap(true, Ordering::SeqCst) {
+                        if let Some(place) = place(rest) && !any.swap(true, Ordering::SeqCst) {
                             let first;
                             (first, rest) = rest.split_at(place);
-                            server.write_all(first).await.unwrap();
-                            let length = server.read(&mut answered).await.unwrap();
-                            client.write_all(&answered[..length]).await.unwrap();
+                            if !first.is_empty() {
+                                server.write_all(first).await.unwrap();
+                                let length = server.read(&mut answered).await.unwrap();
+                                client.write_all(&answered[..length]).await.unwrap();
+                            }
                             let (go_on, told) = oneshot::channel();
-                            parted.send(go_on).await.unwrap();
+                            held.send(go_on).await.unwrap();
                             told.await.unwrap();
                         }
                         if server.write_all(rest).await.is_err() { return }

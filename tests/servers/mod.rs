@@ -6,7 +6,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test crate uses a part of it")]
 
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// The environment variable that names the server of a test run.
 const VARIABLE: &str = "TEST_REDIS";
@@ -65,4 +67,27 @@ fn cache() -> PathBuf {
     let base = set("XDG_CACHE_HOME").map(PathBuf::from);
     let base = base.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
     base.expect("HOME or XDG_CACHE_HOME must be set").join("consentd-tests")
+}
+
+/// The ports that servers listen on: below those that the system gives to any connection, so that a port is
+/// still free when its server is started again.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// The next port for a server of this process; other processes of the tests begin elsewhere.
+pub fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let count = PORTS.end - PORTS.start;
+    let first = std::process::id().wrapping_mul(7_919) % u32::from(count);
+    let place = first + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+    PORTS.start + u16::try_from(place % u32::from(count)).unwrap()
+}
+
+/// A port of this process that nothing listens on now.
+pub fn free_port() -> u16 {
+    loop {
+        let port = next_port();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -115,7 +115,7 @@ impl ClientBuilder {
         self.tls()
     }
 
-    /// Is told the outcome of each check, for metrics and traces.
+    /// Gets the outcome of each check, for metrics and traces.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observer = Some(Arc::new(observer));
         self

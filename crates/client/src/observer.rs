@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// Is told what becomes of checks, for metrics and traces of any kind. `on_check` is called in the task of
+/// Gets the results of checks, for metrics and traces of any kind. `on_check` is called in the task of
 /// whoever asks, and `on_batch` in the task of the batch: neither may block. A panic of theirs changes no verdict; the
 /// panic hook reports it. No user, business or text is ever given to them.
 ///

@@ -124,13 +124,13 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Nobody reads the changes any more, or the error that the watch ends with was told.
+/// Nobody reads the changes any more, or the error that the watch ends with was sent.
 struct Closed;
 
-/// What was told last of whether queued messages are to be trusted.
+/// The last change that the reader got about whether queued messages can be trusted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Trust {
-    /// Nothing: the watch has not begun. Silence is told at this time.
+    /// None yet, for the watch has not begun. It is reported as silent at this time.
     Unknown(Instant),
     /// A reset, and no silence since.
     Trusted,
@@ -169,7 +169,7 @@ impl Watcher {
                 Err(_) => {}
             }
             self.lost().await?;
-            // A silence that falls due during the pause is told at its time.
+            // A silence that falls due during the pause is reported at its time.
             let end = Instant::now() + backoff.next();
             sleep_until(end.min(self.patience())).await;
             self.lost().await?;

@@ -132,7 +132,7 @@ mod tests {
             let key = secret.key(&user, business);
             assert_eq!((set.holds(business), set.holds_key(key)), (is_held, is_held), "{id}");
             assert!(all.holds(business) && all.holds_key(key));
-            assert!(set.holds_key(key.nameless().unwrap()), "nobody knows whose it is");
+            assert!(set.holds_key(key.nameless().unwrap()), "its business is not known");
         }
         assert_eq!(set.ids().unwrap().collect::<Vec<_>>(), ["acme", "globex"]);
         assert!(all.ids().is_none());

@@ -2,8 +2,8 @@
 //! Pure: no clock, no I/O, no async.
 //!
 //! In reading order: [`time`], [`hidden_chars`] (hidden characters in ids), [`user_id`] (the notations
-//! of user ids), [`id`] (users, businesses, keys), [`businesses`] (which of them a table holds), [`scope`] (classes, categories), [`template`]
-//! (templates in the place of users), [`event`] (events and their validation), [`submission`] (an event
+//! of user ids), [`id`] (users, businesses, keys), [`businesses`] (which of them a table holds),
+//! [`scope`] (classes, categories), [`template`] (templates in the place of users), [`event`] (events and their validation), [`submission`] (an event
 //! to be recorded, with what is known of its source), [`state`] (how events change a state),
 //! [`platform_stops`] (stops inside WhatsApp, by number), [`claims`] (the claimed times of clamped
 //! events), [`record`] (a state with the head of its history), [`standing`] (the facts that a decision

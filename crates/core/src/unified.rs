@@ -59,7 +59,8 @@ pub fn unify(parts: &[Record], now: Timestamp) -> Unified {
             let known = state.standing_on(&scope).choice;
             let Some(theirs) = denial_start(&part.state, &scope, now) else { continue };
             let is_denied = denial_start(&state, &scope, now).is_some_and(|start| start <= theirs);
-            // A reply is allowed to who opted out of everything alone, and not to who opted out of this.
+            // Who opted out of everything and wrote again may be answered; who opted out of this scope or its
+            // class may not.
             if is_denied
                 && (is_of_everything(&part.state, &scope) || !is_of_everything(&state, &scope))
             {
@@ -263,7 +264,8 @@ mod tests {
 
     #[test]
     fn reply_that_a_closed_window_forbade_stays_forbidden() {
-        // Inbound 5 of the one, and of the other an opt-out of everything, an inbound, and its closed window.
+        // The first part has an inbound message. The second has an opt-out of everything, an inbound message
+        // after it, and the report that its window is closed.
         let parts = [vec![(5, 0, 538)], vec![(4, 0, 0), (5, 0, 1), (11, 0, 1)]];
         let records: Vec<_> = parts.iter().map(|events| record(events)).collect();
         let reason_of = |record| reason(record, "service", Form::FreeForm, 1_000);

@@ -1,10 +1,10 @@
 //! A real Cluster: three primaries and as many replicas, and what operators do to it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::redis::{Redis, free_port};
+use super::redis::{Redis, wait_within};
 use super::resp::Value;
-use super::servers::ServerKind;
+use super::servers::{ServerKind, free_port};
 
 /// The slot of all keys of a ledger.
 pub const SLOT: u16 = 4_659;
@@ -56,12 +56,8 @@ fn info(node: &Redis, field: &str) -> String {
 }
 
 /// Waits until something is so.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < PATIENCE, "the Cluster: waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
+    wait_within(PATIENCE, &format!("the Cluster: {what}"), is_so);
 }
 
 impl Cluster {

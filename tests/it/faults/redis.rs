@@ -3,13 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::resp::{Client, Value};
-use super::servers::{NOT_INSTALLED, ServerKind};
+use super::servers::{NOT_INSTALLED, ServerKind, next_port};
 
 /// How long a server may take to start, and for what is waited for of it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,10 +19,6 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How often is looked whether something has come about.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Ports that servers listen on: below those that the system gives to whoever asks for any, so
-/// that a port is still free when its server is started again.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
-
 /// How many ports are tried, others being taken.
 const MAX_TRIES: usize = 50;
 
@@ -32,26 +27,6 @@ pub const MASTER: &str = "consent";
 
 /// How many Sentinels watch it.
 const SENTINELS: usize = 3;
-
-/// A port of ours; another process of the tests begins elsewhere.
-fn next_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let count = PORTS.end - PORTS.start;
-    let first = std::process::id().wrapping_mul(7_919) % u32::from(count);
-    let place = first + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    PORTS.start + u16::try_from(place % u32::from(count)).unwrap()
-}
-
-/// A port that nothing listens on now.
-#[allow(dead_code, reason = "each test crate uses a part of it")]
-pub fn free_port() -> u16 {
-    loop {
-        let port = next_port();
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// A process that speaks RESP on a port of its own; killed when dropped.
 pub struct Server {
@@ -195,10 +170,15 @@ fn spawn(arguments: &[String], port: u16) -> Child {
         .unwrap_or_else(|error| panic!("{program}: {error}: {NOT_INSTALLED}"))
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, is_so);
+}
+
+/// Waits until something is so, no longer than this.
+pub fn wait_within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {
-        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(started.elapsed() < patience, "waited in vain: {what}");
         std::thread::sleep(LOOK_EVERY);
     }
 }

@@ -151,12 +151,18 @@ fn ask(client: &Client, question: Question) -> JoinHandle<Verdict> {
     tokio::spawn(async move { client.may_send(question).await })
 }
 
+/// Asks the first question, and waits until it has been sent alone, so that what follows is gathered.
+async fn first_under_way(client: &Client, slow: &Slow) -> JoinHandle<Verdict> {
+    let first = ask(client, question("first"));
+    eventually("the first goes alone", || async { slow.sizes() == [0] }).await;
+    first
+}
+
 #[tokio::test]
 async fn what_comes_meanwhile_goes_as_one_batch() {
     let (slow, address) = Slow::start(opted_in()).await;
     let client = patient(&address);
-    let first = ask(&client, question("first"));
-    eventually("the first goes alone", || async { slow.sizes() == [0] }).await;
+    let first = first_under_way(&client, &slow).await;
     // Its answer does not come, so what follows goes 1 ms after the first of it came.
     let meanwhile: Vec<_> = (0..10).map(|_| ask(&client, question("u"))).collect();
     let total = || slow.sizes().iter().sum::<usize>();
@@ -223,8 +229,7 @@ async fn a_batch_stays_below_the_bytes_that_a_sidecar_takes() {
 async fn each_call_of_a_batch_has_its_own_deadline_and_may_be_cancelled() {
     let (slow, address) = Slow::start(opted_in()).await;
     let client = patient(&address);
-    let first = ask(&client, question("first"));
-    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    let first = first_under_way(&client, &slow).await;
     let short = ask(&client, question("u").deadline(Duration::from_millis(100)));
     let cancelled = ask(&client, question("u"));
     let long = ask(&client, question("u"));
@@ -273,8 +278,7 @@ async fn an_observer_is_told_outcomes_and_batches() {
         Ok(request)
     });
     let client = client.build().unwrap();
-    let first = ask(&client, question("first"));
-    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    let first = first_under_way(&client, &slow).await;
     let second = ask(&client, question("second"));
     eventually("the second is asked", || async { slow.sizes() == [0, 1] }).await;
     slow.lets.add_permits(2);
@@ -302,8 +306,7 @@ async fn the_panic_of_an_observer_changes_no_verdict() {
     let (slow, address) = Slow::start(opted_in()).await;
     let client = Client::builder().address(&address).deadline(PATIENCE).observer(Panicking);
     let client = client.build().unwrap();
-    let first = ask(&client, question("first"));
-    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    let first = first_under_way(&client, &slow).await;
     let second = ask(&client, question("second"));
     eventually("the second is asked", || async { slow.sizes() == [0, 1] }).await;
     slow.lets.add_permits(2);
@@ -314,8 +317,7 @@ async fn the_panic_of_an_observer_changes_no_verdict() {
 async fn a_batch_that_is_refused_for_one_question_is_halved_and_the_size_is_not_kept() {
     let (slow, address) = Slow::start(opted_in()).await;
     let client = patient(&address);
-    let first = ask(&client, question("first"));
-    eventually("the first is asked", || async { slow.sizes() == [0] }).await;
+    let first = first_under_way(&client, &slow).await;
     // The test's runtime has one thread, so these are gathered before anything is sent.
     let asked: Vec<_> = (0..7).map(|_| ask(&client, question("u"))).collect();
     let refused = ask(&client, question(REFUSED));

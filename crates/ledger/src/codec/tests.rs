@@ -92,7 +92,7 @@ fn log_entry_of_another_business_is_told_by_its_first_bytes() {
         assert_eq!(read(Businesses::All).as_ref(), Ok(&body));
         assert_eq!(read(only("acme")).as_ref(), Ok(&body));
         let others = read(only("globex"));
-        // Whose a nameless pair is, nobody knows.
+        // The business of a nameless pair is not known.
         let is_skipped = key.nameless().is_some();
         assert_eq!(others, if is_skipped { Err(UndecodedEntry::Skipped(key)) } else { Ok(body) });
         // An entry of a later format is not passed over: it is not known where its key is.
@@ -222,7 +222,7 @@ fn newer_formats_are_told_apart_from_damage() {
     assert_eq!(decode_log(&entry.encode_to_vec()), Err(UndecodedEntry::Unreadable));
 }
 
-/// Asserts that a table reads of these bytes what everybody else does, but for the requests.
+/// Asserts that a record is decoded for a table as for any other reader, except for its requests.
 fn assert_same_for_table(bytes: &[u8]) {
     let whole = decode_record(bytes);
     let mut lean = decode_record_for_table(bytes);

@@ -150,20 +150,18 @@ impl Driver {
         let mut asked = VecDeque::new();
         let decoded = Arc::new(Semaphore::new(MAX_DECODED));
         loop {
-            if asked.is_empty() {
-                let Some(request) = requests.recv().await else { return };
-                asked.push_back(request);
-                if self.ask(asked.back()).await.is_err() {
+            while asked.len() < MAX_ASKED {
+                let next = if asked.is_empty() {
+                    let Some(request) = requests.recv().await else { return };
+                    Some(request)
+                } else {
+                    requests.try_recv().ok()
+                };
+                let Some((number, answer)) = next else { break };
+                if self.ask(number).await.is_err() {
                     return;
                 }
-            }
-            while asked.len() < MAX_ASKED
-                && let Ok(request) = requests.try_recv()
-            {
-                asked.push_back(request);
-                if self.ask(asked.back()).await.is_err() {
-                    return;
-                }
+                asked.push_back((number, answer));
             }
             let Some((number, answer)) = asked.pop_front() else { continue };
             let Ok(permit) = Arc::clone(&decoded).acquire_owned().await else { return };
@@ -176,7 +174,7 @@ impl Driver {
                     (Err(RedisFailure::NoReply(why)), true)
                 }
             };
-            // Whoever asked may have gone.
+            // The caller may have been cancelled.
             drop(answer.send((bucket, permit)));
             if is_over {
                 return;
@@ -185,10 +183,9 @@ impl Driver {
     }
 
     /// Asks for a bucket, with its label before and after it.
-    async fn ask(&mut self, request: Option<&Request>) -> Result<(), RespError> {
-        let Some((number, _)) = request else { return Ok(()) };
+    async fn ask(&mut self, number: u32) -> Result<(), RespError> {
         let keyspace = &self.shared.keyspace;
-        let bucket = keyspace.bucket(*number);
+        let bucket = keyspace.bucket(number);
         let label: [&[u8]; 5] = [b"HMGET", keyspace.meta.as_bytes(), b"epoch", b"rev", b"head"];
         let commands = [label.to_vec(), vec![b"HGETALL", bucket.as_bytes()], label.to_vec()];
         let sent = self.connection.send(&commands);

@@ -253,11 +253,16 @@ impl RedisFailure {
     /// that the outcome is unknown.
     pub(super) fn of_client(error: RedisError) -> Self {
         match error.code() {
-            Some("NOSCRIPT") => Self::NoScript,
-            Some(code) => {
-                Self::Rejected(RedisRejection::of_reply(code, error.detail().unwrap_or_default()))
-            }
+            Some(code) => Self::of_reply(code, error.detail().unwrap_or_default()),
             None => Self::NoReply(Arc::new(error)),
+        }
+    }
+
+    /// Classifies an error reply by its first word and the rest.
+    fn of_reply(code: &str, detail: &str) -> Self {
+        match code {
+            "NOSCRIPT" => Self::NoScript,
+            code => Self::Rejected(RedisRejection::of_reply(code, detail)),
         }
     }
 
@@ -270,7 +275,7 @@ impl RedisFailure {
     pub(super) fn of_error_reply(reply: &[u8]) -> Self {
         let text = String::from_utf8_lossy(reply);
         let (code, detail) = text.split_once(' ').unwrap_or((&text, ""));
-        Self::Rejected(RedisRejection::of_reply(code, detail))
+        Self::of_reply(code, detail)
     }
 
     /// A key of the ledger is missing or incomplete.
@@ -288,12 +293,7 @@ impl RedisFailure {
 
     /// Classifies an error reply of the server.
     pub(super) fn of_server(error: &ServerError) -> Self {
-        match error.code() {
-            "NOSCRIPT" => Self::NoScript,
-            code => {
-                Self::Rejected(RedisRejection::of_reply(code, error.details().unwrap_or_default()))
-            }
-        }
+        Self::of_reply(error.code(), error.details().unwrap_or_default())
     }
 }
 

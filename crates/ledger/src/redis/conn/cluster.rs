@@ -76,7 +76,7 @@ fn contains(range: &str, slot: u16) -> bool {
 }
 
 impl ReplyReader<'_> {
-    /// Reads the whole reply; `None` if a node does not send such.
+    /// Reads the whole reply; `None` if it does not have the form of a reply to CLUSTER NODES.
     fn parse(&self, text: &str, slot: u16) -> Option<Answer> {
         let nodes: Vec<_> = text.lines().map(|line| self.node(line)).collect::<Option<_>>()?;
         let own = nodes.iter().find(|node| node.is_self)?;
@@ -86,14 +86,15 @@ impl ReplyReader<'_> {
             Some(Primary { address: owner.address.clone()?, term })
         });
         let others = nodes.iter().filter(|node| !node.is_new && !node.is_self);
-        // A node without an address counts, too: the address stands for no further question.
+        // A node whose address is not known is a voter, too. The address that was asked stands in for its own,
+        // and is not asked again.
         let others = others
             .map(|node| (node.id.to_owned(), node.address.clone().unwrap_or(self.asked.clone())));
         Some(Answer { id: own.id.to_owned(), primary, others: others.collect() })
     }
 
     /// Reads one line: id, address, flags, the id of its primary, two times, the config epoch, the state
-    /// of the link, and the ranges of slots. Slots on their way are in brackets, behind the others.
+    /// of the link, and the ranges of slots. Slots that are being migrated follow in brackets.
     fn node<'t>(&self, line: &'t str) -> Option<Node<'t>> {
         let mut words = line.split(' ');
         let (id, address, flags) = (words.next()?, words.next()?, words.next()?);

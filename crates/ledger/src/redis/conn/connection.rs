@@ -145,8 +145,7 @@ impl ConnectionManager {
 
     /// The cause of a connection's failure, if it is that another server is the primary by now.
     pub(crate) fn moved_error(&self, connection: &Connection) -> Option<Arc<ConnectionError>> {
-        let now = self.primary.successor_of(&connection.primary)?;
-        Some(Arc::new(self.primary.moved(&connection.primary, now)))
+        self.primary.moved_error(&connection.primary).map(Arc::new)
     }
 
     /// Discards the present connection, so that the next caller resolves and connects again.

@@ -1,5 +1,5 @@
-//! Connections to Redis, its Sentinels and the nodes of a Cluster: the URL, the handshake, TLS, reconnection, the majority that
-//! names the primary, and the subscription to announcements.
+//! Connections to Redis, its Sentinels and the nodes of a Cluster: the URL, the handshake, TLS, reconnection,
+//! the majority that names the primary, and the subscription to announcements.
 
 mod cluster;
 mod connection;

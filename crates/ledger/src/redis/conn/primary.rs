@@ -71,10 +71,18 @@ impl Primary {
 /// the primary.
 pub(crate) struct PrimaryLocator {
     target: Arc<Target>,
-    quorum: Option<Quorum>,
+    location: Location,
     rounds: Rounds,
     /// The primary that a majority named last; `None` at a fixed address.
     named: watch::Sender<Option<Primary>>,
+}
+
+/// How the primary is located.
+enum Location {
+    /// It is the server at this address.
+    Fixed(Address),
+    /// It is the server that a majority names.
+    Named(Quorum),
 }
 
 /// Rounds of questions, one at a time.
@@ -91,19 +99,21 @@ struct Rounds {
 impl PrimaryLocator {
     pub(crate) fn new(target: Arc<Target>) -> Self {
         let tls = target.tls.clone();
-        let quorum = match &target.endpoint {
-            Endpoint::Server(_) => None,
+        let location = match &target.endpoint {
+            Endpoint::Server(address) => Location::Fixed(address.clone()),
             Endpoint::Sentinels { sentinels, master, credentials } => {
                 let electorate = Electorate::Sentinels { master: master.clone() };
-                Some(Quorum::new(sentinels.clone(), electorate, credentials.clone(), tls))
+                let sentinels = sentinels.clone();
+                Location::Named(Quorum::new(sentinels, electorate, credentials.clone(), tls))
             }
             Endpoint::Cluster(nodes) => {
                 let electorate = Electorate::Cluster { slot: SLOT };
-                Some(Quorum::new(nodes.clone(), electorate, target.credentials.clone(), tls))
+                let credentials = target.credentials.clone();
+                Location::Named(Quorum::new(nodes.clone(), electorate, credentials, tls))
             }
         };
         let (rounds, named) = (Rounds::default(), watch::Sender::new(None));
-        Self { target, quorum, rounds, named }
+        Self { target, location, rounds, named }
     }
 
     /// Opens a new connection to the primary, and returns it with what the primary is.
@@ -111,12 +121,12 @@ impl PrimaryLocator {
         &self,
         within: Duration,
     ) -> Result<(RespConnection, Primary), ConnectionError> {
-        let Some(quorum) = &self.quorum else {
-            let Endpoint::Server(address) = &self.target.endpoint else {
-                return Err(ConnectionError::UnknownMaster { master: String::new() });
-            };
-            let resp = self.handshake(address).run(within).await?.resp;
-            return Ok((resp, address.clone().into()));
+        let quorum = match &self.location {
+            Location::Fixed(address) => {
+                let resp = self.handshake(address).run(within).await?.resp;
+                return Ok((resp, address.clone().into()));
+            }
+            Location::Named(quorum) => quorum,
         };
         let deadline = Instant::now() + within;
         // At most half of the time is for those that name the primary.
@@ -164,15 +174,15 @@ impl PrimaryLocator {
         primary: &Primary,
         within: Duration,
     ) -> Result<(), ConnectionError> {
-        let Some(quorum) = &self.quorum else { return Ok(()) };
+        let Location::Named(quorum) = &self.location else { return Ok(()) };
         let now = Box::pin(self.ask(quorum, within)).await?;
-        if now.is_same(primary) { Ok(()) } else { Err(self.moved(primary, now)) }
+        if now.is_same(primary) { Ok(()) } else { Err(moved(quorum, primary, now)) }
     }
 
-    /// The error of a connection to a server that is not the primary any more.
-    pub(crate) fn moved(&self, primary: &Primary, now: Primary) -> ConnectionError {
-        let voters = self.quorum.as_ref().map_or("", |quorum| quorum.electorate().voters());
-        ConnectionError::Moved { address: primary.address.clone(), voters, now: now.address }
+    /// The error of a connection to this server, if another one is the primary by now.
+    pub(crate) fn moved_error(&self, primary: &Primary) -> Option<ConnectionError> {
+        let Location::Named(quorum) = &self.location else { return None };
+        Some(moved(quorum, primary, self.successor_of(primary)?))
     }
 
     /// The primary, by a round of questions that begins after this call.
@@ -222,6 +232,11 @@ impl PrimaryLocator {
             }
         }
     }
+}
+
+fn moved(quorum: &Quorum, primary: &Primary, now: Primary) -> ConnectionError {
+    let (address, voters) = (primary.address.clone(), quorum.electorate().voters());
+    ConnectionError::Moved { address, voters, now: now.address }
 }
 
 /// The id of the node at the other end. An address that a node had may be another one's by now, even of

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+pub(super) use super::kinds::free_port;
 use super::kinds::{NOT_INSTALLED, ServerKind};
 
 /// The timeout of everything that a test waits for.
@@ -28,19 +28,6 @@ pub(super) async fn in_time<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<
         }
         assert!(Instant::now() < deadline, "{what} did not come in time");
         sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// A free port that no other test of this process gets.
-pub(super) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Below the system's ephemeral ports, and in another range for another process.
-    let base = 12_000 + u16::try_from(std::process::id() % 1_500).unwrap() * 12;
-    loop {
-        let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 
