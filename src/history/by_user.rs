@@ -73,8 +73,8 @@ pub fn keys_of(
 ) -> Result<impl Iterator<Item = Key> + use<>, Vec<Violation>> {
     let key = secret.read(user_id, business_id)?;
     let keys = std::iter::once(key).chain(secret.read_formerly(user_id, business_id));
-    let is_tagged = secret.is_tagged();
-    Ok(keys.flat_map(move |key| std::iter::once(key).chain(key.nameless().filter(|_| is_tagged))))
+    let secret = secret.clone();
+    Ok(keys.flat_map(move |key| std::iter::once(key).chain(secret.nameless(key))))
 }
 
 /// Every pair of a user that has a record in the ledger, even if none of its events are left: at each

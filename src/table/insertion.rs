@@ -95,7 +95,7 @@ impl Writer {
                 left_out.push(at);
                 continue;
             }
-            let is_nameless = isize::from(key.nameless().is_none());
+            let is_nameless = isize::from(key.is_nameless());
             match self.encode_pair(ResolvedState::of(state)) {
                 EncodedPair::Boxed(_) => left_out.push(at),
                 EncodedPair::Inline(entry) => {

@@ -324,7 +324,7 @@ impl Shared {
             return None;
         }
         // It is the neighbour of where the pair itself would be.
-        self.lookup_own(view, key.nameless()?)
+        self.lookup_own(view, self.secret.load().nameless(key)?)
     }
 
     fn lookup_own<'a>(

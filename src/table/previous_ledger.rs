@@ -19,7 +19,7 @@ impl PreviousLedgerDenials {
     /// The denials of the pair with this key, or of its nameless pair; and the key that has them.
     pub(super) fn denials(&self, key: Key) -> Option<(Key, Arc<RetainedDenials>)> {
         let at = |key| self.pairs.get(&key).map(|denied| (key, Arc::clone(&denied)));
-        at(key).or_else(|| at(key.nameless()?))
+        at(key).or_else(|| at(self.secret.nameless(key)?))
     }
 }
 

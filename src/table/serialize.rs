@@ -309,7 +309,7 @@ impl Writer {
         let mut nameless = 0_usize;
         for known in image.shards.iter() {
             for (key, entry) in known.shard.pairs() {
-                nameless = nameless.saturating_add(usize::from(key.nameless().is_none()));
+                nameless = nameless.saturating_add(usize::from(key.is_nameless()));
                 if let Some(number) = known.shard.profile_of(entry) {
                     self.profiles.add_use(number);
                 }

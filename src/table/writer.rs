@@ -97,7 +97,7 @@ impl Writer {
             (encoded, location) => {
                 self.write_with_seqlock(key, index, encoded, &shard, location);
                 if previous.is_none() {
-                    self.change_pairs(index, 1, isize::from(key.nameless().is_none()));
+                    self.change_pairs(index, 1, isize::from(key.is_nameless()));
                 }
                 self.shrink(index);
             }
@@ -410,7 +410,7 @@ impl Writer {
         if let Some(expiring) = entry.expiring_index() {
             self.shards.get_mut(index).free_expiring_index(expiring);
         }
-        self.change_pairs(index, -1, if key.nameless().is_none() { -1 } else { 0 });
+        self.change_pairs(index, -1, if key.is_nameless() { -1 } else { 0 });
         self.shrink(index);
         self.release_profile(released);
     }

@@ -16,7 +16,7 @@ use super::{Violation, hidden_chars};
 
 mod key;
 
-pub use self::key::{BusinessTag, Key};
+pub use self::key::{BusinessTag, Key, Spread};
 
 /// The longest business id, in bytes of UTF-8.
 pub const MAX_BUSINESS_ID_BYTES: usize = 128;
@@ -24,15 +24,19 @@ pub const MAX_BUSINESS_ID_BYTES: usize = 128;
 /// The version of the keys of new ledgers: which notations of a user's id have one key, and what a key says.
 ///
 /// Version 1 is the reading of [`user_id::read_formerly`], and version 2 that of [`user_id::read`]. Version 3
-/// is the same reading; a key then names its business by a [`BusinessTag`]. A ledger says by which version
-/// its keys were derived: derived by another one, a person would be several.
-pub const KEY_VERSION: u32 = 3;
+/// is the same reading; a key then names its business by a [`BusinessTag`]. In version 4 it also has the
+/// [`Spread`] of its user, so that it says in which partition of a ledger its pair is. A ledger says by which
+/// version its keys were derived: derived by another one, a person would be several.
+pub const KEY_VERSION: u32 = 4;
 
 /// The oldest version of keys that is served: that of the reading of today.
 pub const OLDEST_KEY_VERSION: u32 = 2;
 
 /// The first version whose keys name their business.
 pub const TAGGED_KEY_VERSION: u32 = 3;
+
+/// The first version whose keys have the spread of their user.
+pub const SPREAD_KEY_VERSION: u32 = 4;
 
 /// A user's id, as the rules read it.
 ///
@@ -214,6 +218,8 @@ pub struct KeySecret {
     hasher: SipHasher24,
     /// Whether the keys name their business.
     is_tagged: bool,
+    /// Whether they have the spread of their user.
+    is_spread: bool,
 }
 
 impl fmt::Debug for KeySecret {
@@ -243,8 +249,9 @@ impl KeySecret {
     /// The hasher with this secret, for keys of this [version](KEY_VERSION).
     #[must_use]
     pub fn of_version(secret: &[u8; 16], version: u32) -> Self {
-        let is_tagged = version >= TAGGED_KEY_VERSION;
-        Self { hasher: SipHasher24::new_with_key(secret), is_tagged }
+        let hasher = SipHasher24::new_with_key(secret);
+        let (is_tagged, is_spread) = (version >= TAGGED_KEY_VERSION, version >= SPREAD_KEY_VERSION);
+        Self { hasher, is_tagged, is_spread }
     }
 
     /// Whether the keys name their business.
@@ -271,16 +278,37 @@ impl KeySecret {
         match user {
             Reading::Phone(number) => {
                 let len = u8::try_from(number.len()).unwrap_or(u8::MAX);
-                self.key_of(tag, &[&[b'p', len], &number.value().to_be_bytes(), id.as_bytes()])
+                let parts: [&[u8]; 3] =
+                    [&[b'p', len], &number.value().to_be_bytes(), id.as_bytes()];
+                self.key_of(tag, || Spread::of_number(number.value(), number.len()), &parts)
             }
             // Ids hold no control characters, so NUL parts them without doubt.
             Reading::Opaque(user) => {
-                self.key_of(tag, &[b"o", user.as_bytes(), b"\0", id.as_bytes()])
+                let spread = || match Subject::of(user) {
+                    Subject::Person => Spread::of_opaque(user),
+                    Subject::Template | Subject::Account => Spread::FIRST,
+                };
+                self.key_of(tag, spread, &[b"o", user.as_bytes(), b"\0", id.as_bytes()])
             }
         }
     }
 
-    fn key_of(&self, tag: BusinessTag, parts: &[&[u8]]) -> Key {
+    /// The key that the pair with this key would have if its names had been gone when the ledger was
+    /// re-keyed: its business and its user's spread are not known then. `None` if this is such a key, or in a
+    /// ledger whose keys name no business.
+    #[must_use]
+    pub fn nameless(&self, key: Key) -> Option<Key> {
+        (self.is_tagged && key.tag() != BusinessTag::NAMELESS)
+            .then(|| self.placed(key, BusinessTag::NAMELESS, || Spread::FIRST))
+    }
+
+    /// The key with this tag and spread, as far as keys of this version have them.
+    fn placed(&self, key: Key, tag: BusinessTag, spread: impl FnOnce() -> Spread) -> Key {
+        let key = if self.is_tagged { key.with_tag(tag) } else { key };
+        if self.is_spread { key.with_spread(spread()) } else { key }
+    }
+
+    fn key_of(&self, tag: BusinessTag, spread: impl FnOnce() -> Spread, parts: &[&[u8]]) -> Key {
         let len = parts.iter().fold(0_usize, |len, part| len.saturating_add(part.len()));
         // Nearly all inputs are short, and zeroing the longest buffer takes as long as hashing one.
         let (mut short, mut long, mut of_template, mut longest);
@@ -299,8 +327,7 @@ impl KeySecret {
         };
         let len = join(input, parts);
         let hash = self.hasher.hash(input.get(..len).unwrap_or_default());
-        let key = Key::from_halves((hash.h1, hash.h2));
-        if self.is_tagged { key.with_tag(tag) } else { key }
+        self.placed(Key::from_halves((hash.h1, hash.h2)), tag, spread)
     }
 
     /// Parses a user and a business of a request, and returns the key of their pair.
@@ -324,7 +351,7 @@ impl KeySecret {
             b"\0",
             business.id.as_bytes(),
         ];
-        self.key_of(business.tag, &parts)
+        self.key_of(business.tag, || Spread::FIRST, &parts)
     }
 
     /// The key of the account of a business, in whose record it is kept whether WhatsApp restricts it.
@@ -401,7 +428,8 @@ impl KeySecret {
     /// Whether the other secret produces the same keys.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        self.is_tagged == other.is_tagged && self.digest(b"") == other.digest(b"")
+        (self.is_tagged, self.is_spread) == (other.is_tagged, other.is_spread)
+            && self.digest(b"") == other.digest(b"")
     }
 
     /// A keyed 128-bit digest of other data, which must be compared but not stored.

@@ -36,6 +36,7 @@ pub mod failure;
 pub mod hidden_chars;
 pub mod id;
 pub mod keyword;
+pub mod partition;
 pub mod platform_stops;
 pub mod record;
 pub mod replay;

@@ -7,6 +7,8 @@ use super::{Appended, Ledger, Version};
 pub struct AppendReceipt {
     /// The outcome.
     pub outcome: Appended,
+    /// The number of the partition that the change's pair is in.
+    pub partition: u32,
     /// The head prefix of the pair's [`Version`] if the outcome is [`Appended::Committed`]; 0 in a
     /// ledger whose log cannot fork.
     pub head_prefix: u64,
@@ -18,7 +20,7 @@ pub struct AppendReceipt {
 impl AppendReceipt {
     /// The receipt for a log that cannot fork, or for a change that was not written.
     pub(super) fn unforked(outcome: Appended) -> Self {
-        Self { outcome, head_prefix: 0, maybe_written: false }
+        Self { outcome, partition: 0, head_prefix: 0, maybe_written: false }
     }
 
     /// The pair's version after a committed change.
@@ -39,7 +41,7 @@ impl Ledger {
     pub fn reconnect_appends(&self) {
         match self {
             Self::Embedded(_) => {}
-            Self::Redis(ledger) => ledger.reconnect_appends(),
+            Self::Redis(ledger) => ledger.single().reconnect_appends(),
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Reads all buckets of a ledger, for whoever loads a table.
+//! Reads all buckets of a partition, for whoever loads a table.
 
+use crate::partition::PartitionOf;
 use crate::redis::BucketStream;
-use crate::{Bucket, Embedded, Ledger, LedgerError};
+use crate::{Bucket, Embedded, LedgerError};
 
-/// Reads many buckets of one ledger, faster than [`Ledger::bucket`] does one. In Redis it has a connection
+/// Reads many buckets of one partition, faster than [`Partition::bucket`](crate::Partition::bucket) does one. In Redis it has a connection
 /// of its own, which is closed when the reader is dropped.
 pub struct BucketReader(Kind);
 
@@ -12,19 +13,23 @@ enum Kind {
     Redis(BucketStream),
 }
 
-impl Ledger {
-    /// A reader of many buckets. It connects with its first read.
-    #[must_use]
-    pub fn bucket_reader(&self) -> BucketReader {
-        BucketReader(match self {
-            Self::Embedded(ledger) => Kind::Embedded(ledger.clone()),
-            Self::Redis(ledger) => Kind::Redis(ledger.bucket_stream()),
+impl BucketReader {
+    pub(super) fn of(partition: &PartitionOf) -> Self {
+        Self(match partition {
+            PartitionOf::Embedded(ledger) => Kind::Embedded(ledger.clone()),
+            PartitionOf::Redis(ledger) => Kind::Redis(ledger.bucket_stream()),
         })
     }
-}
 
-impl BucketReader {
-    /// Reads the pairs of one bucket, as [`Ledger::bucket`] does, but the records may lack their requests: they
+    /// Waits for this reader's turn: a ledger of many partitions is loaded a few partitions at a time, so that
+    /// there are only so many connections. It has it until it is dropped.
+    pub async fn turn(&self) {
+        match &self.0 {
+            Kind::Embedded(_) | Kind::Redis(_) => {}
+        }
+    }
+
+    /// Reads the pairs of one bucket, as [`Partition::bucket`](crate::Partition::bucket) does, but the records may lack their requests: they
     /// are for a table, and not to be written back.
     ///
     /// # Errors

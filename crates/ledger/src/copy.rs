@@ -14,13 +14,14 @@ use futures_util::StreamExt as _;
 use tokio::time::sleep;
 
 use super::embedded::{NewFile, OpenError};
+use super::partition::{Partition, PartitionOf};
 use super::portable_pair::{PortableBucket, PortablePair, statement_digests};
 use super::redis::{CreateError, NewRedis};
 use super::rekeying::{RekeyReport, Rekeying};
 use super::stored_secret::StoredSecret;
 use super::verify::Progress;
-use super::{Epoch, Ledger, LedgerError, Position, Tail, bucket_of};
-use consentd_core::id::{KEY_VERSION, Key};
+use super::{Epoch, Ledger, LedgerError, LogEntry, Position, Tail, bucket_of};
+use consentd_core::id::{KEY_VERSION, Key, KeySecret};
 use consentd_core::record::{Record, Revision};
 use consentd_os::clock;
 
@@ -146,32 +147,32 @@ impl NewLedger {
     }
 }
 
-impl Ledger {
+impl Partition {
     async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.portable_bucket(number).await,
-            Self::Redis(ledger) => ledger.portable_bucket(number).await,
+        match &self.of {
+            PartitionOf::Embedded(ledger) => ledger.portable_bucket(number).await,
+            PartitionOf::Redis(ledger) => ledger.portable_bucket(number).await,
         }
     }
 
     async fn portable_pairs(&self, keys: &[Key]) -> Result<Vec<PortablePair>, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.portable_pairs(keys).await,
-            Self::Redis(ledger) => ledger.portable_pairs(keys).await,
+        match &self.of {
+            PartitionOf::Embedded(ledger) => ledger.portable_pairs(keys).await,
+            PartitionOf::Redis(ledger) => ledger.portable_pairs(keys).await,
         }
     }
 
     async fn statements(&self, digests: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.statements(digests).await,
-            Self::Redis(ledger) => ledger.statements(digests).await,
+        match &self.of {
+            PartitionOf::Embedded(ledger) => ledger.statements(digests).await,
+            PartitionOf::Redis(ledger) => ledger.statements(digests).await,
         }
     }
 
     async fn secret(&self) -> Result<StoredSecret, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.secret().await,
-            Self::Redis(ledger) => ledger.secret().await,
+        match &self.of {
+            PartitionOf::Embedded(ledger) => ledger.secret().await,
+            PartitionOf::Redis(ledger) => ledger.secret().await,
         }
     }
 }
@@ -188,41 +189,29 @@ pub async fn copy(
     quiet_period: Duration,
     report_progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<CopyReport, CopyError> {
-    let identity = from.identity().await.map_err(CopyError::Source)?;
-    let rekeying = match identity.key_version {
+    let partitions = from.partitions().await.map_err(CopyError::Source)?;
+    let mut sources = Vec::with_capacity(partitions.len());
+    for partition in partitions {
+        sources.push(Source::begin(partition).await.map_err(CopyError::Source)?);
+    }
+    let first = sources.first().ok_or(CopyError::Source(LedgerError::Closed))?;
+    let secret = first.partition.secret().await.map_err(CopyError::Source)?;
+    let rekeying = match secret.key_version {
         // The pairs keep their keys.
         KEY_VERSION => None,
         newer if newer > KEY_VERSION => return Err(CopyError::NewerKeys(newer)),
         _ => {
             let clock = from.read(Vec::new()).await.map_err(CopyError::Source)?.clock;
-            Some(Rekeying::new(identity.secret.clone(), clock))
+            let identity = from.identity().await.map_err(CopyError::Source)?;
+            Some(Rekeying::new(identity.secret.clone(), KeySecret::new(&secret.secret), clock))
         }
     };
-    let cursor = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
-    let mut copying = Copying {
-        from,
-        to,
-        cursor,
-        buckets: identity.buckets,
-        done: 0,
-        pairs: 0,
-        missing: BTreeSet::new(),
-        rekeying,
-    };
+    let of = sources.iter().map(|source| source.buckets).sum();
+    let missing = BTreeSet::new();
+    let mut copying =
+        Copying { to, sources, of, followed: clock::boot(), pairs: 0, missing, rekeying };
     copying.survey(report_progress).await?;
-    let mut followed = clock::boot();
-    while copying.done < identity.buckets {
-        copying.copy_next_buckets().await?;
-        report_progress(Progress {
-            done: copying.done,
-            of: identity.buckets,
-            pairs: copying.pairs,
-        });
-        if clock::boot().saturating_sub(followed) >= FOLLOW_INTERVAL {
-            copying.follow().await?;
-            followed = clock::boot();
-        }
-    }
+    copying.copy_buckets(report_progress).await?;
     let mut looks = 0;
     while copying.follow().await? || looks == 0 {
         // Waits after the first look too, so that two looks in a row must find nothing new.
@@ -234,81 +223,51 @@ pub async fn copy(
             sleep(quiet_period).await;
         }
     }
-    let secret = from.secret().await.map_err(CopyError::Source)?;
-    let Copying { to, cursor, pairs, missing, rekeying, .. } = copying;
+    let Copying { to, sources, pairs, missing, rekeying, .. } = copying;
     let has_nameless = rekeying.as_ref().map_or(secret.has_nameless, Rekeying::has_nameless);
     let secret = StoredSecret { has_nameless, ..StoredSecret::new(secret.secret) };
-    let (epoch, buckets) = to.finish(&cursor, &secret).await?;
+    // The log is not copied, so that any revision continues the partitions that is no earlier than theirs.
+    let ends = sources.iter().map(|source| source.cursor);
+    let end = ends.max_by_key(|end| end.revision).ok_or(CopyError::NotStill)?;
+    let (epoch, buckets) = to.finish(&end, &secret).await?;
     let rekeyed = rekeying.map(|rekeying| rekeying.report());
-    let end = from.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
+    let mut late = 0_u64;
+    for Source { partition, cursor, .. } in &sources {
+        let now = partition.read_after(Revision::MAX).await.map_err(CopyError::Source)?.end;
+        late = late.saturating_add(now.revision.saturating_sub(cursor.revision));
+    }
     Ok(CopyReport {
         epoch,
         buckets,
         pairs: pairs.saturating_sub(rekeyed.map_or(0, |report| report.unified)),
-        revision: cursor.revision,
+        revision: end.revision,
         missing_statements: missing.len().try_into().unwrap_or(u64::MAX),
-        late: end.revision.saturating_sub(cursor.revision),
+        late,
         rekeyed,
     })
 }
 
-struct Copying<'a> {
-    from: &'a Ledger,
-    to: NewLedger,
+/// A partition of the source.
+struct Source {
+    partition: Partition,
     /// For finished buckets, the changes up to here are in the copy.
     cursor: Position,
     buckets: u32,
     /// The number of finished buckets.
     done: u32,
-    pairs: u64,
-    missing: BTreeSet<[u8; 32]>,
-    rekeying: Option<Rekeying>,
 }
 
-impl Copying<'_> {
-    /// Collects the keys that change. Pairs that become one may be in any two buckets, so that all of them are
-    /// known before the first is written.
-    async fn survey(
-        &mut self,
-        report_progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<(), CopyError> {
-        if self.rekeying.is_none() {
-            return Ok(());
-        }
-        let (mut done, mut pairs) = (0, 0_u64);
-        let mut followed = clock::boot();
-        while done < self.buckets {
-            let (next, read) = self.read_buckets(done).await?;
-            pairs = pairs.saturating_add(read.len().try_into().unwrap_or(u64::MAX));
-            for pair in &read {
-                if let Some(rekeying) = &mut self.rekeying {
-                    rekeying.survey(pair);
-                }
-            }
-            done = next;
-            report_progress(Progress { done, of: self.buckets, pairs });
-            if clock::boot().saturating_sub(followed) >= FOLLOW_INTERVAL {
-                self.follow().await?;
-                followed = clock::boot();
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies the next batch of buckets.
-    async fn copy_next_buckets(&mut self) -> Result<(), CopyError> {
-        let (next, pairs) = self.read_buckets(self.done).await?;
-        self.pairs = self.pairs.saturating_add(pairs.len().try_into().unwrap_or(u64::MAX));
-        self.put(pairs).await?;
-        self.done = next;
-        Ok(())
+impl Source {
+    async fn begin(partition: Partition) -> Result<Self, LedgerError> {
+        let page = partition.read_after(Revision::MAX).await?;
+        Ok(Self { partition, cursor: page.end, buckets: page.identity.buckets, done: 0 })
     }
 
     /// Reads a batch of buckets from this one on. Returns the number of the next bucket, and the pairs.
     async fn read_buckets(&self, first: u32) -> Result<(u32, Vec<PortablePair>), CopyError> {
         let most = u32::try_from(BUCKETS_PER_BATCH).unwrap_or(1);
         let next = first.saturating_add(most).min(self.buckets);
-        let from = self.from;
+        let from = &self.partition;
         let reads = (first..next).map(|number| from.portable_bucket(number));
         let read: Vec<_> =
             futures_util::stream::iter(reads).buffered(BUCKETS_PER_BATCH).collect().await;
@@ -324,25 +283,114 @@ impl Copying<'_> {
         Ok((next, pairs))
     }
 
-    /// Follows the log to its current end, and copies changed pairs again. Returns whether there were
+    /// Reads the next page of the log; empty at its end.
+    async fn next_entries(&self) -> Result<(Revision, Vec<LogEntry>), CopyError> {
+        let page = self.partition.read_after(self.cursor.revision).await;
+        let page = page.map_err(CopyError::Source)?;
+        if page.end.epoch != self.cursor.epoch || page.end.revision < self.cursor.revision {
+            return Err(CopyError::Forked);
+        }
+        let Tail::Entries(entries) = page.tail else { return Err(CopyError::Trimmed) };
+        match entries.first() {
+            None if page.end != self.cursor => Err(CopyError::Forked),
+            Some(first) if first.previous != self.cursor.head => Err(CopyError::Forked),
+            _ => Ok((page.end.revision, entries)),
+        }
+    }
+}
+
+struct Copying {
+    to: NewLedger,
+    sources: Vec<Source>,
+    /// The number of all buckets of the source.
+    of: u32,
+    /// When the log was last followed.
+    followed: Duration,
+    pairs: u64,
+    missing: BTreeSet<[u8; 32]>,
+    rekeying: Option<Rekeying>,
+}
+
+impl Copying {
+    /// Collects the keys that change. Pairs that become one may be in any two buckets, so that all of them are
+    /// known before the first is written.
+    async fn survey(
+        &mut self,
+        report_progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), CopyError> {
+        if self.rekeying.is_none() {
+            return Ok(());
+        }
+        let (mut done, mut pairs) = (0_u32, 0_u64);
+        for place in 0..self.sources.len() {
+            let mut next = 0;
+            while let Some(source) = self.sources.get(place).filter(|source| next < source.buckets)
+            {
+                let (until, read) = source.read_buckets(next).await?;
+                pairs = pairs.saturating_add(read.len().try_into().unwrap_or(u64::MAX));
+                for pair in &read {
+                    if let Some(rekeying) = &mut self.rekeying {
+                        rekeying.survey(pair);
+                    }
+                }
+                done = done.saturating_add(until.saturating_sub(next));
+                next = until;
+                report_progress(Progress { done, of: self.of, pairs });
+                self.follow_if_due().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies all buckets.
+    async fn copy_buckets(
+        &mut self,
+        report_progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), CopyError> {
+        let mut done = 0_u32;
+        for place in 0..self.sources.len() {
+            while let Some(source) =
+                self.sources.get(place).filter(|source| source.done < source.buckets)
+            {
+                let (next, pairs) = source.read_buckets(source.done).await?;
+                done = done.saturating_add(next.saturating_sub(source.done));
+                self.pairs = self.pairs.saturating_add(pairs.len().try_into().unwrap_or(u64::MAX));
+                self.put(place, pairs).await?;
+                if let Some(source) = self.sources.get_mut(place) {
+                    source.done = next;
+                }
+                report_progress(Progress { done, of: self.of, pairs: self.pairs });
+                self.follow_if_due().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow_if_due(&mut self) -> Result<(), CopyError> {
+        if clock::boot().saturating_sub(self.followed) >= FOLLOW_INTERVAL {
+            self.follow().await?;
+            self.followed = clock::boot();
+        }
+        Ok(())
+    }
+
+    /// Follows the logs to their current ends, and copies changed pairs again. Returns whether there were
     /// any. Changes that arrive meanwhile are left to the next call, so that it terminates.
     async fn follow(&mut self) -> Result<bool, CopyError> {
         let mut any = false;
+        for place in 0..self.sources.len() {
+            any |= self.follow_one(place).await?;
+        }
+        Ok(any)
+    }
+
+    async fn follow_one(&mut self, place: usize) -> Result<bool, CopyError> {
+        let mut any = false;
         let mut until = None;
-        loop {
-            let page = self.from.read_after(self.cursor.revision).await;
-            let page = page.map_err(CopyError::Source)?;
-            if page.end.epoch != self.cursor.epoch || page.end.revision < self.cursor.revision {
-                return Err(CopyError::Forked);
-            }
-            let Tail::Entries(entries) = page.tail else { return Err(CopyError::Trimmed) };
-            let Some(last) = entries.last() else {
-                return if page.end == self.cursor { Ok(any) } else { Err(CopyError::Forked) };
-            };
-            let next = Position { revision: last.revision, head: last.head, ..self.cursor };
-            if entries.first().is_some_and(|first| first.previous != self.cursor.head) {
-                return Err(CopyError::Forked);
-            }
+        while let Some(source) = self.sources.get(place) {
+            let (end, entries) = source.next_entries().await?;
+            let Some(last) = entries.last() else { break };
+            let next = Position { revision: last.revision, head: last.head, ..source.cursor };
             let mut changed = BTreeSet::new();
             for entry in &entries {
                 let body = entry
@@ -358,7 +406,7 @@ impl Copying<'_> {
                         return Err(CopyError::Respelled);
                     }
                 }
-                if bucket_of(body.key, self.buckets) < self.done {
+                if bucket_of(body.key, source.buckets) < source.done {
                     let record = body.record.as_ref();
                     if body.user_id.is_empty() && record.is_ok_and(Record::is_without_history) {
                         return Err(CopyError::Erased);
@@ -367,23 +415,30 @@ impl Copying<'_> {
                 }
             }
             let changed: Vec<_> = changed.into_iter().map(Key::from_bytes).collect();
+            let partition = source.partition.clone();
             for batch in changed.chunks(PAIRS_PER_BATCH) {
-                let pairs = self.from.portable_pairs(batch).await.map_err(CopyError::Source)?;
-                self.put(pairs).await?;
+                let pairs = partition.portable_pairs(batch).await.map_err(CopyError::Source)?;
+                self.put(place, pairs).await?;
             }
-            self.cursor = next;
+            if let Some(source) = self.sources.get_mut(place) {
+                source.cursor = next;
+            }
             any = true;
-            if self.cursor.revision >= *until.get_or_insert(page.end.revision) {
-                return Ok(any);
+            if next.revision >= *until.get_or_insert(end) {
+                break;
             }
         }
+        Ok(any)
     }
 
-    /// Writes pairs, and the statements that their histories refer to.
-    async fn put(&mut self, pairs: Vec<PortablePair>) -> Result<(), CopyError> {
-        let pairs = self.rekey(pairs).await?;
+    /// Writes pairs of a partition of the source, and the statements that their histories refer to.
+    async fn put(&mut self, place: usize, pairs: Vec<PortablePair>) -> Result<(), CopyError> {
+        let Some(partition) = self.sources.get(place).map(|source| source.partition.clone()) else {
+            return Ok(());
+        };
+        let pairs = self.rekey(&partition, pairs).await?;
         let digests: Vec<_> = statement_digests(&pairs).into_iter().collect();
-        let texts = self.from.statements(&digests).await.map_err(CopyError::Source)?;
+        let texts = partition.statements(&digests).await.map_err(CopyError::Source)?;
         let mut found = Vec::with_capacity(texts.len());
         for (digest, text) in digests.into_iter().zip(texts) {
             match text {
@@ -398,7 +453,11 @@ impl Copying<'_> {
 
     /// The source's pairs as the copy has them. A pair that several become is written with the first of them,
     /// and again with each other one.
-    async fn rekey(&mut self, pairs: Vec<PortablePair>) -> Result<Vec<PortablePair>, CopyError> {
+    async fn rekey(
+        &mut self,
+        partition: &Partition,
+        pairs: Vec<PortablePair>,
+    ) -> Result<Vec<PortablePair>, CopyError> {
         let Some(rekeying) = &mut self.rekeying else { return Ok(pairs) };
         let mut rekeyed = Vec::with_capacity(pairs.len());
         let mut shared = HashMap::new();
@@ -407,12 +466,12 @@ impl Copying<'_> {
             if let Some(sources) = rekeying.sources(key) {
                 shared.insert(key, sources);
             } else {
-                pair.key = rekeying.tagged(key, &pair).to_bytes();
+                pair.key = rekeying.placed(key, &pair).to_bytes();
                 rekeyed.push(pair);
             }
         }
         for (key, sources) in shared {
-            let parts = self.from.portable_pairs(&sources).await.map_err(CopyError::Source)?;
+            let parts = partition.portable_pairs(&sources).await.map_err(CopyError::Source)?;
             let unified = rekeying.unify(key, parts).map_err(|_| {
                 CopyError::Source(LedgerError::Damaged(
                     "a pair's record, or it is of a newer version",

@@ -32,6 +32,7 @@ mod history;
 mod log;
 mod nameless;
 mod pair;
+mod partition;
 mod portable_pair;
 mod redis;
 mod rekeying;
@@ -41,12 +42,9 @@ mod verify;
 
 use std::sync::Arc;
 
-use tokio::sync::broadcast;
-
 use self::log::MAX_ANNOUNCEMENTS;
-use consentd_core::businesses::Businesses;
 use consentd_core::id::{Key, KeySecret};
-use consentd_core::record::Revision;
+use consentd_core::partition::Layout;
 
 pub use append_receipt::AppendReceipt;
 pub use bucket_reader::BucketReader;
@@ -65,6 +63,7 @@ pub use log::{
 pub use pair::{
     Appended, Bucket, Change, MAX_APPEND, Read, StoredRecord, Update, Version, bucket_of,
 };
+pub use partition::Partition;
 pub use redis::{
     BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
     NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
@@ -87,7 +86,9 @@ pub struct Identity {
     /// Whether some pairs have keys that name no business, though the keys of this version do: a copy did
     /// not find their names. [`Ledger::read`] finds them under the pair's own key, too.
     pub has_nameless: bool,
-    /// The number of buckets that pairs are divided into: see [`bucket_of`].
+    /// How the ledger is divided into partitions.
+    pub layout: Layout,
+    /// The number of buckets that the pairs of each partition are divided into: see [`bucket_of`].
     pub buckets: u32,
 }
 
@@ -120,17 +121,8 @@ pub enum Ledger {
 }
 
 impl Ledger {
-    /// The number of appends of this process that could not be announced, because the Redis user
-    /// lacks the permission to publish. Followers find them by polling.
-    #[must_use]
-    pub fn unannounced(&self) -> u64 {
-        match self {
-            Self::Embedded(_) => 0,
-            Self::Redis(ledger) => ledger.unannounced(),
-        }
-    }
-
-    /// The ledger's identity, as of the last contact.
+    /// The identity of the ledger's first partition, as of the last contact: all partitions have its secret and its
+    /// layout.
     ///
     /// # Errors
     ///
@@ -138,7 +130,7 @@ impl Ledger {
     pub async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         match self {
             Self::Embedded(ledger) => Ok(ledger.identity()),
-            Self::Redis(ledger) => ledger.identity().await,
+            Self::Redis(ledger) => ledger.single().identity().await,
         }
     }
 
@@ -147,15 +139,6 @@ impl Ledger {
     #[must_use]
     pub fn can_fail_over(&self) -> bool {
         matches!(self, Self::Redis(_))
-    }
-
-    /// How safe acknowledged changes are, as of the last check.
-    #[must_use]
-    pub fn durability(&self) -> DurabilityStatus {
-        match self {
-            Self::Embedded(_) => DurabilityStatus::default(),
-            Self::Redis(ledger) => ledger.durability(),
-        }
     }
 
     /// A description for logs and status pages, without credentials.
@@ -189,7 +172,7 @@ impl Ledger {
     pub async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
         match self {
             Self::Embedded(_) => Ok(()),
-            Self::Redis(ledger) => ledger.purge(keys).await,
+            Self::Redis(ledger) => ledger.single().purge(keys).await,
         }
     }
 
@@ -201,7 +184,7 @@ impl Ledger {
     pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.history(key).await,
-            Self::Redis(ledger) => ledger.history(key).await,
+            Self::Redis(ledger) => ledger.single().history(key).await,
         }
     }
 
@@ -215,82 +198,7 @@ impl Ledger {
     pub async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.events_after(cursor).await,
-            Self::Redis(ledger) => ledger.events_after(cursor).await,
-        }
-    }
-
-    /// Reads the pairs of one bucket; [`Identity::buckets`] is the number of buckets.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if it cannot be read.
-    pub async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.bucket(number).await,
-            Self::Redis(ledger) => ledger.bucket(number).await,
-        }
-    }
-
-    /// Like [`bucket`](Self::bucket), for a reader that has time: it waits its turn behind other reads of
-    /// histories, and holds up no poll and no recording.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if it cannot be read.
-    pub async fn bucket_in_turn(&self, number: u32) -> Result<Bucket, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.bucket_in_turn(number).await,
-            Self::Redis(ledger) => ledger.bucket_in_turn(number).await,
-        }
-    }
-
-    /// Reads the log after `revision`, with the proof of where it ends.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if it cannot be read.
-    pub async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
-        match self {
-            Self::Embedded(ledger) => ledger.read_after(revision).await,
-            Self::Redis(ledger) => ledger.read_after(revision).await,
-        }
-    }
-
-    /// Like [`read_after`](Self::read_after), for a reader whose log has this hash at `revision`.
-    /// The entry at `revision` itself may have been trimmed, because the hash shows that the next
-    /// entry continues it. So a log that was emptied and then extended by one entry has no gap.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if it cannot be read.
-    pub async fn read_after_head(
-        &self,
-        revision: Revision,
-        head: LogHead,
-    ) -> Result<Page, LedgerError> {
-        match self {
-            // Each entry of a file contains the hash before it.
-            Self::Embedded(ledger) => ledger.read_after(revision).await,
-            Self::Redis(ledger) => ledger.read_after_head(revision, head).await,
-        }
-    }
-
-    /// Decodes only what is of these businesses from now on: a bucket then has their pairs alone, and log
-    /// entries of others are [skipped](UndecodedEntry::Skipped). It is for the process' one follower; a file
-    /// is decoded whole.
-    pub fn hold(&self, businesses: Businesses) {
-        match self {
-            Self::Embedded(_) => {}
-            Self::Redis(ledger) => ledger.hold(businesses),
-        }
-    }
-
-    /// Subscribes to what is appended from now on. Any announcement may be lost.
-    #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Notification> {
-        match self {
-            Self::Embedded(ledger) => ledger.listen(),
-            Self::Redis(ledger) => ledger.listen(),
+            Self::Redis(ledger) => ledger.single().events_after(cursor).await,
         }
     }
 
@@ -298,7 +206,7 @@ impl Ledger {
     pub async fn close(&self) {
         match self {
             Self::Embedded(ledger) => ledger.close().await,
-            Self::Redis(ledger) => ledger.close().await,
+            Self::Redis(ledger) => ledger.single().close().await,
         }
     }
 }

@@ -66,8 +66,9 @@ impl Ledger {
         let is_missing =
             |stored: &Stored| stored.as_ref().is_ok_and(|stored| stored.version.revision == 0);
         let missing = pairs.into_iter().filter(|(_, stored)| is_missing(stored));
+        let secret = &self.identity().await?.secret;
         let missing: Vec<_> =
-            missing.filter_map(|(key, stored)| Some((key.nameless()?, stored))).collect();
+            missing.filter_map(|(key, stored)| Some((secret.nameless(key)?, stored))).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -84,7 +85,7 @@ impl Ledger {
     async fn read_own(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.read(keys).await,
-            Self::Redis(ledger) => ledger.read(keys).await,
+            Self::Redis(ledger) => ledger.single().read(keys).await,
         }
     }
 
@@ -94,7 +95,7 @@ impl Ledger {
                 let appended = ledger.append(changes).await?;
                 Ok(appended.into_iter().map(AppendReceipt::unforked).collect())
             }
-            Self::Redis(ledger) => ledger.append(changes).await,
+            Self::Redis(ledger) => ledger.single().append(changes).await,
         }
     }
 }

@@ -7,8 +7,8 @@
 //! under notations which are several people today: which of them an event was about is not known, and what is
 //! denied there is denied to all of them, by their former keys.
 //!
-//! Every key then gets the tag of the business that its history names, in place of its lower bits; a pair
-//! without names gets the [tag of none](super::nameless). All keys in here are those before that.
+//! Every key then gets the tag of the business and the spread of the user that its history names, in place of
+//! its lower bits; a pair without names gets the [tag of none](super::nameless). All keys in here are those before that.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use super::history::HistoryItem;
 use super::portable_pair::{PortableEntry, PortablePair};
 use super::{UnreadableRecord, codec};
 use consentd_core::event::What;
-use consentd_core::id::{BusinessTag, Key, KeySecret};
+use consentd_core::id::{BusinessTag, Key, KeySecret, Spread};
 use consentd_core::record::{ChainHead, HistoryEntry, Record, extend_chain};
 use consentd_core::time::Timestamp;
 use consentd_core::unified::{Unified, unify};
@@ -40,6 +40,8 @@ pub struct RekeyReport {
 /// The keys that change.
 pub(super) struct Rekeying {
     secret: KeySecret,
+    /// The secret with which the copy's keys are derived: the same, for the keys of today.
+    target: KeySecret,
     /// When it began, by the ledger's clock.
     clock: Timestamp,
     /// Former keys to the keys of today, of the pairs that move.
@@ -57,9 +59,11 @@ pub(super) struct Rekeying {
 }
 
 impl Rekeying {
-    pub(super) fn new(secret: KeySecret, clock: Timestamp) -> Self {
+    /// The re-keying of a ledger with this secret, whose copy has the keys of `target`.
+    pub(super) fn new(secret: KeySecret, target: KeySecret, clock: Timestamp) -> Self {
         Self {
             secret,
+            target,
             clock,
             moved: HashMap::new(),
             former: HashMap::new(),
@@ -127,13 +131,20 @@ impl Rekeying {
         self.moved.get(&key).copied().unwrap_or(key)
     }
 
-    /// The key of a pair in the copy with the tag of its business, as far as its history names it.
-    pub(super) fn tagged(&mut self, key: Key, pair: &PortablePair) -> Key {
-        let mut entries = pair.history.iter().flatten();
-        let named = entries.find_map(|entry| entry.item.decode_without_statement());
-        let tag = named.map_or(BusinessTag::NAMELESS, |entry| BusinessTag::of(&entry.business_id));
-        self.has_nameless |= tag == BusinessTag::NAMELESS;
-        key.with_tag(tag)
+    /// The key of a pair in the copy with the tag of its business and the spread of its user, as far as
+    /// its history names them.
+    pub(super) fn placed(&mut self, key: Key, pair: &PortablePair) -> Key {
+        let entries = pair.history.iter().flatten();
+        let mut named = entries.filter_map(|entry| entry.item.decode_without_statement());
+        let placed = named.find_map(|entry| {
+            let (user, business) = (&entry.user_id, &entry.business_id);
+            let today = self.target.read(user, business).ok();
+            let former = self.target.read_formerly(user, business);
+            // The pair's key is by the one or the other reading of this name, or of another of its names.
+            today.into_iter().chain(former).find(|named| named.bits() == key.bits())
+        });
+        self.has_nameless |= placed.is_none();
+        placed.unwrap_or_else(|| nameless(key))
     }
 
     /// Whether the copy has pairs whose keys name no business.
@@ -194,7 +205,7 @@ impl Rekeying {
         let record = codec::encode_record(&record);
         let mut unified =
             PortablePair { key: key.to_bytes(), revision, head_prefix, record, history };
-        unified.key = self.tagged(key, &unified).to_bytes();
+        unified.key = self.placed(key, &unified).to_bytes();
         Ok(Some(unified))
     }
 
@@ -219,6 +230,11 @@ impl Rekeying {
             several: self.several.len().try_into().unwrap_or(u64::MAX),
         }
     }
+}
+
+/// The key in the copy of a pair whose names are gone.
+fn nameless(key: Key) -> Key {
+    key.with_tag(BusinessTag::NAMELESS).with_spread(Spread::FIRST)
 }
 
 fn extend(record: &mut Record, history: &[PortableEntry]) {

@@ -2,6 +2,7 @@
 
 use super::{Epoch, Identity};
 use consentd_core::id::{KEY_VERSION, KeySecret};
+use consentd_core::partition::Layout;
 
 /// The secret that pairs' keys are derived with, and the [version](KEY_VERSION) of these keys.
 ///
@@ -55,7 +56,8 @@ impl StoredSecret {
     pub(super) fn identity(&self, epoch: Epoch, buckets: u32) -> Identity {
         let Self { key_version, has_nameless, secret } = *self;
         let secret = KeySecret::of_version(&secret, key_version);
-        Identity { epoch, secret, key_version, has_nameless, buckets }
+        let layout = Layout::SINGLE;
+        Identity { epoch, secret, key_version, has_nameless, layout, buckets }
     }
 }
 

@@ -366,10 +366,10 @@ impl RetainedPairs {
     }
 }
 
-/// What the [nameless](Key::nameless) pair of one without a record denies, as lost at this time: the entry
+/// What the [nameless](consentd_core::id::KeySecret::nameless) pair of one without a record denies, as lost at this time: the entry
 /// that the retained denials get would hide it. All is denied if its record cannot be read.
 fn hidden_denials(writer: &Writer, key: Key, time: Timestamp) -> Option<State> {
-    let nameless = key.nameless()?;
+    let nameless = writer.secret().nameless(key)?;
     if writer.holds_state(nameless, Err(UnreadablePair)) {
         return Some(State { suppression: Some((time, true)), ..State::default() });
     }

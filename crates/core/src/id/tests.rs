@@ -82,7 +82,8 @@ fn former_keys_are_those_of_versions_before() {
     let phone = |digits: &str| {
         let value: u64 = digits.parse().unwrap();
         let len = u8::try_from(digits.len()).unwrap();
-        secret.key_of(shop.tag, &[&[b'p', len], &value.to_be_bytes(), b"shop"])
+        let spread = || Spread::of_number(value, digits.len());
+        secret.key_of(shop.tag, spread, &[&[b'p', len], &value.to_be_bytes(), b"shop"])
     };
     for (id, digits) in [
         ("+44 (0)7700 900123", "4407700900123"),
@@ -104,8 +105,9 @@ fn former_keys_are_those_of_versions_before() {
 }
 
 #[test]
-fn keys_of_versions_differ_in_the_tag_of_the_business_alone() {
-    let [untagged, tagged] = [2, 3].map(|version| KeySecret::of_version(&[7; 16], version));
+fn keys_of_versions_differ_in_the_tag_of_the_business_and_the_spread_of_the_user_alone() {
+    let [untagged, tagged, spread] =
+        [2, 3, 4].map(|version| KeySecret::of_version(&[7; 16], version));
     let template = TemplateId::parse("order_update", "en_US").unwrap();
     for business in ["shop", "acme"].map(BusinessId::new) {
         for user in ["15550123456", "US.1349", "+44 (0)7700 900123"] {
@@ -116,13 +118,27 @@ fn keys_of_versions_differ_in_the_tag_of_the_business_alone() {
                 let template = secret.template_key(&template, business);
                 [key, former, template, secret.account_key(business)]
             };
-            for (untagged, tagged) in keys(&untagged).into_iter().zip(keys(&tagged)) {
-                assert_eq!(tagged, untagged.with_tag(business.tag));
-                assert_eq!(tagged.tag(), BusinessTag::of(business.as_str()));
-                assert_ne!(tagged, untagged);
+            for (untagged_key, tagged_key) in keys(&untagged).into_iter().zip(keys(&tagged)) {
+                assert_eq!(tagged_key, untagged_key.with_tag(business.tag));
+                assert_eq!(tagged_key.tag(), BusinessTag::of(business.as_str()));
+                assert_ne!(tagged_key, untagged_key);
+                assert_eq!(untagged.nameless(untagged_key), None);
+                let nameless = untagged_key.with_tag(BusinessTag::NAMELESS);
+                assert_eq!(tagged.nameless(tagged_key), Some(nameless));
             }
+            for (tagged_key, spread_key) in keys(&tagged).into_iter().zip(keys(&spread)) {
+                assert_eq!(spread_key, tagged_key.with_spread(spread_key.spread()));
+                let nameless = spread.nameless(spread_key).unwrap();
+                let expected =
+                    spread_key.with_tag(BusinessTag::NAMELESS).with_spread(Spread::FIRST);
+                assert_eq!((nameless, spread.nameless(nameless)), (expected, None));
+            }
+            let [key, _, template, account] = keys(&spread);
+            assert_eq!([template, account].map(Key::spread), [Spread::FIRST; 2]);
+            assert_ne!(key.spread(), Spread::FIRST, "none of these three has the first by chance");
         }
     }
-    assert!(!untagged.is_same_as(&tagged) && tagged.is_same_as(&KeySecret::new(&[7; 16])));
+    assert!(!untagged.is_same_as(&tagged) && spread.is_same_as(&KeySecret::new(&[7; 16])));
+    assert!(!spread.is_same_as(&tagged));
     assert_eq!(untagged.digest(b"request"), tagged.digest(b"request"), "ids of requests stay");
 }

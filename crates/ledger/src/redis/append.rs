@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{self, BodyOffsets, Keyspace, encode_item, history_field, version_bytes};
 use super::scripts::{self, Answer};
-use super::{MAX_WAITING, Redis};
+use super::{MAX_WAITING, RedisPartition};
 use crate::encoded_update::EncodedUpdate;
 use crate::{
     AppendReceipt, Appended, Change, Epoch, Identity, LedgerError, Update, Version, bucket_of,
@@ -61,7 +61,7 @@ pub(super) struct PendingAppend {
     pub(super) maybe_written: bool,
 }
 
-impl Redis {
+impl RedisPartition {
     pub(crate) async fn append(
         &self,
         changes: Vec<Change>,

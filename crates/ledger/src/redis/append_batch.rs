@@ -175,13 +175,14 @@ fn resolve(shared: &Shared, pending: Vec<PendingAppend>, reply: BatchReply) -> V
         // An earlier attempt may have written it before the key was lost.
         Err(if item.maybe_written { error.unsure() } else { error })
     };
+    let partition = shared.keyspace.partition;
     let mut unconfirmed = Vec::new();
     for (mut item, outcome) in pending.into_iter().zip(reply.outcomes) {
         let maybe_written = item.maybe_written;
         let receipt = |version: Version| {
             let (outcome, head_prefix) =
                 (Appended::Committed(version.revision), version.head_prefix);
-            let receipt = AppendReceipt { outcome, head_prefix, maybe_written };
+            let receipt = AppendReceipt { outcome, partition, head_prefix, maybe_written };
             reply.confirmed.clone().map(|()| receipt)
         };
         let response = match outcome {
@@ -200,7 +201,7 @@ fn resolve(shared: &Shared, pending: Vec<PendingAppend>, reply: BatchReply) -> V
                     continue;
                 }
                 let outcome = Appended::Conflict(stored(value.as_deref()));
-                Ok(AppendReceipt { outcome, head_prefix: 0, maybe_written })
+                Ok(AppendReceipt { outcome, partition, head_prefix: 0, maybe_written })
             }
         };
         // A caller that was cancelled has dropped its receiver.

@@ -28,7 +28,7 @@ use super::conn::{RECONNECT, Reply, RespConnection, RespError};
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::read::BucketPairs;
 use super::scripts::RESPONSE_TIMEOUT;
-use super::{Redis, Shared};
+use super::{RedisPartition, Shared};
 use crate::{Bucket, LedgerError, Position, codec};
 
 /// How many buckets Redis is asked for before the first of them has arrived: enough that neither side waits
@@ -68,7 +68,7 @@ struct OpenLink {
     _driver: AbortOnDropHandle<()>,
 }
 
-impl Redis {
+impl RedisPartition {
     /// A reader of many buckets.
     pub(crate) fn bucket_stream(&self) -> BucketStream {
         let link = Mutex::new(Link { open: None, not_before: Instant::now() });

@@ -8,7 +8,7 @@ use tokio::sync::SemaphorePermit;
 use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::scripts::{Answer, ask};
-use super::{Redis, Shared};
+use super::{RedisPartition, Shared};
 use crate::history::{HistoryBuilder, MAX_PAGE_BYTES, bytes_of};
 use crate::{Cursor, Events, History, Identity, LedgerError, MAX_PAGE, codec};
 use consentd_core::businesses::Businesses;
@@ -21,7 +21,7 @@ const MAX_FIELDS: usize = 512;
 /// How often a history is read again because the pair was erased meanwhile.
 const MAX_TRIES: usize = 4;
 
-impl Redis {
+impl RedisPartition {
     pub(crate) async fn history(&self, key: Key) -> Result<History, LedgerError> {
         let shared = &*self.shared;
         let _turn = shared.history_turn().await?;

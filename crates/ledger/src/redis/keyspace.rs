@@ -29,6 +29,8 @@ pub(super) const SLOT: u16 = 4_659;
 
 /// The keys of the ledger.
 pub(super) struct Keyspace {
+    /// The number of the partition.
+    pub(super) partition: u32,
     tag: &'static str,
     pub(super) meta: String,
     pub(super) log: String,
@@ -51,6 +53,7 @@ pub(crate) fn holds_statements(key: &str) -> bool {
 impl Keyspace {
     pub(super) fn new() -> Self {
         Self {
+            partition: 0,
             tag: TAG,
             meta: format!("{TAG}:meta"),
             log: format!("{TAG}:log"),

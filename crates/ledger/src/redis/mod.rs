@@ -18,6 +18,7 @@ mod fsync_check;
 mod history;
 mod keyspace;
 mod missing_keys;
+mod partitions;
 mod pipeline;
 mod read;
 mod retention;
@@ -48,6 +49,7 @@ pub use self::error::RedisRejection;
 use self::keyspace::Keyspace;
 pub(crate) use self::keyspace::holds_statements;
 use self::missing_keys::MissingKeys;
+pub use self::partitions::Redis;
 use self::server_check::CheckedServer;
 pub use self::server_info::{
     Fsync, Persistence, ServerInfo, ServerInfoError, Topology, UnsupportedServer, Warning,
@@ -147,16 +149,16 @@ impl Default for Options {
     }
 }
 
-/// A handle on the ledger; clones share it.
+/// A handle on one partition of a ledger; clones share it.
 #[derive(Clone)]
-pub struct Redis {
+pub(crate) struct RedisPartition {
     shared: Arc<Shared>,
     appends: mpsc::Sender<PendingAppend>,
 }
 
-impl std::fmt::Debug for Redis {
+impl std::fmt::Debug for RedisPartition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Redis").field(&self.shared.describe).finish()
+        f.debug_tuple("RedisPartition").field(&self.shared.describe).finish()
     }
 }
 
@@ -194,11 +196,11 @@ struct Shared {
     closed: CancellationToken,
 }
 
-impl Redis {
+impl RedisPartition {
     /// A handle on the ledger at `target`, and its background task, without which nothing is appended or
     /// announced. Connects with the first command, or when the task is run.
     #[must_use]
-    pub fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
+    pub(crate) fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
         let describe = target.describe().to_owned();
         let primary = Arc::new(PrimaryLocator::new(Arc::new(target)));
         let timeouts = Timeouts::default();
@@ -232,7 +234,7 @@ impl Redis {
     /// The number of appends of this process that Redis' ACL did not permit to announce. Followers find
     /// them by their polls.
     #[must_use]
-    pub fn unannounced(&self) -> u64 {
+    pub(crate) fn unannounced(&self) -> u64 {
         self.shared.unannounced.load(Ordering::Relaxed)
     }
 

@@ -8,7 +8,7 @@ use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{Keyspace, SENTINEL_FIELD, log_entry, next_head, split_value, stored};
 use super::scripts::{self, Answer, ask, ask_on};
 use super::server_info::Topology;
-use super::{Redis, Shared};
+use super::{RedisPartition, Shared};
 use crate::stored_secret::StoredSecret;
 use crate::{
     Bucket, Identity, LedgerError, LogHead, MAX_PAGE, Page, Position, Read, Tail, UnreadableRecord,
@@ -29,7 +29,7 @@ const MAX_READ: usize = 256;
 /// A pair's value in its bucket, if it has one; an error if the bucket was lost.
 pub(super) type Value = Result<Option<Vec<u8>>, UnreadableRecord>;
 
-impl Redis {
+impl RedisPartition {
     pub(crate) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         self.shared.identity().await
     }
@@ -93,7 +93,7 @@ impl Redis {
     }
 }
 
-impl Redis {
+impl RedisPartition {
     /// Accepts the ledger as it is, so that followers drop their retained denials. Returns how often it has
     /// been accepted.
     ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::conn::Connection;
 use super::error::RedisFailure;
 use super::server_info::{Persistence, UnsupportedServer, Warning, inspect};
-use super::{Durability, Redis, ServerInfo, Shared};
+use super::{Durability, RedisPartition, ServerInfo, Shared};
 use crate::{DurabilityStatus, LedgerError};
 use consentd_core::businesses::Businesses;
 use consentd_os::clock;
@@ -24,7 +24,7 @@ pub(super) struct CheckedServer {
     at: Duration,
 }
 
-impl Redis {
+impl RedisPartition {
     /// Checks once that the server is supported, and has a ledger.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::error::{RedisFailure, RedisRejection};
 use super::keyspace::{decode_item, history_place, split_value};
 use super::roll_forward::roll_forward;
 use super::scripts::{self, Answer};
-use super::{Redis, Shared};
+use super::{RedisPartition, Shared};
 use crate::{Identity, LedgerError, Retention, bucket_of, codec};
 use consentd_core::id::Key;
 use consentd_core::record::Record;
@@ -39,7 +39,7 @@ struct ErasureQueue {
 /// A field of a history, and the digest of the statement that its entry refers to.
 type Field = (Vec<u8>, Option<[u8; 32]>);
 
-impl Redis {
+impl RedisPartition {
     pub(crate) fn retention(&self) -> Option<Retention> {
         self.shared.options.retention
     }

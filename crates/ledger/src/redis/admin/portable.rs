@@ -8,7 +8,7 @@ use redis::Value;
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::super::scripts::{self, Answer, ask};
-use super::super::{Redis, Shared};
+use super::super::{RedisPartition, Shared};
 use crate::portable_pair::{PortableBucket, PortableEntry, PortablePair};
 use crate::stored_secret::StoredSecret;
 use crate::{LedgerError, Position, bucket_of, codec};
@@ -149,7 +149,7 @@ pub(super) fn entry(value: &[u8]) -> Option<PortableEntry> {
     Some(PortableEntry { revision, item: item.into_owned() })
 }
 
-impl Redis {
+impl RedisPartition {
     /// Reads the pairs of one bucket with their histories. Histories only grow, and are read after the
     /// records, so they contain all entries that the records state.
     pub(crate) async fn portable_bucket(&self, number: u32) -> Result<PortableBucket, LedgerError> {

@@ -7,7 +7,7 @@
 use super::super::keyspace::{SENTINEL_FIELD, version_bytes};
 use super::super::roll_forward::roll_forward;
 use super::super::scripts::{self, Answer, ask};
-use super::super::{Redis, Shared};
+use super::super::{RedisPartition, Shared};
 use super::repair_inputs::RepairInputs;
 use crate::verify::{Damage, Depth, Finding, Progress, Report};
 use crate::{
@@ -112,7 +112,7 @@ impl RepairMode {
     }
 }
 
-impl Redis {
+impl RedisPartition {
     /// Repairs what can be repaired, while recorders go on; with `dry_run` only returns what it would do. The
     /// background task must run.
     ///

@@ -3,12 +3,12 @@
 
 use super::super::keyspace::{INCOMPLETE, SENTINEL_FIELD};
 use super::super::scripts;
-use super::super::{Redis, Shared};
+use super::super::{RedisPartition, Shared};
 use super::repair::RepairMode;
 use crate::verify::{Damage, Finding, Report};
 use crate::{Identity, LedgerError, bucket_of};
 
-impl Redis {
+impl RedisPartition {
     /// Whether nothing of a bucket is left to be rebuilt, by a report that lists all findings.
     pub(super) fn is_rebuilt(&self, mode: RepairMode, finding: &Finding, report: &Report) -> bool {
         let Damage::NoSentinel(hash) = &finding.damage else { return true };

@@ -9,7 +9,7 @@ use super::super::error::RedisFailure;
 use super::super::keyspace::SENTINEL_FIELD;
 use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
-use super::super::{Redis, Shared, Target};
+use super::super::{RedisPartition, Shared, Target};
 use crate::{LedgerError, Page};
 use consentd_core::businesses::Businesses;
 use consentd_core::time::Timestamp;
@@ -55,7 +55,7 @@ pub async fn inspect_server(target: Target) -> Result<ServerInfo, LedgerError> {
     looked.map_err(|error| LedgerError::Unreachable(Arc::new(error)))
 }
 
-impl Redis {
+impl RedisPartition {
     /// The ledger's position, by a fenced poll that succeeds even if the log or the fence was lost.
     ///
     /// # Errors

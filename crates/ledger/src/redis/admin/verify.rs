@@ -8,7 +8,7 @@ use redis::Value;
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{BodyOffsets, SENTINEL_FIELD, next_head, split_value};
 use super::super::scripts::{Answer, ask};
-use super::super::{Redis, Shared};
+use super::super::{RedisPartition, Shared};
 use super::portable::RawBucket;
 use crate::portable_pair::{PortableEntry, PortablePair};
 use crate::stored_secret::StoredSecret;
@@ -33,7 +33,7 @@ struct Read {
     report: Report,
 }
 
-impl Redis {
+impl RedisPartition {
     /// Verifies the whole ledger to the given depth.
     pub(crate) async fn verify(
         &self,
