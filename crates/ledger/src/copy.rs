@@ -70,6 +70,12 @@ pub enum CopyError {
          what was recorded before under the same key: stop those who record, and begin anew with --anew"
     )]
     Respelled,
+    /// A pair whose names are gone is to be copied into several partitions.
+    #[error(
+        "the ledger to copy from has pairs that name nobody any more and have keys of an earlier consentd (those \
+         of erased people), so that it is not known which partition they are in: copy it with --partitions 1"
+    )]
+    Nameless,
     /// The source is still being written to.
     #[error(
         "the ledger to copy from is still being written to, so that a copy would lack what comes \
@@ -98,7 +104,7 @@ pub enum CopyError {
 pub struct CopyReport {
     /// The copy's epoch.
     pub epoch: Epoch,
-    /// The number of its buckets.
+    /// The number of buckets of each of its partitions.
     pub buckets: u32,
     /// The number of its pairs.
     pub pairs: u64,
@@ -128,7 +134,7 @@ impl NewLedger {
     ) -> Result<(), CopyError> {
         match self {
             Self::File(file) => file.put(&pairs, &texts).map_err(CopyError::Writing),
-            Self::Redis(redis) => redis.put(&pairs, texts).await,
+            Self::Redis(redis) => redis.put(pairs, texts).await,
         }
     }
 

@@ -16,7 +16,7 @@ use redis::Value;
 use super::append::{Outcome, PendingAppend, SendMode, append_command, decode_outcomes};
 use super::error::{RedisFailure, RedisRejection};
 use super::fsync_check::synced_count;
-use super::keyspace::stored;
+use super::keyspace::{Keyspace, stored};
 use super::pipeline::{response_timeout, send_pipeline};
 use super::roll_forward::roll_forward;
 use super::{Durability, Options, Shared};
@@ -64,7 +64,8 @@ enum NextStep {
 /// Appends changes of one ledger, and responds to the caller of each.
 pub(super) async fn send_batch(shared: Arc<Shared>, mut pending: Vec<PendingAppend>) {
     let started = clock::boot();
-    let mut mode = SendMode::default();
+    let publish = Keyspace::publish_command(shared.primary.target().topology());
+    let mut mode = SendMode { even_full: false, source: false, publish };
     let mut attempt = 0;
     while !pending.is_empty() {
         let failure = match shared.send(&pending, mode).await {
@@ -305,6 +306,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "{consent:0}:text";
+    const PLAIN: SendMode = SendMode { even_full: false, source: false, publish: "PUBLISH" };
 
     fn step(failure: &RedisFailure, mode: SendMode, remaining: Duration) -> NextStep {
         next_step(failure, mode, TEXT, remaining)
@@ -312,7 +314,7 @@ mod tests {
 
     #[test]
     fn next_step_changes_the_mode_once_and_then_gives_up() {
-        let (plain, time) = (SendMode::default(), Duration::from_secs(1));
+        let (plain, time) = (PLAIN, Duration::from_secs(1));
         let full = RedisFailure::Rejected(RedisRejection::Full);
         assert_eq!(step(&RedisFailure::NoScript, plain, time), NextStep::SendSource);
         let source = SendMode { source: true, ..plain };
@@ -327,7 +329,7 @@ mod tests {
 
     #[test]
     fn next_step_retries_until_the_budget_is_spent() {
-        let (plain, time) = (SendMode::default(), Duration::from_millis(1));
+        let (plain, time) = (PLAIN, Duration::from_millis(1));
         let cut_short = RedisFailure::Rejected(RedisRejection::CutShort);
         let read_only = RedisFailure::Rejected(RedisRejection::ReadOnly);
         let no_reply = RedisFailure::NoReply(Arc::new(RedisRejection::ReadOnly));

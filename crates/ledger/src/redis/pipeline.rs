@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::conn::{Connection, ConnectionManager};
 use super::error::{RedisFailure, ResponseTimeout};
-use super::scripts::{RESPONSE_TIMEOUT, is_unusable};
+use super::scripts::{RESPONSE_TIMEOUT, leave_if_unusable};
 use super::{Durability, Options};
 use crate::LedgerError;
 
@@ -41,10 +41,10 @@ pub(super) async fn send_pipeline(
         Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(timeout)))),
         Ok(result) => result.map_err(RedisFailure::of_client),
     };
-    let is_demoted = result.iter().flatten().any(is_elsewhere);
-    if is_demoted || is_unusable(&result) {
-        connections.discard(connection);
+    if result.iter().flatten().any(is_elsewhere) {
+        connections.elsewhere(connection);
     }
+    leave_if_unusable(connections, connection, &result);
     match result {
         Ok(replies) => confirm_primary(connections, connection, replies).await,
         Err(RedisFailure::NoReply(error)) => {

@@ -6,12 +6,13 @@ use redis::Value;
 
 use super::super::conn::ConnectionManager;
 use super::super::error::RedisFailure;
-use super::super::keyspace::SENTINEL_FIELD;
+use super::super::keyspace::{Keyspace, SENTINEL_FIELD};
 use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
 use super::super::{RedisPartition, Shared, Target};
 use crate::{LedgerError, Page};
 use consentd_core::businesses::Businesses;
+use consentd_core::partition::Layout;
 use consentd_core::time::Timestamp;
 
 /// How many hashes one pipeline inspects.
@@ -49,7 +50,8 @@ pub struct Status {
 ///
 /// [`LedgerError`] if the server cannot be reached.
 pub async fn inspect_server(target: Target) -> Result<ServerInfo, LedgerError> {
-    let connections = ConnectionManager::new(Arc::new(target));
+    let slot = Keyspace::of(0, Layout::SINGLE).slot();
+    let connections = ConnectionManager::new(target, slot);
     let connection = connections.connection().await?;
     let looked = server_info::inspect(&mut connection.redis.clone()).await;
     looked.map_err(|error| LedgerError::Unreachable(Arc::new(error)))
@@ -61,7 +63,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the server cannot be reached.
-    pub async fn ends(&self) -> Result<Page, LedgerError> {
+    pub(crate) async fn ends(&self) -> Result<Page, LedgerError> {
         Ok(self.shared.fenced_poll(&Businesses::All, u64::MAX, None).await?.0)
     }
 
@@ -70,7 +72,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the server cannot be reached.
-    pub async fn status(&self) -> Result<Status, LedgerError> {
+    pub(crate) async fn status(&self) -> Result<Status, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let end = shared.position().await?;
