@@ -33,11 +33,13 @@ use std::time::Duration;
 
 use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, StoredRecord, Update,
+    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, Shape, StoredRecord,
+    Update,
 };
 use server::Server;
 use tempfile::TempDir;
@@ -63,6 +65,11 @@ enum Kind {
 }
 
 const KINDS: [Kind; 3] = [Kind::Embedded, Kind::Redis, Kind::Cluster];
+
+/// A ledger with one partition, and this many buckets.
+fn shape(buckets: u32) -> Shape {
+    Shape { layout: Layout::SINGLE, buckets }
+}
 
 /// Where one ledger lives: it can be closed there, and opened again.
 struct Home {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::shape;
 use consentd_ledger::{Target, TargetOptions, create};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -102,7 +103,7 @@ impl Server {
     /// Makes a ledger in it.
     pub(super) fn create(&self) {
         let target = self.target();
-        in_a_runtime(async move { create(target, BUCKETS).await.unwrap() });
+        in_a_runtime(async move { create(target, shape(BUCKETS)).await.unwrap() });
     }
 
     /// What redis-rs' own client says to it, beside any ledger.

@@ -66,9 +66,9 @@ pub use pair::{
 pub use partition::Partition;
 pub use redis::{
     BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
-    NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
-    ServerInfo, ServerInfoError, Shape, Status, Target, TargetError, TargetOptions, Topology,
-    UnsupportedServer, Warning, create, inspect_server, plan,
+    NotADurability, Options, PartitionStatus, Persistence, Plan, Redis, RedisRejection, RepairMode,
+    Repaired, ServerInfo, ServerInfoError, Shape, Shard, Status, Target, TargetError,
+    TargetOptions, Topology, UnsupportedServer, Warning, create, inspect_servers, plan,
 };
 pub use rekeying::RekeyReport;
 pub use retention_schedule::Retention;

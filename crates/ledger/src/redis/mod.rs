@@ -36,8 +36,8 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::admin::{
-    CreateError, Created, MAX_BUCKETS, NewRedis, Plan, RepairMode, Repaired, Shape, Status, create,
-    inspect_server, plan,
+    CreateError, Created, MAX_BUCKETS, NewRedis, Plan, RepairMode, Repaired, Shape, Shard, Status,
+    create, inspect_servers, plan,
 };
 use self::append::PendingAppend;
 use self::background::{AnnouncementSink, PartitionTask};
@@ -51,7 +51,7 @@ pub use self::error::RedisRejection;
 use self::keyspace::Keyspace;
 pub(crate) use self::keyspace::holds_statements;
 use self::missing_keys::MissingKeys;
-pub use self::partitions::{BackgroundTask, Redis};
+pub use self::partitions::{BackgroundTask, PartitionStatus, Redis};
 use self::server_check::CheckedServer;
 pub use self::server_info::{
     Fsync, Persistence, ServerInfo, ServerInfoError, Topology, UnsupportedServer, Warning,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -21,6 +22,12 @@ use consentd_core::time::Timestamp;
 
 /// How many partitions are loaded at once: each has a connection of its own meanwhile.
 const MAX_LOADS: usize = 4;
+
+/// How many partitions an operator's command reads at once.
+const PARTITIONS_AT_ONCE: usize = 8;
+
+/// A partition's position and status, or why it cannot be read.
+pub type PartitionStatus = Result<(Page, Status), LedgerError>;
 
 /// A handle on a ledger in Redis; clones share it.
 #[derive(Clone)]
@@ -295,28 +302,22 @@ impl Redis {
         Ok(events)
     }
 
-    /// Each partition's end, by a fenced poll that succeeds even if its log or its fence was lost.
+    /// Reads each partition's position, by a fenced poll that succeeds even if its log or its fence was lost, and its
+    /// status; an error for a partition that cannot be read.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if a partition cannot be reached.
-    pub async fn ends(&self) -> Result<Vec<Page>, LedgerError> {
-        let mut ends = vec![self.0.first.ends().await?];
-        for partition in self.all().await?.into_iter().skip(1) {
-            ends.push(partition.ends().await?);
-        }
-        Ok(ends)
-    }
-
-    /// Reads each partition's status.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if a partition cannot be reached.
-    pub async fn status(&self) -> Result<Vec<Status>, LedgerError> {
-        let mut all = Vec::new();
-        for partition in self.all().await? {
-            all.push(partition.status().await?);
+    /// [`LedgerError`] if the first partition cannot be reached, so that nothing is known of the others.
+    pub async fn status(&self) -> Result<Vec<PartitionStatus>, LedgerError> {
+        // It also tells the layout, even if its log or its fence was lost.
+        let end = self.0.first.ends().await?;
+        let mut all = vec![self.0.first.status().await.map(|status| (end, status))];
+        let others = self.all().await?.into_iter().skip(1);
+        let others =
+            others.map(|other| async move { Ok((other.ends().await?, other.status().await?)) });
+        let mut others = futures_util::stream::iter(others).buffered(PARTITIONS_AT_ONCE);
+        while let Some(other) = others.next().await {
+            all.push(other);
         }
         Ok(all)
     }

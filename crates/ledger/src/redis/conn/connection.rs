@@ -38,6 +38,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The address of the server.
+    pub(crate) fn address(&self) -> String {
+        self.primary.address.to_string()
+    }
+
     /// Identifies this connection among all to the same target.
     pub(crate) fn number(&self) -> u64 {
         self.pooled.number
