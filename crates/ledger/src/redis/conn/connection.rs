@@ -11,9 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::handshake::ConnectionError;
 use super::pool::{PooledConnection, Purpose};
-use super::primary::{Primary, PrimaryLocator, Servers, Timeouts};
+use super::primary::{Primary, PrimaryLocator, Timeouts};
 use super::resp::RespConnection;
-use super::url::Target;
 use super::{RECONNECT, reconnect_delay};
 use crate::LedgerError;
 use crate::redis::server_info::Topology;
@@ -75,12 +74,6 @@ enum Now {
 }
 
 impl ConnectionManager {
-    /// A manager for one target, which connects when it is first used.
-    pub(crate) fn new(target: Target, slot: u16) -> Self {
-        let primary = PrimaryLocator::new(Servers::new(target), slot);
-        Self::to(primary, Purpose::Reading, Timeouts::default())
-    }
-
     /// A manager that shares its connection with all others of this purpose to the same server.
     pub(crate) fn to(primary: PrimaryLocator, purpose: Purpose, timeouts: Timeouts) -> Self {
         let state = State { now: Now::Unconnected, failures: 0, not_before: Instant::now() };

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use self::servers::{Server, in_time};
 use super::*;
-use crate::redis::conn::url::TargetOptions;
+use crate::redis::conn::primary::Servers;
+use crate::redis::conn::url::{Target, TargetOptions};
 use crate::redis::server_info::{self, Fsync, Persistence, Topology, UnsupportedServer, Warning};
 
 /// The slot of the first partition.
@@ -22,7 +23,8 @@ fn locator(target: Target) -> PrimaryLocator {
 }
 
 fn link(url: &str, options: TargetOptions) -> ConnectionManager {
-    ConnectionManager::new(Target::new(url, options).unwrap(), SLOT)
+    let target = Target::new(url, options).unwrap();
+    ConnectionManager::to(locator(target), Purpose::Reading, Timeouts::default())
 }
 
 /// The error of a manager that cannot connect.
