@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::append::{Outcome, PendingAppend, SendMode, append_command, decode_outcomes};
 use super::error::{RedisFailure, RedisRejection};
@@ -61,14 +62,19 @@ enum NextStep {
     GiveUp,
 }
 
-/// Appends changes of one ledger, and responds to the caller of each.
-pub(super) async fn send_batch(shared: Arc<Shared>, mut pending: Vec<PendingAppend>) {
+/// Appends changes of one ledger, and responds to the caller of each. The permit is for the first attempt, if
+/// there is one.
+pub(super) async fn send_batch(
+    shared: Arc<Shared>,
+    mut pending: Vec<PendingAppend>,
+    mut permit: Option<OwnedSemaphorePermit>,
+) {
     let started = clock::boot();
     let publish = Keyspace::publish_command(shared.primary.target().topology());
     let mut mode = SendMode { even_full: false, source: false, publish };
     let mut attempt = 0;
     while !pending.is_empty() {
-        let failure = match shared.send(&pending, mode).await {
+        let failure = match shared.send(&pending, mode, permit.take()).await {
             Ok(reply) => {
                 // What remains was written before and is confirmed by another write, at once.
                 pending = resolve(&shared, pending, reply);
@@ -227,6 +233,7 @@ impl Shared {
         &self,
         pending: &[PendingAppend],
         mode: SendMode,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<BatchReply, RedisFailure> {
         self.ensure_no_eviction()?;
         let log_entries =
@@ -241,8 +248,12 @@ impl Shared {
         let connection = self.writes.connection().await.map_err(RedisFailure::NotSent)?;
         self.ensure_fsync(&connection).await?;
         let timeout = response_timeout(&self.options);
-        let replies =
-            send_pipeline(&self.writes, &connection, &pipeline, commands, timeout).await?;
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => connection.write_permit().await,
+        };
+        let sent = (&pipeline, commands);
+        let replies = send_pipeline(&self.writes, &connection, sent, timeout, permit).await?;
         let mut replies = replies.into_iter();
         let malformed = RedisFailure::Rejected(RedisRejection::MalformedReply);
         let appended = replies.next().ok_or(malformed)?;

@@ -6,14 +6,13 @@ use std::sync::{Arc, Weak};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::yield_now;
 
 use super::announcement::AnnouncementReader;
 use super::append::{MAX_BATCH, PendingAppend};
 use super::append_batch::send_batch;
-use super::conn::{Sink, SubscriptionEvent};
-use super::pipeline::MAX_BATCHES_IN_FLIGHT;
+use super::conn::{MAX_WRITES, Sink, SubscriptionEvent};
 use super::{Shared, retention};
 use crate::Notification;
 
@@ -51,10 +50,23 @@ impl PartitionTask {
                     open = false;
                 }
                 count = self.waiting.recv_many(&mut queued, MAX_BATCH),
-                    if in_flight.len() < MAX_BATCHES_IN_FLIGHT =>
+                    if in_flight.len() < MAX_WRITES =>
                 {
                     if count == 0 {
                         break;
+                    }
+                    // Other partitions have batches in flight at the same server: what comes meanwhile goes along.
+                    let mut permit = loop {
+                        tokio::select! {
+                            permit = write_permit(&self.shared) => break permit,
+                            // They have permits that others wait for.
+                            Some(()) = in_flight.next() => {}
+                        }
+                    };
+                    while queued.len() < MAX_BATCH
+                        && let Ok(item) = self.waiting.try_recv()
+                    {
+                        queued.push(item);
                     }
                     // A batch is for one epoch, so that changes for a replaced ledger are rejected
                     // alone, and either a repair or not, since a repair may write to lost buckets.
@@ -62,13 +74,18 @@ impl PartitionTask {
                         let (batch, others) =
                             queued.drain(..).partition(|item| (item.epoch, item.repairs) == first);
                         queued = others;
-                        in_flight.push(send_batch(Arc::clone(&self.shared), batch));
+                        in_flight.push(send_batch(Arc::clone(&self.shared), batch, permit.take()));
                     }
                 }
             }
         }
         while in_flight.next().await.is_some() {}
     }
+}
+
+/// A permit for a write over the connection for appends; none without a connection.
+async fn write_permit(shared: &Shared) -> Option<OwnedSemaphorePermit> {
+    shared.writes.connection().await.ok()?.write_permit().await
 }
 
 /// Forwards announcements to a partition's followers in this process.

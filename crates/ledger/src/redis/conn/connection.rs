@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use redis::aio::MultiplexedConnection;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 use super::handshake::ConnectionError;
@@ -40,6 +41,13 @@ impl Connection {
     /// The address of the server.
     pub(crate) fn address(&self) -> String {
         self.primary.address.to_string()
+    }
+
+    /// Waits until fewer than [`MAX_WRITES`](super::MAX_WRITES) writes are in flight over it. The place is free again
+    /// when the permit is dropped.
+    pub(crate) async fn write_permit(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.pooled.writes).acquire_owned().await.ok()
     }
 
     /// Identifies this connection among all to the same target.

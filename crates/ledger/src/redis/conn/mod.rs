@@ -19,7 +19,7 @@ use consentd_os::backoff::{Backoff, Jitter};
 
 pub(super) use self::connection::{Connection, ConnectionManager};
 pub(super) use self::handshake::ConnectionError;
-pub(super) use self::pool::Purpose;
+pub(super) use self::pool::{MAX_WRITES, Purpose};
 pub(super) use self::primary::{PrimaryLocator, Servers, Timeouts};
 pub(super) use self::resp::{Reply, RespConnection, RespError};
 pub(super) use self::subscription::{Sink, SubscriptionEvent, Subscriptions};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -36,12 +37,23 @@ pub(super) struct ConnectionPool {
 /// The place of a connection, which is locked while one is opened.
 type Place = tokio::sync::Mutex<State>;
 
-#[derive(Default)]
 struct State {
     open: Option<PooledConnection>,
     /// The last failure to open one.
     failed: Option<(ConnectionError, Instant)>,
+    /// Bounds the writes whose replies are awaited.
+    writes: Arc<Semaphore>,
 }
+
+impl Default for State {
+    fn default() -> Self {
+        Self { open: None, failed: None, writes: Arc::new(Semaphore::new(MAX_WRITES)) }
+    }
+}
+
+/// How many writes are in flight at once over one connection. Each may wait for replicas, and the next one behind
+/// it. Changes that wait meanwhile share the next batches of their partition.
+pub(crate) const MAX_WRITES: usize = 4;
 
 /// A shared connection. It is closed once it was discarded and its last clone is dropped.
 #[derive(Clone)]
@@ -53,6 +65,8 @@ pub(super) struct PooledConnection {
     pub(super) number: u64,
     /// The task that reads from and writes to the socket.
     driver: Arc<AbortOnDropHandle<()>>,
+    /// Bounds the writes whose replies are awaited, over this connection and the next one to the same server.
+    pub(super) writes: Arc<Semaphore>,
 }
 
 impl Servers {
@@ -85,8 +99,10 @@ impl Servers {
             Ok((redis, driver)) => {
                 let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
                 let (primary, driver) = (Arc::clone(primary), Arc::new(driver));
-                let opened = PooledConnection { redis, primary, number, driver };
-                *state = State { open: Some(opened.clone()), failed: None };
+                let writes = Arc::clone(&state.writes);
+                let opened = PooledConnection { redis, primary, number, driver, writes };
+                state.open = Some(opened.clone());
+                state.failed = None;
                 Ok(opened)
             }
             Err(error) => {

@@ -301,11 +301,6 @@ impl PrimaryLocator {
         &self.servers
     }
 
-    /// The slot, whose primary this locates.
-    pub(super) fn slot(&self) -> u16 {
-        self.slot
-    }
-
     /// The target whose primary this locates.
     pub(crate) fn target(&self) -> &Target {
         &self.servers.target
@@ -316,6 +311,14 @@ impl PrimaryLocator {
         match &self.servers.location {
             Location::Fixed(primary) => Ok(Arc::clone(primary)),
             Location::Named(quorum) => Box::pin(self.servers.ask(quorum, self.slot, within)).await,
+        }
+    }
+
+    /// The primary, as far as it is known without a question.
+    pub(super) fn known(&self) -> Option<Arc<Primary>> {
+        match &self.servers.location {
+            Location::Fixed(primary) => Some(Arc::clone(primary)),
+            Location::Named(_) => self.servers.named.borrow().get(&self.slot).cloned(),
         }
     }
 

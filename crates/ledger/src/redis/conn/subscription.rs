@@ -100,11 +100,16 @@ impl Subscriptions {
         let mut tasks = HashMap::<String, ServerTask>::new();
         loop {
             named.mark_unchanged();
-            let is_complete = self.assign(&mut tasks).await;
+            let unknown = self.assign(&mut tasks);
             let look_again = async {
-                match is_complete {
-                    true => std::future::pending().await,
-                    false => sleep(LOCATION_INTERVAL).await,
+                if unknown.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+                // They share the rounds of questions. Whoever polls reports why there is no answer.
+                let located = unknown.iter().map(|primary| primary.locate(self.timeouts.connect));
+                let located = futures_util::future::join_all(located).await;
+                if located.iter().any(Result::is_err) {
+                    sleep(LOCATION_INTERVAL).await;
                 }
             };
             tokio::select! {
@@ -115,26 +120,18 @@ impl Subscriptions {
         }
     }
 
-    /// Tells each server's task what to subscribe to. Returns whether every channel's primary is known.
-    async fn assign(self: &Arc<Self>, tasks: &mut HashMap<String, ServerTask>) -> bool {
+    /// Tells each server's task what to subscribe to. Returns the channels' locators whose primary is not known.
+    fn assign(self: &Arc<Self>, tasks: &mut HashMap<String, ServerTask>) -> Vec<PrimaryLocator> {
         let channels = self.channels().clone();
         let mut wanted = HashMap::<String, (Arc<Primary>, Wanted)>::new();
-        let mut is_complete = true;
+        let mut unknown = Vec::new();
         for (name, Channel { primary, sink }) in channels {
-            let known = self.servers.named().borrow().get(&primary.slot()).cloned();
-            let primary = match known {
-                Some(known) => known,
-                // Whoever polls reports why.
-                None => match primary.locate(self.timeouts.connect).await {
-                    Ok(primary) => primary,
-                    Err(_) => {
-                        is_complete = false;
-                        continue;
-                    }
-                },
+            let Some(known) = primary.known() else {
+                unknown.push(primary);
+                continue;
             };
-            let server = primary.address.to_string();
-            wanted.entry(server).or_insert_with(|| (primary, Wanted::new())).1.insert(name, sink);
+            let server = known.address.to_string();
+            wanted.entry(server).or_insert_with(|| (known, Wanted::new())).1.insert(name, sink);
         }
         tasks.retain(|server, task| {
             wanted.get(server).is_some_and(|(primary, _)| primary.is_same_server(&task.primary))
@@ -145,7 +142,7 @@ impl Subscriptions {
                 None => drop(tasks.insert(server, self.start(primary, wanted))),
             }
         }
-        is_complete
+        unknown
     }
 
     fn start(self: &Arc<Self>, primary: Arc<Primary>, wanted: Wanted) -> ServerTask {
