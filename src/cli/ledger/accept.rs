@@ -5,7 +5,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::{TargetArgs, only_redis, with_ledger};
+use super::{TargetArgs, first_partition, only_redis, with_ledger};
 use crate::cli::{Verdict, output, prompt};
 use consentd_ledger::Ledger;
 
@@ -40,7 +40,7 @@ pub(super) async fn accept(args: AcceptArgs) -> anyhow::Result<Verdict> {
         let instead = "its one follower reads what it holds, and remembers nothing else: there is \
                        nothing to accept";
         let redis = only_redis(ledger, instead)?;
-        let page = ledger.read_after(u64::MAX).await?;
+        let page = first_partition(ledger)?.read_after(u64::MAX).await?;
         let name = hex::encode(page.end.epoch);
         if dry_run {
             output::line(&format!(

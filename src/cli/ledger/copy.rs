@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{bucket_progress, show_progress, verify, with_ledger};
+use super::{bucket_progress, first_partition, show_progress, verify, with_ledger};
 use crate::cli::ledger_target::{DEFAULT_BUCKETS, check_server, name_variable, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
@@ -140,7 +140,7 @@ async fn plan(
             print_warnings(&warnings);
         }
     }
-    let page = from.read_after(u64::MAX).await?;
+    let page = first_partition(from)?.read_after(u64::MAX).await?;
     output::line(&format!(
         "would copy ledger {} at {}, revision {}, to {to}, into {} buckets{}",
         hex::encode(page.end.epoch),

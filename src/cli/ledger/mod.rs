@@ -11,7 +11,7 @@ mod verify;
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use super::Verdict;
 use super::ledger_target::{check_server, name_variable};
 use super::progress_bar::ProgressBar;
 use crate::config::{LedgerAddress, LedgerArgs};
-use consentd_ledger::{Embedded, Ledger, Options, Progress, Redis, Retention};
+use consentd_ledger::{Embedded, Ledger, Options, Partition, Progress, Redis, Retention};
 use indicatif::HumanCount;
 
 /// The cache of a ledger's file, in bytes.
@@ -115,6 +115,11 @@ pub(super) async fn with_ledger<T>(
             done
         }
     }
+}
+
+/// The first partition of a ledger.
+pub(super) fn first_partition(ledger: &Ledger) -> anyhow::Result<Partition> {
+    ledger.partition(0).context("the ledger has no partition")
 }
 
 /// The ledger in Redis, or an error that says what to do instead with a file.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{TargetArgs, with_ledger};
+use super::{TargetArgs, first_partition, with_ledger};
 use crate::cli::ledger_target::{durability_text, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
@@ -58,11 +58,11 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     };
     let (page, status, space) = with_ledger(&address, async |ledger: &Ledger| {
         let page = match ledger {
-            Ledger::Redis(redis) => redis.ends().await?,
-            Ledger::Embedded(_) => ledger.read_after(u64::MAX).await?,
+            Ledger::Redis(redis) => first_of(redis.ends().await?)?,
+            Ledger::Embedded(_) => first_partition(ledger)?.read_after(u64::MAX).await?,
         };
         let (status, space) = match ledger {
-            Ledger::Redis(redis) => (redis.status().await?, None),
+            Ledger::Redis(redis) => (first_of(redis.status().await?)?, None),
             Ledger::Embedded(file) => {
                 let (pairs, log_entries, oldest) = file.extent().await?;
                 let status = Status {
@@ -89,6 +89,10 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
         report.print()?;
     }
     Ok(if report.is_well() { Verdict::Yes } else { Verdict::No })
+}
+
+fn first_of<T>(of_partitions: Vec<T>) -> anyhow::Result<T> {
+    of_partitions.into_iter().next().context("the ledger has no partition")
 }
 
 /// Reports a server whose configuration rules out a ledger.

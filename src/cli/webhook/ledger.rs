@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::ledger::with_ledger;
+use super::super::ledger::{first_partition, with_ledger};
 use crate::config::LedgerAddress;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
@@ -58,11 +58,11 @@ pub(super) async fn read(address: &LedgerAddress) -> anyhow::Result<Recorded> {
 }
 
 async fn read_log(ledger: &Ledger) -> anyhow::Result<RecentLog> {
-    let end = ledger.read_after(Revision::MAX).await?.end.revision;
+    let end = first_partition(ledger)?.read_after(Revision::MAX).await?.end.revision;
     let mut after = end.saturating_sub(MAX_CHANGES);
     let mut log = RecentLog::default();
     while after < end {
-        match ledger.read_after(after).await?.tail {
+        match first_partition(ledger)?.read_after(after).await?.tail {
             Tail::Entries(entries) if entries.is_empty() => break,
             Tail::Entries(entries) => {
                 for entry in entries {
